@@ -1,0 +1,261 @@
+"""A bundle: one version of a model on disk, whole and verifiable.
+
+    manifest.json   all that one needs to know without loading a draw; holds the sha256 of every other file
+    draws/          the posterior's draws (Orbax, numpy leaves, sample axis 0)
+    calibration/    the calibration split's scores (Orbax)
+    report.html     for people
+
+The digest of a bundle is the sha256 of its manifest's canonical bytes, so it stands for every byte of the version.
+Nothing is unpickled, and nothing is trusted before its hash, shape, dtype and finiteness have been checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import orjson
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from models.calibration import Calibration, check_calibration, threshold
+from models.errors import AbstainError, BundleError, CalibrationError, clip_repr
+from models.posterior import Model, Posterior, check_draws
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_REFIT = "fit the model again, or restore the bundle from a copy"
+
+
+class MethodRecord(BaseModel):
+    """Which inference method made the draws, with all its settings; for people, never for code to branch on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: str
+    settings: dict[str, JsonValue]
+
+
+class CalibrationRecord(BaseModel):
+    """The calibration's terms, and the thresholds they come to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rows: int
+    decision: str
+    percentile: float
+    coverage: float
+    thresholds: dict[str, float]
+
+
+class DataRecord(BaseModel):
+    """Where the rows came from, the config's terms for them, and the sha256 of the arrays."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    source: str
+    settings: dict[str, JsonValue]
+    fingerprint: str
+    train_rows: int
+    calibration_rows: int
+    test_rows: int
+
+
+class Manifest(BaseModel):
+    """All that one needs to know about a bundle without loading its draws."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    version: int
+    created: str
+    """UTC, ISO 8601."""
+    model: Model
+    draws: int
+    method: MethodRecord
+    calibration: CalibrationRecord
+    diagnostics: dict[str, JsonValue]
+    metrics: dict[str, JsonValue]
+    data: DataRecord
+    seed: int
+    packages: dict[str, str]
+    git_commit: str | None
+    files: dict[str, str] = {}
+    """sha256 of every other file of the bundle, by its path in the bundle."""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A version, loaded and verified."""
+
+    manifest: Manifest
+    posterior: Posterior
+    calibration: Calibration
+
+
+def calibration_record(calibration: Calibration) -> CalibrationRecord:
+    """What the manifest says of a calibration."""
+    return CalibrationRecord(
+        rows=calibration.rows,
+        decision=calibration.decision,
+        percentile=calibration.percentile,
+        coverage=calibration.coverage,
+        thresholds={name: threshold(values, calibration.percentile) for name, values in calibration.scores.items()},
+    )
+
+
+def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration) -> None:
+    """Writes `draws/` and `calibration/` into the folder of a bundle in the making."""
+    _write_tree(folder / "draws", posterior.draws)
+    _write_tree(
+        folder / "calibration", {"scores": calibration.scores, "nonconformity": calibration.nonconformity}
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Writes the manifest, with the hashes of all that lies in the folder; returns it, digest included."""
+    files = {
+        path.relative_to(folder).as_posix(): _sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    unsigned = manifest.model_copy(update={"files": files, "digest": ""})
+    signed = unsigned.model_copy(update={"digest": _digest(unsigned)})
+    (folder / MANIFEST).write_bytes(_canonical(signed))
+    return signed
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle in a folder.
+
+    Raises:
+        BundleError: it is missing, of another schema version, not what was written, or not a manifest at all.
+    """
+    path = folder / MANIFEST
+    try:
+        written = path.read_bytes()
+    except OSError as error:
+        raise BundleError("cannot be read", where=str(path), found=error.strerror, fix=_REFIT) from error
+    try:
+        content = orjson.loads(written)
+    except orjson.JSONDecodeError as error:
+        raise BundleError(
+            "is damaged", where=str(path), expected="the JSON that fit wrote", found=str(error), fix=_REFIT
+        ) from error
+    _check_schema_version(content, path)
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BundleError(
+            ".".join(map(str, first["loc"])), where=str(path), expected=first["msg"], found=clip_repr(first["input"]), fix=_REFIT
+        ) from error
+    if _canonical(manifest) != written or manifest.digest != _digest(manifest):
+        raise BundleError(
+            "digest", where=str(path), expected=manifest.digest, found="altered contents", fix=_REFIT
+        )
+    return manifest
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Checks every file of the bundle against the manifest.
+
+    Raises:
+        BundleError: naming the first file that is missing or altered.
+    """
+    for name, expected in manifest.files.items():
+        parts = PurePosixPath(name).parts
+        path = folder.joinpath(*parts)
+        if not parts or ".." in parts or PurePosixPath(name).is_absolute() or path.is_symlink():
+            raise BundleError("files", where=str(folder / MANIFEST), expected="paths inside the bundle", found=name)
+        if not path.is_file():
+            raise BundleError("is missing", where=str(path), expected=f"sha256 {expected}", found="no file", fix=_REFIT)
+        found = _sha256(path)
+        if found != expected:
+            raise BundleError(
+                "is damaged or was altered", where=str(path), expected=f"sha256 {expected}", found=f"sha256 {found}", fix=_REFIT
+            )
+
+
+def load(folder: Path) -> Bundle:
+    """The bundle in a folder, after every check.
+
+    Raises:
+        BundleError: a file is missing, truncated, altered, or does not hold what the manifest says.
+    """
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    draws = _read_tree(folder / "draws")
+    check_draws(manifest.model, draws, where=str(folder / "draws"))
+    posterior = Posterior(manifest.model, draws)
+    if posterior.size != manifest.draws:
+        raise BundleError("draws", where=str(folder), expected=manifest.draws, found=posterior.size)
+    return Bundle(manifest, posterior, _read_calibration(folder / "calibration", manifest))
+
+
+def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:
+    tree = _read_tree(folder)
+    terms = manifest.calibration
+    try:
+        calibration = Calibration(
+            tree["scores"], tree["nonconformity"], terms.decision, terms.percentile, terms.coverage
+        )
+        check_calibration(calibration, manifest.model.law.task, where=str(folder))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError("calibration", where=str(folder), expected="scores and nonconformity", found=str(error)) from error
+    except CalibrationError as error:
+        raise BundleError(str(error)) from error
+    return calibration
+
+
+def _check_schema_version(content: Any, path: Path) -> None:
+    found = content.get("schema_version") if isinstance(content, dict) else None
+    if found != SCHEMA_VERSION:
+        raise BundleError(
+            "schema_version",
+            where=str(path),
+            expected=SCHEMA_VERSION,
+            found=found,
+            fix="fit the model again with this version of abstain, or serve it with the one that wrote it",
+        )
+
+
+def _write_tree(folder: Path, tree: Any) -> None:
+    import orbax.checkpoint as ocp  # noqa: PLC0415 - seconds to import, and listing a store needs none of it
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), tree)
+
+
+def _read_tree(folder: Path) -> Any:
+    import orbax.checkpoint as ocp  # noqa: PLC0415
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(folder.absolute())
+    except AbstainError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds, none documented, for a damaged checkpoint.
+        raise BundleError(
+            "cannot be restored", where=str(folder), found=f"{type(error).__name__}: {clip_repr(str(error), 200)}", fix=_REFIT
+        ) from error
+    return _as_numpy(tree)
+
+
+def _as_numpy(tree: Any) -> Any:
+    return {key: _as_numpy(value) for key, value in tree.items()} if isinstance(tree, dict) else np.asarray(tree)
+
+
+def _canonical(manifest: Manifest) -> bytes:
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
+    return orjson.dumps(manifest.model_dump(mode="json"), option=options)
+
+
+def _digest(manifest: Manifest) -> str:
+    unsigned = manifest.model_copy(update={"digest": ""})
+    return f"sha256:{hashlib.sha256(_canonical(unsigned)).hexdigest()}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

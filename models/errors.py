@@ -1,0 +1,72 @@
+"""Every error abstain raises on purpose.
+
+    AbstainError             what, where, expected, found, and what to do
+    ├── InputError           a row, or a parameter of a request, is wrong
+    ├── UnknownModel         no such model, version or label
+    ├── BundleError          a version on disk is damaged, or of another schema
+    ├── StoreError           the store cannot do what was asked
+    ├── CalibrationError     too few calibration rows for the percentile or coverage asked
+    ├── ConfigError          a config file, or a --set, is wrong        (raised by training)
+    └── DataError            a data source is wrong                     (raised by training and by offline scoring)
+
+HTTP codes are given to these in `service/errors.py`, exit codes in `service/cli.py`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+
+class AbstainError(Exception):
+    """Says what is wrong and where, what was expected, what was found and what to do about it."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        expected: object = None,
+        found: object = None,
+        fix: str | None = None,
+    ) -> None:
+        sentence = f"{where}: {what}" if where else what
+        details = [
+            f"{word} {value}" for word, value in (("expected", expected), ("found", found)) if value is not None
+        ]
+        if details:
+            sentence += f": {', '.join(details)}"
+        if fix:
+            sentence += f"; {fix}"
+        super().__init__(sentence)
+
+
+class InputError(AbstainError):
+    """A row, or a parameter of a request, is wrong."""
+
+
+class UnknownModel(AbstainError):
+    """No such model, version or label."""
+
+
+class BundleError(AbstainError):
+    """A version on disk is damaged, or of another schema."""
+
+
+class StoreError(AbstainError):
+    """The store cannot do what was asked."""
+
+
+class CalibrationError(AbstainError):
+    """There are too few calibration rows for the percentile or the coverage asked."""
+
+
+class ConfigError(AbstainError):
+    """A config file, or a `--set`, is wrong."""
+
+
+class DataError(AbstainError):
+    """A data source is wrong."""
+
+
+def clip_repr(value: object, limit: int = 60) -> str:
+    """`repr`, cut where an error message would drown in it."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,0 +1,114 @@
+"""Likelihoods: the probability of a target given a network's outputs, and what one draw predicts.
+
+Each likelihood is a record of pure functions over ONE example and ONE draw. `noise` is the draw of the likelihood's
+own parameter (the standard deviation of `normal`), and 0 where a likelihood has none.
+
+    categorical             outputs = logits [classes]           y in 0 … classes − 1
+    bernoulli               outputs = one logit                  y in {0, 1}; served as two classes
+    normal                  outputs = mean                       one standard deviation for all inputs, inferred
+    heteroscedastic_normal  outputs = (mean, log variance)       a variance of its own for every input
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Scalar
+
+LikelihoodName = Literal["categorical", "bernoulli", "normal", "heteroscedastic_normal"]
+
+# exp(±30) brackets any variance that float32 and a standardised target can mean; beyond it lie overflows.
+LOG_VARIANCE_BOUND = 30.0
+
+
+class Likelihood(NamedTuple):
+    """How outputs become probabilities; see the module's table."""
+
+    name: LikelihoodName
+    task: Literal["classification", "regression"]
+    outputs: Callable[[int], int]
+    """Network outputs needed for a number of classes (ignored by regression)."""
+    has_noise: bool
+    """Whether a standard deviation is inferred beside the network's parameters."""
+    log_prob: Callable[[Float[Array, " outputs"], Scalar, Scalar], Scalar]
+    """Log density, in nats, of a target (on the model's own scale) under one draw."""
+    predict: Callable[[Float[Array, " outputs"], Scalar], Float[Array, " parts"]]
+    """What one draw predicts: log probabilities `[classes]`, or `[mean, variance]` on the model's own scale."""
+
+
+def _categorical_log_probabilities(outputs: Float[Array, " classes"], noise: Scalar) -> Float[Array, " classes"]:
+    return jax.nn.log_softmax(outputs)
+
+
+def _categorical_log_prob(outputs: Float[Array, " classes"], noise: Scalar, y: Scalar) -> Scalar:
+    return jax.nn.log_softmax(outputs)[y.astype(jnp.int32)]
+
+
+def _bernoulli_log_probabilities(outputs: Float[Array, " 1"], noise: Scalar) -> Float[Array, " 2"]:
+    logit = outputs[0]
+    return jnp.stack([jax.nn.log_sigmoid(-logit), jax.nn.log_sigmoid(logit)])
+
+
+def _bernoulli_log_prob(outputs: Float[Array, " 1"], noise: Scalar, y: Scalar) -> Scalar:
+    return _bernoulli_log_probabilities(outputs, noise)[y.astype(jnp.int32)]
+
+
+def _normal_moments(outputs: Float[Array, " 1"], noise: Scalar) -> Float[Array, " 2"]:
+    return jnp.stack([outputs[0], noise**2])
+
+
+def _heteroscedastic_moments(outputs: Float[Array, " 2"], noise: Scalar) -> Float[Array, " 2"]:
+    log_variance = jnp.clip(outputs[1], -LOG_VARIANCE_BOUND, LOG_VARIANCE_BOUND)
+    return jnp.stack([outputs[0], jnp.exp(log_variance)])
+
+
+def normal_log_density(y: Array, mean: Array, variance: Array) -> Array:
+    """log N(y; mean, variance) in nats, elementwise."""
+    return -0.5 * (jnp.log(2 * jnp.pi * variance) + (y - mean) ** 2 / variance)
+
+
+def _normal_log_prob(outputs: Float[Array, " 1"], noise: Scalar, y: Scalar) -> Scalar:
+    return normal_log_density(y, *_normal_moments(outputs, noise))
+
+
+def _heteroscedastic_log_prob(outputs: Float[Array, " 2"], noise: Scalar, y: Scalar) -> Scalar:
+    return normal_log_density(y, *_heteroscedastic_moments(outputs, noise))
+
+
+LIKELIHOODS: dict[LikelihoodName, Likelihood] = {
+    "categorical": Likelihood(
+        name="categorical",
+        task="classification",
+        outputs=lambda classes: classes,
+        has_noise=False,
+        log_prob=_categorical_log_prob,
+        predict=_categorical_log_probabilities,
+    ),
+    "bernoulli": Likelihood(
+        name="bernoulli",
+        task="classification",
+        outputs=lambda classes: 1,
+        has_noise=False,
+        log_prob=_bernoulli_log_prob,
+        predict=_bernoulli_log_probabilities,
+    ),
+    "normal": Likelihood(
+        name="normal",
+        task="regression",
+        outputs=lambda classes: 1,
+        has_noise=True,
+        log_prob=_normal_log_prob,
+        predict=_normal_moments,
+    ),
+    "heteroscedastic_normal": Likelihood(
+        name="heteroscedastic_normal",
+        task="regression",
+        outputs=lambda classes: 2,
+        has_noise=False,
+        log_prob=_heteroscedastic_log_prob,
+        predict=_heteroscedastic_moments,
+    ),
+}

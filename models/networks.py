@@ -1,0 +1,134 @@
+"""Networks: Flax Linen modules written for ONE example, and the small specs that name them in configs and manifests.
+
+A network maps one preprocessed example to a vector of outputs; what the outputs mean is the likelihood's business.
+Batches and posterior draws are mapped over in `predictive.py`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from models.errors import AbstainError
+
+Activation = Literal["relu", "tanh", "gelu", "silu", "softplus", "sigmoid"]
+Parameters = Any  # a pytree of arrays, as Flax makes it
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "tanh": jnp.tanh,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "softplus": nn.softplus,
+    "sigmoid": nn.sigmoid,
+}
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron; an input of any shape is flattened."""
+
+    hidden: tuple[int, ...]
+    outputs: int
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " outputs"]:
+        hidden = jnp.ravel(x)
+        for width in self.hidden:
+            hidden = ACTIVATIONS[self.activation](nn.Dense(width)(hidden))
+        return nn.Dense(self.outputs)(hidden)
+
+
+class LeNet(nn.Module):
+    """LeNet-5 with max pooling (LeCun et al., 1998) over one image `[height, width]` or `[height, width, channel]`."""
+
+    outputs: int
+    channels: tuple[int, int] = (6, 16)
+    hidden: tuple[int, ...] = (120, 84)
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "height width ..."]) -> Float[Array, " outputs"]:
+        activation = ACTIVATIONS[self.activation]
+        image = x[..., None] if x.ndim == 2 else x
+        for width, padding in zip(self.channels, ("SAME", "VALID"), strict=True):
+            image = activation(nn.Conv(width, (5, 5), padding=padding)(image))
+            image = nn.max_pool(image, (2, 2), strides=(2, 2))
+        hidden = jnp.ravel(image)
+        for width in self.hidden:
+            hidden = activation(nn.Dense(width)(hidden))
+        return nn.Dense(self.outputs)(hidden)
+
+
+class MLPSpec(BaseModel):
+    """`kind = "mlp"`: hidden widths and the activation between them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["mlp"] = "mlp"
+    hidden: tuple[PositiveInt, ...] = (64, 64)
+    activation: Activation = "relu"
+
+    def build(self, outputs: int) -> nn.Module:
+        """The module with `outputs` numbers at its end."""
+        return MLP(hidden=self.hidden, outputs=outputs, activation=self.activation)
+
+
+class LeNetSpec(BaseModel):
+    """`kind = "lenet"`: two 5×5 convolutions with pooling, then dense layers; wants images of at least 12×12."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["lenet"] = "lenet"
+    channels: tuple[PositiveInt, PositiveInt] = (6, 16)
+    hidden: tuple[PositiveInt, ...] = (120, 84)
+    activation: Activation = "relu"
+
+    def build(self, outputs: int) -> nn.Module:
+        """The module with `outputs` numbers at its end."""
+        return LeNet(outputs=outputs, channels=self.channels, hidden=self.hidden, activation=self.activation)
+
+
+NetworkSpec = Annotated[MLPSpec | LeNetSpec, Field(discriminator="kind")]
+
+
+def parameter_shapes(network: nn.Module, example_shape: tuple[int, ...]) -> Parameters:
+    """The tree of `jax.ShapeDtypeStruct` of the network's parameters for one preprocessed example.
+
+    Raises:
+        AbstainError: the network cannot take that shape, or keeps state beside its parameters (batch statistics,
+            caches): a posterior over such a network would not be defined by its draws.
+    """
+    example = jax.ShapeDtypeStruct(example_shape, jnp.float32)
+    try:
+        variables = jax.eval_shape(network.init, jax.random.key(0), example)
+    except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
+        raise AbstainError(
+            f"{type(network).__name__} cannot take an example of shape {example_shape}",
+            where="network",
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            fix="choose another network, or larger inputs",
+        ) from error
+    extra = sorted(set(variables) - {"params"})
+    if extra:
+        raise AbstainError(
+            f"{type(network).__name__} keeps mutable collections",
+            where="network",
+            expected="parameters only",
+            found=", ".join(extra),
+            fix="use layers without running statistics (LayerNorm or GroupNorm instead of BatchNorm)",
+        )
+    sizes = [leaf.size for leaf in jax.tree.leaves(variables["params"])]
+    if 0 in sizes:
+        raise AbstainError(
+            f"{type(network).__name__} has a layer without weights for an example of shape {example_shape}",
+            where="network",
+            expected="every layer to see at least one input",
+            found="an empty parameter",
+            fix="choose another network, or larger inputs",
+        )
+    return variables["params"]

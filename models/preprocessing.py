@@ -1,0 +1,175 @@
+"""Preprocessing as part of the model: from a row on the scale of the training arrays to what the network sees.
+
+It is fitted once by training, kept as plain numbers and names in the manifest, and runs inside the compiled call.
+A table's text never reaches it: `encode_table` turns categories into their codes and gaps into NaN on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Array, Float
+from pydantic import BaseModel, ConfigDict
+
+from models.errors import DataError, clip_repr
+
+
+class Column(BaseModel):
+    """One column of a table: its name, its categories (none: it is numeric), and what stands in for a gap."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    categories: tuple[str, ...] = ()
+    missing: float
+    """The value, or the category's code, that replaces a missing cell."""
+
+
+class Preprocessing(BaseModel):
+    """`(x − shift) / scale`, gaps filled and categories one-hot encoded; and the scale of a regression target.
+
+    `shift` and `scale` hold one number for all features, or one for each. `columns` is empty unless the data is a table.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    shift: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
+    columns: tuple[Column, ...] = ()
+    target_shift: float = 0.0
+    target_scale: float = 1.0
+
+
+def transform(preprocessing: Preprocessing, x: Float[Array, "*features"]) -> Float[Array, "..."]:
+    """What the network sees of one row: the standardised numeric features, then a one-hot block per category.
+
+    Args:
+        x: one row, float32. NaN marks a gap, and only in tables.
+    """
+    columns = preprocessing.columns
+    if columns:
+        x = jnp.where(jnp.isnan(x), jnp.asarray([column.missing for column in columns], x.dtype), x)
+    numbers = (x - _per_feature(preprocessing.shift, x.shape)) / _per_feature(preprocessing.scale, x.shape)
+    if not any(column.categories for column in columns):
+        return numbers
+    numeric = np.array([j for j, column in enumerate(columns) if not column.categories], dtype=int)
+    blocks = [
+        jax.nn.one_hot(x[j].astype(jnp.int32), len(column.categories))
+        for j, column in enumerate(columns)
+        if column.categories
+    ]
+    return jnp.concatenate([numbers[numeric], *blocks])
+
+
+def transformed_shape(preprocessing: Preprocessing, feature_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of `transform`'s answer for a row of shape `feature_shape`."""
+    widths = [len(column.categories) or 1 for column in preprocessing.columns]
+    return (sum(widths),) if widths else feature_shape
+
+
+def _per_feature(values: tuple[float, ...], shape: tuple[int, ...]) -> Array:
+    return jnp.asarray(values, jnp.float32).reshape(shape if len(values) > 1 else ())
+
+
+def first_unknown_code(
+    preprocessing: Preprocessing, rows: Float[np.ndarray, "rows columns"]
+) -> tuple[int, int] | None:
+    """Row and column of the first number that is no code of its column's categories; None if all are."""
+    for j, column in enumerate(preprocessing.columns):
+        if column.categories:
+            codes = rows[:, j]
+            known = np.isnan(codes) | ((codes >= 0) & (codes < len(column.categories)) & (codes == np.floor(codes)))
+            if not known.all():
+                return int(np.argmin(known)), j
+    return None
+
+
+def encode_table(
+    columns: tuple[Column, ...], table: pa.Table, where: str
+) -> Float[np.ndarray, "rows columns"]:
+    """A table's named columns as float64 rows: numbers as they are, categories as their codes, gaps as NaN.
+
+    Raises:
+        DataError: a column is missing, holds text where numbers belong, an infinity, or a category never seen.
+    """
+    present = set(table.column_names)
+    absent = [column.name for column in columns if column.name not in present]
+    if absent:
+        raise DataError(
+            "columns are missing", where=where, expected=", ".join(absent), found=", ".join(table.column_names)
+        )
+    encoded = [encode_column(column, table.column(column.name), where) for column in columns]
+    return np.stack(encoded, axis=1) if encoded else np.empty((table.num_rows, 0))
+
+
+def encode_column(column: Column, values: pa.ChunkedArray, where: str) -> Float[np.ndarray, " rows"]:
+    """One column of `encode_table`."""
+    if not column.categories:
+        return numeric_column(values, column.name, where)
+    texts = category_texts(values)
+    codes = {category: float(code) for code, category in enumerate(column.categories)}
+    encoded = np.array([math.nan if text is None else codes.get(text, -1.0) for text in texts])
+    unknown = np.flatnonzero(encoded == -1)
+    if unknown.size:
+        row = int(unknown[0])
+        raise DataError(
+            f"column {column.name!r} holds a category the model was not trained on",
+            where=f"{where}, row {row}",
+            expected=f"one of {', '.join(column.categories)}",
+            found=clip_repr(texts[row]),
+        )
+    return encoded
+
+
+def numeric_column(values: pa.ChunkedArray, name: str, where: str) -> Float[np.ndarray, " rows"]:
+    """A column as float64, gaps (null, or NaN) as NaN; text and infinities are refused by row."""
+    dtype: Any = values.type
+    if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_null(dtype)):
+        if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
+            row, found = _first_text(values.to_pylist())
+        else:
+            row, found = 0, f"values of type {dtype}"
+        raise DataError(
+            f"column {name!r} must be numeric",
+            where=f"{where}, row {row}",
+            expected="a number, or an empty cell",
+            found=found,
+            fix="list it under data.categorical, or drop it, if it is not a number",
+        )
+    numbers = np.asarray(pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    infinite = np.flatnonzero(np.isinf(numbers) | (np.abs(np.nan_to_num(numbers)) > np.finfo(np.float32).max))
+    if infinite.size:
+        row = int(infinite[0])
+        raise DataError(
+            f"column {name!r}",
+            where=f"{where}, row {row}",
+            expected="a number within float32's range",
+            found=numbers[row],
+        )
+    return numbers
+
+
+def category_texts(values: pa.ChunkedArray) -> list[str | None]:
+    """The cells as text, None for a gap: `1` and `"1"` are one category, however a reader typed the column."""
+    return [_text(value) for value in values.to_pylist()]
+
+
+def _text(value: object) -> str | None:
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _first_text(values: list[str | None]) -> tuple[int, str]:
+    for row, value in enumerate(values):
+        try:
+            float(value or "nan")
+        except ValueError:
+            return row, clip_repr(value)
+    return 0, clip_repr(values[0] if values else None)

@@ -1,0 +1,69 @@
+"""The files that rows come in, for training and for offline scoring: .npz arrays, .csv and .parquet tables.
+
+Everything here only reads and refuses; nothing is unpickled, and no NaN or infinity gets past `checked_inputs`.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from jaxtyping import Num
+
+from models.errors import DataError
+
+TABLES = {".csv", ".parquet"}
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, by name.
+
+    Raises:
+        DataError: there is no such file, it is no .npz, or an array in it would have to be unpickled.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise DataError("no such file or embedded set", where=str(path)) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise DataError("cannot be read", where=str(path), expected="an .npz of plain arrays", found=str(error)) from error
+
+
+def read_table(path: Path) -> pa.Table:
+    """A .csv or .parquet file.
+
+    Raises:
+        DataError: it cannot be read, or has no rows.
+    """
+    try:
+        if path.suffix == ".csv":
+            table = pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True))
+        else:
+            table = pyarrow.parquet.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError("cannot be read", where=str(path), found=str(error).splitlines()[0]) from error
+    if not table.num_rows:
+        raise DataError("rows", where=str(path), expected="at least one", found="an empty set")
+    return table
+
+
+def checked_inputs(x: np.ndarray, where: str) -> Num[np.ndarray, "rows *features"]:
+    """Numbers `[rows, …features]`, a feature axis added where there is none, all within float32's range.
+
+    Raises:
+        DataError: naming the row and feature at fault.
+    """
+    if x.ndim < 1 or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool) or np.iscomplexobj(x):
+        raise DataError("inputs", where=where, expected="numbers [rows, …features]", found=f"{x.dtype} {x.shape}")
+    x = x[:, None] if x.ndim == 1 else x
+    if np.issubdtype(x.dtype, np.floating):
+        fits = np.isfinite(x) & (np.abs(x) <= np.finfo(np.float32).max)
+        if not fits.all():
+            place = tuple(int(i) for i in np.argwhere(~fits)[0])
+            raise DataError(f"row {place[0]}, feature {list(place[1:])}", where=where, expected="a finite number", found=x[place])
+    return x

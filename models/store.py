@@ -1,0 +1,282 @@
+"""A store: a folder of models, each a folder of numbered versions, with labels that point at versions.
+
+    STORE/NAME/3/           a bundle, renamed into place: it exists whole or not at all
+    STORE/NAME/labels.json  {"labels": {"stable": 3}, "previous": {"stable": [1, 2]}}
+    STORE/NAME/.writing-*   a bundle in the making; held by a lock that dies with its writer, then swept away
+
+Writers of one model take turns by an flock on its folder; readers need no lock, for all they see is renamed into place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+
+from models.errors import StoreError, UnknownModel, clip_repr
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+LABEL_PATTERN = r"[A-Za-z][A-Za-z0-9_-]{0,31}"
+STABLE = "stable"
+_REFERENCE = re.compile(rf"({NAME_PATTERN})(?::([1-9][0-9]{{0,8}})|@({LABEL_PATTERN}))?")
+
+
+class Labels(BaseModel):
+    """Where a model's labels point, and where they pointed before (oldest first)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    labels: dict[str, PositiveInt] = {}
+    previous: dict[str, list[PositiveInt]] = {}
+
+
+class Reference(NamedTuple):
+    """A model as people name it: `name`, `name:version` or `name@label`."""
+
+    name: str
+    version: int | None
+    label: str | None
+
+
+def parse_reference(text: str) -> Reference:
+    """The three forms of a model's name.
+
+    Raises:
+        UnknownModel: the text is none of them.
+    """
+    match = _REFERENCE.fullmatch(text)
+    if not match:
+        raise UnknownModel("no such model", expected="name, name:version or name@label", found=clip_repr(text))
+    name, version, label = match.groups()
+    return Reference(name, int(version) if version else None, label)
+
+
+def model_names(store: Path) -> list[str]:
+    """The models of a store that have a version, in order."""
+    if not store.is_dir():
+        return []
+    return sorted(entry.name for entry in store.iterdir() if re.fullmatch(NAME_PATTERN, entry.name) and versions(store, entry.name))
+
+
+def versions(store: Path, name: str) -> list[int]:
+    """The versions of a model, ascending; none if there is no such model."""
+    folder = store / name
+    if not folder.is_dir():
+        return []
+    numbers = (int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]{0,8}", entry.name))
+    return sorted(number for number in numbers if (folder / str(number)).is_dir())
+
+
+def read_labels(store: Path, name: str) -> Labels:
+    """The labels of a model.
+
+    Raises:
+        StoreError: `labels.json` is not what abstain writes.
+    """
+    path = store / name / "labels.json"
+    try:
+        return Labels.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Labels()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StoreError(
+            ".".join(map(str, first["loc"])) or "is not JSON",
+            where=str(path),
+            expected=first["msg"],
+            found=clip_repr(first["input"]),
+            fix=f"mend the file, or remove it and label again with abstain label {name}:VERSION LABEL",
+        ) from error
+
+
+def resolve(store: Path, text: str) -> tuple[str, int]:
+    """Name and version that a reference means: a bare name is `@stable` where that label exists, else the newest.
+
+    Raises:
+        UnknownModel: no such model, version or label.
+    """
+    reference = parse_reference(text)
+    present = versions(store, reference.name)
+    if not present:
+        raise UnknownModel(
+            f"no model named {reference.name!r}", where=str(store), expected=_listing(model_names(store)), found=clip_repr(text)
+        )
+    return reference.name, resolve_among(reference, present, read_labels(store, reference.name).labels)
+
+
+def resolve_among(reference: Reference, present: list[int], labels: dict[str, int]) -> int:
+    """The version a reference means among those present and labelled.
+
+    Raises:
+        UnknownModel: no such version or label.
+    """
+    if reference.label:
+        version = labels.get(reference.label)
+        if version is None:
+            raise UnknownModel(
+                f"{reference.name} has no label {reference.label!r}", expected=_listing(sorted(labels)), found=reference.label
+            )
+    else:
+        version = reference.version or labels.get(STABLE) or max(present)
+    if version not in present:
+        raise UnknownModel(f"{reference.name} has no version {version}", expected=_listing(present), found=version)
+    return version
+
+
+def served_versions(store: Path, name: str) -> list[int]:
+    """What a server serves of a model: `@stable` (else the newest), and every labelled version."""
+    labels = read_labels(store, name).labels
+    present = versions(store, name)
+    return sorted({labels.get(STABLE, max(present)), *labels.values()} & set(present))
+
+
+def publish(store: Path, name: str, write: Callable[[Path], None], seal: Callable[[Path, int], None]) -> int:
+    """Publishes a new version: written beside, renamed into place; returns its number.
+
+    Args:
+        write: fills the folder of the bundle in the making; may take its time.
+        seal: called last, under the model's lock, with the folder and the version's number.
+
+    Raises:
+        StoreError: the name is not one, or the store cannot be written.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise StoreError("name", expected=f"a match of {NAME_PATTERN}", found=clip_repr(name))
+    home = store / name
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with _draft(home) as draft:
+            write(draft)
+            with _locked(home):
+                version = max(versions(store, name), default=0) + 1
+                seal(draft, version)
+                _sync(draft)
+                draft.rename(home / str(version))
+                _sync_folder(home)
+    except OSError as error:
+        raise StoreError("cannot be written", where=str(home), found=str(error)) from error
+    return version
+
+
+def set_label(store: Path, name: str, version: int, label: str) -> None:
+    """Points a label at a version, remembering where it pointed before.
+
+    Raises:
+        StoreError: the label is not one.
+        UnknownModel: no such version.
+    """
+    if not re.fullmatch(LABEL_PATTERN, label):
+        raise StoreError("label", expected=f"a match of {LABEL_PATTERN}", found=clip_repr(label))
+    resolve_among(Reference(name, version, None), versions(store, name), {})
+    with _locked(store / name):
+        old = read_labels(store, name)
+        if old.labels.get(label) == version:
+            return
+        before = old.previous.get(label, [])
+        if label in old.labels:
+            before = [*before, old.labels[label]]
+        _write_labels(
+            store / name,
+            Labels(labels={**old.labels, label: version}, previous={**old.previous, label: before}),
+        )
+
+
+def rollback(store: Path, name: str) -> int:
+    """Puts the previous `stable` back; returns the version it points at now.
+
+    Raises:
+        UnknownModel: no such model.
+        StoreError: there is no previous `stable`.
+    """
+    if not versions(store, name):
+        raise UnknownModel(f"no model named {name!r}", where=str(store), expected=_listing(model_names(store)), found=name)
+    with _locked(store / name):
+        old = read_labels(store, name)
+        candidates = [version for version in old.previous.get(STABLE, []) if version in versions(store, name)]
+        if not candidates:
+            raise StoreError(
+                f"{name} has no previous stable version",
+                where=str(store / name / "labels.json"),
+                fix=f"point the label yourself: abstain label {name}:VERSION stable",
+            )
+        *earlier, version = candidates
+        _write_labels(
+            store / name,
+            Labels(labels={**old.labels, STABLE: version}, previous={**old.previous, STABLE: earlier}),
+        )
+    return version
+
+
+def _write_labels(home: Path, labels: Labels) -> None:
+    with tempfile.NamedTemporaryFile(dir=home, prefix=".labels-", delete=False) as file:
+        file.write(orjson.dumps(labels.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).chmod(0o644)
+    Path(file.name).rename(home / "labels.json")
+    _sync_folder(home)
+
+
+@contextmanager
+def _locked(folder: Path, *, blocking: bool = True) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _draft(home: Path) -> Iterator[Path]:
+    """A new folder for a bundle in the making, locked as long as its writer lives."""
+    with _locked(home):
+        _sweep(home)
+        draft = Path(tempfile.mkdtemp(dir=home, prefix=".writing-"))
+        draft.chmod(0o755)
+        descriptor = os.open(draft, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield draft
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sweep(home: Path) -> None:
+    """Removes what writers that were killed have left."""
+    for abandoned in home.glob(".writing-*"):
+        try:
+            with _locked(abandoned, blocking=False):
+                shutil.rmtree(abandoned, ignore_errors=True)
+        except BlockingIOError:
+            continue
+
+
+def _sync(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _listing(values: list[str] | list[int]) -> str:
+    return ", ".join(map(str, values)) if values else "none exists"

@@ -1,0 +1,98 @@
+"""What an ensemble says of a batch of rows: the records `predictive` fills, and the formulas that fill them.
+
+The records are NamedTuples, hence pytrees: they go through jit, and `jax.tree.map` slices and joins them. Axis 0 of
+every field is the batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+QUANTILES = (0.025, 0.5, 0.975)
+_BISECTIONS = 40
+
+
+class ClassificationSummary(NamedTuple):
+    """Mean and standard deviation over draws of each class's probability; entropies in nats.
+
+    `entropy` = `aleatoric_entropy` + `mutual_information`: the entropy of the mean is the mean of the entropies plus
+    what the draws disagree about (Depeweg et al., 2018).
+    """
+
+    mean: Float[Array, "batch classes"]
+    std: Float[Array, "batch classes"]
+    entropy: Float[Array, " batch"]
+    aleatoric_entropy: Float[Array, " batch"]
+    mutual_information: Float[Array, " batch"]
+
+
+class RegressionSummary(NamedTuple):
+    """Mean, variance split in two, entropy in nats and quantiles of the mixture over draws, in the target's units.
+
+    The law of total variance: aleatoric = mean of the variances, epistemic = variance of the means. `entropy` is that
+    of the normal with the mixture's total variance, an upper bound of the mixture's own (maximum entropy property).
+    """
+
+    mean: Float[Array, " batch"]
+    aleatoric_variance: Float[Array, " batch"]
+    epistemic_variance: Float[Array, " batch"]
+    entropy: Float[Array, " batch"]
+    quantiles: Float[Array, "batch quantiles"]
+
+
+PredictiveSummary = ClassificationSummary | RegressionSummary
+
+
+def summarise_classification(log_probabilities: Float[Array, "draws batch classes"]) -> ClassificationSummary:
+    """Mean, std, and the entropies of an ensemble of categorical predictions.
+
+    Mutual information is the mean divergence of a draw from the mean, E KL(p_s ‖ p̄): equal to H(p̄) − E H(p_s), but
+    without the difference of two nearly equal numbers.
+    """
+    probabilities = jnp.exp(log_probabilities)
+    mean = probabilities.mean(axis=0)
+    std = probabilities.std(axis=0)
+    # A class that every draw gives probability 0 has log 0; its terms are 0 and must not become 0 · inf.
+    log_mean = jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny))
+    finite_log = jnp.where(probabilities > 0, log_probabilities, 0.0)
+    aleatoric = -(probabilities * finite_log).sum(axis=-1).mean(axis=0)
+    divergence = jnp.where(probabilities > 0, probabilities * (finite_log - log_mean), 0.0).sum(axis=-1)
+    information = jnp.maximum(divergence.mean(axis=0), 0.0)
+    return ClassificationSummary(mean, std, aleatoric + information, aleatoric, information)
+
+
+def summarise_regression(
+    means: Float[Array, "draws batch"], variances: Float[Array, "draws batch"]
+) -> RegressionSummary:
+    """Moments, entropy and quantiles of an equally weighted mixture of normals."""
+    aleatoric = variances.mean(axis=0)
+    epistemic = means.var(axis=0)
+    entropy = 0.5 * jnp.log(2 * jnp.pi * jnp.e * (aleatoric + epistemic))
+    return RegressionSummary(means.mean(axis=0), aleatoric, epistemic, entropy, mixture_quantiles(means, variances))
+
+
+def mixture_quantiles(
+    means: Float[Array, "draws batch"], variances: Float[Array, "draws batch"]
+) -> Float[Array, "batch quantiles"]:
+    """`QUANTILES` of an equally weighted mixture of normals, by bisection of its distribution function.
+
+    The bracket [min, max over draws of mean ∓ 6 std] holds every quantile between 1e-9 and 1 − 1e-9; forty halvings
+    leave less than float32 can tell.
+    """
+    stds = jnp.sqrt(variances)
+    levels = jnp.asarray(QUANTILES)[:, None]
+    below = jnp.broadcast_to((means - 6 * stds).min(axis=0), (len(QUANTILES), means.shape[1]))
+    above = jnp.broadcast_to((means + 6 * stds).max(axis=0), below.shape)
+
+    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = low + 0.5 * (high - low)
+        mass = jax.scipy.special.ndtr((middle[:, None] - means) / stds).mean(axis=1)
+        return jnp.where(mass < levels, middle, low), jnp.where(mass < levels, high, middle)
+
+    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (below, above))
+    return (low + 0.5 * (high - low)).T

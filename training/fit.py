@@ -1,0 +1,190 @@
+"""The story of training: config → data → split → preprocessing → posterior → calibration → evaluation → bundle."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from models.bundle import (
+    DataRecord,
+    Manifest,
+    MethodRecord,
+    calibration_record,
+    write_arrays,
+    write_manifest,
+)
+from models.calibration import Calibration, calibrate, rank_of
+from models.errors import ConfigError
+from models.likelihoods import LIKELIHOODS
+from models.posterior import Model, Posterior
+from models.predictive import Predictor
+from models.scores import SCORES
+from models.store import publish
+from training.bnn import BNN, observe
+from training.config import Config
+from training.data import Dataset, fit_preprocessing, read_source, split
+from training.evaluate import quality, reject_rates
+from training.methods import nuts, vi
+from training.methods.form import Fitted, Method, Progress
+from training.report import write_report
+
+METHODS: dict[str, Method] = {"vi": vi.fit, "nuts": nuts.fit}
+# One bucket serves calibration and evaluation: their rows come by the thousand.
+BUCKETS = (256,)
+PACKAGES = ("abstain", "jax", "flax", "numpyro", "optax", "numpy", "orbax-checkpoint")
+
+
+def fit(config: Config, where: str | None, store: Path, progress: Progress) -> tuple[int, dict[str, Any]]:
+    """Fits a posterior and publishes it as a new version of `config.name`.
+
+    Args:
+        where: a path or the name of an embedded set; the config's own source if None.
+        progress: told of every block of steps.
+
+    Returns:
+        The version's number, and the metrics on the test part.
+
+    Raises:
+        ConfigError, DataError, CalibrationError: before anything is fitted.
+    """
+    dataset = load_dataset(config, where)
+    check_calibration_terms(config, len(dataset.calibration))
+    model = build_model(config, dataset)
+    fitted = infer(config, model, dataset, progress)
+    calibration = calibrate_posterior(config, fitted.posterior, dataset)
+    metrics = evaluate_posterior(fitted.posterior, calibration, dataset)
+    version = publish_bundle(store, config, dataset, fitted, calibration, metrics)
+    return version, metrics
+
+
+def load_dataset(config: Config, where: str | None) -> Dataset:
+    """The config's rows, in three parts."""
+    source = where or config.data.source
+    if source is None:
+        raise ConfigError("data.source", expected="a path or an embedded set", found="nothing", fix="set it, or pass --data")
+    classify = LIKELIHOODS[config.likelihood].task == "classification"
+    return split(read_source(source, config.data, classify=classify), config.data, config.seed)
+
+
+def check_calibration_terms(config: Config, rows: int) -> None:
+    """Refuses a decision, percentile or coverage that calibration could not give, before hours are spent on a fit."""
+    terms = config.calibration
+    scores = SCORES[LIKELIHOODS[config.likelihood].task]
+    if terms.decision not in scores:
+        raise ConfigError("calibration.decision", expected=f"one of {', '.join(scores)}", found=terms.decision)
+    rank_of(terms.percentile / 100, rows, f"the {terms.percentile:g}th percentile")
+    rank_of(terms.coverage, rows, f"coverage {terms.coverage:g}")
+
+
+def build_model(config: Config, dataset: Dataset) -> Model:
+    """Network, likelihood and fitted preprocessing; refused here if they do not go together."""
+    source, train = dataset.source, dataset.train
+    classify = LIKELIHOODS[config.likelihood].task == "classification"
+    if config.likelihood == "bernoulli" and len(source.class_names) != 2:
+        raise ConfigError(
+            "likelihood", expected="two classes for bernoulli", found=f"{len(source.class_names)}", fix='use "categorical"'
+        )
+    model = Model(
+        network=config.network,
+        likelihood=config.likelihood,
+        preprocessing=fit_preprocessing(train, config.data, source.columns, classify=classify),
+        feature_shape=train.x.shape[1:],
+        feature_names=source.feature_names,
+        class_names=source.class_names,
+        target_name=config.data.target or "y",
+    )
+    model.parameter_shapes()
+    return model
+
+
+def infer(config: Config, model: Model, dataset: Dataset, progress: Progress) -> Fitted:
+    """The posterior, by the config's method."""
+    bnn = BNN(model, config.prior)
+    train, monitor = observe(model, dataset.train), observe(model, dataset.test)
+    method = METHODS[config.method.kind]
+    return method(jax.random.key(config.seed), bnn, train, monitor, config.method, config.draws, progress)
+
+
+def calibrate_posterior(config: Config, posterior: Posterior, dataset: Dataset) -> Calibration:
+    """The calibration, from the calibration part alone, by the code that serves."""
+    terms = config.calibration
+    return calibrate(
+        Predictor(posterior, BUCKETS)(dataset.calibration.x),
+        dataset.calibration.y,
+        decision=terms.decision,
+        percentile=terms.percentile,
+        coverage=terms.coverage,
+    )
+
+
+def evaluate_posterior(posterior: Posterior, calibration: Calibration, dataset: Dataset) -> dict[str, Any]:
+    """The metrics on the test part."""
+    prediction = Predictor(posterior, BUCKETS)(dataset.test.x)
+    return quality(posterior, prediction, dataset.test) | {"reject_rate": reject_rates(calibration, prediction)}
+
+
+def publish_bundle(
+    store: Path, config: Config, dataset: Dataset, fitted: Fitted, calibration: Calibration, metrics: dict[str, Any]
+) -> int:
+    """A new version in the store, whole or not at all; returns its number."""
+    unnumbered = describe(config, dataset, fitted, calibration, metrics)
+
+    def write(folder: Path) -> None:
+        write_arrays(folder, fitted.posterior, calibration)
+
+    def seal(folder: Path, version: int) -> None:
+        manifest = unnumbered.model_copy(update={"version": version})
+        write_report(folder / "report.html", manifest, calibration)
+        write_manifest(folder, manifest)
+
+    return publish(store, config.name, write, seal)
+
+
+def describe(
+    config: Config, dataset: Dataset, fitted: Fitted, calibration: Calibration, metrics: dict[str, Any]
+) -> Manifest:
+    """The manifest, but for the version's number and the hashes."""
+    settings = config.model_dump(mode="json")
+    return Manifest(
+        name=config.name,
+        version=0,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        model=fitted.posterior.model,
+        draws=fitted.posterior.size,
+        method=MethodRecord(kind=config.method.kind, settings=settings["method"] | {"prior": settings["prior"]}),
+        calibration=calibration_record(calibration),
+        diagnostics=fitted.diagnostics,
+        metrics=metrics,
+        data=DataRecord(
+            source=Path(dataset.source.where).name,
+            settings=settings["data"],
+            fingerprint=dataset.fingerprint,
+            train_rows=len(dataset.train),
+            calibration_rows=len(dataset.calibration),
+            test_rows=len(dataset.test),
+        ),
+        seed=config.seed,
+        packages=installed_packages(),
+        git_commit=git_commit(),
+    )
+
+
+def installed_packages() -> dict[str, str]:
+    """Versions of the packages that a result may depend on."""
+    found = {distribution.name: distribution.version for distribution in importlib.metadata.distributions() if distribution.name}
+    return {name: found[name] for name in PACKAGES if name in found}
+
+
+def git_commit() -> str | None:
+    """The commit of this code, if it runs from a checkout; `-dirty` where files were changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

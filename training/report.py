@@ -1,0 +1,127 @@
+"""`report.html`: what a fit came to, for people to look at. One file, its pictures inside it, no script."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.bundle import Manifest
+from models.calibration import Calibration
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+table { border-collapse: collapse; margin: .5rem 0 } td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top }
+td:last-child { font-variant-numeric: tabular-nums } img { max-width: 100%; height: auto }
+code { background: #f1f4f7; padding: 0 .25rem } footer { margin-top: 3rem; color: #66727f; font-size: .85rem }
+"""
+INK, ACCENT, MUTED = "#1c2733", "#0b7285", "#adb5bd"
+
+
+def write_report(path: Path, manifest: Manifest, calibration: Calibration) -> None:
+    """Writes the report of a version."""
+    data, terms = manifest.data, manifest.calibration
+    sections = [
+        _heading(manifest),
+        "<h2>On the test part</h2>" + _table(_flat(manifest.metrics)),
+        f"<h2>Where strangeness begins</h2><p>Each score of the {terms.rows:,} calibration rows, ascending; the "
+        f"threshold at the {terms.percentile:g}th percentile. <code>{html.escape(terms.decision)}</code> decides.</p>",
+        _picture("calibration scores and thresholds", lambda figure: _draw_scores(figure, calibration, manifest)),
+    ]
+    if "loss" in manifest.diagnostics:
+        sections += ["<h2>The fit</h2>", _picture("loss and held-out quality", lambda figure: _draw_fit(figure, manifest))]
+    facts = {key: value for key, value in manifest.diagnostics.items() if key not in {"loss", "reports"}}
+    sections += [
+        "<h2>Diagnostics</h2>" + _table(_flat(facts)),
+        "<h2>Settings</h2>" + _table(_flat(manifest.method.settings) + [("seed", str(manifest.seed))]),
+        "<h2>Data</h2>"
+        + _table(
+            [
+                ("source", data.source),
+                ("rows to train on", f"{data.train_rows:,}"),
+                ("rows to calibrate on", f"{data.calibration_rows:,}"),
+                ("rows to test on", f"{data.test_rows:,}"),
+                ("fingerprint", data.fingerprint),
+            ]
+        ),
+        f"<footer>{_packages(manifest)}</footer>",
+    ]
+    title = html.escape(f"{manifest.name}:{manifest.version}")
+    path.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{STYLE}</style><body>{''.join(sections)}</body></html>\n",
+        "utf-8",
+    )
+
+
+def _heading(manifest: Manifest) -> str:
+    name = html.escape(f"{manifest.name}:{manifest.version}")
+    shape = "×".join(map(str, manifest.model.feature_shape))
+    return (
+        f"<h1>{name}</h1><p>{manifest.draws} draws of a {html.escape(manifest.model.network.kind)} on inputs {shape}, "
+        f"{html.escape(manifest.model.likelihood)} likelihood, by {html.escape(manifest.method.kind)}; "
+        f"made {html.escape(manifest.created)}.</p>"
+    )
+
+
+def _packages(manifest: Manifest) -> str:
+    listed = ", ".join(f"{html.escape(name)} {html.escape(version)}" for name, version in manifest.packages.items())
+    return f"{listed}; commit {html.escape(manifest.git_commit or 'unknown')}"
+
+
+def _flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(tree, dict):
+        return [row for key, value in tree.items() for row in _flat(value, f"{prefix}{key} ")]
+    text = f"{tree:.4g}" if isinstance(tree, float) else str(tree)
+    return [(prefix.strip().replace("_", " "), text)]
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    body = "".join(f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in rows)
+    return f"<table>{body}</table>"
+
+
+def _picture(description: str, draw: Callable[[Any], None]) -> str:
+    from matplotlib.figure import Figure  # noqa: PLC0415 - a second to import
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    draw(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{encoded}">'
+
+
+def _draw_scores(figure: Any, calibration: Calibration, manifest: Manifest) -> None:
+    axes = figure.subplots(1, len(calibration.scores), squeeze=False)[0]
+    for axis, (name, values) in zip(axes, calibration.scores.items(), strict=True):
+        limit = manifest.calibration.thresholds[name]
+        axis.plot(values, np.arange(1, len(values) + 1) / len(values) * 100, color=ACCENT)
+        axis.axvline(limit, color=INK, linestyle="--", linewidth=1)
+        axis.annotate(f"{limit:.3g}", (limit, 8), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK)
+        axis.set_title(name.replace("_", " "), fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("calibration rows below (%)")
+
+
+def _draw_fit(figure: Any, manifest: Manifest) -> None:
+    left, right = figure.subplots(1, 2)
+    loss: Any = manifest.diagnostics["loss"]
+    reports: Any = manifest.diagnostics["reports"]
+    steps = np.linspace(0, reports[-1]["step"], len(loss) + 1)[1:]
+    left.plot(steps, loss, color=ACCENT)
+    left.set(title="negative ELBO per row (nats)", xlabel="step", yscale="log" if min(loss) > 0 else "linear")
+    kind = "accuracy" if "test_accuracy" in reports[-1] else "rmse"
+    for part, color in (("train", MUTED), ("test", INK)):
+        right.plot([row["step"] for row in reports], [row[f"{part}_{kind}"] for row in reports], color=color, label=part)
+    right.set(title=kind, xlabel="step")
+    right.legend(frameon=False)
+    for axis in (left, right):
+        axis.title.set_fontsize(10)
+        axis.spines[["top", "right"]].set_visible(False)
