@@ -22,7 +22,8 @@ from jaxtyping import Num
 
 from models.errors import DataError, clip_repr
 from models.preprocessing import Column, Preprocessing, category_texts, encode_table, numeric_column
-from models.rowfiles import checked_inputs, read_npz, read_table
+from models.posterior import Model
+from models.rowfiles import TABLES, checked_inputs, read_npz, read_table
 from training.config import DataConfig, Size
 from training.embedded import EMBEDDED
 
@@ -83,43 +84,41 @@ class Dataset:
         return f"sha256:{digest.hexdigest()}"
 
 
-def read_source(where: str, config: DataConfig, *, classify: bool, class_names: tuple[str, ...] = ()) -> Source:
+def read_source(where: str, config: DataConfig, fitted: Model | None = None, *, classify: bool) -> Source:
     """The rows of a source, checked.
 
     Args:
         where: a path, or the name of an embedded set.
+        fitted: a model whose classes, and whose columns of a table, the source must share.
         classify: whether targets are classes; else they are numbers.
-        class_names: of a model already fitted; targets must be among them.
 
     Raises:
         DataError: naming the file, the array or column and the row at fault.
     """
-    if where in EMBEDDED:
-        return _from_arrays(EMBEDDED[where](config.calibration_size, config.test_size), where, config, classify, class_names)
     path = Path(where)
-    if path.suffix in {".csv", ".parquet"}:
-        return _from_table(read_table(path), where, config, classify, class_names)
-    arrays = _read_idx(path) if path.is_dir() else read_npz(path)
-    return _from_arrays(arrays, where, config, classify, class_names)
+    if path.suffix in TABLES:
+        return _from_table(read_table(path), where, config, fitted, classify)
+    arrays = _read_arrays(where, config.calibration_size, config.test_size)
+    return _from_arrays(arrays, where, config, fitted, classify)
 
 
-def read_inputs(where: str, feature_shape: tuple[int, ...], columns: tuple[Column, ...]) -> np.ndarray:
+def read_inputs(where: str, model: Model) -> np.ndarray:
     """The inputs of an OOD set: every row of `x_test` if there is one, else of `x`; labels are ignored.
 
     Raises:
         DataError: the set cannot be read, is empty, or has another feature shape.
     """
     path = Path(where)
-    if path.suffix in {".csv", ".parquet"}:
-        x: np.ndarray = encode_table(columns, read_table(path), where)
+    if path.suffix in TABLES:
+        x: np.ndarray = encode_table(model.preprocessing.columns, read_table(path), where)
     else:
-        arrays = EMBEDDED[where](1, 0.5) if where in EMBEDDED else _read_idx(path) if path.is_dir() else read_npz(path)
+        arrays = _read_arrays(where, 1, 0.5)
         key = "x_test" if "x_test" in arrays else "x"
         if key not in arrays:
             raise DataError("arrays", where=where, expected="x_test or x", found=", ".join(arrays))
         x = checked_inputs(arrays[key], f"{where}, {key}")
-    if x.shape[1:] != feature_shape or not len(x):
-        raise DataError("inputs", where=where, expected=f"rows of shape {feature_shape}", found=f"shape {x.shape}")
+    if x.shape[1:] != model.feature_shape or not len(x):
+        raise DataError("inputs", where=where, expected=f"rows of shape {model.feature_shape}", found=f"shape {x.shape}")
     return x
 
 
@@ -184,10 +183,18 @@ def _filled(x: np.ndarray, columns: tuple[Column, ...]) -> np.ndarray:
 # ---- arrays ----------------------------------------------------------------------------------------------------------
 
 
+def _read_arrays(where: str, calibration_size: Size, test_size: Size) -> dict[str, np.ndarray]:
+    if where in EMBEDDED:
+        return EMBEDDED[where](calibration_size, test_size)
+    path = Path(where)
+    if not path.exists():
+        raise DataError("no such file", where=where, expected=f"a path, or one of {', '.join(EMBEDDED)}", found="nothing")
+    return _read_idx(path) if path.is_dir() else read_npz(path)
+
 def _from_arrays(
-    arrays: dict[str, np.ndarray], where: str, config: DataConfig, classify: bool, class_names: tuple[str, ...]
+    arrays: dict[str, np.ndarray], where: str, config: DataConfig, fitted: Model | None, classify: bool
 ) -> Source:
-    names = class_names or tuple(map(str, arrays.get("class_names", ())))
+    names = fitted.class_names if fitted else tuple(map(str, arrays.get("class_names", ())))
     parts = {part: _pair(arrays, part, where) for part in ("_train", "_test", "_calibration", "")}
     found = {part: rows for part, rows in parts.items() if rows is not None}
     if not found:
@@ -323,7 +330,7 @@ def _read_idx_file(path: Path) -> np.ndarray:
 
 
 def _from_table(
-    table: pa.Table, where: str, config: DataConfig, classify: bool, class_names: tuple[str, ...]
+    table: pa.Table, where: str, config: DataConfig, fitted: Model | None, classify: bool
 ) -> Source:
     target = config.target
     if target is None:
@@ -336,10 +343,14 @@ def _from_table(
     features = [name for name in table.column_names if name != target and name not in config.drop]
     if not features:
         raise DataError("columns", where=where, expected="at least one beside the target", found="none")
-    columns = tuple(_fit_column(name, table.column(name), name in config.categorical, where) for name in features)
-    y, names = _table_targets(table.column(target), target, where, classify, class_names)
+    if fitted:
+        columns = fitted.preprocessing.columns
+    else:
+        columns = tuple(_fit_column(name, table.column(name), name in config.categorical, where) for name in features)
+    known = fitted.class_names if fitted else ()
+    y, names = _table_targets(table.column(target), target, where, classify, known)
     rows = Rows(encode_table(columns, table, where), y)
-    return Source(where, rows, None, None, names, tuple(features), columns)
+    return Source(where, rows, None, None, names, tuple(column.name for column in columns), columns)
 
 
 def _fit_column(name: str, values: pa.ChunkedArray, categorical: bool, where: str) -> Column:

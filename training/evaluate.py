@@ -7,6 +7,7 @@ has what they need; log densities and CRPS of regression need the draws and are 
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,11 +17,15 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from scipy.special import ndtr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from models.bundle import load
 from models.calibration import Calibration, judge, threshold
+from models.errors import DataError
 from models.posterior import Posterior
-from models.predictive import Prediction, log_prob_draw, predict_draw
+from models.predictive import Prediction, Predictor, log_prob_draw, predict_draw
+from models.store import resolve
 from models.summaries import ClassificationSummary, RegressionSummary
-from training.data import Rows
+from training.config import DataConfig
+from training.data import Rows, evaluation_rows, read_inputs, read_source
 
 ECE_BINS = 15
 Metrics = dict[str, Any]
@@ -155,4 +160,35 @@ def score_detection(
         "aupr": float(average_precision_score(truth, values)),
         "fpr95": float((strange <= np.quantile(familiar, 0.95)).mean()),
         "detection": float((strange > np.float32(limit)).mean()),
+    }
+
+
+def evaluate_version(
+    store: Path, model: str, where: str, percentile: float | None, ood: dict[str, str]
+) -> Metrics:
+    """What `abstain evaluate` prints: the quality of a version on a source's test part, and on OOD sets.
+
+    Args:
+        where: a path or the name of an embedded set.
+        ood: paths, or embedded sets, by the name to report them under.
+    """
+    name, version = resolve(store, model)
+    bundle = load(store / name / str(version))
+    manifest, posterior = bundle.manifest, bundle.posterior
+    config = DataConfig.model_validate(manifest.data.settings)
+    task = manifest.model.law.task
+    source = read_source(where, config, manifest.model, classify=task == "classification")
+    rows = evaluation_rows(source, config, manifest.seed)
+    if rows.x.shape[1:] != manifest.model.feature_shape:
+        raise DataError("feature shape", where=where, expected=manifest.model.feature_shape, found=rows.x.shape[1:])
+    predictor = Predictor(posterior, (256,))
+    familiar = predictor(rows.x)
+    strange = {name: predictor(read_inputs(path, manifest.model)) for name, path in ood.items()}
+    return {
+        "model": f"{name}:{version}",
+        "rows": len(rows),
+        **quality(posterior, familiar, rows),
+        "percentile": bundle.calibration.percentile if percentile is None else percentile,
+        "reject_rate": reject_rates(bundle.calibration, familiar, percentile),
+        "ood": {name: detection(bundle.calibration, familiar, found, percentile) for name, found in strange.items()},
     }

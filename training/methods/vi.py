@@ -20,7 +20,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
-from numpyro.infer import SVI, Trace_ELBO
+from numpyro.infer import SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.initialization import init_to_value
 
@@ -92,7 +92,7 @@ def _svi(bnn: BNN, guide: AutoNormal, settings: VIConfig, rows: int) -> SVI:
         if settings.schedule == "constant"
         else optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
     )
-    return SVI(model, weighted_guide, optax.adam(rate), Trace_ELBO(num_particles=settings.particles))
+    return SVI(model, weighted_guide, optax.adam(rate), TraceMeanField_ELBO(num_particles=settings.particles))
 
 
 def _batch(observations: Observations, rows: Array) -> Observations:

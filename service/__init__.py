@@ -1,0 +1,1 @@
+"""The online stage: bundles in, HTTP answers out. It imports `models`, and never `training`."""

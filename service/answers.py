@@ -1,0 +1,128 @@
+"""Answers: what is said of each row, over HTTP and by `abstain predict` alike."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from models.calibration import Judgement
+from models.errors import InputError
+from models.posterior import Model
+from models.predictive import Prediction
+from models.summaries import QUANTILES, ClassificationSummary, RegressionSummary
+
+FIELDS: dict[Literal["classification", "regression"], tuple[str, ...]] = {
+    "classification": (
+        "label",
+        "index",
+        "probabilities",
+        "std",
+        "entropy",
+        "aleatoric_entropy",
+        "mutual_information",
+        "reject",
+        "reasons",
+        "scores",
+        "prediction_set",
+    ),
+    "regression": (
+        "mean",
+        "std",
+        "aleatoric_std",
+        "epistemic_std",
+        "entropy",
+        "quantiles",
+        "interval",
+        "reject",
+        "reasons",
+        "scores",
+    ),
+}
+
+
+def check_fields(model: Model, fields: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The fields asked for, or all there are.
+
+    Raises:
+        InputError: naming the field that the model's answers do not have.
+    """
+    known = FIELDS[model.law.task]
+    for field in fields or ():
+        if field not in known:
+            raise InputError("fields", expected=f"some of {', '.join(known)}", found=repr(field))
+    return fields or known
+
+
+def columns(model: Model, prediction: Prediction, judgement: Judgement) -> dict[str, list[Any]]:
+    """Every field of the answer, one entry a row."""
+    summary = prediction.summary
+    if isinstance(summary, ClassificationSummary):
+        told = _classification(model, summary, judgement)
+    else:
+        told = _regression(summary, judgement)
+    reason = f"{judgement.decision} above its {ordinal(judgement.percentile)} percentile"
+    return told | {
+        "reject": judgement.reject.tolist(),
+        "reasons": [[reason] if rejected else [] for rejected in judgement.reject],
+        "scores": _scores(judgement),
+    }
+
+
+def rows(told: dict[str, list[Any]], fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The answer row by row, with the fields asked for."""
+    return [dict(zip(fields, values, strict=True)) for values in zip(*(told[field] for field in fields), strict=True)]
+
+
+def ordinal(percentile: float) -> str:
+    """99 → "99th", 91 → "91st", 99.5 → "99.5th"."""
+    text = f"{percentile:.12g}"
+    suffix = {"1": "st", "2": "nd", "3": "rd"}.get(text[-1], "th")
+    return text + ("th" if "." in text or text in {"11", "12", "13"} else suffix)
+
+
+def _classification(model: Model, summary: ClassificationSummary, judgement: Judgement) -> dict[str, list[Any]]:
+    index = np.asarray(summary.mean).argmax(axis=1)
+    names = model.class_names
+    assert judgement.members is not None
+    return {
+        "label": [names[i] for i in index],
+        "index": index.tolist(),
+        "probabilities": np.asarray(summary.mean).tolist(),
+        "std": np.asarray(summary.std).tolist(),
+        "entropy": np.asarray(summary.entropy).tolist(),
+        "aleatoric_entropy": np.asarray(summary.aleatoric_entropy).tolist(),
+        "mutual_information": np.asarray(summary.mutual_information).tolist(),
+        "prediction_set": [
+            [names[i] for i in np.argsort(-mean, kind="stable") if among[i]]
+            for mean, among in zip(np.asarray(summary.mean), judgement.members, strict=True)
+        ],
+    }
+
+
+def _regression(summary: RegressionSummary, judgement: Judgement) -> dict[str, list[Any]]:
+    aleatoric, epistemic = np.asarray(summary.aleatoric_variance), np.asarray(summary.epistemic_variance)
+    assert judgement.interval is not None
+    names = [str(level) for level in QUANTILES]
+    return {
+        "mean": np.asarray(summary.mean).tolist(),
+        "std": np.sqrt(aleatoric + epistemic).tolist(),
+        "aleatoric_std": np.sqrt(aleatoric).tolist(),
+        "epistemic_std": np.sqrt(epistemic).tolist(),
+        "entropy": np.asarray(summary.entropy).tolist(),
+        "quantiles": [dict(zip(names, row, strict=True)) for row in np.asarray(summary.quantiles).tolist()],
+        "interval": judgement.interval.tolist(),
+    }
+
+
+def _scores(judgement: Judgement) -> list[dict[str, dict[str, float]]]:
+    per_score = {
+        name: [
+            {"value": value, "percentile": percentile, "threshold": score.threshold, "p_value": p}
+            for value, percentile, p in zip(
+                score.value.tolist(), score.percentile.tolist(), score.p_value.tolist(), strict=True
+            )
+        ]
+        for name, score in judgement.scores.items()
+    }
+    return [dict(zip(per_score, entries, strict=True)) for entries in zip(*per_score.values(), strict=True)]

@@ -1,0 +1,122 @@
+"""The BentoML service: process management, `bentoml serve`, `bentoml build`, and the description of the API.
+
+HTTP is answered by the application in `service/http.py`, put in front of BentoML's own in every worker; BentoML's
+decoding takes strings for numbers and costs more than the prediction. Nothing else in abstain knows BentoML.
+
+Importing this module starts a server's process, as BentoML wants it: the environment is read and arranged here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import uuid
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from service.shadowing import check_models_is_ours
+
+check_models_is_ours()
+
+import bentoml  # noqa: E402
+import orjson  # noqa: E402
+from _bentoml_sdk.service.factory import Service  # noqa: E402
+from bentoml._internal.context import server_context  # noqa: E402
+
+from service.process import arrange, end_with_parent, on_stop  # noqa: E402
+from service.settings import read_settings  # noqa: E402
+
+if TYPE_CHECKING:
+    from service.serving import Serving
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SETTINGS = read_settings(os.environ)
+PROCESS = arrange(SETTINGS.workers, server_context.worker_index)
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class FrontedService(Service[T_co]):
+    """A BentoML service whose application stands behind ours; BentoML asks for it once in each worker."""
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        """Our application, and BentoML's for its life cycle and its description of the API."""
+        from service.http import build_app  # noqa: PLC0415 - jax must see the environment that `arrange` has made
+        from service.serving import Serving  # noqa: PLC0415
+
+        described = super().to_asgi(is_main=is_main)
+        logging.getLogger("uvicorn.access").handlers.clear()
+        logging.getLogger("uvicorn.access").propagate = False
+        serving = Serving(SETTINGS.store)
+        return _with_life_cycle(build_app(SETTINGS, PROCESS, serving, described), described, serving)
+
+
+def _with_life_cycle(app: ASGIApp, described: ASGIApp, serving: Serving) -> ASGIApp:
+    """HTTP to `app`, BentoML's life cycle to BentoML; models load in a thread while `/livez` already answers."""
+
+    def start() -> None:
+        from service.metrics import count_compiles  # noqa: PLC0415
+
+        on_stop(PROCESS.say_unready, SETTINGS.grace_seconds)
+        end_with_parent()
+        count_compiles()
+        threading.Thread(
+            target=serving.load_all, kwargs={"on_ready": PROCESS.say_ready}, name="load", daemon=True
+        ).start()
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await app(scope, receive, send)
+            return
+
+        async def hearing() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                start()
+            return message
+
+        await described(scope, hearing, send)
+
+    return application
+
+
+@bentoml.service(
+    name="abstain",
+    service_class=FrontedService,
+    workers=SETTINGS.workers,
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
+    traffic={"timeout": 3600},
+)
+class Abstain:
+    """Predictions of Bayesian neural networks, with their uncertainty and a calibrated reject flag."""
+
+    @bentoml.api(route="/predict")
+    def predict(
+        self,
+        inputs: list[list[Any]],
+        model: str | None = None,
+        percentile: float | None = None,
+        coverage: float | None = None,
+        fields: list[str] | None = None,
+    ) -> dict[str, Any]:
+        """Predict a batch of rows; an image row is nested as the model's input shape, or flat.
+
+        Requests over HTTP are answered by `service.http`, before they reach this: it is what clients and
+        `/docs.json` read the types from, and what a call within Python runs.
+        """
+        from service.http import answer_predict  # noqa: PLC0415
+
+        given = {"inputs": inputs, "model": model, "percentile": percentile, "coverage": coverage, "fields": fields}
+        body = orjson.dumps({key: value for key, value in given.items() if value is not None})
+        return orjson.loads(answer_predict(self._serving, SETTINGS.max_rows, body, uuid.uuid4().hex))
+
+    @cached_property
+    def _serving(self) -> Serving:
+        from service.serving import Serving  # noqa: PLC0415
+
+        serving = Serving(SETTINGS.store)
+        serving.load_all()
+        return serving

@@ -1,0 +1,243 @@
+"""The `abstain` command: parses, calls one function, prints.
+
+Training's commands join by an entry point (`abstain.commands` in pyproject.toml), so that nothing here imports
+training. Progress and logs go to stderr, results to stdout. Exit code 0: done; 1: the work failed; 2: wrong usage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from models.errors import AbstainError, ConfigError
+
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    name="abstain",
+    help="A model server that knows when to say: I don't know.",
+    context_settings=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="ABSTAIN_STORE", help="The folder of models.", show_default=True)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="name, name:version or name@label")]
+DEFAULT_STORE = Path("artifacts")
+
+
+def main() -> None:
+    """The console command: runs `app`, and turns errors into messages and exit codes."""
+    from service.shadowing import check_models_is_ours  # noqa: PLC0415
+
+    try:
+        check_models_is_ours()
+        for point in entry_points(group="abstain.commands"):
+            point.load()(app)
+        app()
+    except (AbstainError, ImportError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("abstain: stopped\n")
+        sys.exit(130)
+
+
+@app.command(epilog="Example: `abstain models --store artifacts`")
+def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List all models of the store: their versions and labels."""
+    from models import store as stores  # noqa: PLC0415
+    from models.bundle import read_manifest  # noqa: PLC0415
+
+    listed = []
+    for name in stores.model_names(store):
+        labels = stores.read_labels(store, name).labels
+        versions = []
+        for version in stores.versions(store, name):
+            pointing = sorted(label for label, target in labels.items() if target == version)
+            entry: dict[str, Any] = {"version": version, "labels": pointing}
+            try:
+                manifest = read_manifest(store / name / str(version))
+                entry |= {"method": manifest.method.kind, "draws": manifest.draws, "created": manifest.created, "why": None}
+            except AbstainError as error:
+                entry |= {"method": None, "draws": None, "created": None, "why": str(error)}
+            versions.append(entry)
+        listed.append({"name": name, "versions": versions})
+    if as_json:
+        _print_json({"models": listed})
+        return
+    _table(
+        ["model", "labels", "method", "draws", "created"],
+        [
+            [f"{model['name']}:{entry['version']}", ", ".join(entry["labels"]), entry["method"] or entry["why"], entry["draws"], entry["created"]]
+            for model in listed
+            for entry in model["versions"]
+        ],
+        empty=f"no models in {store}; publish one with abstain fit",
+    )
+
+
+@app.command(epilog="Example: `abstain show digits@stable`")
+def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Show the manifest and the diagnostics of one version, its files verified."""
+    from models import store as stores  # noqa: PLC0415
+    from models.bundle import read_manifest, verify_files  # noqa: PLC0415
+
+    name, version = stores.resolve(store, model)
+    folder = store / name / str(version)
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    content = manifest.model_dump(mode="json")
+    if as_json:
+        _print_json(content)
+        return
+    content["diagnostics"] = {key: value for key, value in content["diagnostics"].items() if key not in {"loss", "reports"}}
+    content["files"] = f"{len(content['files'])} files, all as written"
+    _table(["", f"{name}:{version}"], _flat_rows(content))
+
+
+@app.command(epilog="Example: `abstain label digits:3 stable`")
+def label(
+    model: Annotated[str, typer.Argument(metavar="MODEL:VERSION")],
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, …")],
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Point a label at a version."""
+    from models import store as stores  # noqa: PLC0415
+
+    name, version = stores.resolve(store, model)
+    stores.set_label(store, name, version, label)
+    typer.echo(f"{name}@{label} is {name}:{version}")
+
+
+@app.command(epilog="Example: `abstain rollback digits`")
+def rollback(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="its name")], store: StoreOption = DEFAULT_STORE
+) -> None:
+    """Put the previous `stable` version back."""
+    from models import store as stores  # noqa: PLC0415
+
+    version = stores.rollback(store, stores.parse_reference(model).name)
+    typer.echo(f"{model}@stable is {model}:{version}")
+
+
+@app.command(epilog="Example: `abstain predict digits --data new.csv --out answers.parquet`")
+def predict(
+    model: ModelArgument,
+    data: Annotated[Path, typer.Option("--data", help="Rows: .npz, .csv or .parquet.")],
+    out: Annotated[Path, typer.Option("--out", help="Answers: .csv, .parquet, .npz or .jsonl.")],
+    percentile: Annotated[float | None, typer.Option(help="Of the decision; the model's own if left out.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Score the rows of a file: the same numbers as over HTTP."""
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from models import store as stores  # noqa: PLC0415
+    from models.bundle import load  # noqa: PLC0415
+    from models.predictive import Predictor  # noqa: PLC0415
+    from service.offline import predict_file  # noqa: PLC0415
+
+    if percentile is not None:
+        check_percentile(percentile)
+    name, version = stores.resolve(store, model)
+    bundle = load(store / name / str(version))
+    with Progress(console=_stderr(), transient=True) as bar:
+        task = bar.add_task("scoring", total=None)
+        rows = predict_file(
+            bundle,
+            Predictor(bundle.posterior),
+            data,
+            out,
+            percentile,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    result = {"model": name, "version": version, "rows": rows, "out": str(out)}
+    if as_json:
+        _print_json(result)
+    else:
+        typer.echo(f"{rows} rows scored by {name}:{version} into {out}")
+
+
+@app.command(epilog="Example: `abstain serve --port 3000 --workers 2`")
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
+    workers: Annotated[int, typer.Option(min=1, envvar="ABSTAIN_WORKERS", help="Processes that answer.")] = 1,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Serve the store's models over HTTP, with BentoML, in the foreground."""
+    from models import store as stores  # noqa: PLC0415
+    from models.bundle import read_manifest, verify_files  # noqa: PLC0415
+
+    served = [(name, version) for name in stores.model_names(store) for version in stores.served_versions(store, name)]
+    faults = []
+    for name, version in served:
+        folder = store / name / str(version)
+        try:
+            verify_files(folder, read_manifest(folder))
+        except AbstainError as error:
+            faults.append(str(error))
+    if len(faults) == len(served):
+        raise ConfigError("nothing to serve", where=str(store), found="; ".join(faults) or "no models", fix="publish one with abstain fit")
+    for fault in faults:
+        sys.stderr.write(f"abstain: {fault}\n")
+    project = Path(__file__).resolve().parents[1]
+    os.environ |= {
+        "ABSTAIN_STORE": str(store.resolve()),
+        "ABSTAIN_WORKERS": str(workers),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    command = [sys.executable, "-m", "bentoml", "serve", "service.app:Abstain", "--host", host, "--port", str(port)]
+    os.execv(sys.executable, [*command, "--working-dir", str(project)])
+
+
+def check_percentile(percentile: float) -> None:
+    """Refuses a percentile that is none: wrong usage, exit code 2."""
+    if not 0 < percentile < 100:
+        raise typer.BadParameter(f"expected a number above 0 and below 100, found {percentile:g}", param_hint="--percentile")
+
+
+def _fail(text: str) -> None:
+    sys.stderr.write(f"abstain: {text}\n")
+    sys.exit(1)
+
+
+def _print_json(content: Any) -> None:
+    import orjson  # noqa: PLC0415
+
+    sys.stdout.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def _stderr() -> Any:
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(stderr=True)
+
+
+def _table(heads: list[str], rows: list[list[Any]], empty: str = "") -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    if not rows:
+        sys.stderr.write(f"{empty}\n")
+        return
+    table = Table(*heads, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell), overflow="fold") for cell in row))
+    Console().print(table)
+
+
+def _flat_rows(tree: Any, prefix: str = "") -> list[list[Any]]:
+    if isinstance(tree, dict) and tree:
+        return [row for key, value in tree.items() for row in _flat_rows(value, f"{prefix}.{key}" if prefix else key)]
+    return [[prefix, f"{tree:.6g}" if isinstance(tree, float) else tree]]

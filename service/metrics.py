@@ -1,0 +1,88 @@
+"""What Prometheus sees. Imported in workers only, after `process.arrange` has said where metrics are kept.
+
+Counters and histograms of all workers add up; no label takes a value from a request.
+"""
+
+from __future__ import annotations
+
+import os
+
+import jax.monitoring
+import numpy as np
+import prometheus_client as prometheus
+from prometheus_client import multiprocess
+
+from models.calibration import Judgement
+from models.predictive import Prediction
+from models.summaries import ClassificationSummary
+
+_MODEL = ("model", "version")
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_NATS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
+_PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 100)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
+
+REQUESTS = prometheus.Counter("abstain_requests_total", "HTTP requests answered", ["route", "code"])
+REQUEST_SECONDS = prometheus.Histogram(
+    "abstain_request_seconds", "Time from a request's head to its answer's end", ["route"], buckets=_SECONDS
+)
+ROWS = prometheus.Counter("abstain_rows_total", "Rows predicted", _MODEL)
+REJECTED = prometheus.Counter("abstain_rejected_total", "Rows rejected, by the score that spoke", [*_MODEL, "reason"])
+ENTROPY = prometheus.Histogram("abstain_entropy_nats", "Predictive entropy of rows", _MODEL, buckets=_NATS)
+INFORMATION = prometheus.Histogram(
+    "abstain_mutual_information_nats", "Mutual information of label and parameters, of rows", _MODEL, buckets=_NATS
+)
+SCORE_PERCENTILE = prometheus.Histogram(
+    "abstain_score_percentile", "Place of rows' scores among the calibration split's", [*_MODEL, "score"], buckets=_PERCENTILES
+)
+BATCH_ROWS = prometheus.Histogram("abstain_batch_rows", "Rows computed together", _MODEL, buckets=_ROWS)
+QUEUE_SECONDS = prometheus.Histogram(
+    "abstain_queue_seconds", "Time a request waits before it is computed", buckets=_SECONDS
+)
+COMPILES = prometheus.Counter("abstain_compiles_total", "Programs compiled by XLA; does not move once ready")
+MODEL_INFO = prometheus.Gauge(
+    "abstain_model_info", "1 for every version served", [*_MODEL, "digest", "method", "draws"], multiprocess_mode="max"
+)
+MODEL_LOADS = prometheus.Counter("abstain_model_loads_total", "Versions loaded, or not", [*_MODEL, "outcome"])
+
+CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
+
+
+def count_compiles() -> None:
+    """Counts every program that XLA compiles in this process from now on, whoever asked for it."""
+
+    def heard(event: str, seconds: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            COMPILES.inc()
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+
+
+def exposition() -> bytes:
+    """The metrics of all workers, in Prometheus's text format."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return prometheus.generate_latest()
+    registry = prometheus.CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return prometheus.generate_latest(registry)
+
+
+def record_prediction(name: str, version: int, prediction: Prediction, judgement: Judgement) -> None:
+    """Counts the rows of an answer, and where they lie."""
+    model = (name, str(version))
+    ROWS.labels(*model).inc(len(judgement.reject))
+    BATCH_ROWS.labels(*model).observe(len(judgement.reject))
+    rejected = int(judgement.reject.sum())
+    if rejected:
+        REJECTED.labels(*model, judgement.decision).inc(rejected)
+    summary = prediction.summary
+    _observe(ENTROPY.labels(*model), np.asarray(summary.entropy))
+    if isinstance(summary, ClassificationSummary):
+        _observe(INFORMATION.labels(*model), np.asarray(summary.mutual_information))
+    for score, judged in judgement.scores.items():
+        _observe(SCORE_PERCENTILE.labels(*model, score), judged.percentile)
+
+
+def _observe(histogram: prometheus.Histogram, values: np.ndarray) -> None:
+    for value in values.tolist():
+        histogram.observe(value)

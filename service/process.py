@@ -1,0 +1,110 @@
+"""The processes of one server: BentoML's main process and its workers, and what they must agree on.
+
+The main process makes a folder for the server's run and names it in the environment, which workers inherit. Each
+worker says there when it is ready, and keeps its metrics there. Must be called before jax and prometheus_client are
+imported, since both read the environment when they are.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+RUN_FOLDER = "ABSTAIN_RUN_FOLDER"
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process: its place among the workers (from 1; None in the main process), and the run's folder."""
+
+    index: int | None
+    workers: int
+    folder: Path
+
+    def say_ready(self) -> None:
+        """Lets all workers know that this one has loaded, verified and compiled every served model."""
+        own = self.folder / f"ready-{self.index}"
+        draft = own.with_suffix(".draft")
+        draft.write_text(f"{os.getpid()} {_started(os.getpid())}", "ascii")
+        draft.rename(own)
+
+    def say_unready(self) -> None:
+        """Takes that back."""
+        (self.folder / f"ready-{self.index}").unlink(missing_ok=True)
+
+    def ready_workers(self) -> int:
+        """How many workers are ready and alive."""
+        return sum(_alive(note) for note in self.folder.glob("ready-?*") if not note.suffix)
+
+
+def arrange(workers: int, index: int | None) -> Process:
+    """Gives this process its place in the run; changes the environment accordingly."""
+    if index is None:
+        folder = Path(tempfile.mkdtemp(prefix="abstain-run-"))
+        owner = os.getpid()
+        os.environ[RUN_FOLDER] = str(folder)
+        atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+        return Process(None, workers, folder)
+    folder = Path(os.environ[RUN_FOLDER])
+    metrics = folder / "metrics"
+    metrics.mkdir(exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+    # XLA sizes its thread pool by NPROC; without it every worker would take every core.
+    os.environ.setdefault("NPROC", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+    return Process(index, workers, folder)
+
+
+def on_stop(drain: Callable[[], None], grace_seconds: float) -> None:
+    """Calls `drain` when the process is told to stop, before the server's own handler; ends it after the grace."""
+
+    def handle(previous: object) -> Callable[[int, object], None]:
+        def handler(number: int, frame: object) -> None:
+            drain()
+            timer = threading.Timer(grace_seconds, os._exit, (0,))
+            timer.daemon = True
+            timer.start()
+            if callable(previous):
+                previous(number, frame)
+
+        return handler
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, handle(signal.getsignal(number)))
+
+
+def end_with_parent() -> None:
+    """Ends this worker when the main process is gone: an orphan would keep the port and answer for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _alive(note: Path) -> bool:
+    try:
+        pid, started = note.read_text("ascii").split()
+    except (OSError, ValueError):
+        return False
+    return _started(int(pid)) == started
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks; None if it is gone or only waits to be reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]

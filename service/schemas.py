@@ -1,0 +1,227 @@
+"""The body of `POST /predict`: from bytes to a checked request, the row and the field of every mistake named.
+
+orjson and numpy do the work; only where they find or could hide a mistake is the body walked in Python. numpy would
+take `true`, `null` and `"99"` for numbers, and orjson keeps the last of two equal keys: a count of the quotes and a
+search for three words tell, without a walk, that a body can hold none of these.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import orjson
+from jaxtyping import Float
+
+from models.errors import InputError, clip_repr
+from models.posterior import Model
+from models.preprocessing import first_unknown_code
+
+KEYS = ("inputs", "model", "percentile", "coverage", "fields")
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class PredictRequest(NamedTuple):
+    """A request whose shape is right; its rows are checked by `check_rows`, when the model is known."""
+
+    inputs: Any
+    plain: bool
+    """Whether the inputs can hold no string, boolean or null."""
+    model: str | None
+    percentile: float | None
+    coverage: float | None
+    fields: tuple[str, ...] | None
+
+
+def parse_predict(body: bytes) -> PredictRequest:
+    """The request in a body.
+
+    Raises:
+        InputError: the body is not a JSON object of the known keys, each of the right type.
+    """
+    try:
+        content = orjson.loads(body)
+        plain = _is_plain(content, body)
+    except orjson.JSONDecodeError as error:
+        content, plain = _parse_leniently(body, error), False
+    if not plain:
+        _refuse_duplicate_keys(body)
+    if not isinstance(content, dict):
+        raise InputError("body", expected="a JSON object", found=_kind(content))
+    for key in content:
+        if key not in KEYS:
+            raise InputError("unknown key", where="body", expected=f"one of {', '.join(KEYS)}", found=clip_repr(key))
+    if "inputs" not in content:
+        raise InputError("inputs", where="body", expected="a list of rows", found="no such key")
+    return PredictRequest(
+        inputs=content["inputs"],
+        plain=plain,
+        model=_text(content, "model"),
+        percentile=_number_between(content, "percentile", 100),
+        coverage=_number_between(content, "coverage", 1),
+        fields=_texts(content, "fields"),
+    )
+
+
+def check_rows(request: PredictRequest, model: Model, max_rows: int) -> Float[np.ndarray, "rows *features"]:
+    """The request's rows as float32, in the model's feature shape; an image row may be nested or flat.
+
+    Raises:
+        InputError: naming the row and the feature at fault.
+    """
+    inputs = request.inputs
+    if not isinstance(inputs, list):
+        raise InputError("inputs", expected="a list of rows", found=_kind(inputs))
+    if not inputs:
+        raise InputError("inputs", expected="at least one row", found="none")
+    if len(inputs) > max_rows:
+        raise InputError(
+            "inputs", expected=f"at most {max_rows} rows", found=len(inputs), fix="send them in several requests"
+        )
+    try:
+        rows = np.array(inputs, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        rows = None
+    fits = rows is not None and rows.shape[1:] in {model.feature_shape, (model.features,)}
+    if rows is None or not fits or not request.plain or not (np.abs(rows) <= _FLOAT32_MAX).all():
+        for index, row in enumerate(inputs):
+            _check_row(row, f"inputs[{index}]", model)
+        rows = np.array([np.ravel(row) for row in inputs], dtype=np.float64)
+    rows = rows.reshape(len(inputs), *model.feature_shape)
+    _refuse_unknown_codes(rows, model)
+    return rows.astype(np.float32)
+
+
+def check_finite(leaves: list[np.ndarray]) -> None:
+    """Refuses predictions that are not finite: their rows overflow the network.
+
+    Raises:
+        InputError: naming the row.
+    """
+    for leaf in leaves:
+        finite = np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+        if not finite.all():
+            raise InputError(
+                "its prediction overflows float32",
+                where=f"inputs[{int(np.argmin(finite))}]",
+                expected="a row on the scale of the training data",
+                found="numbers too large for the network",
+            )
+
+
+def _is_plain(content: Any, body: bytes) -> bool:
+    """Whether the body has two quotes for each key and text of a flat object, and none of the words that are no number."""
+    if not isinstance(content, dict):
+        return False
+    texts = len(content) + sum(
+        len(value) if key == "fields" and isinstance(value, list) else isinstance(value, str)
+        for key, value in content.items()
+    )
+    return body.count(b'"') == 2 * texts and not any(word in body for word in (b"true", b"false", b"null"))
+
+
+def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
+    """What Python's parser, which takes NaN and 1e999, makes of a body that orjson refused, to say where the fault is."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as failure:
+        raise InputError("body", expected="JSON in UTF-8", found=f"a wrong byte at {failure.start}") from error
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError("body", expected="JSON", found=str(error) if text.strip() else "nothing") from error
+
+
+def _refuse_duplicate_keys(body: bytes) -> None:
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in items]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise InputError("duplicate key", where="body", expected="each key once", found=clip_repr(key))
+        return dict(items)
+
+    json.loads(body.decode("utf-8"), object_pairs_hook=pairs)
+
+
+def _check_row(row: Any, where: str, model: Model) -> None:
+    nested = isinstance(row, list) and any(isinstance(item, list) for item in row)
+    shape = model.feature_shape if nested else (model.features,)
+    _check_cells(row, where, shape, model, ())
+
+
+def _check_cells(cells: Any, where: str, shape: tuple[int, ...], model: Model, place: tuple[int, ...]) -> None:
+    if not shape:
+        _check_number(cells, where, model, place)
+        return
+    length = shape[0]
+    unit = f"{length} numbers" if len(shape) == 1 else f"{length} lists"
+    if not isinstance(cells, list):
+        raise InputError(where, expected=f"a list of {unit}", found=_kind(cells))
+    if len(cells) != length:
+        raise InputError(where, expected=unit, found=len(cells))
+    for index, cell in enumerate(cells):
+        _check_cells(cell, f"{where}[{index}]", shape[1:], model, (*place, index))
+
+
+def _check_number(cell: Any, where: str, model: Model, place: tuple[int, ...]) -> None:
+    if len(place) == 1 and model.feature_names:
+        where = f"{where} ({model.feature_names[place[0]]})"
+    if isinstance(cell, bool) or not isinstance(cell, int | float):
+        raise InputError(where, expected="a number", found=_kind(cell))
+    # A comparison of exact integers, not of floats: an integer of 400 digits has no float.
+    if not -_FLOAT32_MAX <= cell <= _FLOAT32_MAX:
+        found = clip_repr(cell) if isinstance(cell, float) else f"an integer of {len(str(abs(cell)))} digits"
+        raise InputError(where, expected="a finite number within float32's range", found=found)
+
+
+def _refuse_unknown_codes(rows: np.ndarray, model: Model) -> None:
+    unknown = first_unknown_code(model.preprocessing, rows)
+    if unknown:
+        row, feature = unknown
+        column = model.preprocessing.columns[feature]
+        codes = ", ".join(f"{code} = {category}" for code, category in enumerate(column.categories))
+        raise InputError(
+            f"inputs[{row}][{feature}] ({column.name})", expected=f"a category's code ({codes})", found=rows[row, feature]
+        )
+
+
+def _text(content: dict[str, Any], key: str) -> str | None:
+    value = content.get(key)
+    if key in content and not isinstance(value, str):
+        _refuse(key, "a string", value)
+    return value
+
+
+def _texts(content: dict[str, Any], key: str) -> tuple[str, ...] | None:
+    if key not in content:
+        return None
+    values = content[key]
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        _refuse(key, "a list of field names", values)
+    return tuple(values)
+
+
+def _number_between(content: dict[str, Any], key: str, end: int) -> float | None:
+    if key not in content:
+        return None
+    value = content[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < end:
+        _refuse(key, f"a number above 0 and below {end}", value)
+    return float(value)
+
+
+def _refuse(key: str, expected: str, value: Any) -> NoReturn:
+    found = clip_repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else _kind(value)
+    raise InputError(key, expected=expected, found=found)
+
+
+def _kind(value: Any) -> str:
+    """A value as its sender would call it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return f"the string {clip_repr(value)}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "an object" if isinstance(value, dict) else f"the number {clip_repr(value)}"

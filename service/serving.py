@@ -1,0 +1,164 @@
+"""Which versions are live: found in the store at start, each loaded, verified and compiled before it answers.
+
+A version that cannot be loaded takes nothing down: it says why, the others answer, and the server is not ready.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from models import store
+from models.bundle import Bundle, load, read_manifest
+from models.errors import AbstainError, InputError, UnknownModel
+from models.predictive import Predictor
+from service import metrics
+from service.errors import HTTPError
+
+
+@dataclass(frozen=True)
+class Live:
+    """A version that answers."""
+
+    name: str
+    version: int
+    bundle: Bundle
+    predictor: Predictor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version of the store: served or not, and how far it has come."""
+
+    version: int
+    labels: tuple[str, ...]
+    state: Literal["idle", "loading", "ready", "failed"]
+    why: str | None = None
+    live: Live | None = None
+
+
+class Serving:
+    """The versions a server knows; `load_all` brings those it serves to life, in the caller's thread."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._entries: dict[str, dict[int, Entry]] = {}
+        self._labels: dict[str, dict[str, int]] = {}
+        self._why: str | None = "the store has not been read yet"
+
+    def load_all(self, buckets: tuple[int, ...] | None = None, on_ready: Callable[[], None] | None = None) -> None:
+        """Reads the store and loads every served version; calls `on_ready` if nothing stands in the way."""
+        try:
+            self._survey()
+        except (AbstainError, OSError) as error:
+            self._why = str(error)
+            return
+        for name, versions in self._entries.items():
+            for version, entry in versions.items():
+                if entry.state == "loading":
+                    self._set(name, self._loaded(name, entry, buckets))
+        self._why = None
+        if on_ready and not self.hindrances():
+            on_ready()
+
+    def hindrances(self) -> list[str]:
+        """Why the server is not ready; empty if it is."""
+        if self._why:
+            return [self._why]
+        if not self._entries:
+            return [f"{self._root}: the store has no models; publish one with abstain fit"]
+        return [
+            f"{name}:{entry.version} is loading" if entry.state == "loading" else f"{name}:{entry.version}: {entry.why}"
+            for name, versions in self._entries.items()
+            for entry in versions.values()
+            if entry.state in {"loading", "failed"}
+        ]
+
+    def find(self, text: str | None) -> Live:
+        """The live version that a request means.
+
+        Raises:
+            InputError: no model is named, and not exactly one is served.
+            UnknownModel: no such model, version or label is served.
+            HTTPError: 503, it is not live yet, or failed to load.
+        """
+        if self._why:
+            raise HTTPError(503, f"not ready: {self._why}")
+        reference = store.parse_reference(self._only() if text is None else text)
+        served = {
+            version: entry for version, entry in self._entries.get(reference.name, {}).items() if entry.state != "idle"
+        }
+        if not served:
+            raise UnknownModel("model", expected=f"one of {', '.join(self._entries) or 'none'}", found=repr(text))
+        entry = served[store.resolve_among(reference, sorted(served), self._labels[reference.name])]
+        if entry.live is None:
+            raise HTTPError(503, f"{reference.name}:{entry.version} is {entry.state}{f': {entry.why}' if entry.why else ''}")
+        return entry.live
+
+    def listing(self) -> dict[str, Any]:
+        """The answer of `GET /models`."""
+        return {
+            "models": [
+                {"name": name, "versions": [self._described(name, entry) for entry in versions.values()]}
+                for name, versions in self._entries.items()
+            ]
+        }
+
+    def _survey(self) -> None:
+        entries: dict[str, dict[int, Entry]] = {}
+        for name in store.model_names(self._root):
+            labels = store.read_labels(self._root, name).labels
+            served = store.served_versions(self._root, name)
+            self._labels[name] = labels
+            entries[name] = {
+                version: Entry(
+                    version,
+                    tuple(sorted(label for label, target in labels.items() if target == version)),
+                    "loading" if version in served else "idle",
+                )
+                for version in store.versions(self._root, name)
+            }
+        self._entries = entries
+        self._why = None
+
+    def _loaded(self, name: str, entry: Entry, buckets: tuple[int, ...] | None) -> Entry:
+        labels = (name, str(entry.version))
+        try:
+            bundle = load(self._root / name / str(entry.version))
+            predictor = Predictor(bundle.posterior, buckets) if buckets else Predictor(bundle.posterior)
+        except Exception as error:  # Whatever a version does to its loader, the other versions must be served.
+            metrics.MODEL_LOADS.labels(*labels, "failed").inc()
+            return replace(entry, state="failed", why=str(error) or type(error).__name__)
+        metrics.MODEL_LOADS.labels(*labels, "loaded").inc()
+        manifest = bundle.manifest
+        metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(1)
+        return replace(entry, state="ready", live=Live(name, entry.version, bundle, predictor))
+
+    def _set(self, name: str, entry: Entry) -> None:
+        with self._lock:
+            self._entries[name] = {**self._entries[name], entry.version: entry}
+
+    def _only(self) -> str:
+        if len(self._entries) != 1:
+            raise InputError("model", expected=f"one of {', '.join(self._entries) or 'none'}", found="no such key")
+        return next(iter(self._entries))
+
+    def _described(self, name: str, entry: Entry) -> dict[str, Any]:
+        digest = method = None
+        try:
+            manifest = entry.live.bundle.manifest if entry.live else read_manifest(self._root / name / str(entry.version))
+            digest, method = manifest.digest, manifest.method.kind
+        except AbstainError as error:
+            entry = replace(entry, why=entry.why or str(error))
+        return {
+            "version": entry.version,
+            "labels": list(entry.labels),
+            "digest": digest,
+            "method": method,
+            "state": entry.state,
+            "why": entry.why,
+        }

@@ -1,0 +1,47 @@
+"""What the environment says of a server; read once, at the top, and passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+
+from models.errors import ConfigError, clip_repr
+
+
+class Settings(BaseModel):
+    """`ABSTAIN_<NAME>` in the environment sets each of these."""
+
+    model_config = ConfigDict(frozen=True)
+    store: Path = Path("artifacts")
+    workers: PositiveInt = 1
+    max_body_bytes: PositiveInt = 32 * 1024 * 1024
+    max_rows: PositiveInt = 10_000
+    """Of one request."""
+    queue: PositiveInt = 256
+    """Requests of one worker that may wait for an answer; beyond them, 429."""
+    timeout_seconds: PositiveFloat = 30.0
+    """How long a request may wait and be computed; beyond it, 504."""
+    grace_seconds: PositiveFloat = 30.0
+    """How long requests under way may take after a server is told to stop."""
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """The settings in an environment; an empty variable is one not set.
+
+    Raises:
+        ConfigError: naming the variable.
+    """
+    given = {name: environ.get(f"ABSTAIN_{name.upper()}") for name in Settings.model_fields}
+    try:
+        settings = Settings.model_validate({name: value for name, value in given.items() if value})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"ABSTAIN_{first['loc'][0]}".upper(),
+            where="environment",
+            expected=first["msg"],
+            found=clip_repr(first["input"]),
+        ) from error
+    return settings.model_copy(update={"store": settings.store.resolve()})

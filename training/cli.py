@@ -1,0 +1,112 @@
+"""Training's commands, `abstain fit` and `abstain evaluate`: parse, call one function, print.
+
+Importing this module imports nothing heavy: `abstain -h` and serving's commands pass through it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from models.errors import ConfigError
+
+NEEDED = ("arviz_stats", "matplotlib", "numpyro", "optax", "sklearn")
+DEFAULT_STORE = Path("artifacts")
+StoreOption = Annotated[Path, typer.Option("--store", envvar="ABSTAIN_STORE", help="The folder of models.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds training's commands to the `abstain` command."""
+    app.command(epilog="Example: `abstain fit training/configs/digits-vi.toml --set steps=500`")(fit)
+    app.command(epilog="Example: `abstain evaluate mnist --data mnist.npz --ood letters=letters.npz --json`")(evaluate)
+
+
+def fit(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")],
+    data: Annotated[str | None, typer.Option(help="A path, or an embedded set; the config's if left out.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the config.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Fit a posterior, calibrate, evaluate, and publish a new version of the model that the config names."""
+    check_extra()
+    from training.config import read_config  # noqa: PLC0415
+    from training.fit import fit as fit_story  # noqa: PLC0415
+    from training.progress import progress_bar  # noqa: PLC0415
+
+    settings = read_config(config, tuple(overrides or ()))
+    with progress_bar(f"{settings.name} by {settings.method.kind}") as progress:
+        version, metrics = fit_story(settings, data, store, progress)
+    if as_json:
+        print_json({"name": settings.name, "version": version, "metrics": metrics})
+        return
+    for line in described(metrics):
+        sys.stderr.write(f"{line}\n")
+    typer.echo(f"{settings.name}:{version}")
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name:version or name@label")],
+    data: Annotated[str, typer.Option(help="A path, or an embedded set.")],
+    percentile: Annotated[float | None, typer.Option(help="Of the decision; the model's own if left out.")] = None,
+    ood: Annotated[list[str] | None, typer.Option("--ood", metavar="NAME=PATH", help="A set of strange inputs.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Report the quality of a version on the data's test part, and on OOD sets."""
+    check_extra()
+    from training.evaluate import evaluate_version  # noqa: PLC0415
+
+    if percentile is not None and not 0 < percentile < 100:
+        raise typer.BadParameter(f"expected a number above 0 and below 100, found {percentile:g}", param_hint="--percentile")
+    result = evaluate_version(store, model, data, percentile, dict(map(named_path, ood or ())))
+    if as_json:
+        print_json(result)
+        return
+    for line in described(result):
+        typer.echo(line)
+
+
+def named_path(text: str) -> tuple[str, str]:
+    """`NAME=PATH` in two."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise typer.BadParameter(f"expected NAME=PATH, found {text!r}", param_hint="--ood")
+    return name, path
+
+
+def described(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """Figures as lines, a table's rows under its name."""
+    lines = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            lines += described(value, f"{prefix}{key} ")
+        else:
+            shown = f"{value:.4f}" if isinstance(value, float) else value
+            lines.append(f"{prefix + key.replace('_', ' '):<40} {shown}")
+    return lines
+
+
+def check_extra() -> None:
+    """Says which extra to install where training's packages are missing.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ConfigError(
+            "this command needs packages that are not installed", found=", ".join(missing), fix="pip install 'abstain[training]'"
+        )
+
+
+def print_json(content: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
