@@ -12,9 +12,10 @@ Nothing is unpickled, and nothing is trusted before its hash, shape, dtype and f
 from __future__ import annotations
 
 import hashlib
+import importlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -107,9 +108,7 @@ def calibration_record(calibration: Calibration) -> CalibrationRecord:
 def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration) -> None:
     """Writes `draws/` and `calibration/` into the folder of a bundle in the making."""
     _write_tree(folder / "draws", posterior.draws)
-    _write_tree(
-        folder / "calibration", {"scores": calibration.scores, "nonconformity": calibration.nonconformity}
-    )
+    _write_tree(folder / "calibration", {"scores": calibration.scores, "nonconformity": calibration.nonconformity})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -148,12 +147,14 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         raise BundleError(
-            ".".join(map(str, first["loc"])), where=str(path), expected=first["msg"], found=clip_repr(first["input"]), fix=_REFIT
+            ".".join(map(str, first["loc"])),
+            where=str(path),
+            expected=first["msg"],
+            found=clip_repr(first["input"]),
+            fix=_REFIT,
         ) from error
     if _canonical(manifest) != written or manifest.digest != _digest(manifest):
-        raise BundleError(
-            "digest", where=str(path), expected=manifest.digest, found="altered contents", fix=_REFIT
-        )
+        raise BundleError("digest", where=str(path), expected=manifest.digest, found="altered contents", fix=_REFIT)
     return manifest
 
 
@@ -173,7 +174,11 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
         found = _sha256(path)
         if found != expected:
             raise BundleError(
-                "is damaged or was altered", where=str(path), expected=f"sha256 {expected}", found=f"sha256 {found}", fix=_REFIT
+                "is damaged or was altered",
+                where=str(path),
+                expected=f"sha256 {expected}",
+                found=f"sha256 {found}",
+                fix=_REFIT,
             )
 
 
@@ -202,14 +207,17 @@ def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:
         )
         check_calibration(calibration, manifest.model.law.task, where=str(folder))
     except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError("calibration", where=str(folder), expected="scores and nonconformity", found=str(error)) from error
+        raise BundleError(
+            "calibration", where=str(folder), expected="scores and nonconformity", found=str(error)
+        ) from error
     except CalibrationError as error:
         raise BundleError(str(error)) from error
     return calibration
 
 
 def _check_schema_version(content: Any, path: Path) -> None:
-    found = content.get("schema_version") if isinstance(content, dict) else None
+    fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    found = fields.get("schema_version")
     if found != SCHEMA_VERSION:
         raise BundleError(
             "schema_version",
@@ -221,15 +229,13 @@ def _check_schema_version(content: Any, path: Path) -> None:
 
 
 def _write_tree(folder: Path, tree: Any) -> None:
-    import orbax.checkpoint as ocp  # noqa: PLC0415 - seconds to import, and listing a store needs none of it
-
+    ocp: Any = importlib.import_module("orbax.checkpoint")  # seconds; listing a store needs none of it
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), tree)
 
 
 def _read_tree(folder: Path) -> Any:
-    import orbax.checkpoint as ocp  # noqa: PLC0415
-
+    ocp: Any = importlib.import_module("orbax.checkpoint")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(folder.absolute())
@@ -237,13 +243,18 @@ def _read_tree(folder: Path) -> Any:
         raise
     except Exception as error:  # Orbax and TensorStore raise many kinds, none documented, for a damaged checkpoint.
         raise BundleError(
-            "cannot be restored", where=str(folder), found=f"{type(error).__name__}: {clip_repr(str(error), 200)}", fix=_REFIT
+            "cannot be restored",
+            where=str(folder),
+            found=f"{type(error).__name__}: {clip_repr(str(error), 200)}",
+            fix=_REFIT,
         ) from error
     return _as_numpy(tree)
 
 
 def _as_numpy(tree: Any) -> Any:
-    return {key: _as_numpy(value) for key, value in tree.items()} if isinstance(tree, dict) else np.asarray(tree)
+    if not isinstance(tree, dict):
+        return np.asarray(tree)
+    return {key: _as_numpy(value) for key, value in cast("dict[str, Any]", tree).items()}
 
 
 def _canonical(manifest: Manifest) -> bytes:

@@ -209,5 +209,8 @@ def check_calibration(calibration: Calibration, task: str, where: str) -> None:
     for name, values in {**calibration.scores, "nonconformity": calibration.nonconformity}.items():
         if values.shape != (calibration.rows,) or not np.isfinite(values).all() or np.any(np.diff(values) < 0):
             raise CalibrationError(
-                name, where=where, expected=f"{calibration.rows} finite numbers, ascending", found=f"shape {values.shape}"
+                name,
+                where=where,
+                expected=f"{calibration.rows} finite numbers, ascending",
+                found=f"shape {values.shape}",
             )

@@ -28,9 +28,7 @@ class AbstainError(Exception):
         fix: str | None = None,
     ) -> None:
         sentence = f"{where}: {what}" if where else what
-        details = [
-            f"{word} {value}" for word, value in (("expected", expected), ("found", found)) if value is not None
-        ]
+        details = [f"{word} {value}" for word, value in (("expected", expected), ("found", found)) if value is not None]
         if details:
             sentence += f": {', '.join(details)}"
         if fix:

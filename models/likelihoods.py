@@ -39,15 +39,15 @@ class Likelihood(NamedTuple):
     """What one draw predicts: log probabilities `[classes]`, or `[mean, variance]` on the model's own scale."""
 
 
-def _categorical_log_probabilities(outputs: Float[Array, " classes"], noise: Scalar) -> Float[Array, " classes"]:
+def _categorical_log_probabilities(outputs: Float[Array, " classes"], _noise: Scalar) -> Float[Array, " classes"]:
     return jax.nn.log_softmax(outputs)
 
 
-def _categorical_log_prob(outputs: Float[Array, " classes"], noise: Scalar, y: Scalar) -> Scalar:
+def _categorical_log_prob(outputs: Float[Array, " classes"], _noise: Scalar, y: Scalar) -> Scalar:
     return jax.nn.log_softmax(outputs)[y.astype(jnp.int32)]
 
 
-def _bernoulli_log_probabilities(outputs: Float[Array, " 1"], noise: Scalar) -> Float[Array, " 2"]:
+def _bernoulli_log_probabilities(outputs: Float[Array, " 1"], _noise: Scalar) -> Float[Array, " 2"]:
     logit = outputs[0]
     return jnp.stack([jax.nn.log_sigmoid(-logit), jax.nn.log_sigmoid(logit)])
 
@@ -60,13 +60,13 @@ def _normal_moments(outputs: Float[Array, " 1"], noise: Scalar) -> Float[Array, 
     return jnp.stack([outputs[0], noise**2])
 
 
-def _heteroscedastic_moments(outputs: Float[Array, " 2"], noise: Scalar) -> Float[Array, " 2"]:
+def _heteroscedastic_moments(outputs: Float[Array, " 2"], _noise: Scalar) -> Float[Array, " 2"]:
     log_variance = jnp.clip(outputs[1], -LOG_VARIANCE_BOUND, LOG_VARIANCE_BOUND)
     return jnp.stack([outputs[0], jnp.exp(log_variance)])
 
 
 def normal_log_density(y: Array, mean: Array, variance: Array) -> Array:
-    """log N(y; mean, variance) in nats, elementwise."""
+    """Log N(y; mean, variance) in nats, elementwise."""
     return -0.5 * (jnp.log(2 * jnp.pi * variance) + (y - mean) ** 2 / variance)
 
 
@@ -78,11 +78,23 @@ def _heteroscedastic_log_prob(outputs: Float[Array, " 2"], noise: Scalar, y: Sca
     return normal_log_density(y, *_heteroscedastic_moments(outputs, noise))
 
 
+def _one_per_class(classes: int) -> int:
+    return classes
+
+
+def _one(_classes: int) -> int:
+    return 1
+
+
+def _two(_classes: int) -> int:
+    return 2
+
+
 LIKELIHOODS: dict[LikelihoodName, Likelihood] = {
     "categorical": Likelihood(
         name="categorical",
         task="classification",
-        outputs=lambda classes: classes,
+        outputs=_one_per_class,
         has_noise=False,
         log_prob=_categorical_log_prob,
         predict=_categorical_log_probabilities,
@@ -90,7 +102,7 @@ LIKELIHOODS: dict[LikelihoodName, Likelihood] = {
     "bernoulli": Likelihood(
         name="bernoulli",
         task="classification",
-        outputs=lambda classes: 1,
+        outputs=_one,
         has_noise=False,
         log_prob=_bernoulli_log_prob,
         predict=_bernoulli_log_probabilities,
@@ -98,7 +110,7 @@ LIKELIHOODS: dict[LikelihoodName, Likelihood] = {
     "normal": Likelihood(
         name="normal",
         task="regression",
-        outputs=lambda classes: 1,
+        outputs=_one,
         has_noise=True,
         log_prob=_normal_log_prob,
         predict=_normal_moments,
@@ -106,7 +118,7 @@ LIKELIHOODS: dict[LikelihoodName, Likelihood] = {
     "heteroscedastic_normal": Likelihood(
         name="heteroscedastic_normal",
         task="regression",
-        outputs=lambda classes: 2,
+        outputs=_two,
         has_noise=False,
         log_prob=_heteroscedastic_log_prob,
         predict=_heteroscedastic_moments,

@@ -39,6 +39,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " outputs"]:
+        """The outputs for one example."""
         hidden = jnp.ravel(x)
         for width in self.hidden:
             hidden = ACTIVATIONS[self.activation](nn.Dense(width)(hidden))
@@ -55,6 +56,7 @@ class LeNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "height width ..."]) -> Float[Array, " outputs"]:
+        """The outputs for one image."""
         activation = ACTIVATIONS[self.activation]
         image = x[..., None] if x.ndim == 2 else x
         for width, padding in zip(self.channels, ("SAME", "VALID"), strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -56,9 +56,7 @@ class Model(BaseModel):
 
     def parameter_shapes(self) -> Any:
         """The tree of `jax.ShapeDtypeStruct` of one draw: `{"network": …, "noise": …}`."""
-        shapes = {
-            "network": parameter_shapes(self.module, transformed_shape(self.preprocessing, self.feature_shape))
-        }
+        shapes = {"network": parameter_shapes(self.module, transformed_shape(self.preprocessing, self.feature_shape))}
         if self.law.has_noise:
             shapes["noise"] = jax.ShapeDtypeStruct((), jnp.float32)
         return shapes
@@ -86,22 +84,28 @@ def check_draws(model: Model, draws: Draws, where: str) -> None:
     expected = _by_path(model.parameter_shapes())
     found = _by_path(draws)
     if set(expected) != set(found):
-        raise BundleError("parameters do not fit the network", where=where, expected=sorted(expected), found=sorted(found))
+        raise BundleError(
+            "parameters do not fit the network", where=where, expected=sorted(expected), found=sorted(found)
+        )
     sizes = {leaf.shape[:1] for leaf in found.values()}
-    if len(sizes) != 1 or sizes == {()} or sizes == {(0,)}:
+    if len(sizes) != 1 or sizes in ({()}, {(0,)}):
         raise BundleError("draws", where=where, expected="one number of draws, at least 1", found=sorted(sizes))
     for path, leaf in found.items():
         shape = expected[path].shape
         if leaf.shape[1:] != shape or leaf.dtype != np.float32:
             raise BundleError(
-                path, where=where, expected=f"float32 [draws, {_comma(shape)}]", found=f"{leaf.dtype} [{_comma(leaf.shape)}]"
+                path,
+                where=where,
+                expected=f"float32 [draws, {_comma(shape)}]",
+                found=f"{leaf.dtype} [{_comma(leaf.shape)}]",
             )
         if not np.isfinite(leaf).all():
             raise BundleError(path, where=where, expected="finite numbers", found="NaN or an infinity")
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    leaves = cast("list[tuple[Any, Any]]", jax.tree.leaves_with_path(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _comma(shape: tuple[int, ...]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -30,9 +31,9 @@ class Prediction(NamedTuple):
     scores: dict[str, Float[Array, " batch"]]
 
 
-def predict_draw(model: Model, draw: Draws, x: Float[Array, "*features"]) -> Float[Array, " parts"]:
+def predict_draw(model: Model, draw: Draws, x: Float[Array, "..."]) -> Float[Array, " parts"]:
     """What ONE draw predicts for ONE row: log probabilities `[classes]`, or `[mean, variance]` in the target's units."""
-    outputs = model.module.apply({"params": draw["network"]}, transform(model.preprocessing, x))
+    outputs: Any = model.module.apply({"params": draw["network"]}, transform(model.preprocessing, x))
     parts = model.law.predict(outputs, draw.get("noise", jnp.float32(0)))
     if model.law.task == "classification":
         return parts
@@ -40,9 +41,9 @@ def predict_draw(model: Model, draw: Draws, x: Float[Array, "*features"]) -> Flo
     return jnp.stack([model.preprocessing.target_shift + scale * parts[0], scale**2 * parts[1]])
 
 
-def log_prob_draw(model: Model, draw: Draws, x: Float[Array, "*features"], y: Array) -> Array:
+def log_prob_draw(model: Model, draw: Draws, x: Float[Array, "..."], y: Array) -> Array:
     """Log density, in nats, of ONE target (in its own units) for ONE row under ONE draw."""
-    outputs = model.module.apply({"params": draw["network"]}, transform(model.preprocessing, x))
+    outputs: Any = model.module.apply({"params": draw["network"]}, transform(model.preprocessing, x))
     noise = draw.get("noise", jnp.float32(0))
     if model.law.task == "classification":
         return model.law.log_prob(outputs, noise, y)
@@ -58,16 +59,18 @@ def pack(draws: Draws) -> Draws:
     A dense layer over all draws is then one plain matrix product; sample-first, XLA would transpose the weights anew
     on every call.
     """
-    return jax.tree.map(lambda leaf: np.ascontiguousarray(np.moveaxis(leaf, 0, _packed_axis(leaf))), draws)
+    return jax.tree.map(_pack_leaf, draws)
+
+
+def _pack_leaf(leaf: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(leaf, 0, _packed_axis(leaf)))
 
 
 def _packed_axis(leaf: Any) -> int:
     return max(leaf.ndim - 2, 0)
 
 
-def predict_packed(
-    model: Model, packed: Draws, rows: Float[Array, "batch *features"]
-) -> Prediction:
+def predict_packed(model: Model, packed: Draws, rows: Float[Array, "batch ..."]) -> Prediction:
     """The prediction of packed draws for a batch: the one place where draws and rows are mapped over."""
     over_rows = jax.vmap(partial(predict_draw, model), in_axes=(None, 0))
     over_draws = jax.vmap(over_rows, in_axes=(jax.tree.map(_packed_axis, packed), None))
@@ -98,29 +101,28 @@ class Predictor:
         self.draws = posterior.size
         self.buckets = buckets
         self._packed = jax.device_put(pack(posterior.draws))
-        self._executables = {}
+        self._executables: dict[int, Callable[[Draws, np.ndarray], Prediction]] = {}
         for bucket in buckets:
             self._executables[bucket] = self._compile(bucket)
             if on_compile:
                 on_compile(bucket)
 
-    def _compile(self, bucket: int) -> Callable[[Draws, Array], Prediction]:
+    def _compile(self, bucket: int) -> Callable[[Draws, np.ndarray], Prediction]:
         rows = jax.ShapeDtypeStruct((bucket, *self.model.feature_shape), jnp.float32)
         return jax.jit(partial(predict_packed, self.model)).lower(self._packed, rows).compile()
 
-    def __call__(self, rows: Num[np.ndarray, "rows *features"]) -> Prediction:
+    def __call__(self, rows: Num[np.ndarray, "rows ..."]) -> Prediction:
         """The prediction for any number of rows (at least one), with numpy leaves."""
         parts = [self._predict_bucket(chunk) for chunk in self._chunks(rows)]
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
-    def _predict_bucket(self, chunk: Num[np.ndarray, "rows *features"]) -> Prediction:
+    def _predict_bucket(self, chunk: Num[np.ndarray, "rows ..."]) -> Prediction:
         bucket = next(size for size in self.buckets if size >= len(chunk))
         padded = np.zeros((bucket, *self.model.feature_shape), np.float32)
         padded[: len(chunk)] = chunk
-        prediction = jax.device_get(self._executables[bucket](self._packed, padded))
-        return jax.tree.map(lambda leaf: leaf[: len(chunk)], prediction)
+        prediction: Prediction = jax.device_get(self._executables[bucket](self._packed, padded))
+        return jax.tree.map(itemgetter(slice(len(chunk))), prediction)
 
     def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         largest = self.buckets[-1]
         return (rows[start : start + largest] for start in range(0, len(rows), largest))
-

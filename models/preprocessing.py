@@ -12,12 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow
+import pyarrow.compute as arrow_compute
 from jaxtyping import Array, Float
 from pydantic import BaseModel, ConfigDict
 
 from models.errors import DataError, clip_repr
+
+# pyarrow ships no types.
+pa: Any = pyarrow
+pc: Any = arrow_compute
+ArrowTable = Any
+ArrowColumn = Any
 
 
 class Column(BaseModel):
@@ -44,7 +50,7 @@ class Preprocessing(BaseModel):
     target_scale: float = 1.0
 
 
-def transform(preprocessing: Preprocessing, x: Float[Array, "*features"]) -> Float[Array, "..."]:
+def transform(preprocessing: Preprocessing, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """What the network sees of one row: the standardised numeric features, then a one-hot block per category.
 
     Args:
@@ -75,9 +81,7 @@ def _per_feature(values: tuple[float, ...], shape: tuple[int, ...]) -> Array:
     return jnp.asarray(values, jnp.float32).reshape(shape if len(values) > 1 else ())
 
 
-def first_unknown_code(
-    preprocessing: Preprocessing, rows: Float[np.ndarray, "rows columns"]
-) -> tuple[int, int] | None:
+def first_unknown_code(preprocessing: Preprocessing, rows: Float[np.ndarray, "rows columns"]) -> tuple[int, int] | None:
     """Row and column of the first number that is no code of its column's categories; None if all are."""
     for j, column in enumerate(preprocessing.columns):
         if column.categories:
@@ -88,9 +92,7 @@ def first_unknown_code(
     return None
 
 
-def encode_table(
-    columns: tuple[Column, ...], table: pa.Table, where: str
-) -> Float[np.ndarray, "rows columns"]:
+def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> Float[np.ndarray, "rows columns"]:
     """A table's named columns as float64 rows: numbers as they are, categories as their codes, gaps as NaN.
 
     Raises:
@@ -106,7 +108,7 @@ def encode_table(
     return np.stack(encoded, axis=1) if encoded else np.empty((table.num_rows, 0))
 
 
-def encode_column(column: Column, values: pa.ChunkedArray, where: str) -> Float[np.ndarray, " rows"]:
+def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.ndarray, " rows"]:
     """One column of `encode_table`."""
     if not column.categories:
         return numeric_column(values, column.name, where)
@@ -125,7 +127,7 @@ def encode_column(column: Column, values: pa.ChunkedArray, where: str) -> Float[
     return encoded
 
 
-def numeric_column(values: pa.ChunkedArray, name: str, where: str) -> Float[np.ndarray, " rows"]:
+def numeric_column(values: ArrowColumn, name: str, where: str) -> Float[np.ndarray, " rows"]:
     """A column as float64, gaps (null, or NaN) as NaN; text and infinities are refused by row."""
     dtype: Any = values.type
     if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_null(dtype)):
@@ -153,7 +155,7 @@ def numeric_column(values: pa.ChunkedArray, name: str, where: str) -> Float[np.n
     return numbers
 
 
-def category_texts(values: pa.ChunkedArray) -> list[str | None]:
+def category_texts(values: ArrowColumn) -> list[str | None]:
     """The cells as text, None for a gap: `1` and `"1"` are one category, however a reader typed the column."""
     return [_text(value) for value in values.to_pylist()]
 

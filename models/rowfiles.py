@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow
+import pyarrow.csv as arrow_csv
+import pyarrow.parquet as arrow_parquet
 from jaxtyping import Num
 
 from models.errors import DataError
+from models.preprocessing import ArrowTable
+
+# pyarrow ships no types.
+pa: Any = pyarrow
+csv: Any = arrow_csv
+parquet: Any = arrow_parquet
 
 TABLES = {".csv", ".parquet"}
 
@@ -31,10 +38,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise DataError("no such file or embedded set", where=str(path)) from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise DataError("cannot be read", where=str(path), expected="an .npz of plain arrays", found=str(error)) from error
+        raise DataError(
+            "cannot be read", where=str(path), expected="an .npz of plain arrays", found=str(error)
+        ) from error
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Path) -> ArrowTable:
     """A .csv or .parquet file.
 
     Raises:
@@ -42,9 +51,9 @@ def read_table(path: Path) -> pa.Table:
     """
     try:
         if path.suffix == ".csv":
-            table = pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True))
+            table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
         else:
-            table = pyarrow.parquet.read_table(path)
+            table = parquet.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError("cannot be read", where=str(path), found=str(error).splitlines()[0]) from error
     if not table.num_rows:
@@ -52,7 +61,7 @@ def read_table(path: Path) -> pa.Table:
     return table
 
 
-def checked_inputs(x: np.ndarray, where: str) -> Num[np.ndarray, "rows *features"]:
+def checked_inputs(x: np.ndarray, where: str) -> Num[np.ndarray, "rows ..."]:
     """Numbers `[rows, …features]`, a feature axis added where there is none, all within float32's range.
 
     Raises:
@@ -65,5 +74,7 @@ def checked_inputs(x: np.ndarray, where: str) -> Num[np.ndarray, "rows *features
         fits = np.isfinite(x) & (np.abs(x) <= np.finfo(np.float32).max)
         if not fits.all():
             place = tuple(int(i) for i in np.argwhere(~fits)[0])
-            raise DataError(f"row {place[0]}, feature {list(place[1:])}", where=where, expected="a finite number", found=x[place])
+            raise DataError(
+                f"row {place[0]}, feature {list(place[1:])}", where=where, expected="a finite number", found=x[place]
+            )
     return x

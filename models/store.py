@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +63,11 @@ def model_names(store: Path) -> list[str]:
     """The models of a store that have a version, in order."""
     if not store.is_dir():
         return []
-    return sorted(entry.name for entry in store.iterdir() if re.fullmatch(NAME_PATTERN, entry.name) and versions(store, entry.name))
+    return sorted(
+        entry.name
+        for entry in store.iterdir()
+        if re.fullmatch(NAME_PATTERN, entry.name) and versions(store, entry.name)
+    )
 
 
 def versions(store: Path, name: str) -> list[int]:
@@ -107,7 +111,10 @@ def resolve(store: Path, text: str) -> tuple[str, int]:
     present = versions(store, reference.name)
     if not present:
         raise UnknownModel(
-            f"no model named {reference.name!r}", where=str(store), expected=_listing(model_names(store)), found=clip_repr(text)
+            f"no model named {reference.name!r}",
+            where=str(store),
+            expected=_listing(model_names(store)),
+            found=clip_repr(text),
         )
     return reference.name, resolve_among(reference, present, read_labels(store, reference.name).labels)
 
@@ -122,7 +129,9 @@ def resolve_among(reference: Reference, present: list[int], labels: dict[str, in
         version = labels.get(reference.label)
         if version is None:
             raise UnknownModel(
-                f"{reference.name} has no label {reference.label!r}", expected=_listing(sorted(labels)), found=reference.label
+                f"{reference.name} has no label {reference.label!r}",
+                expected=_listing(sorted(labels)),
+                found=reference.label,
             )
     else:
         version = reference.version or labels.get(STABLE) or max(present)
@@ -197,7 +206,9 @@ def rollback(store: Path, name: str) -> int:
         StoreError: there is no previous `stable`.
     """
     if not versions(store, name):
-        raise UnknownModel(f"no model named {name!r}", where=str(store), expected=_listing(model_names(store)), found=name)
+        raise UnknownModel(
+            f"no model named {name!r}", where=str(store), expected=_listing(model_names(store)), found=name
+        )
     with _locked(store / name):
         old = read_labels(store, name)
         candidates = [version for version in old.previous.get(STABLE, []) if version in versions(store, name)]
@@ -226,7 +237,7 @@ def _write_labels(home: Path, labels: Labels) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, *, blocking: bool = True) -> Iterator[None]:
+def _locked(folder: Path, *, blocking: bool = True) -> Generator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
@@ -236,7 +247,7 @@ def _locked(folder: Path, *, blocking: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def _draft(home: Path) -> Iterator[Path]:
+def _draft(home: Path) -> Generator[Path]:
     """A new folder for a bundle in the making, locked as long as its writer lives."""
     with _locked(home):
         _sweep(home)

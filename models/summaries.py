@@ -6,10 +6,11 @@ every field is the batch.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 QUANTILES = (0.025, 0.5, 0.975)
@@ -57,7 +58,7 @@ def summarise_classification(log_probabilities: Float[Array, "draws batch classe
     mean = probabilities.mean(axis=0)
     std = probabilities.std(axis=0)
     # A class that every draw gives probability 0 has log 0; its terms are 0 and must not become 0 · inf.
-    log_mean = jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny))
+    log_mean = jnp.log(jnp.maximum(mean, np.finfo(np.float32).tiny))
     finite_log = jnp.where(probabilities > 0, log_probabilities, 0.0)
     aleatoric = -(probabilities * finite_log).sum(axis=-1).mean(axis=0)
     divergence = jnp.where(probabilities > 0, probabilities * (finite_log - log_mean), 0.0).sum(axis=-1)
@@ -94,5 +95,5 @@ def mixture_quantiles(
         mass = jax.scipy.special.ndtr((middle[:, None] - means) / stds).mean(axis=1)
         return jnp.where(mass < levels, middle, low), jnp.where(mass < levels, high, middle)
 
-    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (below, above))
-    return (low + 0.5 * (high - low)).T
+    low, high = cast("tuple[Array, Array]", jax.lax.fori_loop(0, _BISECTIONS, halve, (below, above)))
+    return jnp.transpose(low + 0.5 * (high - low))

@@ -28,8 +28,9 @@ from service.process import arrange, end_with_parent, on_stop  # noqa: E402
 from service.settings import read_settings  # noqa: E402
 
 if TYPE_CHECKING:
-    from service.serving import Serving
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from service.serving import Serving
 
 SETTINGS = read_settings(os.environ)
 PROCESS = arrange(SETTINGS.workers, server_context.worker_index)

@@ -10,7 +10,7 @@ import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -57,16 +57,21 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
     from models import store as stores  # noqa: PLC0415
     from models.bundle import read_manifest  # noqa: PLC0415
 
-    listed = []
+    listed: list[dict[str, Any]] = []
     for name in stores.model_names(store):
         labels = stores.read_labels(store, name).labels
-        versions = []
+        versions: list[dict[str, Any]] = []
         for version in stores.versions(store, name):
             pointing = sorted(label for label, target in labels.items() if target == version)
             entry: dict[str, Any] = {"version": version, "labels": pointing}
             try:
                 manifest = read_manifest(store / name / str(version))
-                entry |= {"method": manifest.method.kind, "draws": manifest.draws, "created": manifest.created, "why": None}
+                entry |= {
+                    "method": manifest.method.kind,
+                    "draws": manifest.draws,
+                    "created": manifest.created,
+                    "why": None,
+                }
             except AbstainError as error:
                 entry |= {"method": None, "draws": None, "created": None, "why": str(error)}
             versions.append(entry)
@@ -77,7 +82,13 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
     _table(
         ["model", "labels", "method", "draws", "created"],
         [
-            [f"{model['name']}:{entry['version']}", ", ".join(entry["labels"]), entry["method"] or entry["why"], entry["draws"], entry["created"]]
+            [
+                f"{model['name']}:{entry['version']}",
+                ", ".join(entry["labels"]),
+                entry["method"] or entry["why"],
+                entry["draws"],
+                entry["created"],
+            ]
             for model in listed
             for entry in model["versions"]
         ],
@@ -99,7 +110,9 @@ def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: Json
     if as_json:
         _print_json(content)
         return
-    content["diagnostics"] = {key: value for key, value in content["diagnostics"].items() if key not in {"loss", "reports"}}
+    content["diagnostics"] = {
+        key: value for key, value in content["diagnostics"].items() if key not in {"loss", "reports"}
+    }
     content["files"] = f"{len(content['files'])} files, all as written"
     _table(["", f"{name}:{version}"], _flat_rows(content))
 
@@ -179,7 +192,7 @@ def serve(
     from models.bundle import read_manifest, verify_files  # noqa: PLC0415
 
     served = [(name, version) for name in stores.model_names(store) for version in stores.served_versions(store, name)]
-    faults = []
+    faults: list[str] = []
     for name, version in served:
         folder = store / name / str(version)
         try:
@@ -187,7 +200,12 @@ def serve(
         except AbstainError as error:
             faults.append(str(error))
     if len(faults) == len(served):
-        raise ConfigError("nothing to serve", where=str(store), found="; ".join(faults) or "no models", fix="publish one with abstain fit")
+        raise ConfigError(
+            "nothing to serve",
+            where=str(store),
+            found="; ".join(faults) or "no models",
+            fix="publish one with abstain fit",
+        )
     for fault in faults:
         sys.stderr.write(f"abstain: {fault}\n")
     project = Path(__file__).resolve().parents[1]
@@ -203,7 +221,9 @@ def serve(
 def check_percentile(percentile: float) -> None:
     """Refuses a percentile that is none: wrong usage, exit code 2."""
     if not 0 < percentile < 100:
-        raise typer.BadParameter(f"expected a number above 0 and below 100, found {percentile:g}", param_hint="--percentile")
+        raise typer.BadParameter(
+            f"expected a number above 0 and below 100, found {percentile:g}", param_hint="--percentile"
+        )
 
 
 def _fail(text: str) -> None:
@@ -239,5 +259,8 @@ def _table(heads: list[str], rows: list[list[Any]], empty: str = "") -> None:
 
 def _flat_rows(tree: Any, prefix: str = "") -> list[list[Any]]:
     if isinstance(tree, dict) and tree:
-        return [row for key, value in tree.items() for row in _flat_rows(value, f"{prefix}.{key}" if prefix else key)]
+        branches = cast("dict[str, Any]", tree)
+        return [
+            row for key, value in branches.items() for row in _flat_rows(value, f"{prefix}.{key}" if prefix else key)
+        ]
     return [[prefix, f"{tree:.6g}" if isinstance(tree, float) else tree]]

@@ -81,19 +81,19 @@ def build_app(settings: Settings, process: Process, serving: Serving, described:
         answer = await compute.run(lambda: answer_predict(serving, settings.max_rows, body, request_id))
         return Response(answer, media_type="application/json")
 
-    async def livez(request: Request) -> Response:
+    async def livez(_: Request) -> Response:
         return _json({"live": True})
 
-    async def readyz(request: Request) -> Response:
+    async def readyz(_: Request) -> Response:
         ready, hindrances = process.ready_workers(), serving.hindrances()
         whole = ready >= process.workers
         facts = {"ready": whole, "workers_ready": ready, "workers": process.workers, "why": hindrances}
         return _json(facts, 200 if whole else 503)
 
-    async def models(request: Request) -> Response:
+    async def models(_: Request) -> Response:
         return _json(await compute.run(serving.listing))
 
-    async def show_metrics(request: Request) -> Response:
+    async def show_metrics(_: Request) -> Response:
         return Response(await asyncio.to_thread(metrics.exposition), media_type=metrics.CONTENT_TYPE)
 
     routes = [
@@ -154,16 +154,16 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
     return _error(error.status_code, error.detail)
 
 
-async def _client_disconnect(request: Request, error: ClientDisconnect) -> Response:
+async def _client_disconnect(_request: Request, _disconnect: ClientDisconnect) -> Response:
     return _error(400, "the client went away before its body was read")
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
+async def _unexpected(_request: Request, error: Exception) -> Response:
     return _error(500, f"unexpected {type(error).__name__}; the server's log has the details")
 
 
 def _forwarded(app: ASGIApp) -> Callable[[Request], Awaitable[Response]]:
-    async def forward(request: Request) -> Response:
+    async def forward(_: Request) -> Response:
         return _Forward(app)
 
     return forward

@@ -33,7 +33,10 @@ INFORMATION = prometheus.Histogram(
     "abstain_mutual_information_nats", "Mutual information of label and parameters, of rows", _MODEL, buckets=_NATS
 )
 SCORE_PERCENTILE = prometheus.Histogram(
-    "abstain_score_percentile", "Place of rows' scores among the calibration split's", [*_MODEL, "score"], buckets=_PERCENTILES
+    "abstain_score_percentile",
+    "Place of rows' scores among the calibration split's",
+    [*_MODEL, "score"],
+    buckets=_PERCENTILES,
 )
 BATCH_ROWS = prometheus.Histogram("abstain_batch_rows", "Rows computed together", _MODEL, buckets=_ROWS)
 QUEUE_SECONDS = prometheus.Histogram(
@@ -51,7 +54,7 @@ CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 def count_compiles() -> None:
     """Counts every program that XLA compiles in this process from now on, whoever asked for it."""
 
-    def heard(event: str, seconds: float, **_: str | int) -> None:
+    def heard(event: str, duration_secs: float, **_details: str | int) -> None:  # noqa: ARG001 - JAX names it
         if event == "/jax/core/compile/backend_compile_duration":
             COMPILES.inc()
 

@@ -6,14 +6,14 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 import orjson
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow
+import pyarrow.csv as arrow_csv
+import pyarrow.parquet as arrow_parquet
 
 from models.bundle import Bundle
 from models.calibration import judge
@@ -25,9 +25,17 @@ from models.rowfiles import TABLES, checked_inputs, read_npz, read_table
 from service import answers
 from service.schemas import check_finite
 
+# pyarrow ships no types.
+pa: Any = pyarrow
+csv: Any = arrow_csv
+parquet: Any = arrow_parquet
 CHUNK_ROWS = 4096
 ENDINGS = (".csv", ".parquet", ".npz", ".jsonl")
 Progress = Callable[[int, int], None]
+
+
+def _silent(_done: int, _total: int) -> None:
+    """No progress shown."""
 
 
 def predict_file(
@@ -36,7 +44,7 @@ def predict_file(
     source: Path,
     out: Path,
     percentile: float | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = _silent,
 ) -> int:
     """Scores every row of a file into another, which exists whole or not at all; returns the number of rows.
 
@@ -72,12 +80,16 @@ def read_rows(source: Path, model: Model) -> np.ndarray:
     if not len(rows):
         raise DataError("rows", where=str(source), expected="at least one", found="an empty set")
     if rows.shape[1:] not in {model.feature_shape, (model.features,)}:
-        raise DataError("rows", where=str(source), expected=f"shape {model.feature_shape}", found=f"shape {rows.shape[1:]}")
+        raise DataError(
+            "rows", where=str(source), expected=f"shape {model.feature_shape}", found=f"shape {rows.shape[1:]}"
+        )
     rows = rows.reshape(len(rows), *model.feature_shape)
     unknown = first_unknown_code(model.preprocessing, rows)
     if unknown:
         name = model.preprocessing.columns[unknown[1]].name
-        raise DataError(f"column {name!r}", where=f"{source}, row {unknown[0]}", expected="a category's code", found=rows[unknown])
+        raise DataError(
+            f"column {name!r}", where=f"{source}, row {unknown[0]}", expected="a category's code", found=rows[unknown]
+        )
     return rows
 
 
@@ -91,7 +103,9 @@ def _table_rows(source: Path, model: Model) -> np.ndarray:
     names = model.feature_names or tuple(table.column_names)
     absent = [name for name in names if name not in table.column_names]
     if absent:
-        raise DataError("columns are missing", where=str(source), expected=", ".join(absent), found=", ".join(table.column_names))
+        raise DataError(
+            "columns are missing", where=str(source), expected=", ".join(absent), found=", ".join(table.column_names)
+        )
     rows = np.stack([numeric_column(table.column(name), name, str(source)) for name in names], axis=1)
     return checked_inputs(rows, str(source))
 
@@ -130,15 +144,16 @@ def _write_jsonl(columns: dict[str, list[Any]], path: Path) -> None:
 
 
 def _write_npz(columns: dict[str, list[Any]], path: Path) -> None:
-    np.savez_compressed(path, **{name: np.array(values) for name, values in _flat(columns).items()})
+    arrays: dict[str, Any] = {name: np.array(values) for name, values in _flat(columns).items()}
+    np.savez_compressed(path, **arrays)
 
 
 def _write_csv(columns: dict[str, list[Any]], path: Path) -> None:
-    pyarrow.csv.write_csv(pa.table(_flat(columns)), path)
+    csv.write_csv(pa.table(_flat(columns)), path)
 
 
 def _write_parquet(columns: dict[str, list[Any]], path: Path) -> None:
-    pyarrow.parquet.write_table(pa.table(_flat(columns)), path)
+    parquet.write_table(pa.table(_flat(columns)), path)
 
 
 _WRITERS: dict[str, Callable[[dict[str, list[Any]], Path], None]] = {
@@ -163,10 +178,10 @@ def _flat(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def _flatten(name: str, values: list[Any], flat: dict[str, list[Any]]) -> None:
     first = values[0]
     if isinstance(first, dict):
-        for key in first:
+        for key in cast("dict[str, Any]", first):
             _flatten(f"{name}.{key}", [value[key] for value in values], flat)
     elif isinstance(first, list):
-        for index in range(len(first)):
+        for index in range(len(cast("list[Any]", first))):
             _flatten(f"{name}.{index}", [value[index] for value in values], flat)
     else:
         flat[name] = values

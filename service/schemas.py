@@ -8,7 +8,7 @@ search for three words tell, without a walk, that a body can hold none of these.
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 import orjson
@@ -49,6 +49,7 @@ def parse_predict(body: bytes) -> PredictRequest:
         _refuse_duplicate_keys(body)
     if not isinstance(content, dict):
         raise InputError("body", expected="a JSON object", found=_kind(content))
+    content = cast("dict[str, Any]", content)
     for key in content:
         if key not in KEYS:
             raise InputError("unknown key", where="body", expected=f"one of {', '.join(KEYS)}", found=clip_repr(key))
@@ -64,7 +65,7 @@ def parse_predict(body: bytes) -> PredictRequest:
     )
 
 
-def check_rows(request: PredictRequest, model: Model, max_rows: int) -> Float[np.ndarray, "rows *features"]:
+def check_rows(request: PredictRequest, model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
     """The request's rows as float32, in the model's feature shape; an image row may be nested or flat.
 
     Raises:
@@ -73,6 +74,7 @@ def check_rows(request: PredictRequest, model: Model, max_rows: int) -> Float[np
     inputs = request.inputs
     if not isinstance(inputs, list):
         raise InputError("inputs", expected="a list of rows", found=_kind(inputs))
+    inputs = cast("list[Any]", inputs)
     if not inputs:
         raise InputError("inputs", expected="at least one row", found="none")
     if len(inputs) > max_rows:
@@ -114,8 +116,9 @@ def _is_plain(content: Any, body: bytes) -> bool:
     """Whether the body has two quotes for each key and text of a flat object, and none of the words that are no number."""
     if not isinstance(content, dict):
         return False
+    content = cast("dict[str, Any]", content)
     texts = len(content) + sum(
-        len(value) if key == "fields" and isinstance(value, list) else isinstance(value, str)
+        len(cast("list[Any]", value)) if key == "fields" and isinstance(value, list) else isinstance(value, str)
         for key, value in content.items()
     )
     return body.count(b'"') == 2 * texts and not any(word in body for word in (b"true", b"false", b"null"))
@@ -145,7 +148,7 @@ def _refuse_duplicate_keys(body: bytes) -> None:
 
 
 def _check_row(row: Any, where: str, model: Model) -> None:
-    nested = isinstance(row, list) and any(isinstance(item, list) for item in row)
+    nested = isinstance(row, list) and any(isinstance(item, list) for item in cast("list[Any]", row))
     shape = model.feature_shape if nested else (model.features,)
     _check_cells(row, where, shape, model, ())
 
@@ -158,6 +161,7 @@ def _check_cells(cells: Any, where: str, shape: tuple[int, ...], model: Model, p
     unit = f"{length} numbers" if len(shape) == 1 else f"{length} lists"
     if not isinstance(cells, list):
         raise InputError(where, expected=f"a list of {unit}", found=_kind(cells))
+    cells = cast("list[Any]", cells)
     if len(cells) != length:
         raise InputError(where, expected=unit, found=len(cells))
     for index, cell in enumerate(cells):
@@ -182,7 +186,9 @@ def _refuse_unknown_codes(rows: np.ndarray, model: Model) -> None:
         column = model.preprocessing.columns[feature]
         codes = ", ".join(f"{code} = {category}" for code, category in enumerate(column.categories))
         raise InputError(
-            f"inputs[{row}][{feature}] ({column.name})", expected=f"a category's code ({codes})", found=rows[row, feature]
+            f"inputs[{row}][{feature}] ({column.name})",
+            expected=f"a category's code ({codes})",
+            found=rows[row, feature],
         )
 
 
@@ -197,9 +203,12 @@ def _texts(content: dict[str, Any], key: str) -> tuple[str, ...] | None:
     if key not in content:
         return None
     values = content[key]
-    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+    if not isinstance(values, list) or not values:
         _refuse(key, "a list of field names", values)
-    return tuple(values)
+    for value in cast("list[Any]", values):
+        if not isinstance(value, str):
+            _refuse(key, "a list of field names", value)
+    return tuple(cast("list[str]", values))
 
 
 def _number_between(content: dict[str, Any], key: str, end: int) -> float | None:
@@ -223,5 +232,5 @@ def _kind(value: Any) -> str:
     if isinstance(value, str):
         return f"the string {clip_repr(value)}"
     if isinstance(value, list):
-        return f"a list of {len(value)}"
+        return f"a list of {len(cast('list[Any]', value))}"
     return "an object" if isinstance(value, dict) else f"the number {clip_repr(value)}"

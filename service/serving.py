@@ -58,7 +58,7 @@ class Serving:
             self._why = str(error)
             return
         for name, versions in self._entries.items():
-            for version, entry in versions.items():
+            for entry in versions.values():
                 if entry.state == "loading":
                     self._set(name, self._loaded(name, entry, buckets))
         self._why = None
@@ -96,7 +96,9 @@ class Serving:
             raise UnknownModel("model", expected=f"one of {', '.join(self._entries) or 'none'}", found=repr(text))
         entry = served[store.resolve_among(reference, sorted(served), self._labels[reference.name])]
         if entry.live is None:
-            raise HTTPError(503, f"{reference.name}:{entry.version} is {entry.state}{f': {entry.why}' if entry.why else ''}")
+            raise HTTPError(
+                503, f"{reference.name}:{entry.version} is {entry.state}{f': {entry.why}' if entry.why else ''}"
+            )
         return entry.live
 
     def listing(self) -> dict[str, Any]:
@@ -150,7 +152,9 @@ class Serving:
     def _described(self, name: str, entry: Entry) -> dict[str, Any]:
         digest = method = None
         try:
-            manifest = entry.live.bundle.manifest if entry.live else read_manifest(self._root / name / str(entry.version))
+            manifest = (
+                entry.live.bundle.manifest if entry.live else read_manifest(self._root / name / str(entry.version))
+            )
             digest, method = manifest.digest, manifest.method.kind
         except AbstainError as error:
             entry = replace(entry, why=entry.why or str(error))

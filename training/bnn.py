@@ -36,14 +36,16 @@ class BNN:
 class Observations(NamedTuple):
     """Rows as inference sees them: preprocessed inputs, and targets as class indices or standardised numbers."""
 
-    x: Float[Array, "rows *inputs"]
+    x: Float[Array, "rows ..."]
     y: Num[Array, " rows"]
 
 
 def observe(model: Model, rows: Rows) -> Observations:
     """Preprocessed once, so that no gradient does it again."""
     prepare = jax.jit(jax.vmap(partial(transform, model.preprocessing)))
-    chunks = [np.asarray(prepare(rows.x[start : start + 4096].astype(np.float32))) for start in range(0, len(rows), 4096)]
+    chunks = [
+        np.asarray(prepare(rows.x[start : start + 4096].astype(np.float32))) for start in range(0, len(rows), 4096)
+    ]
     targets = rows.y
     if model.law.task == "regression":
         targets = ((rows.y - model.preprocessing.target_shift) / model.preprocessing.target_scale).astype(np.float32)

@@ -30,7 +30,9 @@ def fit(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")],
     data: Annotated[str | None, typer.Option(help="A path, or an embedded set; the config's if left out.")] = None,
     store: StoreOption = DEFAULT_STORE,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the config.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the config.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Fit a posterior, calibrate, evaluate, and publish a new version of the model that the config names."""
@@ -54,7 +56,9 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name:version or name@label")],
     data: Annotated[str, typer.Option(help="A path, or an embedded set.")],
     percentile: Annotated[float | None, typer.Option(help="Of the decision; the model's own if left out.")] = None,
-    ood: Annotated[list[str] | None, typer.Option("--ood", metavar="NAME=PATH", help="A set of strange inputs.")] = None,
+    ood: Annotated[
+        list[str] | None, typer.Option("--ood", metavar="NAME=PATH", help="A set of strange inputs.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -63,7 +67,9 @@ def evaluate(
     from training.evaluate import evaluate_version  # noqa: PLC0415
 
     if percentile is not None and not 0 < percentile < 100:
-        raise typer.BadParameter(f"expected a number above 0 and below 100, found {percentile:g}", param_hint="--percentile")
+        raise typer.BadParameter(
+            f"expected a number above 0 and below 100, found {percentile:g}", param_hint="--percentile"
+        )
     result = evaluate_version(store, model, data, percentile, dict(map(named_path, ood or ())))
     if as_json:
         print_json(result)
@@ -101,12 +107,12 @@ def check_extra() -> None:
     missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
     if missing:
         raise ConfigError(
-            "this command needs packages that are not installed", found=", ".join(missing), fix="pip install 'abstain[training]'"
+            "this command needs packages that are not installed",
+            found=", ".join(missing),
+            fix="pip install 'abstain[training]'",
         )
 
 
 def print_json(content: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
-
-

@@ -144,8 +144,12 @@ def _validated(content: dict[str, Any], where: str) -> Config:
         # pydantic puts the tag of a union into the location of an error within it; the file has no such key.
         key = ".".join(str(part) for part in location if part not in _UNION_TAGS)
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"unknown key {key!r}", where=where, expected=f"one of {_known_keys(location)}") from error
-        raise ConfigError(key or "config", where=where, expected=first["msg"], found=clip_repr(first["input"])) from error
+            raise ConfigError(
+                f"unknown key {key!r}", where=where, expected=f"one of {_known_keys(location)}"
+            ) from error
+        raise ConfigError(
+            key or "config", where=where, expected=first["msg"], found=clip_repr(first["input"])
+        ) from error
 
 
 _TABLES: dict[str, type[BaseModel]] = {

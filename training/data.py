@@ -17,12 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Num
 
 from models.errors import DataError, clip_repr
-from models.preprocessing import Column, Preprocessing, category_texts, encode_table, numeric_column
 from models.posterior import Model
+from models.preprocessing import (
+    ArrowColumn,
+    ArrowTable,
+    Column,
+    Preprocessing,
+    category_texts,
+    encode_table,
+    numeric_column,
+)
 from models.rowfiles import TABLES, checked_inputs, read_npz, read_table
 from training.config import DataConfig, Size
 from training.embedded import EMBEDDED
@@ -39,7 +46,7 @@ IDX_NAMES = {
 class Rows:
     """Inputs `[rows, *features]` as the source has them, and targets `[rows]`: class indices, or numbers."""
 
-    x: Num[np.ndarray, "rows *features"]
+    x: Num[np.ndarray, "rows ..."]
     y: Num[np.ndarray, " rows"]
 
     def __len__(self) -> int:
@@ -118,7 +125,9 @@ def read_inputs(where: str, model: Model) -> np.ndarray:
             raise DataError("arrays", where=where, expected="x_test or x", found=", ".join(arrays))
         x = checked_inputs(arrays[key], f"{where}, {key}")
     if x.shape[1:] != model.feature_shape or not len(x):
-        raise DataError("inputs", where=where, expected=f"rows of shape {model.feature_shape}", found=f"shape {x.shape}")
+        raise DataError(
+            "inputs", where=where, expected=f"rows of shape {model.feature_shape}", found=f"shape {x.shape}"
+        )
     return x
 
 
@@ -129,7 +138,9 @@ def split(source: Source, config: DataConfig, seed: int) -> Dataset:
         DataError: the source has no training rows, or too few for three parts.
     """
     if source.train is None:
-        raise DataError("training rows", where=source.where, expected="x_train and y_train, or x and y", found="neither")
+        raise DataError(
+            "training rows", where=source.where, expected="x_train and y_train, or x and y", found="neither"
+        )
     order = np.random.default_rng(seed).permutation(len(source.train))
     if source.test is None:
         order, test_order = _cut(order, config.test_size, "data.test_size", source.where)
@@ -152,7 +163,9 @@ def evaluation_rows(source: Source, config: DataConfig, seed: int) -> Rows:
 def _cut(order: np.ndarray, size: Size, key: str, where: str) -> tuple[np.ndarray, np.ndarray]:
     count = size if isinstance(size, int) else round(size * len(order))
     if not 0 < count < len(order):
-        raise DataError(key, where=where, expected=f"between 1 and {len(order) - 1} of {len(order)} rows", found=f"{count} rows")
+        raise DataError(
+            key, where=where, expected=f"between 1 and {len(order) - 1} of {len(order)} rows", found=f"{count} rows"
+        )
     return order[:-count], order[-count:]
 
 
@@ -168,8 +181,12 @@ def fit_preprocessing(train: Rows, config: DataConfig, columns: tuple[Column, ..
         flat = _filled(train.x, columns).reshape(len(train), -1).astype(np.float64)
         scaler = StandardScaler().fit(flat)
         numeric = [not column.categories for column in columns] or [True] * flat.shape[1]
-        terms["shift"] = tuple(float(mean) if number else 0.0 for mean, number in zip(scaler.mean_, numeric, strict=True))
-        terms["scale"] = tuple(float(scale) if number else 1.0 for scale, number in zip(scaler.scale_, numeric, strict=True))
+        terms["shift"] = tuple(
+            float(mean) if number else 0.0 for mean, number in zip(scaler.mean_, numeric, strict=True)
+        )
+        terms["scale"] = tuple(
+            float(scale) if number else 1.0 for scale, number in zip(scaler.scale_, numeric, strict=True)
+        )
     elif config.inputs == "range":
         low, high = float(np.nanmin(train.x)), float(np.nanmax(train.x))
         terms |= {"shift": (low,), "scale": (high - low or 1.0,)}
@@ -188,8 +205,11 @@ def _read_arrays(where: str, calibration_size: Size, test_size: Size) -> dict[st
         return EMBEDDED[where](calibration_size, test_size)
     path = Path(where)
     if not path.exists():
-        raise DataError("no such file", where=where, expected=f"a path, or one of {', '.join(EMBEDDED)}", found="nothing")
+        raise DataError(
+            "no such file", where=where, expected=f"a path, or one of {', '.join(EMBEDDED)}", found="nothing"
+        )
     return _read_idx(path) if path.is_dir() else read_npz(path)
+
 
 def _from_arrays(
     arrays: dict[str, np.ndarray], where: str, config: DataConfig, fitted: Model | None, classify: bool
@@ -198,7 +218,9 @@ def _from_arrays(
     parts = {part: _pair(arrays, part, where) for part in ("_train", "_test", "_calibration", "")}
     found = {part: rows for part, rows in parts.items() if rows is not None}
     if not found:
-        raise DataError("arrays", where=where, expected="x_train, y_train, x_test, y_test; or x, y", found=", ".join(arrays))
+        raise DataError(
+            "arrays", where=where, expected="x_train, y_train, x_test, y_test; or x, y", found=", ".join(arrays)
+        )
     found, names = _checked_parts(found, names, where, classify)
     if "" in found:
         found |= _own_split(found[""], arrays, where, config.split_index)
@@ -224,7 +246,9 @@ def _pair(arrays: dict[str, np.ndarray], part: str, where: str) -> Rows | None:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.shape != (len(x),):
-        raise DataError(f"y{part}", where=where, expected=f"shape ({len(x)},), one target a row", found=f"shape {y.shape}")
+        raise DataError(
+            f"y{part}", where=where, expected=f"shape ({len(x)},), one target a row", found=f"shape {y.shape}"
+        )
     if not len(x):
         raise DataError(f"x{part}", where=where, expected="at least one row", found="an empty set")
     return Rows(x, y)
@@ -237,11 +261,21 @@ def _own_split(rows: Rows, arrays: dict[str, np.ndarray], where: str, index: int
     for part in ("_train", "_test"):
         splits = arrays[f"{part[1:]}_idx"]
         if splits.ndim != 2 or not np.issubdtype(splits.dtype, np.integer):
-            raise DataError(f"{part[1:]}_idx", where=where, expected="integers [splits, rows]", found=f"{splits.dtype} {splits.shape}")
+            raise DataError(
+                f"{part[1:]}_idx",
+                where=where,
+                expected="integers [splits, rows]",
+                found=f"{splits.dtype} {splits.shape}",
+            )
         if index >= len(splits):
             raise DataError("data.split_index", where=where, expected=f"0 … {len(splits) - 1}", found=index)
         if splits[index].min() < 0 or splits[index].max() >= len(rows):
-            raise DataError(f"{part[1:]}_idx[{index}]", where=where, expected=f"rows 0 … {len(rows) - 1}", found=f"{splits[index].max()}")
+            raise DataError(
+                f"{part[1:]}_idx[{index}]",
+                where=where,
+                expected=f"rows 0 … {len(rows) - 1}",
+                found=f"{splits[index].max()}",
+            )
         parts[part] = rows.take(splits[index])
     return parts
 
@@ -260,24 +294,40 @@ def _checked_parts(
     known = checked.get("_train", checked.get("", next(iter(checked.values())))).y
     names = names or tuple(map(str, range(int(known.max()) + 1)))
     if len(names) > max(len(known), 2):
-        raise DataError("targets", where=where, expected="class indices", found=f"{len(names)} classes for {len(known)} rows",
-                        fix='set likelihood = "normal" for a regression')
+        raise DataError(
+            "targets",
+            where=where,
+            expected="class indices",
+            found=f"{len(names)} classes for {len(known)} rows",
+            fix='set likelihood = "normal" for a regression',
+        )
     for part, rows in checked.items():
         outside = np.flatnonzero((rows.y < 0) | (rows.y >= len(names)))
         if outside.size:
             row = int(outside[0])
-            raise DataError(f"y{part}, row {row}", where=where, expected=f"a class 0 … {len(names) - 1}", found=rows.y[row])
+            raise DataError(
+                f"y{part}, row {row}", where=where, expected=f"a class 0 … {len(names) - 1}", found=rows.y[row]
+            )
     return checked, names
 
 
 def _integers(y: np.ndarray, where: str) -> np.ndarray:
     if y.dtype.kind not in "iufb":
         raise DataError("targets", where=where, expected="class indices", found=f"{y.dtype}")
-    fits = np.isfinite(y) & (np.abs(y.astype(np.float64)) < 2**31) & (y == np.floor(y)) if y.dtype.kind == "f" else np.abs(y.astype(np.float64)) < 2**31
+    fits = (
+        np.isfinite(y) & (np.abs(y.astype(np.float64)) < 2**31) & (y == np.floor(y))
+        if y.dtype.kind == "f"
+        else np.abs(y.astype(np.float64)) < 2**31
+    )
     if not np.all(fits):
         row = int(np.argmin(fits))
-        raise DataError(f"row {row}", where=where, expected="a class index, a whole number", found=y[row],
-                        fix='set likelihood = "normal" for a regression')
+        raise DataError(
+            f"row {row}",
+            where=where,
+            expected="a class index, a whole number",
+            found=y[row],
+            fix='set likelihood = "normal" for a regression',
+        )
     return y.astype(np.int32)
 
 
@@ -295,14 +345,21 @@ def _numbers(y: np.ndarray, where: str) -> np.ndarray:
 def _codes(y: np.ndarray, codes: dict[str, int], where: str) -> np.ndarray:
     for row, label in enumerate(y):
         if str(label) not in codes:
-            raise DataError(f"row {row}", where=where, expected=f"one of {', '.join(codes)}", found=clip_repr(str(label)))
+            raise DataError(
+                f"row {row}", where=where, expected=f"one of {', '.join(codes)}", found=clip_repr(str(label))
+            )
     return np.array([codes[str(label)] for label in y], np.int32)
 
 
 def _read_idx(folder: Path) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for name, file in IDX_NAMES.items():
-        candidates = [folder / file, folder / f"{file}.gz", folder / file.replace("-idx", ".idx"), folder / f"{file.replace('-idx', '.idx')}.gz"]
+        candidates = [
+            folder / file,
+            folder / f"{file}.gz",
+            folder / file.replace("-idx", ".idx"),
+            folder / f"{file.replace('-idx', '.idx')}.gz",
+        ]
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is not None:
             arrays[name] = _read_idx_file(path)
@@ -318,28 +375,40 @@ def _read_idx_file(path: Path) -> np.ndarray:
     except (OSError, EOFError) as error:
         raise DataError("cannot be read", where=str(path), found=str(error)) from error
     if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
-        raise DataError("header", where=str(path), expected="an IDX file of unsigned bytes", found=content[:4].hex() or "nothing")
+        raise DataError(
+            "header", where=str(path), expected="an IDX file of unsigned bytes", found=content[:4].hex() or "nothing"
+        )
     shape = tuple(np.frombuffer(content, ">u4", content[3], 4).tolist())
     start = 4 + 4 * content[3]
     if len(content) - start != int(np.prod(shape)):
-        raise DataError("length", where=str(path), expected=f"{int(np.prod(shape))} bytes for {shape}", found=f"{len(content) - start}")
+        raise DataError(
+            "length",
+            where=str(path),
+            expected=f"{int(np.prod(shape))} bytes for {shape}",
+            found=f"{len(content) - start}",
+        )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _from_table(
-    table: pa.Table, where: str, config: DataConfig, fitted: Model | None, classify: bool
-) -> Source:
+def _from_table(table: ArrowTable, where: str, config: DataConfig, fitted: Model | None, classify: bool) -> Source:
     target = config.target
     if target is None:
-        raise DataError("data.target", where=where, expected="the name of the column to predict", found="nothing",
-                        fix=f"set it in the config to one of {', '.join(table.column_names)}")
+        raise DataError(
+            "data.target",
+            where=where,
+            expected="the name of the column to predict",
+            found="nothing",
+            fix=f"set it in the config to one of {', '.join(table.column_names)}",
+        )
     for key, names in (("target", (target,)), ("categorical", config.categorical), ("drop", config.drop)):
         absent = [name for name in names if name not in table.column_names]
         if absent:
-            raise DataError(f"data.{key}", where=where, expected=f"one of {', '.join(table.column_names)}", found=absent[0])
+            raise DataError(
+                f"data.{key}", where=where, expected=f"one of {', '.join(table.column_names)}", found=absent[0]
+            )
     features = [name for name in table.column_names if name != target and name not in config.drop]
     if not features:
         raise DataError("columns", where=where, expected="at least one beside the target", found="none")
@@ -353,7 +422,7 @@ def _from_table(
     return Source(where, rows, None, None, names, tuple(column.name for column in columns), columns)
 
 
-def _fit_column(name: str, values: pa.ChunkedArray, categorical: bool, where: str) -> Column:
+def _fit_column(name: str, values: ArrowColumn, categorical: bool, where: str) -> Column:
     """A column's categories, and what stands in for its gaps: the median, or the most frequent category."""
     from sklearn.impute import SimpleImputer  # noqa: PLC0415
     from sklearn.preprocessing import OrdinalEncoder  # noqa: PLC0415
@@ -361,26 +430,41 @@ def _fit_column(name: str, values: pa.ChunkedArray, categorical: bool, where: st
     if not categorical:
         numbers = numeric_column(values, name, where)
         if np.isnan(numbers).all():
-            raise DataError(f"column {name!r} is empty", where=where, expected="at least one number", found="only gaps",
-                            fix="list it under data.drop")
+            raise DataError(
+                f"column {name!r} is empty",
+                where=where,
+                expected="at least one number",
+                found="only gaps",
+                fix="list it under data.drop",
+            )
         return Column(name=name, missing=float(SimpleImputer(strategy="median").fit(numbers[:, None]).statistics_[0]))
     texts = np.array(category_texts(values), dtype=object)[:, None]
     if all(text is None for text in texts[:, 0]):
-        raise DataError(f"column {name!r} is empty", where=where, expected="at least one category", found="only gaps",
-                        fix="list it under data.drop")
+        raise DataError(
+            f"column {name!r} is empty",
+            where=where,
+            expected="at least one category",
+            found="only gaps",
+            fix="list it under data.drop",
+        )
     imputer = SimpleImputer(strategy="most_frequent", missing_values=None).fit(texts)
     categories = OrdinalEncoder().fit(imputer.transform(texts)).categories_[0].tolist()
     return Column(name=name, categories=tuple(categories), missing=float(categories.index(imputer.statistics_[0])))
 
 
 def _table_targets(
-    values: pa.ChunkedArray, target: str, where: str, classify: bool, class_names: tuple[str, ...]
+    values: ArrowColumn, target: str, where: str, classify: bool, class_names: tuple[str, ...]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     texts = category_texts(values)
     missing = [row for row, text in enumerate(texts) if text is None]
     if missing:
-        raise DataError(f"target column {target!r}", where=f"{where}, row {missing[0]}", expected="a value", found="an empty cell",
-                        fix="fill it in, or remove the row")
+        raise DataError(
+            f"target column {target!r}",
+            where=f"{where}, row {missing[0]}",
+            expected="a value",
+            found="an empty cell",
+            fix="fill it in, or remove the row",
+        )
     if not classify:
         return numeric_column(values, target, where), ()
     names = class_names or tuple(sorted({str(text) for text in texts}, key=_natural))

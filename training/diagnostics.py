@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from arviz_stats.base import array_stats
+from arviz_stats.base.array import array_stats
 from jaxtyping import Array, Float
 
 from models.posterior import Draws, Model
@@ -21,9 +21,7 @@ from training.bnn import Observations
 FUNCTION_ROWS = 50
 
 
-def chain_diagnostics(
-    model: Model, chains: Draws, monitor: Observations
-) -> dict[str, Any]:
+def chain_diagnostics(model: Model, chains: Draws, monitor: Observations) -> dict[str, Any]:
     """R-hat (worst) and bulk ESS (least), in function space and of the parameters.
 
     Args:
@@ -38,7 +36,7 @@ def chain_diagnostics(
     }
 
 
-def predictions(model: Model, chains: Draws, x: Float[Array, "rows *inputs"]) -> Float[Array, "chains samples values"]:
+def predictions(model: Model, chains: Draws, x: Float[Array, "rows ..."]) -> Float[Array, "chains samples values"]:
     """What every draw predicts at some inputs: each class's probability, or the mean."""
 
     def of_draw(draw: Draws) -> Array:
@@ -56,9 +54,8 @@ def summary(values: Float[np.ndarray, "chains samples values"]) -> dict[str, flo
     varying = values.astype(np.float64)[..., values.std(axis=(0, 1)) > 0]
     if not varying.size:
         return {"rhat": None, "ess": None, "values": 0}
-    axes = {"chain_axis": 0, "draw_axis": 1}
     return {
-        "rhat": float(np.max(array_stats.rhat(varying, method="rank", **axes))),
-        "ess": float(np.min(array_stats.ess(varying, method="bulk", **axes))),
+        "rhat": float(np.max(array_stats.rhat(varying, method="rank", chain_axis=0, draw_axis=1))),
+        "ess": float(np.min(array_stats.ess(varying, method="bulk", chain_axis=0, draw_axis=1))),
         "values": int(varying.shape[-1]),
     }

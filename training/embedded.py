@@ -7,6 +7,7 @@ fixed seeds: a small training part, and calibration and test rows of their own f
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +16,13 @@ Law = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 
 
 def _sine(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """y = 0.3 + sin(2πx / 2.5) + 0.2 ε on [−1, 1]."""
+    """Y = 0.3 + sin(2πx / 2.5) + 0.2 ε on [−1, 1]."""
     x = rng.uniform(-1, 1, rows)
     return x[:, None], 0.3 + np.sin(2 * np.pi * x / 2.5) + 0.2 * rng.normal(size=rows)
 
 
 def _wave(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """y = x sin 5x + 0.1 ε on [−1, 1]."""
+    """Y = x sin 5x + 0.1 ε on [−1, 1]."""
     x = rng.uniform(-1, 1, rows)
     return x[:, None], x * np.sin(5 * x) + 0.1 * rng.normal(size=rows)
 
@@ -47,11 +48,11 @@ def _bimodal(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarra
     return np.where(y[:, None] == 0, [2.0, -2.0], [-2.0, 2.0]) + rng.normal(size=(rows, 2)), y
 
 
-def _digits(calibration_size: float, test_size: float) -> Arrays:
+def _digits(_calibration_size: float, _test_size: float) -> Arrays:
     """1,797 handwritten digits of 8×8 pixels, 0 … 16, from scikit-learn (UCI optical recognition of digits)."""
     from sklearn.datasets import load_digits  # noqa: PLC0415
 
-    digits = load_digits()
+    digits: Any = load_digits()
     return {"x": digits.images, "y": digits.target, "class_names": digits.target_names.astype(str)}
 
 

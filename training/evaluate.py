@@ -85,7 +85,7 @@ def regression_quality(posterior: Posterior, summary: RegressionSummary, rows: R
 
 
 def mixture_log_density(posterior: Posterior, rows: Rows) -> Float[np.ndarray, " rows"]:
-    """log of the mean over draws of each target's density, nats."""
+    """Log of the mean over draws of each target's density, nats."""
 
     def of_row(x: Array, y: Array) -> Array:
         log_probs = jax.vmap(lambda draw: log_prob_draw(posterior.model, draw, x, y))(posterior.draws)
@@ -95,7 +95,7 @@ def mixture_log_density(posterior: Posterior, rows: Rows) -> Float[np.ndarray, "
     return np.asarray(jax.jit(partial(jax.lax.map, lambda row: of_row(*row), batch_size=64))((x, y)))
 
 
-def draw_moments(posterior: Posterior, x: Num[np.ndarray, "rows *features"]) -> Float[np.ndarray, "rows draws 2"]:
+def draw_moments(posterior: Posterior, x: Num[np.ndarray, "rows ..."]) -> Float[np.ndarray, "rows draws 2"]:
     """Mean and variance that each draw predicts for each row."""
 
     def of_row(row: Array) -> Array:
@@ -125,7 +125,9 @@ def mixture_crps(
 def reject_rates(calibration: Calibration, prediction: Prediction, percentile: float | None = None) -> dict[str, float]:
     """The share of rows above each score's threshold, and under `reject` the share that the decision rejects."""
     judgement = judge(calibration, prediction, percentile)
-    rates = {name: float((score.value > np.float32(score.threshold)).mean()) for name, score in judgement.scores.items()}
+    rates = {
+        name: float((score.value > np.float32(score.threshold)).mean()) for name, score in judgement.scores.items()
+    }
     return rates | {"reject": float(judgement.reject.mean())}
 
 
@@ -163,9 +165,7 @@ def score_detection(
     }
 
 
-def evaluate_version(
-    store: Path, model: str, where: str, percentile: float | None, ood: dict[str, str]
-) -> Metrics:
+def evaluate_version(store: Path, model: str, where: str, percentile: float | None, ood: dict[str, str]) -> Metrics:
     """What `abstain evaluate` prints: the quality of a version on a source's test part, and on OOD sets.
 
     Args:

@@ -66,7 +66,9 @@ def load_dataset(config: Config, where: str | None) -> Dataset:
     """The config's rows, in three parts."""
     source = where or config.data.source
     if source is None:
-        raise ConfigError("data.source", expected="a path or an embedded set", found="nothing", fix="set it, or pass --data")
+        raise ConfigError(
+            "data.source", expected="a path or an embedded set", found="nothing", fix="set it, or pass --data"
+        )
     classify = LIKELIHOODS[config.likelihood].task == "classification"
     return split(read_source(source, config.data, classify=classify), config.data, config.seed)
 
@@ -87,7 +89,10 @@ def build_model(config: Config, dataset: Dataset) -> Model:
     classify = LIKELIHOODS[config.likelihood].task == "classification"
     if config.likelihood == "bernoulli" and len(source.class_names) != 2:
         raise ConfigError(
-            "likelihood", expected="two classes for bernoulli", found=f"{len(source.class_names)}", fix='use "categorical"'
+            "likelihood",
+            expected="two classes for bernoulli",
+            found=f"{len(source.class_names)}",
+            fix='use "categorical"',
         )
     model = Model(
         network=config.network,
@@ -176,7 +181,11 @@ def describe(
 
 def installed_packages() -> dict[str, str]:
     """Versions of the packages that a result may depend on."""
-    found = {distribution.name: distribution.version for distribution in importlib.metadata.distributions() if distribution.name}
+    found = {
+        distribution.name: distribution.version
+        for distribution in importlib.metadata.distributions()
+        if distribution.name
+    }
     return {name: found[name] for name in PACKAGES if name in found}
 
 
@@ -184,7 +193,9 @@ def git_commit() -> str | None:
     """The commit of this code, if it runs from a checkout; `-dirty` where files were changed since."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from training.methods.form import Progress as Report
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Report]:
+def progress_bar(title: str) -> Generator[Report]:
     """A bar while the block runs; where stderr is no terminal, one line for each report instead."""
     console = Console(stderr=True)
     columns = (
@@ -32,6 +32,8 @@ def progress_bar(title: str) -> Iterator[Report]:
             bar.update(task, completed=done, total=total, facts=shown)
             if not console.is_terminal:
                 left = bar.tasks[0].time_remaining
-                console.print(f"{title}: {done}/{total}  {shown}" + (f"  {left:.0f} s left" if left else ""), highlight=False)
+                console.print(
+                    f"{title}: {done}/{total}  {shown}" + (f"  {left:.0f} s left" if left else ""), highlight=False
+                )
 
         yield report

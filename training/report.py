@@ -35,11 +35,14 @@ def write_report(path: Path, manifest: Manifest, calibration: Calibration) -> No
         _picture("calibration scores and thresholds", lambda figure: _draw_scores(figure, calibration, manifest)),
     ]
     if "loss" in manifest.diagnostics:
-        sections += ["<h2>The fit</h2>", _picture("loss and held-out quality", lambda figure: _draw_fit(figure, manifest))]
+        sections += [
+            "<h2>The fit</h2>",
+            _picture("loss and held-out quality", lambda figure: _draw_fit(figure, manifest)),
+        ]
     facts = {key: value for key, value in manifest.diagnostics.items() if key not in {"loss", "reports"}}
     sections += [
         "<h2>Diagnostics</h2>" + _table(_flat(facts)),
-        "<h2>Settings</h2>" + _table(_flat(manifest.method.settings) + [("seed", str(manifest.seed))]),
+        "<h2>Settings</h2>" + _table([*_flat(manifest.method.settings), ("seed", str(manifest.seed))]),
         "<h2>Data</h2>"
         + _table(
             [
@@ -119,7 +122,9 @@ def _draw_fit(figure: Any, manifest: Manifest) -> None:
     left.set(title="negative ELBO per row (nats)", xlabel="step", yscale="log" if min(loss) > 0 else "linear")
     kind = "accuracy" if "test_accuracy" in reports[-1] else "rmse"
     for part, color in (("train", MUTED), ("test", INK)):
-        right.plot([row["step"] for row in reports], [row[f"{part}_{kind}"] for row in reports], color=color, label=part)
+        right.plot(
+            [row["step"] for row in reports], [row[f"{part}_{kind}"] for row in reports], color=color, label=part
+        )
     right.set(title=kind, xlabel="step")
     right.legend(frameon=False)
     for axis in (left, right):

@@ -36,4 +36,6 @@ class Method(Protocol):
         settings: Any,
         draws: int,
         progress: Progress,
-    ) -> Fitted: ...
+    ) -> Fitted:
+        """A posterior from observations; the module's text names the arguments."""
+        ...

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 from numpyro.infer import NUTS
 from numpyro.infer.util import unconstrain_fn
 
@@ -38,9 +38,7 @@ def fit(
     starts = jax.vmap(lambda key: unconstrain_fn(model, (train,), {}, network_start(bnn, key)))(
         jax.random.split(key_starts, settings.chains)
     )
-    kernel = NUTS(
-        model, target_accept_prob=settings.target_acceptance, max_tree_depth=settings.max_tree_depth
-    )
+    kernel = NUTS(model, target_accept_prob=settings.target_acceptance, max_tree_depth=settings.max_tree_depth)
     keys = jax.random.split(key_chains, settings.chains)
     state = kernel.init(keys, settings.warmup, init_params=starts, model_args=(train,))
 
@@ -89,4 +87,3 @@ def _constrained(postprocess: Any, z: dict[str, np.ndarray]) -> Draws:
     """Unconstrained samples `[samples, chains, …]` as draws `[chains, samples, …]`."""
     sites = jax.jit(jax.vmap(jax.vmap(postprocess)))(jax.tree.map(jnp.asarray, z))
     return as_draws({site: np.asarray(leaf, np.float32).swapaxes(0, 1) for site, leaf in sites.items()})
-

@@ -56,7 +56,7 @@ def fit(
     def steps(state: Any, train: Observations, batches: Int[Array, "steps batch"]) -> tuple[Any, Array]:
         return jax.lax.scan(lambda state, rows: svi.update(state, _batch(train, rows)), state, batches)
 
-    report = jax.jit(partial(_report, bnn, guide, settings))
+    report = jax.jit(partial(_report, bnn, guide))
     losses, reports, done = [], [], 0
     for batches in _batches(key_batches, len(train.y), settings):
         state, chunk = steps(state, train, batches)
@@ -124,7 +124,6 @@ def _head(observations: Observations) -> Observations:
 def _report(
     bnn: BNN,
     guide: AutoNormal,
-    settings: VIConfig,
     key: PRNGKeyArray,
     params: dict[str, Array],
     train: Observations,
@@ -132,13 +131,13 @@ def _report(
 ) -> dict[str, Array]:
     """Accuracy (or RMSE) of the mean prediction, log-likelihood a row, and the KL, of a few draws."""
     draws = as_draws(guide.sample_posterior(key, params, sample_shape=(MONITOR_DRAWS,)))
-    facts = {"kl_divergence": kl_divergence(bnn, guide, params)}
+    facts = {"kl_divergence": kl_divergence(bnn, params)}
     for part, rows in (("train", train), ("test", monitor)):
         facts |= {f"{part}_{name}": value for name, value in _quality(bnn, draws, rows).items()}
     return facts
 
 
-def kl_divergence(bnn: BNN, guide: AutoNormal, params: dict[str, Array]) -> Array:
+def kl_divergence(bnn: BNN, params: dict[str, Array]) -> Array:
     """KL(q ‖ prior) over the network's parameters, in nats, summed over all of them: the full KL, in closed form."""
     total = jnp.float32(0)
     for site, prior in prior_sites(bnn).items():

@@ -1,0 +1,43 @@
+# One verb per need, the same on a laptop and in CI. `make help` lists them.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STORE ?= artifacts
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test serve check format bench bench-quality
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The stamp is made last: an install that was cut off is made again.
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the letter B
+	@$(BIN)/python examples/demo.py --store $(STORE)
+
+test: $(VENV)/installed ## the whole test suite
+	$(BIN)/python -m pytest
+
+serve: $(VENV)/installed ## the service in the foreground, on port 3000
+	$(BIN)/abstain serve --store $(STORE) --port 3000
+
+check: $(VENV)/installed ## formatter, linter, type checker
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(VENV)/installed ## let the formatter and the linter mend what they can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/installed ## every speed benchmark
+	$(BIN)/python benchmarks/predictive.py
+
+bench-quality: $(VENV)/installed ## the quality tables (DATA=folder with mnist.npz)
+	$(BIN)/python benchmarks/quality.py $(if $(DATA),--data $(DATA))
