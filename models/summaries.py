@@ -89,7 +89,7 @@ def mixture_quantiles(
     below = jnp.broadcast_to((means - 6 * stds).min(axis=0), (len(QUANTILES), means.shape[1]))
     above = jnp.broadcast_to((means + 6 * stds).max(axis=0), below.shape)
 
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = low + 0.5 * (high - low)
         mass = jax.scipy.special.ndtr((middle[:, None] - means) / stds).mean(axis=1)

@@ -22,7 +22,8 @@ from models.preprocessing import transform, transformed_shape
 from training.config import PriorConfig
 from training.data import Rows
 
-Sites = dict[str, Array]
+Sites = dict[str, Any]
+"""Arrays, of jax or numpy, by site."""
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,9 @@ def fit(config: Config, where: str | None, store: Path, progress: Progress) -> t
     check_calibration_terms(config, len(dataset.calibration))
     model = build_model(config, dataset)
     fitted = infer(config, model, dataset, progress)
-    calibration = calibrate_posterior(config, fitted.posterior, dataset)
-    metrics = evaluate_posterior(fitted.posterior, calibration, dataset)
+    predictor = Predictor(fitted.posterior, BUCKETS)
+    calibration = calibrate_posterior(config, predictor, dataset)
+    metrics = evaluate_posterior(fitted.posterior, predictor, calibration, dataset)
     version = publish_bundle(store, config, dataset, fitted, calibration, metrics)
     return version, metrics
 
@@ -115,11 +116,11 @@ def infer(config: Config, model: Model, dataset: Dataset, progress: Progress) ->
     return method(jax.random.key(config.seed), bnn, train, monitor, config.method, config.draws, progress)
 
 
-def calibrate_posterior(config: Config, posterior: Posterior, dataset: Dataset) -> Calibration:
+def calibrate_posterior(config: Config, predictor: Predictor, dataset: Dataset) -> Calibration:
     """The calibration, from the calibration part alone, by the code that serves."""
     terms = config.calibration
     return calibrate(
-        Predictor(posterior, BUCKETS)(dataset.calibration.x),
+        predictor(dataset.calibration.x),
         dataset.calibration.y,
         decision=terms.decision,
         percentile=terms.percentile,
@@ -127,9 +128,11 @@ def calibrate_posterior(config: Config, posterior: Posterior, dataset: Dataset) 
     )
 
 
-def evaluate_posterior(posterior: Posterior, calibration: Calibration, dataset: Dataset) -> dict[str, Any]:
+def evaluate_posterior(
+    posterior: Posterior, predictor: Predictor, calibration: Calibration, dataset: Dataset
+) -> dict[str, Any]:
     """The metrics on the test part."""
-    prediction = Predictor(posterior, BUCKETS)(dataset.test.x)
+    prediction = predictor(dataset.test.x)
     return quality(posterior, prediction, dataset.test) | {"reject_rate": reject_rates(calibration, prediction)}
 
 

@@ -17,7 +17,7 @@ from numpyro.infer import NUTS
 from numpyro.infer.util import unconstrain_fn
 
 from models.posterior import Draws, Posterior
-from training.bnn import BNN, Observations, as_draws, network_start, numpyro_model
+from training.bnn import BNN, Observations, Sites, as_draws, network_start, numpyro_model
 from training.config import NUTSConfig
 from training.diagnostics import chain_diagnostics
 from training.methods.form import Fitted, Progress
@@ -35,12 +35,18 @@ def fit(
     """`draws` draws, evenly thinned from all chains; diagnostics are of all samples, before thinning."""
     key_starts, key_chains = jax.random.split(key)
     model = partial(numpyro_model, bnn)
-    starts = jax.vmap(lambda key: unconstrain_fn(model, (train,), {}, network_start(bnn, key)))(
-        jax.random.split(key_starts, settings.chains)
-    )
+
+    def start(key: PRNGKeyArray) -> Sites:
+        return unconstrain_fn(model, (train,), {}, network_start(bnn, key))
+
+    starts = jax.jit(jax.vmap(start))(jax.random.split(key_starts, settings.chains))
     kernel = NUTS(model, target_accept_prob=settings.target_acceptance, max_tree_depth=settings.max_tree_depth)
     keys = jax.random.split(key_chains, settings.chains)
-    state = kernel.init(keys, settings.warmup, init_params=starts, model_args=(train,))
+
+    def init(keys: Array, starts: Sites, train: Observations) -> Any:
+        return kernel.init(keys, settings.warmup, init_params=starts, model_args=(train,))
+
+    state = jax.jit(init)(keys, starts, train)
 
     total = settings.warmup + settings.samples
     size = -(-total // settings.reports)

@@ -21,11 +21,9 @@ import numpyro.distributions as dist
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 from numpyro.infer import SVI, TraceMeanField_ELBO
-from numpyro.infer.autoguide import AutoNormal
-from numpyro.infer.initialization import init_to_value
 
 from models.posterior import Draws, Posterior
-from training.bnn import BNN, Observations, as_draws, log_likelihood, network_start, numpyro_model, prior_sites
+from training.bnn import BNN, Observations, Sites, as_draws, log_likelihood, network_start, numpyro_model, prior_sites
 from training.config import VIConfig
 from training.methods.form import Fitted, Progress
 
@@ -44,19 +42,15 @@ def fit(
 ) -> Fitted:
     """Draws from the fitted mean-field posterior; diagnostics hold the loss curve and the reports on the way."""
     key_start, key_svi, key_batches, key_reports, key_draws = jax.random.split(key, 5)
-    guide = AutoNormal(
-        partial(numpyro_model, bnn),
-        init_loc_fn=init_to_value(values=network_start(bnn, key_start)),
-        init_scale=settings.init_scale,
-    )
-    svi = _svi(bnn, guide, settings, len(train.y))
-    state = svi.init(key_svi, _batch(train, jnp.arange(min(settings.batch_size, len(train.y)))))
+    start = jax.jit(partial(network_start, bnn))(key_start)
+    svi = _svi(bnn, start, settings, len(train.y))
+    state = jax.jit(svi.init)(key_svi, _batch(train, jnp.arange(min(settings.batch_size, len(train.y)))))
 
     @jax.jit
     def steps(state: Any, train: Observations, batches: Int[Array, "steps batch"]) -> tuple[Any, Array]:
         return jax.lax.scan(lambda state, rows: svi.update(state, _batch(train, rows)), state, batches)
 
-    report = jax.jit(partial(_report, bnn, guide))
+    report = jax.jit(partial(_report, bnn))
     losses, reports, done = [], [], 0
     for batches in _batches(key_batches, len(train.y), settings):
         state, chunk = steps(state, train, batches)
@@ -66,7 +60,7 @@ def fit(
         reports.append({"step": done, **{name: float(value) for name, value in facts.items()}})
         progress(done, settings.steps, loss=float(chunk.mean()), **_shown(reports[-1]))
 
-    sites = guide.sample_posterior(key_draws, svi.get_params(state), sample_shape=(draws,))
+    sites = jax.jit(partial(sample_guide, bnn, draws=draws))(key_draws, svi.get_params(state))
     curve = np.concatenate(losses)
     diagnostics = {
         "loss_unit": "negative ELBO per training row, nats",
@@ -76,23 +70,57 @@ def fit(
     return Fitted(Posterior(bnn.model, jax.device_get(as_draws(sites))), diagnostics)
 
 
-def _svi(bnn: BNN, guide: AutoNormal, settings: VIConfig, rows: int) -> SVI:
-    """SVI on the negative weighted ELBO per training row: a scale on which one learning rate suits any data size."""
+def guide_sites(bnn: BNN, params: dict[str, Array]) -> dict[str, dist.Distribution]:
+    """The guide's distribution of every site: normal, and log-normal for the noise."""
+    kinds = {site: dist.LogNormal if site == "noise" else dist.Normal for site in prior_sites(bnn)}
+    return {
+        site: kind(params[f"{site}.loc"], params[f"{site}.scale"]).to_event(params[f"{site}.loc"].ndim)
+        for site, kind in kinds.items()
+    }
+
+
+def sample_guide(bnn: BNN, key: PRNGKeyArray, params: dict[str, Array], draws: int) -> Sites:
+    """Draws from the guide, sample axis 0."""
+    sites = guide_sites(bnn, params)
+    keys = jax.random.split(key, len(sites))
+    return {site: law.sample(key, (draws,)) for key, (site, law) in zip(keys, sites.items(), strict=True)}
+
+
+def _svi(bnn: BNN, start: Sites, settings: VIConfig, rows: int) -> SVI:
+    """SVI on the negative weighted ELBO per training row: a scale on which one learning rate suits any data size.
+
+    The weight is put on the latent sites of the model and of the guide alike; on one of them it would be another
+    objective, or none at all.
+    """
 
     def model(observations: Observations) -> None:
         with numpyro.handlers.scale(scale=1 / rows):
             numpyro_model(bnn, observations, rows, settings.kl_weight)
 
-    def weighted_guide(observations: Observations) -> Any:
+    def guide(_observations: Observations) -> None:
+        params = _guide_params(bnn, start, settings.init_scale)
         with numpyro.handlers.scale(scale=settings.kl_weight / rows):
-            return guide(observations, rows)
+            for site, law in guide_sites(bnn, params).items():
+                numpyro.sample(site, law)
 
     rate = (
         settings.learning_rate
         if settings.schedule == "constant"
         else optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
     )
-    return SVI(model, weighted_guide, optax.adam(rate), TraceMeanField_ELBO(num_particles=settings.particles))
+    return SVI(model, guide, optax.adam(rate), TraceMeanField_ELBO(num_particles=settings.particles))
+
+
+def _guide_params(bnn: BNN, start: Sites, init_scale: float) -> dict[str, Array]:
+    """Location and scale of every site, on the scale of the parameter (of its logarithm, for the noise)."""
+    params: dict[str, Any] = {}
+    for site in prior_sites(bnn):
+        loc = jnp.log(start[site]) if site == "noise" else start[site]
+        params[f"{site}.loc"] = numpyro.param(f"{site}.loc", loc)
+        params[f"{site}.scale"] = numpyro.param(
+            f"{site}.scale", jnp.full_like(loc, init_scale), constraint=dist.constraints.softplus_positive
+        )
+    return params
 
 
 def _batch(observations: Observations, rows: Array) -> Observations:
@@ -122,15 +150,10 @@ def _head(observations: Observations) -> Observations:
 
 
 def _report(
-    bnn: BNN,
-    guide: AutoNormal,
-    key: PRNGKeyArray,
-    params: dict[str, Array],
-    train: Observations,
-    monitor: Observations,
+    bnn: BNN, key: PRNGKeyArray, params: dict[str, Array], train: Observations, monitor: Observations
 ) -> dict[str, Array]:
     """Accuracy (or RMSE) of the mean prediction, log-likelihood a row, and the KL, of a few draws."""
-    draws = as_draws(guide.sample_posterior(key, params, sample_shape=(MONITOR_DRAWS,)))
+    draws = as_draws(sample_guide(bnn, key, params, draws=MONITOR_DRAWS))
     facts = {"kl_divergence": kl_divergence(bnn, params)}
     for part, rows in (("train", train), ("test", monitor)):
         facts |= {f"{part}_{name}": value for name, value in _quality(bnn, draws, rows).items()}
@@ -139,12 +162,10 @@ def _report(
 
 def kl_divergence(bnn: BNN, params: dict[str, Array]) -> Array:
     """KL(q ‖ prior) over the network's parameters, in nats, summed over all of them: the full KL, in closed form."""
-    total = jnp.float32(0)
-    for site, prior in prior_sites(bnn).items():
-        if site != "noise":
-            loc, scale = params[f"{site}_auto_loc"], params[f"{site}_auto_scale"]
-            total += dist.kl_divergence(dist.Normal(loc, scale).to_event(loc.ndim), prior)
-    return total
+    guide, prior = guide_sites(bnn, params), prior_sites(bnn)
+    return sum(
+        (dist.kl_divergence(guide[site], prior[site]) for site in prior if site != "noise"), start=jnp.float32(0)
+    )
 
 
 def _quality(bnn: BNN, draws: Draws, rows: Observations) -> dict[str, Array]:

@@ -1,0 +1,143 @@
+"""What the tests share: shape checking, small models fitted once, and one real server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Shapes in annotations are checked wherever the tests go; before anything of ours is imported.
+install_import_hook(
+    ["models", "training.bnn", "training.data", "training.diagnostics", "training.evaluate"], "beartype.beartype"
+)
+
+from models.bundle import Bundle, load  # noqa: E402
+from training.config import read_config  # noqa: E402
+from training.fit import fit  # noqa: E402
+
+PROJECT = Path(__file__).resolve().parents[1]
+CONFIGS = PROJECT / "training" / "configs"
+SHARED = PROJECT.parent / "shared" / "data"
+
+
+def silent(done: int, total: int, **facts: float) -> None:
+    """No progress shown."""
+
+
+def abstain(*arguments: str | Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the console command as a user would."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("abstain"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=PROJECT,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with `digits` (VI, quickly fitted, two versions, the first `stable`) and `wave` (NUTS regression)."""
+    from models.store import set_label
+
+    root = tmp_path_factory.mktemp("store")
+    digits = read_config(CONFIGS / "digits-vi.toml", ("steps=400", "draws=20", "reports=2"))
+    wave = read_config(
+        CONFIGS / "wave-nuts.toml", ("warmup=100", "samples=100", "draws=30", "hidden=[4]", "chains=2", "reports=2")
+    )
+    for config in (digits, digits.model_copy(update={"seed": 1}), wave):
+        fit(config, None, root, silent)
+    set_label(root, "digits", 1, "stable")
+    return root
+
+
+@pytest.fixture(scope="session")
+def digits(store: Path) -> Bundle:
+    """A classifier of 8×8 digits."""
+    return load(store / "digits" / "1")
+
+
+@pytest.fixture(scope="session")
+def wave(store: Path) -> Bundle:
+    """A regression of one feature."""
+    return load(store / "wave" / "1")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port, for raw sockets."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+
+def start_server(store: Path, folder: Path, *, workers: int = 1, wait: bool = True, **environment: str) -> Server:
+    """`abstain serve` on a free port of loopback; returns when it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / f"server-{port}.log"
+    command = [Path(sys.executable).with_name("abstain"), "serve", "--port", str(port), "--workers", str(workers)]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, "--store", str(store)],
+            stdout=file,
+            stderr=file,
+            cwd=folder,
+            env={**os.environ, "BENTOML_HOME": str(folder / "bentoml"), **environment},
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    if wait:
+        wait_until_ready(server)
+    return server
+
+
+def wait_until_ready(server: Server, seconds: float = 120) -> None:
+    """Returns once `/readyz` is 200; fails with the server's log if that takes too long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and server.process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{server.url}/readyz", timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+    stop_server(server)
+    pytest.fail(f"the server did not become ready:\n{server.log.read_text()}")
+
+
+def stop_server(server: Server) -> None:
+    """Ends the server and waits for it."""
+    if server.process.poll() is None:
+        server.process.terminate()
+    try:
+        server.process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    """One real server, two workers, for all tests that only ask."""
+    running = start_server(store, tmp_path_factory.mktemp("server"), workers=2)
+    yield running
+    stop_server(running)
