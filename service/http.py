@@ -33,8 +33,7 @@ from service.settings import Settings
 
 log = logging.getLogger("abstain.http")
 
-# How much of a body that is refused is read and thrown away. Clients that write all before they read would see a
-# reset connection instead of the 413 if the server closed on them.
+# How much of a refused body is read and thrown away.
 DRAIN_BYTES = 512 * 1024 * 1024
 DRAIN_SECONDS = 10.0
 DRAIN_IDLE_SECONDS = 2.0
@@ -72,11 +71,10 @@ def build_app(settings: Settings, process: Process, serving: Serving, described:
     compute = Compute(settings.queue, settings.timeout_seconds)
 
     async def predict(request: Request) -> Response:
-        if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            raise HTTPError(
-                415, "Content-Type", expected="application/json", found=request.headers.get("content-type") or "none"
-            )
         body = await read_body(request, settings.max_body_bytes)
+        content_type = request.headers.get("content-type", "none")
+        if content_type.split(";")[0].strip().lower() != "application/json":
+            raise HTTPError(415, "Content-Type", expected="application/json", found=content_type)
         request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
         answer = await compute.run(lambda: answer_predict(serving, settings.max_rows, body, request_id))
         return Response(answer, media_type="application/json")
@@ -107,27 +105,65 @@ def build_app(settings: Settings, process: Process, serving: Serving, described:
     ]
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         AbstainError: _abstain_error,
+        BodyTooLong: _body_too_long,
         HTTPException: _http_exception,
         ClientDisconnect: _client_disconnect,
         Exception: _unexpected,
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return _measured(_length_limited(app, settings.max_body_bytes), {route.path for route in routes})
+    return _measured(app, {route.path for route in routes})
 
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body.
 
     Raises:
-        HTTPError: 413, a body that did not say its length has grown beyond the limit.
+        BodyTooLong: it says that it is longer than the limit, before any of it is read; or it grows beyond it.
     """
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > limit:
+        raise BodyTooLong(413, "body", expected=f"at most {limit} bytes", found=length)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            raise HTTPError(413, "body", {"Connection": "close"}, expected=f"at most {limit} bytes", found="more")
+            raise BodyTooLong(413, "body", expected=f"at most {limit} bytes", found="more")
     return bytes(body)
+
+
+class BodyTooLong(HTTPError):
+    """A body beyond the limit; answered by `BodyRefusal`."""
+
+
+class BodyRefusal(Response):
+    """An answer to a body that is not read: sent whole, then what the client still writes is thrown away.
+
+    Clients that write all before they read would see a reset connection in place of the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Answer, drain within bounds, and let the server close the connection."""
+        headers = [*self.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        # The answer is complete, but "more" keeps the server from closing while the client still writes.
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        await _drain(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _drain(receive: Receive) -> None:
+    left = DRAIN_BYTES
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while left > 0:
+                async with asyncio.timeout(DRAIN_IDLE_SECONDS):
+                    message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
+    except TimeoutError:
+        log.debug("a refused body was not written to its end")
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -143,6 +179,10 @@ async def _abstain_error(request: Request, error: AbstainError) -> Response:
     if status == 500:
         log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
     return _error(status, str(error), error.headers if isinstance(error, HTTPError) else None)
+
+
+async def _body_too_long(_: Request, error: BodyTooLong) -> Response:
+    return BodyRefusal(orjson.dumps({"error": str(error)}), error.status, media_type="application/json")
 
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:
@@ -203,40 +243,3 @@ def _measured(app: ASGIApp, routes: set[str]) -> ASGIApp:
             metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
 
     return measured
-
-
-def _length_limited(app: ASGIApp, limit: int) -> ASGIApp:
-    """Answers 413 to a body that says it is too long, before it is read, then lets the client finish writing."""
-
-    async def limited(scope: Scope, receive: Receive, send: Send) -> None:
-        length = dict(scope.get("headers", ())).get(b"content-length", b"0")
-        if scope["type"] == "http" and length.isdigit() and int(length) > limit:
-            await _refuse_body(receive, send, f"body: expected at most {limit} bytes, found {int(length)}")
-        else:
-            await app(scope, receive, send)
-
-    return limited
-
-
-async def _refuse_body(receive: Receive, send: Send, text: str) -> None:
-    body = orjson.dumps({"error": text})
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    # The answer is complete, yet "more" keeps the connection open while the client's writing is thrown away.
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-    left = DRAIN_BYTES
-    try:
-        async with asyncio.timeout(DRAIN_SECONDS):
-            while left > 0:
-                async with asyncio.timeout(DRAIN_IDLE_SECONDS):
-                    message = await receive()
-                left -= len(message.get("body", b""))
-                if message["type"] != "http.request" or not message.get("more_body"):
-                    break
-    except TimeoutError:
-        log.debug("a refused body was not written to its end")
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
