@@ -87,6 +87,10 @@ def calibrate(
     """
     if decision not in prediction.scores:
         raise CalibrationError("decision", expected=f"one of {', '.join(prediction.scores)}", found=decision)
+    for name, values in prediction.scores.items():
+        if not np.isfinite(values).all():
+            row = int(np.argmin(np.isfinite(values)))
+            raise CalibrationError(name, where=f"calibration row {row}", expected="a finite score", found=values[row])
     calibration = Calibration(
         scores={name: np.sort(np.asarray(values)) for name, values in prediction.scores.items()},
         nonconformity=np.sort(nonconformity_of(prediction.summary, targets)),

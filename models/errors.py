@@ -7,7 +7,8 @@
     ├── StoreError           the store cannot do what was asked
     ├── CalibrationError     too few calibration rows for the percentile or coverage asked
     ├── ConfigError          a config file, or a --set, is wrong        (raised by training)
-    └── DataError            a data source is wrong                     (raised by training and by offline scoring)
+    ├── DataError            a data source is wrong                     (raised by training and by offline scoring)
+    └── FitError             inference did not come to a posterior      (raised by training)
 
 HTTP codes are given to these in `service/errors.py`, exit codes in `service/cli.py`, and nowhere else.
 """
@@ -62,6 +63,10 @@ class ConfigError(AbstainError):
 
 class DataError(AbstainError):
     """A data source is wrong."""
+
+
+class FitError(AbstainError):
+    """Inference did not come to a posterior."""
 
 
 def clip_repr(value: object, limit: int = 60) -> str:

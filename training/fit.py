@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from models.bundle import (
     DataRecord,
@@ -19,7 +20,7 @@ from models.bundle import (
     write_manifest,
 )
 from models.calibration import Calibration, calibrate, rank_of
-from models.errors import ConfigError
+from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
 from models.posterior import Model, Posterior
 from models.predictive import Predictor
@@ -113,7 +114,16 @@ def infer(config: Config, model: Model, dataset: Dataset, progress: Progress) ->
     bnn = BNN(model, config.prior)
     train, monitor = observe(model, dataset.train), observe(model, dataset.test)
     method = METHODS[config.method.kind]
-    return method(jax.random.key(config.seed), bnn, train, monitor, config.method, config.draws, progress)
+    fitted = method(jax.random.key(config.seed), bnn, train, monitor, config.method, config.draws, progress)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.posterior.draws)):
+        raise FitError(
+            "the fit diverged",
+            where=f"{config.name} by {config.method.kind}",
+            expected="finite draws",
+            found="NaN or an infinity",
+            fix="lower method.learning_rate, narrow prior.scale, or check the scale of the data",
+        )
+    return fitted
 
 
 def calibrate_posterior(config: Config, predictor: Predictor, dataset: Dataset) -> Calibration:
