@@ -39,7 +39,9 @@ def write_report(path: Path, manifest: Manifest, calibration: Calibration) -> No
             "<h2>The fit</h2>",
             _picture("loss and held-out quality", lambda figure: _draw_fit(figure, manifest)),
         ]
-    facts = {key: value for key, value in manifest.diagnostics.items() if key not in {"loss", "reports"}}
+    facts = {key: value for key, value in manifest.diagnostics.items() if key not in {"loss", "loss_unit", "reports"}}
+    reports: Any = manifest.diagnostics.get("reports", [{}])
+    facts |= reports[-1]
     sections += [
         "<h2>Diagnostics</h2>" + _table(_flat(facts)),
         "<h2>Settings</h2>" + _table([*_flat(manifest.method.settings), ("seed", str(manifest.seed))]),
@@ -67,9 +69,9 @@ def _heading(manifest: Manifest) -> str:
     name = html.escape(f"{manifest.name}:{manifest.version}")
     shape = "×".join(map(str, manifest.model.feature_shape))
     return (
-        f"<h1>{name}</h1><p>{manifest.draws} draws of a {html.escape(manifest.model.network.kind)} on inputs {shape}, "
-        f"{html.escape(manifest.model.likelihood)} likelihood, by {html.escape(manifest.method.kind)}; "
-        f"made {html.escape(manifest.created)}.</p>"
+        f"<h1>{name}</h1><p>{manifest.draws} draws by <code>{html.escape(manifest.method.kind)}</code> of the network "
+        f"<code>{html.escape(manifest.model.network.kind)}</code> on inputs {shape}, with the likelihood "
+        f"<code>{html.escape(manifest.model.likelihood)}</code>; {html.escape(manifest.created)}.</p>"
     )
 
 
