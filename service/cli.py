@@ -122,24 +122,27 @@ def label(
     model: Annotated[str, typer.Argument(metavar="MODEL:VERSION")],
     label: Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, …")],
     store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
 ) -> None:
     """Point a label at a version."""
     from models import store as stores  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)
     stores.set_label(store, name, version, label)
-    typer.echo(f"{name}@{label} is {name}:{version}")
+    _say_label(name, label, version, as_json)
 
 
 @app.command(epilog="Example: `abstain rollback digits`")
 def rollback(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="its name")], store: StoreOption = DEFAULT_STORE
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="its name")],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
 ) -> None:
     """Put the previous `stable` version back."""
     from models import store as stores  # noqa: PLC0415
 
-    version = stores.rollback(store, stores.parse_reference(model).name)
-    typer.echo(f"{model}@stable is {model}:{version}")
+    name = stores.parse_reference(model).name
+    _say_label(name, stores.STABLE, stores.rollback(store, name), as_json)
 
 
 @app.command(epilog="Example: `abstain predict digits --data new.csv --out answers.parquet`")
@@ -216,6 +219,13 @@ def serve(
     }
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:Abstain", "--host", host, "--port", str(port)]
     os.execv(sys.executable, [*command, "--working-dir", str(project)])
+
+
+def _say_label(name: str, label: str, version: int, as_json: bool) -> None:
+    if as_json:
+        _print_json({"name": name, "label": label, "version": version})
+    else:
+        typer.echo(f"{name}@{label} is {name}:{version}")
 
 
 def check_percentile(percentile: float) -> None:
