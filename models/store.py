@@ -158,7 +158,11 @@ def publish(store: Path, name: str, write: Callable[[Path], None], seal: Callabl
         StoreError: the name is not one, or the store cannot be written.
     """
     if not re.fullmatch(NAME_PATTERN, name):
-        raise StoreError("name", expected=f"a match of {NAME_PATTERN}", found=clip_repr(name))
+        raise StoreError(
+            "name",
+            expected="1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
+            found=clip_repr(name),
+        )
     home = store / name
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -183,7 +187,11 @@ def set_label(store: Path, name: str, version: int, label: str) -> None:
         UnknownModel: no such version.
     """
     if not re.fullmatch(LABEL_PATTERN, label):
-        raise StoreError("label", expected=f"a match of {LABEL_PATTERN}", found=clip_repr(label))
+        raise StoreError(
+            "label",
+            expected="1 to 32 letters, digits, dashes or underscores, the first a letter",
+            found=clip_repr(label),
+        )
     resolve_among(Reference(name, version, None), versions(store, name), {})
     with _locked(store / name):
         old = read_labels(store, name)
