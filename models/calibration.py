@@ -87,31 +87,53 @@ def calibrate(
     """
     if decision not in prediction.scores:
         raise CalibrationError("decision", expected=f"one of {', '.join(prediction.scores)}", found=decision)
-    for name, values in prediction.scores.items():
-        if not np.isfinite(values).all():
-            row = int(np.argmin(np.isfinite(values)))
+    nonconformity = nonconformity_of(prediction.summary, targets)
+    for name, values in {**prediction.scores, "nonconformity": nonconformity}.items():
+        finite = np.isfinite(values)
+        if not finite.all():
+            row = int(np.argmin(finite))
             raise CalibrationError(name, where=f"calibration row {row}", expected="a finite score", found=values[row])
     calibration = Calibration(
         scores={name: np.sort(np.asarray(values)) for name, values in prediction.scores.items()},
-        nonconformity=np.sort(nonconformity_of(prediction.summary, targets)),
+        nonconformity=np.sort(nonconformity),
         decision=decision,
         percentile=percentile,
         coverage=coverage,
     )
-    rank_of(percentile / 100, calibration.rows, asked=f"the {percentile:g}th percentile")
-    rank_of(coverage, calibration.rows, asked=f"coverage {coverage:g}")
+    percentile_rank(percentile, calibration.rows)
+    coverage_rank(coverage, calibration.rows)
     return calibration
 
 
-def rank_of(level: float, rows: int, asked: str) -> int:
-    """⌈(rows + 1)·level⌉, the conformal rank, in exact arithmetic on the decimal digits of `level`.
+def percentile_rank(percentile: float, rows: int) -> int:
+    """The rank of the threshold at a percentile, strictly between 0 and 100; raises as `rank_of` does."""
+    return rank_of(exact(percentile) / 100, rows, f"the {ordinal(percentile)} percentile")
+
+
+def coverage_rank(coverage: float, rows: int) -> int:
+    """The rank of the radius of sets and intervals, strictly between 0 and 1; raises as `rank_of` does."""
+    return rank_of(coverage, rows, f"coverage {coverage!r}")
+
+
+def exact(number: float | Fraction) -> Fraction:
+    """The shortest decimal that reads back as this float, exactly: 99.9 means 999/10, which no float is."""
+    return number if isinstance(number, Fraction) else Fraction(repr(float(number)))
+
+
+def ordinal(percentile: float) -> str:
+    """99 → "99th", 91 → "91st", 99.5 → "99.5th"."""
+    text = repr(float(percentile)).removesuffix(".0")
+    suffix = {"1": "st", "2": "nd", "3": "rd"}.get(text[-1], "th")
+    return text + ("th" if "." in text or text in {"11", "12", "13"} else suffix)
+
+
+def rank_of(level: float | Fraction, rows: int, asked: str) -> int:
+    """⌈(rows + 1)·level⌉, the conformal rank, in exact arithmetic.
 
     Raises:
         CalibrationError: that rank is beyond the last row; the message names the rows needed.
     """
-    # float(99.9) / 100 is not 0.999; the shortest decimal that a person would read is what was meant.
-    exact = Fraction(f"{level:.12g}")
-    rank = math.ceil((rows + 1) * exact)
+    rank = math.ceil((rows + 1) * exact(level))
     if rank > rows:
         raise CalibrationError(
             f"{asked} needs a larger calibration split",
@@ -122,10 +144,9 @@ def rank_of(level: float, rows: int, asked: str) -> int:
     return rank
 
 
-def rows_needed(level: float) -> int:
+def rows_needed(level: float | Fraction) -> int:
     """The smallest calibration split for which `level`, between 0 and 1, has a threshold: ⌈level / (1 − level)⌉."""
-    exact = Fraction(f"{level:.12g}")
-    return math.ceil(exact / (1 - exact))
+    return math.ceil(exact(level) / (1 - exact(level)))
 
 
 def threshold(ascending: Float[np.ndarray, " rows"], percentile: float) -> float:
@@ -134,7 +155,7 @@ def threshold(ascending: Float[np.ndarray, " rows"], percentile: float) -> float
     Raises:
         CalibrationError: n is too small for P.
     """
-    return float(ascending[rank_of(percentile / 100, len(ascending), f"the {percentile:g}th percentile") - 1])
+    return float(ascending[percentile_rank(percentile, len(ascending)) - 1])
 
 
 def p_value(ascending: Float[np.ndarray, " rows"], values: Float[np.ndarray, " batch"]) -> Float[np.ndarray, " batch"]:
@@ -187,8 +208,7 @@ def nonconformity_of(summary: PredictiveSummary, targets: np.ndarray) -> Float[n
 def _conformal(
     calibration: Calibration, summary: PredictiveSummary, coverage: float
 ) -> tuple[Bool[np.ndarray, "batch classes"] | None, Float[np.ndarray, "batch 2"] | None]:
-    rank = rank_of(coverage, calibration.rows, f"coverage {coverage:g}")
-    radius = calibration.nonconformity[rank - 1]
+    radius = calibration.nonconformity[coverage_rank(coverage, calibration.rows) - 1]
     if isinstance(summary, ClassificationSummary):
         return 1 - np.asarray(summary.mean) <= radius, None
     mean, half = np.asarray(summary.mean), radius * _total_std(summary)

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from models.errors import AbstainError
 
 Activation = Literal["relu", "tanh", "gelu", "silu", "softplus", "sigmoid"]
+Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+"""A list in TOML and JSON; strictness is about what is in it."""
 Parameters = Any  # a pytree of arrays, as Flax makes it
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -71,9 +73,9 @@ class LeNet(nn.Module):
 class MLPSpec(BaseModel):
     """`kind = "mlp"`: hidden widths and the activation between them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: Literal["mlp"] = "mlp"
-    hidden: tuple[PositiveInt, ...] = (64, 64)
+    hidden: Widths = (64, 64)
     activation: Activation = "relu"
 
     def build(self, outputs: int) -> nn.Module:
@@ -84,10 +86,10 @@ class MLPSpec(BaseModel):
 class LeNetSpec(BaseModel):
     """`kind = "lenet"`: two 5×5 convolutions with pooling, then dense layers; wants images of at least 12×12."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: Literal["lenet"] = "lenet"
-    channels: tuple[PositiveInt, PositiveInt] = (6, 16)
-    hidden: tuple[PositiveInt, ...] = (120, 84)
+    channels: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] = (6, 16)
+    hidden: Widths = (120, 84)
     activation: Activation = "relu"
 
     def build(self, outputs: int) -> nn.Module:

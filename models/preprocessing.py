@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow
 import pyarrow.compute as arrow_compute
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 from pydantic import BaseModel, ConfigDict
 
 from models.errors import DataError, clip_repr
@@ -32,8 +32,8 @@ class Column(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     categories: tuple[str, ...] = ()
-    missing: float
-    """The value, or the category's code, that replaces a missing cell."""
+    missing: float = math.nan
+    """The value, or the category's code, that replaces a missing cell; NaN before it is fitted."""
 
 
 class Preprocessing(BaseModel):
@@ -81,7 +81,7 @@ def _per_feature(values: tuple[float, ...], shape: tuple[int, ...]) -> Array:
     return jnp.asarray(values, jnp.float32).reshape(shape if len(values) > 1 else ())
 
 
-def first_unknown_code(preprocessing: Preprocessing, rows: Float[np.ndarray, "rows columns"]) -> tuple[int, int] | None:
+def first_unknown_code(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]) -> tuple[int, int] | None:
     """Row and column of the first number that is no code of its column's categories; None if all are."""
     for j, column in enumerate(preprocessing.columns):
         if column.categories:
@@ -98,6 +98,7 @@ def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> 
     Raises:
         DataError: a column is missing, holds text where numbers belong, an infinity, or a category never seen.
     """
+    check_column_names(table, where)
     present = set(table.column_names)
     absent = [column.name for column in columns if column.name not in present]
     if absent:
@@ -106,6 +107,19 @@ def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> 
         )
     encoded = [encode_column(column, table.column(column.name), where) for column in columns]
     return np.stack(encoded, axis=1) if encoded else np.empty((table.num_rows, 0))
+
+
+def check_column_names(table: ArrowTable, where: str) -> None:
+    """Refuses a table with two columns of one name.
+
+    Raises:
+        DataError: naming the column.
+    """
+    names: list[str] = table.column_names
+    for name in names:
+        if names.count(name) > 1:
+            found = names.count(name)
+            raise DataError(f"column {name!r}", where=where, expected="one column of that name", found=found)
 
 
 def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.ndarray, " rows"]:
@@ -128,50 +142,61 @@ def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.n
 
 
 def numeric_column(values: ArrowColumn, name: str, where: str) -> Float[np.ndarray, " rows"]:
-    """A column as float64, gaps (null, or NaN) as NaN; text and infinities are refused by row."""
+    """A column as float64, gaps (null, or NaN) as NaN; text that is no number and infinities are refused by row."""
     dtype: Any = values.type
-    if not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_null(dtype)):
-        if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
-            row, found = _first_text(values.to_pylist())
-        else:
-            row, found = 0, f"values of type {dtype}"
-        raise DataError(
-            f"column {name!r} must be numeric",
-            where=f"{where}, row {row}",
-            expected="a number, or an empty cell",
-            found=found,
-            fix="list it under data.categorical, or drop it, if it is not a number",
-        )
-    numbers = np.asarray(pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
-    infinite = np.flatnonzero(np.isinf(numbers) | (np.abs(np.nan_to_num(numbers)) > np.finfo(np.float32).max))
-    if infinite.size:
-        row = int(infinite[0])
-        raise DataError(
-            f"column {name!r}",
-            where=f"{where}, row {row}",
-            expected="a number within float32's range",
-            found=numbers[row],
-        )
-    return numbers
+    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
+        values = _parsed(values, name, where)
+    elif not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_null(dtype)):
+        raise _no_number(name, where, 0, f"values of type {dtype}")
+    found = np.asarray(pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
+    outside = np.flatnonzero(np.abs(found) > np.finfo(np.float32).max)
+    if outside.size:
+        row = int(outside[0])
+        expected = "a number within float32's range"
+        raise DataError(f"column {name!r}", where=f"{where}, row {row}", expected=expected, found=found[row])
+    return found
+
+
+def _parsed(values: ArrowColumn, name: str, where: str) -> ArrowColumn:
+    """Text as numbers; empty cells as gaps."""
+    trimmed = pc.utf8_trim_whitespace(values)
+    trimmed = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
+    try:
+        return pc.cast(trimmed, pa.float64())
+    except pa.ArrowInvalid:
+        texts: list[str | None] = trimmed.to_pylist()
+        row = next(row for row, text in enumerate(texts) if not _is_number(text))
+        raise _no_number(name, where, row, clip_repr(texts[row])) from None
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        pc.cast(pa.scalar(text, pa.string()), pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _no_number(name: str, where: str, row: int, found: str) -> DataError:
+    return DataError(
+        f"column {name!r} must be numeric",
+        where=f"{where}, row {row}",
+        expected="a number, or an empty cell",
+        found=found,
+        fix="list it under data.categorical, or drop it, if it is not a number",
+    )
 
 
 def category_texts(values: ArrowColumn) -> list[str | None]:
-    """The cells as text, None for a gap: `1` and `"1"` are one category, however a reader typed the column."""
+    """The cells as text, None for a gap: `1` and `"1"` are one category, however a file types the column."""
     return [_text(value) for value in values.to_pylist()]
 
 
 def _text(value: object) -> str | None:
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
-
-
-def _first_text(values: list[str | None]) -> tuple[int, str]:
-    for row, value in enumerate(values):
-        try:
-            float(value or "nan")
-        except ValueError:
-            return row, clip_repr(value)
-    return 0, clip_repr(values[0] if values else None)

@@ -5,7 +5,6 @@ Everything here only reads and refuses; nothing is unpickled, and no NaN or infi
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ csv: Any = arrow_csv
 parquet: Any = arrow_parquet
 
 TABLES = {".csv", ".parquet"}
+_PLAIN = "an .npz of plain arrays"
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -34,13 +34,16 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: np.asanyarray(file[name]) for name in file.files}
     except FileNotFoundError as error:
         raise DataError("no such file or embedded set", where=str(path)) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise DataError(
-            "cannot be read", where=str(path), expected="an .npz of plain arrays", found=str(error)
-        ) from error
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for a damaged file.
+        raise DataError("cannot be read", where=str(path), expected=_PLAIN, found=str(error)) from error
+    for name, array in arrays.items():
+        # numpy hands out the bytes of a member that is no array.
+        if array.dtype.hasobject or (array.dtype.kind == "S" and not array.shape):
+            raise DataError("cannot be read", where=f"{path}, {name}", expected=_PLAIN, found="something else")
+    return arrays
 
 
 def read_table(path: Path) -> ArrowTable:
@@ -51,10 +54,14 @@ def read_table(path: Path) -> ArrowTable:
     """
     try:
         if path.suffix == ".csv":
-            table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
+            # As text: a category must not change its name with the company it keeps (01 among numbers is 1).
+            table = csv.read_csv(
+                path, convert_options=csv.ConvertOptions(default_column_type=pa.string(), strings_can_be_null=True)
+            )
         else:
             table = parquet.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        _ = table.column_names  # decoded only when asked for
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError("cannot be read", where=str(path), found=str(error).splitlines()[0]) from error
     if not table.num_rows:
         raise DataError("rows", where=str(path), expected="at least one", found="an empty set")
@@ -67,9 +74,12 @@ def checked_inputs(x: np.ndarray, where: str) -> Num[np.ndarray, "rows ..."]:
     Raises:
         DataError: naming the row and feature at fault.
     """
-    if x.ndim < 1 or not (np.issubdtype(x.dtype, np.number) or x.dtype == bool) or np.iscomplexobj(x):
+    if x.ndim < 1 or x.dtype.kind not in "iufb":
         raise DataError("inputs", where=where, expected="numbers [rows, …features]", found=f"{x.dtype} {x.shape}")
     x = x[:, None] if x.ndim == 1 else x
+    x = x.astype(np.uint8) if x.dtype == bool else x
+    if 0 in x.shape[1:]:
+        raise DataError(where, expected="at least one feature", found=f"shape {x.shape}")
     if np.issubdtype(x.dtype, np.floating):
         fits = np.isfinite(x) & (np.abs(x) <= np.finfo(np.float32).max)
         if not fits.all():

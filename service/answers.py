@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.calibration import Judgement
-from models.errors import InputError
+from models.calibration import Judgement, ordinal
+from models.errors import InputError, clip_repr
 from models.posterior import Model
 from models.predictive import Prediction
 from models.summaries import QUANTILES, ClassificationSummary, RegressionSummary
@@ -50,7 +50,7 @@ def check_fields(model: Model, fields: tuple[str, ...] | None) -> tuple[str, ...
     known = FIELDS[model.law.task]
     for field in fields or ():
         if field not in known:
-            raise InputError("fields", expected=f"some of {', '.join(known)}", found=repr(field))
+            raise InputError("fields", expected=f"some of {', '.join(known)}", found=clip_repr(field))
     return fields or known
 
 
@@ -72,13 +72,6 @@ def columns(model: Model, prediction: Prediction, judgement: Judgement) -> dict[
 def rows(told: dict[str, list[Any]], fields: tuple[str, ...]) -> list[dict[str, Any]]:
     """The answer row by row, with the fields asked for."""
     return [dict(zip(fields, values, strict=True)) for values in zip(*(told[field] for field in fields), strict=True)]
-
-
-def ordinal(percentile: float) -> str:
-    """99 → "99th", 91 → "91st", 99.5 → "99.5th"."""
-    text = f"{percentile:.12g}"
-    suffix = {"1": "st", "2": "nd", "3": "rd"}.get(text[-1], "th")
-    return text + ("th" if "." in text or text in {"11", "12", "13"} else suffix)
 
 
 def _classification(model: Model, summary: ClassificationSummary, judgement: Judgement) -> dict[str, list[Any]]:

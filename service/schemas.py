@@ -138,17 +138,22 @@ def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
 
 def _refuse_duplicate_keys(body: bytes) -> None:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in items]
-        for key in keys:
-            if keys.count(key) > 1:
+        known: dict[str, Any] = {}
+        for key, value in items:
+            if key in known:
                 raise InputError("duplicate key", where="body", expected="each key once", found=clip_repr(key))
-        return dict(items)
+            known[key] = value
+        return known
 
-    json.loads(body.decode("utf-8"), object_pairs_hook=pairs)
+    try:
+        json.loads(body.decode("utf-8"), object_pairs_hook=pairs)
+    except RecursionError as error:
+        raise InputError("body", expected="an object of the known keys", found="objects nested too deep") from error
 
 
 def _check_row(row: Any, where: str, model: Model) -> None:
-    nested = isinstance(row, list) and any(isinstance(item, list) for item in cast("list[Any]", row))
+    first: Any = next(iter(cast("list[Any]", row)), None) if isinstance(row, list) else None
+    nested = len(model.feature_shape) > 1 and isinstance(first, list)
     shape = model.feature_shape if nested else (model.features,)
     _check_cells(row, where, shape, model, ())
 

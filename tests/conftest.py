@@ -18,7 +18,8 @@ from jaxtyping import install_import_hook
 
 # Shapes in annotations are checked wherever the tests go; before anything of ours is imported.
 install_import_hook(
-    ["models", "training.bnn", "training.data", "training.diagnostics", "training.evaluate"], "beartype.beartype"
+    ["models", "training.bnn", "training.data", "training.diagnostics", "training.sources", "training.evaluate"],
+    "beartype.beartype",
 )
 
 from models.bundle import Bundle, load  # noqa: E402

@@ -21,10 +21,14 @@ Size = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 """A number of rows, or a share of them."""
 
 
-class Section(BaseModel):
-    """A table of the config: frozen, and no key but its own."""
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+"""A TOML list; strictness is about what is in it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Section(BaseModel):
+    """A table of the config: frozen, no key but its own, and nothing converted in silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -40,9 +44,9 @@ class DataConfig(Section):
     """Which of a source's own splits (`train_idx`, `test_idx`)."""
     target: str | None = None
     """Tables only: the column to predict."""
-    categorical: tuple[str, ...] = ()
+    categorical: Names = ()
     """Tables only: the columns that hold categories; all others are numbers."""
-    drop: tuple[str, ...] = ()
+    drop: Names = ()
     """Tables only: columns to leave out."""
     inputs: Literal["standardize", "range", "none"] = "standardize"
     """Per feature to mean 0 and std 1; all features together to [0, 1] (pixels); or as they are."""
@@ -175,9 +179,16 @@ def _apply(override: str, content: dict[str, Any], config: Config) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError("--set", expected="KEY=VALUE", found=clip_repr(override))
-    *tables, leaf = _full_key(key, config.model_dump())
+    tree = config.model_dump()
+    *tables, leaf = _full_key(key, tree)
     for table in tables:
-        content = content.setdefault(table, {})
+        # A table that the file leaves out has the default's kind, if it has one; other keys keep their defaults.
+        defaults = tree.get(table)
+        kind = {"kind": defaults["kind"]} if isinstance(defaults, dict) and "kind" in defaults else {}
+        content = content.setdefault(table, kind)
+        tree = defaults if isinstance(defaults, dict) else {}
+        if not isinstance(content, dict):
+            raise ConfigError(f"--set {key}", expected=f"{table} to be a table", found=clip_repr(content))
     content[leaf] = _value(text)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from arviz_stats.base.array import array_stats
 from jaxtyping import Array, Float
@@ -41,9 +42,9 @@ def predictions(model: Model, chains: Draws, x: Float[Array, "rows ..."]) -> Flo
 
     def of_draw(draw: Draws) -> Array:
         outputs = jax.vmap(lambda row: model.module.apply({"params": draw["network"]}, row))(x)
-        noise = draw.get("noise", np.float32(0))
+        noise = draw.get("noise", jnp.float32(0))
         parts = jax.vmap(lambda out: model.law.predict(out, noise))(outputs)
-        return jax.numpy.exp(parts).ravel() if model.law.task == "classification" else parts[:, 0]
+        return jnp.exp(parts).ravel() if model.law.task == "classification" else parts[:, 0]
 
     return jax.jit(partial(jax.lax.map, jax.vmap(of_draw)))(chains)
 
@@ -51,7 +52,7 @@ def predictions(model: Model, chains: Draws, x: Float[Array, "rows ..."]) -> Flo
 def summary(values: Float[np.ndarray, "chains samples values"]) -> dict[str, float | int | None]:
     """The worst rank-normalised split R-hat and the least bulk ESS over the values that vary at all."""
     # A probability that float32 rounds to 0 or 1 in every draw has no variance, hence no R-hat, and nothing to settle.
-    varying = values.astype(np.float64)[..., values.std(axis=(0, 1)) > 0]
+    varying = values.astype(np.float64)[..., np.ptp(values, axis=(0, 1)) > 0]
     if not varying.size:
         return {"rhat": None, "ess": None, "values": 0}
     return {

@@ -25,7 +25,8 @@ from models.predictive import Prediction, Predictor, log_prob_draw, predict_draw
 from models.store import resolve
 from models.summaries import ClassificationSummary, RegressionSummary
 from training.config import DataConfig
-from training.data import Rows, evaluation_rows, read_inputs, read_source
+from training.data import evaluation_rows
+from training.sources import Rows, read_inputs, read_source
 
 ECE_BINS = 15
 Metrics = dict[str, Any]

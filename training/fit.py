@@ -19,7 +19,7 @@ from models.bundle import (
     write_arrays,
     write_manifest,
 )
-from models.calibration import Calibration, calibrate, rank_of
+from models.calibration import Calibration, calibrate, coverage_rank, percentile_rank
 from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
 from models.posterior import Model, Posterior
@@ -28,11 +28,12 @@ from models.scores import SCORES
 from models.store import publish
 from training.bnn import BNN, observe
 from training.config import Config
-from training.data import Dataset, fit_preprocessing, read_source, split
+from training.data import Dataset, fit_preprocessing, split
 from training.evaluate import quality, reject_rates
 from training.methods import nuts, vi
 from training.methods.form import Fitted, Method, Progress
 from training.report import write_report
+from training.sources import read_source
 
 METHODS: dict[str, Method] = {"vi": vi.fit, "nuts": nuts.fit}
 # One bucket serves calibration and evaluation: their rows come by the thousand.
@@ -81,8 +82,8 @@ def check_calibration_terms(config: Config, rows: int) -> None:
     scores = SCORES[LIKELIHOODS[config.likelihood].task]
     if terms.decision not in scores:
         raise ConfigError("calibration.decision", expected=f"one of {', '.join(scores)}", found=terms.decision)
-    rank_of(terms.percentile / 100, rows, f"the {terms.percentile:g}th percentile")
-    rank_of(terms.coverage, rows, f"coverage {terms.coverage:g}")
+    percentile_rank(terms.percentile, rows)
+    coverage_rank(terms.coverage, rows)
 
 
 def build_model(config: Config, dataset: Dataset) -> Model:

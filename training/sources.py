@@ -1,0 +1,322 @@
+"""Sources: what a path or a name holds, checked, as rows for training, testing and calibration.
+
+    .npz · a folder of IDX files · the name of an embedded set     here
+    .csv · .parquet                                                `tables.py`
+
+Whatever a file holds is checked here, once. What comes out has features without NaN (gaps in tables excepted), and
+targets that fit the likelihood: class indices, or numbers.
+"""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Num
+
+from models.errors import DataError, clip_repr
+from models.posterior import Model
+from models.preprocessing import Column, encode_table
+from models.rowfiles import TABLES, checked_inputs, read_npz, read_table
+from training.config import DataConfig, Size
+from training.embedded import EMBEDDED
+
+IDX_NAMES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+PARTS = ("_train", "_test", "_calibration", "")
+_REGRESSION = 'set likelihood = "normal" for a regression'
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Inputs `[rows, *features]` as the source has them, and targets `[rows]`: class indices, or numbers."""
+
+    x: Num[np.ndarray, "rows ..."]
+    y: Num[np.ndarray, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, indices: Int[np.ndarray, " taken"]) -> Rows:
+        """The rows at some places."""
+        return Rows(self.x[indices], self.y[indices])
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source holds: rows for training, and for testing and calibration where it says which.
+
+    `columns` is empty but for tables, and what fills their gaps is not known before the training part is.
+    """
+
+    where: str
+    train: Rows | None
+    test: Rows | None
+    calibration: Rows | None = None
+    class_names: tuple[str, ...] = ()
+    feature_names: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+
+
+def read_source(where: str, config: DataConfig, fitted: Model | None = None, *, classify: bool) -> Source:
+    """The rows of a source, checked.
+
+    Args:
+        where: a path, or the name of an embedded set.
+        fitted: a model whose classes, and whose columns of a table, the source must share.
+        classify: whether targets are classes; else they are numbers.
+
+    Raises:
+        DataError: naming the file, the array or column and the row at fault.
+    """
+    path = Path(where)
+    if path.suffix in TABLES:
+        from training.tables import table_source  # noqa: PLC0415 - it needs this module's records
+
+        return table_source(read_table(path), where, config, fitted, classify=classify)
+    arrays = read_arrays(where, config.calibration_size, config.test_size)
+    return _array_source(arrays, where, config.split_index, fitted, classify=classify)
+
+
+def read_inputs(where: str, model: Model) -> Num[np.ndarray, "rows ..."]:
+    """The inputs of an OOD set: every row of `x_test` if there is one, else of `x`; labels are ignored.
+
+    Raises:
+        DataError: the set cannot be read, is empty, or has another feature shape.
+    """
+    path = Path(where)
+    if path.suffix in TABLES:
+        x: np.ndarray = encode_table(model.preprocessing.columns, read_table(path), where)
+    else:
+        arrays = read_arrays(where, 1, 0.5)
+        key = "x_test" if "x_test" in arrays else "x"
+        if key not in arrays:
+            raise DataError("arrays", where=where, expected="x_test or x", found=", ".join(arrays))
+        x = checked_inputs(arrays[key], f"{where}, {key}")
+    if x.shape[1:] != model.feature_shape or not len(x):
+        raise DataError(
+            "inputs", where=where, expected=f"rows of shape {model.feature_shape}", found=f"shape {x.shape}"
+        )
+    return x
+
+
+def read_arrays(where: str, calibration_size: Size, test_size: Size) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, of a folder of IDX files, or of an embedded set, by name."""
+    if where in EMBEDDED:
+        return EMBEDDED[where](calibration_size, test_size)
+    path = Path(where)
+    if not path.exists():
+        known = ", ".join(EMBEDDED)
+        raise DataError("no such file", where=where, expected=f"a path, or one of {known}", found="nothing")
+    return _read_idx(path) if path.is_dir() else read_npz(path)
+
+
+def _array_source(
+    arrays: dict[str, np.ndarray], where: str, split_index: int, fitted: Model | None, *, classify: bool
+) -> Source:
+    pairs = {part: pair for part in PARTS if (pair := _pair(arrays, part, where))}
+    if not pairs:
+        expected = "x_train, y_train, x_test, y_test; or x, y"
+        raise DataError("arrays", where=where, expected=expected, found=", ".join(arrays))
+    shapes = sorted({x.shape[1:] for x, _ in pairs.values()})
+    if len(shapes) > 1:
+        raise DataError(
+            "feature shape", where=where, expected="one for all parts", found=" and ".join(map(str, shapes))
+        )
+    features = tuple(map(str, arrays.get("feature_names", ())))
+    width = int(np.prod(shapes[0]))
+    if features and len(features) != width:
+        raise DataError("feature_names", where=where, expected=f"{width} names", found=len(features))
+
+    names = _class_names(arrays, where, fitted) if classify else ()
+    targets = {part: y for part, (_, y) in pairs.items()}
+    if classify:
+        checked, names = class_indices(targets, names, where, limited=fitted is None)
+    else:
+        checked = {part: numbers(y, f"{where}, y{part}") for part, y in targets.items()}
+    rows = {part: Rows(x, checked[part]) for part, (x, _) in pairs.items()}
+    if "" in rows:
+        rows |= _own_split(rows[""], arrays, where, split_index)
+    return Source(where, rows.get("_train", rows.get("")), rows.get("_test"), rows.get("_calibration"), names, features)
+
+
+def _pair(arrays: dict[str, np.ndarray], part: str, where: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The inputs of a part, checked, and its targets, as many."""
+    x, y = arrays.get(f"x{part}"), arrays.get(f"y{part}")
+    if x is None and y is None:
+        return None
+    if x is None or y is None:
+        absent = f"x{part}" if x is None else f"y{part}"
+        raise DataError(f"array {absent} is missing", where=where, found=", ".join(arrays))
+    x = checked_inputs(x, f"{where}, x{part}")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.shape != (len(x),):
+        expected = f"shape ({len(x)},), one target a row"
+        raise DataError(f"y{part}", where=where, expected=expected, found=f"shape {y.shape}")
+    if not len(x):
+        raise DataError(f"x{part}", where=where, expected="at least one row", found="an empty set")
+    return x, y
+
+
+def _class_names(arrays: dict[str, np.ndarray], where: str, fitted: Model | None) -> tuple[str, ...]:
+    own = tuple(_text(name) for name in arrays.get("class_names", ()))
+    if fitted and own and own != fitted.class_names:
+        raise DataError(
+            "class_names", where=where, expected=f"the model's: {', '.join(fitted.class_names)}", found=", ".join(own)
+        )
+    return fitted.class_names if fitted else own
+
+
+def _own_split(rows: Rows, arrays: dict[str, np.ndarray], where: str, index: int) -> dict[str, Rows]:
+    """The parts that `train_idx` and `test_idx` name, `[splits, rows]`."""
+    if "train_idx" not in arrays or "test_idx" not in arrays:
+        return {}
+    parts: dict[str, Rows] = {}
+    for part in ("_train", "_test"):
+        key = f"{part[1:]}_idx"
+        splits = arrays[key]
+        if splits.ndim != 2 or not np.issubdtype(splits.dtype, np.integer):
+            found = f"{splits.dtype} {splits.shape}"
+            raise DataError(key, where=where, expected="integers [splits, rows]", found=found)
+        if index >= len(splits):
+            raise DataError("data.split_index", where=where, expected=f"0 … {len(splits) - 1}", found=index)
+        chosen = splits[index]
+        if not chosen.size:
+            raise DataError(f"{key}[{index}]", where=where, expected="at least one row", found="none")
+        outside = chosen[(chosen < 0) | (chosen >= len(rows))]
+        if outside.size:
+            raise DataError(f"{key}[{index}]", where=where, expected=f"rows 0 … {len(rows) - 1}", found=outside[0])
+        parts[part] = rows.take(chosen)
+    return parts
+
+
+# ---- targets ---------------------------------------------------------------------------------------------------------
+
+
+def class_indices(
+    targets: dict[str, np.ndarray], names: tuple[str, ...], where: str, *, limited: bool
+) -> tuple[dict[str, Int[np.ndarray, " rows"]], tuple[str, ...]]:
+    """Class indices of every part, and the class names they come to: whole numbers stand for themselves, text for names.
+
+    Args:
+        limited: whether more classes than rows are refused, as they are where the classes are learned from the rows.
+    """
+    if all(y.dtype.kind in "US" for y in targets.values()):
+        texts = {part: [_text(label) for label in y] for part, y in targets.items()}
+        names = names or tuple(sorted({text for labels in texts.values() for text in labels}, key=_natural))
+        codes = {name: code for code, name in enumerate(names)}
+        return {part: text_codes(labels, codes, f"{where}, y{part}") for part, labels in texts.items()}, names
+    indices = {part: _whole_numbers(y, f"{where}, y{part}") for part, y in targets.items()}
+    known = indices.get("_train", indices.get("", next(iter(indices.values()))))
+    count = len(names) or int(known.max()) + 1
+    if limited and count > max(len(known), 2):
+        found = f"{count} classes for {len(known)} rows"
+        raise DataError("targets", where=where, expected="class indices", found=found, fix=_REGRESSION)
+    for part, y in indices.items():
+        outside = np.flatnonzero((y < 0) | (y >= count))
+        if outside.size:
+            row = int(outside[0])
+            raise DataError(f"y{part}, row {row}", where=where, expected=f"a class 0 … {count - 1}", found=y[row])
+    return indices, names or tuple(map(str, range(count)))
+
+
+def text_codes(labels: list[str], codes: dict[str, int], where: str) -> Int[np.ndarray, " rows"]:
+    """The class indices that names stand for.
+
+    Raises:
+        DataError: naming the row whose label is none of the names.
+    """
+    for row, label in enumerate(labels):
+        if label not in codes:
+            raise DataError(f"row {row}", where=where, expected=f"one of {', '.join(codes)}", found=clip_repr(label))
+    return np.array([codes[label] for label in labels], np.int32)
+
+
+def natural_order(names: set[str]) -> tuple[str, ...]:
+    """Names in the order a person gives them: numbers by value, then words."""
+    return tuple(sorted(names, key=_natural))
+
+
+def numbers(y: np.ndarray, where: str) -> Num[np.ndarray, " rows"]:
+    """Regression targets as float64.
+
+    Raises:
+        DataError: naming the row whose target is not finite in float32.
+    """
+    if y.dtype.kind not in "iufb":
+        raise DataError("targets", where=where, expected="numbers", found=f"{y.dtype}")
+    found = y.astype(np.float64)
+    fits = np.abs(found) <= np.finfo(np.float32).max
+    if not fits.all():
+        row = int(np.argmin(fits))
+        raise DataError(f"row {row}", where=where, expected="a finite target", found=found[row])
+    return found
+
+
+def _whole_numbers(y: np.ndarray, where: str) -> Int[np.ndarray, " rows"]:
+    if y.dtype.kind not in "iufb":
+        raise DataError("targets", where=where, expected="class indices", found=f"{y.dtype}")
+    exact = y.astype(np.float64)
+    fits = (np.abs(exact) < 2**31) & (exact == np.floor(exact))
+    if not fits.all():
+        row = int(np.argmin(fits))
+        expected = "a class index, a whole number"
+        raise DataError(f"row {row}", where=where, expected=expected, found=y[row], fix=_REGRESSION)
+    return y.astype(np.int32)
+
+
+def _text(label: np.bytes_ | np.str_ | str | bytes) -> str:
+    return label.decode("utf-8", "replace") if isinstance(label, bytes) else str(label)
+
+
+def _natural(text: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(text), text
+    except ValueError:
+        return 1, 0.0, text
+
+
+# ---- IDX -------------------------------------------------------------------------------------------------------------
+
+
+def _read_idx(folder: Path) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for name, file in IDX_NAMES.items():
+        spellings = [f"{stem}{end}" for stem in (file, file.replace("-idx", ".idx")) for end in ("", ".gz")]
+        path = next((folder / spelling for spelling in spellings if (folder / spelling).is_file()), None)
+        if path is not None:
+            arrays[name] = _read_idx_file(path)
+    if not arrays:
+        expected = ", ".join(IDX_NAMES.values())
+        raise DataError("no IDX files", where=str(folder), expected=expected, found="none of them")
+    return arrays
+
+
+def _read_idx_file(path: Path) -> np.ndarray:
+    """One IDX file: two zero bytes, the type (8: unsigned byte), the number of axes, their lengths, the data."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except Exception as error:  # gzip and zlib raise many kinds for a damaged file.
+        raise DataError("cannot be read", where=str(path), found=str(error)) from error
+    axes = content[3] if len(content) > 3 else 0
+    start = 4 + 4 * axes
+    if content[:3] != b"\0\0\x08" or not axes or len(content) < start:
+        found = content[:4].hex() or "nothing"
+        raise DataError("header", where=str(path), expected="an IDX file of unsigned bytes", found=found)
+    shape = tuple(np.frombuffer(content, ">u4", axes, 4).tolist())
+    # Python's integers: a damaged header may name lengths whose product overflows numpy's.
+    length = 1
+    for axis in shape:
+        length *= axis
+    if len(content) - start != length:
+        raise DataError(
+            "length", where=str(path), expected=f"{length} bytes for {shape}", found=f"{len(content) - start}"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -1,0 +1,100 @@
+"""Tables as sources: the config names the target and the columns of categories; all others are numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Num
+
+from models.errors import DataError
+from models.posterior import Model
+from models.preprocessing import (
+    ArrowColumn,
+    ArrowTable,
+    Column,
+    category_texts,
+    check_column_names,
+    encode_table,
+    numeric_column,
+)
+from training.config import DataConfig
+from training.sources import Rows, Source, natural_order, numbers, text_codes
+
+_DROP = "list it under data.drop"
+
+
+def table_source(table: ArrowTable, where: str, config: DataConfig, fitted: Model | None, *, classify: bool) -> Source:
+    """The rows of a table, categories as their codes and gaps as NaN.
+
+    Raises:
+        DataError: naming the column and the row at fault.
+    """
+    target = _target(table, where, config)
+    check_column_names(table, where)
+    if fitted:
+        columns = fitted.preprocessing.columns
+    else:
+        features = [name for name in table.column_names if name != target and name not in config.drop]
+        if not features:
+            raise DataError("columns", where=where, expected="at least one beside the target", found="none")
+        columns = tuple(_column(name, table.column(name), name in config.categorical, where) for name in features)
+    known = fitted.class_names if fitted else ()
+    y, names = _targets(table.column(target), target, where, known, classify=classify)
+    rows = Rows(encode_table(columns, table, where), y)
+    return Source(where, rows, None, None, names, tuple(column.name for column in columns), columns)
+
+
+def _target(table: ArrowTable, where: str, config: DataConfig) -> str:
+    present = ", ".join(table.column_names)
+    if config.target is None:
+        expected = "the name of the column to predict"
+        raise DataError(
+            "data.target",
+            where=where,
+            expected=expected,
+            found="nothing",
+            fix=f"set it in the config to one of {present}",
+        )
+    for key, names in (("target", (config.target,)), ("categorical", config.categorical), ("drop", config.drop)):
+        for name in names:
+            if name not in table.column_names:
+                raise DataError(f"data.{key}", where=where, expected=f"one of {present}", found=name)
+    return config.target
+
+
+def _column(name: str, values: ArrowColumn, categorical: bool, where: str) -> Column:
+    """A column, with its categories if it has any; what fills its gaps is learned from the training part, later."""
+    from sklearn.preprocessing import OrdinalEncoder  # noqa: PLC0415 - half a second, and only fit needs it
+
+    if not categorical:
+        if np.isnan(numeric_column(values, name, where)).all():
+            raise DataError(
+                f"column {name!r} is empty", where=where, expected="at least one number", found="only gaps", fix=_DROP
+            )
+        return Column(name=name)
+    texts = [text for text in category_texts(values) if text is not None]
+    if not texts:
+        raise DataError(
+            f"column {name!r} is empty", where=where, expected="at least one category", found="only gaps", fix=_DROP
+        )
+    encoder = OrdinalEncoder().fit(np.array(texts, dtype=object)[:, None])
+    return Column(name=name, categories=tuple(encoder.categories_[0]))
+
+
+def _targets(
+    values: ArrowColumn, target: str, where: str, known: tuple[str, ...], *, classify: bool
+) -> tuple[Num[np.ndarray, " rows"], tuple[str, ...]]:
+    texts = category_texts(values)
+    if None in texts:
+        raise DataError(
+            f"target column {target!r}",
+            where=f"{where}, row {texts.index(None)}",
+            expected="a value",
+            found="an empty cell",
+            fix="fill it in, or remove the row",
+        )
+    if not classify:
+        return numbers(numeric_column(values, target, where), f"{where}, column {target!r}"), ()
+    labels = [str(text) for text in texts]
+    names = known or natural_order(set(labels))
+    codes = {name: code for code, name in enumerate(names)}
+    return text_codes(labels, codes, f"{where}, column {target!r}"), names
