@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Num
 from models.posterior import Draws, Model, Posterior
 from models.preprocessing import transform
 from models.scores import scores_of
-from models.summaries import PredictiveSummary, summarise_classification, summarise_regression
+from models.summaries import PredictiveSummary, in_target_units, summarise_classification, summarise_regression
 
 BUCKETS = (1, 8, 32, 128, 256)
 
@@ -32,25 +32,15 @@ class Prediction(NamedTuple):
 
 
 def predict_draw(model: Model, draw: Draws, x: Float[Array, "..."]) -> Float[Array, " parts"]:
-    """What ONE draw predicts for ONE row: log probabilities `[classes]`, or `[mean, variance]` in the target's units."""
+    """What ONE draw predicts for ONE row: log probabilities `[classes]`, or `[mean, variance]` on the fit's scale."""
     outputs: Any = model.module.apply({"params": draw["network"]}, transform(model.preprocessing, x))
-    parts = model.law.predict(outputs, draw.get("noise", jnp.float32(0)))
-    if model.law.task == "classification":
-        return parts
-    scale = model.preprocessing.target_scale
-    return jnp.stack([model.preprocessing.target_shift + scale * parts[0], scale**2 * parts[1]])
+    return model.law.predict(outputs, draw.get("noise", jnp.float32(0)))
 
 
 def log_prob_draw(model: Model, draw: Draws, x: Float[Array, "..."], y: Array) -> Array:
-    """Log density, in nats, of ONE target (in its own units) for ONE row under ONE draw."""
+    """Log density, in nats, of ONE target (a class index, or a number on the fit's scale) for ONE row under ONE draw."""
     outputs: Any = model.module.apply({"params": draw["network"]}, transform(model.preprocessing, x))
-    noise = draw.get("noise", jnp.float32(0))
-    if model.law.task == "classification":
-        return model.law.log_prob(outputs, noise, y)
-    scale = model.preprocessing.target_scale
-    standard = (y - model.preprocessing.target_shift) / scale
-    # The density of y is that of the standardised target divided by dy/dz.
-    return model.law.log_prob(outputs, noise, standard) - jnp.log(scale)
+    return model.law.log_prob(outputs, draw.get("noise", jnp.float32(0)), y)
 
 
 def pack(draws: Draws) -> Draws:
@@ -78,7 +68,10 @@ def predict_packed(model: Model, packed: Draws, rows: Float[Array, "batch ..."])
     if model.law.task == "classification":
         summary = summarise_classification(parts)
     else:
-        summary = summarise_regression(parts[..., 0], parts[..., 1])
+        terms = model.preprocessing
+        summary = in_target_units(
+            summarise_regression(parts[..., 0], parts[..., 1]), terms.target_shift, terms.target_scale
+        )
     return Prediction(summary, scores_of(summary))
 
 

@@ -134,7 +134,7 @@ def resolve_among(reference: Reference, present: list[int], labels: dict[str, in
                 found=reference.label,
             )
     else:
-        version = reference.version or labels.get(STABLE) or max(present)
+        version = labels.get(STABLE, max(present)) if reference.version is None else reference.version
     if version not in present:
         raise UnknownModel(f"{reference.name} has no version {version}", expected=_listing(present), found=version)
     return version
@@ -169,7 +169,7 @@ def publish(store: Path, name: str, write: Callable[[Path], None], seal: Callabl
         with _draft(home) as draft:
             write(draft)
             with _locked(home):
-                version = max(versions(store, name), default=0) + 1
+                version = _next_version(store, name)
                 seal(draft, version)
                 _sync(draft)
                 draft.rename(home / str(version))
@@ -177,6 +177,13 @@ def publish(store: Path, name: str, write: Callable[[Path], None], seal: Callabl
     except OSError as error:
         raise StoreError("cannot be written", where=str(home), found=str(error)) from error
     return version
+
+
+def _next_version(store: Path, name: str) -> int:
+    """One more than any number in use: a version removed by hand leaves its labels, and they must not slip to another."""
+    labels = read_labels(store, name)
+    pointed = [*labels.labels.values(), *(version for past in labels.previous.values() for version in past)]
+    return max([0, *versions(store, name), *pointed]) + 1
 
 
 def set_label(store: Path, name: str, version: int, label: str) -> None:
@@ -219,7 +226,8 @@ def rollback(store: Path, name: str) -> int:
         )
     with _locked(store / name):
         old = read_labels(store, name)
-        candidates = [version for version in old.previous.get(STABLE, []) if version in versions(store, name)]
+        present = set(versions(store, name)) - {old.labels.get(STABLE)}
+        candidates = [version for version in old.previous.get(STABLE, []) if version in present]
         if not candidates:
             raise StoreError(
                 f"{name} has no previous stable version",
@@ -276,8 +284,8 @@ def _sweep(home: Path) -> None:
         try:
             with _locked(abandoned, blocking=False):
                 shutil.rmtree(abandoned, ignore_errors=True)
-        except BlockingIOError:
-            continue
+        except (BlockingIOError, FileNotFoundError):
+            continue  # its writer lives, or another has swept it
 
 
 def _sync(folder: Path) -> None:

@@ -14,8 +14,6 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from models.errors import AbstainError, ConfigError
-
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     name="abstain",
@@ -41,10 +39,15 @@ def main() -> None:
 
     try:
         check_models_is_ours()
+    except ImportError as error:
+        _fail(str(error))
+    from models.errors import AbstainError  # noqa: PLC0415 - only now is it known to be ours
+
+    try:
         for point in entry_points(group="abstain.commands"):
             point.load()(app)
         app()
-    except (AbstainError, ImportError) as error:
+    except AbstainError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         sys.stderr.write("abstain: stopped\n")
@@ -56,6 +59,7 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
     """List all models of the store: their versions and labels."""
     from models import store as stores  # noqa: PLC0415
     from models.bundle import read_manifest  # noqa: PLC0415
+    from models.errors import AbstainError  # noqa: PLC0415
 
     listed: list[dict[str, Any]] = []
     for name in stores.model_names(store):
@@ -193,7 +197,10 @@ def serve(
     """Serve the store's models over HTTP, with BentoML, in the foreground."""
     from models import store as stores  # noqa: PLC0415
     from models.bundle import read_manifest, verify_files  # noqa: PLC0415
+    from models.errors import AbstainError, ConfigError  # noqa: PLC0415
+    from service.settings import read_settings  # noqa: PLC0415
 
+    read_settings(os.environ)
     served = [(name, version) for name in stores.model_names(store) for version in stores.served_versions(store, name)]
     faults: list[str] = []
     for name, version in served:

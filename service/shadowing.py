@@ -14,7 +14,8 @@ def check_models_is_ours() -> None:
     """
     ours = Path(__file__).resolve().parents[1] / "models" / "__init__.py"
     spec = find_spec("models")
-    found = spec.origin if spec else None
+    # A folder without __init__.py is a package too, if no real one comes after it; it has no origin but a place.
+    found = (spec.origin or next(iter(spec.submodule_search_locations or ()), None)) if spec else None
     if found is None or Path(found).resolve() != ours:
         raise ImportError(
             f"abstain's package 'models' is hidden by another: expected {ours}, found {found or 'none'}; "

@@ -86,23 +86,31 @@ def regression_quality(posterior: Posterior, summary: RegressionSummary, rows: R
 
 
 def mixture_log_density(posterior: Posterior, rows: Rows) -> Float[np.ndarray, " rows"]:
-    """Log of the mean over draws of each target's density, nats."""
+    """Log of the mean over draws of each regression target's density, nats, in the target's units."""
 
     def of_row(x: Array, y: Array) -> Array:
         log_probs = jax.vmap(lambda draw: log_prob_draw(posterior.model, draw, x, y))(posterior.draws)
         return jax.nn.logsumexp(log_probs) - jnp.log(posterior.size)
 
-    x, y = jnp.asarray(rows.x, jnp.float32), jnp.asarray(rows.y, jnp.float32)
-    return np.asarray(jax.jit(partial(jax.lax.map, lambda row: of_row(*row), batch_size=64))((x, y)))
+    terms = posterior.model.preprocessing
+    x, y = (
+        jnp.asarray(rows.x, jnp.float32),
+        jnp.asarray((rows.y - terms.target_shift) / terms.target_scale, jnp.float32),
+    )
+    standard = np.asarray(jax.jit(partial(jax.lax.map, lambda row: of_row(*row), batch_size=64))((x, y)))
+    # The density of y is that of the standardised target divided by dy/dz.
+    return standard - np.log(terms.target_scale)
 
 
 def draw_moments(posterior: Posterior, x: Num[np.ndarray, "rows ..."]) -> Float[np.ndarray, "rows draws 2"]:
-    """Mean and variance that each draw predicts for each row."""
+    """Mean and variance that each draw predicts for each row, in the target's units."""
 
     def of_row(row: Array) -> Array:
         return jax.vmap(lambda draw: predict_draw(posterior.model, draw, row))(posterior.draws)
 
-    return np.asarray(jax.jit(partial(jax.lax.map, of_row, batch_size=64))(jnp.asarray(x, jnp.float32)))
+    terms = posterior.model.preprocessing
+    standard = np.asarray(jax.jit(partial(jax.lax.map, of_row, batch_size=64))(jnp.asarray(x, jnp.float32)), np.float64)
+    return standard * [terms.target_scale, terms.target_scale**2] + [terms.target_shift, 0.0]
 
 
 def mixture_crps(
