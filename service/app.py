@@ -24,7 +24,7 @@ import orjson  # noqa: E402
 from _bentoml_sdk.service.factory import Service  # noqa: E402
 from bentoml._internal.context import server_context  # noqa: E402
 
-from service.process import arrange, end_with_parent, on_stop  # noqa: E402
+from service.process import arrange, end_with_main, on_stop  # noqa: E402
 from service.settings import read_settings  # noqa: E402
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _with_life_cycle(app: ASGIApp, described: ASGIApp, serving: Serving) -> ASGI
         from service.metrics import count_compiles  # noqa: PLC0415
 
         on_stop(PROCESS.say_unready, SETTINGS.grace_seconds)
-        end_with_parent()
+        end_with_main(PROCESS)
         count_compiles()
         threading.Thread(
             target=serving.load_all, kwargs={"on_ready": PROCESS.say_ready}, name="load", daemon=True

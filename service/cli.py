@@ -201,15 +201,17 @@ def serve(
     from service.settings import read_settings  # noqa: PLC0415
 
     read_settings(os.environ)
-    served = [(name, version) for name in stores.model_names(store) for version in stores.served_versions(store, name)]
+    sound = 0
     faults: list[str] = []
-    for name, version in served:
-        folder = store / name / str(version)
+    for name in stores.model_names(store):
         try:
-            verify_files(folder, read_manifest(folder))
+            for version in stores.served_versions(store, name):
+                folder = store / name / str(version)
+                verify_files(folder, read_manifest(folder))
+                sound += 1
         except AbstainError as error:
             faults.append(str(error))
-    if len(faults) == len(served):
+    if not sound:
         raise ConfigError(
             "nothing to serve",
             where=str(store),
@@ -218,6 +220,7 @@ def serve(
         )
     for fault in faults:
         sys.stderr.write(f"abstain: {fault}\n")
+    _check_port(host, port)
     project = Path(__file__).resolve().parents[1]
     os.environ |= {
         "ABSTAIN_STORE": str(store.resolve()),
@@ -226,6 +229,23 @@ def serve(
     }
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:Abstain", "--host", host, "--port", str(port)]
     os.execv(sys.executable, [*command, "--working-dir", str(project)])
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuses an address that cannot be listened on, before BentoML says so in thirty lines."""
+    import socket  # noqa: PLC0415
+
+    from models.errors import ConfigError  # noqa: PLC0415
+
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            "cannot listen", where=f"{host}:{port}", found=error.strerror, fix="choose another --port or --host"
+        ) from error
 
 
 def _say_label(name: str, label: str, version: int, as_json: bool) -> None:

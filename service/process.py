@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUN_FOLDER = "ABSTAIN_RUN_FOLDER"
+MAIN_NOTE = "main"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Process:
         """Lets all workers know that this one has loaded, verified and compiled every served model."""
         own = self.folder / f"ready-{self.index}"
         draft = own.with_suffix(".draft")
-        draft.write_text(f"{os.getpid()} {_started(os.getpid())}", "ascii")
+        _leave_note(draft)
         draft.rename(own)
 
     def say_unready(self) -> None:
@@ -51,6 +52,7 @@ def arrange(workers: int, index: int | None) -> Process:
         folder = Path(tempfile.mkdtemp(prefix="abstain-run-"))
         owner = os.getpid()
         os.environ[RUN_FOLDER] = str(folder)
+        _leave_note(folder / MAIN_NOTE)
         atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
         return Process(None, workers, folder)
     folder = Path(os.environ[RUN_FOLDER])
@@ -81,16 +83,20 @@ def on_stop(drain: Callable[[], None], grace_seconds: float) -> None:
             signal.signal(number, handle(signal.getsignal(number)))
 
 
-def end_with_parent() -> None:
+def end_with_main(process: Process) -> None:
     """Ends this worker when the main process is gone: an orphan would keep the port and answer for ever."""
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while _alive(process.folder / MAIN_NOTE):
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    threading.Thread(target=watch, name="main-watch", daemon=True).start()
+
+
+def _leave_note(path: Path) -> None:
+    """Writes which process this is, so that another can tell whether it still runs."""
+    path.write_text(f"{os.getpid()} {_started(os.getpid())}", "ascii")
 
 
 def _alive(note: Path) -> bool:

@@ -111,21 +111,29 @@ class Serving:
         }
 
     def _survey(self) -> None:
-        entries: dict[str, dict[int, Entry]] = {}
-        for name in store.model_names(self._root):
-            labels = store.read_labels(self._root, name).labels
-            served = store.served_versions(self._root, name)
-            self._labels[name] = labels
-            entries[name] = {
-                version: Entry(
-                    version,
-                    tuple(sorted(label for label, target in labels.items() if target == version)),
-                    "loading" if version in served else "idle",
-                )
-                for version in store.versions(self._root, name)
-            }
-        self._entries = entries
+        self._entries = {name: self._surveyed(name) for name in store.model_names(self._root)}
         self._why = None
+
+    def _surveyed(self, name: str) -> dict[int, Entry]:
+        """A model's versions, before any is loaded; a label that cannot be followed is its own model's failure alone."""
+        present = store.versions(self._root, name)
+        try:
+            labels = store.read_labels(self._root, name).labels
+        except AbstainError as error:
+            self._labels[name] = {}
+            return {version: Entry(version, (), "failed", str(error)) for version in present}
+        self._labels[name] = labels
+        served = set(store.served_versions(self._root, name))
+        entries: dict[int, Entry] = {}
+        for version in sorted({*present, *labels.values()}):
+            own = tuple(sorted(label for label, target in labels.items() if target == version))
+            if version in present:
+                entries[version] = Entry(version, own, "loading" if version in served else "idle")
+            else:
+                entries[version] = Entry(
+                    version, own, "failed", f"{', '.join(own)}: no such version in {self._root / name}"
+                )
+        return entries
 
     def _loaded(self, name: str, entry: Entry, buckets: tuple[int, ...] | None) -> Entry:
         labels = (name, str(entry.version))
