@@ -226,15 +226,17 @@ def rollback(store: Path, name: str) -> int:
         )
     with _locked(store / name):
         old = read_labels(store, name)
-        present = set(versions(store, name)) - {old.labels.get(STABLE)}
-        candidates = [version for version in old.previous.get(STABLE, []) if version in present]
-        if not candidates:
+        others = set(versions(store, name)) - {old.labels.get(STABLE)}
+        earlier = list(old.previous.get(STABLE, []))
+        while earlier and earlier[-1] not in others:
+            earlier.pop()
+        if not earlier:
             raise StoreError(
                 f"{name} has no previous stable version",
                 where=str(store / name / "labels.json"),
                 fix=f"point the label yourself: abstain label {name}:VERSION stable",
             )
-        *earlier, version = candidates
+        version = earlier.pop()
         _write_labels(
             store / name,
             Labels(labels={**old.labels, STABLE: version}, previous={**old.previous, STABLE: earlier}),

@@ -1,0 +1,363 @@
+"""A bundle comes back to the last bit, or is refused by the name of the file at fault."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orjson
+import pytest
+
+from models.bundle import (
+    DataRecord,
+    Manifest,
+    MethodRecord,
+    calibration_record,
+    load,
+    read_manifest,
+    verify_files,
+    write_arrays,
+    write_manifest,
+)
+from models.calibration import Calibration
+from models.errors import BundleError
+from models.networks import MLPSpec
+from models.posterior import Model, Posterior
+from models.preprocessing import Column, Preprocessing
+
+MODEL = Model(
+    network=MLPSpec(hidden=(2,)),
+    likelihood="normal",
+    preprocessing=Preprocessing(
+        shift=(0.1 + 0.2, 0.0),
+        scale=(1 / 3, 1.0),
+        columns=(Column(name="länge", missing=1e-17), Column(name="kind", categories=("a", "b"), missing=1.0)),
+        target_scale=np.pi,
+    ),
+    feature_shape=(2,),
+    feature_names=("länge", "kind"),
+    target_name="wärme",
+)
+
+
+def draws_of(model, size=3):
+    """Draws with every float32 that is easily lost: −0, the smallest, the largest."""
+    rng = np.random.default_rng(0)
+    draws = jax.tree.map(lambda leaf: rng.normal(size=(size, *leaf.shape)).astype(np.float32), model.parameter_shapes())
+    draws["noise"][:] = [1e-45, 3.4028235e38, 0.1]
+    draws["network"]["Dense_1"]["bias"][:] = [[-0.0], [np.float32(1) + np.finfo(np.float32).eps], [-1e-45]]
+    return draws
+
+
+def ascending(seed, rows=150, dtype=np.float32):
+    """Sorted numbers."""
+    return np.sort(np.random.default_rng(seed).normal(size=rows)).astype(dtype)
+
+
+CALIBRATION = Calibration(
+    {"std": ascending(1), "total_std": ascending(2)}, ascending(3, dtype=np.float64), "std", 97.5, 0.9
+)
+
+
+def manifest_of(**changes):
+    """A manifest for the model and calibration above."""
+    record = Manifest(
+        name="toy",
+        version=1,
+        created="2026-11-22T13:00:00+00:00",
+        model=MODEL,
+        draws=3,
+        method=MethodRecord(kind="vi", settings={"steps": 400, "rates": [0.1, None]}),
+        calibration=calibration_record(CALIBRATION),
+        diagnostics={"elbo": [-1.5, 0.1 + 0.2]},
+        metrics={"rmse": 1 / 3},
+        data=DataRecord(
+            source="toy.csv", settings={}, fingerprint="sha256:0", train_rows=9, calibration_rows=150, test_rows=5
+        ),
+        seed=0,
+        packages={"jax": "0.10.2"},
+        git_commit=None,
+    )
+    return record.model_copy(update=changes)
+
+
+def write_bundle(folder, draws=None, calibration=CALIBRATION, **changes):
+    """A bundle in a new folder; its hashes are right whatever it holds."""
+    folder.mkdir()
+    write_arrays(folder, Posterior(MODEL, draws_of(MODEL) if draws is None else draws), calibration)
+    (folder / "report.html").write_text("<p>Report")
+    return write_manifest(folder, manifest_of(**changes))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A bundle that no test may change."""
+    folder = tmp_path_factory.mktemp("bundle") / "1"
+    write_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(original, tmp_path):
+    """A copy to be damaged."""
+    return Path(shutil.copytree(original, tmp_path / "1"))
+
+
+def files_of(folder):
+    """Every file of a bundle, the manifest among them."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def refusal(folder):
+    """What `load` says of a bundle that it refuses."""
+    with pytest.raises(BundleError) as error:
+        load(folder)
+    return str(error.value)
+
+
+def bits(array):
+    """An array's type, shape and bytes."""
+    return array.dtype, array.shape, array.tobytes()
+
+
+def test_a_round_trip_is_exact_to_the_bit(original):
+    """Draws, scores, nonconformity and every word of the manifest are what was written."""
+    loaded = load(original)
+    assert {type(leaf) for leaf in jax.tree.leaves(loaded.posterior.draws)} == {np.ndarray}
+    assert jax.tree.map(bits, loaded.posterior.draws) == jax.tree.map(bits, draws_of(MODEL))
+    found = loaded.calibration
+    assert (found.decision, found.percentile, found.coverage, found.rows) == ("std", 97.5, 0.9, 150)
+    assert {name: bits(values) for name, values in found.scores.items()} == {
+        name: bits(values) for name, values in CALIBRATION.scores.items()
+    }
+    assert bits(found.nonconformity) == bits(CALIBRATION.nonconformity)
+    assert loaded.posterior.model == MODEL
+    assert loaded.manifest.model_copy(update={"files": {}, "digest": ""}) == manifest_of()
+
+
+def test_a_bundle_can_be_moved(bundle, tmp_path):
+    """Nothing in a bundle knows where it lies."""
+    expected = load(bundle).manifest
+    assert load(Path(shutil.move(bundle, tmp_path / "elsewhere"))).manifest == expected
+
+
+def test_the_manifest_lists_every_other_file(original):
+    """What is not listed would not be checked."""
+    listed = set(read_manifest(original).files)
+    assert listed == {path.relative_to(original).as_posix() for path in files_of(original)} - {"manifest.json"}
+    assert "report.html" in listed
+    assert {name.split("/")[0] for name in listed} == {"draws", "calibration", "report.html"}
+
+
+def test_the_manifest_returned_is_the_one_on_disk(tmp_path):
+    """`write_manifest` returns what `read_manifest` will; its digest is a sha256."""
+    written = write_bundle(tmp_path / "1")
+    assert written == read_manifest(tmp_path / "1")
+    assert written.digest.startswith("sha256:")
+    assert len(written.digest) == 71
+
+
+def test_one_flipped_byte_is_refused_by_the_files_name(bundle):
+    """In every file in turn, at its start, middle and end."""
+    for path in files_of(bundle):
+        content = path.read_bytes()
+        for place in (0, len(content) // 2, len(content) - 1):
+            damaged = bytearray(content)
+            damaged[place] ^= 1
+            path.write_bytes(damaged)
+            assert str(path) in refusal(bundle)
+        path.write_bytes(content)
+    assert load(bundle).manifest.name == "toy"
+
+
+def test_a_file_cut_short_is_refused_by_its_name(bundle):
+    """Every file in turn: without its last byte, its second half, and all of it."""
+    for path in files_of(bundle):
+        content = path.read_bytes()
+        for length in (len(content) - 1, len(content) // 2, 0):
+            path.write_bytes(content[:length])
+            assert str(path) in refusal(bundle)
+        path.write_bytes(content)
+
+
+def test_a_missing_file_is_refused_by_its_name(bundle):
+    """Every file in turn."""
+    for path in files_of(bundle):
+        content = path.read_bytes()
+        path.unlink()
+        assert str(path) in refusal(bundle)
+        path.write_bytes(content)
+
+
+def test_every_byte_of_the_manifest_counts(bundle):
+    """No byte of it can be changed, even one that leaves the JSON and its meaning whole."""
+    path = bundle / "manifest.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x20]) + content[place + 1 :])
+        with pytest.raises(BundleError) as error:
+            read_manifest(bundle)
+        assert str(path) in str(error.value)
+
+
+def test_a_refusal_says_what_was_expected_and_found(bundle):
+    """File, expected and found hash, and what to do."""
+    path = bundle / "report.html"
+    expected = read_manifest(bundle).files["report.html"]
+    path.write_text("")
+    assert refusal(bundle) == (
+        f"{path}: is damaged or was altered: expected sha256 {expected}, "
+        "found sha256 e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855; "
+        "fit the model again, or restore the bundle from a copy"
+    )
+    path.unlink()
+    assert refusal(bundle).startswith(f"{path}: is missing: expected sha256 {expected}, found no file")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[]", b"7", b"\xff\xfe", b"[" * 100_000, b'{"schema_version": 1}', b"{} {}"]
+)
+def test_what_is_no_manifest_is_refused_by_its_name(bundle, content):
+    """Empty, other JSON, no JSON, endless JSON: an error that names the file, never a traceback."""
+    (bundle / "manifest.json").write_bytes(content)
+    assert refusal(bundle).startswith(f"{bundle / 'manifest.json'}: ")
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
+    """Nothing is a bundle that has no manifest."""
+    assert refusal(tmp_path / "7").startswith(f"{tmp_path / '7' / 'manifest.json'}: cannot be read: found No such file")
+
+
+def rewrite(folder, **changes):
+    """Puts other values into manifest.json, as another version of abstain would have."""
+    path = folder / "manifest.json"
+    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | changes, option=orjson.OPT_SORT_KEYS))
+    return path
+
+
+@pytest.mark.parametrize("version", [0, 2, "1"])
+def test_another_schema_version_is_refused(bundle, version):
+    """File, field, expected, found: the older, the newer, and a word that is no number."""
+    path = rewrite(bundle, schema_version=version)
+    assert refusal(bundle) == (
+        f"{path}: schema_version: expected 1, found {version}; "
+        "fit the model again with this version of abstain, or serve it with the one that wrote it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"seed": "zero"}, "seed"),
+        ({"seed": 10**19}, "manifest.json"),
+        ({"extra": 1}, "extra"),
+        ({"model": {}}, "model.network"),
+        ({"calibration": {"rows": 1}}, "calibration.decision"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(bundle, change, field):
+    """The schema's own version, and yet a field it does not know, or cannot be."""
+    path = rewrite(bundle, **change)
+    assert refusal(bundle).startswith(f"{path}: ")
+    assert field in refusal(bundle)
+
+
+@pytest.mark.parametrize("name", ["../1/report.html", "draws/../../secret", "/etc/hostname", "", ".", ".."])
+def test_paths_out_of_the_bundle_are_refused(bundle, name):
+    """A manifest, though signed, makes the loader read nothing outside its folder."""
+    listed = read_manifest(bundle).files
+    with pytest.raises(BundleError) as error:
+        verify_files(bundle, manifest_of(files=listed | {name: listed["report.html"]}))
+    assert str(error.value) == f"{bundle / 'manifest.json'}: files: expected paths inside the bundle, found {name}"
+
+
+def test_a_link_in_place_of_a_file_is_refused(bundle, tmp_path):
+    """Even one whose target has the right bytes."""
+    shutil.move(bundle / "report.html", tmp_path / "report.html")
+    (bundle / "report.html").symlink_to(tmp_path / "report.html")
+    assert "files: expected paths inside the bundle, found report.html" in refusal(bundle)
+
+
+def changed(path, change):
+    """The draws, one leaf of them changed."""
+    draws = draws_of(MODEL)
+    *parents, last = path
+    branch = draws
+    for key in parents:
+        branch = branch[key]
+    if change is None:
+        del branch[last]
+    else:
+        branch[last] = change(branch[last])
+    return draws
+
+
+KERNEL = ("network", "Dense_0", "kernel")
+
+
+@pytest.mark.parametrize(
+    ("draws", "message"),
+    [
+        (
+            changed(KERNEL, lambda leaf: leaf[:, :2]),
+            "network.Dense_0.kernel: expected float32 [draws, 3, 2], found float32 [3, 2, 2]",
+        ),
+        (
+            changed(KERNEL, lambda leaf: leaf.astype(np.float64)),
+            "network.Dense_0.kernel: expected float32 [draws, 3, 2], found float64 [3, 3, 2]",
+        ),
+        (
+            changed(KERNEL, lambda leaf: leaf.astype(np.int32)),
+            "network.Dense_0.kernel: expected float32 [draws, 3, 2], found int32 [3, 3, 2]",
+        ),
+        (changed(KERNEL, lambda leaf: leaf * np.nan), "network.Dense_0.kernel: expected finite numbers, found NaN"),
+        (changed(("noise",), lambda leaf: leaf + np.inf), "noise: expected finite numbers, found NaN or an infinity"),
+        (changed(("noise",), None), "parameters do not fit the network: expected ["),
+        (
+            changed(("noise",), lambda leaf: leaf[:2]),
+            "draws: expected one number of draws, at least 1, found [(2,), (3",
+        ),
+        (draws_of(MODEL) | {"extra": np.zeros(3, np.float32)}, "'extra'"),
+    ],
+    ids=["shape", "float64", "int32", "nan", "inf", "missing", "uneven", "superfluous"],
+)
+def test_draws_that_do_not_fit_the_model_are_refused(tmp_path, draws, message):
+    """Hashes right, contents wrong: leaf, expected, found."""
+    write_bundle(tmp_path / "1", draws)
+    found = refusal(tmp_path / "1")
+    assert found.startswith(f"{tmp_path / '1' / 'draws'}: ")
+    assert message in found
+
+
+def test_another_number_of_draws_than_the_manifests_is_refused(tmp_path):
+    """The manifest says how many draws there are, and must be right."""
+    write_bundle(tmp_path / "1", draws=jax.tree.map(lambda leaf: leaf[:2], draws_of(MODEL)))
+    assert refusal(tmp_path / "1") == f"{tmp_path / '1'}: draws: expected 3, found 2"
+
+
+@pytest.mark.parametrize(
+    ("scores", "nonconformity"),
+    [
+        ({"std": ascending(1)}, ascending(3)),
+        ({"std": ascending(1), "total_std": ascending(2)[::-1]}, ascending(3)),
+        ({"std": ascending(1), "total_std": ascending(2) * np.nan}, ascending(3)),
+        ({"std": ascending(1), "total_std": ascending(2)[:90]}, ascending(3)),
+        ({"std": ascending(1), "total_std": ascending(2)}, ascending(3)[::-1]),
+        ({"std": ascending(1), "total_std": ascending(2)}, ascending(3) + np.inf),
+    ],
+    ids=["missing", "descending", "nan", "length", "nonconformity descending", "nonconformity inf"],
+)
+def test_calibration_that_cannot_be_right_is_refused(tmp_path, scores, nonconformity):
+    """Hashes right, contents wrong: refused by the folder's name, as damage to the bundle."""
+    write_bundle(tmp_path / "1", calibration=Calibration(scores, nonconformity, "std", 97.5, 0.9))
+    assert refusal(tmp_path / "1").startswith(f"{tmp_path / '1' / 'calibration'}: ")
+
+
+@pytest.mark.parametrize("folder", ["draws", "calibration"])
+def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path, folder):
+    """Hashes of nonsense, right as they are, do not make it loadable."""
+    write_bundle(tmp_path / "1")
+    for path in files_of(tmp_path / "1" / folder):
+        path.write_bytes(b"nonsense")
+    write_manifest(tmp_path / "1", manifest_of())
+    assert refusal(tmp_path / "1").startswith(f"{tmp_path / '1' / folder}: cannot be restored: found ")

@@ -1,0 +1,153 @@
+"""NUTS against exact posteriors, its blocks, its seeds, its thinning, and its convergence in function space."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from arviz_stats.base.array import array_stats
+from scipy import stats
+from scipy.special import log_expit, logsumexp
+
+from models.networks import MLPSpec
+from models.posterior import Model
+from tests.conftest import CONFIGS, silent
+from tests.test_vi import ROWS, columns, linear
+from training.bnn import BNN, Observations
+from training.config import NUTSConfig, PriorConfig, read_config
+from training.fit import build_model, infer, load_dataset
+from training.methods import nuts
+
+
+def run(bnn, train, settings, seed=0, draws=None, progress=silent):
+    """A fit that is monitored on its own rows and keeps every sample unless told otherwise."""
+    kept = draws or settings.chains * settings.samples
+    return nuts.fit(jax.random.key(seed), bnn, train, train, settings, kept, progress)
+
+
+def assert_moments(samples, mean, variance):
+    """Every column's mean and variance lie within four Monte Carlo standard errors of the exact ones.
+
+    Args:
+        samples: `[chains, samples, columns]`.
+        mean: exact, by column; `variance` likewise.
+    """
+    samples = samples.astype(np.float64)
+    for values, exact in ((samples, mean), ((samples - mean) ** 2, variance)):
+        error = array_stats.mcse(values, method="mean", chain_axis=0, draw_axis=1)
+        np.testing.assert_array_less(np.abs(values.mean(axis=(0, 1)) - exact) / error, 4)
+        np.testing.assert_array_less(error, 0.1 * np.sqrt(variance))
+
+
+def linear_posterior(design, y):
+    """Exact mean and variance of weights, bias and noise: normal given the noise, the noise integrated on a grid."""
+    noise = np.linspace(0.2, 1.5, 2000)
+    gram, moment = design.T @ design, design.T @ y
+    log_mass, means, seconds = [], [], []
+    for std in noise:
+        covariance = np.linalg.inv(np.eye(3) + gram / std**2)
+        mean = covariance @ moment / std**2
+        evidence = stats.multivariate_normal.logpdf(y, cov=std**2 * np.eye(ROWS) + design @ design.T)
+        log_mass.append(evidence + stats.halfcauchy.logpdf(std, scale=0.5))
+        means.append([*mean, std])
+        seconds.append([*(covariance.diagonal() + mean**2), std**2])
+    mass = np.exp(log_mass - logsumexp(log_mass))
+    assert mass[[0, -1]].max() < 1e-9
+    mean = mass @ np.array(means)
+    return mean, mass @ np.array(seconds) - mean**2
+
+
+LINEAR = NUTSConfig(chains=2, warmup=300, samples=1500, reports=1)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """The linear model's posterior, sampled in one block."""
+    bnn, train, *_ = linear()
+    return run(bnn, train, LINEAR)
+
+
+def test_linear_regression_with_unknown_noise_is_sampled_exactly(fitted):
+    """Weights, bias and noise of a network without hidden layers have the exact posterior's means and variances."""
+    *_, design, y = linear()
+    assert_moments(columns(fitted.posterior.draws).reshape(2, 1500, 4), *linear_posterior(design, y))
+
+
+def test_logistic_regression_is_sampled_exactly():
+    """Weight and bias of a logistic regression have the means and variances that a two-dimensional grid gives."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=12)
+    y = (rng.random(12) < 1 / (1 + np.exp(-1.5 * x))).astype(int)
+    model = Model(network=MLPSpec(hidden=()), likelihood="bernoulli", feature_shape=(1,), class_names=("no", "yes"))
+    bnn = BNN(model, PriorConfig(scale=2.0))
+    fitted = run(
+        bnn,
+        Observations(jnp.float32(x[:, None]), jnp.asarray(y)),
+        NUTSConfig(chains=2, warmup=300, samples=1500, reports=1),
+    )
+    layer = fitted.posterior.draws["network"]["Dense_0"]
+    samples = np.concatenate([layer["kernel"][:, 0], layer["bias"]], axis=1).reshape(2, 1500, 2)
+
+    grid = np.stack(np.meshgrid(*[np.linspace(-9, 9, 400)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
+    logits = np.where(y == 1, 1, -1) * (grid[:, :1] * x + grid[:, 1:])
+    log_mass = log_expit(logits).sum(axis=1) + stats.norm.logpdf(grid, scale=2).sum(axis=1)
+    mass = np.exp(log_mass - logsumexp(log_mass))
+    mean = mass @ grid
+    assert_moments(samples, mean, mass @ grid**2 - mean**2)
+
+
+def test_the_same_seed_gives_the_same_draws_in_blocks_of_any_size(fitted):
+    """Bit for bit, in one block or in seven that overshoot the total, the warm-up's end within one of them."""
+    bnn, train, *_ = linear()
+    told = []
+    settings = LINEAR.model_copy(update={"reports": 7})
+    pieces = run(bnn, train, settings, progress=lambda *place, **facts: told.append((place, set(facts))))
+    np.testing.assert_array_equal(columns(fitted.posterior.draws), columns(pieces.posterior.draws))
+    assert [place for place, _ in told] == [(min(258 * block, 1800), 1800) for block in range(1, 8)]
+    assert all(facts == {"acceptance", "divergences"} for _, facts in told)
+
+
+def test_another_seed_gives_other_draws(fitted):
+    """No draw of one seed is a draw of the other, and no chain is another's copy."""
+    bnn, train, *_ = linear()
+    draws = columns(fitted.posterior.draws)
+    other = columns(run(bnn, train, LINEAR, seed=1).posterior.draws)
+    assert (draws != other).any(axis=1).all()
+    assert (draws[:1500] != draws[1500:]).any(axis=1).all()
+
+
+def test_diagnostics_say_how_the_chains_did(fitted):
+    """Converged, no divergences, the acceptance aimed at, one step size a chain, and trees far from the limit."""
+    diagnostics = fitted.diagnostics
+    assert diagnostics["divergences"] == diagnostics["max_tree_depth_hits"] == 0
+    assert diagnostics["chains"] == len(diagnostics["step_size"]) == 2
+    assert 0.7 < diagnostics["acceptance"] < 0.95
+    assert 1 <= diagnostics["leapfrogs_per_sample"] < 32
+    assert diagnostics["parameters"]["values"] == 4
+    assert max(diagnostics[space]["rhat"] for space in ("function", "parameters")) < 1.01
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [(5, [0, 3, 6, 8, 11]), (12, list(range(12))), (99, list(range(12))), (1, [0]), (2, [0, 11])],
+)
+def test_thinning_keeps_draws_at_even_distances_over_all_chains(asked, kept):
+    """`draws` of them from the first chain's first to the last chain's last, all if there are fewer, leaves together."""
+    chains = {"a": np.arange(12.0).reshape(3, 4), "b": {"c": np.arange(24.0).reshape(3, 4, 2)}}
+    thinned = nuts.thin(chains, asked)
+    assert thinned["a"].tolist() == kept
+    assert thinned["b"]["c"][:, 0].tolist() == [2 * place for place in kept]
+    assert thinned["b"]["c"].flags.c_contiguous
+
+
+def test_chains_agree_in_function_space():
+    """On `wave` all chains come to the same function: R-hat ≤ 1.01 at every held-out input, before thinning."""
+    # Wide under a prior scaled by fan-in, the posterior is near a Gaussian process's: no mode for a chain to be caught in.
+    overrides = ("hidden=[20]", "fan_in=true", "warmup=300", "samples=600", "max_tree_depth=6", "reports=1")
+    config = read_config(CONFIGS / "wave-nuts.toml", overrides)
+    dataset = load_dataset(config, None)
+    fitted = infer(config, build_model(config, dataset), dataset, silent)
+    function = fitted.diagnostics["function"]
+    assert function["values"] == 50
+    assert function["rhat"] <= 1.01
+    assert function["ess"] >= 400
+    assert fitted.posterior.size == config.draws == 400
