@@ -268,5 +268,8 @@ def _digest(manifest: Manifest) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError("cannot be read", where=str(path), found=error.strerror, fix=_REFIT) from error

@@ -184,7 +184,7 @@ def judge(
     }
     members, interval = _conformal(calibration, prediction.summary, coverage)
     decided = scores[calibration.decision]
-    reject = decided.value > np.float32(decided.threshold)
+    reject = ~(decided.value <= np.float32(decided.threshold))  # a score that is no number is strange, too
     return Judgement(percentile, coverage, calibration.decision, reject, scores, members, interval)
 
 

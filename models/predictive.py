@@ -6,7 +6,7 @@ rows padded to the bucket. A row's answer does not depend on the rows beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from models.errors import AbstainError
 from models.posterior import Draws, Model, Posterior
 from models.preprocessing import transform
 from models.scores import scores_of
@@ -90,6 +91,10 @@ class Predictor:
         buckets: tuple[int, ...] = BUCKETS,
         on_compile: Callable[[int], None] | None = None,
     ) -> None:
+        odd = [bucket for bucket in buckets if bucket > 8 and bucket % 8]
+        if odd:
+            # XLA computes the rows beyond a multiple of its vector width by another program, with other rounding.
+            raise AbstainError("buckets", expected="sizes up to 8, or multiples of 8", found=odd)
         self.model = posterior.model
         self.draws = posterior.size
         self.buckets = buckets
@@ -106,8 +111,16 @@ class Predictor:
 
     def __call__(self, rows: Num[np.ndarray, "rows ..."]) -> Prediction:
         """The prediction for any number of rows (at least one), with numpy leaves."""
-        parts = [self._predict_bucket(chunk) for chunk in self._chunks(rows)]
+        if rows.shape[1:] != self.model.feature_shape:
+            raise AbstainError("rows", expected=f"shape {self.model.feature_shape}", found=f"shape {rows.shape[1:]}")
+        ends = np.cumsum(self.batches(len(rows)))[:-1]
+        parts = [self._predict_bucket(chunk) for chunk in np.split(rows, ends)]
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def batches(self, rows: int) -> list[int]:
+        """How many rows go into each compiled call."""
+        largest = self.buckets[-1]
+        return [min(largest, rows - start) for start in range(0, rows, largest)]
 
     def _predict_bucket(self, chunk: Num[np.ndarray, "rows ..."]) -> Prediction:
         bucket = next(size for size in self.buckets if size >= len(chunk))
@@ -115,7 +128,3 @@ class Predictor:
         padded[: len(chunk)] = chunk
         prediction: Prediction = jax.device_get(self._executables[bucket](self._packed, padded))
         return jax.tree.map(itemgetter(slice(len(chunk))), prediction)
-
-    def _chunks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        largest = self.buckets[-1]
-        return (rows[start : start + largest] for start in range(0, len(rows), largest))

@@ -38,7 +38,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise DataError("no such file or embedded set", where=str(path)) from error
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for a damaged file.
-        raise DataError("cannot be read", where=str(path), expected=_PLAIN, found=str(error)) from error
+        # numpy recommends unpickling where it finds no array; nobody should.
+        found = "no archive, or Python objects in it" if "pickle" in str(error) else str(error)
+        raise DataError("cannot be read", where=str(path), expected=_PLAIN, found=found) from error
     for name, array in arrays.items():
         # numpy hands out the bytes of a member that is no array.
         if array.dtype.hasobject or (array.dtype.kind == "S" and not array.shape):

@@ -134,7 +134,7 @@ def resolve_among(reference: Reference, present: list[int], labels: dict[str, in
                 found=reference.label,
             )
     else:
-        version = labels.get(STABLE, max(present)) if reference.version is None else reference.version
+        version = labels.get(STABLE, max(present, default=0)) if reference.version is None else reference.version
     if version not in present:
         raise UnknownModel(f"{reference.name} has no version {version}", expected=_listing(present), found=version)
     return version
@@ -144,7 +144,7 @@ def served_versions(store: Path, name: str) -> list[int]:
     """What a server serves of a model: `@stable` (else the newest), and every labelled version."""
     labels = read_labels(store, name).labels
     present = versions(store, name)
-    return sorted({labels.get(STABLE, max(present)), *labels.values()} & set(present))
+    return sorted({labels.get(STABLE, max(present, default=0)), *labels.values()} & set(present))
 
 
 def publish(store: Path, name: str, write: Callable[[Path], None], seal: Callable[[Path, int], None]) -> int:
@@ -181,7 +181,10 @@ def publish(store: Path, name: str, write: Callable[[Path], None], seal: Callabl
 
 def _next_version(store: Path, name: str) -> int:
     """One more than any number in use: a version removed by hand leaves its labels, and they must not slip to another."""
-    labels = read_labels(store, name)
+    try:
+        labels = read_labels(store, name)
+    except StoreError:
+        labels = Labels()  # damaged labels are told wherever they are asked for; a finished fit is not lost to them
     pointed = [*labels.labels.values(), *(version for past in labels.previous.values() for version in past)]
     return max([0, *versions(store, name), *pointed]) + 1
 

@@ -51,8 +51,7 @@ PredictiveSummary = ClassificationSummary | RegressionSummary
 def summarise_classification(log_probabilities: Float[Array, "draws batch classes"]) -> ClassificationSummary:
     """Mean, std, and the entropies of an ensemble of categorical predictions.
 
-    Mutual information is the mean divergence of a draw from the mean, E KL(p_s ‖ p̄): equal to H(p̄) − E H(p_s), but
-    without the difference of two nearly equal numbers.
+    Mutual information is the mean divergence of a draw from the mean, E KL(p_s ‖ p̄), which equals H(p̄) − E H(p_s).
     """
     probabilities = jnp.exp(log_probabilities)
     mean = probabilities.mean(axis=0)

@@ -24,7 +24,7 @@ import orjson  # noqa: E402
 from _bentoml_sdk.service.factory import Service  # noqa: E402
 from bentoml._internal.context import server_context  # noqa: E402
 
-from service.process import arrange, end_with_main, on_stop  # noqa: E402
+from service.process import Traffic, arrange, drain_on_stop, end_with_main  # noqa: E402
 from service.settings import read_settings  # noqa: E402
 
 if TYPE_CHECKING:
@@ -49,17 +49,18 @@ class FrontedService(Service[T_co]):
         described = super().to_asgi(is_main=is_main)
         logging.getLogger("uvicorn.access").handlers.clear()
         logging.getLogger("uvicorn.access").propagate = False
-        serving = Serving(SETTINGS.store)
-        return _with_life_cycle(build_app(SETTINGS, PROCESS, serving, described), described, serving)
+        serving, traffic = Serving(SETTINGS.store), Traffic()
+        app = build_app(SETTINGS, PROCESS, traffic, serving, described)
+        return _with_life_cycle(app, described, serving, traffic)
 
 
-def _with_life_cycle(app: ASGIApp, described: ASGIApp, serving: Serving) -> ASGIApp:
+def _with_life_cycle(app: ASGIApp, described: ASGIApp, serving: Serving, traffic: Traffic) -> ASGIApp:
     """HTTP to `app`, BentoML's life cycle to BentoML; models load in a thread while `/livez` already answers."""
 
     def start() -> None:
         from service.metrics import count_compiles  # noqa: PLC0415
 
-        on_stop(PROCESS.say_unready, SETTINGS.grace_seconds)
+        drain_on_stop(PROCESS, traffic, SETTINGS.grace_seconds)
         end_with_main(PROCESS)
         count_compiles()
         threading.Thread(

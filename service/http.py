@@ -26,7 +26,7 @@ from models.errors import AbstainError
 from service import answers, metrics
 from service.compute import Compute
 from service.errors import HTTPError, status_of
-from service.process import Process
+from service.process import Process, Traffic
 from service.schemas import check_finite, check_rows, parse_predict
 from service.serving import Serving
 from service.settings import Settings
@@ -49,7 +49,7 @@ def answer_predict(serving: Serving, max_rows: int, body: bytes, request_id: str
     prediction = live.predictor(rows)
     check_finite(jax.tree.leaves(prediction))
     judgement = judge(live.bundle.calibration, prediction, request.percentile, request.coverage)
-    metrics.record_prediction(live.name, live.version, prediction, judgement)
+    metrics.record_prediction(live.name, live.version, prediction, judgement, live.predictor.batches(len(rows)))
     return orjson.dumps(
         {
             "id": request_id,
@@ -62,7 +62,7 @@ def answer_predict(serving: Serving, max_rows: int, body: bytes, request_id: str
     )
 
 
-def build_app(settings: Settings, process: Process, serving: Serving, described: ASGIApp) -> ASGIApp:
+def build_app(settings: Settings, process: Process, traffic: Traffic, serving: Serving, described: ASGIApp) -> ASGIApp:
     """The application of one worker.
 
     Args:
@@ -71,6 +71,8 @@ def build_app(settings: Settings, process: Process, serving: Serving, described:
     compute = Compute(settings.queue, settings.timeout_seconds)
 
     async def predict(request: Request) -> Response:
+        if traffic.draining:
+            raise HTTPError(503, "draining: this server is about to stop", {"Retry-After": "1", "Connection": "close"})
         body = await read_body(request, settings.max_body_bytes)
         content_type = request.headers.get("content-type", "none")
         if content_type.split(";")[0].strip().lower() != "application/json":
@@ -83,9 +85,14 @@ def build_app(settings: Settings, process: Process, serving: Serving, described:
         return _json({"live": True})
 
     async def readyz(_: Request) -> Response:
-        ready, hindrances = process.ready_workers(), serving.hindrances()
-        whole = ready >= process.workers
-        facts = {"ready": whole, "workers_ready": ready, "workers": process.workers, "why": hindrances}
+        ready = process.ready_workers()
+        whole = ready >= process.workers and not traffic.draining
+        why = serving.hindrances()
+        if ready < process.workers:
+            why.append(f"{ready} of {process.workers} workers are ready")
+        if traffic.draining:
+            why.append("draining: this server is about to stop")
+        facts = {"ready": whole, "workers_ready": ready, "workers": process.workers, "why": why}
         return _json(facts, 200 if whole else 503)
 
     async def models(_: Request) -> Response:
@@ -112,7 +119,7 @@ def build_app(settings: Settings, process: Process, serving: Serving, described:
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
-    return _measured(app, {route.path for route in routes})
+    return _watched(app, {route.path for route in routes}, traffic)
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -220,10 +227,13 @@ class _Forward(Response):
         await self._app(scope, receive, send)
 
 
-def _measured(app: ASGIApp, routes: set[str]) -> ASGIApp:
-    """Counts and times every request; routes that do not exist are one, for a label must not grow by requests."""
+def _watched(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
+    """Counts and times every request, and logs what nobody expected: nothing may escape to the server.
 
-    async def measured(scope: Scope, receive: Receive, send: Send) -> None:
+    Routes that do not exist are one, for a label must not grow by requests.
+    """
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
@@ -236,10 +246,15 @@ def _measured(app: ASGIApp, routes: set[str]) -> ASGIApp:
                 code = message["status"]
             await send(message)
 
+        traffic.under_way += 1
         try:
             await app(scope, receive, noting)
+        except Exception:
+            # Starlette has answered 500 and raises on; the server would reset a connection that clients think is open.
+            log.exception("%s %s", scope["method"], route)
         finally:
+            traffic.under_way -= 1
             metrics.REQUESTS.labels(route, str(code)).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - started)
 
-    return measured
+    return watched

@@ -70,11 +70,14 @@ def exposition() -> bytes:
     return prometheus.generate_latest(registry)
 
 
-def record_prediction(name: str, version: int, prediction: Prediction, judgement: Judgement) -> None:
-    """Counts the rows of an answer, and where they lie."""
+def record_prediction(
+    name: str, version: int, prediction: Prediction, judgement: Judgement, batches: list[int]
+) -> None:
+    """Counts the rows of an answer, the batches they were computed in, and where they lie."""
     model = (name, str(version))
     ROWS.labels(*model).inc(len(judgement.reject))
-    BATCH_ROWS.labels(*model).observe(len(judgement.reject))
+    for rows in batches:
+        BATCH_ROWS.labels(*model).observe(rows)
     rejected = int(judgement.reject.sum())
     if rejected:
         REJECTED.labels(*model, judgement.decision).inc(rejected)

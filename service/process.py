@@ -20,6 +20,8 @@ from pathlib import Path
 
 RUN_FOLDER = "ABSTAIN_RUN_FOLDER"
 MAIN_NOTE = "main"
+# How long a worker may take to end once nothing is under way, or the grace is over.
+_LAST_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,41 @@ def arrange(workers: int, index: int | None) -> Process:
     return Process(index, workers, folder)
 
 
-def on_stop(drain: Callable[[], None], grace_seconds: float) -> None:
-    """Calls `drain` when the process is told to stop, before the server's own handler; ends it after the grace."""
+class Traffic:
+    """The requests that one worker has under way, and whether it has been told to stop."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.draining = False
+
+
+def drain_on_stop(process: Process, traffic: Traffic, grace_seconds: float) -> None:
+    """Told to stop, a worker first says so, answers what is under way, and only then lets the server's handler stop it.
+
+    The server's own handler would close the socket's door at once, while BentoML's main process still holds it open:
+    whoever knocks in the meantime would be left waiting. Past the grace the worker ends whatever is under way.
+    """
 
     def handle(previous: object) -> Callable[[int, object], None]:
         def handler(number: int, frame: object) -> None:
-            drain()
-            timer = threading.Timer(grace_seconds, os._exit, (0,))
-            timer.daemon = True
-            timer.start()
-            if callable(previous):
-                previous(number, frame)
+            if traffic.draining:
+                if callable(previous):
+                    previous(number, frame)
+                return
+            traffic.draining = True
+            process.say_unready()
+            threading.Thread(target=drain, args=(number,), name="drain", daemon=True).start()
 
         return handler
+
+    def drain(number: int) -> None:
+        deadline = time.monotonic() + grace_seconds
+        while traffic.under_way and time.monotonic() < deadline:
+            time.sleep(0.02)
+        # The same signal once more: now it is the server's.
+        os.kill(os.getpid(), number)
+        time.sleep(_LAST_SECONDS)
+        os._exit(0)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -89,6 +113,7 @@ def end_with_main(process: Process) -> None:
     def watch() -> None:
         while _alive(process.folder / MAIN_NOTE):
             time.sleep(1)
+        shutil.rmtree(process.folder, ignore_errors=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="main-watch", daemon=True).start()

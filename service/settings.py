@@ -13,7 +13,7 @@ from models.errors import ConfigError, clip_repr
 class Settings(BaseModel):
     """`ABSTAIN_<NAME>` in the environment sets each of these."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     store: Path = Path("artifacts")
     workers: PositiveInt = 1
     max_body_bytes: PositiveInt = 32 * 1024 * 1024

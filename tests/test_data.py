@@ -370,6 +370,20 @@ def test_a_category_never_seen_is_refused_by_row(tmp_path):
         encode_table(columns, read_table(tmp_path / "new.csv"), "new.csv")
 
 
+def test_a_fitted_model_needs_its_own_columns_and_no_others(tmp_path, mixed):
+    """A table to evaluate may lack the columns that the fit dropped, and hold others."""
+    _, model, _ = mixed
+    config = DataConfig(target="t", categorical=("colour", "size"), drop=("id",))
+    (tmp_path / "new.csv").write_text("t,size,colour,b,a,more\n5,1,red,1000,,x\n", "utf-8")
+    found = read_source(str(tmp_path / "new.csv"), config, model, classify=False).train
+    codes = [
+        column.categories.index(name)
+        for column, name in zip(model.preprocessing.columns[2:], ("red", "1"), strict=True)
+    ]
+    np.testing.assert_array_equal(found.x, [[np.nan, 1000, *codes]])
+    assert found.y.tolist() == [5]
+
+
 def test_a_column_of_gaps_is_read_whatever_its_type(tmp_path):
     """In a later table a column that holds nothing but gaps is all gaps, though its type is unknown."""
     columns = table(tmp_path, "a,c,t\n1,x,1\n2,y,2\n", categorical=("c",)).columns

@@ -19,7 +19,7 @@ import pytest
 
 from models.bundle import load
 from models.calibration import threshold
-from models.errors import AbstainError, CalibrationError, ConfigError
+from models.errors import AbstainError, CalibrationError, ConfigError, StoreError
 from models.store import model_names, read_labels, set_label, versions
 from tests.conftest import CONFIGS, PROJECT, abstain, silent
 from training.config import DataConfig, NUTSConfig, VIConfig, read_config
@@ -200,6 +200,18 @@ def test_what_cannot_be_is_refused_before_the_fit(tmp_path, monkeypatch, overrid
     assert model_names(tmp_path) == []
 
 
+def test_a_store_that_cannot_be_written_is_refused_before_the_fit(tmp_path, monkeypatch):
+    """A store's path that is a file is told before hours are spent, not when the draws have to be put away."""
+
+    def never(*_):
+        pytest.fail("the fit was begun")
+
+    monkeypatch.setitem(METHODS, "vi", never)
+    (tmp_path / "store").write_text("no folder")
+    with pytest.raises(StoreError, match=r"store/digits: cannot be written: found .*Not a directory"):
+        fit(DIGITS, None, tmp_path / "store", silent)
+
+
 def test_a_config_without_a_source_needs_data(tmp_path):
     """`data.source` or --data: one of them must be there."""
     with pytest.raises(ConfigError, match=r"data.source: expected a path or an embedded set, .* pass --data"):
@@ -242,7 +254,9 @@ def quick(tmp_path_factory):
 def kill_when(moment, folder, environment):
     """Starts `abstain fit` and kills it as soon as `moment(seconds)` is true, or lets it end."""
     command = [Path(sys.executable).with_name("abstain"), "fit", folder / "tiny.toml", "--store", folder / "store"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=PROJECT, env={**os.environ, **environment})
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=PROJECT, env={**os.environ, **environment}
+    )
     start = time.monotonic()
     while process.poll() is None and not moment(time.monotonic() - start):
         time.sleep(0.0005)
@@ -259,14 +273,14 @@ def test_a_killed_fit_leaves_no_half_version_and_the_next_one_sweeps_up(quick):
     """
     folder, environment = quick
     home = folder / "store" / "tiny"
-    moments = [
-        lambda _: any(home.glob(".writing-*")),
-        lambda _: versions(folder / "store", "tiny") != [1],
-        lambda seconds: seconds > np.random.default_rng().uniform(1, 4),
-    ]
-    codes = [kill_when(moment, folder, environment) for moment in moments]
-    assert codes[0] == -signal.SIGKILL
+    code = kill_when(lambda _: any(home.glob(".writing-*")), folder, environment)
+    assert code == -signal.SIGKILL
     assert list(home.glob(".writing-*"))
+    assert versions(folder / "store", "tiny") == [1]
+    kill_when(lambda _: versions(folder / "store", "tiny") != [1], folder, environment)
+    assert not list(home.glob(".writing-*"))
+    moment = np.random.default_rng().uniform(1, 5)
+    kill_when(lambda seconds: seconds > moment, folder, environment)
     whole = versions(folder / "store", "tiny")
     for version in whole:
         assert load(home / str(version)).manifest.version == version

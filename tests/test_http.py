@@ -3,8 +3,10 @@
 The oracle is the obvious program: a Python loop over the draws, one matrix product after another, in float64.
 """
 
+import http.client
 import json
 import math
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -12,12 +14,16 @@ from fractions import Fraction
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 
 from models.predictive import BUCKETS, Predictor
 from models.store import set_label
 from service.answers import FIELDS
+from service.http import build_app
 from service.offline import predict_file
+from service.process import Process, Traffic
 from service.serving import Serving
+from service.settings import Settings
 from tests.conftest import CONFIGS
 from training.config import read_config
 from training.fit import load_dataset
@@ -539,6 +545,38 @@ def test_an_answer_does_not_wait_for_another_clients_slow_body(server, client, p
         assert not any(future.done() for future in slow)
         held.set()
         assert {future.result().status_code for future in slow} == {200}
+
+
+@pytest.fixture
+def broken(store):
+    """Our application, served by uvicorn with a bug in it: what describes the API raises."""
+
+    async def described(*_) -> None:
+        raise RuntimeError("a secret of the server")
+
+    app = build_app(Settings(store=store), Process(1, 1, store), Traffic(), Serving(store), described)
+    config = uvicorn.Config(app, port=0, log_level="critical")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        running.start()
+        yield listening.getsockname()
+        server.should_exit = True
+        running.join(10)
+
+
+def test_a_bug_is_500_and_tells_nothing(broken):
+    """JSON without the exception's words; and the connection lives on, or the answer says that it does not."""
+    connection = http.client.HTTPConnection(*broken, timeout=10)
+    connection.request("GET", "/docs.json")
+    response = connection.getresponse()
+    content = json.loads(response.read())
+    assert response.status == 500
+    assert content == {"error": "unexpected RuntimeError; the server's log has the details"}
+    if response.headers.get("Connection") != "close":
+        connection.request("GET", "/livez")
+        assert connection.getresponse().status == 200
+    connection.close()
 
 
 def test_one_model_alone_need_not_be_named(store, tmp_path):

@@ -63,10 +63,10 @@ def until(condition: Callable[[], object], seconds: float) -> bool:
     return True
 
 
-def get(server: Server, path: str) -> httpx.Response | None:
+def get(server: Server, path: str, timeout: float = 10) -> httpx.Response | None:
     """An answer over a new connection; None if there is none."""
     try:
-        return httpx.get(f"{server.url}{path}", timeout=10)
+        return httpx.get(f"{server.url}{path}", timeout=timeout)
     except httpx.TransportError:
         return None
 
@@ -261,6 +261,23 @@ def test_sigterm_lets_requests_end_and_leaves_nothing(pair):
     assert "Traceback" not in server.log.read_text()
 
 
+def test_a_server_that_ends_its_work_says_so(small, tmp_path):
+    """Told to stop with a request under way: whoever asks in the meantime hears 503 at once, and is not left hanging."""
+    server = start_server(small, tmp_path, ABSTAIN_MAX_ROWS="200000", TMPDIR=str(tmp_path))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            asked = slow_request(server, pool, 100_000)
+            server.process.terminate()
+            assert until(lambda: (answer := get(server, "/readyz", timeout=1)) and answer.status_code == 503, 3)
+            refused = predict(server)
+            assert (refused.status_code, list(refused.json())) == (503, ["error"])
+            assert not asked.done(), "the request must still be under way here"
+            assert asked.result().status_code == 200
+        assert server.process.wait(timeout=15) == 0
+    finally:
+        stop_server(server)
+
+
 @pytest.fixture(scope="module")
 def strict(small, tmp_path_factory):
     """One worker with a short queue, little patience and a short grace."""
@@ -338,7 +355,7 @@ def test_a_model_that_fails_keeps_the_server_from_being_ready(failing):
     assert answer.status_code == 503
     content = answer.json()
     assert (content["ready"], content["workers_ready"], content["workers"]) == (False, 0, 1)
-    (why,) = content["why"]
+    why, *_ = content["why"]
     assert why.startswith(f"wave:1: {file}: is damaged or was altered: expected sha256 ")
     assert get(server, "/livez").status_code == 200
 
