@@ -9,6 +9,7 @@ Writers of one model take turns by an flock on its folder; readers need no lock,
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -147,6 +148,25 @@ def served_versions(store: Path, name: str) -> list[int]:
     return sorted({labels.get(STABLE, max(present, default=0)), *labels.values()} & set(present))
 
 
+def check_writable(store: Path, name: str) -> None:
+    """Refuses a name or a store that could not be published to, before the work that would be lost; makes no folder.
+
+    Raises:
+        StoreError: the name is not one, or the nearest folder that exists cannot be written.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise StoreError(
+            "name",
+            expected="1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
+            found=clip_repr(name),
+        )
+    home = (store / name).absolute()
+    nearest = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        fault = os.strerror(errno.EACCES if nearest.is_dir() else errno.ENOTDIR)
+        raise StoreError("cannot be written", where=str(home), found=f"{nearest}: {fault}")
+
+
 def publish(store: Path, name: str, write: Callable[[Path], None], seal: Callable[[Path, int], None]) -> int:
     """Publishes a new version: written beside, renamed into place; returns its number.
 
@@ -157,12 +177,7 @@ def publish(store: Path, name: str, write: Callable[[Path], None], seal: Callabl
     Raises:
         StoreError: the name is not one, or the store cannot be written.
     """
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise StoreError(
-            "name",
-            expected="1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
-            found=clip_repr(name),
-        )
+    check_writable(store, name)
     home = store / name
     try:
         home.mkdir(parents=True, exist_ok=True)

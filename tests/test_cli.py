@@ -221,7 +221,7 @@ def test_evaluate_prints_a_line_for_each_figure(run, store, wave):
     assert code == 0
     assert lines["model"] == "wave:1"
     assert lines["rmse"] == f"{wave.manifest.metrics['rmse']:.4f}"
-    assert lines["reject_rate reject"] == f"{wave.manifest.metrics['reject_rate']['reject']:.4f}"
+    assert lines["reject rate reject"] == f"{wave.manifest.metrics['reject_rate']['reject']:.4f}"
 
 
 # ---- predict ---------------------------------------------------------------------------------------------------------

@@ -70,7 +70,10 @@ def evaluate(
         raise typer.BadParameter(
             f"expected a number above 0 and below 100, found {percentile:g}", param_hint="--percentile"
         )
-    result = evaluate_version(store, model, data, percentile, dict(map(named_path, ood or ())))
+    strange = dict(map(named_path, ood or ()))
+    if len(strange) < len(ood or ()):
+        raise typer.BadParameter("expected each NAME once", param_hint="--ood")
+    result = evaluate_version(store, model, data, percentile, strange)
     if as_json:
         print_json(result)
         return
@@ -91,7 +94,7 @@ def described(tree: dict[str, Any], prefix: str = "") -> list[str]:
     lines = []
     for key, value in tree.items():
         if isinstance(value, dict):
-            lines += described(value, f"{prefix}{key} ")
+            lines += described(value, f"{prefix}{key.replace('_', ' ')} ")
         else:
             shown = f"{value:.4f}" if isinstance(value, float) else value
             lines.append(f"{prefix + key.replace('_', ' '):<40} {shown}")

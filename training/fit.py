@@ -25,7 +25,7 @@ from models.likelihoods import LIKELIHOODS
 from models.posterior import Model, Posterior
 from models.predictive import Predictor
 from models.scores import SCORES
-from models.store import publish
+from models.store import check_writable, publish
 from training.bnn import BNN, observe
 from training.config import Config
 from training.data import Dataset, fit_preprocessing, split
@@ -56,6 +56,7 @@ def fit(config: Config, where: str | None, store: Path, progress: Progress) -> t
     """
     dataset = load_dataset(config, where)
     check_calibration_terms(config, len(dataset.calibration))
+    check_writable(store, config.name)
     model = build_model(config, dataset)
     fitted = infer(config, model, dataset, progress)
     predictor = Predictor(fitted.posterior, BUCKETS)

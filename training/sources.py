@@ -194,6 +194,14 @@ def _own_split(rows: Rows, arrays: dict[str, np.ndarray], where: str, index: int
         if outside.size:
             raise DataError(f"{key}[{index}]", where=where, expected=f"rows 0 … {len(rows) - 1}", found=outside[0])
         parts[part] = rows.take(chosen)
+    shared = np.intersect1d(arrays["train_idx"][index], arrays["test_idx"][index])
+    if shared.size:
+        raise DataError(
+            f"train_idx[{index}] and test_idx[{index}]",
+            where=where,
+            expected="no row in both",
+            found=f"row {shared[0]}",
+        )
     return parts
 
 

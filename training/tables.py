@@ -28,7 +28,7 @@ def table_source(table: ArrowTable, where: str, config: DataConfig, fitted: Mode
     Raises:
         DataError: naming the column and the row at fault.
     """
-    target = _target(table, where, config)
+    target = _target(table, where, config, fitted)
     check_column_names(table, where)
     if fitted:
         columns = fitted.preprocessing.columns
@@ -43,7 +43,7 @@ def table_source(table: ArrowTable, where: str, config: DataConfig, fitted: Mode
     return Source(where, rows, None, None, names, tuple(column.name for column in columns), columns)
 
 
-def _target(table: ArrowTable, where: str, config: DataConfig) -> str:
+def _target(table: ArrowTable, where: str, config: DataConfig, fitted: Model | None) -> str:
     present = ", ".join(table.column_names)
     if config.target is None:
         expected = "the name of the column to predict"
@@ -54,7 +54,9 @@ def _target(table: ArrowTable, where: str, config: DataConfig) -> str:
             found="nothing",
             fix=f"set it in the config to one of {present}",
         )
-    for key, names in (("target", (config.target,)), ("categorical", config.categorical), ("drop", config.drop)):
+    # A fitted model knows its columns by name; what else the table has, or lacks, is nothing to it.
+    others = {} if fitted else {"categorical": config.categorical, "drop": config.drop}
+    for key, names in {"target": (config.target,), **others}.items():
         for name in names:
             if name not in table.column_names:
                 raise DataError(f"data.{key}", where=where, expected=f"one of {present}", found=name)
