@@ -68,7 +68,7 @@ def measure(store: Path, seed: int, mnist: Path, b: np.ndarray) -> dict[str, Any
     prediction = Predictor(bundle.posterior, (256,))(b)
     judgement = judge(bundle.calibration, prediction)
     std = judgement.scores["std"]
-    # The strangest of those that the network is surest about: the article's kind of B.
+    # Of the rejected, the one that the network is surest about: the article's kind of B.
     index = int(np.argmax(np.where(judgement.reject, np.asarray(prediction.summary.mean).max(axis=1), 0)))
     return {
         "seed": seed,

@@ -52,8 +52,10 @@ def main() -> int:
     with serving(store) as url:
         answers = ask(url, [digit, LETTER_B])
     show([digit, LETTER_B], answers, truth)
-    as_hoped = not answers[0]["reject"] and answers[0]["label"] == truth and answers[1]["reject"]
-    return 0 if as_hoped else 1
+    if answers[0]["reject"] or answers[0]["label"] != truth or not answers[1]["reject"]:
+        say("not as hoped: the digit should be accepted and right, and the B rejected")
+        return 1
+    return 0
 
 
 def fit_once(store: Path) -> None:

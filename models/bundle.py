@@ -118,10 +118,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    unsigned = manifest.model_copy(update={"files": files, "digest": ""})
-    signed = unsigned.model_copy(update={"digest": _digest(unsigned)})
-    (folder / MANIFEST).write_bytes(_canonical(signed))
-    return signed
+    content = manifest.model_copy(update={"files": files}).model_dump(mode="json")
+    content["digest"] = _digest_of(content)
+    (folder / MANIFEST).write_bytes(_dumped(content))
+    return Manifest.model_validate(content)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -153,7 +153,8 @@ def read_manifest(folder: Path) -> Manifest:
             found=clip_repr(first["input"]),
             fix=_REFIT,
         ) from error
-    if _canonical(manifest) != written or manifest.digest != _digest(manifest):
+    # The raw JSON is held against its digest, not the record: that may have gained fields since the bundle was written.
+    if _dumped(content) != written or manifest.digest != _digest_of(content):
         raise BundleError("digest", where=str(path), expected=manifest.digest, found="altered contents", fix=_REFIT)
     return manifest
 
@@ -257,14 +258,13 @@ def _as_numpy(tree: Any) -> Any:
     return {key: _as_numpy(value) for key, value in cast("dict[str, Any]", tree).items()}
 
 
-def _canonical(manifest: Manifest) -> bytes:
-    options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE
-    return orjson.dumps(manifest.model_dump(mode="json"), option=options)
+def _dumped(content: dict[str, Any]) -> bytes:
+    """The canonical bytes of a manifest's content."""
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
 
-def _digest(manifest: Manifest) -> str:
-    unsigned = manifest.model_copy(update={"digest": ""})
-    return f"sha256:{hashlib.sha256(_canonical(unsigned)).hexdigest()}"
+def _digest_of(content: dict[str, Any]) -> str:
+    return f"sha256:{hashlib.sha256(_dumped({**content, 'digest': ''})).hexdigest()}"
 
 
 def _sha256(path: Path) -> str:

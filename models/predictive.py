@@ -1,4 +1,4 @@
-"""The ensemble: from rows to a `PredictiveSummary` and its scores, by the only vmap over batch and draws there is.
+"""The ensemble: from rows to a `PredictiveSummary` and its scores; nothing that serves maps over draws but this.
 
 `Predictor` is what serving, calibration and evaluation share: one float32 executable per bucket, all compiled at load,
 rows padded to the bucket. A row's answer does not depend on the rows beside it.

@@ -26,6 +26,10 @@ ArrowTable = Any
 ArrowColumn = Any
 
 
+# What people write for a number that is not there. A category of such a name is a category: NA is a country.
+_NO_NUMBER = ("", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "NAN")
+
+
 class Column(BaseModel):
     """One column of a table: its name, its categories (none: it is numeric), and what stands in for a gap."""
 
@@ -160,7 +164,7 @@ def numeric_column(values: ArrowColumn, name: str, where: str) -> Float[np.ndarr
 def _parsed(values: ArrowColumn, name: str, where: str) -> ArrowColumn:
     """Text as numbers; empty cells as gaps."""
     trimmed = pc.utf8_trim_whitespace(values)
-    trimmed = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, trimmed.type), trimmed)
+    trimmed = pc.if_else(pc.is_in(trimmed, pa.array(_NO_NUMBER, trimmed.type)), pa.scalar(None, trimmed.type), trimmed)
     try:
         return pc.cast(trimmed, pa.float64())
     except pa.ArrowInvalid:

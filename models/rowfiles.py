@@ -58,7 +58,10 @@ def read_table(path: Path) -> ArrowTable:
         if path.suffix == ".csv":
             # As text: a category must not change its name with the company it keeps (01 among numbers is 1).
             table = csv.read_csv(
-                path, convert_options=csv.ConvertOptions(default_column_type=pa.string(), strings_can_be_null=True)
+                path,
+                convert_options=csv.ConvertOptions(
+                    default_column_type=pa.string(), strings_can_be_null=True, null_values=[""]
+                ),
             )
         else:
             table = parquet.read_table(path)

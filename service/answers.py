@@ -62,11 +62,12 @@ def columns(model: Model, prediction: Prediction, judgement: Judgement) -> dict[
     else:
         told = _regression(summary, judgement)
     reason = f"{judgement.decision} above its {ordinal(judgement.percentile)} percentile"
-    return told | {
+    told |= {
         "reject": judgement.reject.tolist(),
         "reasons": [[reason] if rejected else [] for rejected in judgement.reject],
         "scores": _scores(judgement),
     }
+    return {field: told[field] for field in FIELDS[model.law.task]}
 
 
 def rows(told: dict[str, list[Any]], fields: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -49,6 +49,8 @@ def main() -> None:
         app()
     except AbstainError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     except KeyboardInterrupt:
         sys.stderr.write("abstain: stopped\n")
         sys.exit(130)

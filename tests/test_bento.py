@@ -113,7 +113,7 @@ def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
     empty.mkdir()
     for name in ("models", "service", "training"):
         shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("bentofile.yaml", "pyproject.toml", "requirements.lock", "README.md", "LICENSE"):
+    for name in ("bentofile.yaml", "pyproject.toml", "requirements-serving.lock", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, project / name)
     shutil.copytree(store / "wave", project / "artifacts" / "wave")
     story = project / "service" / "http.py"
@@ -136,7 +136,9 @@ def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
     packed = {path.relative_to(source).parts[0] for path in source.rglob("*") if path.is_file()}
     assert packed == {"models", "service", "artifacts", "bentofile.yaml"}
     requirements = source.parent / "env" / "python" / "requirements.txt"
-    assert "bentoml==" in requirements.read_text("utf-8")
+    packages = requirements.read_text("utf-8")
+    assert "bentoml==" in packages
+    assert [name for name in ("numpyro", "scikit-learn", "matplotlib", "pytest") if f"{name}==" in packages] == []
     shutil.rmtree(project)
 
     running = bentoml_serve(tag, cwd=empty, folder=tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from models.bundle import Manifest
-from models.calibration import Calibration
+from models.calibration import Calibration, ordinal
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
@@ -31,7 +31,7 @@ def write_report(path: Path, manifest: Manifest, calibration: Calibration) -> No
         _heading(manifest),
         "<h2>On the test part</h2>" + _table(_flat(manifest.metrics)),
         f"<h2>Where strangeness begins</h2><p>Each score of the {terms.rows:,} calibration rows, ascending; the "
-        f"threshold at the {terms.percentile:g}th percentile. <code>{html.escape(terms.decision)}</code> decides.</p>",
+        f"threshold at the {ordinal(terms.percentile)} percentile. <code>{html.escape(terms.decision)}</code> decides.</p>",
         _picture("calibration scores and thresholds", lambda figure: _draw_scores(figure, calibration, manifest)),
     ]
     if "loss" in manifest.diagnostics:

@@ -193,6 +193,11 @@ def _own_split(rows: Rows, arrays: dict[str, np.ndarray], where: str, index: int
         outside = chosen[(chosen < 0) | (chosen >= len(rows))]
         if outside.size:
             raise DataError(f"{key}[{index}]", where=where, expected=f"rows 0 … {len(rows) - 1}", found=outside[0])
+        if len(np.unique(chosen)) < len(chosen):
+            # A repeated row would be trained on and calibrated on at once.
+            values, counts = np.unique(chosen, return_counts=True)
+            found = f"row {values[counts.argmax()]} {counts.max()} times"
+            raise DataError(f"{key}[{index}]", where=where, expected="each row once", found=found)
         parts[part] = rows.take(chosen)
     shared = np.intersect1d(arrays["train_idx"][index], arrays["test_idx"][index])
     if shared.size:
