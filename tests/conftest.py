@@ -18,7 +18,16 @@ from jaxtyping import install_import_hook
 
 # Shapes in annotations are checked wherever the tests go; before anything of ours is imported.
 install_import_hook(
-    ["models", "training.bnn", "training.data", "training.diagnostics", "training.sources", "training.evaluate"],
+    [
+        "models",
+        "training.bnn",
+        "training.data",
+        "training.diagnostics",
+        "training.rows",
+        "training.sources",
+        "training.tables",
+        "training.evaluate",
+    ],
     "beartype.beartype",
 )
 

@@ -23,7 +23,7 @@ from training.bnn import (
     prior_sites,
 )
 from training.config import PriorConfig
-from training.sources import Rows
+from training.rows import Rows
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(7, 2))

@@ -24,7 +24,8 @@ from training.evaluate import (
     reject_rates,
     score_detection,
 )
-from training.sources import Rows, read_source
+from training.rows import Rows
+from training.sources import read_source
 
 RNG = np.random.default_rng(0)
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 from models.posterior import Draws, Model
 from models.preprocessing import transform, transformed_shape
 from training.config import PriorConfig
-from training.sources import Rows
+from training.rows import Rows
 
 Sites = dict[str, Any]
 """Arrays, of jax or numpy, by site."""

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from models.errors import DataError
 from models.preprocessing import Column, Preprocessing
 from training.config import DataConfig, Size
-from training.sources import Rows, Source
+from training.rows import Rows, Source
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from models.store import resolve
 from models.summaries import ClassificationSummary, RegressionSummary
 from training.config import DataConfig
 from training.data import evaluation_rows
-from training.sources import Rows, read_inputs, read_source
+from training.rows import Rows
+from training.sources import read_inputs, read_source
 
 ECE_BINS = 15
 Metrics = dict[str, Any]

@@ -17,7 +17,7 @@ from models.preprocessing import (
     numeric_column,
 )
 from training.config import DataConfig
-from training.sources import Rows, Source, natural_order, numbers, text_codes
+from training.rows import Rows, Source, natural_order, numbers, text_codes
 
 _DROP = "list it under data.drop"
 
