@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STORE ?= artifacts
+SPLITS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test serve check format bench bench-quality
@@ -38,6 +39,9 @@ format: $(VENV)/installed ## let the formatter and the linter mend what they can
 
 bench: $(VENV)/installed ## every speed benchmark
 	$(BIN)/python benchmarks/predictive.py
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/memory.py
 
 bench-quality: $(VENV)/installed ## the quality tables (DATA=folder with mnist.npz)
 	$(BIN)/python benchmarks/quality.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/methods.py $(if $(DATA),--data $(DATA)) --splits $(SPLITS)

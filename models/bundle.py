@@ -22,7 +22,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from models.calibration import Calibration, check_calibration, threshold
-from models.errors import AbstainError, BundleError, CalibrationError, clip_repr
+from models.errors import AbstainError, BundleError, CalibrationError, StoreError, clip_repr
 from models.posterior import Model, Posterior, check_draws
 
 SCHEMA_VERSION = 1
@@ -75,6 +75,9 @@ class Manifest(BaseModel):
     method: MethodRecord
     calibration: CalibrationRecord
     diagnostics: dict[str, JsonValue]
+    shortfalls: tuple[str, ...] = ()
+    """In plain words, what the fit lacks to be relied on; the label `stable` is refused to such a version."""
+    notes: tuple[str, ...] = ()
     metrics: dict[str, JsonValue]
     data: DataRecord
     seed: int
@@ -157,6 +160,21 @@ def read_manifest(folder: Path) -> Manifest:
     if _dumped(content) != written or manifest.digest != _digest_of(content):
         raise BundleError("digest", where=str(path), expected=manifest.digest, found="altered contents", fix=_REFIT)
     return manifest
+
+
+def check_gate(manifest: Manifest) -> None:
+    """Refuses a version whose fit fell short.
+
+    Raises:
+        StoreError: saying in what.
+    """
+    if manifest.shortfalls:
+        raise StoreError(
+            "is not fit to be stable",
+            where=f"{manifest.name}:{manifest.version}",
+            found="; ".join(f"({place}) {said}" for place, said in enumerate(manifest.shortfalls, start=1)),
+            fix="mend the fit, or pass --force to label it all the same",
+        )
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:

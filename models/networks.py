@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from models.errors import AbstainError
+from models.module import ModuleSpec, OneExample, check_network
 
 Activation = Literal["relu", "tanh", "gelu", "silu", "softplus", "sigmoid"]
 Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
@@ -97,22 +98,26 @@ class LeNetSpec(BaseModel):
         return LeNet(outputs=outputs, channels=self.channels, hidden=self.hidden, activation=self.activation)
 
 
-NetworkSpec = Annotated[MLPSpec | LeNetSpec, Field(discriminator="kind")]
+NetworkSpec = Annotated[MLPSpec | LeNetSpec | ModuleSpec, Field(discriminator="kind")]
+Network = nn.Module | OneExample
+"""For one example: `init(key, x)`, and `apply({"params": …}, x)`."""
 
 
-def parameter_shapes(network: nn.Module, example_shape: tuple[int, ...]) -> Parameters:
+def parameter_shapes(network: Network, example_shape: tuple[int, ...]) -> Parameters:
     """The tree of `jax.ShapeDtypeStruct` of the network's parameters for one preprocessed example.
 
     Raises:
         AbstainError: the network cannot take that shape, or keeps state beside its parameters (batch statistics,
-            caches): a posterior over such a network would not be defined by its draws.
+            caches): a posterior over such a network would not be defined by its draws. Of your own network, also what
+            `check_network` refuses.
     """
+    name = network.name if isinstance(network, OneExample) else type(network).__name__
     example = jax.ShapeDtypeStruct(example_shape, jnp.float32)
     try:
         variables = jax.eval_shape(network.init, jax.random.key(0), example)
     except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
         raise AbstainError(
-            f"{type(network).__name__} cannot take an example of shape {example_shape}",
+            f"{name} cannot take an example of shape {example_shape}",
             where="network",
             found=str(error).splitlines()[0] if str(error) else type(error).__name__,
             fix="choose another network, or larger inputs",
@@ -120,19 +125,22 @@ def parameter_shapes(network: nn.Module, example_shape: tuple[int, ...]) -> Para
     extra = sorted(set(variables) - {"params"})
     if extra:
         raise AbstainError(
-            f"{type(network).__name__} keeps mutable collections",
+            f"{name} keeps mutable collections",
             where="network",
             expected="parameters only",
             found=", ".join(extra),
             fix="use layers without running statistics (LayerNorm or GroupNorm instead of BatchNorm)",
         )
-    sizes = [leaf.size for leaf in jax.tree.leaves(variables["params"])]
+    parameters = variables.get("params", {})
+    sizes = [leaf.size for leaf in jax.tree.leaves(parameters)]
     if 0 in sizes:
         raise AbstainError(
-            f"{type(network).__name__} has a layer without weights for an example of shape {example_shape}",
+            f"{name} has a layer without weights for an example of shape {example_shape}",
             where="network",
             expected="every layer to see at least one input",
             found="an empty parameter",
             fix="choose another network, or larger inputs",
         )
-    return variables["params"]
+    if isinstance(network, OneExample):
+        check_network(network, parameters, example)
+    return parameters

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from models.errors import BundleError
+from models.errors import AbstainError, BundleError
 from models.likelihoods import LIKELIHOODS, Likelihood, LikelihoodName
-from models.networks import NetworkSpec, parameter_shapes
+from models.networks import Network, NetworkSpec, parameter_shapes
 from models.preprocessing import Preprocessing, transformed_shape
 
 Draws = Any
@@ -50,8 +49,8 @@ class Model(BaseModel):
         return math.prod(self.feature_shape)
 
     @property
-    def module(self) -> nn.Module:
-        """The Flax module."""
+    def module(self) -> Network:
+        """The network, for one preprocessed example."""
         return self.network.build(self.law.outputs(len(self.class_names)))
 
     def parameter_shapes(self) -> Any:
@@ -79,9 +78,13 @@ def check_draws(model: Model, draws: Draws, where: str) -> None:
     """Refuses draws that do not fit the model: Orbax restores a wrong or damaged array without a word.
 
     Raises:
-        BundleError: a leaf is missing, superfluous, of another shape or dtype, or not finite.
+        BundleError: a leaf is missing, superfluous, of another shape or dtype, or not finite; or there is no network
+            to hold them against, since its module is not allowed or not there.
     """
-    expected = _by_path(model.parameter_shapes())
+    try:
+        expected = _by_path(model.parameter_shapes())
+    except AbstainError as error:
+        raise BundleError(str(error), where=where) from error
     found = _by_path(draws)
     if set(expected) != set(found):
         raise BundleError(

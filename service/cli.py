@@ -117,7 +117,7 @@ def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: Json
         _print_json(content)
         return
     content["diagnostics"] = {
-        key: value for key, value in content["diagnostics"].items() if key not in {"loss", "reports"}
+        key: value for key, value in content["diagnostics"].items() if key not in {"loss", "reports", "trace"}
     }
     content["files"] = f"{len(content['files'])} files, all as written"
     _table(["", f"{name}:{version}"], _flat_rows(content))
@@ -127,13 +127,17 @@ def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: Json
 def label(
     model: Annotated[str, typer.Argument(metavar="MODEL:VERSION")],
     label: Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, …")],
+    force: Annotated[bool, typer.Option("--force", help="Even where the fit fell short.")] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Point a label at a version."""
+    """Point a label at a version; `stable` is refused to one whose fit fell short."""
     from models import store as stores  # noqa: PLC0415
+    from models.bundle import check_gate, read_manifest  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)
+    if label == stores.STABLE and not force:
+        check_gate(read_manifest(store / name / str(version)))
     stores.set_label(store, name, version, label)
     _say_label(name, label, version, as_json)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
+from models.allowed import read_modules
 from models.errors import ConfigError, clip_repr
 
 
@@ -30,9 +31,13 @@ class Settings(BaseModel):
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """The settings in an environment; an empty variable is one not set.
 
+    `ABSTAIN_MODULES` is no setting of a server, but of every process that loads a bundle (`models.allowed`): here it is
+    only checked, so that a server does not start with one that will fail.
+
     Raises:
         ConfigError: naming the variable.
     """
+    read_modules(environ)
     given = {name: environ.get(f"ABSTAIN_{name.upper()}") for name in Settings.model_fields}
     try:
         settings = Settings.model_validate({name: value for name, value in given.items() if value})

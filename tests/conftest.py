@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +21,29 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "models",
+        "training.adaptation",
         "training.bnn",
+        "training.chains",
         "training.data",
         "training.diagnostics",
-        "training.rows",
-        "training.sources",
-        "training.tables",
         "training.evaluate",
+        "training.export",
+        "training.fit",
+        "training.gate",
+        "training.guides",
+        "training.journal",
+        "training.methods",
+        "training.monitor",
+        "training.optimise",
+        "training.priors",
+        "training.report",
+        "training.resume",
+        "training.rows",
+        "training.sampling",
+        "training.sources",
+        "training.starts",
+        "training.tables",
+        "training.target",
     ],
     "beartype.beartype",
 )
@@ -40,7 +57,7 @@ CONFIGS = PROJECT / "training" / "configs"
 SHARED = PROJECT.parent / "shared" / "data"
 
 
-def silent(done: int, total: int, **facts: float) -> None:
+def silent(done: int, total: int, passage: str = "", **facts: float) -> None:
     """No progress shown."""
 
 
@@ -55,6 +72,23 @@ def abstain(*arguments: str | Path, timeout: float = 300, **environment: str) ->
         cwd=PROJECT,
         env={**os.environ, **environment},
     )
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs what the console command runs, in this process: exit code, stdout, stderr in one line."""
+    from service.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["abstain", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "300")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, " ".join(re.sub("[│╭╮╰╯─]", " ", err).split())
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from sklearn.datasets import load_digits
 from models.bundle import load
 from models.calibration import judge
 from models.predictive import Predictor
-from service.cli import main
 from tests.conftest import CONFIGS, abstain
 from training.config import DataConfig
 from training.data import split
@@ -22,22 +21,6 @@ from training.sources import read_source
 
 COMMANDS = ("fit", "evaluate", "models", "show", "label", "rollback", "predict", "serve")
 IMAGES = load_digits().images[:300]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs what the console command runs, in this process: exit code, stdout, stderr in one line."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["abstain", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "300")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, " ".join(re.sub("[│╭╮╰╯─]", " ", err).split())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +355,7 @@ def test_fit_prints_the_version_and_nothing_else(fitted):
     """Stdout is `name:version`; the bar and the figures are on stderr."""
     folder, result = fitted
     assert (result.returncode, result.stdout) == (0, "flats:1\n"), result.stderr
-    assert "flats by vi: 600/600" in result.stderr
+    assert "flats by vi, vi: 600/600" in result.stderr
     assert re.search(r"rmse +\d+\.\d{4}\n", result.stderr)
     manifest = load(folder / "store" / "flats" / "1").manifest
     assert (manifest.seed, manifest.data.source, manifest.data.settings["source"]) == (5, "flats.csv", None)

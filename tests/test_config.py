@@ -1,11 +1,13 @@
 """Configs: what is read, what `--set` means, and what a refusal says."""
 
+from typing import get_args
+
 import pytest
 
 from models.errors import ConfigError
 from models.networks import MLPSpec
 from tests.conftest import CONFIGS
-from training.config import Config, NUTSConfig, VIConfig, read_config
+from training.config import Config, LayerPrior, MAPSettings, MethodConfig, NUTSConfig, VIConfig, read_config
 from training.fit import METHODS
 
 
@@ -55,6 +57,19 @@ def test_values_arrive_and_the_rest_keeps_its_default(write):
         ("[method]\nkind = 'vi'\nstpes = 1", "method.stpes", "steps", "warmup"),
         ("[method]\nkind = 'nuts'\nsteps = 1", "method.steps", "warmup", "kl_weight"),
         ("[calibration]\ndecison = 'std'", "calibration.decison", "decision", "seed"),
+        ("[method]\nkind = 'map'\nhold_out = 0.1", "method.hold_out", "held_out", "members"),
+        ("[method]\nkind = 'ensemble'\nmember = 3", "method.member", "members", "warmup"),
+        ("[method]\nkind = 'laplace'\nsubsets = 'diagonal'", "method.subsets", "subset", "members"),
+        ("[method]\nkind = 'hmc'\nleapfrog = 3", "method.leapfrog", "leapfrogs", "max_tree_depth"),
+        ("[method]\nkind = 'chees'\nleapfrogs = 3", "method.leapfrogs", "max_leapfrogs", "jitter"),
+        ("[method]\nkind = 'mile'\nstep_size = 3.0", "method.step_size", "energy_variance", "leapfrogs"),
+        ("[method]\nkind = 'nuts'\n[method.map]\nstep = 3", "method.map.step", "steps", "warmup"),
+        ("[method]\nkind = 'nuts'\n[method.map]\nkind = 'map'", "method.map.kind", "held_out", "kind"),
+        ("[method]\nkind = 'nuts'\n[method.vi]\nfamly = 'low_rank'", "method.vi.famly", "family", "warmup"),
+        ("[method]\nkind = 'vi'\n[method.map]\nhold_out = 0.1", "method.map.hold_out", "held_out", "family"),
+        ("[method]\nkind = 'hmc'\n[method.vi.map]\nstep = 1", "method.vi.map.step", "steps", "family"),
+        ('[prior.layers."*.bias"]\nscal = 1', 'prior.layers."*.bias".scal', "scale", "noise"),
+        ('[prior.layers."Dense_0.bias"]\nlayers = 1', 'prior.layers."Dense_0.bias".layers', "degrees", "layers"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_keys_of_its_table(write, text, key, offered, foreign):
@@ -86,7 +101,24 @@ def test_an_unknown_key_is_refused_with_the_keys_of_its_table(write, text, key, 
         ("[network]\nkind = 'mlp'\nactivation = 'rlu'", "network.activation", "'relu'", "'rlu'"),
         ("[prior]\nscale = 0", "prior.scale", "greater than 0", "0"),
         ("[prior]\nscale = nan", "prior.scale", "finite number", "nan"),
-        ("[method]\nkind = 'hmc'", "method", "'vi', 'nuts'", "'hmc'"),
+        ("[method]\nkind = 'gibbs'", "method", "'map', 'ensemble', 'vi', 'laplace', 'hmc', 'nuts'", "'gibbs'"),
+        ("[method]\nkind = 'nuts'\n[method.map]\nsteps = 0", "method.map.steps", "greater than 0", "0"),
+        ("[method]\nkind = 'hmc'\n[method.vi]\nrank = 0", "method.vi.rank", "greater than 0", "0"),
+        ("[method]\nkind = 'hmc'\njitter = 1.0", "method.jitter", "less than 1", "1.0"),
+        ("[method]\nkind = 'hmc'\nadaptation = 'yes'", "method.adaptation", "'dual_averaging', 'simple'", "'yes'"),
+        ("[method]\nkind = 'chees'\nchains = 3", "method.chains", "greater than or equal to 4", "3"),
+        ("[method]\nkind = 'chees'\nmass_matrix = 'dense'", "method.mass_matrix", "'diagonal' or 'unit'", "'dense'"),
+        ("[method]\nkind = 'nuts'\nmax_tree_depth = 16", "method.max_tree_depth", "less than or equal to 15", "16"),
+        ("[method]\nkind = 'nuts'\nstart = 'zero'", "method.start", "'overdispersed', 'map'", "'zero'"),
+        ("[method]\nkind = 'vi'\nstart = 'vi'", "method.start", "'network', 'prior', 'map'", "'vi'"),
+        ("[method]\nkind = 'vi'\nclip = 0.0", "method.clip", "greater than 0", "0.0"),
+        ("[method]\nkind = 'map'\nheld_out = 1.0", "method.held_out", "less than 1", "1.0"),
+        ("[method]\nkind = 'ensemble'\nmembers = 1", "method.members", "greater than or equal to 2", "1"),
+        ("[prior]\nkind = 'normall'", "prior.kind", "'student_t'", "'normall'"),
+        ("[prior]\nnoise = 'gamma'", "prior.noise", "'half_cauchy', 'half_normal'", "'gamma'"),
+        ("[prior]\nnarrow_weight = 1", "prior.narrow_weight", "less than 1", "1"),
+        ('[prior.layers."*.bias"]\nscale = 0', 'prior.layers."*.bias".scale', "greater than 0", "0"),
+        ('[prior.layers]\n"*.bias" = 3', 'prior.layers."*.bias"', "LayerPrior", "3"),
         ("[method]\nkind = 'vi'\nlearning_rate = 'fast'", "method.learning_rate", "valid number", "'fast'"),
         ("[method]\nkind = 'vi'\nkl_weight = -0.1", "method.kl_weight", "greater than 0", "-0.1"),
         ("[method]\nkind = 'nuts'\nchains = 1", "method.chains", "greater than or equal to 2", "1"),
@@ -170,6 +202,21 @@ def test_set_replaces_one_key(override, section, key, value):
     assert after == before
 
 
+def test_set_reaches_the_tables_within_tables():
+    """A warm start's key by its path, and a layer's prior with its name in quotes, as in the file."""
+    overrides = ("method.map.steps=7", 'prior.layers."*.bias".scale=2.5', 'prior.layers."*.bias".kind=cauchy')
+    config = read_config(CONFIGS / "wave-nuts.toml", overrides)
+    assert config.method.map == MAPSettings(steps=7)
+    assert config.prior.layers == {"*.bias": LayerPrior(scale=2.5, kind="cauchy")}
+    assert (config.prior.noise_scale, config.method.warmup) == (0.5, 1000)
+
+
+def test_every_method_has_a_config_and_every_config_a_method():
+    """What a file may name can be run."""
+    kinds = {cls.model_fields["kind"].default for cls in get_args(get_args(MethodConfig)[0])}
+    assert set(METHODS) == kinds
+
+
 def test_set_later_wins_and_all_apply():
     """Overrides are applied in order."""
     config = read_config(CONFIGS / "wave-nuts.toml", ("seed=1", "chains=2", "seed=2"))
@@ -189,13 +236,13 @@ def test_set_reaches_a_table_that_the_file_leaves_out(write):
     [
         ("steps", "--set: expected KEY=VALUE, found 'steps'"),
         ("=3", "--set: expected KEY=VALUE, found '=3'"),
-        ("kind=nuts", "--set kind: expected a key of the config, or TABLE.KEY, found in network and method"),
+        ("kind=nuts", "--set kind: expected a key of the config, or TABLE.KEY, found in network and prior and method"),
         ("stpes=4", "--set stpes: expected a key of the config, or TABLE.KEY, found in none of its tables"),
         ("method.stpes=4", "unknown key 'method.stpes': expected one of batch_size, "),
         ("x.y=2", "unknown key 'x': expected one of calibration, "),
         ("calibration=0.3", "calibration: expected Input should be a valid dictionary"),
         ("method=nuts", "method: expected Input should be a valid dictionary"),
-        ("method.kind=nuts", "unknown key 'method.steps': expected one of chains, "),
+        ("method.kind=nuts", "unknown key 'method.steps': expected one of adaptation, chain_method, chains, "),
         ("steps=many", "method.steps: expected Input should be a valid integer"),
         ("draws=", "draws: expected Input should be a valid integer"),
         ("data.source.deep=1", "data.source"),

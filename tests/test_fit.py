@@ -19,11 +19,13 @@ import pytest
 
 from models.bundle import load
 from models.calibration import threshold
-from models.errors import AbstainError, CalibrationError, ConfigError, StoreError
+from models.errors import AbstainError, CalibrationError, ConfigError, FitError, StoreError
 from models.store import model_names, read_labels, set_label, versions
 from tests.conftest import CONFIGS, PROJECT, abstain, silent
 from training.config import DataConfig, NUTSConfig, VIConfig, read_config
+from training.diagnostics import chain_shortfalls
 from training.fit import METHODS, fit, load_dataset
+from training.resume import FOLDER
 
 DIGITS = read_config(CONFIGS / "digits-vi.toml", ("steps=400", "draws=20", "reports=2"))
 TINY = """
@@ -104,8 +106,10 @@ def test_a_sampler_leaves_its_diagnostics(wave):
     settings = {key: manifest.method.settings[key] for key in NUTSConfig.model_fields}
     assert NUTSConfig.model_validate(settings) == NUTSConfig(chains=2, warmup=100, samples=100, reports=2)
     for space in ("function", "parameters"):
-        assert set(manifest.diagnostics[space]) == {"rhat", "ess", "values"}
-    assert {"divergences", "acceptance", "step_size", "max_tree_depth_hits"} <= set(manifest.diagnostics)
+        figures = {"rhat", "ess_bulk", "ess_tail", "mcse", "ess_per_second", "values"}
+        assert set(manifest.diagnostics[space]) == figures
+    assert {"divergences", "acceptance", "ebfmi", "max_tree_depth_hits", "trace"} <= set(manifest.diagnostics)
+    assert manifest.shortfalls == chain_shortfalls(manifest.diagnostics)
     assert set(manifest.metrics) == {"rmse", "nll", "crps", "coverage_95", "interval_width", "reject_rate"}
     assert manifest.metrics["rmse"] < 0.5
     assert (manifest.model.class_names, manifest.draws) == ((), 30)
@@ -163,12 +167,26 @@ def test_the_report_is_one_self_contained_page(store, name):
     assert "://" not in content
     assert "url(" not in content
     pictures = [value for key, value in page.attributes if key == "src"]
-    assert len(pictures) == (2 if name == "digits" else 1)
+    assert len(pictures) == 2
+    alternatives = [value for key, value in page.attributes if key == "alt"]
+    assert alternatives[1] == ("loss and held-out quality" if name == "digits" else "log posterior density by chain")
     for picture in pictures:
         kind, _, encoded = picture.partition(",")
         assert kind == "data:image/png;base64"
         assert base64.b64decode(encoded).startswith(b"\x89PNG")
     metric = "accuracy" if name == "digits" else "rmse"
+    said = [*manifest["shortfalls"], *manifest["notes"]]
+    assert said
+    assert ("Not fit to be relied on" in page.texts) == bool(manifest["shortfalls"])
+    assert ("Worth knowing" in page.texts) == bool(manifest["notes"])
+    if name == "wave":
+        function = manifest["diagnostics"]["function"]
+        said += [
+            f"the worst R-hat is {function['rhat']:.3f}",
+            f"effective sample size {function['ess_bulk']:.0f} in the",
+        ]
+    for shown in said:
+        assert any(shown in text for text in page.texts), shown
     for shown in (f"{name}:1", metric, f"{manifest['metrics'][metric]:.4g}", manifest["data"]["fingerprint"], "jax"):
         assert any(shown in text for text in page.texts), shown
 
@@ -227,7 +245,7 @@ def test_a_network_that_cannot_take_the_inputs_is_refused(tmp_path, tiny):
 
 def test_a_fit_that_diverged_is_not_published(tmp_path, tiny):
     """Draws that are not finite make no version: it could never be loaded, and would be the newest."""
-    with pytest.raises(AbstainError, match="finite"):
+    with pytest.raises(FitError, match=r"the loss is \w+ at step \d+: expected a finite loss, .* \(now 1e\+30\)"):
         fit(read_config(tiny, ("learning_rate=1e30",)), None, tmp_path / "store", silent)
     assert model_names(tmp_path / "store") == []
 
@@ -291,7 +309,8 @@ def test_a_killed_fit_leaves_no_half_version_and_the_next_one_sweeps_up(quick):
 
     result = abstain("fit", folder / "tiny.toml", "--store", folder / "store", **environment)
     assert (result.returncode, result.stdout) == (0, f"tiny:{whole[-1] + 1}\n"), result.stderr
-    assert {entry.name for entry in home.iterdir()} == {*map(str, [*whole, whole[-1] + 1]), "labels.json"}
+    assert {entry.name for entry in home.iterdir()} == {*map(str, [*whole, whole[-1] + 1]), "labels.json", FOLDER}
+    assert not list((home / FOLDER).iterdir())
     first, last = load(home / "1"), load(home / str(whole[-1] + 1))
     jax.tree.map(np.testing.assert_array_equal, first.posterior.draws, last.posterior.draws)
     assert first.manifest.metrics == last.manifest.metrics

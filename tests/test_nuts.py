@@ -8,20 +8,24 @@ from arviz_stats.base.array import array_stats
 from scipy import stats
 from scipy.special import log_expit, logsumexp
 
+from models.errors import ConfigError
 from models.networks import MLPSpec
 from models.posterior import Model
 from tests.conftest import CONFIGS, silent
-from tests.test_vi import ROWS, columns, linear
+from tests.test_vi import columns, linear, linear_posterior
 from training.bnn import BNN, Observations
+from training.chains import Chains
 from training.config import NUTSConfig, PriorConfig, read_config
-from training.fit import build_model, infer, load_dataset
+from training.fit import build_model, infer, load_dataset, pose
+from training.journal import Journal, Traces
 from training.methods import nuts
+from training.methods.form import Problem
 
 
 def run(bnn, train, settings, seed=0, draws=None, progress=silent):
     """A fit that is monitored on its own rows and keeps every sample unless told otherwise."""
     kept = draws or settings.chains * settings.samples
-    return nuts.fit(jax.random.key(seed), bnn, train, train, settings, kept, progress)
+    return nuts.fit(jax.random.key(seed), Problem(bnn, train, train), settings, kept, Journal(progress=progress))
 
 
 def assert_moments(samples, mean, variance):
@@ -36,24 +40,6 @@ def assert_moments(samples, mean, variance):
         error = array_stats.mcse(values, method="mean", chain_axis=0, draw_axis=1)
         np.testing.assert_array_less(np.abs(values.mean(axis=(0, 1)) - exact) / error, 4)
         np.testing.assert_array_less(error, 0.1 * np.sqrt(variance))
-
-
-def linear_posterior(design, y):
-    """Exact mean and variance of weights, bias and noise: normal given the noise, the noise integrated on a grid."""
-    noise = np.linspace(0.2, 1.5, 2000)
-    gram, moment = design.T @ design, design.T @ y
-    log_mass, means, seconds = [], [], []
-    for std in noise:
-        covariance = np.linalg.inv(np.eye(3) + gram / std**2)
-        mean = covariance @ moment / std**2
-        evidence = stats.multivariate_normal.logpdf(y, cov=std**2 * np.eye(ROWS) + design @ design.T)
-        log_mass.append(evidence + stats.halfcauchy.logpdf(std, scale=0.5))
-        means.append([*mean, std])
-        seconds.append([*(covariance.diagonal() + mean**2), std**2])
-    mass = np.exp(log_mass - logsumexp(log_mass))
-    assert mass[[0, -1]].max() < 1e-9
-    mean = mass @ np.array(means)
-    return mean, mass @ np.array(seconds) - mean**2
 
 
 LINEAR = NUTSConfig(chains=2, warmup=300, samples=1500, reports=1)
@@ -96,14 +82,19 @@ def test_logistic_regression_is_sampled_exactly():
 
 
 def test_the_same_seed_gives_the_same_draws_in_blocks_of_any_size(fitted):
-    """Bit for bit, in one block or in seven that overshoot the total, the warm-up's end within one of them."""
+    """Bit for bit, in one block or in seven for the warm-up and as many for the sampling."""
     bnn, train, *_ = linear()
     told = []
     settings = LINEAR.model_copy(update={"reports": 7})
-    pieces = run(bnn, train, settings, progress=lambda *place, **facts: told.append((place, set(facts))))
+    pieces = run(
+        bnn, train, settings, progress=lambda *place, passage, **facts: told.append((passage, place, set(facts)))
+    )
     np.testing.assert_array_equal(columns(fitted.posterior.draws), columns(pieces.posterior.draws))
-    assert [place for place, _ in told] == [(min(258 * block, 1800), 1800) for block in range(1, 8)]
-    assert all(facts == {"acceptance", "divergences"} for _, facts in told)
+    warmup = [("warm-up", (min(43 * block, 300), 300)) for block in range(1, 8)]
+    assert [place for *place, _ in map(list, told)] == [
+        list(place) for place in (*warmup, *(("sampling", (min(215 * block, 1500), 1500)) for block in range(1, 8)))
+    ]
+    assert all(facts == {"acceptance", "divergences"} for *_, facts in told)
 
 
 def test_another_seed_gives_other_draws(fitted):
@@ -116,38 +107,57 @@ def test_another_seed_gives_other_draws(fitted):
 
 
 def test_diagnostics_say_how_the_chains_did(fitted):
-    """Converged, no divergences, the acceptance aimed at, one step size a chain, and trees far from the limit."""
+    """Converged, no divergences, the acceptance aimed at by every chain, and trees far from the limit."""
     diagnostics = fitted.diagnostics
     assert diagnostics["divergences"] == diagnostics["max_tree_depth_hits"] == 0
-    assert diagnostics["chains"] == len(diagnostics["step_size"]) == 2
-    assert 0.7 < diagnostics["acceptance"] < 0.95
+    assert (diagnostics["chains"], diagnostics["samples"]) == (2, 3000)
+    assert len(diagnostics["acceptance"]) == len(diagnostics["ebfmi"]) == 2
+    assert all(0.7 < acceptance < 0.95 for acceptance in diagnostics["acceptance"])
+    assert min(diagnostics["ebfmi"]) > 0.3
     assert 1 <= diagnostics["leapfrogs_per_sample"] < 32
+    assert 1 <= diagnostics["tree_depth"] <= 5
     assert diagnostics["parameters"]["values"] == 4
     assert max(diagnostics[space]["rhat"] for space in ("function", "parameters")) < 1.01
+    assert np.shape(diagnostics["trace"]) == (2, 200)
+    seconds = diagnostics["sampling_seconds"]
+    assert diagnostics["function"]["ess_per_second"] == pytest.approx(diagnostics["function"]["ess_bulk"] / seconds)
+    assert fitted.shortfalls == ()
 
 
+@pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize(
     ("asked", "kept"),
     [(5, [0, 3, 6, 8, 11]), (12, list(range(12))), (99, list(range(12))), (1, [0]), (2, [0, 11])],
 )
-def test_thinning_keeps_draws_at_even_distances_over_all_chains(asked, kept):
-    """`draws` of them from the first chain's first to the last chain's last, all if there are fewer, leaves together."""
-    chains = {"a": np.arange(12.0).reshape(3, 4), "b": {"c": np.arange(24.0).reshape(3, 4, 2)}}
-    thinned = nuts.thin(chains, asked)
-    assert thinned["a"].tolist() == kept
-    assert thinned["b"]["c"][:, 0].tolist() == [2 * place for place in kept]
-    assert thinned["b"]["c"].flags.c_contiguous
+def test_thinning_keeps_draws_at_even_distances_over_all_chains(asked, kept, blocks):
+    """`draws` of them from the first chain's first to the last chain's last, all if there are fewer, from any blocks."""
+    places = np.arange(12.0).reshape(3, 4).T
+    parts = np.array_split(np.stack([places, 2 * places], axis=-1), blocks)
+    traces = [{"position": part, "log_density": part[..., 0]} for part in parts]
+    thinned = Chains(None, Traces(traces), 0.0, 0.0).thinned(asked)
+    assert thinned[:, 0].tolist() == kept
+    assert thinned[:, 1].tolist() == [2 * place for place in kept]
+    assert thinned.flags.c_contiguous
 
 
-def test_chains_agree_in_function_space():
+def test_more_draws_than_samples_are_refused_before_anything_is_sampled():
+    """Thinning cannot make draws; the error says how many there will be."""
+    bnn, train, *_ = linear()
+    told = r"draws: expected at most chains × samples = 3000, found 3001; raise method.samples, or lower draws"
+    with pytest.raises(ConfigError, match=told):
+        run(bnn, train, LINEAR, draws=3001, progress=lambda *_, **__: pytest.fail("the sampling was begun"))
+
+
+def test_chains_agree_in_function_space(tmp_path):
     """On `wave` all chains come to the same function: R-hat ≤ 1.01 at every held-out input, before thinning."""
     # Wide under a prior scaled by fan-in, the posterior is near a Gaussian process's: no mode for a chain to be caught in.
     overrides = ("hidden=[20]", "fan_in=true", "warmup=300", "samples=600", "max_tree_depth=6", "reports=1")
     config = read_config(CONFIGS / "wave-nuts.toml", overrides)
     dataset = load_dataset(config, None)
-    fitted = infer(config, build_model(config, dataset), dataset, silent)
+    fitted = infer(config, pose(config, build_model(config, dataset), dataset, tmp_path), Journal())
     function = fitted.diagnostics["function"]
     assert function["values"] == 50
     assert function["rhat"] <= 1.01
-    assert function["ess"] >= 400
+    assert min(function["ess_bulk"], function["ess_tail"]) >= 400
+    assert fitted.shortfalls == ()
     assert fitted.posterior.size == config.draws == 400

@@ -1,18 +1,24 @@
-"""Mean-field VI: its objective by hand, its optimum on a linear model by quadrature, its minibatches, its seeds."""
+"""VI: its objective by hand, its optimum on a linear model by quadrature, its guides' laws, its seeds."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpyro import distributions as dist
 from scipy import optimize, stats
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 
+from models.errors import ConfigError
 from models.networks import MLPSpec
 from models.posterior import Model
 from tests.conftest import silent
 from training.bnn import BNN, Observations
 from training.config import PriorConfig, VIConfig
+from training.guides import guide_at, inverse_softplus, kl_divergence, law
+from training.journal import Journal
 from training.methods import vi
+from training.methods.form import Problem
+from training.target import Target
 
 ROWS = 30
 
@@ -44,7 +50,7 @@ def classifier():
 
 def run(bnn, train, settings, seed=0, draws=4, progress=silent):
     """A fit that is monitored on its own rows."""
-    return vi.fit(jax.random.key(seed), bnn, train, train, settings, draws, progress)
+    return vi.fit(jax.random.key(seed), Problem(bnn, train, train), settings, draws, Journal(progress=progress))
 
 
 def gaussian_kl(mean, std, prior_std):
@@ -88,33 +94,75 @@ def test_reports_come_at_even_steps_and_progress_hears_of_each(stood):
     reports = fitted.diagnostics["reports"]
     assert [report["step"] for report in reports] == [2, 4, 6]
     assert [place for place, _ in told] == [(2, 6), (4, 6), (6, 6)]
+    assert {facts["passage"] for _, facts in told} == {"vi"}
     assert [facts["accuracy"] for _, facts in told] == [report["test_accuracy"] for report in reports]
     assert fitted.posterior.size == 4
 
 
-@pytest.mark.parametrize(("rows", "batch"), [(30, 5), (30, 7), (5, 128)])
-def test_minibatches_are_reshuffled_epochs(rows, batch):
-    """Laid end to end, minibatches are permutations of all rows, each another; a batch is never larger than the rows."""
-    key = jax.random.key(0)
-    settings = VIConfig(steps=210, batch_size=batch, reports=4)
-    pieces = list(vi._batches(key, rows, settings))
-    assert sum(map(len, pieces)) == 210
-    assert {piece.shape[1] for piece in pieces} == {min(batch, rows)}
-    order = np.concatenate([piece.ravel() for piece in pieces])
-    epochs = order[: len(order) // rows * rows].reshape(-1, rows)
-    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(rows), (len(epochs), 1)))
-    assert (epochs[0] != epochs[1]).any()
+def raw(scale):
+    """The numbers whose softplus are these standard deviations."""
+    return jnp.float32([inverse_softplus(float(value)) for value in scale])
 
 
 def test_the_kl_divergence_is_the_closed_form():
-    """KL(q ‖ prior) of normals, summed over every weight and bias."""
+    """KL(q ‖ prior) of normals, summed over every weight and bias, whatever the draws at hand."""
     bnn, *_ = classifier()
     rng = np.random.default_rng(0)
-    shapes = {"network.Dense_0.kernel": (2, 3), "network.Dense_0.bias": (3,)}
-    params = {f"{site}.loc": rng.normal(size=shape) for site, shape in shapes.items()}
-    params |= {f"{site}.scale": rng.uniform(0.1, 3, shape) for site, shape in shapes.items()}
-    expected = sum(gaussian_kl(params[f"{site}.loc"], params[f"{site}.scale"], 2.0) for site in shapes)
-    assert float(vi.kl_divergence(bnn, jax.tree.map(jnp.float32, params))) == pytest.approx(expected, rel=1e-5)
+    loc, scale = rng.normal(size=9), rng.uniform(0.1, 3, 9)
+    guide = {"loc": jnp.float32(loc), "raw_scale": raw(scale)}
+    expected = gaussian_kl(loc, scale, 2.0)
+    for draws in (jnp.zeros((1, 9)), jnp.float32(rng.normal(size=(3, 9)))):
+        assert float(kl_divergence(bnn.target, guide, draws)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_kl_divergence_of_other_priors_is_the_mean_over_draws():
+    """A noise's prior and a Laplace are known by the draws alone; with many it is the integral, by quadrature."""
+    model = Model(network=MLPSpec(hidden=()), likelihood="normal", feature_shape=(1,))
+    bnn = BNN(
+        model, PriorConfig(scale=0.7, noise="half_normal", noise_scale=0.5, layers={"*.kernel": {"kind": "laplace"}})
+    )
+    paths = [site.path for site in bnn.target.sites]
+    assert paths == ["network.Dense_0.bias", "network.Dense_0.kernel", "noise"]
+    loc, scale = np.array([0.3, -0.2, -1.0]), np.array([0.5, 0.8, 0.3])
+    guide = {"loc": jnp.float32(loc), "raw_scale": raw(scale)}
+    nodes, masses = np.polynomial.hermite_e.hermegauss(80)
+    masses = masses / masses.sum()
+    grid = loc[:, None] + scale[:, None] * nodes
+    prior = stats.norm.logpdf(grid[0], scale=0.7) + stats.halfnorm.logpdf(np.exp(grid[2]), scale=0.5) + grid[2]
+    expected = (
+        -(stats.norm.entropy(scale=scale)).sum() - masses @ prior - masses @ stats.laplace.logpdf(grid[1], scale=0.7)
+    )
+    draws = law(guide).sample(jax.random.key(0), (100_000,))
+    assert float(kl_divergence(bnn.target, guide, draws)) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("family", ["mean_field", "low_rank", "full_rank"])
+def test_a_guide_starts_about_its_place_with_the_standard_deviation_asked_for(family):
+    """Whatever the family: its mean is the place, its standard deviations `init_scale` (a percent more, of low rank)."""
+    loc = jnp.arange(5.0)
+    q = law(guide_at(loc, VIConfig(family=family, init_scale=0.07, rank=3)))
+    np.testing.assert_array_equal(loc, q.mean)
+    np.testing.assert_allclose(np.sqrt(q.variance), 0.07, rtol=2e-2 if family == "low_rank" else 1e-5)
+
+
+def test_the_guides_laws_are_the_normals_that_the_module_says():
+    """Covariance diag s², diag s² + F Fᵀ, and L Lᵀ: densities and entropies as scipy has them."""
+    rng = np.random.default_rng(1)
+    loc, scale = rng.normal(size=4), rng.uniform(0.5, 2, 4)
+    factor, below = rng.normal(size=(4, 2)), rng.normal(size=(4, 4))
+    lower = scale[:, None] * (np.tril(below, -1) + np.eye(4))
+    base = {"loc": jnp.float32(loc), "raw_scale": raw(scale)}
+    guides = [
+        (base, np.diag(scale**2)),
+        (base | {"factor": jnp.float32(factor)}, np.diag(scale**2) + factor @ factor.T),
+        (base | {"below": jnp.float32(below)}, lower @ lower.T),
+    ]
+    for guide, covariance in guides:
+        exact = stats.multivariate_normal(loc, covariance)
+        place = rng.normal(size=4)
+        assert float(law(guide).log_prob(jnp.float32(place))) == pytest.approx(exact.logpdf(place), rel=1e-4)
+        assert float(law(guide).entropy()) == pytest.approx(exact.entropy(), rel=1e-5)
+        np.testing.assert_allclose(covariance.diagonal(), law(guide).variance, rtol=1e-4)
 
 
 def mean_field_optimum(design, y, weight):
@@ -149,6 +197,84 @@ def test_a_linear_model_reaches_the_mean_field_optimum(weight):
     draws = columns(run(bnn, train, settings, draws=20_000).posterior.draws)
     np.testing.assert_array_less(np.abs(draws.mean(axis=0) - mean) / std, 0.1)
     np.testing.assert_allclose(std, draws.std(axis=0), rtol=0.05)
+
+
+def linear_posterior(design, y):
+    """Exact mean and variance of weights, bias and noise: normal given the noise, the noise integrated on a grid."""
+    noise = np.linspace(0.2, 1.5, 2000)
+    gram, moment = design.T @ design, design.T @ y
+    log_mass, means, seconds = [], [], []
+    for std in noise:
+        covariance = np.linalg.inv(np.eye(3) + gram / std**2)
+        mean = covariance @ moment / std**2
+        evidence = stats.multivariate_normal.logpdf(y, cov=std**2 * np.eye(ROWS) + design @ design.T)
+        log_mass.append(evidence + stats.halfcauchy.logpdf(std, scale=0.5))
+        means.append([*mean, std])
+        seconds.append([*(covariance.diagonal() + mean**2), std**2])
+    mass = np.exp(log_mass - logsumexp(log_mass))
+    assert mass[[0, -1]].max() < 1e-9
+    mean = mass @ np.array(means)
+    return mean, mass @ np.array(seconds) - mean**2
+
+
+@pytest.mark.parametrize(("family", "near"), [("low_rank", 0.1), ("full_rank", 0.05)])
+def test_guides_with_correlations_reach_the_posterior_of_a_linear_model(family, near):
+    """They have the exact posterior's means and standard deviations, for which the mean-field guide is too narrow."""
+    bnn, train, design, y = linear()
+    mean, variance = linear_posterior(design, y)
+    settings = VIConfig(
+        family=family, rank=3, steps=4000, batch_size=ROWS, learning_rate=0.03, init_scale=0.1, particles=4, reports=1
+    )
+    fitted = run(bnn, train, settings, draws=20_000)
+    draws = columns(fitted.posterior.draws)
+    np.testing.assert_array_less(np.abs(draws.mean(axis=0) - mean) / np.sqrt(variance), 0.1)
+    np.testing.assert_allclose(np.sqrt(variance)[:3], draws.std(axis=0)[:3], rtol=near)
+    # A normal of the noise's logarithm has not the posterior's tail.
+    assert draws[:, 3].std() == pytest.approx(np.sqrt(variance[3]), rel=0.15)
+    narrow = mean_field_optimum(design, y, 1.0)[1]
+    np.testing.assert_array_less(1.05 * narrow[:2], draws.std(axis=0)[:2])
+    assert fitted.diagnostics["k_hat"] < 0.7
+    assert fitted.notes == ()
+
+
+def test_k_hat_tells_that_a_guide_is_far_from_the_posterior(stood):
+    """A guide that stayed where it started, next to a point, is noted; in JSON there is no infinity."""
+    fitted, _ = stood
+    k_hat = fitted.diagnostics["k_hat"]
+    assert k_hat is None or k_hat > 0.7
+    assert len(fitted.notes) == 1
+    assert fitted.notes[0].startswith("the guide is not close to the posterior of the parameters: k-hat is ")
+    assert fitted.shortfalls == ()
+
+
+@pytest.mark.parametrize(("std", "shape"), [(0.4, 0.84), (0.6, 0.64), (2.0, None)])
+def test_k_hat_is_the_shape_of_the_ratios_tail(std, shape):
+    """Of a guide of standard deviation s to a standard normal it is 1 − s², and no tail where the guide is wider."""
+    bnn, train, *_ = classifier()
+    vars(bnn)["target"] = Target({"a": dist.Normal()}, lambda *_: jnp.zeros(1), {"a": (1,)})
+    guide = {"loc": jnp.zeros((1, 1)), "raw_scale": raw([std])[None]}
+    problem = Problem(bnn, train, train)
+    found = [vi.k_hat(jax.random.key(seed), problem, guide, VIConfig()) for seed in range(10)]
+    assert np.mean(found) == pytest.approx(shape, abs=0.2) if shape else np.mean(found) < 0.3
+
+
+def test_several_starts_are_fitted_apart_and_their_draws_pooled():
+    """Seven draws of three guides that stayed at their starts: three places, and near-equal shares."""
+    bnn, train, *_ = classifier()
+    fitted = run(bnn, train, STILL.model_copy(update={"starts": 3}), draws=7)
+    kernels = fitted.posterior.draws["network"]["Dense_0"]["kernel"].reshape(7, -1).round(2)
+    _, counts = np.unique(kernels, axis=0, return_counts=True)
+    assert sorted(counts) in ([2, 2, 3], [1, 3, 3])
+    assert fitted.diagnostics["starts"] == 3
+
+
+def test_full_rank_is_refused_for_a_large_network():
+    """Its matrix would not fit; the error says how many parameters there may be."""
+    network = MLPSpec(hidden=(80, 80))
+    bnn = BNN(Model(network=network, likelihood="normal", feature_shape=(2,)), PriorConfig())
+    rows = Observations(jnp.zeros((4, 2)), jnp.zeros(4))
+    with pytest.raises(ConfigError, match=r"method.family: expected at most 5000 parameters for full_rank, found 6802"):
+        run(bnn, rows, VIConfig(family="full_rank", steps=1))
 
 
 def test_the_same_seed_gives_the_same_draws(stood):

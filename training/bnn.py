@@ -1,37 +1,33 @@
-"""The Bayesian network: priors over a network's parameters, and a likelihood, as a NumPyro model.
+"""The Bayesian network: priors over a network's parameters and a likelihood, as the three ingredients of a `Target`.
 
-Sites are named by the parameter's path, `network.Dense_0.kernel`; the noise of `normal` is the site `noise`.
+The tree of parameters is `{"network": Flax parameters, "noise": (), "scales": {"Dense_0.kernel": ()}}`; the last two
+only where the likelihood has a noise, or the prior infers a scale. With an inferred scale s the network's array holds
+w / s, and w = s · (w / s) is what the network gets: non-centred, for then the prior's geometry is that of independent
+parameters (Papaspiliopoulos et al., 2007).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
+from models.errors import ConfigError
 from models.posterior import Draws, Model
 from models.preprocessing import transform, transformed_shape
 from training.config import PriorConfig
+from training.priors import distribution, noise_distribution, parameter_priors, scale_distribution
 from training.rows import Rows
+from training.target import Parameters, Target
 
-Sites = dict[str, Any]
-"""Arrays, of jax or numpy, by site."""
-
-
-@dataclass(frozen=True)
-class BNN:
-    """A model and the prior over its parameters."""
-
-    model: Model
-    prior: PriorConfig
+NOISE_START = 0.3
+"""The noise where a fit starts, in standard deviations of the target."""
 
 
 class Observations(NamedTuple):
@@ -40,33 +36,77 @@ class Observations(NamedTuple):
     x: Float[Array, "rows ..."]
     y: Num[Array, " rows"]
 
+    def head(self, rows: int) -> Observations:
+        """The first rows."""
+        return Observations(self.x[:rows], self.y[:rows])
 
-def observe(model: Model, rows: Rows) -> Observations:
-    """Preprocessed once, so that no gradient does it again."""
-    prepare = jax.jit(jax.vmap(partial(transform, model.preprocessing)))
-    chunks = [
-        np.asarray(prepare(rows.x[start : start + 4096].astype(np.float32))) for start in range(0, len(rows), 4096)
-    ]
-    targets = rows.y
-    if model.law.task == "regression":
-        targets = ((rows.y - model.preprocessing.target_shift) / model.preprocessing.target_scale).astype(np.float32)
-    return Observations(jnp.asarray(np.concatenate(chunks)), jnp.asarray(targets))
+    def take(self, places: Array) -> Observations:
+        """Some of the rows."""
+        return Observations(self.x[places], self.y[places])
 
 
-def prior_sites(bnn: BNN) -> dict[str, dist.Distribution]:
-    """The prior of every site: normals over the network, a half-Cauchy over the noise."""
-    shapes = flatten_dict(bnn.model.parameter_shapes(), sep=".")
-    return {
-        site: dist.HalfCauchy(bnn.prior.noise_scale)
-        if site == "noise"
-        else dist.Normal(jnp.zeros(shape.shape), _prior_std(bnn.prior, shape.shape)).to_event(len(shape.shape))
-        for site, shape in shapes.items()
-    }
+@dataclass(frozen=True, eq=False)
+class BNN:
+    """A model and the prior over its parameters."""
+
+    model: Model
+    prior: PriorConfig
+
+    @cached_property
+    def target(self) -> Target:
+        """The posterior over the tree of parameters.
+
+        Raises:
+            ConfigError: the prior names a parameter that the network has not.
+        """
+        whole = self.model.parameter_shapes()
+        arrays = {name: leaf.shape for name, leaf in flatten_dict(whole["network"], sep=".").items()}
+        priors = parameter_priors(self.prior, arrays)
+        laws: dict[str, Any] = {name: distribution(priors[name], shape) for name, shape in arrays.items()}
+        trees: dict[str, Any] = {"network": unflatten_dict(laws, sep=".")}
+        shapes: dict[str, Any] = {"network": unflatten_dict(arrays, sep=".")}
+        if "noise" in whole:
+            trees["noise"], shapes["noise"] = noise_distribution(self.prior), ()
+        scales = {name: scale_distribution(prior) for name, prior in priors.items() if prior.hierarchical}
+        if scales:
+            trees["scales"], shapes["scales"] = scales, dict.fromkeys(scales, ())
+        return Target(trees, lambda parameters, rows: log_likelihood(self.model, as_draw(parameters), rows), shapes)
+
+    def start(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
+        """The network's own initialisation as a vector, with a noise of `NOISE_START`; inferred scales at 1."""
+        shape = transformed_shape(self.model.preprocessing, self.model.feature_shape)
+        network = self.model.module.init(key, jnp.zeros(shape, jnp.float32))["params"]
+        parameters: dict[str, Any] = {"network": jax.tree.map(jnp.asarray, network)}
+        if "noise" in self.target.shapes:
+            parameters["noise"] = jnp.float32(NOISE_START)
+        if "scales" in self.target.shapes:
+            parameters["scales"] = dict.fromkeys(self.target.shapes["scales"], jnp.float32(1))
+        return self.target.unconstrain(parameters)
+
+    def vector(self, draw: Draws) -> Float[Array, " dim"]:
+        """The vector of a draw from an earlier posterior of the same network.
+
+        Raises:
+            ConfigError: the prior infers scales, which a draw does not hold.
+        """
+        if "scales" in self.target.shapes:
+            raise ConfigError("start", expected="a prior without inferred scales", found="prior.hierarchical")
+        return self.target.unconstrain(draw)
+
+    def draws(self, z: Float[np.ndarray, "draws dim"]) -> Draws:
+        """Vectors as what a posterior holds, numpy leaves of float32, sample axis 0."""
+        return jax.device_get(jax.jit(jax.vmap(lambda row: as_draw(self.target.constrain(row))))(jnp.asarray(z)))
 
 
-def _prior_std(prior: PriorConfig, shape: tuple[int, ...]) -> float:
-    fan_in = int(np.prod(shape[:-1])) if prior.fan_in and len(shape) > 1 else 1
-    return prior.scale / fan_in**0.5
+def as_draw(parameters: Parameters) -> Draws:
+    """What the network and the likelihood need of the parameters: inferred scales multiplied in, and left out."""
+    draw = {name: leaf for name, leaf in parameters.items() if name != "scales"}
+    scales = parameters.get("scales", {})
+    if scales:
+        arrays = flatten_dict(draw["network"], sep=".")
+        scaled = {name: leaf * scales.get(name, 1.0) for name, leaf in arrays.items()}
+        draw["network"] = unflatten_dict(scaled, sep=".")
+    return draw
 
 
 def log_likelihood(model: Model, draw: Draws, observations: Observations) -> Float[Array, " rows"]:
@@ -79,36 +119,14 @@ def log_likelihood(model: Model, draw: Draws, observations: Observations) -> Flo
     return jax.vmap(of_row)(observations.x, observations.y)
 
 
-def numpyro_model(
-    bnn: BNN, observations: Observations, total_rows: int | None = None, prior_weight: float = 1.0
-) -> None:
-    """The joint density.
-
-    Args:
-        total_rows: what the likelihood of a minibatch is scaled up to; the rows observed if None.
-        prior_weight: multiplies the log prior; with the guide's entropy weighted alike, the weight of the KL term.
-    """
-    with numpyro.handlers.scale(scale=prior_weight):
-        sites = {site: numpyro.sample(site, prior) for site, prior in prior_sites(bnn).items()}
-    log_probs = log_likelihood(bnn.model, as_draws(sites), observations)
-    rows = len(observations.y)
-    numpyro.factor("log_likelihood", log_probs.sum() * ((total_rows or rows) / rows))
-
-
-def network_start(bnn: BNN, key: PRNGKeyArray) -> Sites:
-    """A start for inference: the network's own initialisation, and a third of the target's spread as noise."""
-    shape = transformed_shape(bnn.model.preprocessing, bnn.model.feature_shape)
-    draw: dict[str, Any] = {"network": bnn.model.module.init(key, jnp.zeros(shape, jnp.float32))["params"]}
-    if bnn.model.law.has_noise:
-        draw["noise"] = jnp.float32(0.3)
-    return as_sites(draw)
-
-
-def as_draws(sites: Sites) -> Draws:
-    """Sites as the tree that a posterior holds."""
-    return unflatten_dict(sites, sep=".")
-
-
-def as_sites(draws: Draws) -> Sites:
-    """The tree that a posterior holds, as sites."""
-    return flatten_dict(draws, sep=".")
+def observe(model: Model, rows: Rows) -> Observations:
+    """Preprocessed once, so that no gradient does it again; piece by piece, so that the rows lie in memory once."""
+    prepare = jax.jit(
+        lambda x: jax.lax.map(lambda row: transform(model.preprocessing, row.astype(jnp.float32)), x, batch_size=4096)
+    )
+    targets = rows.y
+    if model.law.task == "regression":
+        targets = ((rows.y - model.preprocessing.target_shift) / model.preprocessing.target_scale).astype(np.float32)
+    # Wider numbers are cut here, not by jax, which would first copy them as they are.
+    x = rows.x if rows.x.dtype.itemsize <= 4 else rows.x.astype(np.float32)
+    return Observations(prepare(x), jnp.asarray(targets))

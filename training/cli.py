@@ -6,6 +6,7 @@ Importing this module imports nothing heavy: `abstain -h` and serving's commands
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +14,21 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from models.allowed import MODULES
 from models.errors import ConfigError
 
-NEEDED = ("arviz_stats", "matplotlib", "numpyro", "optax", "sklearn")
+NEEDED = (
+    "arviz_base",
+    "arviz_stats",
+    "blackjax",
+    "h5netcdf",
+    "h5py",
+    "matplotlib",
+    "numpyro",
+    "optax",
+    "sklearn",
+    "tensorboardX",
+)
 DEFAULT_STORE = Path("artifacts")
 StoreOption = Annotated[Path, typer.Option("--store", envvar="ABSTAIN_STORE", help="The folder of models.")]
 
@@ -33,23 +46,38 @@ def fit(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the config.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a fit that was cut off, or lengthen a finished one.")
+    ] = False,
+    netcdf: Annotated[Path | None, typer.Option(help="Write all samples there, as ArviZ InferenceData.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Write traces into that folder, for TensorBoard.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Fit a posterior, calibrate, evaluate, and publish a new version of the model that the config names."""
     check_extra()
     from training.config import read_config  # noqa: PLC0415
+    from training.export import Exports  # noqa: PLC0415
     from training.fit import fit as fit_story  # noqa: PLC0415
     from training.progress import progress_bar  # noqa: PLC0415
 
     settings = read_config(config, tuple(overrides or ()))
+    if settings.network.kind == "module":
+        # Who wrote the config has named the code to run; a bundle that anybody may have written allows nothing.
+        os.environ[MODULES] = settings.network.module
     with progress_bar(f"{settings.name} by {settings.method.kind}") as progress:
-        version, metrics = fit_story(settings, data, store, progress)
+        published = fit_story(
+            settings, data, store, progress, resume=resume, exports=Exports(netcdf=netcdf, tensorboard=tensorboard)
+        )
+    for said in published.shortfalls:
+        sys.stderr.write(f"falls short: {said}\n")
+    for said in published.notes:
+        sys.stderr.write(f"note: {said}\n")
     if as_json:
-        print_json({"name": settings.name, "version": version, "metrics": metrics})
+        print_json({"name": settings.name} | published._asdict())
         return
-    for line in described(metrics):
+    for line in described(published.metrics):
         sys.stderr.write(f"{line}\n")
-    typer.echo(f"{settings.name}:{version}")
+    typer.echo(f"{settings.name}:{published.version}")
 
 
 def evaluate(

@@ -6,14 +6,25 @@ in `methods/`.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_serializer,
+)
 
 from models.errors import ConfigError, clip_repr
 from models.likelihoods import LikelihoodName
+from models.module import ModuleSpec
 from models.networks import LeNetSpec, MLPSpec, NetworkSpec
 from models.store import NAME_PATTERN
 
@@ -52,47 +63,198 @@ class DataConfig(Section):
     """Per feature to mean 0 and std 1; all features together to [0, 1] (pixels); or as they are."""
 
 
-class PriorConfig(Section):
-    """Independent normals over the network's parameters; a half-Cauchy over the noise of `normal`."""
+class LayerPrior(Section):
+    """The prior of some of the network's parameters, independent over them."""
 
+    kind: Literal["normal", "cauchy", "laplace", "student_t", "scale_mixture"] = "normal"
     scale: PositiveFloat = 1.0
-    """Standard deviation of every weight and bias …"""
+    """Standard deviation of the normal, scale of the others …"""
     fan_in: bool = False
     """… of kernels, divided by the square root of their inputs."""
+    hierarchical: bool = False
+    """Whether the scale is inferred as well, one for each parameter array: half-normal, with `scale` as its scale."""
+    degrees: PositiveFloat = 3.0
+    """Of freedom, of `student_t`."""
+    narrow_scale: PositiveFloat = 0.05
+    """The narrower of the two normals of `scale_mixture` (Blundell et al., 2015), in units of `scale` …"""
+    narrow_weight: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """… and its weight."""
+
+
+class PriorConfig(LayerPrior):
+    """The prior of the network's parameters, of some of them by name, and of the noise of `normal`."""
+
+    noise: Literal["half_cauchy", "half_normal", "log_normal"] = "half_cauchy"
     noise_scale: PositiveFloat = 1.0
-    """Scale of the half-Cauchy over the standard deviation of `normal`, in standard deviations of the target."""
+    """Of the noise's prior, in standard deviations of the target; of its logarithm, for `log_normal`."""
+    layers: dict[str, LayerPrior] = {}
+    """By parameter, `"Dense_0.bias"`, or pattern, `"*.bias"`: what differs from the rest. The first that fits holds."""
+
+    @field_serializer("layers")
+    def _said(self, layers: dict[str, LayerPrior]) -> dict[str, Any]:
+        # A default written down would no longer be inherited, and the record of a fit would tell of another prior.
+        return {name: layer.model_dump(exclude_unset=True) for name, layer in layers.items()}
 
 
-class VIConfig(Section):
-    """Mean-field variational inference by stochastic gradients (`methods/vi.py`)."""
+ChainMethod = Literal["vectorized", "sequential", "parallel"]
+"""Chains in lockstep in one compiled call, one after the other, or one thread (or device) each."""
+Adaptation = Literal["dual_averaging", "simple", "none"]
+"""Of the step size; with "none" the mass matrix stays the unit one too."""
+MassMatrix = Literal["diagonal", "dense", "unit"]
+Acceptance = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Optimisation(Section):
+    """Stochastic gradients: what every optimised method has."""
+
+    steps: PositiveInt = 5_000
+    batch_size: PositiveInt = 128
+    """Rows per step; all of them, where there are fewer."""
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    clip: PositiveFloat | None = None
+    """The largest norm of a gradient; none, if left out."""
+    reports: PositiveInt = 20
+    """How often, in the whole fit, metrics are taken and the fit is checkpointed."""
+
+
+class MAPSettings(Optimisation):
+    """A search for the posterior mode."""
+
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the training rows kept from the search, to choose its best iterate by; 0 takes the last."""
+
+
+class MAPConfig(MAPSettings):
+    """The posterior mode: one draw (`methods/map.py`)."""
+
+    kind: Literal["map"] = "map"
+
+
+class EnsembleConfig(MAPSettings):
+    """Posterior modes from several starts, one draw each (`methods/ensemble.py`; Lakshminarayanan et al., 2017)."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: Annotated[int, Field(ge=2)] = 5
+    chain_method: ChainMethod = "sequential"
+
+
+class LaplaceConfig(MAPSettings):
+    """A normal about the posterior mode (`methods/laplace.py`)."""
+
+    kind: Literal["laplace"] = "laplace"
+    subset: Literal["last_layer", "diagonal"] = "last_layer"
+    """The last layer with its full covariance, or all parameters with a diagonal one."""
+    prior_precision: Literal["evidence", "fixed"] = "evidence"
+    """Of the Gaussian: chosen by the marginal likelihood, or the prior's own."""
+
+
+class VIConfig(Optimisation):
+    """Variational inference by stochastic gradients (`methods/vi.py`)."""
 
     kind: Literal["vi"] = "vi"
     steps: PositiveInt = 10_000
-    batch_size: PositiveInt = 128
-    learning_rate: PositiveFloat = 1e-3
-    schedule: Literal["constant", "cosine"] = "cosine"
+    family: Literal["mean_field", "low_rank", "full_rank"] = "mean_field"
+    rank: PositiveInt = 10
+    """Of the covariance that `low_rank` adds to a diagonal."""
     kl_weight: PositiveFloat = 1.0
     """Weight of the KL term of the ELBO; 1 is Bayes, less is a colder posterior."""
     init_scale: PositiveFloat = 0.03
-    """Standard deviation of the guide at the start; its mean is the network's own initialisation."""
+    """Standard deviation of the guide at the start, about the place where it starts."""
     particles: PositiveInt = 1
     """Draws per gradient."""
-    reports: PositiveInt = 20
-    """How often, in the whole fit, train and held-out metrics are taken."""
+    starts: PositiveInt = 1
+    """Guides fitted from different starts; their draws are pooled."""
+    start: Literal["network", "prior", "map", "run"] = "network"
+    """See `training/starts.py`."""
+    start_from: str | None = None
+    """The earlier run, `NAME:VERSION` in the same store."""
+    map: MAPSettings = MAPSettings()
+    """Where `start` is "map"."""
+    chain_method: ChainMethod = "sequential"
 
 
-class NUTSConfig(Section):
-    """The No-U-Turn sampler on the whole training set (`methods/nuts.py`)."""
+class ChainSettings(Section):
+    """What every Markov chain has."""
 
-    kind: Literal["nuts"] = "nuts"
     chains: Annotated[int, Field(ge=2)] = 4
     warmup: PositiveInt = 500
     samples: PositiveInt = 500
-    """Kept per chain before thinning to the config's `draws`."""
-    target_acceptance: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    max_tree_depth: Annotated[int, Field(ge=1, le=15)] = 10
+    """Kept per chain, before thinning to the config's `draws`."""
+    thin: PositiveInt = 1
+    """Transitions for each sample kept."""
+    start: Literal["network", "prior", "overdispersed", "map", "vi", "run"] = "network"
+    """See `training/starts.py`."""
+    start_from: str | None = None
+    """The earlier run, `NAME:VERSION` in the same store."""
+    overdispersion: PositiveFloat = 2.0
+    """What "overdispersed" multiplies prior draws by."""
+    map: MAPSettings = MAPSettings()
+    """Where `start` is "map"."""
+    vi: VIConfig = VIConfig()
+    """Where `start` is "vi"."""
+    chain_method: ChainMethod = "vectorized"
     reports: PositiveInt = 20
-    """How often, in the whole fit, progress is shown."""
+    """How often, in the whole fit, progress is shown and the fit is checkpointed."""
+
+
+class HMCConfig(ChainSettings):
+    """Hamiltonian Monte Carlo with a fixed number of leapfrog steps (`methods/hmc.py`)."""
+
+    kind: Literal["hmc"] = "hmc"
+    step_size: PositiveFloat = 0.1
+    """Where adaptation starts; the step size itself, if there is none."""
+    leapfrogs: PositiveInt = 10
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Each trajectory's step size is drawn from [1 − jitter, 1] of the adapted one: no resonance holds a chain for long."""
+    adaptation: Adaptation = "dual_averaging"
+    target_acceptance: Acceptance = 0.8
+    mass_matrix: MassMatrix = "diagonal"
+
+
+class NUTSConfig(ChainSettings):
+    """The No-U-Turn sampler on the whole training set (`methods/nuts.py`)."""
+
+    kind: Literal["nuts"] = "nuts"
+    step_size: PositiveFloat = 0.1
+    adaptation: Adaptation = "dual_averaging"
+    target_acceptance: Acceptance = 0.8
+    max_tree_depth: Annotated[int, Field(ge=1, le=15)] = 10
+    mass_matrix: MassMatrix = "diagonal"
+
+
+class ChEESConfig(ChainSettings):
+    """Many chains in lockstep with one adapted trajectory length (`methods/chees.py`; Hoffman et al., 2021)."""
+
+    kind: Literal["chees"] = "chees"
+    chains: Annotated[int, Field(ge=4)] = 16
+    step_size: PositiveFloat = 0.1
+    target_acceptance: Acceptance = 0.8
+    max_leapfrogs: PositiveInt = 1_000
+    """In one trajectory."""
+    mass_matrix: Literal["diagonal", "unit"] = "diagonal"
+    chain_method: Literal["vectorized"] = "vectorized"
+
+
+class MILEConfig(ChainSettings):
+    """Warm-started members, each followed by microcanonical Langevin (`methods/mile.py`; Sommer et al., 2025)."""
+
+    kind: Literal["mile"] = "mile"
+    chains: Annotated[int, Field(ge=2)] = 8
+    warmup: PositiveInt = 10_000
+    samples: PositiveInt = 1_000
+    thin: PositiveInt = 10
+    start: Literal["network", "prior", "overdispersed", "map", "vi", "run"] = "map"
+    energy_variance: PositiveFloat = 5e-5
+    """Per dimension, of one step: what the step size is tuned to. Less is less biased, and slower."""
+    mass_matrix: Literal["diagonal", "unit"] = "diagonal"
+    chain_method: ChainMethod = "parallel"
+
+
+MethodConfig = Annotated[
+    MAPConfig | EnsembleConfig | VIConfig | LaplaceConfig | HMCConfig | NUTSConfig | ChEESConfig | MILEConfig,
+    Field(discriminator="kind"),
+]
 
 
 class CalibrationConfig(Section):
@@ -114,7 +276,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     network: NetworkSpec = MLPSpec()
     prior: PriorConfig = PriorConfig()
-    method: Annotated[VIConfig | NUTSConfig, Field(discriminator="kind")] = VIConfig()
+    method: MethodConfig = VIConfig()
     calibration: CalibrationConfig = CalibrationConfig()
 
 
@@ -146,7 +308,9 @@ def _validated(content: dict[str, Any], where: str) -> Config:
         first = error.errors()[0]
         location = first["loc"]
         # pydantic puts the tag of a union into the location of an error within it; the file has no such key.
-        key = ".".join(str(part) for part in location if part not in _UNION_TAGS)
+        tag = 1 if location[0] in {"method", "network"} else None
+        parts = [part for place, part in enumerate(location) if place != tag and part not in _SIZE_TAGS]
+        key = ".".join(part if re.fullmatch(r"[\w-]+", part) else f'"{part}"' for part in map(str, parts))
         if first["type"] == "extra_forbidden":
             raise ConfigError(
                 f"unknown key {key!r}", where=where, expected=f"one of {_known_keys(location)}"
@@ -159,19 +323,31 @@ def _validated(content: dict[str, Any], where: str) -> Config:
 _TABLES: dict[str, type[BaseModel]] = {
     "data": DataConfig,
     "prior": PriorConfig,
+    "layers": LayerPrior,
     "calibration": CalibrationConfig,
+    "map": MAPConfig,
+    "ensemble": EnsembleConfig,
     "vi": VIConfig,
+    "laplace": LaplaceConfig,
+    "hmc": HMCConfig,
     "nuts": NUTSConfig,
+    "chees": ChEESConfig,
+    "mile": MILEConfig,
     "mlp": MLPSpec,
     "lenet": LeNetSpec,
+    "module": ModuleSpec,
 }
-_UNION_TAGS = {"vi", "nuts", "mlp", "lenet", "int", "float", "constrained-int", "constrained-float"}
+_SIZE_TAGS = {"int", "float", "constrained-int", "constrained-float"}
 
 
 def _known_keys(location: tuple[int | str, ...]) -> str:
     """The keys of the table in which pydantic found an unknown one."""
-    tables = [_TABLES[part] for part in location[:-1] if isinstance(part, str) and part in _TABLES]
-    return ", ".join(sorted((tables[-1] if tables else Config).model_fields))
+    tables = [_TABLES[part] for part in location[:-1] if part in _TABLES]
+    known = set((LayerPrior if "layers" in location else tables[-1] if tables else Config).model_fields)
+    if location[-2:-1] == ("map",) and len(location) > 3:
+        # A warm start's table is the method's, but for its kind.
+        known -= {"kind"}
+    return ", ".join(sorted(known))
 
 
 def _apply(override: str, content: dict[str, Any], config: Config) -> None:
@@ -193,8 +369,9 @@ def _apply(override: str, content: dict[str, Any], config: Config) -> None:
 
 
 def _full_key(key: str, tree: dict[str, Any]) -> list[str]:
-    if "." in key or key in tree:
-        return key.split(".")
+    parts = [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|([^."]+)', key)]
+    if len(parts) > 1 or key in tree:
+        return parts
     homes = [table for table, keys in tree.items() if isinstance(keys, dict) and key in keys]
     if len(homes) != 1:
         found = f"in {' and '.join(homes)}" if homes else "in none of its tables"

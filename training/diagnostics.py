@@ -1,13 +1,12 @@
 """Diagnostics of Markov chains, of parameters and, what decides, of predictions.
 
 A network's parameters are not identified (its units can be permuted), so chains that agree on every prediction may
-disagree on every weight. R-hat and ESS are therefore taken in function space, at held-out inputs, and the parameters'
-stand beside them. Both are the rank-normalised ones of Vehtari et al. (2021), by ArviZ.
+disagree on every weight. What decides is therefore function space: each class's probability, or the mean, at held-out
+inputs. R-hat and ESS are the rank-normalised ones of Vehtari et al. (2021), E-BFMI is Betancourt's (2016), all by ArviZ.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,47 +15,155 @@ import numpy as np
 from arviz_stats.base.array import array_stats
 from jaxtyping import Array, Float
 
-from models.posterior import Draws, Model
-from training.bnn import Observations
+from training.bnn import BNN, as_draw
+from training.chains import Chains
+from training.config import ChainSettings
+from training.target import Target, Vector
 
 FUNCTION_ROWS = 50
+PARAMETERS = 1_000
+"""Of a larger network, so many parameters at even distances are looked at."""
+
+TAIL = (0.05, 0.95)
+RHAT_LIMIT, ESS_LIMIT = 1.01, 400.0
+"""Vehtari et al. (2021), §4: no R-hat above 1.01, and no bulk or tail ESS below 100 for each of four chains."""
+DIVERGENT_SHARE, EBFMI_LIMIT, ACCEPTANCE_LIMIT, K_HAT_LIMIT = 0.001, 0.3, 0.05, 0.7
+
+Values = Float[np.ndarray, "chains samples values"]
 
 
-def chain_diagnostics(model: Model, chains: Draws, monitor: Observations) -> dict[str, Any]:
-    """R-hat (worst) and bulk ESS (least), in function space and of the parameters.
+def function_values(bnn: BNN, z: Vector, x: Float[Array, "rows ..."]) -> Float[Array, " values"]:
+    """What a vector's network predicts at some inputs: each class's probability, or the mean (standardised)."""
+    draw, model = as_draw(bnn.target.constrain(z)), bnn.model
+    outputs = jax.vmap(lambda row: model.module.apply({"params": draw["network"]}, row))(x)
+    noise = draw.get("noise", jnp.float32(0))
+    parts = jax.vmap(lambda out: model.law.predict(out, noise))(outputs)
+    return jnp.exp(parts).ravel() if model.law.task == "classification" else parts[:, 0]
 
-    Args:
-        chains: draws with two leading axes, `[chains, samples, …]`.
-        monitor: held-out rows; the first `FUNCTION_ROWS` are predicted by every draw.
+
+def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -> dict[str, Any]:
+    """What there is to say about chains, in plain JSON.
+
+    `function` and `parameters` hold the worst R-hat, the least bulk and tail ESS, the largest Monte Carlo standard
+    error of a mean (in posterior standard deviations) and the least ESS per second of sampling.
     """
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(chains)]
-    parameters = np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)
-    return {
-        "function": summary(np.asarray(predictions(model, chains, monitor.x[:FUNCTION_ROWS]))),
-        "parameters": summary(parameters),
+    seconds = chains.seconds
+    acceptance, energy = chains.column("acceptance"), chains.column("energy")
+    leapfrogs = chains.column("leapfrogs")
+    parameters = _some_parameters(chains, target.dim)
+    facts: dict[str, Any] = {
+        "function": summary(chains.column("values"), seconds),
+        "parameters": summary(parameters, seconds),
+        "chains": len(acceptance),
+        "samples": int(acceptance.size),
+        "divergences": int(chains.column("diverging").sum()),
+        "acceptance": acceptance.mean(axis=1).tolist(),
+        "ebfmi": np.atleast_1d(array_stats.bfmi(energy, chain_axis=0, draw_axis=1)).tolist(),
+        "leapfrogs_per_sample": float(leapfrogs.mean()),
+        "warmup_seconds": chains.warmup_seconds,
+        "sampling_seconds": seconds,
+        "compile_seconds": chains.compile_seconds,
+        "trace": _trace(chains),
     }
+    depth = getattr(settings, "max_tree_depth", None)
+    if depth is not None:
+        # Of several transitions between two samples only the sum is known: then these are of their mean.
+        each = leapfrogs / settings.thin
+        facts["tree_depth"] = float(np.ceil(np.log2(each + 1)).mean())
+        facts["max_tree_depth_hits"] = int((each >= 2**depth - 1).sum())
+    return facts
 
 
-def predictions(model: Model, chains: Draws, x: Float[Array, "rows ..."]) -> Float[Array, "chains samples values"]:
-    """What every draw predicts at some inputs: each class's probability, or the mean."""
+def chain_shortfalls(facts: dict[str, Any]) -> tuple[str, ...]:
+    """What chains lack to be relied on, in plain words; function space decides, not the parameters."""
+    said = []
+    function = facts["function"]
+    if function["rhat"] is not None and not function["rhat"] <= RHAT_LIMIT:
+        said.append(
+            f"the chains disagree about predictions: R-hat is {function['rhat']:.3f}, above {RHAT_LIMIT}; "
+            "run them longer, or start them closer"
+        )
+    for kind in ("bulk", "tail"):
+        ess = function[f"ess_{kind}"]
+        if ess is not None and not ess >= ESS_LIMIT:
+            said.append(
+                f"the samples of predictions are worth too few independent ones: {kind} ESS is {ess:.0f}, "
+                f"below {ESS_LIMIT:.0f}; take more samples"
+            )
+    if facts["divergences"] > DIVERGENT_SHARE * facts["samples"]:
+        said.append(
+            f"{facts['divergences']} of {facts['samples']} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
+            "parts of the posterior may be missing; raise target_acceptance or lower step_size"
+        )
+    low = [place for place, value in enumerate(facts["ebfmi"]) if value < EBFMI_LIMIT]
+    if low:
+        said.append(f"chain {low[0]} moves slowly between energies: E-BFMI is below {EBFMI_LIMIT}")
+    stuck = [place for place, value in enumerate(facts["acceptance"]) if value < ACCEPTANCE_LIMIT]
+    if stuck:
+        said.append(
+            f"chain {stuck[0]} hardly moves: it accepts {facts['acceptance'][stuck[0]]:.1%} of its proposals; "
+            "lower step_size, or choose another start"
+        )
+    return tuple(said)
 
-    def of_draw(draw: Draws) -> Array:
-        outputs = jax.vmap(lambda row: model.module.apply({"params": draw["network"]}, row))(x)
-        noise = draw.get("noise", jnp.float32(0))
-        parts = jax.vmap(lambda out: model.law.predict(out, noise))(outputs)
-        return jnp.exp(parts).ravel() if model.law.task == "classification" else parts[:, 0]
 
-    return jax.jit(partial(jax.lax.map, jax.vmap(of_draw)))(chains)
-
-
-def summary(values: Float[np.ndarray, "chains samples values"]) -> dict[str, float | int | None]:
-    """The worst rank-normalised split R-hat and the least bulk ESS over the values that vary at all."""
+def summary(values: Values, seconds: float) -> dict[str, float | int | None]:
+    """The worst rank-normalised split R-hat, the least ESS and the largest MCSE, over the values that vary at all."""
     # A probability that float32 rounds to 0 or 1 in every draw has no variance, hence no R-hat, and nothing to settle.
     varying = values.astype(np.float64)[..., np.ptp(values, axis=(0, 1)) > 0]
     if not varying.size:
-        return {"rhat": None, "ess": None, "values": 0}
+        return {"rhat": None, "ess_bulk": None, "ess_tail": None, "mcse": None, "ess_per_second": None, "values": 0}
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    bulk = float(np.min(array_stats.ess(varying, method="bulk", **axes)))
+    mcse = array_stats.mcse(varying, method="mean", **axes) / varying.std(axis=(0, 1))
     return {
-        "rhat": float(np.max(array_stats.rhat(varying, method="rank", chain_axis=0, draw_axis=1))),
-        "ess": float(np.min(array_stats.ess(varying, method="bulk", chain_axis=0, draw_axis=1))),
+        "rhat": float(np.max(array_stats.rhat(varying, method="rank", **axes))),
+        "ess_bulk": bulk,
+        "ess_tail": float(np.min(array_stats.ess(varying, method="tail", prob=TAIL, **axes))),
+        "mcse": float(np.max(mcse)),
+        "ess_per_second": bulk / seconds if seconds else None,
         "values": int(varying.shape[-1]),
     }
+
+
+def table(names: list[str], values: Values, seconds: float) -> list[dict[str, float | str]]:
+    """One row for each value: mean, std, MCSE, bulk and tail ESS, R-hat, ESS per second, and quantiles."""
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    exact = values.astype(np.float64)
+    columns = {
+        "mean": exact.mean(axis=(0, 1)),
+        "std": exact.std(axis=(0, 1), ddof=1),
+        "mcse": array_stats.mcse(exact, method="mean", **axes),
+        "ess_bulk": array_stats.ess(exact, method="bulk", **axes),
+        "ess_tail": array_stats.ess(exact, method="tail", prob=TAIL, **axes),
+        "rhat": array_stats.rhat(exact, method="rank", **axes),
+    }
+    columns["ess_per_second"] = columns["ess_bulk"] / seconds
+    quantiles = np.quantile(exact, [0.025, 0.25, 0.5, 0.75, 0.975], axis=(0, 1))
+    columns |= dict(zip(("2.5%", "25%", "50%", "75%", "97.5%"), quantiles, strict=True))
+    return [
+        {"name": name} | {column: float(numbers[place]) for column, numbers in columns.items()}
+        for place, name in enumerate(names)
+    ]
+
+
+def parameter_names(target: Target) -> list[str]:
+    """The name of every number of the vector: `network.Dense_0.kernel[0,1]`."""
+    return [
+        f"{site.path}[{','.join(map(str, place))}]" if place else site.path
+        for site in target.sites
+        for place in np.ndindex(site.shape)
+    ]
+
+
+def _some_parameters(chains: Chains, dim: int) -> Values:
+    """Unconstrained parameters `[chains, samples, …]`: R-hat and ESS by ranks do not change with the bijection."""
+    chosen = np.unique(np.linspace(0, dim - 1, min(dim, PARAMETERS)).round().astype(int))
+    return np.concatenate([trace["position"][..., chosen] for trace in chains.traces]).swapaxes(0, 1)
+
+
+def _trace(chains: Chains) -> list[list[float]]:
+    """Each chain's log posterior density at up to 200 steps at even distances, for the report's picture."""
+    densities = chains.column("log_density")
+    places = np.linspace(0, densities.shape[1] - 1, min(200, densities.shape[1])).round().astype(int)
+    return densities[:, places].tolist()

@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,54 +16,91 @@ from models.bundle import (
     Manifest,
     MethodRecord,
     calibration_record,
+    load,
     write_arrays,
     write_manifest,
 )
 from models.calibration import Calibration, calibrate, coverage_rank, percentile_rank
 from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
-from models.posterior import Model, Posterior
+from models.posterior import Model, Posterior, check_draws
 from models.predictive import Predictor
 from models.scores import SCORES
-from models.store import check_writable, publish
+from models.store import check_writable, publish, resolve
 from training.bnn import BNN, observe
 from training.config import Config
 from training.data import Dataset, fit_preprocessing, split
 from training.evaluate import quality, reject_rates
-from training.methods import nuts, vi
-from training.methods.form import Fitted, Method, Progress
+from training.export import Exports, write_exports
+from training.gate import draws_notes, prediction_shortfalls
+from training.journal import Journal, Progress
+from training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
+from training.methods import map as mode
+from training.methods.form import Fitted, Method, Problem
 from training.report import write_report
+from training.resume import can_be_lengthened, close_journal, open_journal
 from training.sources import read_source
 
-METHODS: dict[str, Method] = {"vi": vi.fit, "nuts": nuts.fit}
+METHODS: dict[str, Method] = {
+    "map": mode.fit,
+    "ensemble": ensemble.fit,
+    "vi": vi.fit,
+    "laplace": laplace.fit,
+    "hmc": hmc.fit,
+    "nuts": nuts.fit,
+    "chees": chees.fit,
+    "mile": mile.fit,
+}
 # One bucket serves calibration and evaluation: their rows come by the thousand.
 BUCKETS = (256,)
-PACKAGES = ("abstain", "jax", "flax", "numpyro", "optax", "numpy", "orbax-checkpoint")
+PACKAGES = ("abstain", "jax", "jaxlib", "flax", "numpyro", "blackjax", "optax", "numpy", "orbax-checkpoint")
 
 
-def fit(config: Config, where: str | None, store: Path, progress: Progress) -> tuple[int, dict[str, Any]]:
+class Published(NamedTuple):
+    """What a fit came to: the version's number, the metrics on the test part, and what it lacks to be relied on."""
+
+    version: int
+    metrics: dict[str, Any]
+    shortfalls: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def fit(
+    config: Config,
+    where: str | None,
+    store: Path,
+    progress: Progress,
+    *,
+    resume: bool = False,
+    exports: Exports = Exports(),  # noqa: B008 - a frozen record of two Nones
+) -> Published:
     """Fits a posterior and publishes it as a new version of `config.name`.
 
     Args:
         where: a path or the name of an embedded set; the config's own source if None.
         progress: told of every block of steps.
-
-    Returns:
-        The version's number, and the metrics on the test part.
+        resume: go on with a fit of these settings that was cut off, or lengthen one that was finished.
+        exports: files to write beside the bundle.
 
     Raises:
         ConfigError, DataError, CalibrationError: before anything is fitted.
+        FitError: inference came to no posterior.
     """
     dataset = load_dataset(config, where)
     check_calibration_terms(config, len(dataset.calibration))
     check_writable(store, config.name)
-    model = build_model(config, dataset)
-    fitted = infer(config, model, dataset, progress)
-    predictor = Predictor(fitted.posterior, BUCKETS)
-    calibration = calibrate_posterior(config, predictor, dataset)
-    metrics = evaluate_posterior(fitted.posterior, predictor, calibration, dataset)
-    version = publish_bundle(store, config, dataset, fitted, calibration, metrics)
-    return version, metrics
+    problem = pose(config, build_model(config, dataset), dataset, store)
+    packages = installed_packages()
+    with open_journal(store, config, dataset.fingerprint, packages, progress, resume=resume) as journal:
+        fitted = infer(config, problem, journal)
+        predictor = Predictor(fitted.posterior, BUCKETS)
+        calibration = calibrate_posterior(config, predictor, dataset)
+        metrics = evaluate_posterior(fitted.posterior, predictor, calibration, dataset)
+        fitted = judged(fitted, calibration, metrics, dataset)
+        write_exports(exports, problem, fitted)
+        version = publish_bundle(store, config, dataset, fitted, calibration, metrics)
+        close_journal(journal, keep=can_be_lengthened(config))
+    return Published(version, metrics, fitted.shortfalls, fitted.notes)
 
 
 def load_dataset(config: Config, where: str | None) -> Dataset:
@@ -111,19 +148,31 @@ def build_model(config: Config, dataset: Dataset) -> Model:
     return model
 
 
-def infer(config: Config, model: Model, dataset: Dataset, progress: Progress) -> Fitted:
+def pose(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem:
+    """What is to be inferred, and from what: the prior is held against the network here, before anything is fitted."""
+    earlier = None
+    start_from = getattr(config.method, "start_from", None)
+    if start_from is not None:
+        name, version = resolve(store, start_from)
+        bundle = load(store / name / str(version))
+        check_draws(model, bundle.posterior.draws, where=f"method.start_from = {start_from!r}")
+        earlier = bundle.posterior.draws
+    problem = Problem(BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.test), earlier)
+    _ = problem.target.sites
+    return problem
+
+
+def infer(config: Config, problem: Problem, journal: Journal) -> Fitted:
     """The posterior, by the config's method."""
-    bnn = BNN(model, config.prior)
-    train, monitor = observe(model, dataset.train), observe(model, dataset.test)
     method = METHODS[config.method.kind]
-    fitted = method(jax.random.key(config.seed), bnn, train, monitor, config.method, config.draws, progress)
+    fitted = method(jax.random.key(config.seed), problem, config.method, config.draws, journal)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.posterior.draws)):
         raise FitError(
             "the fit diverged",
             where=f"{config.name} by {config.method.kind}",
             expected="finite draws",
             found="NaN or an infinity",
-            fix="lower method.learning_rate, narrow prior.scale, or check the scale of the data",
+            fix="lower method.learning_rate or method.step_size, narrow prior.scale, or check the scale of the data",
         )
     return fitted
 
@@ -146,6 +195,13 @@ def evaluate_posterior(
     """The metrics on the test part."""
     prediction = predictor(dataset.test.x)
     return quality(posterior, prediction, dataset.test) | {"reject_rate": reject_rates(calibration, prediction)}
+
+
+def judged(fitted: Fitted, calibration: Calibration, metrics: dict[str, Any], dataset: Dataset) -> Fitted:
+    """The fit, with what its predictions lack added to what its method had to say."""
+    said = prediction_shortfalls(metrics, dataset.test.y, calibration)
+    notes = (*fitted.notes, *draws_notes(fitted.posterior.size))
+    return fitted._replace(shortfalls=(*fitted.shortfalls, *said), notes=notes)
 
 
 def publish_bundle(
@@ -179,6 +235,8 @@ def describe(
         method=MethodRecord(kind=config.method.kind, settings=settings["method"] | {"prior": settings["prior"]}),
         calibration=calibration_record(calibration),
         diagnostics=fitted.diagnostics,
+        shortfalls=fitted.shortfalls,
+        notes=fitted.notes,
         metrics=metrics,
         data=DataRecord(
             source=Path(dataset.source.where).name,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from training.methods.form import Progress as Report
+from training.journal import Progress as Report
 
 
 @contextmanager
@@ -25,15 +25,19 @@ def progress_bar(title: str) -> Generator[Report]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None, facts="compiling")
+        tasks = {"": bar.add_task(title, total=None, facts="compiling")}
 
-        def report(done: int, total: int, **facts: float) -> None:
+        def report(done: int, total: int, passage: str = "", **facts: float) -> None:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in facts.items())
-            bar.update(task, completed=done, total=total, facts=shown)
+            if passage not in tasks:
+                # The first passage takes over the bar that stood for compiling.
+                tasks[passage] = tasks.pop("") if "" in tasks else bar.add_task(title, total=None, facts="")
+            name = f"{title}, {passage}" if passage else title
+            bar.update(tasks[passage], description=name, completed=done, total=total, facts=shown)
             if not console.is_terminal:
-                left = bar.tasks[0].time_remaining
+                left = next(task for task in bar.tasks if task.id == tasks[passage]).time_remaining
                 console.print(
-                    f"{title}: {done}/{total}  {shown}" + (f"  {left:.0f} s left" if left else ""), highlight=False
+                    f"{name}: {done}/{total}  {shown}" + (f"  {left:.0f} s left" if left else ""), highlight=False
                 )
 
         yield report

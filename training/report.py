@@ -19,6 +19,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse; margin: .5rem 0 } td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top }
 td:last-child { font-variant-numeric: tabular-nums } img { max-width: 100%; height: auto }
+aside { border-left: .3rem solid #c92a2a; background: #fff5f5; padding: .1rem 1rem; margin: 1rem 0 }
+aside.note { border-color: #adb5bd; background: #f8f9fa }
 code { background: #f1f4f7; padding: 0 .25rem } footer { margin-top: 3rem; color: #66727f; font-size: .85rem }
 """
 INK, ACCENT, MUTED = "#1c2733", "#0b7285", "#adb5bd"
@@ -29,6 +31,8 @@ def write_report(path: Path, manifest: Manifest, calibration: Calibration) -> No
     data, terms = manifest.data, manifest.calibration
     sections = [
         _heading(manifest),
+        _said("Not fit to be relied on", manifest.shortfalls, "shortfall"),
+        _said("Worth knowing", manifest.notes, "note"),
         "<h2>On the test part</h2>" + _table(_flat(manifest.metrics)),
         f"<h2>Where strangeness begins</h2><p>Each score of the {terms.rows:,} calibration rows, ascending; the "
         f"threshold at the {ordinal(terms.percentile)} percentile. <code>{html.escape(terms.decision)}</code> decides.</p>",
@@ -39,7 +43,13 @@ def write_report(path: Path, manifest: Manifest, calibration: Calibration) -> No
             "<h2>The fit</h2>",
             _picture("loss and held-out quality", lambda figure: _draw_fit(figure, manifest)),
         ]
-    facts = {key: value for key, value in manifest.diagnostics.items() if key not in {"loss", "loss_unit", "reports"}}
+    if "trace" in manifest.diagnostics:
+        sections += [
+            f"<h2>The chains</h2><p>{html.escape(_agreement(manifest.diagnostics))}</p>",
+            _picture("log posterior density by chain", lambda figure: _draw_chains(figure, manifest)),
+        ]
+    pictured = {"loss", "loss_unit", "reports", "trace"}
+    facts = {key: value for key, value in manifest.diagnostics.items() if key not in pictured}
     reports: Any = manifest.diagnostics.get("reports", [{}])
     facts |= reports[-1]
     sections += [
@@ -75,6 +85,27 @@ def _heading(manifest: Manifest) -> str:
     )
 
 
+def _said(title: str, sentences: tuple[str, ...], kind: str) -> str:
+    """A box of sentences; nothing where there are none."""
+    if not sentences:
+        return ""
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    return f'<aside class="{kind}"><p><strong>{html.escape(title)}</strong></p><ul>{items}</ul></aside>'
+
+
+def _agreement(facts: Any) -> str:
+    """What the chains' predictions came to, in plain words."""
+    function = facts["function"]
+    if function["rhat"] is None:
+        return "The chains' predictions at held-out inputs are the same in every sample."
+    return (
+        f"Over {function['values']} predictions at held-out inputs the worst R-hat is {function['rhat']:.3f} and the "
+        f"least effective sample size {function['ess_bulk']:.0f} in the bulk, {function['ess_tail']:.0f} in the tails, "
+        f"of {facts['samples']:,} samples in {facts['chains']} chains. Chains that agree have an R-hat of at most "
+        "1.01, and lie over one another below."
+    )
+
+
 def _packages(manifest: Manifest) -> str:
     listed = ", ".join(f"{html.escape(name)} {html.escape(version)}" for name, version in manifest.packages.items())
     return f"{listed}; commit {html.escape(manifest.git_commit or 'unknown')}"
@@ -83,7 +114,8 @@ def _packages(manifest: Manifest) -> str:
 def _flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(tree, dict):
         return [row for key, value in tree.items() for row in _flat(value, f"{prefix}{key} ")]
-    text = f"{tree:.4g}" if isinstance(tree, float) else str(tree)
+    values = tree if isinstance(tree, (list, tuple)) else [tree]
+    text = ", ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
     return [(prefix.strip().replace("_", " "), text)]
 
 
@@ -115,13 +147,43 @@ def _draw_scores(figure: Any, calibration: Calibration, manifest: Manifest) -> N
     axes[0].set_ylabel("calibration rows below (%)")
 
 
+def _draw_chains(figure: Any, manifest: Manifest) -> None:
+    """Each chain's log density over its samples, and how often each value comes."""
+    facts: Any = manifest.diagnostics
+    # JSON has no NaN: what was none when it was written is None when it is read.
+    trace = np.array(facts["trace"], np.float64)
+    places = np.linspace(1, facts["samples"] / facts["chains"], trace.shape[1])
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
+    bins = np.histogram_bin_edges(trace[np.isfinite(trace)], 30)
+    for chain, (values, color) in enumerate(zip(trace, _shades(len(trace)), strict=True)):
+        left.plot(places, values, color=color, linewidth=0.8, alpha=0.8, label=f"chain {chain}")
+        right.hist(values[np.isfinite(values)], bins, orientation="horizontal", histtype="step", color=color)
+    left.set(title="log posterior density (nats)", xlabel="sample of each chain")
+    right.set(title="how often", xticks=[])
+    if len(trace) <= 8:
+        figure.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=8, loc="outside lower center")
+    for axis in (left, right):
+        axis.title.set_fontsize(10)
+        axis.spines[["top", "right"]].set_visible(False)
+
+
+def _shades(count: int) -> list[Any]:
+    from matplotlib import colormaps  # noqa: PLC0415 - a second to import
+
+    return list(colormaps["viridis"](np.linspace(0, 0.85, count)))
+
+
 def _draw_fit(figure: Any, manifest: Manifest) -> None:
     left, right = figure.subplots(1, 2)
     loss: Any = manifest.diagnostics["loss"]
     reports: Any = manifest.diagnostics["reports"]
     steps = np.linspace(0, reports[-1]["step"], len(loss) + 1)[1:]
     left.plot(steps, loss, color=ACCENT)
-    left.set(title="negative ELBO per row (nats)", xlabel="step", yscale="log" if min(loss) > 0 else "linear")
+    left.set(
+        title=f"loss: {manifest.diagnostics.get('loss_unit', 'nats')}",
+        xlabel="step",
+        yscale="log" if min(loss) > 0 else "linear",
+    )
     kind = "accuracy" if "test_accuracy" in reports[-1] else "rmse"
     for part, color in (("train", MUTED), ("test", INK)):
         right.plot(

@@ -1,41 +1,66 @@
-"""The form every method has: what it is given, and what it gives."""
+"""The form every method has: what it is given, and what it gives.
+
+    fit(key, problem, settings, draws, journal) -> Fitted
+
+A method draws nothing from anywhere but its key, and does its work in passages of the journal, so that it can be
+stopped and resumed.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import PRNGKeyArray
 
-from models.posterior import Posterior
+from models.posterior import Draws, Posterior
 from training.bnn import BNN, Observations
+from training.chains import Chains
+from training.journal import Journal
+from training.target import Target
 
 
-class Progress(Protocol):
-    """Where a method says how far it is; the CLI draws a bar of it, a test may record it."""
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is to be inferred, and from what.
 
-    def __call__(self, done: int, total: int, **facts: float) -> None:
-        """`done` of `total` steps are behind us, and these are the latest figures."""
+    Attributes:
+        train: what is learned from.
+        monitor: held-out rows, on which progress and diagnostics are taken, and nothing else.
+        earlier: draws of an earlier run to start from, where the config names one.
+    """
+
+    bnn: BNN
+    train: Observations
+    monitor: Observations
+    earlier: Draws | None = None
+
+    @property
+    def target(self) -> Target:
+        """The posterior density."""
+        return self.bnn.target
 
 
 class Fitted(NamedTuple):
-    """A posterior, and what there is to say about how it was come by (plain JSON)."""
+    """A posterior, and what there is to say about how it was come by.
+
+    Attributes:
+        diagnostics: plain JSON.
+        shortfalls: in plain words, what the fit lacks to be relied on; empty where nothing does.
+        notes: what a reader should know of it besides.
+        chains: all samples, where the method made Markov chains.
+    """
 
     posterior: Posterior
     diagnostics: dict[str, Any]
+    shortfalls: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    chains: Chains | None = None
 
 
 class Method(Protocol):
     """The signature of every method's `fit`."""
 
-    def __call__(
-        self,
-        key: PRNGKeyArray,
-        bnn: BNN,
-        train: Observations,
-        monitor: Observations,
-        settings: Any,
-        draws: int,
-        progress: Progress,
-    ) -> Fitted:
+    def __call__(self, key: PRNGKeyArray, problem: Problem, settings: Any, draws: int, journal: Journal) -> Fitted:
         """A posterior from observations; the module's text names the arguments."""
         ...

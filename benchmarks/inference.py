@@ -1,0 +1,352 @@
+"""`make bench`, inference: what a step costs, and what an independent sample costs, beside stock NumPyro.
+
+All on one regression, 40 points of y = x sin 5x + 0.1 ε and a network of ten tanh units (32 parameters with the noise),
+in one process, interleaved, compilation not counted:
+
+vi         steps per second of mean-field VI with ten particles, beside a Python loop over NumPyro's `svi.update`
+samplers   least ESS of f at 50 inputs on [−1.5, 1.5], per second of sampling, beside NumPyro's NUTS with its defaults
+           (its chains in lockstep, or one after the other: the faster of the two), and how far mean and std of f are
+           from a long reference, in Monte Carlo standard errors
+gradient   the cost of a gradient within a sampler, beside a bare one in a scan over as many chains
+boxes      5,000 draws of HMC, 4 leapfrog steps, for a network of 20 parameters and 80 points
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import orjson
+from arviz_stats.base.array import array_stats
+from flax import linen as nn
+from numpyro.contrib.module import random_flax_module
+from numpyro.infer import NUTS, SVI, TraceMeanField_ELBO
+from numpyro.infer.autoguide import AutoNormal
+
+from models.networks import MLP, MLPSpec
+from models.posterior import Model
+from training.bnn import BNN, Observations
+from training.chains import Chains, Kernel, sample_chains
+from training.config import (
+    ChainSettings,
+    ChEESConfig,
+    HMCConfig,
+    MILEConfig,
+    NUTSConfig,
+    PriorConfig,
+    VIConfig,
+)
+from training.embedded import EMBEDDED
+from training.guides import fit_guides
+from training.journal import Journal
+from training.methods import chees, hmc, mile, nuts
+from training.methods.form import Problem
+
+RESULTS = Path(__file__).parent / "results"
+GRID = np.linspace(-1.5, 1.5, 50, dtype=np.float32)[:, None]
+NETWORK = MLP(hidden=(10,), outputs=1, activation="tanh")
+SAMPLERS: dict[str, tuple[Any, ChainSettings]] = {
+    "nuts": (nuts, NUTSConfig(chains=4, warmup=1000, samples=2000)),
+    "hmc": (hmc, HMCConfig(chains=8, warmup=1000, samples=4000, leapfrogs=128, jitter=0.5, target_acceptance=0.9)),
+    "chees": (chees, ChEESConfig(chains=16, warmup=1000, samples=4000)),
+    "mile": (mile, MILEConfig(chains=8, warmup=10_000, samples=2_000, thin=250, chain_method="vectorized")),
+}
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation of f at the grid, and their Monte Carlo standard errors."""
+
+    mean: np.ndarray
+    std: np.ndarray
+    mean_error: np.ndarray
+    std_error: np.ndarray
+
+
+def main() -> int:
+    """Runs every part, prints its table, and writes `benchmarks/results/inference.json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    results = {
+        "vi": bench_vi(rounds),
+        "gradient": bench_gradients(rounds),
+        "samplers": bench_samplers(rounds),
+        "boxes": bench_boxes(rounds),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "inference.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    return 0
+
+
+def wave_problem() -> Problem:
+    """The regression, as abstain sees it."""
+    arrays = EMBEDDED["wave"](50, 50)
+    model = Model(network=MLPSpec(hidden=(10,), activation="tanh"), likelihood="normal", feature_shape=(1,))
+    train = Observations(jnp.asarray(arrays["x_train"], jnp.float32), jnp.asarray(arrays["y_train"], jnp.float32))
+    return Problem(BNN(model, PriorConfig(noise_scale=0.5)), train, Observations(jnp.asarray(GRID), jnp.zeros(50)))
+
+
+def stock_model(x: jax.Array, y: jax.Array) -> None:
+    """The same regression as one would write it in NumPyro."""
+    net = random_flax_module("net", NumpyroMLP(), prior=dist.Normal(0, 1), input_shape=x.shape)
+    noise = numpyro.sample("s", dist.HalfCauchy(0.5))
+    with numpyro.plate("data", len(y)):
+        numpyro.sample("y", dist.Normal(net(x)[:, 0], noise), obs=y)
+
+
+class NumpyroMLP(nn.Module):
+    """The same network for a batch."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The outputs for a batch."""
+        hidden = jnp.tanh(nn.Dense(10)(x))
+        return nn.Dense(1)(hidden)
+
+
+def bench_vi(rounds: int, steps: int = 4000) -> dict[str, Any]:
+    """Steps per second of VI, ours and a Python loop over stock SVI."""
+    problem = wave_problem()
+    settings = VIConfig(
+        steps=steps, init_scale=1e-3, particles=10, learning_rate=1e-2, schedule="constant", clip=10.0, reports=4
+    )
+    start = jax.vmap(problem.bnn.start)(jax.random.split(jax.random.key(0), 1))
+    guide = AutoNormal(stock_model, init_scale=1e-3)
+    adam = optax.chain(optax.clip_by_global_norm(10.0), optax.scale_by_adam(), optax.scale(-1e-2))
+    svi = SVI(stock_model, guide, adam, loss=TraceMeanField_ELBO(num_particles=10))
+    state = svi.init(jax.random.key(0), *problem.train)
+    update = jax.jit(svi.update)
+    state, loss = update(state, *problem.train)
+    ours, stock = [], []
+    for _ in range(rounds):
+        stamps: list[float] = []
+        journal = Journal(progress=lambda *_, stamps=stamps, **__: stamps.append(time.perf_counter()))
+        fit_guides(jax.random.key(1), problem, start, settings, journal)
+        ours.append(steps / 4 * 3 / (stamps[-1] - stamps[0]))  # the first block compiles
+        began = time.perf_counter()
+        for _ in range(1000):
+            state, loss = update(state, *problem.train)
+            loss.item()
+        stock.append(1000 / (time.perf_counter() - began))
+    ratio = float(np.median(ours) / np.median(stock))
+    print(f"VI, ten particles: {_spread(ours)} steps/s, Python loop on stock NumPyro {_spread(stock)}: {ratio:.2f} ×\n")
+    return {"steps_per_second": ours, "stock": stock, "ratio": ratio}
+
+
+def bench_gradients(rounds: int, steps: int = 2000, chains: int = 8) -> dict[str, Any]:
+    """The cost of a gradient within a sampler, and of a bare one in a scan over as many chains."""
+    problem = wave_problem()
+    target, data = problem.target, problem.train
+    starts = jax.vmap(problem.bnn.start)(jax.random.split(jax.random.key(0), chains))
+    gradient = jax.vmap(jax.grad(target.log_density), in_axes=(0, None))
+
+    @jax.jit
+    def bare(zs: jax.Array, data: Any) -> jax.Array:
+        # A step that moves: a loop-invariant gradient would be taken out of the loop.
+        return jax.lax.scan(lambda zs, _: (zs + 1e-6 * gradient(zs, data), None), zs, None, length=steps)[0]
+
+    settings: dict[str, tuple[Any, ChainSettings]] = {
+        "hmc": (hmc, HMCConfig(chains=chains, warmup=50, samples=500, leapfrogs=10, step_size=1e-3)),
+        "chees": (chees, ChEESConfig(chains=chains, warmup=200, samples=200)),
+        "mile": (mile, MILEConfig(chains=chains, warmup=500, samples=2000, thin=1, chain_method="vectorized")),
+    }
+    bare(starts, data).block_until_ready()
+    costs: dict[str, list[float]] = {"bare": [], **{name: [] for name in settings}}
+    for _ in range(rounds):
+        began = time.perf_counter()
+        bare(starts, data).block_until_ready()
+        costs["bare"].append((time.perf_counter() - began) / steps / chains)
+        for name, (module, config) in settings.items():
+            kernel = module.kernel(target, config)
+            chained = sample_chains(jax.random.key(0), kernel, target, data, starts, config, Journal())
+            costs[name].append(chained.seconds / float(chained.column("leapfrogs").sum()))
+    base = float(np.median(costs["bare"]))
+    print(f"one gradient, {chains} chains in lockstep, µs a chain: bare {_spread(costs['bare'], 1e6)}")
+    ratios = {name: float(np.median(costs[name])) / base for name in settings}
+    for name, ratio in ratios.items():
+        print(f"    within {name:<6} {_spread(costs[name], 1e6)}: {ratio:.2f} ×")
+    print()
+    return {"seconds": costs, "ratios": ratios}
+
+
+def bench_samplers(rounds: int) -> dict[str, Any]:
+    """The least ESS of f per second of every sampler, beside stock NUTS; and whether its answer is right."""
+    problem = wave_problem()
+    reference, check = reference_moments(problem)
+    agree = max(offsets(check, reference))
+    print(f"reference: chees, 16 chains × 10,000; from it NUTS, 4 × 4,000, is at most {agree:.2f} joint MCSE off\n")
+    runs: dict[str, list[dict[str, float]]] = {"stock vectorized": [], "stock sequential": []}
+    runs |= {name: [] for name in SAMPLERS}
+    for number in range(rounds):
+        for way in ("vectorized", "sequential"):
+            runs[f"stock {way}"].append(stock_nuts(problem, way, number, reference))
+        for name, (module, settings) in SAMPLERS.items():
+            starts = jax.vmap(problem.bnn.start)(jax.random.split(jax.random.key(number), settings.chains))
+            if name == "mile":
+                starts = warm_starts(problem, settings, number)
+            began = time.perf_counter()
+            chained = _run(module.kernel(problem.target, settings), problem, settings, starts, number)
+            whole = time.perf_counter() - began - chained.compile_seconds
+            runs[name].append(figures(chained.column("values"), chained.seconds, whole, reference))
+    stock = max(_median(runs[name], "ess_per_second") for name in runs if name.startswith("stock"))
+    head = f"{'sampler':<17} {'min ESS/s':>10} {'× stock':>8} {'with warm-up':>13} {'R-hat':>6} {'off by (MCSE) mean, std':>24}"
+    print(head)
+    for name, rows in runs.items():
+        rate = _median(rows, "ess_per_second")
+        print(
+            f"{name:<17} {rate:>10.1f} {rate / stock:>8.1f} {_median(rows, 'ess_per_second_in_all'):>13.1f} "
+            f"{_median(rows, 'rhat'):>6.3f} {_median(rows, 'mean_off'):>14.2f} {_median(rows, 'std_off'):>9.2f}"
+        )
+    print()
+    return {"runs": runs, "reference_check": agree}
+
+
+def warm_starts(problem: Problem, settings: ChainSettings, seed: int) -> jax.Array:
+    """Modes for MILE to start from; found outside of what is timed, as compilation is."""
+    from training.starts import starts  # noqa: PLC0415
+
+    return starts(jax.random.key(seed), problem, settings, settings.chains, Journal())
+
+
+def _run(kernel: Kernel, problem: Problem, settings: ChainSettings, starts: jax.Array, seed: int = 0) -> Chains:
+    def f(z: jax.Array) -> jax.Array:
+        return jax.vmap(lambda x: NETWORK.apply({"params": problem.target.constrain(z)["network"]}, x)[0])(GRID)
+
+    key = jax.random.key(100 + seed)
+    return sample_chains(key, kernel, problem.target, problem.train, starts, settings, Journal(), f)
+
+
+def reference_moments(problem: Problem) -> tuple[Moments, Moments]:
+    """Moments of f by a long run of one sampler, and by a long run of another to hold it against."""
+    found = []
+    for module, settings in (
+        (chees, ChEESConfig(chains=16, warmup=1000, samples=10_000)),
+        (nuts, NUTSConfig(chains=4, warmup=1000, samples=4_000)),
+    ):
+        starts = jax.vmap(problem.bnn.start)(jax.random.split(jax.random.key(9), settings.chains))
+        found.append(moments(_run(module.kernel(problem.target, settings), problem, settings, starts).column("values")))
+    return found[0], found[1]
+
+
+def moments(values: np.ndarray) -> Moments:
+    """Moments over chains and samples; the error of the std by the delta method from that of the second moment."""
+    exact = values.astype(np.float64)
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    mean, std = exact.mean(axis=(0, 1)), exact.std(axis=(0, 1))
+    squares = (exact - mean) ** 2
+    return Moments(
+        mean,
+        std,
+        array_stats.mcse(exact, method="mean", **axes),
+        array_stats.mcse(squares, method="mean", **axes) / (2 * std),
+    )
+
+
+def offsets(found: Moments, reference: Moments) -> tuple[float, float]:
+    """The largest distances of mean and std from the reference's, in joint standard errors."""
+    mean = np.abs(found.mean - reference.mean) / np.hypot(found.mean_error, reference.mean_error)
+    std = np.abs(found.std - reference.std) / np.hypot(found.std_error, reference.std_error)
+    return float(mean.max()), float(std.max())
+
+
+def figures(values: np.ndarray, seconds: float, whole: float, reference: Moments) -> dict[str, float]:
+    """Everything that the table needs of one run."""
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    exact = values.astype(np.float64)
+    ess = float(np.min(array_stats.ess(exact, method="bulk", **axes)))
+    mean_off, std_off = offsets(moments(values), reference)
+    return {
+        "ess": ess,
+        "ess_per_second": ess / seconds,
+        "ess_per_second_in_all": ess / whole,
+        "seconds": seconds,
+        "rhat": float(np.max(array_stats.rhat(exact, method="rank", **axes))),
+        "mean_off": mean_off,
+        "std_off": std_off,
+    }
+
+
+def stock_nuts(problem: Problem, way: str, seed: int, reference: Moments) -> dict[str, float]:
+    """NumPyro's NUTS with its defaults on the model as written in NumPyro: 2 chains × (500 + 1000)."""
+    kernel, chains, warmup, samples = NUTS(stock_model), 2, 500, 1000
+    keys = jax.random.split(jax.random.key(seed), chains)
+    data = tuple(problem.train)
+
+    def of_chain(key: jax.Array) -> Any:
+        return kernel.init(key, warmup, init_params=None, model_args=data)
+
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[of_chain(key) for key in keys])
+
+    def several(state: Any, steps: int) -> tuple[Any, Any]:
+        def step(state: Any, _: None) -> tuple[Any, Any]:
+            state = kernel.sample(state, data, {})
+            return state, state.z
+
+        return jax.lax.scan(step, state, None, length=steps)
+
+    def over(function: Callable[[Any], Any]) -> Any:
+        mapped = jax.vmap(function) if way == "vectorized" else lambda states: jax.lax.map(function, states)
+        return jax.jit(mapped).lower(states).compile()
+
+    warm, run = over(lambda state: several(state, warmup)[0]), over(lambda state: several(state, samples))
+    began = time.perf_counter()
+    states = jax.block_until_ready(warm(states))
+    warmed = time.perf_counter()
+    _, z = jax.block_until_ready(run(states))
+    ended = time.perf_counter()
+
+    def f(z: dict[str, jax.Array]) -> jax.Array:
+        hidden = jnp.tanh(GRID @ z["net/Dense_0.kernel"] + z["net/Dense_0.bias"])
+        return (hidden @ z["net/Dense_1.kernel"] + z["net/Dense_1.bias"])[:, 0]
+
+    values = np.asarray(jax.jit(jax.vmap(jax.vmap(f)))(z))
+    return figures(values, ended - warmed, ended - began, reference)
+
+
+def bench_boxes(rounds: int) -> dict[str, Any]:
+    """5,000 draws of HMC(0.05, 4) for 20 parameters and 80 points; a chain as the article has it, and four at once."""
+    arrays = EMBEDDED["boxes"](50, 50)
+    model = Model(
+        network=MLPSpec(hidden=(3, 2), activation="tanh"),
+        likelihood="bernoulli",
+        feature_shape=(2,),
+        class_names=("0", "1"),
+    )
+    train = Observations(jnp.asarray(arrays["x_train"], jnp.float32), jnp.asarray(arrays["y_train"]))
+    problem = Problem(BNN(model, PriorConfig(scale=1 / 0.09**0.5)), train, train)
+    settings = HMCConfig(
+        chains=2, warmup=1, samples=5000, step_size=0.05, leapfrogs=4, adaptation="none", mass_matrix="unit", reports=1
+    )
+    kernel = hmc.kernel(problem.target, settings)
+    starts = jax.vmap(problem.bnn.start)(jax.random.split(jax.random.key(0), 2))
+    seconds = []
+    for _ in range(rounds):
+        chained = sample_chains(
+            jax.random.key(0), kernel, problem.target, problem.train, starts, settings, Journal(), None
+        )
+        seconds.append(chained.seconds)
+    print(f"boxes: 5,000 draws of two chains in {_spread(seconds)} s")
+    return {"seconds": seconds}
+
+
+def _median(rows: list[dict[str, float]], name: str) -> float:
+    return float(np.median([row[name] for row in rows]))
+
+
+def _spread(values: list[float], unit: float = 1.0) -> str:
+    low, middle, high = np.quantile(np.array(values) * unit, [0.25, 0.5, 0.75])
+    return f"{middle:.3g} ({low:.3g} … {high:.3g})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Which code a bundle may have imported: the modules of networks that somebody else wrote, each allowed by name.
+
+A bundle is data, and whoever can write to a store could name any module in one. So the name decides nothing: the
+environment of the process does, before anything is imported. It is read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from models.errors import AbstainError, ConfigError, clip_repr
+
+MODULES = "ABSTAIN_MODULES"
+_IDENTIFIER = "_?[A-Za-z][A-Za-z0-9_]*"
+# No name with two leading underscores: those are Python's own, and lead from any object to all others.
+_FILE_PATTERN = rf"{_IDENTIFIER}(\.{_IDENTIFIER})*"
+MODULE_PATTERN = rf"{_FILE_PATTERN}:{_IDENTIFIER}"
+"""`package.file:ClassName`, absolute."""
+
+
+def read_modules(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What `ABSTAIN_MODULES` allows: `package.file:ClassName`, or `package.file` for every class of that file.
+
+    Raises:
+        ConfigError: an entry is neither.
+    """
+    entries = tuple(entry.strip() for entry in environ.get(MODULES, "").split(",") if entry.strip())
+    for entry in entries:
+        if not re.fullmatch(rf"{_FILE_PATTERN}(:{_IDENTIFIER})?", entry):
+            raise ConfigError(
+                MODULES,
+                where="environment",
+                expected="package.file:ClassName or package.file, joined by commas",
+                found=clip_repr(entry),
+            )
+    return entries
+
+
+def check_allowed(name: str) -> None:
+    """Refuses a module, `package.file:ClassName`, that this process may not import.
+
+    Raises:
+        AbstainError: saying how it is allowed.
+        ConfigError: `ABSTAIN_MODULES` is not a list of modules.
+    """
+    allowed = read_modules(os.environ)
+    if name in allowed or name.partition(":")[0] in allowed:
+        return
+    raise AbstainError(
+        "the module is not allowed",
+        where="network",
+        expected=f"one of {', '.join(allowed)}" if allowed else f"{MODULES} to name it",
+        found=name,
+        fix=f"if you trust its code, set {MODULES}={','.join((*allowed, name))}; it must be importable: installed, "
+        "or on PYTHONPATH",
+    )

@@ -1,0 +1,60 @@
+"""The story that every sampler shares: starts → chains → diagnostics → draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from models.errors import ConfigError
+from models.posterior import Posterior
+from training.chains import Kernel, sample_chains
+from training.config import ChainSettings
+from training.diagnostics import FUNCTION_ROWS, chain_diagnostics, chain_shortfalls, function_values
+from training.journal import Journal
+from training.methods.form import Fitted, Problem
+from training.starts import starts
+from training.target import Vector
+
+
+def fit_by_chains(
+    key: PRNGKeyArray, kernel: Kernel, problem: Problem, settings: ChainSettings, draws: int, journal: Journal
+) -> Fitted:
+    """`draws` draws by a kernel, evenly thinned from all chains; diagnostics are of all samples, before thinning.
+
+    Raises:
+        ConfigError: there will be fewer samples than draws asked for.
+        FitError: a chain starts where the posterior density is zero.
+    """
+    if draws > settings.chains * settings.samples:
+        raise ConfigError(
+            "draws",
+            expected=f"at most chains × samples = {settings.chains * settings.samples}",
+            found=draws,
+            fix="raise method.samples, or lower draws",
+        )
+    key_starts, key_chains = jax.random.split(key)
+    first = starts(key_starts, problem, settings, settings.chains, journal)
+    watch = watched(problem)
+    chains = sample_chains(key_chains, kernel, problem.target, problem.train, first, settings, journal, watch)
+    tuned = {name: np.asarray(value).tolist() for name, value in kernel.tuned(chains.state).items()}
+    diagnostics = chain_diagnostics(problem.target, chains, settings) | tuned
+    return Fitted(
+        Posterior(problem.bnn.model, problem.bnn.draws(chains.thinned(draws))),
+        diagnostics,
+        chain_shortfalls(diagnostics),
+        chains=chains,
+    )
+
+
+def watched(problem: Problem) -> Any:
+    """What is kept of every sample beside its position: predictions at the first held-out inputs."""
+    x = jnp.asarray(problem.monitor.x[:FUNCTION_ROWS])
+
+    def values(z: Vector) -> Float[Array, " values"]:
+        return function_values(problem.bnn, z, x)
+
+    return values
