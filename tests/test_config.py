@@ -7,7 +7,16 @@ import pytest
 from models.errors import ConfigError
 from models.networks import MLPSpec
 from tests.conftest import CONFIGS
-from training.config import Config, LayerPrior, MAPSettings, MethodConfig, NUTSConfig, VIConfig, read_config
+from training.config import (
+    ChEESConfig,
+    Config,
+    LayerPrior,
+    MAPSettings,
+    MethodConfig,
+    NUTSConfig,
+    VIConfig,
+    read_config,
+)
 from training.fit import METHODS
 
 
@@ -252,3 +261,9 @@ def test_set_reaches_a_table_that_the_file_leaves_out(write):
 def test_a_wrong_set_is_refused(override, told):
     """An override that names no key, two keys, a table, or gives a wrong value is refused by its key."""
     assert told in refusal(CONFIGS / "digits-vi.toml", override)
+
+
+def test_groups_of_chains_are_of_one_size():
+    """Sixteen chains cannot go on in three equal groups; the error names both numbers."""
+    with pytest.raises(ValueError, match="groups must divide chains, 16, found 3"):
+        ChEESConfig(chain_method="parallel", groups=3)

@@ -135,6 +135,7 @@ VARIANTS = {
     "nuts-simple": NUTSConfig(**SHORT | {"warmup": 600}, adaptation="simple"),
     "chees": ChEESConfig(**SHORT | {"chains": 8, "samples": 800}),
     "chees-unit-thin": ChEESConfig(**SHORT | {"chains": 8, "samples": 800}, mass_matrix="unit", thin=2),
+    "chees-parallel": ChEESConfig(**SHORT | {"chains": 8, "samples": 800}, chain_method="parallel"),
 }
 
 

@@ -44,6 +44,8 @@ class Kernel(NamedTuple):
     tuned: Callable[[State], dict[str, Array]]
     """What the warm-up settled on, for people: `step_size`, …"""
     lockstep: bool = False
+    split: Callable[[State], State] | None = None
+    """Of a lockstep kernel whose settled chains may go on in groups: the state with a leading group axis."""
 
 
 class Chains(NamedTuple):
@@ -96,7 +98,7 @@ def sample_chains(
         FitError: the posterior density of a start is zero or not a number.
     """
     check_starts(target, data, starts)
-    method = "lockstep" if kernel.lockstep else settings.chain_method
+    grouped = kernel.split is not None
     init = jax.jit(kernel.init if kernel.lockstep else jax.vmap(kernel.init, in_axes=(0, 0, None)))
     keys = jax.random.split(key, len(starts))
 
@@ -110,7 +112,8 @@ def sample_chains(
                 run = partial(_scan, kernel.warm, 1, steps, None)
             else:
                 run = partial(_scan, kernel.step, settings.thin, steps, partial(_kept, kernel, watch))
-            calls[warming, steps] = compile_over_chains(run, method, state, data)
+            together = kernel.lockstep and (warming or not grouped)
+            calls[warming, steps] = compile_over_chains(run, None if together else settings.chain_method, state, data)
             compile_seconds.append(time.perf_counter() - began)
         return calls[warming, steps]
 
@@ -120,13 +123,14 @@ def sample_chains(
         state, trace = jax.block_until_ready(call(state, data))
         seconds = time.perf_counter() - began
         facts = {"acceptance": float(trace["acceptance"].mean()), "divergences": float(trace["diverging"].sum())}
-        columns = {name: _step_first(leaf, kernel.lockstep) for name, leaf in trace.items()}
+        columns = {name: _step_first(leaf, kernel, grouped and not warming) for name, leaf in trace.items()}
         return state, columns | {"seconds": np.full(steps, seconds / steps)}, facts
 
     warmed = journal.run(
         "warm-up", lambda: init(keys, starts, data), partial(block, warming=True), settings.warmup, settings.reports
     )
     settled = jax.jit(kernel.settle if kernel.lockstep else jax.vmap(kernel.settle))(warmed.state)
+    settled = kernel.split(settled) if kernel.split else settled
     blocks = max(settings.reports, math.ceil(settings.samples * starts.nbytes / BLOCK_BYTES))
     sampled = journal.run("sampling", lambda: settled, partial(block, warming=False), settings.samples, blocks)
     warmup_seconds = float(warmed.traces.column("seconds").sum())
@@ -164,9 +168,12 @@ def check_starts(target: Target, data: Data, starts: Float[Array, "chains dim"])
 
 
 def compile_over_chains(
-    function: Callable[[State, Data], Any], method: ChainMethod | str, states: State, data: Data
+    function: Callable[[State, Data], Any], method: ChainMethod | None, states: State, data: Data
 ) -> Callable[[State, Data], Any]:
-    """A function of one chain as a compiled function of all: states and results have a leading chain axis."""
+    """A function of one chain as a compiled function of all: states and results have a leading chain axis.
+
+    Without a method the function is of all chains as it is.
+    """
     match method:
         case "vectorized":
             return jax.jit(jax.vmap(function, in_axes=(0, None))).lower(states, data).compile()
@@ -178,7 +185,7 @@ def compile_over_chains(
             if len(jax.local_devices()) == 1:
                 call = call.lower(jax.tree.map(lambda leaf: leaf[0], states), data).compile()  # pyright: ignore
             return partial(_in_threads, call)
-        case _:
+        case None:
             return jax.jit(function).lower(states, data).compile()
 
 
@@ -239,7 +246,10 @@ def _kept(kernel: Kernel, watch: Callable[[Vector], Array] | None, state: State)
     return {"position": position, "values": jax.vmap(watch)(position) if kernel.lockstep else watch(position)}
 
 
-def _step_first(leaf: Array, lockstep: bool) -> np.ndarray:
+def _step_first(leaf: Array, kernel: Kernel, grouped: bool) -> np.ndarray:
     """A trace with the step axis first, chains second."""
     values = np.asarray(leaf)
-    return values if lockstep else values.swapaxes(0, 1)
+    if grouped:
+        groups, steps, chains = values.shape[:3]
+        return values.swapaxes(0, 1).reshape(steps, groups * chains, *values.shape[3:])
+    return values if kernel.lockstep else values.swapaxes(0, 1)

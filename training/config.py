@@ -20,6 +20,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_serializer,
+    model_validator,
 )
 
 from models.errors import ConfigError, clip_repr
@@ -233,7 +234,16 @@ class ChEESConfig(ChainSettings):
     max_leapfrogs: PositiveInt = 1_000
     """In one trajectory."""
     mass_matrix: Literal["diagonal", "unit"] = "diagonal"
-    chain_method: Literal["vectorized"] = "vectorized"
+    chain_method: Literal["vectorized", "parallel"] = "vectorized"
+    """After the warm-up: all chains in lockstep, or groups of them, a thread (or device) each."""
+    groups: PositiveInt = 2
+    """Where they are parallel."""
+
+    @model_validator(mode="after")
+    def _groups_are_of_one_size(self) -> ChEESConfig:
+        if self.chain_method == "parallel" and self.chains % self.groups:
+            raise ValueError(f"groups must divide chains, {self.chains}, found {self.groups}")
+        return self
 
 
 class MILEConfig(ChainSettings):

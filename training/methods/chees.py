@@ -1,7 +1,8 @@
 """ChEES-HMC (Hoffman, Radul & Sountsov, 2021): many chains in lockstep with one adapted trajectory length.
 
 All chains share a step size ε, a diagonal metric and a longest trajectory T; a transition's trajectory is u·T long with
-one u ~ U(0, 1) for all, so that every chain takes the same number of leapfrog steps and none waits for another. The
+one u ~ U(0, 1) for all, so that every chain takes the same number of leapfrog steps and none waits for another. After
+the warm-up, groups of chains may go on in threads of their own (`chain_method = "parallel"`). The
 warm-up moves log T uphill on the change in the estimator of the expected square,
 
     ChEES(T) = ¼ E[(‖q′ − E q′‖² − ‖q − E q‖²)²],
@@ -80,7 +81,7 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: ChEESConfig, draws: int, 
 def kernel(target: Target, settings: ChEESConfig) -> Kernel:
     """The transitions of all chains."""
     schedule, adam = windows(settings.warmup), optax.adam(ADAM_RATE, b1=0.0, b2=0.95)
-    dim, chains = target.dim, settings.chains
+    dim = target.dim
 
     def points(positions: Float[Array, "chains dim"], data: Data) -> Point:
         return jax.vmap(lambda position: evaluate(target, position, data))(positions)
@@ -103,6 +104,7 @@ def kernel(target: Target, settings: ChEESConfig) -> Kernel:
 
     def transition(state: State, data: Data) -> tuple[State, Info, Point, Array, Scalar]:
         key, key_momentum, key_length, key_jitter, key_accept = jax.random.split(state.key, 5)
+        chains = len(state.point.position)
         share = jax.random.uniform(key_length)
         size = state.step_size.value * (1 - STEP_JITTER * jax.random.uniform(key_jitter))
         steps = jnp.clip(jnp.ceil(share * jnp.exp(state.length.log) / size), 1, settings.max_leapfrogs)
@@ -166,10 +168,26 @@ def kernel(target: Target, settings: ChEESConfig) -> Kernel:
         size = StepSize(final_step_size(state.step_size, "dual_averaging"), ())
         return state._replace(step_size=size, length=state.length._replace(log=state.length.average))
 
+    def split(state: State) -> State:
+        """Groups of chains, each in lockstep with a randomness of its own; what was adapted they share."""
+        shape = (settings.groups, settings.chains // settings.groups)
+        shared = jax.tree.map(lambda leaf: jnp.stack([leaf] * settings.groups), state)
+        point = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), state.point)
+        return shared._replace(key=jax.random.split(state.key, settings.groups), point=point)
+
     def tuned(state: State) -> dict[str, Array]:
         return {"step_size": state.step_size.value, "trajectory_length": jnp.exp(state.length.log)}
 
-    return Kernel(init, warm, settle, step, position=lambda state: state.point.position, tuned=tuned, lockstep=True)
+    return Kernel(
+        init,
+        warm,
+        settle,
+        step,
+        position=lambda state: state.point.position,
+        tuned=tuned,
+        lockstep=True,
+        split=split if settings.chain_method == "parallel" else None,
+    )
 
 
 def ascent(

@@ -1,0 +1,269 @@
+"""A wave and three spirals: what a small Bayesian network says where it has seen nothing.
+
+    python examples/wave_and_spirals/run.py            # three minutes on two cores
+    python examples/wave_and_spirals/run.py --quick    # the same story, too short to believe
+
+Forty noisy points of x·sin 5x by NUTS, by ChEES-HMC and by variational inference; five choices of network and prior
+that change the answer; three spirals of points by a Bayesian classifier, beside its deterministic twin. Pictures go to
+`figures/`, figures to `numbers.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+
+from models.networks import MLPSpec
+from models.posterior import Model, Posterior
+from models.predictive import Predictor, predict_draw
+from training.bnn import BNN, Observations
+from training.chains import parameters
+from training.config import ChEESConfig, MAPConfig, NUTSConfig, PriorConfig, VIConfig
+from training.diagnostics import table
+from training.fit import METHODS
+from training.journal import Journal
+from training.methods.form import Fitted, Problem
+from training.progress import progress_bar
+
+HERE = Path(__file__).resolve().parent
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "as above": {},
+    "prior std 0.1": {"prior_std": 0.1},
+    "prior std 10": {"prior_std": 10.0},
+    "2 hidden units": {"hidden": (2,)},
+    "100 hidden units": {"hidden": (100,)},
+    "ReLU": {"activation": "relu"},
+}
+X = np.linspace(-1.5, 1.5, 200, dtype=np.float32)[:, None]
+"""Where the wave is predicted; its data lie in [−1, 1]."""
+FAR = 0.1
+"""Distance to the nearest training point beyond which a place of the map counts as far from the data."""
+
+
+# The wave
+
+
+def wave() -> Observations:
+    """The article's forty points. Its JAX drew from these keys by a way that JAX has since replaced."""
+    with jax.threefry_partitionable(False):
+        x = dist.Uniform(-1.0, 1.0).sample(jax.random.PRNGKey(0), (40, 1))
+        noise = dist.Normal(0.0, 0.1).sample(jax.random.split(jax.random.PRNGKey(0))[0], (40, 1))
+    return Observations(x, (x * jnp.sin(5 * x) + noise)[:, 0])
+
+
+def pose_wave(hidden: tuple[int, ...] = (10,), activation: str = "tanh", prior_std: float = 1.0) -> Problem:
+    """Network, prior and data; the diagnostics look at predictions on the whole of [−1.5, 1.5]."""
+    model = Model(network=MLPSpec(hidden=hidden, activation=activation), likelihood="normal", feature_shape=(1,))
+    grid = jnp.asarray(X[::4])
+    prior = PriorConfig(scale=prior_std, noise="half_cauchy", noise_scale=0.5)
+    return Problem(BNN(model, prior), wave(), Observations(grid, jnp.zeros(len(grid))))
+
+
+def infer(title: str, problem: Problem, settings: Any, draws: int) -> Fitted:
+    """Any of the methods, told apart by its settings, with a line of progress now and then."""
+    with progress_bar(title) as report:
+        return METHODS[settings.kind](jax.random.key(1234), problem, settings, draws, Journal(progress=report))
+
+
+def band(posterior: Posterior, x: np.ndarray = X) -> np.ndarray:
+    """The 2.5, 50 and 97.5 % quantiles, over draws, of the network's output: `[3, rows]`, without the noise."""
+    of_draw = jax.vmap(partial(predict_draw, posterior.model), in_axes=(None, 0))
+    means = jax.jit(jax.vmap(of_draw, in_axes=(0, None)))(posterior.draws, x)[..., 0]
+    return np.quantile(means, [0.025, 0.5, 0.975], axis=0)
+
+
+def chain_figures(problem: Problem, fitted: Fitted) -> dict[str, Any]:
+    """What the article's table says, and whether the project's own gate lets the fit pass."""
+    facts, chains = fitted.diagnostics, fitted.chains
+    noise = parameters(problem.target, chains)["noise"]
+    row = table(["noise"], noise[..., None], chains.seconds)[0]
+    low, high = np.quantile(noise, [0.05, 0.95])
+    return {
+        "noise": {name: row[name] for name in ("mean", "std", "mcse", "ess_bulk", "rhat")} | {"5%": low, "95%": high},
+        "worst_parameter": {name: facts["parameters"][name] for name in ("ess_bulk", "rhat")},
+        "worst_prediction": {name: facts["function"][name] for name in ("ess_bulk", "ess_tail", "rhat")},
+        "divergences": facts["divergences"],
+        "samples": facts["samples"],
+        "leapfrogs_per_sample": facts["leapfrogs_per_sample"],
+        "at_the_deepest_tree": facts.get("max_tree_depth_hits"),
+        "sampling_seconds": facts["sampling_seconds"],
+        "shortfalls": fitted.shortfalls,
+    }
+
+
+def widths(quantiles: np.ndarray) -> dict[str, float]:
+    """How wide the band is, on average where there are data, and at the two ends of the picture."""
+    width = quantiles[2] - quantiles[0]
+    return {"inside": width[np.abs(X[:, 0]) <= 1].mean(), "at -1.5": width[0], "at 1.5": width[-1]}
+
+
+# The spirals
+
+
+def spirals(points: int = 100) -> Observations:
+    """Three arms of radius 0 … 0.5, each turning by 4 radians, with 0.2 radians of noise."""
+    rng = np.random.default_rng(0)
+    turn = np.linspace(0, 1, points)
+    angles = np.concatenate([4 * (arm + turn) + 0.2 * rng.normal(size=points) for arm in range(3)])
+    x = 0.5 * np.tile(turn, 3)[:, None] * np.stack([np.sin(angles), np.cos(angles)], axis=1)
+    return Observations(jnp.asarray(x, jnp.float32), jnp.repeat(jnp.arange(3), points))
+
+
+def pose_spirals() -> Problem:
+    """A hundred hidden units, a wide prior, three classes."""
+    model = Model(
+        network=MLPSpec(hidden=(100,), activation="relu"),
+        likelihood="categorical",
+        feature_shape=(2,),
+        class_names=("first", "second", "third"),
+    )
+    return Problem(BNN(model, PriorConfig(scale=10.0)), spirals(), spirals())
+
+
+def infer_spirals(problem: Problem, steps: int) -> tuple[Posterior, Posterior]:
+    """The Bayesian classifier, and its twin: the one set of weights at the mode of the same posterior."""
+    rows = len(problem.train.y)
+    adam: dict[str, Any] = {"steps": steps, "batch_size": rows, "learning_rate": 1e-2, "schedule": "constant"}
+    # The losses here are per row: the article clips the gradient of its sum at 10, and that of the twin's mean too.
+    guide = VIConfig(**adam, clip=10 / rows, init_scale=1e-2, particles=10)
+    mode = MAPConfig(**adam, clip=10.0, held_out=0.0)
+    bayesian = infer("spirals, variational inference", problem, guide, draws=100).posterior
+    return bayesian, infer("spirals, deterministic twin", problem, mode, draws=1).posterior
+
+
+def maps(posterior: Posterior, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The likeliest class of every place, and the entropy of the mean prediction in nats."""
+    summary = Predictor(posterior, buckets=(256,))(places).summary
+    return summary.mean.argmax(axis=1), summary.entropy
+
+
+def label_draws(posterior: Posterior, places: np.ndarray, draws: int = 3) -> np.ndarray:
+    """A label for every place from each of the first few draws: `[draws, places]`."""
+    some = jax.tree.map(lambda leaf: leaf[:draws], posterior.draws)
+    of_draw = jax.vmap(partial(predict_draw, posterior.model), in_axes=(None, 0))
+    logits = jax.jit(jax.vmap(of_draw, in_axes=(0, None)))(some, places)
+    return np.asarray(jax.random.categorical(jax.random.key(1), logits))
+
+
+def square(step: float = 0.01) -> np.ndarray:
+    """The places of the map [−0.5, 0.5)², row by row."""
+    ticks = np.arange(-0.5, 0.5, step)
+    return np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def ring(radius: float) -> np.ndarray:
+    """360 places at a distance from the centre; the spirals end at 0.5."""
+    angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+    return (radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)).astype(np.float32)
+
+
+def entropies(posterior: Posterior, data: Observations, places: np.ndarray) -> dict[str, float]:
+    """Mean entropy in nats (three classes: at most 1.10) near the data, far from them, and far outside the picture."""
+    distance = np.linalg.norm(places[:, None] - np.asarray(data.x)[None], axis=-1).min(axis=1)
+    entropy = maps(posterior, places)[1]
+    return {
+        "accuracy": (maps(posterior, np.asarray(data.x))[0] == np.asarray(data.y)).mean(),
+        "near": entropy[distance < FAR / 2].mean(),
+        "far": entropy[distance > FAR].mean(),
+        "radius 1": maps(posterior, ring(1.0))[1].mean(),
+        "radius 2": maps(posterior, ring(2.0))[1].mean(),
+    }
+
+
+# The story
+
+
+def main() -> None:
+    """Fits everything, draws everything, and writes down what came out."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--quick", action="store_true", help="a tenth of the work; the pictures go to a new folder")
+    options.add_argument("--out", type=Path, help="where figures/ and numbers.json go; else this folder")
+    given = options.parse_args()
+    folder = given.out or (Path(tempfile.mkdtemp(prefix="wave-")) if given.quick else HERE)
+    less = 10 if given.quick else 1
+    numbers = tell(folder, less)
+    (folder / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+    print(json.dumps(numbers, indent=2))
+    print(f"{numbers['seconds']:.0f} s; see {folder}")
+
+
+def tell(folder: Path, less: int = 1) -> dict[str, Any]:
+    """The whole story, with `less` times less work."""
+    import pictures  # noqa: PLC0415 - beside this file, and a second to import
+
+    began, numbers = time.perf_counter(), {}
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    problem = pose_wave()
+
+    article = NUTSConfig(chains=2, warmup=200, samples=2000 // less, reports=5)
+    longer = ChEESConfig(chains=16, warmup=1000 // less, samples=5000 // less, reports=5)
+    by_nuts = infer("wave, NUTS", problem, article, draws=4000 // less)
+    by_chees = infer("wave, ChEES-HMC", problem, longer, draws=4000 // less)
+    for name, fitted in (("nuts", by_nuts), ("chees", by_chees)):
+        numbers[name] = chain_figures(problem, fitted) | {"band_width": widths(band(fitted.posterior))}
+    pictures.bands(
+        folder / "figures" / "wave.png",
+        problem.train,
+        {"NUTS, 2 × 2,000 samples": band(by_nuts.posterior), "ChEES-HMC, 16 × 5,000": band(by_chees.posterior)},
+    )
+
+    short = ChEESConfig(chains=8, warmup=500 // less, samples=500 // less, reports=2)
+    shown, numbers["ablations"] = {}, {}
+    for name, choice in ABLATIONS.items():
+        fitted = by_chees if not choice else infer(name, pose_wave(**choice), short, draws=2000 // less)
+        function = fitted.diagnostics["function"]
+        title = f"{name} (R-hat {function['rhat']:.2f})"
+        shown[title] = band(fitted.posterior)
+        numbers["ablations"][name] = {"noise": fitted.posterior.draws["noise"].mean(), "rhat": function["rhat"]}
+        numbers["ablations"][name] |= {"ess_bulk": function["ess_bulk"], "band_width": widths(shown[title])}
+    pictures.bands(folder / "figures" / "ablations.png", problem.train, shown)
+
+    wide = pose_wave(prior_std=10.0)
+    guide = VIConfig(
+        steps=10_000 // less,
+        learning_rate=1e-2,
+        schedule="constant",
+        clip=10 / 40,  # of the mean over forty rows: 10 of their sum
+        particles=10,
+        init_scale=1e-3,
+    )
+    by_vi = infer("wave, variational inference", wide, guide, draws=1000)
+    loss = 40 * np.array(by_vi.diagnostics["loss"])
+    numbers["vi"] = {
+        "negative_elbo": {"first": loss[0], "last": loss[-1]},
+        "noise": by_vi.posterior.draws["noise"].mean(),
+    }
+    numbers["vi"] |= {"band_width": widths(band(by_vi.posterior))}
+    pictures.variational(
+        folder / "figures" / "variational.png", problem.train, loss, guide.steps, band(by_vi.posterior)
+    )
+
+    classes, places = pose_spirals(), square()
+    bayesian, twin = infer_spirals(classes, 10_000 // less)
+    both = {"Bayesian": maps(bayesian, places), "deterministic twin": maps(twin, places)}
+    pictures.labels(folder / "figures" / "spirals_draws.png", classes.train, label_draws(bayesian, places))
+    pictures.maps(folder / "figures" / "spirals_maps.png", classes.train, both)
+    numbers["spirals"] = {
+        name: entropies(posterior, classes.train, places)
+        for name, posterior in (("bayesian", bayesian), ("twin", twin))
+    }
+    return rounded(numbers | {"seconds": time.perf_counter() - began})
+
+
+def rounded(tree: Any) -> Any:
+    """A tree of plain JSON, four significant digits."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, int | str) else float(f"{leaf:.4g}"), tree)
+
+
+if __name__ == "__main__":
+    main()
