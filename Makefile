@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STORE ?= artifacts
 SPLITS ?= 2
+# Processes that tests run in: most of their time is compilation, which keeps one core busy.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test serve check format bench bench-quality
@@ -23,7 +25,7 @@ demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the lette
 	@$(BIN)/python examples/demo.py --store $(STORE)
 
 test: $(VENV)/installed ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 serve: $(VENV)/installed ## the service in the foreground, on port 3000
 	$(BIN)/abstain serve --store $(STORE) --port 3000

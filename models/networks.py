@@ -7,7 +7,7 @@ Batches and posterior draws are mapped over in `predictive.py`, and nowhere else
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -34,19 +34,32 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class MLP(nn.Module):
-    """A multi-layer perceptron; an input of any shape is flattened."""
+    """A multi-layer perceptron; an input of any shape is flattened.
+
+    `rows_last` says where rows lie that are mapped over outside: along the last axis of every product, so that the
+    activations of a narrow layer are computed along many rows and not along few units. The numbers are the same.
+    """
 
     hidden: tuple[int, ...]
     outputs: int
     activation: str = "relu"
+    rows_last: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " outputs"]:
         """The outputs for one example."""
+        product = cast("Any", _kernel_first if self.rows_last else jax.lax.dot_general)
         hidden = jnp.ravel(x)
         for width in self.hidden:
-            hidden = ACTIVATIONS[self.activation](nn.Dense(width)(hidden))
-        return nn.Dense(self.outputs)(hidden)
+            hidden = ACTIVATIONS[self.activation](nn.Dense(width, dot_general=product)(hidden))
+        return nn.Dense(self.outputs, dot_general=product)(hidden)
+
+
+def _kernel_first(
+    x: Float[Array, " inputs"], kernel: Float[Array, "inputs outputs"], _dimensions: Any, **options: Any
+) -> Float[Array, " outputs"]:
+    """The product with the kernel on the left: what is mapped over on the right stays last in the result."""
+    return jax.lax.dot_general(kernel, x, (((0,), (0,)), ((), ())), **options)
 
 
 class LeNet(nn.Module):

@@ -14,7 +14,7 @@ from scipy.signal import correlate2d
 from scipy.special import expit
 
 from models.errors import AbstainError
-from models.networks import ACTIVATIONS, LeNetSpec, MLPSpec, NetworkSpec, parameter_shapes
+from models.networks import ACTIVATIONS, MLP, LeNetSpec, MLPSpec, NetworkSpec, parameter_shapes
 
 FORMULAS = {
     "relu": lambda x: np.maximum(x, 0),
@@ -182,3 +182,20 @@ def test_a_wrong_spec_is_refused(spec):
 def test_a_spec_survives_json(spec):
     """What the manifest holds is what was configured."""
     assert TypeAdapter(NetworkSpec).validate_json(spec.model_dump_json()) == spec
+
+
+def test_rows_last_changes_the_layout_and_not_the_numbers():
+    """The product with the kernel on the left is the same product, mapped over rows or not, and so is its gradient."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(40, 3)), jnp.float32)
+    plain, turned = (MLP(hidden=(5, 4), outputs=2, activation="tanh", rows_last=last) for last in (False, True))
+    parameters = plain.init(jax.random.key(0), x[0])
+    assert jax.tree.map(np.shape, parameters) == jax.tree.map(np.shape, turned.init(jax.random.key(0), x[0]))
+
+    def total(network, parameters):
+        return (jax.vmap(lambda row: network.apply(parameters, row))(x) ** 2).sum()
+
+    for network in (plain, turned):
+        assert network.apply(parameters, x[0]).shape == (2,)
+    expected = jax.value_and_grad(total, argnums=1)(plain, parameters)
+    found = jax.value_and_grad(total, argnums=1)(turned, parameters)
+    jax.tree.map(lambda left, right: np.testing.assert_allclose(left, right, rtol=2e-5), expected, found)

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from models.errors import ConfigError
+from models.networks import MLP, Network
 from models.posterior import Draws, Model
 from models.preprocessing import transform, transformed_shape
 from training.config import PriorConfig
@@ -111,12 +112,18 @@ def as_draw(parameters: Parameters) -> Draws:
 
 def log_likelihood(model: Model, draw: Draws, observations: Observations) -> Float[Array, " rows"]:
     """Log density in nats of each target under one draw."""
-    noise = draw.get("noise", jnp.float32(0))
+    noise, module = draw.get("noise", jnp.float32(0)), network(model)
 
     def of_row(x: Array, y: Array) -> Array:
-        return model.law.log_prob(model.module.apply({"params": draw["network"]}, x), noise, y)
+        return model.law.log_prob(module.apply({"params": draw["network"]}, x), noise, y)
 
     return jax.vmap(of_row)(observations.x, observations.y)
+
+
+def network(model: Model) -> Network:
+    """The network as inference runs it: many rows through few units, for several chains at once."""
+    module = model.module
+    return module.clone(rows_last=True) if isinstance(module, MLP) else module
 
 
 def observe(model: Model, rows: Rows) -> Observations:

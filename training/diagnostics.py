@@ -15,7 +15,7 @@ import numpy as np
 from arviz_stats.base.array import array_stats
 from jaxtyping import Array, Float
 
-from training.bnn import BNN, as_draw
+from training.bnn import BNN, as_draw, network
 from training.chains import Chains
 from training.config import ChainSettings
 from training.target import Target, Vector
@@ -35,7 +35,8 @@ Values = Float[np.ndarray, "chains samples values"]
 def function_values(bnn: BNN, z: Vector, x: Float[Array, "rows ..."]) -> Float[Array, " values"]:
     """What a vector's network predicts at some inputs: each class's probability, or the mean (standardised)."""
     draw, model = as_draw(bnn.target.constrain(z)), bnn.model
-    outputs = jax.vmap(lambda row: model.module.apply({"params": draw["network"]}, row))(x)
+    module = network(model)
+    outputs = jax.vmap(lambda row: module.apply({"params": draw["network"]}, row))(x)
     noise = draw.get("noise", jnp.float32(0))
     parts = jax.vmap(lambda out: model.law.predict(out, noise))(outputs)
     return jnp.exp(parts).ravel() if model.law.task == "classification" else parts[:, 0]
