@@ -6,8 +6,10 @@ fit_preprocessing   the training part → Preprocessing, by scikit-learn's trans
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,14 +23,14 @@ from training.rows import Rows, Source
 
 @dataclass(frozen=True)
 class Dataset:
-    """The three parts of a source. `calibration` is neither trained on nor reported on."""
+    """The three parts of a source. `calibration` is neither trained on nor reported on; `source` holds no rows."""
 
     source: Source
     train: Rows
     calibration: Rows
     test: Rows
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 of the three parts' bytes, shapes and dtypes."""
         digest = hashlib.sha256()
@@ -50,7 +52,9 @@ def split(source: Source, config: DataConfig, seed: int) -> Dataset:
     if calibration is None:
         order, chosen = _cut(order, config.calibration_size, "data.calibration_size", source.where)
         calibration = train.take(chosen)
-    return Dataset(source, train.take(order), calibration, test)
+    # What the source was, without its rows: they would lie in memory twice as long as the fit lasts.
+    bare = dataclasses.replace(source, train=None, calibration=None, test=None)
+    return Dataset(bare, train.take(order), calibration, test)
 
 
 def evaluation_rows(source: Source, config: DataConfig, seed: int) -> Rows:

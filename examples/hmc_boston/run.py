@@ -1,0 +1,265 @@
+"""Hamiltonian Monte Carlo: two modes that it must both find, and Boston's house prices.
+
+    python examples/hmc_boston/run.py --data FOLDER            # about two minutes on two cores
+    python examples/hmc_boston/run.py --data FOLDER --quick    # the same story, too short to believe
+    python examples/hmc_boston/run.py --tensorboard TRACES     # also writes traces for TensorBoard
+
+FOLDER holds `boston.npz` (x, y, train_idx, test_idx). First NUTS on a mixture of two normals; then a small network with a
+mean and a log-variance: its posterior mode, HMC from there, NUTS with either way of adapting the step size, chains from
+overdispersed draws of the prior, and a finished run that is lengthened. Pictures go to `figures/`, figures to
+`numbers.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from models.networks import MLPSpec
+from models.posterior import Posterior
+from models.predictive import Predictor
+from training.bnn import BNN, observe
+from training.chains import Chains, sample_chains
+from training.config import ChEESConfig, Config, DataConfig, EnsembleConfig, HMCConfig, NUTSConfig, PriorConfig
+from training.data import Dataset
+from training.export import write_tensorboard
+from training.fit import build_model, infer
+from training.journal import Journal
+from training.methods.form import Fitted, Problem
+from training.methods.nuts import kernel
+from training.progress import progress_bar
+from training.sources import read_source
+from training.target import Target
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parents[2] / "shared" / "data" / "uci"
+
+
+# Two modes
+
+
+def mixture() -> Target:
+    """½ N((2, −2), I) + ½ N((−2, 2), I): all of it in the prior, and no data to speak of."""
+    components = dist.MultivariateNormal(jnp.array([[2.0, -2.0], [-2.0, 2.0]]), jnp.eye(2))
+    law = dist.MixtureSameFamily(dist.Categorical(jnp.full(2, 0.5)), components)
+    return Target({"x": law}, lambda _parameters, data: jnp.zeros(len(data)), {"x": (2,)})
+
+
+def sample_mixture(warmup: int = 100, samples: int = 200, seed: int = 0) -> Chains:
+    """NUTS with dual averaging, a hundred chains of it, from the article's start (0.1, 0) and its step size of 0.001."""
+    target = mixture()
+    settings = NUTSConfig(
+        chains=100, warmup=warmup, samples=samples, step_size=1e-3, mass_matrix="unit", max_tree_depth=6, reports=1
+    )
+    starts, no_data = jnp.tile(jnp.array([0.1, 0.0]), (settings.chains, 1)), jnp.zeros(1)
+    with progress_bar("mixture, NUTS") as report:
+        journal = Journal(progress=report)
+        return sample_chains(jax.random.key(seed), kernel(target, settings), target, no_data, starts, settings, journal)
+
+
+def first_visits(draws: Float[np.ndarray, "steps 2"]) -> list[int]:
+    """How many draws it took until each mode was visited: (2, −2) first, then (−2, 2)."""
+    nearer = draws[:, 0] > draws[:, 1]
+    return [int(np.argmax(side)) + 1 if side.any() else len(draws) + 1 for side in (nearer, ~nearer)]
+
+
+def mixture_facts(draws: Float[np.ndarray, "chains steps 2"], visits: list[int]) -> dict[str, Any]:
+    """When the chains had visited both modes, and how they share their draws between them."""
+    return {
+        "chains": len(draws),
+        "draws_until_both_visited_median": float(np.median(visits)),
+        "both_visited_within_100": float(np.mean(np.array(visits) <= 100)),
+        "both_visited_within_200": float(np.mean(np.array(visits) <= 200)),
+        "share_of_first_mode": float((draws[..., 0] > draws[..., 1]).mean()),
+    }
+
+
+# Boston's house prices
+
+
+def boston(folder: Path, split: int = 0) -> tuple[Problem, Dataset]:
+    """All rows outside the test part are learned from; inputs and prices are scaled by these rows alone.
+
+    The taper (1, .5, .2, .1) times 13 features is 13, 6, 2, 1: the first is the input itself, and the last becomes the
+    two outputs, a mean and a log-variance.
+    """
+    path = folder / "boston.npz"
+    if not path.is_file():
+        sys.exit(f"{path} is missing; pass --data FOLDER, where boston.npz is")
+    config = CONFIG.model_copy(update={"data": DataConfig(split_index=split)})
+    source = read_source(str(path), config.data, classify=False)
+    nothing = source.test.take(np.arange(0))
+    dataset = Dataset(source, source.train, nothing, source.test)
+    model = build_model(config, dataset)
+    bnn = BNN(model, config.prior)
+    return Problem(bnn, observe(model, dataset.train), observe(model, dataset.test)), dataset
+
+
+CONFIG = Config(
+    name="boston",
+    likelihood="heteroscedastic_normal",
+    draws=1000,
+    network=MLPSpec(hidden=(6, 2)),
+    prior=PriorConfig(scale=0.2),
+)
+SEARCH = EnsembleConfig(members=4, steps=1500, batch_size=512, learning_rate=1e-2, reports=50)
+"""Adam on all rows, from four starts; of each the iterate is kept that predicts a tenth of the training rows best,
+which are not searched by."""
+
+
+def samplers(less: int = 1) -> dict[str, HMCConfig | NUTSConfig | ChEESConfig]:
+    """Each chain from a mode of its own; the last sampler's from far apart, which is what R-hat wants."""
+    hmc: dict[str, Any] = {"step_size": 0.01, "leapfrogs": 10, "mass_matrix": "unit", "warmup": 1000 // less}
+    nuts: dict[str, Any] = {"step_size": 0.01, "max_tree_depth": 6, "warmup": 300 // less, "samples": 300 // less}
+    far: dict[str, Any] = {"warmup": 500 // less, "samples": 400 // less, "max_leapfrogs": 300}
+    return {
+        "HMC": HMCConfig(start="run", **hmc, samples=1000 // less, reports=4),
+        "NUTS, simple": NUTSConfig(start="run", **nuts, adaptation="simple", reports=4),
+        "NUTS, dual averaging": NUTSConfig(start="run", **nuts, reports=4),
+        "ChEES, overdispersed": ChEESConfig(start="overdispersed", **far, reports=4),
+    }
+
+
+def fit(title: str, problem: Problem, settings: Any, folder: Path | None = None) -> Fitted:
+    """Any of the methods; with a folder, a journal is kept there, and what is already in it is not done again."""
+    sampled = getattr(settings, "chains", 1) * getattr(settings, "samples", 1)
+    config = CONFIG.model_copy(update={"method": settings, "draws": min(CONFIG.draws, sampled)})
+    with progress_bar(title) as report:
+        return infer(config, problem, Journal(folder, report))
+
+
+def lengthened(problem: Problem, settings: HMCConfig, first: Fitted, folder: Path) -> dict[str, Any]:
+    """A finished run with as many samples more: what its folder holds is taken as it is, and only continued."""
+    second = fit("HMC, lengthened", problem, settings.model_copy(update={"samples": 2 * settings.samples}), folder)
+    assert first.chains is not None and second.chains is not None  # noqa: S101, PT018 - a sampler made them
+    before, after = first.chains.column("position"), second.chains.column("position")[:, : settings.samples]
+    return {
+        "samples": [settings.samples, 2 * settings.samples],
+        "first_half_is_the_finished_run": bool((after == before).all()),
+        "rhat_of_predictions": [fitted.diagnostics["function"]["rhat"] for fitted in (first, second)],
+    }
+
+
+def prices(posterior: Posterior, dataset: Dataset) -> dict[str, np.ndarray]:
+    """Prediction for the test part in the target's units, 1,000 dollars: mean, and both standard deviations."""
+    summary = Predictor(posterior, buckets=(256,))(dataset.test.x).summary
+    return {
+        "truth": dataset.test.y,
+        "mean": summary.mean,
+        "aleatoric": np.sqrt(summary.aleatoric_variance),
+        "aleatoric+epistemic": np.sqrt(summary.aleatoric_variance + summary.epistemic_variance),
+    }
+
+
+def log_likelihood(problem: Problem, posterior: Posterior) -> float:
+    """Log density of a test row in nats, prices in standard deviations: of the mean density over draws."""
+
+    @jax.jit
+    def of_draws(draws: Any) -> Array:
+        each = jax.vmap(lambda draw: problem.target.log_likelihood(draw, problem.monitor))(draws)
+        return (jax.scipy.special.logsumexp(each, axis=0) - jnp.log(len(each))).mean()
+
+    return float(of_draws(jax.tree.map(jnp.asarray, posterior.draws)))
+
+
+def facts_of(problem: Problem, dataset: Dataset, fitted: Fitted) -> dict[str, Any]:
+    """How well it predicts, how far its bars reach, and what its chains came to."""
+    predicted, facts = prices(fitted.posterior, dataset), fitted.diagnostics
+    error = predicted["mean"] - predicted["truth"]
+    found = {
+        "log_likelihood": log_likelihood(problem, fitted.posterior),
+        "rmse": np.sqrt(np.mean(error**2)),
+        "within_one_bar": {
+            kind: np.mean(np.abs(error) <= predicted[kind]) for kind in ("aleatoric", "aleatoric+epistemic")
+        },
+    }
+    if fitted.chains is None:
+        return found
+    names = ("rhat", "ess_bulk")
+    return found | {
+        "worst_prediction": {name: facts["function"][name] for name in names},
+        "worst_parameter": {name: facts["parameters"][name] for name in names},
+        "acceptance": np.mean(facts["acceptance"]),
+        "divergences": facts["divergences"],
+        "leapfrogs_per_sample": facts["leapfrogs_per_sample"],
+        "sampling_seconds": facts["sampling_seconds"],
+        "passes_the_gate": not fitted.shortfalls,
+    }
+
+
+# The story
+
+
+def main() -> None:
+    """Samples everything, draws everything, and writes down what came out."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, default=DATA, help="the folder of boston.npz")
+    options.add_argument("--tensorboard", type=Path, help="where to write HMC's traces for TensorBoard")
+    options.add_argument("--quick", action="store_true", help="a tenth of the work; the pictures go to a new folder")
+    options.add_argument("--out", type=Path, help="where figures/ and numbers.json go; else this folder")
+    given = options.parse_args()
+    folder = given.out or (Path(tempfile.mkdtemp(prefix="boston-")) if given.quick else HERE)
+    numbers = tell(folder, given.data, given.tensorboard, 10 if given.quick else 1)
+    (folder / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+    print(json.dumps(numbers, indent=2))
+    print(f"{numbers['seconds']:.0f} s; see {folder}")
+
+
+def tell(folder: Path, data: Path, tensorboard: Path | None, less: int) -> dict[str, Any]:
+    """The whole story, with `less` times less work."""
+    import pictures  # noqa: PLC0415 - beside this file, and a second to import
+
+    began = time.perf_counter()
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+
+    draws = sample_mixture().column("position")
+    visits = [max(first_visits(chain)) for chain in draws]
+    shown = int(np.argsort(visits)[len(visits) // 2])
+    pictures.mixture(figures / "mixture.png", mixture(), draws[shown], visits[shown])
+    numbers: dict[str, Any] = {"mixture": mixture_facts(draws, visits)}
+
+    problem, dataset = boston(data)
+    modes = fit("modes", problem, SEARCH)
+    problem = replace(problem, earlier=modes.posterior.draws)
+    mode = modes._replace(posterior=Posterior(problem.bnn.model, jax.tree.map(lambda leaf: leaf[:1], problem.earlier)))
+    numbers["MAP"], numbers["four MAPs"] = (facts_of(problem, dataset, fitted) for fitted in (mode, modes))
+    with tempfile.TemporaryDirectory() as journal:
+        fits = {
+            name: fit(name, problem, settings, Path(journal) / settings.kind if name == "HMC" else None)
+            for name, settings in samplers(less).items()
+        }
+        numbers |= {name: facts_of(problem, dataset, fitted) for name, fitted in fits.items()}
+        pictures.traces(figures / "traces.png", fits)
+        if tensorboard:
+            write_tensorboard(tensorboard, problem, fits["HMC"])
+        numbers["lengthened"] = lengthened(problem, samplers(less)["HMC"], fits["HMC"], Path(journal) / "hmc")
+
+    predicted = {"MAP": prices(mode.posterior, dataset), "HMC": prices(fits["HMC"].posterior, dataset)}
+    pictures.parity(figures / "parity.png", predicted, numbers)
+    return rounded(numbers | {"seconds": time.perf_counter() - began})
+
+
+def rounded(tree: Any) -> Any:
+    """A tree of plain JSON, four significant digits."""
+    if isinstance(tree, dict):
+        return {name: rounded(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [rounded(value) for value in tree]
+    return tree if isinstance(tree, int | str) else float(f"{tree:.4g}")
+
+
+if __name__ == "__main__":
+    main()

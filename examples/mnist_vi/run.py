@@ -1,0 +1,313 @@
+"""Handwritten digits by mean-field variational inference: what it takes to train, and what it says of the letter B.
+
+    python examples/mnist_vi/run.py --data FOLDER            # about two minutes on two cores
+    python examples/mnist_vi/run.py --data FOLDER --quick    # the same story, too short to believe
+    python examples/mnist_vi/run.py --data FOLDER --seeds 5  # also five fits of the claim, each with a seed of its own
+
+FOLDER holds `mnist.npz` (x_train, y_train, x_test, y_test) and `emnist_letters_test.npz` (x_test, y_test; 1 is the B).
+
+A 784-64-64-10 network, first as the article's first try (beta 1, variance 0.37), then as its second (beta 0.001,
+variance 0.001). The KL divergence is the article's reduction of it, with the full one beside it. Pictures go to
+`figures/`, figures to `numbers.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from models.calibration import calibrate, judge, threshold
+from models.networks import MLPSpec
+from models.posterior import Posterior
+from models.predictive import Prediction, Predictor
+from training.bnn import BNN, Observations
+from training.config import Config, DataConfig, VIConfig
+from training.data import Dataset
+from training.fit import build_model, load_dataset, pose
+from training.journal import Journal
+from training.methods.form import Problem
+from training.monitor import Views, progress_report
+from training.optimise import descend
+from training.progress import progress_bar
+from training.target import Target
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parents[2] / "shared" / "data"
+CONFIG = Config(name="mnist", data=DataConfig(calibration_size=5000, inputs="range"), network=MLPSpec(hidden=(64, 64)))
+"""5,000 of the 60,000 training images are kept for the threshold. The prior is N(0, 1), as the article's."""
+FIRST_TRY = {"beta": 1.0, "log_variance": -1.0}
+SECOND_TRY = {"beta": 0.001, "log_variance": -7.0}
+ARTICLE = {
+    "start": {
+        "test": {"accuracy": 0.122, "elbo": -94.269, "log_likelihood": -67.865, "kl": 26.404, "evidence": 0.0},
+        "train": {"accuracy": 0.095, "elbo": -176.826, "log_likelihood": -150.422, "kl": 26.404, "evidence": 0.0},
+    },
+    "first try": {
+        "test": {"accuracy": 0.104, "elbo": -5.796, "log_likelihood": -3.280, "kl": 2.516, "evidence": 0.560},
+        "train": {"accuracy": 0.093, "elbo": -5.610, "log_likelihood": -3.095, "kl": 2.516, "evidence": 0.571},
+    },
+    "second try": {
+        "test": {"accuracy": 0.979, "elbo": -0.421, "log_likelihood": -0.103, "kl": 318.357, "evidence": 0.959},
+        "train": {"accuracy": 0.995, "elbo": -0.341, "log_likelihood": -0.022, "kl": 318.357, "evidence": 0.966},
+    },
+}
+"""The three tables that the article prints."""
+DRAWS = 100
+
+Guide = dict[str, Array]
+"""`loc` and `log_variance` of every parameter: a mean-field normal as the article writes it."""
+
+
+# The objective
+
+
+def guide_at(loc: Float[Array, " dim"], log_variance: float) -> Guide:
+    """About the network's initialisation, every variance the same."""
+    return {"loc": loc, "log_variance": jnp.full_like(loc, log_variance)}
+
+
+def sample(guide: Guide, key: PRNGKeyArray, draws: int) -> Float[Array, "draws dim"]:
+    """Draws of all parameters at once, every number from noise of its own."""
+    noise = jax.random.normal(key, (draws, guide["loc"].size))
+    return guide["loc"] + jnp.exp(guide["log_variance"] / 2) * noise
+
+
+def kl_terms(guide: Guide) -> Float[Array, " dim"]:
+    """KL(N(m, v) ‖ N(0, 1)) of every parameter, in nats; their sum is the KL divergence of the guide."""
+    variance = jnp.exp(guide["log_variance"])
+    return 0.5 * (guide["loc"] ** 2 + variance - 1 - guide["log_variance"])
+
+
+def leaf_weights(target: Target) -> Float[np.ndarray, " dim"]:
+    """The article's reduction as a weight of each parameter's term: 1 / length of its array's first axis.
+
+    Its KL divergence is a mean over the first axis of each array, summed over the rest: over the inputs of a kernel,
+    and over the units of a bias.
+    """
+    return np.concatenate([np.full(site.last - site.first, 1 / site.shape[0], np.float32) for site in target.sites])
+
+
+def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, seed: int) -> tuple[Guide, Any]:
+    """Adam on −(mean log-likelihood of a batch − beta · reduced KL); the guide, and the reports on the way."""
+    target, weights = problem.target, jnp.asarray(leaf_weights(problem.target))
+    settings = VIConfig(steps=steps, batch_size=128, learning_rate=1e-3, schedule="constant", reports=20)
+
+    def loss(guide: Guide, key: PRNGKeyArray, batch: Observations) -> Array:
+        parameters = target.constrain(sample(guide, key, 1)[0])
+        return -target.log_likelihood(parameters, batch).mean() + beta * weights @ kl_terms(guide)
+
+    def report(guide: Guide, key: PRNGKeyArray, seen: Views) -> dict[str, Array]:
+        return metrics(problem.bnn, guide, key, seen, draws=3)
+
+    key_start, key_fit = jax.random.split(jax.random.key(seed))
+    start = guide_at(problem.bnn.start(key_start), log_variance)
+    with progress_bar(f"beta {beta:g}, seed {seed}") as progress:
+        several, traces = descend(
+            "vi",
+            key_fit,
+            jax.tree.map(lambda leaf: leaf[None], start),
+            loss,
+            problem.train,
+            settings,
+            Journal(progress=progress),
+            report=report,
+            seen=Views(problem.train.head(2000), problem.monitor.head(2000)),
+        )
+    return jax.tree.map(lambda leaf: leaf[0], several), traces
+
+
+# What the article's tables hold
+
+
+def metrics(bnn: BNN, guide: Guide, key: PRNGKeyArray, seen: Views, draws: int) -> dict[str, Array]:
+    """Accuracy of the draws' mean probabilities, and their mean log-likelihood a row; both KL divergences."""
+    terms = kl_terms(guide)
+    divergences = {"kl": jnp.asarray(leaf_weights(bnn.target)) @ terms, "full_kl": terms.sum()}
+    return progress_report(bnn, sample(guide, key, draws), seen) | divergences
+
+
+def tabled(problem: Problem, guide: Guide, beta: float) -> dict[str, dict[str, float]]:
+    """The article's five figures, and the full KL: on the test set, and on as many training rows."""
+    seen = Views(problem.train.head(10_000), problem.monitor)
+    of_guide = jax.jit(lambda guide, seen: metrics(problem.bnn, guide, jax.random.key(99), seen, draws=10))
+    facts = {name: float(value) for name, value in of_guide(guide, seen).items()}
+    names = ("accuracy", "log_likelihood")
+    return {
+        part: with_elbo(
+            {name: facts[f"{part}_{name}"] for name in names} | {"kl": facts["kl"], "full_kl": facts["full_kl"]}, beta
+        )
+        for part in ("test", "train")
+    }
+
+
+def with_elbo(facts: dict[str, float], beta: float) -> dict[str, float]:
+    """The ELBO of a row, and exp(ELBO / 10), which the article calls the mean approximate evidence."""
+    elbo = facts["log_likelihood"] - beta * facts["kl"]
+    return facts | {"elbo": elbo, "evidence": math.exp(elbo / 10)}
+
+
+# What is rejected
+
+
+def posterior_of(problem: Problem, guide: Guide) -> Posterior:
+    """Draws as the service would hold them."""
+    zs = sample(guide, jax.random.key(7), DRAWS)
+    return Posterior(problem.bnn.model, problem.bnn.draws(np.asarray(zs)))
+
+
+def judged(posterior: Posterior, dataset: Dataset, letters: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of the rejection, and what the picture shows; the threshold is the calibration split's."""
+    predictor = Predictor(posterior, buckets=(256,))
+    calibration = calibrate(predictor(dataset.calibration.x), dataset.calibration.y, decision="std", percentile=99.0)
+    limit = threshold(calibration.scores["std"], 99.0)
+    test, strange = predictor(dataset.test.x), predictor(letters)
+    rejected, rejected_b = judge(calibration, test).reject, judge(calibration, strange).reject
+    wrong = test.summary.mean.argmax(axis=1) != dataset.test.y
+    eights = strange.summary.mean.argmax(axis=1) == 8
+    shown = {
+        "a digit 3": (test, typical(test, dataset.test.y == 3), rejected, dataset.test.x),
+        "a letter B that is rejected": (strange, typical(strange, eights & rejected_b), rejected_b, letters),
+        "a letter B that passes": (strange, typical(strange, eights & ~rejected_b), rejected_b, letters),
+    }
+    facts = {
+        "threshold": limit,
+        "99th_percentile_of_test_std": np.quantile(test.scores["std"], 0.99),
+        "test_rejected": rejected.mean(),
+        "letters_B_rejected": rejected_b.mean(),
+        "accuracy": 1 - wrong.mean(),
+        "accuracy_of_accepted": 1 - wrong[~rejected].mean(),
+        "shown": {name: spoken(of, row, verdict) for name, (of, row, verdict, _) in shown.items()},
+    }
+    return facts, {
+        "limit": limit,
+        "scores": {"test digits": test.scores["std"], "letters B": strange.scores["std"]},
+        "images": {name: images[row] for name, (_, row, _, images) in shown.items()},
+        "summaries": [(of.summary.mean[row], of.summary.std[row]) for of, row, _, _ in shown.values()],
+    }
+
+
+def typical(prediction: Prediction, rows: np.ndarray) -> int:
+    """Of some rows, the one whose spread is their median."""
+    places = np.flatnonzero(rows)
+    order = places[np.argsort(prediction.scores["std"][places])]
+    return int(order[len(order) // 2])
+
+
+def spoken(prediction: Prediction, row: int, rejected: np.ndarray) -> dict[str, Any]:
+    """What is said of one image."""
+    mean = prediction.summary.mean[row]
+    return {
+        "label": int(mean.argmax()),
+        "probability": mean.max(),
+        "std": prediction.scores["std"][row],
+        "rejected": bool(rejected[row]),
+    }
+
+
+# The story
+
+
+def load(folder: Path) -> tuple[Dataset, np.ndarray]:
+    """The digits in three parts, and the letters B."""
+    for name in ("mnist.npz", "emnist_letters_test.npz"):
+        if not (folder / name).is_file():
+            sys.exit(f"{folder / name} is missing; pass --data FOLDER, where mnist.npz and emnist_letters_test.npz are")
+    with np.load(folder / "emnist_letters_test.npz", allow_pickle=False) as file:
+        letters = file["x_test"][file["y_test"] == 1]
+    return load_dataset(CONFIG, str(folder / "mnist.npz")), letters
+
+
+def main() -> None:
+    """Fits both tries, draws everything, and writes down what came out."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, default=DATA, help="the folder of mnist.npz and emnist_letters_test.npz")
+    options.add_argument("--seeds", type=int, default=0, help="fit the second try with so many seeds, for the spread")
+    options.add_argument("--quick", action="store_true", help="a tenth of the work; the pictures go to a new folder")
+    options.add_argument("--out", type=Path, help="where figures/ and numbers.json go; else this folder")
+    given = options.parse_args()
+    folder = given.out or (Path(tempfile.mkdtemp(prefix="mnist-")) if given.quick else HERE)
+    numbers = tell(folder, given.data, 10_000 // (10 if given.quick else 1), given.seeds)
+    path = folder / "numbers.json"
+    before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if "seeds" in before and not given.seeds:
+        # The spread of an earlier, longer run stays beside the new figures.
+        numbers["seeds"] = before["seeds"]
+    path.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+    print_tables(numbers)
+    print(f"{numbers['seconds']:.0f} s; see {folder}")
+
+
+def tell(folder: Path, data: Path, steps: int, seeds: int) -> dict[str, Any]:
+    """The whole story."""
+    import pictures  # noqa: PLC0415 - beside this file, and a second to import
+
+    began = time.perf_counter()
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    dataset, letters = load(data)
+    problem = pose(CONFIG, build_model(CONFIG, dataset), dataset, folder)
+
+    loc = problem.bnn.start(jax.random.split(jax.random.key(0))[0])
+    numbers: dict[str, Any] = {"article": ARTICLE}
+    numbers["start"] = tabled(problem, guide_at(loc, FIRST_TRY["log_variance"]), FIRST_TRY["beta"])
+    curves = {}
+    for name, choice in (("first try", FIRST_TRY), ("second try", SECOND_TRY)):
+        guide, curves[name] = fit_guide(problem, **choice, steps=steps, seed=0)
+        numbers[name] = tabled(problem, guide, choice["beta"])
+    numbers["rejection"], shown = judged(posterior_of(problem, guide), dataset, letters)
+    pictures.metrics(figures / "metrics.png", curves, ARTICLE)
+    pictures.spread(figures / "spread.png", shown["scores"], shown["limit"])
+    pictures.verdicts(figures / "verdicts.png", shown["images"], shown["summaries"], shown["limit"])
+    numbers["seconds"] = time.perf_counter() - began
+    if seeds:
+        numbers["seeds"] = [one_seed(problem, dataset, letters, steps, seed) for seed in range(seeds)]
+    return rounded(numbers)
+
+
+def one_seed(problem: Problem, dataset: Dataset, letters: np.ndarray, steps: int, seed: int) -> dict[str, float]:
+    """The claim's figures by one seed."""
+    guide, _ = fit_guide(problem, **SECOND_TRY, steps=steps, seed=seed)
+    parts = tabled(problem, guide, SECOND_TRY["beta"])
+    rejection, _ = judged(posterior_of(problem, guide), dataset, letters)
+    figures = {f"{part}_{name}": parts[part][name] for part in parts for name in ("accuracy", "log_likelihood", "elbo")}
+    return (
+        {"seed": seed, "kl": parts["test"]["kl"], "evidence": parts["test"]["evidence"]}
+        | figures
+        | {name: value for name, value in rejection.items() if not isinstance(value, dict)}
+    )
+
+
+def print_tables(numbers: dict[str, Any]) -> None:
+    """Ours beside the article's."""
+    names = ("accuracy", "elbo", "log_likelihood", "kl", "evidence")
+    print(f"{'':24}" + "".join(f"{name:>24}" for name in names) + f"{'full KL':>12}")
+    for table, parts in ARTICLE.items():
+        for part, theirs in parts.items():
+            ours = numbers[table][part]
+            row = "".join(f"{ours[name]:12.4g} ({theirs[name]:9.4g})" for name in names)
+            print(f"{table + ', ' + part:24}{row}{ours['full_kl']:12.4g}")
+    print("ours (the article's)\n\nrejection:", json.dumps(numbers["rejection"], indent=2))
+
+
+def rounded(tree: Any) -> Any:
+    """A tree of plain JSON, four significant digits."""
+    if isinstance(tree, dict):
+        return {name: rounded(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [rounded(value) for value in tree]
+    return tree if isinstance(tree, int | str) else float(f"{tree:.4g}")
+
+
+if __name__ == "__main__":
+    main()
