@@ -229,7 +229,7 @@ def test_every_method_has_a_config_and_every_config_a_method():
 def test_set_later_wins_and_all_apply():
     """Overrides are applied in order."""
     config = read_config(CONFIGS / "wave-nuts.toml", ("seed=1", "chains=2", "seed=2"))
-    assert (config.seed, config.method) == (2, NUTSConfig(chains=2, warmup=1000, samples=2000))
+    assert (config.seed, config.method) == (2, NUTSConfig(chains=2, warmup=1000, samples=4000))
 
 
 def test_set_reaches_a_table_that_the_file_leaves_out(write):
