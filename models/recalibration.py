@@ -96,7 +96,7 @@ def temper_pooled(
 def temper_draws(
     log_probabilities: Float[Array, "draws rows classes"], temperature: float | Float[Array, ""]
 ) -> Float[Array, "draws rows classes"]:
-    """Every draw's log p_s / T, normalised; T = 1 gives back its input. Their mean may name another label: `keep_labels`."""
+    """Every draw's log p_s / T, normalised; T = 1 gives back its input. The mean may need `keep_labels`."""
     return jnp.where(temperature == 1, log_probabilities, jax.nn.log_softmax(log_probabilities / temperature, axis=-1))
 
 
@@ -113,8 +113,7 @@ def choose(
 ) -> Recalibration:
     """Of no temperature, the pooled one and the draws' own, the one with least negative log-likelihood on these rows.
 
-    Judged on what is served, `keep_labels` included; of equals, the first of these. Rows whose tempered draws name
-    another label count as raw.
+    Judged on what is served, `keep_labels` included; of equals, the first of these.
 
     Args:
         log_probabilities: every draw's, normalised, in nats.
