@@ -3,6 +3,7 @@
     manifest.json   all that one needs to know without loading a draw; holds the sha256 of every other file
     draws/          the posterior's draws (Orbax, numpy leaves, sample axis 0)
     calibration/    the calibration split's scores (Orbax)
+    densities/      what scores are computed from that were fitted to the training rows (Orbax)
     report.html     for people
 
 The digest of a bundle is the sha256 of its manifest's canonical bytes, so it stands for every byte of the version.
@@ -21,9 +22,15 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from models.calibration import Calibration, check_calibration, threshold
+from models.calibration import Calibration, check_calibration
+from models.conformal import IntervalKind, SetKind
+from models.decision import Decision
+from models.densities import Densities, as_tree, from_tree
 from models.errors import AbstainError, BundleError, CalibrationError, StoreError, clip_repr
 from models.posterior import Model, Posterior, check_draws
+from models.predictive import BUCKETS, Predictor
+from models.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
+from models.recalibration import Recalibration
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -39,14 +46,32 @@ class MethodRecord(BaseModel):
 
 
 class CalibrationRecord(BaseModel):
-    """The calibration's terms, and the thresholds they come to."""
+    """The calibration's terms, and the thresholds they come to.
+
+    Bounds are exact at 95 %, for a split of this size: of the reject rate and of the coverage that this very split came
+    to on rows like its own (Beta; Vovk, 2012), and of each score's true percentile (by order statistics).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     rows: int
     decision: str
+    """The decision score's name."""
     percentile: float
     coverage: float
     thresholds: dict[str, float]
+    combination: Decision | None = None
+    """How the decision score is made of others, if it is."""
+    per_class: bool = False
+    sets: SetKind = "lac"
+    intervals: IntervalKind = "normalised"
+    recalibration: Recalibration = Recalibration()
+    class_thresholds: dict[str, float] = {}
+    """The decision's, by class, where thresholds are per class."""
+    threshold_bounds: dict[str, tuple[float | None, float | None]] = {}
+    """None: beyond the calibration rows."""
+    reject_rate_bounds: tuple[float, float] | None = None
+    """Shares. Marginal: a class of its own has wider ones."""
+    coverage_bounds: tuple[float, float] | None = None
 
 
 class DataRecord(BaseModel):
@@ -74,6 +99,8 @@ class Manifest(BaseModel):
     draws: int
     method: MethodRecord
     calibration: CalibrationRecord
+    densities: dict[str, dict[str, tuple[int, ...]]] = {}
+    """The shapes of the arrays under densities/, by score."""
     diagnostics: dict[str, JsonValue]
     shortfalls: tuple[str, ...] = ()
     """In plain words, what the fit lacks to be relied on; the label `stable` is refused to such a version."""
@@ -95,23 +122,51 @@ class Bundle:
     manifest: Manifest
     posterior: Posterior
     calibration: Calibration
+    densities: Densities | None = None
+
+    def predictor(self, buckets: tuple[int, ...] = BUCKETS) -> Predictor:
+        """The version's ensemble with all its scores, compiled."""
+        return Predictor(
+            self.posterior,
+            buckets,
+            densities=self.densities,
+            recalibration=self.manifest.calibration.recalibration,
+        )
 
 
-def calibration_record(calibration: Calibration) -> CalibrationRecord:
+def calibration_record(
+    calibration: Calibration, recalibration: Recalibration, class_names: tuple[str, ...]
+) -> CalibrationRecord:
     """What the manifest says of a calibration."""
+    decision, percentile, ascending = calibration.decision, calibration.percentile, calibration.ascending
+    by_class = calibration.by_class[decision.name] if calibration.per_class else {}
     return CalibrationRecord(
         rows=calibration.rows,
-        decision=calibration.decision,
-        percentile=calibration.percentile,
+        decision=decision.name,
+        percentile=percentile,
         coverage=calibration.coverage,
-        thresholds={name: threshold(values, calibration.percentile) for name, values in calibration.scores.items()},
+        thresholds={name: threshold(values, percentile) for name, values in ascending.items()},
+        combination=decision if len(decision.scores) > 1 else None,
+        per_class=calibration.per_class,
+        sets=calibration.sets,
+        intervals=calibration.intervals,
+        recalibration=recalibration,
+        class_thresholds={class_names[label]: threshold(values, percentile) for label, values in by_class.items()},
+        threshold_bounds={name: threshold_bounds(values, percentile) for name, values in ascending.items()},
+        reject_rate_bounds=reject_rate_bounds(percentile, calibration.rows),
+        coverage_bounds=beta_bounds(calibration.coverage, calibration.rows),
     )
 
 
-def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration) -> None:
-    """Writes `draws/` and `calibration/` into the folder of a bundle in the making."""
+def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration, densities: Densities | None) -> None:
+    """Writes `draws/`, `calibration/` and `densities/` into the folder of a bundle in the making."""
     _write_tree(folder / "draws", posterior.draws)
-    _write_tree(folder / "calibration", {"scores": calibration.scores, "nonconformity": calibration.nonconformity})
+    rows: dict[str, Any] = {"scores": calibration.scores, "nonconformity": calibration.nonconformity}
+    if calibration.labels is not None:
+        rows["labels"] = calibration.labels
+    _write_tree(folder / "calibration", rows)
+    if densities is not None:
+        _write_tree(folder / "densities", as_tree(densities))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -214,7 +269,8 @@ def load(folder: Path) -> Bundle:
     posterior = Posterior(manifest.model, draws)
     if posterior.size != manifest.draws:
         raise BundleError("draws", where=str(folder), expected=manifest.draws, found=posterior.size)
-    return Bundle(manifest, posterior, _read_calibration(folder / "calibration", manifest))
+    densities = _read_densities(folder / "densities", manifest)
+    return Bundle(manifest, posterior, _read_calibration(folder / "calibration", manifest), densities)
 
 
 def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:
@@ -222,9 +278,17 @@ def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:
     terms = manifest.calibration
     try:
         calibration = Calibration(
-            tree["scores"], tree["nonconformity"], terms.decision, terms.percentile, terms.coverage
+            scores=tree["scores"],
+            nonconformity=tree["nonconformity"],
+            labels=tree.get("labels"),
+            decision=terms.combination or Decision(scores=(terms.decision,)),
+            percentile=terms.percentile,
+            coverage=terms.coverage,
+            per_class=terms.per_class,
+            sets=terms.sets,
+            intervals=terms.intervals,
         )
-        check_calibration(calibration, manifest.model.law.task, where=str(folder))
+        check_calibration(calibration, manifest.model.law.task, tuple(manifest.densities), where=str(folder))
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(
             "calibration", where=str(folder), expected="scores and nonconformity", found=str(error)
@@ -232,6 +296,13 @@ def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:
     except CalibrationError as error:
         raise BundleError(str(error)) from error
     return calibration
+
+
+def _read_densities(folder: Path, manifest: Manifest) -> Densities | None:
+    """Those that the manifest tells of; a bundle of before has none."""
+    if not manifest.densities:
+        return None
+    return from_tree(_read_tree(folder), manifest.densities, manifest.draws, where=str(folder))
 
 
 def _check_schema_version(content: Any, path: Path) -> None:

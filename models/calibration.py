@@ -1,25 +1,31 @@
 """Calibration: what a score means, learned from rows that were neither trained on nor are reported on.
 
-A `Calibration` keeps every score of the calibration split in ascending order: its empirical distribution function.
-From it come, at any percentile, the threshold above which a row is strange, a conformal p-value for any score, and
-prediction sets and intervals. With exchangeable rows a threshold at percentile P rejects at most 100 − P percent,
-and at least that minus 1/(n + 1), on average over calibration splits (Vovk et al., 2005).
+A `Calibration` keeps every score of every calibration row: the scores' empirical distribution functions. From them come,
+at any percentile, the threshold above which a row is strange, a conformal p-value for any score, the one decision, and
+prediction sets and intervals. With exchangeable rows a threshold at percentile P rejects at most 100 − P percent, and at
+least that minus 1/(n + 1), on average over calibration splits (Vovk et al., 2005); per predicted class, where the
+calibration is asked to be (Mondrian; Vovk et al., 2003), the same holds within each of them.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
+from models.conformal import IntervalKind, SetKind, interval, interval_scores, set_scores
+from models.decision import COMBINED, Decision, combine, evidence, leave_one_out, loudest
+from models.densities import DENSITIES
 from models.errors import CalibrationError
 from models.predictive import Prediction
+from models.ranks import coverage_rank, p_value, percentile_rank
 from models.scores import SCORES
 from models.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
+
+STD = Decision(scores=("std",))
 
 
 @dataclass(frozen=True)
@@ -27,23 +33,58 @@ class Calibration:
     """The calibration split's scores, and what is asked of them unless a request says otherwise.
 
     Attributes:
-        scores: each score's values on the split, ascending.
-        nonconformity: how ill each true target fits its prediction, ascending (`nonconformity_of`).
-        decision: the score whose threshold `reject` compares with.
+        scores: each score's values, one for every row of the split, in the split's order.
+        nonconformity: how ill each row's true target fits its prediction.
+        labels: each row's predicted class; None for regression, and in bundles of before.
+        decision: the score, or the combination of scores, whose threshold `reject` compares with.
         percentile: of the decision, strictly between 0 and 100.
         coverage: of prediction sets and intervals, strictly between 0 and 1.
+        per_class: whether a row is ranked among the calibration rows of its own predicted class alone.
+        sets: how prediction sets are made.
+        intervals: how intervals are made.
     """
 
     scores: dict[str, Float[np.ndarray, " rows"]]
     nonconformity: Float[np.ndarray, " rows"]
-    decision: str
-    percentile: float
-    coverage: float
+    labels: Int[np.ndarray, " rows"] | None = None
+    decision: Decision = STD
+    percentile: float = 99.0
+    coverage: float = 0.9
+    per_class: bool = False
+    sets: SetKind = "lac"
+    intervals: IntervalKind = "normalised"
 
     @property
     def rows(self) -> int:
         """How many rows the split has."""
         return len(self.nonconformity)
+
+    @cached_property
+    def all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
+        """The scores, and the decision's combination of them, if it is one."""
+        if self.decision.name != COMBINED:
+            return self.scores
+        parts = np.stack([leave_one_out(self.scores[name]) for name in self.decision.scores])
+        return self.scores | {COMBINED: combine(self.decision, parts)}
+
+    @cached_property
+    def ascending(self) -> dict[str, Float[np.ndarray, " rows"]]:
+        """Every score's values, ascending."""
+        return {name: np.sort(values) for name, values in self.all_scores.items()}
+
+    @cached_property
+    def by_class(self) -> dict[str, dict[int, Float[np.ndarray, " own"]]]:
+        """Every score's values among the rows of each predicted class, ascending."""
+        labels = np.zeros(self.rows, int) if self.labels is None else self.labels
+        return {
+            name: {label: np.sort(values[labels == label]) for label in np.unique(labels).tolist()}
+            for name, values in self.all_scores.items()
+        }
+
+    @cached_property
+    def ascending_nonconformity(self) -> Float[np.ndarray, " rows"]:
+        """The nonconformity, ascending."""
+        return np.sort(self.nonconformity)
 
 
 class ScoreJudgement(NamedTuple):
@@ -51,14 +92,23 @@ class ScoreJudgement(NamedTuple):
 
     value: Float[np.ndarray, " batch"]
     percentile: Float[np.ndarray, " batch"]
-    threshold: float
+    threshold: Float[np.ndarray, " batch"]
     p_value: Float[np.ndarray, " batch"]
+
+    @property
+    def above(self) -> Bool[np.ndarray, " batch"]:
+        """Whether each value is above its threshold; one that is no number is."""
+        return ~(self.value <= self.threshold)
 
 
 class Judgement(NamedTuple):
     """What calibration says of a batch: the decision, each score, and a prediction set or interval.
 
     Attributes:
+        decision: the name of the decision score among `scores`.
+        reject: whether the decision score is above its threshold.
+        evidence: −ln p of each score of a combination, in nats; empty where one score decides.
+        loudest: for each row, the score that weighs most in the decision.
         members: `[batch, classes]`, the classes in each row's prediction set; None for regression.
         interval: `[batch, 2]`, lower and upper end in the target's units; None for classification.
     """
@@ -68,100 +118,76 @@ class Judgement(NamedTuple):
     decision: str
     reject: Bool[np.ndarray, " batch"]
     scores: dict[str, ScoreJudgement]
+    evidence: dict[str, Float[np.ndarray, " batch"]]
+    loudest: list[str]
     members: Bool[np.ndarray, "batch classes"] | None
     interval: Float[np.ndarray, "batch 2"] | None
 
 
 def calibrate(
     prediction: Prediction,
-    targets: Int[np.ndarray, " rows"] | Float[np.ndarray, " rows"],
+    targets: Shaped[np.ndarray, " rows"],
     *,
-    decision: str = "std",
+    decision: Decision = STD,
     percentile: float = 99.0,
     coverage: float = 0.9,
+    per_class: bool = False,
+    sets: SetKind = "lac",
+    intervals: IntervalKind = "normalised",
 ) -> Calibration:
     """The calibration of a model from its predictions for the calibration split and that split's targets.
 
+    Args:
+        targets: class indices, or numbers in the target's units.
+
     Raises:
-        CalibrationError: the decision names no score, or the split is too small for the percentile or coverage.
+        CalibrationError: the decision names no score, or the split (or, `per_class`, the rows of some predicted class)
+            is too small for the percentile or coverage.
     """
-    if decision not in prediction.scores:
-        raise CalibrationError("decision", expected=f"one of {', '.join(prediction.scores)}", found=decision)
-    nonconformity = nonconformity_of(prediction.summary, targets)
+    for name in decision.scores:
+        if name not in prediction.scores:
+            raise CalibrationError("decision", expected=f"some of {', '.join(prediction.scores)}", found=name)
+    nonconformity = nonconformity_of(prediction, targets, sets, intervals)
     for name, values in {**prediction.scores, "nonconformity": nonconformity}.items():
         finite = np.isfinite(values)
         if not finite.all():
             row = int(np.argmin(finite))
             raise CalibrationError(name, where=f"calibration row {row}", expected="a finite score", found=values[row])
     calibration = Calibration(
-        scores={name: np.sort(np.asarray(values)) for name, values in prediction.scores.items()},
-        nonconformity=np.sort(nonconformity),
+        scores={name: np.asarray(values) for name, values in prediction.scores.items()},
+        nonconformity=nonconformity,
+        labels=predicted_labels(prediction.summary),
         decision=decision,
         percentile=percentile,
         coverage=coverage,
+        per_class=per_class,
+        sets=sets,
+        intervals=intervals,
     )
-    percentile_rank(percentile, calibration.rows)
+    check_sizes(calibration, prediction.summary, percentile)
     coverage_rank(coverage, calibration.rows)
     return calibration
 
 
-def percentile_rank(percentile: float, rows: int) -> int:
-    """The rank of the threshold at a percentile, strictly between 0 and 100; raises as `rank_of` does."""
-    return rank_of(exact(percentile) / 100, rows, f"the {ordinal(percentile)} percentile")
+def check_sizes(calibration: Calibration, summary: PredictiveSummary, percentile: float) -> None:
+    """Refuses a split that is too small for a percentile.
 
-
-def coverage_rank(coverage: float, rows: int) -> int:
-    """The rank of the radius of sets and intervals, strictly between 0 and 1; raises as `rank_of` does."""
-    return rank_of(coverage, rows, f"coverage {coverage!r}")
-
-
-def exact(number: float | Fraction) -> Fraction:
-    """The shortest decimal that reads back as this float, exactly: 99.9 means 999/10, which no float is."""
-    return number if isinstance(number, Fraction) else Fraction(repr(float(number)))
-
-
-def ordinal(percentile: float) -> str:
-    """99 → "99th", 91 → "91st", 99.5 → "99.5th"."""
-    text = repr(float(percentile)).removesuffix(".0")
-    suffix = {"1": "st", "2": "nd", "3": "rd"}.get(text[-1], "th")
-    return text + ("th" if "." in text or text in {"11", "12", "13"} else suffix)
-
-
-def rank_of(level: float | Fraction, rows: int, asked: str) -> int:
-    """⌈(rows + 1)·level⌉, the conformal rank, in exact arithmetic.
+    Args:
+        summary: of any rows; where the calibration is per class, every class that the model knows needs enough rows.
 
     Raises:
-        CalibrationError: that rank is beyond the last row; the message names the rows needed.
+        CalibrationError: naming the rows needed and, per class, the first class that has too few.
     """
-    rank = math.ceil((rows + 1) * exact(level))
-    if rank > rows:
-        raise CalibrationError(
-            f"{asked} needs a larger calibration split",
-            expected=f"at least {rows_needed(level)} rows",
-            found=f"{rows} rows",
-            fix="ask for less, or calibrate on more",
-        )
-    return rank
-
-
-def rows_needed(level: float | Fraction) -> int:
-    """The smallest calibration split for which `level`, between 0 and 1, has a threshold: ⌈level / (1 − level)⌉."""
-    return math.ceil(exact(level) / (1 - exact(level)))
-
-
-def threshold(ascending: Float[np.ndarray, " rows"], percentile: float) -> float:
-    """The ⌈(n + 1)·P/100⌉-th smallest of the n calibration scores.
-
-    Raises:
-        CalibrationError: n is too small for P.
-    """
-    return float(ascending[percentile_rank(percentile, len(ascending)) - 1])
-
-
-def p_value(ascending: Float[np.ndarray, " rows"], values: Float[np.ndarray, " batch"]) -> Float[np.ndarray, " batch"]:
-    """The conformal p-value (1 + #{calibration ≥ s}) / (n + 1) of each score s."""
-    at_least = len(ascending) - np.searchsorted(ascending, values, side="left")
-    return (1 + at_least) / (len(ascending) + 1)
+    if not calibration.per_class:
+        percentile_rank(percentile, calibration.rows)
+        return
+    if calibration.labels is None:
+        raise CalibrationError("per_class", expected="a model of classes", found="a regression")
+    for label, rows in enumerate(np.bincount(calibration.labels, minlength=summary.mean.shape[-1]).tolist()):
+        try:
+            percentile_rank(percentile, rows)
+        except CalibrationError as error:
+            raise CalibrationError(str(error), where=f"calibration rows predicted to be of class {label}") from error
 
 
 def judge(
@@ -178,63 +204,120 @@ def judge(
     """
     percentile = calibration.percentile if percentile is None else percentile
     coverage = calibration.coverage if coverage is None else coverage
-    scores = {
-        name: _judge_score(calibration.scores[name], np.asarray(values), percentile)
-        for name, values in prediction.scores.items()
-    }
-    members, interval = _conformal(calibration, prediction.summary, coverage)
-    decided = scores[calibration.decision]
-    reject = ~(decided.value <= np.float32(decided.threshold))  # a score that is no number is strange, too
-    return Judgement(percentile, coverage, calibration.decision, reject, scores, members, interval)
+    check_sizes(calibration, prediction.summary, percentile)
+    decision = calibration.decision
+    # A bundle of before knows fewer scores than are computed now; what was not calibrated says nothing.
+    values = {name: np.asarray(prediction.scores[name]) for name in calibration.scores}
+    heard = {}
+    if decision.name == COMBINED:
+        heard = {name: evidence(calibration.ascending[name], values[name]) for name in decision.scores}
+        values[COMBINED] = combine(decision, np.stack(list(heard.values())))
+    labels = predicted_labels(prediction.summary) if calibration.per_class else None
+    scores = {name: _judge_score(calibration, name, value, labels, percentile) for name, value in values.items()}
+    members, ends = _conformal(calibration, prediction, coverage)
+    return Judgement(
+        percentile=percentile,
+        coverage=coverage,
+        decision=decision.name,
+        reject=scores[decision.name].above,
+        scores=scores,
+        evidence=heard,
+        loudest=loudest(decision, np.stack(list(heard.values())))
+        if heard
+        else [decision.name] * len(prediction.summary.mean),
+        members=members,
+        interval=ends,
+    )
 
 
 def _judge_score(
+    calibration: Calibration,
+    name: str,
+    values: Float[np.ndarray, " batch"],
+    labels: Int[np.ndarray, " batch"] | None,
+    percentile: float,
+) -> ScoreJudgement:
+    if labels is None:
+        return _ranked(calibration.ascending[name], values, percentile)
+    whole = ScoreJudgement(values, np.empty(len(values)), np.empty_like(values), np.empty(len(values)))
+    for label in np.unique(labels).tolist():
+        own = labels == label
+        part = _ranked(calibration.by_class[name][label], values[own], percentile)
+        for into, found in zip(whole, part, strict=True):
+            into[own] = found
+    return whole
+
+
+def _ranked(
     ascending: Float[np.ndarray, " rows"], values: Float[np.ndarray, " batch"], percentile: float
 ) -> ScoreJudgement:
     p_values = p_value(ascending, values)
-    return ScoreJudgement(values, 100 * (1 - p_values), threshold(ascending, percentile), p_values)
+    limit = ascending[percentile_rank(percentile, len(ascending)) - 1]
+    return ScoreJudgement(values, 100 * (1 - p_values), np.full(len(values), limit), p_values)
 
 
-def nonconformity_of(summary: PredictiveSummary, targets: np.ndarray) -> Float[np.ndarray, " rows"]:
-    """How ill targets fit: 1 − the true class's probability (LAC; Sadinle et al., 2019), or |y − mean| / std.
+def predicted_labels(summary: PredictiveSummary) -> Int[np.ndarray, " rows"] | None:
+    """Each row's most probable class; None for regression."""
+    return np.asarray(summary.mean).argmax(axis=1) if isinstance(summary, ClassificationSummary) else None
 
-    The second is split conformal on residuals normalised by the total std (Lei et al., 2018).
-    """
+
+def nonconformity_of(
+    prediction: Prediction,
+    targets: Shaped[np.ndarray, " rows"],
+    sets: SetKind = "lac",
+    intervals: IntervalKind = "normalised",
+) -> Float[np.ndarray, " rows"]:
+    """How ill each target fits its prediction, as `models/conformal.py` measures it."""
+    summary = prediction.summary
     if isinstance(summary, ClassificationSummary):
-        return 1 - np.asarray(summary.mean)[np.arange(len(targets)), targets]
-    return np.abs(targets - np.asarray(summary.mean)) / _total_std(summary)
+        return _set_scores(sets, prediction)[np.arange(len(targets)), targets.astype(int)]
+    return interval_scores(intervals, *_interval_terms(summary), targets)
 
 
 def _conformal(
-    calibration: Calibration, summary: PredictiveSummary, coverage: float
+    calibration: Calibration, prediction: Prediction, coverage: float
 ) -> tuple[Bool[np.ndarray, "batch classes"] | None, Float[np.ndarray, "batch 2"] | None]:
-    radius = calibration.nonconformity[coverage_rank(coverage, calibration.rows) - 1]
-    if isinstance(summary, ClassificationSummary):
-        return 1 - np.asarray(summary.mean) <= radius, None
-    mean, half = np.asarray(summary.mean), radius * _total_std(summary)
-    return None, np.stack([mean - half, mean + half], axis=1)
+    radius = float(calibration.ascending_nonconformity[coverage_rank(coverage, calibration.rows) - 1])
+    if isinstance(prediction.summary, ClassificationSummary):
+        return _set_scores(calibration.sets, prediction) <= radius, None
+    return None, interval(calibration.intervals, *_interval_terms(prediction.summary), radius)
 
 
-def _total_std(summary: RegressionSummary) -> Float[np.ndarray, " rows"]:
-    return np.sqrt(np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance))
+def _set_scores(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"]:
+    mean = np.asarray(prediction.summary.mean)
+    uniform = np.zeros(len(mean)) if prediction.uniform is None else np.asarray(prediction.uniform)
+    return set_scores(kind, mean, uniform)
 
 
-def check_calibration(calibration: Calibration, task: str, where: str) -> None:
-    """Refuses a stored calibration that does not fit the model's task, is unordered or not finite.
+def _interval_terms(summary: RegressionSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, total standard deviation, and the outer quantiles."""
+    total = np.sqrt(np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance))
+    quantiles = np.asarray(summary.quantiles)
+    return np.asarray(summary.mean), total, quantiles[:, 0], quantiles[:, -1]
+
+
+def check_calibration(calibration: Calibration, task: str, densities: tuple[str, ...], where: str) -> None:
+    """Refuses a stored calibration that does not fit the model's task, or is not finite.
+
+    Args:
+        densities: those that the bundle has.
 
     Raises:
         CalibrationError: naming the score at fault.
     """
-    expected = SCORES["classification" if task == "classification" else "regression"]
-    if set(calibration.scores) != set(expected):
-        raise CalibrationError("scores", where=where, expected=sorted(expected), found=sorted(calibration.scores))
-    if calibration.decision not in expected:
-        raise CalibrationError("decision", where=where, expected=sorted(expected), found=calibration.decision)
+    known = {*SCORES["classification" if task == "classification" else "regression"], *densities}
+    if not set(calibration.scores) <= known or not set(densities) <= set(DENSITIES):
+        raise CalibrationError("scores", where=where, expected=sorted(known), found=sorted(calibration.scores))
+    for name in calibration.decision.scores:
+        if name not in calibration.scores:
+            raise CalibrationError("decision", where=where, expected=sorted(calibration.scores), found=name)
     for name, values in {**calibration.scores, "nonconformity": calibration.nonconformity}.items():
-        if values.shape != (calibration.rows,) or not np.isfinite(values).all() or np.any(np.diff(values) < 0):
+        if values.shape != (calibration.rows,) or not calibration.rows or not np.isfinite(values).all():
             raise CalibrationError(
-                name,
-                where=where,
-                expected=f"{calibration.rows} finite numbers, ascending",
-                found=f"shape {values.shape}",
+                name, where=where, expected=f"{calibration.rows} finite numbers", found=f"shape {values.shape}"
             )
+    labels = calibration.labels
+    if labels is not None and (labels.shape != (calibration.rows,) or labels.dtype.kind != "i" or labels.min() < 0):
+        raise CalibrationError(
+            "labels", where=where, expected=f"{calibration.rows} class indices", found=f"{labels.dtype} {labels.shape}"
+        )

@@ -1,6 +1,7 @@
 """Out-of-distribution scores: one number a row, each growing with strangeness.
 
-A score is a pure function of the row's `PredictiveSummary`; all are computed inside the compiled call.
+Here are those that the ensemble's answer itself gives; `densities.py` has those that were fitted to the training rows.
+All are pure functions, and computed inside the compiled call.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from models.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
 
-Score = Callable[..., Float[Array, " batch"]]
+Scores = dict[str, Float[Array, " batch"]]
+GEN_EXPONENT = 0.1
+"""γ of the generalised entropy, as its authors have it."""
 
 
 def largest_std(summary: ClassificationSummary) -> Float[Array, " batch"]:
@@ -26,6 +30,11 @@ def predictive_entropy(summary: ClassificationSummary) -> Float[Array, " batch"]
     return summary.entropy
 
 
+def expected_entropy(summary: ClassificationSummary) -> Float[Array, " batch"]:
+    """Mean over draws of the entropy, nats: the aleatoric part (Depeweg et al., 2018)."""
+    return summary.aleatoric_entropy
+
+
 def mutual_information(summary: ClassificationSummary) -> Float[Array, " batch"]:
     """Mutual information of the label and the parameters, nats (BALD; Houlsby et al., 2011)."""
     return summary.mutual_information
@@ -34,6 +43,30 @@ def mutual_information(summary: ClassificationSummary) -> Float[Array, " batch"]
 def doubt(summary: ClassificationSummary) -> Float[Array, " batch"]:
     """1 − the largest mean probability (Hendrycks & Gimpel, 2017)."""
     return 1 - summary.mean.max(axis=-1)
+
+
+def generalised_entropy(summary: ClassificationSummary) -> Float[Array, " batch"]:
+    """GEN, Σ pᵞ (1 − p)ᵞ over classes (Liu et al., 2023): an entropy that also hears the least probable classes."""
+    # Of a sure class 1 − p is the others' sum: the difference would be lost in float32.
+    others = summary.mean.sum(axis=-1, keepdims=True) - summary.mean
+    largest = summary.mean.argmax(axis=-1)[:, None] == jnp.arange(summary.mean.shape[-1])
+    rest = jnp.where(largest, jnp.where(largest, 0.0, summary.mean).sum(axis=-1, keepdims=True), others)
+    return (jnp.maximum(summary.mean, 0.0) ** GEN_EXPONENT * jnp.maximum(rest, 0.0) ** GEN_EXPONENT).sum(axis=-1)
+
+
+def energy(outputs: Float[Array, "draws batch outputs"]) -> Float[Array, " batch"]:
+    """Free energy, −log Σ exp(logit), mean over draws (Liu et al., 2020).
+
+    The one logit z of two classes stands for the pair (−z/2, z/2): neither class is then the stranger one.
+    """
+    logits = jnp.concatenate([-outputs / 2, outputs / 2], axis=-1) if outputs.shape[-1] == 1 else outputs
+    return -jax.nn.logsumexp(logits, axis=-1).mean(axis=0)
+
+
+def variation_ratio(log_probabilities: Float[Array, "draws batch classes"]) -> Float[Array, " batch"]:
+    """1 − the share of draws that vote for the commonest class (Freeman, 1965)."""
+    votes = jax.nn.one_hot(log_probabilities.argmax(axis=-1), log_probabilities.shape[-1])
+    return 1 - votes.mean(axis=0).max(axis=-1)
 
 
 def epistemic_std(summary: RegressionSummary) -> Float[Array, " batch"]:
@@ -46,18 +79,37 @@ def total_std(summary: RegressionSummary) -> Float[Array, " batch"]:
     return jnp.sqrt(summary.aleatoric_variance + summary.epistemic_variance)
 
 
-SCORES: dict[Literal["classification", "regression"], dict[str, Score]] = {
-    "classification": {
-        "std": largest_std,
-        "entropy": predictive_entropy,
-        "mutual_information": mutual_information,
-        "max_probability": doubt,
-    },
-    "regression": {"std": epistemic_std, "total_std": total_std},
+_OF_CLASSES: dict[str, Callable[[ClassificationSummary], Array]] = {
+    "std": largest_std,
+    "entropy": predictive_entropy,
+    "expected_entropy": expected_entropy,
+    "mutual_information": mutual_information,
+    "max_probability": doubt,
+    "gen": generalised_entropy,
 }
+_OF_NUMBERS: dict[str, Callable[[RegressionSummary], Array]] = {"std": epistemic_std, "total_std": total_std}
+
+SCORES: dict[Literal["classification", "regression"], tuple[str, ...]] = {
+    "classification": (*_OF_CLASSES, "energy", "variation_ratio"),
+    "regression": tuple(_OF_NUMBERS),
+}
+"""The names, by task, of the scores that every ensemble has."""
 
 
-def scores_of(summary: PredictiveSummary) -> dict[str, Float[Array, " batch"]]:
-    """Every score that the summary's task has, by name."""
-    task = "classification" if isinstance(summary, ClassificationSummary) else "regression"
-    return {name: score(summary) for name, score in SCORES[task].items()}
+def scores_of(
+    summary: PredictiveSummary,
+    log_probabilities: Float[Array, "draws batch parts"],
+    outputs: Float[Array, "draws batch outputs"],
+) -> Scores:
+    """Every score of `SCORES` that the summary's task has, by name.
+
+    Args:
+        log_probabilities: what each draw predicts; not looked at for regression.
+        outputs: of the network, under each draw; not looked at for regression.
+    """
+    if isinstance(summary, RegressionSummary):
+        return {name: score(summary) for name, score in _OF_NUMBERS.items()}
+    return {name: score(summary) for name, score in _OF_CLASSES.items()} | {
+        "energy": energy(outputs),
+        "variation_ratio": variation_ratio(log_probabilities),
+    }

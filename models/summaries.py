@@ -65,6 +65,29 @@ def summarise_classification(log_probabilities: Float[Array, "draws batch classe
     return ClassificationSummary(mean, std, aleatoric + information, aleatoric, information)
 
 
+def with_mean(summary: ClassificationSummary, mean: Float[Array, "batch classes"]) -> ClassificationSummary:
+    """The summary with other mean probabilities: `entropy` is theirs, its two parts keep their shares of it.
+
+    A temperature on the pooled probabilities says nothing of the draws; `std` stays what it is over them.
+    """
+    entropy = -(mean * jnp.log(jnp.maximum(mean, np.finfo(np.float32).tiny))).sum(axis=-1)
+    share = summary.mutual_information / jnp.maximum(summary.entropy, np.finfo(np.float32).tiny)
+    information = entropy * jnp.clip(share, 0.0, 1.0)
+    return summary._replace(
+        mean=mean, entropy=entropy, aleatoric_entropy=entropy - information, mutual_information=information
+    )
+
+
+def with_labels_of(summary: ClassificationSummary, other: ClassificationSummary) -> ClassificationSummary:
+    """Another summary of the same rows, but for those whose most probable class is another one there."""
+    same = summary.mean.argmax(axis=-1) == other.mean.argmax(axis=-1)
+
+    def chosen(own: Array, others: Array) -> Array:
+        return jnp.where(same[:, None] if own.ndim == 2 else same, others, own)
+
+    return ClassificationSummary(*map(chosen, summary, other))
+
+
 def summarise_regression(
     means: Float[Array, "draws batch"], variances: Float[Array, "draws batch"]
 ) -> RegressionSummary:
@@ -73,6 +96,17 @@ def summarise_regression(
     epistemic = means.var(axis=0)
     entropy = 0.5 * jnp.log(2 * jnp.pi * jnp.e * (aleatoric + epistemic))
     return RegressionSummary(means.mean(axis=0), aleatoric, epistemic, entropy, mixture_quantiles(means, variances))
+
+
+def widen(summary: RegressionSummary, factor: float) -> RegressionSummary:
+    """The summary with every standard deviation, and the quantiles' distances from the mean, times a factor."""
+    mean = summary.mean[:, None]
+    return summary._replace(
+        aleatoric_variance=factor**2 * summary.aleatoric_variance,
+        epistemic_variance=factor**2 * summary.epistemic_variance,
+        entropy=summary.entropy + jnp.log(factor),
+        quantiles=mean + factor * (summary.quantiles - mean),
+    )
 
 
 def in_target_units(summary: RegressionSummary, shift: float, scale: float) -> RegressionSummary:

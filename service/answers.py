@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.calibration import Judgement, ordinal
+from models.calibration import Judgement
+from models.decision import COMBINED
 from models.errors import InputError, clip_repr
 from models.posterior import Model
 from models.predictive import Prediction
+from models.ranks import ordinal
 from models.summaries import QUANTILES, ClassificationSummary, RegressionSummary
 
 FIELDS: dict[Literal["classification", "regression"], tuple[str, ...]] = {
@@ -61,10 +63,9 @@ def columns(model: Model, prediction: Prediction, judgement: Judgement) -> dict[
         told = _classification(model, summary, judgement)
     else:
         told = _regression(summary, judgement)
-    reason = f"{judgement.decision} above its {ordinal(judgement.percentile)} percentile"
     told |= {
         "reject": judgement.reject.tolist(),
-        "reasons": [[reason] if rejected else [] for rejected in judgement.reject],
+        "reasons": reasons(model, prediction, judgement),
         "scores": _scores(judgement),
     }
     return {field: told[field] for field in FIELDS[model.law.task]}
@@ -73,6 +74,33 @@ def columns(model: Model, prediction: Prediction, judgement: Judgement) -> dict[
 def rows(told: dict[str, list[Any]], fields: tuple[str, ...]) -> list[dict[str, Any]]:
     """The answer row by row, with the fields asked for."""
     return [dict(zip(fields, values, strict=True)) for values in zip(*(told[field] for field in fields), strict=True)]
+
+
+def reasons(model: Model, prediction: Prediction, judgement: Judgement) -> list[list[str]]:
+    """Which scores spoke against each rejected row: of a combination, those above their own percentile, loudest first.
+
+    Several scores may each be below it and yet together be too much; then the loudest is named, with its own place.
+    """
+    told: list[list[str]] = [[] for _ in judgement.reject]
+    for row in np.flatnonzero(judgement.reject).tolist():
+        if judgement.decision != COMBINED:
+            told[row] = [_reason(judgement.decision, judgement, row, model, prediction)]
+            continue
+        loud = sorted(judgement.evidence, key=lambda name: -judgement.evidence[name][row])
+        above = [name for name in loud if judgement.scores[name].above[row]]
+        told[row] = [_reason(name, judgement, row, model, prediction) for name in above] or [
+            f"{COMBINED} above its {ordinal(judgement.percentile)} percentile, loudest {judgement.loudest[row]}: "
+            f"{judgement.scores[judgement.loudest[row]].percentile[row]:.2f} of 100"
+        ]
+    return told
+
+
+def _reason(name: str, judgement: Judgement, row: int, model: Model, prediction: Prediction) -> str:
+    said = f"{name} above its {ordinal(judgement.percentile)} percentile"
+    if name != "range" or prediction.farthest is None:
+        return said
+    place = int(prediction.farthest[row])
+    return f"{said}: {model.feature_names[place] if model.feature_names else f'feature {place}'}"
 
 
 def _classification(model: Model, summary: ClassificationSummary, judgement: Judgement) -> dict[str, list[Any]]:
@@ -110,13 +138,19 @@ def _regression(summary: RegressionSummary, judgement: Judgement) -> dict[str, l
 
 
 def _scores(judgement: Judgement) -> list[dict[str, dict[str, float]]]:
-    per_score = {
-        name: [
-            {"value": value, "percentile": percentile, "threshold": score.threshold, "p_value": p}
-            for value, percentile, p in zip(
-                score.value.tolist(), score.percentile.tolist(), score.p_value.tolist(), strict=True
-            )
-        ]
-        for name, score in judgement.scores.items()
-    }
+    per_score = {name: _entries(judgement, name) for name in judgement.scores}
     return [dict(zip(per_score, entries, strict=True)) for entries in zip(*per_score.values(), strict=True)]
+
+
+def _entries(judgement: Judgement, name: str) -> list[dict[str, float]]:
+    """One score of every row; of a combination's parts also the evidence, −ln p in nats, that each brought."""
+    score = judgement.scores[name]
+    columns = {
+        "value": score.value,
+        "percentile": score.percentile,
+        "threshold": score.threshold,
+        "p_value": score.p_value,
+    }
+    if name in judgement.evidence:
+        columns["evidence"] = judgement.evidence[name]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]

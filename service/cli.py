@@ -169,7 +169,6 @@ def predict(
 
     from models import store as stores  # noqa: PLC0415
     from models.bundle import load  # noqa: PLC0415
-    from models.predictive import Predictor  # noqa: PLC0415
     from service.offline import predict_file  # noqa: PLC0415
 
     if percentile is not None:
@@ -180,7 +179,7 @@ def predict(
         task = bar.add_task("scoring", total=None)
         rows = predict_file(
             bundle,
-            Predictor(bundle.posterior),
+            bundle.predictor(),
             data,
             out,
             percentile,

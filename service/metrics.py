@@ -6,6 +6,8 @@ Counters and histograms of all workers add up; no label takes a value from a req
 from __future__ import annotations
 
 import os
+from collections import Counter
+from itertools import compress
 
 import jax.monitoring
 import numpy as np
@@ -78,9 +80,8 @@ def record_prediction(
     ROWS.labels(*model).inc(len(judgement.reject))
     for rows in batches:
         BATCH_ROWS.labels(*model).observe(rows)
-    rejected = int(judgement.reject.sum())
-    if rejected:
-        REJECTED.labels(*model, judgement.decision).inc(rejected)
+    for reason, rejected in Counter(compress(judgement.loudest, judgement.reject)).items():
+        REJECTED.labels(*model, reason).inc(rejected)
     summary = prediction.summary
     _observe(ENTROPY.labels(*model), np.asarray(summary.entropy))
     if isinstance(summary, ClassificationSummary):

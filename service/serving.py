@@ -139,7 +139,7 @@ class Serving:
         labels = (name, str(entry.version))
         try:
             bundle = load(self._root / name / str(entry.version))
-            predictor = Predictor(bundle.posterior, buckets) if buckets else Predictor(bundle.posterior)
+            predictor = bundle.predictor(buckets) if buckets else bundle.predictor()
         except Exception as error:  # Whatever a version does to its loader, the other versions must be served.
             metrics.MODEL_LOADS.labels(*labels, "failed").inc()
             return replace(entry, state="failed", why=str(error) or type(error).__name__)

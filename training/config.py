@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from models.conformal import IntervalKind, SetKind
+from models.decision import Rule
 from models.errors import ConfigError, clip_repr
 from models.likelihoods import LikelihoodName
 from models.module import ModuleSpec
@@ -270,9 +272,22 @@ MethodConfig = Annotated[
 class CalibrationConfig(Section):
     """What the bundle's reject flag, sets and intervals mean unless a request asks otherwise."""
 
-    decision: str = "std"
+    decision: str | Names | None = None
+    """A score, or several that are combined; left out, what `training/calibrate.py` has for the task."""
+    combine: Rule = "min"
+    """Of several: by the least p-value, the weighted sum of their logarithms, or the weighted harmonic mean."""
+    weights: dict[str, PositiveFloat] = {}
+    """By score; 1 where left out."""
     percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
+    per_class: bool = False
+    """Whether the percentile holds within each predicted class, not only over all."""
     coverage: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    sets: SetKind = "lac"
+    """Prediction sets: the smallest on average, or those that grow with a row's difficulty (`models/conformal.py`)."""
+    intervals: IntervalKind = "normalised"
+    """Residuals over the total standard deviation, or distances from the posterior's own quantiles."""
+    recalibrate: Literal["none", "auto"] = "none"
+    """Whether a temperature (classes), or a factor on standard deviations (numbers), is fitted before the thresholds."""
 
 
 class Config(Section):

@@ -18,10 +18,10 @@ from scipy.special import ndtr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from models.bundle import load
-from models.calibration import Calibration, judge, threshold
+from models.calibration import Calibration, ScoreJudgement, judge
 from models.errors import DataError
 from models.posterior import Posterior
-from models.predictive import Prediction, Predictor, log_prob_draw, predict_draw
+from models.predictive import Prediction, log_prob_draw, predict_draw
 from models.store import resolve
 from models.summaries import ClassificationSummary, RegressionSummary
 from training.config import DataConfig
@@ -135,9 +135,7 @@ def mixture_crps(
 def reject_rates(calibration: Calibration, prediction: Prediction, percentile: float | None = None) -> dict[str, float]:
     """The share of rows above each score's threshold, and under `reject` the share that the decision rejects."""
     judgement = judge(calibration, prediction, percentile)
-    rates = {
-        name: float((score.value > np.float32(score.threshold)).mean()) for name, score in judgement.scores.items()
-    }
+    rates = {name: float(score.above.mean()) for name, score in judgement.scores.items()}
     return rates | {"reject": float(judgement.reject.mean())}
 
 
@@ -149,29 +147,20 @@ def detection(
     `auroc`, `aupr`; `fpr95`: the share of OOD rows that pass where 95 % of the test rows do; `detection`: the share
     of OOD rows above the threshold that calibration has set.
     """
-    percentile = calibration.percentile if percentile is None else percentile
-    found = {
-        name: score_detection(
-            np.asarray(familiar.scores[name]),
-            np.asarray(strange.scores[name]),
-            threshold(calibration.scores[name], percentile),
-        )
-        for name in calibration.scores
-    }
-    return found | {"reject": found[calibration.decision]}
+    of_familiar, of_strange = (judge(calibration, each, percentile) for each in (familiar, strange))
+    found = {name: score_detection(of_familiar.scores[name], judged) for name, judged in of_strange.scores.items()}
+    return found | {"reject": found[of_strange.decision]}
 
 
-def score_detection(
-    familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"], limit: float
-) -> dict[str, float]:
+def score_detection(familiar: ScoreJudgement, strange: ScoreJudgement) -> dict[str, float]:
     """One score's row of `detection`."""
-    truth = np.concatenate([np.zeros(len(familiar)), np.ones(len(strange))])
-    values = np.concatenate([familiar, strange])
+    values = np.concatenate([familiar.value, strange.value])
+    truth = np.repeat([0, 1], [len(familiar.value), len(strange.value)])
     return {
         "auroc": float(roc_auc_score(truth, values)),
         "aupr": float(average_precision_score(truth, values)),
-        "fpr95": float((strange <= np.quantile(familiar, 0.95)).mean()),
-        "detection": float((strange > np.float32(limit)).mean()),
+        "fpr95": float((strange.value <= np.quantile(familiar.value, 0.95)).mean()),
+        "detection": float(strange.above.mean()),
     }
 
 
@@ -191,7 +180,7 @@ def evaluate_version(store: Path, model: str, where: str, percentile: float | No
     rows = evaluation_rows(source, config, manifest.seed)
     if rows.x.shape[1:] != manifest.model.feature_shape:
         raise DataError("feature shape", where=where, expected=manifest.model.feature_shape, found=rows.x.shape[1:])
-    predictor = Predictor(posterior, (256,))
+    predictor = bundle.predictor((256,))
     familiar = predictor(rows.x)
     strange = {name: predictor(read_inputs(path, manifest.model)) for name, path in ood.items()}
     return {

@@ -1,4 +1,4 @@
-"""The story of training: config → data → split → preprocessing → posterior → calibration → evaluation → bundle."""
+"""The story of training: config → data → split → preprocessing → posterior → densities → calibration → evaluation → bundle."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from models.bundle import (
     write_arrays,
     write_manifest,
 )
-from models.calibration import Calibration, calibrate, coverage_rank, percentile_rank
+from models.calibration import Calibration
+from models.densities import shapes_of
 from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
 from models.posterior import Model, Posterior, check_draws
-from models.predictive import Predictor
-from models.scores import SCORES
 from models.store import check_writable, publish, resolve
 from training.bnn import BNN, observe
+from training.calibrate import Calibrated, calibrate_posterior, check_terms
 from training.config import Config
 from training.data import Dataset, fit_preprocessing, split
+from training.densities import fit_densities
 from training.evaluate import quality, reject_rates
 from training.export import Exports, write_exports
 from training.gate import draws_notes, prediction_shortfalls
@@ -51,8 +52,6 @@ METHODS: dict[str, Method] = {
     "chees": chees.fit,
     "mile": mile.fit,
 }
-# One bucket serves calibration and evaluation: their rows come by the thousand.
-BUCKETS = (256,)
 PACKAGES = ("abstain", "jax", "jaxlib", "flax", "numpyro", "blackjax", "optax", "numpy", "orbax-checkpoint")
 
 
@@ -87,18 +86,18 @@ def fit(
         FitError: inference came to no posterior.
     """
     dataset = load_dataset(config, where)
-    check_calibration_terms(config, len(dataset.calibration))
+    check_terms(config.calibration, config.likelihood, len(dataset.calibration), len(dataset.source.class_names))
     check_writable(store, config.name)
     problem = pose(config, build_model(config, dataset), dataset, store)
     packages = installed_packages()
     with open_journal(store, config, dataset.fingerprint, packages, progress, resume=resume) as journal:
         fitted = infer(config, problem, journal)
-        predictor = Predictor(fitted.posterior, BUCKETS)
-        calibration = calibrate_posterior(config, predictor, dataset)
-        metrics = evaluate_posterior(fitted.posterior, predictor, calibration, dataset)
-        fitted = judged(fitted, calibration, metrics, dataset)
+        densities = fit_densities(fitted.posterior, dataset.train, config.seed)
+        calibrated = calibrate_posterior(config.calibration, fitted.posterior, densities, dataset.calibration)
+        metrics = evaluate_posterior(fitted.posterior, calibrated, dataset)
+        fitted = judged(fitted, calibrated.calibration, metrics, dataset)
         write_exports(exports, problem, fitted)
-        version = publish_bundle(store, config, dataset, fitted, calibration, metrics)
+        version = publish_bundle(store, config, dataset, fitted, calibrated, metrics)
         close_journal(journal, keep=can_be_lengthened(config))
     return Published(version, metrics, fitted.shortfalls, fitted.notes)
 
@@ -112,16 +111,6 @@ def load_dataset(config: Config, where: str | None) -> Dataset:
         )
     classify = LIKELIHOODS[config.likelihood].task == "classification"
     return split(read_source(source, config.data, classify=classify), config.data, config.seed)
-
-
-def check_calibration_terms(config: Config, rows: int) -> None:
-    """Refuses a decision, percentile or coverage that calibration could not give, before hours are spent on a fit."""
-    terms = config.calibration
-    scores = SCORES[LIKELIHOODS[config.likelihood].task]
-    if terms.decision not in scores:
-        raise ConfigError("calibration.decision", expected=f"one of {', '.join(scores)}", found=terms.decision)
-    percentile_rank(terms.percentile, rows)
-    coverage_rank(terms.coverage, rows)
 
 
 def build_model(config: Config, dataset: Dataset) -> Model:
@@ -177,24 +166,11 @@ def infer(config: Config, problem: Problem, journal: Journal) -> Fitted:
     return fitted
 
 
-def calibrate_posterior(config: Config, predictor: Predictor, dataset: Dataset) -> Calibration:
-    """The calibration, from the calibration part alone, by the code that serves."""
-    terms = config.calibration
-    return calibrate(
-        predictor(dataset.calibration.x),
-        dataset.calibration.y,
-        decision=terms.decision,
-        percentile=terms.percentile,
-        coverage=terms.coverage,
-    )
-
-
-def evaluate_posterior(
-    posterior: Posterior, predictor: Predictor, calibration: Calibration, dataset: Dataset
-) -> dict[str, Any]:
+def evaluate_posterior(posterior: Posterior, calibrated: Calibrated, dataset: Dataset) -> dict[str, Any]:
     """The metrics on the test part."""
-    prediction = predictor(dataset.test.x)
-    return quality(posterior, prediction, dataset.test) | {"reject_rate": reject_rates(calibration, prediction)}
+    prediction = calibrated.predictor(dataset.test.x)
+    rates = reject_rates(calibrated.calibration, prediction)
+    return quality(posterior, prediction, dataset.test) | {"reject_rate": rates}
 
 
 def judged(fitted: Fitted, calibration: Calibration, metrics: dict[str, Any], dataset: Dataset) -> Fitted:
@@ -205,13 +181,14 @@ def judged(fitted: Fitted, calibration: Calibration, metrics: dict[str, Any], da
 
 
 def publish_bundle(
-    store: Path, config: Config, dataset: Dataset, fitted: Fitted, calibration: Calibration, metrics: dict[str, Any]
+    store: Path, config: Config, dataset: Dataset, fitted: Fitted, calibrated: Calibrated, metrics: dict[str, Any]
 ) -> int:
     """A new version in the store, whole or not at all; returns its number."""
-    unnumbered = describe(config, dataset, fitted, calibration, metrics)
+    unnumbered = describe(config, dataset, fitted, calibrated, metrics)
+    calibration = calibrated.calibration
 
     def write(folder: Path) -> None:
-        write_arrays(folder, fitted.posterior, calibration)
+        write_arrays(folder, fitted.posterior, calibration, calibrated.densities)
 
     def seal(folder: Path, version: int) -> None:
         manifest = unnumbered.model_copy(update={"version": version})
@@ -222,7 +199,7 @@ def publish_bundle(
 
 
 def describe(
-    config: Config, dataset: Dataset, fitted: Fitted, calibration: Calibration, metrics: dict[str, Any]
+    config: Config, dataset: Dataset, fitted: Fitted, calibrated: Calibrated, metrics: dict[str, Any]
 ) -> Manifest:
     """The manifest, but for the version's number and the hashes."""
     settings = config.model_dump(mode="json")
@@ -233,7 +210,10 @@ def describe(
         model=fitted.posterior.model,
         draws=fitted.posterior.size,
         method=MethodRecord(kind=config.method.kind, settings=settings["method"] | {"prior": settings["prior"]}),
-        calibration=calibration_record(calibration),
+        calibration=calibration_record(
+            calibrated.calibration, calibrated.recalibration, fitted.posterior.model.class_names
+        ),
+        densities=shapes_of(calibrated.densities),
         diagnostics=fitted.diagnostics,
         shortfalls=fitted.shortfalls,
         notes=fitted.notes,

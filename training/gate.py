@@ -46,10 +46,11 @@ def prediction_shortfalls(
             f"it has learned nothing: its RMSE on the test part is {metrics['rmse']:.3g}, and always saying the mean "
             f"gives {float(np.std(y)):.3g}; lower kl_weight or the prior's scale, or train longer"
         )
-    scores = calibration.scores[calibration.decision]
+    name = calibration.decision.name
+    scores = calibration.ascending[name]
     if scores[0] == scores[-1]:
         said.append(
-            f"its decision score, {calibration.decision}, is the same for every calibration row ({scores[0]:.3g}), so "
+            f"its decision score, {name}, is the same for every calibration row ({scores[0]:.3g}), so "
             "that it tells nothing apart: one draw has no spread; choose another decision, or a method with more draws"
         )
     return tuple(said)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from models.bundle import Manifest
-from models.calibration import Calibration, ordinal
+from models.calibration import Calibration
+from models.ranks import ordinal
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; color: #1c2733 }
@@ -136,15 +137,26 @@ def _picture(description: str, draw: Callable[[Any], None]) -> str:
 
 
 def _draw_scores(figure: Any, calibration: Calibration, manifest: Manifest) -> None:
-    axes = figure.subplots(1, len(calibration.scores), squeeze=False)[0]
-    for axis, (name, values) in zip(axes, calibration.scores.items(), strict=True):
-        limit = manifest.calibration.thresholds[name]
+    """The decision score first."""
+    first = calibration.decision.name
+    names = [first, *(name for name in calibration.ascending if name != first)]
+    columns = min(5, len(names))
+    rows = -(-len(names) // columns)
+    figure.set_size_inches(9, 2.4 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        values, limit = calibration.ascending[name], manifest.calibration.thresholds[name]
         axis.plot(values, np.arange(1, len(values) + 1) / len(values) * 100, color=ACCENT)
         axis.axvline(limit, color=INK, linestyle="--", linewidth=1)
-        axis.annotate(f"{limit:.3g}", (limit, 8), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK)
-        axis.set_title(name.replace("_", " "), fontsize=10)
+        axis.annotate(f"{limit:.3g}", (limit, 8), xytext=(-4, 0), textcoords="offset points", ha="right", fontsize=8)
+        axis.set_title(name.replace("_", " "), fontsize=9, fontweight="bold" if name == first else "normal")
+        axis.tick_params(labelsize=7)
+        axis.locator_params(axis="x", nbins=3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("calibration rows below (%)")
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("rows below (%)", fontsize=8)
 
 
 def _draw_chains(figure: Any, manifest: Manifest) -> None:

@@ -1,0 +1,266 @@
+"""Densities: scores fitted to the training rows once the posterior is there, and stored in the bundle.
+
+    vim                   virtual-logit matching of penultimate features (Wang et al., 2022)
+    relative_mahalanobis  of penultimate features: to the nearest class, less that to all classes (Ren et al., 2021)
+    mahalanobis           its regression counterpart: to all training rows (Lee et al., 2018, with one class)
+    subspace              what the predicted class's principal subspace of the inputs leaves over
+    knn                   distance to the k-th nearest training row, by penultimate features (Sun et al., 2022)
+    input_knn             the same by inputs
+    range                 how far the worst feature lies outside its training range, in widths of it
+
+Each is a record of arrays, fitted by `training/densities.py`, and a function of ONE row's `View`. Features are those of
+a few draws, the members; a score is the mean over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from models.errors import BundleError
+
+Scalar = Float[Array, ""]
+Leaf = Any
+"""numpy on the host, JAX within a compiled call."""
+ROUNDING = 1e-4
+"""Of a feature's range, that a row may lie outside without being told so: another way to the same number."""
+NEIGHBOUR = 5
+"""Which of the nearest rows of the bank a distance is taken to."""
+
+
+class View(NamedTuple):
+    """What a density sees of ONE row: the row as it came, preprocessed, and through the members' networks."""
+
+    row: Float[Array, " features"]
+    inputs: Float[Array, " inputs"]
+    features: Float[Array, "members width"]
+    logits: Float[Array, "members outputs"]
+    label: Int[Array, ""]
+    """The predicted class; 0 for regression."""
+
+
+class VirtualLogit(NamedTuple):
+    """`origin` [members, width]; `basis` [members, width, kept], orthonormal; `weight` [members]."""
+
+    origin: Leaf
+    basis: Leaf
+    weight: Leaf
+
+
+class Mahalanobis(NamedTuple):
+    """Features of unit length to principal components, [members, width, kept], and whitened there.
+
+    `within` and `overall` [members, kept, kept] whiten by the covariance within classes and by that of all rows;
+    `means` [members, classes, kept] and `mean` [members, kept] are the whitened means. Regression has one class.
+    """
+
+    components: Leaf
+    within: Leaf
+    overall: Leaf
+    means: Leaf
+    mean: Leaf
+
+
+class Subspace(NamedTuple):
+    """Inputs, of unit length where `unit` is 1: `means` [classes, inputs], orthonormal `basis` [inputs, classes, kept].
+
+    `centres` [classes, kept] are the means within their own subspaces.
+    """
+
+    unit: Leaf
+    means: Leaf
+    basis: Leaf
+    centres: Leaf
+
+
+class Neighbours(NamedTuple):
+    """A bank [rows, kept] of training rows, `(x − mean) @ components`, and half of each one's squared length [rows]."""
+
+    unit: Leaf
+    mean: Leaf
+    components: Leaf
+    bank: Leaf
+    half_squares: Leaf
+
+
+class Range(NamedTuple):
+    """Least and largest value of each feature [features] of the training rows."""
+
+    low: Leaf
+    high: Leaf
+
+
+class Densities(NamedTuple):
+    """Which draws are the members, and the fitted records by the score's name."""
+
+    members: Leaf
+    records: dict[str, Any]
+
+
+def virtual_logit(record: VirtualLogit, view: View) -> Scalar:
+    """α ‖residual‖ − log Σ exp(logit): the log-odds of the virtual class against all others."""
+
+    def of_member(origin: Array, basis: Array, weight: Array, features: Array, logits: Array) -> Array:
+        centred = features - origin
+        residual = centred - basis @ (basis.T @ centred)
+        return weight * norm(residual) - jax.nn.logsumexp(logits)
+
+    return jax.vmap(of_member)(record.origin, record.basis, record.weight, view.features, view.logits).mean()
+
+
+def relative_mahalanobis(record: Mahalanobis, view: View) -> Scalar:
+    """The squared distance to the nearest class, less the squared distance to all rows."""
+    whitened, overall = _whitened(record, view)
+    nearest = ((record.means - whitened[:, None]) ** 2).sum(axis=-1).min(axis=-1)
+    return (nearest - ((record.mean - overall) ** 2).sum(axis=-1)).mean()
+
+
+def mahalanobis(record: Mahalanobis, view: View) -> Scalar:
+    """The distance to all rows."""
+    _, overall = _whitened(record, view)
+    return jnp.sqrt(((record.mean - overall) ** 2).sum(axis=-1)).mean()
+
+
+def _whitened(record: Mahalanobis, view: View) -> tuple[Array, Array]:
+    projected = jnp.einsum("mw,mwk->mk", unit_length(view.features), record.components)
+    return jnp.einsum("mk,mkj->mj", projected, record.within), jnp.einsum("mk,mkj->mj", projected, record.overall)
+
+
+def subspace(record: Subspace, view: View) -> Scalar:
+    """The norm of what is left of an input when its predicted class's principal subspace is taken out."""
+    x = jnp.where(record.unit > 0, unit_length(view.inputs), view.inputs)
+    # All classes at once is one matrix product; the predicted one's basis would be copied for every row.
+    inside = jnp.einsum("d,dck->ck", x, record.basis)[view.label] - record.centres[view.label]
+    whole = ((x - record.means[view.label]) ** 2).sum()
+    return jnp.sqrt(jnp.maximum(whole - (inside**2).sum(), 0.0))
+
+
+def features_knn(record: Neighbours, view: View) -> Scalar:
+    """The distance of the members' features, each of unit length and side by side, to the k-th nearest row's."""
+    return _kth_distance(record, unit_length(view.features).ravel())
+
+
+def input_knn(record: Neighbours, view: View) -> Scalar:
+    """The distance of the preprocessed input to the k-th nearest row's."""
+    return _kth_distance(record, jnp.where(record.unit > 0, unit_length(view.inputs), view.inputs))
+
+
+def _kth_distance(record: Neighbours, x: Array) -> Scalar:
+    place = (x - record.mean) @ record.components
+    # One matrix product finds the neighbour; its distance is taken anew, for in that product small ones are rounded off.
+    closeness = record.bank @ place - record.half_squares
+    # On a CPU a few maxima are fifty times cheaper than a sort.
+    kth = closeness.max()
+    for _ in range(min(NEIGHBOUR, record.bank.shape[0]) - 1):
+        kth = jnp.where(closeness < kth, closeness, -jnp.inf).max()
+    return norm(record.bank[(closeness == kth).argmax()] - place)
+
+
+def range_excess(record: Range, view: View) -> Scalar:
+    """How far outside its range the worst feature is; 0 for a row within."""
+    return _outside(record, view).max()
+
+
+def farthest_feature(record: Range, view: View) -> Int[Array, ""]:
+    """Which feature that is; the first, for a row within."""
+    return _outside(record, view).argmax()
+
+
+def _outside(record: Range, view: View) -> Float[Array, " features"]:
+    """Each feature's distance from its range, in widths of it. A gap is within."""
+    width = jnp.where(record.high > record.low, record.high - record.low, 1.0)
+    outside = jnp.maximum(record.low - view.row, view.row - record.high) / width
+    return jnp.where(outside > ROUNDING, outside, 0.0)
+
+
+def norm(x: Float[Array, "... width"]) -> Float[Array, "..."]:
+    """The Euclidean norm over the last axis; squares of what float32 holds may overflow, hence the scale."""
+    largest = jnp.maximum(jnp.abs(x).max(axis=-1), np.finfo(np.float32).tiny)
+    return largest * jnp.sqrt(((x / largest[..., None]) ** 2).sum(axis=-1))
+
+
+def unit_length(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+    """`x` divided by its norm; zeros stay zeros."""
+    return x / jnp.maximum(norm(x), np.finfo(np.float32).tiny)[..., None]
+
+
+class Density(NamedTuple):
+    """A score's record and function."""
+
+    record: type
+    score: Callable[..., Scalar]
+
+
+DENSITIES: dict[str, Density] = {
+    "vim": Density(VirtualLogit, virtual_logit),
+    "relative_mahalanobis": Density(Mahalanobis, relative_mahalanobis),
+    "mahalanobis": Density(Mahalanobis, mahalanobis),
+    "subspace": Density(Subspace, subspace),
+    "knn": Density(Neighbours, features_knn),
+    "input_knn": Density(Neighbours, input_knn),
+    "range": Density(Range, range_excess),
+}
+OF_TASK: dict[str, tuple[str, ...]] = {
+    "classification": ("vim", "relative_mahalanobis", "subspace", "knn", "input_knn", "range"),
+    "regression": ("mahalanobis", "subspace", "knn", "input_knn", "range"),
+}
+
+
+def density_scores(densities: Densities, view: View) -> dict[str, Scalar]:
+    """Every density's score of ONE row."""
+    return {name: DENSITIES[name].score(record, view) for name, record in densities.records.items()}
+
+
+def as_tree(densities: Densities) -> dict[str, Any]:
+    """The arrays as nested dicts, as they lie in a bundle."""
+    return {"members": densities.members} | {
+        name: {field: np.asarray(leaf) for field, leaf in record._asdict().items()}
+        for name, record in densities.records.items()
+    }
+
+
+def shapes_of(densities: Densities) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shape of every array, by score and field."""
+    return {
+        name: {field: tuple(np.shape(leaf)) for field, leaf in record._asdict().items()}
+        for name, record in densities.records.items()
+    }
+
+
+def from_tree(tree: dict[str, Any], shapes: dict[str, dict[str, tuple[int, ...]]], draws: int, where: str) -> Densities:
+    """The records of a bundle, held against the shapes that its manifest gives.
+
+    Raises:
+        BundleError: an array is missing, superfluous, of another shape, or not finite; or an unknown density.
+    """
+    found = {name: sorted(fields) for name, fields in tree.items() if name != "members"}
+    expected = {name: sorted(fields) for name, fields in shapes.items()}
+    if found != expected or not {*found} <= {*DENSITIES} or "range" not in found:
+        raise BundleError("densities", where=where, expected=expected, found=found)
+    members = tree.get("members", np.empty(0))
+    if (
+        members.ndim != 1
+        or members.dtype.kind != "i"
+        or not members.size
+        or not (members >= 0).all() & (members < draws).all()
+    ):
+        raise BundleError("members", where=where, expected=f"draws from 0 to {draws - 1}", found=members)
+    for name, fields in shapes.items():
+        for field, shape in fields.items():
+            leaf = tree[name][field]
+            if leaf.shape != tuple(shape) or leaf.dtype != np.float32 or not np.isfinite(leaf).all():
+                raise BundleError(
+                    f"{name}.{field}",
+                    where=where,
+                    expected=f"finite float32 {tuple(shape)}",
+                    found=f"{leaf.dtype} {leaf.shape}",
+                )
+    try:
+        return Densities(members, {name: DENSITIES[name].record(**tree[name]) for name in sorted(shapes)})
+    except TypeError as error:
+        raise BundleError("densities", where=where, found=str(error)) from error

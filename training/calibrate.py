@@ -1,0 +1,140 @@
+"""From a posterior to what decides: densities, recalibration, thresholds. `abstain fit` ends in it, `abstain calibrate` repeats it.
+
+The order matters. Densities are fitted to training rows; then, on the calibration rows alone, first the recalibration,
+which changes what is predicted, and with it the scores, and last the thresholds.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from models.calibration import Calibration, calibrate
+from models.decision import Decision
+from models.densities import OF_TASK, Densities
+from models.errors import ConfigError
+from models.likelihoods import LIKELIHOODS, LikelihoodName
+from models.posterior import Posterior
+from models.predictive import NONE, Predictor, predict_draw
+from models.ranks import coverage_rank, percentile_rank, rows_needed
+from models.recalibration import Recalibration, choose, fit_variance
+from models.scores import SCORES
+from models.summaries import RegressionSummary
+from training.config import CalibrationConfig
+from training.rows import Rows
+
+BUCKETS = (256,)
+"""One bucket serves calibration and evaluation: their rows come by the thousand."""
+DEFAULT: dict[Literal["classification", "regression"], Decision] = {
+    "classification": Decision(scores=("vim", "relative_mahalanobis", "subspace", "gen")),
+    "regression": Decision(scores=("std", "mahalanobis", "input_knn", "range")),
+}
+"""What decides where a config does not say: scores that find different strangeness, by the least p-value."""
+
+
+class Calibrated(NamedTuple):
+    """What thresholds were found for, and with what."""
+
+    predictor: Predictor
+    calibration: Calibration
+    densities: Densities
+    recalibration: Recalibration
+
+
+def decision_of(terms: CalibrationConfig, likelihood: LikelihoodName) -> Decision:
+    """The decision that a config means.
+
+    Raises:
+        ConfigError: it names no score of the likelihood's task, one twice, or a weight for none of its scores.
+    """
+    task = LIKELIHOODS[likelihood].task
+    known = (*SCORES[task], *OF_TASK[task])
+    if terms.decision is None:
+        decision = DEFAULT[task]
+        return decision.model_copy(update=_combination(terms, decision.scores))
+    names = (terms.decision,) if isinstance(terms.decision, str) else terms.decision
+    for name in names:
+        if name not in known:
+            raise ConfigError("calibration.decision", expected=f"some of {', '.join(known)}", found=name)
+    if not names or len(set(names)) < len(names):
+        raise ConfigError("calibration.decision", expected="at least one score, each once", found=list(names))
+    return Decision(scores=names, **_combination(terms, names))
+
+
+def _combination(terms: CalibrationConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    for name in terms.weights:
+        if name not in names:
+            raise ConfigError("calibration.weights", expected=f"weights of {', '.join(names)}", found=name)
+    weights = tuple(terms.weights.get(name, 1.0) for name in names) if terms.weights else ()
+    return {"rule": terms.combine, "weights": weights}
+
+
+def check_terms(terms: CalibrationConfig, likelihood: LikelihoodName, rows: int, classes: int) -> None:
+    """Refuses what calibration could not give, before hours are spent on a fit.
+
+    Raises:
+        ConfigError, CalibrationError: an unknown score; a split too small for the percentile or the coverage.
+    """
+    decision_of(terms, likelihood)
+    percentile_rank(terms.percentile, rows)
+    coverage_rank(terms.coverage, rows)
+    if not terms.per_class:
+        return
+    if not classes:
+        raise ConfigError("calibration.per_class", expected="a likelihood of classes", found=likelihood)
+    needed = classes * rows_needed(terms.percentile / 100)
+    if rows < needed:
+        raise ConfigError(
+            "calibration.per_class",
+            expected=f"at least {needed} calibration rows for {classes} classes at percentile {terms.percentile:g}",
+            found=rows,
+            fix="raise data.calibration_size, or lower the percentile",
+        )
+
+
+def calibrate_posterior(terms: CalibrationConfig, posterior: Posterior, densities: Densities, rows: Rows) -> Calibrated:
+    """Recalibration and thresholds, from the calibration part alone, by the code that serves."""
+    plain = Predictor(posterior, BUCKETS, densities=densities)
+    recalibration = fit_recalibration(posterior, plain, rows) if terms.recalibrate == "auto" else NONE
+    predictor = plain
+    if recalibration.kind != "none":
+        predictor = Predictor(posterior, BUCKETS, densities=densities, recalibration=recalibration)
+    calibration = calibrate(
+        predictor(rows.x),
+        rows.y,
+        decision=decision_of(terms, posterior.model.likelihood),
+        percentile=terms.percentile,
+        coverage=terms.coverage,
+        per_class=terms.per_class,
+        sets=terms.sets,
+        intervals=terms.intervals,
+    )
+    return Calibrated(predictor, calibration, densities, recalibration)
+
+
+def fit_recalibration(posterior: Posterior, predictor: Predictor, rows: Rows) -> Recalibration:
+    """The temperature, on the pooled probabilities or on each draw's, that these rows are likeliest under; or a factor."""
+    if posterior.model.law.task == "classification":
+        return choose(draw_log_probabilities(posterior, rows.x), rows.y.astype(int))
+    summary = cast("RegressionSummary", predictor(rows.x).summary)
+    variance = np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance)
+    return Recalibration(kind="variance", factor=fit_variance(np.asarray(summary.mean), variance, rows.y))
+
+
+def draw_log_probabilities(
+    posterior: Posterior, x: Num[np.ndarray, "rows ..."]
+) -> Float[np.ndarray, "draws rows classes"]:
+    """What each draw predicts for each row, nats."""
+
+    @jax.jit
+    def of_draw(draw: Any, x: Array) -> Array:
+        return jax.lax.map(partial(predict_draw, posterior.model, draw), x, batch_size=512)
+
+    rows = jnp.asarray(x, jnp.float32)
+    draws = range(posterior.size)
+    return np.stack([of_draw(jax.tree.map(lambda leaf, s=s: leaf[s], posterior.draws), rows) for s in draws])
