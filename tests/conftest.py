@@ -22,6 +22,7 @@ install_import_hook(
     [
         "models",
         "training.adaptation",
+        "training.augment",
         "training.bnn",
         "training.chains",
         "training.data",

@@ -27,6 +27,7 @@ from models.posterior import Model, Posterior, check_draws
 from models.predictive import Predictor
 from models.scores import SCORES
 from models.store import check_writable, publish, resolve
+from training.augment import augmentation
 from training.bnn import BNN, observe
 from training.config import Config
 from training.data import Dataset, fit_preprocessing, split
@@ -157,7 +158,8 @@ def pose(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem
         bundle = load(store / name / str(version))
         check_draws(model, bundle.posterior.draws, where=f"method.start_from = {start_from!r}")
         earlier = bundle.posterior.draws
-    problem = Problem(BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.test), earlier)
+    bnn, train, test = BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.test)
+    problem = Problem(bnn, train, test, earlier, augmentation(config, model, dataset.train.x))
     _ = problem.target.sites
     return problem
 
