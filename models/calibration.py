@@ -28,7 +28,7 @@ from models.summaries import ClassificationSummary, PredictiveSummary, Regressio
 STD = Decision(scores=("std",))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """The calibration split's scores, and what is asked of them unless a request says otherwise.
 

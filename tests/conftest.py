@@ -22,9 +22,12 @@ install_import_hook(
     [
         "models",
         "training.adaptation",
+        "training.augment",
         "training.bnn",
         "training.chains",
+        "training.calibrate",
         "training.data",
+        "training.densities",
         "training.diagnostics",
         "training.evaluate",
         "training.export",

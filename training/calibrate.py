@@ -25,6 +25,7 @@ from models.ranks import coverage_rank, percentile_rank, rows_needed
 from models.recalibration import Recalibration, choose, fit_variance
 from models.scores import SCORES
 from models.summaries import RegressionSummary
+from training.augment import transform_rows
 from training.config import CalibrationConfig
 from training.rows import Rows
 
@@ -97,8 +98,12 @@ def check_terms(terms: CalibrationConfig, likelihood: LikelihoodName, rows: int,
         )
 
 
-def calibrate_posterior(terms: CalibrationConfig, posterior: Posterior, densities: Densities, rows: Rows) -> Calibrated:
+def calibrate_posterior(
+    terms: CalibrationConfig, posterior: Posterior, densities: Densities, rows: Rows, seed: int
+) -> Calibrated:
     """Recalibration and thresholds, from the calibration part alone, by the code that serves."""
+    if terms.augment.asked:
+        rows = Rows(transform_rows(seed, rows.x, terms.augment), rows.y)
     plain = Predictor(posterior, BUCKETS, densities=densities)
     recalibration = fit_recalibration(posterior, plain, rows) if terms.recalibrate == "auto" else NONE
     predictor = plain

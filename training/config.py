@@ -45,6 +45,22 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class AugmentConfig(Section):
+    """How images are changed at random (`augment.py`), each way by an amount drawn within its limits; off where 0."""
+
+    shift: NonNegativeInt = 0
+    """Whole pixels, in both directions."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Degrees, either way."""
+    thickness: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Pixels by which bright strokes are thickened or thinned at each edge."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is to be changed."""
+        return bool(self.shift or self.rotate or self.thickness)
+
+
 class DataConfig(Section):
     """Where the rows are, and how they are split in three."""
 
@@ -64,6 +80,8 @@ class DataConfig(Section):
     """Tables only: columns to leave out."""
     inputs: Literal["standardize", "range", "none"] = "standardize"
     """Per feature to mean 0 and std 1; all features together to [0, 1] (pixels); or as they are."""
+    augment: AugmentConfig = AugmentConfig()
+    """Of images: what every gradient sees of a training row. Not for Markov chains and Laplace's approximation."""
 
 
 class LayerPrior(Section):
@@ -288,6 +306,8 @@ class CalibrationConfig(Section):
     """Residuals over the total standard deviation, or distances from the posterior's own quantiles."""
     recalibrate: Literal["none", "auto"] = "none"
     """Whether a temperature (classes), or a factor on standard deviations (numbers), is fitted before the thresholds."""
+    augment: AugmentConfig = AugmentConfig()
+    """Of images: calibration rows changed, each in one way, so that rows changed like them are familiar too."""
 
 
 class Config(Section):
@@ -347,6 +367,7 @@ def _validated(content: dict[str, Any], where: str) -> Config:
 
 _TABLES: dict[str, type[BaseModel]] = {
     "data": DataConfig,
+    "augment": AugmentConfig,
     "prior": PriorConfig,
     "layers": LayerPrior,
     "calibration": CalibrationConfig,

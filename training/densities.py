@@ -58,8 +58,8 @@ def fit_densities(posterior: Posterior, train: Rows, seed: int) -> Densities:
     features, logits = member_features(posterior, members, rows)
     inputs = np.asarray(prepared(model, rows))
     unit = float(is_pixel_like(model))
-    scaled = np.asarray(unit_length(inputs)) if unit else inputs
-    directions = np.asarray(unit_length(features))
+    scaled = np.asarray(unit_length(jnp.asarray(inputs))) if unit else inputs
+    directions = np.asarray(unit_length(jnp.asarray(features)))
     fitted: dict[str, Any] = {
         "vim": lambda: virtual_logit(posterior, members, rows, features, logits),
         "relative_mahalanobis": lambda: mahalanobis(directions, labels, classes),

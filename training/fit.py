@@ -26,6 +26,7 @@ from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
 from models.posterior import Model, Posterior, check_draws
 from models.store import check_writable, publish, resolve
+from training.augment import augmentation
 from training.bnn import BNN, observe
 from training.calibrate import Calibrated, calibrate_posterior, check_terms
 from training.config import Config
@@ -93,7 +94,9 @@ def fit(
     with open_journal(store, config, dataset.fingerprint, packages, progress, resume=resume) as journal:
         fitted = infer(config, problem, journal)
         densities = fit_densities(fitted.posterior, dataset.train, config.seed)
-        calibrated = calibrate_posterior(config.calibration, fitted.posterior, densities, dataset.calibration)
+        calibrated = calibrate_posterior(
+            config.calibration, fitted.posterior, densities, dataset.calibration, config.seed
+        )
         metrics = evaluate_posterior(fitted.posterior, calibrated, dataset)
         fitted = judged(fitted, calibrated.calibration, metrics, dataset)
         write_exports(exports, problem, fitted)
@@ -146,7 +149,8 @@ def pose(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem
         bundle = load(store / name / str(version))
         check_draws(model, bundle.posterior.draws, where=f"method.start_from = {start_from!r}")
         earlier = bundle.posterior.draws
-    problem = Problem(BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.test), earlier)
+    bnn, train, test = BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.test)
+    problem = Problem(bnn, train, test, earlier, augmentation(config, model, dataset.train.x))
     _ = problem.target.sites
     return problem
 

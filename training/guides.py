@@ -109,6 +109,7 @@ def fit_guides(
         journal,
         report=report,
         seen=views(problem),
+        augment=problem.augment,
         chain_method=settings.chain_method,
     )
     return guides, described(traces) | {"loss_unit": "negative ELBO per training row, nats", "starts": settings.starts}

@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
 from models.errors import FitError
+from training.augment import Augment
 from training.bnn import Observations
 from training.chains import compile_over_chains
 from training.config import ChainMethod, Optimisation
@@ -26,6 +27,10 @@ from training.monitor import Views
 Scalar = Float[Array, ""]
 Loss = Callable[[Any, PRNGKeyArray, Observations], Scalar]
 """(parameters, key, batch) -> loss, per row in nats."""
+
+
+AUGMENT = 2**31 - 1
+"""Folded into a member's key for its augmentation; steps and reports fold in other numbers."""
 
 
 class Descent(NamedTuple):
@@ -52,6 +57,7 @@ def descend(
     seen: Views,
     score: Callable[[Any, Views], Scalar] | None = None,
     chosen: Int[np.ndarray, " rows"] | None = None,
+    augment: Augment | None = None,
     chain_method: ChainMethod = "sequential",
 ) -> tuple[Any, Traces]:
     """Descends from `parameters` (with a leading member axis) to where the loss is low.
@@ -62,6 +68,7 @@ def descend(
         seen: the rows that `report` and `score` look at.
         score: higher is better; of the parameters at every report, the best are returned. Without it, the last.
         chosen: which rows of the data are learned from; all, if left out.
+        augment: changes the rows of every step, anew each time they come.
 
     Returns:
         The members' parameters, and the traces: `loss` `[steps, members]`, and the reports `[reports, members]`.
@@ -85,6 +92,9 @@ def descend(
     def steps(state: tuple[Descent, Int[Array, "steps batch"]], data: Observations) -> tuple[Descent, Array]:
         def step(descent: Descent, places: Array) -> tuple[Descent, Array]:
             batch = data.take(places) if gathered else data
+            if augment is not None:
+                key_rows = jax.random.fold_in(jax.random.fold_in(descent.key, AUGMENT), descent.step)
+                batch = batch._replace(x=augment(key_rows, batch.x))
             key_loss = jax.random.fold_in(descent.key, descent.step)
             value, gradient = jax.value_and_grad(loss)(descent.parameters, key_loss, batch)
             updates, memory = rule.update(gradient, descent.optimiser, descent.parameters)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxtyping import PRNGKeyArray
 
 from models.posterior import Draws, Posterior
+from training.augment import Augment
 from training.bnn import BNN, Observations
 from training.chains import Chains
 from training.journal import Journal
@@ -28,12 +29,14 @@ class Problem:
         train: what is learned from.
         monitor: held-out rows, on which progress and diagnostics are taken, and nothing else.
         earlier: draws of an earlier run to start from, where the config names one.
+        augment: what every gradient changes its rows by, where the config asks for it.
     """
 
     bnn: BNN
     train: Observations
     monitor: Observations
     earlier: Draws | None = None
+    augment: Augment | None = None
 
     @property
     def target(self) -> Target:

@@ -61,6 +61,7 @@ def find_modes(
         seen=views(problem, problem.train.take(jnp.asarray(held_out))),
         score=score if held_out.size else None,
         chosen=learned,
+        augment=problem.augment,
         chain_method=chain_method,
     )
 
