@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from models.bundle import CalibrationRecord, calibration_record
 from models.calibration import Calibration, calibrate
 from models.decision import Decision
 from models.densities import OF_TASK, Densities
 from models.errors import ConfigError
 from models.likelihoods import LIKELIHOODS, LikelihoodName
-from models.posterior import Posterior
+from models.posterior import Model, Posterior
 from models.predictive import NONE, Predictor, predict_draw
 from models.ranks import coverage_rank, percentile_rank, rows_needed
 from models.recalibration import Recalibration, choose, fit_variance
@@ -143,3 +144,9 @@ def draw_log_probabilities(
     rows = jnp.asarray(x, jnp.float32)
     draws = range(posterior.size)
     return np.stack([of_draw(jax.tree.map(lambda leaf, s=s: leaf[s], posterior.draws), rows) for s in draws])
+
+
+def record_of(calibrated: Calibrated, terms: CalibrationConfig, model: Model) -> CalibrationRecord:
+    """What the manifest says of a calibration, the config's terms included, for `abstain calibrate` to start from."""
+    record = calibration_record(calibrated.calibration, calibrated.recalibration, model.class_names)
+    return record.model_copy(update={"settings": terms.model_dump(mode="json")})

@@ -1,4 +1,4 @@
-"""Training's commands, `abstain fit` and `abstain evaluate`: parse, call one function, print.
+"""Training's commands, `abstain fit`, `abstain calibrate` and `abstain evaluate`: parse, call one function, print.
 
 Importing this module imports nothing heavy: `abstain -h` and serving's commands pass through it.
 """
@@ -36,6 +36,7 @@ StoreOption = Annotated[Path, typer.Option("--store", envvar="ABSTAIN_STORE", he
 def add_commands(app: typer.Typer) -> None:
     """Adds training's commands to the `abstain` command."""
     app.command(epilog="Example: `abstain fit training/configs/digits-vi.toml --set steps=500`")(fit)
+    app.command(epilog="Example: `abstain calibrate mnist --data mnist.npz --percentile 95`")(calibrate)
     app.command(epilog="Example: `abstain evaluate mnist --data mnist.npz --ood letters=letters.npz --json`")(evaluate)
 
 
@@ -78,6 +79,30 @@ def fit(
     for line in described(published.metrics):
         sys.stderr.write(f"{line}\n")
     typer.echo(f"{settings.name}:{published.version}")
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name:version or name@label")],
+    data: Annotated[str, typer.Option(help="What it was fitted with, or new labelled rows (x and y).")],
+    percentile: Annotated[float | None, typer.Option(help="Of the decision; the model's own if left out.")] = None,
+    coverage: Annotated[float | None, typer.Option(help="Of sets and intervals; the model's own if left out.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the config's [calibration]."),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Give existing draws a new calibration, published as a new version; the old one stays."""
+    check_extra()
+    from training.recalibrate import calibrate_version  # noqa: PLC0415
+
+    asked = [f"{key}={value!r}" for key, value in (("percentile", percentile), ("coverage", coverage)) if value]
+    name, version = calibrate_version(store, model, data, (*(overrides or ()), *asked))
+    if as_json:
+        print_json({"name": name, "version": version})
+        return
+    typer.echo(f"{name}:{version}")
 
 
 def evaluate(
