@@ -1,31 +1,33 @@
 """Evaluation: every figure against its formula written out, and whole versions on sources of all kinds."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 from scipy.special import logsumexp
 from sklearn.datasets import load_digits
-from sklearn.metrics import log_loss
+from sklearn.metrics import roc_auc_score
 
-from models.calibration import threshold
+from models.calibration import judge, threshold
 from models.errors import CalibrationError, DataError
 from models.predictive import Prediction, Predictor
-from training.config import DataConfig
-from training.evaluate import (
-    area_under_risk_coverage,
-    classification_quality,
-    detection,
+from tests.conftest import CONFIGS, silent
+from training.config import DataConfig, read_config
+from training.evaluate import detection, evaluate_version, find_twin, one_draw, quality, quiet, reject_rates
+from training.fit import fit
+from training.metrics import classification_quality
+from training.mixtures import (
     draw_moments,
-    evaluate_version,
-    expected_calibration_error,
     mixture_crps,
     mixture_log_density,
-    quality,
-    reject_rates,
-    score_detection,
+    probability_integral_transform,
 )
+from training.quality import score_detection, twin_detection
 from training.rows import Rows
 from training.sources import read_source
+from training.strange import match_intensity
 
 RNG = np.random.default_rng(0)
 
@@ -46,9 +48,9 @@ def wave_prediction(wave, wave_rows):
 def evaluate(store, tmp_path):
     """Evaluates `digits` on arrays of the test's own."""
 
-    def evaluate(model="digits", percentile=None, ood=None, **arrays):
+    def evaluate(model="digits", percentile=None, ood=None, beside=None, **arrays):
         np.savez(tmp_path / "rows.npz", **arrays)
-        return evaluate_version(store, model, str(tmp_path / "rows.npz"), percentile, ood or {})
+        return evaluate_version(store, model, str(tmp_path / "rows.npz"), percentile, ood or {}, beside=beside)
 
     return evaluate
 
@@ -56,60 +58,6 @@ def evaluate(store, tmp_path):
 IMAGES, LABELS = load_digits(return_X_y=True)
 IMAGES = IMAGES.reshape(-1, 8, 8)[:300]
 LABELS = LABELS[:300]
-
-# ---- classification --------------------------------------------------------------------------------------------------
-
-
-def test_classification_quality_is_its_formulas():
-    """Accuracy, NLL in nats, and the Brier score summed over classes, in float64 and by scikit-learn."""
-    probabilities = RNG.dirichlet([0.5, 1, 2], 400).astype(np.float32)
-    labels = RNG.integers(0, 3, 400)
-    found = classification_quality(probabilities, labels)
-    exact = probabilities.astype(float)
-    assert found["accuracy"] == np.mean([np.argmax(row) == label for row, label in zip(exact, labels, strict=True)])
-    assert found["nll"] == pytest.approx(log_loss(labels, exact / exact.sum(axis=1, keepdims=True)), rel=1e-5)
-    brier = np.mean([((row - np.eye(3)[label]) ** 2).sum() for row, label in zip(exact, labels, strict=True)])
-    assert found["brier"] == pytest.approx(brier, rel=1e-12)
-    assert list(found) == ["accuracy", "nll", "brier", "ece", "aurc"]
-
-
-def test_a_class_given_no_probability_costs_a_finite_nll():
-    """A true class of probability 0 counts as float32's smallest normal number, so that the mean stays finite."""
-    found = classification_quality(np.float32([[1, 0], [1, 0]]), np.array([1, 0]))
-    assert found["nll"] == pytest.approx(-np.log(np.finfo(np.float32).tiny) / 2)
-
-
-@pytest.mark.parametrize("rows", [1, 7, 15, 400])
-def test_ece_is_the_gap_in_bins_of_equal_mass(rows):
-    """Rows in order of confidence, cut into fifteen bins as equal as can be, |accuracy − confidence| weighted by size."""
-    confidence = RNG.uniform(0.3, 1, rows)
-    correct = confidence**2 > RNG.random(rows)
-    order = sorted(range(rows), key=confidence.__getitem__)
-    larger, size = rows % 15, rows // 15
-    gap, start = 0.0, 0
-    for number in range(15):
-        rows_of_bin = order[start : start + size + (number < larger)]
-        start += len(rows_of_bin)
-        gap += abs(sum(correct[row] - confidence[row] for row in rows_of_bin)) / rows
-    assert expected_calibration_error(confidence, correct) == pytest.approx(gap, rel=1e-10)
-
-
-def test_ece_of_the_sure_and_wrong_is_known():
-    """Always sure and half right is off by one half; as often right as sure is off by nothing."""
-    half = np.arange(300) % 2 == 0
-    assert expected_calibration_error(np.ones(300), half) == pytest.approx(0.5)
-    assert expected_calibration_error(np.full(300, 0.5), half) == pytest.approx(0.0)
-
-
-def test_aurc_is_the_mean_risk_over_coverages():
-    """The mean over k of the share of errors among the k most confident rows."""
-    confidence = RNG.permutation(60) / 60
-    correct = RNG.random(60) < 0.7
-    order = np.argsort(-confidence)
-    risks = [np.mean(~correct[order[:k]]) for k in range(1, 61)]
-    assert area_under_risk_coverage(confidence, correct) == pytest.approx(np.mean(risks), rel=1e-12)
-    assert area_under_risk_coverage(np.array([0.9, 0.8]), np.array([True, False])) == 0.25
-
 
 # ---- regression ------------------------------------------------------------------------------------------------------
 
@@ -164,28 +112,14 @@ def test_crps_is_the_integral_of_the_squared_difference():
     assert one == pytest.approx((np.sqrt(2) - 1) / np.sqrt(np.pi))
 
 
+def test_where_targets_fall_is_the_mixtures_distribution_function(wave, wave_rows):
+    """The mean over draws of the normal distribution function, in the target's units."""
+    means, stds = by_hand(wave, wave_rows.x)
+    expected = stats.norm.cdf(wave_rows.y[:, None], means, stds).mean(axis=1)
+    np.testing.assert_allclose(probability_integral_transform(wave.posterior, wave_rows), expected, atol=1e-4)
+
+
 # ---- telling the strange from the familiar ---------------------------------------------------------------------------
-
-
-def test_detection_is_its_formulas():
-    """AUROC is the share of pairs in order, AUPR the mean precision at each OOD row, FPR95 and detection plain shares."""
-    familiar, strange = RNG.normal(size=80).round(1), RNG.normal(1, 1, 50).round(1)
-    found = score_detection(familiar, strange, 1.3)
-    pairs = [np.mean((s > familiar) + 0.5 * (s == familiar)) for s in strange]
-    assert found["auroc"] == pytest.approx(np.mean(pairs))
-    precisions = [(strange >= s).sum() / ((strange >= s).sum() + (familiar >= s).sum()) for s in strange]
-    assert found["aupr"] == pytest.approx(np.mean(precisions))
-    assert found["fpr95"] == np.mean(strange <= np.percentile(familiar, 95))
-    assert found["detection"] == np.mean(strange > np.float32(1.3))
-
-
-def test_a_perfect_and_a_useless_score_have_known_figures():
-    """Sets apart: all ones and no misses. The same set twice: an AUROC of one half, and 95 % pass unseen."""
-    values = np.linspace(0, 1, 201)
-    assert score_detection(values, values + 2, 1.5) == {"auroc": 1.0, "aupr": 1.0, "fpr95": 0.0, "detection": 1.0}
-    same = score_detection(values, values, 0.9)
-    assert same["auroc"] == pytest.approx(0.5)
-    assert same["fpr95"] == pytest.approx(0.95, abs=0.01)
 
 
 def scored(bundle, **scores):
@@ -207,7 +141,9 @@ def test_reject_rates_and_detection_follow_the_percentile(wave):
         assert found["reject"] == found["std"]
         limit = threshold(ascending["std"], percentile or 99.0)
         assert limit == ascending["std"][rank - 1]
-        assert found["std"] == score_detection(ascending["std"], 2 * ascending["std"], limit)
+        assert found["std"] == score_detection(
+            ascending["std"].astype(np.float32), 2 * ascending["std"].astype(np.float32), 2 * ascending["std"] > limit
+        )
 
 
 def test_familiar_rows_are_rejected_at_the_stated_rate(wave, wave_prediction):
@@ -216,6 +152,68 @@ def test_familiar_rows_are_rejected_at_the_stated_rate(wave, wave_prediction):
     spread = stats.betabinom(500, 50, 451).std() / 500
     for rate in reject_rates(wave.calibration, wave_prediction, 90.0).values():
         assert abs(rate - 50 / 501) < 4 * spread
+
+
+def test_a_twin_has_the_scores_of_one_network_and_no_threshold(digits):
+    """AUROC, AUPR and FPR95 of 1 − the largest probability and of the entropy."""
+    one = Predictor(one_draw(digits.posterior, 3), (256,))
+    familiar, strange = one(IMAGES), one(16 - IMAGES)
+    found = twin_detection(familiar, strange)
+    assert set(found) == {"max_probability", "entropy"}
+    truth = np.repeat([0, 1], 300)
+    for name, values in (
+        ("max_probability", [1 - np.asarray(part.summary.mean).max(axis=1) for part in (familiar, strange)]),
+        ("entropy", [np.asarray(part.summary.entropy) for part in (familiar, strange)]),
+    ):
+        assert list(found[name]) == ["auroc", "aupr", "fpr95"]
+        assert found[name]["auroc"] == pytest.approx(roc_auc_score(truth, np.concatenate(values)))
+
+
+# ---- the same intensity ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 6, 3)])
+def test_matched_images_cannot_be_told_by_their_intensity(shape):
+    """Mean intensities far apart have an AUROC of one half afterwards, set by set of any size; each image one factor."""
+    familiar = 10 + 200 * RNG.random((150, *shape)) * RNG.beta(2, 5, (150, *(1 for _ in shape)))
+    strange = 10 + 40 * RNG.random((90, *shape)) * RNG.beta(2, 2, (90, *(1 for _ in shape)))
+    matched = match_intensity(strange, familiar)
+
+    def auroc(images):
+        means = [x.reshape(len(x), -1).mean(axis=1) for x in (familiar, images)]
+        return roc_auc_score(np.repeat([0, 1], [150, 90]), np.concatenate(means))
+
+    assert auroc(strange) < 0.3
+    assert auroc(matched) == pytest.approx(0.5, abs=0.01)
+    black, white = familiar.min(), familiar.max()
+    assert matched.min() >= np.float32(black)
+    assert matched.max() <= np.float32(white) + 1e-3
+    for before, after in zip(strange, matched, strict=True):
+        free = (after < white - 1e-3) & (before > black + 0.1)
+        factors = (after[free] - black) / (before[free] - black)
+        assert factors == pytest.approx(np.full(free.sum(), factors.mean()), rel=1e-3)
+
+
+def test_the_kth_darkest_gets_the_kth_familiar_mean():
+    """Sets of one size: the sorted means are the familiar ones', and the order among the strange stays; uint8 too."""
+    familiar = (100 * RNG.random((40, 8, 8)) * RNG.random((40, 1, 1))).astype(np.uint8)
+    strange = (200 * RNG.random((40, 8, 8)) * RNG.random((40, 1, 1))).astype(np.uint8)
+    means = match_intensity(strange, familiar).mean(axis=(1, 2))
+    np.testing.assert_allclose(np.sort(means), np.sort(familiar.mean(axis=(1, 2))), rtol=2e-3)
+    assert (np.argsort(means) == np.argsort(strange.mean(axis=(1, 2)), kind="stable")).all()
+
+
+def test_black_images_stay_black_and_saturated_ones_stay_in_range():
+    """Nothing can brighten an image without light; one lit pixel becomes white and no more; nothing is NaN."""
+    familiar = 200 + 55 * RNG.random((10, 4, 4))
+    familiar[0, 0, 0] = 0
+    strange = np.zeros((3, 4, 4))
+    strange[1, 2, 2], strange[2, 1, 1] = 1e-30, 3
+    matched = match_intensity(strange, familiar)
+    assert (matched[0] == 0).all()
+    assert np.isfinite(matched).all()
+    assert matched[2, 1, 1] == pytest.approx(familiar.max())
+    assert np.delete(matched[2].ravel(), 5).max() == 0
 
 
 # ---- whole versions --------------------------------------------------------------------------------------------------
@@ -273,6 +271,10 @@ def test_strange_sets_are_reported_by_name(evaluate, digits, tmp_path):
     assert expected["reject"] == expected["mutual_information"]
     assert found["noise"]["entropy"]["auroc"] > 0.8
     assert [figures["auroc"] for figures in found["same"].values()] == pytest.approx([0.5] * 5)
+    assert set(found) == {"noise", "noise_same_intensity", "same", "same_same_intensity"}
+    assert found["noise_same_intensity"] == detection(
+        digits.calibration, predictor(IMAGES), predictor(match_intensity(noise, IMAGES))
+    )
 
 
 @pytest.mark.parametrize(
@@ -302,3 +304,133 @@ def test_quality_of_classes_comes_from_the_served_probabilities(digits):
     prediction = Predictor(digits.posterior, (256,))(IMAGES)
     expected = classification_quality(np.asarray(prediction.summary.mean), LABELS)
     assert quality(digits.posterior, prediction, Rows(IMAGES, LABELS)) == expected
+
+
+# ---- beside the headline ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hard():
+    """Digits half of which are hidden: some right, some wrong, some rejected; no row of the class 7."""
+    images, labels = IMAGES[LABELS != 7].copy(), LABELS[LABELS != 7]
+    images[::3, :4] = 0
+    return images, labels
+
+
+def test_parts_and_classes_are_their_rows_by_hand(evaluate, digits, hard):
+    """Accepted, rejected and each class: the figures of exactly those rows; a class without rows is left out."""
+    images, labels = hard
+    found = evaluate(x_test=images, y_test=labels, percentile=90.0)
+    prediction = Predictor(digits.posterior, (256,))(images)
+    judgement = judge(digits.calibration, prediction, 90.0)
+    probabilities, reject = np.asarray(prediction.summary.mean), judgement.reject
+    assert 0 < reject.sum() < len(labels)
+    for part, chosen in (("accepted", ~reject), ("rejected", reject)):
+        own = classification_quality(probabilities[chosen], labels[chosen])
+        assert found[part] == {"rows": chosen.sum()} | {name: own[name] for name in ("accuracy", "nll", "brier")}
+    assert found["accepted"]["accuracy"] > found["rejected"]["accuracy"]
+    members = [digits.manifest.model.class_names[label] for label in sorted(set(labels))]
+    assert list(found["per_class"]) == members == list("012345689")
+    inside = [judgement.members[row, label] for row, label in enumerate(labels)]
+    for name, figures in found["per_class"].items():
+        own = [row for row, label in enumerate(labels) if str(label) == name]
+        assert figures["rows"] == len(own)
+        assert figures["accuracy"] == np.mean([probabilities[row].argmax() == labels[row] for row in own])
+        assert figures["reject_rate"] == np.mean([reject[row] for row in own])
+        assert figures["set_coverage"] == np.mean([inside[row] for row in own])
+    assert found["conformal"]["coverage"] == np.mean(inside)
+    assert found["conformal"]["mean_size"] == np.mean(judgement.members.sum(axis=1))
+    low, high = found["conformal"]["coverage_interval"]
+    assert low < np.mean(inside) < high
+
+
+def test_intervals_lie_about_their_figures(evaluate, hard, store):
+    """Every headline metric has an interval about it, of a classifier and of a regression; the reject rate's is exact."""
+    images, labels = hard
+    for found, names in (
+        (evaluate(x_test=images, y_test=labels), ["accuracy", "nll", "brier", "ece", "aurc"]),
+        (evaluate_version(store, "wave", "wave", None, {}), ["rmse", "nll", "crps", "coverage_95", "interval_width"]),
+    ):
+        assert sorted(found["intervals"]) == sorted([*names, "reject"])
+        for name in names:
+            low, high = found["intervals"][name]
+            assert low < found[name] < high
+        rejected = round(found["reject_rate"]["reject"] * found["rows"])
+        exact = stats.binomtest(rejected, found["rows"]).proportion_ci(0.95, "exact")
+        assert found["intervals"]["reject"] == pytest.approx([exact.low, exact.high])
+
+
+def test_the_twin_is_the_middle_network_of_the_posterior(evaluate, digits):
+    """Of 20 draws the eleventh: its quality alone, by its own scores."""
+    found = evaluate(x_test=IMAGES, y_test=LABELS)["twin"]
+    middle = Predictor(one_draw(digits.posterior, 10), (256,))(IMAGES)
+    expected = classification_quality(np.asarray(middle.summary.mean), LABELS)
+    assert found == {"model": "digits:1, draw 11 of 20", "draws": 1, **expected, "ood": {}}
+
+
+def test_a_twin_may_be_another_version(evaluate, store):
+    """`beside` names it: its figures are those of its own evaluation; a regression cannot stand beside a classifier."""
+    found = evaluate(x_test=IMAGES, y_test=LABELS, beside="digits:2")
+    other = evaluate("digits:2", x_test=IMAGES, y_test=LABELS)
+    assert found["twin"]["model"] == "digits:2"
+    assert found["twin"]["draws"] == 20
+    for name in ("accuracy", "nll", "brier", "ece", "aurc"):
+        assert found["twin"][name] == other[name]
+    with pytest.raises(DataError, match=r"wave:1: feature_shape of the twin: expected the model's, \(8, 8\), found"):
+        evaluate(x_test=IMAGES, y_test=LABELS, beside="wave")
+
+
+def test_one_network_has_no_twin(digits, store):
+    """A posterior of one draw is its own deterministic twin."""
+    single = dataclasses.replace(digits, posterior=one_draw(digits.posterior, 0))
+    assert find_twin(store, "digits:1", single, None, [("rows", IMAGES)], quiet) is None
+
+
+def test_no_figure_is_nan(evaluate, store, tmp_path):
+    """One row, all rejected or none: every number that is reported is finite, and what no row speaks of is left out."""
+
+    def numbers(tree):
+        if isinstance(tree, dict):
+            return [found for value in tree.values() for found in numbers(value)]
+        if isinstance(tree, list):
+            return [found for value in tree for found in numbers(value)]
+        return [tree] if isinstance(tree, float) else []
+
+    np.savez(tmp_path / "one.npz", x=IMAGES[:1])
+    one = evaluate(x_test=IMAGES[:1], y_test=LABELS[:1], ood={"one": str(tmp_path / "one.npz")})
+    for found in (one, evaluate_version(store, "wave", "wave", None, {"same": "wave"})):
+        assert all(map(math.isfinite, numbers(found)))
+    parts = sorted((one["accepted"], one["rejected"]), key=len)
+    assert parts[0] == {"rows": 0}
+    assert parts[1]["rows"] == 1
+
+
+def test_rows_without_a_finite_prediction_are_refused(evaluate, tmp_path):
+    """Inputs too large for float32's products: the set and the row are named, of test rows and OOD sets alike."""
+    far = IMAGES.copy()
+    far[7] = 3e38
+    with pytest.raises(DataError, match=r"rows.npz: row 7: expected a finite prediction, found \w+"):
+        evaluate(x_test=far, y_test=LABELS)
+    np.savez(tmp_path / "far.npz", x=far[5:])
+    with pytest.raises(DataError, match=r"far: row 2: expected a finite prediction, found \w+"):
+        evaluate(x_test=IMAGES, y_test=LABELS, ood={"far": str(tmp_path / "far.npz")})
+
+
+def test_redrawn_test_rows_are_told_where_the_source_is_another(tmp_path):
+    """The file that was fitted to draws its test rows again; another, or too small a one, may hold training rows."""
+    settings = ("steps=5", "draws=2", "reports=1", "data.calibration_size=120", "data.inputs=range")
+    config = read_config(CONFIGS / "digits-vi.toml", settings)
+    where = tmp_path / "rows.npz"
+    np.savez(where, x=IMAGES, y=LABELS)
+    fit(config, str(where), tmp_path / "store", silent)
+    warned = ["the rows are not those the model was fitted with: some may have been trained on"]
+
+    def notes(**arrays):
+        np.savez(tmp_path / "other.npz", **arrays)
+        return evaluate_version(tmp_path / "store", "digits", str(tmp_path / "other.npz"), None, {})["notes"]
+
+    assert evaluate_version(tmp_path / "store", "digits", str(where), None, {})["notes"] == []
+    assert notes(x=IMAGES, y=LABELS) == []
+    assert notes(x=IMAGES[::-1], y=LABELS[::-1]) == warned
+    assert notes(x=IMAGES[:60], y=LABELS[:60]) == warned
+    assert notes(x_test=IMAGES[:60], y_test=LABELS[:60]) == []

@@ -33,7 +33,7 @@ def draw_reliability(view: View) -> Figure:
         column[0].set_title(name, fontsize=10)
     panels[0, 0].set_ylabel(f"accuracy, {ECE_BINS} bins of equal mass")
     panels[1, 0].set_ylabel("rows")
-    panels[2, 0].set_ylabel("accuracy − confidence")
+    panels[2, 0].set_ylabel("accuracy −\nconfidence")
     return figure
 
 

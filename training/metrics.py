@@ -24,12 +24,12 @@ Terms = dict[str, Float[np.ndarray, " rows"]]
 
 def averaged(terms: Terms) -> dict[str, float]:
     """The metrics that terms come to, of at least one row."""
-    return {name: float(finished(name, values.mean())) for name, values in terms.items()}
+    return {name: float(finished(name, values.mean(keepdims=True))[0]) for name, values in terms.items()}
 
 
-def finished(name: str, mean: float | Float[np.ndarray, " resamples"]) -> float | Float[np.ndarray, " resamples"]:
-    """The metric that a mean of terms stands for: `rmse` is the root of its own."""
-    return np.sqrt(mean) if name == "rmse" else mean
+def finished(name: str, means: Float[np.ndarray, " resamples"]) -> Float[np.ndarray, " resamples"]:
+    """The metric that means of terms stand for: `rmse` is the root of its own."""
+    return np.sqrt(means) if name == "rmse" else means
 
 
 # ---- classification --------------------------------------------------------------------------------------------------
