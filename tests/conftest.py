@@ -48,7 +48,6 @@ install_import_hook(
         "training.resume",
         "training.rows",
         "training.sampling",
-        "training.seen",
         "training.separation_plots",
         "training.sources",
         "training.starts",

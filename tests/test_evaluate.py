@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -12,10 +13,20 @@ from sklearn.metrics import roc_auc_score
 
 from models.calibration import judge, threshold
 from models.errors import CalibrationError, DataError
+from models.posterior import Posterior
 from models.predictive import Prediction, Predictor
 from tests.conftest import CONFIGS, silent
 from training.config import DataConfig, read_config
-from training.evaluate import detection, evaluate_version, find_twin, one_draw, quality, quiet, reject_rates
+from training.evaluate import (
+    detection,
+    evaluate_version,
+    find_twin,
+    one_draw,
+    predict_rows,
+    quality,
+    quiet,
+    reject_rates,
+)
 from training.fit import fit
 from training.metrics import classification_quality
 from training.mixtures import (
@@ -24,7 +35,7 @@ from training.mixtures import (
     mixture_log_density,
     probability_integral_transform,
 )
-from training.quality import score_detection, twin_detection
+from training.quality import check_finite, score_detection, twin_detection
 from training.rows import Rows
 from training.sources import read_source
 from training.strange import match_intensity
@@ -405,15 +416,27 @@ def test_no_figure_is_nan(evaluate, store, tmp_path):
     assert parts[1]["rows"] == 1
 
 
-def test_rows_without_a_finite_prediction_are_refused(evaluate, tmp_path):
-    """Inputs too large for float32's products: the set and the row are named, of test rows and OOD sets alike."""
-    far = IMAGES.copy()
-    far[7] = 3e38
-    with pytest.raises(DataError, match=r"rows.npz: row 7: expected a finite prediction, found \w+"):
-        evaluate(x_test=far, y_test=LABELS)
-    np.savez(tmp_path / "far.npz", x=far[5:])
-    with pytest.raises(DataError, match=r"far: row 2: expected a finite prediction, found \w+"):
-        evaluate(x_test=IMAGES, y_test=LABELS, ood={"far": str(tmp_path / "far.npz")})
+def test_rows_without_a_finite_prediction_are_refused(digits):
+    """Where a network overflows float32 the set and the first such row are named, as is what is not finite."""
+    large = Posterior(
+        digits.posterior.model, jax.tree.map(lambda leaf: leaf * np.float32(1e15), digits.posterior.draws)
+    )
+    images = IMAGES.copy()
+    images[:270] = 0
+    # Zeros in, biases out, finite even so large; a lit picture's products are not.
+    images[281] *= 1e30
+    with pytest.raises(DataError, match=r"far.npz: row \d+: expected a finite prediction, found \w+ .*nan"):
+        predict_rows(Predictor(large, (256,)), images, "far.npz", quiet)
+    assert predict_rows(Predictor(digits.posterior, (256,)), IMAGES, "near.npz", quiet).summary.mean.shape == (300, 10)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_the_row_that_is_not_finite_is_named(wave, value):
+    """One score of one row is enough, and the message says which."""
+    values = np.arange(9, dtype=np.float32)
+    values[4] = value
+    with pytest.raises(DataError, match=rf"rows: row 4: expected a finite prediction, found std {value}"):
+        check_finite(scored(wave, std=values, total_std=np.ones(9, np.float32)), "rows")
 
 
 def test_redrawn_test_rows_are_told_where_the_source_is_another(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Num
 
 from models.bundle import Bundle, Manifest, load
-from models.calibration import judge
+from models.calibration import Calibration, judge, percentile_rank
 from models.errors import DataError
 from models.posterior import Model, Posterior
 from models.predictive import Prediction, Predictor
@@ -74,6 +74,7 @@ def evaluate_version(
     """
     name, bundle = load_version(store, model)
     manifest, calibration = bundle.manifest, bundle.calibration
+    check_percentile(calibration, percentile)
     rows, notes = rows_to_test(manifest, where)
     sets = strange_sets(ood, rows.x, manifest.model)
     everything = [(where, rows.x), *sets.items()]
@@ -126,6 +127,11 @@ def load_version(store: Path, model: str) -> tuple[str, Bundle]:
     return f"{name}:{version}", load(store / name / str(version))
 
 
+def check_percentile(calibration: Calibration, percentile: float | None) -> None:
+    """Refuses a percentile that calibration cannot give before anything is predicted; raises as `judge` does."""
+    percentile_rank(calibration.percentile if percentile is None else percentile, calibration.rows)
+
+
 def rows_to_test(manifest: Manifest, where: str) -> tuple[Rows, list[str]]:
     """The test part of a source, and what to beware of."""
     config = DataConfig.model_validate(manifest.data.settings)
@@ -165,7 +171,7 @@ def find_twin(
     name: str,
     bundle: Bundle,
     beside: str | None,
-    everything: list[tuple[str, Num[np.ndarray, "rows ..."]]],
+    everything: list[tuple[str, Num[np.ndarray, "..."]]],
     progress: Progress,
 ) -> Twin | None:
     """The deterministic twin and its predictions; None where the posterior is one network and no other is named.

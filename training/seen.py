@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Num
@@ -14,7 +13,8 @@ from models.predictive import Prediction
 from training.rows import Rows
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True)
+class Seen:
     """Inputs, what was predicted for them, and what was decided."""
 
     x: Num[np.ndarray, "rows ..."]
@@ -32,7 +32,8 @@ class Seen(NamedTuple):
         return self.judgement.decision
 
 
-class Twin(NamedTuple):
+@dataclass(frozen=True)
+class Twin:
     """What stands beside a version, one network of its posterior or another version, and what it predicts."""
 
     name: str

@@ -18,7 +18,7 @@ _ROUNDS = 20
 
 def strange_sets(
     paths: dict[str, str], familiar: Num[np.ndarray, "rows ..."], model: Model
-) -> dict[str, Num[np.ndarray, "ood ..."]]:
+) -> dict[str, Num[np.ndarray, "..."]]:
     """The inputs of every OOD set by name, and for a model of images each at the familiar intensity, under `…_same_intensity`."""
     sets = {name: read_inputs(path, model) for name, path in paths.items()}
     if not is_image(model):
