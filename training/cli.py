@@ -112,12 +112,19 @@ def evaluate(
     ood: Annotated[
         list[str] | None, typer.Option("--ood", metavar="NAME=PATH", help="A set of strange inputs.")
     ] = None,
+    twin: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A version to stand beside; one network of the posterior if left out."),
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Write pictures into that folder.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Report the quality of a version on the data's test part, and on OOD sets."""
     check_extra()
     from training.evaluate import evaluate_version  # noqa: PLC0415
+    from training.printout import printout  # noqa: PLC0415
+    from training.progress import progress_bar  # noqa: PLC0415
 
     if percentile is not None and not 0 < percentile < 100:
         raise typer.BadParameter(
@@ -126,12 +133,14 @@ def evaluate(
     strange = dict(map(named_path, ood or ()))
     if len(strange) < len(ood or ()):
         raise typer.BadParameter("expected each NAME once", param_hint="--ood")
-    result = evaluate_version(store, model, data, percentile, strange)
+    with progress_bar(model) as progress:
+        result = evaluate_version(store, model, data, percentile, strange, beside=twin, plots=plots, progress=progress)
+    for said in result["notes"]:
+        sys.stderr.write(f"note: {said}\n")
     if as_json:
         print_json(result)
         return
-    for line in described(result):
-        typer.echo(line)
+    typer.echo(printout(result))
 
 
 def named_path(text: str) -> tuple[str, str]:
