@@ -21,8 +21,9 @@ import numpy as np
 import orjson
 
 from models.bundle import load
-from models.calibration import judge, threshold
+from models.calibration import judge
 from models.predictive import Predictor
+from models.ranks import threshold
 from models.store import versions
 
 PROJECT = Path(__file__).resolve().parents[1]

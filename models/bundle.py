@@ -72,6 +72,8 @@ class CalibrationRecord(BaseModel):
     reject_rate_bounds: tuple[float, float] | None = None
     """Shares. Marginal: a class of its own has wider ones."""
     coverage_bounds: tuple[float, float] | None = None
+    settings: dict[str, JsonValue] = {}
+    """The config's `[calibration]`; for people, and for `abstain calibrate` to start from."""
 
 
 class DataRecord(BaseModel):

@@ -193,18 +193,41 @@ def test_evaluate_prints_one_json_document(store, tmp_path):
     assert found == expected
     assert {"accuracy", "nll", "brier", "ece", "aurc", "percentile", "reject_rate", "ood"} <= set(found)
     assert set(found["ood"]["noise"]) == set(found["reject_rate"])
-    assert set(found["ood"]["noise"]["reject"]) == {"auroc", "aupr", "fpr95", "detection"}
+    assert {"auroc", "aupr", "fpr95", "detection", "detection_interval"} <= set(found["ood"]["noise"]["reject"])
     assert found["percentile"] == 90
 
 
-def test_evaluate_prints_a_line_for_each_figure(run, store, wave):
-    """Without --json, names and figures in lines, of a regression as well."""
+def test_evaluate_prints_tables(run, store, wave):
+    """Without --json, names and figures in lines that fit a terminal, of a regression as well."""
     code, out, _ = run("evaluate", "wave", "--data", "wave", "--store", store)
-    lines = dict(re.split(r"\s{2,}", line) for line in out.splitlines())
+    lines = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
     assert code == 0
-    assert lines["model"] == "wave:1"
-    assert lines["rmse"] == f"{wave.manifest.metrics['rmse']:.4f}"
-    assert lines["reject rate reject"] == f"{wave.manifest.metrics['reject_rate']['reject']:.4f}"
+    assert out.startswith("wave:1 on 500 test rows; std decides at the 99th percentile\n")
+    rmse = next(cells for cells in lines if cells[0] == "rmse")
+    assert rmse[1] == f"{wave.manifest.metrics['rmse']:.4f}"
+    assert re.fullmatch(r"0\.\d{4} … 0\.\d{4}", rmse[2])
+    decided = next(cells for cells in lines if cells[0] == "decision (std)")
+    assert decided[1] == f"{wave.manifest.metrics['reject_rate']['reject']:.2%}"
+
+
+def test_evaluate_prints_ood_sets_decision_first_and_draws_plots(run, store, tmp_path):
+    """A block for each OOD set and its variant; a twin from the store; the pictures named in the JSON are there."""
+    np.savez(tmp_path / "noise.npz", x=16 * np.random.default_rng(0).random((40, 8, 8)))
+    asked = ["evaluate", "digits", "--data", "digits", "--ood", f"noise={tmp_path / 'noise.npz'}", "--store", store]
+    code, out, _ = run(*asked, "--twin", "digits:2")
+    assert code == 0
+    assert "twin: digits:2" in out
+    assert max(map(len, out.splitlines())) <= 120
+    for title in ("noise, 40 rows", "noise at the test rows' intensity, 40 rows"):
+        block = out.partition(f" {title} ")[2].splitlines()
+        assert block[0].split() == ["AUROC", "AUPR", "FPR95", "detection", "95", "%", "interval"]
+        assert block[1].startswith(" decision (mutual information) ")
+        assert re.search(r"\d\.\d{4} … \d\.\d{4}$", block[1])
+        assert any(line.startswith("  twin, entropy: AUROC 0.") for line in block)
+    code, out, err = run(*asked, "--plots", tmp_path / "plots", "--json")
+    assert code == 0
+    assert "noise: 40/40" in err
+    assert sorted(json.loads(out)["plots"]) == sorted(path.name for path in (tmp_path / "plots").iterdir())
 
 
 # ---- predict ---------------------------------------------------------------------------------------------------------

@@ -1,31 +1,46 @@
 """Evaluation: every figure against its formula written out, and whole versions on sources of all kinds."""
 
+import dataclasses
+import math
+
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 from scipy.special import logsumexp
 from sklearn.datasets import load_digits
-from sklearn.metrics import log_loss
+from sklearn.metrics import roc_auc_score
 
-from models.calibration import threshold
+from models.calibration import judge
 from models.errors import CalibrationError, DataError
+from models.posterior import Posterior
 from models.predictive import Prediction, Predictor
-from training.config import DataConfig
+from models.ranks import threshold
+from models.summaries import widen
+from tests.conftest import CONFIGS, silent
+from training.config import DataConfig, read_config
 from training.evaluate import (
-    area_under_risk_coverage,
-    classification_quality,
     detection,
-    draw_moments,
     evaluate_version,
-    expected_calibration_error,
+    find_twin,
+    one_draw,
+    predict_rows,
+    quality,
+    quiet,
+    reject_rates,
+)
+from training.fit import fit
+from training.metrics import classification_quality
+from training.mixtures import (
+    draw_moments,
     mixture_crps,
     mixture_log_density,
-    quality,
-    reject_rates,
-    score_detection,
+    probability_integral_transform,
 )
+from training.quality import check_finite, score_detection, twin_detection
 from training.rows import Rows
 from training.sources import read_source
+from training.strange import match_intensity
 
 RNG = np.random.default_rng(0)
 
@@ -39,16 +54,16 @@ def wave_rows():
 @pytest.fixture(scope="module")
 def wave_prediction(wave, wave_rows):
     """What the served code predicts for them."""
-    return Predictor(wave.posterior, (256,))(wave_rows.x)
+    return wave.predictor((256,))(wave_rows.x)
 
 
 @pytest.fixture
 def evaluate(store, tmp_path):
     """Evaluates `digits` on arrays of the test's own."""
 
-    def evaluate(model="digits", percentile=None, ood=None, **arrays):
+    def evaluate(model="digits", percentile=None, ood=None, beside=None, **arrays):
         np.savez(tmp_path / "rows.npz", **arrays)
-        return evaluate_version(store, model, str(tmp_path / "rows.npz"), percentile, ood or {})
+        return evaluate_version(store, model, str(tmp_path / "rows.npz"), percentile, ood or {}, beside=beside)
 
     return evaluate
 
@@ -56,60 +71,6 @@ def evaluate(store, tmp_path):
 IMAGES, LABELS = load_digits(return_X_y=True)
 IMAGES = IMAGES.reshape(-1, 8, 8)[:300]
 LABELS = LABELS[:300]
-
-# ---- classification --------------------------------------------------------------------------------------------------
-
-
-def test_classification_quality_is_its_formulas():
-    """Accuracy, NLL in nats, and the Brier score summed over classes, in float64 and by scikit-learn."""
-    probabilities = RNG.dirichlet([0.5, 1, 2], 400).astype(np.float32)
-    labels = RNG.integers(0, 3, 400)
-    found = classification_quality(probabilities, labels)
-    exact = probabilities.astype(float)
-    assert found["accuracy"] == np.mean([np.argmax(row) == label for row, label in zip(exact, labels, strict=True)])
-    assert found["nll"] == pytest.approx(log_loss(labels, exact / exact.sum(axis=1, keepdims=True)), rel=1e-5)
-    brier = np.mean([((row - np.eye(3)[label]) ** 2).sum() for row, label in zip(exact, labels, strict=True)])
-    assert found["brier"] == pytest.approx(brier, rel=1e-12)
-    assert list(found) == ["accuracy", "nll", "brier", "ece", "aurc"]
-
-
-def test_a_class_given_no_probability_costs_a_finite_nll():
-    """A true class of probability 0 counts as float32's smallest normal number, so that the mean stays finite."""
-    found = classification_quality(np.float32([[1, 0], [1, 0]]), np.array([1, 0]))
-    assert found["nll"] == pytest.approx(-np.log(np.finfo(np.float32).tiny) / 2)
-
-
-@pytest.mark.parametrize("rows", [1, 7, 15, 400])
-def test_ece_is_the_gap_in_bins_of_equal_mass(rows):
-    """Rows in order of confidence, cut into fifteen bins as equal as can be, |accuracy − confidence| weighted by size."""
-    confidence = RNG.uniform(0.3, 1, rows)
-    correct = confidence**2 > RNG.random(rows)
-    order = sorted(range(rows), key=confidence.__getitem__)
-    larger, size = rows % 15, rows // 15
-    gap, start = 0.0, 0
-    for number in range(15):
-        rows_of_bin = order[start : start + size + (number < larger)]
-        start += len(rows_of_bin)
-        gap += abs(sum(correct[row] - confidence[row] for row in rows_of_bin)) / rows
-    assert expected_calibration_error(confidence, correct) == pytest.approx(gap, rel=1e-10)
-
-
-def test_ece_of_the_sure_and_wrong_is_known():
-    """Always sure and half right is off by one half; as often right as sure is off by nothing."""
-    half = np.arange(300) % 2 == 0
-    assert expected_calibration_error(np.ones(300), half) == pytest.approx(0.5)
-    assert expected_calibration_error(np.full(300, 0.5), half) == pytest.approx(0.0)
-
-
-def test_aurc_is_the_mean_risk_over_coverages():
-    """The mean over k of the share of errors among the k most confident rows."""
-    confidence = RNG.permutation(60) / 60
-    correct = RNG.random(60) < 0.7
-    order = np.argsort(-confidence)
-    risks = [np.mean(~correct[order[:k]]) for k in range(1, 61)]
-    assert area_under_risk_coverage(confidence, correct) == pytest.approx(np.mean(risks), rel=1e-12)
-    assert area_under_risk_coverage(np.array([0.9, 0.8]), np.array([True, False])) == 0.25
-
 
 # ---- regression ------------------------------------------------------------------------------------------------------
 
@@ -134,7 +95,7 @@ def test_regression_quality_is_of_the_mixture_in_the_targets_units(wave, wave_ro
     assert list(found) == ["rmse", "nll", "crps", "coverage_95", "interval_width"]
     assert found["rmse"] == pytest.approx(np.sqrt(np.mean((means.mean(axis=1) - wave_rows.y) ** 2)), rel=1e-5)
     log_density = logsumexp(stats.norm.logpdf(wave_rows.y[:, None], means, stds), axis=1) - np.log(means.shape[1])
-    np.testing.assert_allclose(log_density, mixture_log_density(wave.posterior, wave_rows), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(log_density, mixture_log_density(means, stds, wave_rows.y), rtol=1e-9)
     assert found["nll"] == pytest.approx(-log_density.mean(), rel=1e-4)
     assert found["crps"] == pytest.approx(mixture_crps(means, stds, wave_rows.y).mean(), rel=1e-4)
     # Inside the central 95 % interval: the mixture's distribution function at the target lies between the two levels.
@@ -164,58 +125,124 @@ def test_crps_is_the_integral_of_the_squared_difference():
     assert one == pytest.approx((np.sqrt(2) - 1) / np.sqrt(np.pi))
 
 
+def test_where_targets_fall_is_the_mixtures_distribution_function(wave, wave_rows, wave_prediction):
+    """The mean over draws of the normal distribution function, in the target's units."""
+    means, stds = by_hand(wave, wave_rows.x)
+    expected = stats.norm.cdf(wave_rows.y[:, None], means, stds).mean(axis=1)
+    found = probability_integral_transform(wave.posterior, wave_prediction.summary, wave_rows)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_widened_prediction_is_reported_as_it_is_served(wave, wave_rows, wave_prediction):
+    """After variance scaling NLL and CRPS are those of the mixture spread about its mean by the factor."""
+    means, stds = by_hand(wave, wave_rows.x)
+    centre = means.mean(axis=1, keepdims=True)
+    found = quality(wave.posterior, wave_prediction._replace(summary=widen(wave_prediction.summary, 2.0)), wave_rows)
+    spread, wider = centre + 2 * (means - centre), 2 * stds
+    assert found["nll"] == pytest.approx(-mixture_log_density(spread, wider, wave_rows.y).mean(), rel=1e-4)
+    assert found["crps"] == pytest.approx(mixture_crps(spread, wider, wave_rows.y).mean(), rel=1e-4)
+
+
 # ---- telling the strange from the familiar ---------------------------------------------------------------------------
-
-
-def test_detection_is_its_formulas():
-    """AUROC is the share of pairs in order, AUPR the mean precision at each OOD row, FPR95 and detection plain shares."""
-    familiar, strange = RNG.normal(size=80).round(1), RNG.normal(1, 1, 50).round(1)
-    found = score_detection(familiar, strange, 1.3)
-    pairs = [np.mean((s > familiar) + 0.5 * (s == familiar)) for s in strange]
-    assert found["auroc"] == pytest.approx(np.mean(pairs))
-    precisions = [(strange >= s).sum() / ((strange >= s).sum() + (familiar >= s).sum()) for s in strange]
-    assert found["aupr"] == pytest.approx(np.mean(precisions))
-    assert found["fpr95"] == np.mean(strange <= np.percentile(familiar, 95))
-    assert found["detection"] == np.mean(strange > np.float32(1.3))
-
-
-def test_a_perfect_and_a_useless_score_have_known_figures():
-    """Sets apart: all ones and no misses. The same set twice: an AUROC of one half, and 95 % pass unseen."""
-    values = np.linspace(0, 1, 201)
-    assert score_detection(values, values + 2, 1.5) == {"auroc": 1.0, "aupr": 1.0, "fpr95": 0.0, "detection": 1.0}
-    same = score_detection(values, values, 0.9)
-    assert same["auroc"] == pytest.approx(0.5)
-    assert same["fpr95"] == pytest.approx(0.95, abs=0.01)
 
 
 def scored(bundle, **scores):
     """A prediction with these scores, and a summary that nothing here looks at."""
     rows = len(next(iter(scores.values())))
-    summary = Predictor(bundle.posterior, (1,))(np.zeros((1, *bundle.manifest.model.feature_shape))).summary
+    summary = bundle.predictor((1,))(np.zeros((1, *bundle.manifest.model.feature_shape))).summary
     return Prediction(type(summary)(*(np.repeat(leaf, rows, axis=0) for leaf in summary)), scores)
 
 
 def test_reject_rates_and_detection_follow_the_percentile(wave):
     """Each score's share above its own threshold at the percentile asked, the decision's under `reject`, ties not above."""
-    ascending = wave.calibration.scores
+    ascending = wave.calibration.ascending
     familiar = scored(wave, **{name: values.astype(np.float32) for name, values in ascending.items()})
     strange = scored(wave, **{name: 2 * values.astype(np.float32) for name, values in ascending.items()})
     for percentile, rank in ((None, 496), (90.0, 451), (50.0, 251)):
         rates = reject_rates(wave.calibration, familiar, percentile)
-        assert rates == dict.fromkeys(("std", "total_std", "reject"), pytest.approx((500 - rank) / 500))
+        expected = {
+            name: pytest.approx((values > threshold(values, percentile or 99.0)).mean())
+            for name, values in ascending.items()
+        }
+        assert rates == expected | {"reject": pytest.approx((500 - rank) / 500)}
         found = detection(wave.calibration, familiar, strange, percentile)
         assert found["reject"] == found["std"]
         limit = threshold(ascending["std"], percentile or 99.0)
         assert limit == ascending["std"][rank - 1]
-        assert found["std"] == score_detection(ascending["std"], 2 * ascending["std"], limit)
+        assert found["std"] == score_detection(
+            ascending["std"].astype(np.float32), 2 * ascending["std"].astype(np.float32), 2 * ascending["std"] > limit
+        )
 
 
 def test_familiar_rows_are_rejected_at_the_stated_rate(wave, wave_prediction):
     """Of 500 fresh rows each score rejects 10 % at the 90th percentile, within four standard deviations."""
     # Beta-binomial: 500 new rows against the 451st smallest of 500.
     spread = stats.betabinom(500, 50, 451).std() / 500
-    for rate in reject_rates(wave.calibration, wave_prediction, 90.0).values():
-        assert abs(rate - 50 / 501) < 4 * spread
+    for name, rate in reject_rates(wave.calibration, wave_prediction, 90.0).items():
+        # Most rows are within the range, hence tied: no threshold can turn away a tenth of them.
+        assert name == "range" or abs(rate - 50 / 501) < 4 * spread
+
+
+def test_a_twin_has_the_scores_of_one_network_and_no_threshold(digits):
+    """AUROC, AUPR and FPR95 of 1 − the largest probability and of the entropy."""
+    one = Predictor(one_draw(digits.posterior, 3), (256,))
+    familiar, strange = one(IMAGES), one(16 - IMAGES)
+    found = twin_detection(familiar, strange)
+    assert set(found) == {"max_probability", "entropy"}
+    truth = np.repeat([0, 1], 300)
+    for name, values in (
+        ("max_probability", [1 - np.asarray(part.summary.mean).max(axis=1) for part in (familiar, strange)]),
+        ("entropy", [np.asarray(part.summary.entropy) for part in (familiar, strange)]),
+    ):
+        assert list(found[name]) == ["auroc", "aupr", "fpr95"]
+        assert found[name]["auroc"] == pytest.approx(roc_auc_score(truth, np.concatenate(values)))
+
+
+# ---- the same intensity ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 6, 3)])
+def test_matched_images_cannot_be_told_by_their_intensity(shape):
+    """Mean intensities far apart have an AUROC of one half afterwards, set by set of any size; each image one factor."""
+    familiar = 10 + 200 * RNG.random((150, *shape)) * RNG.beta(2, 5, (150, *(1 for _ in shape)))
+    strange = 10 + 40 * RNG.random((90, *shape)) * RNG.beta(2, 2, (90, *(1 for _ in shape)))
+    matched = match_intensity(strange, familiar)
+
+    def auroc(images):
+        means = [x.reshape(len(x), -1).mean(axis=1) for x in (familiar, images)]
+        return roc_auc_score(np.repeat([0, 1], [150, 90]), np.concatenate(means))
+
+    assert auroc(strange) < 0.3
+    assert auroc(matched) == pytest.approx(0.5, abs=0.01)
+    black, white = familiar.min(), familiar.max()
+    assert matched.min() >= np.float32(black)
+    assert matched.max() <= np.float32(white) + 1e-3
+    for before, after in zip(strange, matched, strict=True):
+        free = (after < white - 1e-3) & (before > black + 0.1)
+        factors = (after[free] - black) / (before[free] - black)
+        assert factors == pytest.approx(np.full(free.sum(), factors.mean()), rel=1e-3)
+
+
+def test_the_kth_darkest_gets_the_kth_familiar_mean():
+    """Sets of one size: the sorted means are the familiar ones', and the order among the strange stays; uint8 too."""
+    familiar = (100 * RNG.random((40, 8, 8)) * RNG.random((40, 1, 1))).astype(np.uint8)
+    strange = (200 * RNG.random((40, 8, 8)) * RNG.random((40, 1, 1))).astype(np.uint8)
+    means = match_intensity(strange, familiar).mean(axis=(1, 2))
+    np.testing.assert_allclose(np.sort(means), np.sort(familiar.mean(axis=(1, 2))), rtol=2e-3)
+    assert (np.argsort(means) == np.argsort(strange.mean(axis=(1, 2)), kind="stable")).all()
+
+
+def test_black_images_stay_black_and_saturated_ones_stay_in_range():
+    """Nothing can brighten an image without light; one lit pixel becomes white and no more; nothing is NaN."""
+    familiar = 200 + 55 * RNG.random((10, 4, 4))
+    familiar[0, 0, 0] = 0
+    strange = np.zeros((3, 4, 4))
+    strange[1, 2, 2], strange[2, 1, 1] = 1e-30, 3
+    matched = match_intensity(strange, familiar)
+    assert (matched[0] == 0).all()
+    assert np.isfinite(matched).all()
+    assert matched[2, 1, 1] == pytest.approx(familiar.max())
+    assert np.delete(matched[2].ravel(), 5).max() == 0
 
 
 # ---- whole versions --------------------------------------------------------------------------------------------------
@@ -232,7 +259,7 @@ def test_a_version_evaluates_as_it_did_when_it_was_fitted(store, digits, wave):
 
 def test_a_test_part_is_enough_to_evaluate(evaluate, digits):
     """With x_test and y_test alone, in any dtype and with labels as text, the figures are those of the served code."""
-    probabilities = np.asarray(Predictor(digits.posterior, (256,))(IMAGES).summary.mean)
+    probabilities = np.asarray(digits.predictor((256,))(IMAGES).summary.mean)
     expected = classification_quality(probabilities, LABELS)
     found = evaluate(x_test=IMAGES, y_test=LABELS)
     assert {key: found[key] for key in expected} == expected
@@ -266,13 +293,17 @@ def test_strange_sets_are_reported_by_name(evaluate, digits, tmp_path):
     np.savez(tmp_path / "same.npz", x=IMAGES)
     ood = {name: str(tmp_path / f"{name}.npz") for name in ("noise", "same")}
     found = evaluate(x_test=IMAGES, y_test=LABELS, ood=ood)["ood"]
-    predictor = Predictor(digits.posterior, (256,))
+    predictor = digits.predictor((256,))
     expected = detection(digits.calibration, predictor(IMAGES), predictor(noise))
     assert found["noise"] == expected
-    assert set(expected) == {"std", "entropy", "mutual_information", "max_probability", "reject"}
+    assert set(expected) == {*digits.calibration.scores, "reject"}
     assert expected["reject"] == expected["mutual_information"]
     assert found["noise"]["entropy"]["auroc"] > 0.8
-    assert [figures["auroc"] for figures in found["same"].values()] == pytest.approx([0.5] * 5)
+    assert {figures["auroc"] for figures in found["same"].values()} == {0.5}
+    assert set(found) == {"noise", "noise_same_intensity", "same", "same_same_intensity"}
+    assert found["noise_same_intensity"] == detection(
+        digits.calibration, predictor(IMAGES), predictor(match_intensity(noise, IMAGES))
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,6 +330,148 @@ def test_a_percentile_beyond_the_calibration_rows_is_refused(evaluate):
 
 def test_quality_of_classes_comes_from_the_served_probabilities(digits):
     """`quality` picks the classifier's figures by what was predicted."""
-    prediction = Predictor(digits.posterior, (256,))(IMAGES)
+    prediction = digits.predictor((256,))(IMAGES)
     expected = classification_quality(np.asarray(prediction.summary.mean), LABELS)
     assert quality(digits.posterior, prediction, Rows(IMAGES, LABELS)) == expected
+
+
+# ---- beside the headline ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hard():
+    """Digits half of which are hidden: some right, some wrong, some rejected; no row of the class 7."""
+    images, labels = IMAGES[LABELS != 7].copy(), LABELS[LABELS != 7]
+    images[::3, :4] = 0
+    return images, labels
+
+
+def test_parts_and_classes_are_their_rows_by_hand(evaluate, digits, hard):
+    """Accepted, rejected and each class: the figures of exactly those rows; a class without rows is left out."""
+    images, labels = hard
+    found = evaluate(x_test=images, y_test=labels, percentile=90.0)
+    prediction = digits.predictor((256,))(images)
+    judgement = judge(digits.calibration, prediction, 90.0)
+    probabilities, reject = np.asarray(prediction.summary.mean), judgement.reject
+    assert 0 < reject.sum() < len(labels)
+    for part, chosen in (("accepted", ~reject), ("rejected", reject)):
+        own = classification_quality(probabilities[chosen], labels[chosen])
+        assert found[part] == {"rows": chosen.sum()} | {name: own[name] for name in ("accuracy", "nll", "brier")}
+    assert found["accepted"]["accuracy"] > found["rejected"]["accuracy"]
+    members = [digits.manifest.model.class_names[label] for label in sorted(set(labels))]
+    assert list(found["per_class"]) == members == list("012345689")
+    inside = [judgement.members[row, label] for row, label in enumerate(labels)]
+    for name, figures in found["per_class"].items():
+        own = [row for row, label in enumerate(labels) if str(label) == name]
+        assert figures["rows"] == len(own)
+        assert figures["accuracy"] == np.mean([probabilities[row].argmax() == labels[row] for row in own])
+        assert figures["reject_rate"] == np.mean([reject[row] for row in own])
+        assert figures["set_coverage"] == np.mean([inside[row] for row in own])
+    assert found["conformal"]["coverage"] == np.mean(inside)
+    assert found["conformal"]["mean_size"] == np.mean(judgement.members.sum(axis=1))
+    low, high = found["conformal"]["coverage_interval"]
+    assert low < np.mean(inside) < high
+
+
+def test_intervals_lie_about_their_figures(evaluate, hard, store):
+    """Every headline metric has an interval about it, of a classifier and of a regression; the reject rate's is exact."""
+    images, labels = hard
+    for found, names in (
+        (evaluate(x_test=images, y_test=labels), ["accuracy", "nll", "brier", "ece", "aurc"]),
+        (evaluate_version(store, "wave", "wave", None, {}), ["rmse", "nll", "crps", "coverage_95", "interval_width"]),
+    ):
+        assert sorted(found["intervals"]) == sorted([*names, "reject"])
+        for name in names:
+            low, high = found["intervals"][name]
+            assert low < found[name] < high
+        rejected = round(found["reject_rate"]["reject"] * found["rows"])
+        exact = stats.binomtest(rejected, found["rows"]).proportion_ci(0.95, "exact")
+        assert found["intervals"]["reject"] == pytest.approx([exact.low, exact.high])
+
+
+def test_the_twin_is_the_middle_network_of_the_posterior(evaluate, digits):
+    """Of 20 draws the eleventh: its quality alone, by its own scores."""
+    found = evaluate(x_test=IMAGES, y_test=LABELS)["twin"]
+    middle = Predictor(one_draw(digits.posterior, 10), (256,))(IMAGES)
+    expected = classification_quality(np.asarray(middle.summary.mean), LABELS)
+    assert found == {"model": "digits:1, draw 11 of 20", "draws": 1, **expected, "ood": {}}
+
+
+def test_a_twin_may_be_another_version(evaluate, store):
+    """`beside` names it: its figures are those of its own evaluation; a regression cannot stand beside a classifier."""
+    found = evaluate(x_test=IMAGES, y_test=LABELS, beside="digits:2")
+    other = evaluate("digits:2", x_test=IMAGES, y_test=LABELS)
+    assert found["twin"]["model"] == "digits:2"
+    assert found["twin"]["draws"] == 20
+    for name in ("accuracy", "nll", "brier", "ece", "aurc"):
+        assert found["twin"][name] == other[name]
+    with pytest.raises(DataError, match=r"wave:1: feature_shape of the twin: expected the model's, \(8, 8\), found"):
+        evaluate(x_test=IMAGES, y_test=LABELS, beside="wave")
+
+
+def test_one_network_has_no_twin(digits, store):
+    """A posterior of one draw is its own deterministic twin."""
+    single = dataclasses.replace(digits, posterior=one_draw(digits.posterior, 0))
+    assert find_twin(store, "digits:1", single, None, [("rows", IMAGES)], quiet) is None
+
+
+def test_no_figure_is_nan(evaluate, store, tmp_path):
+    """One row, all rejected or none: every number that is reported is finite, and what no row speaks of is left out."""
+
+    def numbers(tree):
+        if isinstance(tree, dict):
+            return [found for value in tree.values() for found in numbers(value)]
+        if isinstance(tree, list):
+            return [found for value in tree for found in numbers(value)]
+        return [tree] if isinstance(tree, float) else []
+
+    np.savez(tmp_path / "one.npz", x=IMAGES[:1])
+    one = evaluate(x_test=IMAGES[:1], y_test=LABELS[:1], ood={"one": str(tmp_path / "one.npz")})
+    for found in (one, evaluate_version(store, "wave", "wave", None, {"same": "wave"})):
+        assert all(map(math.isfinite, numbers(found)))
+    parts = sorted((one["accepted"], one["rejected"]), key=len)
+    assert parts[0] == {"rows": 0}
+    assert parts[1]["rows"] == 1
+
+
+def test_rows_without_a_finite_prediction_are_refused(digits):
+    """Where a network overflows float32 the set and the first such row are named, as is what is not finite."""
+    large = Posterior(
+        digits.posterior.model, jax.tree.map(lambda leaf: leaf * np.float32(1e15), digits.posterior.draws)
+    )
+    images = IMAGES.copy()
+    images[:270] = 0
+    # Zeros in, biases out, finite even so large; a lit picture's products are not.
+    images[281] *= 1e30
+    with pytest.raises(DataError, match=r"far.npz: row \d+: expected a finite prediction, found \w+ .*nan"):
+        predict_rows(Predictor(large, (256,)), images, "far.npz", quiet)
+    assert predict_rows(digits.predictor((256,)), IMAGES, "near.npz", quiet).summary.mean.shape == (300, 10)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_the_row_that_is_not_finite_is_named(wave, value):
+    """One score of one row is enough, and the message says which."""
+    values = np.arange(9, dtype=np.float32)
+    values[4] = value
+    with pytest.raises(DataError, match=rf"rows: row 4: expected a finite prediction, found std {value}"):
+        check_finite(scored(wave, std=values, total_std=np.ones(9, np.float32)), "rows")
+
+
+def test_redrawn_test_rows_are_told_where_the_source_is_another(tmp_path):
+    """The file that was fitted to draws its test rows again; another, or too small a one, may hold training rows."""
+    settings = ("steps=5", "draws=2", "reports=1", "data.calibration_size=120", "data.inputs=range")
+    config = read_config(CONFIGS / "digits-vi.toml", settings)
+    where = tmp_path / "rows.npz"
+    np.savez(where, x=IMAGES, y=LABELS)
+    fit(config, str(where), tmp_path / "store", silent)
+    warned = ["the rows are not those the model was fitted with: some may have been trained on"]
+
+    def notes(**arrays):
+        np.savez(tmp_path / "other.npz", **arrays)
+        return evaluate_version(tmp_path / "store", "digits", str(tmp_path / "other.npz"), None, {})["notes"]
+
+    assert evaluate_version(tmp_path / "store", "digits", str(where), None, {})["notes"] == []
+    assert notes(x=IMAGES, y=LABELS) == []
+    assert notes(x=IMAGES[::-1], y=LABELS[::-1]) == warned
+    assert notes(x=IMAGES[:60], y=LABELS[:60]) == warned
+    assert notes(x_test=IMAGES[:60], y_test=LABELS[:60]) == []

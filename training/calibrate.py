@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from models.bundle import CalibrationRecord, calibration_record
 from models.calibration import Calibration, calibrate
 from models.decision import Decision
 from models.densities import OF_TASK, Densities
@@ -33,7 +34,7 @@ BUCKETS = (256,)
 """One bucket serves calibration and evaluation: their rows come by the thousand."""
 DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
     "images": Decision(scores=("vim", "relative_mahalanobis", "subspace", "gen")),
-    "tables": Decision(scores=("relative_mahalanobis", "subspace", "knn", "range")),
+    "tables": Decision(scores=("relative_mahalanobis", "knn", "input_knn", "range")),
     "regression": Decision(scores=("std", "mahalanobis", "input_knn", "range")),
 }
 """What decides where a config does not say: scores that find different strangeness, by the least p-value.
@@ -149,3 +150,9 @@ def draw_log_probabilities(
     rows = jnp.asarray(x, jnp.float32)
     draws = range(posterior.size)
     return np.stack([of_draw(jax.tree.map(lambda leaf, s=s: leaf[s], posterior.draws), rows) for s in draws])
+
+
+def record_of(calibrated: Calibrated, terms: CalibrationConfig, model: Model) -> CalibrationRecord:
+    """What the manifest says of a calibration, the config's terms included, for `abstain calibrate` to start from."""
+    record = calibration_record(calibrated.calibration, calibrated.recalibration, model.class_names)
+    return record.model_copy(update={"settings": terms.model_dump(mode="json")})

@@ -1,4 +1,4 @@
-"""Training's commands, `abstain fit` and `abstain evaluate`: parse, call one function, print.
+"""Training's commands, `abstain fit`, `abstain calibrate` and `abstain evaluate`: parse, call one function, print.
 
 Importing this module imports nothing heavy: `abstain -h` and serving's commands pass through it.
 """
@@ -36,6 +36,7 @@ StoreOption = Annotated[Path, typer.Option("--store", envvar="ABSTAIN_STORE", he
 def add_commands(app: typer.Typer) -> None:
     """Adds training's commands to the `abstain` command."""
     app.command(epilog="Example: `abstain fit training/configs/digits-vi.toml --set steps=500`")(fit)
+    app.command(epilog="Example: `abstain calibrate mnist --data mnist.npz --percentile 95`")(calibrate)
     app.command(epilog="Example: `abstain evaluate mnist --data mnist.npz --ood letters=letters.npz --json`")(evaluate)
 
 
@@ -80,6 +81,30 @@ def fit(
     typer.echo(f"{settings.name}:{published.version}")
 
 
+def calibrate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name:version or name@label")],
+    data: Annotated[str, typer.Option(help="What it was fitted with, or new labelled rows (x and y).")],
+    percentile: Annotated[float | None, typer.Option(help="Of the decision; the model's own if left out.")] = None,
+    coverage: Annotated[float | None, typer.Option(help="Of sets and intervals; the model's own if left out.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the config's [calibration]."),
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Give existing draws a new calibration, published as a new version; the old one stays."""
+    check_extra()
+    from training.recalibrate import calibrate_version  # noqa: PLC0415
+
+    asked = [f"{key}={value!r}" for key, value in (("percentile", percentile), ("coverage", coverage)) if value]
+    name, version = calibrate_version(store, model, data, (*(overrides or ()), *asked))
+    if as_json:
+        print_json({"name": name, "version": version})
+        return
+    typer.echo(f"{name}:{version}")
+
+
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name:version or name@label")],
     data: Annotated[str, typer.Option(help="A path, or an embedded set.")],
@@ -87,12 +112,19 @@ def evaluate(
     ood: Annotated[
         list[str] | None, typer.Option("--ood", metavar="NAME=PATH", help="A set of strange inputs.")
     ] = None,
+    twin: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A version to stand beside; one network of the posterior if left out."),
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Write pictures into that folder.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Report the quality of a version on the data's test part, and on OOD sets."""
     check_extra()
     from training.evaluate import evaluate_version  # noqa: PLC0415
+    from training.printout import printout  # noqa: PLC0415
+    from training.progress import progress_bar  # noqa: PLC0415
 
     if percentile is not None and not 0 < percentile < 100:
         raise typer.BadParameter(
@@ -101,12 +133,14 @@ def evaluate(
     strange = dict(map(named_path, ood or ()))
     if len(strange) < len(ood or ()):
         raise typer.BadParameter("expected each NAME once", param_hint="--ood")
-    result = evaluate_version(store, model, data, percentile, strange)
+    with progress_bar(model) as progress:
+        result = evaluate_version(store, model, data, percentile, strange, beside=twin, plots=plots, progress=progress)
+    for said in result["notes"]:
+        sys.stderr.write(f"note: {said}\n")
     if as_json:
         print_json(result)
         return
-    for line in described(result):
-        typer.echo(line)
+    typer.echo(printout(result))
 
 
 def named_path(text: str) -> tuple[str, str]:

@@ -342,7 +342,7 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
         raise ConfigError("is not TOML", where=str(path), found=str(error)) from error
     before = _validated(content, str(path))
     for override in overrides:
-        _apply(override, content, before)
+        apply_override(override, content, before)
     return _validated(content, f"{path} with {' '.join(overrides)}" if overrides else str(path))
 
 
@@ -396,8 +396,12 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
     return ", ".join(sorted(known))
 
 
-def _apply(override: str, content: dict[str, Any], config: Config) -> None:
-    """Writes one `KEY=VALUE` into the content of the file."""
+def apply_override(override: str, content: dict[str, Any], config: Section) -> None:
+    """Writes one `KEY=VALUE` into the content of a file, or of one of its tables, whose defaults `config` has.
+
+    Raises:
+        ConfigError: there is no such key.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError("--set", expected="KEY=VALUE", found=clip_repr(override))

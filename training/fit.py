@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from models.bundle import (
-    DataRecord,
-    Manifest,
-    MethodRecord,
-    calibration_record,
-    load,
-    write_arrays,
-    write_manifest,
-)
+from models.bundle import DataRecord, Manifest, MethodRecord, load
 from models.calibration import Calibration
 from models.densities import shapes_of
 from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
 from models.posterior import Model, Posterior, check_draws
-from models.store import check_writable, publish, resolve
+from models.store import check_writable, resolve
 from training.augment import augmentation
 from training.bnn import BNN, observe
-from training.calibrate import Calibrated, calibrate_posterior, check_terms
+from training.calibrate import Calibrated, calibrate_posterior, check_terms, record_of
 from training.config import Config
 from training.data import Dataset, fit_preprocessing, split
 from training.densities import fit_densities
@@ -39,7 +28,7 @@ from training.journal import Journal, Progress
 from training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
 from training.methods import map as mode
 from training.methods.form import Fitted, Method, Problem
-from training.report import write_report
+from training.publish import git_commit, installed_packages, now, publish_version
 from training.resume import can_be_lengthened, close_journal, open_journal
 from training.sources import read_source
 
@@ -53,7 +42,6 @@ METHODS: dict[str, Method] = {
     "chees": chees.fit,
     "mile": mile.fit,
 }
-PACKAGES = ("abstain", "jax", "jaxlib", "flax", "numpyro", "blackjax", "optax", "numpy", "orbax-checkpoint")
 
 
 class Published(NamedTuple):
@@ -101,7 +89,8 @@ def fit(
         metrics = evaluate_posterior(fitted.posterior, calibrated, dataset)
         fitted = judged(fitted, calibrated.calibration, metrics, dataset)
         write_exports(exports, problem, fitted)
-        version = publish_bundle(store, config, dataset, fitted, calibrated, metrics)
+        manifest = describe(config, dataset, fitted, calibrated, metrics)
+        version = publish_version(store, manifest, fitted.posterior, calibrated)
         close_journal(journal, keep=can_be_lengthened(config))
     return Published(version, metrics, fitted.shortfalls, fitted.notes)
 
@@ -185,24 +174,6 @@ def judged(fitted: Fitted, calibration: Calibration, metrics: dict[str, Any], da
     return fitted._replace(shortfalls=(*fitted.shortfalls, *said), notes=notes)
 
 
-def publish_bundle(
-    store: Path, config: Config, dataset: Dataset, fitted: Fitted, calibrated: Calibrated, metrics: dict[str, Any]
-) -> int:
-    """A new version in the store, whole or not at all; returns its number."""
-    unnumbered = describe(config, dataset, fitted, calibrated, metrics)
-    calibration = calibrated.calibration
-
-    def write(folder: Path) -> None:
-        write_arrays(folder, fitted.posterior, calibration, calibrated.densities)
-
-    def seal(folder: Path, version: int) -> None:
-        manifest = unnumbered.model_copy(update={"version": version})
-        write_report(folder / "report.html", manifest, calibration)
-        write_manifest(folder, manifest)
-
-    return publish(store, config.name, write, seal)
-
-
 def describe(
     config: Config, dataset: Dataset, fitted: Fitted, calibrated: Calibrated, metrics: dict[str, Any]
 ) -> Manifest:
@@ -211,13 +182,11 @@ def describe(
     return Manifest(
         name=config.name,
         version=0,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=now(),
         model=fitted.posterior.model,
         draws=fitted.posterior.size,
         method=MethodRecord(kind=config.method.kind, settings=settings["method"] | {"prior": settings["prior"]}),
-        calibration=calibration_record(
-            calibrated.calibration, calibrated.recalibration, fitted.posterior.model.class_names
-        ),
+        calibration=record_of(calibrated, config.calibration, fitted.posterior.model),
         densities=shapes_of(calibrated.densities),
         diagnostics=fitted.diagnostics,
         shortfalls=fitted.shortfalls,
@@ -235,29 +204,3 @@ def describe(
         packages=installed_packages(),
         git_commit=git_commit(),
     )
-
-
-def installed_packages() -> dict[str, str]:
-    """Versions of the packages that a result may depend on."""
-    found = {
-        distribution.name: distribution.version
-        for distribution in importlib.metadata.distributions()
-        if distribution.name
-    }
-    return {name: found[name] for name in PACKAGES if name in found}
-
-
-def git_commit() -> str | None:
-    """The commit of this code, if it runs from a checkout; `-dirty` where files were changed since."""
-    here = Path(__file__)
-    try:
-        # An installed copy may lie within another project's checkout, whose commit says nothing of this code.
-        _git(here.parent, "ls-files", "--error-unmatch", here.name)
-        return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout

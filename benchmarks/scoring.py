@@ -1,0 +1,134 @@
+"""`make bench`, the cost of scores: an ensemble's answer with every default score, beside the ensemble's pass alone.
+
+    python benchmarks/scoring.py [--rounds 30]
+
+For networks of three sizes and every bucket it prints, in milliseconds a call (medians; the two are called in turns):
+the pass alone, from rows to mean, standard deviations and entropies; the same call with every score, densities included;
+and with the judgement on the host on top: p-values, the combined decision, prediction sets. Then the densities' size on
+disk. Weights and rows are random: no cost depends on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orjson
+
+from models.calibration import calibrate, judge
+from models.networks import MLPSpec
+from models.posterior import Model, Posterior
+from models.predictive import Predictor, pack, predict_packed
+from models.preprocessing import Preprocessing
+from training.calibrate import DEFAULT
+from training.densities import fit_densities
+from training.rows import Rows
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SHAPES: dict[str, dict[str, Any]] = {
+    "784-400-400-10, 30 draws": {"hidden": (400, 400), "shape": (28, 28), "classes": 10, "draws": 30},
+    "784-64-64-10, 100 draws": {"hidden": (64, 64), "shape": (28, 28), "classes": 10, "draws": 100},
+    "16-64-64-20, 100 draws": {"hidden": (64, 64), "shape": (16,), "classes": 20, "draws": 100},
+}
+BATCHES = (1, 8, 32, 256)
+
+
+def main() -> int:
+    """Measures, prints, and writes `benchmarks/results/scoring.json`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    found = {name: measure(options.rounds, **shape) for name, shape in SHAPES.items()}
+    report(found)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "scoring.json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    return 0
+
+
+def measure(rounds: int, *, hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, draws: int) -> Any:
+    """One network's milliseconds, by batch, and the densities' megabytes."""
+    posterior, rows = example(hidden, shape, classes, draws)
+    densities = fit_densities(posterior, rows, seed=0)
+    times = {batch: timed(posterior, densities, rows, batch, rounds) for batch in BATCHES}
+    return {
+        "megabytes": {name: sum(leaf.nbytes for leaf in record) / 1e6 for name, record in densities.records.items()},
+        "batches": {str(batch): time for batch, time in times.items()},
+    }
+
+
+def example(hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, draws: int) -> tuple[Posterior, Rows]:
+    """An ensemble of random networks, and 20,000 rows of random blobs, as pixels if the rows are images."""
+    rng = np.random.default_rng(0)
+    pixels = len(shape) > 1
+    model = Model(
+        network=MLPSpec(hidden=hidden),
+        likelihood="categorical",
+        preprocessing=Preprocessing(scale=(255.0,)) if pixels else Preprocessing(shift=(0.0,) * 16, scale=(1.0,) * 16),
+        feature_shape=shape,
+        class_names=tuple(map(str, range(classes))),
+    )
+    y = rng.integers(classes, size=20_000)
+    centres = rng.uniform(0, 255, (classes, *shape)) if pixels else rng.normal(size=(classes, *shape))
+    x = np.float32(centres[y] + rng.normal(size=(20_000, *shape)) * (40 if pixels else 0.5))
+    example_row = jnp.zeros(shape)
+    start = jax.vmap(lambda key: model.module.init(key, example_row)["params"])
+    network = jax.device_get(start(jax.random.split(jax.random.key(0), draws)))
+    return Posterior(model, {"network": network}), Rows(np.clip(x, 0, 255) if pixels else x, y)
+
+
+def timed(posterior: Posterior, densities: Any, rows: Rows, batch: int, rounds: int) -> dict[str, float]:
+    """Medians of milliseconds a call, taken in turns."""
+    predictor = Predictor(posterior, (batch,), densities=densities)
+    calibration = calibrate(
+        Predictor(posterior, (256,), densities=densities)(rows.x[:5000]),
+        rows.y[:5000],
+        decision=DEFAULT["classification"],
+    )
+    x = rows.x[:batch]
+    calls: dict[str, Callable[[], Any]] = {
+        "pass": pass_alone(posterior, batch, x),
+        "scored": lambda: predictor(x),
+        "judged": lambda: judge(calibration, predictor(x)),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            spent[name].append(1e3 * (time.perf_counter() - started))
+    return {name: float(np.median(times)) for name, times in spent.items()}
+
+
+def pass_alone(posterior: Posterior, batch: int, x: np.ndarray) -> Callable[[], Any]:
+    """The compiled ensemble without a score: XLA leaves out what nobody asks for."""
+    packed = jax.device_put(pack(posterior.draws))
+    rows = jax.ShapeDtypeStruct((batch, *posterior.model.feature_shape), jnp.float32)
+    summary = jax.jit(lambda packed, rows: partial(predict_packed, posterior.model)(packed, rows).summary)
+    compiled = summary.lower(packed, rows).compile()
+    return lambda: jax.device_get(compiled(packed, np.float32(x)))
+
+
+def report(found: dict[str, Any]) -> None:
+    """The table."""
+    for name, one in found.items():
+        sizes = ", ".join(f"{score} {size:.1f}" for score, size in one["megabytes"].items())
+        print(f"\n{name}; densities {sum(one['megabytes'].values()):.1f} MB ({sizes})")
+        print("batch   pass alone ms   + every score ms      + judgement ms")
+        for batch, times in one["batches"].items():
+            alone = times["pass"]
+            print(
+                f"{batch:>5} {alone:>15.2f} {times['scored']:>12.2f} {times['scored'] / alone - 1:>+6.0%}"
+                f" {times['judged']:>12.2f} {times['judged'] / alone - 1:>+6.0%}"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

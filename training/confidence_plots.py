@@ -1,0 +1,115 @@
+"""Plots of how far a version's confidence can be relied on: reliability, and risk against coverage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from models.predictive import Prediction
+from models.summaries import ClassificationSummary
+from training.bootstrap import share_interval
+from training.canvas import ACCENT, INK, MUTED, WARM, plain, titled_figure
+from training.metrics import ECE_BINS, equal_mass_starts, expected_calibration_error, risks
+from training.quality import confidence
+from training.seen import View
+
+
+def draw_reliability(view: View) -> Figure:
+    """Accuracy against confidence in bins of equal mass, the gap in each bin, and the counts; the twin beside.
+
+    A sure model has most of its bins in one corner of the diagram, hence the gaps again below, bin by bin.
+    """
+    sides = [(view.name, view.familiar.prediction, ACCENT)]
+    if view.twin:
+        sides.append((f"twin: {view.twin.name}", view.twin.familiar, INK))
+    title = "Is it as often right as it is sure? On the line it is; below the line it is too sure, above it too modest"
+    figure = titled_figure(title, 4.9 * len(sides), 7.4)
+    panels = figure.subplots(3, len(sides), squeeze=False, sharey="row", height_ratios=(4, 1, 1.6))
+    for column, (name, prediction, color) in zip(panels.T, sides, strict=True):
+        _draw_reliability_column(column, prediction, view, color)
+        column[0].set_title(name, fontsize=10)
+    panels[0, 0].set_ylabel(f"accuracy, {ECE_BINS} bins of equal mass")
+    panels[1, 0].set_ylabel("rows")
+    panels[2, 0].set_ylabel("accuracy −\nconfidence")
+    return figure
+
+
+def _draw_reliability_column(column: Any, prediction: Prediction, view: View, color: str) -> None:
+    diagram, counts, gaps = column
+    certain, correct = confidence(prediction), losses(prediction, view) == 0
+    parts = np.split(np.argsort(certain, kind="stable"), equal_mass_starts(len(certain))[1:])
+    means = np.array([certain[part].mean() for part in parts])
+    shares = np.array([correct[part].mean() for part in parts])
+    exact = np.array([share_interval(int(correct[part].sum()), len(part)) for part in parts])
+    bars = np.maximum([shares - exact[:, 0], exact[:, 1] - shares], 0)
+    look = {"fmt": "o", "color": color, "markersize": 4.5, "elinewidth": 1, "capsize": 2}
+    diagram.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
+    diagram.errorbar(means, shares, bars, **look)
+    told = f"ECE {expected_calibration_error(certain, correct):.4f}\n{min(map(len, parts)):,} rows in a bin"
+    diagram.text(0.04, 0.95, told, transform=diagram.transAxes, va="top", fontsize=9)
+    diagram.set(xlim=(0, 1.01), ylim=(0, 1.02))
+    diagram.tick_params(labelbottom=False)
+    counts.hist(certain, np.linspace(0, 1, 41), color=color)
+    counts.set(yscale="log", xlim=(0, 1.01), xlabel="confidence: the largest probability")
+    gaps.axhline(0, color=MUTED, linewidth=1)
+    gaps.errorbar(np.arange(1, len(parts) + 1), shares - means, bars, **look)
+    gaps.set(xlabel="bin, from the least to the most sure", xticks=range(1, len(parts) + 1, 2))
+    plain(diagram, counts, gaps)
+
+
+def draw_risk_coverage(view: View) -> Figure:
+    """The error of what is answered, if only the surest are: by confidence, by the decision score, and the twin."""
+    classify = isinstance(view.familiar.prediction.summary, ClassificationSummary)
+    what = "error" if classify else "RMSE"
+    figure = titled_figure(
+        f"{view.name}: the {what} of what is answered should fall as the doubtful are left out (leftwards)", 8, 4.2
+    )
+    axis = figure.subplots()
+    own = view.familiar.prediction
+    curves = [
+        ("surest first", confidence(own), own, ACCENT, "-", 2.2),
+        (
+            f"least strange first ({view.familiar.decision_name.replace('_', ' ')})",
+            -np.asarray(view.familiar.decision.value),
+            own,
+            WARM,
+            "-",
+            1.3,
+        ),
+    ]
+    if view.twin:
+        curves.append(("twin, surest first", confidence(view.twin.familiar), view.twin.familiar, INK, "--", 1.3))
+    for label, certain, prediction, color, style, width in curves:
+        risk = risks(certain, losses(prediction, view))
+        risk = 100 * risk if classify else np.sqrt(risk)
+        # The first percent are too few rows for a share of errors.
+        kept = np.unique(np.linspace(len(risk) // 100, len(risk) - 1, 800).astype(int))
+        axis.plot((kept + 1) / len(risk) * 100, risk[kept], color=color, linestyle=style, linewidth=width, label=label)
+    accepted = 100 * float((~view.familiar.judgement.reject).mean())
+    axis.axvline(accepted, color=MUTED, linewidth=1)
+    axis.annotate(
+        "accepted now",
+        (accepted, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5, 0),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=8.5,
+        color=INK,
+    )
+    axis.set(xlabel="rows answered (%)", ylabel=f"{what} among them" + (" (%)" if classify else ""), xlim=(0, 101))
+    axis.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=3)
+    plain(axis)
+    return figure
+
+
+def losses(prediction: Prediction, view: View) -> Float[np.ndarray, " rows"]:
+    """1 for each mistake, or the squared error."""
+    if isinstance(prediction.summary, ClassificationSummary):
+        return (np.asarray(prediction.summary.mean).argmax(axis=1) != view.rows.y).astype(np.float64)
+    return (np.asarray(prediction.summary.mean) - view.rows.y) ** 2

@@ -1,0 +1,139 @@
+"""Metrics: pure functions from predictions and targets to figures, none of which knows a model.
+
+A metric that is a mean over rows is given as its terms, one number a row, so that the same terms make the figure, its
+bootstrap interval, and the figure of the accepted rows alone.
+
+classification_terms, expected_calibration_error, …    how good the probabilities are
+area_under_risk_coverage, risk_at_coverage              how good the confidence is at picking the right
+separation                                              how well a score tells two sets apart
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+ECE_BINS = 15
+COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99)
+Terms = dict[str, Float[np.ndarray, " rows"]]
+"""Of each metric that is a mean over rows, what every row adds; under `rmse` the squared errors."""
+
+
+def averaged(terms: Terms) -> dict[str, float]:
+    """The metrics that terms come to, of at least one row."""
+    return {name: float(finished(name, values.mean(keepdims=True))[0]) for name, values in terms.items()}
+
+
+def finished(name: str, means: Float[np.ndarray, " resamples"]) -> Float[np.ndarray, " resamples"]:
+    """The metric that means of terms stand for: `rmse` is the root of its own."""
+    return np.sqrt(means) if name == "rmse" else means
+
+
+# ---- classification --------------------------------------------------------------------------------------------------
+
+
+def classification_terms(
+    probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"]
+) -> dict[str, Float[np.ndarray, " rows"]]:
+    """Each row's part in accuracy, in the negative log-likelihood (nats) and in the Brier score (sum over classes)."""
+    probabilities = probabilities.astype(np.float64)
+    true = probabilities[np.arange(len(labels)), labels]
+    one_hot = np.eye(probabilities.shape[1])[labels]
+    return {
+        "accuracy": (probabilities.argmax(axis=1) == labels).astype(np.float64),
+        "nll": -np.log(np.maximum(true, np.finfo(np.float32).tiny)),
+        "brier": ((probabilities - one_hot) ** 2).sum(axis=1),
+    }
+
+
+def classification_quality(
+    probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"]
+) -> dict[str, float]:
+    """Accuracy; negative log-likelihood in nats; Brier score (sum over classes); ECE; area under risk–coverage."""
+    terms = classification_terms(probabilities, labels)
+    confidence, correct = probabilities.max(axis=1).astype(np.float64), terms["accuracy"] == 1
+    return averaged(terms) | {
+        "ece": expected_calibration_error(confidence, correct),
+        "aurc": area_under_risk_coverage(confidence, correct),
+    }
+
+
+def equal_mass_starts(rows: int, bins: int = ECE_BINS) -> Int[np.ndarray, " filled"]:
+    """Where each of the non-empty bins begins, of rows in order, cut into bins as equal as can be."""
+    sizes = np.full(min(bins, rows), rows // bins)
+    sizes[: rows % bins] += 1
+    return np.cumsum(sizes) - sizes
+
+
+def expected_calibration_error(
+    confidence: Float[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"], bins: int = ECE_BINS
+) -> float:
+    """Mean |accuracy − confidence| over bins of equal mass (Nguyen & O'Connor, 2015)."""
+    order = np.argsort(confidence, kind="stable")
+    gaps = correct[order] - confidence[order].astype(np.float64)
+    return float(np.abs(np.add.reduceat(gaps, equal_mass_starts(len(order), bins))).sum() / len(order))
+
+
+def adaptive_calibration_error(
+    probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"], bins: int = ECE_BINS
+) -> float:
+    """Mean over classes and bins of |frequency − mean probability|, the bins of equal mass (ACE; Nixon et al., 2019)."""
+    order = np.argsort(probabilities, axis=0, kind="stable")
+    ordered = np.take_along_axis(probabilities.astype(np.float64), order, axis=0)
+    gaps = (labels[order] == np.arange(probabilities.shape[1])) - ordered
+    starts = equal_mass_starts(len(labels), bins)
+    sizes = np.diff(starts, append=len(labels))
+    return float(np.abs(np.add.reduceat(gaps, starts, axis=0) / sizes[:, None]).mean())
+
+
+def classwise_calibration_error(
+    probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"], bins: int = ECE_BINS
+) -> float:
+    """Mean over classes of the ECE of that class's probability, in bins of equal width (Kull et al., 2019)."""
+    rows, classes = probabilities.shape
+    exact = probabilities.astype(np.float64)
+    gaps = (labels[:, None] == np.arange(classes)) - exact
+    # Bins (j/b, (j + 1)/b], the first with its lower end.
+    cells = np.clip(np.ceil(exact * bins) - 1, 0, bins - 1).astype(np.int64) * classes + np.arange(classes)
+    sums = np.bincount(cells.ravel(), weights=gaps.ravel(), minlength=bins * classes)
+    return float(np.abs(sums).sum() / rows / classes)
+
+
+# ---- selection -------------------------------------------------------------------------------------------------------
+
+
+def area_under_risk_coverage(confidence: Float[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"]) -> float:
+    """Mean error among the k most confident rows, averaged over k (Geifman & El-Yaniv, 2017)."""
+    return float(risks(confidence, (~correct).astype(np.float64)).mean())
+
+
+def risks(confidence: Float[np.ndarray, " rows"], losses: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
+    """Mean loss among the k most confident rows, for k = 1 … rows."""
+    ordered = losses[np.argsort(-confidence, kind="stable")]
+    return np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
+
+
+def risk_at_coverage(confidence: Float[np.ndarray, " rows"], losses: Float[np.ndarray, " rows"]) -> dict[str, float]:
+    """Selective risk: the mean loss among the ⌈c·rows⌉ most confident rows, for each coverage c of `COVERAGES`."""
+    at = risks(confidence, losses)
+    return {str(coverage): float(at[math.ceil(round(coverage * len(at), 9)) - 1]) for coverage in COVERAGES}
+
+
+# ---- telling the strange from the familiar ---------------------------------------------------------------------------
+
+
+def separation(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"]) -> dict[str, float]:
+    """How well a score tells an OOD set from the test set, whatever its threshold; OOD is positive.
+
+    `auroc`, `aupr`; `fpr95`: the share of OOD rows that pass where 95 % of the test rows do.
+    """
+    truth = np.concatenate([np.zeros(len(familiar)), np.ones(len(strange))])
+    values = np.concatenate([familiar, strange])
+    return {
+        "auroc": float(roc_auc_score(truth, values)),
+        "aupr": float(average_precision_score(truth, values)),
+        "fpr95": float((strange <= np.quantile(familiar, 0.95)).mean()),
+    }

@@ -1,0 +1,54 @@
+"""`abstain evaluate --plots DIR`: one PNG for each question that a figure alone would not settle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from models.summaries import ClassificationSummary
+from training.confidence_plots import draw_reliability, draw_risk_coverage
+from training.galleries import draw_accepted, draw_mistakes
+from training.regression_plots import draw_pit, draw_predicted, draw_width_error
+from training.seen import View
+from training.separation_plots import draw_detection, draw_ecdf, draw_roc
+from training.strange import is_image
+
+DPIS, MOST_BYTES = (110, 80, 60, 40), 400_000
+
+
+def write_plots(folder: Path, view: View) -> list[str]:
+    """Writes the plots that the model's task, its inputs and the OOD sets call for; returns the files' names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {name: draw(view) for name, draw in plots_for(view).items()}
+    written = {f"{name}.png": figure for name, figure in figures.items() if figure is not None}
+    for name, figure in written.items():
+        save_small(figure, folder / name)
+    return list(written)
+
+
+def save_small(figure: Figure, path: Path) -> None:
+    """Writes a PNG at the finest of `DPIS` that keeps it below `MOST_BYTES`: pictures of many sets can be large."""
+    for dpi in DPIS:
+        figure.savefig(path, dpi=dpi)
+        if path.stat().st_size < MOST_BYTES:
+            return
+
+
+def plots_for(view: View) -> dict[str, Callable[[View], Figure | None]]:
+    """The plots by name, in the order to look at them."""
+    drawn: dict[str, Callable[[View], Figure | None]] = {}
+    if isinstance(view.familiar.prediction.summary, ClassificationSummary):
+        drawn |= {"reliability": draw_reliability, "risk_coverage": draw_risk_coverage}
+        if is_image(view.posterior.model):
+            drawn |= {"mistakes": draw_mistakes}
+    else:
+        drawn |= {"predicted": draw_predicted, "width_error": draw_width_error, "pit": draw_pit}
+        drawn |= {"risk_coverage": draw_risk_coverage}
+    drawn |= {"ecdf": draw_ecdf}
+    if view.strange:
+        drawn |= {"roc": draw_roc, "detection": draw_detection}
+    if is_image(view.posterior.model):
+        drawn |= {"accepted": draw_accepted}
+    return drawn

@@ -1,0 +1,62 @@
+"""Publishing: a manifest, a posterior and a calibration become a version in the store; and what a manifest says of its making."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import subprocess
+from pathlib import Path
+
+from models.bundle import Manifest, write_arrays, write_manifest
+from models.posterior import Posterior
+from models.store import publish
+from training.calibrate import Calibrated
+from training.report import write_report
+
+PACKAGES = ("abstain", "jax", "jaxlib", "flax", "numpyro", "blackjax", "optax", "numpy", "orbax-checkpoint")
+
+
+def publish_version(store: Path, manifest: Manifest, posterior: Posterior, calibrated: Calibrated) -> int:
+    """A new version in the store, whole or not at all; returns its number, which the manifest is given."""
+    calibration = calibrated.calibration
+
+    def write(folder: Path) -> None:
+        write_arrays(folder, posterior, calibration, calibrated.densities)
+
+    def seal(folder: Path, version: int) -> None:
+        numbered = manifest.model_copy(update={"version": version})
+        write_report(folder / "report.html", numbered, calibration)
+        write_manifest(folder, numbered)
+
+    return publish(store, manifest.name, write, seal)
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def installed_packages() -> dict[str, str]:
+    """Versions of the packages that a result may depend on."""
+    found = {
+        distribution.name: distribution.version
+        for distribution in importlib.metadata.distributions()
+        if distribution.name
+    }
+    return {name: found[name] for name in PACKAGES if name in found}
+
+
+def git_commit() -> str | None:
+    """The commit of this code, if it runs from a checkout; `-dirty` where files were changed since."""
+    here = Path(__file__)
+    try:
+        # An installed copy may lie within another project's checkout, whose commit says nothing of this code.
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout

@@ -1,0 +1,158 @@
+"""The story of `abstain calibrate`: a version's draws, a new calibration, a new version beside the old one.
+
+Draws and densities stay as they are, bit for bit. The rows must be ones that the model has not learned from: the
+calibration part of the very data it was fitted with, known by its fingerprint, or labelled rows that are new.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from models.bundle import Bundle, Manifest, load
+from models.densities import Densities, shapes_of
+from models.errors import ConfigError, DataError, clip_repr
+from models.store import check_writable, resolve
+from training.calibrate import Calibrated, calibrate_posterior, check_terms, record_of
+from training.config import CalibrationConfig, DataConfig, apply_override
+from training.data import split
+from training.densities import fit_densities
+from training.evaluate import quality, reject_rates
+from training.publish import git_commit, installed_packages, now, publish_version
+from training.rows import Rows, Source
+from training.sources import read_source
+
+
+class Material(NamedTuple):
+    """The rows to calibrate on; those to report on and to fit missing densities to, if the source has them."""
+
+    calibration: Rows
+    test: Rows | None
+    train: Rows | None
+    note: str
+
+
+def calibrate_version(store: Path, model: str, where: str, overrides: tuple[str, ...] = ()) -> tuple[str, int]:
+    """Publishes a new version of a model, with its draws and a new calibration; returns the model's name and the version.
+
+    Args:
+        where: a path or the name of an embedded set.
+        overrides: `KEY=VALUE`, keys of the config's `[calibration]`; the rest stays as the version has it.
+
+    Raises:
+        ConfigError, DataError, CalibrationError: the terms, the rows, or their number do not do.
+    """
+    name, version = resolve(store, model)
+    check_writable(store, name)
+    bundle = load(store / name / str(version))
+    manifest = bundle.manifest
+    terms = new_terms(manifest, overrides)
+    material = read_material(manifest, where)
+    check_terms(terms, manifest.model, len(material.calibration))
+    densities = bundle.densities or _fitted_densities(bundle, material, where)
+    calibrated = calibrate_posterior(terms, bundle.posterior, densities, material.calibration, manifest.seed)
+    made = described(bundle, calibrated, terms, material, f"{name}:{version}")
+    return name, publish_version(store, made, bundle.posterior, calibrated)
+
+
+def new_terms(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationConfig:
+    """The version's own terms, with `KEY=VALUE` written over them.
+
+    Raises:
+        ConfigError: an unknown key, or a value that it cannot take.
+    """
+    record = manifest.calibration
+    old: dict[str, Any] = dict(record.settings) or {
+        "decision": record.decision,
+        "percentile": record.percentile,
+        "coverage": record.coverage,
+    }
+    content = copy.deepcopy(old)
+    for override in overrides:
+        apply_override(override.removeprefix("calibration."), content, CalibrationConfig())
+    try:
+        return CalibrationConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "calibration"
+        raise ConfigError(key, where="--set", expected=first["msg"], found=clip_repr(first["input"])) from error
+
+
+def read_material(manifest: Manifest, where: str) -> Material:
+    """The rows that a source gives to calibrate on.
+
+    Raises:
+        DataError: the source is not the data that the model was fitted with, and does not say which rows are new; or
+            its rows are not the model's.
+    """
+    config = DataConfig.model_validate(manifest.data.settings)
+    model = manifest.model
+    source = read_source(where, config, model, classify=model.law.task == "classification")
+    material = _material(source, manifest, config, where)
+    shape = material.calibration.x.shape[1:]
+    if shape != model.feature_shape:
+        raise DataError("feature shape", where=where, expected=model.feature_shape, found=shape)
+    return material
+
+
+def _material(source: Source, manifest: Manifest, config: DataConfig, where: str) -> Material:
+    said = f"calibrated anew on {{rows:,}} rows of {Path(where).name}"
+    if source.train is not None:
+        dataset = split(source, config, manifest.seed)
+        if dataset.fingerprint == manifest.data.fingerprint:
+            note = said.format(rows=len(dataset.calibration))
+            return Material(
+                dataset.calibration, dataset.test, dataset.train, f"{note}, the part kept for it by the fit"
+            )
+    if source.calibration is not None:
+        return Material(source.calibration, source.test, None, said.format(rows=len(source.calibration)))
+    if source.train is not None and source.test is None:
+        return Material(source.train, None, None, f"{said.format(rows=len(source.train))}, all taken to be new")
+    raise DataError(
+        "rows to calibrate on",
+        where=where,
+        expected="the data that the model was fitted with, or new rows as x and y, or as x_calibration and y_calibration",
+        found="other training rows" if source.train is not None else "no training rows",
+    )
+
+
+def _fitted_densities(bundle: Bundle, material: Material, where: str) -> Densities:
+    """For a version from before there were any."""
+    if material.train is None:
+        raise DataError(
+            f"{bundle.manifest.name}:{bundle.manifest.version} has no densities yet",
+            where=where,
+            expected="the data that it was fitted with",
+            found="new rows",
+        )
+    return fit_densities(bundle.posterior, material.train, bundle.manifest.seed)
+
+
+def described(
+    bundle: Bundle, calibrated: Calibrated, terms: CalibrationConfig, material: Material, origin: str
+) -> Manifest:
+    """The new version's manifest: the old one's, but for what the calibration changes."""
+    old, test = bundle.manifest, material.test
+    metrics: dict[str, Any] = {key: value for key, value in old.metrics.items() if key != "reject_rate"}
+    if test is not None:
+        prediction = calibrated.predictor(test.x)
+        metrics = quality(bundle.posterior, prediction, test)
+        metrics |= {"reject_rate": reject_rates(calibrated.calibration, prediction)}
+    return old.model_copy(
+        update={
+            "version": 0,
+            "created": now(),
+            "calibration": record_of(calibrated, terms, old.model),
+            "densities": shapes_of(calibrated.densities),
+            "metrics": metrics,
+            "notes": (*old.notes, f"draws of {origin}, {material.note}"),
+            "data": old.data.model_copy(update={"calibration_rows": len(material.calibration)}),
+            "packages": installed_packages(),
+            "git_commit": git_commit(),
+            "files": {},
+            "digest": "",
+        }
+    )
