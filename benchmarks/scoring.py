@@ -28,7 +28,8 @@ from models.networks import MLPSpec
 from models.posterior import Model, Posterior
 from models.predictive import Predictor, pack, predict_packed
 from models.preprocessing import Preprocessing
-from training.calibrate import DEFAULT
+from training.calibrate import decision_of
+from training.config import CalibrationConfig
 from training.densities import fit_densities
 from training.rows import Rows
 
@@ -90,7 +91,7 @@ def timed(posterior: Posterior, densities: Any, rows: Rows, batch: int, rounds: 
     calibration = calibrate(
         Predictor(posterior, (256,), densities=densities)(rows.x[:5000]),
         rows.y[:5000],
-        decision=DEFAULT["classification"],
+        decision=decision_of(CalibrationConfig(), posterior.model),
     )
     x = rows.x[:batch]
     calls: dict[str, Callable[[], Any]] = {
