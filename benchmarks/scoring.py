@@ -55,7 +55,7 @@ def main() -> int:
 
 def measure(rounds: int, *, hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, draws: int) -> Any:
     """One network's milliseconds, by batch, and the densities' megabytes."""
-    posterior, rows = example(hidden, shape, classes, draws)
+    posterior, rows = example(hidden=hidden, shape=shape, classes=classes, draws=draws)
     densities = fit_densities(posterior, rows, seed=0)
     times = {batch: timed(posterior, densities, rows, batch, rounds) for batch in BATCHES}
     return {
@@ -64,7 +64,7 @@ def measure(rounds: int, *, hidden: tuple[int, ...], shape: tuple[int, ...], cla
     }
 
 
-def example(hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, draws: int) -> tuple[Posterior, Rows]:
+def example(*, hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, draws: int) -> tuple[Posterior, Rows]:
     """An ensemble of random networks, and 20,000 rows of random blobs, as pixels if the rows are images."""
     rng = np.random.default_rng(0)
     pixels = len(shape) > 1
