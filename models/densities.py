@@ -29,7 +29,7 @@ Leaf = Any
 """numpy on the host, JAX within a compiled call."""
 ROUNDING = 1e-4
 """Of a feature's range, that a row may lie outside without being told so: another way to the same number."""
-NEIGHBOUR = 5
+NEIGHBOUR = 1
 """Which of the nearest rows of the bank a distance is taken to."""
 
 
@@ -141,8 +141,8 @@ def subspace(record: Subspace, view: View) -> Scalar:
 
 
 def features_knn(record: Neighbours, view: View) -> Scalar:
-    """The distance of the members' features, each of unit length and side by side, to the k-th nearest row's."""
-    return _kth_distance(record, unit_length(view.features).ravel())
+    """The distance of the members' features, side by side, to the k-th nearest row's; of unit length each, for pixels."""
+    return _kth_distance(record, jnp.where(record.unit > 0, unit_length(view.features), view.features).ravel())
 
 
 def input_knn(record: Neighbours, view: View) -> Scalar:

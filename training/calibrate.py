@@ -19,7 +19,6 @@ from models.calibration import Calibration, calibrate
 from models.decision import Decision
 from models.densities import OF_TASK, Densities
 from models.errors import ConfigError
-from models.likelihoods import LIKELIHOODS, LikelihoodName
 from models.posterior import Model, Posterior
 from models.predictive import NONE, Predictor, predict_draw
 from models.ranks import coverage_rank, percentile_rank, rows_needed
@@ -28,15 +27,20 @@ from models.scores import SCORES
 from models.summaries import RegressionSummary
 from training.augment import transform_rows
 from training.config import CalibrationConfig
+from training.densities import is_pixel_like
 from training.rows import Rows
 
 BUCKETS = (256,)
 """One bucket serves calibration and evaluation: their rows come by the thousand."""
-DEFAULT: dict[Literal["classification", "regression"], Decision] = {
-    "classification": Decision(scores=("vim", "relative_mahalanobis", "subspace", "gen")),
+DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
+    "images": Decision(scores=("vim", "relative_mahalanobis", "subspace", "gen")),
+    "tables": Decision(scores=("relative_mahalanobis", "subspace", "knn", "range")),
     "regression": Decision(scores=("std", "mahalanobis", "input_knn", "range")),
 }
-"""What decides where a config does not say: scores that find different strangeness, by the least p-value."""
+"""What decides where a config does not say: scores that find different strangeness, by the least p-value.
+
+The first two are of classes. `docs/scores.md` says on what data they were chosen.
+"""
 
 
 class Calibrated(NamedTuple):
@@ -48,16 +52,17 @@ class Calibrated(NamedTuple):
     recalibration: Recalibration
 
 
-def decision_of(terms: CalibrationConfig, likelihood: LikelihoodName) -> Decision:
+def decision_of(terms: CalibrationConfig, model: Model) -> Decision:
     """The decision that a config means.
 
     Raises:
         ConfigError: it names no score of the likelihood's task, one twice, or a weight for none of its scores.
     """
-    task = LIKELIHOODS[likelihood].task
+    task = model.law.task
     known = (*SCORES[task], *OF_TASK[task])
     if terms.decision is None:
-        decision = DEFAULT[task]
+        classes = "images" if is_pixel_like(model) else "tables"
+        decision = DEFAULT[classes if task == "classification" else "regression"]
         return decision.model_copy(update=_combination(terms, decision.scores))
     names = (terms.decision,) if isinstance(terms.decision, str) else terms.decision
     for name in names:
@@ -76,19 +81,20 @@ def _combination(terms: CalibrationConfig, names: tuple[str, ...]) -> dict[str, 
     return {"rule": terms.combine, "weights": weights}
 
 
-def check_terms(terms: CalibrationConfig, likelihood: LikelihoodName, rows: int, classes: int) -> None:
+def check_terms(terms: CalibrationConfig, model: Model, rows: int) -> None:
     """Refuses what calibration could not give, before hours are spent on a fit.
 
     Raises:
         ConfigError, CalibrationError: an unknown score; a split too small for the percentile or the coverage.
     """
-    decision_of(terms, likelihood)
+    decision_of(terms, model)
     percentile_rank(terms.percentile, rows)
     coverage_rank(terms.coverage, rows)
     if not terms.per_class:
         return
+    classes = len(model.class_names)
     if not classes:
-        raise ConfigError("calibration.per_class", expected="a likelihood of classes", found=likelihood)
+        raise ConfigError("calibration.per_class", expected="a likelihood of classes", found=model.likelihood)
     needed = classes * rows_needed(terms.percentile / 100)
     if rows < needed:
         raise ConfigError(
@@ -113,7 +119,7 @@ def calibrate_posterior(
     calibration = calibrate(
         predictor(rows.x),
         rows.y,
-        decision=decision_of(terms, posterior.model.likelihood),
+        decision=decision_of(terms, posterior.model),
         percentile=terms.percentile,
         coverage=terms.coverage,
         per_class=terms.per_class,

@@ -34,7 +34,7 @@ MEMBERS = 5
 ROWS = 20_000
 """Training rows that densities are fitted to, at most."""
 BANK = 2_000
-"""Of these, rows that neighbours are looked for among."""
+"""Of these, rows of images that neighbours are looked for among; a table's are short, and all are kept."""
 COMPONENTS = 64
 """Principal components that Mahalanobis and neighbour distances are taken in, at most."""
 SUBSPACE = 40
@@ -65,7 +65,7 @@ def fit_densities(posterior: Posterior, train: Rows, seed: int) -> Densities:
         "relative_mahalanobis": lambda: mahalanobis(directions, labels, classes),
         "mahalanobis": lambda: mahalanobis(directions, labels, classes),
         "subspace": lambda: subspace(scaled, labels, classes, unit),
-        "knn": lambda: neighbours(np.concatenate(list(directions), axis=1), 1.0),
+        "knn": lambda: neighbours(np.concatenate(list(directions if unit else features), axis=1), unit),
         "input_knn": lambda: neighbours(scaled, unit),
         "range": lambda: feature_range(model, train),
     }
@@ -188,7 +188,8 @@ def neighbours(rows: Matrix, unit: float) -> Neighbours:
     mean = rows.mean(axis=0)
     centred = rows - mean
     components, _ = principal(centred.T @ centred / len(rows), min(COMPONENTS, rows.shape[1]))
-    places = np.linspace(0, len(rows) - 1, min(BANK, len(rows))).round().astype(int)
+    size = min(BANK, len(rows)) if unit else len(rows)
+    places = np.linspace(0, len(rows) - 1, size).round().astype(int)
     bank = centred[places] @ components
     return Neighbours(np.array(unit), mean, components, bank, 0.5 * (bank**2).sum(axis=1))
 

@@ -75,9 +75,10 @@ def fit(
         FitError: inference came to no posterior.
     """
     dataset = load_dataset(config, where)
-    check_terms(config.calibration, config.likelihood, len(dataset.calibration), len(dataset.source.class_names))
+    model = build_model(config, dataset)
+    check_terms(config.calibration, model, len(dataset.calibration))
     check_writable(store, config.name)
-    problem = pose(config, build_model(config, dataset), dataset, store)
+    problem = pose(config, model, dataset, store)
     packages = installed_packages()
     with open_journal(store, config, dataset.fingerprint, packages, progress, resume=resume) as journal:
         fitted = infer(config, problem, journal)

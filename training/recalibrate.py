@@ -51,7 +51,7 @@ def calibrate_version(store: Path, model: str, where: str, overrides: tuple[str,
     manifest = bundle.manifest
     terms = new_terms(manifest, overrides)
     material = read_material(manifest, where)
-    check_terms(terms, manifest.model.likelihood, len(material.calibration), len(manifest.model.class_names))
+    check_terms(terms, manifest.model, len(material.calibration))
     densities = bundle.densities or _fitted_densities(bundle, material, where)
     calibrated = calibrate_posterior(terms, bundle.posterior, densities, material.calibration, manifest.seed)
     made = described(bundle, calibrated, terms, material, f"{name}:{version}")
