@@ -27,10 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.calibration import calibrate, judge, threshold
+from models.calibration import calibrate, judge
 from models.networks import MLPSpec
 from models.posterior import Posterior
 from models.predictive import Prediction, Predictor
+from models.ranks import threshold
 from training.bnn import BNN, Observations
 from training.config import Config, DataConfig, VIConfig
 from training.data import Dataset
@@ -169,8 +170,8 @@ def posterior_of(problem: Problem, guide: Guide) -> Posterior:
 def judged(posterior: Posterior, dataset: Dataset, letters: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures of the rejection, and what the picture shows; the threshold is the calibration split's."""
     predictor = Predictor(posterior, buckets=(256,))
-    calibration = calibrate(predictor(dataset.calibration.x), dataset.calibration.y, decision="std", percentile=99.0)
-    limit = threshold(calibration.scores["std"], 99.0)
+    calibration = calibrate(predictor(dataset.calibration.x), dataset.calibration.y, percentile=99.0)
+    limit = threshold(calibration.ascending["std"], 99.0)
     test, strange = predictor(dataset.test.x), predictor(letters)
     rejected, rejected_b = judge(calibration, test).reject, judge(calibration, strange).reject
     wrong = test.summary.mean.argmax(axis=1) != dataset.test.y
