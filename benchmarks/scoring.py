@@ -90,7 +90,7 @@ def timed(posterior: Posterior, densities: Any, rows: Rows, batch: int, rounds: 
     calibration = calibrate(
         Predictor(posterior, (256,), densities=densities)(rows.x[:5000]),
         rows.y[:5000],
-        decision=DEFAULT["classification"],
+        decision=DEFAULT["images"],
     )
     x = rows.x[:batch]
     calls: dict[str, Callable[[], Any]] = {
