@@ -22,11 +22,6 @@ import orjson
 
 from models.bundle import load
 from models.calibration import judge
-<<<<<<< HEAD
-from models.predictive import Predictor
-from models.ranks import threshold
-=======
->>>>>>> tests
 from models.store import versions
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -109,7 +109,7 @@ def test_the_energy_of_huge_logits_is_finite():
 
 @pytest.mark.parametrize("logit", [0.0, 0.3, 4.0, 80.0])
 def test_one_logit_of_two_classes_has_no_stranger_class(logit):
-    """z stands for (−z/2, z/2): −log(2 cosh z/2), the same for either class, and largest where they tie."""
+    """Z stands for (−z/2, z/2): −log(2 cosh z/2), the same for either class, and largest where they tie."""
     found = energy(jnp.asarray([[[logit], [-logit]]], jnp.float32))
     np.testing.assert_allclose(found, -(logit / 2 + np.log1p(np.exp(-logit))), rtol=1e-6)
 
