@@ -22,8 +22,6 @@ import orjson
 
 from models.bundle import load
 from models.calibration import judge
-from models.predictive import Predictor
-from models.ranks import threshold
 from models.store import versions
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -66,7 +64,7 @@ def measure(store: Path, seed: int, mnist: Path, b: np.ndarray) -> dict[str, Any
     seconds = time.perf_counter() - started
     metrics = json.loads(fitted.stdout)["metrics"]
     bundle = load(store / "mnist" / str(max(versions(store, "mnist"))))
-    prediction = Predictor(bundle.posterior, (256,))(b)
+    prediction = bundle.predictor((256,))(b)
     judgement = judge(bundle.calibration, prediction)
     std = judgement.scores["std"]
     # Of the rejected, the one that the network is surest about: the article's kind of B.
@@ -75,15 +73,13 @@ def measure(store: Path, seed: int, mnist: Path, b: np.ndarray) -> dict[str, Any
         "seed": seed,
         "seconds": seconds,
         "metrics": metrics,
-        "b_rejected": {
-            name: float((score.value > np.float32(score.threshold)).mean()) for name, score in judgement.scores.items()
-        },
-        "thresholds": {name: threshold(values, 99.0) for name, values in bundle.calibration.scores.items()},
+        "b_rejected": {name: float(score.above.mean()) for name, score in judgement.scores.items()},
+        "thresholds": bundle.manifest.calibration.thresholds,
         "b_example": {
             "label": bundle.manifest.model.class_names[int(np.asarray(prediction.summary.mean)[index].argmax())],
             "probability": float(np.asarray(prediction.summary.mean)[index].max()),
             "std": float(std.value[index]),
-            "threshold": std.threshold,
+            "threshold": float(std.threshold[index]),
             "picture": picture(b[index]),
         },
     }

@@ -28,8 +28,7 @@ from models.networks import MLPSpec
 from models.posterior import Model, Posterior
 from models.predictive import Predictor, pack, predict_packed
 from models.preprocessing import Preprocessing
-from training.calibrate import decision_of
-from training.config import CalibrationConfig
+from training.calibrate import DEFAULT
 from training.densities import fit_densities
 from training.rows import Rows
 
@@ -56,7 +55,7 @@ def main() -> int:
 
 def measure(rounds: int, *, hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, draws: int) -> Any:
     """One network's milliseconds, by batch, and the densities' megabytes."""
-    posterior, rows = example(hidden, shape, classes, draws)
+    posterior, rows = example(hidden=hidden, shape=shape, classes=classes, draws=draws)
     densities = fit_densities(posterior, rows, seed=0)
     times = {batch: timed(posterior, densities, rows, batch, rounds) for batch in BATCHES}
     return {
@@ -65,7 +64,7 @@ def measure(rounds: int, *, hidden: tuple[int, ...], shape: tuple[int, ...], cla
     }
 
 
-def example(hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, draws: int) -> tuple[Posterior, Rows]:
+def example(*, hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, draws: int) -> tuple[Posterior, Rows]:
     """An ensemble of random networks, and 20,000 rows of random blobs, as pixels if the rows are images."""
     rng = np.random.default_rng(0)
     pixels = len(shape) > 1
@@ -91,7 +90,7 @@ def timed(posterior: Posterior, densities: Any, rows: Rows, batch: int, rounds: 
     calibration = calibrate(
         Predictor(posterior, (256,), densities=densities)(rows.x[:5000]),
         rows.y[:5000],
-        decision=decision_of(CalibrationConfig(), posterior.model),
+        decision=DEFAULT["images"],
     )
     x = rows.x[:batch]
     calls: dict[str, Callable[[], Any]] = {

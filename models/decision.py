@@ -82,7 +82,8 @@ def leave_one_out(values: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " row
     beyond = (own == 1) & (place == len(known) - 1) & (place > 0)
     count = np.where(beyond, below, count)
     excess = np.where(beyond, known[place] - low, 0.0)
-    return -np.log((1 + count) / len(values)) + excess / tail_scale(np.sort(values))
+    # One row alone is beyond the rest, and the tail that it is measured by is the rest's: its own would make it small.
+    return -np.log((1 + count) / len(values)) + excess / tail_scale(np.sort(values)[: max(len(values) - 1, 1)])
 
 
 def combine(decision: Decision, parts: Float[np.ndarray, "scores batch"]) -> Float[np.ndarray, " batch"]:

@@ -4,6 +4,8 @@
     relative_mahalanobis  of penultimate features: to the nearest class, less that to all classes (Ren et al., 2021)
     mahalanobis           its regression counterpart: to all training rows (Lee et al., 2018, with one class)
     subspace              what the predicted class's principal subspace of the inputs leaves over
+    local_subspace        the same by many small subspaces of each class, one for each of its clusters: of the inputs
+    feature_subspace      … and of penultimate features (mixtures of local principal components; Kambhatla & Leen, 1997)
     knn                   distance to the k-th nearest training row, by penultimate features (Sun et al., 2022)
     input_knn             the same by inputs
     range                 how far the worst feature lies outside its training range, in widths of it
@@ -45,10 +47,10 @@ class View(NamedTuple):
 
 
 class VirtualLogit(NamedTuple):
-    """`origin` [members, width]; `basis` [members, width, kept], orthonormal; `weight` [members]."""
+    """`origin` [members, width]; `residual` [members, width, left], an orthonormal basis of what is not principal; `weight` [members]."""
 
     origin: Leaf
-    basis: Leaf
+    residual: Leaf
     weight: Leaf
 
 
@@ -78,6 +80,22 @@ class Subspace(NamedTuple):
     centres: Leaf
 
 
+class LocalSubspaces(NamedTuple):
+    """Clusters of projected training rows, `(x − mean) @ components` [kept], each with a principal subspace of its own.
+
+    `labels` [clusters] is each one's class, `centres` [clusters, kept] its mean, `basis` [kept, clusters, local] its
+    orthonormal directions, and `inside` [clusters, local] the mean along them.
+    """
+
+    unit: Leaf
+    mean: Leaf
+    components: Leaf
+    labels: Leaf
+    centres: Leaf
+    basis: Leaf
+    inside: Leaf
+
+
 class Neighbours(NamedTuple):
     """A bank [rows, kept] of training rows, `(x − mean) @ components`, and half of each one's squared length [rows]."""
 
@@ -105,12 +123,10 @@ class Densities(NamedTuple):
 def virtual_logit(record: VirtualLogit, view: View) -> Scalar:
     """α ‖residual‖ − log Σ exp(logit): the log-odds of the virtual class against all others."""
 
-    def of_member(origin: Array, basis: Array, weight: Array, features: Array, logits: Array) -> Array:
-        centred = features - origin
-        residual = centred - basis @ (basis.T @ centred)
-        return weight * norm(residual) - jax.nn.logsumexp(logits)
+    def of_member(origin: Array, residual: Array, weight: Array, features: Array, logits: Array) -> Array:
+        return weight * norm((features - origin) @ residual) - jax.nn.logsumexp(logits)
 
-    return jax.vmap(of_member)(record.origin, record.basis, record.weight, view.features, view.logits).mean()
+    return jax.vmap(of_member)(record.origin, record.residual, record.weight, view.features, view.logits).mean()
 
 
 def relative_mahalanobis(record: Mahalanobis, view: View) -> Scalar:
@@ -133,21 +149,44 @@ def _whitened(record: Mahalanobis, view: View) -> tuple[Array, Array]:
 
 def subspace(record: Subspace, view: View) -> Scalar:
     """The norm of what is left of an input when its predicted class's principal subspace is taken out."""
-    x = jnp.where(record.unit > 0, unit_length(view.inputs), view.inputs)
+    x = _scaled(record.unit, view.inputs)
     # All classes at once is one matrix product; the predicted one's basis would be copied for every row.
     inside = jnp.einsum("d,dck->ck", x, record.basis)[view.label] - record.centres[view.label]
     whole = ((x - record.means[view.label]) ** 2).sum()
     return jnp.sqrt(jnp.maximum(whole - (inside**2).sum(), 0.0))
 
 
+def local_subspace(record: LocalSubspaces, view: View) -> Scalar:
+    """The least norm that a cluster of the predicted class leaves over of an input."""
+    return _local_residual(record, _scaled(record.unit, view.inputs), view.label)
+
+
+def feature_subspace(record: LocalSubspaces, view: View) -> Scalar:
+    """The same of the members' features, side by side; of unit length each, for pixels."""
+    return _local_residual(record, _scaled(record.unit, view.features).ravel(), view.label)
+
+
+def _local_residual(record: LocalSubspaces, x: Array, label: Array) -> Scalar:
+    place = (x - record.mean) @ record.components
+    inside = jnp.einsum("d,dck->ck", place, record.basis) - record.inside
+    left = ((place - record.centres) ** 2).sum(axis=-1) - (inside**2).sum(axis=-1)
+    own = jnp.where(record.labels == label, left, jnp.inf).min()
+    # A class without rows has no cluster: then any will do.
+    return jnp.sqrt(jnp.maximum(jnp.where(jnp.isinf(own), left.min(), own), 0.0))
+
+
 def features_knn(record: Neighbours, view: View) -> Scalar:
     """The distance of the members' features, side by side, to the k-th nearest row's; of unit length each, for pixels."""
-    return _kth_distance(record, jnp.where(record.unit > 0, unit_length(view.features), view.features).ravel())
+    return _kth_distance(record, _scaled(record.unit, view.features).ravel())
 
 
 def input_knn(record: Neighbours, view: View) -> Scalar:
     """The distance of the preprocessed input to the k-th nearest row's."""
-    return _kth_distance(record, jnp.where(record.unit > 0, unit_length(view.inputs), view.inputs))
+    return _kth_distance(record, _scaled(record.unit, view.inputs))
+
+
+def _scaled(unit: Array, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+    return jnp.where(unit > 0, unit_length(x), x)
 
 
 def _kth_distance(record: Neighbours, x: Array) -> Scalar:
@@ -201,13 +240,24 @@ DENSITIES: dict[str, Density] = {
     "relative_mahalanobis": Density(Mahalanobis, relative_mahalanobis),
     "mahalanobis": Density(Mahalanobis, mahalanobis),
     "subspace": Density(Subspace, subspace),
+    "local_subspace": Density(LocalSubspaces, local_subspace),
+    "feature_subspace": Density(LocalSubspaces, feature_subspace),
     "knn": Density(Neighbours, features_knn),
     "input_knn": Density(Neighbours, input_knn),
     "range": Density(Range, range_excess),
 }
 OF_TASK: dict[str, tuple[str, ...]] = {
-    "classification": ("vim", "relative_mahalanobis", "subspace", "knn", "input_knn", "range"),
-    "regression": ("mahalanobis", "subspace", "knn", "input_knn", "range"),
+    "classification": (
+        "vim",
+        "relative_mahalanobis",
+        "subspace",
+        "local_subspace",
+        "feature_subspace",
+        "knn",
+        "input_knn",
+        "range",
+    ),
+    "regression": ("mahalanobis", "subspace", "local_subspace", "feature_subspace", "knn", "input_knn", "range"),
 }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core.tracers import current_trace
 from jaxtyping import Array, Float
 
 from models.networks import Network
@@ -45,13 +46,15 @@ def last_layer(
     return kernel, parameters.get("bias", jnp.zeros(kernel.shape[-1], kernel.dtype))
 
 
-def _listened(network: Network, parameters: Any, x: Float[Array, "..."]) -> tuple[Any, list[tuple[Any, Array]]]:
-    """The network's outputs, and path and input of every dense layer it called."""
-    heard: list[tuple[Any, Array]] = []
+def _listened(network: Network, parameters: Any, x: Float[Array, "..."]) -> tuple[Any, list[tuple[Any, Any]]]:
+    """The network's outputs, and path and input of every dense layer it called; None for an input not to be had."""
+    heard: list[tuple[Any, Any]] = []
+    outside = cast("Any", current_trace())
 
     def listen(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, LAST_LAYER) and context.method_name == "__call__":
-            heard.append((context.module.path, args[0]))
+            # What is traced within a scan or another transformation is no value out here.
+            heard.append((context.module.path, args[0] if args and current_trace() == outside else None))
         return call(*args, **kwargs)
 
     with nn.intercept_methods(listen):
@@ -61,15 +64,13 @@ def _listened(network: Network, parameters: Any, x: Float[Array, "..."]) -> tupl
 
 @lru_cache(maxsize=64)
 def _has_features(network: Network, shape: tuple[int, ...]) -> bool:
-    """Whether a dense layer's input can be had: not from within a scan or another transformation of the network's own."""
+    """Whether the last dense layer is called once, with one vector that can be had, rather than for parts of a row."""
     example = jax.ShapeDtypeStruct(shape, jnp.float32)
     parameters: Any = jax.eval_shape(network.init, jax.random.key(0), example)["params"]
+    found: list[Any] = []
 
-    def features(parameters: Any, x: Array) -> Array:
-        return jnp.ravel(_listened(network, parameters, x)[1][-1][1])
+    def listen(parameters: Any, x: Array) -> None:
+        found.extend(_listened(network, parameters, x)[1][-1:])
 
-    try:
-        jax.eval_shape(features, parameters, example)
-    except (IndexError, TypeError, jax.errors.UnexpectedTracerError):
-        return False
-    return True
+    jax.eval_shape(listen, parameters, example)
+    return bool(found) and found[0][1] is not None and found[0][1].size == found[0][1].shape[-1]

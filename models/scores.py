@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -60,12 +59,14 @@ def energy(outputs: Float[Array, "draws batch outputs"]) -> Float[Array, " batch
     The one logit z of two classes stands for the pair (−z/2, z/2): neither class is then the stranger one.
     """
     logits = jnp.concatenate([-outputs / 2, outputs / 2], axis=-1) if outputs.shape[-1] == 1 else outputs
-    return -jax.nn.logsumexp(logits, axis=-1).mean(axis=0)
+    # As `log_softmax` has it, which is there already: the compiler then takes every exponential once.
+    largest = logits.max(axis=-1, keepdims=True)
+    return -(jnp.log(jnp.exp(logits - largest).sum(axis=-1)) + largest[..., 0]).mean(axis=0)
 
 
 def variation_ratio(log_probabilities: Float[Array, "draws batch classes"]) -> Float[Array, " batch"]:
-    """1 − the share of draws that vote for the commonest class (Freeman, 1965)."""
-    votes = jax.nn.one_hot(log_probabilities.argmax(axis=-1), log_probabilities.shape[-1])
+    """1 − the share of draws that vote for the commonest class (Freeman, 1965); a draw in two minds votes for both."""
+    votes = log_probabilities == log_probabilities.max(axis=-1, keepdims=True)
     return 1 - votes.mean(axis=0).max(axis=-1)
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from models.calibration import Calibration, judge
+from models.decision import Decision
 from models.errors import CalibrationError, InputError
 from models.networks import MLPSpec
 from models.posterior import Model, Posterior
 from models.predictive import Prediction, Predictor
 from models.preprocessing import Preprocessing
+from models.scores import SCORES
 from service.answers import FIELDS, check_fields, columns, rows
 
 PROBABILITIES = np.array([[0.1, 0.9, 0.0625], [0.5, 0.5, 0.0625]])
@@ -35,6 +37,17 @@ def constant_model(likelihood: str, biases: np.ndarray, **more) -> Told:
     if likelihood == "normal":
         draws["noise"] = NOISES.astype(np.float32)
     return model, Predictor(Posterior(model, draws), (2,))(np.array([[0.0], [5.0]]))
+
+
+def terms(scores: dict[str, np.ndarray], nonconformity: np.ndarray, *decision: str) -> Calibration:
+    """A calibration at the 90th percentile and a coverage of a half, by `std` where no score is named."""
+    return Calibration(
+        scores=scores,
+        nonconformity=nonconformity,
+        decision=Decision(scores=decision or ("std",)),
+        percentile=90.0,
+        coverage=0.5,
+    )
 
 
 def told(known: Told, calibration: Calibration, **asked: float) -> list[dict]:
@@ -61,17 +74,14 @@ def regression() -> Told:
 def evenly() -> Calibration:
     """A classifier's calibration whose every score takes 19 even steps from 0.05 to 0.95."""
     steps = (np.arange(1, RANKS + 1) / 20).astype(np.float32)
-    names = ("std", "entropy", "mutual_information", "max_probability")
-    return Calibration(dict.fromkeys(names, steps), steps, "std", 90.0, 0.5)
+    return terms(dict.fromkeys(SCORES["classification"], steps), steps)
 
 
 @pytest.fixture(scope="module")
 def tenths() -> Calibration:
     """A regression's calibration with steps of a tenth."""
     steps = np.arange(1, RANKS + 1) / 10
-    return Calibration(
-        {"std": steps.astype(np.float32), "total_std": steps.astype(np.float32)}, steps, "std", 90.0, 0.5
-    )
+    return terms(dict.fromkeys(SCORES["regression"], steps.astype(np.float32)), steps)
 
 
 def entropy(probabilities: np.ndarray) -> float:
@@ -98,8 +108,12 @@ def test_a_classification_row_is_the_closed_form(classifier, evenly):
         {
             "std": spread.max(),
             "entropy": entropy(mean),
+            "expected_entropy": aleatoric,
             "mutual_information": entropy(mean) - aleatoric,
             "max_probability": 1 - mean.max(),
+            "gen": sum((p * (1 - p)) ** 0.1 for p in mean),
+            "energy": -math.log(1.0625),
+            "variation_ratio": 0.5,
         },
         abs=1e-6,
     )
@@ -168,19 +182,19 @@ def test_reject_is_the_decision_score_above_its_threshold(classifier, evenly):
     exactly = np.sort(np.full(RANKS, value, np.float32))
     below = np.nextafter(exactly, np.float32(0))
     for steps, rejected in ((exactly, False), (below, True)):
-        calibration = Calibration({**evenly.scores, "std": steps}, evenly.nonconformity, "std", 90.0, 0.5)
+        calibration = terms({**evenly.scores, "std": steps}, evenly.nonconformity)
         answer = told(classifier, calibration, percentile=91.0)[0]
         assert answer["reject"] is rejected
         assert answer["scores"]["std"]["p_value"] == ((1 if rejected else RANKS + 1) / (RANKS + 1))
         assert answer["reasons"] == (["std above its 91st percentile"] if rejected else [])
 
 
-@pytest.mark.parametrize("decision", ["std", "entropy", "mutual_information", "max_probability"])
+@pytest.mark.parametrize("decision", SCORES["classification"])
 def test_only_the_decision_score_rejects(classifier, evenly, decision):
     """Though one score is beyond every calibration row, a row is rejected only if that score is the decision."""
     strange = {name: evenly.scores[name] if name != "entropy" else evenly.scores[name] / 100 for name in evenly.scores}
-    above = {name: steps + 1 for name, steps in strange.items() if name != "entropy"}
-    calibration = Calibration(strange | above, evenly.nonconformity, decision, 90.0, 0.5)
+    above = {name: steps + 10 for name, steps in strange.items() if name != "entropy"}
+    calibration = terms(strange | above, evenly.nonconformity, decision)
     answer = told(classifier, calibration)[0]
     assert answer["reject"] is (decision == "entropy")
     assert answer["reasons"] == (["entropy above its 90th percentile"] if decision == "entropy" else [])
@@ -265,5 +279,5 @@ def test_a_wrong_field_is_not_echoed_whole(classifier):
 def test_a_reason_reads_as_english(classifier, evenly, percentile, text):
     """Percentiles are called as one would say them."""
     lowered = {name: steps - 1 for name, steps in evenly.scores.items()}
-    calibration = Calibration(lowered, evenly.nonconformity, "std", 90.0, 0.5)
+    calibration = terms(lowered, evenly.nonconformity)
     assert told(classifier, calibration, percentile=percentile)[0]["reasons"] == [f"std above its {text} percentile"]

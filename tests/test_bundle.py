@@ -20,10 +20,14 @@ from models.bundle import (
     write_manifest,
 )
 from models.calibration import Calibration
+from models.decision import Decision
+from models.densities import Densities, Mahalanobis, Range, shapes_of
 from models.errors import BundleError
 from models.networks import MLPSpec
 from models.posterior import Model, Posterior
 from models.preprocessing import Column, Preprocessing
+from models.recalibration import Recalibration
+from tests.test_calibration import altered
 
 MODEL = Model(
     network=MLPSpec(hidden=(2,)),
@@ -49,18 +53,36 @@ def draws_of(model, size=3):
     return draws
 
 
-def ascending(seed, rows=150, dtype=np.float32):
-    """Sorted numbers."""
-    return np.sort(np.random.default_rng(seed).normal(size=rows)).astype(dtype)
+def numbers(seed, rows=150, dtype=np.float32):
+    """Normal numbers, in no order."""
+    return np.random.default_rng(seed).normal(size=rows).astype(dtype)
 
 
 CALIBRATION = Calibration(
-    {"std": ascending(1), "total_std": ascending(2)}, ascending(3, dtype=np.float64), "std", 97.5, 0.9
+    scores={"std": numbers(1), "total_std": numbers(2), "mahalanobis": numbers(4)},
+    nonconformity=numbers(3, dtype=np.float64),
+    decision=Decision(scores=("std", "mahalanobis"), rule="weighted", weights=(0.1 + 0.2, 1.0)),
+    percentile=97.5,
+    coverage=0.9,
+    intervals="quantiles",
+)
+RECALIBRATION = Recalibration(kind="variance", factor=1 / 3)
+DENSITIES = Densities(
+    np.array([0, 2], np.int32),
+    {
+        "mahalanobis": Mahalanobis(
+            *(
+                numbers(seed, np.prod(shape)).reshape(shape)
+                for seed, shape in enumerate([(2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 1, 2), (2, 2)])
+            )
+        ),
+        "range": Range(np.array([-0.0, 1e-45], np.float32), np.array([3.4028235e38, 1.0], np.float32)),
+    },
 )
 
 
-def manifest_of(**changes):
-    """A manifest for the model and calibration above."""
+def manifest_of(densities_of=None, **changes):
+    """A manifest for the model, calibration and densities above."""
     record = Manifest(
         name="toy",
         version=1,
@@ -68,7 +90,8 @@ def manifest_of(**changes):
         model=MODEL,
         draws=3,
         method=MethodRecord(kind="vi", settings={"steps": 400, "rates": [0.1, None]}),
-        calibration=calibration_record(CALIBRATION),
+        calibration=calibration_record(CALIBRATION, RECALIBRATION, ()),
+        densities=shapes_of(DENSITIES) if densities_of is None else densities_of,
         diagnostics={"elbo": [-1.5, 0.1 + 0.2]},
         metrics={"rmse": 1 / 3},
         data=DataRecord(
@@ -81,10 +104,10 @@ def manifest_of(**changes):
     return record.model_copy(update=changes)
 
 
-def write_bundle(folder, draws=None, calibration=CALIBRATION, **changes):
+def write_bundle(folder, draws=None, calibration=CALIBRATION, densities=DENSITIES, **changes):
     """A bundle in a new folder; its hashes are right whatever it holds."""
     folder.mkdir()
-    write_arrays(folder, Posterior(MODEL, draws_of(MODEL) if draws is None else draws), calibration)
+    write_arrays(folder, Posterior(MODEL, draws_of(MODEL) if draws is None else draws), calibration, densities)
     (folder / "report.html").write_text("<p>Report")
     return write_manifest(folder, manifest_of(**changes))
 
@@ -126,11 +149,15 @@ def test_a_round_trip_is_exact_to_the_bit(original):
     assert {type(leaf) for leaf in jax.tree.leaves(loaded.posterior.draws)} == {np.ndarray}
     assert jax.tree.map(bits, loaded.posterior.draws) == jax.tree.map(bits, draws_of(MODEL))
     found = loaded.calibration
-    assert (found.decision, found.percentile, found.coverage, found.rows) == ("std", 97.5, 0.9, 150)
+    terms = ("decision", "percentile", "coverage", "per_class", "sets", "intervals", "labels", "rows")
+    assert [getattr(found, term) for term in terms] == [getattr(CALIBRATION, term) for term in terms]
     assert {name: bits(values) for name, values in found.scores.items()} == {
         name: bits(values) for name, values in CALIBRATION.scores.items()
     }
     assert bits(found.nonconformity) == bits(CALIBRATION.nonconformity)
+    assert bits(loaded.densities.members) == bits(DENSITIES.members)
+    assert jax.tree.map(bits, loaded.densities.records) == jax.tree.map(bits, DENSITIES.records)
+    assert loaded.manifest.calibration.recalibration == RECALIBRATION
     assert loaded.posterior.model == MODEL
     assert loaded.manifest.model_copy(update={"files": {}, "digest": ""}) == manifest_of()
 
@@ -146,7 +173,7 @@ def test_the_manifest_lists_every_other_file(original):
     listed = set(read_manifest(original).files)
     assert listed == {path.relative_to(original).as_posix() for path in files_of(original)} - {"manifest.json"}
     assert "report.html" in listed
-    assert {name.split("/")[0] for name in listed} == {"draws", "calibration", "report.html"}
+    assert {name.split("/")[0] for name in listed} == {"draws", "calibration", "densities", "report.html"}
 
 
 def test_the_manifest_returned_is_the_one_on_disk(tmp_path):
@@ -338,22 +365,73 @@ def test_another_number_of_draws_than_the_manifests_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("scores", "nonconformity"),
     [
-        ({"std": ascending(1)}, ascending(3)),
-        ({"std": ascending(1), "total_std": ascending(2)[::-1]}, ascending(3)),
-        ({"std": ascending(1), "total_std": ascending(2) * np.nan}, ascending(3)),
-        ({"std": ascending(1), "total_std": ascending(2)[:90]}, ascending(3)),
-        ({"std": ascending(1), "total_std": ascending(2)}, ascending(3)[::-1]),
-        ({"std": ascending(1), "total_std": ascending(2)}, ascending(3) + np.inf),
+        ({"std": numbers(1)}, numbers(3)),
+        ({"std": numbers(1), "mahalanobis": numbers(2), "vim": numbers(2)}, numbers(3)),
+        ({"std": numbers(1), "mahalanobis": numbers(2) * np.nan}, numbers(3)),
+        ({"std": numbers(1), "mahalanobis": numbers(2)[:90]}, numbers(3)),
+        ({"std": numbers(1), "mahalanobis": numbers(2)[:, None]}, numbers(3)),
+        ({"std": numbers(1), "mahalanobis": numbers(2)}, numbers(3) + np.inf),
     ],
-    ids=["missing", "descending", "nan", "length", "nonconformity descending", "nonconformity inf"],
+    ids=["missing", "unknown", "nan", "length", "shape", "nonconformity inf"],
 )
 def test_calibration_that_cannot_be_right_is_refused(tmp_path, scores, nonconformity):
     """Hashes right, contents wrong: refused by the folder's name, as damage to the bundle."""
-    write_bundle(tmp_path / "1", calibration=Calibration(scores, nonconformity, "std", 97.5, 0.9))
+    write_bundle(tmp_path / "1", calibration=altered(CALIBRATION, scores=scores, nonconformity=nonconformity))
     assert refusal(tmp_path / "1").startswith(f"{tmp_path / '1' / 'calibration'}: ")
 
 
-@pytest.mark.parametrize("folder", ["draws", "calibration"])
+def with_density(name, record, members=DENSITIES.members):
+    """The densities, one record of them another."""
+    return Densities(members, {key: value for key, value in (DENSITIES.records | {name: record}).items() if value})
+
+
+WHITENING = DENSITIES.records["mahalanobis"]
+
+
+@pytest.mark.parametrize(
+    ("densities", "message"),
+    [
+        (with_density("mahalanobis", WHITENING._replace(mean=WHITENING.mean[:1])), "mahalanobis.mean: expected finite"),
+        (with_density("mahalanobis", WHITENING._replace(mean=WHITENING.mean * np.nan)), "mahalanobis.mean: expected"),
+        (with_density("mahalanobis", WHITENING._replace(mean=np.zeros((2, 2)))), "found float64 (2, 2)"),
+        (with_density("mahalanobis", None), "densities: expected"),
+        (with_density("range", None), "densities: expected"),
+        (with_density("input_range", DENSITIES.records["range"]), "densities: expected"),
+        (Densities(np.array([0, 3], np.int32), DENSITIES.records), "members: expected draws from 0 to 2, found [0 3]"),
+        (Densities(np.array([-1], np.int32), DENSITIES.records), "members: expected draws from 0 to 2, found [-1]"),
+        (Densities(np.array([0.0], np.float32), DENSITIES.records), "members: expected draws from 0 to 2, found [0.]"),
+    ],
+    ids=["shape", "nan", "float64", "missing", "no range", "superfluous", "beyond", "negative", "no whole number"],
+)
+def test_densities_that_do_not_fit_the_manifest_are_refused(tmp_path, densities, message):
+    """Hashes right, contents wrong: the array, what the manifest and the draws make one expect, and what was found."""
+    write_bundle(tmp_path / "1", densities=densities)
+    found = refusal(tmp_path / "1")
+    assert found.startswith(f"{tmp_path / '1' / 'densities'}: ")
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("flow", {"low": (2,), "high": (2,)}), ("knn", {"low": (2,), "high": (2,)})]
+)
+def test_densities_that_nobody_knows_are_refused(tmp_path, name, fields):
+    """A name that this abstain does not have, or whose record has other fields, is no density, though listed."""
+    densities = with_density(name, DENSITIES.records["range"])
+    write_bundle(tmp_path / "1", densities=densities, densities_of=shapes_of(DENSITIES) | {name: fields})
+    assert refusal(tmp_path / "1").startswith(f"{tmp_path / '1' / 'densities'}: densities: ")
+
+
+def test_a_bundle_without_densities_has_none(tmp_path):
+    """As those of before: no folder, nothing listed, and nothing asked of it."""
+    own = Calibration(scores={"std": numbers(1)}, nonconformity=numbers(3))
+    write_arrays(tmp_path, Posterior(MODEL, draws_of(MODEL)), own, None)
+    terms = calibration_record(own, Recalibration(), ())
+    write_manifest(tmp_path, manifest_of({}).model_copy(update={"calibration": terms}))
+    assert not (tmp_path / "densities").exists()
+    assert load(tmp_path).densities is None
+
+
+@pytest.mark.parametrize("folder", ["draws", "calibration", "densities"])
 def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path, folder):
     """Hashes of nonsense, right as they are, do not make it loadable."""
     write_bundle(tmp_path / "1")

@@ -1,5 +1,6 @@
 """Calibration against exact arithmetic, and against the rates it promises on simulated rows."""
 
+import copy
 import math
 from fractions import Fraction
 
@@ -8,17 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.calibration import (
-    Calibration,
-    calibrate,
-    check_calibration,
-    judge,
-    nonconformity_of,
-    p_value,
-    rank_of,
-    rows_needed,
-    threshold,
-)
+from models.calibration import Calibration, calibrate, check_calibration, judge, nonconformity_of
+from models.decision import Decision
 from models.errors import CalibrationError
 from models.predictive import Prediction
 from models.summaries import ClassificationSummary, RegressionSummary
@@ -55,87 +47,6 @@ def calibrated(scores, **terms):
 
 
 @settings(deadline=None)
-@given(st.integers(1, 20_000), st.decimals("0.001", "99.999", places=3))
-def test_the_threshold_is_the_rank_of_exact_arithmetic(n, percent):
-    """⌈(n + 1)·P/100⌉-th smallest of n, for any n and any P of three decimals; or refused, if that is beyond n."""
-    rank = math.ceil((n + 1) * Fraction(percent) / 100)
-    ascending = np.arange(1, n + 1, dtype=np.float64)
-    if rank <= n:
-        assert threshold(ascending, float(percent)) == rank
-    else:
-        with pytest.raises(CalibrationError):
-            threshold(ascending, float(percent))
-
-
-@pytest.mark.parametrize(
-    ("n", "percentile", "rank"),
-    [
-        (999, 99.9, 999),  # in floats, 1000 · (99.9 / 100) is 999.0000000000001, whose ceiling is 1000
-        (99, 55.0, 55),  # 55.00000000000001
-        (99, 7.0, 7),  # 7.000000000000001
-        (9999, 99.99, 9999),
-        (99, 99.0, 99),
-        (199, 97.5, 195),
-        (1, 50.0, 1),
-        (1000, 99.9, 1000),
-        (1000, 0.001, 1),
-    ],
-)
-def test_ranks_where_floats_would_slip(n, percentile, rank):
-    """Percentiles whose product with n + 1 is a whole number that floats miss."""
-    assert threshold(np.arange(1.0, n + 1), percentile) == rank
-
-
-@pytest.mark.parametrize("percentile", [1e-300, 1e-323])
-def test_the_smallest_percentile_is_the_smallest_score(percentile):
-    """A percentile above 0, however small, has rank 1: it is never taken for the largest score."""
-    assert threshold(np.arange(1.0, 100.0), percentile) == 1
-
-
-@pytest.mark.parametrize("level", [0.5, 0.9, 0.99, 0.999, 0.9999, 0.95, 2 / 3])
-def test_the_rows_needed_suffice_and_one_less_does_not(level):
-    """The number of rows that a refusal names is the smallest that is not refused."""
-    needed = rows_needed(level)
-    assert rank_of(level, needed, "it") <= needed
-    with pytest.raises(CalibrationError, match=rf"expected at least {needed} rows, found {needed - 1} rows"):
-        rank_of(level, needed - 1, "it")
-
-
-@pytest.mark.parametrize(("percentile", "needed"), [("99", 99), ("99.9", 999), ("97.5", 39)])
-def test_too_few_rows_are_refused_with_the_number_needed(percentile, needed):
-    """What was asked, the rows needed, the rows there are, and what to do."""
-    with pytest.raises(CalibrationError) as error:
-        threshold(np.arange(needed - 1.0), float(percentile))
-    assert str(error.value) == (
-        f"the {percentile}th percentile needs a larger calibration split: "
-        f"expected at least {needed} rows, found {needed - 1} rows; ask for less, or calibrate on more"
-    )
-
-
-@pytest.mark.parametrize("percentile", [99.99999999999, math.nextafter(100, 0)])
-def test_a_percentile_beyond_every_split_is_refused_like_any_other(percentile):
-    """Just below 100 is a percentile too: it wants more rows than there are, and is no division by zero."""
-    with pytest.raises(CalibrationError, match="needs a larger calibration split"):
-        threshold(np.arange(1000.0), percentile)
-
-
-def test_a_refusal_names_the_percentile_that_was_asked():
-    """99.99999 is not rounded to "the 100th percentile", which nobody asked for."""
-    with pytest.raises(CalibrationError, match=r"99\.99999"):
-        threshold(np.arange(1000.0), 99.99999)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.lists(st.integers(-1, 10), min_size=1, max_size=9))
-def test_p_values_count_the_scores_that_are_no_smaller(calibration, values):
-    """(1 + #{calibration ≥ s}) / (n + 1), ties counted in."""
-    ascending = np.sort(np.array(calibration, np.float32))
-    found = p_value(ascending, np.array(values, np.float32))
-    expected = [(1 + sum(c >= value for c in calibration)) / (len(calibration) + 1) for value in values]
-    np.testing.assert_allclose(found, expected, rtol=1e-15)
-
-
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 30), min_size=20, max_size=60),
     st.lists(st.integers(-1, 31), min_size=1, max_size=9),
@@ -157,7 +68,7 @@ def test_a_judgement_by_hand():
     assert (judgement.percentile, judgement.coverage, judgement.decision) == (80.0, 0.5, "std")
     assert judgement.reject.tolist() == [False, False, True, True, True]
     for score in judgement.scores.values():
-        assert score.threshold == 8
+        assert score.threshold.tolist() == [8] * 5
         np.testing.assert_allclose(score.p_value, [1.0, 0.3, 0.2, 0.2, 0.1])
         np.testing.assert_allclose(score.percentile, [0, 70, 80, 80, 90])
 
@@ -165,7 +76,7 @@ def test_a_judgement_by_hand():
 def test_the_decision_is_one_score():
     """`reject` reads the decision score alone, whatever the others say."""
     quiet, loud = np.zeros(1, np.float32), np.full(1, 100, np.float32)
-    base = calibrated(range(99), decision="entropy", percentile=90.0)
+    base = calibrated(range(99), decision=Decision(scores=("entropy",)), percentile=90.0)
     row = scored([0])
     only_std = row._replace(scores={**row.scores, "std": loud, "entropy": quiet})
     only_entropy = row._replace(scores={**row.scores, "std": quiet, "entropy": loud})
@@ -284,16 +195,16 @@ def test_an_interval_by_hand():
 def test_nonconformity_by_hand():
     """1 − the true class's probability; |y − mean| in total standard deviations."""
     prediction = classified([[0.7, 0.3], [0.2, 0.8]])
-    np.testing.assert_allclose(nonconformity_of(prediction.summary, np.array([0, 0])), [0.3, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(nonconformity_of(prediction, np.array([0, 0])), [0.3, 0.8], rtol=1e-6)
     prediction = regressed([1.0, 1.0], [2.0, 0.5])
-    np.testing.assert_allclose(nonconformity_of(prediction.summary, np.array([5.0, 0.0])), [2, 2], rtol=1e-6)
+    np.testing.assert_allclose(nonconformity_of(prediction, np.array([5.0, 0.0])), [2, 2], rtol=1e-6)
 
 
 def test_an_unknown_decision_is_refused_by_name():
     """The scores there are, and the one asked for."""
     with pytest.raises(CalibrationError) as error:
-        calibrated(range(200), decision="energy")
-    assert str(error.value) == f"decision: expected one of {', '.join(NAMES)}, found energy"
+        calibrated(range(200), decision=Decision(scores=("std", "surprise")))
+    assert str(error.value) == f"decision: expected some of {', '.join(NAMES)}, found surprise"
 
 
 @pytest.mark.parametrize("terms", [{"percentile": 99.9}, {"coverage": 0.999}])
@@ -321,33 +232,46 @@ def test_targets_that_are_not_finite_are_refused(value):
         calibrate(regressed(np.zeros(200), np.ones(200)), targets)
 
 
-ASCENDING = np.arange(100, dtype=np.float32)
+def altered(calibration, **changes):
+    """What a file may hold, though the types of the record forbid it."""
+    found = copy.copy(calibration)
+    for name, value in changes.items():
+        object.__setattr__(found, name, value)
+    return found
+
+
+ROWS = np.arange(100, dtype=np.float32)
+SCORES_OF = dict.fromkeys(NAMES, ROWS)
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (
-            {"scores": {"std": ASCENDING}},
-            "scores: expected ['entropy', 'max_probability', 'mutual_information', 'std']",
-        ),
-        ({"decision": "energy"}, "decision"),
-        ({"nonconformity": ASCENDING[::-1]}, "nonconformity: expected 100 finite numbers, ascending"),
-        ({"scores": dict.fromkeys(NAMES, ASCENDING) | {"entropy": ASCENDING[:50]}}, "entropy: expected 100 finite"),
-        ({"scores": dict.fromkeys(NAMES, ASCENDING) | {"std": ASCENDING * np.nan}}, "std: expected 100 finite"),
-        ({"scores": dict.fromkeys(NAMES, ASCENDING) | {"std": ASCENDING + np.inf}}, "std: expected 100 finite"),
+        ({"scores": SCORES_OF | {"total_std": ROWS}}, "scores: expected ['energy', 'entropy', "),
+        ({"scores": SCORES_OF | {"vim": ROWS}}, "scores: expected ['energy', 'entropy', "),
+        ({"decision": Decision(scores=("energy",))}, "decision: expected ['entropy', 'max_probability', "),
+        ({"decision": Decision(scores=("std", "energy"))}, "decision: expected ['entropy', 'max_probability', "),
+        ({"nonconformity": ROWS * np.nan}, "nonconformity: expected 100 finite numbers"),
+        ({"nonconformity": ROWS[:0]}, "std: expected 0 finite numbers"),
+        ({"scores": SCORES_OF | {"entropy": ROWS[:50]}}, "entropy: expected 100 finite"),
+        ({"scores": SCORES_OF | {"std": ROWS * np.nan}}, "std: expected 100 finite"),
+        ({"scores": SCORES_OF | {"std": ROWS + np.inf}}, "std: expected 100 finite"),
+        ({"labels": np.zeros(99, int)}, "labels: expected 100 class indices, found int64 (99,)"),
+        ({"labels": np.full(100, -1)}, "labels: expected 100 class indices"),
     ],
 )
 def test_a_stored_calibration_that_cannot_be_right_is_refused(change, named):
-    """Missing scores, another length, no order, no numbers: refused by the name of the score."""
-    right = {
-        "scores": dict.fromkeys(NAMES, ASCENDING),
-        "nonconformity": ASCENDING,
-        "decision": "std",
-        "percentile": 99.0,
-        "coverage": 0.9,
-    }
-    check_calibration(Calibration(**right), "classification", "calibration")
+    """A score of another task or of no density, another length, no numbers, no classes: refused by the name."""
+    right = Calibration(scores=SCORES_OF, nonconformity=ROWS, labels=np.zeros(100, int))
+    check_calibration(right, "classification", (), "calibration")
     with pytest.raises(CalibrationError) as error:
-        check_calibration(Calibration(**(right | change)), "classification", "bundle/calibration")
+        check_calibration(altered(right, **change), "classification", (), "bundle/calibration")
     assert str(error.value).startswith(f"bundle/calibration: {named}")
+
+
+def test_a_stored_density_needs_no_more_than_its_name():
+    """The scores of the bundle's own densities are known; a density that nobody knows is not."""
+    calibration = Calibration(scores=SCORES_OF | {"vim": ROWS}, nonconformity=ROWS)
+    check_calibration(calibration, "classification", ("vim", "range"), "calibration")
+    with pytest.raises(CalibrationError, match="calibration: scores: expected"):
+        check_calibration(calibration, "classification", ("vim", "flow"), "calibration")

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 
 from models.bundle import load
-from models.calibration import threshold
+from models.densities import OF_TASK
 from models.errors import AbstainError, CalibrationError, ConfigError, FitError, StoreError
+from models.ranks import threshold
+from models.scores import SCORES
 from models.store import model_names, read_labels, set_label, versions
 from tests.conftest import CONFIGS, PROJECT, abstain, silent
 from training.config import DataConfig, NUTSConfig, VIConfig, read_config
@@ -63,7 +65,7 @@ def test_a_fit_tells_digits_apart(store, digits):
     assert metrics["accuracy"] > 0.93
     assert metrics["nll"] < 0.3
     assert set(metrics) == {"accuracy", "nll", "brier", "ece", "aurc", "reject_rate"}
-    assert set(metrics["reject_rate"]) == {"std", "entropy", "mutual_information", "max_probability", "reject"}
+    assert set(metrics["reject_rate"]) == {*SCORES["classification"], *OF_TASK["classification"], "reject"}
     assert metrics["reject_rate"]["reject"] < 0.04
     assert versions(store, "digits") == [1, 2]
 
@@ -96,7 +98,7 @@ def test_the_manifest_says_all_there_is_to_know(store, digits):
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert (manifest["git_commit"] or "").removesuffix("-dirty") == head.stdout.strip()
     assert manifest["calibration"]["thresholds"] == {
-        name: threshold(values, 99.0) for name, values in digits.calibration.scores.items()
+        name: threshold(np.sort(values), 99.0) for name, values in digits.calibration.scores.items()
     }
 
 
@@ -125,7 +127,7 @@ def test_every_file_is_in_the_manifest_by_its_hash(store):
         if path.is_file() and path.name != "manifest.json"
     }
     assert listed == found
-    assert {name.split("/")[0] for name in found} == {"draws", "calibration", "report.html"}
+    assert {name.split("/")[0] for name in found} == {"draws", "calibration", "densities", "report.html"}
     assert not [name for name in found if name.endswith((".pkl", ".pickle", ".joblib"))]
 
 
@@ -200,7 +202,11 @@ def test_the_report_is_one_self_contained_page(store, name):
         (("calibration_size=50",), CalibrationError, "99th percentile .*: expected at least 99 rows, found 50 rows"),
         (("percentile=99.9",), CalibrationError, "99.9th percentile .*: expected at least 999 rows, found 500 rows"),
         (("coverage=0.999",), CalibrationError, "coverage 0.999 .*: expected at least 999 rows, found 500 rows"),
-        (("decision=energy",), ConfigError, "calibration.decision: expected one of std, entropy, .*, found energy"),
+        (
+            ("decision=surprise",),
+            ConfigError,
+            "calibration.decision: expected some of std, entropy, .*, found surprise",
+        ),
         (("likelihood=bernoulli",), ConfigError, 'expected two classes for bernoulli, found 10; use "categorical"'),
         (("network.kind=lenet",), AbstainError, r"LeNet .* an example of shape \(8, 8\)"),
         (("test_size=1297",), AbstainError, "data.calibration_size: expected between 1 and 499 of 500 rows, found 500"),

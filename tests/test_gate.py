@@ -74,7 +74,7 @@ def test_all_shortfalls_are_said_and_one_that_is_no_number_is_one():
 
 def calibration(scores=(0.1, 0.2, 0.3)):
     """A calibration of one score."""
-    return Calibration({"std": np.float32(scores)}, np.arange(3.0), "std", 99.0, 0.9)
+    return Calibration(scores={"std": np.float32(scores)}, nonconformity=np.arange(3.0))
 
 
 @pytest.mark.parametrize(

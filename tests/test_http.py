@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import uvicorn
 
-from models.predictive import BUCKETS, Predictor
+from models.densities import OF_TASK
+from models.predictive import BUCKETS
+from models.scores import SCORES
 from models.store import set_label
 from service.answers import FIELDS
 from service.http import build_app
@@ -175,7 +177,7 @@ def test_a_classification_answer_has_the_contracts_shape(client, digits, images)
         assert len(row["probabilities"]) == len(row["std"]) == 10
         assert isinstance(row["reject"], bool)
         assert set(row["prediction_set"]) <= set(digits.manifest.model.class_names)
-        assert set(row["scores"]) == {"std", "entropy", "mutual_information", "max_probability"}
+        assert set(row["scores"]) == {*SCORES["classification"], *OF_TASK["classification"]}
         for score in row["scores"].values():
             assert {key: type(value) for key, value in score.items()} == dict.fromkeys(
                 ("value", "percentile", "threshold", "p_value"), float
@@ -198,7 +200,7 @@ def test_a_regression_answer_has_the_contracts_shape(client, wave, points):
         assert list(row["quantiles"]) == ["0.025", "0.5", "0.975"]
         assert row["quantiles"]["0.025"] < row["quantiles"]["0.5"] < row["quantiles"]["0.975"]
         assert row["interval"][0] < row["mean"] < row["interval"][1]
-        assert set(row["scores"]) == {"std", "total_std"}
+        assert set(row["scores"]) == {*SCORES["regression"], *OF_TASK["regression"]}
         assert {type(row[field]) for field in ("mean", "std", "aleatoric_std", "epistemic_std", "entropy")} == {float}
 
 
@@ -239,7 +241,7 @@ def test_http_equals_offline_scoring(client, store, model, images, points, tmp_p
     bundle = request.getfixturevalue(model)
     rows = {"digits": images.astype(np.uint8), "wave": points}[model]
     np.savez(tmp_path / "rows.npz", x=rows)
-    predict_file(bundle, Predictor(bundle.posterior, (256,)), tmp_path / "rows.npz", tmp_path / "told.jsonl")
+    predict_file(bundle, bundle.predictor((256,)), tmp_path / "rows.npz", tmp_path / "told.jsonl")
     offline = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
     for size in SIZES:
         online = predictions(client, rows[:size], model)
@@ -310,10 +312,10 @@ def test_thresholds_and_p_values_come_from_the_calibration_split(client, model, 
             expected = (1 + sum(value >= score["value"] for value in split)) / (len(split) + 1)
             assert score["p_value"] == expected
             assert score["percentile"] == pytest.approx(100 * (1 - expected), abs=1e-9)
-        decision = row["scores"][calibration.decision]
+        decision = row["scores"][calibration.decision.name]
         assert row["reject"] is (decision["value"] > decision["threshold"])
         ordinal = {50: "50th", 90.0: "90th", 95.5: "95.5th", 99: "99th", 99.8: "99.8th"}[percentile]
-        reason = f"{calibration.decision} above its {ordinal} percentile"
+        reason = f"{calibration.decision.name} above its {ordinal} percentile"
         assert row["reasons"] == ([reason] if row["reject"] else [])
         rejected += row["reject"]
     if percentile == 50:

@@ -118,8 +118,8 @@ def looped(posterior, rows):
 
 
 def classes_by_hand(outputs, bernoulli):
-    """Mean, std and entropies of an ensemble's logits, float64, in a summary's order; then the four scores."""
-    logits = np.concatenate([np.zeros_like(outputs), outputs], axis=-1) if bernoulli else outputs
+    """Mean, std and entropies of an ensemble's logits, float64, in a summary's order; then the scores."""
+    logits = np.concatenate([-outputs / 2, outputs / 2], axis=-1) if bernoulli else outputs
     p = special.softmax(logits, axis=-1)
     mean, std, aleatoric = p.mean(axis=0), p.std(axis=0), stats.entropy(p, axis=-1).mean(axis=0)
     entropy = stats.entropy(mean, axis=-1)
@@ -127,8 +127,12 @@ def classes_by_hand(outputs, bernoulli):
     scores = {
         "std": std.max(axis=1),
         "entropy": entropy,
+        "expected_entropy": aleatoric,
         "mutual_information": entropy - aleatoric,
         "max_probability": 1 - mean.max(axis=1),
+        "gen": ((mean * (1 - mean)) ** 0.1).sum(axis=1),
+        "energy": -special.logsumexp(logits, axis=-1).mean(axis=0),
+        "variation_ratio": 1 - np.array([np.bincount(votes).max() for votes in p.argmax(axis=-1).T]) / len(p),
     }
     return summary, scores
 

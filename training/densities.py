@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from models.densities import (
     OF_TASK,
     Densities,
+    LocalSubspaces,
     Mahalanobis,
     Neighbours,
     Range,
@@ -33,10 +34,20 @@ MEMBERS = 5
 """Draws whose features are looked at; of a posterior pooled from five starts, one of each."""
 ROWS = 20_000
 """Training rows that densities are fitted to, at most."""
-BANK = 2_000
-"""Of these, rows of images that neighbours are looked for among; a table's are short, and all are kept."""
+BANK = 5_000
+"""Of these, rows that neighbours are looked for among: each costs time in every call."""
 COMPONENTS = 64
-"""Principal components that Mahalanobis and neighbour distances are taken in, at most."""
+"""Principal components that rows are projected to before they are clustered or compared, at most."""
+WHITENED = 128
+"""Principal components that Mahalanobis distances are taken in, at most."""
+PROJECTED = 5_000
+"""Rows that these components are found from."""
+CLUSTERS = 30
+"""Of a class, at most …"""
+CLUSTER_ROWS = 30
+"""… and no more than leave each this many rows on average."""
+LOCAL = 10
+"""Dimensions of a cluster's subspace, at most, and at most half of its space."""
 SUBSPACE = 40
 """Dimensions of a class's principal subspace, at most …"""
 EXPLAINED = 0.9
@@ -65,6 +76,10 @@ def fit_densities(posterior: Posterior, train: Rows, seed: int) -> Densities:
         "relative_mahalanobis": lambda: mahalanobis(directions, labels, classes),
         "mahalanobis": lambda: mahalanobis(directions, labels, classes),
         "subspace": lambda: subspace(scaled, labels, classes, unit),
+        "local_subspace": lambda: local_subspaces(scaled, labels, classes, unit, seed),
+        "feature_subspace": lambda: local_subspaces(
+            np.concatenate(list(directions if unit else features), axis=1), labels, classes, unit, seed
+        ),
         "knn": lambda: neighbours(np.concatenate(list(directions if unit else features), axis=1), unit),
         "input_knn": lambda: neighbours(scaled, unit),
         "range": lambda: feature_range(model, train),
@@ -120,16 +135,13 @@ def virtual_logit(
         # W is [width, outputs]: the origin o solves Wᵀ o + b = 0.
         origin = -np.linalg.pinv(np.asarray(layer[0]).T) @ np.asarray(layer[1]) if layer else h.mean(axis=0)
         centred = h - origin
-        basis = principal(centred.T @ centred / len(h), principal_dimension(h.shape[1]))[0]
-        residual = np.linalg.norm(centred - centred @ basis @ basis.T, axis=1).mean()
-        weight = float(z.max(axis=1).mean()) / max(float(residual), float(np.finfo(np.float32).tiny))
-        parts.append(VirtualLogit(origin, basis, np.clip(weight, 0, 1e6)))
+        directions, _ = principal(centred.T @ centred / len(h), h.shape[1])
+        # Half the width is the network's own, as ViM has it for layers that are not wide.
+        residual = directions[:, (h.shape[1] + 1) // 2 :]
+        length = float(np.linalg.norm(centred @ residual, axis=1).mean())
+        weight = float(z.max(axis=1).mean()) / max(length, float(np.finfo(np.float32).tiny))
+        parts.append(VirtualLogit(origin, residual, np.clip(weight, 0, 1e6)))
     return VirtualLogit(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
-
-
-def principal_dimension(width: int) -> int:
-    """How many directions are the network's own: half, as ViM has it for layers that narrow, and at most `COMPONENTS`."""
-    return max(1, min(COMPONENTS, width // 2))
 
 
 def mahalanobis(
@@ -142,7 +154,7 @@ def mahalanobis(
 
 def _member_mahalanobis(h: Matrix, labels: Int[np.ndarray, " rows"], classes: int) -> Mahalanobis:
     mean = h.mean(axis=0)
-    components, _ = principal(np.cov(h, rowvar=False).reshape(h.shape[1], -1), min(COMPONENTS, h.shape[1]))
+    components, _ = principal(np.cov(h, rowvar=False).reshape(h.shape[1], -1), min(WHITENED, h.shape[1]))
     projected = h @ components
     overall = mean @ components
     # A class without rows is represented by all.
@@ -183,13 +195,69 @@ def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, uni
     return Subspace(np.array(unit), means, basis, np.einsum("cd,dck->ck", means, basis))
 
 
+def local_subspaces(
+    rows: Matrix, labels: Int[np.ndarray, " rows"], classes: int, unit: float, seed: int
+) -> LocalSubspaces:
+    """Each class's rows in clusters, by k-means in the rows' principal components, and each cluster's subspace."""
+    mean, components = projection(rows)
+    places = (rows - mean) @ components
+    parts = [_clusters(places[labels == label], label, seed) for label in range(classes)]
+    labels_of, centres, bases = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return LocalSubspaces(
+        np.array(unit),
+        mean,
+        components,
+        labels_of,
+        centres,
+        bases.transpose(1, 0, 2),
+        np.einsum("cd,cdk->ck", centres, bases),
+    )
+
+
+def _clusters(
+    places: Matrix, label: int, seed: int
+) -> tuple[
+    Float[np.ndarray, " clusters"], Float[np.ndarray, "clusters kept"], Float[np.ndarray, "clusters kept local"]
+]:
+    """Label, centre and directions of each of one class's clusters; no cluster for a class without rows."""
+    from sklearn.cluster import MiniBatchKMeans  # noqa: PLC0415 - seconds, and only fit needs it
+
+    kept = places.shape[1]
+    count = min(CLUSTERS, max(1, len(places) // CLUSTER_ROWS)) if len(places) else 0
+    own = np.zeros(len(places), int)
+    if count > 1:
+        found: Any = MiniBatchKMeans(count, random_state=seed, n_init=3, batch_size=2048).fit(places)
+        own = found.labels_
+    groups = [places[own == cluster] for cluster in range(count) if (own == cluster).any()]
+    centres = np.array([group.mean(axis=0) for group in groups]).reshape(len(groups), kept)
+    bases = np.array([_directions(group) for group in groups]).reshape(
+        len(groups), kept, -1 if groups else min(LOCAL, kept)
+    )
+    return np.full(len(groups), float(label)), centres, bases
+
+
+def _directions(group: Matrix) -> Float[np.ndarray, "kept local"]:
+    """A cluster's principal directions; no more than its rows span, the rest of them zero."""
+    most = min(LOCAL, group.shape[1])
+    spanned = min(most, max(len(group) - 1, 0), max(group.shape[1] // 2, 1))
+    centred = group - group.mean(axis=0)
+    vectors, _ = principal(centred.T @ centred / len(group), spanned)
+    return np.pad(vectors, ((0, 0), (0, most - spanned)))
+
+
+def projection(rows: Matrix) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width kept"]]:
+    """Mean and leading principal components, of wide rows from some of them: a matrix of 2000² is cheaper than of all rows."""
+    mean = rows.mean(axis=0)
+    some = rows[np.linspace(0, len(rows) - 1, min(PROJECTED, len(rows))).round().astype(int)] - mean
+    return mean, principal(some.T @ some / len(some), min(COMPONENTS, rows.shape[1]))[0]
+
+
 def neighbours(rows: Matrix, unit: float) -> Neighbours:
     """The bank: rows, already in the random order they were chosen in, in their principal components."""
     mean = rows.mean(axis=0)
     centred = rows - mean
     components, _ = principal(centred.T @ centred / len(rows), min(COMPONENTS, rows.shape[1]))
-    size = min(BANK, len(rows)) if unit else len(rows)
-    places = np.linspace(0, len(rows) - 1, size).round().astype(int)
+    places = np.linspace(0, len(rows) - 1, min(BANK, len(rows))).round().astype(int)
     bank = centred[places] @ components
     return Neighbours(np.array(unit), mean, components, bank, 0.5 * (bank**2).sum(axis=1))
 
