@@ -110,9 +110,7 @@ def of_classes(store: Path, model: str, where: str, splits: int) -> dict[str, Ta
             rejected = judge(calibration, judged, percentile).reject
             rank = percentile_rank(percentile, calibration_rows)
             tally(f"reject at {percentile:g}").add(int(rejected.sum()), len(fresh), calibration_rows, rank)
-        per_class = calibrate(
-            taken(prediction, known), y[known], decision=decision, percentile=90.0, per_class=True
-        )
+        per_class = calibrate(taken(prediction, known), y[known], decision=decision, percentile=90.0, per_class=True)
         labels = np.asarray(judged.summary.mean).argmax(axis=1)
         for percentile in CLASS_PERCENTILES:
             rejected = judge(per_class, judged, percentile).reject

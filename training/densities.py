@@ -34,7 +34,7 @@ MEMBERS = 5
 """Draws whose features are looked at; of a posterior pooled from five starts, one of each."""
 ROWS = 20_000
 """Training rows that densities are fitted to, at most."""
-BANK = 5_000
+BANK = 2_000
 """Of these, rows of images that neighbours are looked for among; a table's are short, and all are kept."""
 COMPONENTS = 64
 """Principal components that rows are projected to before they are clustered or compared, at most."""
@@ -161,7 +161,7 @@ def _member_mahalanobis(h: Matrix, labels: Int[np.ndarray, " rows"], classes: in
     means = np.stack([projected[labels == c].mean(axis=0) if (labels == c).any() else overall for c in range(classes)])
     within = whitening(projected - means[labels])
     background = whitening(projected - overall)
-    return Mahalanobis(components, within, background, means @ within, overall @ background)
+    return Mahalanobis(components, within, background, (means @ within).T, overall @ background)
 
 
 def whitening(centred: Matrix) -> Float[np.ndarray, "width width"]:
@@ -203,15 +203,8 @@ def local_subspaces(
     places = (rows - mean) @ components
     parts = [_clusters(places[labels == label], label, seed) for label in range(classes)]
     labels_of, centres, bases = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return LocalSubspaces(
-        np.array(unit),
-        mean,
-        components,
-        labels_of,
-        centres,
-        bases.transpose(1, 0, 2),
-        np.einsum("cd,cdk->ck", centres, bases),
-    )
+    inside = np.einsum("cd,cdk->kc", centres, bases)
+    return LocalSubspaces(np.array(unit), mean, components, labels_of, centres.T, bases.transpose(1, 2, 0), inside)
 
 
 def _clusters(
