@@ -71,9 +71,10 @@ DENSITIES = Densities(
     np.array([0, 2], np.int32),
     {
         "mahalanobis": Mahalanobis(
-            *(numbers(seed, np.prod(shape)).reshape(shape) for seed, shape in enumerate(
-                [(2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 1, 2), (2, 2)]
-            ))
+            *(
+                numbers(seed, np.prod(shape)).reshape(shape)
+                for seed, shape in enumerate([(2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 1, 2), (2, 2)])
+            )
         ),
         "range": Range(np.array([-0.0, 1e-45], np.float32), np.array([3.4028235e38, 1.0], np.float32)),
     },

@@ -202,7 +202,11 @@ def test_the_report_is_one_self_contained_page(store, name):
         (("calibration_size=50",), CalibrationError, "99th percentile .*: expected at least 99 rows, found 50 rows"),
         (("percentile=99.9",), CalibrationError, "99.9th percentile .*: expected at least 999 rows, found 500 rows"),
         (("coverage=0.999",), CalibrationError, "coverage 0.999 .*: expected at least 999 rows, found 500 rows"),
-        (("decision=surprise",), ConfigError, "calibration.decision: expected some of std, entropy, .*, found surprise"),
+        (
+            ("decision=surprise",),
+            ConfigError,
+            "calibration.decision: expected some of std, entropy, .*, found surprise",
+        ),
         (("likelihood=bernoulli",), ConfigError, 'expected two classes for bernoulli, found 10; use "categorical"'),
         (("network.kind=lenet",), AbstainError, r"LeNet .* an example of shape \(8, 8\)"),
         (("test_size=1297",), AbstainError, "data.calibration_size: expected between 1 and 499 of 500 rows, found 500"),
