@@ -228,12 +228,19 @@ def _outside(record: Range, view: View) -> Float[Array, " features"]:
 def norm(x: Float[Array, "... width"]) -> Float[Array, "..."]:
     """The Euclidean norm over the last axis; squares of what float32 holds may overflow, hence the scale."""
     largest = jnp.maximum(jnp.abs(x).max(axis=-1), np.finfo(np.float32).tiny)
-    return largest * jnp.sqrt(((x / largest[..., None]) ** 2).sum(axis=-1))
+    # XLA divides by its reciprocal, and that of the largest numbers is rounded to 0.
+    shrink = jnp.where(largest > 1e30, jnp.float32(1e-10), jnp.float32(1.0))
+    within = (x * shrink[..., None]) / (largest * shrink)[..., None]
+    return largest * jnp.sqrt((within**2).sum(axis=-1))
 
 
 def unit_length(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
     """`x` divided by its norm; zeros stay zeros."""
-    return x / jnp.maximum(norm(x), np.finfo(np.float32).tiny)[..., None]
+    largest = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    # In two steps: the norm itself may be too large for float32.
+    shrink = jnp.where(largest > 1e30, jnp.float32(1e-10), jnp.float32(1.0))
+    within = (x * shrink) / (largest * shrink)
+    return within / jnp.maximum(norm(within), np.finfo(np.float32).tiny)[..., None]
 
 
 class Density(NamedTuple):

@@ -54,6 +54,10 @@ EXPLAINED = 0.9
 """… and no more than explain this share of its variance."""
 SHRINKAGE = 1e-3
 """Of a covariance's mean eigenvalue, added to all: directions without spread would count without bound."""
+LEAST_SPREAD = 1e-6
+"""Of features of unit length, the least mean eigenvalue that is believed: what never varies varies by its rounding."""
+LEAST_RESIDUAL = 1e-3
+"""Of features' length, the least part outside their principal space that is believed, for the same reason."""
 
 Matrix = Float[np.ndarray, "rows width"]
 
@@ -134,12 +138,13 @@ def virtual_logit(
         layer = last_layer(posterior.model, draw, jnp.asarray(rows.x[0], jnp.float32))
         # W is [width, outputs]: the origin o solves Wᵀ o + b = 0.
         origin = -np.linalg.pinv(np.asarray(layer[0]).T) @ np.asarray(layer[1]) if layer else h.mean(axis=0)
-        centred = h - origin
+        centred = h.astype(np.float64) - origin
         directions, _ = principal(centred.T @ centred / len(h), h.shape[1])
         # Half the width is the network's own, as ViM has it for layers that are not wide.
         residual = directions[:, (h.shape[1] + 1) // 2 :]
         length = float(np.linalg.norm(centred @ residual, axis=1).mean())
-        weight = float(z.max(axis=1).mean()) / max(length, float(np.finfo(np.float32).tiny))
+        least = LEAST_RESIDUAL * float(np.linalg.norm(centred, axis=1).mean())
+        weight = float(z.max(axis=1).mean()) / max(length, least, float(np.finfo(np.float32).tiny))
         parts.append(VirtualLogit(origin, residual, np.clip(weight, 0, 1e6)))
     return VirtualLogit(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
 
@@ -154,7 +159,7 @@ def mahalanobis(
 
 def _member_mahalanobis(h: Matrix, labels: Int[np.ndarray, " rows"], classes: int) -> Mahalanobis:
     mean = h.mean(axis=0)
-    components, _ = principal(np.cov(h, rowvar=False).reshape(h.shape[1], -1), min(WHITENED, h.shape[1]))
+    components, _ = principal(covariance_of(h), min(WHITENED, h.shape[1]))
     projected = h @ components
     overall = mean @ components
     # A class without rows is represented by all.
@@ -167,8 +172,14 @@ def _member_mahalanobis(h: Matrix, labels: Int[np.ndarray, " rows"], classes: in
 def whitening(centred: Matrix) -> Float[np.ndarray, "width width"]:
     """A matrix A with cov(x A) = 1, by the eigenvectors of a covariance kept from being singular."""
     values, vectors = np.linalg.eigh(centred.T.astype(np.float64) @ centred / len(centred))
-    floor = SHRINKAGE * max(values.mean(), np.finfo(np.float32).tiny)
+    floor = SHRINKAGE * max(values.mean(), LEAST_SPREAD)
     return vectors / np.sqrt(np.maximum(values, 0) + floor)
+
+
+def covariance_of(rows: Matrix) -> Float[np.ndarray, "width width"]:
+    """The maximum likelihood covariance: zeros for one row."""
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    return centred.T @ centred / len(rows)
 
 
 def principal(covariance: Float[np.ndarray, "width width"], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,9 +196,9 @@ def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, uni
         own = inputs[labels == place]
         if len(own):
             means[place] = own.mean(axis=0)
-        covariance = np.cov(own, rowvar=False) if len(own) > 1 else np.zeros((inputs.shape[1],) * 2)
+        covariance = covariance_of(own) if len(own) else np.zeros((inputs.shape[1],) * 2)
         kept = min(SUBSPACE, inputs.shape[1], max(len(own) - 1, 0))
-        vectors, values = principal(np.reshape(covariance, (inputs.shape[1],) * 2), kept)
+        vectors, values = principal(covariance, kept)
         enough = 1 + int(np.searchsorted(np.cumsum(values), EXPLAINED * values.sum()))
         bases.append(vectors[:, : min(enough, kept)])
     widest = max(1, *(basis.shape[1] for basis in bases))
@@ -240,19 +251,16 @@ def _directions(group: Matrix) -> Float[np.ndarray, "kept local"]:
 
 def projection(rows: Matrix) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width kept"]]:
     """Mean and leading principal components, of wide rows from some of them: a matrix of 2000² is cheaper than of all rows."""
-    mean = rows.mean(axis=0)
-    some = rows[np.linspace(0, len(rows) - 1, min(PROJECTED, len(rows))).round().astype(int)] - mean
-    return mean, principal(some.T @ some / len(some), min(COMPONENTS, rows.shape[1]))[0]
+    some = rows[np.linspace(0, len(rows) - 1, min(PROJECTED, len(rows))).round().astype(int)]
+    return rows.mean(axis=0), principal(covariance_of(some), min(COMPONENTS, rows.shape[1]))[0]
 
 
 def neighbours(rows: Matrix, unit: float) -> Neighbours:
     """The bank: rows, already in the random order they were chosen in, in their principal components."""
-    mean = rows.mean(axis=0)
-    centred = rows - mean
-    components, _ = principal(centred.T @ centred / len(rows), min(COMPONENTS, rows.shape[1]))
+    mean, components = projection(rows)
     size = min(BANK, len(rows)) if unit else len(rows)
     places = np.linspace(0, len(rows) - 1, size).round().astype(int)
-    bank = centred[places] @ components
+    bank = (rows[places] - mean) @ components
     return Neighbours(np.array(unit), mean, components, bank, 0.5 * (bank**2).sum(axis=1))
 
 
