@@ -71,20 +71,19 @@ def fit_densities(posterior: Posterior, train: Rows, seed: int) -> Densities:
     labels = rows.y.astype(int) if model.law.task == "classification" else np.zeros(len(rows), int)
     members = member_draws(posterior.size)
     features, logits = member_features(posterior, members, rows)
-    inputs = np.asarray(prepared(model, rows))
     unit = float(is_pixel_like(model))
-    scaled = np.asarray(unit_length(jnp.asarray(inputs))) if unit else inputs
-    directions = np.asarray(unit_length(jnp.asarray(features)))
+    inputs = prepared(model, rows)
+    scaled = of_unit_length(inputs) if unit else inputs
+    directions = of_unit_length(features)
+    side_by_side = np.concatenate(list(directions if unit else features), axis=1)
     fitted: dict[str, Any] = {
         "vim": lambda: virtual_logit(posterior, members, rows, features, logits),
         "relative_mahalanobis": lambda: mahalanobis(directions, labels, classes),
         "mahalanobis": lambda: mahalanobis(directions, labels, classes),
         "subspace": lambda: subspace(scaled, labels, classes, unit),
         "local_subspace": lambda: local_subspaces(scaled, labels, classes, unit, seed),
-        "feature_subspace": lambda: local_subspaces(
-            np.concatenate(list(directions if unit else features), axis=1), labels, classes, unit, seed
-        ),
-        "knn": lambda: neighbours(np.concatenate(list(directions if unit else features), axis=1), unit),
+        "feature_subspace": lambda: local_subspaces(side_by_side, labels, classes, unit, seed),
+        "knn": lambda: neighbours(side_by_side, unit),
         "input_knn": lambda: neighbours(scaled, unit),
         "range": lambda: feature_range(model, train),
     }
@@ -113,10 +112,16 @@ def member_features(
     return np.stack([np.asarray(features) for _, features in looked]), np.stack([np.asarray(o) for o, _ in looked])
 
 
-def prepared(model: Model, rows: Rows) -> Float[Array, "rows inputs"]:
+def prepared(model: Model, rows: Rows) -> Float[np.ndarray, "rows inputs"]:
     """The preprocessed inputs, flat."""
     prepare = jax.vmap(lambda x: jnp.ravel(transform(model.preprocessing, x)))
-    return jax.jit(prepare)(rows.x.astype(np.float32))
+    return np.asarray(jax.jit(prepare)(rows.x.astype(np.float32)))
+
+
+def of_unit_length(x: Float[np.ndarray, "... width"]) -> Float[np.ndarray, "... width"]:
+    """`unit_length` on the host, one array at a time: there are many rows."""
+    parts = x if x.ndim == 3 else x[None]
+    return np.stack([np.asarray(unit_length(jnp.asarray(part))) for part in parts]).reshape(x.shape)
 
 
 def is_pixel_like(model: Model) -> bool:
@@ -211,7 +216,7 @@ def local_subspaces(
 ) -> LocalSubspaces:
     """Each class's rows in clusters, by k-means in the rows' principal components, and each cluster's subspace."""
     mean, components = projection(rows)
-    places = (rows - mean) @ components
+    places = projected(rows, mean, components)
     parts = [_clusters(places[labels == label], label, seed) for label in range(classes)]
     labels_of, centres, bases = (np.concatenate(part) for part in zip(*parts, strict=True))
     inside = np.einsum("cd,cdk->kc", centres, bases)
@@ -260,8 +265,13 @@ def neighbours(rows: Matrix, unit: float) -> Neighbours:
     mean, components = projection(rows)
     size = min(BANK, len(rows)) if unit else len(rows)
     places = np.linspace(0, len(rows) - 1, size).round().astype(int)
-    bank = (rows[places] - mean) @ components
+    bank = projected(rows[places], mean, components)
     return Neighbours(np.array(unit), mean, components, bank, 0.5 * (bank**2).sum(axis=1))
+
+
+def projected(rows: Matrix, mean: np.ndarray, components: np.ndarray) -> Matrix:
+    """`(rows − mean) @ components` without a second copy of rows that may be wide, and many."""
+    return rows @ components.astype(rows.dtype) - (mean @ components).astype(rows.dtype)
 
 
 def feature_range(model: Model, train: Rows) -> Range:
