@@ -58,7 +58,7 @@ class Mahalanobis(NamedTuple):
     """Features of unit length to principal components, [members, width, kept], and whitened there.
 
     `within` and `overall` [members, kept, kept] whiten by the covariance within classes and by that of all rows;
-    `means` [members, classes, kept] and `mean` [members, kept] are the whitened means. Regression has one class.
+    `means` [members, kept, classes] and `mean` [members, kept] are the whitened means. Regression has one class.
     """
 
     components: Leaf
@@ -83,8 +83,9 @@ class Subspace(NamedTuple):
 class LocalSubspaces(NamedTuple):
     """Clusters of projected training rows, `(x − mean) @ components` [kept], each with a principal subspace of its own.
 
-    `labels` [clusters] is each one's class, `centres` [clusters, kept] its mean, `basis` [kept, clusters, local] its
-    orthonormal directions, and `inside` [clusters, local] the mean along them.
+    `labels` [clusters] is each one's class, `centres` [kept, clusters] its mean, `basis` [kept, local, clusters] its
+    orthonormal directions, and `inside` [local, clusters] the mean along them. Clusters are last, for sums over the other
+    axes are then taken many clusters at a time.
     """
 
     unit: Leaf
@@ -132,7 +133,7 @@ def virtual_logit(record: VirtualLogit, view: View) -> Scalar:
 def relative_mahalanobis(record: Mahalanobis, view: View) -> Scalar:
     """The squared distance to the nearest class, less the squared distance to all rows."""
     whitened, overall = _whitened(record, view)
-    nearest = ((record.means - whitened[:, None]) ** 2).sum(axis=-1).min(axis=-1)
+    nearest = jax.vmap(_squared_distances)(whitened, record.means).min(axis=-1)
     return (nearest - ((record.mean - overall) ** 2).sum(axis=-1)).mean()
 
 
@@ -168,11 +169,16 @@ def feature_subspace(record: LocalSubspaces, view: View) -> Scalar:
 
 def _local_residual(record: LocalSubspaces, x: Array, label: Array) -> Scalar:
     place = (x - record.mean) @ record.components
-    inside = jnp.einsum("d,dck->ck", place, record.basis) - record.inside
-    left = ((place - record.centres) ** 2).sum(axis=-1) - (inside**2).sum(axis=-1)
+    inside = jnp.einsum("d,dkc->kc", place, record.basis) - record.inside
+    left = _squared_distances(place, record.centres) - (inside**2).sum(axis=0)
     own = jnp.where(record.labels == label, left, jnp.inf).min()
     # A class without rows has no cluster: then any will do.
     return jnp.sqrt(jnp.maximum(jnp.where(jnp.isinf(own), left.min(), own), 0.0))
+
+
+def _squared_distances(place: Float[Array, " kept"], points: Float[Array, "kept points"]) -> Float[Array, " points"]:
+    """By one product: differences of every coordinate to every point would be many more numbers than the answer."""
+    return (place**2).sum() - 2 * place @ points + (points**2).sum(axis=0)
 
 
 def features_knn(record: Neighbours, view: View) -> Scalar:
@@ -197,7 +203,9 @@ def _kth_distance(record: Neighbours, x: Array) -> Scalar:
     kth = closeness.max()
     for _ in range(min(NEIGHBOUR, record.bank.shape[0]) - 1):
         kth = jnp.where(closeness < kth, closeness, -jnp.inf).max()
-    return norm(record.bank[(closeness == kth).argmax()] - place)
+    # The largest place is found many at a time, the first one not.
+    nearest = jnp.where(closeness == kth, jnp.arange(closeness.size), 0).max()
+    return norm(record.bank[nearest] - place)
 
 
 def range_excess(record: Range, view: View) -> Scalar:
@@ -220,12 +228,19 @@ def _outside(record: Range, view: View) -> Float[Array, " features"]:
 def norm(x: Float[Array, "... width"]) -> Float[Array, "..."]:
     """The Euclidean norm over the last axis; squares of what float32 holds may overflow, hence the scale."""
     largest = jnp.maximum(jnp.abs(x).max(axis=-1), np.finfo(np.float32).tiny)
-    return largest * jnp.sqrt(((x / largest[..., None]) ** 2).sum(axis=-1))
+    # XLA divides by its reciprocal, and that of the largest numbers is rounded to 0.
+    shrink = jnp.where(largest > 1e30, jnp.float32(1e-10), jnp.float32(1.0))
+    within = (x * shrink[..., None]) / (largest * shrink)[..., None]
+    return largest * jnp.sqrt((within**2).sum(axis=-1))
 
 
 def unit_length(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
     """`x` divided by its norm; zeros stay zeros."""
-    return x / jnp.maximum(norm(x), np.finfo(np.float32).tiny)[..., None]
+    largest = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    # In two steps: the norm itself may be too large for float32.
+    shrink = jnp.where(largest > 1e30, jnp.float32(1e-10), jnp.float32(1.0))
+    within = (x * shrink) / (largest * shrink)
+    return within / jnp.maximum(norm(within), np.finfo(np.float32).tiny)[..., None]
 
 
 class Density(NamedTuple):
@@ -254,7 +269,6 @@ OF_TASK: dict[str, tuple[str, ...]] = {
         "local_subspace",
         "feature_subspace",
         "knn",
-        "input_knn",
         "range",
     ),
     "regression": ("mahalanobis", "subspace", "local_subspace", "feature_subspace", "knn", "input_knn", "range"),

@@ -96,16 +96,8 @@ def temper_pooled(
 def temper_draws(
     log_probabilities: Float[Array, "draws rows classes"], temperature: float | Float[Array, ""]
 ) -> Float[Array, "draws rows classes"]:
-    """Every draw's log p_s / T, normalised; T = 1 gives back its input. The mean may need `keep_labels`."""
+    """Every draw's log p_s / T, normalised; T = 1 gives back its input. Their mean may name another label: `with_labels_of`."""
     return jnp.where(temperature == 1, log_probabilities, jax.nn.log_softmax(log_probabilities / temperature, axis=-1))
-
-
-def keep_labels(
-    tempered_mean: Float[Array, "rows classes"], raw_mean: Float[Array, "rows classes"]
-) -> Float[Array, "rows classes"]:
-    """The tempered rows whose most probable class is the raw one's, and the raw rows instead of all others."""
-    kept = jnp.argmax(tempered_mean, axis=-1) == jnp.argmax(raw_mean, axis=-1)
-    return jnp.where(kept[:, None], tempered_mean, raw_mean)
 
 
 def choose(
@@ -113,7 +105,7 @@ def choose(
 ) -> Recalibration:
     """Of no temperature, the pooled one and the draws' own, the one with least negative log-likelihood on these rows.
 
-    Judged on what is served, `keep_labels` included; of equals, the first of these.
+    Judged on what is served (`summaries.with_labels_of`); of equals, the first of these.
 
     Args:
         log_probabilities: every draw's, normalised, in nats.

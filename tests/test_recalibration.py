@@ -19,7 +19,6 @@ from models.recalibration import (
     fit_draws,
     fit_pooled,
     fit_variance,
-    keep_labels,
     temper_draws,
     temper_pooled,
 )
@@ -192,21 +191,12 @@ def test_temperature_one_changes_no_bit():
         np.testing.assert_array_equal(jax.jit(temper_draws)(log_probabilities, one), log_probabilities)
 
 
-def test_rows_whose_label_would_change_stay_raw():
-    """Tempered where the most probable class is the same, raw where it is another or only tied after."""
-    raw = jnp.array([[0.6, 0.4], [0.45, 0.55], [0.2, 0.8], [0.5, 0.5]])
-    tempered = jnp.array([[0.7, 0.3], [0.6, 0.4], [0.5, 0.5], [0.5, 0.5]])
-    expected = np.array([[0.7, 0.3], [0.45, 0.55], [0.2, 0.8], [0.5, 0.5]], FLOAT)
-    np.testing.assert_array_equal(keep_labels(tempered, raw), expected)
-
-
 def test_a_vote_tempered_by_the_draw_may_change_its_label():
     """One sure draw against two hesitant ones: at a high T the two prevail, and the guard is needed."""
     log_probabilities = jnp.log(jnp.array([[[0.98, 0.01, 0.01]], [[0.2, 0.6, 0.2]], [[0.2, 0.6, 0.2]]]))
     raw = jnp.exp(log_probabilities).mean(axis=0)
     tempered = jnp.exp(temper_draws(log_probabilities, 0.2)).mean(axis=0)
     assert (int(raw.argmax()), int(tempered.argmax())) == (0, 1)
-    np.testing.assert_array_equal(keep_labels(tempered, raw), raw)
 
 
 def test_the_variance_factor_is_the_closed_form_and_the_likeliest():
@@ -246,7 +236,7 @@ def test_the_choice_is_the_one_that_made_the_labels(kind, temperature):
 
 
 def test_the_choice_has_the_least_loss_of_what_is_served():
-    """Of the three, as `temper_pooled`, `temper_draws` and `keep_labels` serve them, none fits the labels better."""
+    """Of the three, as `temper_pooled`, `temper_draws` and `with_labels_of` serve them, none fits the labels better."""
     rng = np.random.default_rng(8)
     for _ in range(5):
         log_probabilities = ensemble(rng, 4, 60, 3)
@@ -257,6 +247,6 @@ def test_the_choice_has_the_least_loss_of_what_is_served():
         served = {
             "none": loss(raw, labels),
             "pooled": loss(np.asarray(temper_pooled(jnp.asarray(raw), pooled)), labels),
-            "draws": loss(np.asarray(keep_labels(tempered, jnp.asarray(raw))), labels),
+            "draws": loss(np.where((tempered.argmax(axis=1) == raw.argmax(axis=1))[:, None], tempered, raw), labels),
         }
         assert served[choose(log_probabilities, labels).kind] < min(served.values()) + 1e-6

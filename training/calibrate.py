@@ -34,7 +34,7 @@ BUCKETS = (256,)
 """One bucket serves calibration and evaluation: their rows come by the thousand."""
 DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
     "images": Decision(scores=("vim", "relative_mahalanobis", "subspace", "gen")),
-    "tables": Decision(scores=("relative_mahalanobis", "knn", "input_knn", "range")),
+    "tables": Decision(scores=("relative_mahalanobis", "knn", "local_subspace", "feature_subspace", "range")),
     "regression": Decision(scores=("std", "mahalanobis", "input_knn", "range")),
 }
 """What decides where a config does not say: scores that find different strangeness, by the least p-value.

@@ -34,8 +34,10 @@ MEMBERS = 5
 """Draws whose features are looked at; of a posterior pooled from five starts, one of each."""
 ROWS = 20_000
 """Training rows that densities are fitted to, at most."""
-BANK = 5_000
-"""Of these, rows that neighbours are looked for among: each costs time in every call."""
+BANK = 2_000
+"""Of these, rows of images that neighbours are looked for among, …"""
+TABLE_BANK = 5_000
+"""… and rows of a table, which are shorter; each costs time in every call."""
 COMPONENTS = 64
 """Principal components that rows are projected to before they are clustered or compared, at most."""
 WHITENED = 128
@@ -54,6 +56,10 @@ EXPLAINED = 0.9
 """… and no more than explain this share of its variance."""
 SHRINKAGE = 1e-3
 """Of a covariance's mean eigenvalue, added to all: directions without spread would count without bound."""
+LEAST_SPREAD = 1e-6
+"""Of features of unit length, the least mean eigenvalue that is believed: what never varies varies by its rounding."""
+LEAST_RESIDUAL = 1e-3
+"""Of features' length, the least part outside their principal space that is believed, for the same reason."""
 
 Matrix = Float[np.ndarray, "rows width"]
 
@@ -67,20 +73,19 @@ def fit_densities(posterior: Posterior, train: Rows, seed: int) -> Densities:
     labels = rows.y.astype(int) if model.law.task == "classification" else np.zeros(len(rows), int)
     members = member_draws(posterior.size)
     features, logits = member_features(posterior, members, rows)
-    inputs = np.asarray(prepared(model, rows))
     unit = float(is_pixel_like(model))
-    scaled = np.asarray(unit_length(jnp.asarray(inputs))) if unit else inputs
-    directions = np.asarray(unit_length(jnp.asarray(features)))
+    inputs = prepared(model, rows)
+    scaled = of_unit_length(inputs) if unit else inputs
+    directions = of_unit_length(features)
+    side_by_side = np.concatenate(list(directions if unit else features), axis=1)
     fitted: dict[str, Any] = {
         "vim": lambda: virtual_logit(posterior, members, rows, features, logits),
         "relative_mahalanobis": lambda: mahalanobis(directions, labels, classes),
         "mahalanobis": lambda: mahalanobis(directions, labels, classes),
         "subspace": lambda: subspace(scaled, labels, classes, unit),
         "local_subspace": lambda: local_subspaces(scaled, labels, classes, unit, seed),
-        "feature_subspace": lambda: local_subspaces(
-            np.concatenate(list(directions if unit else features), axis=1), labels, classes, unit, seed
-        ),
-        "knn": lambda: neighbours(np.concatenate(list(directions if unit else features), axis=1), unit),
+        "feature_subspace": lambda: local_subspaces(side_by_side, labels, classes, unit, seed),
+        "knn": lambda: neighbours(side_by_side, unit),
         "input_knn": lambda: neighbours(scaled, unit),
         "range": lambda: feature_range(model, train),
     }
@@ -109,10 +114,16 @@ def member_features(
     return np.stack([np.asarray(features) for _, features in looked]), np.stack([np.asarray(o) for o, _ in looked])
 
 
-def prepared(model: Model, rows: Rows) -> Float[Array, "rows inputs"]:
+def prepared(model: Model, rows: Rows) -> Float[np.ndarray, "rows inputs"]:
     """The preprocessed inputs, flat."""
     prepare = jax.vmap(lambda x: jnp.ravel(transform(model.preprocessing, x)))
-    return jax.jit(prepare)(rows.x.astype(np.float32))
+    return np.asarray(jax.jit(prepare)(rows.x.astype(np.float32)))
+
+
+def of_unit_length(x: Float[np.ndarray, "... width"]) -> Float[np.ndarray, "... width"]:
+    """`unit_length` on the host, one array at a time: there are many rows."""
+    parts = x if x.ndim == 3 else x[None]
+    return np.stack([np.asarray(unit_length(jnp.asarray(part))) for part in parts]).reshape(x.shape)
 
 
 def is_pixel_like(model: Model) -> bool:
@@ -134,12 +145,13 @@ def virtual_logit(
         layer = last_layer(posterior.model, draw, jnp.asarray(rows.x[0], jnp.float32))
         # W is [width, outputs]: the origin o solves Wᵀ o + b = 0.
         origin = -np.linalg.pinv(np.asarray(layer[0]).T) @ np.asarray(layer[1]) if layer else h.mean(axis=0)
-        centred = h - origin
+        centred = h.astype(np.float64) - origin
         directions, _ = principal(centred.T @ centred / len(h), h.shape[1])
         # Half the width is the network's own, as ViM has it for layers that are not wide.
         residual = directions[:, (h.shape[1] + 1) // 2 :]
         length = float(np.linalg.norm(centred @ residual, axis=1).mean())
-        weight = float(z.max(axis=1).mean()) / max(length, float(np.finfo(np.float32).tiny))
+        least = LEAST_RESIDUAL * float(np.linalg.norm(centred, axis=1).mean())
+        weight = float(z.max(axis=1).mean()) / max(length, least, float(np.finfo(np.float32).tiny))
         parts.append(VirtualLogit(origin, residual, np.clip(weight, 0, 1e6)))
     return VirtualLogit(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
 
@@ -154,21 +166,27 @@ def mahalanobis(
 
 def _member_mahalanobis(h: Matrix, labels: Int[np.ndarray, " rows"], classes: int) -> Mahalanobis:
     mean = h.mean(axis=0)
-    components, _ = principal(np.cov(h, rowvar=False).reshape(h.shape[1], -1), min(WHITENED, h.shape[1]))
+    components, _ = principal(covariance_of(h), min(WHITENED, h.shape[1]))
     projected = h @ components
     overall = mean @ components
     # A class without rows is represented by all.
     means = np.stack([projected[labels == c].mean(axis=0) if (labels == c).any() else overall for c in range(classes)])
     within = whitening(projected - means[labels])
     background = whitening(projected - overall)
-    return Mahalanobis(components, within, background, means @ within, overall @ background)
+    return Mahalanobis(components, within, background, (means @ within).T, overall @ background)
 
 
 def whitening(centred: Matrix) -> Float[np.ndarray, "width width"]:
     """A matrix A with cov(x A) = 1, by the eigenvectors of a covariance kept from being singular."""
     values, vectors = np.linalg.eigh(centred.T.astype(np.float64) @ centred / len(centred))
-    floor = SHRINKAGE * max(values.mean(), np.finfo(np.float32).tiny)
+    floor = SHRINKAGE * max(values.mean(), LEAST_SPREAD)
     return vectors / np.sqrt(np.maximum(values, 0) + floor)
+
+
+def covariance_of(rows: Matrix) -> Float[np.ndarray, "width width"]:
+    """The maximum likelihood covariance: zeros for one row."""
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    return centred.T @ centred / len(rows)
 
 
 def principal(covariance: Float[np.ndarray, "width width"], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,9 +203,9 @@ def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, uni
         own = inputs[labels == place]
         if len(own):
             means[place] = own.mean(axis=0)
-        covariance = np.cov(own, rowvar=False) if len(own) > 1 else np.zeros((inputs.shape[1],) * 2)
+        covariance = covariance_of(own) if len(own) else np.zeros((inputs.shape[1],) * 2)
         kept = min(SUBSPACE, inputs.shape[1], max(len(own) - 1, 0))
-        vectors, values = principal(np.reshape(covariance, (inputs.shape[1],) * 2), kept)
+        vectors, values = principal(covariance, kept)
         enough = 1 + int(np.searchsorted(np.cumsum(values), EXPLAINED * values.sum()))
         bases.append(vectors[:, : min(enough, kept)])
     widest = max(1, *(basis.shape[1] for basis in bases))
@@ -200,18 +218,11 @@ def local_subspaces(
 ) -> LocalSubspaces:
     """Each class's rows in clusters, by k-means in the rows' principal components, and each cluster's subspace."""
     mean, components = projection(rows)
-    places = (rows - mean) @ components
+    places = projected(rows, mean, components)
     parts = [_clusters(places[labels == label], label, seed) for label in range(classes)]
     labels_of, centres, bases = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return LocalSubspaces(
-        np.array(unit),
-        mean,
-        components,
-        labels_of,
-        centres,
-        bases.transpose(1, 0, 2),
-        np.einsum("cd,cdk->ck", centres, bases),
-    )
+    inside = np.einsum("cd,cdk->kc", centres, bases)
+    return LocalSubspaces(np.array(unit), mean, components, labels_of, centres.T, bases.transpose(1, 2, 0), inside)
 
 
 def _clusters(
@@ -247,19 +258,22 @@ def _directions(group: Matrix) -> Float[np.ndarray, "kept local"]:
 
 def projection(rows: Matrix) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width kept"]]:
     """Mean and leading principal components, of wide rows from some of them: a matrix of 2000² is cheaper than of all rows."""
-    mean = rows.mean(axis=0)
-    some = rows[np.linspace(0, len(rows) - 1, min(PROJECTED, len(rows))).round().astype(int)] - mean
-    return mean, principal(some.T @ some / len(some), min(COMPONENTS, rows.shape[1]))[0]
+    some = rows[np.linspace(0, len(rows) - 1, min(PROJECTED, len(rows))).round().astype(int)]
+    return rows.mean(axis=0), principal(covariance_of(some), min(COMPONENTS, rows.shape[1]))[0]
 
 
 def neighbours(rows: Matrix, unit: float) -> Neighbours:
     """The bank: rows, already in the random order they were chosen in, in their principal components."""
-    mean = rows.mean(axis=0)
-    centred = rows - mean
-    components, _ = principal(centred.T @ centred / len(rows), min(COMPONENTS, rows.shape[1]))
-    places = np.linspace(0, len(rows) - 1, min(BANK, len(rows))).round().astype(int)
-    bank = centred[places] @ components
+    mean, components = projection(rows)
+    size = BANK if unit else TABLE_BANK
+    places = np.linspace(0, len(rows) - 1, min(size, len(rows))).round().astype(int)
+    bank = projected(rows[places], mean, components)
     return Neighbours(np.array(unit), mean, components, bank, 0.5 * (bank**2).sum(axis=1))
+
+
+def projected(rows: Matrix, mean: np.ndarray, components: np.ndarray) -> Matrix:
+    """`(rows − mean) @ components` without a second copy of rows that may be wide, and many."""
+    return rows @ components.astype(rows.dtype) - (mean @ components).astype(rows.dtype)
 
 
 def feature_range(model: Model, train: Rows) -> Range:
