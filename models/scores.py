@@ -60,7 +60,8 @@ def energy(outputs: Float[Array, "draws batch outputs"]) -> Float[Array, " batch
     The one logit z of two classes stands for the pair (−z/2, z/2): neither class is then the stranger one.
     """
     logits = jnp.concatenate([-outputs / 2, outputs / 2], axis=-1) if outputs.shape[-1] == 1 else outputs
-    return -jax.nn.logsumexp(logits, axis=-1).mean(axis=0)
+    # The share of each draw, for the sum of what float32 holds may be more than it does.
+    return -(jax.nn.logsumexp(logits, axis=-1) / len(logits)).sum(axis=0)
 
 
 def variation_ratio(log_probabilities: Float[Array, "draws batch classes"]) -> Float[Array, " batch"]:
