@@ -33,8 +33,8 @@ from training.rows import Rows
 BUCKETS = (256,)
 """One bucket serves calibration and evaluation: their rows come by the thousand."""
 DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
-    "images": Decision(scores=("vim", "relative_mahalanobis", "subspace", "gen")),
-    "tables": Decision(scores=("relative_mahalanobis", "knn", "local_subspace", "feature_subspace", "range")),
+    "images": Decision(scores=("vim", "local_subspace", "feature_subspace", "range"), rule="weighted"),
+    "tables": Decision(scores=("relative_mahalanobis", "subspace", "knn", "range")),
     "regression": Decision(scores=("std", "mahalanobis", "input_knn", "range")),
 }
 """What decides where a config does not say: scores that find different strangeness, by the least p-value.
