@@ -292,8 +292,9 @@ class CalibrationConfig(Section):
 
     decision: str | Names | None = None
     """A score, or several that are combined; left out, what `training/calibrate.py` has for the task."""
-    combine: Rule = "min"
-    """Of several: by the least p-value, the weighted sum of their logarithms, or the weighted harmonic mean."""
+    combine: Rule | None = None
+    """Of several: by the least p-value, the weighted sum of their logarithms, or the weighted harmonic mean; left out, by
+    the least, but the default's own scores by the default's own rule."""
     weights: dict[str, PositiveFloat] = {}
     """By score; 1 where left out."""
     percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
