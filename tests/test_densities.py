@@ -123,23 +123,33 @@ def by_hand(name, row, label):
         record = double(fitted_record)
         terms = []
         if score == "vim":
-            for h, z, origin, basis, weight in zip(features, logits, *record, strict=True):
-                across = np.eye(len(h)) - basis @ basis.T
+            for h, z, origin, residual, weight in zip(features, logits, *record, strict=True):
+                across = residual @ residual.T
                 terms.append(weight * np.linalg.norm(across @ (h - origin)) - special.logsumexp(z))
             told[score] = np.mean(terms)
         elif score in {"relative_mahalanobis", "mahalanobis"}:
             for h, components, within, overall, means, mean in zip(features, *record, strict=True):
                 place = unit(h) @ components
                 far = ((place @ overall - mean) ** 2).sum()
-                near = min(((place @ within - own) ** 2).sum() for own in means)
+                near = min(((place @ within - own) ** 2).sum() for own in means.T)
                 terms.append(near - far if score == "relative_mahalanobis" else np.sqrt(far))
             told[score] = np.mean(terms)
         elif score == "subspace":
             x = unit(inputs) if record.unit else inputs
             basis, mean = record.basis[:, label], record.means[label]
             told[score] = np.linalg.norm((x - mean) - basis @ (basis.T @ (x - mean)))
+        elif score in {"local_subspace", "feature_subspace"}:
+            own_view = inputs if score == "local_subspace" else features
+            x = (unit(own_view) if record.unit else own_view).ravel()
+            place = (x - record.mean) @ record.components
+            residuals = []
+            for cluster in np.flatnonzero(record.labels == label):
+                centred, basis = place - record.centres[:, cluster], record.basis[:, :, cluster]
+                residuals.append(np.linalg.norm(centred - basis @ (basis.T @ centred)))
+            told[score] = min(residuals)
         elif score in {"knn", "input_knn"}:
-            x = unit(features).ravel() if score == "knn" else unit(inputs) if record.unit else inputs
+            own_view = features if score == "knn" else inputs
+            x = (unit(own_view) if record.unit else own_view).ravel()
             place = (x - record.mean) @ record.components
             told[score] = sorted(np.linalg.norm(place - known) for known in record.bank)[NEIGHBOUR - 1]
         elif score == "range":
@@ -177,12 +187,12 @@ def test_vims_origin_is_where_the_logits_are_the_biases_own(name):
     for (kernel, bias), origin in zip(layers, record.origin, strict=True):
         np.testing.assert_allclose(np.asarray(kernel).T @ origin + bias, 0, atol=1e-5)
     posterior, densities = fitted(name)
-    for member, (origin, basis, weight) in zip(densities.members, zip(*record, strict=True), strict=True):
+    for member, (origin, residual, weight) in zip(densities.members, zip(*record, strict=True), strict=True):
         draw = jax.tree.map(lambda leaf, m=member: jnp.asarray(leaf[m]), posterior.draws)
         of_row = jax.jit(jax.vmap(lambda x, draw=draw: outputs_and_features(posterior.model, draw, x)))
         z, h = map(np.float64, of_row(jnp.asarray(rows, jnp.float32)))
-        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
-        residuals = np.linalg.norm((h - origin) - (h - origin) @ basis @ basis.T, axis=1)
+        np.testing.assert_allclose(residual.T @ residual, np.eye(residual.shape[1]), atol=1e-5)
+        residuals = np.linalg.norm((h - origin) @ residual, axis=1)
         believed = max(residuals.mean(), fitting.LEAST_RESIDUAL * np.linalg.norm(h - origin, axis=1).mean())
         assert weight * believed == pytest.approx(max(z.max(axis=1).mean(), 0), rel=1e-2)
 

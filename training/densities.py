@@ -269,7 +269,7 @@ def neighbours(rows: Matrix, unit: float) -> Neighbours:
     return Neighbours(np.array(unit), mean, components, bank, 0.5 * (bank**2).sum(axis=1))
 
 
-def projected(rows: Matrix, mean: np.ndarray, components: np.ndarray) -> Matrix:
+def projected(rows: Matrix, mean: np.ndarray, components: np.ndarray) -> Float[np.ndarray, "rows kept"]:
     """`(rows − mean) @ components` without a second copy of rows that may be wide, and many."""
     return rows @ components.astype(rows.dtype) - (mean @ components).astype(rows.dtype)
 
