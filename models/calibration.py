@@ -239,7 +239,7 @@ def _judge_score(
 ) -> ScoreJudgement:
     if labels is None:
         return _ranked(calibration.ascending[name], values, percentile)
-    whole = ScoreJudgement(values, np.empty(len(values)), np.empty_like(values), np.empty(len(values)))
+    whole = ScoreJudgement(np.empty_like(values), *(np.empty(len(values)) for _ in range(3)))
     for label in np.unique(labels).tolist():
         own = labels == label
         part = _ranked(calibration.by_class[name][label], values[own], percentile)

@@ -276,8 +276,10 @@ OF_TASK: dict[str, tuple[str, ...]] = {
 
 
 def density_scores(densities: Densities, view: View) -> dict[str, Scalar]:
-    """Every density's score of ONE row."""
-    return {name: DENSITIES[name].score(record, view) for name, record in densities.records.items()}
+    """Every density's score of ONE row; what float32 cannot hold is as strange as can be."""
+    largest = float(np.finfo(np.float32).max)
+    scores = {name: DENSITIES[name].score(record, view) for name, record in densities.records.items()}
+    return {name: jnp.nan_to_num(score, nan=largest, posinf=largest) for name, score in scores.items()}
 
 
 def as_tree(densities: Densities) -> dict[str, Any]:

@@ -158,8 +158,8 @@ def uniform_of(row: Float[Array, "..."]) -> Float[Array, ""]:
     Sums and exclusive ors of integers do not depend on the order they are taken in: the number is the same in every
     bucket and on every machine. The mixing is MurmurHash3's (Appleby, 2011).
     """
-    # One bit pattern for each number: −0 is 0, and a gap is a gap.
-    plain = jnp.where(jnp.isnan(row), jnp.float32(np.finfo(np.float32).max), row + 0.0)
+    # One bit pattern for each number: −0 is 0 (XLA takes + 0.0 away), and a gap is a gap.
+    plain = jnp.where(jnp.isnan(row), jnp.float32(np.finfo(np.float32).max), jnp.where(row == 0, 0.0, row))
     bits = jax.lax.bitcast_convert_type(plain.ravel(), jnp.uint32)
     places = jnp.arange(1, bits.size + 1, dtype=jnp.uint32)
     mixed = _mixed(_mixed(bits ^ (places * jnp.uint32(0x9E3779B9))).sum(dtype=jnp.uint32))

@@ -61,7 +61,9 @@ def energy(outputs: Float[Array, "draws batch outputs"]) -> Float[Array, " batch
     logits = jnp.concatenate([-outputs / 2, outputs / 2], axis=-1) if outputs.shape[-1] == 1 else outputs
     # As `log_softmax` has it, which is there already: the compiler then takes every exponential once.
     largest = logits.max(axis=-1, keepdims=True)
-    return -(jnp.log(jnp.exp(logits - largest).sum(axis=-1)) + largest[..., 0]).mean(axis=0)
+    of_draws = jnp.log(jnp.exp(logits - largest).sum(axis=-1)) + largest[..., 0]
+    # The share of each draw, for the sum of what float32 holds may be more than it does.
+    return -(of_draws / len(logits)).sum(axis=0)
 
 
 def variation_ratio(log_probabilities: Float[Array, "draws batch classes"]) -> Float[Array, " batch"]:

@@ -246,7 +246,7 @@ def test_http_equals_offline_scoring(client, store, model, images, points, tmp_p
     for size in SIZES:
         online = predictions(client, rows[:size], model)
         assert words(online) == words(offline[:size])
-        np.testing.assert_allclose(numbers(online), numbers(offline[:size]), atol=1e-5)
+        np.testing.assert_allclose(numbers(online), numbers(offline[:size]), rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["digits", "wave"])
@@ -264,7 +264,7 @@ def test_a_rows_answer_is_bit_identical_within_a_bucket(client, model, images, p
                 batch[place] = asked
                 told.append(predictions(client, batch, model)[place])
         assert all(answer == told[0] for answer in told)
-        np.testing.assert_allclose(numbers(told[0]), numbers(reference), atol=1e-6)
+        np.testing.assert_allclose(numbers(told[0]), numbers(reference), rtol=1e-6, atol=1e-6)
         below = bucket
 
 
@@ -274,7 +274,7 @@ def test_the_last_rows_of_a_long_request_are_answered_as_the_first(client, image
     found = predictions(client, rows, "digits")
     for answer, mirrored in zip(found[:300], found[:299:-1], strict=True):
         assert words(answer) == words(mirrored)
-        np.testing.assert_allclose(numbers(answer), numbers(mirrored), atol=1e-6)
+        np.testing.assert_allclose(numbers(answer), numbers(mirrored), rtol=1e-6, atol=1e-6)
 
 
 def test_pixels_are_the_same_whatever_their_type_and_nesting(client, images):
@@ -434,7 +434,7 @@ def test_many_clients_at_once_get_their_own_answers(server, client, images):
                 else:
                     assert response.json()["id"] == told
                     found = numbers(response.json()["predictions"])
-                    np.testing.assert_allclose(found, numbers([expected[row] for row in chosen]), atol=1e-6)
+                    np.testing.assert_allclose(found, numbers([expected[row] for row in chosen]), rtol=1e-6, atol=1e-6)
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(talk, range(16)))

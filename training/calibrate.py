@@ -33,13 +33,14 @@ from training.rows import Rows
 BUCKETS = (256,)
 """One bucket serves calibration and evaluation: their rows come by the thousand."""
 DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
-    "images": Decision(scores=("vim", "local_subspace", "feature_subspace"), rule="weighted"),
+    "images": Decision(scores=("vim", "local_subspace", "feature_subspace", "range"), rule="weighted"),
     "tables": Decision(scores=("relative_mahalanobis", "subspace", "knn", "range")),
     "regression": Decision(scores=("std", "mahalanobis", "input_knn", "range")),
 }
 """What decides where a config does not say: scores that find different strangeness.
 
-The first two are of classes. That of images was chosen by `benchmarks/selection.py`; `docs/scores.md` says on what data.
+The first two are of classes; `docs/scores.md` says on what data they were chosen, that of images by
+`benchmarks/selection.py`. `range` is silent about pictures, and tells arrays on another scale than the pixels'.
 """
 
 

@@ -56,9 +56,9 @@ EXPLAINED = 0.9
 """… and no more than explain this share of its variance."""
 SHRINKAGE = 1e-3
 """Of a covariance's mean eigenvalue, added to all: directions without spread would count without bound."""
-LEAST_SPREAD = 1e-6
+LEAST_SPREAD = 1e-4
 """Of features of unit length, the least mean eigenvalue that is believed: what never varies varies by its rounding."""
-LEAST_RESIDUAL = 1e-3
+LEAST_RESIDUAL = 1e-2
 """Of features' length, the least part outside their principal space that is believed, for the same reason."""
 
 Matrix = Float[np.ndarray, "rows width"]
