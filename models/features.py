@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -49,7 +49,7 @@ def last_layer(
 def _listened(network: Network, parameters: Any, x: Float[Array, "..."]) -> tuple[Any, list[tuple[Any, Any]]]:
     """The network's outputs, and path and input of every dense layer it called; None for an input not to be had."""
     heard: list[tuple[Any, Any]] = []
-    outside: Any = current_trace()
+    outside = cast("object", current_trace())
 
     def listen(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, LAST_LAYER) and context.method_name == "__call__":
