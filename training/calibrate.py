@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Num
 
 from models.bundle import CalibrationRecord, calibration_record
 from models.calibration import Calibration, calibrate
-from models.decision import Decision
+from models.decision import Decision, Rule
 from models.densities import OF_TASK, Densities
 from models.errors import ConfigError
 from models.posterior import Model, Posterior
@@ -34,7 +34,9 @@ BUCKETS = (256,)
 """One bucket serves calibration and evaluation: their rows come by the thousand."""
 DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
     "images": Decision(scores=("vim", "local_subspace", "feature_subspace", "range"), rule="weighted"),
-    "tables": Decision(scores=("relative_mahalanobis", "subspace", "knn", "range")),
+    "tables": Decision(
+        scores=("relative_mahalanobis", "knn", "local_subspace", "feature_subspace", "range"), rule="harmonic"
+    ),
     "regression": Decision(scores=("std", "mahalanobis", "input_knn", "range")),
 }
 """What decides where a config does not say: scores that find different strangeness.
@@ -64,22 +66,22 @@ def decision_of(terms: CalibrationConfig, model: Model) -> Decision:
     if terms.decision is None:
         classes = "images" if is_pixel_like(model) else "tables"
         decision = DEFAULT[classes if task == "classification" else "regression"]
-        return decision.model_copy(update=_combination(terms, decision.scores))
+        return Decision(scores=decision.scores, **_combination(terms, decision.scores, decision.rule))
     names = (terms.decision,) if isinstance(terms.decision, str) else terms.decision
     for name in names:
         if name not in known:
             raise ConfigError("calibration.decision", expected=f"some of {', '.join(known)}", found=name)
     if not names or len(set(names)) < len(names):
         raise ConfigError("calibration.decision", expected="at least one score, each once", found=list(names))
-    return Decision(scores=names, **_combination(terms, names))
+    return Decision(scores=names, **_combination(terms, names, "min"))
 
 
-def _combination(terms: CalibrationConfig, names: tuple[str, ...]) -> dict[str, Any]:
+def _combination(terms: CalibrationConfig, names: tuple[str, ...], default: Rule) -> dict[str, Any]:
     for name in terms.weights:
         if name not in names:
             raise ConfigError("calibration.weights", expected=f"weights of {', '.join(names)}", found=name)
     weights = tuple(terms.weights.get(name, 1.0) for name in names) if terms.weights else ()
-    return {"weights": weights} | ({} if terms.combine is None else {"rule": terms.combine})
+    return {"rule": terms.combine or default, "weights": weights}
 
 
 def check_terms(terms: CalibrationConfig, model: Model, rows: int) -> None:

@@ -37,7 +37,9 @@ MEMBERS = 5
 ROWS = 20_000
 """Training rows that densities are fitted to, at most."""
 BANK = 2_000
-"""Of these, rows of images that neighbours are looked for among; a table's are short, and all are kept."""
+"""Of these, rows of images that neighbours are looked for among, …"""
+TABLE_BANK = 5_000
+"""… and rows of a table, which are shorter; each costs time in every call."""
 COMPONENTS = 64
 """Principal components that rows are projected to before they are clustered or compared, at most."""
 WHITENED = 128
@@ -274,8 +276,8 @@ def projection(rows: Matrix) -> tuple[Float[np.ndarray, " width"], Float[np.ndar
 def neighbours(rows: Matrix, unit: float) -> Neighbours:
     """The bank: rows, already in the random order they were chosen in, in their principal components."""
     mean, components = projection(rows)
-    size = min(BANK, len(rows)) if unit else len(rows)
-    places = np.linspace(0, len(rows) - 1, size).round().astype(int)
+    size = BANK if unit else TABLE_BANK
+    places = np.linspace(0, len(rows) - 1, min(size, len(rows))).round().astype(int)
     bank = projected(rows[places], mean, components)
     return Neighbours(np.array(unit), mean, components, bank, 0.5 * (bank**2).sum(axis=1))
 

@@ -1,0 +1,142 @@
+"""`make bench-quality`, the intervals: how often 95 % intervals hold the target on five UCI regressions, and how wide they are.
+
+The standard splits; a fifth of each training part is kept for calibration. Four kinds of intervals from one posterior:
+
+    raw         the central 95 % of the posterior predictive
+    scaled      mean ± 1.96 standard deviations, after `recalibrate = "auto"` has scaled these
+    normalised  conformal, residuals over the standard deviation
+    quantiles   conformal, distances from the posterior's quantiles (CQR)
+
+The last two should cover 95 % on average over the splits, whatever the posterior; the others may not. A single split
+of n calibration rows may be off: its coverage is itself Beta-distributed.
+
+    python benchmarks/intervals.py --data FOLDER [--splits 20] [--only boston,yacht]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+import orjson
+from jaxtyping import Float
+
+from models.calibration import calibrate, judge
+from models.predictive import Predictor
+from models.summaries import RegressionSummary
+from training.bnn import BNN, observe
+from training.calibrate import fit_recalibration
+from training.config import Config
+from training.data import Dataset, split
+from training.fit import METHODS, build_model
+from training.journal import Journal
+from training.methods.form import Problem
+from training.rows import Rows
+from training.sources import read_source
+
+PROJECT = Path(__file__).resolve().parents[1]
+RESULTS = PROJECT / "benchmarks" / "results"
+UCI = ("boston", "concrete", "energy", "wine", "yacht")
+COVERAGE = 0.95
+WITHIN_95 = 1.959964
+"""Standard deviations of a normal that hold 95 %."""
+KINDS = ("raw", "scaled", "normalised", "quantiles")
+CONFIG: dict[str, Any] = {
+    "name": "uci",
+    "likelihood": "normal",
+    "draws": 200,
+    "network": {"kind": "mlp", "hidden": [50], "activation": "tanh"},
+    "prior": {"scale": 1.0, "fan_in": True, "hierarchical": True},
+    "method": {
+        "kind": "hmc",
+        "warmup": 250,
+        "samples": 100,
+        "leapfrogs": 40,
+        "jitter": 0.5,
+        "chain_method": "sequential",
+        "reports": 2,
+    },
+}
+"""One for all five sets: the `hmc` of `benchmarks/methods.py`, shorter chains."""
+
+
+def main() -> int:
+    """Fits, measures, prints, and writes `benchmarks/results/intervals.json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = PROJECT.parent / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=shared, help="folder of uci/*.npz")
+    parser.add_argument("--splits", type=int, default=20, help="how many of the 20")
+    parser.add_argument("--only", help="some of the sets, with commas")
+    options = parser.parse_args()
+    chosen = options.only.split(",") if options.only else UCI
+    results: dict[str, Any] = {}
+    print(
+        f"{options.splits} splits, 95 % intervals: mean coverage ± its standard error · mean width in the target's units\n"
+    )
+    print(f"| set | test rows | {' | '.join(KINDS)} | s a fit |\n|---|---|{'---|' * len(KINDS)}---|")
+    for name in chosen:
+        path = options.data / "uci" / f"{name}.npz"
+        if not path.is_file():
+            sys.exit(f"missing: {path}; name the folder of uci/ with --data")
+        results[name] = found = [measure(path, index) for index in range(options.splits)]
+        cells = [cell([each[kind] for each in found]) for kind in KINDS]
+        seconds = np.mean([each["seconds"] for each in found])
+        print(f"| {name} | {found[0]['rows']} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "intervals.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
+    return 0
+
+
+def measure(path: Path, index: int) -> dict[str, Any]:
+    """One split: coverage and width of each kind on its test part."""
+    config = Config.model_validate(CONFIG | {"seed": index, "data": {"source": str(path), "split_index": index}})
+    dataset = split(read_source(str(path), config.data, classify=False), config.data, config.seed)
+    model = build_model(config, dataset)
+    began = time.perf_counter()
+    problem = Problem(BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.test))
+    key = jax.random.key(config.seed)
+    posterior = METHODS[config.method.kind](key, problem, config.method, config.draws, Journal()).posterior
+    seconds = time.perf_counter() - began
+    predictor = Predictor(posterior, (256,))
+    factor = fit_recalibration(posterior, predictor, dataset.calibration).factor
+    found = {kind: scored(ends, dataset.test) for kind, ends in intervals(predictor, dataset, factor).items()}
+    return {**found, "factor": factor, "rows": len(dataset.test), "seconds": seconds}
+
+
+def intervals(predictor: Predictor, dataset: Dataset, factor: float) -> dict[str, Float[np.ndarray, "rows 2"]]:
+    """Lower and upper ends for the test part, by kind."""
+    known, asked = predictor(dataset.calibration.x), predictor(dataset.test.x)
+    summary = cast("RegressionSummary", asked.summary)
+    mean, quantiles = np.asarray(summary.mean), np.asarray(summary.quantiles)
+    half = WITHIN_95 * factor * np.sqrt(np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance))
+    found = {
+        "raw": np.stack([quantiles[:, 0], quantiles[:, -1]], axis=1),
+        "scaled": np.stack([mean - half, mean + half], axis=1),
+    }
+    for kind in ("normalised", "quantiles"):
+        # Thresholds are not looked at here; 90 is one that the smallest calibration part has rows for.
+        terms = calibrate(known, dataset.calibration.y, percentile=90.0, coverage=COVERAGE, intervals=kind)
+        found[kind] = cast("np.ndarray", judge(terms, asked).interval)
+    return found
+
+
+def scored(ends: Float[np.ndarray, "rows 2"], rows: Rows) -> dict[str, float]:
+    """The share of targets within, and the mean width."""
+    within = (ends[:, 0] <= rows.y) & (rows.y <= ends[:, 1])
+    return {"coverage": float(within.mean()), "width": float((ends[:, 1] - ends[:, 0]).mean())}
+
+
+def cell(found: list[dict[str, float]]) -> str:
+    """A kind's mean coverage over the splits with its standard error, and mean width."""
+    coverage = [each["coverage"] for each in found]
+    error = np.std(coverage, ddof=1) / len(coverage) ** 0.5 if len(coverage) > 1 else 0.0
+    return f"{np.mean(coverage):.3f} ± {error:.3f} · {np.mean([each['width'] for each in found]):.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
