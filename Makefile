@@ -9,10 +9,10 @@ SPLITS ?= 2
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test serve check format bench bench-quality
+.PHONY: help demo test serve check format bench bench-quality bench-selection
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The stamp is made last: an install that was cut off is made again.
 $(VENV)/installed: requirements.lock pyproject.toml
@@ -47,3 +47,7 @@ bench: $(VENV)/installed ## every speed benchmark
 bench-quality: $(VENV)/installed ## the quality tables (DATA=folder with mnist.npz)
 	$(BIN)/python benchmarks/quality.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/methods.py $(if $(DATA),--data $(DATA)) --splits $(SPLITS)
+	$(BIN)/python benchmarks/strong.py $(if $(DATA),--data $(DATA))
+
+bench-selection: $(VENV)/installed ## how the decision of images was chosen (DATA=folder with mnist.npz and fashion_mnist.npz)
+	$(BIN)/python benchmarks/selection.py $(if $(DATA),--data $(DATA))

@@ -7,16 +7,19 @@ import pytest
 from scipy import ndimage
 
 from models.bundle import load
-from models.errors import ConfigError
+from models.errors import ConfigError, DataError
 from models.preprocessing import transform
 from tests.conftest import silent
 from training.augment import augment, augmentation, rotate, shift, thicken, transform_rows
 from training.bnn import Observations
-from training.config import AugmentConfig, Optimisation, read_config
+from training.config import AugmentConfig, CalibrationConfig, Optimisation, read_config
+from training.densities import fit_densities
 from training.fit import build_model, fit, load_dataset
 from training.journal import Journal
 from training.monitor import Views
 from training.optimise import descend
+from training.recalibrate import calibrate_version
+from training.rows import Rows
 
 CONFIG = """
 name = "{kind}"
@@ -237,6 +240,34 @@ def test_one_density_of_all_rows_has_no_rows_that_change(tmp_path, kind):
     text = refusal(written(tmp_path, kind, method=""), tmp_path)
     assert f"data.augment: expected none for {kind}, which works on one fixed density" in text
     assert "method.kind = map, ensemble, vi" in text
+
+
+def test_densities_may_be_fitted_to_changed_rows_and_calibrated_anew(tmp_path):
+    """A fit and `abstain calibrate` make the very same ones, of `transform_rows`; draws and other terms stay."""
+    changed = "[calibration]\npercentile = 95.0\n[calibration.densities]\nshift = 1\nthickness = 0.5"
+    settings = AugmentConfig(shift=1, thickness=0.5)
+    store, config = tmp_path / "store", written(tmp_path, "map", DESCENT, augment=changed)
+    plain = config.model_copy(update={"name": "plain", "calibration": CalibrationConfig(percentile=95.0)})
+    for terms in (config, plain):
+        fit(terms, None, store, silent)
+    assert calibrate_version(store, "plain", "digits", ("densities={ shift = 1, thickness = 0.5 }",)) == ("plain", 2)
+    assert calibrate_version(store, "plain:2", "digits", ("percentile=90.0",)) == ("plain", 3)
+
+    asked, before, after, kept = (load(store / name) for name in ("map/1", "plain/1", "plain/2", "plain/3"))
+    train = load_dataset(plain, None).train
+    # The rows are all of the training part, in its order; a range is of rows as they come.
+    rows = Rows(transform_rows(config.seed, train.x, settings, "calibration.densities"), train.y)
+    expected = fit_densities(asked.posterior, rows, config.seed).records | {"range": before.densities.records["range"]}
+    for found in (asked, after, kept):
+        jax.tree.map(np.testing.assert_array_equal, found.densities.records, expected)
+        jax.tree.map(np.testing.assert_array_equal, found.posterior.draws, before.posterior.draws)
+    assert not np.array_equal(before.densities.records["vim"].weight, expected["vim"].weight)
+    assert kept.manifest.calibration.settings["densities"] == settings.model_dump()
+    with pytest.raises(ConfigError, match=r"calibration.densities.shift: expected less than the images' 8, found 9"):
+        calibrate_version(store, "plain", "digits", ("densities.shift=9",))
+    np.savez(tmp_path / "new.npz", x=train.x[:600], y=train.y[:600].astype(int))
+    with pytest.raises(DataError, match=r"training rows for the densities of plain:1"):
+        calibrate_version(store, "plain:1", str(tmp_path / "new.npz"), ("densities.shift=1",))
 
 
 def test_rows_that_are_no_images_are_refused_by_their_shape(tmp_path):

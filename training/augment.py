@@ -90,7 +90,7 @@ def augment(key: PRNGKeyArray, images: Images, settings: AugmentConfig, backgrou
 
 
 def transform_rows(
-    seed: int, images: Num[np.ndarray, "rows ..."], settings: AugmentConfig
+    seed: int, images: Num[np.ndarray, "rows ..."], settings: AugmentConfig, where: str = "calibration.augment"
 ) -> Float[np.ndarray, "rows ..."]:
     """Each image changed in one way at most: left as it is, shifted, rotated, thickened or thinned.
 
@@ -99,11 +99,12 @@ def transform_rows(
 
     Args:
         images: `[rows, height, width]` or with channels last, on the scale of the training arrays; their least value is the background.
+        where: the config's key for the settings.
 
     Raises:
         ConfigError: the rows are no images.
     """
-    check_images("calibration.augment", settings, images.shape[1:])
+    check_images(where, settings, images.shape[1:])
     asked = {
         "shift": settings.shift,
         "rotate": settings.rotate,

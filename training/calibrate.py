@@ -25,7 +25,7 @@ from models.ranks import coverage_rank, percentile_rank, rows_needed
 from models.recalibration import Recalibration, choose, fit_variance
 from models.scores import SCORES
 from models.summaries import RegressionSummary
-from training.augment import transform_rows
+from training.augment import check_images, transform_rows
 from training.config import CalibrationConfig
 from training.densities import is_pixel_like
 from training.rows import Rows
@@ -41,7 +41,8 @@ DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
 }
 """What decides where a config does not say: scores that find different strangeness.
 
-The first two are of classes. `docs/scores.md` says on what data they were chosen.
+The first two are of classes; `docs/scores.md` says on what data they were chosen, that of images by
+`benchmarks/selection.py`. `range` is silent about pictures, and tells arrays on another scale than the pixels'.
 """
 
 
@@ -87,9 +88,13 @@ def check_terms(terms: CalibrationConfig, model: Model, rows: int) -> None:
     """Refuses what calibration could not give, before hours are spent on a fit.
 
     Raises:
-        ConfigError, CalibrationError: an unknown score; a split too small for the percentile or the coverage.
+        ConfigError, CalibrationError: an unknown score; rows to be changed that are no images; a split too small for
+            the percentile or the coverage.
     """
     decision_of(terms, model)
+    for key, settings in (("augment", terms.augment), ("densities", terms.densities)):
+        if settings.asked:
+            check_images(f"calibration.{key}", settings, model.feature_shape)
     percentile_rank(terms.percentile, rows)
     coverage_rank(terms.coverage, rows)
     if not terms.per_class:

@@ -293,8 +293,10 @@ class CalibrationConfig(Section):
     decision: str | Names | None = None
     """A score, or several that are combined; left out, what `training/calibrate.py` has for the task."""
     combine: Rule | None = None
-    """Of several: by the least p-value, the weighted sum of their logarithms, or the weighted harmonic mean; left out, by
-    the least, but the default's own scores by the default's own rule."""
+    """Of several: by the least p-value, "min", the "weighted" sum of their logarithms, or the weighted "harmonic" mean.
+
+    Left out, the default decision's own rule; "min" for scores that are named.
+    """
     weights: dict[str, PositiveFloat] = {}
     """By score; 1 where left out."""
     percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
@@ -309,6 +311,8 @@ class CalibrationConfig(Section):
     """Whether a temperature (classes), or a factor on standard deviations (numbers), is fitted before the thresholds."""
     augment: AugmentConfig = AugmentConfig()
     """Of images: calibration rows changed, each in one way, so that rows changed like them are familiar too."""
+    densities: AugmentConfig = AugmentConfig()
+    """Of images: so are the training rows that densities are fitted to, to the same end. The rate is still the calibration rows'."""
 
 
 class Config(Section):

@@ -28,6 +28,8 @@ from models.densities import (
 from models.features import last_layer, outputs_and_features
 from models.posterior import Model, Posterior
 from models.preprocessing import transform
+from training.augment import transform_rows
+from training.config import AugmentConfig
 from training.rows import Rows
 
 MEMBERS = 5
@@ -64,11 +66,20 @@ LEAST_RESIDUAL = 1e-2
 Matrix = Float[np.ndarray, "rows width"]
 
 
-def fit_densities(posterior: Posterior, train: Rows, seed: int) -> Densities:
-    """Every density of the model's task, from at most `ROWS` training rows that the seed chooses."""
+def fit_densities(posterior: Posterior, train: Rows, seed: int, changed: AugmentConfig | None = None) -> Densities:
+    """Every density of the model's task, from at most `ROWS` training rows that the seed chooses.
+
+    Args:
+        changed: how these rows are changed before, if they are images (`transform_rows`).
+
+    Raises:
+        ConfigError: they are to be changed, and are no images.
+    """
     model = posterior.model
     chosen = np.random.default_rng([seed, 4]).permutation(len(train))[:ROWS]
     rows = train.take(np.sort(chosen))
+    if changed is not None and changed.asked:
+        rows = Rows(transform_rows(seed, rows.x, changed, "calibration.densities"), rows.y)
     classes = len(model.class_names) if model.law.task == "classification" else 1
     labels = rows.y.astype(int) if model.law.task == "classification" else np.zeros(len(rows), int)
     members = member_draws(posterior.size)
@@ -271,7 +282,7 @@ def neighbours(rows: Matrix, unit: float) -> Neighbours:
     return Neighbours(np.array(unit), mean, components, bank, 0.5 * (bank**2).sum(axis=1))
 
 
-def projected(rows: Matrix, mean: np.ndarray, components: np.ndarray) -> Matrix:
+def projected(rows: Matrix, mean: np.ndarray, components: np.ndarray) -> Float[np.ndarray, "rows kept"]:
     """`(rows − mean) @ components` without a second copy of rows that may be wide, and many."""
     return rows @ components.astype(rows.dtype) - (mean @ components).astype(rows.dtype)
 

@@ -82,7 +82,7 @@ def fit(
     packages = installed_packages()
     with open_journal(store, config, dataset.fingerprint, packages, progress, resume=resume) as journal:
         fitted = infer(config, problem, journal)
-        densities = fit_densities(fitted.posterior, dataset.train, config.seed)
+        densities = fit_densities(fitted.posterior, dataset.train, config.seed, config.calibration.densities)
         calibrated = calibrate_posterior(
             config.calibration, fitted.posterior, densities, dataset.calibration, config.seed
         )

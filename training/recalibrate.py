@@ -1,7 +1,8 @@
 """The story of `abstain calibrate`: a version's draws, a new calibration, a new version beside the old one.
 
-Draws and densities stay as they are, bit for bit. The rows must be ones that the model has not learned from: the
-calibration part of the very data it was fitted with, known by its fingerprint, or labelled rows that are new.
+Draws stay as they are, bit for bit, and so do densities, unless the terms ask for ones of rows changed in another way.
+The rows must be ones that the model has not learned from: the calibration part of the very data it was fitted with,
+known by its fingerprint, or labelled rows that are new.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def calibrate_version(store: Path, model: str, where: str, overrides: tuple[str,
     terms = new_terms(manifest, overrides)
     material = read_material(manifest, where)
     check_terms(terms, manifest.model, len(material.calibration))
-    densities = bundle.densities or _fitted_densities(bundle, material, where)
+    densities = bundle.densities
+    if densities is None or terms.densities != new_terms(manifest, ()).densities:
+        densities = _fitted_densities(bundle, terms, material, where)
     calibrated = calibrate_posterior(terms, bundle.posterior, densities, material.calibration, manifest.seed)
     made = described(bundle, calibrated, terms, material, f"{name}:{version}")
     return name, publish_version(store, made, bundle.posterior, calibrated)
@@ -119,16 +122,16 @@ def _material(source: Source, manifest: Manifest, config: DataConfig, where: str
     )
 
 
-def _fitted_densities(bundle: Bundle, material: Material, where: str) -> Densities:
-    """For a version from before there were any."""
+def _fitted_densities(bundle: Bundle, terms: CalibrationConfig, material: Material, where: str) -> Densities:
+    """For a version from before there were any, or to rows changed in another way."""
     if material.train is None:
         raise DataError(
-            f"{bundle.manifest.name}:{bundle.manifest.version} has no densities yet",
+            f"training rows for the densities of {bundle.manifest.name}:{bundle.manifest.version}",
             where=where,
             expected="the data that it was fitted with",
             found="new rows",
         )
-    return fit_densities(bundle.posterior, material.train, bundle.manifest.seed)
+    return fit_densities(bundle.posterior, material.train, bundle.manifest.seed, terms.densities)
 
 
 def described(
