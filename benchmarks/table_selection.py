@@ -71,7 +71,8 @@ OF_NUMBERS: dict[str, tuple[str, ...]] = {
     "C": ("std", "mahalanobis", "local_subspace", "range"),
     "D": ("std", "mahalanobis", "input_knn", "feature_subspace", "range"),
     "E": ("std", "mahalanobis", "input_knn", "feature_subspace", "local_subspace", "range"),
-    "F": ("std", "input_knn", "subspace", "range"),
+    "F": ("std", "mahalanobis", "feature_subspace", "range"),
+    "G": ("std", "mahalanobis", "feature_subspace", "local_subspace", "range"),
 }
 RULES: tuple[Rule, ...] = ("min", "weighted", "harmonic")
 SMALLER = ("steps=4000", "starts=3", "draws=60")

@@ -37,7 +37,7 @@ DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
     "tables": Decision(
         scores=("relative_mahalanobis", "knn", "local_subspace", "feature_subspace", "range"), rule="harmonic"
     ),
-    "regression": Decision(scores=("std", "mahalanobis", "input_knn", "range")),
+    "regression": Decision(scores=("std", "mahalanobis", "feature_subspace", "range"), rule="weighted"),
 }
 """What decides where a config does not say: scores that find different strangeness.
 
