@@ -236,7 +236,7 @@ def row(label: str, values: list[float], *, at_least: float | None = None, at_mo
     said = (
         "" if target is None else f"  [{'≥' if at_least is not None else '≤'} {target:g}] {'met' if met else 'MISSED'}"
     )
-    print(f"{label:<40}{average:.4f} ± {spread:.4f}   ({' '.join(f'{value:.4f}' for value in values)}){said}")
+    print(f"{label:<46}{average:.4f} ± {spread:.4f}   ({' '.join(f'{value:.4f}' for value in values)}){said}")
     return met
 
 
