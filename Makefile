@@ -48,6 +48,9 @@ bench-quality: $(VENV)/installed ## the quality tables (DATA=folder with mnist.n
 	$(BIN)/python benchmarks/quality.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/methods.py $(if $(DATA),--data $(DATA)) --splits $(SPLITS)
 	$(BIN)/python benchmarks/strong.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/tabular.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/intervals.py $(if $(DATA),--data $(DATA))
 
-bench-selection: $(VENV)/installed ## how the decision of images was chosen (DATA=folder with mnist.npz and fashion_mnist.npz)
+bench-selection: $(VENV)/installed ## how the decisions of images and of tables were chosen (DATA=folder of the .npz files)
 	$(BIN)/python benchmarks/selection.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/table_selection.py $(if $(DATA),--data $(DATA))
