@@ -171,9 +171,12 @@ def _local_residual(record: LocalSubspaces, x: Array, label: Array) -> Scalar:
     place = (x - record.mean) @ record.components
     inside = jnp.einsum("d,dkc->kc", place, record.basis) - record.inside
     left = _squared_distances(place, record.centres) - (inside**2).sum(axis=0)
-    own = jnp.where(record.labels == label, left, jnp.inf).min()
     # A class without rows has no cluster: then any will do.
-    return jnp.sqrt(jnp.maximum(jnp.where(jnp.isinf(own), left.min(), own), 0.0))
+    own = (record.labels == label) | ~(record.labels == label).any()
+    nearest = jnp.where(own, left, jnp.inf).argmin()
+    # Of the one cluster the residual itself: a difference of squares would lose what is small beside them.
+    centred, basis = place - record.centres[:, nearest], record.basis[:, :, nearest]
+    return norm(centred - basis @ (centred @ basis))
 
 
 def _squared_distances(place: Float[Array, " kept"], points: Float[Array, "kept points"]) -> Float[Array, " points"]:
@@ -191,7 +194,7 @@ def input_knn(record: Neighbours, view: View) -> Scalar:
     return _kth_distance(record, _scaled(record.unit, view.inputs))
 
 
-def _scaled(unit: Array, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+def _scaled(unit: Leaf, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
     return jnp.where(unit > 0, unit_length(x), x)
 
 

@@ -15,7 +15,10 @@ from models.calibration import judge
 from models.decision import Decision
 from models.densities import OF_TASK
 from models.errors import CalibrationError, ConfigError
+from models.networks import MLPSpec
+from models.posterior import Model
 from models.predictive import uniform_of
+from models.preprocessing import Preprocessing
 from models.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
 from models.scores import SCORES
 from service.answers import columns, rows
@@ -36,23 +39,33 @@ def terms(**asked):
     return CalibrationConfig.model_validate(asked)
 
 
+def model_of(likelihood, shape=(8, 8)):
+    """A model of ten classes, or of numbers, on images, or on tables of standardised features."""
+    classes = () if likelihood == "normal" else tuple(map(str, range(2 if likelihood == "bernoulli" else 10)))
+    table = Preprocessing(shift=(0.0,) * shape[0], scale=(1.0,) * shape[0]) if len(shape) == 1 else Preprocessing()
+    return Model(
+        network=MLPSpec(), likelihood=likelihood, preprocessing=table, feature_shape=shape, class_names=classes
+    )
+
+
 def test_a_decision_is_what_the_config_names():
-    """One score, several with their weights in their order, or what the task has where nothing is said."""
-    assert decision_of(terms(decision="entropy"), "categorical") == Decision(scores=("entropy",))
+    """One score, several with their weights in their order, or what the model has where nothing is said."""
+    images = model_of("categorical")
+    assert decision_of(terms(decision="entropy"), images) == Decision(scores=("entropy",))
     several = terms(decision=NAMES, combine="weighted", weights={"gen": 2.0})
-    assert decision_of(several, "categorical") == Decision(
-        scores=tuple(NAMES), rule="weighted", weights=(1.0, 2.0, 1.0)
-    )
-    assert decision_of(terms(), "bernoulli") == DEFAULT["classification"]
-    assert decision_of(terms(combine="harmonic"), "normal") == DEFAULT["regression"].model_copy(
-        update={"rule": "harmonic"}
-    )
+    assert decision_of(several, images) == Decision(scores=tuple(NAMES), rule="weighted", weights=(1.0, 2.0, 1.0))
+    assert decision_of(terms(decision=NAMES), images).rule == "min"
+    assert decision_of(terms(), images) == DEFAULT["images"]
+    assert decision_of(terms(), model_of("bernoulli", (6,))) == DEFAULT["tables"]
+    numbers = DEFAULT["regression"].model_copy(update={"rule": "harmonic"})
+    assert decision_of(terms(combine="harmonic"), model_of("normal", (6,))) == numbers
 
 
-@pytest.mark.parametrize("task", ["classification", "regression"])
-def test_the_default_decides_by_scores_that_there_are(task):
+@pytest.mark.parametrize("kind", DEFAULT)
+def test_the_default_decides_by_scores_that_there_are(kind):
     """Scores of the ensemble and densities of the task, each once."""
-    assert set(DEFAULT[task].scores) <= {*SCORES[task], *OF_TASK[task]}
+    task = "regression" if kind == "regression" else "classification"
+    assert set(DEFAULT[kind].scores) <= {*SCORES[task], *OF_TASK[task]}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +75,7 @@ def test_the_default_decides_by_scores_that_there_are(task):
         ({"decision": ["std", "vim"]}, "normal", r"decision: expected some of std, total_std, .*, found vim"),
         ({"decision": ["gen", "std", "gen"]}, "categorical", r"decision: expected at least one score, each once"),
         ({"decision": []}, "categorical", r"decision: expected at least one score, each once, found \[\]"),
-        ({"weights": {"knn": 1.0}}, "categorical", r"weights: expected weights of vim, .*, gen, found knn"),
+        ({"weights": {"gen": 1.0}}, "categorical", r"weights: expected weights of vim, .*, range, found gen"),
         ({"decision": "std", "weights": {"vim": 1.0}}, "categorical", r"weights: expected weights of std, found vim"),
         ({"per_class": True}, "normal", r"per_class: expected a likelihood of classes, found normal"),
         ({"per_class": True}, "categorical", r"per_class: expected at least 990 .* 10 classes at percentile 99, found"),
@@ -71,15 +84,15 @@ def test_the_default_decides_by_scores_that_there_are(task):
 def test_terms_that_cannot_be_are_refused(asked, likelihood, said):
     """An unknown score, one of another task, one twice, a weight for none, too few rows: the key, what may be."""
     with pytest.raises(ConfigError, match=rf"^calibration\.{said}"):
-        check_terms(terms(**asked), likelihood, 900, 0 if likelihood == "normal" else 10)
+        check_terms(terms(**asked), model_of(likelihood), 900)
 
 
 def test_terms_that_can_be_are_not_refused():
     """With as many rows as a refusal names."""
-    check_terms(terms(per_class=True), "categorical", 990, 10)
-    check_terms(terms(percentile=99.9, coverage=0.999), "normal", 999, 0)
+    check_terms(terms(per_class=True), model_of("categorical"), 990)
+    check_terms(terms(percentile=99.9, coverage=0.999), model_of("normal"), 999)
     with pytest.raises(CalibrationError, match="at least 999 rows, found 998"):
-        check_terms(terms(percentile=99.9), "normal", 998, 0)
+        check_terms(terms(percentile=99.9), model_of("normal"), 998)
 
 
 # ---- calibrating a posterior -----------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from training.rows import Rows
 BUCKETS = (256,)
 """One bucket serves calibration and evaluation: their rows come by the thousand."""
 DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
-    "images": Decision(scores=("vim", "local_subspace", "feature_subspace", "range"), rule="weighted"),
+    "images": Decision(scores=("vim", "local_subspace", "feature_subspace", "subspace", "range"), rule="weighted"),
     "tables": Decision(
         scores=("relative_mahalanobis", "knn", "local_subspace", "feature_subspace", "range"), rule="harmonic"
     ),
