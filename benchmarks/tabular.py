@@ -180,7 +180,7 @@ def accepted_and_rejected(version: Path, known: Path, strange: dict[str, Path]) 
         sets: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"test": (file["x_test"], file["y_test"])}
     for part, path in strange.items():
         with np.load(path) as file:
-            sets[part] = (file["x"], file["y"] if "y" in file else None)
+            sets[part] = (file["x"], file.get("y"))
     answers: dict[str, Any] = {}
     for part, (x, y) in sets.items():
         prediction = predictor(x)
@@ -221,7 +221,9 @@ def report(name: str, results: list[dict[str, Any]]) -> None:
     for percentile in PERCENTILES:
         at = f"{percentile:g}"
         rates = [each["answers"]["test"][at]["rejected"] / each["rows"] for each in results]
-        inside = sum(each["bands"][at][0] <= rate <= each["bands"][at][1] for each, rate in zip(results, rates, strict=True))
+        inside = sum(
+            each["bands"][at][0] <= rate <= each["bands"][at][1] for each, rate in zip(results, rates, strict=True)
+        )
         low, high = first["bands"][at]
         print(
             f"Rejected of the test part at {at}: {', '.join(f'{rate:.1%}' for rate in rates)}; "
