@@ -133,7 +133,8 @@ def virtual_logit(record: VirtualLogit, view: View) -> Scalar:
 def relative_mahalanobis(record: Mahalanobis, view: View) -> Scalar:
     """The squared distance to the nearest class, less the squared distance to all rows."""
     whitened, overall = _whitened(record, view)
-    nearest = jax.vmap(_squared_distances)(whitened, record.means).min(axis=-1)
+    # Differences first: the whitened means lie far from zero beside their distances.
+    nearest = ((record.means - whitened[:, :, None]) ** 2).sum(axis=1).min(axis=-1)
     return (nearest - ((record.mean - overall) ** 2).sum(axis=-1)).mean()
 
 
