@@ -33,6 +33,10 @@ ROUNDING = 1e-4
 """Of a feature's range, that a row may lie outside without being told so: another way to the same number."""
 NEIGHBOUR = 1
 """Which of the nearest rows of the bank a distance is taken to."""
+NOTHING = 1e-4
+"""Of a vector's length, that its residual may have and count as none: float32 would rank rows there by their rounding."""
+NOTHING_OF_SQUARES = 1e-6
+"""The same of squared lengths, where the residual's is their difference."""
 
 
 class View(NamedTuple):
@@ -155,7 +159,8 @@ def subspace(record: Subspace, view: View) -> Scalar:
     # All classes at once is one matrix product; the predicted one's basis would be copied for every row.
     inside = jnp.einsum("d,dck->ck", x, record.basis)[view.label] - record.centres[view.label]
     whole = ((x - record.means[view.label]) ** 2).sum()
-    return jnp.sqrt(jnp.maximum(whole - (inside**2).sum(), 0.0))
+    left = whole - (inside**2).sum()
+    return jnp.sqrt(jnp.where(left > NOTHING_OF_SQUARES * (x**2).sum(), left, 0.0))
 
 
 def local_subspace(record: LocalSubspaces, view: View) -> Scalar:
@@ -177,7 +182,8 @@ def _local_residual(record: LocalSubspaces, x: Array, label: Array) -> Scalar:
     nearest = jnp.where(own, left, jnp.inf).argmin()
     # Of the one cluster the residual itself: a difference of squares would lose what is small beside them.
     centred, basis = place - record.centres[:, nearest], record.basis[:, :, nearest]
-    return norm(centred - basis @ (centred @ basis))
+    residual = norm(centred - basis @ (centred @ basis))
+    return jnp.where(residual > NOTHING * norm(place), residual, 0.0)
 
 
 def _squared_distances(place: Float[Array, " kept"], points: Float[Array, "kept points"]) -> Float[Array, " points"]:

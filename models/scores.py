@@ -67,8 +67,12 @@ def energy(outputs: Float[Array, "draws batch outputs"]) -> Float[Array, " batch
 
 
 def variation_ratio(log_probabilities: Float[Array, "draws batch classes"]) -> Float[Array, " batch"]:
-    """1 − the share of draws that vote for the commonest class (Freeman, 1965); a draw in two minds votes for both."""
-    votes = log_probabilities == log_probabilities.max(axis=-1, keepdims=True)
+    """1 − the share of draws that vote for the commonest class (Freeman, 1965); a tie is the first one's."""
+    classes = jnp.arange(log_probabilities.shape[-1])
+    largest = log_probabilities == log_probabilities.max(axis=-1, keepdims=True)
+    # As argmax has it, but many classes at a time.
+    first = jnp.where(largest, classes, classes.size).min(axis=-1, keepdims=True)
+    votes = classes == first
     return 1 - votes.mean(axis=0).max(axis=-1)
 
 

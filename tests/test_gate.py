@@ -127,6 +127,8 @@ kind = "map"
 steps = 3000
 learning_rate = 1e-2
 reports = 1
+[calibration]
+decision = "std"
 """
 SAID = "its decision score, std, is the same for every calibration row (0)"
 

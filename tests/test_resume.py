@@ -200,8 +200,8 @@ def test_a_fit_that_dies_while_publishing_publishes_on_resuming(tmp_path):
     """Killed with the bundle all but written: no version is there; resumed, it runs no step again."""
     config, store = written(tmp_path, "map"), tmp_path / "store"
     sabotage = (
-        "import os, sys, training.fit; "
-        "training.fit.write_report = lambda *arguments: os.kill(os.getpid(), 9); "
+        "import os, sys, training.publish; "
+        "training.publish.write_report = lambda *arguments: os.kill(os.getpid(), 9); "
         "from service.cli import main; main()"
     )
     command = [sys.executable, "-c", sabotage, "fit", str(config), "--store", str(store)]
