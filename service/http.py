@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.calibration import judge
 from models.errors import AbstainError
-from service import answers, metrics
+from service import answers, metrics, open_inference
 from service.compute import Compute
 from service.errors import HTTPError, status_of
 from service.process import Process, Traffic
@@ -109,6 +109,7 @@ def build_app(settings: Settings, process: Process, traffic: Traffic, serving: S
         Route("/metrics", show_metrics),
         Route("/docs.json", _forwarded(described)),
         Route("/schema.json", _forwarded(described)),
+        *open_inference.routes(open_inference.Direct(serving, compute, process), settings, traffic, read_body),
     ]
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
         AbstainError: _abstain_error,
@@ -237,7 +238,7 @@ def _watched(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        route = scope["path"] if scope["path"] in routes else "other"
+        route = scope["path"] if scope["path"] in routes else open_inference.template(scope["path"])
         started, code = time.perf_counter(), 500
 
         async def noting(message: Message) -> None:

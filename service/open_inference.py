@@ -1,0 +1,337 @@
+"""The Open Inference Protocol v2 under `/v2`: what clients of KServe and Triton call.
+
+The routes and their documents are here; how a request's tensor is read is in `tensors`, how outputs are written in
+`outputs`. Whatever is not a prediction is answered from what the engine lists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import numpy as np
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from models.calibration import judge
+from models.predictive import Prediction
+from service import metrics
+from service.compute import Compute
+from service.errors import HTTPError
+from service.objects import flag_of, parse_object
+from service.outputs import Column, Output, column, encode, on_the_wire, outputs_of
+from service.process import Process, Traffic
+from service.schemas import check_finite
+from service.serving import Live, Serving
+from service.settings import Settings
+from service.tallies import Tally
+from service.tensors import INPUT, InferRequest, Signature, decode
+
+T = TypeVar("T")
+ReadBody = Callable[[Request, int], Awaitable[bytes]]
+Tallies = defaultdict[tuple[str, int], Tally]
+PLATFORM = "abstain_bundle"
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository(index)", "statistics")
+# Work of more bytes or rows than these leaves the event loop; less would cost more to hand over than to do.
+_FEW_BYTES = 64 * 1024
+_FEW_ROWS = 32
+
+
+class Computed(NamedTuple):
+    """A prediction, how long its rows waited for it, and how long it took, in nanoseconds."""
+
+    prediction: Prediction
+    queue_ns: int
+    infer_ns: int
+
+
+class Engine(Protocol):
+    """What answers: it knows the versions, and computes."""
+
+    def find(self, text: str | None) -> Live:
+        """The live version that a reference means."""
+        ...
+
+    def listing(self) -> dict[str, Any]:
+        """The answer of `GET /models`."""
+        ...
+
+    def hindrances(self) -> list[str]:
+        """Why the server is not ready; empty if it is."""
+        ...
+
+    async def predict(self, live: Live, rows: Any) -> Computed:
+        """The prediction for checked rows."""
+        ...
+
+
+class Direct:
+    """The engine without batching: each request is computed by itself, in one of the computing threads."""
+
+    def __init__(self, serving: Serving, compute: Compute, process: Process) -> None:
+        self.find = serving.find
+        self.listing = serving.listing
+        self._serving = serving
+        self._compute = compute
+        self._process = process
+
+    def hindrances(self) -> list[str]:
+        """What stands in the way of this worker, and that others are not ready."""
+        why, ready = self._serving.hindrances(), self._process.ready_workers()
+        return (
+            why if ready >= self._process.workers else [*why, f"{ready} of {self._process.workers} workers are ready"]
+        )
+
+    async def predict(self, live: Live, rows: Any) -> Computed:
+        """The prediction, when a thread is free."""
+        submitted = time.perf_counter_ns()
+
+        def work() -> Computed:
+            started = time.perf_counter_ns()
+            prediction = live.predictor(rows)
+            return Computed(prediction, started - submitted, time.perf_counter_ns() - started)
+
+        return await self._compute.run(work)
+
+
+def routes(engine: Engine, settings: Settings, traffic: Traffic, read_body: ReadBody) -> list[Route]:
+    """The routes of the protocol.
+
+    Args:
+        read_body: reads a body that may not be longer than so many bytes.
+    """
+    tallies: Tallies = defaultdict(Tally)
+    infer = _inferring(engine, settings, traffic, read_body, tallies)
+
+    async def server(_: Request) -> Response:
+        return _json({"name": "abstain", "version": _own_version(), "extensions": EXTENSIONS})
+
+    async def live(_: Request) -> Response:
+        return _json({"live": True})
+
+    async def ready(_: Request) -> Response:
+        why = [*engine.hindrances()]
+        if traffic.draining:
+            why.append("draining: this server is about to stop")
+        if why:
+            raise HTTPError(503, f"not ready: {'; '.join(why)}")
+        return _json({"ready": True})
+
+    async def model_ready(request: Request) -> Response:
+        live = engine.find(_reference(request))
+        if traffic.draining:
+            raise HTTPError(503, "draining: this server is about to stop")
+        return _json({"name": live.name, "ready": True})
+
+    async def model(request: Request) -> Response:
+        live = engine.find(_reference(request))
+        return _json(_metadata(live, await versions_meant(request, live)))
+
+    async def config(request: Request) -> Response:
+        live = engine.find(_reference(request))
+        return _json(_config(live, await versions_meant(request, live), settings.max_rows))
+
+    async def stats(request: Request) -> Response:
+        live = engine.find(_reference(request))
+        return told([(live.name, version) for version in await versions_meant(request, live)])
+
+    async def all_stats(_: Request) -> Response:
+        return told([(name, version) for name, version, state, _ in await listed() if state == "ready"])
+
+    async def index(request: Request) -> Response:
+        body = await read_body(request, settings.max_body_bytes)
+        content, _ = parse_object(body or b"{}", ("ready",))
+        ready_only = flag_of(content, "ready", "body")
+        known = [_indexed(*version) for version in await listed()]
+        return _json([entry for entry in known if entry["state"] == "READY" or not ready_only])
+
+    def told(versions: list[tuple[str, int]]) -> Response:
+        return _json({"model_stats": [tallies[version].document(*version) for version in versions]})
+
+    async def listed() -> list[tuple[str, int, str, str | None]]:
+        """Name, version, state, and why, of all that the store has; off the event loop, for it may read the disk."""
+        listing = await asyncio.to_thread(engine.listing)
+        return [
+            (model["name"], entry["version"], entry["state"], entry["why"])
+            for model in listing["models"]
+            for entry in model["versions"]
+        ]
+
+    async def versions_meant(request: Request, live: Live) -> list[int]:
+        """All that answer, of a model named without version or label; else the one that is meant."""
+        if _reference(request) != live.name:
+            return [live.version]
+        return [version for name, version, state, _ in await listed() if name == live.name and state == "ready"]
+
+    of_models = {"": model, "/ready": model_ready, "/config": config, "/stats": stats}
+    return [
+        *(Route(place + "/infer", infer, methods=["POST"]) for place in _PLACES),
+        Route("/v2", server),
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+        # Before the models' own routes, for no model answers here: one called "stats" is asked with its version.
+        Route("/v2/models/stats", all_stats),
+        *(Route(place + what, endpoint) for place in _PLACES for what, endpoint in of_models.items()),
+        Route("/v2/repository/index", index, methods=["POST"]),
+    ]
+
+
+_PLACES = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+_TEMPLATES = frozenset(place + what for place in _PLACES for what in ("", "/infer", "/ready", "/config", "/stats"))
+
+
+def template(path: str) -> str:
+    """A model's path as its route has it, for metrics; "other" for any path that is none of theirs."""
+    parts = path.split("/")
+    parts[3:4] = ["{model}"]
+    if parts[4:5] == ["versions"]:
+        parts[5:6] = ["{version}"]
+    route = "/".join(parts)
+    return route if route in _TEMPLATES else "other"
+
+
+def _inferring(
+    engine: Engine, settings: Settings, traffic: Traffic, read_body: ReadBody, tallies: Tallies
+) -> Callable[[Request], Awaitable[Response]]:
+    """The way of a prediction: body → checked rows → prediction → outputs → body."""
+
+    async def infer(request: Request) -> Response:
+        started = time.perf_counter_ns()
+        if traffic.draining:
+            raise HTTPError(503, "draining: this server is about to stop", {"Retry-After": "1", "Connection": "close"})
+        body = await read_body(request, settings.max_body_bytes)
+        live = engine.find(_reference(request))
+        tally = tallies[live.name, live.version]
+        arrived = time.perf_counter_ns()
+        try:
+            few = len(body) <= _FEW_BYTES and "content-encoding" not in request.headers
+            asked = await _near(few, lambda: _decoded(request, body, live, settings))
+            decoded = time.perf_counter_ns()
+            computed = await engine.predict(live, asked.rows)
+            predicted = time.perf_counter_ns()
+            accept = request.headers.get("accept-encoding", "")
+            headers, answer = await _near(
+                len(asked.rows) <= _FEW_ROWS, lambda: _answer(live, asked, computed.prediction, accept)
+            )
+        except BaseException:
+            tally.failed(time.perf_counter_ns() - started)
+            raise
+        ended = time.perf_counter_ns()
+        tally.succeeded(
+            len(asked.rows),
+            len(live.predictor.batches(len(asked.rows))),
+            success=ended - started,
+            queue=computed.queue_ns,
+            compute_input=decoded - arrived,
+            compute_infer=computed.infer_ns,
+            compute_output=ended - predicted,
+        )
+        return Response(answer, headers=headers)
+
+    return infer
+
+
+async def _near(few: bool, work: Callable[[], T]) -> T:
+    return work() if few else await asyncio.to_thread(work)
+
+
+def _reference(request: Request) -> str:
+    model, version = request.path_params["model"], request.path_params.get("version")
+    return model if version is None else f"{model}:{version}"
+
+
+def _decoded(request: Request, body: bytes, live: Live, settings: Settings) -> InferRequest:
+    model = live.bundle.manifest.model
+    outputs = outputs_of(model, live.bundle.calibration)
+    names = (live.name, request.path_params["model"])
+    signature = Signature(model, outputs, names)
+    return decode(request.headers, body, signature, max_rows=settings.max_rows, max_bytes=settings.max_body_bytes)
+
+
+def _answer(live: Live, asked: InferRequest, prediction: Prediction, accept: str) -> tuple[dict[str, str], bytes]:
+    """From a prediction to headers and body."""
+    check_finite(jax.tree.leaves(prediction))
+    model, calibration = live.bundle.manifest.model, live.bundle.calibration
+    judgement = judge(calibration, prediction, asked.percentile, asked.coverage)
+    outputs = outputs_of(model, calibration)
+    columns: dict[str, Column] = {
+        name: on_the_wire(column(name, model, prediction, judgement), outputs[name]) for name, _ in asked.outputs
+    }
+    check_finite([values for values in columns.values() if isinstance(values, np.ndarray)])
+    batches = live.predictor.batches(len(asked.rows))
+    metrics.record_prediction(live.name, live.version, prediction, judgement, batches)
+    head: dict[str, Any] = {"model_name": live.name, "model_version": str(live.version)}
+    if asked.id is not None:
+        head["id"] = asked.id
+    head["parameters"] = {"percentile": judgement.percentile, "coverage": judgement.coverage}
+    return encode(head, columns, asked.outputs, outputs, accept)
+
+
+def _metadata(live: Live, versions: list[int]) -> dict[str, Any]:
+    """What clients ask before they send rows; the first axis of every shape is the batch."""
+    model = live.bundle.manifest.model
+
+    def tensor(name: str, output: Output) -> dict[str, Any]:
+        return {"name": name, "datatype": output.datatype, "shape": [-1, *output.shape]}
+
+    return {
+        "name": live.name,
+        "versions": [str(version) for version in versions],
+        "platform": PLATFORM,
+        "inputs": [tensor(INPUT, Output("FP32", model.feature_shape))],
+        "outputs": [tensor(*item) for item in outputs_of(model, live.bundle.calibration).items()],
+    }
+
+
+def _config(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
+    """Triton's model configuration: `dims` leave the batch out, since `max_batch_size` is not 0."""
+    manifest, calibration = live.bundle.manifest, live.bundle.calibration
+    model = manifest.model
+
+    def tensor(name: str, output: Output) -> dict[str, Any]:
+        kind = "STRING" if output.datatype == "BYTES" else output.datatype
+        return {"name": name, "data_type": f"TYPE_{kind}", "dims": list(output.shape)}
+
+    facts = {
+        "digest": manifest.digest,
+        "draws": str(live.predictor.draws),
+        "percentile": str(calibration.percentile),
+        "coverage": str(calibration.coverage),
+        "class_names": orjson.dumps(model.class_names).decode(),
+        "feature_names": orjson.dumps(model.feature_names).decode(),
+    }
+    return {
+        "name": live.name,
+        "platform": PLATFORM,
+        "backend": "abstain",
+        "version_policy": {"specific": {"versions": versions}},
+        "max_batch_size": max_rows,
+        "input": [tensor(INPUT, Output("FP32", model.feature_shape))],
+        "output": [tensor(*item) for item in outputs_of(model, calibration).items()],
+        "parameters": {key: {"string_value": text} for key, text in facts.items()},
+    }
+
+
+def _indexed(name: str, version: int, state: str, why: str | None) -> dict[str, Any]:
+    """One entry of Triton's repository index, whose words for states are its own."""
+    said = {"ready": "READY", "loading": "LOADING"}.get(state, "UNAVAILABLE")
+    reason = why or ("not served: it has no label" if state == "idle" else "")
+    return {"name": name, "version": str(version), "state": said, "reason": reason}
+
+
+def _own_version() -> str:
+    try:
+        return version("abstain")
+    except PackageNotFoundError:  # In a Bento the code is there, but not installed.
+        return "unknown"
+
+
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")

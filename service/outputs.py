@@ -1,0 +1,165 @@
+"""The Open Inference Protocol's outputs: which a model has, and their columns as JSON or as binary data."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import orjson
+from jaxtyping import Int
+
+from models.calibration import Calibration, Judgement
+from models.posterior import Model
+from models.predictive import Prediction
+from models.summaries import QUANTILES, ClassificationSummary
+from service.compression import accepted_coding, compress
+from service.objects import HEADER_LENGTH
+
+_DTYPES = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8"), "BOOL": np.dtype("?")}
+_SCORE = "score_"
+
+
+class Output(NamedTuple):
+    """An output's type, and the shape of one row's part of it."""
+
+    datatype: str
+    shape: tuple[int, ...] = ()
+
+
+class Asked(NamedTuple):
+    """An output that a client wants, and whether as binary data."""
+
+    name: str
+    binary: bool
+
+
+class Named(NamedTuple):
+    """A column of names, of which there are few: the place of each row's among them."""
+
+    names: tuple[str, ...]
+    places: Int[np.ndarray, " rows"]
+
+
+Column = np.ndarray | Named
+
+
+def outputs_of(model: Model, calibration: Calibration) -> Mapping[str, Output]:
+    """Every output of a model, in the order in which they are told."""
+    return _outputs(model.law.task, len(model.class_names), tuple(calibration.all_scores))
+
+
+@lru_cache(64)
+def _outputs(
+    task: Literal["classification", "regression"], classes: int, scores: tuple[str, ...]
+) -> Mapping[str, Output]:
+    number = Output("FP32")
+    if task == "classification":
+        own = {
+            "label": Output("BYTES"),
+            "index": Output("INT64"),
+            "probabilities": Output("FP32", (classes,)),
+            "std": Output("FP32", (classes,)),
+            **dict.fromkeys(("entropy", "aleatoric_entropy", "mutual_information"), number),
+        }
+    else:
+        own = {
+            **dict.fromkeys(("mean", "std", "aleatoric_std", "epistemic_std", "entropy"), number),
+            "quantiles": Output("FP32", (len(QUANTILES),)),
+            **dict.fromkeys(("lower", "upper"), number),
+        }
+    return {**own, "p_value": number, "reject": Output("BOOL"), **{_SCORE + name: number for name in scores}}
+
+
+def column(name: str, model: Model, prediction: Prediction, judgement: Judgement) -> Column:
+    """One output of every row; only what is asked for is computed.
+
+    `p_value` is the decision's.
+    """
+    summary = prediction.summary
+    if name.startswith(_SCORE):
+        return judgement.scores[name.removeprefix(_SCORE)].value
+    if name == "p_value":
+        return judgement.scores[judgement.decision].p_value
+    if name == "reject":
+        return judgement.reject
+    if isinstance(summary, ClassificationSummary):
+        if name in {"label", "index"}:
+            index = np.asarray(summary.mean).argmax(axis=1)
+            return Named(model.class_names, index) if name == "label" else index
+        return np.asarray(getattr(summary, "mean" if name == "probabilities" else name))
+    if name in {"lower", "upper"} and judgement.interval is not None:
+        return judgement.interval[:, 0 if name == "lower" else 1]
+    aleatoric, epistemic = np.asarray(summary.aleatoric_variance), np.asarray(summary.epistemic_variance)
+    if name == "std":
+        return np.sqrt(aleatoric + epistemic)
+    if name in {"aleatoric_std", "epistemic_std"}:
+        return np.sqrt(aleatoric if name == "aleatoric_std" else epistemic)
+    return np.asarray(getattr(summary, name))
+
+
+def on_the_wire(values: Column, output: Output) -> Column:
+    """A column in the type that the client is told."""
+    if isinstance(values, Named):
+        return values
+    # What float32 cannot hold becomes infinite, which is refused by name of the row; numpy need not warn too.
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, _DTYPES[output.datatype])
+
+
+def encode(
+    head: Mapping[str, Any],
+    columns: Mapping[str, Column],
+    asked: tuple[Asked, ...],
+    outputs: Mapping[str, Output],
+    accept: str,
+) -> tuple[dict[str, str], bytes]:
+    """Headers and body of an answer: the head's keys, and the outputs asked for.
+
+    Args:
+        columns: each as `on_the_wire` makes it.
+        accept: the request's `Accept-Encoding`; only what is asked for there is compressed.
+    """
+    told: list[dict[str, Any]] = []
+    tail: list[bytes] = []
+    for name, binary in asked:
+        values = columns[name]
+        datatype, shape = outputs[name]
+        rows = len(values.places if isinstance(values, Named) else values)
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [rows, *shape]}
+        if binary:
+            tail.append(_to_bytes(values))
+            tensor["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            tensor["data"] = _to_json(values)
+        told.append(tensor)
+    body = orjson.dumps({**head, "outputs": told}, option=orjson.OPT_SERIALIZE_NUMPY)
+    headers = {"Content-Type": "application/json"}
+    if tail:
+        headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(body))}
+        body = b"".join((body, *tail))
+    coding = accepted_coding(accept)
+    if coding:
+        headers["Content-Encoding"] = coding
+        body = compress(body, coding)
+    return headers, body
+
+
+def _to_bytes(values: Column) -> bytes:
+    if isinstance(values, Named):
+        return b"".join(map(_packed(values.names).__getitem__, values.places.tolist()))
+    return values.tobytes()
+
+
+@lru_cache(64)
+def _packed(names: tuple[str, ...]) -> list[bytes]:
+    """Each name as a BYTES element: its length in four bytes, little-endian, then itself in UTF-8."""
+    return [struct.pack("<I", len(name)) + name for name in (name.encode() for name in names)]
+
+
+def _to_json(values: Column) -> Any:
+    if isinstance(values, Named):
+        return list(map(values.names.__getitem__, values.places.tolist()))
+    return values.reshape(-1)
