@@ -190,9 +190,10 @@ _TEMPLATES = frozenset(place + what for place in _PLACES for what in ("", "/infe
 def template(path: str) -> str:
     """A model's path as its route has it, for metrics; "other" for any path that is none of theirs."""
     parts = path.split("/")
-    parts[3:4] = ["{model}"]
-    if parts[4:5] == ["versions"]:
-        parts[5:6] = ["{version}"]
+    for place, word in ((3, "{model}"), (5, "{version}")):
+        # An empty name is no name: its route is not there.
+        if parts[place : place + 1] > [""] and parts[place - 1] in {"models", "versions"}:
+            parts[place] = word
     route = "/".join(parts)
     return route if route in _TEMPLATES else "other"
 
