@@ -231,7 +231,8 @@ def _json_rows(
         except (ValueError, TypeError, OverflowError):
             plain = False
     if not nested:
-        data = [data[start : start + model.features] for start in range(0, len(data), model.features)]
+        for size in reversed(shape[1:]):
+            data = [data[start : start + size] for start in range(0, len(data), size)]
     return check_rows(_as_predict(data, plain), model, max_rows)
 
 

@@ -24,6 +24,7 @@ from service.errors import status_of
 from service.open_inference import template
 from service.outputs import Asked, Named, Output, encode, outputs_of
 from service.tensors import DATATYPES, InferRequest, Signature, decode
+from tests.conftest import PROJECT
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 LIMIT = 32 * 1024 * 1024
@@ -361,17 +362,20 @@ WRONG_TENSORS = [
     ({"data": []}, "inputs: data: expected 320 numbers, found 0"),
     ({"data": [[1] * 64] * 4}, "inputs: data: expected 5 rows, found 4"),
     ({"data": [[1] * 64] * 4 + [[1] * 63]}, "inputs[4]: expected 64 numbers, found 63"),
-    ({"data": [0] * 319 + ["1"]}, "inputs[4][63]: expected a number, found the string '1'"),
-    ({"data": [0] * 319 + [True]}, "inputs[4][63]: expected a number, found true"),
-    ({"data": [0] * 64 + [None] * 256}, "inputs[1][0]: expected a number, found null"),
-    ({"data": [0] * 319 + [float("nan")]}, "inputs[4][63]: expected a finite number within float32's range, found nan"),
+    ({"data": [0] * 319 + ["1"]}, "inputs[4][7][7]: expected a number, found the string '1'"),
+    ({"data": [0] * 319 + [True]}, "inputs[4][7][7]: expected a number, found true"),
+    ({"data": [0] * 64 + [None] * 256}, "inputs[1][0][0]: expected a number, found null"),
+    (
+        {"data": [0] * 319 + [float("nan")]},
+        "inputs[4][7][7]: expected a finite number within float32's range, found nan",
+    ),
     (
         {"data": [float("-inf")] + [0] * 319},
-        "inputs[0][0]: expected a finite number within float32's range, found -inf",
+        "inputs[0][0][0]: expected a finite number within float32's range, found -inf",
     ),
-    ({"data": [1e39] + [0] * 319}, "inputs[0][0]: expected a finite number within float32's range, found 1e+39"),
-    ({"data": [0] * 319 + [[1]]}, "inputs[4][63]: expected a number, found a list of 1"),
-    ({"data": [0] * 319 + [{}]}, "inputs[4][63]: expected a number, found an object"),
+    ({"data": [1e39] + [0] * 319}, "inputs[0][0][0]: expected a finite number within float32's range, found 1e+39"),
+    ({"data": [0] * 319 + [[1]]}, "inputs[4][7][7]: expected a number, found a list of 1"),
+    ({"data": [0] * 319 + [{}]}, "inputs[4][7][7]: expected a number, found an object"),
     ({"data": [[[0] * 8] * 8] * 4 + [[[0] * 8] * 7 + [[0] * 7 + ["7"]]]}, "inputs[4][7][7]: expected a number, found"),
     ({"datatype": "UINT8", "data": [0] * 319 + [256]}, "inputs[4][7][7]: expected an integer from 0 to 255, as UINT8"),
     (
@@ -681,3 +685,16 @@ def test_a_binary_request_with_bytes_changed_is_rows_or_an_error_of_the_client(d
     """Bytes replaced, inserted or left out, in the JSON or in the data."""
     body, headers = binary(ROWS, datatype)
     survives(decoded, body[:place] + junk + body[place + dropped :], headers)
+
+
+def test_the_guides_requests_are_answered(server):
+    """The curl command's body, and the Python that speaks bytes; Triton's client is not among our dependencies."""
+    guide = (PROJECT / "docs" / "open-inference.md").read_text("utf-8")
+    body = re.search(r"-d '(\{.*?\})'", guide, re.DOTALL).group(1)
+    content, outputs = read({}, httpx.post(f"{server.url}/v2/models/wave/infer", content=body).content)
+    assert content["id"] == "a-1"
+    assert {name: values.shape for name, values in outputs.items()} == {"mean": (2,), "reject": (2,)}
+    script = next(code for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "http.client" in code)
+    names: dict = {}
+    exec(script.replace('"127.0.0.1", 3000', repr(server.url.removeprefix("http://"))), names)  # noqa: S102
+    np.testing.assert_allclose(names["probabilities"].sum(axis=1), 1, atol=1e-5)
