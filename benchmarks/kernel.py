@@ -354,7 +354,7 @@ def report(found: dict[str, Any]) -> None:
     for cell in cells:
         quartiles = cell["quartiles_ms"]
         shown = "".join(
-            (f"{q[1]:.3g} ({q[0]:.3g}–{q[2]:.3g})" if (q := quartiles.get(way)) else "–").ljust(23) for way in WAYS
+            (f"{_ms(q[1])} ({_ms(q[0])}–{_ms(q[2])})" if (q := quartiles.get(way)) else "–").ljust(23) for way in WAYS
         )
         print(f"{cell['network']:<15}{cell['draws']:>5} {cell['batch']:>5} {cell['floor_ms']:>9.3f}   {shown}")
     if found["growth"]:
@@ -366,6 +366,10 @@ def report(found: dict[str, Any]) -> None:
             f"{line['network']:<15} batch {line['batch']:>2}, {LINE[0]}–{most} draws: ms = {line['start_ms']:.3f} "
             f"+ {line['slope_ms']:.5f} × draws, R² = {line['r_squared']:.4f}; models loaded: × {flat:.2f}"
         )
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _ratios(cell: dict[str, Any]) -> str:
