@@ -1,0 +1,160 @@
+"""`make bench`, memory of a worker: its resident set once ready and once it has answered, beside what it may be.
+
+    python benchmarks/serving_memory.py [--cores 0,1]
+
+It may be that of a Python process with the same imports after jax's first operation, + 2 × the weights, + 25 MB a
+compiled bucket, + 60 MB. One server for each of two networks and for both together, 100 draws, every default score, five
+buckets; then 50 requests of 1 to 300 rows each. Weights are the draws' bytes: densities are within the allowance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import orjson
+from servers import (
+    CLASSES,
+    PIXELS,
+    PYTHON,
+    environment,
+    free_port,
+    publish_blobs,
+    random_rows,
+    running,
+    save,
+    say,
+    serve_ours,
+    stay_on,
+)
+
+NETWORKS = {"784-64-64-10": (64, 64), "784-400-400-10": (400, 400)}
+DRAWS, BUCKETS = 100, 5
+BUCKET_MB, SPARE_MB = 25.0, 60.0
+SIZES = (1, 3, 8, 20, 32, 100, 128, 200, 256, 300)
+IMPORTS = {
+    "jax alone": "import jax",
+    "the same imports": "import bentoml, uvicorn, orbax.checkpoint, service.app, service.http, service.serving, jax",
+}
+BASELINE = "the same imports"
+OPERATION = "; jax.block_until_ready(jax.numpy.ones(8) + 1); print(open('/proc/self/status').read())"
+
+
+def main() -> int:
+    """Measures, prints, and writes `benchmarks/results/serving_memory.json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cores", default="0,1", help="of all processes; empty: any")
+    options = parser.parse_args()
+    stay_on(options.cores)
+    os.environ["NPROC"] = str(len(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        baselines = {name: baseline(imports, folder) for name, imports in IMPORTS.items()}
+        for name, hidden in NETWORKS.items():
+            say(f"publishing {name}")
+            publish_blobs(folder / "published", f"net-{name}", hidden, DRAWS)
+        together = [*([name] for name in NETWORKS), list(NETWORKS)]
+        servers = [measure(folder, models, baselines[BASELINE]["VmRSS"]) for models in together]
+    found = {"cores": len(os.sched_getaffinity(0)), "baselines_mb": baselines, "servers": servers}
+    report(found)
+    save("serving_memory", found)
+    return 0
+
+
+def baseline(imports: str, folder: Path) -> dict[str, float]:
+    """Of a process that has imported and computed, and nothing else."""
+    done = subprocess.run(
+        [PYTHON, "-c", imports + OPERATION],
+        stdout=subprocess.PIPE,
+        env=environment(ABSTAIN_STORE=str(folder)),
+        cwd=folder,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return in_mb(done.stdout)
+
+
+def in_mb(status: str) -> dict[str, float]:
+    """The resident set and its peak, from the kernel's `status` of a process, in MB of a million bytes."""
+    found = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", status, re.MULTILINE))
+    return {name: int(kilobytes) * 1024 / 1e6 for name, kilobytes in found.items()}
+
+
+def measure(folder: Path, models: list[str], least: float) -> dict[str, Any]:
+    """One server with some of the published models."""
+    store = folder / "-and-".join(models)
+    for name in models:
+        shutil.copytree(folder / "published" / f"net-{name}", store / f"net-{name}")
+    say(f"serving {' and '.join(models)}")
+    port = free_port()
+    with running("ours", port, serve_ours(port, store), folder) as server:
+        worker = largest_child(server.process.pid)
+        ready = in_mb(Path(f"/proc/{worker}/status").read_text())
+        for name in models:
+            for size in SIZES * 5:
+                ask(server.url, f"net-{name}", size)
+        after = in_mb(Path(f"/proc/{worker}/status").read_text())
+    weights = sum(parameters(NETWORKS[name]) for name in models) * DRAWS * 4 / 1e6
+    allowed = least + 2 * weights + BUCKET_MB * BUCKETS * len(models) + SPARE_MB
+    return {"models": models, "weights_mb": weights, "ready_mb": ready, "after_mb": after, "allowed_mb": allowed}
+
+
+def largest_child(parent: int) -> int:
+    """The process that answers: of those that the server has started, the one with the largest resident set."""
+    children = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if (fields := _stat(path)) and int(fields[1]) == parent
+    ]
+    sizes = {child: in_mb(Path(f"/proc/{child}/status").read_text())["VmRSS"] for child in children}
+    return max(sizes, key=lambda child: sizes[child])
+
+
+def _stat(path: Path) -> list[str]:
+    try:
+        return path.read_text("ascii", "replace").rsplit(")", 1)[1].split()
+    except OSError:
+        return []
+
+
+def ask(url: str, model: str, size: int) -> None:
+    """One request, answered in full."""
+    body = orjson.dumps({"inputs": random_rows(size), "model": model}, option=orjson.OPT_SERIALIZE_NUMPY)
+    request = urllib.request.Request(f"{url}/predict", body, {"Content-Type": "application/json"})  # noqa: S310
+    urllib.request.urlopen(request, timeout=60).read()  # noqa: S310
+
+
+def parameters(hidden: tuple[int, ...]) -> int:
+    """Of one network."""
+    sizes = (PIXELS, *hidden, CLASSES)
+    return sum((before + 1) * after for before, after in pairwise(sizes))
+
+
+def report(found: dict[str, Any]) -> None:
+    """Ratios first."""
+    print("MB of a worker's resident set; asked for: ready ÷ allowed ≤ 1\n")
+    print(f"{'models':<32} {'÷ allowed':>10} {'ready':>7} {'peak':>7} {'answered':>9} {'allowed':>8} {'weights':>8}")
+    for line in found["servers"]:
+        ratio = line["ready_mb"]["VmRSS"] / line["allowed_mb"]
+        print(
+            f"{', '.join(line['models']):<32} {ratio:>10.2f} {line['ready_mb']['VmRSS']:>7.0f} "
+            f"{line['ready_mb']['VmHWM']:>7.0f} {line['after_mb']['VmRSS']:>9.0f} {line['allowed_mb']:>8.0f} "
+            f"{line['weights_mb']:>8.0f}{'   MISSED' if ratio > 1 else ''}"
+        )
+    print("\nafter jax's first operation:")
+    for name, sizes in found["baselines_mb"].items():
+        print(f"    {name:<20} {sizes['VmRSS']:>6.0f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""`make bench`, start-up: seconds to ready beside an empty BentoML service, and whether anything compiles afterwards.
+
+    python benchmarks/startup.py [--cores 0,1] [--rounds 3]
+
+From the command to the first 200 of `/readyz`, in turns: an empty BentoML service, and ours with two models of 100 draws
+(784-64-64-10, every default score) and five buckets each, at first with no compilation cache and then with the one that
+the start before has left. Where the server has no such setting, cold is all there is. Differences are taken within a round.
+
+Then `abstain_compiles_total`, before and after a barrage of requests that differ in all they can: 1 to 300 rows,
+percentiles, coverages, fields, and what is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import orjson
+from servers import PIXELS, free_port, publish_blobs, random_rows, running, save, say, serve_bento, serve_ours, stay_on
+
+MODELS = ("first", "second")
+BOUNDS = {"cold": 20.0, "warm": 5.0}
+REQUESTS = 400
+
+
+def main() -> int:
+    """Starts, stops, fires, prints, and writes `benchmarks/results/startup.json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cores", default="0,1", help="of all servers; empty: any")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="of the barrage")
+    options = parser.parse_args()
+    stay_on(options.cores)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        say("publishing two models of 100 random draws of 784-64-64-10, with densities and thresholds")
+        for seed, name in enumerate(MODELS):
+            publish_blobs(folder / "store", name, seed=seed)
+        setting = cache_setting()
+        seconds = in_turns(folder, setting, options.rounds)
+        port = free_port()
+        with running("ours", port, serve_ours(port, folder / "store"), folder) as server:
+            before = compiles(server.url)
+            statuses = barrage(server.url, options.requests)
+            after = compiles(server.url)
+    found = {
+        "cores": len(os.sched_getaffinity(0)),
+        "cache_setting": setting,
+        "seconds": seconds,
+        "compiles": {"before": before, "after": after, "requests": sum(statuses.values()), "statuses": dict(statuses)},
+    }
+    report(found)
+    save("startup", found)
+    return 0
+
+
+def cache_setting() -> str | None:
+    """The variable that says where compiled programs are kept, if the server has one."""
+    from service.settings import Settings  # noqa: PLC0415 - cores first
+
+    named = [name for name in Settings.model_fields if "cache" in name]
+    return f"ABSTAIN_{named[0].upper()}" if named else None
+
+
+def in_turns(folder: Path, setting: str | None, rounds: int) -> dict[str, list[float]]:
+    """Seconds to ready; one unmeasured start before, which writes bytecode and fills the disk's cache."""
+    seconds: dict[str, list[float]] = {"empty": [], "cold": [], "warm": []} if setting else {"empty": [], "cold": []}
+    for number in range(rounds + 1):
+        # Wherever a cache may be kept by default, this one's folders are new.
+        fresh = folder / f"round-{number}"
+        fresh.mkdir()
+        more = {"XDG_CACHE_HOME": str(fresh)} | ({setting: str(fresh / "compiled")} if setting else {})
+        for name, kept in seconds.items():
+            port = free_port()
+            command = serve_bento(port, "Empty") if name == "empty" else serve_ours(port, folder / "store")
+            with running(name, port, command, folder, **more) as server:
+                if number:
+                    kept.append(server.ready_seconds)
+            say(f"round {number} of {rounds}, {name}: {server.ready_seconds:.1f} s")
+    return seconds
+
+
+def compiles(url: str) -> float:
+    """The sum of `abstain_compiles_total`."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:  # noqa: S310
+        lines = response.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("abstain_compiles_total"))
+
+
+def barrage(url: str, count: int) -> Counter[str]:
+    """Sends requests that differ; what was answered, by status."""
+    statuses: Counter[str] = Counter()
+    for path, headers, body in various(count):
+        request = urllib.request.Request(f"{url}{path}", body, headers, method="POST")  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+                response.read()
+                statuses[str(response.status)] += 1
+        except urllib.error.HTTPError as error:
+            error.read()
+            statuses[str(error.code)] += 1
+        except (urllib.error.URLError, ConnectionError):
+            # Refused before its body was read, and still writing.
+            statuses["closed"] += 1
+    return statuses
+
+
+def various(count: int) -> Iterator[tuple[str, dict[str, str], bytes]]:
+    """Paths, headers and bodies: sizes of 1 to 300, all that a request may choose, and what must be refused."""
+    chance = random.Random(0)  # noqa: S311 - no secret
+    rows = random_rows(300)
+    names = ["label", "probabilities", "std", "entropy", "reject", "reasons", "scores", "prediction_set"]
+    json = {"Content-Type": "application/json"}
+    for number in range(count):
+        size = chance.choice([1, 2, 7, 8, 9, 31, 32, 33, 127, 128, 129, 255, 256, 257, 300, chance.randint(1, 300)])
+        asked: dict[str, Any] = {"inputs": rows[:size], "model": chance.choice(MODELS)}
+        if chance.random() < 0.5:
+            asked["percentile"] = chance.choice([50.0, 90, 95.5, 99, 99.9, chance.uniform(40, 99)])
+        if chance.random() < 0.5:
+            asked["coverage"] = chance.uniform(0.5, 0.99)
+        if chance.random() < 0.5:
+            asked["fields"] = chance.sample(names, chance.randint(1, len(names)))
+        if number % 4 == 3:
+            asked |= chance.choice(_BAD)
+        yield "/predict", json, orjson.dumps(asked, option=orjson.OPT_SERIALIZE_NUMPY)
+        if number % 4 == 1:
+            yield _binary(rows[:size], chance)
+        if number % 16 == 5:
+            body = chance.choice([b"", b"{", b"[]", b'{"inputs": [[NaN]]}', b"\xff\xfe", b'{"inputs": [[1e999]]}'])
+            yield "/predict", json, body
+
+
+_BAD: tuple[dict[str, Any], ...] = (
+    {"inputs": []},
+    {"inputs": [[]]},
+    {"inputs": [[1.0] * (PIXELS - 1)]},
+    {"inputs": [[1.0] * PIXELS, [1.0]]},
+    {"inputs": [["1"] * PIXELS]},
+    {"inputs": [[None] * PIXELS]},
+    {"inputs": [[True] * PIXELS]},
+    {"inputs": [[3e38] * PIXELS]},
+    {"inputs": [[0] * PIXELS] * 3},
+    {"percentile": 100},
+    {"percentile": 99.99999},
+    {"percentile": "99"},
+    {"coverage": 0},
+    {"fields": ["nothing"]},
+    {"model": "none"},
+    {"model": "first:9"},
+    {"unknown": 1},
+)
+
+
+def _binary(rows: Any, chance: random.Random) -> tuple[str, dict[str, str], bytes]:
+    """The v2 protocol with a binary tensor; 404 where it is not spoken."""
+    datatype = chance.choice(["FP32", "UINT8"])
+    tensor = (rows if datatype == "FP32" else (255 * rows).astype("uint8")).tobytes()
+    given = {
+        "name": "inputs",
+        "shape": list(rows.shape),
+        "datatype": datatype,
+        "parameters": {"binary_data_size": len(tensor)},
+    }
+    head = orjson.dumps({"inputs": [given], "parameters": {"binary_data_output": chance.random() < 0.5}})
+    return (
+        f"/v2/models/{chance.choice(MODELS)}/infer",
+        {"Inference-Header-Content-Length": str(len(head))},
+        head + tensor,
+    )
+
+
+def report(found: dict[str, Any]) -> None:
+    """Differences first."""
+    seconds = found["seconds"]
+    print(f"{found['cores']} cores, {len(seconds['empty'])} rounds: median (least–greatest)\n")
+    for name, bound in BOUNDS.items():
+        if name not in seconds:
+            print("ours − empty BentoML, warm: the server has no setting for a compilation cache")
+            continue
+        more = [ours - empty for ours, empty in zip(seconds[name], seconds["empty"], strict=True)]
+        missed = "" if median(more) <= bound else "   MISSED"
+        print(f"ours − empty BentoML, {name}: {_spread(more)} s   ≤ {bound:g}{missed}")
+    compiled = found["compiles"]
+    more = compiled["after"] - compiled["before"]
+    answers = ", ".join(f"{count} × {status}" for status, count in sorted(compiled["statuses"].items()))
+    print(f"programs compiled after ready: {more:g}   = 0{'' if more == 0 else '   MISSED'}")
+    print(
+        f"    {compiled['before']:g} before, {compiled['after']:g} after {compiled['requests']} requests: {answers}\n"
+    )
+    for name, values in seconds.items():
+        print(f"{name:<6} {_spread(values)} s to ready")
+
+
+def _spread(values: list[float]) -> str:
+    return f"{median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
