@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+import jax
 import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -126,13 +127,14 @@ class Bundle:
     calibration: Calibration
     densities: Densities | None = None
 
-    def predictor(self, buckets: tuple[int, ...] = BUCKETS) -> Predictor:
-        """The version's ensemble with all its scores, compiled."""
+    def predictor(self, buckets: tuple[int, ...] = BUCKETS, devices: int = 1) -> Predictor:
+        """The version's ensemble with all its scores, compiled, its draws spread over the first so many devices."""
         return Predictor(
             self.posterior,
             buckets,
             densities=self.densities,
             recalibration=self.manifest.calibration.recalibration,
+            devices=cast("list[Any]", jax.devices())[:devices],
         )
 
 

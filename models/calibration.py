@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from models.conformal import IntervalKind, SetKind, interval, interval_scores, set_scores
-from models.decision import COMBINED, Decision, combine, evidence, leave_one_out, loudest
+from models.decision import COMBINED, Decision, Ladder, combine, evidence, ladder, leave_one_out, loudest
 from models.densities import DENSITIES
 from models.errors import CalibrationError
 from models.predictive import Prediction
@@ -71,6 +71,11 @@ class Calibration:
     def ascending(self) -> dict[str, Float[np.ndarray, " rows"]]:
         """Every score's values, ascending."""
         return {name: np.sort(values) for name, values in self.all_scores.items()}
+
+    @cached_property
+    def ladders(self) -> dict[str, Ladder]:
+        """The decision's scores, made ready to say how much a new row's are worth."""
+        return {name: ladder(self.ascending[name]) for name in self.decision.scores}
 
     @cached_property
     def by_class(self) -> dict[str, dict[int, Float[np.ndarray, " own"]]]:
@@ -210,7 +215,7 @@ def judge(
     values = {name: np.asarray(prediction.scores[name]) for name in calibration.scores}
     heard = {}
     if decision.name == COMBINED:
-        heard = {name: evidence(calibration.ascending[name], values[name]) for name in decision.scores}
+        heard = {name: evidence(calibration.ladders[name], values[name]) for name in decision.scores}
         values[COMBINED] = combine(decision, np.stack(list(heard.values())))
     labels = predicted_labels(prediction.summary) if calibration.per_class else None
     scores = {name: _judge_score(calibration, name, value, labels, percentile) for name, value in values.items()}

@@ -9,7 +9,7 @@ each is ranked among the rest (leave-one-out cross-fitting).
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -55,15 +55,37 @@ class Decision(BaseModel):
         return tuple(weight / math.fsum(weights) for weight in weights)
 
 
-def evidence(ascending: Float[np.ndarray, " rows"], values: Float[np.ndarray, " batch"]) -> Float[np.ndarray, " batch"]:
+class Ladder(NamedTuple):
+    """The calibration rows' values of a score, made ready for `evidence`.
+
+    Attributes:
+        known: the distinct values, ascending.
+        at_least: how many calibration rows have at least each.
+        rows: how many there are.
+        tail: the mean excess over the `TAIL` quantile, `tail_scale`.
+    """
+
+    known: Float[np.ndarray, " steps"]
+    at_least: Float[np.ndarray, " steps"]
+    rows: int
+    tail: float
+
+
+def ladder(ascending: Float[np.ndarray, " rows"]) -> Ladder:
+    """The ladder of a score's calibration values."""
+    return Ladder(*_steps(ascending), len(ascending), tail_scale(ascending))
+
+
+def evidence(ranked: Ladder, values: Float[np.ndarray, " batch"]) -> Float[np.ndarray, " batch"]:
     """−ln p of new rows' scores among the calibration scores, in nats.
 
     Between calibration scores p is interpolated, so that rows a hair apart are not equally strange. Beyond all of them p
     would be the same for the strange and the absurd: there an exponential tail, whose scale is the mean excess over the
     `TAIL` quantile, tells them apart (a peaks-over-threshold model; Pickands, 1975).
     """
-    known, at_least = _steps(ascending)
-    return _evidence(known, at_least, len(ascending), values.astype(np.float64), tail_scale(ascending))
+    wide = values.astype(np.float64)
+    count = np.interp(wide, ranked.known, ranked.at_least, left=ranked.rows)
+    return -np.log((1 + count) / (ranked.rows + 1)) + np.maximum(wide - ranked.known[-1], 0.0) / ranked.tail
 
 
 def leave_one_out(values: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
@@ -121,10 +143,3 @@ def _steps(ascending: Float[np.ndarray, " rows"]) -> tuple[np.ndarray, np.ndarra
     """The distinct scores, ascending, and how many calibration scores are at least each."""
     known, first = np.unique(ascending.astype(np.float64), return_index=True)
     return known, (len(ascending) - first).astype(np.float64)
-
-
-def _evidence(
-    known: np.ndarray, at_least: np.ndarray, rows: int, values: Float[np.ndarray, " batch"], scale: float
-) -> Float[np.ndarray, " batch"]:
-    count = np.interp(values, known, at_least, left=rows)
-    return -np.log((1 + count) / (rows + 1)) + np.maximum(values - known[-1], 0.0) / scale

@@ -6,7 +6,7 @@
     subspace              what the predicted class's principal subspace of the inputs leaves over
     local_subspace        the same by many small subspaces of each class, one for each of its clusters: of the inputs
     feature_subspace      … and of penultimate features (mixtures of local principal components; Kambhatla & Leen, 1997)
-    knn                   distance to the k-th nearest training row, by penultimate features (Sun et al., 2022)
+    knn                   distance to the nearest training row, by penultimate features (Sun et al., 2022, k = 1)
     input_knn             the same by inputs
     range                 how far the worst feature lies outside its training range, in widths of it
 
@@ -31,12 +31,12 @@ Leaf = Any
 """numpy on the host, JAX within a compiled call."""
 ROUNDING = 1e-4
 """Of a feature's range, that a row may lie outside without being told so: another way to the same number."""
-NEIGHBOUR = 1
-"""Which of the nearest rows of the bank a distance is taken to."""
 NOTHING = 1e-4
 """Of a vector's length, that its residual may have and count as none: float32 would rank rows there by their rounding."""
 NOTHING_OF_SQUARES = 1e-6
 """The same of squared lengths, where the residual's is their difference."""
+ROUNDED = 4 * float(np.finfo(np.float32).eps)
+"""Of an input's size, what may be its rounding: what is left of it once a mean far from zero is taken off."""
 
 
 class View(NamedTuple):
@@ -75,7 +75,7 @@ class Mahalanobis(NamedTuple):
 class Subspace(NamedTuple):
     """Inputs, of unit length where `unit` is 1: `means` [classes, inputs], orthonormal `basis` [inputs, classes, kept].
 
-    `centres` [classes, kept] are the means within their own subspaces.
+    `centres` [classes, kept], the means within their own subspaces, are written and no longer read.
     """
 
     unit: Leaf
@@ -156,11 +156,16 @@ def _whitened(record: Mahalanobis, view: View) -> tuple[Array, Array]:
 def subspace(record: Subspace, view: View) -> Scalar:
     """The norm of what is left of an input when its predicted class's principal subspace is taken out."""
     x = _scaled(record.unit, view.inputs)
+    centred = x - record.means[view.label]
+    # Squares of what float32 holds may overflow.
+    shrink = jnp.where(jnp.abs(centred).max() > 1e15, jnp.float32(1e-25), jnp.float32(1.0))
     # All classes at once is one matrix product; the predicted one's basis would be copied for every row.
-    inside = jnp.einsum("d,dck->ck", x, record.basis)[view.label] - record.centres[view.label]
-    whole = ((x - record.means[view.label]) ** 2).sum()
+    inside = jnp.einsum("d,dck->ck", centred * shrink, record.basis)[view.label]
+    whole = ((centred * shrink) ** 2).sum()
     left = whole - (inside**2).sum()
-    return jnp.sqrt(jnp.where(left > NOTHING_OF_SQUARES * (x**2).sum(), left, 0.0))
+    rounding = NOTHING_OF_SQUARES * whole + ((ROUNDED * shrink * x) ** 2).sum()
+    # What is no number is not nothing.
+    return jnp.where(left <= rounding, 0.0, jnp.sqrt(left) / shrink)
 
 
 def local_subspace(record: LocalSubspaces, view: View) -> Scalar:
@@ -183,7 +188,7 @@ def _local_residual(record: LocalSubspaces, x: Array, label: Array) -> Scalar:
     # Of the one cluster the residual itself: a difference of squares would lose what is small beside them.
     centred, basis = place - record.centres[:, nearest], record.basis[:, :, nearest]
     residual = norm(centred - basis @ (centred @ basis))
-    return jnp.where(residual > NOTHING * norm(place), residual, 0.0)
+    return jnp.where(residual <= norm(NOTHING * place), 0.0, residual)
 
 
 def _squared_distances(place: Float[Array, " kept"], points: Float[Array, "kept points"]) -> Float[Array, " points"]:
@@ -192,29 +197,25 @@ def _squared_distances(place: Float[Array, " kept"], points: Float[Array, "kept 
 
 
 def features_knn(record: Neighbours, view: View) -> Scalar:
-    """The distance of the members' features, side by side, to the k-th nearest row's; of unit length each, for pixels."""
-    return _kth_distance(record, _scaled(record.unit, view.features).ravel())
+    """The distance of the members' features, side by side, to the nearest row's; of unit length each, for pixels."""
+    return _nearest_distance(record, _scaled(record.unit, view.features).ravel())
 
 
 def input_knn(record: Neighbours, view: View) -> Scalar:
-    """The distance of the preprocessed input to the k-th nearest row's."""
-    return _kth_distance(record, _scaled(record.unit, view.inputs))
+    """The distance of the preprocessed input to the nearest row's."""
+    return _nearest_distance(record, _scaled(record.unit, view.inputs))
 
 
 def _scaled(unit: Leaf, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
     return jnp.where(unit > 0, unit_length(x), x)
 
 
-def _kth_distance(record: Neighbours, x: Array) -> Scalar:
+def _nearest_distance(record: Neighbours, x: Array) -> Scalar:
     place = (x - record.mean) @ record.components
     # One matrix product finds the neighbour; its distance is taken anew, for in that product small ones are rounded off.
     closeness = record.bank @ place - record.half_squares
-    # On a CPU a few maxima are fifty times cheaper than a sort.
-    kth = closeness.max()
-    for _ in range(min(NEIGHBOUR, record.bank.shape[0]) - 1):
-        kth = jnp.where(closeness < kth, closeness, -jnp.inf).max()
     # The largest place is found many at a time, the first one not.
-    nearest = jnp.where(closeness == kth, jnp.arange(closeness.size), 0).max()
+    nearest = jnp.where(closeness == closeness.max(), jnp.arange(closeness.size), 0).max()
     return norm(record.bank[nearest] - place)
 
 

@@ -13,6 +13,7 @@ from flax.core.tracers import current_trace
 from jaxtyping import Array, Float
 
 from models.networks import Network
+from models.packing import kernel_first
 from models.posterior import Draws, Model
 from models.preprocessing import transform
 
@@ -25,7 +26,8 @@ def outputs_and_features(
     """ONE draw's outputs for ONE row, and its penultimate features; the outputs stand in where there are none."""
     network, prepared = model.module, transform(model.preprocessing, x)
     if not _has_features(network, prepared.shape):
-        outputs: Any = network.apply({"params": draw["network"]}, prepared)
+        with nn.intercept_methods(kernel_first):
+            outputs: Any = network.apply({"params": draw["network"]}, prepared)
         return outputs, outputs
     outputs, layers = _listened(network, draw["network"], prepared)
     return outputs, jnp.ravel(layers[-1][1])
@@ -57,7 +59,7 @@ def _listened(network: Network, parameters: Any, x: Float[Array, "..."]) -> tupl
             heard.append((context.module.path, args[0] if args and current_trace() == outside else None))
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(listen):
+    with nn.intercept_methods(listen), nn.intercept_methods(kernel_first):
         outputs = network.apply({"params": parameters}, x)
     return outputs, heard
 

@@ -35,19 +35,20 @@ class Likelihood(NamedTuple):
     """Whether a standard deviation is inferred beside the network's parameters."""
     log_prob: Callable[[Float[Array, " outputs"], Scalar, Scalar], Scalar]
     """Log density, in nats, of a target (on the model's own scale) under one draw."""
-    predict: Callable[[Float[Array, " outputs"], Scalar], Float[Array, " parts"]]
-    """What one draw predicts: log probabilities `[classes]`, or `[mean, variance]` on the model's own scale."""
+    predict: Callable[[Float[Array, "outputs ..."], Scalar], Float[Array, "parts ..."]]
+    """What one draw predicts, for one row or for many along later axes: log probabilities `[classes, …]`, or
+    `[mean and variance, …]` on the model's own scale."""
 
 
-def _categorical_log_probabilities(outputs: Float[Array, " classes"], _noise: Scalar) -> Float[Array, " classes"]:
-    return jax.nn.log_softmax(outputs)
+def _categorical_log_probabilities(outputs: Float[Array, "classes ..."], _noise: Scalar) -> Float[Array, "classes ..."]:
+    return jax.nn.log_softmax(outputs, axis=0)
 
 
 def _categorical_log_prob(outputs: Float[Array, " classes"], _noise: Scalar, y: Scalar) -> Scalar:
     return jax.nn.log_softmax(outputs)[y.astype(jnp.int32)]
 
 
-def _bernoulli_log_probabilities(outputs: Float[Array, " 1"], _noise: Scalar) -> Float[Array, " 2"]:
+def _bernoulli_log_probabilities(outputs: Float[Array, "1 ..."], _noise: Scalar) -> Float[Array, "2 ..."]:
     logit = outputs[0]
     return jnp.stack([jax.nn.log_sigmoid(-logit), jax.nn.log_sigmoid(logit)])
 
@@ -56,11 +57,11 @@ def _bernoulli_log_prob(outputs: Float[Array, " 1"], noise: Scalar, y: Scalar) -
     return _bernoulli_log_probabilities(outputs, noise)[y.astype(jnp.int32)]
 
 
-def _normal_moments(outputs: Float[Array, " 1"], noise: Scalar) -> Float[Array, " 2"]:
-    return jnp.stack([outputs[0], noise**2])
+def _normal_moments(outputs: Float[Array, "1 ..."], noise: Scalar) -> Float[Array, "2 ..."]:
+    return jnp.stack([outputs[0], jnp.broadcast_to(noise**2, outputs[0].shape)])
 
 
-def _heteroscedastic_moments(outputs: Float[Array, " 2"], _noise: Scalar) -> Float[Array, " 2"]:
+def _heteroscedastic_moments(outputs: Float[Array, "2 ..."], _noise: Scalar) -> Float[Array, "2 ..."]:
     log_variance = jnp.clip(outputs[1], -LOG_VARIANCE_BOUND, LOG_VARIANCE_BOUND)
     return jnp.stack([outputs[0], jnp.exp(log_variance)])
 

@@ -48,7 +48,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " outputs"]:
         """The outputs for one example."""
-        product = cast("Any", _kernel_first if self.rows_last else jax.lax.dot_general)
+        product = cast("Any", _kernel_first) if self.rows_last else None
         hidden = jnp.ravel(x)
         for width in self.hidden:
             hidden = ACTIVATIONS[self.activation](nn.Dense(width, dot_general=product)(hidden))

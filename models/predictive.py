@@ -6,19 +6,24 @@ rows padded to the bucket. A row's answer does not depend on the rows beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Num
 
 from models.densities import Densities, View, density_scores, farthest_feature
 from models.errors import AbstainError
 from models.features import outputs_and_features
+from models.packing import chunk_of, pack, unpack
 from models.posterior import Draws, Model, Posterior
 from models.preprocessing import transform
 from models.recalibration import Recalibration, temper_draws, temper_pooled
@@ -36,6 +41,8 @@ from models.summaries import (
 
 BUCKETS = (1, 8, 32, 128, 256)
 NONE = Recalibration()
+DRAWS = "draws"
+"""The name of the axis of devices."""
 
 
 class Prediction(NamedTuple):
@@ -58,45 +65,25 @@ def predict_draw(model: Model, draw: Draws, x: Float[Array, "..."]) -> Float[Arr
     return model.law.predict(outputs, draw.get("noise", jnp.float32(0)))
 
 
-def log_prob_draw(model: Model, draw: Draws, x: Float[Array, "..."], y: Array) -> Array:
-    """Log density, in nats, of ONE target (a class index, or a number on the fit's scale) for ONE row under ONE draw."""
-    outputs: Any = model.module.apply({"params": draw["network"]}, transform(model.preprocessing, x))
-    return model.law.log_prob(outputs, draw.get("noise", jnp.float32(0)), y)
-
-
-def pack(draws: Draws) -> Draws:
-    """Draws with the sample axis moved next to the output axis: `[in, draw, out]`, biases `[draw, out]`.
-
-    A dense layer over all draws is then one plain matrix product; sample-first, XLA would transpose the weights anew
-    on every call.
-    """
-    return jax.tree.map(_pack_leaf, draws)
-
-
-def _pack_leaf(leaf: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(leaf, 0, _packed_axis(leaf)))
-
-
-def _packed_axis(leaf: Any) -> int:
-    return max(leaf.ndim - 2, 0)
-
-
 def predict_packed(
     model: Model,
     packed: Draws,
     rows: Float[Array, "batch ..."],
     densities: Densities | None = None,
     recalibration: Recalibration = NONE,
+    mesh: Mesh | None = None,
 ) -> Prediction:
-    """The prediction of packed draws for a batch: the one place where draws and rows are mapped over."""
+    """The prediction of packed draws for a batch: the one place where draws and rows are mapped over.
 
-    def of_row(draw: Draws, x: Array) -> tuple[Array, Array, Array]:
-        outputs, features = outputs_and_features(model, draw, x)
-        return model.law.predict(outputs, draw.get("noise", jnp.float32(0))), outputs, features
-
-    over_rows = jax.vmap(of_row, in_axes=(None, 0))
-    over_draws = jax.vmap(over_rows, in_axes=(jax.tree.map(_packed_axis, packed), None))
-    parts, outputs, features = over_draws(packed, rows)
+    Args:
+        packed: the draws as `packing.pack` lays them out; those whose features the densities see come first.
+        mesh: the devices that the draws are spread over.
+    """
+    members = 0 if densities is None else len(densities.members)
+    rows_last, features = over_draws(model, packed, rows, members, mesh)
+    noise = packed.get("noise", jnp.zeros(len(rows_last)))
+    parts = jnp.swapaxes(jax.vmap(model.law.predict)(rows_last, noise), 1, 2)
+    outputs = jnp.swapaxes(rows_last, 1, 2)
     summary = _summary(model, parts)
     # Scores are of the draws as they are: no recalibration changes what is rejected.
     scores = scores_of(summary, parts, outputs)
@@ -104,11 +91,61 @@ def predict_packed(
     plain = Prediction(summary, scores, uniform=jax.vmap(uniform_of)(rows))
     if densities is None:
         return plain
-    views = _views(model, rows, features[densities.members], outputs[densities.members], summary)
+    views = _views(model, rows, jnp.moveaxis(features, -1, 1), outputs[:members], summary)
     return plain._replace(
         scores=scores | jax.vmap(partial(density_scores, densities))(views),
         farthest=jax.vmap(partial(farthest_feature, densities.records["range"]))(views),
     )
+
+
+def over_draws(
+    model: Model, packed: Draws, rows: Float[Array, "batch ..."], members: int, mesh: Mesh | None = None
+) -> tuple[Float[Array, "draws outputs batch"], Float[Array, "members width batch"]]:
+    """The outputs of every draw for every row, and the features of the first draws; rows last, as `packing` leaves them.
+
+    Args:
+        mesh: the devices that the draws are spread over; each computes its own, and no weight moves.
+    """
+    if mesh is None:
+        return over_own_draws(model, members, packed, rows)
+    own = jax.shard_map(
+        partial(over_own_draws, model, members), mesh=mesh, in_specs=(P(DRAWS), P()), out_specs=P(DRAWS)
+    )
+    outputs, features = own(packed, rows)
+    return outputs, features[:members]
+
+
+def over_own_draws(
+    model: Model, members: int, packed: Draws, rows: Float[Array, "batch ..."]
+) -> tuple[Float[Array, "draws outputs batch"], Float[Array, "members width batch"]]:
+    """The same on one device; of fewer draws than members, all of their features.
+
+    One chunk of draws after another, each by one and the same program; what remains of them last.
+    """
+    network = partial(outputs_and_features, model)
+
+    def of_chunk(chunk: Draws) -> tuple[Array, Array]:
+        over_rows = jax.vmap(jax.vmap(network, in_axes=(0, None)), in_axes=(None, 0), out_axes=-1)
+        return over_rows(unpack(chunk), rows)
+
+    def of_place(place: Array) -> tuple[Array, Array]:
+        slices = partial(jax.lax.dynamic_slice_in_dim, start_index=place, slice_size=together)
+        return of_chunk(jax.tree.map(slices, packed))
+
+    draws, row = len(jax.tree.leaves(packed)[0]), jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
+    one_draw = jax.eval_shape(lambda: jax.tree.map(itemgetter(0), unpack(packed)))
+    together = chunk_of(network, one_draw, row, len(rows), draws)
+    if together == draws:
+        outputs, features = of_chunk(packed)
+        return outputs, features[:members]
+    places = np.arange(draws // together) * together
+    seen = -(-members // together)
+    heads = cast("tuple[Array, Array]", jax.lax.map(of_place, places[:seen]))
+    tails = cast("Array", jax.lax.map(lambda place: of_place(place)[0], places[seen:]))  # pyright: ignore
+    last = of_chunk(jax.tree.map(itemgetter(slice(len(places) * together, None)), packed))
+    outputs, features = ([head.reshape(-1, *tail.shape[1:])] for head, tail in zip(heads, last, strict=True))
+    outputs += [tails.reshape(-1, *last[0].shape[1:]), last[0]]
+    return jnp.concatenate(outputs), jnp.concatenate([*features, last[1]])[:members]
 
 
 def _views(
@@ -172,25 +209,35 @@ def _mixed(bits: Array) -> Array:
     return bits ^ (bits >> 16)
 
 
+def members_first(draws: Draws, densities: Densities | None) -> Draws:
+    """The draws in another order: those whose features the densities see come first, and need not be looked for."""
+    if densities is None:
+        return draws
+    members: Any = np.asarray(densities.members)
+    order: Any = np.append(members, np.setdiff1d(np.arange(len(jax.tree.leaves(draws)[0])), members))
+    return jax.tree.map(itemgetter(order), draws)
+
+
 class Predictor:
     """A posterior, packed and compiled for every bucket. Calling it never compiles.
 
     Args:
         posterior: whose predictions to make.
         buckets: batch sizes to compile, ascending; more rows than the largest are answered in several calls.
-        on_compile: called after each bucket's compilation.
         densities: scores fitted to the training rows; without them there are only the ensemble's own.
         recalibration: of what is predicted.
+        devices: to spread the draws over, in equal shares: of as many of them as divide the draws. The first device
+            where none are given.
     """
 
     def __init__(
         self,
         posterior: Posterior,
         buckets: tuple[int, ...] = BUCKETS,
-        on_compile: Callable[[int], None] | None = None,
         *,
         densities: Densities | None = None,
         recalibration: Recalibration = NONE,
+        devices: Sequence[Any] | None = None,
     ) -> None:
         odd = [bucket for bucket in buckets if bucket > 8 and bucket % 8]
         if odd:
@@ -199,19 +246,40 @@ class Predictor:
         self.model = posterior.model
         self.draws = posterior.size
         self.buckets = buckets
+        self._mesh = mesh_of(devices or cast("list[Any]", jax.devices()[:1]), self.draws)
         self._recalibration = recalibration
-        self._packed = jax.device_put(pack(posterior.draws))
-        self._densities = jax.device_put(densities)
-        self._executables: dict[int, Callable[[Draws, np.ndarray, Densities | None], Prediction]] = {}
-        for bucket in buckets:
-            self._executables[bucket] = self._compile(bucket)
-            if on_compile:
-                on_compile(bucket)
+        self._packed = self._placed(pack(members_first(posterior.draws, densities)), P(DRAWS))
+        self._densities = self._placed(densities, P())
+        self._form = self._result_form()
+        # Compilation leaves Python: the buckets' programs are compiled side by side.
+        with ThreadPoolExecutor(len(buckets)) as pool:
+            self._executables = dict(zip(buckets, pool.map(self._compile, buckets), strict=True))
 
-    def _compile(self, bucket: int) -> Callable[[Draws, np.ndarray, Densities | None], Prediction]:
-        rows = jax.ShapeDtypeStruct((bucket, *self.model.feature_shape), jnp.float32)
-        call = jax.jit(partial(predict_packed, self.model, recalibration=self._recalibration))
-        return call.lower(self._packed, rows, self._densities).compile()
+    def _placed(self, tree: Any, spec: P) -> Any:
+        return jax.device_put(tree, None if self._mesh is None else NamedSharding(self._mesh, spec))
+
+    def _result_form(self) -> tuple[list[tuple[int, ...]], list[np.dtype[Any]], Any]:
+        """Shapes behind the batch, types and structure of a prediction."""
+        form: Any = jax.eval_shape(self._predict, self._packed, self._rows(8), self._densities)
+        leaves, tree = cast("tuple[list[Any], Any]", jax.tree.flatten(form))
+        return [leaf.shape[1:] for leaf in leaves], [leaf.dtype for leaf in leaves], tree
+
+    def _rows(self, bucket: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((bucket, *self.model.feature_shape), jnp.float32)
+
+    def _predict(self, packed: Draws, rows: Array, densities: Densities | None) -> Prediction:
+        return predict_packed(self.model, packed, rows, densities, self._recalibration, self._mesh)
+
+    def _compile(self, bucket: int) -> Callable[[Draws, np.ndarray, Densities | None], Array]:
+        """From padded rows to one array `[parts, bucket]`: one thing to fetch, and not thirty.
+
+        In two programs: computed while it is joined, a number would be rounded by its place in the array.
+        """
+        predict: Any = jax.jit(self._predict).lower(self._packed, self._rows(bucket), self._densities)
+        compiled = predict.compile()
+        placed = jax.tree.map(_placed_alike, predict.out_info, compiled.output_shardings)
+        joined = jax.jit(_joined).lower(placed).compile()
+        return lambda packed, rows, densities: joined(compiled(packed, rows, densities))
 
     def __call__(self, rows: Num[np.ndarray, "rows ..."]) -> Prediction:
         """The prediction for any number of rows (at least one), with numpy leaves."""
@@ -230,5 +298,30 @@ class Predictor:
         bucket = next(size for size in self.buckets if size >= len(chunk))
         padded = np.zeros((bucket, *self.model.feature_shape), np.float32)
         padded[: len(chunk)] = chunk
-        prediction: Prediction = jax.device_get(self._executables[bucket](self._packed, padded, self._densities))
-        return jax.tree.map(itemgetter(slice(len(chunk))), prediction)
+        whole = np.asarray(self._executables[bucket](self._packed, padded, self._densities))
+        shapes, types, tree = self._form
+        leaves: list[np.ndarray] = []
+        start = 0
+        for shape, kind in zip(shapes, types, strict=True):
+            end = start + math.prod(shape)
+            leaf = whole[start:end, : len(chunk)].T.reshape(len(chunk), *shape)
+            leaves.append(leaf if kind == np.float32 else leaf.astype(kind))
+            start = end
+        return jax.tree.unflatten(tree, leaves)
+
+
+def _placed_alike(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _joined(prediction: Prediction) -> Float[Array, "parts batch"]:
+    """Every leaf in one array; whole numbers are features' places, which float32 holds up to 2²⁴."""
+    return jnp.concatenate([leaf.reshape(len(leaf), -1).T.astype(jnp.float32) for leaf in jax.tree.leaves(prediction)])
+
+
+def mesh_of(devices: Sequence[Any], draws: int) -> Mesh | None:
+    """The devices to spread draws over, each taking as many; None where that is one, and the first."""
+    most = max(count for count in range(1, len(devices) + 1) if draws % count == 0)
+    if most == 1 and devices[0] == jax.devices()[0]:
+        return None
+    return Mesh(cast("Any", np.array(devices[:most])), (DRAWS,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -19,11 +20,13 @@ from models.errors import CalibrationError
 _BISECTIONS = 50
 
 
+@lru_cache(maxsize=1024)
 def percentile_rank(percentile: float, rows: int) -> int:
     """The rank of the threshold at a percentile, strictly between 0 and 100; raises as `rank_of` does."""
     return rank_of(exact(percentile) / 100, rows, f"the {ordinal(percentile)} percentile")
 
 
+@lru_cache(maxsize=1024)
 def coverage_rank(coverage: float, rows: int) -> int:
     """The rank of the radius of sets and intervals, strictly between 0 and 1; raises as `rank_of` does."""
     return rank_of(coverage, rows, f"coverage {coverage!r}")

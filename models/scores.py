@@ -58,22 +58,22 @@ def energy(outputs: Float[Array, "draws batch outputs"]) -> Float[Array, " batch
 
     The one logit z of two classes stands for the pair (−z/2, z/2): neither class is then the stranger one.
     """
-    logits = jnp.concatenate([-outputs / 2, outputs / 2], axis=-1) if outputs.shape[-1] == 1 else outputs
+    last = jnp.swapaxes(outputs, 1, 2)
+    logits = jnp.concatenate([-last / 2, last / 2], axis=1) if last.shape[1] == 1 else last
     # As `log_softmax` has it, which is there already: the compiler then takes every exponential once.
-    largest = logits.max(axis=-1, keepdims=True)
-    of_draws = jnp.log(jnp.exp(logits - largest).sum(axis=-1)) + largest[..., 0]
+    largest = logits.max(axis=1, keepdims=True)
+    of_draws = jnp.log(jnp.exp(logits - largest).sum(axis=1)) + largest[:, 0]
     # The share of each draw, for the sum of what float32 holds may be more than it does.
     return -(of_draws / len(logits)).sum(axis=0)
 
 
 def variation_ratio(log_probabilities: Float[Array, "draws batch classes"]) -> Float[Array, " batch"]:
     """1 − the share of draws that vote for the commonest class (Freeman, 1965); a tie is the first one's."""
-    classes = jnp.arange(log_probabilities.shape[-1])
-    largest = log_probabilities == log_probabilities.max(axis=-1, keepdims=True)
-    # As argmax has it, but many classes at a time.
-    first = jnp.where(largest, classes, classes.size).min(axis=-1, keepdims=True)
-    votes = classes == first
-    return 1 - votes.mean(axis=0).max(axis=-1)
+    logs = jnp.swapaxes(log_probabilities, 1, 2)
+    classes = jnp.arange(logs.shape[1])[:, None]
+    # As argmax has it, but many rows at a time.
+    first = jnp.where(logs == logs.max(axis=1, keepdims=True), classes, classes.size).min(axis=1, keepdims=True)
+    return 1 - (classes == first).mean(axis=0).max(axis=0)
 
 
 def epistemic_std(summary: RegressionSummary) -> Float[Array, " batch"]:

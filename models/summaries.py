@@ -53,16 +53,18 @@ def summarise_classification(log_probabilities: Float[Array, "draws batch classe
 
     Mutual information is the mean divergence of a draw from the mean, E KL(p_s ‖ p̄), which equals H(p̄) − E H(p_s).
     """
-    probabilities = jnp.exp(log_probabilities)
+    # Rows last, as the ensemble leaves them: sums over few classes then run along many rows.
+    logs = jnp.swapaxes(log_probabilities, 1, 2)
+    probabilities = jnp.exp(logs)
     mean = probabilities.mean(axis=0)
     std = probabilities.std(axis=0)
     # A class that every draw gives probability 0 has log 0; its terms are 0 and must not become 0 · inf.
     log_mean = jnp.log(jnp.maximum(mean, np.finfo(np.float32).tiny))
-    finite_log = jnp.where(probabilities > 0, log_probabilities, 0.0)
-    aleatoric = -(probabilities * finite_log).sum(axis=-1).mean(axis=0)
-    divergence = jnp.where(probabilities > 0, probabilities * (finite_log - log_mean), 0.0).sum(axis=-1)
+    finite_log = jnp.where(probabilities > 0, logs, 0.0)
+    aleatoric = -(probabilities * finite_log).sum(axis=1).mean(axis=0)
+    divergence = jnp.where(probabilities > 0, probabilities * (finite_log - log_mean), 0.0).sum(axis=1)
     information = jnp.maximum(divergence.mean(axis=0), 0.0)
-    return ClassificationSummary(mean, std, aleatoric + information, aleatoric, information)
+    return ClassificationSummary(mean.T, std.T, aleatoric + information, aleatoric, information)
 
 
 def with_mean(summary: ClassificationSummary, mean: Float[Array, "batch classes"]) -> ClassificationSummary:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import uuid
 from functools import cached_property
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 SETTINGS = read_settings(os.environ)
 PROCESS = arrange(SETTINGS.workers, server_context.worker_index)
 
+SWITCH_SECONDS = 2e-4
+
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -43,13 +46,15 @@ class FrontedService(Service[T_co]):
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Our application, and BentoML's for its life cycle and its description of the API."""
-        from service.http import build_app  # noqa: PLC0415 - jax must see the environment that `arrange` has made
+        from service.compilation import keep_compiled  # noqa: PLC0415 - jax must see the environment `arrange` has made
+        from service.http import build_app  # noqa: PLC0415
         from service.serving import Serving  # noqa: PLC0415
 
         described = super().to_asgi(is_main=is_main)
+        keep_compiled(SETTINGS.compiled)
         logging.getLogger("uvicorn.access").handlers.clear()
         logging.getLogger("uvicorn.access").propagate = False
-        serving, traffic = Serving(SETTINGS.store), Traffic()
+        serving, traffic = Serving(SETTINGS.store, SETTINGS.devices), Traffic()
         app = build_app(SETTINGS, PROCESS, traffic, serving, described)
         return _with_life_cycle(app, described, serving, traffic)
 
@@ -58,6 +63,8 @@ def _with_life_cycle(app: ASGIApp, described: ASGIApp, serving: Serving, traffic
     """HTTP to `app`, BentoML's life cycle to BentoML; models load in a thread while `/livez` already answers."""
 
     def start() -> None:
+        # Between the loop and the threads that compute, who holds the interpreter must not hold it for long.
+        sys.setswitchinterval(SWITCH_SECONDS)
         from service.metrics import count_compiles  # noqa: PLC0415
 
         drain_on_stop(PROCESS, traffic, SETTINGS.grace_seconds)
@@ -109,16 +116,19 @@ class Abstain:
         Requests over HTTP are answered by `service.http`, before they reach this: it is what clients and
         `/docs.json` read the types from, and what a call within Python runs.
         """
-        from service.http import answer_predict  # noqa: PLC0415
+        from service.batcher import answer_now  # noqa: PLC0415
+        from service.http import encode_predict, read_predict  # noqa: PLC0415
 
         given = {"inputs": inputs, "model": model, "percentile": percentile, "coverage": coverage, "fields": fields}
         body = orjson.dumps({key: value for key, value in given.items() if value is not None})
-        return orjson.loads(answer_predict(self._serving, SETTINGS.max_rows, body, uuid.uuid4().hex))
+        asked = read_predict(self._serving, SETTINGS.max_rows, body)
+        share = answer_now(asked.live, asked.rows, asked.request.percentile, asked.request.coverage)
+        return orjson.loads(encode_predict(asked, uuid.uuid4().hex, [share]))
 
     @cached_property
     def _serving(self) -> Serving:
         from service.serving import Serving  # noqa: PLC0415
 
-        serving = Serving(SETTINGS.store)
+        serving = Serving(SETTINGS.store, SETTINGS.devices)
         serving.load_all()
         return serving

@@ -10,10 +10,12 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, cast
 
-import jax
+import numpy as np
 import orjson
+from jaxtyping import Float
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -21,14 +23,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.calibration import judge
 from models.errors import AbstainError
 from service import answers, metrics, open_inference
-from service.compute import Compute
+from service.batcher import Batcher, Share
 from service.errors import HTTPError, status_of
 from service.process import Process, Traffic
-from service.schemas import check_finite, check_rows, parse_predict
-from service.serving import Serving
+from service.schemas import PredictRequest, check_rows, parse_predict
+from service.serving import Live, Serving
 from service.settings import Settings
 
 log = logging.getLogger("abstain.http")
@@ -37,19 +38,38 @@ log = logging.getLogger("abstain.http")
 DRAIN_BYTES = 512 * 1024 * 1024
 DRAIN_SECONDS = 10.0
 DRAIN_IDLE_SECONDS = 2.0
+LARGE_BODY = 64 * 1024
+"""Bytes beyond which a body is decoded in a thread, and not between other requests."""
 
 
-def answer_predict(serving: Serving, max_rows: int, body: bytes, request_id: str) -> bytes:
-    """The answer to the body of `POST /predict`: the whole way of a request, but for the transport."""
+class Asked(NamedTuple):
+    """A request that has been read and checked."""
+
+    live: Live
+    rows: Float[np.ndarray, "rows ..."]
+    request: PredictRequest
+    fields: tuple[str, ...]
+
+
+def read_predict(serving: Serving, max_rows: int, body: bytes) -> Asked:
+    """What the body of `POST /predict` asks: of which version, and of which rows."""
     request = parse_predict(body)
     live = serving.find(request.model)
     model = live.bundle.manifest.model
     fields = answers.check_fields(model, request.fields)
-    rows = check_rows(request, model, max_rows)
-    prediction = live.predictor(rows)
-    check_finite(jax.tree.leaves(prediction))
-    judgement = judge(live.bundle.calibration, prediction, request.percentile, request.coverage)
-    metrics.record_prediction(live.name, live.version, prediction, judgement, live.predictor.batches(len(rows)))
+    return Asked(live, check_rows(request, model, max_rows), request, fields)
+
+
+def encode_predict(asked: Asked, request_id: str, shares: list[Share]) -> bytes:
+    """The answer's body, of the shares that the request has in one or more batches."""
+    live, judgement = asked.live, shares[0].answer.judgement
+    rows = [
+        row
+        for share in shares
+        for row in answers.rows(
+            {field: share.answer.columns[field][share.rows] for field in asked.fields}, asked.fields
+        )
+    ]
     return orjson.dumps(
         {
             "id": request_id,
@@ -57,7 +77,7 @@ def answer_predict(serving: Serving, max_rows: int, body: bytes, request_id: str
             "percentile": judgement.percentile,
             "coverage": judgement.coverage,
             "draws": live.predictor.draws,
-            "predictions": answers.rows(answers.columns(model, prediction, judgement), fields),
+            "predictions": rows,
         }
     )
 
@@ -68,17 +88,21 @@ def build_app(settings: Settings, process: Process, traffic: Traffic, serving: S
     Args:
         described: answers `/schema.json` and `/docs.json`; BentoML's own application.
     """
-    compute = Compute(settings.queue, settings.timeout_seconds)
+    batcher = Batcher(settings.queue, settings.timeout_seconds)
 
     async def predict(request: Request) -> Response:
         if traffic.draining:
             raise HTTPError(503, "draining: this server is about to stop", {"Retry-After": "1", "Connection": "close"})
         body = await read_body(request, settings.max_body_bytes)
         content_type = request.headers.get("content-type", "none")
-        if content_type.split(";")[0].strip().lower() != "application/json":
+        if content_type != "application/json" and content_type.split(";")[0].strip().lower() != "application/json":
             raise HTTPError(415, "Content-Type", expected="application/json", found=content_type)
         request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
-        answer = await compute.run(lambda: answer_predict(serving, settings.max_rows, body, request_id))
+        read = partial(read_predict, serving, settings.max_rows, body)
+        with batcher.place():
+            asked = read() if len(body) <= LARGE_BODY else await asyncio.to_thread(read)
+            terms = asked.request.percentile, asked.request.coverage
+            answer = await batcher.submit(asked.live, asked.rows, *terms, partial(encode_predict, asked, request_id))
         return Response(answer, media_type="application/json")
 
     async def livez(_: Request) -> Response:
@@ -96,11 +120,13 @@ def build_app(settings: Settings, process: Process, traffic: Traffic, serving: S
         return _json(facts, 200 if whole else 503)
 
     async def models(_: Request) -> Response:
-        return _json(await compute.run(serving.listing))
+        return _json(await asyncio.to_thread(serving.listing))
 
     async def show_metrics(_: Request) -> Response:
         return Response(await asyncio.to_thread(metrics.exposition), media_type=metrics.CONTENT_TYPE)
 
+    engine = open_inference.Engine(serving, batcher, process)
+    infer, others = open_inference.routes(engine, settings, traffic, read_body)
     routes = [
         Route("/predict", predict, methods=["POST"]),
         Route("/models", models),
@@ -109,18 +135,34 @@ def build_app(settings: Settings, process: Process, traffic: Traffic, serving: S
         Route("/metrics", show_metrics),
         Route("/docs.json", _forwarded(described)),
         Route("/schema.json", _forwarded(described)),
-        *open_inference.routes(open_inference.Direct(serving, compute, process), settings, traffic, read_body),
+        *others,
     ]
-    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
-        AbstainError: _abstain_error,
-        BodyTooLong: _body_too_long,
-        HTTPException: _http_exception,
-        ClientDisconnect: _client_disconnect,
-        Exception: _unexpected,
-    }
-    app = Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=cast("Any", ERRORS))
     app.router.redirect_slashes = False
-    return _watched(app, {route.path for route in routes}, traffic)
+    return _watched(_with_short_way(app, predict, infer), {route.path for route in routes}, traffic)
+
+
+def _with_short_way(app: ASGIApp, predict: Handler, infer: Handler) -> ASGIApp:
+    """The two busiest routes past the framework's routing and middleware, which cost more than decoding does."""
+
+    async def shortened(scope: Scope, receive: Receive, send: Send) -> None:
+        place = open_inference.place_of(scope["path"])
+        if scope["method"] != "POST" or (place is None and scope["path"] != "/predict"):
+            await app(scope, receive, send)
+            return
+        handler = infer if place else predict
+        request, unexpected = Request({**scope, "path_params": place or {}}, receive), None
+        try:
+            response = await handler(request)
+        except Exception as error:  # As the framework's middleware has it.
+            kind = next(kind for kind in ERRORS if isinstance(error, kind))
+            response = await ERRORS[kind](request, error)
+            unexpected = error if kind is Exception else None
+        await response(scope, receive, send)
+        if unexpected:
+            raise unexpected
+
+    return shortened
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -208,6 +250,17 @@ async def _client_disconnect(_request: Request, _disconnect: ClientDisconnect) -
 
 async def _unexpected(_request: Request, error: Exception) -> Response:
     return _error(500, f"unexpected {type(error).__name__}; the server's log has the details")
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+# The first kind that an error is of: what is special comes before what is general.
+ERRORS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
+    BodyTooLong: _body_too_long,
+    AbstainError: _abstain_error,
+    HTTPException: _http_exception,
+    ClientDisconnect: _client_disconnect,
+    Exception: _unexpected,
+}
 
 
 def _forwarded(app: ASGIApp) -> Callable[[Request], Awaitable[Response]]:

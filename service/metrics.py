@@ -12,6 +12,7 @@ from itertools import compress
 import jax.monitoring
 import numpy as np
 import prometheus_client as prometheus
+from jaxtyping import Num
 from prometheus_client import multiprocess
 
 from models.calibration import Judgement
@@ -19,6 +20,24 @@ from models.predictive import Prediction
 from models.summaries import ClassificationSummary
 
 _MODEL = ("model", "version")
+
+
+class Tally(prometheus.Histogram):
+    """A histogram that takes many values at once: of a batch one addition a bucket, and not one a value."""
+
+    def observe_all(self, values: Num[np.ndarray, " values"]) -> None:
+        """The same as `observe` of each value."""
+        if len(values) == 1:
+            self.observe(float(values[0]))
+            return
+        self._raise_if_not_observable()
+        # A bucket holds what is at most its bound; the last bound is infinite.
+        counts = np.bincount(np.searchsorted(np.asarray(self._upper_bounds), values, side="left"))
+        for place in np.flatnonzero(counts).tolist():
+            self._buckets[place].inc(int(counts[place]))
+        self._sum.inc(float(values.sum()))
+
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _NATS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 _PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 100)
@@ -30,11 +49,11 @@ REQUEST_SECONDS = prometheus.Histogram(
 )
 ROWS = prometheus.Counter("abstain_rows_total", "Rows predicted", _MODEL)
 REJECTED = prometheus.Counter("abstain_rejected_total", "Rows rejected, by the score that spoke", [*_MODEL, "reason"])
-ENTROPY = prometheus.Histogram("abstain_entropy_nats", "Predictive entropy of rows", _MODEL, buckets=_NATS)
-INFORMATION = prometheus.Histogram(
+ENTROPY = Tally("abstain_entropy_nats", "Predictive entropy of rows", _MODEL, buckets=_NATS)
+INFORMATION = Tally(
     "abstain_mutual_information_nats", "Mutual information of label and parameters, of rows", _MODEL, buckets=_NATS
 )
-SCORE_PERCENTILE = prometheus.Histogram(
+SCORE_PERCENTILE = Tally(
     "abstain_score_percentile",
     "Place of rows' scores among the calibration split's",
     [*_MODEL, "score"],
@@ -72,24 +91,15 @@ def exposition() -> bytes:
     return prometheus.generate_latest(registry)
 
 
-def record_prediction(
-    name: str, version: int, prediction: Prediction, judgement: Judgement, batches: list[int]
-) -> None:
-    """Counts the rows of an answer, the batches they were computed in, and where they lie."""
+def record_prediction(name: str, version: int, prediction: Prediction, judgement: Judgement) -> None:
+    """Counts the rows of an answer, and where they lie."""
     model = (name, str(version))
     ROWS.labels(*model).inc(len(judgement.reject))
-    for rows in batches:
-        BATCH_ROWS.labels(*model).observe(rows)
     for reason, rejected in Counter(compress(judgement.loudest, judgement.reject)).items():
         REJECTED.labels(*model, reason).inc(rejected)
     summary = prediction.summary
-    _observe(ENTROPY.labels(*model), np.asarray(summary.entropy))
+    ENTROPY.labels(*model).observe_all(np.asarray(summary.entropy))
     if isinstance(summary, ClassificationSummary):
-        _observe(INFORMATION.labels(*model), np.asarray(summary.mutual_information))
+        INFORMATION.labels(*model).observe_all(np.asarray(summary.mutual_information))
     for score, judged in judgement.scores.items():
-        _observe(SCORE_PERCENTILE.labels(*model, score), judged.percentile)
-
-
-def _observe(histogram: prometheus.Histogram, values: np.ndarray) -> None:
-    for value in values.tolist():
-        histogram.observe(value)
+        SCORE_PERCENTILE.labels(*model, score).observe_all(judged.percentile)

@@ -10,23 +10,20 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from models.calibration import judge
-from models.predictive import Prediction
-from service import metrics
-from service.compute import Compute
+from service.batcher import Batcher, Share, Spent
 from service.errors import HTTPError
 from service.objects import flag_of, parse_object
-from service.outputs import Column, Output, column, encode, on_the_wire, outputs_of
+from service.outputs import Output, encode, joined, outputs_of, own_rows
 from service.process import Process, Traffic
 from service.schemas import check_finite
 from service.serving import Live, Serving
@@ -39,70 +36,27 @@ ReadBody = Callable[[Request, int], Awaitable[bytes]]
 Tallies = defaultdict[tuple[str, int], Tally]
 PLATFORM = "abstain_bundle"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository(index)", "statistics")
-# Work of more bytes or rows than these leaves the event loop; less would cost more to hand over than to do.
+# Work on more bytes than these leaves the event loop; less would cost more to hand over than to do.
 _FEW_BYTES = 64 * 1024
-_FEW_ROWS = 32
 
 
-class Computed(NamedTuple):
-    """A prediction, how long its rows waited for it, and how long it took, in nanoseconds."""
+class Engine(NamedTuple):
+    """What answers: the versions, their queue, and the process that they are in."""
 
-    prediction: Prediction
-    queue_ns: int
-    infer_ns: int
-
-
-class Engine(Protocol):
-    """What answers: it knows the versions, and computes."""
-
-    def find(self, text: str | None) -> Live:
-        """The live version that a reference means."""
-        ...
-
-    def listing(self) -> dict[str, Any]:
-        """The answer of `GET /models`."""
-        ...
-
-    def hindrances(self) -> list[str]:
-        """Why the server is not ready; empty if it is."""
-        ...
-
-    async def predict(self, live: Live, rows: Any) -> Computed:
-        """The prediction for checked rows."""
-        ...
-
-
-class Direct:
-    """The engine without batching: each request is computed by itself, in one of the computing threads."""
-
-    def __init__(self, serving: Serving, compute: Compute, process: Process) -> None:
-        self.find = serving.find
-        self.listing = serving.listing
-        self._serving = serving
-        self._compute = compute
-        self._process = process
+    serving: Serving
+    batcher: Batcher
+    process: Process
 
     def hindrances(self) -> list[str]:
         """What stands in the way of this worker, and that others are not ready."""
-        why, ready = self._serving.hindrances(), self._process.ready_workers()
-        return (
-            why if ready >= self._process.workers else [*why, f"{ready} of {self._process.workers} workers are ready"]
-        )
-
-    async def predict(self, live: Live, rows: Any) -> Computed:
-        """The prediction, when a thread is free."""
-        submitted = time.perf_counter_ns()
-
-        def work() -> Computed:
-            started = time.perf_counter_ns()
-            prediction = live.predictor(rows)
-            return Computed(prediction, started - submitted, time.perf_counter_ns() - started)
-
-        return await self._compute.run(work)
+        why, ready, workers = self.serving.hindrances(), self.process.ready_workers(), self.process.workers
+        return why if ready >= workers else [*why, f"{ready} of {workers} workers are ready"]
 
 
-def routes(engine: Engine, settings: Settings, traffic: Traffic, read_body: ReadBody) -> list[Route]:
-    """The routes of the protocol.
+def routes(
+    engine: Engine, settings: Settings, traffic: Traffic, read_body: ReadBody
+) -> tuple[Callable[[Request], Awaitable[Response]], list[Route]]:
+    """The handler of inference, and all routes of the protocol, its own among them.
 
     Args:
         read_body: reads a body that may not be longer than so many bytes.
@@ -125,21 +79,21 @@ def routes(engine: Engine, settings: Settings, traffic: Traffic, read_body: Read
         return _json({"ready": True})
 
     async def model_ready(request: Request) -> Response:
-        live = engine.find(_reference(request))
+        live = engine.serving.find(_reference(request))
         if traffic.draining:
             raise HTTPError(503, "draining: this server is about to stop")
         return _json({"name": live.name, "ready": True})
 
     async def model(request: Request) -> Response:
-        live = engine.find(_reference(request))
+        live = engine.serving.find(_reference(request))
         return _json(_metadata(live, await versions_meant(request, live)))
 
     async def config(request: Request) -> Response:
-        live = engine.find(_reference(request))
+        live = engine.serving.find(_reference(request))
         return _json(_config(live, await versions_meant(request, live), settings.max_rows))
 
     async def stats(request: Request) -> Response:
-        live = engine.find(_reference(request))
+        live = engine.serving.find(_reference(request))
         return told([(live.name, version) for version in await versions_meant(request, live)])
 
     async def all_stats(_: Request) -> Response:
@@ -157,7 +111,7 @@ def routes(engine: Engine, settings: Settings, traffic: Traffic, read_body: Read
 
     async def listed() -> list[tuple[str, int, str, str | None]]:
         """Name, version, state, and why, of all that the store has; off the event loop, for it may read the disk."""
-        listing = await asyncio.to_thread(engine.listing)
+        listing = await asyncio.to_thread(engine.serving.listing)
         return [
             (model["name"], entry["version"], entry["state"], entry["why"])
             for model in listing["models"]
@@ -171,7 +125,7 @@ def routes(engine: Engine, settings: Settings, traffic: Traffic, read_body: Read
         return [version for name, version, state, _ in await listed() if name == live.name and state == "ready"]
 
     of_models = {"": model, "/ready": model_ready, "/config": config, "/stats": stats}
-    return [
+    return infer, [
         *(Route(place + "/infer", infer, methods=["POST"]) for place in _PLACES),
         Route("/v2", server),
         Route("/v2/health/live", live),
@@ -185,6 +139,17 @@ def routes(engine: Engine, settings: Settings, traffic: Traffic, read_body: Read
 
 _PLACES = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 _TEMPLATES = frozenset(place + what for place in _PLACES for what in ("", "/infer", "/ready", "/config", "/stats"))
+
+
+def place_of(path: str) -> dict[str, str] | None:
+    """Which model, and perhaps version, a path asks an inference of; None for any other path."""
+    match path.split("/"):
+        case ["", "v2", "models", model, "infer"] if model:
+            return {"model": model}
+        case ["", "v2", "models", model, "versions", version, "infer"] if model and version:
+            return {"model": model, "version": version}
+        case _:
+            return None
 
 
 def template(path: str) -> str:
@@ -208,31 +173,29 @@ def _inferring(
         if traffic.draining:
             raise HTTPError(503, "draining: this server is about to stop", {"Retry-After": "1", "Connection": "close"})
         body = await read_body(request, settings.max_body_bytes)
-        live = engine.find(_reference(request))
+        live = engine.serving.find(_reference(request))
         tally = tallies[live.name, live.version]
         arrived = time.perf_counter_ns()
         try:
-            few = len(body) <= _FEW_BYTES and "content-encoding" not in request.headers
-            asked = await _near(few, lambda: _decoded(request, body, live, settings))
-            decoded = time.perf_counter_ns()
-            computed = await engine.predict(live, asked.rows)
-            predicted = time.perf_counter_ns()
-            accept = request.headers.get("accept-encoding", "")
-            headers, answer = await _near(
-                len(asked.rows) <= _FEW_ROWS, lambda: _answer(live, asked, computed.prediction, accept)
-            )
+            with engine.batcher.place():
+                few = len(body) <= _FEW_BYTES and "content-encoding" not in request.headers
+                asked = await _near(few, lambda: _decoded(request, body, live, settings))
+                decoded, spent = time.perf_counter_ns(), Spent()
+                encoded = partial(_answer, live, asked, request.headers.get("accept-encoding", ""))
+                terms = asked.percentile, asked.coverage
+                headers, answer = await engine.batcher.submit(live, asked.rows, *terms, encoded, spent)
         except BaseException:
             tally.failed(time.perf_counter_ns() - started)
             raise
         ended = time.perf_counter_ns()
         tally.succeeded(
             len(asked.rows),
-            len(live.predictor.batches(len(asked.rows))),
+            spent.batches,
             success=ended - started,
-            queue=computed.queue_ns,
+            queue=spent.queue,
             compute_input=decoded - arrived,
-            compute_infer=computed.infer_ns,
-            compute_output=ended - predicted,
+            compute_infer=spent.compute,
+            compute_output=max(0, ended - decoded - spent.queue - spent.compute),
         )
         return Response(answer, headers=headers)
 
@@ -256,18 +219,15 @@ def _decoded(request: Request, body: bytes, live: Live, settings: Settings) -> I
     return decode(request.headers, body, signature, max_rows=settings.max_rows, max_bytes=settings.max_body_bytes)
 
 
-def _answer(live: Live, asked: InferRequest, prediction: Prediction, accept: str) -> tuple[dict[str, str], bytes]:
-    """From a prediction to headers and body."""
-    check_finite(jax.tree.leaves(prediction))
-    model, calibration = live.bundle.manifest.model, live.bundle.calibration
-    judgement = judge(calibration, prediction, asked.percentile, asked.coverage)
-    outputs = outputs_of(model, calibration)
-    columns: dict[str, Column] = {
-        name: on_the_wire(column(name, model, prediction, judgement), outputs[name]) for name, _ in asked.outputs
+def _answer(live: Live, asked: InferRequest, accept: str, shares: list[Share]) -> tuple[dict[str, str], bytes]:
+    """From the shares of a request to headers and body."""
+    outputs = outputs_of(live.bundle.manifest.model, live.bundle.calibration)
+    columns = {
+        name: joined([own_rows(share.answer.output(name, outputs[name]), share.rows) for share in shares])
+        for name, _ in asked.outputs
     }
     check_finite([values for values in columns.values() if isinstance(values, np.ndarray)])
-    batches = live.predictor.batches(len(asked.rows))
-    metrics.record_prediction(live.name, live.version, prediction, judgement, batches)
+    judgement = shares[0].answer.judgement
     head: dict[str, Any] = {"model_name": live.name, "model_version": str(live.version)}
     if asked.id is not None:
         head["id"] = asked.id

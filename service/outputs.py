@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import orjson
@@ -107,6 +107,21 @@ def on_the_wire(values: Column, output: Output) -> Column:
     # What float32 cannot hold becomes infinite, which is refused by name of the row; numpy need not warn too.
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values, _DTYPES[output.datatype])
+
+
+def own_rows(values: Column, rows: slice) -> Column:
+    """Some rows of a column."""
+    return Named(values.names, values.places[rows]) if isinstance(values, Named) else values[rows]
+
+
+def joined(parts: list[Column]) -> Column:
+    """Parts of one column, in order, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    if isinstance(first, Named):
+        return Named(first.names, np.concatenate([cast("Named", part).places for part in parts]))
+    return np.concatenate(cast("list[np.ndarray]", parts))
 
 
 def encode(

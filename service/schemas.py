@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 import orjson
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from models.errors import InputError, clip_repr
 from models.posterior import Model
@@ -95,21 +95,30 @@ def check_rows(request: PredictRequest, model: Model, max_rows: int) -> Float[np
     return rows.astype(np.float32)
 
 
+def finite_rows(leaves: list[np.ndarray]) -> Bool[np.ndarray, " rows"]:
+    """Which rows' predictions are finite throughout; others' rows overflow the network."""
+    return np.logical_and.reduce([np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in leaves])
+
+
+def overflow(row: int) -> InputError:
+    """The error of a row whose prediction is not finite."""
+    return InputError(
+        "its prediction overflows float32",
+        where=f"inputs[{row}]",
+        expected="a row on the scale of the training data",
+        found="numbers too large for the network",
+    )
+
+
 def check_finite(leaves: list[np.ndarray]) -> None:
-    """Refuses predictions that are not finite: their rows overflow the network.
+    """Refuses predictions that are not finite.
 
     Raises:
         InputError: naming the row.
     """
-    for leaf in leaves:
-        finite = np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
-        if not finite.all():
-            raise InputError(
-                "its prediction overflows float32",
-                where=f"inputs[{int(np.argmin(finite))}]",
-                expected="a row on the scale of the training data",
-                found="numbers too large for the network",
-            )
+    finite = finite_rows(leaves)
+    if not finite.all():
+        raise overflow(int(np.argmin(finite)))
 
 
 def _is_plain(content: Any, body: bytes) -> bool:

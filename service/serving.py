@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,12 @@ from typing import Any, Literal
 from models import store
 from models.bundle import Bundle, load, read_manifest
 from models.errors import AbstainError, InputError, UnknownModel
-from models.predictive import Predictor
+from models.predictive import BUCKETS, Predictor
 from service import metrics
 from service.errors import HTTPError
+
+COMPILING = 4
+"""Versions compiled at a time."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,15 @@ class Entry:
 
 
 class Serving:
-    """The versions a server knows; `load_all` brings those it serves to life, in the caller's thread."""
+    """The versions a server knows; `load_all` brings those it serves to life.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        devices: to spread each version's draws over.
+    """
+
+    def __init__(self, root: Path, devices: int = 1) -> None:
         self._root = root
+        self._devices = devices
         self._lock = threading.Lock()
         self._entries: dict[str, dict[int, Entry]] = {}
         self._labels: dict[str, dict[str, int]] = {}
@@ -57,10 +66,16 @@ class Serving:
         except (AbstainError, OSError) as error:
             self._why = str(error)
             return
-        for name, versions in self._entries.items():
-            for entry in versions.values():
-                if entry.state == "loading":
-                    self._set(name, self._loaded(name, entry, buckets))
+        served = [
+            (name, entry)
+            for name, all_of_it in self._entries.items()
+            for entry in all_of_it.values()
+            if entry.state == "loading"
+        ]
+        # One after another they are read and verified; compiled they are side by side, and beside the next one's reading.
+        with ThreadPoolExecutor(COMPILING, thread_name_prefix="compile") as pool:
+            for name, entry in served:
+                self._load(name, entry, buckets or BUCKETS, pool)
         self._why = None
         if on_ready and not self.hindrances():
             on_ready()
@@ -135,18 +150,29 @@ class Serving:
                 )
         return entries
 
-    def _loaded(self, name: str, entry: Entry, buckets: tuple[int, ...] | None) -> Entry:
-        labels = (name, str(entry.version))
+    def _load(self, name: str, entry: Entry, buckets: tuple[int, ...], pool: Executor) -> None:
+        """Reads a version, and has it compiled by the pool; whatever it does to its loader, the others must be served."""
         try:
             bundle = load(self._root / name / str(entry.version))
-            predictor = bundle.predictor(buckets) if buckets else bundle.predictor()
-        except Exception as error:  # Whatever a version does to its loader, the other versions must be served.
-            metrics.MODEL_LOADS.labels(*labels, "failed").inc()
-            return replace(entry, state="failed", why=str(error) or type(error).__name__)
+        except Exception as error:
+            self._fail(name, entry, error)
+            return
+        pool.submit(self._compile, name, entry, bundle, buckets)
+
+    def _compile(self, name: str, entry: Entry, bundle: Bundle, buckets: tuple[int, ...]) -> None:
+        try:
+            predictor = bundle.predictor(buckets, self._devices)
+        except Exception as error:
+            self._fail(name, entry, error)
+            return
+        labels, manifest = (name, str(entry.version)), bundle.manifest
         metrics.MODEL_LOADS.labels(*labels, "loaded").inc()
-        manifest = bundle.manifest
         metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(1)
-        return replace(entry, state="ready", live=Live(name, entry.version, bundle, predictor))
+        self._set(name, replace(entry, state="ready", live=Live(name, entry.version, bundle, predictor)))
+
+    def _fail(self, name: str, entry: Entry, error: Exception) -> None:
+        metrics.MODEL_LOADS.labels(name, str(entry.version), "failed").inc()
+        self._set(name, replace(entry, state="failed", why=str(error) or type(error).__name__))
 
     def _set(self, name: str, entry: Entry) -> None:
         with self._lock:

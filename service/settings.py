@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from models.allowed import read_modules
 from models.errors import ConfigError, clip_repr
+
+
+def _own_cache() -> Path:
+    """Where programs keep what they can make anew (XDG Base Directory)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abstain" / "compiled"
 
 
 class Settings(BaseModel):
@@ -26,6 +32,10 @@ class Settings(BaseModel):
     """How long a request may wait and be computed; beyond it, 504."""
     grace_seconds: PositiveFloat = 30.0
     """How long requests under way may take after a server is told to stop."""
+    devices: PositiveInt = 1
+    """Devices of one worker to spread every model's draws over; of as many as divide them."""
+    compiled: Path = Field(default_factory=_own_cache)
+    """A folder, its owner's alone, that keeps compiled programs from one start to the next."""
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

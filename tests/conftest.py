@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +17,9 @@ from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+# What servers compile is kept for the tests' other servers, and apart from what this user's own have compiled.
+os.environ["ABSTAIN_COMPILED"] = f"{tempfile.gettempdir()}/abstain-tests-compiled-{os.getuid()}"
 
 # Shapes in annotations are checked wherever the tests go; before anything of ours is imported.
 install_import_hook(

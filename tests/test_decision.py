@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from scipy import special, stats
 
 from models.calibration import Calibration, calibrate, judge
-from models.decision import COMBINED, Decision, combine, evidence, leave_one_out, loudest, tail_scale
+from models.decision import COMBINED, Decision, combine, evidence, ladder, leave_one_out, loudest, tail_scale
 from models.errors import CalibrationError
 from models.predictive import Prediction
 from models.ranks import p_value
@@ -69,7 +69,7 @@ def test_evidence_is_the_naive_loops(name):
     values = float32([*scores, *np.linspace(low, high, 57), 1e6, -1e6])
     ascending = np.sort(scores)
     expected = [naive_evidence(scores.tolist(), float(v), tail_scale(ascending)) for v in values]
-    np.testing.assert_allclose(evidence(ascending, values), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(evidence(ladder(ascending), values), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CALIBRATIONS)
@@ -90,7 +90,9 @@ def test_leave_one_out_is_the_naive_loops_whatever_ties(scores):
 def test_evidence_at_a_calibration_score_is_that_of_the_conformal_p_value(name):
     """−ln((1 + #{calibration ≥ s}) / (n + 1)): nothing is interpolated there, and no tail added."""
     ascending = np.sort(float32(CALIBRATIONS[name]))
-    np.testing.assert_allclose(evidence(ascending, ascending), -np.log(p_value(ascending, ascending)), atol=1e-12)
+    np.testing.assert_allclose(
+        evidence(ladder(ascending), ascending), -np.log(p_value(ascending, ascending)), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", CALIBRATIONS)
@@ -100,10 +102,12 @@ def test_evidence_rises_and_does_not_jump_where_the_tail_begins(name):
     span = max(float(ascending[-1] - ascending[0]), 1.0)
     within = np.linspace(float(ascending[0]) - span, float(ascending[-1]), 2001)
     beyond = float(ascending[-1]) + span * np.geomspace(1e-6, 1e6, 100)
-    found = evidence(ascending, np.concatenate([within, beyond]))
+    found = evidence(ladder(ascending), np.concatenate([within, beyond]))
     assert np.all(np.diff(found) >= 0)
     assert np.all(np.diff(found[len(within) :]) > 0)
-    at, after = evidence(ascending, np.array([ascending[-1], ascending[-1] + 1e-9 * tail_scale(ascending)], float))
+    at, after = evidence(
+        ladder(ascending), np.array([ascending[-1], ascending[-1] + 1e-9 * tail_scale(ascending)], float)
+    )
     assert after == pytest.approx(at, abs=1e-6)
 
 
@@ -111,7 +115,7 @@ def test_evidence_rises_and_does_not_jump_where_the_tail_begins(name):
 def test_evidence_of_the_absurd_is_finite(name):
     """The largest float32, of either sign; and the three rules of it."""
     ascending = np.sort(float32(CALIBRATIONS[name]))
-    found = evidence(ascending, float32([3.4e38, 1e30, -1e30, -3.4e38]))
+    found = evidence(ladder(ascending), float32([3.4e38, 1e30, -1e30, -3.4e38]))
     assert np.isfinite(found).all()
     assert found[0] > found[1] > found[2] == found[3] == 0
     for rule in RULES:

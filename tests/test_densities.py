@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from models.calibration import calibrate, judge
 from models.decision import Decision
-from models.densities import DENSITIES, NEIGHBOUR, OF_TASK, Densities, as_tree, from_tree, norm, shapes_of, unit_length
+from models.densities import DENSITIES, OF_TASK, Densities, as_tree, from_tree, norm, shapes_of, unit_length
 from models.features import last_layer, outputs_and_features
 from models.networks import LeNetSpec, MLPSpec
 from models.posterior import Model, Posterior
@@ -22,6 +22,8 @@ from models.preprocessing import Column, Preprocessing
 from models.scores import SCORES
 from tests.test_features import CLASSES
 from training import densities as fitting
+from training.calibrate import DEFAULT, decision_of
+from training.config import CalibrationConfig
 from training.densities import fit_densities, member_draws
 from training.rows import Rows
 
@@ -152,7 +154,7 @@ def by_hand(name, row, label):
             own_view = features if score == "knn" else inputs
             x = (unit(own_view) if record.unit else own_view).ravel()
             place = (x - record.mean) @ record.components
-            told[score] = sorted(np.linalg.norm(place - known) for known in record.bank)[NEIGHBOUR - 1]
+            told[score] = min(np.linalg.norm(place - known) for known in record.bank)
         elif score == "range":
             flat, outside = np.asarray(row, np.float64).ravel(), []
             for value, low, high in zip(flat, record.low, record.high, strict=True):
@@ -209,7 +211,7 @@ def test_the_principal_components_are_scikit_learns():
     np.testing.assert_allclose(record.mean, pca.mean_)
     new = np.random.default_rng(3).normal(size=(20, 100)) * 20
     found = [DENSITIES["input_knn"].score(fitting._as_float32(record), view_of(row)) for row in new]
-    nearest = NearestNeighbors(n_neighbors=NEIGHBOUR).fit(pca.transform(rows))
+    nearest = NearestNeighbors(n_neighbors=1).fit(pca.transform(rows))
     np.testing.assert_allclose(found, nearest.kneighbors(pca.transform(new))[0][:, -1], rtol=1e-4)
 
 
@@ -315,6 +317,24 @@ def test_of_images_the_range_is_one_for_all_pixels():
     record = fitted("lenet")[1].records["range"]
     assert set(record.low.tolist()) == {float(IMAGES.min())}
     assert set(record.high.tolist()) == {float(IMAGES.max())}
+
+
+@pytest.mark.parametrize("terms", [Preprocessing(), Preprocessing(shift=(-20.0,), scale=(50.0,))])
+def test_a_table_on_one_scale_is_no_picture(terms):
+    """Unscaled, or scaled as a whole: lengths count, and every feature has a range of its own."""
+    table, picture = model_of(MLPSpec(hidden=(5,)), "categorical", terms, (6,), 3), CASES["lenet"][0]
+    assert (fitting.is_pixel_like(table), fitting.is_pixel_like(picture)) == (False, True)
+    densities = fit_densities(posterior_of(table), Rows(TABLE, TABLE_Y), 0)
+    assert {float(record.unit) for record in densities.records.values() if hasattr(record, "unit")} == {0.0}
+    np.testing.assert_array_equal(densities.records["range"].low, TABLE.min(axis=0))
+    assert decision_of(CalibrationConfig(), table) == DEFAULT["tables"]
+
+
+def test_a_narrow_tables_subspace_leaves_something_over():
+    """At most half of its dimensions, though fewer explain less than nine tenths of the variance."""
+    record = fitting.subspace(TABLE, TABLE_Y, 3, 0.0)
+    assert record.basis.shape == (6, 3, 3)
+    assert fitting.subspace(TABLE[:, :1], TABLE_Y, 3, 0.0).basis.shape == (1, 3, 1)
 
 
 # ---- the extremes ----------------------------------------------------------------------------------------------------
@@ -424,6 +444,51 @@ def test_norms_neither_overflow_nor_vanish(scale):
     assert float(norm(x)) == pytest.approx(scale, rel=1e-5)
     np.testing.assert_allclose(unit_length(x), [0.6, 0, -0.8], rtol=1e-5)
     np.testing.assert_array_equal(unit_length(jnp.zeros(3)), np.zeros(3))
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+@pytest.mark.parametrize("offset", [0, 10, 100, 300, 1000, 2000])
+def test_a_table_far_from_zero_has_residuals(offset, spread):
+    """Raw features, a mean of hundreds beside a spread of one: what the subspaces leave over is what they leave at 0."""
+    rng = np.random.default_rng(8)
+    x = rng.normal(0, spread, (900, 8)) * np.geomspace(1, 0.3, 8)
+    labels = rng.integers(0, 3, 900)
+    moved = (x + offset).astype(np.float32)
+    record = fitting._as_float32(fitting.subspace(moved[:600], labels[:600], 3, 0.0))
+    on_device = jax.tree.map(jnp.asarray, record)
+    score = jax.jit(jax.vmap(lambda row, label: DENSITIES["subspace"].score(on_device, view_of(row, label=label))))
+    found = np.asarray(score(moved[600:], labels[600:]))
+    assert (found == 0).mean() < 0.01
+    for value, row, label in zip(found, moved[600:].astype(np.float64), labels[600:], strict=True):
+        centred, basis = row - double(record).means[label], double(record).basis[:, label]
+        assert value == pytest.approx(
+            np.linalg.norm(centred - basis @ (basis.T @ centred)), rel=1e-2, abs=1e-3 * spread
+        )
+
+
+@pytest.mark.parametrize("offset", [0.1, 300, 1e6])
+def test_a_residual_that_is_only_rounding_is_none(offset):
+    """Rows within their class's subspace, of one feature or of one value: exactly 0, wherever they lie."""
+    rng = np.random.default_rng(9)
+    along = rng.normal(size=(300, 1)) * [0.6, 0.0, 0.8, 0.0]
+    for rows in (rng.normal(size=(300, 1)), along, np.zeros((300, 4))):
+        moved = (rows + offset).astype(np.float32)
+        record = fitting._as_float32(fitting.subspace(moved, np.zeros(300, int), 1, 0.0))
+        found = [float(DENSITIES["subspace"].score(record, view_of(row))) for row in moved[:50]]
+        assert found == [0.0] * 50
+
+
+@pytest.mark.parametrize("decision", ["subspace", "local_subspace", "feature_subspace", "knn", "range"])
+@pytest.mark.parametrize("name", ["mlp", "regression"])
+def test_rows_that_float32_can_hardly_hold_are_strange(name, decision):
+    """Squares that overflow are no excuse: beyond 10¹⁵ × the training rows nothing is taken for familiar."""
+    predictor, rows = predictor_of(name), CASES[name][1]
+    split = calibrate(predictor(rows.x), rows.y, decision=Decision(scores=(decision,)), percentile=95.0)
+    wild = np.stack([factor * sign * (rows.x[0] + 1.0) for factor in (1e15, 1e20, 1e30, 1e37) for sign in (1, -1)])
+    if decision == "subspace":
+        found = np.asarray(predictor(wild).scores[decision]).reshape(4, 2)
+        assert np.all(np.diff(found, axis=0) > 0)
+    assert judge(split, predictor(wild)).reject.tolist() == [True] * 8
 
 
 # ---- buckets ---------------------------------------------------------------------------------------------------------

@@ -27,7 +27,27 @@ CONTRACT = {
     "abstain_model_info": ("gauge", MODEL | {"digest", "method", "draws"}),
     "abstain_model_loads_total": ("counter", MODEL | {"outcome"}),
 }
-ROUTES = {"/predict", "/models", "/livez", "/readyz", "/metrics", "/docs.json", "/schema.json", "other"}
+OF_A_MODEL = {
+    place + what
+    for place in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+    for what in ("", "/infer", "/ready", "/config", "/stats")
+}
+ROUTES = {
+    "/predict",
+    "/models",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/docs.json",
+    "/schema.json",
+    "other",
+    *OF_A_MODEL,
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/stats",
+    "/v2/repository/index",
+}
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
 

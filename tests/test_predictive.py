@@ -10,8 +10,9 @@ from scipy import optimize, special, stats
 from sklearn.datasets import load_diabetes, load_digits
 
 from models.networks import LeNetSpec, MLPSpec
+from models.packing import pack, unpack
 from models.posterior import Model, Posterior
-from models.predictive import BUCKETS, Predictor, log_prob_draw, pack
+from models.predictive import BUCKETS, Predictor
 from models.preprocessing import Column, Preprocessing, transform
 from models.summaries import QUANTILES
 
@@ -244,25 +245,17 @@ def test_calling_a_predictor_compiles_nothing():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        fresh = Predictor(posterior_of(MODELS["bernoulli"]), (1, 8))
+        fresh, small = Predictor(posterior_of(MODELS["bernoulli"]), (1, 8)), predictor_of("mlp", SMALL)
         at_load = len(compiled)
-        for predictor, rows in ((fresh, DIABETES), (predictor_of("mlp", SMALL), IMAGES)):
+        for predictor, rows in ((fresh, DIABETES), (small, IMAGES)):
             for batch in (1, 2, 3, 7, 8, 9, 20):
                 predictor(rows[:batch])
                 predictor(rows[:batch].astype(np.uint8))
-        predictor_of("mlp", SMALL)(np.asfortranarray(IMAGES[:5]))
-        predictor_of("mlp", SMALL)(IMAGES[::-3][:5])
+        small(np.asfortranarray(IMAGES[:5]))
+        small(IMAGES[::-3][:5])
         assert (at_load >= 2, len(compiled) - at_load) == (True, 0)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def test_each_bucket_is_reported_once():
-    """`on_compile` hears of every bucket, in order, while the predictor is made."""
-    heard = []
-    predictor = Predictor(posterior_of(MODELS["normal"]), (1, 8), heard.append)
-    predictor(DIABETES[:20])
-    assert (heard, predictor.buckets, predictor.draws) == ([1, 8], (1, 8), 12)
 
 
 def test_an_answer_is_numpy():
@@ -281,33 +274,16 @@ def test_a_target_far_from_zero_keeps_its_spread():
     np.testing.assert_allclose(found["total_std"], expected["total_std"], rtol=0.01)
 
 
-def test_packing_puts_the_draws_beside_the_output_axis():
-    """`[in, draw, out]` for kernels of any rank, `[draw, out]` for biases, `[draw]` for the noise; values unmoved."""
-    draws = {"kernel": np.zeros((4, 5, 3)), "conv": np.zeros((4, 5, 5, 2, 6)), "bias": np.zeros((4, 3))}
-    shapes = {name: leaf.shape for name, leaf in pack(draws | {"noise": np.zeros(4)}).items()}
-    assert shapes == {"kernel": (5, 4, 3), "conv": (5, 5, 2, 4, 6), "bias": (4, 3), "noise": (4,)}
-    leaf = np.arange(60.0).reshape(4, 5, 3)
-    packed = pack({"kernel": leaf})["kernel"]
-    assert packed.flags.c_contiguous
-    np.testing.assert_array_equal(packed[:, 2], leaf[2])
-
-
-@pytest.mark.parametrize("name", ["normal", "heteroscedastic"])
-def test_a_targets_density_is_that_of_the_predicted_normal(name):
-    """`log_prob_draw` is the log density of the normal that one draw predicts, on the fit's scale."""
-    model, posterior, x = MODELS[name], posterior_of(MODELS[name]), rows_of(name)[0].astype(np.float32)
-    outputs = looped(posterior, x[None])[:, 0]
-    for s in range(3):
-        draw = draw_at(posterior, s)
-        std = draw["noise"] if "noise" in draw else np.exp(outputs[s, 1] / 2)
-        expected = stats.norm(outputs[s, 0], std).logpdf(0.5)
-        found = log_prob_draw(model, draw, jnp.asarray(x), jnp.float32(0.5))
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_labels_probability_is_the_predicted_one():
-    """`log_prob_draw` of every class adds up to 1."""
-    model, draw = MODELS["mlp"], draw_at(posterior_of(MODELS["mlp"]), 0)
-    x = jnp.asarray(IMAGES[0], jnp.float32)
-    found = [float(log_prob_draw(model, draw, x, jnp.int32(y))) for y in range(10)]
-    np.testing.assert_allclose(special.logsumexp(found), 0, atol=1e-5)
+def test_packing_puts_the_output_axis_behind_the_draws():
+    """`[draw, out, in]` for kernels of any rank, `[draw, out]` for biases, `[draw]` for the noise; unpacked, as before."""
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (4, 5, 3), "conv": (4, 5, 5, 2, 6), "bias": (4, 3), "noise": (4,)}
+    draws = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    packed = pack(draws)
+    assert {name: leaf.shape for name, leaf in packed.items()} == shapes | {
+        "kernel": (4, 3, 5),
+        "conv": (4, 6, 5, 5, 2),
+    }
+    assert all(leaf.flags.c_contiguous for leaf in packed.values())
+    np.testing.assert_array_equal(packed["kernel"][2], draws["kernel"][2].T)
+    jax.tree.map(np.testing.assert_array_equal, unpack(packed), draws)

@@ -97,12 +97,17 @@ def calibrate(
     check_extra()
     from training.recalibrate import calibrate_version  # noqa: PLC0415
 
-    asked = [f"{key}={value!r}" for key, value in (("percentile", percentile), ("coverage", coverage)) if value]
-    name, version = calibrate_version(store, model, data, (*(overrides or ()), *asked))
+    given = {"percentile": percentile, "coverage": coverage}
+    asked = [f"{key}={value!r}" for key, value in given.items() if value is not None]
+    published = calibrate_version(store, model, data, (*(overrides or ()), *asked))
+    for said in published.shortfalls:
+        sys.stderr.write(f"falls short: {said}\n")
+    for said in published.notes:
+        sys.stderr.write(f"note: {said}\n")
     if as_json:
-        print_json({"name": name, "version": version})
+        print_json(published._asdict())
         return
-    typer.echo(f"{name}:{version}")
+    typer.echo(f"{published.name}:{published.version}")
 
 
 def evaluate(

@@ -31,6 +31,7 @@ from models.preprocessing import transform
 from training.augment import transform_rows
 from training.config import AugmentConfig
 from training.rows import Rows
+from training.strange import is_image
 
 MEMBERS = 5
 """Draws whose features are looked at; of a posterior pooled from five starts, one of each."""
@@ -53,7 +54,7 @@ CLUSTER_ROWS = 30
 LOCAL = 10
 """Dimensions of a cluster's subspace, at most, and at most half of its space."""
 SUBSPACE = 40
-"""Dimensions of a class's principal subspace, at most …"""
+"""Dimensions of a class's principal subspace, at most, and at most half of the inputs' space …"""
 EXPLAINED = 0.9
 """… and no more than explain this share of its variance."""
 SHRINKAGE = 1e-3
@@ -138,8 +139,11 @@ def of_unit_length(x: Float[np.ndarray, "... width"]) -> Float[np.ndarray, "... 
 
 
 def is_pixel_like(model: Model) -> bool:
-    """Whether all features are on one scale, so that a row's direction means something without its length: images."""
-    return len(model.preprocessing.scale) == 1 and not model.preprocessing.columns and model.features > 1
+    """Whether a row is a picture on one scale, so that its direction means something without its length.
+
+    The columns of a table may be on one scale because nobody has scaled them.
+    """
+    return is_image(model) and len(model.preprocessing.scale) == 1 and model.features > 1
 
 
 def virtual_logit(
@@ -207,15 +211,19 @@ def principal(covariance: Float[np.ndarray, "width width"], count: int) -> tuple
 
 
 def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, unit: float) -> Subspace:
-    """Each class's mean and principal subspace; all are given as many dimensions as the one that needs most."""
-    overall = inputs.mean(axis=0)
+    """Each class's mean and principal subspace, of as many dimensions as explain `EXPLAINED` of its variance.
+
+    At most `SUBSPACE`, half of the inputs' and what its rows span: a subspace that is all of a narrow table's space leaves
+    nothing over. Classes that need fewer are filled up with zeros.
+    """
+    overall = inputs.mean(axis=0, dtype=np.float64)
     means, bases = np.tile(overall, (classes, 1)), []
     for place in range(classes):
         own = inputs[labels == place]
         if len(own):
-            means[place] = own.mean(axis=0)
+            means[place] = own.mean(axis=0, dtype=np.float64)
         covariance = covariance_of(own) if len(own) else np.zeros((inputs.shape[1],) * 2)
-        kept = min(SUBSPACE, inputs.shape[1], max(len(own) - 1, 0))
+        kept = min(SUBSPACE, max(inputs.shape[1] // 2, 1), max(len(own) - 1, 0))
         vectors, values = principal(covariance, kept)
         enough = 1 + int(np.searchsorted(np.cumsum(values), EXPLAINED * values.sum()))
         bases.append(vectors[:, : min(enough, kept)])
@@ -274,7 +282,7 @@ def projection(rows: Matrix) -> tuple[Float[np.ndarray, " width"], Float[np.ndar
 
 
 def neighbours(rows: Matrix, unit: float) -> Neighbours:
-    """The bank: rows, already in the random order they were chosen in, in their principal components."""
+    """The bank: rows at even distances through those there are, in their principal components."""
     mean, components = projection(rows)
     size = BANK if unit else TABLE_BANK
     places = np.linspace(0, len(rows) - 1, min(size, len(rows))).round().astype(int)

@@ -19,12 +19,26 @@ from models.errors import ConfigError, DataError, clip_repr
 from models.store import check_writable, resolve
 from training.calibrate import Calibrated, calibrate_posterior, check_terms, record_of
 from training.config import CalibrationConfig, DataConfig, apply_override
-from training.data import split
+from training.data import Dataset, split
 from training.densities import fit_densities
 from training.evaluate import quality, reject_rates
 from training.publish import git_commit, installed_packages, now, publish_version
 from training.rows import Rows, Source
 from training.sources import read_source
+
+NEW = (
+    "the rows are taken to be new: of rows that it was trained on, in another order or of another type, the model would "
+    "learn to reject more than is asked for",
+)
+
+
+class Recalibrated(NamedTuple):
+    """The model's name, the new version's number, what it lacks to be relied on, and what to beware of."""
+
+    name: str
+    version: int
+    shortfalls: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 class Material(NamedTuple):
@@ -34,10 +48,11 @@ class Material(NamedTuple):
     test: Rows | None
     train: Rows | None
     note: str
+    beware: tuple[str, ...] = ()
 
 
-def calibrate_version(store: Path, model: str, where: str, overrides: tuple[str, ...] = ()) -> tuple[str, int]:
-    """Publishes a new version of a model, with its draws and a new calibration; returns the model's name and the version.
+def calibrate_version(store: Path, model: str, where: str, overrides: tuple[str, ...] = ()) -> Recalibrated:
+    """Publishes a new version of a model, with its draws and a new calibration.
 
     Args:
         where: a path or the name of an embedded set.
@@ -58,7 +73,8 @@ def calibrate_version(store: Path, model: str, where: str, overrides: tuple[str,
         densities = _fitted_densities(bundle, terms, material, where)
     calibrated = calibrate_posterior(terms, bundle.posterior, densities, material.calibration, manifest.seed)
     made = described(bundle, calibrated, terms, material, f"{name}:{version}")
-    return name, publish_version(store, made, bundle.posterior, calibrated)
+    version = publish_version(store, made, bundle.posterior, calibrated)
+    return Recalibrated(name, version, made.shortfalls, material.beware)
 
 
 def new_terms(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationConfig:
@@ -103,23 +119,29 @@ def read_material(manifest: Manifest, where: str) -> Material:
 
 def _material(source: Source, manifest: Manifest, config: DataConfig, where: str) -> Material:
     said = f"calibrated anew on {{rows:,}} rows of {Path(where).name}"
-    if source.train is not None:
-        dataset = split(source, config, manifest.seed)
-        if dataset.fingerprint == manifest.data.fingerprint:
-            note = said.format(rows=len(dataset.calibration))
-            return Material(
-                dataset.calibration, dataset.test, dataset.train, f"{note}, the part kept for it by the fit"
-            )
+    dataset = _fitted_with(source, config, manifest)
+    if dataset is not None:
+        note = said.format(rows=len(dataset.calibration))
+        return Material(dataset.calibration, dataset.test, dataset.train, f"{note}, the part kept for it by the fit")
     if source.calibration is not None:
-        return Material(source.calibration, source.test, None, said.format(rows=len(source.calibration)))
+        return Material(source.calibration, source.test, None, said.format(rows=len(source.calibration)), NEW)
     if source.train is not None and source.test is None:
-        return Material(source.train, None, None, f"{said.format(rows=len(source.train))}, all taken to be new")
+        return Material(source.train, None, None, f"{said.format(rows=len(source.train))}, all taken to be new", NEW)
     raise DataError(
         "rows to calibrate on",
         where=where,
         expected="the data that the model was fitted with, or new rows as x and y, or as x_calibration and y_calibration",
         found="other training rows" if source.train is not None else "no training rows",
     )
+
+
+def _fitted_with(source: Source, config: DataConfig, manifest: Manifest) -> Dataset | None:
+    """The source's three parts, if it is what the model was fitted with; what has too few rows for three is not."""
+    try:
+        dataset = split(source, config, manifest.seed)
+    except DataError:
+        return None
+    return dataset if dataset.fingerprint == manifest.data.fingerprint else None
 
 
 def _fitted_densities(bundle: Bundle, terms: CalibrationConfig, material: Material, where: str) -> Densities:

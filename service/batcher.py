@@ -1,0 +1,341 @@
+"""Requests → batches → answers: rows of many requests are computed in one call, and nobody's error is a neighbour's.
+
+An idle server computes a request at once. While it computes, what arrives waits, and is then taken together: as many
+rows as fill a bucket. Models take turns. A request of more rows than the largest bucket goes in pieces, between which
+others have theirs. What waits is bounded in number and in age.
+
+Two threads: while one judges and encodes a batch, the other computes the next; only one computes at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from models.calibration import Judgement, judge
+from models.errors import AbstainError
+from models.posterior import Model
+from models.predictive import Prediction
+from service import answers, metrics
+from service.errors import HTTPError
+from service.outputs import Column, Output, column, on_the_wire
+from service.schemas import check_finite, finite_rows, overflow
+from service.serving import Live
+
+T = TypeVar("T")
+THREADS = 2
+PARTIAL = object()
+SMALL = 8
+"""Buckets up to this cost hardly more than one row."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of rows that were computed and judged together."""
+
+    model: Model
+    prediction: Prediction
+    judgement: Judgement
+
+    @cached_property
+    def columns(self) -> dict[str, list[Any]]:
+        """Every field of a JSON answer, one entry a row; made once for all requests that share the batch."""
+        return answers.columns(self.model, self.prediction, self.judgement)
+
+    def output(self, name: str, output: Output) -> Column:
+        """An output of the Open Inference Protocol for every row; each made once, too."""
+        if name not in self._outputs:
+            self._outputs[name] = on_the_wire(column(name, self.model, self.prediction, self.judgement), output)
+        return self._outputs[name]
+
+    @cached_property
+    def _outputs(self) -> dict[str, Column]:
+        return {}
+
+
+class Share(NamedTuple):
+    """A request's own rows of an answer."""
+
+    answer: Answer
+    rows: slice
+
+
+@dataclass
+class Spent:
+    """What a request has cost so far: nanoseconds of waiting and of computing, the latter shared with its neighbours."""
+
+    queue: int = 0
+    compute: int = 0
+    batches: int = 0
+
+
+@dataclass(eq=False)
+class Job(Generic[T]):
+    """A request's rows, and what becomes of them.
+
+    Attributes:
+        encode: makes the result of the request's shares, which are in the order of its rows; called in a thread.
+        taken: how many of its rows have gone into batches.
+        shares: by the place of their first row.
+    """
+
+    live: Live
+    rows: Float[np.ndarray, "rows ..."]
+    percentile: float | None
+    coverage: float | None
+    encode: Callable[[list[Share]], T]
+    future: asyncio.Future[T]
+    spent: Spent = field(default_factory=Spent)
+    submitted: int = field(default_factory=time.perf_counter_ns)
+    taken: int = 0
+    shares: dict[int, Share] = field(default_factory=dict[int, Share])
+
+    @property
+    def next_rows(self) -> int:
+        """How many rows its next piece has: what is left, or what the largest bucket holds."""
+        return min(len(self.rows) - self.taken, self.live.predictor.buckets[-1])
+
+
+class Piece(NamedTuple):
+    """Some rows of a job, which fit the largest bucket."""
+
+    job: Job[Any]
+    start: int
+    stop: int
+
+
+class Batcher:
+    """One worker's queue and its compute. All methods but those that say so belong to the event loop's thread.
+
+    Args:
+        queue: how many requests may wait or be computed.
+        timeout_seconds: how long one may take.
+    """
+
+    def __init__(self, queue: int, timeout_seconds: float) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="compute")
+        self._queue = queue
+        self._timeout = timeout_seconds
+        self._pending = 0
+        self._computing = False
+        self._waiting: dict[int, deque[Job[Any]]] = {}
+        self._device = threading.Lock()
+
+    @contextmanager
+    def place(self) -> Generator[None]:
+        """A request's place among those that wait or are computed.
+
+        Raises:
+            HTTPError: 429 when there is none.
+        """
+        if self._pending >= self._queue:
+            raise HTTPError(429, "the queue is full", {"Retry-After": "1"}, expected=f"at most {self._queue} waiting")
+        self._pending += 1
+        try:
+            yield
+        finally:
+            self._pending -= 1
+
+    async def submit(
+        self,
+        live: Live,
+        rows: Float[np.ndarray, "rows ..."],
+        percentile: float | None,
+        coverage: float | None,
+        encode: Callable[[list[Share]], T],
+        spent: Spent | None = None,
+    ) -> T:
+        """What `encode` makes of the rows' predictions and judgements.
+
+        Args:
+            spent: where to write down what it cost.
+
+        Raises:
+            HTTPError: 504 past the deadline; what is not being computed by then never is.
+            InputError: the prediction of a row is not finite; named by its place in these rows.
+            CalibrationError: the model's calibration is too small for the percentile or coverage.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        job = Job(live, rows, percentile, coverage, encode, future, spent or Spent())
+        self._waiting.setdefault(id(live), deque()).append(job)
+        deadline = loop.call_later(self._timeout, self._expire, future)
+        self._dispatch()
+        try:
+            return await future
+        finally:
+            deadline.cancel()
+
+    def _expire(self, future: asyncio.Future[Any]) -> None:
+        if not future.done():
+            future.set_exception(HTTPError(504, "past its deadline", expected=f"an answer within {self._timeout:g} s"))
+
+    def _dispatch(self) -> None:
+        """Hands the next batch to a thread, unless one is being computed: models take turns."""
+        while not self._computing and self._waiting:
+            turn, waiting = next(iter(self._waiting.items()))
+            del self._waiting[turn]
+            batch = self._next_batch(waiting)
+            if waiting:
+                self._waiting[turn] = waiting
+            if batch:
+                self._computing = True
+                self._pool.submit(self._run, batch, asyncio.get_running_loop())
+
+    def _next_batch(self, waiting: deque[Job[Any]]) -> list[Piece]:
+        """Takes pieces of those that wait, whose rows fill a bucket as well as can be; of requests given up, none.
+
+        A request of which something is left goes to the end of the queue.
+        """
+        for job in [job for job in waiting if job.future.done()]:
+            waiting.remove(job)
+        if not waiting:
+            return []
+        limit = rows_to_take(sum(job.next_rows for job in waiting), waiting[0].live.predictor.buckets)
+        batch: list[Piece] = []
+        left: list[Job[Any]] = []
+        while waiting and (not batch or waiting[0].next_rows <= limit):
+            job = waiting.popleft()
+            batch.append(Piece(job, job.taken, job.taken + job.next_rows))
+            limit -= job.next_rows
+            job.taken = batch[-1].stop
+            if job.next_rows:
+                left.append(job)
+        waiting.extend(left)
+        return batch
+
+    def _run(self, batch: list[Piece], loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: computes, lets the next batch be computed, judges, encodes, and settles."""
+        outcomes: list[tuple[Piece, Any]]
+        try:
+            with self._device:
+                prediction = _predicted(batch)
+            loop.call_soon_threadsafe(self._computed)
+            outcomes = _judged(batch, prediction)
+        except BaseException as error:  # Whatever it is, those who wait must hear of it.
+            loop.call_soon_threadsafe(self._computed)
+            outcomes = [(piece, error) for piece in batch]
+        loop.call_soon_threadsafe(self._settle, outcomes)
+
+    def _computed(self) -> None:
+        self._computing = False
+        self._dispatch()
+
+    def _settle(self, outcomes: list[tuple[Piece, Any]]) -> None:
+        """Gives every job that is whole its result, or the error of any piece."""
+        for piece, outcome in outcomes:
+            future = piece.job.future
+            if not future.done():
+                if isinstance(outcome, BaseException):
+                    future.set_exception(outcome)
+                elif outcome is not PARTIAL:
+                    future.set_result(outcome)
+
+
+def answer_now(
+    live: Live, rows: Float[np.ndarray, "rows ..."], percentile: float | None = None, coverage: float | None = None
+) -> Share:
+    """The answer to rows that need not wait for others, in the caller's thread; raises as `Batcher.submit` does."""
+    prediction = live.predictor(rows)
+    check_finite(jax.tree.leaves(prediction))
+    judgement = judge(live.bundle.calibration, prediction, percentile, coverage)
+    metrics.record_prediction(live.name, live.version, prediction, judgement)
+    return Share(Answer(live.bundle.manifest.model, prediction, judgement), slice(0, len(rows)))
+
+
+def rows_to_take(waiting: int, buckets: Sequence[int]) -> int:
+    """How many of the rows that wait go into the next batch: a bucket that they fill at least half, or the largest full one.
+
+    A bucket costs the same whatever is in it; a small one hardly more than one row.
+    """
+    for bucket in buckets:
+        if waiting <= bucket and (bucket <= SMALL or 2 * waiting >= bucket):
+            return bucket
+    return max((bucket for bucket in buckets if bucket <= waiting), default=buckets[0])
+
+
+def _predicted(batch: list[Piece]) -> Prediction:
+    """In a thread: one compiled call for all rows."""
+    began = time.perf_counter_ns()
+    for job, start, _ in batch:
+        if start == 0:
+            job.spent.queue = began - job.submitted
+            metrics.QUEUE_SECONDS.observe(job.spent.queue / 1e9)
+    live, parts = batch[0].job.live, [piece.job.rows[piece.start : piece.stop] for piece in batch]
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    metrics.BATCH_ROWS.labels(live.name, str(live.version)).observe(len(rows))
+    prediction = live.predictor(rows)
+    took = time.perf_counter_ns() - began
+    for piece in batch:
+        piece.job.spent.compute += took
+        piece.job.spent.batches += 1
+    return prediction
+
+
+def _judged(batch: list[Piece], prediction: Prediction) -> list[tuple[Piece, Any]]:
+    """In a thread: every piece's outcome. Those that ask the same of the calibration are judged together."""
+    outcomes: list[tuple[Piece, Any]] = []
+    live, finite = batch[0].job.live, finite_rows(jax.tree.leaves(prediction))
+    places = np.cumsum([0, *(piece.stop - piece.start for piece in batch)]).tolist()
+    numbered = sorted(range(len(batch)), key=lambda number: _terms(batch[number]))
+    for _, group in groupby(numbered, key=lambda number: _terms(batch[number])):
+        sound: list[int] = []
+        for number in group:
+            own = finite[places[number] : places[number + 1]]
+            if own.all():
+                sound.append(number)
+            else:
+                outcomes.append((batch[number], overflow(batch[number].start + int(np.argmin(own)))))
+        if sound:
+            outcomes += _answered(live, [batch[number] for number in sound], [places[n] for n in sound], prediction)
+    return outcomes
+
+
+def _terms(piece: Piece) -> tuple[float, float]:
+    """What a request asks of the calibration; 0 for its own."""
+    return piece.job.percentile or 0.0, piece.job.coverage or 0.0
+
+
+def _answered(live: Live, pieces: list[Piece], places: list[int], prediction: Prediction) -> list[tuple[Piece, Any]]:
+    """The outcomes of pieces that are judged by the same terms, given where each one's rows begin."""
+    sizes = [piece.stop - piece.start for piece in pieces]
+    if sum(sizes) < len(prediction.summary.mean):
+        own = np.concatenate([np.arange(place, place + size) for place, size in zip(places, sizes, strict=True)])
+        prediction = cast("Prediction", jax.tree.map(lambda leaf: leaf[own], prediction))  # pyright: ignore
+    job = pieces[0].job
+    try:
+        judgement = judge(live.bundle.calibration, prediction, job.percentile, job.coverage)
+    except AbstainError as error:
+        return [(piece, error) for piece in pieces]
+    metrics.record_prediction(live.name, live.version, prediction, judgement)
+    answer, end = Answer(live.bundle.manifest.model, prediction, judgement), 0
+    outcomes: list[tuple[Piece, Any]] = []
+    for piece, size in zip(pieces, sizes, strict=True):
+        outcomes.append((piece, _outcome(piece, Share(answer, slice(end, end + size)))))
+        end += size
+    return outcomes
+
+
+def _outcome(piece: Piece, share: Share) -> Any:
+    """The result of a job that this share makes whole; `PARTIAL` of one that lacks others still."""
+    shares = piece.job.shares
+    shares[piece.start] = share
+    if sum(share.rows.stop - share.rows.start for share in shares.values()) < len(piece.job.rows):
+        return PARTIAL
+    try:
+        return piece.job.encode([shares[start] for start in sorted(shares)])
+    except Exception as error:  # One request's encoding must not take its neighbours'.
+        return error

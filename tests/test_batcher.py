@@ -1,0 +1,211 @@
+"""The queue in front of the ensemble: batches, turns, pieces, deadlines; nobody's error is a neighbour's."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from models.errors import AbstainError
+from service import batcher as module
+from service.batcher import Batcher, Share, rows_to_take
+from service.errors import HTTPError
+
+BUCKETS = (1, 8, 32, 128, 256)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "expected"),
+    [
+        (1, 1),
+        (2, 8),
+        (8, 8),
+        (9, 8),
+        (15, 8),
+        (16, 32),
+        (32, 32),
+        (33, 32),
+        (64, 128),
+        (130, 256),
+        (127, 128),
+        (900, 256),
+    ],
+)
+def test_a_batch_fills_a_bucket(waiting, expected):
+    """The bucket that all fit, if they fill half of it or it is small; else the largest full one."""
+    assert rows_to_take(waiting, BUCKETS) == expected
+
+
+class Recorder:
+    """A version whose predictor writes down its batches and waits until it is let go."""
+
+    def __init__(self, buckets=BUCKETS):
+        self.batches, self.buckets, self.gate = [], buckets, None
+        self.predictor = self
+        self.name, self.version = "recorder", 1
+        self.bundle = SimpleNamespace(calibration=None, manifest=SimpleNamespace(model=None))
+
+    def __call__(self, rows):
+        """The rows themselves; an error where one is below zero."""
+        self.batches.append(rows[:, 0].tolist())
+        if self.gate:
+            assert self.gate.wait(20)
+        if (rows < 0).any():
+            raise ValueError("below zero")
+        return SimpleNamespace(summary=SimpleNamespace(mean=rows), rows=rows)
+
+
+@pytest.fixture(autouse=True)
+def judged(monkeypatch):
+    """Judging is another's business: an answer is the rows themselves; the percentile 50 is refused."""
+
+    def judge(_calibration, prediction, percentile, _coverage):
+        if percentile == 50:
+            raise AbstainError("too small")
+        return SimpleNamespace(rows=prediction.rows)
+
+    def finite(leaves):
+        return np.isfinite(leaves[0]).all(axis=1)
+
+    monkeypatch.setattr(module, "judge", judge)
+    monkeypatch.setattr(module, "finite_rows", finite)
+    monkeypatch.setattr(module.metrics, "record_prediction", lambda *_: None)
+    monkeypatch.setattr(module.jax.tree, "leaves", lambda prediction: [prediction.rows])
+    monkeypatch.setattr(
+        module.jax.tree,
+        "map",
+        lambda of, one: SimpleNamespace(summary=SimpleNamespace(mean=of(one.rows)), rows=of(one.rows)),
+    )
+
+
+def numbers(*values):
+    """Rows of one feature."""
+    return np.array(values, np.float32)[:, None]
+
+
+def encode(shares: list[Share]):
+    """The numbers of a request's own rows."""
+    return [value for share in shares for value in share.answer.judgement.rows[share.rows][:, 0].tolist()]
+
+
+async def asked(queue, live, *values, percentile=None):
+    """What is answered to a request of these rows; an error as itself."""
+    try:
+        with queue.place():
+            return await queue.submit(live, numbers(*values), percentile, None, encode)
+    except Exception as error:
+        return error
+
+
+async def while_busy(queue, live, *requests):
+    """The answers to requests that arrive while a first one is computed."""
+    live.gate = threading.Event()
+    first = asyncio.ensure_future(asked(queue, live, 100))
+    while not live.batches:
+        await asyncio.sleep(0.001)
+    rest = [asyncio.ensure_future(request) for request in requests]
+    await asyncio.sleep(0.01)
+    live.gate.set()
+    return await asyncio.gather(first, *rest)
+
+
+def test_an_idle_server_waits_for_nothing_and_a_busy_one_gathers():
+    """The first is computed alone, what arrives meanwhile together; each gets its own rows."""
+    live, queue = Recorder(), Batcher(99, 20)
+    told = asyncio.run(while_busy(queue, live, asked(queue, live, 1), asked(queue, live, 2, 3), asked(queue, live, 4)))
+    assert told == [[100], [1], [2, 3], [4]]
+    assert live.batches == [[100], [1, 2, 3, 4]]
+
+
+def test_an_error_stays_with_its_request():
+    """A row that overflows, and a percentile that is refused: neighbours of the same batch are answered."""
+    live, queue = Recorder(), Batcher(99, 20)
+    told = asyncio.run(
+        while_busy(
+            queue,
+            live,
+            asked(queue, live, 1),
+            asked(queue, live, 2, np.nan),
+            asked(queue, live, 3, percentile=50),
+            asked(queue, live, 4, percentile=90),
+        )
+    )
+    assert len(live.batches) == 2
+    assert (told[1], told[4]) == ([1], [4])
+    assert "inputs[1]" in str(told[2])
+    assert str(told[3]) == "too small"
+
+
+def test_what_breaks_the_computation_is_told_to_all_who_wait_and_the_next_is_answered():
+    """And the queue is empty afterwards."""
+    live, queue = Recorder(), Batcher(3, 20)
+
+    async def story():
+        told = await while_busy(queue, live, asked(queue, live, -1), asked(queue, live, 2))
+        return told, [await asked(queue, live, number) for number in range(5)]
+
+    told, after = asyncio.run(story())
+    assert [type(error) for error in told[1:]] == [ValueError, ValueError]
+    assert after == [[0], [1], [2], [3], [4]]
+
+
+def test_many_rows_go_in_pieces_between_which_others_have_theirs():
+    """Of 20 rows with a largest bucket of 8, a later request of one row does not wait for the last."""
+    live, queue = Recorder((1, 8)), Batcher(99, 20)
+    told = asyncio.run(while_busy(queue, live, asked(queue, live, *range(20)), asked(queue, live, 50)))
+    assert told[1:] == [list(range(20)), [50]]
+    assert live.batches.index([50]) < live.batches.index(list(map(float, range(16, 20))))
+    assert sorted(map(len, live.batches)) == [1, 1, 4, 8, 8]
+
+
+def test_models_take_turns():
+    """What waits for one model is not behind all that waits for another."""
+    one, other, queue = Recorder((1,)), Recorder((1,)), Batcher(99, 20)
+    order = []
+    one.batches = other.batches = order
+    asyncio.run(
+        while_busy(queue, one, *(asked(queue, one, n) for n in (1, 2, 3)), *(asked(queue, other, n) for n in (7, 8)))
+    )
+    assert order == [[100], [1], [7], [2], [8], [3]]
+
+
+def test_a_full_queue_and_a_deadline():
+    """429 at once; 504 when it is time, and what was not begun is never computed."""
+    live, queue = Recorder(), Batcher(2, 0.2)
+
+    async def story():
+        live.gate = threading.Event()
+        held = asyncio.ensure_future(asked(queue, live, 1))
+        while not live.batches:
+            await asyncio.sleep(0.001)
+        late, refused = await asyncio.gather(asked(queue, live, 2), asked(queue, live, 3))
+        live.gate.set()
+        return await held, late, refused, await asked(queue, live, 4)
+
+    held, late, refused, after = asyncio.run(story())
+    assert isinstance(refused, HTTPError)
+    assert (refused.status, refused.headers) == (429, {"Retry-After": "1"})
+    assert [error.status for error in (held, late)] == [504, 504]
+    assert after == [4]
+    assert live.batches == [[1], [4]]
+
+
+def test_who_goes_away_is_not_computed():
+    """A request whose client is gone before its turn takes no room in a batch."""
+    live, queue = Recorder(), Batcher(9, 20)
+
+    async def story():
+        live.gate = threading.Event()
+        first = asyncio.ensure_future(asked(queue, live, 1))
+        while not live.batches:
+            await asyncio.sleep(0.001)
+        gone = asyncio.ensure_future(asked(queue, live, 2))
+        stays = asyncio.ensure_future(asked(queue, live, 3))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        live.gate.set()
+        return await first, await stays
+
+    assert asyncio.run(story()) == ([1], [3])
+    assert live.batches == [[1], [3]]

@@ -1,0 +1,107 @@
+"""`abstain calibrate`: which rows it takes, what it says of them, and what of the old version goes into the new one."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from models.bundle import load, read_manifest
+from models.store import versions
+from tests.conftest import CONFIGS
+from training.config import read_config
+from training.fit import load_dataset
+
+DIGITS = load_dataset(read_config(CONFIGS / "digits-vi.toml"), None)
+TEST = DIGITS.test
+
+
+@pytest.fixture
+def own(store, tmp_path):
+    """A store of its own, with `digits:1` and `wave:1`."""
+    for name in ("digits", "wave"):
+        shutil.copytree(store / name / "1", tmp_path / "store" / name / "1")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def calibrate(run, own):
+    """Runs `abstain calibrate` on that store."""
+    return lambda *arguments: run("calibrate", *arguments, "--store", own)
+
+
+def saved(path, **arrays):
+    """The path of an .npz with these arrays."""
+    np.savez(path, **arrays)
+    return path
+
+
+def test_the_fits_own_data_calibrate_on_the_part_kept_for_it(calibrate, own):
+    """Draws and densities to the bit, the same calibration rows, another percentile and coverage; the old one stays."""
+    before = read_manifest(own / "digits" / "1")
+    code, out, err = calibrate("digits", "--data", "digits", "--percentile", 95, "--coverage", 0.8)
+    assert (code, out, err) == (0, "digits:2\n", "")
+    assert read_manifest(own / "digits" / "1") == before
+    old, new = load(own / "digits" / "1"), load(own / "digits" / "2")
+    for one, other in ((old.posterior.draws, new.posterior.draws), (old.densities, new.densities)):
+        assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
+    for name, values in old.calibration.scores.items():
+        np.testing.assert_array_equal(values, new.calibration.scores[name])
+    terms = new.manifest.calibration
+    assert (terms.percentile, terms.coverage, terms.rows) == (95.0, 0.8, 500)
+    assert new.manifest.notes[-1] == (
+        "draws of digits:1, calibrated anew on 500 rows of digits, the part kept for it by the fit"
+    )
+    assert {**new.manifest.metrics, "reject_rate": 0} == {**before.metrics, "reject_rate": 0}
+
+
+@pytest.mark.parametrize("ending", ["", "_calibration"])
+def test_new_rows_calibrate_however_few_a_fit_would_need(calibrate, own, tmp_path, ending):
+    """300 rows, of which a fit would keep 500 for calibration: all of them are taken, and that is said."""
+    path = saved(tmp_path / "new.npz", **{f"x{ending}": TEST.x[:300], f"y{ending}": TEST.y[:300]})
+    code, out, err = calibrate("digits", "--data", path, "--json")
+    assert (code, json.loads(out)["name"], json.loads(out)["version"]) == (0, "digits", 2)
+    assert err.startswith("note: the rows are taken to be new: of rows that it was trained on")
+    assert json.loads(out)["notes"] == [err.removeprefix("note: ")]
+    found = load(own / "digits" / "2")
+    assert (found.calibration.rows, found.manifest.data.calibration_rows) == (300, 300)
+    expected = found.predictor((256,))(TEST.x[:300]).scores["std"]
+    np.testing.assert_array_equal(found.calibration.scores["std"], expected)
+    assert found.manifest.notes[-1].startswith("draws of digits:1, calibrated anew on 300 rows of new.npz")
+
+
+def test_rows_of_another_shape_are_refused(calibrate, own, tmp_path):
+    """Both shapes; nothing is published."""
+    code, _, err = calibrate("digits", "--data", saved(tmp_path / "n.npz", x=TEST.x[:, :7], y=TEST.y))
+    assert code == 1
+    assert "n.npz: feature shape: expected (8, 8), found (7, 8)" in err
+    assert versions(own, "digits") == [1]
+
+
+def test_other_training_rows_are_refused(calibrate, own, tmp_path):
+    """A source in parts, none of them for calibration, that is not the fit's."""
+    parts = {"x_train": TEST.x[:200], "y_train": TEST.y[:200], "x_test": TEST.x[200:], "y_test": TEST.y[200:]}
+    code, _, err = calibrate("digits", "--data", saved(tmp_path / "n.npz", **parts))
+    assert code == 1
+    assert "rows to calibrate on: expected the data that the model was fitted with, or new rows" in err
+    assert "found other training rows" in err
+    assert versions(own, "digits") == [1]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--percentile", 0, "percentile: expected Input should be greater than 0, found 0.0"),
+        ("--percentile", 100, "percentile: expected Input should be less than 100, found 100.0"),
+        ("--coverage", 0, "coverage: expected Input should be greater than 0, found 0.0"),
+        ("--coverage", 1, "coverage: expected Input should be less than 1, found 1.0"),
+        ("--percentile", 99.9, "needs a larger calibration split: expected at least 999 rows, found 500 rows"),
+    ],
+)
+def test_terms_that_cannot_be_are_refused(calibrate, own, option, value, said):
+    """0 is a number that was given, and no percentile."""
+    code, _, err = calibrate("digits", "--data", "digits", option, value)
+    assert code == 1
+    assert said in err
+    assert versions(own, "digits") == [1]
