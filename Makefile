@@ -40,7 +40,11 @@ format: $(VENV)/installed ## let the formatter and the linter mend what they can
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/installed ## every speed benchmark
-	$(BIN)/python benchmarks/predictive.py
+	$(BIN)/python benchmarks/kernel.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/serving_memory.py
+	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/memory.py
 

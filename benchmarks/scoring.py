@@ -25,8 +25,9 @@ import orjson
 
 from models.calibration import calibrate, judge
 from models.networks import MLPSpec
+from models.packing import pack
 from models.posterior import Model, Posterior
-from models.predictive import Predictor, pack, predict_packed
+from models.predictive import Predictor, predict_packed
 from models.preprocessing import Preprocessing
 from training.calibrate import DEFAULT
 from training.densities import fit_densities
