@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,8 +14,13 @@ from models.errors import ConfigError, clip_repr
 
 
 def _own_cache() -> Path:
-    """Where programs keep what they can make anew (XDG Base Directory)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abstain" / "compiled"
+    """Where programs keep what they can make anew (XDG Base Directory); a user without a home has a temporary folder."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "abstain" / "compiled"
+    try:
+        return Path.home() / ".cache" / "abstain" / "compiled"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"abstain-{os.getuid()}" / "compiled"
 
 
 class Settings(BaseModel):

@@ -18,6 +18,8 @@ GIVEN = [
     ("timeout_seconds", "0.5", 0.5),
     ("grace_seconds", "2", 2.0),
     ("store", "/srv/models", Path("/srv/models")),
+    ("devices", "4", 4),
+    ("compiled", "/var/cache/abstain", Path("/var/cache/abstain")),
 ]
 
 
