@@ -49,8 +49,10 @@ class MethodRecord(BaseModel):
 class CalibrationRecord(BaseModel):
     """The calibration's terms, and the thresholds they come to.
 
-    Bounds are exact at 95 %, for a split of this size: of the reject rate and of the coverage that this very split came
-    to on rows like its own (Beta; Vovk, 2012), and of each score's true percentile (by order statistics).
+    Bounds are at 95 %, for a split of this size: of the reject rate and of the coverage that this very split came to on
+    rows like its own (Beta; Vovk, 2012), and of each score's true percentile (by order statistics). They are exact for
+    one score. A combination's evidence is made of the same rows: with few of them, near the fewest that its percentile
+    can have, it rejects less than they say (`docs/deciding.md` gives measured shares).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,9 +71,13 @@ class CalibrationRecord(BaseModel):
     class_thresholds: dict[str, float] = {}
     """The decision's, by class, where thresholds are per class."""
     threshold_bounds: dict[str, tuple[float | None, float | None]] = {}
-    """None: beyond the calibration rows."""
+    """By score; none where thresholds are per class. None at an end: beyond the calibration rows."""
     reject_rate_bounds: tuple[float, float] | None = None
-    """Shares. Marginal: a class of its own has wider ones."""
+    """Shares; None where thresholds are per class."""
+    class_threshold_bounds: dict[str, tuple[float | None, float | None]] = {}
+    """The decision's, by class, where thresholds are per class."""
+    class_reject_rate_bounds: dict[str, tuple[float, float]] = {}
+    """Of the rows predicted to be of each class, where thresholds are per class."""
     coverage_bounds: tuple[float, float] | None = None
     settings: dict[str, JsonValue] = {}
     """The config's `[calibration]`; for people, and for `abstain calibrate` to start from."""
@@ -143,7 +149,9 @@ def calibration_record(
 ) -> CalibrationRecord:
     """What the manifest says of a calibration."""
     decision, percentile, ascending = calibration.decision, calibration.percentile, calibration.ascending
-    by_class = calibration.by_class[decision.name] if calibration.per_class else {}
+    per_class = calibration.per_class
+    by_class = calibration.by_class[decision.name] if per_class else {}
+    named = {class_names[label]: values for label, values in by_class.items()}
     return CalibrationRecord(
         rows=calibration.rows,
         decision=decision.name,
@@ -151,13 +159,17 @@ def calibration_record(
         coverage=calibration.coverage,
         thresholds={name: threshold(values, percentile) for name, values in ascending.items()},
         combination=decision if len(decision.scores) > 1 else None,
-        per_class=calibration.per_class,
+        per_class=per_class,
         sets=calibration.sets,
         intervals=calibration.intervals,
         recalibration=recalibration,
-        class_thresholds={class_names[label]: threshold(values, percentile) for label, values in by_class.items()},
-        threshold_bounds={name: threshold_bounds(values, percentile) for name, values in ascending.items()},
-        reject_rate_bounds=reject_rate_bounds(percentile, calibration.rows),
+        class_thresholds={name: threshold(values, percentile) for name, values in named.items()},
+        threshold_bounds={}
+        if per_class
+        else {name: threshold_bounds(values, percentile) for name, values in ascending.items()},
+        reject_rate_bounds=None if per_class else reject_rate_bounds(percentile, calibration.rows),
+        class_threshold_bounds={name: threshold_bounds(values, percentile) for name, values in named.items()},
+        class_reject_rate_bounds={name: reject_rate_bounds(percentile, len(values)) for name, values in named.items()},
         coverage_bounds=beta_bounds(calibration.coverage, calibration.rows),
     )
 
@@ -292,7 +304,15 @@ def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:
             sets=terms.sets,
             intervals=terms.intervals,
         )
-        check_calibration(calibration, manifest.model.law.task, tuple(manifest.densities), where=str(folder))
+        check_calibration(
+            calibration,
+            manifest.model.law.task,
+            tuple(manifest.densities),
+            where=str(folder),
+            classes=len(manifest.model.class_names),
+        )
+        if calibration.rows != terms.rows:
+            raise CalibrationError("rows", where=str(folder), expected=terms.rows, found=calibration.rows)
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(
             "calibration", where=str(folder), expected="scores and nonconformity", found=str(error)
@@ -306,7 +326,14 @@ def _read_densities(folder: Path, manifest: Manifest) -> Densities | None:
     """Those that the manifest tells of; a bundle of before has none."""
     if not manifest.densities:
         return None
-    return from_tree(_read_tree(folder), manifest.densities, manifest.draws, where=str(folder))
+    found = from_tree(_read_tree(folder), manifest.densities, manifest.draws, where=str(folder))
+    for field, leaf in found.records["range"]._asdict().items():
+        # Any other shape that broadcasts would compare a feature with another's range.
+        if leaf.shape != (manifest.model.features,):
+            raise BundleError(
+                f"range.{field}", where=str(folder), expected=f"{manifest.model.features} features", found=leaf.shape
+            )
+    return found
 
 
 def _check_schema_version(content: Any, path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from models.conformal import IntervalKind, SetKind, interval, interval_scores, set_scores
-from models.decision import COMBINED, Decision, Ladder, combine, evidence, ladder, leave_one_out, loudest
+from models.decision import COMBINED, Decision, Ladder, combine, contributions, evidence, ladder, leave_one_out, loudest
 from models.densities import DENSITIES
 from models.errors import CalibrationError
 from models.predictive import Prediction
@@ -113,7 +113,8 @@ class Judgement(NamedTuple):
         decision: the name of the decision score among `scores`.
         reject: whether the decision score is above its threshold.
         evidence: −ln p of each score of a combination, in nats; empty where one score decides.
-        loudest: for each row, the score that weighs most in the decision.
+        contributions: what each score of a combination adds to it, weighed; empty where one score decides.
+        loudest: for each row, the score that adds most.
         members: `[batch, classes]`, the classes in each row's prediction set; None for regression.
         interval: `[batch, 2]`, lower and upper end in the target's units; None for classification.
     """
@@ -124,6 +125,7 @@ class Judgement(NamedTuple):
     reject: Bool[np.ndarray, " batch"]
     scores: dict[str, ScoreJudgement]
     evidence: dict[str, Float[np.ndarray, " batch"]]
+    contributions: dict[str, Float[np.ndarray, " batch"]]
     loudest: list[str]
     members: Bool[np.ndarray, "batch classes"] | None
     interval: Float[np.ndarray, "batch 2"] | None
@@ -169,16 +171,16 @@ def calibrate(
         sets=sets,
         intervals=intervals,
     )
-    check_sizes(calibration, prediction.summary, percentile)
+    check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
     coverage_rank(coverage, calibration.rows)
     return calibration
 
 
-def check_sizes(calibration: Calibration, summary: PredictiveSummary, percentile: float) -> None:
+def check_sizes(calibration: Calibration, classes: int, percentile: float) -> None:
     """Refuses a split that is too small for a percentile.
 
     Args:
-        summary: of any rows; where the calibration is per class, every class that the model knows needs enough rows.
+        classes: that the model knows; where the calibration is per class, each of them needs enough rows.
 
     Raises:
         CalibrationError: naming the rows needed and, per class, the first class that has too few.
@@ -188,7 +190,7 @@ def check_sizes(calibration: Calibration, summary: PredictiveSummary, percentile
         return
     if calibration.labels is None:
         raise CalibrationError("per_class", expected="a model of classes", found="a regression")
-    for label, rows in enumerate(np.bincount(calibration.labels, minlength=summary.mean.shape[-1]).tolist()):
+    for label, rows in enumerate(np.bincount(calibration.labels, minlength=classes).tolist()):
         try:
             percentile_rank(percentile, rows)
         except CalibrationError as error:
@@ -209,14 +211,16 @@ def judge(
     """
     percentile = calibration.percentile if percentile is None else percentile
     coverage = calibration.coverage if coverage is None else coverage
-    check_sizes(calibration, prediction.summary, percentile)
+    check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
     decision = calibration.decision
     # A bundle of before knows fewer scores than are computed now; what was not calibrated says nothing.
     values = {name: np.asarray(prediction.scores[name]) for name in calibration.scores}
-    heard = {}
+    heard, added = {}, {}
     if decision.name == COMBINED:
         heard = {name: evidence(calibration.ladders[name], values[name]) for name in decision.scores}
-        values[COMBINED] = combine(decision, np.stack(list(heard.values())))
+        parts = np.stack(list(heard.values()))
+        values[COMBINED] = combine(decision, parts)
+        added = dict(zip(decision.scores, contributions(decision, parts), strict=True))
     labels = predicted_labels(prediction.summary) if calibration.per_class else None
     scores = {name: _judge_score(calibration, name, value, labels, percentile) for name, value in values.items()}
     members, ends = _conformal(calibration, prediction, coverage)
@@ -227,9 +231,8 @@ def judge(
         reject=scores[decision.name].above,
         scores=scores,
         evidence=heard,
-        loudest=loudest(decision, np.stack(list(heard.values())))
-        if heard
-        else [decision.name] * len(prediction.summary.mean),
+        contributions=added,
+        loudest=loudest(added) if added else [decision.name] * len(prediction.summary.mean),
         members=members,
         interval=ends,
     )
@@ -301,15 +304,21 @@ def _interval_terms(summary: RegressionSummary) -> tuple[np.ndarray, np.ndarray,
     return np.asarray(summary.mean), total, quantiles[:, 0], quantiles[:, -1]
 
 
-def check_calibration(calibration: Calibration, task: str, densities: tuple[str, ...], where: str) -> None:
-    """Refuses a stored calibration that does not fit the model's task, or is not finite.
+def check_calibration(
+    calibration: Calibration, task: str, densities: tuple[str, ...], where: str, *, classes: int
+) -> None:
+    """Refuses a stored calibration that does not fit the model's task, is not finite, or is too small for its terms.
 
     Args:
         densities: those that the bundle has.
+        classes: how many the model tells apart; 0 for regression.
 
     Raises:
-        CalibrationError: naming the score at fault.
+        CalibrationError: naming the score or the term at fault.
     """
+    for name, value, limit in (("percentile", calibration.percentile, 100), ("coverage", calibration.coverage, 1)):
+        if not 0 < value < limit:
+            raise CalibrationError(name, where=where, expected=f"a number above 0 and below {limit}", found=value)
     known = {*SCORES["classification" if task == "classification" else "regression"], *densities}
     if not set(calibration.scores) <= known or not set(densities) <= set(DENSITIES):
         raise CalibrationError("scores", where=where, expected=sorted(known), found=sorted(calibration.scores))
@@ -322,7 +331,19 @@ def check_calibration(calibration: Calibration, task: str, densities: tuple[str,
                 name, where=where, expected=f"{calibration.rows} finite numbers", found=f"shape {values.shape}"
             )
     labels = calibration.labels
-    if labels is not None and (labels.shape != (calibration.rows,) or labels.dtype.kind != "i" or labels.min() < 0):
+    if labels is not None and (
+        labels.shape != (calibration.rows,)
+        or labels.dtype.kind != "i"
+        or not (labels >= 0).all() & (labels < classes).all()
+    ):
         raise CalibrationError(
-            "labels", where=where, expected=f"{calibration.rows} class indices", found=f"{labels.dtype} {labels.shape}"
+            "labels",
+            where=where,
+            expected=f"{calibration.rows} class indices below {classes}",
+            found=f"{labels.dtype} {labels.shape} up to {labels.max(initial=0)}",
         )
+    try:
+        check_sizes(calibration, classes, calibration.percentile)
+        coverage_rank(calibration.coverage, calibration.rows)
+    except CalibrationError as error:
+        raise CalibrationError(str(error), where=where) from error

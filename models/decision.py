@@ -121,11 +121,16 @@ def combine(decision: Decision, parts: Float[np.ndarray, "scores batch"]) -> Flo
             return largest + np.log(np.exp(parts + logs - largest).sum(axis=0))
 
 
-def loudest(decision: Decision, parts: Float[np.ndarray, "scores batch"]) -> list[str]:
-    """The score that adds most to each row's combined evidence."""
+def contributions(decision: Decision, parts: Float[np.ndarray, "scores batch"]) -> Float[np.ndarray, "scores batch"]:
+    """The evidence of each score as the rule weighs it: which of a row's is larger says which adds more."""
     shares = np.asarray(decision.shares)[:, None]
-    weighed = parts * shares if decision.rule == "weighted" else parts + np.log(shares)
-    return [decision.scores[place] for place in weighed.argmax(axis=0)]
+    return parts * shares if decision.rule == "weighted" else parts + np.log(shares)
+
+
+def loudest(weighed: dict[str, Float[np.ndarray, " batch"]]) -> list[str]:
+    """The score that adds most to each row's combined evidence, from the `contributions`; the first of equals."""
+    names = list(weighed)
+    return [names[place] for place in np.stack(list(weighed.values())).argmax(axis=0)]
 
 
 def tail_scale(ascending: Float[np.ndarray, " rows"]) -> float:

@@ -79,14 +79,14 @@ def rows(told: dict[str, list[Any]], fields: tuple[str, ...]) -> list[dict[str, 
 def reasons(model: Model, prediction: Prediction, judgement: Judgement) -> list[list[str]]:
     """Which scores spoke against each rejected row: of a combination, those above their own percentile, loudest first.
 
-    Several scores may each be below it and yet together be too much; then the loudest is named, with its own place.
+    Loudest is what adds most to the decision, weights and all. Several scores may each be below it and yet together be too much; then the loudest is named, with its own place.
     """
     told: list[list[str]] = [[] for _ in judgement.reject]
     for row in np.flatnonzero(judgement.reject).tolist():
         if judgement.decision != COMBINED:
             told[row] = [_reason(judgement.decision, judgement, row, model, prediction)]
             continue
-        loud = sorted(judgement.evidence, key=lambda name: -judgement.evidence[name][row])
+        loud = sorted(judgement.contributions, key=lambda name: -judgement.contributions[name][row])
         above = [name for name in loud if judgement.scores[name].above[row]]
         told[row] = [_reason(name, judgement, row, model, prediction) for name in above] or [
             f"{COMBINED} above its {ordinal(judgement.percentile)} percentile, loudest {judgement.loudest[row]}: "

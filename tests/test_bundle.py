@@ -380,6 +380,22 @@ def test_calibration_that_cannot_be_right_is_refused(tmp_path, scores, nonconfor
     assert refusal(tmp_path / "1").startswith(f"{tmp_path / '1' / 'calibration'}: ")
 
 
+def test_calibration_rows_are_as_many_as_the_manifest_says(tmp_path):
+    """It says it for people and for the bounds."""
+    terms = calibration_record(CALIBRATION, RECALIBRATION, ()).model_copy(update={"rows": 151})
+    write_bundle(tmp_path / "1")
+    write_manifest(tmp_path / "1", manifest_of().model_copy(update={"calibration": terms}))
+    assert refusal(tmp_path / "1").endswith("calibration: rows: expected 151, found 150")
+
+
+def test_a_range_of_other_features_than_the_models_is_refused(tmp_path):
+    """One that broadcasts over them, though the manifest lists it so."""
+    narrow = Range(np.zeros(1, np.float32), np.ones(1, np.float32))
+    densities = with_density("range", narrow)
+    write_bundle(tmp_path / "1", densities=densities, densities_of=shapes_of(densities))
+    assert refusal(tmp_path / "1").endswith("densities: range.low: expected 2 features, found (1,)")
+
+
 def with_density(name, record, members=DENSITIES.members):
     """The densities, one record of them another."""
     return Densities(members, {key: value for key, value in (DENSITIES.records | {name: record}).items() if value})

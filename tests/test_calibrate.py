@@ -78,21 +78,25 @@ def test_the_default_decides_by_scores_that_there_are(kind):
         ({"weights": {"gen": 1.0}}, "categorical", r"weights: expected weights of vim, .*, range, found gen"),
         ({"decision": "std", "weights": {"vim": 1.0}}, "categorical", r"weights: expected weights of std, found vim"),
         ({"per_class": True}, "normal", r"per_class: expected a likelihood of classes, found normal"),
-        ({"per_class": True}, "categorical", r"per_class: expected at least 990 .* 10 classes at percentile 99, found"),
+        (
+            {"per_class": True},
+            "categorical",
+            r"per_class: expected at least 99 .* each class at percentile 99, found 98 of class 7",
+        ),
     ],
 )
 def test_terms_that_cannot_be_are_refused(asked, likelihood, said):
     """An unknown score, one of another task, one twice, a weight for none, too few rows: the key, what may be."""
     with pytest.raises(ConfigError, match=rf"^calibration\.{said}"):
-        check_terms(terms(**asked), model_of(likelihood), 900)
+        check_terms(terms(**asked), model_of(likelihood), np.delete(np.arange(1000) % 10, [7, 17]))
 
 
 def test_terms_that_can_be_are_not_refused():
     """With as many rows as a refusal names."""
-    check_terms(terms(per_class=True), model_of("categorical"), 990)
-    check_terms(terms(percentile=99.9, coverage=0.999), model_of("normal"), 999)
+    check_terms(terms(per_class=True), model_of("categorical"), np.arange(990) % 10)
+    check_terms(terms(percentile=99.9, coverage=0.999), model_of("normal"), np.zeros(999))
     with pytest.raises(CalibrationError, match="at least 999 rows, found 998"):
-        check_terms(terms(percentile=99.9), model_of("normal"), 998)
+        check_terms(terms(percentile=99.9), model_of("normal"), np.zeros(998))
 
 
 # ---- calibrating a posterior -----------------------------------------------------------------------------------------
@@ -192,12 +196,22 @@ def test_every_term_is_in_the_bundle(bundle):
     assert record.recalibration.kind in {"pooled", "draws"}
     assert set(record.thresholds) == {*SCORES["classification"], *OF_TASK["classification"], "combined"}
     assert record.thresholds["combined"] == threshold(calibration.ascending["combined"], 90.0)
-    assert record.threshold_bounds["vim"] == threshold_bounds(calibration.ascending["vim"], 90.0)
-    assert record.reject_rate_bounds == reject_rate_bounds(90.0, calibration.rows)
+    assert (record.threshold_bounds, record.reject_rate_bounds) == ({}, None)
     assert record.coverage_bounds == beta_bounds(0.8, calibration.rows)
     assert list(record.class_thresholds) == list("0123456789")
     by_class = calibration.all_scores["combined"][calibration.labels == 3]
     assert record.class_thresholds["3"] == threshold(np.sort(by_class), 90.0)
+    assert record.class_threshold_bounds["3"] == threshold_bounds(np.sort(by_class), 90.0)
+    assert record.class_reject_rate_bounds["3"] == reject_rate_bounds(90.0, len(by_class))
+    assert list(record.class_threshold_bounds) == list(record.class_reject_rate_bounds) == list("0123456789")
+
+
+def test_a_calibration_of_all_rows_has_bounds_of_all_rows(digits):
+    """Of every score's threshold and of the reject rate; none by class."""
+    record, calibration = digits.manifest.calibration, digits.calibration
+    assert record.threshold_bounds["vim"] == threshold_bounds(calibration.ascending["vim"], record.percentile)
+    assert record.reject_rate_bounds == reject_rate_bounds(record.percentile, calibration.rows)
+    assert (record.class_threshold_bounds, record.class_reject_rate_bounds) == ({}, {})
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +268,7 @@ def test_an_answer_says_which_score_spoke_and_by_how_much(bundle, strange):
         assert scores["combined"]["value"] == pytest.approx(weighed, rel=1e-9)
         assert answer["reject"] is (scores["combined"]["value"] > scores["combined"]["threshold"])
         above = [name for name in NAMES if scores[name]["value"] > scores[name]["threshold"]]
-        above.sort(key=lambda name: -scores[name]["evidence"])
+        above.sort(key=lambda name: -(2 if name == "gen" else 1) * scores[name]["evidence"])
         if not answer["reject"]:
             assert answer["reasons"] == []
         elif above:

@@ -256,22 +256,32 @@ SCORES_OF = dict.fromkeys(NAMES, ROWS)
         ({"scores": SCORES_OF | {"entropy": ROWS[:50]}}, "entropy: expected 100 finite"),
         ({"scores": SCORES_OF | {"std": ROWS * np.nan}}, "std: expected 100 finite"),
         ({"scores": SCORES_OF | {"std": ROWS + np.inf}}, "std: expected 100 finite"),
-        ({"labels": np.zeros(99, int)}, "labels: expected 100 class indices, found int64 (99,)"),
+        ({"labels": np.zeros(99, int)}, "labels: expected 100 class indices below 3, found int64 (99,)"),
         ({"labels": np.full(100, -1)}, "labels: expected 100 class indices"),
+        ({"labels": np.full(100, 3)}, "labels: expected 100 class indices below 3, found int64 (100,) up to 3"),
+        ({"percentile": 0.0}, "percentile: expected a number above 0 and below 100, found 0.0"),
+        ({"percentile": 100.0}, "percentile: expected a number above 0 and below 100, found 100.0"),
+        ({"percentile": math.nan}, "percentile: expected a number above 0 and below 100, found nan"),
+        ({"percentile": 99.5}, "the 99.5th percentile needs a larger calibration split: expected at least 199 rows"),
+        ({"coverage": 0.0}, "coverage: expected a number above 0 and below 1, found 0.0"),
+        ({"coverage": 1.0}, "coverage: expected a number above 0 and below 1, found 1.0"),
+        ({"coverage": 0.995}, "coverage 0.995 needs a larger calibration split"),
+        ({"per_class": True, "labels": None}, "per_class: expected a model of classes"),
+        ({"per_class": True}, "calibration rows predicted to be of class 1: the 99th percentile needs a larger"),
     ],
 )
 def test_a_stored_calibration_that_cannot_be_right_is_refused(change, named):
     """A score of another task or of no density, another length, no numbers, no classes: refused by the name."""
     right = Calibration(scores=SCORES_OF, nonconformity=ROWS, labels=np.zeros(100, int))
-    check_calibration(right, "classification", (), "calibration")
+    check_calibration(right, "classification", (), "calibration", classes=3)
     with pytest.raises(CalibrationError) as error:
-        check_calibration(altered(right, **change), "classification", (), "bundle/calibration")
+        check_calibration(altered(right, **change), "classification", (), "bundle/calibration", classes=3)
     assert str(error.value).startswith(f"bundle/calibration: {named}")
 
 
 def test_a_stored_density_needs_no_more_than_its_name():
     """The scores of the bundle's own densities are known; a density that nobody knows is not."""
     calibration = Calibration(scores=SCORES_OF | {"vim": ROWS}, nonconformity=ROWS)
-    check_calibration(calibration, "classification", ("vim", "range"), "calibration")
+    check_calibration(calibration, "classification", ("vim", "range"), "calibration", classes=2)
     with pytest.raises(CalibrationError, match="calibration: scores: expected"):
-        check_calibration(calibration, "classification", ("vim", "flow"), "calibration")
+        check_calibration(calibration, "classification", ("vim", "flow"), "calibration", classes=2)

@@ -9,7 +9,17 @@ from pydantic import ValidationError
 from scipy import special, stats
 
 from models.calibration import Calibration, calibrate, judge
-from models.decision import COMBINED, Decision, combine, evidence, ladder, leave_one_out, loudest, tail_scale
+from models.decision import (
+    COMBINED,
+    Decision,
+    combine,
+    contributions,
+    evidence,
+    ladder,
+    leave_one_out,
+    loudest,
+    tail_scale,
+)
 from models.errors import CalibrationError
 from models.predictive import Prediction
 from models.ranks import p_value
@@ -164,10 +174,14 @@ def test_the_rules_are_tippetts_goods_and_wilsons():
 
 def test_the_loudest_score_is_the_one_that_adds_most():
     """The largest weighed part: shares multiply a sum's parts, and divide p-values."""
-    assert loudest(Decision(scores=NAMES), PARTS) == ["gen", "vim", "knn"]
-    assert loudest(Decision(scores=NAMES, rule="weighted", weights=(1, 1, 9)), PARTS) == ["knn", "knn", "knn"]
-    assert loudest(Decision(scores=NAMES, rule="min", weights=(1, 1, 2)), PARTS) == ["gen", "knn", "knn"]
-    assert loudest(Decision(scores=NAMES, rule="harmonic", weights=(1, 4, 1)), PARTS) == ["gen", "gen", "knn"]
+
+    def told(**terms):
+        return loudest(dict(zip(NAMES, contributions(Decision(scores=NAMES, **terms), PARTS), strict=True)))
+
+    assert told() == ["gen", "vim", "knn"]
+    assert told(rule="weighted", weights=(1, 1, 9)) == ["knn", "knn", "knn"]
+    assert told(rule="min", weights=(1, 1, 2)) == ["gen", "knn", "knn"]
+    assert told(rule="harmonic", weights=(1, 4, 1)) == ["gen", "gen", "knn"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from models.summaries import widen
 from tests.conftest import CONFIGS, silent
 from training.config import DataConfig, read_config
 from training.evaluate import (
-    detection,
     evaluate_version,
     find_twin,
     one_draw,
@@ -37,8 +36,9 @@ from training.mixtures import (
     mixture_log_density,
     probability_integral_transform,
 )
-from training.quality import check_finite, score_detection, twin_detection
+from training.quality import check_finite, score_detection, seen_detection, twin_detection
 from training.rows import Rows
+from training.seen import Seen
 from training.sources import read_source
 from training.strange import match_intensity
 
@@ -151,6 +151,13 @@ def scored(bundle, **scores):
     rows = len(next(iter(scores.values())))
     summary = bundle.predictor((1,))(np.zeros((1, *bundle.manifest.model.feature_shape))).summary
     return Prediction(type(summary)(*(np.repeat(leaf, rows, axis=0) for leaf in summary)), scores)
+
+
+def detection(calibration, familiar, strange, percentile=None):
+    """How well each score tells two sets apart, from their predictions."""
+    return seen_detection(
+        *(Seen(np.empty(0), found, judge(calibration, found, percentile)) for found in (familiar, strange))
+    )
 
 
 def test_reject_rates_and_detection_follow_the_percentile(wave):

@@ -1,11 +1,12 @@
 """The gate: what a fit lacks is said in plain words, wherever one looks, and `stable` is refused to it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from models.bundle import check_gate, load
+from models.bundle import check_gate, load, read_manifest
 from models.calibration import Calibration
 from models.errors import StoreError
 from models.store import read_labels
@@ -176,6 +177,16 @@ def test_the_manifest_the_report_and_show_say_so(run, fitted):
     code, out, _ = run("show", "mode", "--store", store)
     assert code == 0
     assert SAID in " ".join(out.split())
+
+
+def test_another_decision_mends_what_one_that_never_varies_lacks(run, fitted, tmp_path):
+    """By `abstain calibrate`: the next version may be `stable`; one of the same decision may not."""
+    store = shutil.copytree(fitted[0], tmp_path / "store")
+    for version, decision, said in ((2, "knn", ()), (3, "std", (SAID,))):
+        code, _, err = run("calibrate", "mode", "--data", "sine", "--set", f'decision="{decision}"', "--store", store)
+        assert code == 0, err
+        found = read_manifest(store / "mode" / str(version)).shortfalls
+        assert tuple(short[: len(SAID)] for short in found) == said
 
 
 def test_stable_is_refused_to_it_and_nothing_else_is(run, fitted):

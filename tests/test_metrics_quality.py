@@ -1,5 +1,7 @@
 """Metrics and their intervals, each against its formula written out, a naive loop, or another library."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -146,6 +148,30 @@ def test_risk_at_coverage_is_the_mean_loss_of_the_surest():
 # ---- telling the strange from the familiar ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("steps", [1, 5, 40])
+def test_no_figure_depends_on_the_order_of_tied_rows(steps):
+    """Confidences of a few values, right ones first, last or anyhow: ECE, ACE and AURC are those of tie groups' means."""
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, 203)
+    first = rng.integers(0, steps, 203) / steps
+    probabilities = np.stack([first, 1 - first], axis=1).astype(np.float32)
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    orders = [np.argsort(correct, kind="stable"), np.argsort(~correct, kind="stable"), rng.permutation(203)]
+    for figure in (
+        lambda rows: expected_calibration_error(confidence[rows], correct[rows]),
+        lambda rows: adaptive_calibration_error(probabilities[rows], labels[rows]),
+        lambda rows: area_under_risk_coverage(confidence[rows], correct[rows]),
+        lambda rows: risk_at_coverage(confidence[rows], 1.0 - correct[rows])["0.8"],
+    ):
+        *found, anyhow = [figure(rows) for rows in orders]
+        assert found == pytest.approx([anyhow] * 2, abs=1e-12)
+    # The mean over orders of a tied group's rows is what each of them counts for.
+    drawn = [np.lexsort((rng.random(203), -confidence)) for _ in range(3000)]
+    risks = [(np.cumsum(~correct[order]) / np.arange(1, 204)).mean() for order in drawn]
+    assert area_under_risk_coverage(confidence, correct) == pytest.approx(np.mean(risks), abs=4 * np.std(risks) / 50)
+
+
 def test_separation_is_scikit_learns_and_its_formulas():
     """AUROC is the share of pairs in order, AUPR the mean precision at each OOD row, FPR95 a plain share; with ties."""
     familiar, strange = RNG.normal(size=80).round(1), RNG.normal(1, 1, 50).round(1)
@@ -156,7 +182,7 @@ def test_separation_is_scikit_learns_and_its_formulas():
     assert found["aupr"] == pytest.approx(average_precision_score(truth, values))
     precisions = [(strange >= s).sum() / ((strange >= s).sum() + (familiar >= s).sum()) for s in strange]
     assert found["aupr"] == pytest.approx(np.mean(precisions))
-    assert found["fpr95"] == np.mean(strange <= np.percentile(familiar, 95))
+    assert found["fpr95"] == np.mean(strange <= np.sort(familiar)[math.ceil(0.95 * (len(familiar) - 1))])
 
 
 def test_a_perfect_and_a_useless_score_have_known_figures():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from models.bundle import load, read_manifest
+from models.bundle import load, read_manifest, write_manifest
 from models.store import versions
 from tests.conftest import CONFIGS
 from training.config import read_config
@@ -105,3 +105,24 @@ def test_terms_that_cannot_be_are_refused(calibrate, own, option, value, said):
     assert code == 1
     assert said in err
     assert versions(own, "digits") == [1]
+
+
+def test_metrics_that_the_calibration_changes_are_not_those_of_before(calibrate, own, tmp_path):
+    """Of new rows alone there is no test part: another temperature leaves the accuracy, the same one all but rates."""
+    path = saved(tmp_path / "new.npz", x=TEST.x[:300], y=TEST.y[:300])
+    assert calibrate("digits", "--data", path)[0] == 0
+    assert calibrate("digits:1", "--data", path, "--set", 'recalibrate="auto"')[0] == 0
+    before, same, other = (read_manifest(own / "digits" / str(version)) for version in (1, 2, 3))
+    assert same.metrics == {name: value for name, value in before.metrics.items() if name != "reject_rate"}
+    assert other.calibration.recalibration.kind != "none"
+    assert other.metrics == {"accuracy": before.metrics["accuracy"]}
+
+
+def test_a_version_falls_short_of_what_its_own_calibration_lacks(calibrate, own):
+    """A decision that is the same for every row is one version's; what the draws lack is also the next one's."""
+    folder, learned = own / "wave" / "1", "it has learned nothing: …"
+    constant = "its decision score, std, is the same for every calibration row (0), so that …"
+    write_manifest(folder, read_manifest(folder).model_copy(update={"shortfalls": (learned, constant)}))
+    code, _, err = calibrate("wave", "--data", "wave")
+    assert (code, err) == (0, f"falls short: {learned}")
+    assert read_manifest(own / "wave" / "2").shortfalls == (learned,)

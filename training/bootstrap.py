@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-from training.metrics import Terms, equal_mass_starts, finished
+from training.metrics import Terms, equal_mass_starts, finished, tied_means
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -41,6 +41,7 @@ def classification_intervals(
     """
     rows, correct = len(confidence), terms["accuracy"]
     rising, falling = np.argsort(confidence, kind="stable"), np.argsort(-confidence, kind="stable")
+    correct = tied_means(confidence, correct)
     gaps, errors = (correct - confidence)[rising], 1 - correct[falling]
     up, down = _places(rising), _places(falling)
     starts, counts = equal_mass_starts(rows), np.arange(1, rows + 1)

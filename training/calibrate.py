@@ -21,7 +21,7 @@ from models.densities import OF_TASK, Densities
 from models.errors import ConfigError
 from models.posterior import Model, Posterior
 from models.predictive import NONE, Predictor, predict_draw
-from models.ranks import coverage_rank, percentile_rank, rows_needed
+from models.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from models.recalibration import Recalibration, choose, fit_variance
 from models.scores import SCORES
 from models.summaries import RegressionSummary
@@ -41,8 +41,8 @@ DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
 }
 """What decides where a config does not say: scores that find different strangeness.
 
-The first two are of classes; `docs/scores.md` says on what data they were chosen, that of images by
-`benchmarks/selection.py`. `range` is silent about pictures, and tells arrays on another scale than the pixels'.
+`docs/scores.md` says on what data they were chosen: that of images by `benchmarks/selection.py`, that of tables by
+`benchmarks/table_selection.py`. `range` is silent about pictures, and tells arrays on another scale than the pixels'.
 """
 
 
@@ -84,8 +84,14 @@ def _combination(terms: CalibrationConfig, names: tuple[str, ...], default: Rule
     return {"rule": terms.combine or default, "weights": weights}
 
 
-def check_terms(terms: CalibrationConfig, model: Model, rows: int) -> None:
+def check_terms(terms: CalibrationConfig, model: Model, targets: Num[np.ndarray, " rows"]) -> None:
     """Refuses what calibration could not give, before hours are spent on a fit.
+
+    Per class, thresholds will be of the rows predicted to be of each class, which nobody knows yet: what is counted here
+    is how many are of it.
+
+    Args:
+        targets: the calibration rows': class indices, or numbers.
 
     Raises:
         ConfigError, CalibrationError: an unknown score; rows to be changed that are no images; a split too small for
@@ -95,19 +101,20 @@ def check_terms(terms: CalibrationConfig, model: Model, rows: int) -> None:
     for key, settings in (("augment", terms.augment), ("densities", terms.densities)):
         if settings.asked:
             check_images(f"calibration.{key}", settings, model.feature_shape)
-    percentile_rank(terms.percentile, rows)
-    coverage_rank(terms.coverage, rows)
+    percentile_rank(terms.percentile, len(targets))
+    coverage_rank(terms.coverage, len(targets))
     if not terms.per_class:
         return
     classes = len(model.class_names)
     if not classes:
         raise ConfigError("calibration.per_class", expected="a likelihood of classes", found=model.likelihood)
-    needed = classes * rows_needed(terms.percentile / 100)
-    if rows < needed:
+    needed = rows_needed(exact(terms.percentile) / 100)
+    counts = np.bincount(targets.astype(int), minlength=classes)
+    if counts.min() < needed:
         raise ConfigError(
             "calibration.per_class",
-            expected=f"at least {needed} calibration rows for {classes} classes at percentile {terms.percentile:g}",
-            found=rows,
+            expected=f"at least {needed} calibration rows of each class at percentile {terms.percentile:g}",
+            found=f"{counts.min()} of class {model.class_names[int(counts.argmin())]}",
             fix="raise data.calibration_size, or lower the percentile",
         )
 

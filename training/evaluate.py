@@ -24,7 +24,6 @@ from training.quality import (
     check_finite,
     class_quality,
     conformal_quality,
-    detection,
     further,
     headline,
     part_quality,
@@ -40,7 +39,7 @@ from training.seen import Seen, Twin, View
 from training.sources import read_source
 from training.strange import strange_sets
 
-__all__ = ["detection", "evaluate_version", "quality", "reject_rates"]
+__all__ = ["evaluate_version", "quality", "reject_rates"]
 BUCKETS = (256,)
 REPORT_EVERY = 32 * BUCKETS[0]
 

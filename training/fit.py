@@ -76,7 +76,7 @@ def fit(
     """
     dataset = load_dataset(config, where)
     model = build_model(config, dataset)
-    check_terms(config.calibration, model, len(dataset.calibration))
+    check_terms(config.calibration, model, dataset.calibration.y)
     check_writable(store, config.name)
     problem = pose(config, model, dataset, store)
     packages = installed_packages()

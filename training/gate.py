@@ -14,6 +14,8 @@ from jaxtyping import Num
 from models.calibration import Calibration
 
 ENOUGH_DRAWS = 20
+CONSTANT_DECISION = "its decision score, "
+"""How the shortfall begins that another calibration may mend."""
 
 
 def draws_notes(draws: int) -> tuple[str, ...]:
@@ -46,11 +48,16 @@ def prediction_shortfalls(
             f"it has learned nothing: its RMSE on the test part is {metrics['rmse']:.3g}, and always saying the mean "
             f"gives {float(np.std(y)):.3g}; lower kl_weight or the prior's scale, or train longer"
         )
+    return (*said, *decision_shortfalls(calibration))
+
+
+def decision_shortfalls(calibration: Calibration) -> tuple[str, ...]:
+    """What the decision lacks."""
     name = calibration.decision.name
     scores = calibration.ascending[name]
-    if scores[0] == scores[-1]:
-        said.append(
-            f"its decision score, {name}, is the same for every calibration row ({scores[0]:.3g}), so "
-            "that it tells nothing apart: one draw has no spread; choose another decision, or a method with more draws"
-        )
-    return tuple(said)
+    if scores[0] < scores[-1]:
+        return ()
+    return (
+        f"{CONSTANT_DECISION}{name}, is the same for every calibration row ({scores[0]:.3g}), so "
+        "that it tells nothing apart: one draw has no spread; choose another decision, or a method with more draws",
+    )

@@ -68,12 +68,20 @@ def equal_mass_starts(rows: int, bins: int = ECE_BINS) -> Int[np.ndarray, " fill
     return np.cumsum(sizes) - sizes
 
 
+def tied_means(
+    confidence: Float[np.ndarray, " rows"], values: Float[np.ndarray, " rows"]
+) -> Float[np.ndarray, " rows"]:
+    """Each row's value, or the mean value of the rows that share its confidence: no figure is of the rows' order."""
+    _, group = np.unique(confidence, return_inverse=True)
+    return (np.bincount(group, weights=values) / np.bincount(group))[group]
+
+
 def expected_calibration_error(
     confidence: Float[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"], bins: int = ECE_BINS
 ) -> float:
-    """Mean |accuracy − confidence| over bins of equal mass (Nguyen & O'Connor, 2015)."""
+    """Mean |accuracy − confidence| over bins of equal mass (Nguyen & O'Connor, 2015); ties count by their mean."""
     order = np.argsort(confidence, kind="stable")
-    gaps = correct[order] - confidence[order].astype(np.float64)
+    gaps = (tied_means(confidence, correct.astype(np.float64)) - confidence.astype(np.float64))[order]
     return float(np.abs(np.add.reduceat(gaps, equal_mass_starts(len(order), bins))).sum() / len(order))
 
 
@@ -82,8 +90,10 @@ def adaptive_calibration_error(
 ) -> float:
     """Mean over classes and bins of |frequency − mean probability|, the bins of equal mass (ACE; Nixon et al., 2019)."""
     order = np.argsort(probabilities, axis=0, kind="stable")
-    ordered = np.take_along_axis(probabilities.astype(np.float64), order, axis=0)
-    gaps = (labels[order] == np.arange(probabilities.shape[1])) - ordered
+    exact = probabilities.astype(np.float64)
+    hits = (labels[:, None] == np.arange(probabilities.shape[1])).astype(np.float64)
+    tied = np.stack([tied_means(*pair) for pair in zip(exact.T, hits.T, strict=True)], axis=1)
+    gaps = np.take_along_axis(tied - exact, order, axis=0)
     starts = equal_mass_starts(len(labels), bins)
     sizes = np.diff(starts, append=len(labels))
     return float(np.abs(np.add.reduceat(gaps, starts, axis=0) / sizes[:, None]).mean())
@@ -111,8 +121,8 @@ def area_under_risk_coverage(confidence: Float[np.ndarray, " rows"], correct: Bo
 
 
 def risks(confidence: Float[np.ndarray, " rows"], losses: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-    """Mean loss among the k most confident rows, for k = 1 … rows."""
-    ordered = losses[np.argsort(-confidence, kind="stable")]
+    """Mean loss among the k most confident rows, for k = 1 … rows; of tied ones, the mean over every order."""
+    ordered = tied_means(confidence, losses)[np.argsort(-confidence, kind="stable")]
     return np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
 
 
@@ -128,12 +138,12 @@ def risk_at_coverage(confidence: Float[np.ndarray, " rows"], losses: Float[np.nd
 def separation(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"]) -> dict[str, float]:
     """How well a score tells an OOD set from the test set, whatever its threshold; OOD is positive.
 
-    `auroc`, `aupr`; `fpr95`: the share of OOD rows that pass where 95 % of the test rows do.
+    `auroc`, `aupr`; `fpr95`: the share of OOD rows that pass where at least 95 % of the test rows do.
     """
     truth = np.concatenate([np.zeros(len(familiar)), np.ones(len(strange))])
     values = np.concatenate([familiar, strange])
     return {
         "auroc": float(roc_auc_score(truth, values)),
         "aupr": float(average_precision_score(truth, values)),
-        "fpr95": float((strange <= np.quantile(familiar, 0.95)).mean()),
+        "fpr95": float((strange <= np.quantile(familiar, 0.95, method="higher")).mean()),
     }

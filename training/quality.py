@@ -174,22 +174,12 @@ def rates_of(judgement: Judgement) -> dict[str, float]:
     return rates | {"reject": float(judgement.reject.mean())}
 
 
-def detection(
-    calibration: Calibration, familiar: Prediction, strange: Prediction, percentile: float | None = None
-) -> dict[str, Figures]:
+def seen_detection(familiar: Seen, strange: Seen) -> dict[str, Figures]:
     """How well each score, and under `reject` the decision, tells an OOD set from the test set; OOD is positive.
 
     What `metrics.separation` says, with DeLong's interval of the AUROC, and `detection`: the share of OOD rows above
     the threshold that calibration has set, with the exact interval of that share.
     """
-    return seen_detection(
-        Seen(np.empty(0), familiar, judge(calibration, familiar, percentile)),
-        Seen(np.empty(0), strange, judge(calibration, strange, percentile)),
-    )
-
-
-def seen_detection(familiar: Seen, strange: Seen) -> dict[str, Figures]:
-    """`detection`, of sets that have been judged already."""
     found = {
         name: score_detection(familiar.judgement.scores[name].value, score.value, score.above)
         for name, score in strange.judgement.scores.items()
@@ -201,7 +191,7 @@ def seen_detection(familiar: Seen, strange: Seen) -> dict[str, Figures]:
 def score_detection(
     familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"], detected: Bool[np.ndarray, " ood"]
 ) -> Figures:
-    """One score's row of `detection`, from its values and which OOD rows it puts above the threshold."""
+    """One score's row of `seen_detection`, from its values and which OOD rows it puts above the threshold."""
     return metrics.separation(familiar, strange) | {
         "detection": float(detected.mean()),
         "auroc_interval": auroc_interval(familiar, strange),

@@ -22,6 +22,7 @@ from training.config import CalibrationConfig, DataConfig, apply_override
 from training.data import Dataset, split
 from training.densities import fit_densities
 from training.evaluate import quality, reject_rates
+from training.gate import CONSTANT_DECISION, decision_shortfalls
 from training.publish import git_commit, installed_packages, now, publish_version
 from training.rows import Rows, Source
 from training.sources import read_source
@@ -30,6 +31,10 @@ NEW = (
     "the rows are taken to be new: of rows that it was trained on, in another order or of another type, the model would "
     "learn to reject more than is asked for",
 )
+
+
+UNMOVED = {"accuracy", "rmse"}
+"""The metrics that no recalibration changes."""
 
 
 class Recalibrated(NamedTuple):
@@ -67,7 +72,7 @@ def calibrate_version(store: Path, model: str, where: str, overrides: tuple[str,
     manifest = bundle.manifest
     terms = new_terms(manifest, overrides)
     material = read_material(manifest, where)
-    check_terms(terms, manifest.model, len(material.calibration))
+    check_terms(terms, manifest.model, material.calibration.y)
     densities = bundle.densities
     if densities is None or terms.densities != new_terms(manifest, ()).densities:
         densities = _fitted_densities(bundle, terms, material, where)
@@ -159,9 +164,14 @@ def _fitted_densities(bundle: Bundle, terms: CalibrationConfig, material: Materi
 def described(
     bundle: Bundle, calibrated: Calibrated, terms: CalibrationConfig, material: Material, origin: str
 ) -> Manifest:
-    """The new version's manifest: the old one's, but for what the calibration changes."""
+    """The new version's manifest: the old one's, but for what the calibration changes.
+
+    Without test rows, metrics that another recalibration would have changed are left out.
+    """
     old, test = bundle.manifest, material.test
-    metrics: dict[str, Any] = {key: value for key, value in old.metrics.items() if key != "reject_rate"}
+    same = calibrated.recalibration == old.calibration.recalibration
+    kept = old.metrics.keys() - {"reject_rate"} if same else UNMOVED
+    metrics: dict[str, Any] = {key: value for key, value in old.metrics.items() if key in kept}
     if test is not None:
         prediction = calibrated.predictor(test.x)
         metrics = quality(bundle.posterior, prediction, test)
@@ -173,6 +183,10 @@ def described(
             "calibration": record_of(calibrated, terms, old.model),
             "densities": shapes_of(calibrated.densities),
             "metrics": metrics,
+            "shortfalls": (
+                *(said for said in old.shortfalls if not said.startswith(CONSTANT_DECISION)),
+                *decision_shortfalls(calibrated.calibration),
+            ),
             "notes": (*old.notes, f"draws of {origin}, {material.note}"),
             "data": old.data.model_copy(update={"calibration_rows": len(material.calibration)}),
             "packages": installed_packages(),
