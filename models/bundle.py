@@ -51,8 +51,8 @@ class CalibrationRecord(BaseModel):
 
     Bounds are at 95 %, for a split of this size: of the reject rate and of the coverage that this very split came to on
     rows like its own (Beta; Vovk, 2012), and of each score's true percentile (by order statistics). They are exact for
-    one score. A combination's evidence is made of the same rows: with few of them, near the fewest that its percentile
-    can have, it rejects less than they say (`docs/deciding.md` gives measured shares).
+    one score that does not tie. A combination's evidence is made of the same rows: with few of them, near the fewest
+    that its percentile can have, it rejects less than they say (`docs/deciding.md` gives measured shares).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
