@@ -41,6 +41,8 @@ from models.summaries import (
 
 BUCKETS = (1, 8, 32, 128, 256)
 NONE = Recalibration()
+COMPILING = 2
+"""Programs compiled at a time."""
 DRAWS = "draws"
 """The name of the axis of devices."""
 
@@ -251,8 +253,8 @@ class Predictor:
         self._packed = self._placed(pack(members_first(posterior.draws, densities)), P(DRAWS))
         self._densities = self._placed(densities, P())
         self._form = self._result_form()
-        # Compilation leaves Python: the buckets' programs are compiled side by side.
-        with ThreadPoolExecutor(len(buckets)) as pool:
+        # Compilation leaves Python, and so can be done side by side; but each takes some 100 MB while it lasts.
+        with ThreadPoolExecutor(COMPILING) as pool:
             self._executables = dict(zip(buckets, pool.map(self._compile, buckets), strict=True))
 
     def _placed(self, tree: Any, spec: P) -> Any:
