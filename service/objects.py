@@ -53,17 +53,8 @@ def _is_plain(content: Any, text: bytes) -> bool:
 
 def _parse_slowly(text: bytes, failure: orjson.JSONDecodeError | None) -> Any:
     """What Python's parser makes of the text: it sees keys that come twice, and takes NaN and 1e999, to say where they are."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        known: dict[str, Any] = {}
-        for key, value in items:
-            if key in known:
-                raise InputError("duplicate key", where="body", expected="each key once", found=clip_repr(key))
-            known[key] = value
-        return known
-
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=pairs)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=each_key_once)
     except UnicodeDecodeError as error:
         raise InputError(
             "body",
@@ -74,6 +65,20 @@ def _parse_slowly(text: bytes, failure: orjson.JSONDecodeError | None) -> Any:
     except (ValueError, RecursionError) as error:
         found = str(failure or error) if text.strip() else "nothing"
         raise InputError("body", expected="JSON", found=found) from error
+
+
+def each_key_once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's pairs as a dict; of a key that comes twice orjson would keep the last without a word.
+
+    Raises:
+        InputError: naming the key.
+    """
+    known: dict[str, Any] = {}
+    for key, value in items:
+        if key in known:
+            raise InputError("duplicate key", where="body", expected="each key once", found=clip_repr(key))
+        known[key] = value
+    return known
 
 
 def checked_object(value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from models.errors import InputError, clip_repr
 from models.posterior import Model
 from models.preprocessing import first_unknown_code
+from service.objects import each_key_once
 
 KEYS = ("inputs", "model", "percentile", "coverage", "fields")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -146,16 +147,8 @@ def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
 
 
 def _refuse_duplicate_keys(body: bytes) -> None:
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        known: dict[str, Any] = {}
-        for key, value in items:
-            if key in known:
-                raise InputError("duplicate key", where="body", expected="each key once", found=clip_repr(key))
-            known[key] = value
-        return known
-
     try:
-        json.loads(body.decode("utf-8"), object_pairs_hook=pairs)
+        json.loads(body.decode("utf-8"), object_pairs_hook=each_key_once)
     except RecursionError as error:
         raise InputError("body", expected="an object of the known keys", found="objects nested too deep") from error
 
