@@ -96,11 +96,12 @@ def running(name: str, port: int, command: list[str], folder: Path, **more: str)
         more: of its environment.
     """
     log = folder / f"{name.replace(' ', '-')}-{port}.log"
-    home = {"BENTOML_HOME": str(folder / "bentoml")}
+    # Nothing is read from what an earlier server has kept for its user, nor left there.
+    home = {"BENTOML_HOME": str(folder / "bentoml"), "ABSTAIN_COMPILED": str(folder / "compiled")}
     with log.open("wb") as file:
         started = time.perf_counter()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=folder, env=environment(**home, **more)
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=folder, env=environment(**(home | more))
         )
     try:
         _wait_until_ready(name, port, process, log)

@@ -4,7 +4,7 @@
 
 From the command to the first 200 of `/readyz`, in turns: an empty BentoML service, and ours with two models of 100 draws
 (784-64-64-10, every default score) and five buckets each, at first with no compilation cache and then with the one that
-the start before has left. Where the server has no such setting, cold is all there is. Differences are taken within a round.
+the start before has left (`ABSTAIN_COMPILED`). Differences are taken within a round.
 
 Then `abstain_compiles_total`, before and after a barrage of requests that differ in all they can: 1 to 300 rows,
 percentiles, coverages, fields, and what is refused.
@@ -46,8 +46,7 @@ def main() -> int:
         say("publishing two models of 100 random draws of 784-64-64-10, with densities and thresholds")
         for seed, name in enumerate(MODELS):
             publish_blobs(folder / "store", name, seed=seed)
-        setting = cache_setting()
-        seconds = in_turns(folder, setting, options.rounds)
+        seconds = in_turns(folder, options.rounds)
         port = free_port()
         with running("ours", port, serve_ours(port, folder / "store"), folder) as server:
             before = compiles(server.url)
@@ -55,7 +54,6 @@ def main() -> int:
             after = compiles(server.url)
     found = {
         "cores": len(os.sched_getaffinity(0)),
-        "cache_setting": setting,
         "seconds": seconds,
         "compiles": {"before": before, "after": after, "requests": sum(statuses.values()), "statuses": dict(statuses)},
     }
@@ -64,26 +62,15 @@ def main() -> int:
     return 0
 
 
-def cache_setting() -> str | None:
-    """The variable that says where compiled programs are kept, if the server has one."""
-    from service.settings import Settings  # noqa: PLC0415 - cores first
-
-    named = [name for name in Settings.model_fields if "cache" in name]
-    return f"ABSTAIN_{named[0].upper()}" if named else None
-
-
-def in_turns(folder: Path, setting: str | None, rounds: int) -> dict[str, list[float]]:
+def in_turns(folder: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds to ready; one unmeasured start before, which writes bytecode and fills the disk's cache."""
-    seconds: dict[str, list[float]] = {"empty": [], "cold": [], "warm": []} if setting else {"empty": [], "cold": []}
+    seconds: dict[str, list[float]] = {"empty": [], "cold": [], "warm": []}
     for number in range(rounds + 1):
-        # Wherever a cache may be kept by default, this one's folders are new.
-        fresh = folder / f"round-{number}"
-        fresh.mkdir()
-        more = {"XDG_CACHE_HOME": str(fresh)} | ({setting: str(fresh / "compiled")} if setting else {})
+        kept_programs = folder / f"compiled-{number}"
         for name, kept in seconds.items():
             port = free_port()
             command = serve_bento(port, "Empty") if name == "empty" else serve_ours(port, folder / "store")
-            with running(name, port, command, folder, **more) as server:
+            with running(name, port, command, folder, ABSTAIN_COMPILED=str(kept_programs)) as server:
                 if number:
                     kept.append(server.ready_seconds)
             say(f"round {number} of {rounds}, {name}: {server.ready_seconds:.1f} s")
@@ -184,9 +171,6 @@ def report(found: dict[str, Any]) -> None:
     seconds = found["seconds"]
     print(f"{found['cores']} cores, {len(seconds['empty'])} rounds: median (least–greatest)\n")
     for name, bound in BOUNDS.items():
-        if name not in seconds:
-            print("ours − empty BentoML, warm: the server has no setting for a compilation cache")
-            continue
         more = [ours - empty for ours, empty in zip(seconds[name], seconds["empty"], strict=True)]
         missed = "" if median(more) <= bound else "   MISSED"
         print(f"ours − empty BentoML, {name}: {_spread(more)} s   ≤ {bound:g}{missed}")
