@@ -287,26 +287,31 @@ class Predictor:
         """The prediction for any number of rows (at least one), with numpy leaves."""
         if rows.shape[1:] != self.model.feature_shape:
             raise AbstainError("rows", expected=f"shape {self.model.feature_shape}", found=f"shape {rows.shape[1:]}")
-        ends = np.cumsum(self.batches(len(rows)))[:-1]
-        parts = [self._predict_bucket(chunk) for chunk in np.split(rows, ends)]
+        largest = self.buckets[-1]
+        parts = [self._predict_bucket(rows[start : start + largest]) for start in range(0, len(rows), largest)]
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
-    def batches(self, rows: int) -> list[int]:
-        """How many rows go into each compiled call."""
-        largest = self.buckets[-1]
-        return [min(largest, rows - start) for start in range(0, rows, largest)]
+    def _predict_bucket(self, rows: Num[np.ndarray, "rows ..."]) -> Prediction:
+        return self.read(np.asarray(self.launch(rows)), len(rows))
 
-    def _predict_bucket(self, chunk: Num[np.ndarray, "rows ..."]) -> Prediction:
-        bucket = next(size for size in self.buckets if size >= len(chunk))
+    def launch(self, rows: Num[np.ndarray, "rows ..."]) -> Array:
+        """Has a device compute the prediction for no more rows than the largest bucket, and does not wait for it.
+
+        What comes is for `read`, once it is a numpy array: to make it one is to wait, for which Python is not needed.
+        """
+        bucket = next(size for size in self.buckets if size >= len(rows))
         padded = np.zeros((bucket, *self.model.feature_shape), np.float32)
-        padded[: len(chunk)] = chunk
-        whole = np.asarray(self._executables[bucket](self._packed, padded, self._densities))
+        padded[: len(rows)] = rows
+        return self._executables[bucket](self._packed, padded, self._densities)
+
+    def read(self, whole: Float[np.ndarray, "parts bucket"], rows: int) -> Prediction:
+        """The prediction of the first rows, of what was launched."""
         shapes, types, tree = self._form
         leaves: list[np.ndarray] = []
         start = 0
         for shape, kind in zip(shapes, types, strict=True):
             end = start + math.prod(shape)
-            leaf = whole[start:end, : len(chunk)].T.reshape(len(chunk), *shape)
+            leaf = whole[start:end, :rows].T.reshape(rows, *shape)
             leaves.append(leaf if kind == np.float32 else leaf.astype(kind))
             start = end
         return jax.tree.unflatten(tree, leaves)

@@ -4,26 +4,27 @@ An idle server computes a request at once. While it computes, what arrives waits
 rows as fill a bucket. Models take turns. A request of more rows than the largest bucket goes in pieces, between which
 others have theirs. What waits is bounded in number and in age.
 
-Two threads: while one judges and encodes a batch, the other computes the next; only one computes at a time.
+The event loop has the device begin, a thread waits for it, the loop judges and encodes: nothing else of Python runs
+beside the loop, for threads that take the interpreter from one another cost more than what they would do meanwhile.
+Only many rows are judged and encoded in the thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from models.calibration import Judgement, judge
 from models.errors import AbstainError
@@ -40,6 +41,8 @@ THREADS = 2
 PARTIAL = object()
 SMALL = 8
 """Buckets up to this cost hardly more than one row."""
+FEW = 32
+"""Rows up to this are judged and encoded in the event loop: a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Job(Generic[T]):
     """A request's rows, and what becomes of them.
 
     Attributes:
-        encode: makes the result of the request's shares, which are in the order of its rows; called in a thread.
+        encode: makes the result of the request's shares, which are in the order of its rows; in the event loop, or a thread.
         taken: how many of its rows have gone into batches.
         shares: by the place of their first row.
     """
@@ -117,8 +120,12 @@ class Piece(NamedTuple):
     stop: int
 
 
+Outcomes = list[tuple[Piece, Any]]
+"""A piece's result: an answer, an error, or that its request lacks other pieces still."""
+
+
 class Batcher:
-    """One worker's queue and its compute. All methods but those that say so belong to the event loop's thread.
+    """One worker's queue, and what is computed of it. Methods that do not say otherwise belong to the event loop.
 
     Args:
         queue: how many requests may wait or be computed.
@@ -132,7 +139,6 @@ class Batcher:
         self._pending = 0
         self._computing = False
         self._waiting: dict[int, deque[Job[Any]]] = {}
-        self._device = threading.Lock()
 
     @contextmanager
     def place(self) -> Generator[None]:
@@ -184,7 +190,7 @@ class Batcher:
             future.set_exception(HTTPError(504, "past its deadline", expected=f"an answer within {self._timeout:g} s"))
 
     def _dispatch(self) -> None:
-        """Hands the next batch to a thread, unless one is being computed: models take turns."""
+        """Begins the next batch, unless one is being computed: models take turns."""
         while not self._computing and self._waiting:
             turn, waiting = next(iter(self._waiting.items()))
             del self._waiting[turn]
@@ -192,8 +198,7 @@ class Batcher:
             if waiting:
                 self._waiting[turn] = waiting
             if batch:
-                self._computing = True
-                self._pool.submit(self._run, batch, asyncio.get_running_loop())
+                self._begin(batch)
 
     def _next_batch(self, waiting: deque[Job[Any]]) -> list[Piece]:
         """Takes pieces of those that wait, whose rows fill a bucket as well as can be; of requests given up, none.
@@ -217,24 +222,39 @@ class Batcher:
         waiting.extend(left)
         return batch
 
-    def _run(self, batch: list[Piece], loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread: computes, lets the next batch be computed, judges, encodes, and settles."""
-        outcomes: list[tuple[Piece, Any]]
+    def _begin(self, batch: list[Piece]) -> None:
+        began = time.perf_counter_ns()
         try:
-            with self._device:
-                prediction = _predicted(batch)
-            loop.call_soon_threadsafe(self._computed)
-            outcomes = _judged(batch, prediction)
-        except BaseException as error:  # Whatever it is, those who wait must hear of it.
-            loop.call_soon_threadsafe(self._computed)
-            outcomes = [(piece, error) for piece in batch]
-        loop.call_soon_threadsafe(self._settle, outcomes)
+            launched = _launched(batch, began)
+        except Exception as error:  # Whatever it is, those who wait must hear of it.
+            self._settle(_failed(batch, error))
+            return
+        self._computing = True
+        self._pool.submit(self._wait, batch, launched, began, asyncio.get_running_loop())
 
-    def _computed(self) -> None:
+    def _wait(self, batch: list[Piece], launched: Array, began: int, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: waits until a batch is computed; what becomes of many rows is made here, of few in the loop."""
+        try:
+            whole = np.asarray(launched)
+        except BaseException as error:
+            loop.call_soon_threadsafe(self._computed, partial(_failed, batch, error))
+            return
+        for piece in batch:
+            piece.job.spent.compute += time.perf_counter_ns() - began
+            piece.job.spent.batches += 1
+        if _rows(batch) <= FEW:
+            loop.call_soon_threadsafe(self._computed, partial(_outcomes, batch, whole))
+        else:
+            loop.call_soon_threadsafe(self._computed)
+            loop.call_soon_threadsafe(self._settle, _outcomes(batch, whole))
+
+    def _computed(self, outcomes: Callable[[], Outcomes] = list) -> None:
+        """Begins the next batch, then settles the last."""
         self._computing = False
         self._dispatch()
+        self._settle(outcomes())
 
-    def _settle(self, outcomes: list[tuple[Piece, Any]]) -> None:
+    def _settle(self, outcomes: Outcomes) -> None:
         """Gives every job that is whole its result, or the error of any piece."""
         for piece, outcome in outcomes:
             future = piece.job.future
@@ -267,27 +287,36 @@ def rows_to_take(waiting: int, buckets: Sequence[int]) -> int:
     return max((bucket for bucket in buckets if bucket <= waiting), default=buckets[0])
 
 
-def _predicted(batch: list[Piece]) -> Prediction:
-    """In a thread: one compiled call for all rows."""
-    began = time.perf_counter_ns()
+def _rows(batch: list[Piece]) -> int:
+    return sum(piece.stop - piece.start for piece in batch)
+
+
+def _launched(batch: list[Piece], began: int) -> Array:
+    """Has one compiled call begin for all rows."""
     for job, start, _ in batch:
         if start == 0:
             job.spent.queue = began - job.submitted
             metrics.QUEUE_SECONDS.observe(job.spent.queue / 1e9)
     live, parts = batch[0].job.live, [piece.job.rows[piece.start : piece.stop] for piece in batch]
-    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    metrics.BATCH_ROWS.labels(live.name, str(live.version)).observe(len(rows))
-    prediction = live.predictor(rows)
-    took = time.perf_counter_ns() - began
-    for piece in batch:
-        piece.job.spent.compute += took
-        piece.job.spent.batches += 1
-    return prediction
+    metrics.BATCH_ROWS.labels(live.name, str(live.version)).observe(_rows(batch))
+    return live.predictor.launch(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
-def _judged(batch: list[Piece], prediction: Prediction) -> list[tuple[Piece, Any]]:
-    """In a thread: every piece's outcome. Those that ask the same of the calibration are judged together."""
-    outcomes: list[tuple[Piece, Any]] = []
+def _outcomes(batch: list[Piece], whole: np.ndarray) -> Outcomes:
+    """What becomes of every piece of a computed batch."""
+    try:
+        return _judged(batch, batch[0].job.live.predictor.read(whole, _rows(batch)))
+    except Exception as error:
+        return _failed(batch, error)
+
+
+def _failed(batch: list[Piece], error: BaseException) -> Outcomes:
+    return [(piece, error) for piece in batch]
+
+
+def _judged(batch: list[Piece], prediction: Prediction) -> Outcomes:
+    """Every piece's outcome. Those that ask the same of the calibration are judged together."""
+    outcomes: Outcomes = []
     live, finite = batch[0].job.live, finite_rows(jax.tree.leaves(prediction))
     places = np.cumsum([0, *(piece.stop - piece.start for piece in batch)]).tolist()
     numbered = sorted(range(len(batch)), key=lambda number: _terms(batch[number]))
@@ -309,7 +338,7 @@ def _terms(piece: Piece) -> tuple[float, float]:
     return piece.job.percentile or 0.0, piece.job.coverage or 0.0
 
 
-def _answered(live: Live, pieces: list[Piece], places: list[int], prediction: Prediction) -> list[tuple[Piece, Any]]:
+def _answered(live: Live, pieces: list[Piece], places: list[int], prediction: Prediction) -> Outcomes:
     """The outcomes of pieces that are judged by the same terms, given where each one's rows begin."""
     sizes = [piece.stop - piece.start for piece in pieces]
     if sum(sizes) < len(prediction.summary.mean):
@@ -322,7 +351,7 @@ def _answered(live: Live, pieces: list[Piece], places: list[int], prediction: Pr
         return [(piece, error) for piece in pieces]
     metrics.record_prediction(live.name, live.version, prediction, judgement)
     answer, end = Answer(live.bundle.manifest.model, prediction, judgement), 0
-    outcomes: list[tuple[Piece, Any]] = []
+    outcomes: Outcomes = []
     for piece, size in zip(pieces, sizes, strict=True):
         outcomes.append((piece, _outcome(piece, Share(answer, slice(end, end + size)))))
         end += size

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -97,7 +97,7 @@ def build_app(settings: Settings, process: Process, traffic: Traffic, serving: S
         content_type = request.headers.get("content-type", "none")
         if content_type != "application/json" and content_type.split(";")[0].strip().lower() != "application/json":
             raise HTTPError(415, "Content-Type", expected="application/json", found=content_type)
-        request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
+        request_id = request.headers.get("x-request-id") or f"{random.getrandbits(128):032x}"
         read = partial(read_predict, serving, settings.max_rows, body)
         with batcher.place():
             asked = read() if len(body) <= LARGE_BODY else await asyncio.to_thread(read)

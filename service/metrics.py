@@ -13,13 +13,17 @@ import jax.monitoring
 import numpy as np
 import prometheus_client as prometheus
 from jaxtyping import Num
-from prometheus_client import multiprocess
+from prometheus_client import multiprocess, values
 
 from models.calibration import Judgement
 from models.predictive import Prediction
 from models.summaries import ClassificationSummary
 
 _MODEL = ("model", "version")
+_WORKER = os.getpid()
+if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    # A worker does not fork: the library need not ask the system for its number whenever it counts.
+    values.ValueClass = values.MultiProcessValue(lambda: _WORKER)
 
 
 class Tally(prometheus.Histogram):

@@ -46,14 +46,29 @@ class Recorder:
         self.name, self.version = "recorder", 1
         self.bundle = SimpleNamespace(calibration=None, manifest=SimpleNamespace(model=None))
 
-    def __call__(self, rows):
-        """The rows themselves; an error where one is below zero."""
+    def launch(self, rows):
+        """The rows themselves, once they are waited for; an error where one is below zero."""
         self.batches.append(rows[:, 0].tolist())
+        return Launched(rows, self.gate)
+
+    def read(self, whole, rows):
+        """What the batcher looks at of a prediction."""
+        assert rows == len(whole)
+        return SimpleNamespace(summary=SimpleNamespace(mean=whole), rows=whole)
+
+
+class Launched:
+    """Rows that are computed until a gate opens."""
+
+    def __init__(self, rows, gate):
+        self.rows, self.gate = rows, gate
+
+    def __array__(self, dtype=None, copy=None):
         if self.gate:
             assert self.gate.wait(20)
-        if (rows < 0).any():
+        if (self.rows < 0).any():
             raise ValueError("below zero")
-        return SimpleNamespace(summary=SimpleNamespace(mean=rows), rows=rows)
+        return self.rows
 
 
 @pytest.fixture(autouse=True)
