@@ -1,7 +1,8 @@
 """Requests → batches → answers: rows of many requests are computed in one call, and nobody's error is a neighbour's.
 
 An idle server computes a request at once. While it computes, what arrives waits, and is then taken together: as many
-rows as fill a bucket. Models take turns. A request of more rows than the largest bucket goes in pieces, between which
+rows as fill a bucket. Where that many wait already the next batch is begun before the last is done, so that the device
+never waits for the loop. Models take turns. A request of more rows than the largest bucket goes in pieces, between which
 others have theirs. What waits is bounded in number and in age.
 
 The event loop has the device begin, a thread waits for it, the loop judges and encodes: nothing else of Python runs
@@ -24,7 +25,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from models.calibration import Judgement, judge
 from models.errors import AbstainError
@@ -41,6 +42,8 @@ THREADS = 2
 PARTIAL = object()
 SMALL = 8
 """Buckets up to this cost hardly more than one row."""
+UNDER_WAY = 2
+"""Batches that a device is told of: the one that it computes, and the next."""
 FEW = 32
 """Rows up to this are judged and encoded in the event loop: a millisecond."""
 
@@ -137,7 +140,7 @@ class Batcher:
         self._queue = queue
         self._timeout = timeout_seconds
         self._pending = 0
-        self._computing = False
+        self._under_way = 0
         self._waiting: dict[int, deque[Job[Any]]] = {}
 
     @contextmanager
@@ -190,9 +193,11 @@ class Batcher:
             future.set_exception(HTTPError(504, "past its deadline", expected=f"an answer within {self._timeout:g} s"))
 
     def _dispatch(self) -> None:
-        """Begins the next batch, unless one is being computed: models take turns."""
-        while not self._computing and self._waiting:
+        """Begins the next batch if none is under way, or if no more than one is and it will not be small: models take turns."""
+        while self._waiting and self._under_way < UNDER_WAY:
             turn, waiting = next(iter(self._waiting.items()))
+            if self._under_way and sum(job.next_rows for job in waiting) < SMALL:
+                return
             del self._waiting[turn]
             batch = self._next_batch(waiting)
             if waiting:
@@ -229,7 +234,7 @@ class Batcher:
         except Exception as error:  # Whatever it is, those who wait must hear of it.
             self._settle(_failed(batch, error))
             return
-        self._computing = True
+        self._under_way += 1
         self._pool.submit(self._wait, batch, launched, began, asyncio.get_running_loop())
 
     def _wait(self, batch: list[Piece], launched: Array, began: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -250,7 +255,7 @@ class Batcher:
 
     def _computed(self, outcomes: Callable[[], Outcomes] = list) -> None:
         """Begins the next batch, then settles the last."""
-        self._computing = False
+        self._under_way -= 1
         self._dispatch()
         self._settle(outcomes())
 
@@ -305,7 +310,9 @@ def _launched(batch: list[Piece], began: int) -> Array:
 def _outcomes(batch: list[Piece], whole: np.ndarray) -> Outcomes:
     """What becomes of every piece of a computed batch."""
     try:
-        return _judged(batch, batch[0].job.live.predictor.read(whole, _rows(batch)))
+        rows = _rows(batch)
+        prediction = batch[0].job.live.predictor.read(whole, rows)
+        return _judged(batch, prediction, finite_rows([whole[:, :rows].T]))
     except Exception as error:
         return _failed(batch, error)
 
@@ -314,10 +321,10 @@ def _failed(batch: list[Piece], error: BaseException) -> Outcomes:
     return [(piece, error) for piece in batch]
 
 
-def _judged(batch: list[Piece], prediction: Prediction) -> Outcomes:
-    """Every piece's outcome. Those that ask the same of the calibration are judged together."""
+def _judged(batch: list[Piece], prediction: Prediction, finite: Bool[np.ndarray, " rows"]) -> Outcomes:
+    """Every piece's outcome, given which rows' predictions are finite. Those that ask the same of the calibration are judged together."""
     outcomes: Outcomes = []
-    live, finite = batch[0].job.live, finite_rows(jax.tree.leaves(prediction))
+    live = batch[0].job.live
     places = np.cumsum([0, *(piece.stop - piece.start for piece in batch)]).tolist()
     numbered = sorted(range(len(batch)), key=lambda number: _terms(batch[number]))
     for _, group in groupby(numbered, key=lambda number: _terms(batch[number])):

@@ -53,8 +53,8 @@ class Recorder:
 
     def read(self, whole, rows):
         """What the batcher looks at of a prediction."""
-        assert rows == len(whole)
-        return SimpleNamespace(summary=SimpleNamespace(mean=whole), rows=whole)
+        assert whole.shape == (1, rows)
+        return SimpleNamespace(summary=SimpleNamespace(mean=whole.T), rows=whole.T)
 
 
 class Launched:
@@ -68,7 +68,7 @@ class Launched:
             assert self.gate.wait(20)
         if (self.rows < 0).any():
             raise ValueError("below zero")
-        return self.rows
+        return self.rows.T
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,6 @@ def judged(monkeypatch):
     monkeypatch.setattr(module, "judge", judge)
     monkeypatch.setattr(module, "finite_rows", finite)
     monkeypatch.setattr(module.metrics, "record_prediction", lambda *_: None)
-    monkeypatch.setattr(module.jax.tree, "leaves", lambda prediction: [prediction.rows])
     monkeypatch.setattr(
         module.jax.tree,
         "map",
@@ -133,6 +132,27 @@ def test_an_idle_server_waits_for_nothing_and_a_busy_one_gathers():
     assert live.batches == [[100], [1, 2, 3, 4]]
 
 
+def test_a_whole_bucket_is_begun_before_the_last_is_done_and_no_more():
+    """The device knows of the batch after this one, if that is not small; of none after that."""
+    live, queue = Recorder((1, 8)), Batcher(99, 20)
+
+    async def story():
+        live.gate = threading.Event()
+        waiting = [asyncio.ensure_future(asked(queue, live, number)) for number in range(8)]
+        await asyncio.sleep(0.05)
+        small = len(live.batches)
+        waiting += [asyncio.ensure_future(asked(queue, live, number)) for number in range(8, 30)]
+        await asyncio.sleep(0.05)
+        whole = len(live.batches)
+        live.gate.set()
+        return small, whole, await asyncio.gather(*waiting)
+
+    small, whole, told = asyncio.run(story())
+    assert (small, whole) == (1, 2)
+    assert live.batches[:2] == [[0], list(range(1, 9))]
+    assert told == [[number] for number in range(30)]
+
+
 def test_an_error_stays_with_its_request():
     """A row that overflows, and a percentile that is refused: neighbours of the same batch are answered."""
     live, queue = Recorder(), Batcher(99, 20)
@@ -166,12 +186,12 @@ def test_what_breaks_the_computation_is_told_to_all_who_wait_and_the_next_is_ans
 
 
 def test_many_rows_go_in_pieces_between_which_others_have_theirs():
-    """Of 20 rows with a largest bucket of 8, a later request of one row does not wait for the last."""
+    """Of 28 rows with a largest bucket of 8, a later request of one row does not wait for the last."""
     live, queue = Recorder((1, 8)), Batcher(99, 20)
-    told = asyncio.run(while_busy(queue, live, asked(queue, live, *range(20)), asked(queue, live, 50)))
-    assert told[1:] == [list(range(20)), [50]]
-    assert live.batches.index([50]) < live.batches.index(list(map(float, range(16, 20))))
-    assert sorted(map(len, live.batches)) == [1, 1, 4, 8, 8]
+    told = asyncio.run(while_busy(queue, live, asked(queue, live, *range(28)), asked(queue, live, 50)))
+    assert told[1:] == [list(range(28)), [50]]
+    assert live.batches.index([50]) < live.batches.index(list(map(float, range(24, 28))))
+    assert sorted(map(len, live.batches)) == [1, 1, 4, 8, 8, 8]
 
 
 def test_models_take_turns():
