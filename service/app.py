@@ -31,6 +31,7 @@ from service.settings import read_settings  # noqa: E402
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from service.drift import DriftWatch
     from service.serving import Serving
 
 SETTINGS = read_settings(os.environ)
@@ -47,6 +48,7 @@ class FrontedService(Service[T_co]):
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Our application, and BentoML's for its life cycle and its description of the API."""
         from service.compilation import keep_compiled  # noqa: PLC0415 - jax must see the environment `arrange` has made
+        from service.drift import DriftWatch  # noqa: PLC0415
         from service.http import build_app  # noqa: PLC0415
         from service.serving import Serving  # noqa: PLC0415
 
@@ -55,11 +57,14 @@ class FrontedService(Service[T_co]):
         logging.getLogger("uvicorn.access").handlers.clear()
         logging.getLogger("uvicorn.access").propagate = False
         serving, traffic = Serving(SETTINGS.store, SETTINGS.devices), Traffic()
-        app = build_app(SETTINGS, PROCESS, traffic, serving, described)
-        return _with_life_cycle(app, described, serving, traffic)
+        watch = DriftWatch(PROCESS)
+        app = build_app(SETTINGS, PROCESS, traffic, serving, described, watch.note)
+        return _with_life_cycle(app, described, serving, traffic, watch)
 
 
-def _with_life_cycle(app: ASGIApp, described: ASGIApp, serving: Serving, traffic: Traffic) -> ASGIApp:
+def _with_life_cycle(
+    app: ASGIApp, described: ASGIApp, serving: Serving, traffic: Traffic, watch: DriftWatch
+) -> ASGIApp:
     """HTTP to `app`, BentoML's life cycle to BentoML; models load in a thread while `/livez` already answers."""
 
     def start() -> None:
@@ -70,6 +75,7 @@ def _with_life_cycle(app: ASGIApp, described: ASGIApp, serving: Serving, traffic
         drain_on_stop(PROCESS, traffic, SETTINGS.grace_seconds)
         end_with_main(PROCESS)
         count_compiles()
+        watch.start()
         threading.Thread(
             target=serving.load_all, kwargs={"on_ready": PROCESS.say_ready}, name="load", daemon=True
         ).start()

@@ -123,6 +123,7 @@ class Piece(NamedTuple):
     stop: int
 
 
+Judged = Callable[[Live, Judgement], None]
 Outcomes = list[tuple[Piece, Any]]
 """A piece's result: an answer, an error, or that its request lacks other pieces still."""
 
@@ -133,12 +134,14 @@ class Batcher:
     Args:
         queue: how many requests may wait or be computed.
         timeout_seconds: how long one may take.
+        judged: is told of everything that has been judged.
     """
 
-    def __init__(self, queue: int, timeout_seconds: float) -> None:
+    def __init__(self, queue: int, timeout_seconds: float, judged: Judged) -> None:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="compute")
         self._queue = queue
         self._timeout = timeout_seconds
+        self._judged = judged
         self._pending = 0
         self._under_way = 0
         self._waiting: dict[int, deque[Job[Any]]] = {}
@@ -248,10 +251,10 @@ class Batcher:
             piece.job.spent.compute += time.perf_counter_ns() - began
             piece.job.spent.batches += 1
         if _rows(batch) <= FEW:
-            loop.call_soon_threadsafe(self._computed, partial(_outcomes, batch, whole))
+            loop.call_soon_threadsafe(self._computed, partial(_outcomes, batch, whole, self._judged))
         else:
             loop.call_soon_threadsafe(self._computed)
-            loop.call_soon_threadsafe(self._settle, _outcomes(batch, whole))
+            loop.call_soon_threadsafe(self._settle, _outcomes(batch, whole, self._judged))
 
     def _computed(self, outcomes: Callable[[], Outcomes] = list) -> None:
         """Begins the next batch, then settles the last."""
@@ -307,12 +310,12 @@ def _launched(batch: list[Piece], began: int) -> Array:
     return live.predictor.launch(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
-def _outcomes(batch: list[Piece], whole: np.ndarray) -> Outcomes:
+def _outcomes(batch: list[Piece], whole: np.ndarray, judged: Judged) -> Outcomes:
     """What becomes of every piece of a computed batch."""
     try:
         rows = _rows(batch)
         prediction = batch[0].job.live.predictor.read(whole, rows)
-        return _judged(batch, prediction, finite_rows([whole[:, :rows].T]))
+        return _judged(batch, prediction, finite_rows([whole[:, :rows].T]), judged)
     except Exception as error:
         return _failed(batch, error)
 
@@ -321,8 +324,8 @@ def _failed(batch: list[Piece], error: BaseException) -> Outcomes:
     return [(piece, error) for piece in batch]
 
 
-def _judged(batch: list[Piece], prediction: Prediction, finite: Bool[np.ndarray, " rows"]) -> Outcomes:
-    """Every piece's outcome, given which rows' predictions are finite. Those that ask the same of the calibration are judged together."""
+def _judged(batch: list[Piece], prediction: Prediction, finite: Bool[np.ndarray, " rows"], judged: Judged) -> Outcomes:
+    """Every piece's outcome, given which rows' predictions are finite; those that ask the same are judged together."""
     outcomes: Outcomes = []
     live = batch[0].job.live
     places = np.cumsum([0, *(piece.stop - piece.start for piece in batch)]).tolist()
@@ -336,7 +339,8 @@ def _judged(batch: list[Piece], prediction: Prediction, finite: Bool[np.ndarray,
             else:
                 outcomes.append((batch[number], overflow(batch[number].start + int(np.argmin(own)))))
         if sound:
-            outcomes += _answered(live, [batch[number] for number in sound], [places[n] for n in sound], prediction)
+            pieces = [batch[number] for number in sound]
+            outcomes += _answered(live, pieces, [places[number] for number in sound], prediction, judged)
     return outcomes
 
 
@@ -345,7 +349,7 @@ def _terms(piece: Piece) -> tuple[float, float]:
     return piece.job.percentile or 0.0, piece.job.coverage or 0.0
 
 
-def _answered(live: Live, pieces: list[Piece], places: list[int], prediction: Prediction) -> Outcomes:
+def _answered(live: Live, pieces: list[Piece], places: list[int], prediction: Prediction, judged: Judged) -> Outcomes:
     """The outcomes of pieces that are judged by the same terms, given where each one's rows begin."""
     sizes = [piece.stop - piece.start for piece in pieces]
     if sum(sizes) < len(prediction.summary.mean):
@@ -357,6 +361,7 @@ def _answered(live: Live, pieces: list[Piece], places: list[int], prediction: Pr
     except AbstainError as error:
         return [(piece, error) for piece in pieces]
     metrics.record_prediction(live.name, live.version, prediction, judgement)
+    judged(live, judgement)
     answer, end = Answer(live.bundle.manifest.model, prediction, judgement), 0
     outcomes: Outcomes = []
     for piece, size in zip(pieces, sizes, strict=True):

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import AbstainError
 from service import answers, metrics, open_inference
-from service.batcher import Batcher, Share
+from service.batcher import Batcher, Judged, Share
 from service.errors import HTTPError, status_of
 from service.process import Process, Traffic
 from service.schemas import PredictRequest, check_rows, parse_predict
@@ -82,13 +82,21 @@ def encode_predict(asked: Asked, request_id: str, shares: list[Share]) -> bytes:
     )
 
 
-def build_app(settings: Settings, process: Process, traffic: Traffic, serving: Serving, described: ASGIApp) -> ASGIApp:
+def build_app(
+    settings: Settings,
+    process: Process,
+    traffic: Traffic,
+    serving: Serving,
+    described: ASGIApp,
+    judged: Judged,
+) -> ASGIApp:
     """The application of one worker.
 
     Args:
+        judged: is told of everything that has been judged.
         described: answers `/schema.json` and `/docs.json`; BentoML's own application.
     """
-    batcher = Batcher(settings.queue, settings.timeout_seconds)
+    batcher = Batcher(settings.queue, settings.timeout_seconds, judged)
 
     async def predict(request: Request) -> Response:
         if traffic.draining:
@@ -123,6 +131,8 @@ def build_app(settings: Settings, process: Process, traffic: Traffic, serving: S
         return _json(await asyncio.to_thread(serving.listing))
 
     async def show_metrics(_: Request) -> Response:
+        metrics.WORKERS.set(process.workers)
+        metrics.WORKERS_READY.set(0 if traffic.draining else process.ready_workers())
         return Response(await asyncio.to_thread(metrics.exposition), media_type=metrics.CONTENT_TYPE)
 
     engine = open_inference.Engine(serving, batcher, process)

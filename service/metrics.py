@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from itertools import compress
+from pathlib import Path
 
 import jax.monitoring
 import numpy as np
@@ -72,6 +73,58 @@ MODEL_INFO = prometheus.Gauge(
     "abstain_model_info", "1 for every version served", [*_MODEL, "digest", "method", "draws"], multiprocess_mode="max"
 )
 MODEL_LOADS = prometheus.Counter("abstain_model_loads_total", "Versions loaded, or not", [*_MODEL, "outcome"])
+WORKERS = prometheus.Gauge("abstain_workers", "Workers that there should be", multiprocess_mode="mostrecent")
+WORKERS_READY = prometheus.Gauge(
+    "abstain_workers_ready", "Workers that have loaded every served version", multiprocess_mode="mostrecent"
+)
+WORKER_MEMORY = prometheus.Gauge(
+    "abstain_worker_memory_bytes", "Resident memory of a worker", ["worker"], multiprocess_mode="livemostrecent"
+)
+WORKER_CPU = prometheus.Gauge(
+    "abstain_worker_cpu_seconds",
+    "Processor time that a worker has used since its start",
+    ["worker"],
+    multiprocess_mode="livemostrecent",
+)
+
+# Of several workers the worst is shown; of dead ones only that something was crossed.
+_SCORE = [*_MODEL, "score"]
+DRIFT_MARTINGALE = prometheus.Gauge(
+    "abstain_drift_log_martingale",
+    "Logarithm of the test martingale against exchangeability with the calibration split, nats",
+    _SCORE,
+    multiprocess_mode="livemax",
+)
+DRIFT_LEVEL = prometheus.Gauge(
+    "abstain_drift_alarm_level",
+    "What the log martingale must reach for an alarm, nats",
+    _SCORE,
+    multiprocess_mode="livemax",
+)
+DRIFT_CROSSED = prometheus.Gauge(
+    "abstain_drift_crossed_timestamp_seconds",
+    "When the log martingale was last at its level, in seconds since 1970; 0 for never",
+    _SCORE,
+    multiprocess_mode="max",
+)
+DRIFT_ROWS = prometheus.Gauge(
+    "abstain_drift_rows", "Rows that the martingales have seen in this epoch", _MODEL, multiprocess_mode="livesum"
+)
+DRIFT_KS = prometheus.Gauge(
+    "abstain_drift_ks",
+    "Two-sample Kolmogorov–Smirnov statistic of the last rows against the calibration split",
+    _SCORE,
+    multiprocess_mode="livemax",
+)
+DRIFT_KS_P = prometheus.Gauge(
+    "abstain_drift_ks_p_value", "Its p-value, of one look", _SCORE, multiprocess_mode="livemin"
+)
+DRIFT_PSI = prometheus.Gauge(
+    "abstain_drift_psi",
+    "Population stability index of the last rows against the calibration split, nats",
+    _SCORE,
+    multiprocess_mode="livemax",
+)
 
 CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 
@@ -90,9 +143,18 @@ def exposition() -> bytes:
     """The metrics of all workers, in Prometheus's text format."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return prometheus.generate_latest()
+    _forget_the_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     registry = prometheus.CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return prometheus.generate_latest(registry)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Takes away the gauges of workers that are gone, but for those that are to outlive them."""
+    for file in folder.glob("gauge_live*_*.db"):
+        worker = file.stem.rsplit("_", 1)[1]
+        if not Path(f"/proc/{worker}").exists():
+            multiprocess.mark_process_dead(worker)  # type: ignore[no-untyped-call]
 
 
 def record_prediction(name: str, version: int, prediction: Prediction, judgement: Judgement) -> None:

@@ -93,6 +93,10 @@ def judged(monkeypatch):
     )
 
 
+def unheard(*_):
+    """Nobody watches what is judged."""
+
+
 def numbers(*values):
     """Rows of one feature."""
     return np.array(values, np.float32)[:, None]
@@ -126,7 +130,7 @@ async def while_busy(queue, live, *requests):
 
 def test_an_idle_server_waits_for_nothing_and_a_busy_one_gathers():
     """The first is computed alone, what arrives meanwhile together; each gets its own rows."""
-    live, queue = Recorder(), Batcher(99, 20)
+    live, queue = Recorder(), Batcher(99, 20, unheard)
     told = asyncio.run(while_busy(queue, live, asked(queue, live, 1), asked(queue, live, 2, 3), asked(queue, live, 4)))
     assert told == [[100], [1], [2, 3], [4]]
     assert live.batches == [[100], [1, 2, 3, 4]]
@@ -134,7 +138,7 @@ def test_an_idle_server_waits_for_nothing_and_a_busy_one_gathers():
 
 def test_a_whole_bucket_is_begun_before_the_last_is_done_and_no_more():
     """The device knows of the batch after this one, if that is not small; of none after that."""
-    live, queue = Recorder((1, 8)), Batcher(99, 20)
+    live, queue = Recorder((1, 8)), Batcher(99, 20, unheard)
 
     async def story():
         live.gate = threading.Event()
@@ -155,7 +159,7 @@ def test_a_whole_bucket_is_begun_before_the_last_is_done_and_no_more():
 
 def test_an_error_stays_with_its_request():
     """A row that overflows, and a percentile that is refused: neighbours of the same batch are answered."""
-    live, queue = Recorder(), Batcher(99, 20)
+    live, queue = Recorder(), Batcher(99, 20, unheard)
     told = asyncio.run(
         while_busy(
             queue,
@@ -174,7 +178,7 @@ def test_an_error_stays_with_its_request():
 
 def test_what_breaks_the_computation_is_told_to_all_who_wait_and_the_next_is_answered():
     """And the queue is empty afterwards."""
-    live, queue = Recorder(), Batcher(3, 20)
+    live, queue = Recorder(), Batcher(3, 20, unheard)
 
     async def story():
         told = await while_busy(queue, live, asked(queue, live, -1), asked(queue, live, 2))
@@ -187,7 +191,7 @@ def test_what_breaks_the_computation_is_told_to_all_who_wait_and_the_next_is_ans
 
 def test_many_rows_go_in_pieces_between_which_others_have_theirs():
     """Of 28 rows with a largest bucket of 8, a later request of one row does not wait for the last."""
-    live, queue = Recorder((1, 8)), Batcher(99, 20)
+    live, queue = Recorder((1, 8)), Batcher(99, 20, unheard)
     told = asyncio.run(while_busy(queue, live, asked(queue, live, *range(28)), asked(queue, live, 50)))
     assert told[1:] == [list(range(28)), [50]]
     assert live.batches.index([50]) < live.batches.index(list(map(float, range(24, 28))))
@@ -196,7 +200,7 @@ def test_many_rows_go_in_pieces_between_which_others_have_theirs():
 
 def test_models_take_turns():
     """What waits for one model is not behind all that waits for another."""
-    one, other, queue = Recorder((1,)), Recorder((1,)), Batcher(99, 20)
+    one, other, queue = Recorder((1,)), Recorder((1,)), Batcher(99, 20, unheard)
     order = []
     one.batches = other.batches = order
     asyncio.run(
@@ -207,7 +211,7 @@ def test_models_take_turns():
 
 def test_a_full_queue_and_a_deadline():
     """429 at once; 504 when it is time, and what was not begun is never computed."""
-    live, queue = Recorder(), Batcher(2, 0.2)
+    live, queue = Recorder(), Batcher(2, 0.2, unheard)
 
     async def story():
         live.gate = threading.Event()
@@ -228,7 +232,7 @@ def test_a_full_queue_and_a_deadline():
 
 def test_who_goes_away_is_not_computed():
     """A request whose client is gone before its turn takes no room in a batch."""
-    live, queue = Recorder(), Batcher(9, 20)
+    live, queue = Recorder(), Batcher(9, 20, unheard)
 
     async def story():
         live.gate = threading.Event()

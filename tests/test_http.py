@@ -556,7 +556,7 @@ def broken(store):
     async def described(*_) -> None:
         raise RuntimeError("a secret of the server")
 
-    app = build_app(Settings(store=store), Process(1, 1, store), Traffic(), Serving(store), described)
+    app = build_app(Settings(store=store), Process(1, 1, store), Traffic(), Serving(store), described, lambda *_: None)
     config = uvicorn.Config(app, port=0, log_level="critical")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import httpx
@@ -26,6 +28,17 @@ CONTRACT = {
     "abstain_compiles_total": ("counter", set()),
     "abstain_model_info": ("gauge", MODEL | {"digest", "method", "draws"}),
     "abstain_model_loads_total": ("counter", MODEL | {"outcome"}),
+    "abstain_drift_log_martingale": ("gauge", MODEL | {"score"}),
+    "abstain_drift_alarm_level": ("gauge", MODEL | {"score"}),
+    "abstain_drift_crossed_timestamp_seconds": ("gauge", MODEL | {"score"}),
+    "abstain_drift_rows": ("gauge", MODEL),
+    "abstain_drift_ks": ("gauge", MODEL | {"score"}),
+    "abstain_drift_ks_p_value": ("gauge", MODEL | {"score"}),
+    "abstain_drift_psi": ("gauge", MODEL | {"score"}),
+    "abstain_workers": ("gauge", set()),
+    "abstain_workers_ready": ("gauge", set()),
+    "abstain_worker_memory_bytes": ("gauge", {"worker"}),
+    "abstain_worker_cpu_seconds": ("gauge", {"worker"}),
 }
 OF_A_MODEL = {
     place + what
@@ -66,6 +79,14 @@ def of(samples: dict[Sample, float], name: str, **labels: str) -> float:
     return sum(value for (found, has), value in samples.items() if found == name and set(labels.items()) <= has)
 
 
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Waits for a condition, and asserts it."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert condition()
+
+
 def ask(server: Server, rows: np.ndarray, model: str, **more) -> httpx.Response:
     """The answer over a new connection."""
     return httpx.post(f"{server.url}/predict", json={"inputs": rows.tolist(), "model": model, **more}, timeout=60)
@@ -98,6 +119,7 @@ def asked(server, noise) -> None:
 @pytest.mark.usefixtures("asked")
 def test_the_metrics_are_those_of_the_contract(server):
     """Each by its name, its type and its labels; and none that is not documented."""
+    until(lambda: of(read(server), "abstain_drift_rows", model="wave") > 0)
     families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
     found = {}
     for family in families:

@@ -1,0 +1,222 @@
+"""Drift: ranks that are uniform, bets that are fair, alarms that are rarely false; and what a server tells of it."""
+
+import math
+import time
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from models import drift
+from service.drift import ALPHA, MOST_ROWS
+from tests.conftest import CONFIGS, start_server, stop_server
+from tests.test_metrics import ask, of, read, until
+from training.config import read_config
+from training.fit import load_dataset
+
+LEVEL = math.log(100)
+
+
+def followed(calibration, stream, seed=0, together=drift.TOGETHER):
+    """The watch after each part of a stream of one score."""
+    random, watch, place = np.random.default_rng(seed), drift.begin(calibration[None]), 0
+    while place < len(stream):
+        part = stream[None, place : place + min(drift.room(watch), together)]
+        watch = drift.watched(watch, part, random.random(part.shape))
+        place += part.shape[1]
+        yield watch
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=12),
+    st.lists(st.integers(0, 4), min_size=1, max_size=12),
+    st.integers(0, 99),
+)
+def test_online_ranks_are_what_they_are_called(known, values, seed):
+    """Of all that came before and itself: those that are greater, and a random part of the equals."""
+    ties = np.random.default_rng(seed).random(len(values))
+    found = drift.online_ranks(np.sort(np.array(known, float)), np.array(values, float), ties)
+    for place, (value, tie) in enumerate(zip(values, ties, strict=True)):
+        among = [*known, *values[: place + 1]]
+        greater, equal = sum(other > value for other in among), among.count(value)
+        assert found[place] == pytest.approx((greater + tie * equal) / len(among))
+
+
+@pytest.mark.parametrize("steps", [None, 7])
+def test_ranks_of_exchangeable_rows_are_uniform_and_independent(steps):
+    """With ties as without; the ranks among the calibration split alone would be neither."""
+    random = np.random.default_rng(0)
+    ranks = []
+    for _ in range(300):
+        values = random.exponential(size=80)
+        values = values if steps is None else np.floor(values * steps)
+        ranks.append(drift.online_ranks(np.sort(values[:30]), values[30:], random.random(50)))
+    assert stats.kstest(np.concatenate(ranks), "uniform").pvalue > 1e-3
+    between = np.corrcoef(np.array(ranks).T)[np.triu_indices(50, 1)]
+    assert abs(between.mean()) < 4 / math.sqrt(300 * len(between))
+
+
+def test_every_bet_is_fair():
+    """From any state the martingale's mean over a uniform rank is what it is: no more is to be won by chance."""
+    random = np.random.default_rng(1)
+    for rows, skewed in ((0, 1.0), (700, 1.0), (1_500, 0.5), (3_250, 2.0)):
+        watch = drift.begin(random.exponential(size=(1, 50)))
+        for _ in range(rows // 250):
+            watch = drift.watched(watch, random.exponential(skewed, size=(1, 250)), random.random((1, 250)))
+        now = drift.log_martingale(watch)[0]
+        shares = np.diff(drift.EDGES)
+        after = [
+            drift.log_martingale(watch._replace(counts=watch.counts + chosen))[0]
+            for chosen in np.eye(len(shares), dtype=int)
+        ]
+        assert (shares * np.exp(np.array(after) - now)).sum() == pytest.approx(1, rel=1e-9)
+
+
+def test_the_closed_form_is_the_bets_one_after_another():
+    """A mixture of gamblers, each of whom stakes by the shares that he has seen since he began."""
+    stream = np.random.default_rng(2).exponential(1.5, size=2_300)
+    calibration = np.random.default_rng(3).exponential(size=400)
+    watch = drift.begin(calibration[None])
+    ties = np.random.default_rng(4).random(len(stream))
+    shares = np.diff(drift.EDGES)
+    bets = drift.EPOCH // drift.EVERY
+    seen = np.zeros((bets, len(shares)))
+    wealth = np.array([drift.FIRST_WEIGHT, *[(1 - drift.FIRST_WEIGHT) / (bets - 1)] * (bets - 1)])
+    before = np.sort(calibration)
+    for row, (value, tie) in enumerate(zip(stream, ties, strict=True)):
+        rank = drift.online_ranks(before, np.array([value]), np.array([tie]))[0]
+        chosen = int(np.searchsorted(drift.EDGES[1:-1], rank, side="right"))
+        begun = np.arange(bets) * drift.EVERY <= row
+        stakes = (seen + drift.CONCENTRATION * shares) / (seen.sum(1, keepdims=True) + drift.CONCENTRATION)
+        wealth *= np.where(begun, stakes[:, chosen] / shares[chosen], 1)
+        seen[begun, chosen] += 1
+        before = np.sort(np.append(before, value))
+    place = 0
+    while place < len(stream):
+        end = min(len(stream), place + drift.room(watch))
+        watch = drift.watched(watch, stream[None, place:end], ties[None, place:end])
+        place = end
+    assert drift.log_martingale(watch)[0] == pytest.approx(math.log(wealth.sum()), rel=1e-9)
+
+
+def test_false_alarms_are_as_rare_as_is_said():
+    """Of 500 exchangeable streams of 10,000 rows, each with a fresh split of 1,000, at 1 %: within the binomial's error."""
+    alarms = 0
+    for seed in range(500):
+        random = np.random.default_rng(seed)
+        calibration, stream = random.exponential(size=1_000), random.exponential(size=10_000)
+        alarms += any(drift.log_martingale(watch)[0] >= LEVEL for watch in followed(calibration, stream, seed))
+    assert alarms <= stats.binom.ppf(0.999, 500, 0.01)
+
+
+@pytest.mark.parametrize("ordinary", [0, 5_000])
+def test_one_strange_row_in_twenty_is_heard(ordinary):
+    """Whether it is so from the start or after thousands of ordinary rows."""
+    delays = []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        stream = random.exponential(size=ordinary + 4_000)
+        strange = (np.arange(len(stream)) >= ordinary) & (random.random(len(stream)) < 0.05)
+        stream[strange] += 5
+        heard = [
+            watch.rows
+            for watch in followed(random.exponential(size=5_000), stream, seed, 50)
+            if drift.log_martingale(watch)[0] >= LEVEL
+        ]
+        delays.append(heard[0] - ordinary if heard else math.inf)
+    assert 0 < np.median(delays) < 600
+
+
+def test_all_epochs_streams_and_scores_share_one_probability():
+    """The sum of 1/level over all of them is the probability that was asked for."""
+    total = sum(15 * math.exp(-drift.alarm_level(0.01, 15, epoch)) for epoch in range(1, 100_001))
+    assert 0.0099 < total < 0.01
+
+
+def test_an_epoch_ends_and_its_parts_do_not_change_it():
+    """There is never room beyond its end; and what is remembered is the same however rows come."""
+    random = np.random.default_rng(5)
+    calibration, stream = random.exponential(size=100), random.exponential(size=drift.EPOCH)
+    *_, last = followed(calibration, stream)
+    assert (last.rows, drift.room(last), len(last.begun)) == (drift.EPOCH, 0, drift.EPOCH // drift.EVERY)
+    assert last.counts.sum() == drift.EPOCH
+    np.testing.assert_array_equal(last.ranked[0], np.sort(np.concatenate([calibration, stream])))
+
+
+@pytest.mark.parametrize(("rows", "window"), [(1_000, 1_000), (5_000, 300), (40, 25), (1_000, 40)])
+def test_kolmogorov_smirnov_is_scipys(rows, window):
+    """The statistic exactly; the p-value, which is asymptotic, nearly."""
+    random = np.random.default_rng(rows + window)
+    for shift in (0.0, 0.1, 3.0):
+        known, latest = np.sort(random.normal(size=rows)), random.normal(shift, size=window)
+        statistic, p_value = drift.kolmogorov_smirnov(known, latest)
+        expected = stats.ks_2samp(known, latest, method="exact" if rows < 100 else "asymp")
+        assert statistic == pytest.approx(expected.statistic, abs=1e-12)
+        assert p_value == pytest.approx(expected.pvalue, abs=0.03)
+
+
+def test_the_stability_index_is_what_people_expect():
+    """About 0 of the same, Σ (q − p) ln(q/p) over deciles else, and finite where a decile is empty or all values tie."""
+    known = np.sort(np.random.default_rng(0).normal(size=5_000))
+    assert drift.stability_index(known, known) == pytest.approx(0, abs=1e-3)
+    moved = known + 1
+    shares = np.histogram(moved, [-np.inf, *np.quantile(known, np.arange(1, 10) / 10), np.inf])[0] / len(moved)
+    expected = ((shares - 0.1) * np.log(np.maximum(shares, 1e-9) / 0.1)).sum()
+    assert drift.stability_index(known, moved) == pytest.approx(expected, rel=0.02)
+    assert 0 < drift.stability_index(known, np.full(5, 1e9)) < math.inf
+    assert drift.stability_index(np.zeros(900), np.zeros(400)) == pytest.approx(0, abs=1e-3)
+
+
+@pytest.fixture
+def own_server(store, tmp_path):
+    """A server that nobody else asks."""
+    server = start_server(store, tmp_path)
+    yield server
+    stop_server(server)
+
+
+def test_a_server_hears_strange_rows_and_not_familiar_ones(own_server, digits):
+    """Digits of the test part do not cross the level; letters' worth of noise does, and the time is told."""
+    rows = load_dataset(read_config(CONFIGS / "digits-vi.toml"), None).test.x
+    model = {"model": "digits", "version": "1"}
+    for start in range(0, len(rows), 50):
+        ask(own_server, rows[start : start + 50], "digits")
+    until(lambda: of(read(own_server), "abstain_drift_rows", **model) == len(rows))
+    quiet = read(own_server)
+    scores = {dict(labels)["score"] for name, labels in quiet if name == "abstain_drift_log_martingale"}
+    assert scores == set(digits.calibration.all_scores)
+    assert of(quiet, "abstain_drift_crossed_timestamp_seconds", **model) == 0
+    level = of(quiet, "abstain_drift_alarm_level", **model, score=digits.calibration.decision.name)
+    assert level == pytest.approx(drift.alarm_level(ALPHA, len(scores), 1))
+
+    noise = np.random.default_rng(1).integers(0, 17, (400, *rows.shape[1:]))
+    began = time.time()
+    for start in range(0, len(noise), 50):
+        ask(own_server, noise[start : start + 50], "digits")
+    until(lambda: of(read(own_server), "abstain_drift_rows", **model) == len(rows) + len(noise))
+    loud, decides = read(own_server), {**model, "score": digits.calibration.decision.name}
+    assert of(loud, "abstain_drift_log_martingale", **decides) >= level
+    assert began <= of(loud, "abstain_drift_crossed_timestamp_seconds", **decides) <= time.time()
+    assert of(loud, "abstain_drift_psi", **decides) > of(quiet, "abstain_drift_psi", **decides)
+    assert of(loud, "abstain_drift_ks_p_value", **decides) < 1e-6
+
+
+def test_a_flood_is_watched_in_part_and_answered_whole(own_server):
+    """Rows beyond what a look takes are not watched; all are answered, and the epoch goes on."""
+    rows = np.random.default_rng(0).integers(0, 17, (3 * MOST_ROWS, 64))
+    answer = ask(own_server, rows, "digits", fields=["reject"])
+    assert len(answer.json()["predictions"]) == len(rows)
+    until(lambda: of(read(own_server), "abstain_drift_rows", model="digits") > 0)
+    assert httpx.get(f"{own_server.url}/readyz").status_code == 200
+    assert of(read(own_server), "abstain_drift_rows", model="digits") < len(rows)
+
+
+def test_a_worker_tells_its_memory_and_time(own_server):
+    """By its place among the workers."""
+    until(lambda: of(read(own_server), "abstain_worker_cpu_seconds", worker="1") > 0)
+    samples = read(own_server)
+    assert 1e8 < of(samples, "abstain_worker_memory_bytes", worker="1") < 1e10
+    assert (of(samples, "abstain_workers"), of(samples, "abstain_workers_ready")) == (1, 1)
