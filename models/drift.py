@@ -32,7 +32,7 @@ CONCENTRATION = 100.0
 """Of the Dirichlet prior, in rows: how many it takes to be unlearnt."""
 EPOCH = 20_000
 EVERY = 1_000
-TOGETHER = 256
+TOGETHER = 128
 """Rows that are ranked at a time, after which the martingale is looked at."""
 WINDOW = 1_000
 PARTS = 10

@@ -29,7 +29,7 @@ ALPHA = 0.01
 """The probability that a version's watch ever alarms falsely."""
 SECONDS = 1.0
 """Between two looks."""
-MOST_ROWS = 2_048
+MOST_ROWS = 1_024
 """Of one look; what comes beyond is not watched, whatever it is."""
 
 
@@ -61,9 +61,11 @@ class VersionWatch:
             metrics.DRIFT_CROSSED.labels(*self._model, name).set(0)
         self._tell()
 
-    def saw(self, judgement: Judgement) -> int:
-        """Takes in what was judged; how many rows that were."""
-        values = np.stack([judgement.scores[name].value for name in self._scores])
+    def saw(self, judgements: list[Judgement]) -> None:
+        """Takes in what was judged, in its order."""
+        values = np.stack(
+            [np.concatenate([judgement.scores[name].value for judgement in judgements]) for name in self._scores]
+        )
         self._window = np.concatenate([self._window, values], axis=1)[:, -drift.WINDOW :]
         place = 0
         while place < values.shape[1]:
@@ -75,7 +77,6 @@ class VersionWatch:
                 self._epoch += 1
                 self._watch = drift.begin(self._calibration)
             place = end
-        return values.shape[1]
 
     def tell(self) -> None:
         """Sets the gauges."""
@@ -135,16 +136,16 @@ class DriftWatch:
         _tell_resources(self._process.index or 0)
 
     def _look(self) -> None:
-        told: set[tuple[str, int]] = set()
         self._rows = 0
+        judged: dict[tuple[str, int], list[Judgement]] = {}
         while self._seen:
             live, judgement = self._seen.popleft()
             key = live.name, live.version
             if key not in self._versions:
                 self._versions[key] = VersionWatch(live, self._process.workers)
-            self._versions[key].saw(judgement)
-            told.add(key)
-        for key in told:
+            judged.setdefault(key, []).append(judgement)
+        for key, judgements in judged.items():
+            self._versions[key].saw(judgements)
             self._versions[key].tell()
 
 

@@ -207,7 +207,11 @@ class Serving:
 
 
 def _return_memory() -> None:
-    """Gives back what compilation took and the allocator keeps: some 100 MB a program."""
+    """Gives back what compilation took and the allocator keeps: some 100 MB a program.
+
+    What is alive now stays: the collector, which holds everything up for a tenth of a second to go through it, need not.
+    """
     gc.collect()
+    gc.freeze()
     with contextlib.suppress(AttributeError, OSError):  # The C library is another than glibc.
         ctypes.CDLL(None).malloc_trim(0)
