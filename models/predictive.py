@@ -61,6 +61,14 @@ class Prediction(NamedTuple):
     farthest: Int[Array, " batch"] | None = None
 
 
+class Form(NamedTuple):
+    """A prediction's leaves: their shapes behind the batch, their types, and the tree that they are of."""
+
+    shapes: list[tuple[int, ...]]
+    types: list[np.dtype[Any]]
+    tree: Any
+
+
 def predict_draw(model: Model, draw: Draws, x: Float[Array, "..."]) -> Float[Array, " parts"]:
     """What ONE draw predicts for ONE row: log probabilities `[classes]`, or `[mean, variance]` on the fit's scale."""
     outputs: Any = model.module.apply({"params": draw["network"]}, transform(model.preprocessing, x))
@@ -252,19 +260,14 @@ class Predictor:
         self._recalibration = recalibration
         self._packed = self._placed(pack(members_first(posterior.draws, densities)), P(DRAWS))
         self._densities = self._placed(densities, P())
-        self._form = self._result_form()
         # Compilation leaves Python, and so can be done side by side; but each takes some 100 MB while it lasts.
         with ThreadPoolExecutor(COMPILING) as pool:
-            self._executables = dict(zip(buckets, pool.map(self._compile, buckets), strict=True))
+            compiled = list(pool.map(self._compile, buckets))
+        self._form = compiled[0][1]
+        self._executables = {bucket: call for bucket, (call, _) in zip(buckets, compiled, strict=True)}
 
     def _placed(self, tree: Any, spec: P) -> Any:
         return jax.device_put(tree, None if self._mesh is None else NamedSharding(self._mesh, spec))
-
-    def _result_form(self) -> tuple[list[tuple[int, ...]], list[np.dtype[Any]], Any]:
-        """Shapes behind the batch, types and structure of a prediction."""
-        form: Any = jax.eval_shape(self._predict, self._packed, self._rows(8), self._densities)
-        leaves, tree = cast("tuple[list[Any], Any]", jax.tree.flatten(form))
-        return [leaf.shape[1:] for leaf in leaves], [leaf.dtype for leaf in leaves], tree
 
     def _rows(self, bucket: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((bucket, *self.model.feature_shape), jnp.float32)
@@ -272,8 +275,8 @@ class Predictor:
     def _predict(self, packed: Draws, rows: Array, densities: Densities | None) -> Prediction:
         return predict_packed(self.model, packed, rows, densities, self._recalibration, self._mesh)
 
-    def _compile(self, bucket: int) -> Callable[[Draws, np.ndarray, Densities | None], Array]:
-        """From padded rows to one array `[parts, bucket]`: one thing to fetch, and not thirty.
+    def _compile(self, bucket: int) -> tuple[Callable[[Draws, np.ndarray, Densities | None], Array], Form]:
+        """From padded rows to one array `[parts, bucket]`: one thing to fetch, and not thirty; and what is in it.
 
         In two programs: computed while it is joined, a number would be rounded by its place in the array.
         """
@@ -281,7 +284,9 @@ class Predictor:
         compiled = predict.compile()
         placed = jax.tree.map(_placed_alike, predict.out_info, compiled.output_shardings)
         joined = jax.jit(_joined).lower(placed).compile()
-        return lambda packed, rows, densities: joined(compiled(packed, rows, densities))
+        leaves, tree = cast("tuple[list[Any], Any]", jax.tree.flatten(placed))
+        form = Form([leaf.shape[1:] for leaf in leaves], [leaf.dtype for leaf in leaves], tree)
+        return lambda packed, rows, densities: joined(compiled(packed, rows, densities)), form
 
     def __call__(self, rows: Num[np.ndarray, "rows ..."]) -> Prediction:
         """The prediction for any number of rows (at least one), with numpy leaves."""
@@ -306,15 +311,14 @@ class Predictor:
 
     def read(self, whole: Float[np.ndarray, "parts bucket"], rows: int) -> Prediction:
         """The prediction of the first rows, of what was launched."""
-        shapes, types, tree = self._form
         leaves: list[np.ndarray] = []
         start = 0
-        for shape, kind in zip(shapes, types, strict=True):
+        for shape, kind in zip(self._form.shapes, self._form.types, strict=True):
             end = start + math.prod(shape)
             leaf = whole[start:end, :rows].T.reshape(rows, *shape)
             leaves.append(leaf if kind == np.float32 else leaf.astype(kind))
             start = end
-        return jax.tree.unflatten(tree, leaves)
+        return jax.tree.unflatten(self._form.tree, leaves)
 
 
 def _placed_alike(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:

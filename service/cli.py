@@ -261,10 +261,10 @@ def _say_label(name: str, label: str, version: int, as_json: bool) -> None:
 
 
 def check_percentile(percentile: float) -> None:
-    """Refuses a percentile that is none: wrong usage, exit code 2."""
-    if not 0 < percentile < 100:
+    """Refuses a percentile that is none, or that means a share, as .99 does: wrong usage, exit code 2."""
+    if not 1 < percentile < 100:
         raise typer.BadParameter(
-            f"expected a number above 0 and below 100, found {percentile:g}", param_hint="--percentile"
+            f"expected a percentile above 1 and below 100, such as 99, found {percentile:g}", param_hint="--percentile"
         )
 
 

@@ -113,6 +113,14 @@ class Serving:
         }
         if not served:
             raise UnknownModel("model", expected=f"one of {', '.join(self._entries) or 'none'}", found=repr(text))
+        idle = self._entries[reference.name].get(reference.version or 0)
+        if idle and idle.state == "idle":
+            raise UnknownModel(
+                f"{reference.name}:{idle.version} is not served",
+                expected=f"one of {', '.join(map(str, served))}",
+                found=repr(text),
+                fix="give it a label, and start the server again",
+            )
         entry = served[store.resolve_among(reference, sorted(served), self._labels[reference.name])]
         if entry.live is None:
             raise HTTPError(

@@ -247,7 +247,7 @@ def test_wrong_fields_are_400(line, fields, text):
         ("nope", "model: expected one of digits, wave, found 'nope'"),
         ("Digits", "model: expected one of digits, wave, found 'Digits'"),
         ("digits:9", "digits has no version 9: expected 1, found 9"),
-        ("digits:2", "digits has no version 2: expected 1, found 2"),
+        ("digits:2", "digits:2 is not served: expected one of 1, found 'digits:2'; give it a label"),
         ("digits@canary", "digits has no label 'canary': expected stable, found canary"),
         ("wave@stable", "wave has no label 'stable': expected none exists, found stable"),
         ("../digits", "no such model: expected name, name:version or name@label, found '../digits'"),

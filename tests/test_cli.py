@@ -62,8 +62,16 @@ def test_the_installed_command_lists_all_commands():
         (["fit"], "Missing argument 'CONFIG.toml'"),
         (["evaluate", "digits"], "Missing option '--data'"),
         (["evaluate", "digits", "--data", "digits", "--ood", "letters"], "--ood: expected NAME=PATH, found 'letters'"),
-        (["evaluate", "digits", "--data", "digits", "--percentile", "0"], "above 0 and below 100, found 0"),
-        (["evaluate", "digits", "--data", "digits", "--percentile", "nan"], "above 0 and below 100, found nan"),
+        (
+            ["evaluate", "digits", "--data", "digits", "--percentile", ".99"],
+            "above 1 and below 100, such as 99, found 0.99",
+        ),
+        (["calibrate", "digits", "--data", "digits", "--percentile", ".99"], "such as 99, found 0.99"),
+        (["evaluate", "digits", "--data", "digits", "--percentile", "0"], "above 1 and below 100, such as 99, found 0"),
+        (
+            ["evaluate", "digits", "--data", "digits", "--percentile", "nan"],
+            "above 1 and below 100, such as 99, found nan",
+        ),
         (["predict", "digits", "--data", "a.csv", "--out", "b.csv", "--percentile", "100"], "below 100, found 100"),
         (
             ["predict", "digits", "--data", "a.csv", "--out", "b.csv", "--percentile", "high"],

@@ -97,6 +97,7 @@ def calibrate(
     check_extra()
     from training.recalibrate import calibrate_version  # noqa: PLC0415
 
+    _check_percentile(percentile)
     given = {"percentile": percentile, "coverage": coverage}
     asked = [f"{key}={value!r}" for key, value in given.items() if value is not None]
     published = calibrate_version(store, model, data, (*(overrides or ()), *asked))
@@ -131,10 +132,7 @@ def evaluate(
     from training.printout import printout  # noqa: PLC0415
     from training.progress import progress_bar  # noqa: PLC0415
 
-    if percentile is not None and not 0 < percentile < 100:
-        raise typer.BadParameter(
-            f"expected a number above 0 and below 100, found {percentile:g}", param_hint="--percentile"
-        )
+    _check_percentile(percentile)
     strange = dict(map(named_path, ood or ()))
     if len(strange) < len(ood or ()):
         raise typer.BadParameter("expected each NAME once", param_hint="--ood")
@@ -186,3 +184,11 @@ def check_extra() -> None:
 def print_json(content: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def _check_percentile(percentile: float | None) -> None:
+    """Refuses a percentile that is none, or that means a share, as .99 does: wrong usage, exit code 2."""
+    if percentile is not None and not 1 < percentile < 100:
+        raise typer.BadParameter(
+            f"expected a percentile above 1 and below 100, such as 99, found {percentile:g}", param_hint="--percentile"
+        )
