@@ -72,7 +72,10 @@ def test_the_installed_command_lists_all_commands():
             ["evaluate", "digits", "--data", "digits", "--percentile", "nan"],
             "above 1 and below 100, such as 99, found nan",
         ),
-        (["predict", "digits", "--data", "a.csv", "--out", "b.csv", "--percentile", "100"], "below 100, such as 99, found 100"),
+        (
+            ["predict", "digits", "--data", "a.csv", "--out", "b.csv", "--percentile", "100"],
+            "below 100, such as 99, found 100",
+        ),
         (
             ["predict", "digits", "--data", "a.csv", "--out", "b.csv", "--percentile", "high"],
             "value for '--percentile': ",
