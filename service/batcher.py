@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ from models.posterior import Model
 from models.predictive import Prediction
 from service import answers, metrics
 from service.errors import HTTPError
-from service.outputs import Column, Output, column, on_the_wire
+from service.outputs import Column, Output, Records, column, on_the_wire, records
 from service.schemas import check_finite, finite_rows, overflow
 from service.serving import Live
 
@@ -66,6 +66,16 @@ class Answer:
         if name not in self._outputs:
             self._outputs[name] = on_the_wire(column(name, self.model, self.prediction, self.judgement), output)
         return self._outputs[name]
+
+    def records(self, outputs: Mapping[str, Output]) -> Records:
+        """All outputs of every row, side by side; made once, too."""
+        if not self._records:
+            self._records.append(records({name: self.output(name, kind) for name, kind in outputs.items()}, outputs))
+        return self._records[0]
+
+    @cached_property
+    def _records(self) -> list[Records]:
+        return []
 
     @cached_property
     def _outputs(self) -> dict[str, Column]:

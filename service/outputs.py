@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from functools import lru_cache
@@ -9,7 +10,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import orjson
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from models.calibration import Calibration, Judgement
 from models.posterior import Model
@@ -46,6 +47,20 @@ class Named(NamedTuple):
 Column = np.ndarray | Named
 
 
+class Records(NamedTuple):
+    """All outputs of each row side by side, as one row's binary data has them.
+
+    Attributes:
+        numbers: a structured array, a field an output; without the label.
+        label: names, of classes alone; they come first.
+        finite: which rows' numbers all are.
+    """
+
+    numbers: np.ndarray
+    label: Named | None
+    finite: Bool[np.ndarray, " rows"]
+
+
 def outputs_of(model: Model, calibration: Calibration) -> Mapping[str, Output]:
     """Every output of a model, in the order in which they are told."""
     return _outputs(model.law.task, len(model.class_names), tuple(calibration.all_scores))
@@ -71,6 +86,16 @@ def _outputs(
             **dict.fromkeys(("lower", "upper"), number),
         }
     return {**own, "p_value": number, "reject": Output("BOOL"), **{_SCORE + name: number for name in scores}}
+
+
+def all_in_binary(outputs: Mapping[str, Output]) -> tuple[Asked, ...]:
+    """Every output asked for as binary data, in the order in which they are told."""
+    return _all_in_binary(tuple(outputs))
+
+
+@lru_cache(64)
+def _all_in_binary(names: tuple[str, ...]) -> tuple[Asked, ...]:
+    return tuple(Asked(name, binary=True) for name in names)
 
 
 def column(name: str, model: Model, prediction: Prediction, judgement: Judgement) -> Column:
@@ -160,6 +185,49 @@ def encode(
         headers["Content-Encoding"] = coding
         body = compress(body, coding)
     return headers, body
+
+
+def records(columns: Mapping[str, Column], outputs: Mapping[str, Output]) -> Records:
+    """Of every output of a batch, as `on_the_wire` makes them."""
+    label = next((values for values in columns.values() if isinstance(values, Named)), None)
+    told = {name: values for name, values in columns.items() if isinstance(values, np.ndarray)}
+    kind = np.dtype([(name, values.dtype, outputs[name].shape) for name, values in told.items()])
+    numbers = np.empty(len(next(iter(told.values()))), kind)
+    for name, values in told.items():
+        numbers[name] = values
+    finite = [np.isfinite(values).reshape(len(values), -1).all(axis=1) for values in told.values()]
+    return Records(numbers, label, np.logical_and.reduce(finite))
+
+
+def encode_row(
+    head: Mapping[str, Any], whole: Records, row: int, outputs: Mapping[str, Output]
+) -> tuple[dict[str, str], bytes]:
+    """What `encode` makes of one row of all outputs as binary data, uncompressed."""
+    label = b"" if whole.label is None else _packed(whole.label.names)[int(whole.label.places[row])]
+    told = _told(tuple(outputs.items()), len(label))
+    body = orjson.dumps({**head, "outputs": orjson.Fragment(told)})
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(body))}
+    return headers, b"".join((body, label, whole.numbers[row].tobytes()))
+
+
+@lru_cache(256)
+def _told(outputs: tuple[tuple[str, Output], ...], label_bytes: int) -> bytes:
+    """How one row's outputs are told of."""
+    sizes = {
+        name: _DTYPES[datatype].itemsize * math.prod(shape) if datatype in _DTYPES else label_bytes
+        for name, (datatype, shape) in outputs
+    }
+    return orjson.dumps(
+        [
+            {
+                "name": name,
+                "datatype": datatype,
+                "shape": [1, *shape],
+                "parameters": {"binary_data_size": sizes[name]},
+            }
+            for name, (datatype, shape) in outputs
+        ]
+    )
 
 
 def _to_bytes(values: Column) -> bytes:

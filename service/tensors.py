@@ -27,7 +27,7 @@ from service.objects import (
     parse_object,
     text_of,
 )
-from service.outputs import Asked, Output
+from service.outputs import Asked, Output, all_in_binary
 from service.schemas import PredictRequest, check_rows
 
 INPUT = "inputs"
@@ -114,7 +114,7 @@ def _raw(data: memoryview, signature: Signature, max_rows: int) -> InferRequest:
         )
     shape = _check_rows_count(len(data) // size, max_rows), *model.feature_shape
     rows = _checked(np.frombuffer(data, "<f4").reshape(shape), model, max_rows)
-    return InferRequest(rows, tuple(Asked(name, True) for name in signature.outputs), None, None, None)
+    return InferRequest(rows, all_in_binary(signature.outputs), None, None, None)
 
 
 def _only_input(content: dict[str, Any]) -> dict[str, Any]:
@@ -292,4 +292,6 @@ def _asked(outputs: Any, signature: Signature, binary: bool) -> tuple[Asked, ...
             )
         parameters = checked_object(parameters, f"{where}: parameters", ("binary_data",))
         asked[name] = Asked(name, flag_of(parameters, "binary_data", f"{where}: parameters", binary))
-    return tuple(asked.values()) or tuple(Asked(name, binary) for name in signature.outputs)
+    if asked:
+        return tuple(asked.values())
+    return all_in_binary(signature.outputs) if binary else tuple(Asked(name, False) for name in signature.outputs)

@@ -22,7 +22,18 @@ from models.preprocessing import Column, Preprocessing
 from service.compression import accepted_coding
 from service.errors import status_of
 from service.open_inference import template
-from service.outputs import Asked, Named, Output, encode, outputs_of
+from service.outputs import (
+    Asked,
+    Named,
+    Output,
+    all_in_binary,
+    encode,
+    encode_row,
+    on_the_wire,
+    outputs_of,
+    own_rows,
+    records,
+)
 from service.tensors import DATATYPES, InferRequest, Signature, decode
 from tests.conftest import PROJECT
 
@@ -633,6 +644,27 @@ PLACES = [
     ("outputs", 0), ("outputs", 0, "name"), ("outputs", 0, "parameters"), ("outputs", 0, "parameters", "binary_data"),
 ]  # fmt: skip
 patient = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize("model", ["digits", "wave"])
+@pytest.mark.parametrize("head", [{"model_name": "a"}, {"model_name": "a", "id": "7", "parameters": {"x": 0.5}}])
+def test_one_row_cut_from_its_batch_is_what_is_put_together_of_its_outputs(request, model, head):
+    """Byte for byte, headers too, for every row; numbers that are not finite are known by row."""
+    bundle = request.getfixturevalue(model)
+    outputs = outputs_of(bundle.manifest.model, bundle.calibration)
+    random, rows = np.random.default_rng(0), 5
+    columns = {
+        name: Named(bundle.manifest.model.class_names, random.integers(0, 10, rows))
+        if datatype == "BYTES"
+        else on_the_wire(random.integers(0, 2, (rows, *shape)).astype(float), Output(datatype, shape))
+        for name, (datatype, shape) in outputs.items()
+    }
+    columns["entropy"][3] = np.inf
+    whole = records(columns, outputs)
+    assert whole.finite.tolist() == [True, True, True, False, True]
+    for row in range(rows):
+        own = {name: own_rows(values, slice(row, row + 1)) for name, values in columns.items()}
+        assert encode_row(head, whole, row, outputs) == encode(head, own, all_in_binary(outputs), outputs, "")
 
 
 def survives(decoded, body: bytes, headers: dict[str, str]) -> None:
