@@ -11,6 +11,7 @@ import resource
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,13 @@ SECONDS = 1.0
 """Between two looks."""
 MOST_ROWS = 1_024
 """Of one look; what comes beyond is not watched, whatever it is."""
+
+REST = 9.0
+"""Seconds of rest for each of work: requests in the meantime would be held up by all of it."""
+
+
+def _never(_seconds: float) -> None:
+    """No rest."""
 
 
 class Seen(NamedTuple):
@@ -61,8 +69,8 @@ class VersionWatch:
             metrics.DRIFT_CROSSED.labels(*self._model, name).set(0)
         self._tell()
 
-    def saw(self, judgements: list[Judgement]) -> None:
-        """Takes in what was judged, in its order."""
+    def saw(self, judgements: list[Judgement]) -> Iterator[None]:
+        """Takes in what was judged, in its order; a step at a time."""
         values = np.stack(
             [np.concatenate([judgement.scores[name].value for judgement in judgements]) for name in self._scores]
         )
@@ -77,15 +85,17 @@ class VersionWatch:
                 self._epoch += 1
                 self._watch = drift.begin(self._calibration)
             place = end
+            yield
 
-    def tell(self) -> None:
-        """Sets the gauges."""
+    def tell(self) -> Iterator[None]:
+        """Sets the gauges; a step at a time."""
         self._tell()
         for name, known, window in zip(self._scores, self._calibration, self._window, strict=True):
             statistic, p_value = drift.kolmogorov_smirnov(known, window)
             metrics.DRIFT_KS.labels(*self._model, name).set(statistic)
             metrics.DRIFT_KS_P.labels(*self._model, name).set(p_value)
             metrics.DRIFT_PSI.labels(*self._model, name).set(drift.stability_index(known, window))
+            yield
 
     def _tell(self) -> None:
         level = drift.alarm_level(ALPHA, self._streams, self._epoch)
@@ -122,20 +132,27 @@ class DriftWatch:
 
         def watch() -> None:
             while True:
-                self.look()
+                self.look(time.sleep)
                 time.sleep(SECONDS)
 
         threading.Thread(target=watch, name="drift", daemon=True).start()
 
-    def look(self) -> None:
-        """Takes in what has been judged since the last look, and sets the gauges; whatever fails, requests must not."""
+    def look(self, rest: Callable[[float], None] = _never) -> None:
+        """Takes in what has been judged since the last look, and sets the gauges; whatever fails, requests must not.
+
+        Args:
+            rest: is called after every step with the seconds for which others should have the interpreter.
+        """
         try:
-            self._look()
+            began = time.perf_counter()
+            for _ in self._steps():
+                rest(REST * (time.perf_counter() - began))
+                began = time.perf_counter()
         except Exception:
             log.exception("the watch for drift failed")
         _tell_resources(self._process.index or 0)
 
-    def _look(self) -> None:
+    def _steps(self) -> Iterator[None]:
         self._rows = 0
         judged: dict[tuple[str, int], list[Judgement]] = {}
         while self._seen:
@@ -145,8 +162,8 @@ class DriftWatch:
                 self._versions[key] = VersionWatch(live, self._process.workers)
             judged.setdefault(key, []).append(judgement)
         for key, judgements in judged.items():
-            self._versions[key].saw(judgements)
-            self._versions[key].tell()
+            yield from self._versions[key].saw(judgements)
+            yield from self._versions[key].tell()
 
 
 def _tell_resources(worker: int) -> None:
