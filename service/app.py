@@ -76,9 +76,12 @@ def _with_life_cycle(
         end_with_main(PROCESS)
         count_compiles()
         watch.start()
-        threading.Thread(
-            target=serving.load_all, kwargs={"on_ready": PROCESS.say_ready}, name="load", daemon=True
-        ).start()
+        threading.Thread(target=serving.load_all, kwargs={"on_ready": ready}, name="load", daemon=True).start()
+
+    def ready() -> None:
+        PROCESS.say_ready()
+        sys.stderr.write(f"abstain: worker {PROCESS.index} of {PROCESS.workers} is ready\n")
+        sys.stderr.flush()
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

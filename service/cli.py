@@ -120,7 +120,11 @@ def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: Json
         key: value for key, value in content["diagnostics"].items() if key not in {"loss", "reports", "trace"}
     }
     content["files"] = f"{len(content['files'])} files, all as written"
-    _table(["", f"{name}:{version}"], _flat_rows(content))
+    told = stores.read_labels(store, name).labels
+    content["labels"] = [label for label, target in told.items() if target == version]
+    # What one comes to know first: whether it is served, may be relied on, is good, and when it says no.
+    first = ("labels", "shortfalls", "notes", "metrics", "calibration", "method", "draws", "data")
+    _table(["", f"{name}:{version}"], _flat_rows({key: content.pop(key) for key in first} | content))
 
 
 @app.command(epilog="Example: `abstain label digits:3 stable`")
@@ -206,14 +210,14 @@ def serve(
     from service.settings import read_settings  # noqa: PLC0415
 
     read_settings(os.environ)
-    sound = 0
+    sound: list[str] = []
     faults: list[str] = []
     for name in stores.model_names(store):
         try:
             for version in stores.served_versions(store, name):
                 folder = store / name / str(version)
                 verify_files(folder, read_manifest(folder))
-                sound += 1
+                sound.append(f"{name}:{version}")
         except AbstainError as error:
             faults.append(str(error))
     if not sound:
@@ -226,6 +230,8 @@ def serve(
     for fault in faults:
         sys.stderr.write(f"abstain: {fault}\n")
     _check_port(host, port)
+    sys.stderr.write(f"abstain: loading {', '.join(sound)}, to be served at http://{host}:{port}/\n")
+    sys.stderr.flush()
     project = Path(__file__).resolve().parents[1]
     os.environ |= {
         "ABSTAIN_STORE": str(store.resolve()),
