@@ -119,6 +119,7 @@ def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: Json
     content["diagnostics"] = {
         key: value for key, value in content["diagnostics"].items() if key not in {"loss", "reports", "trace"}
     }
+    content["metrics"].pop("reliability", None)
     content["files"] = f"{len(content['files'])} files, all as written"
     _table(["", f"{name}:{version}"], _flat_rows(content))
 
