@@ -20,11 +20,12 @@ def draw_loss(facts: dict[str, Any]) -> Figure:
     """The loss over the steps, and accuracy or RMSE on training and held-out rows."""
     figure = Figure(figsize=(7.2, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
-    loss, reports = facts["loss"], facts["reports"]
+    # JSON has no NaN: what was none when it was written is None when it is read.
+    loss, reports = np.array(facts["loss"], np.float64), facts["reports"]
     steps = np.linspace(0, reports[-1]["step"], len(loss) + 1)[1:]
     left.plot(steps, loss, color=ACCENT, linewidth=1.2)
     unit = facts.get("loss_unit", "nats")
-    left.set(title=f"loss: {unit}", xlabel="step", yscale="log" if min(loss) > 0 else "linear")
+    left.set(title=f"loss: {unit}", xlabel="step", yscale="log" if np.all(loss > 0) else "linear")
     kind = "accuracy" if "test_accuracy" in reports[-1] else "rmse"
     for part, label, color in (("train", "training rows", WARM), ("test", "held-out rows", ACCENT)):
         values = [row[f"{part}_{kind}"] for row in reports]

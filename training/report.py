@@ -327,8 +327,11 @@ def _strange(manifest: Manifest, calibration: Calibration, shown: Shown) -> list
     terms, view = manifest.calibration, shown.view
     limit = terms.thresholds[terms.decision]
     decided = readable(terms.decision)
+    made = ""
+    if terms.combination is not None:
+        made = f", of {', '.join(map(readable, terms.combination.scores))} by the rule “{terms.combination.rule}”"
     intro = (
-        f"<p>One score decides: <code>{html.escape(terms.decision)}</code>. A row is rejected if its score is above the "
+        f"<p>One score decides: <code>{html.escape(terms.decision)}</code>{html.escape(made)}. A row is rejected if its score is above the "
         f"{ordinal(terms.percentile)} percentile of {terms.rows:,} calibration rows, {limit:.4g}"
         f"{', or its own limit where its predicted class has one' if terms.per_class else ''}.</p>"
     )
@@ -444,13 +447,14 @@ def _fit(manifest: Manifest, shown: Shown) -> list[str]:
     parts: list[str] = []
     if "loss" in facts and facts.get("reports"):
         kind = "accuracy" if "test_accuracy" in facts["reports"][-1] else "rmse"
+        loss = np.array(facts["loss"], np.float64)
         last = facts["reports"][-1]
         parts += [
             "<h3>The loss</h3>",
             _figure(
                 "loss",
                 partial(fit_plots.draw_loss, facts),
-                f"Loss over {last['step']:,} steps, from {facts['loss'][0]:.4g} to {facts['loss'][-1]:.4g}; at the end the "
+                f"Loss over {last['step']:,} steps, from {loss[0]:.4g} to {loss[-1]:.4g}; at the end the "
                 f"{readable(kind)} is {last[f'train_{kind}']:.4g} on training rows and {last[f'test_{kind}']:.4g} on "
                 "held-out rows.",
                 "Good: a loss that has become flat, and held-out rows that do as well as training rows, or nearly so.",

@@ -204,7 +204,9 @@ def draw_scores(calibration: Calibration, seen: Seen | None) -> Figure:
             _draw_steps(axis, np.sort(seen.judgement.scores[name].value), color=MUTED, linewidth=3)
         _draw_steps(axis, ascending, color=ACCENT, linewidth=1.3)
         axis.axvline(limit, color=INK, linestyle="--", linewidth=1)
-        axis.annotate(f"{limit:.3g}", (limit, 6), xytext=(-3, 0), textcoords="offset points", ha="right", fontsize=8)
+        left = limit > sum(axis.get_xlim()) / 2
+        offset = {"xytext": (-3 if left else 3, 0), "textcoords": "offset points", "ha": "right" if left else "left"}
+        axis.annotate(f"{limit:.3g}", (limit, 6), fontsize=8, **offset)
         axis.set_title(name.replace("_", " "), fontsize=8.5, fontweight="bold" if name == first else "normal")
         axis.locator_params(axis="x", nbins=2)
         plain(axis)
