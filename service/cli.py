@@ -119,6 +119,7 @@ def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: Json
     content["diagnostics"] = {
         key: value for key, value in content["diagnostics"].items() if key not in {"loss", "reports", "trace"}
     }
+    content["metrics"].pop("reliability", None)
     content["files"] = f"{len(content['files'])} files, all as written"
     told = stores.read_labels(store, name).labels
     content["labels"] = [label for label, target in told.items() if target == version]

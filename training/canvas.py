@@ -6,15 +6,18 @@ and its decision, black the twin, grey the familiar rows, the others OOD sets or
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
-from training.report import ACCENT, INK, MUTED
-from training.strange import SAME_INTENSITY
-
-__all__ = ["ACCENT", "INK", "MUTED", "SETS", "VIOLET", "WARM", "plain", "readable", "titled_figure"]
-WARM, VIOLET = "#d55e00", "#8250c4"
+INK, ACCENT, MUTED, WARM, VIOLET = "#1c2733", "#0b7285", "#adb5bd", "#d55e00", "#8250c4"
 SETS = (WARM, "#cc79a7", "#e69f00", "#56b4e9", VIOLET, "#7a5c3e")
 
 
@@ -32,8 +35,33 @@ def plain(*axes: Any) -> None:
         axis.tick_params(labelsize=9, colors=INK)
 
 
-def readable(name: str) -> str:
-    """The name of a set or score, as a person would write it."""
-    if name.endswith(SAME_INTENSITY):
-        return f"{name.removesuffix(SAME_INTENSITY)}, same intensity"
-    return name.replace("_", " ")
+def places(count: int, most: int = 400) -> Int[np.ndarray, " kept"]:
+    """At most so many of the places of a curve's points, at even distances, both ends among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+@contextmanager
+def names_as_written() -> Iterator[None]:
+    """Within it figures are drawn and saved: a class or a set may be called by any letters and signs, `$` among them."""
+    with rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        # A box stands for a letter that the font lacks; on a page the reader's own font has it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
+
+
+class PlainLog(LogFormatter):
+    """Labels of a logarithmic axis, where matplotlib would have some, as plain numbers: no formula is typeset."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label of a tick; empty for most minor ones."""
+        return f"{x:.6g}" if super().__call__(x, pos) else ""
+
+
+def label_plainly(figure: Figure) -> None:
+    """Gives logarithmic axes that have matplotlib's own labels plain ones."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log" and isinstance(axis.get_major_formatter(), LogFormatter):
+                axis.set_major_formatter(PlainLog())
+                axis.set_minor_formatter(PlainLog())
+                axis.set_tick_params(which="both", labelsize=8.5)

@@ -76,7 +76,7 @@ def fit(
     if as_json:
         print_json({"name": settings.name} | published._asdict())
         return
-    for line in described(published.metrics):
+    for line in described(headlines(published.metrics)):
         sys.stderr.write(f"{line}\n")
     typer.echo(f"{settings.name}:{published.version}")
 
@@ -90,6 +90,9 @@ def calibrate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the config's [calibration]."),
     ] = None,
+    ood: Annotated[
+        list[str] | None, typer.Option("--ood", metavar="NAME=PATH", help="A set of strange inputs, for the report.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -100,7 +103,7 @@ def calibrate(
     _check_percentile(percentile)
     given = {"percentile": percentile, "coverage": coverage}
     asked = [f"{key}={value!r}" for key, value in given.items() if value is not None]
-    published = calibrate_version(store, model, data, (*(overrides or ()), *asked))
+    published = calibrate_version(store, model, data, (*(overrides or ()), *asked), named_paths(ood))
     for said in published.shortfalls:
         sys.stderr.write(f"falls short: {said}\n")
     for said in published.notes:
@@ -133,9 +136,7 @@ def evaluate(
     from training.progress import progress_bar  # noqa: PLC0415
 
     _check_percentile(percentile)
-    strange = dict(map(named_path, ood or ()))
-    if len(strange) < len(ood or ()):
-        raise typer.BadParameter("expected each NAME once", param_hint="--ood")
+    strange = named_paths(ood)
     with progress_bar(model) as progress:
         result = evaluate_version(store, model, data, percentile, strange, beside=twin, plots=plots, progress=progress)
     for said in result["notes"]:
@@ -146,12 +147,30 @@ def evaluate(
     typer.echo(printout(result))
 
 
+def named_paths(texts: list[str] | None) -> dict[str, str]:
+    """Paths by name, of each `NAME=PATH`."""
+    found = dict(map(named_path, texts or ()))
+    if len(found) < len(texts or ()):
+        raise typer.BadParameter("expected each NAME once", param_hint="--ood")
+    return found
+
+
 def named_path(text: str) -> tuple[str, str]:
     """`NAME=PATH` in two."""
     name, equals, path = text.partition("=")
     if not (name and equals and path):
         raise typer.BadParameter(f"expected NAME=PATH, found {text!r}", param_hint="--ood")
     return name, path
+
+
+def headlines(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics without what is a table of its own; of OOD sets, what the decision makes of them."""
+    found = {key: value for key, value in metrics.items() if key not in {"reliability", "ood", "ood_rows"}}
+    sets = {
+        name: {figure: scores["reject"][figure] for figure in ("auroc", "detection")}
+        for name, scores in metrics.get("ood", {}).items()
+    }
+    return found | ({"ood": sets} if sets else {})
 
 
 def described(tree: dict[str, Any], prefix: str = "") -> list[str]:

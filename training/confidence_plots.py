@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from models.predictive import Prediction
 from models.summaries import ClassificationSummary
 from training.bootstrap import share_interval
-from training.canvas import ACCENT, INK, MUTED, WARM, plain, titled_figure
-from training.metrics import ECE_BINS, equal_mass_starts, expected_calibration_error, risks
+from training.canvas import ACCENT, INK, MUTED, WARM, places, plain, titled_figure
+from training.metrics import ECE_BINS, expected_calibration_error, reliability_bins, risks
 from training.quality import confidence
 from training.seen import View
 
@@ -29,7 +29,7 @@ def draw_reliability(view: View) -> Figure:
     figure = titled_figure(title, 4.9 * len(sides), 7.4)
     panels = figure.subplots(3, len(sides), squeeze=False, sharey="row", height_ratios=(4, 1, 1.6))
     for column, (name, prediction, color) in zip(panels.T, sides, strict=True):
-        _draw_reliability_column(column, prediction, view, color)
+        reliability_panels(column, prediction, view, color)
         column[0].set_title(name, fontsize=10)
     panels[0, 0].set_ylabel(f"accuracy, {ECE_BINS} bins of equal mass")
     panels[1, 0].set_ylabel("rows")
@@ -37,26 +37,41 @@ def draw_reliability(view: View) -> Figure:
     return figure
 
 
-def _draw_reliability_column(column: Any, prediction: Prediction, view: View, color: str) -> None:
-    diagram, counts, gaps = column
+def draw_reliability_wide(view: View) -> Figure:
+    """The same for a page: the diagram, and at its right the counts and the gaps."""
+    figure = Figure(figsize=(7.2, 3.7), layout="constrained")
+    panels = figure.subplot_mosaic([["diagram", "counts"], ["diagram", "gaps"]], width_ratios=(1.25, 1))
+    diagram, counts, gaps = (panels[name] for name in ("diagram", "counts", "gaps"))
+    reliability_panels((diagram, counts, gaps), view.familiar.prediction, view, ACCENT)
+    diagram.tick_params(labelbottom=True)
+    diagram.set(xlabel="confidence: the largest probability", ylabel="accuracy")
+    counts.set_ylabel("rows")
+    gaps.set_ylabel("accuracy −\nconfidence")
+    return figure
+
+
+def reliability_panels(panels: Any, prediction: Prediction, view: View, color: str) -> None:
+    """Draws the diagram, the counts and the gaps on three axes, in this order."""
+    diagram, counts, gaps = panels
     certain, correct = confidence(prediction), losses(prediction, view) == 0
-    parts = np.split(np.argsort(certain, kind="stable"), equal_mass_starts(len(certain))[1:])
-    means = np.array([certain[part].mean() for part in parts])
-    shares = np.array([correct[part].mean() for part in parts])
-    exact = np.array([share_interval(int(correct[part].sum()), len(part)) for part in parts])
+    bins = reliability_bins(certain, correct)
+    sizes, means, shares = (np.array(bins[column]) for column in ("rows", "confidence", "accuracy"))
+    exact = np.array(
+        [share_interval(round(share * rows), rows) for share, rows in zip(shares, bins["rows"], strict=True)]
+    )
     bars = np.maximum([shares - exact[:, 0], exact[:, 1] - shares], 0)
     look = {"fmt": "o", "color": color, "markersize": 4.5, "elinewidth": 1, "capsize": 2}
     diagram.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
     diagram.errorbar(means, shares, bars, **look)
-    told = f"ECE {expected_calibration_error(certain, correct):.4f}\n{min(map(len, parts)):,} rows in a bin"
+    told = f"ECE {expected_calibration_error(certain, correct):.4f}\n{sizes.min():,} rows in a bin"
     diagram.text(0.04, 0.95, told, transform=diagram.transAxes, va="top", fontsize=9)
     diagram.set(xlim=(0, 1.01), ylim=(0, 1.02))
     diagram.tick_params(labelbottom=False)
     counts.hist(certain, np.linspace(0, 1, 41), color=color)
     counts.set(yscale="log", xlim=(0, 1.01), xlabel="confidence: the largest probability")
     gaps.axhline(0, color=MUTED, linewidth=1)
-    gaps.errorbar(np.arange(1, len(parts) + 1), shares - means, bars, **look)
-    gaps.set(xlabel="bin, from the least to the most sure", xticks=range(1, len(parts) + 1, 2))
+    gaps.errorbar(np.arange(1, len(sizes) + 1), shares - means, bars, **look)
+    gaps.set(xlabel="bin, from the least to the most sure", xticks=range(1, len(sizes) + 1, 2))
     plain(diagram, counts, gaps)
 
 
@@ -86,10 +101,16 @@ def draw_risk_coverage(view: View) -> Figure:
         risk = risks(certain, losses(prediction, view))
         risk = 100 * risk if classify else np.sqrt(risk)
         # The first percent are too few rows for a share of errors.
-        kept = np.unique(np.linspace(len(risk) // 100, len(risk) - 1, 800).astype(int))
+        first = len(risk) // 100
+        kept = first + places(len(risk) - first)
         axis.plot((kept + 1) / len(risk) * 100, risk[kept], color=color, linestyle=style, linewidth=width, label=label)
-    accepted = 100 * float((~view.familiar.judgement.reject).mean())
+    kept = ~view.familiar.judgement.reject
+    accepted = 100 * float(kept.mean())
     axis.axvline(accepted, color=MUTED, linewidth=1)
+    if kept.any():
+        # Where thresholds are per class the point may lie beside the curve, which knows one threshold for all.
+        risk = losses(own, view)[kept].mean()
+        axis.plot(accepted, 100 * risk if classify else np.sqrt(risk), "o", color=WARM, markersize=7, zorder=5)
     axis.annotate(
         "accepted now",
         (accepted, 0.97),

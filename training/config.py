@@ -315,6 +315,13 @@ class CalibrationConfig(Section):
     """Of images: so are the training rows that densities are fitted to, to the same end. The rate is still the calibration rows'."""
 
 
+class EvaluationConfig(Section):
+    """What a fit is looked at with besides its test part. Nothing is chosen by it: it is reported, that is all."""
+
+    ood: dict[Annotated[str, Field(min_length=1)], str] = {}
+    """Sets of strange inputs: paths, or embedded sets, by the name to report them under."""
+
+
 class Config(Section):
     """A whole fit."""
 
@@ -328,6 +335,7 @@ class Config(Section):
     prior: PriorConfig = PriorConfig()
     method: MethodConfig = VIConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
@@ -376,6 +384,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "prior": PriorConfig,
     "layers": LayerPrior,
     "calibration": CalibrationConfig,
+    "evaluation": EvaluationConfig,
     "map": MAPConfig,
     "ensemble": EnsembleConfig,
     "vi": VIConfig,

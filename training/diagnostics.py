@@ -7,13 +7,14 @@ inputs. R-hat and ESS are the rank-normalised ones of Vehtari et al. (2021), E-B
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from arviz_stats.base.array import array_stats
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+from scipy.stats import rankdata
 
 from training.bnn import BNN, as_draw, network
 from training.chains import Chains
@@ -27,6 +28,7 @@ PARAMETERS = 1_000
 TAIL = (0.05, 0.95)
 RHAT_LIMIT, ESS_LIMIT = 1.01, 400.0
 """Vehtari et al. (2021), §4: no R-hat above 1.01, and no bulk or tail ESS below 100 for each of four chains."""
+RANK_BINS = 20
 DIVERGENT_SHARE, EBFMI_LIMIT, ACCEPTANCE_LIMIT, K_HAT_LIMIT = 0.001, 0.3, 0.05, 0.7
 
 Values = Float[np.ndarray, "chains samples values"]
@@ -110,21 +112,76 @@ def chain_shortfalls(facts: dict[str, Any]) -> tuple[str, ...]:
 
 def summary(values: Values, seconds: float) -> dict[str, float | int | None]:
     """The worst rank-normalised split R-hat, the least ESS and the largest MCSE, over the values that vary at all."""
-    # A probability that float32 rounds to 0 or 1 in every draw has no variance, hence no R-hat, and nothing to settle.
-    varying = values.astype(np.float64)[..., np.ptp(values, axis=(0, 1)) > 0]
+    varying = _varying(values)
     if not varying.size:
         return {"rhat": None, "ess_bulk": None, "ess_tail": None, "mcse": None, "ess_per_second": None, "values": 0}
-    axes = {"chain_axis": 0, "draw_axis": 1}
-    bulk = float(np.min(array_stats.ess(varying, method="bulk", **axes)))
-    mcse = array_stats.mcse(varying, method="mean", **axes) / varying.std(axis=(0, 1))
+    rhat, ess_bulk, ess_tail = _rhat_and_ess(varying)
+    bulk = float(np.min(ess_bulk))
+    mcse = array_stats.mcse(varying, method="mean", chain_axis=0, draw_axis=1) / varying.std(axis=(0, 1))
     return {
-        "rhat": float(np.max(array_stats.rhat(varying, method="rank", **axes))),
+        "rhat": float(np.max(rhat)),
         "ess_bulk": bulk,
-        "ess_tail": float(np.min(array_stats.ess(varying, method="tail", prob=TAIL, **axes))),
+        "ess_tail": float(np.min(ess_tail)),
         "mcse": float(np.max(mcse)),
         "ess_per_second": bulk / seconds if seconds else None,
         "values": int(varying.shape[-1]),
     }
+
+
+class Agreement(NamedTuple):
+    """How well chains agree about each prediction that varies at all, for the report's pictures.
+
+    `worst` and `best` are the rank histograms of the predictions of the largest and of the smallest R-hat: how many of
+    each chain's samples fall into each of `RANK_BINS` equal parts of the ranks among all chains' samples (Vehtari et
+    al., 2021, §4.1).
+    """
+
+    rhat: Float[np.ndarray, " varying"]
+    ess_bulk: Float[np.ndarray, " varying"]
+    ess_tail: Float[np.ndarray, " varying"]
+    worst: Int[np.ndarray, "chains bins"]
+    best: Int[np.ndarray, "chains bins"]
+
+
+def agreement(values: Values) -> Agreement | None:
+    """The agreement of chains about what was watched; None where nothing varies."""
+    varying = _varying(values)
+    if not varying.size:
+        return None
+    rhat, ess_bulk, ess_tail = _rhat_and_ess(varying)
+    # Chains that each stand still have no variance within: no R-hat is worse than theirs.
+    order = np.argsort(np.nan_to_num(rhat, nan=np.inf), kind="stable")
+    worst, best = (rank_histogram(varying[..., place]) for place in (order[-1], order[0]))
+    return Agreement(rhat, ess_bulk, ess_tail, worst, best)
+
+
+def rank_histogram(
+    values: Float[np.ndarray, "chains samples"], bins: int = RANK_BINS
+) -> Int[np.ndarray, "chains bins"]:
+    """How many samples of each chain have a rank, among all chains' samples, in each of some equal parts; ties share theirs."""
+    shares = (rankdata(values).reshape(values.shape) - 0.5) / values.size
+    parts = (shares * bins).astype(int)
+    return np.stack([np.bincount(chain, minlength=bins) for chain in parts])
+
+
+def _varying(values: Values) -> Float[np.ndarray, "chains samples varying"]:
+    """The values that are not the same in every sample, in float64.
+
+    A probability that float32 rounds to 0 or 1 in every draw has no variance, hence no R-hat, and nothing to settle.
+    """
+    return values.astype(np.float64)[..., np.ptp(values, axis=(0, 1)) > 0]
+
+
+def _rhat_and_ess(
+    varying: Float[np.ndarray, "chains samples varying"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each value's rank-normalised split R-hat, bulk ESS and tail ESS."""
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    return (
+        np.asarray(array_stats.rhat(varying, method="rank", **axes)),
+        np.asarray(array_stats.ess(varying, method="bulk", **axes)),
+        np.asarray(array_stats.ess(varying, method="tail", prob=TAIL, **axes)),
+    )
 
 
 def table(names: list[str], values: Values, seconds: float) -> list[dict[str, float | str]]:

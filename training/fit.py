@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Num
 
 from models.bundle import DataRecord, Manifest, MethodRecord, load
 from models.calibration import Calibration
@@ -21,6 +22,7 @@ from training.calibrate import Calibrated, calibrate_posterior, check_terms, rec
 from training.config import Config
 from training.data import Dataset, fit_preprocessing, split
 from training.densities import fit_densities
+from training.diagnostics import agreement
 from training.evaluate import quality, reject_rates
 from training.export import Exports, write_exports
 from training.gate import draws_notes, prediction_shortfalls
@@ -30,7 +32,10 @@ from training.methods import map as mode
 from training.methods.form import Fitted, Method, Problem
 from training.publish import git_commit, installed_packages, now, publish_version
 from training.resume import can_be_lengthened, close_journal, open_journal
+from training.seen import Shown
+from training.showing import look, look_along, metrics_of
 from training.sources import read_source
+from training.strange import strange_sets
 
 METHODS: dict[str, Method] = {
     "map": mode.fit,
@@ -42,6 +47,12 @@ METHODS: dict[str, Method] = {
     "chees": chees.fit,
     "mile": mile.fit,
 }
+
+
+NO_SETS = (
+    "No set of strange inputs was given: name some in the config's [evaluation] ood, or give them to abstain evaluate "
+    "with --ood NAME=PATH."
+)
 
 
 class Published(NamedTuple):
@@ -78,6 +89,7 @@ def fit(
     model = build_model(config, dataset)
     check_terms(config.calibration, model, dataset.calibration.y)
     check_writable(store, config.name)
+    strange = strange_sets(config.evaluation.ood, dataset.test.x, model)
     problem = pose(config, model, dataset, store)
     packages = installed_packages()
     with open_journal(store, config, dataset.fingerprint, packages, progress, resume=resume) as journal:
@@ -86,11 +98,12 @@ def fit(
         calibrated = calibrate_posterior(
             config.calibration, fitted.posterior, densities, dataset.calibration, config.seed
         )
-        metrics = evaluate_posterior(fitted.posterior, calibrated, dataset)
+        shown = show(config, fitted, calibrated, dataset, strange)
+        metrics = evaluate_posterior(fitted.posterior, calibrated, dataset, shown)
         fitted = judged(fitted, calibrated.calibration, metrics, dataset)
         write_exports(exports, problem, fitted)
         manifest = describe(config, dataset, fitted, calibrated, metrics)
-        version = publish_version(store, manifest, fitted.posterior, calibrated)
+        version = publish_version(store, manifest, fitted.posterior, calibrated, shown)
         close_journal(journal, keep=can_be_lengthened(config))
     return Published(version, metrics, fitted.shortfalls, fitted.notes)
 
@@ -160,8 +173,23 @@ def infer(config: Config, problem: Problem, journal: Journal) -> Fitted:
     return fitted
 
 
-def evaluate_posterior(posterior: Posterior, calibrated: Calibrated, dataset: Dataset) -> dict[str, Any]:
-    """The metrics on the test part."""
+def show(
+    config: Config, fitted: Fitted, calibrated: Calibrated, dataset: Dataset, strange: dict[str, Num[np.ndarray, "..."]]
+) -> Shown:
+    """What the report is drawn from: the test part, the OOD sets, a regression's course, the chains."""
+    posterior = fitted.posterior
+    view, absent = look(config.name, posterior, calibrated, dataset.test, strange)
+    curve, why = look_along(posterior.model, calibrated, dataset.train)
+    agreed = agreement(fitted.chains.column("values")) if fitted.chains else None
+    if not strange:
+        absent["ood"] = NO_SETS
+    return Shown(view, curve, agreed, absent | why)
+
+
+def evaluate_posterior(posterior: Posterior, calibrated: Calibrated, dataset: Dataset, shown: Shown) -> dict[str, Any]:
+    """The metrics on the test part, and on OOD sets."""
+    if shown.view:
+        return metrics_of(shown.view)
     prediction = calibrated.predictor(dataset.test.x)
     rates = reject_rates(calibrated.calibration, prediction)
     return quality(posterior, prediction, dataset.test) | {"reject_rate": rates}

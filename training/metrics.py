@@ -11,6 +11,7 @@ separation                                              how well a score tells t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -83,6 +84,28 @@ def expected_calibration_error(
     order = np.argsort(confidence, kind="stable")
     gaps = (tied_means(confidence, correct.astype(np.float64)) - confidence.astype(np.float64))[order]
     return float(np.abs(np.add.reduceat(gaps, equal_mass_starts(len(order), bins))).sum() / len(order))
+
+
+def reliability_bins(
+    confidence: Float[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"], bins: int = ECE_BINS
+) -> dict[str, list[Any]]:
+    """The bins that `expected_calibration_error` is made of, ascending: a list for each column of the diagram.
+
+    `rows`; `low` and `high`, the least and largest confidence in the bin; its mean `confidence` and its `accuracy`,
+    tied rows by their mean. The ECE is the mean of |accuracy − confidence|, weighted by rows.
+    """
+    order = np.argsort(confidence, kind="stable")
+    starts = equal_mass_starts(len(order), bins)
+    sizes = np.diff(starts, append=len(order))
+    ordered = confidence[order].astype(np.float64)
+    right = tied_means(confidence, correct.astype(np.float64))[order]
+    return {
+        "rows": sizes.tolist(),
+        "low": ordered[starts].tolist(),
+        "high": ordered[starts + sizes - 1].tolist(),
+        "confidence": (np.add.reduceat(ordered, starts) / sizes).tolist(),
+        "accuracy": (np.add.reduceat(right, starts) / sizes).tolist(),
+    }
 
 
 def adaptive_calibration_error(

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from models.summaries import ClassificationSummary
+from training.canvas import label_plainly, names_as_written
 from training.confidence_plots import draw_reliability, draw_risk_coverage
 from training.galleries import draw_accepted, draw_mistakes
 from training.regression_plots import draw_pit, draw_predicted, draw_width_error
@@ -21,10 +22,12 @@ DPIS, MOST_BYTES = (110, 80, 60, 40), 400_000
 def write_plots(folder: Path, view: View) -> list[str]:
     """Writes the plots that the model's task, its inputs and the OOD sets call for; returns the files' names."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {name: draw(view) for name, draw in plots_for(view).items()}
-    written = {f"{name}.png": figure for name, figure in figures.items() if figure is not None}
-    for name, figure in written.items():
-        save_small(figure, folder / name)
+    with names_as_written():
+        figures = {name: draw(view) for name, draw in plots_for(view).items()}
+        written = {f"{name}.png": figure for name, figure in figures.items() if figure is not None}
+        for name, figure in written.items():
+            label_plainly(figure)
+            save_small(figure, folder / name)
     return list(written)
 
 

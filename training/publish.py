@@ -12,12 +12,23 @@ from models.posterior import Posterior
 from models.store import publish
 from training.calibrate import Calibrated
 from training.report import write_report
+from training.seen import Shown
 
 PACKAGES = ("abstain", "jax", "jaxlib", "flax", "numpyro", "blackjax", "optax", "numpy", "orbax-checkpoint")
 
 
-def publish_version(store: Path, manifest: Manifest, posterior: Posterior, calibrated: Calibrated) -> int:
-    """A new version in the store, whole or not at all; returns its number, which the manifest is given."""
+def publish_version(
+    store: Path,
+    manifest: Manifest,
+    posterior: Posterior,
+    calibrated: Calibrated,
+    shown: Shown = Shown(),  # noqa: B008 - a frozen record
+) -> int:
+    """A new version in the store, whole or not at all; returns its number, which the manifest is given.
+
+    Args:
+        shown: what the report is drawn from, besides.
+    """
     calibration = calibrated.calibration
 
     def write(folder: Path) -> None:
@@ -25,7 +36,7 @@ def publish_version(store: Path, manifest: Manifest, posterior: Posterior, calib
 
     def seal(folder: Path, version: int) -> None:
         numbered = manifest.model_copy(update={"version": version})
-        write_report(folder / "report.html", numbered, calibration)
+        write_report(folder / "report.html", numbered, calibration, shown)
         write_manifest(folder, numbered)
 
     return publish(store, manifest.name, write, seal)

@@ -11,6 +11,8 @@ import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Num
 from pydantic import ValidationError
 
 from models.bundle import Bundle, Manifest, load
@@ -25,7 +27,10 @@ from training.evaluate import quality, reject_rates
 from training.gate import CONSTANT_DECISION, decision_shortfalls
 from training.publish import git_commit, installed_packages, now, publish_version
 from training.rows import Rows, Source
+from training.seen import Shown, View
+from training.showing import look, look_along, metrics_of
 from training.sources import read_source
+from training.strange import strange_sets
 
 NEW = (
     "the rows are taken to be new: of rows that it was trained on, in another order or of another type, the model would "
@@ -33,6 +38,8 @@ NEW = (
 )
 
 
+MOVED = {"reject_rate", "ood", "ood_rows"}
+"""The metrics that every new calibration changes, or that it may know other sets of."""
 UNMOVED = {"accuracy", "rmse"}
 """The metrics that no recalibration changes."""
 
@@ -56,12 +63,15 @@ class Material(NamedTuple):
     beware: tuple[str, ...] = ()
 
 
-def calibrate_version(store: Path, model: str, where: str, overrides: tuple[str, ...] = ()) -> Recalibrated:
+def calibrate_version(
+    store: Path, model: str, where: str, overrides: tuple[str, ...] = (), ood: dict[str, str] | None = None
+) -> Recalibrated:
     """Publishes a new version of a model, with its draws and a new calibration.
 
     Args:
         where: a path or the name of an embedded set.
         overrides: `KEY=VALUE`, keys of the config's `[calibration]`; the rest stays as the version has it.
+        ood: sets of strange inputs to report on: paths, or embedded sets, by name.
 
     Raises:
         ConfigError, DataError, CalibrationError: the terms, the rows, or their number do not do.
@@ -76,9 +86,11 @@ def calibrate_version(store: Path, model: str, where: str, overrides: tuple[str,
     densities = bundle.densities
     if densities is None or terms.densities != new_terms(manifest, ()).densities:
         densities = _fitted_densities(bundle, terms, material, where)
+    strange = strange_sets(ood or {}, (material.test or material.calibration).x, manifest.model)
     calibrated = calibrate_posterior(terms, bundle.posterior, densities, material.calibration, manifest.seed)
-    made = described(bundle, calibrated, terms, material, f"{name}:{version}")
-    version = publish_version(store, made, bundle.posterior, calibrated)
+    shown = show(bundle, calibrated, material, strange, f"{name}:{version}")
+    made = described(bundle, calibrated, terms, material, f"{name}:{version}", shown.view)
+    version = publish_version(store, made, bundle.posterior, calibrated, shown)
     return Recalibrated(name, version, made.shortfalls, material.beware)
 
 
@@ -161,8 +173,40 @@ def _fitted_densities(bundle: Bundle, terms: CalibrationConfig, material: Materi
     return fit_densities(bundle.posterior, material.train, bundle.manifest.seed, terms.densities)
 
 
+def show(
+    bundle: Bundle, calibrated: Calibrated, material: Material, strange: dict[str, Num[np.ndarray, "..."]], origin: str
+) -> Shown:
+    """What the report is drawn from: as much of a fit's as there are rows for; of the rest it says where it is."""
+    manifest = bundle.manifest
+    view, curve = None, None
+    absent = {} if strange else {"ood": "No set of strange inputs was given: abstain calibrate takes --ood NAME=PATH."}
+    if material.test is None:
+        absent["test"] = f"The rows given have no test part: figures and pictures of one are in the report of {origin}."
+        if strange:
+            absent["ood"] = "Strange inputs are held against a test part's, and the rows given have none."
+    else:
+        view, why = look(manifest.name, bundle.posterior, calibrated, material.test, strange)
+        absent |= why
+    if material.train is None:
+        absent["curve"] = f"Not drawn: the training rows were not given. The report of {origin} may have it."
+    else:
+        curve, why = look_along(manifest.model, calibrated, material.train)
+        absent |= why
+    if "trace" in manifest.diagnostics:
+        absent["chains"] = (
+            f"Ranks, and R-hat and ESS by prediction, are of all samples, of which a version keeps {manifest.draws} "
+            f"draws: they are in the report of {origin}, if that is a fit's."
+        )
+    return Shown(view, curve, None, absent)
+
+
 def described(
-    bundle: Bundle, calibrated: Calibrated, terms: CalibrationConfig, material: Material, origin: str
+    bundle: Bundle,
+    calibrated: Calibrated,
+    terms: CalibrationConfig,
+    material: Material,
+    origin: str,
+    view: View | None,
 ) -> Manifest:
     """The new version's manifest: the old one's, but for what the calibration changes.
 
@@ -170,9 +214,11 @@ def described(
     """
     old, test = bundle.manifest, material.test
     same = calibrated.recalibration == old.calibration.recalibration
-    kept = old.metrics.keys() - {"reject_rate"} if same else UNMOVED
+    kept = old.metrics.keys() - MOVED if same else UNMOVED
     metrics: dict[str, Any] = {key: value for key, value in old.metrics.items() if key in kept}
-    if test is not None:
+    if view is not None:
+        metrics = metrics_of(view)
+    elif test is not None:
         prediction = calibrated.predictor(test.x)
         metrics = quality(bundle.posterior, prediction, test)
         metrics |= {"reject_rate": reject_rates(calibrated.calibration, prediction)}

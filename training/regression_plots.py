@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from training.canvas import ACCENT, INK, MUTED, VIOLET, WARM, plain, titled_figure
+from training.canvas import ACCENT, INK, MUTED, VIOLET, WARM, places, plain, titled_figure
 from training.mixtures import probability_integral_transform
 from training.quality import covered
-from training.seen import View
+from training.rows import Rows
+from training.seen import Curve, View
 
 
 def draw_predicted(view: View) -> Figure:
@@ -93,6 +96,47 @@ def draw_pit(view: View, bins: int = 20) -> Figure:
     axis.axhspan(low, high, color=MUTED, alpha=0.45, label="95 % of bins, if calibrated", zorder=0)
     axis.axhline(rows / bins, color=INK, linewidth=0.8)
     axis.set(xlabel="predicted probability of a smaller target", ylabel=f"rows of {rows:,}", xlim=(0, 1))
-    axis.legend(loc="upper center", fontsize=8.5, frameon=False)
+    figure.legend(loc="outside lower center", fontsize=8.5, frameon=False, ncols=3)
     plain(axis)
     return figure
+
+
+def draw_band(curve: Curve, test: Rows | None, input_name: str, target_name: str) -> Figure:
+    """The posterior predictive along the one input: mean, epistemic and total band, conformal interval, and rows.
+
+    The axis of targets holds all rows, and the bands as far as twice the rows' range: far out they may have no end.
+    """
+    figure = titled_figure("", 7.2, 4.2)
+    axis = figure.subplots()
+    x, summary = curve.along.x[:, 0], curve.along.prediction.summary
+    mean, quantiles = np.asarray(summary.mean), np.asarray(summary.quantiles)
+    spread = stats.norm.ppf(0.975) * np.sqrt(np.asarray(summary.epistemic_variance))
+    axis.fill_between(x, quantiles[:, 0], quantiles[:, -1], color=MUTED, alpha=0.35, linewidth=0, label="total, 95 %")
+    axis.fill_between(x, mean - spread, mean + spread, color=ACCENT, alpha=0.35, linewidth=0, label="epistemic, 95 %")
+    interval, coverage = curve.along.judgement.interval, curve.along.judgement.coverage
+    for end, label in zip(interval.T, (f"conformal interval, {coverage:.0%}", None), strict=True):
+        axis.plot(x, end, color=WARM, linewidth=1, linestyle="--", label=label)
+    axis.plot(x, mean, color=ACCENT, linewidth=2, label="mean")
+    shown = [(curve.train, "training rows", {"color": INK, "s": 9, "zorder": 4})]
+    if test is not None:
+        shown.append((test, "test rows", {"facecolors": "none", "edgecolors": VIOLET, "s": 9, "linewidths": 0.6}))
+    for rows, label, look in shown:
+        kept = places(len(rows), 250)
+        axis.scatter(rows.x.reshape(len(rows), -1)[kept, 0], rows.y[kept], label=label, alpha=0.8, **look)
+    edges = np.nanmin(curve.train.x), np.nanmax(curve.train.x)
+    for edge in edges:
+        axis.axvline(edge, color=MUTED, linewidth=1, linestyle=":")
+    _keep_rows_in_sight(axis, np.concatenate([rows.y for rows, *_ in shown]), np.concatenate([quantiles, interval], 1))
+    axis.set(xlabel=input_name, ylabel=target_name, xlim=(x[0], x[-1]))
+    figure.legend(loc="outside lower center", fontsize=8.5, frameon=False, ncols=3)
+    plain(axis)
+    return figure
+
+
+def _keep_rows_in_sight(axis: Any, y: np.ndarray, bands: np.ndarray) -> None:
+    low, high = float(y.min()), float(y.max())
+    room = (high - low) or 1.0
+    margin = 0.05 * room
+    axis.set_ylim(
+        max(min(low, float(bands.min())), low - room) - margin, min(max(high, float(bands.max())), high + room) + margin
+    )

@@ -3,8 +3,9 @@
     STORE/NAME/.fits/DIGEST/   the digest is of everything that the draws depend on: config, data, package versions
 
 Left out of the digest is what may change on resuming: the number of samples (of steps, where the learning rate is
-constant), how many draws are kept, and the calibration's terms. A published fit leaves its journal behind where it can
-be lengthened, until the same model is fitted with other settings; other journals are removed on publishing.
+constant), how many draws are kept, the calibration's terms, and what the fit is reported on. A published fit leaves its
+journal behind where it can be lengthened, until the same model is fitted with other settings; other journals are
+removed on publishing.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def growing_key(config: Config) -> str | None:
 
 def terms_of(config: Config, fingerprint: str, packages: dict[str, str]) -> dict[str, Any]:
     """Everything that a fit's states depend on."""
-    terms = config.model_dump(mode="json", exclude={"name", "draws", "calibration"})
+    terms = config.model_dump(mode="json", exclude={"name", "draws", "calibration", "evaluation"})
     growing = growing_key(config)
     terms["method"] = {key: value for key, value in terms["method"].items() if key != growing}
     return terms | {"data_fingerprint": fingerprint, "packages": packages}

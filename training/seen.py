@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Num
@@ -10,6 +10,7 @@ from jaxtyping import Num
 from models.calibration import Judgement, ScoreJudgement
 from models.posterior import Posterior
 from models.predictive import Prediction
+from training.diagnostics import Agreement
 from training.rows import Rows
 
 
@@ -52,3 +53,28 @@ class View:
     familiar: Seen
     strange: dict[str, Seen]
     twin: Twin | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a regression of one input says along it, at ascending inputs, and the rows that it has learned from."""
+
+    along: Seen
+    train: Rows
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a report shows beside a manifest and a calibration.
+
+    Attributes:
+        view: the test part and OOD sets; never a twin.
+        curve: of a regression of one input.
+        agreement: of the chains, where the method made any.
+        absent: where something is not there, why: by `test`, `ood`, `curve` or `chains`, a sentence.
+    """
+
+    view: View | None = None
+    curve: Curve | None = None
+    agreement: Agreement | None = None
+    absent: dict[str, str] = field(default_factory=dict)

@@ -11,16 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from models.ranks import ordinal
-from training.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WARM, plain, readable, titled_figure
+from models.calibration import Calibration
+from models.ranks import ordinal, threshold
+from training.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WARM, places, plain, titled_figure
 from training.quality import TWIN_SCORES, rates_of
 from training.seen import Seen, View
-from training.strange import SAME_INTENSITY
+from training.strange import SAME_INTENSITY, readable
 
 
-def draw_roc(view: View) -> Figure:
-    """One panel a set: the decision with its threshold, the two best other scores, and the twin's best."""
-    columns = min(len(view.strange), 3)
+def draw_roc(view: View, across: int = 3) -> Figure:
+    """One panel a set, so many in a line: the decision with its threshold, the two best other scores, and the twin's best."""
+    columns = min(len(view.strange), across)
     lines = -(-len(view.strange) // columns)
     figure = titled_figure(
         f"{view.name}: how many strange rows are caught (up) for how many familiar ones turned away (right); the dot is the threshold",
@@ -58,8 +59,15 @@ def _draw_roc_panel(axis: Any, view: View, name: str, strange: Seen, shown: dict
         truth = np.repeat([0, 1], [len(own), len(foreign)])
         false, true, _ = roc_curve(truth, np.concatenate([own, foreign]))
         text = f"{label.replace('_', ' ')}  {auroc(own, foreign):.3f}"
+        kept = places(len(false))
         axis.step(
-            np.maximum(false, least), true, where="post", color=color, linestyle=style, linewidth=width, label=text
+            np.maximum(false[kept], least),
+            true[kept],
+            where="post",
+            color=color,
+            linestyle=style,
+            linewidth=width,
+            label=text,
         )
     here = max(float(familiar.judgement.reject.mean()), least), float(strange.judgement.reject.mean())
     axis.plot(*here, "o", color=ACCENT, markersize=7, markeredgecolor="white", zorder=5)
@@ -114,7 +122,7 @@ def draw_ecdf(view: View) -> Figure:
         values = np.sort(np.asarray(seen.decision.value, np.float64))
         shares = np.arange(1, len(values) + 1) / len(values) * 100
         # Some hundred points make the curve; all of them would make a large file.
-        kept = np.unique(np.linspace(0, len(values) - 1, 800).astype(int))
+        kept = places(len(values))
         text = f"{label}: {seen.judgement.reject.mean():.1%} turned away"
         axis.step(values[kept], shares[kept], where="post", color=color, linestyle=style, linewidth=width, label=text)
     limits: list[float] = np.unique(view.familiar.decision.threshold).tolist()
@@ -179,3 +187,37 @@ def draw_detection(view: View) -> Figure:
     axis.tick_params(length=0, labelsize=9)
     axis.spines[:].set_visible(False)
     return figure
+
+
+def draw_scores(calibration: Calibration, seen: Seen | None) -> Figure:
+    """Every score's distribution on the calibration rows, with its threshold, and on the test rows; what decides first."""
+    first = calibration.decision.name
+    names = [first, *(name for name in calibration.ascending if name != first)]
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(1.75 * columns, 1.75 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axis, name in zip(panels.flat, names, strict=False):
+        ascending = calibration.ascending[name]
+        limit = threshold(ascending, calibration.percentile)
+        if seen is not None:
+            _draw_steps(axis, np.sort(seen.judgement.scores[name].value), color=MUTED, linewidth=3)
+        _draw_steps(axis, ascending, color=ACCENT, linewidth=1.3)
+        axis.axvline(limit, color=INK, linestyle="--", linewidth=1)
+        left = limit > sum(axis.get_xlim()) / 2
+        offset = {"xytext": (-3 if left else 3, 0), "textcoords": "offset points", "ha": "right" if left else "left"}
+        axis.annotate(f"{limit:.3g}", (limit, 6), fontsize=8, **offset)
+        axis.set_title(name.replace("_", " "), fontsize=8.5, fontweight="bold" if name == first else "normal")
+        axis.locator_params(axis="x", nbins=2)
+        plain(axis)
+        axis.tick_params(labelsize=7.5)
+    for axis in panels.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis in panels[:, 0]:
+        axis.set_ylabel("rows below (%)", fontsize=8)
+    return figure
+
+
+def _draw_steps(axis: Any, ascending: Float[np.ndarray, " rows"], **look: Any) -> None:
+    kept = places(len(ascending), 200)
+    axis.plot(ascending[kept], (kept + 1) / len(ascending) * 100, **look)

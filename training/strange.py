@@ -32,6 +32,12 @@ def strange_sets(
     }
 
 
+def readable(name: str) -> str:
+    """The name of a set or score, as a person would write it."""
+    base = name.removesuffix(SAME_INTENSITY)
+    return base.replace("_", " ") + (", same intensity" if base != name else "")
+
+
 def is_image(model: Model) -> bool:
     """Whether a row is a picture: `[height, width]` or `[height, width, channels]`."""
     return len(model.feature_shape) in {2, 3}

@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from training.bnn import Observations
+from training.canvas import INK, MUTED
 from training.methods.form import Fitted
-from training.report import INK, MUTED
 
 OTHER = "#c2410c"
 LEVELS = np.linspace(0, 1, 11)
