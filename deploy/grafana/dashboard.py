@@ -369,8 +369,8 @@ STRANGE = (
     ),
     lines(
         "Drift: rows watched",
-        "Since the version was loaded, or since the last crossing, when the martingale began anew. A few hundred are needed "
-        "before it can say anything.",
+        "Of the present epoch, of all workers together: at 20,000 a worker begins anew. A few hundred are needed before the "
+        "martingale can say anything; level while there is traffic, watching has failed, and the log says why.",
         Query(f"abstain_drift_rows{{{VERSION}}}", "{{model}}:{{version}} {{instance}}"),
         unit="suffix: rows",
     ),
