@@ -70,7 +70,16 @@ QUEUE_SECONDS = prometheus.Histogram(
 )
 COMPILES = prometheus.Counter("abstain_compiles_total", "Programs compiled by XLA; does not move once ready")
 MODEL_INFO = prometheus.Gauge(
-    "abstain_model_info", "1 for every version served", [*_MODEL, "digest", "method", "draws"], multiprocess_mode="max"
+    "abstain_model_info",
+    "1 for every version served",
+    [*_MODEL, "digest", "method", "draws"],
+    multiprocess_mode="livemax",
+)
+EXPECTED_REJECTS = prometheus.Gauge(
+    "abstain_expected_reject_ratio",
+    "Share of familiar rows that a version is calibrated to reject",
+    _MODEL,
+    multiprocess_mode="livemax",
 )
 MODEL_LOADS = prometheus.Counter("abstain_model_loads_total", "Versions loaded, or not", [*_MODEL, "outcome"])
 WORKERS = prometheus.Gauge("abstain_workers", "Workers that there should be", multiprocess_mode="mostrecent")

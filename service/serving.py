@@ -69,6 +69,9 @@ class Serving:
         except (AbstainError, OSError) as error:
             self._why = str(error)
             return
+        for name, all_of_it in self._entries.items():
+            for version in (version for version, entry in all_of_it.items() if entry.state == "failed"):
+                metrics.MODEL_LOADS.labels(name, str(version), "failed").inc()
         served = [
             (name, entry)
             for name, all_of_it in self._entries.items()
@@ -180,6 +183,7 @@ class Serving:
         labels, manifest = (name, str(entry.version)), bundle.manifest
         metrics.MODEL_LOADS.labels(*labels, "loaded").inc()
         metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(1)
+        metrics.EXPECTED_REJECTS.labels(*labels).set(1 - bundle.calibration.percentile / 100)
         self._set(name, replace(entry, state="ready", live=Live(name, entry.version, bundle, predictor)))
 
     def _fail(self, name: str, entry: Entry, error: Exception) -> None:
