@@ -57,6 +57,7 @@ bench-quality: $(VENV)/installed ## the quality tables (DATA=folder with mnist.n
 	$(BIN)/python benchmarks/strong.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/tabular.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/intervals.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/drift.py
 
 bench-selection: $(VENV)/installed ## how the decisions of images and of tables were chosen (DATA=folder of the .npz files)
 	$(BIN)/python benchmarks/selection.py $(if $(DATA),--data $(DATA))
