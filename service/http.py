@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.errors import AbstainError
-from service import answers, metrics, open_inference
+from service import answers, console, metrics, open_inference
 from service.batcher import Batcher, Judged, Share
 from service.errors import HTTPError, status_of
 from service.process import Process, Traffic
@@ -145,6 +145,7 @@ def build_app(
         Route("/metrics", show_metrics),
         Route("/docs.json", _forwarded(described)),
         Route("/schema.json", _forwarded(described)),
+        *console.routes(serving),
         *others,
     ]
     app = Starlette(routes=routes, exception_handlers=cast("Any", ERRORS))
@@ -301,7 +302,8 @@ def _watched(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        route = scope["path"] if scope["path"] in routes else open_inference.template(scope["path"])
+        path = scope["path"]
+        route = path if path in routes else console.template(path) or open_inference.template(path)
         started, code = time.perf_counter(), 500
 
         async def noting(message: Message) -> None:

@@ -131,6 +131,17 @@ class Serving:
             )
         return entry.live
 
+    def folder(self, text: str) -> Path:
+        """Where the version that `name:version` means lies, served or not: found among those the store has.
+
+        Raises:
+            UnknownModel: the store had no such model or version when it was read.
+        """
+        reference = store.parse_reference(text)
+        present = self._entries.get(reference.name, {})
+        version = store.resolve_among(reference, sorted(present), self._labels.get(reference.name, {}))
+        return self._root / reference.name / str(version)
+
     def listing(self) -> dict[str, Any]:
         """The answer of `GET /models`."""
         return {

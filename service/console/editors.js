@@ -1,0 +1,254 @@
+// Where a row comes from: an image that is drawn, or a form of features. Both are `{ element, row() }`.
+
+import { el, number } from "./dom.js";
+import { EXAMPLES, image } from "./drawing.js";
+
+const PAD = 280;
+const DIGITS = 4;
+const MOST_FEATURES = 300;
+const MANY = 24;
+const SMALLEST_IMAGE = 8;
+
+/** The editor for a version's rows; `changed` is called whenever there is another row to ask about. */
+export function editorFor(description, changed) {
+  const shape = imageShape(description);
+  return shape ? drawingEditor(description, shape, changed) : rowEditor(description, changed);
+}
+
+/** Rows and columns of a one-channel image; flat rows without names that fill a square are one. Null for a table. */
+export function imageShape({ feature_shape: shape, features }) {
+  if (shape.length === 2 || (shape.length === 3 && shape[2] === 1)) return { rows: shape[0], columns: shape[1] };
+  const side = Math.sqrt(features.length);
+  const unnamed = features.every((feature) => !feature.name && !feature.categories.length);
+  return shape.length === 1 && unnamed && Number.isInteger(side) && side >= SMALLEST_IMAGE ? { rows: side, columns: side } : null;
+}
+
+// ---- images -------------------------------------------------------------------------------------------------------------
+
+function drawingEditor(description, { rows, columns }, changed) {
+  const low = Math.min(...description.features.map((feature) => feature.low));
+  const high = Math.max(...description.features.map((feature) => feature.high));
+  const terms = { rows, columns, low, high };
+  let strokes = [];
+  let pixels = null;
+  let cursor = 0;
+
+  const pad = el("canvas", {
+    id: "pad", width: PAD, height: PAD, role: "img",
+    "aria-label": "Drawing area for mouse, touch or pen. By keyboard, use the examples or the pixels below.",
+  });
+  const grid = el("canvas", {
+    id: "pixels", width: PAD, height: Math.round((PAD * rows) / columns), tabindex: "0", role: "application",
+    "aria-label": `What the model sees: ${rows} by ${columns} pixels. Arrow keys move, space changes a pixel.`,
+    "aria-describedby": "pixel-told",
+  });
+  const told = el("p", { id: "pixel-told", class: "hidden-text", "aria-live": "polite" });
+  const hint = el("p", { class: "pad-hint", "aria-hidden": "true" }, "Draw here");
+
+  function drawn() {
+    pixels = image(strokes, terms);
+    paint();
+    changed();
+  }
+  function begin(event) {
+    if (event.button > 0) return;
+    pad.setPointerCapture(event.pointerId);
+    strokes.push([place(event)]);
+    paint();
+    event.preventDefault();
+  }
+  function move(event) {
+    if (!pad.hasPointerCapture(event.pointerId)) return;
+    for (const point of event.getCoalescedEvents?.() ?? [event]) strokes.at(-1).push(place(point));
+    pixels = image(strokes, terms);
+    paint();
+  }
+  function end(event) {
+    if (pad.hasPointerCapture(event.pointerId)) pad.releasePointerCapture(event.pointerId);
+    drawn();
+  }
+  function place(event) {
+    const box = pad.getBoundingClientRect();
+    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  }
+  pad.addEventListener("pointerdown", begin);
+  pad.addEventListener("pointermove", move);
+  pad.addEventListener("pointerup", end);
+  pad.addEventListener("pointercancel", end);
+
+  function keyed(event) {
+    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    if (step) {
+      const row = Math.min(rows - 1, Math.max(0, Math.floor(cursor / columns) + step[0]));
+      cursor = row * columns + Math.min(columns - 1, Math.max(0, (cursor % columns) + step[1]));
+    } else if (event.key === " " || event.key === "Enter") {
+      flip(cursor);
+    } else return;
+    event.preventDefault();
+    say();
+    paint();
+  }
+  function clicked(event) {
+    const box = grid.getBoundingClientRect();
+    const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
+    cursor = row * columns + Math.floor(((event.clientX - box.left) / box.width) * columns);
+    flip(cursor);
+    say();
+  }
+  function flip(at) {
+    pixels ??= new Array(rows * columns).fill(low);
+    pixels[at] = pixels[at] > (low + high) / 2 ? low : high;
+    strokes = [];
+    paint();
+    changed();
+  }
+  function say() {
+    const shade = pixels?.[cursor] ?? low;
+    told.textContent = `row ${Math.floor(cursor / columns) + 1}, column ${(cursor % columns) + 1}: ${number(shade)} of ${number(high)}`;
+  }
+  grid.addEventListener("keydown", keyed);
+  grid.addEventListener("click", clicked);
+  grid.addEventListener("focus", paint);
+  grid.addEventListener("blur", paint);
+
+  function paint() {
+    hint.hidden = strokes.length > 0;
+    paintStrokes(pad, strokes);
+    paintPixels(grid, pixels, terms, document.activeElement === grid ? cursor : null);
+  }
+  function show(example) {
+    strokes = EXAMPLES[example].map((stroke) => stroke.map((point) => [...point]));
+    drawn();
+  }
+  function clear() {
+    [strokes, pixels] = [[], null];
+    paint();
+    changed();
+  }
+
+  const names = Object.keys(EXAMPLES);
+  const element = el("div", { class: "drawing" },
+    el("div", { class: "pads" },
+      el("figure", {}, el("div", { class: "pad-frame" }, pad, hint), el("figcaption", {}, "Your drawing")),
+      el("figure", {}, grid, el("figcaption", {}, `What the model sees, ${rows}×${columns}`))),
+    told,
+    el("div", { class: "buttons", role: "group", "aria-label": "Examples" },
+      ...names.map((name) => el("button", { type: "button", "data-example": name, "aria-label": `Example: ${spoken(name)}`, onclick: () => show(name) }, name)),
+      el("button", { type: "button", class: "quiet", id: "clear", onclick: clear }, "Clear")));
+  paint();
+  return { element, row: () => pixels, repaint: paint };
+}
+
+function spoken(name) {
+  if (/^\d$/.test(name)) return `the digit ${name}`;
+  return name.length === 1 ? `the letter ${name}` : `a ${name}`;
+}
+
+function paintStrokes(canvas, strokes) {
+  const pen = canvas.getContext("2d");
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  pen.strokeStyle = colour(canvas, "--ink");
+  pen.lineWidth = canvas.width * 0.065;
+  pen.lineCap = pen.lineJoin = "round";
+  for (const stroke of strokes) {
+    pen.beginPath();
+    for (const [x, y] of [stroke[0], ...stroke]) pen.lineTo(x * canvas.width, y * canvas.height);
+    pen.stroke();
+  }
+}
+
+function paintPixels(canvas, pixels, { rows, columns, low, high }, cursor) {
+  const pen = canvas.getContext("2d");
+  const [width, height] = [canvas.width / columns, canvas.height / rows];
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  pen.fillStyle = colour(canvas, "--ink");
+  pixels?.forEach((value, place) => {
+    pen.globalAlpha = (value - low) / (high - low);
+    pen.fillRect((place % columns) * width, Math.floor(place / columns) * height, width + 0.5, height + 0.5);
+  });
+  pen.globalAlpha = 1;
+  if (cursor === null) return;
+  pen.strokeStyle = colour(canvas, "--focus");
+  pen.lineWidth = 3;
+  pen.strokeRect((cursor % columns) * width + 1.5, Math.floor(cursor / columns) * height + 1.5, width - 3, height - 3);
+}
+
+const colour = (element, name) => getComputedStyle(element).getPropertyValue(name).trim();
+
+// ---- tables -------------------------------------------------------------------------------------------------------------
+
+function rowEditor({ features }, changed) {
+  const inputs = features.length <= MOST_FEATURES ? features.map((feature, place) => input(feature, place, changed)) : [];
+  const trouble = el("p", { class: "trouble", role: "alert", hidden: true });
+  const typical = features.map((feature) => feature.typical);
+  let held = typical;
+
+  const pasted = el("textarea", {
+    id: "pasted", rows: "3", spellcheck: "false", "aria-describedby": "paste-told",
+    oninput: () => pasted.value.trim() && paste(),
+  });
+  function paste() {
+    const cells = pasted.value.trim().split(/[\s,;]+/).filter(Boolean);
+    const row = cells.map((cell, place) => code(features[place], cell));
+    const wrong = row.findIndex((value) => !Number.isFinite(value));
+    trouble.hidden = cells.length === features.length && wrong < 0;
+    if (!trouble.hidden) {
+      trouble.textContent = cells.length === features.length
+        ? `${features[wrong].name || `feature ${wrong}`}: expected ${features[wrong].categories.join(", ") || "a number"}, found ${cells[wrong]}`
+        : `expected ${features.length} values, found ${cells.length}`;
+      return;
+    }
+    fill(row);
+  }
+  function fill(row) {
+    held = row;
+    inputs.forEach((field, place) => { field.value = features[place].categories.length ? row[place] : short(row[place]); });
+    changed();
+  }
+  function row() {
+    if (!inputs.length) return held;
+    const values = inputs.map((field) => (field.value === "" ? Number.NaN : Number(field.value)));
+    inputs.forEach((field, place) => {
+      field.setAttribute("aria-invalid", String(!Number.isFinite(values[place])));
+      field.closest(".field").classList.toggle("outside", !within(features[place], values[place]));
+    });
+    return values.every(Number.isFinite) ? values : null;
+  }
+  const beyond = features.map((feature, place) =>
+    feature.categories.length ? feature.typical : feature.high + (1 + (place % 2)) * (feature.high - feature.low));
+
+  const element = el("div", { class: "row-editor" },
+    el("div", { class: "buttons", role: "group", "aria-label": "Examples" },
+      el("button", { type: "button", "data-example": "typical", onclick: () => fill(typical) }, "A typical row"),
+      el("button", { type: "button", "data-example": "beyond", onclick: () => fill(beyond) }, "Far outside the training rows")),
+    inputs.length ? el("div", { class: inputs.length > MANY ? "fields many" : "fields" }, ...inputs.map((field) => field.closest(".field"))) : null,
+    el("details", { open: !inputs.length },
+      el("summary", {}, "Paste a row"),
+      el("label", { for: "pasted", class: "small", id: "paste-told" }, `${features.length} values, between commas or spaces`),
+      pasted, trouble));
+  fill(typical);
+  return { element, row, repaint: () => {} };
+}
+
+/** One feature's label, field and range. */
+function input(feature, place, changed) {
+  const id = `feature-${place}`;
+  const name = feature.name || `feature ${place}`;
+  const field = feature.categories.length
+    ? el("select", { id, onchange: changed }, ...feature.categories.map((category, at) => el("option", { value: at }, category)))
+    : el("input", { id, type: "number", step: "any", inputmode: "decimal", oninput: changed, "aria-describedby": `${id}-range` });
+  el("div", { class: "field" }, el("label", { for: id }, name), field,
+    el("span", { class: "range small", id: `${id}-range` },
+      feature.categories.length ? `${feature.categories.length} categories` : `trained on ${number(feature.low)} to ${number(feature.high)}`));
+  return field;
+}
+
+function code(feature, cell) {
+  if (!feature) return Number.NaN;
+  const known = feature.categories.indexOf(cell);
+  return feature.categories.length && known >= 0 ? known : Number(cell);
+}
+
+const within = (feature, value) => feature.categories.length > 0 || (value >= feature.low && value <= feature.high);
+
+const short = (value) => String(Number(value.toPrecision(DIGITS)));
