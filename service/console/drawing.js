@@ -11,8 +11,8 @@ const BISECTIONS = 10;
  * How images of this size are made.
  *
  * 28×28 is MNIST's way: a box of 20×20, centred by mass, a pen of about 2.5 pixels. 8×8 is that of the optical
- * recognition digits: the whole height, centred by the box, and nearly the same ink in every image, so the pen gets wider where the
- * strokes are short. Other sizes are given a margin of a tenth.
+ * recognition digits: the whole height, centred by the box, and nearly the same ink in every image, so the pen gets
+ * wider where the strokes are short. Other sizes are given a margin of a tenth.
  */
 export function recipe(rows, columns) {
   if (rows === 28 && columns === 28) return { height: 20, width: 20, centre: "mass", pen: 2.5 };
