@@ -146,6 +146,8 @@ def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
         assert predictions(running, POINTS, "wave") == predictions(server, POINTS, "wave")
         assert [model["name"] for model in httpx.get(f"{running.url}/models").json()["models"]] == ["wave"]
         assert httpx.get(f"{running.url}/nope").json() == {"error": "no such road: /nope"}
+        for page in ("", "console/app.js", "console/uPlot.esm.js"):
+            assert httpx.get(f"{running.url}/{page}").status_code == 200
     finally:
         stop_server(running)
     assert list(empty.iterdir()) == []

@@ -1,5 +1,6 @@
-"""The console over HTTP: the page and its files, what it is told of a version, and reports; in a browser it is tested in
-`test_console_browser.py`.
+"""The console over HTTP: the page and its files, what it is told of a version, and reports.
+
+In a browser it is tested in `test_console_browser.py`.
 """
 
 import json
@@ -107,8 +108,9 @@ def test_head_says_what_get_would(client):
 @pytest.mark.parametrize(
     "path",
     [
-        "/console", "/console/", "/console/nope.js", "/console/__init__.py", "/console/described.py", "/console/README.md",
-        "/console/../settings.py", "/console/..%2fsettings.py", "/console/%2e%2e/settings.py", "/console/uplot/uPlot.esm.js",
+        "/console", "/console/", "/console/nope.js", "/console/__init__.py", "/console/described.py",
+        "/console/README.md", "/console/../settings.py", "/console/..%2fsettings.py", "/console/%2e%2e/settings.py",
+        "/console/uplot/uPlot.esm.js",
         "/console/..%5csettings.py", "/console//etc/passwd", "/console/%00", "/console/index.html%00.js",
         "/console/models/digits/versions/1/manifest.json", "/console/models/digits/versions/1/../../labels.json",
     ],

@@ -30,7 +30,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright
 expect = playwright.expect
 
 
-# ---- what is served, and a browser to look at it -----------------------------------------------------------------------
+# ---- what is served, and a browser to look at it ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,17 @@ name = "table"
 seed = 0
 draws = 10
 likelihood = "categorical"
-data = {{ source = "{folder / "table.csv"}", target = "risk", categorical = ["city"], calibration_size = 120, test_size = 40 }}
 network = {{ kind = "mlp", hidden = [8], activation = "tanh" }}
 prior = {{ scale = 1.0 }}
 method = {{ kind = "vi", steps = 200, batch_size = 64, learning_rate = 1e-2, reports = 1 }}
 calibration = {{ percentile = 99.0, coverage = 0.9 }}
+
+[data]
+source = "{folder / "table.csv"}"
+target = "risk"
+categorical = ["city"]
+calibration_size = 120
+test_size = 40
 """)
     return read_config(folder / "table.toml")
 
@@ -150,7 +156,7 @@ def draw(page, name, scale=1.0, shift=0.0):
     return answer.value.json()["predictions"][0]
 
 
-# ---- try it ------------------------------------------------------------------------------------------------------------
+# ---- try it ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["0", "3"])
@@ -257,7 +263,7 @@ def test_text_of_the_server_is_only_text(opened):
     assert page.locator("img").count() == 0
 
 
-# ---- the way from strokes to pixels --------------------------------------------------------------------------------------
+# ---- the way from strokes to pixels ----------------------------------------------------------------------------------
 
 
 def pixels(page, strokes, rows, high):
@@ -302,7 +308,7 @@ def test_no_strokes_make_no_image(opened):
     assert np.isfinite(pixels(page, [[(0.1, 0.5), (0.9, 0.5)]], 8, 16)).all()
 
 
-# ---- watch it ------------------------------------------------------------------------------------------------------------
+# ---- watch it --------------------------------------------------------------------------------------------------------
 
 
 def test_the_watch_view_shows_the_requests_just_made(opened, site):
@@ -403,14 +409,15 @@ def test_metrics_are_read_as_prometheus_reads_them(opened, site):
     assert found == expected
     levels = page.evaluate(
         load
-        + "return [0.25, 0.5, 1].map(level => read.quantile({ bounds: [1, 2, Infinity], counts: [2, 2, 0] }, level)); }",
+        + "const histogram = { bounds: [1, 2, Infinity], counts: [2, 2, 0] };"
+        + "return [0.25, 0.5, 1].map(level => read.quantile(histogram, level)); }",
         [""],
     )
     assert levels == [0.5, 1, 2]
     assert page.evaluate(load + "return read.quantile({ bounds: [1, 2], counts: [0, 0] }, 0.5); }", [""]) is None
 
 
-# ---- the model -----------------------------------------------------------------------------------------------------------
+# ---- the model -------------------------------------------------------------------------------------------------------
 
 
 def test_the_model_view_tells_what_the_store_tells(opened, site):
@@ -440,7 +447,7 @@ def test_another_version_is_chosen_and_the_address_keeps_it(opened, site):
     expect(page).to_have_title(re.compile(r"Model · wave:1"))
 
 
-# ---- for everyone ----------------------------------------------------------------------------------------------------------
+# ---- for everyone ----------------------------------------------------------------------------------------------------
 
 
 def test_it_is_used_by_keyboard_alone(opened):
@@ -491,9 +498,7 @@ def test_a_screen_reader_finds_its_way(opened):
         for control in page.locator(
             "button:visible, select:visible, input:visible, textarea:visible, canvas[role]:visible"
         ).all():
-            named = control.evaluate(
-                "e => e.getAttribute('aria-label') || e.innerText || [...(e.labels ?? [])].map(l => l.textContent).join('')"
-            )
+            named = control.evaluate(NAME_OF)
             assert named.strip(), control.evaluate("e => e.outerHTML")
 
 
@@ -514,6 +519,12 @@ def test_a_phone_need_not_scroll_sideways(opened, model):
         assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
+NAME_OF = """
+(element) => {
+  const labels = [...(element.labels ?? [])].map((label) => label.textContent);
+  return element.getAttribute("aria-label") || element.innerText || labels.join(" ");
+}
+"""
 CONTRAST = """
 () => {
   const channel = (value) => (value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
@@ -524,8 +535,10 @@ CONTRAST = """
     probe.remove();
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
-  const pairs = ["--ink", "--muted", "--accept", "--unknown"].flatMap((ink) => ["--paper", "--card"].map((paper) => [ink, paper]));
-  pairs.push(["--accept", "--accept-soft"], ["--unknown", "--unknown-soft"], ["--ink", "--accept-soft"], ["--ink", "--unknown-soft"]);
+  const inks = ["--ink", "--muted", "--accept", "--unknown"];
+  const pairs = inks.flatMap((ink) => ["--paper", "--card"].map((paper) => [ink, paper]));
+  pairs.push(["--accept", "--accept-soft"], ["--unknown", "--unknown-soft"]);
+  pairs.push(["--ink", "--accept-soft"], ["--ink", "--unknown-soft"]);
   return pairs.map(([ink, paper]) => {
     const [a, b] = [light(ink), light(paper)].sort((x, y) => y - x);
     return [ink, paper, (a + 0.05) / (b + 0.05)];

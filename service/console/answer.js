@@ -36,14 +36,17 @@ const OF_ANY = {
 export function showVerdict(place, description, prediction) {
   if (!prediction) {
     place.className = "verdict";
-    place.replaceChildren(el("p", { class: "word muted" }, "Nothing asked yet"),
-      el("p", { class: "why" }, "Draw something, or take an example: the answer comes by itself."));
+    place.replaceChildren(
+      el("p", { class: "word muted" }, "Nothing asked yet"),
+      el("p", { class: "why" }, "Draw something, or take an example: the answer comes by itself."),
+    );
     return;
   }
   place.className = `verdict ${prediction.reject ? "unknown" : "accepted"}`;
   place.replaceChildren(
     el("p", { class: "word" }, prediction.reject ? "I don’t know" : `accepted: ${named(description, prediction)}`),
-    el("p", { class: "why" }, reason(description, prediction)));
+    el("p", { class: "why" }, reason(description, prediction)),
+  );
 }
 
 const named = (description, prediction) =>
@@ -52,94 +55,175 @@ const named = (description, prediction) =>
 function reason(description, prediction) {
   const decision = prediction.scores[description.decision];
   if (!prediction.reject) {
-    const ahead = `${plain(description.decision)} ${number(decision.value)} is within its limit of ${number(decision.threshold)}`;
-    return `As familiar as the calibration rows: ${ahead}.`;
+    const [name, value, limit] = [plain(description.decision), number(decision.value), number(decision.threshold)];
+    return `As familiar as the calibration rows: ${name} ${value} is within its limit of ${limit}.`;
   }
   const guess = description.task === "classification" ? ` Forced to choose, it would say ${prediction.label}.` : "";
-  return `${prediction.reasons.map(plain).join("; ").replace(/^./, (first) => first.toUpperCase())}.${guess}`;
+  return `${prediction.reasons
+    .map(plain)
+    .join("; ")
+    .replace(/^./, (first) => first.toUpperCase())}.${guess}`;
 }
 
 /** All that stands behind the verdict. */
 export function showEvidence(place, description, prediction, percentile) {
   if (!prediction) return place.replaceChildren();
-  const parts = description.task === "classification"
-    ? [probabilities(prediction, description.class_names), split("Doubt", "nats", entropyParts(prediction))]
-    : [interval(prediction, description), split("Variance", "in the target’s units squared", varianceParts(prediction))];
+  const parts =
+    description.task === "classification"
+      ? [probabilities(prediction, description.class_names), split("Doubt", "nats", entropyParts(prediction))]
+      : [
+          interval(prediction, description),
+          split("Variance", "in the target’s units squared", varianceParts(prediction)),
+        ];
   return place.replaceChildren(...parts, scores(prediction, description, percentile));
 }
 
-// ---- classes ------------------------------------------------------------------------------------------------------------
+// ---- classes --------------------------------------------------------------------------------------------------------
 
 function probabilities({ probabilities: means, std, index, prediction_set: among }, names) {
   const rows = means.map((mean, place) => {
     const low = Math.max(0, mean - std[place]);
     const high = Math.min(1, mean + std[place]);
-    const bar = el("div", { class: "track", "aria-hidden": "true" },
+    const bar = el(
+      "div",
+      { class: "track", "aria-hidden": "true" },
       placed(el("span", { class: "fill" }), { width: 100 * mean }),
-      std[place] < SEEN ? null : placed(el("span", { class: "whisker" }), { left: 100 * low, width: 100 * (high - low) }));
-    return el("tr", { class: place === index ? "top" : null },
-      el("th", { scope: "row" }, names[place]), el("td", { class: "bar-cell" }, bar),
-      el("td", {}, mean.toFixed(2)), el("td", { class: "muted" }, `± ${std[place].toFixed(2)}`));
+      std[place] < SEEN
+        ? null
+        : placed(el("span", { class: "whisker" }), { left: 100 * low, width: 100 * (high - low) }),
+    );
+    return el(
+      "tr",
+      { class: place === index ? "top" : null },
+      el("th", { scope: "row" }, names[place]),
+      el("td", { class: "bar-cell" }, bar),
+      el("td", {}, mean.toFixed(2)),
+      el("td", { class: "muted" }, `± ${std[place].toFixed(2)}`),
+    );
   });
-  const order = rows.length > 12 ? means.map((_, place) => place).sort((a, b) => means[b] - means[a]).slice(0, 12) : rows.keys();
-  return el("section", {},
+  const order =
+    rows.length > 12
+      ? means
+          .map((_, place) => place)
+          .sort((a, b) => means[b] - means[a])
+          .slice(0, 12)
+      : rows.keys();
+  return el(
+    "section",
+    {},
     el("h2", {}, "Probability of each class"),
-    el("table", { class: "bars", id: "probabilities" },
+    el(
+      "table",
+      { class: "bars", id: "probabilities" },
       el("caption", { class: "hidden-text" }, "Mean and standard deviation over draws of each class’s probability"),
-      el("thead", { class: "hidden-text" }, el("tr", {}, ...["class", "bar", "probability", "standard deviation"].map((head) => el("th", { scope: "col" }, head)))),
-      el("tbody", {}, ...[...order].map((place) => rows[place]))),
-    el("p", { class: "small" }, rows.length > 12 ? `The 12 likeliest of ${rows.length}. ` : "",
-      `Whiskers: one standard deviation over the draws. Prediction set: ${among.length ? among.join(", ") : "none fits"}.`));
+      el(
+        "thead",
+        { class: "hidden-text" },
+        el(
+          "tr",
+          {},
+          ...["class", "bar", "probability", "standard deviation"].map((head) => el("th", { scope: "col" }, head)),
+        ),
+      ),
+      el("tbody", {}, ...[...order].map((place) => rows[place])),
+    ),
+    el(
+      "p",
+      { class: "small" },
+      rows.length > 12 ? `The 12 likeliest of ${rows.length}. ` : "",
+      "Whiskers: one standard deviation over the draws. ",
+      `Prediction set: ${among.length ? among.join(", ") : "none fits"}.`,
+    ),
+  );
 }
 
 const entropyParts = (prediction) => ({
   total: ["entropy", prediction.entropy],
-  parts: [["mutual information", prediction.mutual_information, "the draws disagree", "epistemic"],
-    ["aleatoric entropy", prediction.aleatoric_entropy, "each draw is unsure", "aleatoric"]],
+  parts: [
+    ["mutual information", prediction.mutual_information, "the draws disagree", "epistemic"],
+    ["aleatoric entropy", prediction.aleatoric_entropy, "each draw is unsure", "aleatoric"],
+  ],
 });
 
 const varianceParts = (prediction) => ({
   total: ["total", prediction.std ** 2],
-  parts: [["epistemic", prediction.epistemic_std ** 2, "the draws disagree", "epistemic"],
-    ["aleatoric", prediction.aleatoric_std ** 2, "noise in the data", "aleatoric"]],
+  parts: [
+    ["epistemic", prediction.epistemic_std ** 2, "the draws disagree", "epistemic"],
+    ["aleatoric", prediction.aleatoric_std ** 2, "noise in the data", "aleatoric"],
+  ],
 });
 
 /** A whole and the two parts that add up to it. */
 function split(title, unit, { total: [whole, sum], parts }) {
-  return el("section", {},
+  return el(
+    "section",
+    {},
     el("h2", {}, title),
-    el("div", { class: "stack", "aria-hidden": "true" },
-      ...parts.map(([, value, , kind]) => placed(el("span", { class: kind }), { width: sum > 0 ? (100 * value) / sum : 0 }))),
-    el("dl", { class: "split-terms", id: "split" },
+    el(
+      "div",
+      { class: "stack", "aria-hidden": "true" },
+      ...parts.map(([, value, , kind]) =>
+        placed(el("span", { class: kind }), { width: sum > 0 ? (100 * value) / sum : 0 }),
+      ),
+    ),
+    el(
+      "dl",
+      { class: "split-terms", id: "split" },
       ...parts.map(([name, value, said, kind]) =>
-        el("div", {}, el("dt", {}, el("span", { class: `key ${kind}`, "aria-hidden": "true" }), name), el("dd", {}, number(value), el("span", { class: "small" }, ` ${said}`)))),
-      el("div", {}, el("dt", {}, `= ${whole}`), el("dd", {}, number(sum), el("span", { class: "small" }, ` ${unit}`)))));
+        el(
+          "div",
+          {},
+          el("dt", {}, el("span", { class: `key ${kind}`, "aria-hidden": "true" }), name),
+          el("dd", {}, number(value), el("span", { class: "small" }, ` ${said}`)),
+        ),
+      ),
+      el("div", {}, el("dt", {}, `= ${whole}`), el("dd", {}, number(sum), el("span", { class: "small" }, ` ${unit}`))),
+    ),
+  );
 }
 
-// ---- numbers ------------------------------------------------------------------------------------------------------------
+// ---- numbers --------------------------------------------------------------------------------------------------------
 
 function interval({ mean, std, quantiles, interval: [lower, upper] }, { target_name: target, coverage }) {
   const ends = [lower, upper, ...Object.values(quantiles)];
   const [low, high] = [Math.min(...ends), Math.max(...ends)];
   const margin = 0.06 * (high - low) || 1;
   const at = (value) => (100 * (value - low + margin)) / (high - low + 2 * margin);
-  const line = el("div", { class: "number-line", "aria-hidden": "true" },
+  const line = el(
+    "div",
+    { class: "number-line", "aria-hidden": "true" },
     placed(el("span", { class: "span interval" }), { left: at(lower), width: at(upper) - at(lower) }),
-    placed(el("span", { class: "span quantiles" }), { left: at(quantiles["0.025"]), width: at(quantiles["0.975"]) - at(quantiles["0.025"]) }),
-    placed(el("span", { class: "mark" }), { left: at(mean) }));
+    placed(el("span", { class: "span quantiles" }), {
+      left: at(quantiles["0.025"]),
+      width: at(quantiles["0.975"]) - at(quantiles["0.025"]),
+    }),
+    placed(el("span", { class: "mark" }), { left: at(mean) }),
+  );
   const facts = [
     ["mean", number(mean)],
     ["standard deviation", number(std)],
     [`interval, ${percent(coverage, 0)}`, `${number(lower)} to ${number(upper)}`],
     ...Object.entries(quantiles).map(([level, value]) => [`quantile ${level}`, number(value)]),
   ];
-  return el("section", {},
-    el("h2", {}, `Prediction of ${target}`), line,
-    el("dl", { class: "facts", id: "interval" }, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
-    el("p", { class: "small" }, "Thin: the calibrated interval. Thick: from the 0.025 to the 0.975 quantile of the draws’ mixture."));
+  return el(
+    "section",
+    {},
+    el("h2", {}, `Prediction of ${target}`),
+    line,
+    el(
+      "dl",
+      { class: "facts", id: "interval" },
+      ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+    ),
+    el(
+      "p",
+      { class: "small" },
+      "Thin: the calibrated interval. Thick: from the 0.025 to the 0.975 quantile of the draws’ mixture.",
+    ),
+  );
 }
 
-// ---- scores -------------------------------------------------------------------------------------------------------------
+// ---- scores ---------------------------------------------------------------------------------------------------------
 
 function scores(prediction, description, percentile) {
   const { decision, combination } = description;
@@ -148,11 +232,27 @@ function scores(prediction, description, percentile) {
   const rest = known.filter((name) => name !== decision && !combination.includes(name));
   const strip = (name, large) => scoreStrip(name, prediction.scores[name], description, percentile, large);
   const several = (names) => el("div", { class: "multiples" }, ...names.map((name) => strip(name, false)));
-  return el("section", { id: "scores" },
+  return el(
+    "section",
+    { id: "scores" },
     el("h2", {}, "Against the calibration rows"),
     known.includes(decision) ? strip(decision, true) : null,
-    own.length ? el("h3", {}, "What it is made of") : null, own.length ? several(own) : null,
-    rest.length ? el("details", { open: restOpen ?? (WIDE.matches && !own.length), ontoggle: (event) => { restOpen = event.target.open; } }, el("summary", {}, `${rest.length} other scores, which do not decide`), several(rest)) : null);
+    own.length ? el("h3", {}, "What it is made of") : null,
+    own.length ? several(own) : null,
+    rest.length
+      ? el(
+          "details",
+          {
+            open: restOpen ?? (WIDE.matches && !own.length),
+            ontoggle: (event) => {
+              restOpen = event.target.open;
+            },
+          },
+          el("summary", {}, `${rest.length} other scores, which do not decide`),
+          several(rest),
+        )
+      : null,
+  );
 }
 
 /** Whether the other scores are shown: as the reader left them, whatever is asked next. */
@@ -169,22 +269,52 @@ function scoreStrip(name, score, description, percentile, large) {
   const above = !(score.value <= score.threshold);
   const share = Math.min(100, Math.max(0, score.percentile));
   const curve = quantiles.map((value, place) => `${at(value).toFixed(2)},${(100 - place).toFixed(2)}`);
-  const picture = svg("svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" },
+  const picture = svg(
+    "svg",
+    { viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" },
     svg("rect", { class: "beyond", x: at(score.threshold), y: 0, width: 100 - at(score.threshold), height: 100 }),
     svg("polyline", { class: "ecdf", points: `0,100 ${curve.join(" ")} 100,0` }),
-    svg("line", { class: "threshold", x1: at(score.threshold), x2: at(score.threshold), y1: 0, y2: 100 }));
+    svg("line", { class: "threshold", x1: at(score.threshold), x2: at(score.threshold), y1: 0, y2: 100 }),
+  );
   const off = score.value > high || score.value < left;
-  const dot = placed(el("span", { class: off ? "dot off" : "dot", "aria-hidden": "true" }), { left: at(score.value), bottom: share });
+  const dot = placed(el("span", { class: off ? "dot off" : "dot", "aria-hidden": "true" }), {
+    left: at(score.value),
+    bottom: share,
+  });
   const meaning = MEANING[description.task][name] ?? OF_ANY[name] ?? "";
-  return el("figure", { class: `strip ${large ? "large" : ""} ${above ? "above" : "below"}`, "data-score": name },
-    el("figcaption", {},
+  return el(
+    "figure",
+    { class: `strip ${large ? "large" : ""} ${above ? "above" : "below"}`, "data-score": name },
+    el(
+      "figcaption",
+      {},
       el("span", { class: "name" }, plain(name), large ? el("span", { class: "tag" }, "decides") : null),
-      el("span", { class: "value" }, number(score.value), above ? el("span", { class: "hidden-text" }, " above its threshold") : null),
-      el("span", { class: "small" }, large ? `${meaning}${meaning ? ". " : ""}Larger than ${score.percentile.toFixed(1)} % of the calibration rows; p = ${number(score.p_value)}`
-        : `${score.percentile.toFixed(1)} % · limit ${number(score.threshold)}`)),
+      el(
+        "span",
+        { class: "value" },
+        number(score.value),
+        above ? el("span", { class: "hidden-text" }, " above its threshold") : null,
+      ),
+      el(
+        "span",
+        { class: "small" },
+        large
+          ? `${meaning ? `${meaning}. ` : ""}Above ${score.percentile.toFixed(1)} % of the calibration rows; ` +
+              `p = ${number(score.p_value)}`
+          : `${score.percentile.toFixed(1)} % · limit ${number(score.threshold)}`,
+      ),
+    ),
     el("div", { class: "plot", title: meaning || null }, picture, dot),
-    large ? el("div", { class: "scale small", "aria-hidden": "true" },
-      el("span", {}, number(low)), limitLabel(`${ordinal(percentile)} percentile: ${number(score.threshold)}`, at(score.threshold)), el("span", {}, number(high))) : null);
+    large
+      ? el(
+          "div",
+          { class: "scale small", "aria-hidden": "true" },
+          el("span", {}, number(low)),
+          limitLabel(`${ordinal(percentile)} percentile: ${number(score.threshold)}`, at(score.threshold)),
+          el("span", {}, number(high)),
+        )
+      : null,
+  );
 }
 
 /** A text under a place, kept within the plot. */

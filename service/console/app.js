@@ -34,13 +34,20 @@ async function list() {
   } catch (error) {
     return later(error.message);
   }
-  const ready = models.flatMap(({ name, versions }) => versions.filter(({ state }) => state === "ready").map((version) => ({ name, ...version })));
+  const ready = models.flatMap(({ name, versions }) =>
+    versions.filter(({ state }) => state === "ready").map((version) => ({ name, ...version })),
+  );
   if (!ready.length) {
-    const why = models.flatMap(({ name, versions }) => versions.filter(({ state }) => state !== "idle").map(({ version, state }) => `${name}:${version} is ${state}`));
+    const why = models.flatMap(({ name, versions }) =>
+      versions.filter(({ state }) => state !== "idle").map(({ version, state }) => `${name}:${version} is ${state}`),
+    );
     return later(why.join("; ") || "the store has no models");
   }
-  select.replaceChildren(...ready.map(({ name, version, labels }) =>
-    el("option", { value: `${name}:${version}` }, [`${name}:${version}`, ...labels].join(" · "))));
+  select.replaceChildren(
+    ...ready.map(({ name, version, labels }) =>
+      el("option", { value: `${name}:${version}` }, [`${name}:${version}`, ...labels].join(" · ")),
+    ),
+  );
   const stable = ready.find(({ labels }) => labels.includes("stable")) ?? ready[0];
   select.value = `${stable.name}:${stable.version}`;
   select.disabled = false;
@@ -74,7 +81,10 @@ async function follow() {
   const { view, reference } = place();
   select.value = reference;
   if (shown?.reference !== reference) {
-    const [name, version] = [reference.slice(0, reference.lastIndexOf(":")), reference.slice(reference.lastIndexOf(":") + 1)];
+    const [name, version] = [
+      reference.slice(0, reference.lastIndexOf(":")),
+      reference.slice(reference.lastIndexOf(":") + 1),
+    ];
     try {
       const found = await fetchJSON(`console/models/${encodeURIComponent(name)}/versions/${version}`);
       if (place().reference !== reference) return;
@@ -98,7 +108,7 @@ async function follow() {
   tried.repaint();
 }
 
-// ---- light and dark -------------------------------------------------------------------------------------------------------
+// ---- light and dark -------------------------------------------------------------------------------------------------
 
 const isDark = () => (document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";
 

@@ -1,7 +1,7 @@
 // From a pen's strokes to an image like those a model was trained on. Pure: no page, no canvas.
 //
-// Strokes are lists of [x, y], y downwards, in any unit: what is drawn is fitted to the image's own box, as handwriting was
-// before it became a training image. An image is a flat list of rows · columns numbers between `low` and `high`.
+// Strokes are lists of [x, y], y downwards, in any unit: what is drawn is fitted to the image's own box, as handwriting
+// was before it became a training image. An image is a flat list of rows · columns numbers between `low` and `high`.
 
 // Each pixel is made of so many dots squared. The digits of 8×8 counted the dots of 4×4 blocks.
 const DOTS = 4;
@@ -10,9 +10,9 @@ const BISECTIONS = 10;
 /**
  * How images of this size are made.
  *
- * 28×28 is MNIST's way: a box of 20×20, centred by mass, a pen of about 2.5 pixels. 8×8 is that of the optical recognition
- * digits: the whole height, centred by the box, and nearly the same ink in every image, so the pen gets wider where the
- * strokes are short. Other sizes are given a margin of a tenth.
+ * 28×28 is MNIST's way: a box of 20×20, centred by mass, a pen of about 2.5 pixels. 8×8 is that of the optical
+ * recognition digits: the whole height, centred by the box, and nearly the same ink in every image, so the pen gets
+ * wider where the strokes are short. Other sizes are given a margin of a tenth.
  */
 export function recipe(rows, columns) {
   if (rows === 28 && columns === 28) return { height: 20, width: 20, centre: "mass", pen: 2.5 };
@@ -29,7 +29,8 @@ export function image(strokes, { rows, columns, low, high }) {
   if (how.centre === "mass") {
     const [x, y] = middle(ink, columns);
     const moved = fitted(strokes, rows, columns, how, pen).map((stroke) =>
-      stroke.map(([a, b]) => [a + columns / 2 - x, b + rows / 2 - y]));
+      stroke.map(([a, b]) => [a + columns / 2 - x, b + rows / 2 - y]),
+    );
     ink = inked(moved, rows, columns, pen);
   }
   return ink.map((share) => low + share * (high - low));
@@ -40,7 +41,10 @@ function penFor(strokes, rows, columns, how) {
   let [thin, thick] = how.pens;
   for (let step = 0; step < BISECTIONS; step++) {
     const pen = (thin + thick) / 2;
-    const ink = inked(fitted(strokes, rows, columns, how, pen), rows, columns, pen).reduce((sum, share) => sum + share, 0);
+    const ink = inked(fitted(strokes, rows, columns, how, pen), rows, columns, pen).reduce(
+      (sum, share) => sum + share,
+      0,
+    );
     [thin, thick] = ink < how.ink ? [pen, thick] : [thin, pen];
   }
   return (thin + thick) / 2;
@@ -53,10 +57,9 @@ function fitted(strokes, rows, columns, how, pen) {
   const [top, bottom] = extent(points.map(([, y]) => y));
   const scale = Math.min((how.width - pen) / (right - left), (how.height - pen) / (bottom - top));
   const unit = Number.isFinite(scale) ? scale : 0;
-  return strokes.map((stroke) => stroke.map(([x, y]) => [
-    columns / 2 + unit * (x - (left + right) / 2),
-    rows / 2 + unit * (y - (top + bottom) / 2),
-  ]));
+  return strokes.map((stroke) =>
+    stroke.map(([x, y]) => [columns / 2 + unit * (x - (left + right) / 2), rows / 2 + unit * (y - (top + bottom) / 2)]),
+  );
 }
 
 function extent(values) {
@@ -71,7 +74,14 @@ function inked(strokes, rows, columns, pen) {
   const dots = new Uint8Array(width * height);
   for (const stroke of strokes) {
     for (let place = 0; place < stroke.length; place++) {
-      cover(dots, width, height, reach, stroke[Math.max(0, place - 1)].map((v) => v * DOTS), stroke[place].map((v) => v * DOTS));
+      cover(
+        dots,
+        width,
+        height,
+        reach,
+        stroke[Math.max(0, place - 1)].map((v) => v * DOTS),
+        stroke[place].map((v) => v * DOTS),
+      );
     }
   }
   const pixels = new Array(rows * columns).fill(0);
@@ -86,8 +96,12 @@ function inked(strokes, rows, columns, pen) {
 function cover(dots, width, height, reach, [ax, ay], [bx, by]) {
   const long = (bx - ax) ** 2 + (by - ay) ** 2;
   const between = (low, value, high) => Math.min(high, Math.max(low, value));
-  const [fromX, toX] = [Math.min(ax, bx) - reach, Math.max(ax, bx) + reach].map((v) => between(0, Math.floor(v), width - 1));
-  const [fromY, toY] = [Math.min(ay, by) - reach, Math.max(ay, by) + reach].map((v) => between(0, Math.floor(v), height - 1));
+  const [fromX, toX] = [Math.min(ax, bx) - reach, Math.max(ax, bx) + reach].map((v) =>
+    between(0, Math.floor(v), width - 1),
+  );
+  const [fromY, toY] = [Math.min(ay, by) - reach, Math.max(ay, by) + reach].map((v) =>
+    between(0, Math.floor(v), height - 1),
+  );
   for (let y = fromY; y <= toY; y++) {
     for (let x = fromX; x <= toX; x++) {
       const [px, py] = [x + 0.5 - ax, y + 0.5 - ay];
@@ -108,7 +122,7 @@ function middle(ink, columns) {
   return [x / mass, y / mass];
 }
 
-// ---- examples, for those who do not draw --------------------------------------------------------------------------------
+// ---- examples, for those who do not draw ----------------------------------------------------------------------------
 
 /** Points along an ellipse's arc, in degrees: 0 is to the right, 90 down. */
 function arc(x, y, rx, ry, from, to) {
@@ -126,9 +140,23 @@ export const EXAMPLES = {
   6: [[...arc(0.62, 0.56, 0.34, 0.44, -95, -180), ...arc(0.5, 0.68, 0.22, 0.18, 180, -180)]],
   8: [[...arc(0.5, 0.32, 0.17, 0.17, 90, -270), ...arc(0.5, 0.69, 0.21, 0.2, -90, 270)]],
   B: [
-    [[0.3, 0.14], [0.3, 0.86]],
+    [
+      [0.3, 0.14],
+      [0.3, 0.86],
+    ],
     [[0.3, 0.14], ...arc(0.48, 0.32, 0.2, 0.18, -90, 90), [0.3, 0.5]],
     [[0.3, 0.5], ...arc(0.48, 0.68, 0.24, 0.18, -90, 90), [0.3, 0.86]],
   ],
-  scribble: [[[0.15, 0.3], [0.8, 0.2], [0.25, 0.55], [0.85, 0.5], [0.2, 0.8], [0.75, 0.85], [0.5, 0.15], [0.35, 0.85]]],
+  scribble: [
+    [
+      [0.15, 0.3],
+      [0.8, 0.2],
+      [0.25, 0.55],
+      [0.85, 0.5],
+      [0.2, 0.8],
+      [0.75, 0.85],
+      [0.5, 0.15],
+      [0.35, 0.85],
+    ],
+  ],
 };

@@ -20,10 +20,12 @@ export function imageShape({ feature_shape: shape, features }) {
   if (shape.length === 2 || (shape.length === 3 && shape[2] === 1)) return { rows: shape[0], columns: shape[1] };
   const side = Math.sqrt(features.length);
   const unnamed = features.every((feature) => !feature.name && !feature.categories.length);
-  return shape.length === 1 && unnamed && Number.isInteger(side) && side >= SMALLEST_IMAGE ? { rows: side, columns: side } : null;
+  return shape.length === 1 && unnamed && Number.isInteger(side) && side >= SMALLEST_IMAGE
+    ? { rows: side, columns: side }
+    : null;
 }
 
-// ---- images -------------------------------------------------------------------------------------------------------------
+// ---- images ---------------------------------------------------------------------------------------------------------
 
 function drawingEditor(description, { rows, columns }, changed) {
   const low = Math.min(...description.features.map((feature) => feature.low));
@@ -34,11 +36,18 @@ function drawingEditor(description, { rows, columns }, changed) {
   let cursor = 0;
 
   const pad = el("canvas", {
-    id: "pad", width: PAD, height: PAD, role: "img",
+    id: "pad",
+    width: PAD,
+    height: PAD,
+    role: "img",
     "aria-label": "Drawing area for mouse, touch or pen. By keyboard, use the examples or the pixels below.",
   });
   const grid = el("canvas", {
-    id: "pixels", width: PAD, height: Math.round((PAD * rows) / columns), tabindex: "0", role: "application",
+    id: "pixels",
+    width: PAD,
+    height: Math.round((PAD * rows) / columns),
+    tabindex: "0",
+    role: "application",
     "aria-label": `What the model sees: ${rows} by ${columns} pixels. Arrow keys move, space changes a pixel.`,
     "aria-describedby": "pixel-told",
   });
@@ -104,7 +113,8 @@ function drawingEditor(description, { rows, columns }, changed) {
   }
   function say() {
     const shade = pixels?.[cursor] ?? low;
-    told.textContent = `row ${Math.floor(cursor / columns) + 1}, column ${(cursor % columns) + 1}: ${number(shade)} of ${number(high)}`;
+    const [row, column] = [Math.floor(cursor / columns) + 1, (cursor % columns) + 1];
+    told.textContent = `row ${row}, column ${column}: ${number(shade)} of ${number(high)}`;
   }
   grid.addEventListener("keydown", keyed);
   grid.addEventListener("click", clicked);
@@ -127,14 +137,29 @@ function drawingEditor(description, { rows, columns }, changed) {
   }
 
   const names = Object.keys(EXAMPLES);
-  const element = el("div", { class: "drawing" },
-    el("div", { class: "pads" },
+  const element = el(
+    "div",
+    { class: "drawing" },
+    el(
+      "div",
+      { class: "pads" },
       el("figure", {}, el("div", { class: "pad-frame" }, pad, hint), el("figcaption", {}, "Your drawing")),
-      el("figure", {}, grid, el("figcaption", {}, `What the model sees, ${rows}×${columns}`))),
+      el("figure", {}, grid, el("figcaption", {}, `What the model sees, ${rows}×${columns}`)),
+    ),
     told,
-    el("div", { class: "buttons", role: "group", "aria-label": "Examples" },
-      ...names.map((name) => el("button", { type: "button", "data-example": name, "aria-label": `Example: ${spoken(name)}`, onclick: () => show(name) }, name)),
-      el("button", { type: "button", class: "quiet", id: "clear", onclick: clear }, "Clear")));
+    el(
+      "div",
+      { class: "buttons", role: "group", "aria-label": "Examples" },
+      ...names.map((name) =>
+        el(
+          "button",
+          { type: "button", "data-example": name, "aria-label": `Example: ${spoken(name)}`, onclick: () => show(name) },
+          name,
+        ),
+      ),
+      el("button", { type: "button", class: "quiet", id: "clear", onclick: clear }, "Clear"),
+    ),
+  );
   paint();
   return { element, row: () => pixels, repaint: paint };
 }
@@ -175,34 +200,47 @@ function paintPixels(canvas, pixels, { rows, columns, low, high }, cursor) {
 
 const colour = (element, name) => getComputedStyle(element).getPropertyValue(name).trim();
 
-// ---- tables -------------------------------------------------------------------------------------------------------------
+// ---- tables ---------------------------------------------------------------------------------------------------------
 
 function rowEditor({ features }, changed) {
-  const inputs = features.length <= MOST_FEATURES ? features.map((feature, place) => input(feature, place, changed)) : [];
+  const inputs =
+    features.length <= MOST_FEATURES ? features.map((feature, place) => input(feature, place, changed)) : [];
   const trouble = el("p", { class: "trouble", role: "alert", hidden: true });
   const typical = features.map((feature) => feature.typical);
   let held = typical;
 
   const pasted = el("textarea", {
-    id: "pasted", rows: "3", spellcheck: "false", "aria-describedby": "paste-told",
+    id: "pasted",
+    rows: "3",
+    spellcheck: "false",
+    "aria-describedby": "paste-told",
     oninput: () => pasted.value.trim() && paste(),
   });
   function paste() {
-    const cells = pasted.value.trim().split(/[\s,;]+/).filter(Boolean);
+    const cells = pasted.value
+      .trim()
+      .split(/[\s,;]+/)
+      .filter(Boolean);
     const row = cells.map((cell, place) => code(features[place], cell));
     const wrong = row.findIndex((value) => !Number.isFinite(value));
     trouble.hidden = cells.length === features.length && wrong < 0;
-    if (!trouble.hidden) {
-      trouble.textContent = cells.length === features.length
-        ? `${features[wrong].name || `feature ${wrong}`}: expected ${features[wrong].categories.join(", ") || "a number"}, found ${cells[wrong]}`
-        : `expected ${features.length} values, found ${cells.length}`;
+    if (cells.length !== features.length) {
+      trouble.textContent = `expected ${features.length} values, found ${cells.length}`;
+      return;
+    }
+    if (wrong >= 0) {
+      const { name, categories } = features[wrong];
+      const expected = categories.join(", ") || "a number";
+      trouble.textContent = `${name || `feature ${wrong}`}: expected ${expected}, found ${cells[wrong]}`;
       return;
     }
     fill(row);
   }
   function fill(row) {
     held = row;
-    inputs.forEach((field, place) => { field.value = features[place].categories.length ? row[place] : short(row[place]); });
+    inputs.forEach((field, place) => {
+      field.value = features[place].categories.length ? row[place] : short(row[place]);
+    });
     changed();
   }
   function row() {
@@ -215,17 +253,42 @@ function rowEditor({ features }, changed) {
     return values.every(Number.isFinite) ? values : null;
   }
   const beyond = features.map((feature, place) =>
-    feature.categories.length ? feature.typical : feature.high + (1 + (place % 2)) * (feature.high - feature.low));
+    feature.categories.length ? feature.typical : feature.high + (1 + (place % 2)) * (feature.high - feature.low),
+  );
 
-  const element = el("div", { class: "row-editor" },
-    el("div", { class: "buttons", role: "group", "aria-label": "Examples" },
+  const element = el(
+    "div",
+    { class: "row-editor" },
+    el(
+      "div",
+      { class: "buttons", role: "group", "aria-label": "Examples" },
       el("button", { type: "button", "data-example": "typical", onclick: () => fill(typical) }, "A typical row"),
-      el("button", { type: "button", "data-example": "beyond", onclick: () => fill(beyond) }, "Far outside the training rows")),
-    inputs.length ? el("div", { class: inputs.length > MANY ? "fields many" : "fields" }, ...inputs.map((field) => field.closest(".field"))) : null,
-    el("details", { open: !inputs.length },
+      el(
+        "button",
+        { type: "button", "data-example": "beyond", onclick: () => fill(beyond) },
+        "Far outside the training rows",
+      ),
+    ),
+    inputs.length
+      ? el(
+          "div",
+          { class: inputs.length > MANY ? "fields many" : "fields" },
+          ...inputs.map((field) => field.closest(".field")),
+        )
+      : null,
+    el(
+      "details",
+      { open: !inputs.length },
       el("summary", {}, "Paste a row"),
-      el("label", { for: "pasted", class: "small", id: "paste-told" }, `${features.length} values, between commas or spaces`),
-      pasted, trouble));
+      el(
+        "label",
+        { for: "pasted", class: "small", id: "paste-told" },
+        `${features.length} values, between commas or spaces`,
+      ),
+      pasted,
+      trouble,
+    ),
+  );
   fill(typical);
   return { element, row, repaint: () => {} };
 }
@@ -235,11 +298,32 @@ function input(feature, place, changed) {
   const id = `feature-${place}`;
   const name = feature.name || `feature ${place}`;
   const field = feature.categories.length
-    ? el("select", { id, onchange: changed }, ...feature.categories.map((category, at) => el("option", { value: at }, category)))
-    : el("input", { id, type: "number", step: "any", inputmode: "decimal", oninput: changed, "aria-describedby": `${id}-range` });
-  el("div", { class: "field" }, el("label", { for: id }, name), field,
-    el("span", { class: "range small", id: `${id}-range` },
-      feature.categories.length ? `${feature.categories.length} categories` : `trained on ${number(feature.low)} to ${number(feature.high)}`));
+    ? el(
+        "select",
+        { id, onchange: changed },
+        ...feature.categories.map((category, at) => el("option", { value: at }, category)),
+      )
+    : el("input", {
+        id,
+        type: "number",
+        step: "any",
+        inputmode: "decimal",
+        oninput: changed,
+        "aria-describedby": `${id}-range`,
+      });
+  el(
+    "div",
+    { class: "field" },
+    el("label", { for: id }, name),
+    field,
+    el(
+      "span",
+      { class: "range small", id: `${id}-range` },
+      feature.categories.length
+        ? `${feature.categories.length} categories`
+        : `trained on ${number(feature.low)} to ${number(feature.high)}`,
+    ),
+  );
   return field;
 }
 

@@ -25,7 +25,8 @@ const toNumber = (text) => (text.endsWith("Inf") ? (text.startsWith("-") ? -Infi
 export function matching(samples, name, labels = {}) {
   const agrees = (found, wanted) => (typeof wanted === "function" ? wanted(found) : found === wanted);
   return (samples.get(name) ?? []).filter((sample) =>
-    Object.entries(labels).every(([label, wanted]) => agrees(sample.labels[label], wanted)));
+    Object.entries(labels).every(([label, wanted]) => agrees(sample.labels[label], wanted)),
+  );
 }
 
 /** The sum of a metric's samples that have these labels; 0 where there are none. */
@@ -57,7 +58,9 @@ export function quantile({ bounds, counts }, level) {
   for (let place = 0; place < bounds.length; place++) {
     if (below + counts[place] >= level * all && counts[place] > 0) {
       const low = place ? bounds[place - 1] : 0;
-      return Number.isFinite(bounds[place]) ? low + ((bounds[place] - low) * (level * all - below)) / counts[place] : low;
+      return Number.isFinite(bounds[place])
+        ? low + ((bounds[place] - low) * (level * all - below)) / counts[place]
+        : low;
     }
     below += counts[place];
   }

@@ -8,40 +8,94 @@ const place = document.getElementById("described");
 export function show(found, models) {
   const { data, method } = found;
   const { reject_rate: rejected, ...headline } = found.metrics;
-  place.replaceChildren(...[
-    said("Not fit to be relied on", found.shortfalls, "shortfall"),
-    said("Worth knowing", found.notes, "note"),
-    el("div", { class: "columns" },
-      el("section", {}, el("h2", {}, `${found.name}:${found.version}`), facts([
-        ["made", new Date(found.created).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })],
-        ["method", `${method.kind}, ${found.draws} draws`],
-        ["network", `${found.network.kind}${found.network.hidden?.length ? `, hidden ${found.network.hidden.join("–")}` : ""}`],
-        ["likelihood", plain(found.likelihood)],
-        ["inputs", found.feature_shape.join(" × ")],
-        found.class_names.length ? ["classes", found.class_names.length <= 12 ? found.class_names.join(", ") : `${found.class_names.length}`] : ["target", found.target_name],
-        ["data", data.source],
-        ["rows", `${number(data.train_rows)} to train, ${number(data.calibration_rows)} to calibrate, ${number(data.test_rows)} to test`],
-        ["decision", plain(found.decision) + (found.combination.length ? ` of ${found.combination.map(plain).join(", ")}` : "")],
-        ["percentile", String(found.percentile)],
-        ["seed", String(found.seed)],
-        ["digest", found.digest],
-      ]),
-      found.report ? el("p", {}, el("a", { href: report(found.name, found.version) }, "The full report of this version")) : null),
-      el("section", {}, el("h2", {}, "On the test part"), facts(flat(headline).map(([name, value]) => [plain(name), value])), rates(rejected), reliability(found))),
-    el("details", {}, el("summary", {}, "Settings of the method"), facts(flat(method.settings).map(([name, value]) => [plain(name), value]))),
-    el("details", {}, el("summary", {}, "Packages"), facts(Object.entries(found.packages))),
-    versions(models),
-  ].filter(Boolean));
+  place.replaceChildren(
+    ...[
+      said("Not fit to be relied on", found.shortfalls, "shortfall"),
+      said("Worth knowing", found.notes, "note"),
+      el(
+        "div",
+        { class: "columns" },
+        el(
+          "section",
+          {},
+          el("h2", {}, `${found.name}:${found.version}`),
+          facts([
+            ["made", new Date(found.created).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })],
+            ["method", `${method.kind}, ${found.draws} draws`],
+            [
+              "network",
+              found.network.kind + (found.network.hidden?.length ? `, hidden ${found.network.hidden.join("–")}` : ""),
+            ],
+            ["likelihood", plain(found.likelihood)],
+            ["inputs", found.feature_shape.join(" × ")],
+            found.class_names.length
+              ? [
+                  "classes",
+                  found.class_names.length <= 12 ? found.class_names.join(", ") : `${found.class_names.length}`,
+                ]
+              : ["target", found.target_name],
+            ["data", data.source],
+            [
+              "rows",
+              [
+                `${number(data.train_rows)} to train`,
+                `${number(data.calibration_rows)} to calibrate`,
+                `${number(data.test_rows)} to test`,
+              ].join(", "),
+            ],
+            [
+              "decision",
+              plain(found.decision) +
+                (found.combination.length ? ` of ${found.combination.map(plain).join(", ")}` : ""),
+            ],
+            ["percentile", String(found.percentile)],
+            ["seed", String(found.seed)],
+            ["digest", found.digest],
+          ]),
+          found.report
+            ? el("p", {}, el("a", { href: report(found.name, found.version) }, "The full report of this version"))
+            : null,
+        ),
+        el(
+          "section",
+          {},
+          el("h2", {}, "On the test part"),
+          facts(flat(headline).map(([name, value]) => [plain(name), value])),
+          rates(rejected),
+          reliability(found),
+        ),
+      ),
+      el(
+        "details",
+        {},
+        el("summary", {}, "Settings of the method"),
+        facts(flat(method.settings).map(([name, value]) => [plain(name), value])),
+      ),
+      el("details", {}, el("summary", {}, "Packages"), facts(Object.entries(found.packages))),
+      versions(models),
+    ].filter(Boolean),
+  );
 }
 
 const report = (name, version) => `console/models/${encodeURIComponent(name)}/versions/${version}/report.html`;
 
 function facts(rows) {
-  return el("dl", { class: "facts" }, ...rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  return el(
+    "dl",
+    { class: "facts" },
+    ...rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+  );
 }
 
 function said(title, sentences, kind) {
-  return sentences.length ? el("aside", { class: `said ${kind}` }, el("h2", {}, title), el("ul", {}, ...sentences.map((sentence) => el("li", {}, sentence)))) : null;
+  return sentences.length
+    ? el(
+        "aside",
+        { class: `said ${kind}` },
+        el("h2", {}, title),
+        el("ul", {}, ...sentences.map((sentence) => el("li", {}, sentence))),
+      )
+    : null;
 }
 
 /** What share of the test part each score alone would reject, the decision first. */
@@ -49,8 +103,12 @@ function rates(rejected) {
   if (!rejected) return null;
   const { reject, ...others } = rejected;
   const row = ([name, share]) => [plain(name), percent(share, 2)];
-  return el("div", {}, facts([["rejected", percent(reject, 2)]]),
-    el("details", {}, el("summary", {}, "What each score alone would reject"), facts(Object.entries(others).map(row))));
+  return el(
+    "div",
+    {},
+    facts([["rejected", percent(reject, 2)]]),
+    el("details", {}, el("summary", {}, "What each score alone would reject"), facts(Object.entries(others).map(row))),
+  );
 }
 
 /** A tree of facts as rows of names and texts. */
@@ -68,31 +126,106 @@ function reliability({ reliability: bins, calibration_rows: rows }) {
   const size = 200;
   const at = (share) => size * share;
   const radius = ({ rows: own }) => 3 + 9 * Math.sqrt(own / rows);
-  return el("section", {}, el("h2", {}, "Reliability"),
-    svg("svg", { class: "reliability", viewBox: `-34 -16 ${size + 52} ${size + 52}`, role: "img", "aria-label": "Reliability diagram; the table below has its numbers" },
+  return el(
+    "section",
+    {},
+    el("h2", {}, "Reliability"),
+    svg(
+      "svg",
+      {
+        class: "reliability",
+        viewBox: `-34 -16 ${size + 52} ${size + 52}`,
+        role: "img",
+        "aria-label": "Reliability diagram; the table below has its numbers",
+      },
       svg("rect", { class: "frame", x: 0, y: 0, width: size, height: size }),
       svg("line", { class: "threshold", x1: 0, y1: size, x2: size, y2: 0 }),
-      svg("polyline", { class: "ecdf", points: bins.map((bin) => `${at(bin.confidence)},${size - at(bin.accuracy)}`).join(" ") }),
-      ...bins.map((bin) => svg("circle", { class: "bin", cx: at(bin.confidence), cy: size - at(bin.accuracy), r: radius(bin) })),
+      svg("polyline", {
+        class: "ecdf",
+        points: bins.map((bin) => `${at(bin.confidence)},${size - at(bin.accuracy)}`).join(" "),
+      }),
+      ...bins.map((bin) =>
+        svg("circle", { class: "bin", cx: at(bin.confidence), cy: size - at(bin.accuracy), r: radius(bin) }),
+      ),
       ...[0, 0.5, 1].flatMap((share) => [
         svg("text", { x: at(share), y: size + 14, "text-anchor": "middle" }, String(share)),
-        svg("text", { x: -6, y: size - at(share) + 4, "text-anchor": "end" }, String(share))]),
+        svg("text", { x: -6, y: size - at(share) + 4, "text-anchor": "end" }, String(share)),
+      ]),
       svg("text", { x: size / 2, y: size + 30, "text-anchor": "middle" }, "stated probability"),
-      svg("text", { x: 6, y: 14 }, "share that was right")),
-    el("p", { class: "small" }, `On the ${number(rows)} calibration rows. On the dashed line, what is stated is what happens; larger dots have more rows.`),
-    el("details", {}, el("summary", {}, "As a table"), el("table", {},
-      el("thead", {}, el("tr", {}, ...["stated", "right", "rows"].map((head) => el("th", { scope: "col" }, head)))),
-      el("tbody", {}, ...bins.map((bin) => el("tr", {}, el("td", {}, percent(bin.confidence)), el("td", {}, percent(bin.accuracy)), el("td", {}, number(bin.rows))))))));
+      svg("text", { x: 6, y: 14 }, "share that was right"),
+    ),
+    el(
+      "p",
+      { class: "small" },
+      `On the ${number(rows)} calibration rows. `,
+      "On the dashed line, what is stated is what happens; larger dots have more rows.",
+    ),
+    el(
+      "details",
+      {},
+      el("summary", {}, "As a table"),
+      el(
+        "table",
+        {},
+        el("thead", {}, el("tr", {}, ...["stated", "right", "rows"].map((head) => el("th", { scope: "col" }, head)))),
+        el(
+          "tbody",
+          {},
+          ...bins.map((bin) =>
+            el(
+              "tr",
+              {},
+              el("td", {}, percent(bin.confidence)),
+              el("td", {}, percent(bin.accuracy)),
+              el("td", {}, number(bin.rows)),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 function versions(models) {
-  const rows = models.flatMap((model) => [...model.versions].reverse().map((version) => el("tr", {},
-    el("th", { scope: "row" }, `${model.name}:${version.version}`),
-    el("td", {}, ...version.labels.map((label) => el("span", { class: "tag" }, label))),
-    el("td", {}, version.state, version.why ? el("span", { class: "small block" }, version.why) : null),
-    el("td", {}, version.method ?? "–"),
-    el("td", {}, version.digest ? el("a", { href: report(model.name, version.version), "aria-label": `Report of ${model.name}:${version.version}` }, "report") : "–"))));
-  return el("section", {}, el("h2", {}, "Versions in the store"), el("table", { class: "versions", id: "versions" },
-    el("thead", {}, el("tr", {}, ...["version", "labels", "state", "method", ""].map((head) => el("th", { scope: "col" }, head)))),
-    el("tbody", {}, ...rows)));
+  const rows = models.flatMap((model) =>
+    [...model.versions].reverse().map((version) =>
+      el(
+        "tr",
+        {},
+        el("th", { scope: "row" }, `${model.name}:${version.version}`),
+        el("td", {}, ...version.labels.map((label) => el("span", { class: "tag" }, label))),
+        el("td", {}, version.state, version.why ? el("span", { class: "small block" }, version.why) : null),
+        el("td", {}, version.method ?? "–"),
+        el(
+          "td",
+          {},
+          version.digest
+            ? el(
+                "a",
+                {
+                  href: report(model.name, version.version),
+                  "aria-label": `Report of ${model.name}:${version.version}`,
+                },
+                "report",
+              )
+            : "–",
+        ),
+      ),
+    ),
+  );
+  return el(
+    "section",
+    {},
+    el("h2", {}, "Versions in the store"),
+    el(
+      "table",
+      { class: "versions", id: "versions" },
+      el(
+        "thead",
+        {},
+        el("tr", {}, ...["version", "labels", "state", "method", ""].map((head) => el("th", { scope: "col" }, head))),
+      ),
+      el("tbody", {}, ...rows),
+    ),
+  );
 }

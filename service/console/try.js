@@ -4,7 +4,9 @@ import { showEvidence, showVerdict } from "./answer.js";
 import { el, fetchJSON } from "./dom.js";
 import { editorFor } from "./editors.js";
 
-const places = Object.fromEntries(["editor", "verdict", "trouble", "evidence"].map((id) => [id, document.getElementById(id)]));
+const places = Object.fromEntries(
+  ["editor", "verdict", "trouble", "evidence"].map((id) => [id, document.getElementById(id)]),
+);
 
 let description = null;
 let editor = null;
@@ -17,12 +19,25 @@ export function use(found) {
   description = found;
   editor = null;
   percentile = el("input", {
-    id: "percentile", type: "number", min: "1", max: "99.99", step: "any", value: found.percentile, onchange: ask,
+    id: "percentile",
+    type: "number",
+    min: "1",
+    max: "99.99",
+    step: "any",
+    value: found.percentile,
+    onchange: ask,
   });
   show(null);
   editor = editorFor(found, ask);
-  places.editor.replaceChildren(editor.element,
-    el("p", { class: "percentile" }, el("label", { for: "percentile" }, "Say “I don’t know” above the percentile "), percentile));
+  places.editor.replaceChildren(
+    editor.element,
+    el(
+      "p",
+      { class: "percentile" },
+      el("label", { for: "percentile" }, "Say “I don’t know” above the percentile "),
+      percentile,
+    ),
+  );
   ask();
 }
 
@@ -60,7 +75,11 @@ async function ask() {
 /** The answer to one flat row. */
 function predict({ name, version }, row, percentileAsked) {
   const body = { inputs: [row], model: `${name}:${version}`, percentile: percentileAsked };
-  return fetchJSON("predict", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  return fetchJSON("predict", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  });
 }
 
 function show(prediction, at = null, trouble = "") {
