@@ -124,7 +124,7 @@ def simulated(rejected: np.ndarray, rows: np.ndarray, quiet: range, firing: tupl
         labels = f'job="abstain",instance="a:1",model="m{stream}",version="1"'
         values = " ".join(map(str, np.cumsum([0, *counts])))
         series += [
-            {"series": f"abstain_model_info{{{labels}}}", "values": f"1x{len(counts)}"},
+            {"series": f"abstain_expected_reject_ratio{{{labels}}}", "values": f"0.01x{len(counts)}"},
             {"series": f"abstain_rows_total{{{labels}}}", "values": f"0+{per_minute}x{len(counts)}"},
             {"series": f'abstain_rejected_total{{{labels},reason="std"}}', "values": values},
         ]

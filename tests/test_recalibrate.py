@@ -92,8 +92,8 @@ def test_other_training_rows_are_refused(calibrate, own, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--percentile", 0, "percentile: expected Input should be greater than 0, found 0.0"),
-        ("--percentile", 100, "percentile: expected Input should be less than 100, found 100.0"),
+        ("--set", "percentile=0", "percentile: expected Input should be greater than 0, found 0"),
+        ("--set", "percentile=100", "percentile: expected Input should be less than 100, found 100"),
         ("--coverage", 0, "coverage: expected Input should be greater than 0, found 0.0"),
         ("--coverage", 1, "coverage: expected Input should be less than 1, found 1.0"),
         ("--percentile", 99.9, "needs a larger calibration split: expected at least 999 rows, found 500 rows"),
