@@ -14,6 +14,8 @@ const places = Object.fromEntries(["watched", "pulse", "pause"].map((id) => [id,
 
 let description = null;
 let readings = [];
+/** The first of all, which is kept when those after it are let go. */
+let opening = null;
 let charts = [];
 let paused = false;
 let whole = true;
@@ -57,10 +59,11 @@ async function read() {
     const response = await fetch("metrics", { cache: "no-store" });
     if (!response.ok) throw new Error(`the server answered ${response.status}`);
     const reading = { time: Date.now() / 1000, samples: parse(await response.text()) };
+    if (paused) return;
     // A server that has started again counts from 0: what was read before is of another.
     const before = readings.at(-1);
-    if (before && total(reading.samples, "abstain_requests_total") < total(before.samples, "abstain_requests_total"))
-      readings = [];
+    const counted = (one) => total(one.samples, "abstain_requests_total");
+    if (!before || counted(reading) < counted(before)) [readings, opening] = [[], reading];
     readings = [...readings, reading].slice(-KEPT);
     say(`read at ${new Date().toLocaleTimeString("en-GB")}`, true);
     update();
@@ -256,7 +259,7 @@ function milliseconds(durations, level) {
 function update() {
   if (!description || !readings.length || document.getElementById("watch").hidden) return;
   const now = readings.at(-1).samples;
-  const then = whole ? null : readings[0].samples;
+  const then = whole ? null : opening.samples;
   const rows = gained(now, then, "abstain_rows_total", model());
   const durations = latency(now, then);
   const tell = (id, text) => {
