@@ -33,7 +33,9 @@ from models.predictive import BUCKETS, Predictor
 from models.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
 from models.recalibration import Recalibration
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READ_SCHEMA_VERSIONS = (1, 2)
+"""`docs/compatibility.md` says what a bundle of each means."""
 MANIFEST = "manifest.json"
 _REFIT = "fit the model again, or restore the bundle from a copy"
 
@@ -50,9 +52,8 @@ class CalibrationRecord(BaseModel):
     """The calibration's terms, and the thresholds they come to.
 
     Bounds are at 95 %, for a split of this size: of the reject rate and of the coverage that this very split came to on
-    rows like its own (Beta; Vovk, 2012), and of each score's true percentile (by order statistics). They are exact for
-    one score that does not tie. A combination's evidence is made of the same rows: with few of them, near the fewest
-    that its percentile can have, it rejects less than they say (`docs/deciding.md` gives measured shares).
+    rows like its own (Beta; Vovk, 2012), and of each score's true percentile (by order statistics). They are exact where
+    the decision score does not tie; ties only lower the reject rate.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +65,8 @@ class CalibrationRecord(BaseModel):
     thresholds: dict[str, float]
     combination: Decision | None = None
     """How the decision score is made of others, if it is."""
+    reference_rows: int = 0
+    """Training rows that fix the evidence of each score (`models/decision.py`); 0 in a bundle of schema 1."""
     per_class: bool = False
     sets: SetKind = "lac"
     intervals: IntervalKind = "normalised"
@@ -159,6 +162,7 @@ def calibration_record(
         coverage=calibration.coverage,
         thresholds={name: threshold(values, percentile) for name, values in ascending.items()},
         combination=decision if len(decision.scores) > 1 else None,
+        reference_rows=calibration.reference_rows,
         per_class=per_class,
         sets=calibration.sets,
         intervals=calibration.intervals,
@@ -180,6 +184,8 @@ def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration, d
     rows: dict[str, Any] = {"scores": calibration.scores, "nonconformity": calibration.nonconformity}
     if calibration.labels is not None:
         rows["labels"] = calibration.labels
+    if calibration.reference is not None:
+        rows["reference"] = calibration.reference
     _write_tree(folder / "calibration", rows)
     if densities is not None:
         _write_tree(folder / "densities", as_tree(densities))
@@ -303,6 +309,8 @@ def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:
             per_class=terms.per_class,
             sets=terms.sets,
             intervals=terms.intervals,
+            reference=tree.get("reference"),
+            target_scale=manifest.model.preprocessing.target_scale,
         )
         check_calibration(
             calibration,
@@ -311,8 +319,12 @@ def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:
             where=str(folder),
             classes=len(manifest.model.class_names),
         )
-        if calibration.rows != terms.rows:
-            raise CalibrationError("rows", where=str(folder), expected=terms.rows, found=calibration.rows)
+        for name, said, found in (
+            ("rows", terms.rows, calibration.rows),
+            ("reference rows", terms.reference_rows, calibration.reference_rows),
+        ):
+            if said != found:
+                raise CalibrationError(name, where=str(folder), expected=said, found=found)
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(
             "calibration", where=str(folder), expected="scores and nonconformity", found=str(error)
@@ -339,11 +351,11 @@ def _read_densities(folder: Path, manifest: Manifest) -> Densities | None:
 def _check_schema_version(content: Any, path: Path) -> None:
     fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
     found = fields.get("schema_version")
-    if found != SCHEMA_VERSION:
+    if found not in READ_SCHEMA_VERSIONS:
         raise BundleError(
             "schema_version",
             where=str(path),
-            expected=SCHEMA_VERSION,
+            expected=" or ".join(map(str, READ_SCHEMA_VERSIONS)),
             found=found,
             fix="fit the model again with this version of abstain, or serve it with the one that wrote it",
         )

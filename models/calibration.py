@@ -1,10 +1,10 @@
 """Calibration: what a score means, learned from rows that were neither trained on nor are reported on.
 
 A `Calibration` keeps every score of every calibration row: the scores' empirical distribution functions. From them come,
-at any percentile, the threshold above which a row is strange, a conformal p-value for any score, the one decision, and
-prediction sets and intervals. With exchangeable rows a threshold at percentile P rejects at most 100 − P percent, and at
-least that minus 1/(n + 1), on average over calibration splits (Vovk et al., 2005); per predicted class, where the
-calibration is asked to be (Mondrian; Vovk et al., 2003), the same holds within each of them.
+at any percentile, the threshold above which a row is rejected, a conformal p-value for any score, the one decision, and
+prediction sets and intervals. With exchangeable rows a threshold at percentile P rejects at most 100 − P percent on
+average over calibration splits (Vovk et al., 2005), and, where scores do not tie, at least that minus 1/(n + 1). With
+`per_class` the same holds within each predicted class (Mondrian; Vovk et al., 2003).
 """
 
 from __future__ import annotations
@@ -17,15 +17,28 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from models.conformal import IntervalKind, SetKind, interval, interval_scores, set_scores
-from models.decision import COMBINED, Decision, Ladder, combine, contributions, evidence, ladder, leave_one_out, loudest
+from models.decision import (
+    COMBINED,
+    LEAST_SCALE,
+    Decision,
+    EvidenceMap,
+    combine,
+    contributions,
+    evidence,
+    evidence_map,
+    leave_one_out,
+    loudest,
+)
 from models.densities import DENSITIES
 from models.errors import CalibrationError
 from models.predictive import Prediction
-from models.ranks import coverage_rank, p_value, percentile_rank
+from models.ranks import coverage_rank, less_tolerance, percentile_rank, share_at_least
 from models.scores import SCORES
 from models.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
 
 STD = Decision(scores=("std",))
+IN_TARGET_UNITS = {"std", "total_std"}
+"""Scores of a regression that are in the target's units."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +55,9 @@ class Calibration:
         per_class: whether a row is ranked among the calibration rows of its own predicted class alone.
         sets: how prediction sets are made.
         intervals: how intervals are made.
+        reference: each score's values on the reference rows (`models/decision.py`); None in bundles of schema 1, where
+            each calibration row is ranked among the others instead.
+        target_scale: of a regression, the unit of the scores in `IN_TARGET_UNITS`.
     """
 
     scores: dict[str, Float[np.ndarray, " rows"]]
@@ -53,19 +69,28 @@ class Calibration:
     per_class: bool = False
     sets: SetKind = "lac"
     intervals: IntervalKind = "normalised"
+    reference: dict[str, Float[np.ndarray, " reference"]] | None = None
+    target_scale: float = 1.0
 
     @property
     def rows(self) -> int:
         """How many rows the split has."""
         return len(self.nonconformity)
 
+    @property
+    def reference_rows(self) -> int:
+        """How many reference rows there are; 0 without them."""
+        return 0 if self.reference is None else len(next(iter(self.reference.values())))
+
     @cached_property
     def all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
         """The scores, and the decision's combination of them, if it is one."""
         if self.decision.name != COMBINED:
             return self.scores
-        parts = np.stack([leave_one_out(self.scores[name]) for name in self.decision.scores])
-        return self.scores | {COMBINED: combine(self.decision, parts)}
+        if self.reference is not None:
+            return self.scores | {COMBINED: self.combined(self.scores)}
+        parts = [leave_one_out(self.scores[name], LEAST_SCALE.get(name, 0.0)) for name in self.decision.scores]
+        return self.scores | {COMBINED: combine(self.decision, np.stack(parts))}
 
     @cached_property
     def ascending(self) -> dict[str, Float[np.ndarray, " rows"]]:
@@ -73,9 +98,24 @@ class Calibration:
         return {name: np.sort(values) for name, values in self.all_scores.items()}
 
     @cached_property
-    def ladders(self) -> dict[str, Ladder]:
-        """The decision's scores, made ready to say how much a new row's are worth."""
-        return {name: ladder(self.ascending[name]) for name in self.decision.scores}
+    def evidence_maps(self) -> dict[str, EvidenceMap]:
+        """Of each score of the decision, from a value to its evidence."""
+        reference = self.scores if self.reference is None else self.reference
+        return {name: evidence_map(reference[name], LEAST_SCALE.get(name, 0.0)) for name in self.decision.scores}
+
+    @cached_property
+    def units(self) -> Float[np.ndarray, "scores 1"]:
+        """The unit of each score of `scores`, in their order: of its tolerance near 0."""
+        units = dict.fromkeys(IN_TARGET_UNITS, self.target_scale)
+        return np.array([[units.get(name, 1.0)] for name in self.scores])
+
+    def combined(self, values: dict[str, Float[np.ndarray, " batch"]]) -> Float[np.ndarray, " batch"]:
+        """The combined evidence of rows with these scores, nats."""
+        return combine(self.decision, np.stack(list(self.evidence_of(values).values())))
+
+    def evidence_of(self, values: dict[str, Float[np.ndarray, " batch"]]) -> dict[str, Float[np.ndarray, " batch"]]:
+        """The evidence of each of the decision's scores, nats."""
+        return {name: evidence(fixed, values[name]) for name, fixed in self.evidence_maps.items()}
 
     @cached_property
     def by_class(self) -> dict[str, dict[int, Float[np.ndarray, " own"]]]:
@@ -93,17 +133,17 @@ class Calibration:
 
 
 class ScoreJudgement(NamedTuple):
-    """One score of a batch, and where it lies among the calibration split's."""
+    """One score of a batch, and where it lies among the calibration split's.
+
+    `above` says whether each value is above its threshold by more than the tolerance (`models.ranks.less_tolerance`); a
+    value that is not a number is.
+    """
 
     value: Float[np.ndarray, " batch"]
     percentile: Float[np.ndarray, " batch"]
     threshold: Float[np.ndarray, " batch"]
     p_value: Float[np.ndarray, " batch"]
-
-    @property
-    def above(self) -> Bool[np.ndarray, " batch"]:
-        """Whether each value is above its threshold; one that is no number is."""
-        return ~(self.value <= self.threshold)
+    above: Bool[np.ndarray, " batch"]
 
 
 class Judgement(NamedTuple):
@@ -141,11 +181,15 @@ def calibrate(
     per_class: bool = False,
     sets: SetKind = "lac",
     intervals: IntervalKind = "normalised",
+    reference: dict[str, Float[np.ndarray, " reference"]] | None = None,
+    target_scale: float = 1.0,
 ) -> Calibration:
     """The calibration of a model from its predictions for the calibration split and that split's targets.
 
     Args:
         targets: class indices, or numbers in the target's units.
+        reference: each score's values on the reference rows; without them a combined decision rejects less than stated.
+        target_scale: of a regression, the target's standard deviation.
 
     Raises:
         CalibrationError: the decision names no score, or the split (or, `per_class`, the rows of some predicted class)
@@ -156,10 +200,9 @@ def calibrate(
             raise CalibrationError("decision", expected=f"some of {', '.join(prediction.scores)}", found=name)
     nonconformity = nonconformity_of(prediction, targets, sets, intervals)
     for name, values in {**prediction.scores, "nonconformity": nonconformity}.items():
-        finite = np.isfinite(values)
-        if not finite.all():
-            row = int(np.argmin(finite))
-            raise CalibrationError(name, where=f"calibration row {row}", expected="a finite score", found=values[row])
+        _check_finite(name, np.asarray(values), "calibration row")
+    for name, values in (reference or {}).items():
+        _check_finite(name, values, "reference row")
     calibration = Calibration(
         scores={name: np.asarray(values) for name, values in prediction.scores.items()},
         nonconformity=nonconformity,
@@ -170,10 +213,19 @@ def calibrate(
         per_class=per_class,
         sets=sets,
         intervals=intervals,
+        reference=reference,
+        target_scale=target_scale,
     )
     check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
     coverage_rank(coverage, calibration.rows)
     return calibration
+
+
+def _check_finite(name: str, values: Float[np.ndarray, " rows"], row_kind: str) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise CalibrationError(name, where=f"{row_kind} {row}", expected="a finite score", found=values[row])
 
 
 def check_sizes(calibration: Calibration, classes: int, percentile: float) -> None:
@@ -215,14 +267,19 @@ def judge(
     decision = calibration.decision
     # A bundle of before knows fewer scores than are computed now; what was not calibrated says nothing.
     values = {name: np.asarray(prediction.scores[name]) for name in calibration.scores}
+    # Of all scores at once: one by one it would take a third of the time of judging.
+    lowered = less_tolerance(np.stack(list(values.values())), calibration.units)
+    edges = dict(zip(values, lowered, strict=True))
     heard, added = {}, {}
     if decision.name == COMBINED:
-        heard = {name: evidence(calibration.ladders[name], values[name]) for name in decision.scores}
+        heard = calibration.evidence_of(values)
         parts = np.stack(list(heard.values()))
-        values[COMBINED] = combine(decision, parts)
+        values[COMBINED], edges[COMBINED] = combine(decision, parts), calibration.combined(edges)
         added = dict(zip(decision.scores, contributions(decision, parts), strict=True))
     labels = predicted_labels(prediction.summary) if calibration.per_class else None
-    scores = {name: _judge_score(calibration, name, value, labels, percentile) for name, value in values.items()}
+    scores = {
+        name: _judge_score(calibration, name, value, edges[name], labels, percentile) for name, value in values.items()
+    }
     members, ends = _conformal(calibration, prediction, coverage)
     return Judgement(
         percentile=percentile,
@@ -242,26 +299,32 @@ def _judge_score(
     calibration: Calibration,
     name: str,
     values: Float[np.ndarray, " batch"],
+    edges: Float[np.ndarray, " batch"],
     labels: Int[np.ndarray, " batch"] | None,
     percentile: float,
 ) -> ScoreJudgement:
     if labels is None:
-        return _ranked(calibration.ascending[name], values, percentile)
-    whole = ScoreJudgement(np.empty_like(values), *(np.empty(len(values)) for _ in range(3)))
+        return _ranked(calibration.ascending[name], values, edges, percentile)
+    rows = len(values)
+    numbers = np.empty((3, rows))
+    whole = ScoreJudgement(np.empty_like(values), numbers[0], numbers[1], numbers[2], np.empty(rows, bool))
     for label in np.unique(labels).tolist():
         own = labels == label
-        part = _ranked(calibration.by_class[name][label], values[own], percentile)
+        part = _ranked(calibration.by_class[name][label], values[own], edges[own], percentile)
         for into, found in zip(whole, part, strict=True):
             into[own] = found
     return whole
 
 
 def _ranked(
-    ascending: Float[np.ndarray, " rows"], values: Float[np.ndarray, " batch"], percentile: float
+    ascending: Float[np.ndarray, " rows"],
+    values: Float[np.ndarray, " batch"],
+    edges: Float[np.ndarray, " batch"],
+    percentile: float,
 ) -> ScoreJudgement:
-    p_values = p_value(ascending, values)
+    p_values = share_at_least(ascending, edges)
     limit = ascending[percentile_rank(percentile, len(ascending)) - 1]
-    return ScoreJudgement(values, 100 * (1 - p_values), np.full(len(values), limit), p_values)
+    return ScoreJudgement(values, 100 * (1 - p_values), np.full(len(values), limit), p_values, ~(edges <= limit))
 
 
 def predicted_labels(summary: PredictiveSummary) -> Int[np.ndarray, " rows"] | None:
@@ -287,7 +350,8 @@ def _conformal(
 ) -> tuple[Bool[np.ndarray, "batch classes"] | None, Float[np.ndarray, "batch 2"] | None]:
     radius = float(calibration.ascending_nonconformity[coverage_rank(coverage, calibration.rows) - 1])
     if isinstance(prediction.summary, ClassificationSummary):
-        return _set_scores(calibration.sets, prediction) <= radius, None
+        # A class is left out only where it fits worse than the radius by more than rounding.
+        return less_tolerance(_set_scores(calibration.sets, prediction)) <= radius, None
     return None, interval(calibration.intervals, *_interval_terms(prediction.summary), radius)
 
 
@@ -330,6 +394,7 @@ def check_calibration(
             raise CalibrationError(
                 name, where=where, expected=f"{calibration.rows} finite numbers", found=f"shape {values.shape}"
             )
+    _check_reference(calibration, where)
     labels = calibration.labels
     if labels is not None and (
         labels.shape != (calibration.rows,)
@@ -347,3 +412,15 @@ def check_calibration(
         coverage_rank(calibration.coverage, calibration.rows)
     except CalibrationError as error:
         raise CalibrationError(str(error), where=where) from error
+
+
+def _check_reference(calibration: Calibration, where: str) -> None:
+    if calibration.reference is None:
+        return
+    shapes = {name: values.shape for name, values in calibration.reference.items()}
+    if set(shapes) != set(calibration.scores) or len({*shapes.values()}) != 1 or 0 in next(iter(shapes.values())):
+        raise CalibrationError(
+            "reference", where=where, expected=f"as many rows of {sorted(calibration.scores)}", found=shapes
+        )
+    for name, values in calibration.reference.items():
+        _check_finite(f"reference {name}", values, f"{where}, row")

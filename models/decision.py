@@ -1,9 +1,11 @@
-"""One decision from several scores: each becomes evidence, evidence is combined, and the combination is calibrated again.
+"""One decision from several scores: each becomes evidence, evidence is combined, and the combination is calibrated.
 
-Evidence is −ln p in nats, p being a score's place among the calibration rows; on its own it is no test. What is tested is
-the combined evidence, by its own place among the calibration rows' combined evidence: whatever the rule, the reject rate
-is the stated one. For that a calibration row's evidence must be made as a new row's is, from rows other than itself:
-each is ranked among the rest (leave-one-out cross-fitting).
+The evidence of a score is −ln of the share of *reference rows* that have at least that score, in nats. Reference rows are
+training rows that the densities were not fitted on. They are not calibration rows, so the combined evidence is a fixed
+function of a row, and split conformal prediction bounds its reject rate with any number of calibration rows.
+
+A share estimated from few rows decides nothing by itself. What is tested is the combined evidence, by its rank among the
+calibration rows' combined evidence.
 """
 
 from __future__ import annotations
@@ -17,8 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validato
 
 Rule = Literal["min", "weighted", "harmonic"]
 COMBINED = "combined"
-TAIL = 0.975
-"""Where the tail begins whose mean excess is the scale of what lies beyond all calibration rows."""
+TAIL_ROWS = 8
+"""Reference rows that the tail is estimated from, at least: no single row sets its scale."""
+LEAST_STEP = 0.05
+"""Least distance of two knots, as a fraction of the tail's scale: evidence grows strictly, and does not jump at ties."""
+LEAST_SCALE = {"range": 0.05}
+"""Least scale of a score's tail, in its own unit; of `range`, in widths of the training range."""
 
 
 class Decision(BaseModel):
@@ -55,57 +61,61 @@ class Decision(BaseModel):
         return tuple(weight / math.fsum(weights) for weight in weights)
 
 
-class Ladder(NamedTuple):
-    """The calibration rows' values of a score, made ready for `evidence`.
+class EvidenceMap(NamedTuple):
+    """A strictly increasing function from a score to its evidence in nats, fixed by the reference rows.
+
+    Linear between knots. Knot k is the score that a share 2⁻ᵏ of the reference rows have at least, so its evidence is
+    k·ln 2. Above the last knot it grows by log1p(excess / scale), as under a generalised Pareto distribution of shape 1
+    (peaks over threshold; Pickands, 1975): it has no upper bound, and one far score does not drown the others.
 
     Attributes:
-        known: the distinct values, ascending.
-        at_least: how many calibration rows have at least each.
-        rows: how many there are.
-        tail: the mean excess over the `TAIL` quantile, `tail_scale`.
+        knots: scores, strictly ascending.
+        nats: the evidence at each knot.
+        scale: of the tail, in the score's unit.
     """
 
-    known: Float[np.ndarray, " steps"]
-    at_least: Float[np.ndarray, " steps"]
-    rows: int
-    tail: float
+    knots: Float[np.ndarray, " knots"]
+    nats: Float[np.ndarray, " knots"]
+    scale: float
 
 
-def ladder(ascending: Float[np.ndarray, " rows"]) -> Ladder:
-    """The ladder of a score's calibration values."""
-    return Ladder(*_steps(ascending), len(ascending), tail_scale(ascending))
+def evidence_map(reference: Float[np.ndarray, " rows"], least_scale: float = 0.0) -> EvidenceMap:
+    """The evidence map of a score.
 
-
-def evidence(ranked: Ladder, values: Float[np.ndarray, " batch"]) -> Float[np.ndarray, " batch"]:
-    """−ln p of new rows' scores among the calibration scores, in nats.
-
-    Between calibration scores p is interpolated, so that rows a hair apart are not equally strange. Beyond all of them p
-    would be the same for the strange and the absurd: there an exponential tail, whose scale is the mean excess over the
-    `TAIL` quantile, tells them apart (a peaks-over-threshold model; Pickands, 1975).
+    Args:
+        reference: the score's values on the reference rows, at least one, in any order.
+        least_scale: of the tail, in the score's unit (`LEAST_SCALE`).
     """
+    ascending = np.sort(reference.astype(np.float64))
+    rows = len(ascending)
+    halvings = np.arange(max(1, (rows // TAIL_ROWS).bit_length()))
+    places = (rows * (1 - 0.5**halvings)).astype(int)
+    knots = ascending[places]
+    # The median of this Pareto distribution is one scale. A mean would let one absurd row flatten the tail.
+    scale = max(float(np.median(ascending[places[-1] :])) - float(knots[-1]), least_scale)
+    if scale == 0:
+        # Ties up to the top say nothing about the scale. Scores are probabilities, nats or standardised distances.
+        scale = LEAST_STEP * max(1.0, abs(float(knots[-1])))
+    step = LEAST_STEP * scale
+    spread = np.maximum.accumulate(knots - step * halvings) + step * halvings
+    return EvidenceMap(spread, math.log(2) * halvings, scale)
+
+
+def evidence(fixed: EvidenceMap, values: Float[np.ndarray, " batch"]) -> Float[np.ndarray, " batch"]:
+    """The evidence of each score, in nats; 0 at and below the least reference row's."""
     wide = values.astype(np.float64)
-    count = np.interp(wide, ranked.known, ranked.at_least, left=ranked.rows)
-    return -np.log((1 + count) / (ranked.rows + 1)) + np.maximum(wide - ranked.known[-1], 0.0) / ranked.tail
+    excess = np.maximum(wide - fixed.knots[-1], 0.0) / fixed.scale
+    return np.interp(wide, fixed.knots, fixed.nats) + np.log1p(excess)
 
 
-def leave_one_out(values: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-    """−ln p of every calibration row's score among the other rows' scores, as `evidence` has it for a new row."""
-    known, at_least = _steps(np.sort(values))
-    place = np.searchsorted(known, values.astype(np.float64))
-    counts = np.append(at_least, 0.0)
-    own = counts[place] - counts[place + 1]
-    # Without the row, counts at and below its score are one less; a score that only it has is no step any more.
-    below = np.where(place > 0, counts[np.maximum(place - 1, 0)] - 1, len(values) - 1)
-    above = counts[place + 1]
-    low, high = known[np.maximum(place - 1, 0)], known[np.minimum(place + 1, len(known) - 1)]
-    share = np.divide(known[place] - low, high - low, out=np.zeros(len(values)), where=high > low)
-    alone = np.where(place == 0, len(values) - 1, below + share * (above - below))
-    count = np.where(own > 1, counts[place] - 1, alone)
-    beyond = (own == 1) & (place == len(known) - 1) & (place > 0)
-    count = np.where(beyond, below, count)
-    excess = np.where(beyond, known[place] - low, 0.0)
-    # One row alone is beyond the rest, and the tail that it is measured by is the rest's: its own would make it small.
-    return -np.log((1 + count) / len(values)) + excess / tail_scale(np.sort(values)[: max(len(values) - 1, 1)])
+def leave_one_out(values: Float[np.ndarray, " rows"], least_scale: float = 0.0) -> Float[np.ndarray, " rows"]:
+    """Each row's evidence with the other rows as reference: for bundles of schema 1, which keep no reference rows."""
+    order = np.argsort(values)
+    ascending, found = values[order], np.empty(len(values))
+    for place, row in enumerate(order.tolist()):
+        others = np.delete(ascending, place) if len(values) > 1 else ascending
+        found[row] = evidence(evidence_map(others, least_scale), ascending[[place]])[0]
+    return found
 
 
 def combine(decision: Decision, parts: Float[np.ndarray, "scores batch"]) -> Float[np.ndarray, " batch"]:
@@ -131,20 +141,3 @@ def loudest(weighed: dict[str, Float[np.ndarray, " batch"]]) -> list[str]:
     """The score that adds most to each row's combined evidence, from the `contributions`; the first of equals."""
     names = list(weighed)
     return [names[place] for place in np.stack(list(weighed.values())).argmax(axis=0)]
-
-
-def tail_scale(ascending: Float[np.ndarray, " rows"]) -> float:
-    """The mean excess of the calibration scores over their `TAIL` quantile; never 0.
-
-    Scores that are all alike there have no scale; then it is the rounding of the largest.
-    """
-    start = min(int(TAIL * len(ascending)), len(ascending) - 1)
-    excess = float((ascending[start:].astype(np.float64) - float(ascending[start])).mean())
-    rounding = float(np.finfo(np.float32).eps) * max(abs(float(ascending[-1])), 1e-6)
-    return max(excess, rounding)
-
-
-def _steps(ascending: Float[np.ndarray, " rows"]) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct scores, ascending, and how many calibration scores are at least each."""
-    known, first = np.unique(ascending.astype(np.float64), return_index=True)
-    return known, (len(ascending) - first).astype(np.float64)

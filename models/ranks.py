@@ -16,6 +16,11 @@ from jaxtyping import Float
 
 from models.errors import CalibrationError
 
+TOLERANCE = 1e-4
+"""Of a score, as a fraction of its size: scores of equal rows differ by about 1e-6 between batch sizes and processors."""
+LEAST_TOLERANCE = 1e-6
+"""Of a score near 0, in the score's unit."""
+
 # Halvings of [0, 1]: what remains is 1e-15, and 1 − 2⁻⁵⁰ is still a float below 1.
 _BISECTIONS = 50
 
@@ -75,9 +80,36 @@ def threshold(ascending: Float[np.ndarray, " rows"], percentile: float) -> float
     return float(ascending[percentile_rank(percentile, len(ascending)) - 1])
 
 
-def p_value(ascending: Float[np.ndarray, " rows"], values: Float[np.ndarray, " batch"]) -> Float[np.ndarray, " batch"]:
-    """The conformal p-value (1 + #{calibration ≥ s}) / (n + 1) of each score s."""
-    at_least = len(ascending) - np.searchsorted(ascending, values, side="left")
+def less_tolerance(
+    values: Float[np.ndarray, "..."], unit: float | Float[np.ndarray, "..."] = 1.0
+) -> Float[np.ndarray, "..."]:
+    """Each score s less its tolerance τ, in float64: calibration scores at or above s − τ count as at least s.
+
+    τ = max(`TOLERANCE`·|s|, `LEAST_TOLERANCE`·unit) is fixed before any calibration row is seen, and s − τ grows with s.
+    So a p-value can only grow by it, and stays valid, while rows that are equal but for rounding are ties.
+
+    Args:
+        values: scores.
+        unit: what a score of ordinary size measures in: 1 for probabilities, nats and standardised distances.
+    """
+    wide = values.astype(np.float64)
+    # Products, not differences: an infinite score stays one.
+    relative = np.minimum(wide * (1 - TOLERANCE), wide * (1 + TOLERANCE))
+    return np.minimum(relative, wide - LEAST_TOLERANCE * unit)
+
+
+def p_value(
+    ascending: Float[np.ndarray, " rows"], values: Float[np.ndarray, " batch"], unit: float = 1.0
+) -> Float[np.ndarray, " batch"]:
+    """The conformal p-value (1 + #{calibration ≥ s − τ}) / (n + 1) of each score s; τ as in `less_tolerance`."""
+    return share_at_least(ascending, less_tolerance(values, unit))
+
+
+def share_at_least(
+    ascending: Float[np.ndarray, " rows"], edges: Float[np.ndarray, " batch"]
+) -> Float[np.ndarray, " batch"]:
+    """(1 + #{calibration ≥ edge}) / (n + 1) of each edge."""
+    at_least = len(ascending) - np.searchsorted(ascending, edges, side="left")
     return (1 + at_least) / (len(ascending) + 1)
 
 

@@ -12,7 +12,7 @@ from mapie.conformity_scores import ResidualNormalisedScore
 from mapie.regression import ConformalizedQuantileRegressor, SplitConformalRegressor
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
-from models.conformal import RAPS_FREE_RANKS, RAPS_PENALTY, interval, interval_scores, set_scores
+from models.conformal import RAPS_FREE_RANKS, RAPS_PENALTY, TIE, interval, interval_scores, set_scores
 from models.ranks import coverage_rank
 
 SETS = ("lac", "aps", "raps")
@@ -77,7 +77,7 @@ def measured(rng, rows):
 
 def loop_score(kind, row, u, y):
     """The formula of one class of one row, by counting."""
-    before = [c for c in range(len(row)) if row[c] > row[y] or (row[c] == row[y] and c < y)]
+    before = [c for c in range(len(row)) if row[c] > row[y] + TIE]
     if kind == "lac":
         return 1 - row[y]
     penalty = RAPS_PENALTY * max(0, len(before) + 1 - RAPS_FREE_RANKS) if kind == "raps" else 0

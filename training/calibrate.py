@@ -45,6 +45,9 @@ DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
 `benchmarks/table_selection.py`. `range` is silent about pictures, and tells arrays on another scale than the pixels'.
 """
 
+ScoreValues = dict[str, Float[np.ndarray, " rows"]]
+"""Each score's values, by its name."""
+
 
 class Calibrated(NamedTuple):
     """What thresholds were found for, and with what."""
@@ -120,9 +123,18 @@ def check_terms(terms: CalibrationConfig, model: Model, targets: Num[np.ndarray,
 
 
 def calibrate_posterior(
-    terms: CalibrationConfig, posterior: Posterior, densities: Densities, rows: Rows, seed: int
+    terms: CalibrationConfig,
+    posterior: Posterior,
+    densities: Densities,
+    rows: Rows,
+    reference: Rows | ScoreValues,
+    seed: int,
 ) -> Calibrated:
-    """Recalibration and thresholds, from the calibration part alone, by the code that serves."""
+    """Recalibration and thresholds, from the calibration part alone, by the code that serves.
+
+    Args:
+        reference: the reference rows (`training/reference.py`), or their scores from an earlier calibration.
+    """
     if terms.augment.asked:
         rows = Rows(transform_rows(seed, rows.x, terms.augment), rows.y)
     plain = Predictor(posterior, BUCKETS, densities=densities)
@@ -139,8 +151,16 @@ def calibrate_posterior(
         per_class=terms.per_class,
         sets=terms.sets,
         intervals=terms.intervals,
+        reference=reference_scores(plain, reference, terms, seed) if isinstance(reference, Rows) else reference,
+        target_scale=posterior.model.preprocessing.target_scale,
     )
     return Calibrated(predictor, calibration, densities, recalibration)
+
+
+def reference_scores(predictor: Predictor, reference: Rows, terms: CalibrationConfig, seed: int) -> ScoreValues:
+    """Each score's values on the reference rows, changed as the calibration rows are."""
+    x = transform_rows(seed, reference.x, terms.augment) if terms.augment.asked else reference.x
+    return {name: np.asarray(values) for name, values in predictor(x).scores.items()}
 
 
 def fit_recalibration(posterior: Posterior, predictor: Predictor, rows: Rows) -> Recalibration:

@@ -31,6 +31,7 @@ from training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
 from training.methods import map as mode
 from training.methods.form import Fitted, Method, Problem
 from training.publish import git_commit, installed_packages, now, publish_version
+from training.reference import set_aside
 from training.resume import can_be_lengthened, close_journal, open_journal
 from training.seen import Shown
 from training.showing import look, look_along, metrics_of
@@ -94,9 +95,10 @@ def fit(
     packages = installed_packages()
     with open_journal(store, config, dataset.fingerprint, packages, progress, resume=resume) as journal:
         fitted = infer(config, problem, journal)
-        densities = fit_densities(fitted.posterior, dataset.train, config.seed, config.calibration.densities)
+        reference, rest = set_aside(dataset.train, config.seed)
+        densities = fit_densities(fitted.posterior, rest, config.seed, config.calibration.densities)
         calibrated = calibrate_posterior(
-            config.calibration, fitted.posterior, densities, dataset.calibration, config.seed
+            config.calibration, fitted.posterior, densities, dataset.calibration, reference, config.seed
         )
         shown = show(config, fitted, calibrated, dataset, strange)
         metrics = evaluate_posterior(fitted.posterior, calibrated, dataset, shown)

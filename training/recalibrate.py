@@ -1,6 +1,7 @@
 """The story of `abstain calibrate`: a version's draws, a new calibration, a new version beside the old one.
 
-Draws stay as they are, bit for bit, and so do densities, unless the terms ask for ones of rows changed in another way.
+Draws stay as they are, bit for bit, and so do densities and reference rows, unless the version has none or the terms ask
+for ones of rows changed in another way.
 The rows must be ones that the model has not learned from: the calibration part of the very data it was fitted with,
 known by its fingerprint, or labelled rows that are new.
 """
@@ -15,17 +16,18 @@ import numpy as np
 from jaxtyping import Num
 from pydantic import ValidationError
 
-from models.bundle import Bundle, Manifest, load
+from models.bundle import SCHEMA_VERSION, Bundle, Manifest, load
 from models.densities import Densities, shapes_of
 from models.errors import ConfigError, DataError, clip_repr
 from models.store import check_writable, resolve
-from training.calibrate import Calibrated, calibrate_posterior, check_terms, record_of
+from training.calibrate import Calibrated, ScoreValues, calibrate_posterior, check_terms, record_of
 from training.config import CalibrationConfig, DataConfig, apply_override
 from training.data import Dataset, split
 from training.densities import fit_densities
 from training.evaluate import quality, reject_rates
 from training.gate import CONSTANT_DECISION, decision_shortfalls
 from training.publish import git_commit, installed_packages, now, publish_version
+from training.reference import set_aside
 from training.rows import Rows, Source
 from training.seen import Shown, View
 from training.showing import look, look_along, metrics_of
@@ -63,6 +65,14 @@ class Material(NamedTuple):
     beware: tuple[str, ...] = ()
 
 
+class Basis(NamedTuple):
+    """What a new calibration is made with: densities, reference rows or their scores, and the rows to rank among."""
+
+    densities: Densities
+    reference: Rows | ScoreValues
+    calibration: Rows
+
+
 def calibrate_version(
     store: Path, model: str, where: str, overrides: tuple[str, ...] = (), ood: dict[str, str] | None = None
 ) -> Recalibrated:
@@ -82,12 +92,12 @@ def calibrate_version(
     manifest = bundle.manifest
     terms = new_terms(manifest, overrides)
     material = read_material(manifest, where)
-    check_terms(terms, manifest.model, material.calibration.y)
-    densities = bundle.densities
-    if densities is None or terms.densities != new_terms(manifest, ()).densities:
-        densities = _fitted_densities(bundle, terms, material, where)
+    basis = basis_of(bundle, terms, material, where)
+    check_terms(terms, manifest.model, basis.calibration.y)
     strange = strange_sets(ood or {}, (material.test or material.calibration).x, manifest.model)
-    calibrated = calibrate_posterior(terms, bundle.posterior, densities, material.calibration, manifest.seed)
+    calibrated = calibrate_posterior(
+        terms, bundle.posterior, basis.densities, basis.calibration, basis.reference, manifest.seed
+    )
     shown = show(bundle, calibrated, material, strange, f"{name}:{version}")
     made = described(bundle, calibrated, terms, material, f"{name}:{version}", shown.view)
     version = publish_version(store, made, bundle.posterior, calibrated, shown)
@@ -161,16 +171,33 @@ def _fitted_with(source: Source, config: DataConfig, manifest: Manifest) -> Data
     return dataset if dataset.fingerprint == manifest.data.fingerprint else None
 
 
-def _fitted_densities(bundle: Bundle, terms: CalibrationConfig, material: Material, where: str) -> Densities:
-    """For a version from before there were any, or to rows changed in another way."""
-    if material.train is None:
+def basis_of(bundle: Bundle, terms: CalibrationConfig, material: Material, where: str) -> Basis:
+    """The version's own densities and reference rows, or new ones where it has none or the terms ask for others.
+
+    A version of schema 1 has no reference rows. They are set aside from the training rows if the source has these, and
+    then the densities are fitted anew on the rest; else from the rows to calibrate on.
+
+    Raises:
+        DataError: densities must be fitted anew, and the source has no training rows.
+    """
+    manifest = bundle.manifest
+    earlier, densities = bundle.calibration.reference, bundle.densities
+    stale = terms.densities != new_terms(manifest, ()).densities
+    if material.train is not None and (stale or densities is None or earlier is None):
+        reference, rest = set_aside(material.train, manifest.seed)
+        fitted = fit_densities(bundle.posterior, rest, manifest.seed, terms.densities)
+        return Basis(fitted, reference, material.calibration)
+    if stale or densities is None:
         raise DataError(
-            f"training rows for the densities of {bundle.manifest.name}:{bundle.manifest.version}",
+            f"training rows for the densities of {manifest.name}:{manifest.version}",
             where=where,
             expected="the data that it was fitted with",
             found="new rows",
         )
-    return fit_densities(bundle.posterior, material.train, bundle.manifest.seed, terms.densities)
+    if earlier is not None:
+        return Basis(densities, earlier, material.calibration)
+    reference, rest = set_aside(material.calibration, manifest.seed)
+    return Basis(densities, reference, rest)
 
 
 def show(
@@ -225,6 +252,7 @@ def described(
     return old.model_copy(
         update={
             "version": 0,
+            "schema_version": SCHEMA_VERSION,
             "created": now(),
             "calibration": record_of(calibrated, terms, old.model),
             "densities": shapes_of(calibrated.densities),
@@ -234,7 +262,7 @@ def described(
                 *decision_shortfalls(calibrated.calibration),
             ),
             "notes": (*old.notes, f"draws of {origin}, {material.note}"),
-            "data": old.data.model_copy(update={"calibration_rows": len(material.calibration)}),
+            "data": old.data.model_copy(update={"calibration_rows": calibrated.calibration.rows}),
             "packages": installed_packages(),
             "git_commit": git_commit(),
             "files": {},
