@@ -67,8 +67,8 @@ def more_probable(
     rows, classes = probabilities.shape
     falling = -np.sort(-probabilities, axis=1)
     # One search for all rows: row r's values lie between 3r − 1 and 3r, ascending.
-    offsets = np.expand_dims(np.linspace(0, 3.0 * (rows - 1), rows), 1)
-    first = np.expand_dims(np.linspace(0, classes * (rows - 1), rows, dtype=int), 1)
+    offsets = np.arange(rows, dtype=np.float64).reshape(-1, 1) * 3
+    first = np.arange(rows, dtype=np.int64).reshape(-1, 1) * classes
     ascending, sought = (offsets - falling).ravel(), (offsets - probabilities - TIE).ravel()
     places = np.searchsorted(ascending, sought, side="left").reshape(rows, classes) - first
     sums = np.pad(np.cumsum(falling, axis=1), ((0, 0), (1, 0)))

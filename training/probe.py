@@ -1,0 +1,59 @@
+"""A trial of the decision: rows far outside every training range, which it must reject.
+
+They are made from the ranges of the training rows alone. Nothing is fitted or chosen by them; a decision that accepts one
+is a shortfall of the fit (`training/gate.py`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from models.calibration import judge
+from models.densities import Range
+from models.posterior import Model
+from training.calibrate import Calibrated
+
+WIDTHS = (10.0, 1e3, 1e6)
+"""How far outside, in widths of each feature's range."""
+
+
+def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
+    """Rows of which every numeric feature lies far outside its training range, on either side.
+
+    Categories keep the first code: no code is outside. Without a numeric feature there are no such rows.
+    """
+    low, high = np.asarray(ranges.low, np.float64), np.asarray(ranges.high, np.float64)
+    numeric = np.array([not column.categories for column in model.preprocessing.columns] or [True] * len(low))
+    if not numeric.any():
+        return np.empty((0, len(low)), np.float32)
+    width = np.where(numeric & (high > low), high - low, 1.0)
+    rows = [edge + sign * far * width for far in WIDTHS for edge, sign in ((low, -1), (high, 1))]
+    largest = float(np.finfo(np.float32).max)
+    return np.where(numeric, np.clip(rows, -largest, largest), 0.0).astype(np.float32)
+
+
+def accepted_far_rows(calibrated: Calibrated) -> tuple[int, int]:
+    """How many of the far rows the decision accepts at the calibration's percentile, and how many there are."""
+    model = calibrated.predictor.model
+    rows = far_rows(model, calibrated.densities.records["range"])
+    if not len(rows):
+        return 0, 0
+    prediction = calibrated.predictor(rows.reshape(-1, *model.feature_shape))
+    return int((~judge(calibrated.calibration, prediction).reject).sum()), len(rows)
+
+
+def far_shortfalls(calibrated: Calibrated) -> tuple[str, ...]:
+    """What the decision lacks, in words."""
+    accepted, rows = accepted_far_rows(calibrated)
+    if not accepted:
+        return ()
+    name = calibrated.calibration.decision.name
+    return (
+        f"{ACCEPTS_FAR_ROWS}{accepted} of {rows} rows whose features all lie {WIDTHS[0]:g} or more widths outside their "
+        f"training range, by the decision score {name}; choose a decision that holds `range`",
+    )
+
+
+ACCEPTS_FAR_ROWS = "its decision accepts rows far outside the training data: "
+"""How the shortfall begins, that another calibration may mend."""
