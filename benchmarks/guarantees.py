@@ -1,14 +1,21 @@
 """The rates that calibration promises, over random splits of rows that the model has not learned from.
 
-    python benchmarks/guarantees.py MODEL --store STORE --data DATA [--splits 100] [--regression WAVE]
+    python benchmarks/guarantees.py [--splits 200] [--only LAW ...] [--no-http]
+    python benchmarks/guarantees.py --model MODEL --store STORE --data DATA [--regression WAVE] [--splits 100]
 
-The calibration and the test part of a published version are pooled and split anew, at random, into as many calibration
-and as many test rows. Each split is calibrated from scratch with the version's own decision. Printed are, for the reject
-rate at percentiles 90, 95, 99 and 99.9 overall, at 90, 95 and 99 within every predicted class (Mondrian), and for the
-coverage of prediction sets at 80, 90 and 95 %, and of intervals where a regression is named: the mean, and in how many
-splits the rate on the test rows lies within the exact 95 % band. That band is of the beta-binomial law which every split
-conformal rate has, whatever the model; the share of splits within it should be what the band's own mass says, but for
-its binomial error, which is printed beside it.
+Without a model: six laws of tables (`laws.py`), each with a small model. A pool of rows is scored in every batch size. It
+is split at random into calibration rows, scored as calibration scores them, and new rows, as the service scores them in
+each batch size. Printed are, at percentiles 90, 95 and 99, for the default decision and for every single score: the mean
+reject rate over splits, how far it is above the stated one in standard errors, the share of splits whose rate is below
+the upper end of the exact 99 % band, and how many verdicts differ between batch sizes, for equal rows and for all rows.
+One law is also fitted, published and served, and its rows are sent to `/predict` and `/v2` one at a time and together.
+
+With a model: its calibration and test part are pooled and split anew into as many calibration and as many test rows.
+Printed are, for the reject rate at percentiles 90, 95, 99 and 99.9 overall, at 90, 95 and 99 within every predicted class
+(Mondrian), and for the coverage of prediction sets at 80, 90 and 95 %, and of intervals where a regression is named: the
+mean, and in how many splits the rate on the test rows lies within the exact 95 % band. That band is of the beta-binomial
+law which every split conformal rate has, whatever the model; the share of splits within it should be what the band's own
+mass says, but for its binomial error, which is printed beside it.
 """
 
 from __future__ import annotations
@@ -22,6 +29,8 @@ from typing import Any
 import jax
 import numpy as np
 import orjson
+from guarantee_laws import measure_law, measure_served, print_laws
+from laws import LAWS
 from scipy import stats
 
 from models.bundle import Bundle, load
@@ -74,28 +83,49 @@ class Tally:
 
 
 def main() -> int:
-    """Splits, measures, prints, and writes `benchmarks/results/guarantees.json`."""
+    """Measures, prints, and writes `benchmarks/results/guarantees*.json`; 1 where a rate is above the stated one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--data")
     parser.add_argument("--regression", help="a regression of the same store, and of an embedded set of its name")
-    parser.add_argument("--splits", type=int, default=100)
+    parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--pool", type=int, default=3_000, help="rows of each law that are split")
+    parser.add_argument("--only", nargs="+", choices=LAWS, default=list(LAWS))
+    parser.add_argument("--no-http", dest="http", action="store_false")
     options = parser.parse_args()
+    if options.model is None:
+        return of_laws(options.only, options.splits, options.pool, http=options.http)
     tallies = of_classes(options.store, options.model, options.data, options.splits)
     if options.regression:
         tallies |= of_numbers(options.store, options.regression, options.splits)
     found = {name: tally.row() for name, tally in tallies.items()}
     report(found)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "guarantees.json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    write_results("guarantees", found)
     return 0
+
+
+def of_laws(names: list[str], splits: int, pool: int, *, http: bool) -> int:
+    """The six laws, and one of them over HTTP."""
+    found = {name: measure_law(LAWS[name], splits, pool) for name in names}
+    print_laws(found)
+    served = measure_served(LAWS["ties"]) if http else {}
+    for line, rate in served.items():
+        print(f"{line:<40} {rate}")
+    write_results("guarantees_laws", {"laws": found, "http": served})
+    return int(any(row["above"] > 3 for law in found.values() for row in law["rates"]))
+
+
+def write_results(name: str, found: Any) -> None:
+    """Writes `benchmarks/results/NAME.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
 
 
 def of_classes(store: Path, model: str, where: str, splits: int) -> dict[str, Tally]:
     """Reject rates, overall and per class, and the coverage of sets."""
     bundle, prediction, y, calibration_rows = pooled(store, model, where)
-    decision = bundle.calibration.decision
+    decision, reference = bundle.calibration.decision, bundle.calibration.reference
     tallies: dict[str, Tally] = {}
 
     def tally(name: str) -> Tally:
@@ -104,13 +134,17 @@ def of_classes(store: Path, model: str, where: str, splits: int) -> dict[str, Ta
     for seed in range(splits):
         places = np.random.default_rng(seed).permutation(len(y))
         known, fresh = places[:calibration_rows], places[calibration_rows:]
-        calibration = calibrate(taken(prediction, known), y[known], decision=decision, percentile=90.0)
+        calibration = calibrate(
+            taken(prediction, known), y[known], decision=decision, percentile=90.0, reference=reference
+        )
         judged = taken(prediction, fresh)
         for percentile in PERCENTILES:
             rejected = judge(calibration, judged, percentile).reject
             rank = percentile_rank(percentile, calibration_rows)
             tally(f"reject at {percentile:g}").add(int(rejected.sum()), len(fresh), calibration_rows, rank)
-        per_class = calibrate(taken(prediction, known), y[known], decision=decision, percentile=90.0, per_class=True)
+        per_class = calibrate(
+            taken(prediction, known), y[known], decision=decision, percentile=90.0, reference=reference, per_class=True
+        )
         labels = np.asarray(judged.summary.mean).argmax(axis=1)
         for percentile in CLASS_PERCENTILES:
             rejected = judge(per_class, judged, percentile).reject
@@ -121,7 +155,9 @@ def of_classes(store: Path, model: str, where: str, splits: int) -> dict[str, Ta
                     int(rejected[own].sum()), int(own.sum()), of_label, rank
                 )
         for kind in SETS:
-            held = calibrate(taken(prediction, known), y[known], decision=decision, percentile=90.0, sets=kind)
+            held = calibrate(
+                taken(prediction, known), y[known], decision=decision, percentile=90.0, reference=reference, sets=kind
+            )
             for coverage in COVERAGES:
                 members = judge(held, judged, coverage=coverage).members
                 missed = int((~members[np.arange(len(fresh)), y[fresh]]).sum())

@@ -148,6 +148,7 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
     from training.config import CalibrationConfig  # noqa: PLC0415
     from training.densities import fit_densities  # noqa: PLC0415
     from training.publish import installed_packages, now, publish_version  # noqa: PLC0415
+    from training.reference import set_aside  # noqa: PLC0415
     from training.rows import Rows  # noqa: PLC0415
 
     model = Model(
@@ -164,9 +165,10 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
     start = jax.vmap(lambda key: model.module.init(key, jax.numpy.zeros(PIXELS))["params"])
     network = jax.device_get(start(jax.random.split(jax.random.key(seed), draws)))
     posterior = Posterior(model, {"network": network})
-    densities = fit_densities(posterior, Rows(x[:TRAINED], y[:TRAINED]), seed)
+    reference, rest = set_aside(Rows(x[:TRAINED], y[:TRAINED]), seed)
+    densities = fit_densities(posterior, rest, seed)
     terms = CalibrationConfig()
-    calibrated = calibrate_posterior(terms, posterior, densities, Rows(x[TRAINED:], y[TRAINED:]), seed)
+    calibrated = calibrate_posterior(terms, posterior, densities, Rows(x[TRAINED:], y[TRAINED:]), reference, seed)
     manifest = Manifest(
         name=name,
         version=0,

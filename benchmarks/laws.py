@@ -1,0 +1,158 @@
+"""Six laws of tables on which a reject rate is easily missed, each with a small model fitted to it.
+
+ties        few distinct rows: classes, sexes, ports, counts of relatives
+atoms       four binary features under random networks, not fitted
+gaps        a third of the cells missing, at random
+groups      a shift of every feature by the row's group, of sixty; rows are drawn from all of them
+saturated   two classes so far apart that every draw is certain: scores are exactly 0 for most rows
+small       two features, and no more calibration rows than the percentile needs
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from models.densities import Densities
+from models.posterior import Posterior
+from models.predictive import Predictor
+from training.config import Config
+from training.densities import fit_densities
+from training.fit import build_model, infer, load_dataset, pose
+from training.journal import Journal
+from training.reference import set_aside
+from training.rows import Rows
+from training.sources import read_source
+
+TRAIN_ROWS = 500
+
+
+@dataclass(frozen=True)
+class Law:
+    """How a table is drawn, and what of the config differs.
+
+    Attributes:
+        draw: the columns of so many rows, the target `y` among them.
+        calibration_rows: by percentile, the default where it names none.
+        categorical: columns of categories.
+        method: settings of the method, mean-field variational inference.
+    """
+
+    draw: Callable[[np.random.Generator, int], dict[str, Any]]
+    calibration_rows: dict[float, int] = field(default_factory=dict)
+    categorical: tuple[str, ...] = ()
+    method: dict[str, Any] = field(default_factory=dict)
+
+
+class Fitted(NamedTuple):
+    """A law's model, its reference rows, and a pool of rows from the law that it has not seen."""
+
+    posterior: Posterior
+    densities: Densities
+    reference: Rows
+    pool: Rows
+
+
+def ties(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+    """Passengers of a ship, so to speak."""
+    rank, sex = rng.choice(3, rows, p=[0.24, 0.21, 0.55]), rng.random(rows) < 0.35
+    relatives = np.minimum(rng.geometric(0.6, rows) - 1, 5)
+    port = rng.choice(["S", "C", "Q"], rows, p=[0.72, 0.19, 0.09])
+    lived = rng.random(rows) < 1 / (1 + np.exp(0.8 * rank + 0.3 * relatives - 2.5 * sex))
+    return {"rank": rank, "sex": np.where(sex, "f", "m"), "relatives": relatives, "port": port, "y": lived.astype(int)}
+
+
+def atoms(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+    """Four flags, and a class that is one of them."""
+    flags = rng.random((4, rows)) < np.array([0.5, 0.3, 0.2, 0.05])[:, None]
+    return {f"flag{place}": flag.astype(int) for place, flag in enumerate(flags)} | {"y": flags[0].astype(int)}
+
+
+def gaps(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+    """Four measurements, of which a third is missing."""
+    x = rng.normal(size=(4, rows))
+    y = (x[0] + x[1] + rng.normal(size=rows) > 0).astype(int)
+    x[rng.random(x.shape) < 1 / 3] = np.nan
+    return {f"x{place}": column for place, column in enumerate(x)} | {"y": y}
+
+
+def groups(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+    """Three measurements about the mean of their group."""
+    means = np.random.default_rng(0).normal(0, 3, (60, 3))
+    own = rng.integers(0, 60, rows)
+    x = means[own] + rng.normal(size=(rows, 3))
+    return {f"x{place}": column for place, column in enumerate(x.T)} | {"y": (own % 3 == 0).astype(int)}
+
+
+def saturated(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+    """Two clusters, fifty standard deviations apart."""
+    y = rng.integers(0, 2, rows)
+    x = rng.normal(size=(2, rows)) + 50.0 * y
+    return {"x0": x[0], "x1": x[1], "y": y}
+
+
+def small(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+    """Two measurements of heavy tails."""
+    x = rng.standard_t(3, (2, rows))
+    return {"x0": x[0], "x1": x[1], "y": (x[0] > 0.5 * rng.normal(size=rows)).astype(int)}
+
+
+LAWS: dict[str, Law] = {
+    "ties": Law(ties, categorical=("sex", "port")),
+    "atoms": Law(atoms, method={"steps": 1, "init_scale": 1.0}),
+    "gaps": Law(gaps),
+    "groups": Law(groups),
+    "saturated": Law(saturated),
+    "small": Law(small, calibration_rows={90.0: 19, 95.0: 39, 99.0: 99}),
+}
+
+
+def config_of(law: Law, **calibration: Any) -> Config:
+    """The config of a law's model."""
+    method = {"kind": "vi", "steps": 400, "learning_rate": 1e-2, "kl_weight": 0.1, "reports": 1} | law.method
+    return Config.model_validate(
+        {
+            "name": "law",
+            "draws": 10,
+            "network": {"kind": "mlp", "hidden": [16]},
+            "prior": {"fan_in": True},
+            "data": {"target": "y", "categorical": law.categorical, "calibration_size": 200, "test_size": 200},
+            "method": method,
+            "calibration": calibration,
+        }
+    )
+
+
+def fit_law(law: Law, pool_rows: int, seed: int = 0) -> Fitted:
+    """Fits the law's model to a table of its own, and draws a pool."""
+    rng = np.random.default_rng(seed)
+    config = config_of(law)
+    with tempfile.TemporaryDirectory() as folder:
+        table, pool = Path(folder) / "table.csv", Path(folder) / "pool.csv"
+        write_table(law.draw(rng, TRAIN_ROWS + 400), table)
+        write_table(law.draw(rng, pool_rows), pool)
+        dataset = load_dataset(config, str(table))
+        model = build_model(config, dataset)
+        posterior = infer(config, pose(config, model, dataset, Path(folder)), Journal(None, None)).posterior
+        rows = read_source(str(pool), config.data, model, classify=True).train
+    assert rows is not None  # noqa: S101 - a table that says no parts is all training rows
+    reference, rest = set_aside(dataset.train, config.seed)
+    return Fitted(posterior, fit_densities(posterior, rest, config.seed), reference, rows)
+
+
+def write_table(columns: dict[str, Any], path: Path) -> None:
+    """Writes a CSV file; NaN is an empty cell."""
+    arrays = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
+    csv.write_csv(pa.table(arrays), path)
+
+
+def predictor_of(fitted: Fitted, bucket: int) -> Predictor:
+    """The law's model, compiled for one batch size."""
+    return Predictor(fitted.posterior, (bucket,), densities=fitted.densities)
