@@ -58,6 +58,7 @@ from training.config import CalibrationConfig, DataConfig
 from training.data import Dataset, split
 from training.densities import fit_densities
 from training.metrics import separation
+from training.reference import set_aside
 from training.sources import read_source
 from training.strange import match_intensity
 
@@ -220,9 +221,12 @@ def measure(task: Task, data: Path, store: Path, folder: Path) -> Found:
     """Every score and every combination on a task."""
     path = write_task(task, data, folder)
     bundle, dataset = fitted(task.name, path, store)
-    densities = fit_densities(bundle.posterior, dataset.train, bundle.manifest.seed)
+    reference, rest = set_aside(dataset.train, bundle.manifest.seed)
+    densities = fit_densities(bundle.posterior, rest, bundle.manifest.seed)
     terms = CalibrationConfig(decision="std", recalibrate="auto", percentile=PERCENTILE)
-    made_anew = calibrate_posterior(terms, bundle.posterior, densities, dataset.calibration, bundle.manifest.seed)
+    made_anew = calibrate_posterior(
+        terms, bundle.posterior, densities, dataset.calibration, reference, bundle.manifest.seed
+    )
     names = np.array(bundle.manifest.model.class_names)
     sets = strange_to(task, data, dataset.test.x, dataset.test.y.astype(int), names)
     predictions = {"familiar": made_anew.predictor(dataset.test.x)}

@@ -45,6 +45,7 @@ from training.fit import METHODS, build_model, load_dataset
 from training.journal import Journal
 from training.methods.form import Problem
 from training.metrics import separation
+from training.reference import set_aside
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -191,12 +192,13 @@ def measure(task: Task, folder: Path) -> list[dict[str, Any]]:
     np.savez(path, **task.known)
     dataset = load_dataset(task.config, str(path))
     posterior = fitted(task.config, dataset)
-    predictor = Predictor(posterior, (256,), densities=fit_densities(posterior, dataset.train, task.config.seed))
+    aside, rest = set_aside(dataset.train, task.config.seed)
+    predictor = Predictor(posterior, (256,), densities=fit_densities(posterior, rest, task.config.seed))
     strange = task.strange | {"shuffled": shuffled(dataset.train.x)}
-    known, familiar = predictor(dataset.calibration.x), predictor(dataset.test.x)
+    reference, known, familiar = (predictor(rows.x) for rows in (aside, dataset.calibration, dataset.test))
     found = {kind: predictor(x) for kind, x in strange.items()}
     return [
-        {"kind": kind, "decisions": compared(task, dataset, known, familiar, prediction)}
+        {"kind": kind, "decisions": compared(task, dataset, reference, known, familiar, prediction)}
         for kind, prediction in found.items()
     ]
 
@@ -217,7 +219,12 @@ def shuffled(x: np.ndarray) -> np.ndarray:
 
 
 def compared(
-    task: Task, dataset: Dataset, known: Prediction, familiar: Prediction, strange: Prediction
+    task: Task,
+    dataset: Dataset,
+    reference: Prediction,
+    known: Prediction,
+    familiar: Prediction,
+    strange: Prediction,
 ) -> dict[str, dict[str, float]]:
     """AUROC, detection and the reject rate of the test part, by combination and rule, and by score."""
     numeric = task.config.likelihood == "normal"
@@ -226,7 +233,13 @@ def compared(
     decisions |= {name: Decision(scores=(name,)) for name in known.scores}
     found = {}
     for name, decision in decisions.items():
-        terms = calibrate(known, dataset.calibration.y, decision=decision, percentile=95.0 if numeric else 99.0)
+        terms = calibrate(
+            known,
+            dataset.calibration.y,
+            decision=decision,
+            percentile=95.0 if numeric else 99.0,
+            reference=reference.scores,
+        )
         of_familiar, of_strange = (judge(terms, each) for each in (familiar, strange))
         values = [each.scores[decision.name].value for each in (of_familiar, of_strange)]
         found[name] = {

@@ -351,7 +351,7 @@ def _read_densities(folder: Path, manifest: Manifest) -> Densities | None:
 def _check_schema_version(content: Any, path: Path) -> None:
     fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
     found = fields.get("schema_version")
-    if found not in READ_SCHEMA_VERSIONS:
+    if type(found) is not int or found not in READ_SCHEMA_VERSIONS:
         raise BundleError(
             "schema_version",
             where=str(path),

@@ -19,6 +19,7 @@ from training.journal import Journal
 from training.monitor import Views
 from training.optimise import descend
 from training.recalibrate import calibrate_version
+from training.reference import set_aside
 from training.rows import Rows
 
 CONFIG = """
@@ -257,8 +258,8 @@ def test_densities_may_be_fitted_to_changed_rows_and_calibrated_anew(tmp_path):
     assert calibrate_version(store, "plain:2", "digits", ("percentile=90.0",))[:2] == ("plain", 3)
 
     asked, before, after, kept = (load(store / name) for name in ("map/1", "plain/1", "plain/2", "plain/3"))
-    train = load_dataset(plain, None).train
-    # The rows are all of the training part, in its order; a range is of rows as they come.
+    _, train = set_aside(load_dataset(plain, None).train, config.seed)
+    # The rows are all of the training part but for reference rows, in its order; a range is of rows as they come.
     rows = Rows(transform_rows(config.seed, train.x, settings, "calibration.densities"), train.y)
     expected = fit_densities(asked.posterior, rows, config.seed).records | {"range": before.densities.records["range"]}
     for found in (asked, after, kept):

@@ -65,6 +65,7 @@ CALIBRATION = Calibration(
     percentile=97.5,
     coverage=0.9,
     intervals="quantiles",
+    reference={"std": numbers(5, 40), "total_std": numbers(6, 40), "mahalanobis": numbers(7, 40)},
 )
 RECALIBRATION = Recalibration(kind="variance", factor=1 / 3)
 DENSITIES = Densities(
@@ -262,12 +263,12 @@ def rewrite(folder, **changes):
     return path
 
 
-@pytest.mark.parametrize("version", [0, 2, "1"])
+@pytest.mark.parametrize("version", [0, 3, "1", True])
 def test_another_schema_version_is_refused(bundle, version):
     """File, field, expected, found: the older, the newer, and a word that is no number."""
     path = rewrite(bundle, schema_version=version)
     assert refusal(bundle) == (
-        f"{path}: schema_version: expected 1, found {version}; "
+        f"{path}: schema_version: expected 1 or 2, found {version}; "
         "fit the model again with this version of abstain, or serve it with the one that wrote it"
     )
 

@@ -114,7 +114,8 @@ def recalibrate(digits, held_out):
     """What a config's terms make of the digits' posterior."""
 
     def calibrated(**asked):
-        return calibrate_posterior(terms(**asked), digits.posterior, digits.densities, held_out[0], 0)
+        known = digits.calibration.reference
+        return calibrate_posterior(terms(**asked), digits.posterior, digits.densities, held_out[0], known, 0)
 
     return calibrated
 
@@ -308,7 +309,8 @@ def test_a_regressions_terms_come_back(wave, held_out):
     """Intervals from quantiles, and a factor on standard deviations that makes the squared errors what is stated."""
     asked = terms(decision=["std", "range"], recalibrate="auto", intervals="quantiles", percentile=90.0)
     dataset = load_dataset(read_config(CONFIGS / "wave-nuts.toml"), None)
-    found = calibrate_posterior(asked, wave.posterior, wave.densities, dataset.calibration, 0)
+    known = wave.calibration.reference
+    found = calibrate_posterior(asked, wave.posterior, wave.densities, dataset.calibration, known, 0)
     assert (found.calibration.intervals, found.recalibration.kind) == ("quantiles", "variance")
     summary = found.predictor(dataset.calibration.x).summary
     total = summary.aleatoric_variance + summary.epistemic_variance

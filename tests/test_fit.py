@@ -71,7 +71,7 @@ def test_a_fit_tells_digits_apart(store, digits):
 def test_the_manifest_says_all_there_is_to_know(store, digits):
     """Everything the contract lists stands in manifest.json, and is what was asked for and found."""
     manifest = json.loads((store / "digits" / "1" / "manifest.json").read_text())
-    assert (manifest["schema_version"], manifest["name"], manifest["version"]) == (1, "digits", 1)
+    assert (manifest["schema_version"], manifest["name"], manifest["version"]) == (2, "digits", 1)
     assert datetime.now(UTC) - datetime.fromisoformat(manifest["created"]) < timedelta(hours=1)
     assert manifest["model"]["network"] == {"kind": "mlp", "hidden": [64, 64], "activation": "relu"}
     assert manifest["model"]["likelihood"] == "categorical"
