@@ -99,6 +99,8 @@ class ScoreJudgement(NamedTuple):
     percentile: Float[np.ndarray, " batch"]
     threshold: Float[np.ndarray, " batch"]
     p_value: Float[np.ndarray, " batch"]
+    extrapolated: Bool[np.ndarray, " batch"]
+    """Whether each value lies beyond every calibration row that it is ranked among."""
 
     @property
     def above(self) -> Bool[np.ndarray, " batch"]:
@@ -247,7 +249,9 @@ def _judge_score(
 ) -> ScoreJudgement:
     if labels is None:
         return _ranked(calibration.ascending[name], values, percentile)
-    whole = ScoreJudgement(np.empty_like(values), *(np.empty(len(values)) for _ in range(3)))
+    whole = ScoreJudgement(
+        np.empty_like(values), *(np.empty(len(values)) for _ in range(3)), np.empty(len(values), bool)
+    )
     for label in np.unique(labels).tolist():
         own = labels == label
         part = _ranked(calibration.by_class[name][label], values[own], percentile)
@@ -261,7 +265,9 @@ def _ranked(
 ) -> ScoreJudgement:
     p_values = p_value(ascending, values)
     limit = ascending[percentile_rank(percentile, len(ascending)) - 1]
-    return ScoreJudgement(values, 100 * (1 - p_values), np.full(len(values), limit), p_values)
+    # No calibration row is at least as large where p is the least that there is, 1/(n + 1).
+    extrapolated = p_values * (len(ascending) + 1) < 1.5
+    return ScoreJudgement(values, 100 * (1 - p_values), np.full(len(values), limit), p_values, extrapolated)
 
 
 def predicted_labels(summary: PredictiveSummary) -> Int[np.ndarray, " rows"] | None:
