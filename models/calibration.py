@@ -249,9 +249,8 @@ def _judge_score(
 ) -> ScoreJudgement:
     if labels is None:
         return _ranked(calibration.ascending[name], values, percentile)
-    whole = ScoreJudgement(
-        np.empty_like(values), *(np.empty(len(values)) for _ in range(3)), np.empty(len(values), bool)
-    )
+    empty = (np.empty(len(values)) for _ in range(3))
+    whole = ScoreJudgement(np.empty_like(values), *empty, extrapolated=np.empty(len(values), bool))
     for label in np.unique(labels).tolist():
         own = labels == label
         part = _ranked(calibration.by_class[name][label], values[own], percentile)
