@@ -136,7 +136,7 @@ class ScoreJudgement(NamedTuple):
     """One score of a batch, and where it lies among the calibration split's.
 
     `above` says whether each value is above its threshold by more than the tolerance (`models.ranks.less_tolerance`); a
-    value that is not a number is.
+    value that is not a number is. `extrapolated` says whether it is above every calibration row that it is ranked among.
     """
 
     value: Float[np.ndarray, " batch"]
@@ -144,6 +144,7 @@ class ScoreJudgement(NamedTuple):
     threshold: Float[np.ndarray, " batch"]
     p_value: Float[np.ndarray, " batch"]
     above: Bool[np.ndarray, " batch"]
+    extrapolated: Bool[np.ndarray, " batch"]
 
 
 class Judgement(NamedTuple):
@@ -305,9 +306,8 @@ def _judge_score(
 ) -> ScoreJudgement:
     if labels is None:
         return _ranked(calibration.ascending[name], values, edges, percentile)
-    rows = len(values)
-    numbers = np.empty((3, rows))
-    whole = ScoreJudgement(np.empty_like(values), numbers[0], numbers[1], numbers[2], np.empty(rows, bool))
+    numbers, flags = np.empty((3, len(values))), np.empty((2, len(values)), bool)
+    whole = ScoreJudgement(np.empty_like(values), numbers[0], numbers[1], numbers[2], flags[0], flags[1])
     for label in np.unique(labels).tolist():
         own = labels == label
         part = _ranked(calibration.by_class[name][label], values[own], edges[own], percentile)
@@ -324,7 +324,10 @@ def _ranked(
 ) -> ScoreJudgement:
     p_values = share_at_least(ascending, edges)
     limit = ascending[percentile_rank(percentile, len(ascending)) - 1]
-    return ScoreJudgement(values, 100 * (1 - p_values), np.full(len(values), limit), p_values, ~(edges <= limit))
+    # No calibration row is at least as large where p is the least that there is, 1/(n + 1).
+    extrapolated = p_values * (len(ascending) + 1) < 1.5
+    limits = np.full(len(values), limit)
+    return ScoreJudgement(values, 100 * (1 - p_values), limits, p_values, ~(edges <= limit), extrapolated)
 
 
 def predicted_labels(summary: PredictiveSummary) -> Int[np.ndarray, " rows"] | None:

@@ -26,6 +26,9 @@ ArrowTable = Any
 ArrowColumn = Any
 
 
+FAR = 1e10
+"""Preprocessed inputs beyond this size are compressed by `bounded`: far beyond any training row, far below overflow."""
+
 # What people write for a number that is not there. A category of such a name is a category: NA is a country.
 _NO_NUMBER = ("", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "NAN")
 
@@ -63,7 +66,7 @@ def transform(preprocessing: Preprocessing, x: Float[Array, "..."]) -> Float[Arr
     columns = preprocessing.columns
     if columns:
         x = jnp.where(jnp.isnan(x), jnp.asarray([column.missing for column in columns], x.dtype), x)
-    numbers = (x - _per_feature(preprocessing.shift, x.shape)) / _per_feature(preprocessing.scale, x.shape)
+    numbers = bounded((x - _per_feature(preprocessing.shift, x.shape)) / _per_feature(preprocessing.scale, x.shape))
     if not any(column.categories for column in columns):
         return numbers
     numeric = np.array([j for j, column in enumerate(columns) if not column.categories], dtype=int)
@@ -73,6 +76,16 @@ def transform(preprocessing: Preprocessing, x: Float[Array, "..."]) -> Float[Arr
         if column.categories
     ]
     return jnp.concatenate([numbers[numeric], *blocks])
+
+
+def bounded(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x` itself up to `FAR`, and beyond it sign(x) · `FAR` · (1 + log(|x| / `FAR`)): at most 67 times `FAR`.
+
+    Without a bound the outputs of a network, or their squares, overflow float32 for a row of 1e30, and the row has no
+    finite answer. The logarithm keeps such rows in order of their distance, which a clip would not.
+    """
+    size = jnp.clip(jnp.abs(x), FAR, np.finfo(np.float32).max)
+    return jnp.where(jnp.abs(x) > FAR, jnp.sign(x) * FAR * (1 + jnp.log(size / FAR)), x)
 
 
 def transformed_shape(preprocessing: Preprocessing, feature_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 QUANTILES = (0.025, 0.5, 0.975)
+LARGEST_VARIANCE = 1e35
+"""In the target's units squared. Larger ones are given as this, so that their sum, widened, is within float32."""
 _BISECTIONS = 40
 
 
@@ -118,8 +120,8 @@ def in_target_units(summary: RegressionSummary, shift: float, scale: float) -> R
     """
     return RegressionSummary(
         mean=shift + scale * summary.mean,
-        aleatoric_variance=scale**2 * summary.aleatoric_variance,
-        epistemic_variance=scale**2 * summary.epistemic_variance,
+        aleatoric_variance=jnp.minimum(scale**2 * summary.aleatoric_variance, LARGEST_VARIANCE),
+        epistemic_variance=jnp.minimum(scale**2 * summary.epistemic_variance, LARGEST_VARIANCE),
         entropy=summary.entropy + jnp.log(scale),
         quantiles=shift + scale * summary.quantiles,
     )

@@ -56,7 +56,7 @@ class FrontedService(Service[T_co]):
         keep_compiled(SETTINGS.compiled)
         logging.getLogger("uvicorn.access").handlers.clear()
         logging.getLogger("uvicorn.access").propagate = False
-        serving, traffic = Serving(SETTINGS.store, SETTINGS.devices), Traffic()
+        serving, traffic = Serving(SETTINGS.store, SETTINGS.devices, require_sound=SETTINGS.require_sound), Traffic()
         watch = DriftWatch(PROCESS)
         app = build_app(SETTINGS, PROCESS, traffic, serving, described, watch.note)
         return _with_life_cycle(app, described, serving, traffic, watch)
@@ -138,6 +138,6 @@ class Abstain:
     def _serving(self) -> Serving:
         from service.serving import Serving  # noqa: PLC0415
 
-        serving = Serving(SETTINGS.store, SETTINGS.devices)
+        serving = Serving(SETTINGS.store, SETTINGS.devices, require_sound=SETTINGS.require_sound)
         serving.load_all()
         return serving

@@ -202,6 +202,14 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
     workers: Annotated[int, typer.Option(min=1, envvar="ABSTAIN_WORKERS", help="Processes that answer.")] = 1,
+    require_sound: Annotated[
+        bool,
+        typer.Option(
+            "--require-sound",
+            envvar="ABSTAIN_REQUIRE_SOUND",
+            help="Refuse versions whose fit fell short, labelled or not.",
+        ),
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Serve the store's models over HTTP, with BentoML, in the foreground."""
@@ -211,17 +219,21 @@ def serve(
     from service.settings import read_settings  # noqa: PLC0415
 
     read_settings(os.environ)
-    sound: list[str] = []
+    served: list[str] = []
     faults: list[str] = []
     for name in stores.model_names(store):
         try:
             for version in stores.served_versions(store, name):
                 folder = store / name / str(version)
-                verify_files(folder, read_manifest(folder))
-                sound.append(f"{name}:{version}")
+                manifest = read_manifest(folder)
+                verify_files(folder, manifest)
+                if require_sound and manifest.shortfalls:
+                    faults.append(f"{name}:{version} is refused, its fit fell short: {'; '.join(manifest.shortfalls)}")
+                else:
+                    served.append(f"{name}:{version}")
         except AbstainError as error:
             faults.append(str(error))
-    if not sound:
+    if not served:
         raise ConfigError(
             "nothing to serve",
             where=str(store),
@@ -231,12 +243,13 @@ def serve(
     for fault in faults:
         sys.stderr.write(f"abstain: {fault}\n")
     _check_port(host, port)
-    sys.stderr.write(f"abstain: loading {', '.join(sound)}, to be served at http://{host}:{port}/\n")
+    sys.stderr.write(f"abstain: loading {', '.join(served)}, to be served at http://{host}:{port}/\n")
     sys.stderr.flush()
     project = Path(__file__).resolve().parents[1]
     os.environ |= {
         "ABSTAIN_STORE": str(store.resolve()),
         "ABSTAIN_WORKERS": str(workers),
+        "ABSTAIN_REQUIRE_SOUND": str(int(require_sound)),
         "BENTOML_DO_NOT_TRACK": "True",
     }
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:Abstain", "--host", host, "--port", str(port)]

@@ -75,6 +75,12 @@ MODEL_INFO = prometheus.Gauge(
     [*_MODEL, "digest", "method", "draws"],
     multiprocess_mode="livemax",
 )
+MODEL_SOUND = prometheus.Gauge(
+    "abstain_model_sound",
+    "1 where a version's fit met every criterion, 0 where it fell short",
+    _MODEL,
+    multiprocess_mode="livemin",
+)
 EXPECTED_REJECTS = prometheus.Gauge(
     "abstain_expected_reject_ratio",
     "Share of familiar rows that a version is calibrated to reject",

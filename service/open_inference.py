@@ -26,7 +26,7 @@ from service.objects import flag_of, parse_object
 from service.outputs import Output, all_in_binary, encode, encode_row, joined, outputs_of, own_rows
 from service.process import Process, Traffic
 from service.schemas import check_finite
-from service.serving import Live, Serving
+from service.serving import Live, Serving, said
 from service.settings import Settings
 from service.tallies import Tally
 from service.tensors import INPUT, InferRequest, Signature, decode
@@ -97,7 +97,7 @@ def routes(
         return told([(live.name, version) for version in await versions_meant(request, live)])
 
     async def all_stats(_: Request) -> Response:
-        return told([(name, version) for name, version, state, _ in await listed() if state == "ready"])
+        return told([(name, version) for name, version, state, *_ in await listed() if state == "ready"])
 
     async def index(request: Request) -> Response:
         body = await read_body(request, settings.max_body_bytes)
@@ -109,11 +109,11 @@ def routes(
     def told(versions: list[tuple[str, int]]) -> Response:
         return _json({"model_stats": [tallies[version].document(*version) for version in versions]})
 
-    async def listed() -> list[tuple[str, int, str, str | None]]:
-        """Name, version, state, and why, of all that the store has; off the event loop, for it may read the disk."""
+    async def listed() -> list[tuple[str, int, str, str | None, list[str]]]:
+        """Name, version, state, why, and shortfalls, of all in the store; off the event loop, for it may read the disk."""
         listing = await asyncio.to_thread(engine.serving.listing)
         return [
-            (model["name"], entry["version"], entry["state"], entry["why"])
+            (model["name"], entry["version"], entry["state"], entry["why"], entry["shortfalls"])
             for model in listing["models"]
             for entry in model["versions"]
         ]
@@ -122,7 +122,7 @@ def routes(
         """All that answer, of a model named without version or label; else the one that is meant."""
         if _reference(request) != live.name:
             return [live.version]
-        return [version for name, version, state, _ in await listed() if name == live.name and state == "ready"]
+        return [version for name, version, state, *_ in await listed() if name == live.name and state == "ready"]
 
     of_models = {"": model, "/ready": model_ready, "/config": config, "/stats": stats}
     return infer, [
@@ -272,6 +272,7 @@ def _config(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
         "coverage": str(calibration.coverage),
         "class_names": orjson.dumps(model.class_names).decode(),
         "feature_names": orjson.dumps(model.feature_names).decode(),
+        "shortfalls": orjson.dumps(manifest.shortfalls).decode(),
     }
     return {
         "name": live.name,
@@ -285,11 +286,13 @@ def _config(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
     }
 
 
-def _indexed(name: str, version: int, state: str, why: str | None) -> dict[str, Any]:
+def _indexed(name: str, version: int, state: str, why: str | None, shortfalls: list[str]) -> dict[str, Any]:
     """One entry of Triton's repository index, whose words for states are its own."""
-    said = {"ready": "READY", "loading": "LOADING"}.get(state, "UNAVAILABLE")
+    word = {"ready": "READY", "loading": "LOADING"}.get(state, "UNAVAILABLE")
     reason = why or ("not served: it has no label" if state == "idle" else "")
-    return {"name": name, "version": str(version), "state": said, "reason": reason}
+    if not why and shortfalls:
+        reason = f"{reason}; its fit fell short: {said(shortfalls)}".removeprefix("; ")
+    return {"name": name, "version": str(version), "state": word, "reason": reason}
 
 
 def _own_version() -> str:

@@ -20,6 +20,7 @@ from service.compression import accepted_coding, compress
 from service.objects import HEADER_LENGTH
 
 _DTYPES = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8"), "BOOL": np.dtype("?")}
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _SCORE = "score_"
 
 
@@ -126,12 +127,12 @@ def column(name: str, model: Model, prediction: Prediction, judgement: Judgement
 
 
 def on_the_wire(values: Column, output: Output) -> Column:
-    """A column in the type that the client is told."""
+    """A column in the type that the metadata states; a float64 beyond float32's range becomes its largest number."""
     if isinstance(values, Named):
         return values
-    # What float32 cannot hold becomes infinite, which is refused by name of the row; numpy need not warn too.
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(values, _DTYPES[output.datatype])
+    if output.datatype == "FP32" and values.dtype != np.float32:
+        values = np.clip(values, -_FLOAT32_MAX, _FLOAT32_MAX)
+    return np.ascontiguousarray(values, _DTYPES[output.datatype])
 
 
 def own_rows(values: Column, rows: slice) -> Column:

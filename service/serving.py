@@ -1,6 +1,8 @@
 """Which versions are live: found in the store at start, each loaded, verified and compiled before it answers.
 
-A version that cannot be loaded takes nothing down: it says why, the others answer, and the server is not ready.
+A version that cannot be loaded takes nothing down: it says why, the others answer, and the server is not ready. One
+whose fit fell short is served and reported as such; under `require_sound` it is refused, and the others make the server
+ready.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -21,6 +24,8 @@ from models.errors import AbstainError, InputError, UnknownModel
 from models.predictive import BUCKETS, Predictor
 from service import metrics
 from service.errors import HTTPError
+
+log = logging.getLogger("abstain.serving")
 
 COMPILING = 1
 """Versions compiled at a time."""
@@ -42,7 +47,7 @@ class Entry:
 
     version: int
     labels: tuple[str, ...]
-    state: Literal["idle", "loading", "ready", "failed"]
+    state: Literal["idle", "loading", "ready", "failed", "refused"]
     why: str | None = None
     live: Live | None = None
 
@@ -52,11 +57,13 @@ class Serving:
 
     Args:
         devices: to spread each version's draws over.
+        require_sound: whether to refuse versions whose fit fell short, also those that a label points at.
     """
 
-    def __init__(self, root: Path, devices: int = 1) -> None:
+    def __init__(self, root: Path, devices: int = 1, *, require_sound: bool = False) -> None:
         self._root = root
         self._devices = devices
+        self._require_sound = require_sound
         self._lock = threading.Lock()
         self._entries: dict[str, dict[int, Entry]] = {}
         self._labels: dict[str, dict[str, int]] = {}
@@ -93,11 +100,13 @@ class Serving:
             return [self._why]
         if not self._entries:
             return [f"{self._root}: the store has no models; publish one with abstain fit"]
+        entries = [(name, entry) for name, versions in self._entries.items() for entry in versions.values()]
+        # A refused version keeps nobody from being served, unless nothing else is.
+        alone = not any(entry.state == "ready" for _, entry in entries)
         return [
             f"{name}:{entry.version} is loading" if entry.state == "loading" else f"{name}:{entry.version}: {entry.why}"
-            for name, versions in self._entries.items()
-            for entry in versions.values()
-            if entry.state in {"loading", "failed"}
+            for name, entry in entries
+            if entry.state in {"loading", "failed"} or (alone and entry.state == "refused")
         ]
 
     def find(self, text: str | None) -> Live:
@@ -178,8 +187,12 @@ class Serving:
 
     def _load(self, name: str, entry: Entry, buckets: tuple[int, ...], pool: Executor) -> None:
         """Reads a version, and has it compiled by the pool; whatever it does to its loader, the others must be served."""
+        folder = self._root / name / str(entry.version)
         try:
-            bundle = load(self._root / name / str(entry.version))
+            if self._require_sound and (shortfalls := read_manifest(folder).shortfalls):
+                self._refuse(name, entry, shortfalls)
+                return
+            bundle = load(folder)
         except Exception as error:
             self._fail(name, entry, error)
             return
@@ -194,12 +207,23 @@ class Serving:
         labels, manifest = (name, str(entry.version)), bundle.manifest
         metrics.MODEL_LOADS.labels(*labels, "loaded").inc()
         metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(1)
+        metrics.MODEL_SOUND.labels(*labels).set(not manifest.shortfalls)
         metrics.EXPECTED_REJECTS.labels(*labels).set(1 - bundle.calibration.percentile / 100)
+        if manifest.shortfalls:
+            log.warning(
+                "%s:%d is served although its fit fell short: %s", name, entry.version, said(manifest.shortfalls)
+            )
         self._set(name, replace(entry, state="ready", live=Live(name, entry.version, bundle, predictor)))
 
     def _fail(self, name: str, entry: Entry, error: Exception) -> None:
         metrics.MODEL_LOADS.labels(name, str(entry.version), "failed").inc()
         self._set(name, replace(entry, state="failed", why=str(error) or type(error).__name__))
+
+    def _refuse(self, name: str, entry: Entry, shortfalls: tuple[str, ...]) -> None:
+        metrics.MODEL_LOADS.labels(name, str(entry.version), "refused").inc()
+        metrics.MODEL_SOUND.labels(name, str(entry.version)).set(0)
+        log.warning("%s:%d is refused: its fit fell short: %s", name, entry.version, said(shortfalls))
+        self._set(name, replace(entry, state="refused", why=f"its fit fell short: {said(shortfalls)}"))
 
     def _set(self, name: str, entry: Entry) -> None:
         with self._lock:
@@ -212,11 +236,13 @@ class Serving:
 
     def _described(self, name: str, entry: Entry) -> dict[str, Any]:
         digest = method = None
+        sound, shortfalls = False, list[str]()
         try:
             manifest = (
                 entry.live.bundle.manifest if entry.live else read_manifest(self._root / name / str(entry.version))
             )
             digest, method = manifest.digest, manifest.method.kind
+            sound, shortfalls = not manifest.shortfalls, list(manifest.shortfalls)
         except AbstainError as error:
             entry = replace(entry, why=entry.why or str(error))
         return {
@@ -226,7 +252,16 @@ class Serving:
             "method": method,
             "state": entry.state,
             "why": entry.why,
+            "sound": sound,
+            "shortfalls": shortfalls,
         }
+
+
+def said(shortfalls: tuple[str, ...] | list[str]) -> str:
+    """Shortfalls as one line, numbered where there are several."""
+    if len(shortfalls) == 1:
+        return shortfalls[0]
+    return "; ".join(f"({place}) {shortfall}" for place, shortfall in enumerate(shortfalls, start=1))
 
 
 def _return_memory() -> None:

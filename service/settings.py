@@ -40,6 +40,8 @@ class Settings(BaseModel):
     """How long requests under way may take after a server is told to stop."""
     devices: PositiveInt = 1
     """Devices of one worker to spread every model's draws over; of as many as divide them."""
+    require_sound: bool = False
+    """Whether versions whose fit fell short are refused, labelled or not."""
     compiled: Path = Field(default_factory=_own_cache)
     """A folder, its owner's alone, that keeps compiled programs from one start to the next."""
 

@@ -31,6 +31,7 @@ install_import_hook(
         "training.bootstrap",
         "training.chains",
         "training.calibrate",
+        "training.coverage",
         "training.confidence_plots",
         "training.data",
         "training.densities",

@@ -182,8 +182,13 @@ def test_the_letter_b_drawn_with_the_mouse_is_rejected(opened):
     answer = draw(page, "B")
     assert answer["reject"] is True
     expect(page.locator("#verdict .word")).to_have_text("I don’t know")
+    beyond = (
+        "Stranger than every one of the calibration rows. " * answer["scores"]["mutual_information"]["extrapolated"]
+    )
+    none_fits = "No class fits at a coverage of 90 %. " * (answer["prediction_set"] == [])
     expect(page.locator("#verdict .why")).to_have_text(
-        f"Mutual information above its 99th percentile. Forced to choose, it would say {answer['label']}."
+        f"Mutual information above its 99th percentile. {beyond}{none_fits}"
+        f"Forced to choose, it would say {answer['label']}."
     )
     first = page.locator("#scores .strip").first
     expect(first).to_have_attribute("data-score", "mutual_information")
@@ -254,6 +259,69 @@ def test_a_regression_shows_its_interval(opened, site):
     expect(page.locator("#interval div").filter(has_text="interval, 90")).to_contain_text(f"{lower} to {upper}")
     page.get_by_role("button", name="Far outside the training rows").click()
     expect(page.locator("#verdict .word")).to_have_text("I don’t know")
+
+
+ROWS = "the calibration rows"
+
+
+@pytest.mark.parametrize(
+    ("view", "place", "fitting", "changes", "said"),
+    [
+        ("digits", 98.6, [], {}, f"By mutual information it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."
+         " No class fits at a coverage of 90 %."),
+        ("digits", 41.04, ["3"], {},
+         f"By mutual information it is stranger than 41.0 % of {ROWS}, within the limit of 99 %."),
+        ("digits", 98.96, ["3"], {"per_class": True},
+         f"By mutual information it is stranger than 98.96 % of {ROWS} that are predicted as LABEL, close to the limit "
+         "of 99 %."),
+        ("digits", 0.0, ["3"], {},
+         f"By mutual information it is stranger than none of {ROWS}, within the limit of 99 %."),
+        ("table", 98.6, ["low"], {},
+         f"By its scores together it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."),
+        ("wave", 98.6, None, {},
+         f"By its scores together it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."),
+    ],
+)  # fmt: skip
+def test_an_accepted_row_is_told_how_close_it_is_to_the_limit(opened, view, place, fitting, changes, said):
+    """By one score, per class, by several, and of a number; never that a strange row is familiar."""
+    labels = []
+
+    def answer(route):
+        told = route.fetch().json()
+        row = told["predictions"][0]
+        decision = row["scores"].get("combined") or row["scores"]["mutual_information"]
+        decision |= {"percentile": place, "p_value": 1 - place / 100, "extrapolated": False}
+        row |= {"reject": False, "reasons": []} | ({} if fitting is None else {"prediction_set": fitting})
+        labels.append(row.get("label"))
+        route.fulfill(json=told)
+
+    def describe(route):
+        route.fulfill(json=route.fetch().json() | changes)
+
+    def mock(page):
+        page.route("**/predict", answer)
+        page.route("**/console/models/*/versions/1", describe)
+
+    page = opened(f"try/{view}:1", before=mock)
+    if view == "digits":
+        draw(page, "3")
+    expect(page.locator("#verdict .word")).to_contain_text("accepted")
+    expect(page.locator("#verdict .why")).to_have_text(said.replace("LABEL", str(labels[-1])))
+    expect(page.locator("#verdict.doubtful")).to_have_count(int("close to" in said))
+
+
+def test_a_version_whose_fit_fell_short_has_a_banner_in_both_views(opened):
+    """With the shortfalls one step away; a sound version has none. `wave` has chains that are far too short."""
+    page = opened("try/wave:1")
+    banner = page.locator("#unsound")
+    expect(banner).to_contain_text("Not fit to be relied on")
+    banner.get_by_role("link", name="What it fell short in").click()
+    expect(page.locator("#described .shortfall")).to_contain_text("Not fit to be relied on")
+    expect(page.locator("#versions tr").filter(has_text="wave:1")).to_contain_text("fell short")
+    page.get_by_label("Model and version").select_option("digits:1")
+    expect(page.locator("#described .shortfall")).to_have_count(0)
+    page.get_by_role("link", name="Try it").click()
+    expect(banner).to_be_hidden()
 
 
 def test_text_of_the_server_is_only_text(opened):

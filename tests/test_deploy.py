@@ -42,6 +42,7 @@ WORDS = {
     "histogram_quantile",
     "increase",
     "max",
+    "min",
     "or",
     "rate",
     "resets",

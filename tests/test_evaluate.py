@@ -36,6 +36,7 @@ from training.mixtures import (
     mixture_log_density,
     probability_integral_transform,
 )
+from training.printout import printout
 from training.quality import check_finite, score_detection, seen_detection, twin_detection
 from training.rows import Rows
 from training.seen import Seen
@@ -381,6 +382,15 @@ def test_parts_and_classes_are_their_rows_by_hand(evaluate, digits, hard):
     assert found["conformal"]["mean_size"] == np.mean(judgement.members.sum(axis=1))
     low, high = found["conformal"]["coverage_interval"]
     assert low < np.mean(inside) < high
+    for part, chosen in (("accepted", ~reject), ("rejected", reject)):
+        hits = [value for value, own in zip(inside, chosen, strict=True) if own]
+        assert found[f"coverage_{part}"] == np.mean(hits)
+        exact = stats.binomtest(int(sum(hits)), len(hits)).proportion_ci(0.95, "exact")
+        assert found[f"coverage_{part}_interval"] == pytest.approx([exact.low, exact.high])
+    assert found["coverage_accepted"] > found["coverage_rejected"]
+    text = printout({"model": "digits:1", **found})
+    assert f"of the accepted rows: {found['coverage_accepted']:.1%}" in text
+    assert f"of the rejected rows: {found['coverage_rejected']:.1%}" in text
 
 
 def test_intervals_lie_about_their_figures(evaluate, hard, store):
@@ -443,6 +453,8 @@ def test_no_figure_is_nan(evaluate, store, tmp_path):
     parts = sorted((one["accepted"], one["rejected"]), key=len)
     assert parts[0] == {"rows": 0}
     assert parts[1]["rows"] == 1
+    assert ("coverage_accepted" in one) == bool(one["accepted"]["rows"])
+    assert ("coverage_rejected" in one) == bool(one["rejected"]["rows"])
 
 
 def test_rows_without_a_finite_prediction_are_refused(digits):

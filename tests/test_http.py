@@ -181,7 +181,7 @@ def test_a_classification_answer_has_the_contracts_shape(client, digits, images)
         for score in row["scores"].values():
             assert {key: type(value) for key, value in score.items()} == dict.fromkeys(
                 ("value", "percentile", "threshold", "p_value"), float
-            )
+            ) | {"extrapolated": bool}
 
 
 def test_a_regression_answer_has_the_contracts_shape(client, wave, points):
@@ -456,9 +456,10 @@ def test_what_can_be_read_answers_head_as_well(client, path):
 
 
 def test_the_models_are_listed(client, digits, wave, store):
-    """Names, versions, labels, digests, methods and states; what is in the store but not served is idle."""
+    """Names, versions, labels, digests, methods, states and soundness; what is in the store but not served is idle."""
     second = json.loads((store / "digits" / "2" / "manifest.json").read_text())
-    shared = {"why": None}
+    shared = {"why": None, "sound": True, "shortfalls": []}
+    short = {"sound": False, "shortfalls": list(wave.manifest.shortfalls)}
     assert client.get("/models").json() == {
         "models": [
             {
@@ -474,7 +475,7 @@ def test_the_models_are_listed(client, digits, wave, store):
                 "name": "wave",
                 "versions": [
                     {"version": 1, "labels": [], "digest": wave.manifest.digest, "method": "nuts"}
-                    | {"state": "ready", **shared}
+                    | {"state": "ready", **shared, **short}
                 ],
             },
         ]

@@ -19,6 +19,7 @@ GIVEN = [
     ("grace_seconds", "2", 2.0),
     ("store", "/srv/models", Path("/srv/models")),
     ("devices", "4", 4),
+    ("require_sound", "true", True),
     ("compiled", "/var/cache/abstain", Path("/var/cache/abstain")),
 ]
 

@@ -17,6 +17,7 @@ from models.ranks import percentile_rank
 from models.store import resolve
 from training.bootstrap import share_interval
 from training.config import DataConfig
+from training.coverage import coverage_by_decision
 from training.data import evaluation_rows, split
 from training.journal import Progress
 from training.quality import (
@@ -101,6 +102,7 @@ def evaluate_version(
         "reject_rate": rates_of(familiar.judgement),
         "intervals": intervals | {"reject": share_interval(int(rejected.sum()), len(rejected))},
         "conformal": conformal_quality(familiar.judgement, rows.y),
+        **coverage_by_decision(familiar.judgement, rows.y),
         "accepted": part_quality(terms, ~rejected),
         "rejected": part_quality(terms, rejected),
         "ood": {label: seen_detection(familiar, found) for label, found in strange.items()},

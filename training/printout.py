@@ -34,6 +34,8 @@ def printout(found: Figures) -> str:
         console.print(table)
         console.print()
     console.print(_conformal_line(found["conformal"]), markup=False)
+    for line in _coverage_lines(found):
+        console.print(line, markup=False)
     for name, scores in found["ood"].items():
         console.print()
         console.print(_ood_table(name, found["ood_rows"][name], scores, decision))
@@ -112,6 +114,14 @@ def _conformal_line(conformal: Figures) -> str:
         f"  {what} for {conformal['coverage']:.1%} of the rows {_interval(conformal['coverage_interval'])}, "
         f"{conformal['asked']:.1%} asked for; {size} on average"
     )
+
+
+def _coverage_lines(found: Figures) -> Iterable[str]:
+    """Coverage among the accepted and the rejected rows; it is guaranteed over both together, not of either."""
+    for part in ("accepted", "rejected"):
+        key = f"coverage_{part}"
+        if key in found:
+            yield f"    of the {part} rows: {found[key]:.1%} {_interval(found[f'{key}_interval'])}"
 
 
 def _table(*columns: str) -> Table:

@@ -17,6 +17,7 @@ import numpy as np
 from models.bundle import Manifest
 from models.calibration import Calibration
 from models.ranks import ordinal
+from training.coverage import coverage_by_decision
 from training.quality import class_quality, conformal_quality, terms_of
 from training.seen import Shown, View
 from training.strange import SAME_INTENSITY, readable
@@ -155,6 +156,7 @@ def _glance(manifest: Manifest, shown: Shown) -> str:
         cards.append(
             (what, f"{found['coverage']:.2%}", f"{100 * found['asked']:.4g} % asked for; {_size(found)} on average")
         )
+        cards += _coverage_cards(what, shown.view)
     for name, scores in metrics.get("ood", {}).items():
         if name.endswith(SAME_INTENSITY):
             continue
@@ -166,6 +168,21 @@ def _glance(manifest: Manifest, shown: Shown) -> str:
         for what, value, beside in cards
     )
     return f'<dl class="figures">{shown_cards}</dl>' if cards else ""
+
+
+def _coverage_cards(what: str, view: View) -> list[tuple[str, str, str]]:
+    """Coverage among accepted and rejected rows, each with its exact interval."""
+    found = coverage_by_decision(view.familiar.judgement, view.rows.y)
+    return [
+        (
+            f"… of {part} rows",
+            f"{found[key]:.2%}",
+            f"95 % interval {found[f'{key}_interval'][0]:.1%} to "
+            f"{found[f'{key}_interval'][1]:.1%}; {what}, no guarantee of this part alone",
+        )
+        for part in ("accepted", "rejected")
+        if (key := f"coverage_{part}") in found
+    ]
 
 
 def _size(found: dict[str, Any]) -> str:

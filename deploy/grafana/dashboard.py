@@ -529,8 +529,15 @@ WHY = (
         "What answers now: method, number of draws, and the digest that GET /models and every answer name.",
         f"abstain_model_info{{{VERSION}}} == 1",
         ("model", "version", "method", "draws", "digest", "instance"),
-        width=24,
-        height=6,
+        width=16,
+    ),
+    lines(
+        "Soundness of versions",
+        "1 where a version's fit met every criterion, 0 where it fell short: chains that disagree, a model that has learned "
+        "nothing. A line at 0 is an alert; GET /models names the shortfalls.",
+        Query(f"min by (model, version) (abstain_model_sound{{{VERSION}}})", "{{model}}:{{version}}"),
+        unit="short",
+        top=1,
     ),
 )
 

@@ -33,7 +33,7 @@ const OF_ANY = {
 };
 
 /** The verdict in words; `prediction` null: nothing has been asked yet. */
-export function showVerdict(place, description, prediction) {
+export function showVerdict(place, description, prediction, percentile) {
   if (!prediction) {
     place.className = "verdict";
     place.replaceChildren(
@@ -42,28 +42,59 @@ export function showVerdict(place, description, prediction) {
     );
     return;
   }
-  place.className = `verdict ${prediction.reject ? "unknown" : "accepted"}`;
+  const doubtful = close(prediction.scores[description.decision], percentile) || fitsNone(prediction);
+  place.className = prediction.reject ? "verdict unknown" : `verdict accepted${doubtful ? " doubtful" : ""}`;
   place.replaceChildren(
     el("p", { class: "word" }, prediction.reject ? "I don’t know" : `accepted: ${named(description, prediction)}`),
-    el("p", { class: "why" }, reason(description, prediction)),
+    el("p", { class: "why" }, reason(description, prediction, percentile)),
   );
 }
 
 const named = (description, prediction) =>
   description.task === "classification" ? prediction.label : `${number(prediction.mean)}`;
 
-function reason(description, prediction) {
+/** Whether a row would be rejected at twice the rate asked for, or at one of five points more. */
+const close = ({ p_value: p }, percentile) => 100 * p < 100 - percentile + Math.min(100 - percentile, 5);
+
+const fitsNone = ({ prediction_set: among }) => among?.length === 0;
+
+function reason(description, prediction, percentile) {
   const decision = prediction.scores[description.decision];
-  if (!prediction.reject) {
-    const [name, value, limit] = [plain(description.decision), number(decision.value), number(decision.threshold)];
-    return `As familiar as the calibration rows: ${name} ${value} is within its limit of ${limit}.`;
+  const sentences = prediction.reject
+    ? [capital(prediction.reasons.map(plain).join("; "))]
+    : [accepted(description, prediction, decision, percentile)];
+  if (prediction.reject && decision.extrapolated) {
+    sentences.push(`Stranger than every one of ${rowsOf(description, prediction)}`);
   }
-  const guess = description.task === "classification" ? ` Forced to choose, it would say ${prediction.label}.` : "";
-  return `${prediction.reasons
-    .map(plain)
-    .join("; ")
-    .replace(/^./, (first) => first.toUpperCase())}.${guess}`;
+  if (description.task === "classification") {
+    if (fitsNone(prediction)) sentences.push(`No class fits at a coverage of ${percent(description.coverage, 0)}`);
+    if (prediction.reject) sentences.push(`Forced to choose, it would say ${prediction.label}`);
+  }
+  return sentences.map((sentence) => `${sentence}.`).join(" ");
 }
+
+function accepted(description, prediction, decision, percentile) {
+  const limit = `${close(decision, percentile) ? "close to" : "within"} the limit of ${percentile} %`;
+  const by = description.combination.length ? "By its scores together" : `By ${plain(description.decision)}`;
+  const share = decision.percentile > 0 ? `than ${placeOf(decision, percentile)} of` : "than none of";
+  return `${by} it is stranger ${share} ${rowsOf(description, prediction)}, ${limit}`;
+}
+
+/** The rows that a score is ranked among. */
+const rowsOf = ({ per_class: perClass }, { label }) =>
+  perClass ? `the calibration rows that are predicted as ${label}` : "the calibration rows";
+
+/** What share of the calibration rows a score is above; never rounded to the limit, nor to all of them. */
+function placeOf({ percentile: place, extrapolated }, limit) {
+  if (extrapolated) return "every one";
+  const digits = [1, 2, 3].find((count) => {
+    const shown = Number(place.toFixed(count));
+    return shown < 100 && (shown < limit) === (place < limit);
+  });
+  return `${place.toFixed(digits ?? 4)} %`;
+}
+
+const capital = (text) => text.replace(/^./, (first) => first.toUpperCase());
 
 /** All that stands behind the verdict. */
 export function showEvidence(place, description, prediction, percentile) {
@@ -132,7 +163,7 @@ function probabilities({ probabilities: means, std, index, prediction_set: among
       { class: "small" },
       rows.length > 12 ? `The 12 likeliest of ${rows.length}. ` : "",
       "Whiskers: one standard deviation over the draws. ",
-      `Prediction set: ${among.length ? among.join(", ") : "none fits"}.`,
+      `Prediction set: ${among.length ? among.join(", ") : "empty, no class fits"}.`,
     ),
   );
 }
@@ -230,7 +261,7 @@ function scores(prediction, description, percentile) {
   const known = Object.keys(prediction.scores).filter((name) => description.scores[name]);
   const own = known.filter((name) => name !== decision && combination.includes(name));
   const rest = known.filter((name) => name !== decision && !combination.includes(name));
-  const strip = (name, large) => scoreStrip(name, prediction.scores[name], description, percentile, large);
+  const strip = (name, large) => scoreStrip(name, prediction, description, percentile, large);
   const several = (names) => el("div", { class: "multiples" }, ...names.map((name) => strip(name, false)));
   return el(
     "section",
@@ -259,7 +290,8 @@ function scores(prediction, description, percentile) {
 let restOpen = null;
 
 /** A score on the distribution function of the calibration rows, and the threshold it is held against. */
-function scoreStrip(name, score, description, percentile, large) {
+function scoreStrip(name, prediction, description, percentile, large) {
+  const score = prediction.scores[name];
   const { quantiles } = description.scores[name];
   const [low, most] = [quantiles[0], Math.max(quantiles.at(-1), score.threshold)];
   const width = most - low || 1;
@@ -299,9 +331,9 @@ function scoreStrip(name, score, description, percentile, large) {
         "span",
         { class: "small" },
         large
-          ? `${meaning ? `${meaning}. ` : ""}Above ${score.percentile.toFixed(1)} % of the calibration rows; ` +
-              `p = ${number(score.p_value)}`
-          : `${score.percentile.toFixed(1)} % · limit ${number(score.threshold)}`,
+          ? `${meaning ? `${meaning}. ` : ""}Above ${placeOf(score, percentile)} of ` +
+              `${rowsOf(description, prediction)}; p = ${number(score.p_value)}`
+          : `above ${placeOf(score, percentile)} · limit ${number(score.threshold)}`,
       ),
     ),
     el("div", { class: "plot", title: meaning || null }, picture, dot),

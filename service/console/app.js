@@ -44,8 +44,12 @@ async function list() {
     return later(why.join("; ") || "the store has no models");
   }
   select.replaceChildren(
-    ...ready.map(({ name, version, labels }) =>
-      el("option", { value: `${name}:${version}` }, [`${name}:${version}`, ...labels].join(" · ")),
+    ...ready.map(({ name, version, labels, sound }) =>
+      el(
+        "option",
+        { value: `${name}:${version}` },
+        [`${name}:${version}`, ...labels, ...(sound ? [] : ["fell short"])].join(" · "),
+      ),
     ),
   );
   const stable = ready.find(({ labels }) => labels.includes("stable")) ?? ready[0];

@@ -194,7 +194,13 @@ function versions(models) {
         {},
         el("th", { scope: "row" }, `${model.name}:${version.version}`),
         el("td", {}, ...version.labels.map((label) => el("span", { class: "tag" }, label))),
-        el("td", {}, version.state, version.why ? el("span", { class: "small block" }, version.why) : null),
+        el(
+          "td",
+          {},
+          version.state,
+          version.shortfalls.length && version.state !== "refused" ? el("span", { class: "tag" }, "fell short") : null,
+          version.why ? el("span", { class: "small block" }, version.why) : null,
+        ),
         el("td", {}, version.method ?? "–"),
         el(
           "td",

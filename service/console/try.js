@@ -5,7 +5,7 @@ import { el, fetchJSON } from "./dom.js";
 import { editorFor } from "./editors.js";
 
 const places = Object.fromEntries(
-  ["editor", "verdict", "trouble", "evidence"].map((id) => [id, document.getElementById(id)]),
+  ["editor", "verdict", "trouble", "evidence", "unsound"].map((id) => [id, document.getElementById(id)]),
 );
 
 let description = null;
@@ -27,6 +27,7 @@ export function use(found) {
     value: found.percentile,
     onchange: ask,
   });
+  warn(found);
   show(null);
   editor = editorFor(found, ask);
   places.editor.replaceChildren(
@@ -39,6 +40,21 @@ export function use(found) {
     ),
   );
   ask();
+}
+
+/** A banner above every answer of a version whose fit fell short. */
+function warn({ shortfalls, name, version }) {
+  places.unsound.hidden = !shortfalls.length;
+  places.unsound.replaceChildren(
+    el("h2", {}, "Not fit to be relied on"),
+    el(
+      "p",
+      {},
+      `The fit of ${name}:${version} fell short in ${shortfalls.length === 1 ? "one way" : `${shortfalls.length} ways`}, `,
+      "so its answers, and when it says “I don’t know”, may be wrong. ",
+      el("a", { href: `#model/${encodeURIComponent(`${name}:${version}`)}` }, "What it fell short in"),
+    ),
+  );
 }
 
 /** Draws again what depends on the theme. */
@@ -83,7 +99,7 @@ function predict({ name, version }, row, percentileAsked) {
 }
 
 function show(prediction, at = null, trouble = "") {
-  showVerdict(places.verdict, description, prediction);
+  showVerdict(places.verdict, description, prediction, at);
   showEvidence(places.evidence, description, prediction, at);
   places.trouble.hidden = !trouble;
   places.trouble.textContent = trouble;
