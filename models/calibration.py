@@ -42,6 +42,8 @@ class Calibration:
         per_class: whether a row is ranked among the calibration rows of its own predicted class alone.
         sets: how prediction sets are made.
         intervals: how intervals are made.
+        plain_scores: where the calibration rows were augmented, each score's values of the rows as they came; drift is
+            watched against these. None where nothing was augmented, and in older bundles.
     """
 
     scores: dict[str, Float[np.ndarray, " rows"]]
@@ -53,6 +55,7 @@ class Calibration:
     per_class: bool = False
     sets: SetKind = "lac"
     intervals: IntervalKind = "normalised"
+    plain_scores: dict[str, Float[np.ndarray, " rows"]] | None = None
 
     @property
     def rows(self) -> int:
@@ -66,6 +69,16 @@ class Calibration:
             return self.scores
         parts = np.stack([leave_one_out(self.scores[name]) for name in self.decision.scores])
         return self.scores | {COMBINED: combine(self.decision, parts)}
+
+    @cached_property
+    def plain_all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
+        """Every score of the calibration rows before augmentation, the decision's combination included."""
+        if self.plain_scores is None:
+            return self.all_scores
+        if self.decision.name != COMBINED:
+            return self.plain_scores
+        parts = np.stack([evidence(self.ladders[name], self.plain_scores[name]) for name in self.decision.scores])
+        return self.plain_scores | {COMBINED: combine(self.decision, parts)}
 
     @cached_property
     def ascending(self) -> dict[str, Float[np.ndarray, " rows"]]:
