@@ -119,10 +119,11 @@ class VersionWatch:
                 metrics.DRIFT_PSI.labels(*self._model, name).set(drift.stability_index(known, window))
             yield
 
-    def save(self) -> None:
+    def close(self) -> None:
         """Writes down the whole watch, for the process that comes after this one; nothing may be watched after."""
         if self._file is not None:
             self._file.save(Saved(self._epoch, self._crossed, self._watch, self._window))
+            self._file.close()
 
     def _save_epoch(self) -> None:
         """Writes down that this epoch has begun."""
@@ -218,7 +219,7 @@ class DriftWatch:
                 return
         self.look()
         for version in self._versions.values():
-            version.save()
+            version.close()
 
     def look(self, rest: Callable[[float], object] = _never) -> None:
         """Takes in what has been judged since the last look, and sets the gauges; whatever fails, requests must not.

@@ -60,7 +60,7 @@ class StateFile:
         self._folder = state / "drift" / digest.removeprefix("sha256:") / f"of-{workers}"
         self._name = f"worker-{worker}"
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Not closed: the lock lasts as long as the process.
+        # The system lets go of it when the process ends, however it ends.
         self._lock = (self._folder / f"{self._name}.lock").open("wb")
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -107,6 +107,10 @@ class StateFile:
                     earlier.unlink()
         except OSError as error:
             log.error("%s: the state of the drift watch cannot be written: %s", self._path(saved.epoch), error)
+
+    def close(self) -> None:
+        """Lets another process have the file."""
+        self._lock.close()
 
     def _path(self, epoch: int) -> Path:
         return self._folder / f"{self._name}.epoch-{epoch}.npz"

@@ -15,6 +15,7 @@ from models import drift
 from models.calibration import judge
 from service.drift import ALPHA, MOST_ROWS, DriftWatch
 from service.process import Process
+from service.state import StateFile
 from tests.conftest import CONFIGS, start_server, stop_server
 from tests.test_metrics import ask, of, read, until
 from training.config import read_config
@@ -147,7 +148,8 @@ def peak(calibration, stream, random, blurred=True):
     if blurred:
         rounding = np.array([drift.ABSOLUTE_ROUNDING])
         calibration, stream = (
-            drift.dithered(values[None], rounding, random.random((1, len(values))))[0] for values in (calibration, stream)
+            drift.dithered(values[None], rounding, random.random((1, len(values))))[0]
+            for values in (calibration, stream)
         )
     seed = int(random.integers(2**31))
     return max(drift.log_martingale(watch)[0] for watch in followed(calibration, stream, seed))
@@ -253,7 +255,8 @@ def test_the_stability_index_is_what_people_expect():
 @pytest.fixture(scope="module")
 def own_server(store, tmp_path_factory):
     """A server that nobody else asks."""
-    server = start_server(store, tmp_path_factory.mktemp("drift"))
+    folder = tmp_path_factory.mktemp("drift")
+    server = start_server(store, folder, ABSTAIN_STATE=str(folder / "state"))
     yield server
     stop_server(server)
 
@@ -333,3 +336,14 @@ def test_a_worker_tells_its_memory_and_time(own_server):
     samples = read(own_server)
     assert 1e8 < of(samples, "abstain_worker_memory_bytes", worker="1") < 1e10
     assert (of(samples, "abstain_workers"), of(samples, "abstain_workers_ready")) == (1, 1)
+
+
+def test_a_server_that_stops_keeps_its_watch(own_server, digits):
+    """All the rows that it was asked about are in the file of its only worker, for the next start."""
+    rows = of(read(own_server), "abstain_drift_rows", model="digits", version="1")
+    stop_server(own_server)
+    folder = own_server.log.parent / "state"
+    kept = StateFile(folder, digits.manifest.digest, 1, 1).load(len(digits.calibration.all_scores), digits.calibration.rows)
+    assert kept.epoch == 1
+    assert kept.watch is not None
+    assert kept.watch.rows == rows

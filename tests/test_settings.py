@@ -19,6 +19,7 @@ GIVEN = [
     ("grace_seconds", "2", 2.0),
     ("store", "/srv/models", Path("/srv/models")),
     ("devices", "4", 4),
+    ("state", "/var/lib/abstain", Path("/var/lib/abstain")),
     ("compiled", "/var/cache/abstain", Path("/var/cache/abstain")),
 ]
 
