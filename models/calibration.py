@@ -338,6 +338,7 @@ def check_calibration(
     for name in calibration.decision.scores:
         if name not in calibration.scores:
             raise CalibrationError("decision", where=where, expected=sorted(calibration.scores), found=name)
+    _check_plain_scores(calibration, where)
     for name, values in {**calibration.scores, "nonconformity": calibration.nonconformity}.items():
         if values.shape != (calibration.rows,) or not calibration.rows or not np.isfinite(values).all():
             raise CalibrationError(
@@ -360,3 +361,19 @@ def check_calibration(
         coverage_rank(calibration.coverage, calibration.rows)
     except CalibrationError as error:
         raise CalibrationError(str(error), where=where) from error
+
+
+def _check_plain_scores(calibration: Calibration, where: str) -> None:
+    plain = calibration.plain_scores
+    if plain is None:
+        return
+    if plain.keys() != calibration.scores.keys():
+        raise CalibrationError("plain", where=where, expected=sorted(calibration.scores), found=sorted(plain))
+    for name, values in plain.items():
+        if values.shape != (calibration.rows,) or not np.isfinite(values).all():
+            raise CalibrationError(
+                f"plain.{name}",
+                where=where,
+                expected=f"{calibration.rows} finite numbers",
+                found=f"shape {values.shape}",
+            )
