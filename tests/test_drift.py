@@ -121,7 +121,7 @@ def test_false_alarms_are_as_rare_as_is_said():
 
 LAWS = {
     "atoms": lambda random, rows: random.choice([0.011, 0.2, 0.57, 3.0], rows, p=[0.5, 0.3, 0.15, 0.05]),
-    "constant": lambda random, rows: np.full(rows, 0.31),
+    "constant": lambda _random, rows: np.full(rows, 0.31),
     "zero-inflated": lambda random, rows: np.where(random.random(rows) < 0.8, 0.0, random.exponential(size=rows)),
     "heavy tails": lambda random, rows: random.standard_cauchy(rows),
     "discretised": lambda random, rows: np.round(random.exponential(size=rows), 1) * 1.1,
@@ -343,7 +343,9 @@ def test_a_server_that_stops_keeps_its_watch(own_server, digits):
     rows = of(read(own_server), "abstain_drift_rows", model="digits", version="1")
     stop_server(own_server)
     folder = own_server.log.parent / "state"
-    kept = StateFile(folder, digits.manifest.digest, 1, 1).load(len(digits.calibration.all_scores), digits.calibration.rows)
+    kept = StateFile(folder, digits.manifest.digest, 1, 1).load(
+        len(digits.calibration.all_scores), digits.calibration.rows
+    )
     assert kept.epoch == 1
     assert kept.watch is not None
     assert kept.watch.rows == rows
