@@ -38,8 +38,8 @@ BUCKETS, IN_ONE = 5, 100
 EPOCHS = (1, 100)
 TOGETHER = 50
 ORDERS, ORDINARY = 40, 5_000
-STRANGE = 5.0
-"""Added to a score: beyond about 99.3 % of exponential calibration rows."""
+STRANGE, STRANGE_IN_HEAVY_TAILS = 5.0, 45.0
+"""Added to a score: beyond about 99.3 % of exponential, or of Cauchy calibration rows."""
 
 Law = Callable[[np.random.Generator, int], np.ndarray]
 LAWS: dict[str, Law] = {
@@ -167,7 +167,8 @@ def delay(law: str, share: float, ordinary: int, seed: int, levels: list[float],
     """Rows from the first that may be strange until each level is reached; infinite where it is not in 10,000."""
     random = np.random.default_rng(seed)
     stream = LAWS[law](random, ordinary + ROWS)
-    stream[ordinary:][random.random(ROWS) < share] += STRANGE
+    strange = STRANGE_IN_HEAVY_TAILS if law == "heavy tails" else STRANGE
+    stream[ordinary:][random.random(ROWS) < share] += strange
     found = [math.inf] * len(levels)
     for watch in online(LAWS[law](random, CALIBRATION), stream, random, dither=dither, together=TOGETHER):
         if watch.rows <= ordinary:
