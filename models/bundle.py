@@ -82,6 +82,10 @@ class CalibrationRecord(BaseModel):
     class_reject_rate_bounds: dict[str, tuple[float, float]] = {}
     """Of the rows predicted to be of each class, where thresholds are per class."""
     coverage_bounds: tuple[float, float] | None = None
+    augmented_reject_rate: float | None = None
+    """Share of the augmented calibration rows that the decision rejects; None where nothing was augmented."""
+    plain_reject_rate: float | None = None
+    """Share of the same rows before augmentation: what ordinary traffic is rejected at."""
     settings: dict[str, JsonValue] = {}
     """The config's `[calibration]`; for people, and for `abstain calibrate` to start from."""
 
@@ -186,6 +190,8 @@ def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration, d
         rows["labels"] = calibration.labels
     if calibration.reference is not None:
         rows["reference"] = calibration.reference
+    if calibration.plain_scores is not None:
+        rows["plain"] = calibration.plain_scores
     _write_tree(folder / "calibration", rows)
     if densities is not None:
         _write_tree(folder / "densities", as_tree(densities))
@@ -311,6 +317,7 @@ def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:
             intervals=terms.intervals,
             reference=tree.get("reference"),
             target_scale=manifest.model.preprocessing.target_scale,
+            plain_scores=tree.get("plain"),
         )
         check_calibration(
             calibration,

@@ -58,6 +58,8 @@ class Calibration:
         reference: each score's values on the reference rows (`models/decision.py`); None in bundles of schema 1, where
             each calibration row is ranked among the others instead.
         target_scale: of a regression, the unit of the scores in `IN_TARGET_UNITS`.
+        plain_scores: where the calibration rows were augmented, each score's values of the rows as they came; drift is
+            watched against these. None where nothing was augmented, and in older bundles.
     """
 
     scores: dict[str, Float[np.ndarray, " rows"]]
@@ -71,6 +73,7 @@ class Calibration:
     intervals: IntervalKind = "normalised"
     reference: dict[str, Float[np.ndarray, " reference"]] | None = None
     target_scale: float = 1.0
+    plain_scores: dict[str, Float[np.ndarray, " rows"]] | None = None
 
     @property
     def rows(self) -> int:
@@ -91,6 +94,15 @@ class Calibration:
             return self.scores | {COMBINED: self.combined(self.scores)}
         parts = [leave_one_out(self.scores[name], LEAST_SCALE.get(name, 0.0)) for name in self.decision.scores]
         return self.scores | {COMBINED: combine(self.decision, np.stack(parts))}
+
+    @cached_property
+    def plain_all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
+        """Every score of the calibration rows before augmentation, the decision's combination included."""
+        if self.plain_scores is None:
+            return self.all_scores
+        if self.decision.name != COMBINED:
+            return self.plain_scores
+        return self.plain_scores | {COMBINED: self.combined(self.plain_scores)}
 
     @cached_property
     def ascending(self) -> dict[str, Float[np.ndarray, " rows"]]:
@@ -392,6 +404,7 @@ def check_calibration(
     for name in calibration.decision.scores:
         if name not in calibration.scores:
             raise CalibrationError("decision", where=where, expected=sorted(calibration.scores), found=name)
+    _check_plain_scores(calibration, where)
     for name, values in {**calibration.scores, "nonconformity": calibration.nonconformity}.items():
         if values.shape != (calibration.rows,) or not calibration.rows or not np.isfinite(values).all():
             raise CalibrationError(
@@ -427,3 +440,19 @@ def _check_reference(calibration: Calibration, where: str) -> None:
         )
     for name, values in calibration.reference.items():
         _check_finite(f"reference {name}", values, f"{where}, row")
+
+
+def _check_plain_scores(calibration: Calibration, where: str) -> None:
+    plain = calibration.plain_scores
+    if plain is None:
+        return
+    if plain.keys() != calibration.scores.keys():
+        raise CalibrationError("plain", where=where, expected=sorted(calibration.scores), found=sorted(plain))
+    for name, values in plain.items():
+        if values.shape != (calibration.rows,) or not np.isfinite(values).all():
+            raise CalibrationError(
+                f"plain.{name}",
+                where=where,
+                expected=f"{calibration.rows} finite numbers",
+                found=f"shape {values.shape}",
+            )

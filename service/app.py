@@ -57,7 +57,7 @@ class FrontedService(Service[T_co]):
         logging.getLogger("uvicorn.access").handlers.clear()
         logging.getLogger("uvicorn.access").propagate = False
         serving, traffic = Serving(SETTINGS.store, SETTINGS.devices, require_sound=SETTINGS.require_sound), Traffic()
-        watch = DriftWatch(PROCESS)
+        watch = DriftWatch(PROCESS, SETTINGS.state)
         app = build_app(SETTINGS, PROCESS, traffic, serving, described, watch.note)
         return _with_life_cycle(app, described, serving, traffic, watch)
 
@@ -92,6 +92,8 @@ def _with_life_cycle(
             message = await receive()
             if message["type"] == "lifespan.startup":
                 start()
+            elif message["type"] == "lifespan.shutdown":
+                watch.stop()
             return message
 
         await described(scope, hearing, send)

@@ -42,6 +42,8 @@ class Settings(BaseModel):
     """Devices of one worker to spread every model's draws over; of as many as divide them."""
     require_sound: bool = False
     """Whether versions whose fit fell short are refused, labelled or not."""
+    state: Path | None = None
+    """A folder of this server alone, that keeps the watch for drift from one start to the next."""
     compiled: Path = Field(default_factory=_own_cache)
     """A folder, its owner's alone, that keeps compiled programs from one start to the next."""
 
@@ -67,4 +69,5 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             expected=first["msg"],
             found=clip_repr(first["input"]),
         ) from error
-    return settings.model_copy(update={"store": settings.store.resolve()})
+    state = settings.state and settings.state.resolve()
+    return settings.model_copy(update={"store": settings.store.resolve(), "state": state})

@@ -381,6 +381,23 @@ def test_calibration_that_cannot_be_right_is_refused(tmp_path, scores, nonconfor
     assert refusal(tmp_path / "1").startswith(f"{tmp_path / '1' / 'calibration'}: ")
 
 
+def test_plain_scores_of_augmented_rows_are_kept_and_checked(tmp_path):
+    """They come back to the bit; of other scores, of another length or no numbers they are refused by name."""
+    plain = {name: values + 1 for name, values in CALIBRATION.scores.items()}
+    write_bundle(tmp_path / "1", calibration=altered(CALIBRATION, plain_scores=plain))
+    found = load(tmp_path / "1").calibration.plain_scores
+    assert {name: bits(values) for name, values in found.items()} == {
+        name: bits(values) for name, values in plain.items()
+    }
+    first = next(iter(plain))
+    for place, wrong in enumerate(
+        ({first: plain[first]}, plain | {first: plain[first][:9]}, plain | {first: plain[first] * np.nan})
+    ):
+        folder = tmp_path / f"wrong-{place}"
+        write_bundle(folder, calibration=altered(CALIBRATION, plain_scores=wrong))
+        assert refusal(folder).startswith(f"{folder / 'calibration'}: plain")
+
+
 def test_calibration_rows_are_as_many_as_the_manifest_says(tmp_path):
     """It says it for people and for the bounds."""
     terms = calibration_record(CALIBRATION, RECALIBRATION, ()).model_copy(update={"rows": 151})

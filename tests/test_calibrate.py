@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from models import drift
 from models.bundle import load
 from models.calibration import judge
 from models.decision import Decision
@@ -24,7 +25,7 @@ from models.scores import SCORES
 from service.answers import columns, rows
 from service.offline import predict_file
 from tests.conftest import CONFIGS, silent, start_server, stop_server
-from training.calibrate import DEFAULT, calibrate_posterior, check_terms, decision_of
+from training.calibrate import DEFAULT, calibrate_posterior, check_terms, decision_of, record_of
 from training.config import AugmentConfig, CalibrationConfig, read_config
 from training.fit import fit, load_dataset
 
@@ -148,6 +149,39 @@ def test_augmented_calibration_rows_move_thresholds(recalibrate):
     assert limits[0] < limits[1]
     assert terms(augment={"shift": 1}).augment == AugmentConfig(shift=1)
     assert plain.calibration.rows == shifted.calibration.rows
+
+
+def test_augmented_calibration_keeps_the_rows_as_they_came(recalibrate, held_out, tmp_path):
+    """Both reject rates are recorded; drift is watched against plain scores, and natural rows raise no alarm."""
+    asked = {"decision": ["subspace", "knn"], "percentile": 90.0, "augment": {"shift": 1}}
+    found = recalibrate(**asked)
+    calibration, natural = found.calibration, judge(found.calibration, found.predictor(held_out[0].x))
+    assert found.reject_rates.augmented == pytest.approx(0.1, abs=0.01)
+    assert found.reject_rates.plain == natural.reject.mean() < 0.05
+    for name, values in calibration.plain_all_scores.items():
+        np.testing.assert_allclose(values, natural.scores[name].value, rtol=1e-6, err_msg=name)
+    assert calibration.plain_all_scores.keys() == calibration.all_scores.keys()
+    record = record_of(found, terms(**asked), model_of("categorical"))
+    assert (record.augmented_reject_rate, record.plain_reject_rate) == found.reject_rates
+    assert recalibrate(decision="subspace").calibration.plain_scores is None
+
+    def peak(ranked):
+        names = list(ranked)
+        rounding = drift.absolute_rounding(tuple(names), np.ones(len(names)))
+        random = np.random.default_rng(0)
+        test = judge(calibration, found.predictor(held_out[1].x)).scores
+        known, stream = (
+            drift.dithered(values, rounding, random.random(values.shape))
+            for values in (np.stack(list(ranked.values())), np.stack([test[name].value for name in names]))
+        )
+        watch = drift.begin(known)
+        for start in range(0, stream.shape[1] - 100, 100):
+            part = stream[:, start : start + 100]
+            watch = drift.watched(watch, part, random.random(part.shape))
+        return drift.log_martingale(watch).max()
+
+    level = drift.alarm_level(0.01, len(calibration.all_scores), 1)
+    assert peak(calibration.all_scores) > level > peak(calibration.plain_all_scores)
 
 
 # ---- from disk, by command, over HTTP --------------------------------------------------------------------------------

@@ -431,7 +431,7 @@ abstain_drift_ks{model="digits",version="1",score="entropy"} 0.22
     rows = page.locator("#drift tbody tr")
     expect(rows).to_have_count(2)
     expect(rows.nth(0)).to_contain_text("entropy7.250.3100.220since")
-    expect(rows.nth(1)).to_contain_text("std−0.500––none")
+    expect(rows.nth(1)).to_contain_text("std−0.500needs 300 rowsneeds 300 rowsnone")
     expect(page.locator("#drift")).to_contain_text("Alarm at 4.60.")
     expect(page.locator("#chart-drift canvas")).to_have_count(1)
 

@@ -20,6 +20,7 @@ GIVEN = [
     ("store", "/srv/models", Path("/srv/models")),
     ("devices", "4", 4),
     ("require_sound", "true", True),
+    ("state", "/var/lib/abstain", Path("/var/lib/abstain")),
     ("compiled", "/var/cache/abstain", Path("/var/cache/abstain")),
 ]
 

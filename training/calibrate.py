@@ -6,6 +6,7 @@ which changes what is predicted, and with it the scores, and last the thresholds
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
@@ -15,12 +16,12 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from models.bundle import CalibrationRecord, calibration_record
-from models.calibration import Calibration, calibrate
+from models.calibration import Calibration, calibrate, judge
 from models.decision import Decision, Rule
 from models.densities import OF_TASK, Densities
 from models.errors import ConfigError
 from models.posterior import Model, Posterior
-from models.predictive import NONE, Predictor, predict_draw
+from models.predictive import NONE, Prediction, Predictor, predict_draw
 from models.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from models.recalibration import Recalibration, choose, fit_variance
 from models.scores import SCORES
@@ -49,13 +50,21 @@ ScoreValues = dict[str, Float[np.ndarray, " rows"]]
 """Each score's values, by its name."""
 
 
+class RejectRates(NamedTuple):
+    """Shares of the calibration rows that the decision rejects, of 1: as augmented, and as they came."""
+
+    augmented: float
+    plain: float
+
+
 class Calibrated(NamedTuple):
-    """What thresholds were found for, and with what."""
+    """What thresholds were found for, and with what; both reject rates where the calibration rows were augmented."""
 
     predictor: Predictor
     calibration: Calibration
     densities: Densities
     recalibration: Recalibration
+    reject_rates: RejectRates | None = None
 
 
 def decision_of(terms: CalibrationConfig, model: Model) -> Decision:
@@ -135,6 +144,7 @@ def calibrate_posterior(
     Args:
         reference: the reference rows (`training/reference.py`), or their scores from an earlier calibration.
     """
+    natural = rows.x
     if terms.augment.asked:
         rows = Rows(transform_rows(seed, rows.x, terms.augment), rows.y)
     plain = Predictor(posterior, BUCKETS, densities=densities)
@@ -142,8 +152,9 @@ def calibrate_posterior(
     predictor = plain
     if recalibration.kind != "none":
         predictor = Predictor(posterior, BUCKETS, densities=densities, recalibration=recalibration)
+    prediction = predictor(rows.x)
     calibration = calibrate(
-        predictor(rows.x),
+        prediction,
         rows.y,
         decision=decision_of(terms, posterior.model),
         percentile=terms.percentile,
@@ -154,7 +165,16 @@ def calibrate_posterior(
         reference=reference_scores(plain, reference, terms, seed) if isinstance(reference, Rows) else reference,
         target_scale=posterior.model.preprocessing.target_scale,
     )
-    return Calibrated(predictor, calibration, densities, recalibration)
+    if not terms.augment.asked:
+        return Calibrated(predictor, calibration, densities, recalibration)
+    unchanged = predictor(natural)
+    rates = RejectRates(*(float(judge(calibration, found).reject.mean()) for found in (prediction, unchanged)))
+    return Calibrated(predictor, with_plain_scores(calibration, unchanged), densities, recalibration, rates)
+
+
+def with_plain_scores(calibration: Calibration, plain: Prediction) -> Calibration:
+    """The calibration, with its rows' scores before augmentation: what drift is watched against."""
+    return replace(calibration, plain_scores={name: np.asarray(plain.scores[name]) for name in calibration.scores})
 
 
 def reference_scores(predictor: Predictor, reference: Rows, terms: CalibrationConfig, seed: int) -> ScoreValues:
@@ -189,4 +209,8 @@ def draw_log_probabilities(
 def record_of(calibrated: Calibrated, terms: CalibrationConfig, model: Model) -> CalibrationRecord:
     """What the manifest says of a calibration, the config's terms included, for `abstain calibrate` to start from."""
     record = calibration_record(calibrated.calibration, calibrated.recalibration, model.class_names)
-    return record.model_copy(update={"settings": terms.model_dump(mode="json")})
+    rates = calibrated.reject_rates
+    update: dict[str, Any] = {"settings": terms.model_dump(mode="json")}
+    if rates is not None:
+        update |= {"augmented_reject_rate": rates.augmented, "plain_reject_rate": rates.plain}
+    return record.model_copy(update=update)

@@ -352,7 +352,7 @@ def _strange(manifest: Manifest, calibration: Calibration, shown: Shown) -> list
         f"{ordinal(terms.percentile)} percentile of {terms.rows:,} calibration rows, {limit:.4g}"
         f"{', or its own limit where its predicted class has one' if terms.per_class else ''}.</p>"
     )
-    parts = [intro]
+    parts = [intro, *_augmented(manifest)]
     if view:
         rates = "; ".join(
             f"{readable(name)}: {seen.judgement.reject.mean():.2%} of {len(seen.x):,} rows"
@@ -554,6 +554,18 @@ def _agreement(facts: Any) -> str:
 
 
 # ---- settings and data -----------------------------------------------------------------------------------------------
+
+
+def _augmented(manifest: Manifest) -> list[str]:
+    """Both reject rates, where the calibration rows were augmented."""
+    terms = manifest.calibration
+    if terms.augmented_reject_rate is None or terms.plain_reject_rate is None:
+        return []
+    return [
+        "<p>The calibration rows were augmented (<code>[calibration.augment]</code>). Of them the decision rejects "
+        f"{terms.augmented_reject_rate:.2%}; of the same rows as they came, {terms.plain_reject_rate:.2%}. Expect the "
+        "second rate of traffic that is not augmented. Drift is watched against the rows as they came.</p>"
+    ]
 
 
 def _settings(manifest: Manifest) -> list[str]:

@@ -337,7 +337,8 @@ STRANGE = (
     lines(
         "Drift: the test martingale against its level",
         "Evidence, in nats, that rows are not those that the version was calibrated on: of the worst worker, for each score. "
-        "Familiar rows reach the dashed level in one version of a hundred, in its whole life. Reached: it is drift.",
+        "Familiar rows reach the dashed level in at most one start of a hundred (with ABSTAIN_STATE: one version of a hundred, "
+        "in its whole life). Reached: it is drift.",
         Query(f"abstain_drift_log_martingale{{{VERSION}}}", "{{model}}:{{version}} {{score}} {{instance}}"),
         Query(f"max by (model, version) (abstain_drift_alarm_level{{{VERSION}}})", "{{model}}:{{version}} level"),
         unit="suffix: nats",
@@ -355,7 +356,7 @@ STRANGE = (
     ),
     lines(
         "Drift: population stability index",
-        "The same windows, by shares of bins. By custom: below 0.1 nothing, up to 0.25 look at it, beyond that it has moved.",
+        "The same windows, by shares of bins, once they have 300 rows. By custom: below 0.1 nothing, up to 0.25 look at it, beyond that it has moved.",
         Query(f"abstain_drift_psi{{{VERSION}}}", "{{model}}:{{version}} {{score}} {{instance}}"),
         unit="short",
         steps=((0.1, YELLOW), (0.25, RED)),

@@ -382,8 +382,8 @@ function showDrift(now) {
             { class: crossed > 0 ? "top" : null },
             el("th", { scope: "row" }, plain(labels.score)),
             el("td", {}, number(value)),
-            el("td", {}, told(of("abstain_drift_psi", labels.score))),
-            el("td", {}, told(of("abstain_drift_ks", labels.score))),
+            el("td", {}, windowed(of("abstain_drift_psi", labels.score))),
+            el("td", {}, windowed(of("abstain_drift_ks", labels.score))),
             el("td", {}, crossed > 0 ? `since ${new Date(1000 * crossed).toLocaleString("en-GB")}` : "none"),
           );
         }),
@@ -397,7 +397,8 @@ function showDrift(now) {
   );
 }
 
-const told = (value) => (value === undefined ? "–" : number(value));
+/** A figure of the last rows, which the server gives once a worker has seen enough of them (models/drift.py, FEWEST). */
+const windowed = (value) => (value === undefined ? "needs 300 rows" : number(value));
 
 /** The martingales over time; made when there are any, and again when there are others. */
 function drawDrift(names, level) {
