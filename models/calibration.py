@@ -39,6 +39,8 @@ from models.summaries import ClassificationSummary, PredictiveSummary, Regressio
 STD = Decision(scores=("std",))
 IN_TARGET_UNITS = {"std", "total_std"}
 """Scores of a regression that are in the target's units."""
+ROUNDED_MORE = {"relative_mahalanobis": 500.0, "vim": 100.0, "subspace": 100.0}
+"""Scores that are differences of larger numbers: how many times the least tolerance theirs is, near 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +119,8 @@ class Calibration:
 
     @cached_property
     def units(self) -> Float[np.ndarray, "scores 1"]:
-        """The unit of each score of `scores`, in their order: of its tolerance near 0."""
-        units = dict.fromkeys(IN_TARGET_UNITS, self.target_scale)
+        """The unit of each score's tolerance near 0, in the order of `scores`."""
+        units = ROUNDED_MORE | dict.fromkeys(IN_TARGET_UNITS, self.target_scale)
         return np.array([[units.get(name, 1.0)] for name in self.scores])
 
     def combined(self, values: dict[str, Float[np.ndarray, " batch"]]) -> Float[np.ndarray, " batch"]:
