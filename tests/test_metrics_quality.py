@@ -259,7 +259,7 @@ def test_intervals_of_proportions_hold_the_truth_as_often_as_they_say(share):
     chance = stats.binom.pmf(hits, 1000, share)
     worth = hits[chance > 1e-12]
     for name in ("accuracy", "coverage_95"):
-        ends = [mean_intervals({name: np.arange(1000) < count}, 1)[name] for count in worth.tolist()]
+        ends = [mean_intervals({name: (np.arange(1000) < count).astype(float)}, 1)[name] for count in worth.tolist()]
         held = [low <= share <= high for low, high in ends]
         assert chance[worth][held].sum() >= 0.95
 

@@ -27,7 +27,7 @@ from training.bootstrap import (
     share_interval,
 )
 from training.metrics import Terms
-from training.mixtures import regression_terms
+from training.mixtures import regression_terms, squared_errors_and_nll
 from training.rows import Rows
 from training.seen import Seen
 
@@ -51,6 +51,14 @@ def terms_of(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
     if isinstance(prediction.summary, ClassificationSummary):
         return metrics.classification_terms(np.asarray(prediction.summary.mean), rows.y)
     return regression_terms(posterior, prediction.summary, rows)
+
+
+def proper_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
+    """The terms of the proper scores that the gate judges by: `nll` with `brier`, or with `rmse` for a regression."""
+    if isinstance(prediction.summary, ClassificationSummary):
+        terms = metrics.classification_terms(np.asarray(prediction.summary.mean), rows.y)
+        return {name: terms[name] for name in ("nll", "brier")}
+    return squared_errors_and_nll(posterior, prediction.summary, rows)
 
 
 def headline(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], Figures]:
