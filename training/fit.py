@@ -31,7 +31,7 @@ from training.methods import map as mode
 from training.methods.form import Fitted, Method, Problem
 from training.progress import stage
 from training.publish import git_commit, installed_packages, now, publish_version
-from training.quality import proper_terms
+from training.quality import average_terms, proper_terms
 from training.resume import can_be_lengthened, close_journal, open_journal
 from training.seen import Shown
 from training.showing import look, look_along, metrics_of
@@ -205,9 +205,9 @@ def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, dataset: Datase
     """The fit, with the shortfalls of its predictions and draws added to those of its method."""
     test = dataset.test
     prediction = shown.view.familiar.prediction if shown.view else calibrated.predictor(test.x)
-    terms = proper_terms(fitted.posterior, prediction, test)
+    terms, average = proper_terms(fitted.posterior, prediction, test), average_terms(prediction, test.y)
     said = (
-        *prediction_shortfalls(terms, test.y, dataset.train.y, calibrated.calibration),
+        *prediction_shortfalls(terms, average, test.y, dataset.train.y, calibrated.calibration),
         *draws_shortfalls(fitted, test),
     )
     notes = (*fitted.notes, *draws_notes(fitted.posterior.size))

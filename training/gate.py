@@ -24,7 +24,7 @@ CONSTANT_DECISION = "its decision score, "
 GAIN_ERRORS = 2.33
 """Standard errors by which a model must beat the training frequencies: one of pure noise does in 1 % of fits."""
 LEAST_GAIN = 1e-3
-"""Of the score of the training frequencies, the least gain that counts: less may be rounding."""
+"""The least gain that counts, as a share of the score to beat (of at most a nat): less may be rounding."""
 LOSS_ERRORS, LARGEST_LOSS = 3.0, 0.1
 """Standard errors, and nats a row, by both of which draws must fall behind their mode to fall short."""
 MODE_ROWS = 2_000
@@ -45,38 +45,48 @@ def draws_notes(draws: int) -> tuple[str, ...]:
 
 
 def prediction_shortfalls(
-    terms: Terms, y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"], calibration: Calibration
+    terms: Terms,
+    average: Terms,
+    y: Num[np.ndarray, " rows"],
+    train: Num[np.ndarray, " train"],
+    calibration: Calibration,
 ) -> tuple[str, ...]:
     """What the predictions lack.
 
     Args:
         terms: of the served predictions on the test part, each row's `nll` (nats) with its `brier` for classes, or its
             squared error (`rmse`) for a regression.
+        average: the same of the average of these predictions, made for every row (`quality.average_terms`).
         y: the test part's targets: class indices, or numbers.
         train: the training part's.
     """
-    return (*learning_shortfalls(terms, y, train), *decision_shortfalls(calibration))
+    return (*learning_shortfalls(terms, average, y, train), *decision_shortfalls(calibration))
 
 
-def learning_shortfalls(terms: Terms, y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) -> tuple[str, ...]:
-    """Says so where neither proper score is better than that of a model that knows the training targets alone.
+def learning_shortfalls(
+    terms: Terms, average: Terms, y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]
+) -> tuple[str, ...]:
+    """Says so where neither proper score is better than that of predictions that do not look at the row.
 
-    Such a model predicts the training part's class frequencies, or the normal with the training targets' mean and
-    standard deviation, whatever the row. Accuracy would not do: of a rare event the best model there is may never say
-    that it happens. A gain counts if its mean over rows exceeds `GAIN_ERRORS` of its standard error, by paired rows.
+    Two such are tried: the training part's class frequencies, or the normal with the training targets' mean and standard
+    deviation; and the model's own predictions, averaged. Accuracy would not do: of a rare event the best model there is
+    may never say that it happens. A gain counts if its mean over rows exceeds `GAIN_ERRORS` of its standard error, by
+    paired rows. By chance the training frequencies may be off by as much; the own average of a constant model is not.
     """
     classify = "brier" in terms
-    guess = frequency_terms(y, train) if classify else normal_terms(y, train)
-    if any(_is_better(guess[name], terms[name]) for name in guess):
-        return ()
-    gain = guess["nll"] - terms["nll"]
     what = "the class frequencies" if classify else "a normal with the mean and standard deviation"
-    return (
-        f"it has learned nothing that {len(y)} test rows show: its log-likelihood is {-terms['nll'].mean():.4g} nats a "
-        f"row, and always predicting {what} of the training part gives {-guess['nll'].mean():.4g} (difference "
-        f"{gain.mean():.2g}, standard error {_standard_error(gain):.2g}); lower kl_weight or the prior's scale, train "
-        "longer, or test on more rows",
-    )
+    known = frequency_terms(y, train) if classify else normal_terms(y, train)
+    guesses = {f"{what} of the training part": known, "the average of its own predictions": average}
+    for words, guess in guesses.items():
+        if not any(_is_better(name, guess[name], terms[name]) for name in guess):
+            gain = guess["nll"] - terms["nll"]
+            return (
+                f"it has learned nothing that {len(y)} test rows show: its log-likelihood is {-terms['nll'].mean():.4g} "
+                f"nats a row, and always predicting {words} gives {-guess['nll'].mean():.4g} (difference "
+                f"{gain.mean():.2g}, standard error {_standard_error(gain):.2g}); lower kl_weight or the prior's scale, "
+                "train longer, or test on more rows",
+            )
+    return ()
 
 
 def frequency_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) -> Terms:
@@ -97,9 +107,11 @@ def normal_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) 
     return {"nll": -stats.norm.logpdf(y.astype(np.float64), mean, std), "rmse": (y - mean) ** 2}
 
 
-def _is_better(guess: Float[np.ndarray, " rows"], found: Float[np.ndarray, " rows"]) -> bool:
-    gain = guess - found
-    return bool(gain.mean() > max(GAIN_ERRORS * _standard_error(gain), LEAST_GAIN * abs(guess.mean())))
+def _is_better(name: str, guess: Float[np.ndarray, " rows"], found: Float[np.ndarray, " rows"]) -> bool:
+    gain, size = guess - found, abs(float(guess.mean()))
+    # The log density of a regression has the unit of its target as an offset: there a nat is the measure.
+    least = LEAST_GAIN * (min(size, 1.0) if name == "nll" else size)
+    return bool(gain.mean() > max(GAIN_ERRORS * _standard_error(gain), least))
 
 
 def _standard_error(values: Float[np.ndarray, " rows"]) -> float:

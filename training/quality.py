@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
+from scipy import stats
 
 from models.calibration import Calibration, Judgement, ScoreJudgement, judge
 from models.errors import DataError
@@ -59,6 +60,21 @@ def proper_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Te
         terms = metrics.classification_terms(np.asarray(prediction.summary.mean), rows.y)
         return {name: terms[name] for name in ("nll", "brier")}
     return squared_errors_and_nll(posterior, prediction.summary, rows)
+
+
+def average_terms(prediction: Prediction, y: Num[np.ndarray, " rows"]) -> Terms:
+    """The same of one prediction for all rows, the average of a model's own: what it says without looking at a row.
+
+    Of a regression that is the normal with the mean and variance of its predictive distributions, pooled over rows.
+    """
+    summary = prediction.summary
+    if isinstance(summary, ClassificationSummary):
+        same = np.broadcast_to(np.asarray(summary.mean, np.float64).mean(axis=0), summary.mean.shape)
+        terms = metrics.classification_terms(same, y)
+        return {name: terms[name] for name in ("nll", "brier")}
+    means = np.asarray(summary.mean, np.float64)
+    centre, variance = means.mean(), total_variance(summary).mean() + means.var()
+    return {"nll": -stats.norm.logpdf(y, centre, np.sqrt(variance)), "rmse": (y - centre) ** 2}
 
 
 def headline(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], Figures]:
