@@ -11,6 +11,7 @@ The model stays as it is: none of these says how another fit would do.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -130,14 +131,15 @@ def _newcombe_limit(area: float, first: int, second: int) -> float:
     (area − A)² = z² V(A)
     V(A) = A (1 − A) (1 + m (1 − A) / (2 − A) + m A / (1 + A)) / (first · second),   m = (first + second) / 2 − 1
     """
-    z, half = stats.norm.ppf((1 + LEVEL) / 2), (first + second) / 2 - 1
+    z, half = float(stats.norm.ppf((1 + LEVEL) / 2)), (first + second) / 2 - 1
 
     def excess(a: float) -> float:
         model = a * (1 - a) * (1 + half * (1 - a) / (2 - a) + half * a / (1 + a)) / (first * second)
         return (area - a) ** 2 - z**2 * model
 
     tiny = 1e-12
-    return float(optimize.brentq(excess, tiny, min(area, 1 - tiny))) if area > 1e-6 else 0.0
+    root: Any = optimize.brentq(excess, tiny, min(area, 1 - tiny)) if area > 1e-6 else 0.0
+    return float(root)
 
 
 def calibrated_ece(
@@ -156,7 +158,7 @@ def calibrated_ece(
     rng = np.random.default_rng(seed)
     resamples = min(resamples, max(200, _AT_MOST // rows))
     chunk = max(1, _AT_ONCE // rows)
-    found = []
+    found: list[Float[np.ndarray, " chunk"]] = []
     for start in range(0, resamples, chunk):
         right = rng.random((min(chunk, resamples - start), rows)) < ordered
         shares = np.add.reduceat(right.astype(np.float64), tied, axis=1) / sizes
