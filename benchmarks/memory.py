@@ -29,7 +29,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "vi": {"kind": "vi", **DESCENT},
     "vi, low rank": {"kind": "vi", "family": "low_rank", **DESCENT},
     "laplace, last layer": {"kind": "laplace", **DESCENT},
-    "laplace, diagonal": {"kind": "laplace", "subset": "diagonal", **DESCENT},
     "hmc": {"kind": "hmc", "leapfrogs": 2, **SHORT},
     "nuts": {"kind": "nuts", "max_tree_depth": 2, **SHORT},
     "chees": {"kind": "chees", "max_leapfrogs": 4, **SHORT},

@@ -84,13 +84,6 @@ IMAGES: dict[str, dict[str, Any]] = {
         "starts": 5,
     },
     "laplace last": {"kind": "laplace", "steps": 8_000, "batch_size": 256, "learning_rate": 2e-3},
-    "laplace diagonal": {
-        "kind": "laplace",
-        "subset": "diagonal",
-        "steps": 8_000,
-        "batch_size": 256,
-        "learning_rate": 2e-3,
-    },
 }
 """Sampling on all of MNIST's training images takes a GPU, or hours: `hmc`, `nuts`, `chees` and `mile` are left out."""
 IMAGE: dict[str, Any] = {

@@ -131,7 +131,18 @@ def virtual_logit(record: VirtualLogit, view: View) -> Scalar:
     def of_member(origin: Array, residual: Array, weight: Array, features: Array, logits: Array) -> Array:
         return weight * norm((features - origin) @ residual) - jax.nn.logsumexp(logits)
 
-    return jax.vmap(of_member)(record.origin, record.residual, record.weight, view.features, view.logits).mean()
+    logits = class_logits(view.logits)
+    return jax.vmap(of_member)(record.origin, record.residual, record.weight, view.features, logits).mean()
+
+
+def class_logits(outputs: Leaf) -> Leaf:
+    """`[..., outputs]` → `[..., classes]`: the single logit z of `bernoulli` becomes the pair (−z/2, z/2).
+
+    The pair has the same probabilities as (0, z), and treats both classes alike.
+    """
+    if outputs.shape[-1] > 1:
+        return outputs
+    return outputs * np.array([-0.5, 0.5], np.float32)
 
 
 def relative_mahalanobis(record: Mahalanobis, view: View) -> Scalar:

@@ -22,6 +22,8 @@ _BISECTIONS = 40
 class ClassificationSummary(NamedTuple):
     """Mean and standard deviation over draws of each class's probability; entropies in nats.
 
+    Of S draws `std` divides by S, not S − 1: it is the spread of the draws kept, √(1 − 1/S) of an unbiased estimate.
+
     `entropy` = `aleatoric_entropy` + `mutual_information`: the entropy of the mean is the mean of the entropies plus
     what the draws disagree about (Depeweg et al., 2018).
     """
@@ -36,8 +38,9 @@ class ClassificationSummary(NamedTuple):
 class RegressionSummary(NamedTuple):
     """Mean, variance split in two, entropy in nats and quantiles of the mixture over draws, in the target's units.
 
-    The law of total variance: aleatoric = mean of the variances, epistemic = variance of the means. `entropy` is that
-    of the normal with the mixture's total variance, an upper bound of the mixture's own (maximum entropy property).
+    The law of total variance: aleatoric = mean of the variances, epistemic = variance of the means, of S draws with
+    divisor S, so that the two add up to the mixture's own variance. `entropy` is that of the normal with that variance,
+    an upper bound of the mixture's own (maximum entropy property).
     """
 
     mean: Float[Array, " batch"]

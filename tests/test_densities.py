@@ -116,6 +116,11 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+def by_class(logits):
+    """A logit for each class: of one logit z, −z/2 and z/2."""
+    return np.concatenate([-logits / 2, logits / 2], axis=-1) if logits.shape[-1] == 1 else logits
+
+
 def by_hand(name, row, label):
     """Every density of one row by its definition, in loops, from the fitted arrays; and the size of a difference's parts."""
     posterior, densities = fitted(name)
@@ -125,7 +130,7 @@ def by_hand(name, row, label):
         record = double(fitted_record)
         terms = []
         if score == "vim":
-            for h, z, origin, residual, weight in zip(features, logits, *record, strict=True):
+            for h, z, origin, residual, weight in zip(features, by_class(logits), *record, strict=True):
                 across = residual @ residual.T
                 terms.append(weight * np.linalg.norm(across @ (h - origin)) - special.logsumexp(z))
             told[score] = np.mean(terms)
@@ -180,6 +185,47 @@ def test_densities_are_the_loops_of_their_definitions(name):
 
 
 # ---- the fit ---------------------------------------------------------------------------------------------------------
+
+
+def test_vim_of_a_bernoulli_network_is_the_same_when_its_classes_change_names():
+    """Negated last layer, swapped labels: every row's score and the fitted weight stay."""
+    model, rows = CASES["bernoulli"]
+    posterior = posterior_of(model)
+    layer = posterior.draws["network"]["Dense_1"]
+    negated = {"network": posterior.draws["network"] | {"Dense_1": {name: -leaf for name, leaf in layer.items()}}}
+    fits = [fit_densities(each, rows, 0).records["vim"] for each in (posterior, Posterior(model, negated))]
+    np.testing.assert_allclose(fits[0].weight, fits[1].weight, rtol=1e-4)
+    features, z = fitting.member_features(posterior, member_draws(posterior.size), rows.take(np.arange(20)))
+    for row in range(20):
+        views = [view_of(rows.x[row], features=features[:, row])._replace(logits=sign * z[:, row]) for sign in (1, -1)]
+        values = [DENSITIES["vim"].score(record, view) for record, view in zip(fits, views, strict=True)]
+        assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-3), row
+
+
+@pytest.mark.parametrize(("rows", "width", "count"), [(30, 200, 20), (30, 200, 64), (6, 200, 10), (200, 30, 20)])
+def test_principal_directions_are_those_of_the_dense_covariance(rows, width, count):
+    """Fewer rows than columns or not: the same subspaces one by one, the same eigenvalues, orthonormal to the last."""
+    x = RNG.normal(size=(rows, 3 * width)) @ RNG.normal(size=(3 * width, width))
+    centred = fitting.centred_rows(x)
+    vectors, values = fitting.principal(centred, count)
+    dense_values, dense = np.linalg.eigh(np.cov(x.T, bias=True))
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(count), atol=1e-10)
+    shared = min(rows - 1, width, count)
+    np.testing.assert_allclose(values[:shared], dense_values[::-1][:shared], rtol=1e-8)
+    for place in range(1, shared + 1):
+        expected = dense[:, ::-1][:, :place]
+        np.testing.assert_allclose(vectors[:, :place] @ vectors[:, :place].T, expected @ expected.T, atol=1e-7)
+
+
+def test_wide_rows_need_no_square_matrix_of_their_width(monkeypatch):
+    """40 rows of 3,000 columns: no eigendecomposition is larger than the number of rows."""
+    eigh, sizes = np.linalg.eigh, []
+    monkeypatch.setattr(fitting.np.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or eigh(matrix))
+    x, labels = np.float32(RNG.normal(size=(40, 3000))), np.arange(40) % 2
+    fitting.subspace(x, labels, 2, 0.0)
+    fitting.local_subspaces(x, labels, 2, 0.0, 0)
+    fitting.mahalanobis(x[None], labels, 2)
+    assert max(sizes) <= max(40, fitting.COMPONENTS, fitting.WHITENED)
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet", "linear"])

@@ -357,6 +357,12 @@ def hard():
     return images, labels
 
 
+def exact_interval(share, rows):
+    """SciPy's exact binomial interval of a share of some rows."""
+    ends = stats.binomtest(round(share * rows), int(rows)).proportion_ci(0.95, "exact")
+    return pytest.approx([ends.low, ends.high])
+
+
 def test_parts_and_classes_are_their_rows_by_hand(evaluate, digits, hard):
     """Accepted, rejected and each class: the figures of exactly those rows; a class without rows is left out."""
     images, labels = hard
@@ -367,7 +373,9 @@ def test_parts_and_classes_are_their_rows_by_hand(evaluate, digits, hard):
     assert 0 < reject.sum() < len(labels)
     for part, chosen in (("accepted", ~reject), ("rejected", reject)):
         own = classification_quality(probabilities[chosen], labels[chosen])
-        assert found[part] == {"rows": chosen.sum()} | {name: own[name] for name in ("accuracy", "nll", "brier")}
+        expected = {"rows": chosen.sum()} | {name: own[name] for name in ("accuracy", "nll", "brier")}
+        assert expected.items() <= found[part].items()
+        assert found[part]["accuracy_interval"] == exact_interval(own["accuracy"], chosen.sum())
     assert found["accepted"]["accuracy"] > found["rejected"]["accuracy"]
     members = [digits.manifest.model.class_names[label] for label in sorted(set(labels))]
     assert list(found["per_class"]) == members == list("012345689")
@@ -378,6 +386,8 @@ def test_parts_and_classes_are_their_rows_by_hand(evaluate, digits, hard):
         assert figures["accuracy"] == np.mean([probabilities[row].argmax() == labels[row] for row in own])
         assert figures["reject_rate"] == np.mean([reject[row] for row in own])
         assert figures["set_coverage"] == np.mean([inside[row] for row in own])
+        for share in ("accuracy", "reject_rate", "set_coverage"):
+            assert figures[f"{share}_interval"] == exact_interval(figures[share], len(own))
     assert found["conformal"]["coverage"] == np.mean(inside)
     assert found["conformal"]["mean_size"] == np.mean(judgement.members.sum(axis=1))
     low, high = found["conformal"]["coverage_interval"]
@@ -404,9 +414,13 @@ def test_intervals_lie_about_their_figures(evaluate, hard, store):
         for name in names:
             low, high = found["intervals"][name]
             assert low < found[name] < high
-        rejected = round(found["reject_rate"]["reject"] * found["rows"])
-        exact = stats.binomtest(rejected, found["rows"]).proportion_ci(0.95, "exact")
-        assert found["intervals"]["reject"] == pytest.approx([exact.low, exact.high])
+        assert found["intervals"]["reject"] == exact_interval(found["reject_rate"]["reject"], found["rows"])
+        share = "accuracy" if "accuracy" in found else "coverage_95"
+        assert found["intervals"][share] == exact_interval(found[share], found["rows"])
+        if share == "accuracy":
+            reference = found["ece_if_calibrated"]
+            assert 0 < reference["mean"] < reference["quantile_95"] < 0.2
+            assert f"shows an ece of {reference['mean']:.4f} on average" in printout(found)
 
 
 def test_the_twin_is_the_middle_network_of_the_posterior(evaluate, digits):

@@ -3,15 +3,37 @@
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
+from scipy.special import softmax
 
 from models.bundle import check_gate, load, read_manifest
 from models.calibration import Calibration
 from models.errors import StoreError
+from models.networks import MLPSpec
+from models.posterior import Model, Posterior
 from models.store import read_labels
+from training.bnn import BNN, Observations
+from training.config import HMCConfig, LaplaceConfig, MAPConfig, PriorConfig, VIConfig
 from training.diagnostics import chain_shortfalls
-from training.gate import prediction_shortfalls
+from training.gate import (
+    behind_the_mode,
+    draws_notes,
+    draws_shortfalls,
+    frequency_terms,
+    learning_shortfalls,
+    prediction_shortfalls,
+)
+from training.journal import Journal
+from training.methods import hmc, laplace, vi
+from training.methods import map as mode_search
+from training.methods.form import Problem
+from training.metrics import classification_terms
+from training.mixtures import pooled_log_likelihood
+from training.rows import Rows
 
 GOOD = {
     "function": {"rhat": 1.004, "ess_bulk": 900.0, "ess_tail": 800.0},
@@ -73,33 +95,199 @@ def test_all_shortfalls_are_said_and_one_that_is_no_number_is_one():
     assert len(told(function={"rhat": np.nan, "ess_bulk": np.nan, "ess_tail": 3.0}, divergences=4000)) == 4
 
 
+# ---- has it learned anything -----------------------------------------------------------------------------------------
+
+RARE = 0.05
+
+
+def rare_event(rows, seed):
+    """Rows with a log-odds each, and a rare event of these odds; the true probability never says that it happens."""
+    rng = np.random.default_rng(seed)
+    logits = -3.6 + 1.3 * rng.normal(size=rows)
+    chance = 1 / (1 + np.exp(-np.minimum(logits, -0.05)))
+    return chance, (rng.random(rows) < chance).astype(int)
+
+
+def class_terms(chance, y):
+    """The terms of a prediction of two classes."""
+    terms = classification_terms(np.stack([1 - chance, chance], axis=1), y)
+    return {name: terms[name] for name in ("nll", "brier")}
+
+
+def normal_terms_of(mean, std, y):
+    """The terms of a normal prediction."""
+    return {"nll": -stats.norm.logpdf(y, mean, std), "rmse": (y - mean) ** 2}
+
+
+def judge_classes(chance, y, train):
+    """The shortfalls of probabilities of the second class."""
+    average = class_terms(np.full(len(y), chance.mean()), y)
+    return learning_shortfalls(class_terms(chance, y), average, y, train)
+
+
+def judge_normals(mean, std, y, train):
+    """The shortfalls of normal predictions."""
+    mean, std = np.broadcast_to(mean, y.shape), np.broadcast_to(std, y.shape)
+    average = normal_terms_of(mean.mean(), np.sqrt((std**2).mean() + mean.var()), y)
+    return learning_shortfalls(normal_terms_of(mean, std, y), average, y, train)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_model_of_a_rare_event_has_learned_something(seed):
+    """Its accuracy is that of the commonest class; its likelihood is not. A constant one has learned nothing."""
+    (chance, y), (_, train) = rare_event(2000, seed), rare_event(6000, seed + 100)
+    assert (chance < 0.5).all()
+    assert judge_classes(chance, y, train) == ()
+    for constant in (train.mean(), y.mean(), 0.5, 0.001):
+        (said,) = judge_classes(np.full(2000, constant), y, train)
+        assert said.startswith("it has learned nothing that 2000 test rows show: its log-likelihood is -")
+    assert (
+        f"always predicting the class frequencies of the training part gives {-log_loss_of(train.mean(), y):.4g}"
+        in said
+    )
+
+
+def log_loss_of(share, y):
+    """Of a constant probability."""
+    return -np.where(y == 1, np.log(share), np.log(1 - share)).mean()
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1, 0.5, 2.0])
+def test_a_noisy_constant_has_learned_nothing(noise):
+    """Of 400 fits whose log-odds are noise about the frequencies, no more pass than two scores at 2.33 standard errors allow."""
+    rng = np.random.default_rng(int(100 * noise))
+    passed = 0
+    for _ in range(400):
+        train, y = (rng.random(2000) < RARE).astype(int), (rng.random(500) < RARE).astype(int)
+        logits = np.log(train.mean() / (1 - train.mean())) + noise * rng.normal(size=500)
+        passed += not judge_classes(1 / (1 + np.exp(-logits)), y, train)
+    # Two scores, each by chance in 1 % of fits: more than 24 of 400 fits pass with probability 2e-6 if in 2 %.
+    assert passed <= 24
+
+
+def test_accurate_but_overconfident_classes_have_learned_something():
+    """Its likelihood is worse than that of the frequencies; its Brier score is not."""
+    rng = np.random.default_rng(1)
+    y, train = rng.integers(0, 2, 500), rng.integers(0, 2, 1000)
+    right = rng.random(500) < 0.9
+    chance = np.where(right == (y == 1), 1 - 1e-9, 1e-9)
+    assert class_terms(chance, y)["nll"].mean() > 0.7
+    assert judge_classes(chance, y, train) == ()
+
+
+def test_a_class_without_training_rows_leaves_the_gate_a_number():
+    """The frequencies give it half a row."""
+    y, train = np.array([0, 1, 2, 2] * 50), np.array([0, 1] * 100)
+    terms = {"nll": np.full(200, 0.1), "brier": np.full(200, 0.1)}
+    assert learning_shortfalls(terms, frequency_terms(y, y), y, train) == ()
+    assert np.isfinite(frequency_terms(y, train)["nll"]).all()
+
+
+def test_a_regression_is_held_against_the_training_targets_normal():
+    """A constant and a noisy one fall; a weak mean passes, and so does one that knows only where the noise is large."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=1000)
+    y, train = 10 + 0.3 * x + rng.normal(size=1000), 10 + rng.normal(0, 1.04, 3000)
+    assert judge_normals(10 + 0.3 * x, 1.0, y, train) == ()
+    for mean in (10.0, train.mean(), y.mean(), 10 + 0.2 * rng.normal(size=1000), 11.0):
+        (said,) = judge_normals(mean, 1.04, y, train)
+        assert said.startswith("it has learned nothing that 1000 test rows show: its log-likelihood is -")
+    assert "always predicting a normal with the mean and standard deviation of the training part gives -1.46" in said
+    (said,) = judge_normals(y.mean(), 1.04, y, y[:300] + 5)
+    assert "always predicting the average of its own predictions gives -1.45" in said
+    spread = np.exp(x)
+    wide, many = spread * rng.normal(size=1000), np.exp(rng.normal(size=3000)) * rng.normal(size=3000)
+    assert judge_normals(0.0, spread, wide, many) == ()
+
+
+def test_few_test_rows_do_not_show_what_a_weak_model_has_learned():
+    """The shortfall says how many rows, the difference and its standard error; on more rows it is gone."""
+    rng = np.random.default_rng(3)
+    train = rng.integers(0, 2, 1000)
+    y = rng.integers(0, 2, 4000)
+    chance = np.where(rng.random(4000) < 0.55, y, 1 - y) * 0.1 + 0.45
+    assert judge_classes(chance, y, train) == ()
+    (said,) = judge_classes(chance[:20], y[:20], train)
+    assert said.startswith("it has learned nothing that 20 test rows show")
+    assert "standard error" in said
+
+
+# ---- draws and their mode --------------------------------------------------------------------------------------------
+
+
+def test_draws_far_behind_their_mode_fall_short():
+    """By more than a tenth of a nat and three standard errors; not by one of the two alone, and not where they lead."""
+    rng = np.random.default_rng(4)
+    mode = rng.normal(-0.3, 0.2, 400)
+    (said,) = behind_the_mode(mode - 0.5 + 0.1 * rng.normal(size=400), mode)
+    assert "their mean log-likelihood on 400 test rows is -0.7966 nats a row, and the mode's is -0.2932" in said
+    assert behind_the_mode(mode - 0.09, mode) == ()
+    assert behind_the_mode(mode + 2, mode) == ()
+    uncertain = np.where(np.arange(400) < 2, 30.0, 0.0)
+    assert uncertain.mean() > 0.1
+    assert behind_the_mode(mode - uncertain, mode) == ()
+    assert len(behind_the_mode(np.full(400, np.nan), mode)) == 1
+
+
+@pytest.fixture(scope="module")
+def regression():
+    """A noisy sine as a problem and as test rows, with a network of two layers."""
+    rng = np.random.default_rng(5)
+    x = rng.uniform(-2, 2, (300, 1)).astype(np.float32)
+    y = np.sin(2 * x[:, 0]) + 0.1 * rng.normal(size=300)
+    model = Model(network=MLPSpec(hidden=(16, 16)), likelihood="normal", feature_shape=(1,))
+    rows = Observations(jnp.asarray(x[:200]), jnp.float32(y[:200]))
+    return Problem(BNN(model, PriorConfig()), rows, rows), Rows(x[200:], y[200:])
+
+
+DESCENT = {"steps": 600, "learning_rate": 0.01, "batch_size": 200, "reports": 1}
+WARM = {"start": "map", "map": DESCENT, "chains": 2, "reports": 1}
+SOUND = {
+    "laplace": (laplace.fit, LaplaceConfig(**DESCENT)),
+    "vi": (vi.fit, VIConfig(**DESCENT, kl_weight=0.1)),
+    "hmc": (hmc.fit, HMCConfig(**WARM, warmup=30, samples=30, leapfrogs=10)),
+    "map": (mode_search.fit, MAPConfig(**DESCENT)),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_draws_keep_up_with_their_mode(regression, name):
+    """And the same draws, thrown far about, do not; where there is no mode there is nothing to compare with."""
+    problem, test = regression
+    method, settings = SOUND[name]
+    fitted = method(jax.random.key(0), problem, settings, 20, Journal())
+    assert draws_shortfalls(fitted, test) == ()
+    if name == "map":
+        assert fitted.mode is None
+        return
+    rng = np.random.default_rng(6)
+    thrown = jax.tree.map(
+        lambda leaf: leaf + rng.normal(0, 1.0, leaf.shape).astype(np.float32), fitted.posterior.draws["network"]
+    )
+    draws = fitted.posterior.draws | {"network": thrown}
+    worse = fitted._replace(posterior=Posterior(fitted.posterior.model, draws))
+    (said,) = draws_shortfalls(worse, test)
+    assert "its draws predict far worse than the mode they were made around" in said
+
+
+def test_the_pooled_likelihood_of_classes_is_the_mean_over_draws():
+    """Of each draw's softmax at the true class, in float64."""
+    rng = np.random.default_rng(7)
+    model = Model(network=MLPSpec(hidden=()), likelihood="categorical", feature_shape=(2,), class_names=("a", "b", "c"))
+    kernel, bias = rng.normal(size=(5, 2, 3)).astype(np.float32), rng.normal(size=(5, 3)).astype(np.float32)
+    posterior = Posterior(model, {"network": {"Dense_0": {"kernel": kernel, "bias": bias}}})
+    rows = Rows(rng.normal(size=(40, 2)).astype(np.float32), rng.integers(0, 3, 40))
+    logits = np.einsum("nd,sdc->snc", rows.x, kernel) + bias[:, None]
+    expected = np.log(softmax(logits, axis=2)[:, np.arange(40), rows.y].mean(axis=0))
+    np.testing.assert_allclose(pooled_log_likelihood(posterior, rows), expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- the decision ----------------------------------------------------------------------------------------------------
+
+
 def calibration(scores=(0.1, 0.2, 0.3)):
     """A calibration of one score."""
     return Calibration(scores={"std": np.float32(scores)}, nonconformity=np.arange(3.0))
-
-
-@pytest.mark.parametrize(
-    ("metrics", "y", "said"),
-    [
-        (
-            {"accuracy": 0.5},
-            np.array([0, 1, 1, 2]),
-            "it has learned nothing: its accuracy on the test part is 0.500, and always saying the commonest class "
-            "gives 0.500; lower kl_weight or the prior's scale, or train longer",
-        ),
-        (
-            {"rmse": 2.0},
-            np.array([-2.0, 2.0]),
-            "it has learned nothing: its RMSE on the test part is 2, and always saying the mean gives 2; "
-            "lower kl_weight or the prior's scale, or train longer",
-        ),
-    ],
-)
-def test_predictions_no_better_than_a_guess_have_learned_nothing(metrics, y, said):
-    """Accuracy against the commonest class, RMSE against the mean; a little better is something."""
-    assert prediction_shortfalls(metrics, y, calibration()) == (said,)
-    better = {name: value * (1.01 if name == "accuracy" else 0.99) for name, value in metrics.items()}
-    assert prediction_shortfalls(better, y, calibration()) == ()
 
 
 def test_a_decision_that_is_always_the_same_tells_nothing_apart():
@@ -108,7 +296,19 @@ def test_a_decision_that_is_always_the_same_tells_nothing_apart():
         "its decision score, std, is the same for every calibration row (0), so that it tells nothing apart: "
         "one draw has no spread; choose another decision, or a method with more draws"
     )
-    assert prediction_shortfalls({"rmse": 1.0}, np.array([-2.0, 2.0]), calibration((0, 0, 0))) == (said,)
+    rng = np.random.default_rng(8)
+    y = rng.normal(size=50)
+    terms = normal_terms_of(y, 0.1, y)
+    average = normal_terms_of(0.0, 1.0, y)
+    assert prediction_shortfalls(terms, average, y, y, calibration((0, 0, 0))) == (said,)
+    assert prediction_shortfalls(terms, average, y, y, calibration()) == ()
+
+
+def test_few_draws_are_said_to_be_few():
+    """With how low a standard deviation that divides by their number is."""
+    assert draws_notes(20) == ()
+    assert "divide by 10, not 9, standard deviations are 5% low" in draws_notes(10)[0]
+    assert draws_notes(1)[0].startswith("one draw is kept, which has no spread")
 
 
 # ---- where it is said ------------------------------------------------------------------------------------------------

@@ -408,13 +408,13 @@ def test_a_network_without_one_last_layer_is_refused(own, name, found):
     settings = QUICK.model_copy(update={"subset": "last_layer"})
     with pytest.raises(ConfigError, match=found) as caught:
         laplace.fit(jax.random.key(0), own(name), settings, 2, Journal())
-    assert 'or set method.subset = "diagonal"' in str(caught.value)
+    assert 'or use method.kind = "vi" or "ensemble"' in str(caught.value)
 
 
 def test_a_last_layer_too_large_is_refused():
     """With its size, the limit and the way out."""
     problem = pose("categorical", hidden=(1000,))
-    with pytest.raises(ConfigError, match=r'at most 3000 .* network.Dense_1, found 3003; set method.subset = "diag'):
+    with pytest.raises(ConfigError, match=r'at most 3000 .* network.Dense_1, found 3003; use method.kind = "vi"'):
         laplace.subset_sites(problem, QUICK.model_copy(update={"subset": "last_layer"}))
 
 
@@ -465,7 +465,7 @@ def test_a_fit_cut_off_while_it_sums_is_resumed_to_the_same_draws(tmp_path):
 
 def test_a_lengthened_search_sums_about_its_new_mode(tmp_path):
     """And not about the old one, whose sums are in the same journal."""
-    problem = pose("categorical", hidden=(4,))
+    problem = pose("normal", hidden=(4,))
     short, long = (
         QUICK.model_copy(update={"steps": steps, "schedule": "constant", "batch_size": 20}) for steps in (6, 12)
     )
@@ -507,11 +507,25 @@ def test_a_curvature_that_is_no_number_is_refused():
         curve(problem, jnp.full(problem.target.dim, jnp.nan), "diagonal")
 
 
-@pytest.mark.parametrize("subset", ["last_layer", "diagonal"])
-def test_predictions_are_good_and_less_certain_far_from_the_data(subset):
+@pytest.mark.parametrize("likelihood", ["bernoulli", "categorical"])
+def test_a_diagonal_of_all_layers_is_refused_for_classes(likelihood):
+    """Before the fit, saying why and what to use; a regression of either noise may have it."""
+    journal = Journal(progress=lambda *_, **__: pytest.fail("it began to fit"))
+    with pytest.raises(ConfigError) as caught:
+        laplace.fit(jax.random.key(0), pose(likelihood, hidden=(4,)), QUICK, 5, journal)
+    said = str(caught.value)
+    assert f'method.subset: expected "last_layer", for likelihood "{likelihood}", found "diagonal"' in said
+    assert "linearised at the mode" in said
+    assert said.endswith('leave method.subset out, or use method.kind = "vi" or "ensemble"')
+    for regression in ("normal", "heteroscedastic_normal"):
+        laplace.check_subset(pose(regression).bnn.model, QUICK)
+    laplace.check_subset(pose(likelihood).bnn.model, QUICK.model_copy(update={"subset": "last_layer"}))
+
+
+def test_predictions_are_good_and_less_certain_far_from_the_data():
     """Two clusters: told apart where they are; the draws disagree far away, where there are none."""
     problem = pose("bernoulli", hidden=(8,), rows=200)
-    settings = LaplaceConfig(steps=400, learning_rate=0.02, reports=2, subset=subset)
+    settings = LaplaceConfig(steps=400, learning_rate=0.02, reports=2)
     fitted = laplace.fit(jax.random.key(0), problem, settings, 100, Journal())
     model = problem.bnn.model
 
@@ -529,5 +543,8 @@ def test_predictions_are_good_and_less_certain_far_from_the_data(subset):
     assert 1e-6 < facts["prior_precision_multiplier"] < 1e6
     assert np.isfinite(facts["log_evidence"])
     assert 0 < facts["posterior_std_min"] <= facts["posterior_std_max"]
-    assert facts["subset_size"] == (9 if subset == "last_layer" else problem.target.dim)
+    assert facts["subset_size"] == 9
     assert facts["loss"]
+    for found, leaf in zip(jax.tree.leaves(fitted.mode), jax.tree.leaves(fitted.posterior.draws), strict=True):
+        assert found.shape == (1, *leaf.shape[1:])
+        np.testing.assert_allclose(found[0], leaf.mean(axis=0), atol=6 * leaf.std() + 1e-6)

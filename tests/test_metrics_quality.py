@@ -7,8 +7,10 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
+from models.calibration import ScoreJudgement
 from training.bootstrap import (
     auroc_interval,
+    calibrated_ece,
     classification_intervals,
     limits,
     mean_intervals,
@@ -26,7 +28,7 @@ from training.metrics import (
     risk_at_coverage,
     separation,
 )
-from training.quality import score_detection
+from training.quality import deciding_ranks, score_detection
 
 RNG = np.random.default_rng(0)
 
@@ -195,7 +197,7 @@ def test_a_perfect_and_a_useless_score_have_known_figures():
         "fpr95": 0.0,
         "detection": 1.0,
     }
-    assert apart["auroc_interval"] == [1.0, 1.0]
+    assert apart["auroc_interval"] == [pytest.approx(0.025 ** (1 / 201)), 1.0]
     assert apart["detection_interval"] == [pytest.approx(0.025 ** (1 / 201)), 1.0]
     same = score_detection(values, values, values > 0.9)
     assert same["auroc"] == pytest.approx(0.5)
@@ -213,14 +215,88 @@ def test_share_intervals_are_clopper_and_pearsons(hits, rows):
     assert share_interval(hits, rows) == pytest.approx([exact.low, exact.high])
 
 
-def test_the_aurocs_interval_is_delongs():
-    """The variance of the two samples' placements, pair by pair in a naive double loop."""
+def test_the_aurocs_interval_is_the_outer_of_delongs_by_logits_and_newcombes():
+    """The variance of the placements pair by pair in a naive loop, and the quadratic test inverted on a fine grid."""
     familiar, strange = RNG.normal(size=60).round(1), RNG.normal(0.8, 1, 45).round(1)
     wins = np.array([[1.0 if s > f else 0.5 if s == f else 0.0 for f in familiar] for s in strange])
+    area, m = wins.mean(), (60 + 45) / 2 - 1
     variance = wins.mean(axis=1).var(ddof=1) / 45 + wins.mean(axis=0).var(ddof=1) / 60
-    half = 1.959964 * np.sqrt(variance)
-    assert auroc_interval(familiar, strange) == pytest.approx([wins.mean() - half, wins.mean() + half], rel=1e-5)
-    assert auroc_interval(familiar[:1], strange[:1])[0] in {0.0, 0.5, 1.0}
+    half = 1.959964 * np.sqrt(variance) / (area * (1 - area))
+    logits = [1 / (1 + (1 - area) / area * np.exp(side * half)) for side in (1, -1)]
+    a = np.linspace(1e-4, 1 - 1e-4, 200_001)
+    model = a * (1 - a) * (1 + m * (1 - a) / (2 - a) + m * a / (1 + a)) / (60 * 45)
+    inside = a[(area - a) ** 2 <= 1.959964**2 * model]
+    expected = [min(logits[0], inside[0]), max(logits[1], inside[-1])]
+    assert auroc_interval(familiar, strange) == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize(("strange", "area"), [(2.0, 1.0), (-2.0, 0.0), (0.5, 0.5)])
+def test_an_auroc_without_a_variance_has_the_interval_of_independent_pairs(strange, area):
+    """All in order, all in the wrong order, all tied: never an interval of no width, never beyond 0 and 1."""
+    familiar = np.full(20, 0.5)
+    low, high = auroc_interval(familiar, np.full(50, strange))
+    exact = share_interval(area * 20, 20)
+    assert 0 <= low <= exact[0] <= area <= exact[1] <= high <= 1
+    assert high - low > 0.1
+    one = auroc_interval(familiar, np.array([strange]))
+    assert one[1] - one[0] > 0.9
+
+
+@pytest.mark.parametrize("area", [0.9, 0.99, 0.999])
+def test_auroc_intervals_hold_the_truth_as_often_as_they_say(area):
+    """Two normals, 100 rows each, 400 times: no less than 95 % − 4.8 binomial standard errors (1e-6, one-sided)."""
+    rng = np.random.default_rng(3)
+    apart = stats.norm.ppf(area) * np.sqrt(2)
+    found = [auroc_interval(rng.normal(size=100), rng.normal(apart, 1, 100)) for _ in range(400)]
+    held = np.mean([low <= area <= high for low, high in found])
+    assert held >= 0.95 - 4.8 * np.sqrt(0.95 * 0.05 / 400)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99, 0.999])
+def test_intervals_of_proportions_hold_the_truth_as_often_as_they_say(share):
+    """Accuracy and coverage on 1000 rows by exact sums over all outcomes: at least 95 %, near 1 too."""
+    hits = np.arange(1001)
+    chance = stats.binom.pmf(hits, 1000, share)
+    worth = hits[chance > 1e-12]
+    for name in ("accuracy", "coverage_95"):
+        ends = [mean_intervals({name: (np.arange(1000) < count).astype(float)}, 1)[name] for count in worth.tolist()]
+        held = [low <= share <= high for low, high in ends]
+        assert chance[worth][held].sum() >= 0.95
+
+
+def test_the_ece_of_a_calibrated_model_is_that_of_simulated_answers():
+    """Ties included: the same as `expected_calibration_error` of answers drawn anew, within 5 standard errors; seeded."""
+    rng = np.random.default_rng(4)
+    confidence = np.concatenate([rng.uniform(0.5, 1, 150), np.repeat([0.7, 0.9], 40)])
+    found = calibrated_ece(confidence, 2000)
+    drawn = [expected_calibration_error(confidence, rng.random(230) < confidence) for _ in range(2000)]
+    error = np.hypot(found.std(), np.std(drawn)) / np.sqrt(2000)
+    assert abs(found.mean() - np.mean(drawn)) < 5 * error
+    assert np.array_equal(found, calibrated_ece(confidence, 2000))
+    assert calibrated_ece(np.ones(30)).tolist() == [0.0] * 1000
+
+
+def test_figures_of_a_decision_by_class_are_of_its_p_values():
+    """Scores of two classes on scales apart: each class tells its strange rows apart, and so does the decision."""
+    low = {"value": np.float32([1, 2, 3]), "threshold": np.full(3, 3.0), "p_value": np.array([0.9, 0.6, 0.3])}
+    high = {"value": np.float32([100, 200]), "threshold": np.full(2, 150.0), "p_value": np.array([0.8, 0.2])}
+    both = {name: np.concatenate([low[name], high[name]]) for name in low}
+    familiar = ScoreJudgement(**both, percentile=np.zeros(5))
+    strange = ScoreJudgement(np.float32([50, 60, 300]), np.zeros(3), np.array([3.0, 3.0, 150.0]), np.full(3, 0.1))
+    assert separation(familiar.value, strange.value)["auroc"] < 0.8
+    ranks = deciding_ranks(familiar, strange)
+    assert separation(*ranks)["auroc"] == 1.0
+    # Beyond all calibration rows: the larger excess is the stranger one.
+    assert np.argsort(ranks[1]).tolist() == [0, 1, 2]
+
+
+def test_with_one_threshold_ranks_are_the_scores_own():
+    """The same AUROC as of the values, ties included."""
+    values = RNG.normal(size=100).round(1).astype(np.float32)
+    p_values = np.array([(values >= value).mean() for value in values])
+    whole = ScoreJudgement(values, np.zeros(100), np.full(100, 0.8), p_values)
+    first, second = (ScoreJudgement(*(part[cut] for part in whole)) for cut in (slice(60), slice(60, None)))
+    assert separation(*deciding_ranks(first, second)) == separation(first.value, second.value)
 
 
 def test_bootstrap_intervals_are_a_naive_loop_over_the_same_resamples():
@@ -233,7 +309,8 @@ def test_bootstrap_intervals_are_a_naive_loop_over_the_same_resamples():
     again = [classification_quality(probabilities[rows], labels[rows]) for rows in drawn]
     whole = classification_quality(probabilities, labels)
     assert list(found) == list(whole)
-    for name in ("accuracy", "nll", "brier", "aurc"):
+    assert found["accuracy"] == share_interval(int(terms["accuracy"].sum()), 150)
+    for name in ("nll", "brier", "aurc"):
         assert found[name] == pytest.approx(limits(np.array([each[name] for each in again])), rel=1e-6)
     eces = np.array([each["ece"] for each in again])
     assert eces.mean() > whole["ece"]
@@ -247,16 +324,6 @@ def test_the_rmses_interval_is_of_roots():
     drawn = np.concatenate(list(resampled(50, 200, 0)))
     expected = limits(np.sqrt(squares[drawn].mean(axis=1)))
     assert mean_intervals({"rmse": squares}, 200)["rmse"] == pytest.approx(expected)
-
-
-def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say():
-    """Accuracy .8 on 300 rows, 400 times: about 95 % of the intervals hold it, within four binomial standard errors."""
-    held = 0
-    for _ in range(400):
-        terms = {"accuracy": (RNG.random(300) < 0.8).astype(float)}
-        low, high = mean_intervals(terms, 400, seed=int(RNG.integers(1 << 30)))["accuracy"]
-        held += low <= 0.8 <= high
-    assert abs(held / 400 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 400)
 
 
 def test_resamples_are_as_many_as_asked_but_for_very_many_rows():

@@ -88,7 +88,7 @@ def squares(z, key, batch):
 
 def go(loss, settings, starts=(0.0, 9.0), journal=None, **options):
     """A descent of a number from some starts."""
-    options = {"report": lambda z, *_: {"test_rmse": jnp.abs(z)}, "seen": Views(DATA, DATA, DATA)} | options
+    options = {"report": lambda z, *_: {"held_out_rmse": jnp.abs(z)}, "seen": Views(DATA, DATA)} | options
     return descend("d", jax.random.key(0), jnp.array(starts), loss, DATA, settings, journal or Journal(), **options)
 
 
@@ -136,7 +136,9 @@ def test_a_description_averages_over_members():
     assert len(facts["loss"]) == 200
     assert facts["loss"][0] == pytest.approx(traces.column("loss")[:2].mean())
     assert [report["step"] for report in facts["reports"]] == [100, 200, 300]
-    assert facts["reports"][-1]["test_rmse"] == pytest.approx(float(traces.column("report_test_rmse")[-1].mean()))
+    assert facts["reports"][-1]["held_out_rmse"] == pytest.approx(
+        float(traces.column("report_held_out_rmse")[-1].mean())
+    )
 
 
 def falling(z, key, batch):

@@ -165,7 +165,7 @@ class LaplaceConfig(MAPSettings):
 
     kind: Literal["laplace"] = "laplace"
     subset: Literal["last_layer", "diagonal"] = "last_layer"
-    """The last layer with its full covariance, or all parameters with a diagonal one."""
+    """The last layer with its full covariance, or, for regression only, all parameters with a diagonal one."""
     prior_precision: Literal["evidence", "fixed"] = "evidence"
     """Of the Gaussian: chosen by the marginal likelihood, or the prior's own."""
 

@@ -23,6 +23,7 @@ from models.densities import (
     Range,
     Subspace,
     VirtualLogit,
+    class_logits,
     unit_length,
 )
 from models.features import last_layer, outputs_and_features
@@ -161,12 +162,12 @@ def virtual_logit(
         # W is [width, outputs]: the origin o solves Wᵀ o + b = 0.
         origin = -np.linalg.pinv(np.asarray(layer[0]).T) @ np.asarray(layer[1]) if layer else h.mean(axis=0)
         centred = h.astype(np.float64) - origin
-        directions, _ = principal(centred.T @ centred / len(h), h.shape[1])
+        directions, _ = principal(centred, h.shape[1])
         # Half the width is the network's own, as ViM has it for layers that are not wide.
         residual = directions[:, (h.shape[1] + 1) // 2 :]
         length = float(np.linalg.norm(centred @ residual, axis=1).mean())
         least = LEAST_RESIDUAL * float(np.linalg.norm(centred, axis=1).mean())
-        weight = float(z.max(axis=1).mean()) / max(length, least, float(np.finfo(np.float32).tiny))
+        weight = float(class_logits(z).max(axis=1).mean()) / max(length, least, float(np.finfo(np.float32).tiny))
         parts.append(VirtualLogit(origin, residual, np.clip(weight, 0, 1e6)))
     return VirtualLogit(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
 
@@ -181,7 +182,7 @@ def mahalanobis(
 
 def _member_mahalanobis(h: Matrix, labels: Int[np.ndarray, " rows"], classes: int) -> Mahalanobis:
     mean = h.mean(axis=0)
-    components, _ = principal(covariance_of(h), min(WHITENED, h.shape[1]))
+    components, _ = principal(centred_rows(h), min(WHITENED, h.shape[1]))
     projected = h @ components
     overall = mean @ components
     # A class without rows is represented by all.
@@ -198,16 +199,27 @@ def whitening(centred: Matrix) -> Float[np.ndarray, "width width"]:
     return vectors / np.sqrt(np.maximum(values, 0) + floor)
 
 
-def covariance_of(rows: Matrix) -> Float[np.ndarray, "width width"]:
-    """The maximum likelihood covariance: zeros for one row."""
-    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
-    return centred.T @ centred / len(rows)
+def centred_rows(rows: Matrix) -> Float[np.ndarray, "rows width"]:
+    """The rows less their mean, float64."""
+    return rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
 
 
-def principal(covariance: Float[np.ndarray, "width width"], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` leading eigenvectors, as columns, and all eigenvalues, falling."""
-    values, vectors = np.linalg.eigh(covariance.astype(np.float64))
-    return vectors[:, ::-1][:, :count], np.maximum(values[::-1], 0)
+def principal(centred: Matrix, count: int) -> tuple[Float[np.ndarray, "width count"], Float[np.ndarray, " values"]]:
+    """The `count` leading eigenvectors of `centredᵀ centred / rows`, as columns, and its eigenvalues, descending.
+
+    Fewer rows than columns: the eigenvectors u of the smaller matrix `centred centredᵀ` give them as `centredᵀ u` (the
+    method of snapshots; Sirovich, 1987), and no `[width, width]` matrix is made. The eigenvalues are then as many as
+    the rows; the others are 0. Directions beyond the rows' span are some orthonormal completion.
+    """
+    rows, width = centred.shape
+    centred = centred.astype(np.float64)
+    if rows >= width:
+        values, vectors = np.linalg.eigh(centred.T @ centred / rows)
+        return vectors[:, ::-1][:, :count], np.maximum(values[::-1], 0)
+    values, vectors = np.linalg.eigh(centred @ centred.T / rows)
+    spanned = centred.T @ vectors[:, ::-1][:, :count]
+    rest = np.random.default_rng(0).normal(size=(width, count - spanned.shape[1]))
+    return np.linalg.qr(np.concatenate([spanned, rest], axis=1))[0], np.maximum(values[::-1], 0)
 
 
 def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, unit: float) -> Subspace:
@@ -222,9 +234,8 @@ def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, uni
         own = inputs[labels == place]
         if len(own):
             means[place] = own.mean(axis=0, dtype=np.float64)
-        covariance = covariance_of(own) if len(own) else np.zeros((inputs.shape[1],) * 2)
         kept = min(SUBSPACE, max(inputs.shape[1] // 2, 1), max(len(own) - 1, 0))
-        vectors, values = principal(covariance, kept)
+        vectors, values = principal(centred_rows(own), kept) if kept else (np.zeros((inputs.shape[1], 0)), np.zeros(1))
         enough = 1 + int(np.searchsorted(np.cumsum(values), EXPLAINED * values.sum()))
         bases.append(vectors[:, : min(enough, kept)])
     widest = max(1, *(basis.shape[1] for basis in bases))
@@ -270,15 +281,14 @@ def _directions(group: Matrix) -> Float[np.ndarray, "kept local"]:
     """A cluster's principal directions; no more than its rows span, the rest of them zero."""
     most = min(LOCAL, group.shape[1])
     spanned = min(most, max(len(group) - 1, 0), max(group.shape[1] // 2, 1))
-    centred = group - group.mean(axis=0)
-    vectors, _ = principal(centred.T @ centred / len(group), spanned)
+    vectors, _ = principal(group - group.mean(axis=0), spanned)
     return np.pad(vectors, ((0, 0), (0, most - spanned)))
 
 
 def projection(rows: Matrix) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width kept"]]:
-    """Mean and leading principal components, of wide rows from some of them: a matrix of 2000² is cheaper than of all rows."""
+    """Mean of the rows, and the leading principal components of at most `PROJECTED` of them."""
     some = rows[np.linspace(0, len(rows) - 1, min(PROJECTED, len(rows))).round().astype(int)]
-    return rows.mean(axis=0), principal(covariance_of(some), min(COMPONENTS, rows.shape[1]))[0]
+    return rows.mean(axis=0), principal(centred_rows(some), min(COMPONENTS, rows.shape[1]))[0]
 
 
 def neighbours(rows: Matrix, unit: float) -> Neighbours:

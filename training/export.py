@@ -56,7 +56,7 @@ def samples(problem: Problem, fitted: Fitted) -> Any:
 
 
 def write_tensorboard(folder: Path, problem: Problem, fitted: Fitted) -> None:
-    """Loss curve and reports; of chains, the log densities on train and held-out rows, and histograms of parameters."""
+    """Loss curve and reports; of chains, the log density of training rows, and histograms of parameters."""
     from tensorboardX import SummaryWriter  # noqa: PLC0415
 
     facts = fitted.diagnostics
@@ -77,12 +77,11 @@ def _write_chains(writer: Any, problem: Problem, fitted: Fitted) -> None:
     count = len(fitted.chains.traces.column("log_density"))
     steps = np.unique(np.linspace(0, count - 1, min(TENSORBOARD_STEPS, count)).round().astype(int))
     positions = fitted.chains.traces.rows("position", steps)
-    train, test = _log_probabilities(problem, positions)
+    train = _log_probabilities(problem, positions)
     acceptance = fitted.chains.traces.rows("acceptance", steps)
     for place, step in enumerate(steps):
         for chain in range(positions.shape[1]):
             writer.add_scalar(f"log_probability/train/chain_{chain}", train[place, chain], int(step))
-            writer.add_scalar(f"log_probability/test/chain_{chain}", test[place, chain], int(step))
             writer.add_scalar(f"acceptance/chain_{chain}", acceptance[place, chain], int(step))
         for name, values in _by_name(problem.bnn.draws(positions[place])).items():
             writer.add_histogram(name, values, int(step))
@@ -90,17 +89,15 @@ def _write_chains(writer: Any, problem: Problem, fitted: Fitted) -> None:
 
 def _log_probabilities(
     problem: Problem, positions: Float[np.ndarray, "steps chains dim"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The mean log density of a row, on train and held-out rows, `[steps, chains]`."""
+) -> Float[np.ndarray, "steps chains"]:
+    """The mean log density of a training row, nats."""
 
-    def of_position(z: Array) -> tuple[Array, Array]:
-        parameters = problem.target.constrain(z)
-        on_train = problem.target.log_likelihood(parameters, problem.train).mean()
-        return on_train, problem.target.log_likelihood(parameters, problem.monitor).mean()
+    def of_position(z: Array) -> Array:
+        return problem.target.log_likelihood(problem.target.constrain(z), problem.train).mean()
 
     flat = jnp.asarray(positions.reshape(-1, positions.shape[-1]))
-    train, test = jax.device_get(jax.jit(lambda zs: jax.lax.map(of_position, zs))(flat))
-    return train.reshape(positions.shape[:2]), test.reshape(positions.shape[:2])
+    train = jax.device_get(jax.jit(lambda zs: jax.lax.map(of_position, zs))(flat))
+    return train.reshape(positions.shape[:2])
 
 
 def _by_name(tree: Any) -> dict[str, np.ndarray]:

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Num
 
 from models.bundle import DataRecord, Manifest, MethodRecord, load
-from models.calibration import Calibration
 from models.densities import shapes_of
 from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
@@ -25,12 +24,15 @@ from training.densities import fit_densities
 from training.diagnostics import agreement
 from training.evaluate import quality, reject_rates
 from training.export import Exports, write_exports
-from training.gate import draws_notes, prediction_shortfalls
+from training.gate import draws_notes, draws_shortfalls, prediction_shortfalls
 from training.journal import Journal, Progress
 from training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
 from training.methods import map as mode
 from training.methods.form import Fitted, Method, Problem
+from training.probe import far_shortfalls
+from training.progress import stage
 from training.publish import git_commit, installed_packages, now, publish_version
+from training.quality import average_terms, proper_terms
 from training.reference import set_aside
 from training.resume import can_be_lengthened, close_journal, open_journal
 from training.seen import Shown
@@ -78,7 +80,7 @@ def fit(
 
     Args:
         where: a path or the name of an embedded set; the config's own source if None.
-        progress: told of every block of steps.
+        progress: called after every block of steps, and as each stage after the last step begins and ends.
         resume: go on with a fit of these settings that was cut off, or lengthen one that was finished.
         exports: files to write beside the bundle.
 
@@ -95,17 +97,21 @@ def fit(
     packages = installed_packages()
     with open_journal(store, config, dataset.fingerprint, packages, progress, resume=resume) as journal:
         fitted = infer(config, problem, journal)
-        reference, rest = set_aside(dataset.train, config.seed)
-        densities = fit_densities(fitted.posterior, rest, config.seed, config.calibration.densities)
-        calibrated = calibrate_posterior(
-            config.calibration, fitted.posterior, densities, dataset.calibration, reference, config.seed
-        )
-        shown = show(config, fitted, calibrated, dataset, strange)
-        metrics = evaluate_posterior(fitted.posterior, calibrated, dataset, shown)
-        fitted = judged(fitted, calibrated.calibration, metrics, dataset)
-        write_exports(exports, problem, fitted)
-        manifest = describe(config, dataset, fitted, calibrated, metrics)
-        version = publish_version(store, manifest, fitted.posterior, calibrated, shown)
+        with stage(progress, "densities"):
+            reference, rest = set_aside(dataset.train, config.seed)
+            densities = fit_densities(fitted.posterior, rest, config.seed, config.calibration.densities)
+        with stage(progress, "calibration"):
+            calibrated = calibrate_posterior(
+                config.calibration, fitted.posterior, densities, dataset.calibration, reference, config.seed
+            )
+        with stage(progress, "evaluation"):
+            shown = show(config, fitted, calibrated, dataset, strange)
+            metrics = evaluate_posterior(fitted.posterior, calibrated, dataset, shown)
+            fitted = judged(fitted, calibrated, shown, dataset)
+        with stage(progress, "report and bundle"):
+            write_exports(exports, problem, fitted)
+            manifest = describe(config, dataset, fitted, calibrated, metrics)
+            version = publish_version(store, manifest, fitted.posterior, calibrated, shown)
         close_journal(journal, keep=can_be_lengthened(config))
     return Published(version, metrics, fitted.shortfalls, fitted.notes)
 
@@ -154,8 +160,9 @@ def pose(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem
         bundle = load(store / name / str(version))
         check_draws(model, bundle.posterior.draws, where=f"method.start_from = {start_from!r}")
         earlier = bundle.posterior.draws
-    bnn, train, test = BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.test)
-    problem = Problem(bnn, train, test, earlier, augmentation(config, model, dataset.train.x))
+    # Chains are compared at calibration inputs: the test part is looked at once, after the fit.
+    bnn, train, monitor = BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.calibration)
+    problem = Problem(bnn, train, monitor, earlier, augmentation(config, model, dataset.train.x))
     _ = problem.target.sites
     return problem
 
@@ -197,9 +204,16 @@ def evaluate_posterior(posterior: Posterior, calibrated: Calibrated, dataset: Da
     return quality(posterior, prediction, dataset.test) | {"reject_rate": rates}
 
 
-def judged(fitted: Fitted, calibration: Calibration, metrics: dict[str, Any], dataset: Dataset) -> Fitted:
-    """The fit, with what its predictions lack added to what its method had to say."""
-    said = prediction_shortfalls(metrics, dataset.test.y, calibration)
+def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, dataset: Dataset) -> Fitted:
+    """The fit, with the shortfalls of its predictions and draws added to those of its method."""
+    test = dataset.test
+    prediction = shown.view.familiar.prediction if shown.view else calibrated.predictor(test.x)
+    terms, average = proper_terms(fitted.posterior, prediction, test), average_terms(prediction, test.y)
+    said = (
+        *prediction_shortfalls(terms, average, test.y, dataset.train.y, calibrated.calibration),
+        *draws_shortfalls(fitted, test),
+        *far_shortfalls(calibrated),
+    )
     notes = (*fitted.notes, *draws_notes(fitted.posterior.size))
     return fitted._replace(shortfalls=(*fitted.shortfalls, *said), notes=notes)
 

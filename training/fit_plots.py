@@ -16,8 +16,18 @@ MOST_CHAINS = 8
 """That have a panel each."""
 
 
+PARTS = {"train": "training rows", "held_out": "held-out training rows", "test": "test rows"}
+"""Rows that a fit reports on; `test` in versions of before, which showed the test part during a fit."""
+
+
+def reported_parts(report: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """`accuracy` or `rmse`, and the parts of `PARTS` that a fit's report has it of, by key, in words."""
+    kind = "accuracy" if "train_accuracy" in report else "rmse"
+    return kind, {part: words for part, words in PARTS.items() if f"{part}_{kind}" in report}
+
+
 def draw_loss(facts: dict[str, Any]) -> Figure:
-    """The loss over the steps, and accuracy or RMSE on training and held-out rows."""
+    """The loss over the steps, and accuracy or RMSE on training rows and, where there are any, held-out rows."""
     figure = Figure(figsize=(7.2, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     # JSON has no NaN: what was none when it was written is None when it is read.
@@ -26,8 +36,8 @@ def draw_loss(facts: dict[str, Any]) -> Figure:
     left.plot(steps, loss, color=ACCENT, linewidth=1.2)
     unit = facts.get("loss_unit", "nats")
     left.set(title=f"loss: {unit}", xlabel="step", yscale="log" if np.all(loss > 0) else "linear")
-    kind = "accuracy" if "test_accuracy" in reports[-1] else "rmse"
-    for part, label, color in (("train", "training rows", WARM), ("test", "held-out rows", ACCENT)):
+    kind, parts = reported_parts(reports[-1])
+    for (part, label), color in zip(parts.items(), (WARM, ACCENT), strict=False):
         values = [row[f"{part}_{kind}"] for row in reports]
         right.plot([row["step"] for row in reports], values, color=color, label=label, marker="." * (len(values) < 3))
     right.set(title=kind.replace("rmse", "RMSE"), xlabel="step")

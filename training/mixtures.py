@@ -1,4 +1,4 @@
-"""What the draws of a regression say together: an equally weighted mixture of normals for every row.
+"""What the draws say together of every row: an equally weighted mixture, of normals for a regression.
 
 Log densities, CRPS and the distribution function need the draws themselves, which the served summary no longer has.
 """
@@ -6,6 +6,7 @@ Log densities, CRPS and the distribution function need the draws themselves, whi
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,49 @@ from models.summaries import RegressionSummary
 from training.rows import Rows
 
 
+def pooled_log_likelihood(posterior: Posterior, rows: Rows) -> Float[np.ndarray, " rows"]:
+    """Log of the mean over draws of each row's likelihood in nats, as the draws have it, without recalibration."""
+    if posterior.model.law.task == "regression":
+        moments = draw_moments(posterior, rows.x)
+        return mixture_log_density(moments[..., 0], np.sqrt(moments[..., 1]), rows.y)
+
+    @jax.jit
+    def of_draw(draw: Any, x: Array, y: Array) -> Array:
+        predict = lambda row: predict_draw(posterior.model, draw, row[0])[row[1]]  # noqa: E731
+        return jax.lax.map(predict, (x, y), batch_size=512)
+
+    x, y = jnp.asarray(rows.x, jnp.float32), jnp.asarray(rows.y, jnp.int32)
+    total = np.full(len(rows), -np.inf)
+    for place in range(posterior.size):
+        draw = jax.tree.map(lambda leaf, place=place: leaf[place], posterior.draws)
+        total = np.logaddexp(total, np.asarray(of_draw(draw, x, y), np.float64))
+    return total - np.log(posterior.size)
+
+
+def squared_errors_and_nll(
+    posterior: Posterior, summary: RegressionSummary, rows: Rows
+) -> dict[str, Float[np.ndarray, " rows"]]:
+    """Each row's squared error (`rmse`) and NLL (nats) of the served mixture."""
+    return _point_terms(*served_mixture(posterior, summary, rows.x), summary, rows)
+
+
+def _point_terms(
+    means: Float[np.ndarray, "rows draws"],
+    stds: Float[np.ndarray, "rows draws"],
+    summary: RegressionSummary,
+    rows: Rows,
+) -> dict[str, np.ndarray]:
+    return {
+        "rmse": (np.asarray(summary.mean) - rows.y) ** 2,
+        "nll": -mixture_log_density(means, stds, rows.y),
+    }
+
+
 def regression_terms(posterior: Posterior, summary: RegressionSummary, rows: Rows) -> dict[str, np.ndarray]:
     """Each row's squared error (`rmse`), NLL (nats) and CRPS of the mixture, place in and width of the central 95 %."""
     low, high = np.asarray(summary.quantiles)[:, 0], np.asarray(summary.quantiles)[:, -1]
     means, stds = served_mixture(posterior, summary, rows.x)
-    return {
-        "rmse": (np.asarray(summary.mean) - rows.y) ** 2,
-        "nll": -mixture_log_density(means, stds, rows.y),
+    return _point_terms(means, stds, summary, rows) | {
         "crps": mixture_crps(means, stds, rows.y),
         "coverage_95": ((rows.y >= low) & (rows.y <= high)).astype(np.float64),
         "interval_width": high - low,

@@ -16,21 +16,27 @@ ROWS = 5_000
 
 
 class Views(NamedTuple):
-    """What is looked at between the blocks of a fit; handed to compiled code as arguments, not as constants."""
+    """The rows looked at between the blocks of a fit; handed to compiled code as arguments, not as constants.
+
+    All are of the training part. The calibration and test parts are looked at after the fit, once.
+
+    Attributes:
+        train: rows that the fit learns from.
+        held_out: training rows that it does not learn from; None where a method holds out none.
+    """
 
     train: Observations
-    test: Observations
     held_out: Observations | None = None
 
 
-def views(problem: Problem, held_out: Observations | None = None) -> Views:
-    """The first training and held-out rows, and the rows that choose among iterates."""
-    return Views(problem.train.head(ROWS), problem.monitor.head(ROWS), held_out)
+def views(problem: Problem) -> Views:
+    """The first rows, for a method that learns from all of the training part."""
+    return Views(problem.train.head(ROWS))
 
 
 def progress_report(bnn: BNN, zs: Float[Array, "draws dim"], seen: Views) -> dict[str, Array]:
-    """Log-likelihood a row, and accuracy or RMSE, of the mean prediction of some draws, on train and held-out rows."""
-    parts = {"train": seen.train, "test": seen.test}
+    """`train_…` and, where rows are held out, `held_out_…`: what `quality` says of some draws on these rows."""
+    parts = {"train": seen.train} | ({"held_out": seen.held_out.head(ROWS)} if seen.held_out else {})
     return {f"{part}_{name}": value for part, rows in parts.items() for name, value in quality(bnn, zs, rows).items()}
 
 

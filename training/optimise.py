@@ -203,5 +203,7 @@ def described(traces: Traces) -> dict[str, Any]:
 
 
 def _shown(facts: dict[str, Array]) -> dict[str, float]:
-    name = next((name for name in ("test_accuracy", "test_rmse") if name in facts), None)
-    return {name.removeprefix("test_"): float(facts[name].mean())} if name else {}
+    """Accuracy or RMSE on held-out rows, or else on training rows; under its own name, which says which."""
+    names = (f"{part}_{figure}" for part in ("held_out", "train") for figure in ("accuracy", "rmse"))
+    name = next((name for name in names if name in facts), None)
+    return {name: float(facts[name].mean())} if name else {}

@@ -30,8 +30,10 @@ def printout(found: Figures) -> str:
     if "per_class" in found:
         tables.append(_class_table(found["per_class"]))
     tables.append(_reject_table(found["reject_rate"], decision))
-    for table in tables:
+    for place, table in enumerate(tables):
         console.print(table)
+        if not place and "ece_if_calibrated" in found:
+            console.print(_reference_line(found["ece_if_calibrated"]), markup=False)
         console.print()
     console.print(_conformal_line(found["conformal"]), markup=False)
     for line in _coverage_lines(found):
@@ -57,6 +59,13 @@ def _quality_table(found: Figures) -> Table:
         beside = [_figure(twin[name]) if name in twin else ""] if twin else []
         table.add_row(readable(name), _figure(found[name]), _interval(found["intervals"].get(name)), *beside)
     return table
+
+
+def _reference_line(reference: dict[str, float]) -> str:
+    return (
+        f"  a perfectly calibrated model of as many rows shows an ece of {_figure(reference['mean'])} on average, and in "
+        f"95 % of cases less than {_figure(reference['quantile_95'])}"
+    )
 
 
 def _risk_table(found: Figures) -> Table:

@@ -1,4 +1,4 @@
-"""A progress bar on stderr: how far, the latest figures, and the time left."""
+"""A progress bar on stderr: how far, the latest figures, and the time left; and stages that have no steps to count."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from training.journal import Progress as Report
+
+
+@contextmanager
+def stage(progress: Report | None, name: str) -> Generator[None]:
+    """Reports a stage of one step: its name as it begins, so that nobody waits without knowing for what, and its end."""
+    if progress:
+        progress(0, 1, passage=name)
+    yield
+    if progress:
+        progress(1, 1, passage=name)
 
 
 @contextmanager

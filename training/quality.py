@@ -10,16 +10,25 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Num
+from scipy import stats
 
-from models.calibration import Calibration, Judgement, judge
+from models.calibration import Calibration, Judgement, ScoreJudgement, judge
 from models.errors import DataError
 from models.posterior import Posterior
 from models.predictive import Prediction
 from models.summaries import ClassificationSummary, RegressionSummary
 from training import metrics
-from training.bootstrap import auroc_interval, classification_intervals, mean_intervals, share_interval
+from training.bootstrap import (
+    LEVEL,
+    PROPORTIONS,
+    auroc_interval,
+    calibrated_ece,
+    classification_intervals,
+    mean_intervals,
+    share_interval,
+)
 from training.metrics import Terms
-from training.mixtures import regression_terms
+from training.mixtures import regression_terms, squared_errors_and_nll
 from training.rows import Rows
 from training.seen import Seen
 
@@ -45,8 +54,31 @@ def terms_of(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
     return regression_terms(posterior, prediction.summary, rows)
 
 
+def proper_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
+    """The terms of the proper scores that the gate judges by: `nll` with `brier`, or with `rmse` for a regression."""
+    if isinstance(prediction.summary, ClassificationSummary):
+        terms = metrics.classification_terms(np.asarray(prediction.summary.mean), rows.y)
+        return {name: terms[name] for name in ("nll", "brier")}
+    return squared_errors_and_nll(posterior, prediction.summary, rows)
+
+
+def average_terms(prediction: Prediction, y: Num[np.ndarray, " rows"]) -> Terms:
+    """The same of one prediction for all rows, the average of a model's own: what it says without looking at a row.
+
+    Of a regression that is the normal with the mean and variance of its predictive distributions, pooled over rows.
+    """
+    summary = prediction.summary
+    if isinstance(summary, ClassificationSummary):
+        same = np.broadcast_to(np.asarray(summary.mean, np.float64).mean(axis=0), summary.mean.shape)
+        terms = metrics.classification_terms(same, y)
+        return {name: terms[name] for name in ("nll", "brier")}
+    means = np.asarray(summary.mean, np.float64)
+    centre, variance = means.mean(), total_variance(summary).mean() + means.var()
+    return {"nll": -stats.norm.logpdf(y, centre, np.sqrt(variance)), "rmse": (y - centre) ** 2}
+
+
 def headline(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], Figures]:
-    """What `quality` says, from terms that are there already, and the bootstrap intervals of it."""
+    """The figures of `quality`, from terms that are there already, and their 95 % intervals."""
     if not isinstance(prediction.summary, ClassificationSummary):
         return metrics.averaged(terms), mean_intervals(terms)
     certain, correct = confidence(prediction), terms["accuracy"] == 1
@@ -60,14 +92,18 @@ def headline(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], Fi
 def further(prediction: Prediction, terms: Terms, rows: Rows) -> Figures:
     """What stands beside the headline: two more calibration errors of classes, and the selective risk.
 
-    `risk_at_coverage` is the error, or the RMSE, among the share of the rows that the model is surest about.
+    `ece_if_calibrated` is the mean and the 95 % quantile of the ECE that a perfectly calibrated model with these
+    confidences shows on as many rows. `risk_at_coverage` is the error, or the RMSE, among the share of the rows that the
+    model is surest about.
     """
     certain = confidence(prediction)
     if not isinstance(prediction.summary, ClassificationSummary):
         risks = metrics.risk_at_coverage(certain, terms["rmse"])
         return {"risk_at_coverage": {coverage: float(np.sqrt(risk)) for coverage, risk in risks.items()}}
     probabilities = np.asarray(prediction.summary.mean)
+    reference = calibrated_ece(certain)
     return {
+        "ece_if_calibrated": {"mean": float(reference.mean()), "quantile_95": float(np.quantile(reference, LEVEL))},
         "ace": metrics.adaptive_calibration_error(probabilities, rows.y),
         "classwise_ece": metrics.classwise_calibration_error(probabilities, rows.y),
         "risk_at_coverage": metrics.risk_at_coverage(certain, 1 - terms["accuracy"]),
@@ -138,26 +174,33 @@ def covered(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> Bool[np.ndarra
 
 
 def part_quality(terms: Terms, chosen: Bool[np.ndarray, " rows"]) -> Figures:
-    """The number of some of the rows, and where there is one, their metrics."""
+    """The number of some of the rows, and where there is one, their metrics; an exact interval of each proportion."""
     rows = int(chosen.sum())
-    return {"rows": rows} | (metrics.averaged({name: part[chosen] for name, part in terms.items()}) if rows else {})
+    if not rows:
+        return {"rows": 0}
+    own = {name: part[chosen] for name, part in terms.items()}
+    exact = {
+        f"{name}_interval": share_interval(int(part.sum()), rows) for name, part in own.items() if name in PROPORTIONS
+    }
+    return {"rows": rows} | metrics.averaged(own) | exact
 
 
 def class_quality(
     names: tuple[str, ...], terms: Terms, judgement: Judgement, y: Num[np.ndarray, " rows"]
 ) -> dict[str, Figures]:
-    """For every class that has rows: their number, accuracy, reject rate, and coverage by the prediction sets."""
-    inside = covered(judgement, y)
-    return {
-        names[label]: {
-            "rows": int(own.sum()),
-            "accuracy": float(terms["accuracy"][own].mean()),
-            "reject_rate": float(judgement.reject[own].mean()),
-            "set_coverage": float(inside[own].mean()),
-        }
-        for label in np.unique(y).tolist()
-        if (own := y == label).any()
-    }
+    """For every class that has rows: their number, accuracy, reject rate, and coverage by the prediction sets.
+
+    Each of the three proportions has its exact interval beside it.
+    """
+    shares = {"accuracy": terms["accuracy"], "reject_rate": judgement.reject, "set_coverage": covered(judgement, y)}
+    found: dict[str, Figures] = {}
+    for label in np.unique(y).tolist():
+        own = y == label
+        rows = int(own.sum())
+        figures: Figures = {"rows": rows} | {name: float(values[own].mean()) for name, values in shares.items()}
+        exact = {f"{name}_interval": share_interval(int(values[own].sum()), rows) for name, values in shares.items()}
+        found[names[label]] = figures | exact
+    return found
 
 
 # ---- telling the strange from the familiar ---------------------------------------------------------------------------
@@ -177,15 +220,31 @@ def rates_of(judgement: Judgement) -> dict[str, float]:
 def seen_detection(familiar: Seen, strange: Seen) -> dict[str, Figures]:
     """How well each score, and under `reject` the decision, tells an OOD set from the test set; OOD is positive.
 
-    What `metrics.separation` says, with DeLong's interval of the AUROC, and `detection`: the share of OOD rows above
-    the threshold that calibration has set, with the exact interval of that share.
+    What `metrics.separation` says of what decides (`deciding_ranks`), with the interval of the AUROC, and `detection`:
+    the share of OOD rows above the threshold that calibration has set, with the exact interval of that share.
     """
     found = {
-        name: score_detection(familiar.judgement.scores[name].value, score.value, score.above)
+        name: score_detection(*deciding_ranks(familiar.judgement.scores[name], score), score.above)
         for name, score in strange.judgement.scores.items()
     }
-    decided = score_detection(familiar.decision.value, strange.decision.value, strange.judgement.reject)
+    decided = score_detection(*deciding_ranks(familiar.decision, strange.decision), strange.judgement.reject)
     return found | {"reject": decided}
+
+
+def deciding_ranks(
+    familiar: ScoreJudgement, strange: ScoreJudgement
+) -> tuple[Float[np.ndarray, " test"], Float[np.ndarray, " ood"]]:
+    """Ranks of two sets' rows by what rejects them: the smaller p-value first, then the larger excess over the threshold.
+
+    One threshold for all rows: the order is that of the score itself. One for each predicted class: a row is rejected by
+    its p-value among its own class, and scores of different classes cannot be compared.
+    """
+    both = [np.concatenate(pair) for pair in zip(familiar, strange, strict=True)]
+    value, _, threshold, p_value = (part.astype(np.float64) for part in both)
+    keys = np.stack([-p_value, value - threshold], axis=1)
+    _, ranks = np.unique(keys, axis=0, return_inverse=True)
+    ranks = ranks.reshape(-1).astype(np.float64)
+    return ranks[: len(familiar.value)], ranks[len(familiar.value) :]
 
 
 def score_detection(

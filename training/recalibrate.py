@@ -26,6 +26,7 @@ from training.data import Dataset, split
 from training.densities import fit_densities
 from training.evaluate import quality, reject_rates
 from training.gate import CONSTANT_DECISION, decision_shortfalls
+from training.probe import ACCEPTS_FAR_ROWS, far_shortfalls
 from training.publish import git_commit, installed_packages, now, publish_version
 from training.reference import set_aside
 from training.rows import Rows, Source
@@ -258,8 +259,9 @@ def described(
             "densities": shapes_of(calibrated.densities),
             "metrics": metrics,
             "shortfalls": (
-                *(said for said in old.shortfalls if not said.startswith(CONSTANT_DECISION)),
+                *(said for said in old.shortfalls if not said.startswith((CONSTANT_DECISION, ACCEPTS_FAR_ROWS))),
                 *decision_shortfalls(calibrated.calibration),
+                *far_shortfalls(calibrated),
             ),
             "notes": (*old.notes, f"draws of {origin}, {material.note}"),
             "data": old.data.model_copy(update={"calibration_rows": calibrated.calibration.rows}),

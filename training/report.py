@@ -463,17 +463,17 @@ def _fit(manifest: Manifest, shown: Shown) -> list[str]:
     facts: Any = manifest.diagnostics
     parts: list[str] = []
     if "loss" in facts and facts.get("reports"):
-        kind = "accuracy" if "test_accuracy" in facts["reports"][-1] else "rmse"
+        kind, watched = fit_plots.reported_parts(facts["reports"][-1])
         loss = np.array(facts["loss"], np.float64)
         last = facts["reports"][-1]
+        ends = " and ".join(f"{last[f'{part}_{kind}']:.4g} on {words}" for part, words in watched.items())
         parts += [
             "<h3>The loss</h3>",
             _figure(
                 "loss",
                 partial(fit_plots.draw_loss, facts),
                 f"Loss over {last['step']:,} steps, from {loss[0]:.4g} to {loss[-1]:.4g}; at the end the "
-                f"{readable(kind)} is {last[f'train_{kind}']:.4g} on training rows and {last[f'test_{kind}']:.4g} on "
-                "held-out rows.",
+                f"{readable(kind)} is {ends}.",
                 "Good: a loss that has become flat, and held-out rows that do as well as training rows, or nearly so.",
             ),
         ]

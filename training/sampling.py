@@ -16,6 +16,7 @@ from training.config import ChainSettings
 from training.diagnostics import FUNCTION_ROWS, chain_diagnostics, chain_shortfalls, function_values
 from training.journal import Journal
 from training.methods.form import Fitted, Problem
+from training.progress import stage
 from training.starts import starts
 from training.target import Vector
 
@@ -41,17 +42,19 @@ def fit_by_chains(
     watch = watched(problem)
     chains = sample_chains(key_chains, kernel, problem.target, problem.train, first, settings, journal, watch)
     tuned = {name: np.asarray(value).tolist() for name, value in kernel.tuned(chains.state).items()}
-    diagnostics = chain_diagnostics(problem.target, chains, settings) | tuned
+    with stage(journal.progress, "diagnostics"):
+        diagnostics = chain_diagnostics(problem.target, chains, settings) | tuned
     return Fitted(
         Posterior(problem.bnn.model, problem.bnn.draws(chains.thinned(draws))),
         diagnostics,
         chain_shortfalls(diagnostics),
         chains=chains,
+        mode=problem.bnn.draws(np.asarray(first)) if settings.start == "map" else None,
     )
 
 
 def watched(problem: Problem) -> Any:
-    """What is kept of every sample beside its position: predictions at the first held-out inputs."""
+    """What is kept of every sample beside its position: predictions at the first inputs of `monitor`."""
     x = jnp.asarray(problem.monitor.x[:FUNCTION_ROWS])
 
     def values(z: Vector) -> Float[Array, " values"]:

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from models.calibration import Calibration
 from models.ranks import ordinal, threshold
 from training.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WARM, places, plain, titled_figure
-from training.quality import TWIN_SCORES, rates_of
+from training.quality import TWIN_SCORES, deciding_ranks, rates_of
 from training.seen import Seen, View
 from training.strange import SAME_INTENSITY, readable
 
@@ -45,7 +45,7 @@ def draw_roc(view: View, across: int = 3) -> Figure:
 def _draw_roc_panel(axis: Any, view: View, name: str, strange: Seen, shown: dict[str, str]) -> None:
     familiar = view.familiar
     pairs = [
-        (score, familiar.judgement.scores[score].value, strange.judgement.scores[score].value, color, "-", 1.2)
+        (score, *deciding_ranks(familiar.judgement.scores[score], strange.judgement.scores[score]), color, "-", 1.2)
         for score, color in shown.items()
     ]
     if view.twin:
@@ -53,7 +53,7 @@ def _draw_roc_panel(axis: Any, view: View, name: str, strange: Seen, shown: dict
         _, score = max((auroc(own[score], foreign[score]), score) for score in TWIN_SCORES if score in own)
         pairs.append((f"twin, {score}", own[score], foreign[score], INK, "--", 1.2))
     decided = f"decision ({familiar.decision_name})"
-    pairs.append((decided, familiar.decision.value, strange.decision.value, ACCENT, "-", 2.2))
+    pairs.append((decided, *deciding_ranks(familiar.decision, strange.decision), ACCENT, "-", 2.2))
     least = 0.5 / len(familiar.x)
     for label, own, foreign, color, style, width in pairs:
         truth = np.repeat([0, 1], [len(own), len(foreign)])
@@ -91,7 +91,7 @@ def _best_others(view: View) -> dict[str, str]:
     """The two scores, of those that do not decide, that do best on average over the sets; and their colours."""
     familiar = view.familiar.judgement.scores
     means = {
-        score: np.mean([auroc(values.value, seen.judgement.scores[score].value) for seen in view.strange.values()])
+        score: np.mean([auroc(*deciding_ranks(values, seen.judgement.scores[score])) for seen in view.strange.values()])
         for score, values in familiar.items()
         if score != view.familiar.decision_name
     }

@@ -29,7 +29,8 @@ def metrics(path: Path, curves: dict[str, Any], article: dict[str, Any]) -> None
             for part, line in (("train", "--"), ("test", "-")):
                 if name == "kl" and part == "train":
                     continue
-                values = traces.column("report_kl" if name == "kl" else f"report_{part}_{name}")[:, 0]
+                watched = "held_out" if part == "test" else part
+                values = traces.column("report_kl" if name == "kl" else f"report_{watched}_{name}")[:, 0]
                 sign = -1 if name == "log_likelihood" else 1
                 axis.plot(steps, sign * values, line, color=colors[fit], label=f"{labels[fit]}, {part}")
                 axis.plot(

@@ -19,6 +19,7 @@ import math
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from models.calibration import calibrate, judge
 from models.networks import MLPSpec
-from models.posterior import Posterior
+from models.posterior import Model, Posterior
 from models.predictive import Prediction, Predictor
 from models.ranks import threshold
-from training.bnn import BNN, Observations
+from training import fit
+from training.bnn import BNN, Observations, observe
 from training.config import Config, DataConfig, VIConfig
 from training.data import Dataset
-from training.fit import build_model, load_dataset, pose
+from training.fit import build_model, load_dataset
 from training.journal import Journal
 from training.methods.form import Problem
 from training.monitor import Views, progress_report
@@ -99,6 +101,11 @@ def leaf_weights(target: Target) -> Float[np.ndarray, " dim"]:
     return np.concatenate([np.full(site.last - site.first, 1 / site.shape[0], np.float32) for site in target.sites])
 
 
+def pose(config: Config, model: Model, dataset: Dataset, folder: Path) -> Problem:
+    """The problem of a fit, but watched on test rows: the article draws its curves of them."""
+    return replace(fit.pose(config, model, dataset, folder), monitor=observe(model, dataset.test))
+
+
 def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, seed: int) -> tuple[Guide, Any]:
     """Adam on −(mean log-likelihood of a batch − beta · reduced KL); the guide, and the reports on the way."""
     target, weights = problem.target, jnp.asarray(leaf_weights(problem.target))
@@ -146,9 +153,10 @@ def tabled(problem: Problem, guide: Guide, beta: float) -> dict[str, dict[str, f
     names = ("accuracy", "log_likelihood")
     return {
         part: with_elbo(
-            {name: facts[f"{part}_{name}"] for name in names} | {"kl": facts["kl"], "full_kl": facts["full_kl"]}, beta
+            {name: facts[f"{watched}_{name}"] for name in names} | {"kl": facts["kl"], "full_kl": facts["full_kl"]},
+            beta,
         )
-        for part in ("test", "train")
+        for part, watched in (("test", "held_out"), ("train", "train"))
     }
 
 

@@ -27,7 +27,8 @@ class Problem:
 
     Attributes:
         train: what is learned from.
-        monitor: held-out rows, on which progress and diagnostics are taken, and nothing else.
+        monitor: rows that are not learned from. Chains are compared by what they predict at these inputs; their
+            targets are not used. A fit passes calibration rows, never test rows.
         earlier: draws of an earlier run to start from, where the config names one.
         augment: what every gradient changes its rows by, where the config asks for it.
     """
@@ -52,6 +53,8 @@ class Fitted(NamedTuple):
         shortfalls: in plain words, what the fit lacks to be relied on; empty where nothing does.
         notes: what a reader should know of it besides.
         chains: all samples, where the method made Markov chains.
+        mode: the parameters that the draws were made around, as draws: the mode of `laplace`, the guides' means of `vi`,
+            the modes that chains started from; None where there are none.
     """
 
     posterior: Posterior
@@ -59,6 +62,7 @@ class Fitted(NamedTuple):
     shortfalls: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     chains: Chains | None = None
+    mode: Draws | None = None
 
 
 class Method(Protocol):

@@ -10,7 +10,7 @@ search for the mode held out.
 
 last_layer   the full H over the parameters of the network's last layer, all others fixed at the mode, the noise among
              them (Kristiadi et al., 2020)
-diagonal     the diagonal of H over all parameters
+diagonal     the diagonal of H over all parameters; for regression only (`check_subset` says why)
 
 P is the curvature −∂² log p(z) of the prior at the mode. For a normal prior that is 1 / s². Other priors may be flat
 there, or curved upwards; so it is no less than the precision of the normal with the same central 90 % interval.
@@ -115,9 +115,11 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: LaplaceConfig, draws: int
     """Draws from the normal; diagnostics hold the descent's loss curve and reports, τ and the log evidence.
 
     Raises:
-        ConfigError: `last_layer` is asked of a network that has none, or too large a one.
+        ConfigError: `last_layer` is asked of a network that has none, or too large a one; `diagonal` is asked of a
+            likelihood of classes.
         FitError: the curvature at the mode is not finite, or not positive.
     """
+    check_subset(problem.bnn.model, settings)
     sites = subset_sites(problem, settings)
     modes, traces = find_modes(key, problem, settings, 1, journal)
     mode = modes[0]
@@ -135,7 +137,35 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: LaplaceConfig, draws: int
         "posterior_std_min": float(spread.std.min()),
         "posterior_std_max": float(spread.std.max()),
     }
-    return Fitted(Posterior(problem.bnn.model, problem.bnn.draws(zs)), facts, notes=notes_on(evidence, spread))
+    posterior = Posterior(problem.bnn.model, problem.bnn.draws(zs))
+    return Fitted(posterior, facts, notes=notes_on(evidence, spread), mode=problem.bnn.draws(np.asarray(modes)))
+
+
+def check_subset(model: Model, settings: LaplaceConfig) -> None:
+    """Refuses `diagonal` for classes.
+
+    The Gauss-Newton matrix is the curvature of the network linearised at the mode, and so are the draws' predictions
+    (Immer et al., 2021). A bundle stores draws of parameters, and serving runs the network itself under each. Of the
+    last layer the two are the same. Of all layers they are not: independent noise on every weight goes through the
+    network's curvature, and the draws classify far worse than the mode.
+
+    Raises:
+        ConfigError: saying why, and what to use instead.
+    """
+    if settings.subset == "diagonal" and model.law.task == "classification":
+        raise ConfigError(
+            "method.subset",
+            expected=f'"last_layer", for likelihood "{model.likelihood}"',
+            found='"diagonal", whose draws classify well only by a network linearised at the mode, which is not served',
+            fix=f"leave method.subset out, or {alternative(model)}",
+        )
+
+
+def alternative(model: Model) -> str:
+    """What to use where `last_layer` cannot be."""
+    if model.law.task == "classification":
+        return 'use method.kind = "vi" or "ensemble"'
+    return 'set method.subset = "diagonal"'
 
 
 def subset_sites(problem: Problem, settings: LaplaceConfig) -> tuple[Site, ...]:
@@ -156,7 +186,7 @@ def subset_sites(problem: Problem, settings: LaplaceConfig) -> tuple[Site, ...]:
             "method.subset",
             expected=f"at most {FULL_LIMIT} parameters in the last layer, {layer}",
             found=size,
-            fix='set method.subset = "diagonal"',
+            fix=alternative(problem.bnn.model),
         )
     check_reach(problem, chosen, layer)
     return chosen
@@ -185,7 +215,7 @@ def last_layer(model: Model) -> tuple[str, ...]:
                 "method.subset",
                 expected="a network whose last parameters are a layer's",
                 found=f"{'.'.join((*path, list(tree)[-1]))}, which stands beside layers",
-                fix='end the network in a layer, as in nn.Dense(outputs), or set method.subset = "diagonal"',
+                fix=f"end the network in a layer, as in nn.Dense(outputs), or {alternative(model)}",
             )
         found.append(path)
         return key
@@ -211,7 +241,7 @@ def check_reach(problem: Problem, sites: Sequence[Site], layer: str) -> None:
             "method.subset",
             expected=f"a last layer that all {len(reached)} outputs come out of",
             found=f"{layer}, which does not reach output {', '.join(map(str, np.flatnonzero(~reached)))}",
-            fix='end the network in one layer, as in nn.Dense(outputs), or set method.subset = "diagonal"',
+            fix=f"end the network in one layer, as in nn.Dense(outputs), or {alternative(model)}",
         )
 
 
@@ -426,7 +456,7 @@ def spread_of(curvature: Curvature, prior: LocalPrior, multiplier: float) -> Spr
         where="method",
         expected="the mode to lie where the posterior is curved downwards",
         found=f"negative eigenvalues beyond {JITTERS[-1]:g} of the mean diagonal element, {scale:.3g}",
-        fix='check the scale of the data, narrow prior.scale, or set method.subset = "diagonal"',
+        fix="check the scale of the data, or narrow prior.scale",
     )
 
 

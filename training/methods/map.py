@@ -17,7 +17,7 @@ from training.bnn import Observations
 from training.config import ChainMethod, MAPConfig, MAPSettings
 from training.journal import Journal, Traces
 from training.methods.form import Fitted, Problem
-from training.monitor import Views, progress_report, views
+from training.monitor import ROWS, Views, progress_report
 from training.optimise import descend, described
 
 
@@ -43,6 +43,11 @@ def find_modes(
     starts = jax.jit(jax.vmap(problem.bnn.start))(jax.random.split(key_start, members))
     learned, held_out = hold_out(key_rows, len(problem.train.y), settings.held_out)
 
+    seen = Views(
+        problem.train.take(jnp.asarray(learned[:ROWS])),
+        problem.train.take(jnp.asarray(held_out)) if held_out.size else None,
+    )
+
     def loss(z: Array, _key: PRNGKeyArray, batch: Observations) -> Array:
         return -target.log_likelihood(target.constrain(z), batch).mean() - target.log_prior(z) / len(learned)
 
@@ -58,7 +63,7 @@ def find_modes(
         settings,
         journal,
         report=lambda z, _key, seen: progress_report(problem.bnn, z[None], seen),
-        seen=views(problem, problem.train.take(jnp.asarray(held_out))),
+        seen=seen,
         score=score if held_out.size else None,
         chosen=learned,
         augment=problem.augment,

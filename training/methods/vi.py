@@ -18,6 +18,7 @@ from training.diagnostics import K_HAT_LIMIT
 from training.guides import Guide, fit_guides, law, sample_guides
 from training.journal import Journal
 from training.methods.form import Fitted, Problem
+from training.progress import stage
 from training.starts import starts
 
 K_HAT_DRAWS = 400
@@ -32,10 +33,11 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: VIConfig, draws: int, jou
     locs = starts(key_start, problem, settings, settings.starts, journal)
     guides, facts = fit_guides(key_fit, problem, locs, settings, journal)
     zs = sample_guides(key_draws, guides, draws)
-    shape = k_hat(key_k, problem, guides, settings)
+    with stage(journal.progress, "k-hat"):
+        shape = k_hat(key_k, problem, guides, settings)
     facts["k_hat"] = shape if shape is not None and np.isfinite(shape) else None
     posterior = Posterior(problem.bnn.model, problem.bnn.draws(np.asarray(zs)))
-    return Fitted(posterior, facts, notes=k_hat_note(shape))
+    return Fitted(posterior, facts, notes=k_hat_note(shape), mode=problem.bnn.draws(np.asarray(guides["loc"])))
 
 
 def k_hat(key: PRNGKeyArray, problem: Problem, guides: Guide, settings: VIConfig) -> float | None:
