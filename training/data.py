@@ -19,6 +19,7 @@ from models.errors import DataError
 from models.preprocessing import Column, Preprocessing
 from training.config import DataConfig, Size
 from training.rows import Rows, Source
+from training.splitting import Rule, cut, part_notes, rule_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Dataset:
     train: Rows
     calibration: Rows
     test: Rows
+    notes: tuple[str, ...] = ()
+    """What a fit should say of the split."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -42,19 +45,22 @@ class Dataset:
 
 
 def split(source: Source, config: DataConfig, seed: int) -> Dataset:
-    """Train, calibration and test part: the source's own where it has them, else drawn by the seed.
+    """Train, calibration and test part: the source's own where it has them, else cut by the config's rule and the seed.
 
     Raises:
+        ConfigError: the rule has nothing to cut.
         DataError: the source has no training rows, or too few for three parts.
     """
     train, order, test = _cut_test(source, config, seed)
-    calibration = source.calibration
+    calibration, chosen = source.calibration, None
     if calibration is None:
-        order, chosen = _cut(order, config.calibration_size, "data.calibration_size", source.where)
+        rule = rule_of(source, config, seed)
+        order, chosen = _cut(rule, order, config.calibration_size, "data.calibration_size", source.where)
         calibration = train.take(chosen)
+    notes = (*source.hints, *part_notes(source, config, chosen))
     # What the source was, without its rows: they would lie in memory twice as long as the fit lasts.
-    bare = dataclasses.replace(source, train=None, calibration=None, test=None)
-    return Dataset(bare, train.take(order), calibration, test)
+    bare = dataclasses.replace(source, train=None, calibration=None, test=None, key=None)
+    return Dataset(bare, train.take(order), calibration, test, notes)
 
 
 def evaluation_rows(source: Source, config: DataConfig, seed: int) -> Rows:
@@ -69,20 +75,21 @@ def _cut_test(source: Source, config: DataConfig, seed: int) -> tuple[Rows, Int[
         expected = "x_train and y_train, or x and y"
         raise DataError("training rows", where=source.where, expected=expected, found="neither")
     order = np.random.default_rng(seed).permutation(len(train))
+    rule = rule_of(source, config, seed)
     if source.test is not None:
         return train, order, source.test
-    order, chosen = _cut(order, config.test_size, "data.test_size", source.where)
+    order, chosen = _cut(rule, order, config.test_size, "data.test_size", source.where)
     return train, order, train.take(chosen)
 
 
 def _cut(
-    order: Int[np.ndarray, " rows"], size: Size, key: str, where: str
+    rule: Rule, order: Int[np.ndarray, " rows"], size: Size, key: str, where: str
 ) -> tuple[Int[np.ndarray, " rest"], Int[np.ndarray, " cut"]]:
     count = size if isinstance(size, int) else round(size * len(order))
     if not 0 < count < len(order):
         expected = f"between 1 and {len(order) - 1} of {len(order)} rows"
         raise DataError(key, where=where, expected=expected, found=f"{count} rows")
-    return order[:-count], order[-count:]
+    return cut(rule, order, count, key, where)
 
 
 def fit_preprocessing(train: Rows, config: DataConfig, columns: tuple[Column, ...], *, classify: bool) -> Preprocessing:

@@ -198,7 +198,7 @@ def evaluate_posterior(posterior: Posterior, calibrated: Calibrated, dataset: Da
 def judged(fitted: Fitted, calibration: Calibration, metrics: dict[str, Any], dataset: Dataset) -> Fitted:
     """The fit, with what its predictions lack added to what its method had to say."""
     said = prediction_shortfalls(metrics, dataset.test.y, calibration)
-    notes = (*fitted.notes, *draws_notes(fitted.posterior.size))
+    notes = (*fitted.notes, *draws_notes(fitted.posterior.size), *dataset.notes)
     return fitted._replace(shortfalls=(*fitted.shortfalls, *said), notes=notes)
 
 
