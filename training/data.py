@@ -13,11 +13,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from models.errors import DataError
 from models.preprocessing import Column, Preprocessing
 from training.config import DataConfig, Size
+from training.precision import check_distinct, check_target, target_needs_float64, too_coarse
 from training.rows import Rows, Source
 from training.splitting import Rule, cut, part_notes, rule_of
 
@@ -92,11 +93,14 @@ def _cut(
     return cut(rule, order, count, key, where)
 
 
-def fit_preprocessing(train: Rows, config: DataConfig, columns: tuple[Column, ...], *, classify: bool) -> Preprocessing:
+def fit_preprocessing(
+    train: Rows, config: DataConfig, columns: tuple[Column, ...], names: tuple[str, ...] = (), *, classify: bool
+) -> Preprocessing:
     """What fills gaps, shift and scale of the inputs, and of a regression target, from the training part alone.
 
     Raises:
-        DataError: a column of a table has only gaps in the training part.
+        DataError: a column of a table has only gaps in the training part; or float32 cannot hold a feature, or the
+            target, even with its offset taken off.
     """
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415 - half a second, and only fit needs it
 
@@ -105,18 +109,43 @@ def fit_preprocessing(train: Rows, config: DataConfig, columns: tuple[Column, ..
     terms: dict[str, Any] = {"columns": columns}
     if not classify:
         target: Any = StandardScaler().fit(train.y[:, None].astype(np.float64))
-        terms |= {"target_shift": float(target.mean_[0]), "target_scale": float(target.scale_[0])}
+        shift, scale = float(target.mean_[0]), float(target.scale_[0])
+        check_target(shift, scale)
+        terms |= {"target_shift": shift, "target_scale": scale, "float64_target": target_needs_float64(shift, scale)}
     if config.inputs == "standardize":
         scaler: Any = StandardScaler().fit(x.reshape(len(train), -1).astype(np.float64))
         numeric = np.array([not column.categories for column in columns] or [True] * len(scaler.mean_))
         # A category's code is no quantity; it is one-hot encoded as it is.
-        terms["shift"] = tuple(np.where(numeric, scaler.mean_, 0.0).tolist())
-        terms["scale"] = tuple(np.where(numeric, scaler.scale_, 1.0).tolist())
+        shift, scale = np.where(numeric, scaler.mean_, 0.0), np.where(numeric, scaler.scale_, 1.0)
+        terms |= _standardised(x, shift, scale)
     elif config.inputs == "range":
         numbers = x[:, [not column.categories for column in columns]] if columns else x
         low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 1.0)
-        terms |= {"shift": (low,), "scale": (high - low or 1.0,)}
-    return Preprocessing(**terms)
+        coarse = (
+            x.ndim == 2 and too_coarse(np.abs(numbers).max(initial=0, keepdims=True).ravel(), np.array([high - low]))[0]
+        )
+        names_of = ("origin", "unit") if coarse else ("shift", "scale")
+        terms |= dict(zip(names_of, ((low,), (high - low or 1.0,)), strict=True))
+    preprocessing = Preprocessing(**terms)
+    check_distinct(preprocessing, train.x, tuple(column.name for column in columns) or names)
+    return preprocessing
+
+
+def _standardised(
+    x: Num[np.ndarray, "rows ..."], shift: Float[np.ndarray, " features"], scale: Float[np.ndarray, " features"]
+) -> dict[str, tuple[float, ...]]:
+    """Shift and scale of every feature: of those that float32 cannot hold, applied on the host."""
+    terms = {"shift": shift, "scale": scale}
+    # A picture's pixels are no seconds since 1970, and augmentation needs its shift and scale.
+    coarse = (
+        too_coarse(np.abs(x).max(axis=0).astype(np.float64), x.std(axis=0, dtype=np.float64))
+        if x.ndim == 2
+        else np.zeros(1, bool)
+    )
+    if coarse.any():
+        terms["origin"], terms["unit"] = np.where(coarse, shift, 0.0), np.where(coarse, scale, 1.0)
+        terms |= {"shift": np.where(coarse, 0.0, shift), "scale": np.where(coarse, 1.0, scale)}
+    return {name: tuple(values.tolist()) for name, values in terms.items()}
 
 
 def _with_filling(column: Column, values: Float[np.ndarray, " rows"]) -> Column:

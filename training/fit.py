@@ -16,6 +16,7 @@ from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
 from models.posterior import Model, Posterior, check_draws
 from models.store import check_writable, resolve
+from models.trainedrows import remember
 from training.augment import augmentation
 from training.bnn import BNN, observe
 from training.calibrate import Calibrated, calibrate_posterior, check_terms, record_of
@@ -25,7 +26,7 @@ from training.densities import fit_densities
 from training.diagnostics import agreement
 from training.evaluate import quality, reject_rates
 from training.export import Exports, write_exports
-from training.gate import draws_notes, prediction_shortfalls
+from training.gate import draws_notes, metric_shortfalls, prediction_shortfalls
 from training.journal import Journal, Progress
 from training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
 from training.methods import map as mode
@@ -103,7 +104,8 @@ def fit(
         fitted = judged(fitted, calibrated.calibration, metrics, dataset)
         write_exports(exports, problem, fitted)
         manifest = describe(config, dataset, fitted, calibrated, metrics)
-        version = publish_version(store, manifest, fitted.posterior, calibrated, shown)
+        trained = remember(model.preprocessing, dataset.train.x, dataset.calibration.x)
+        version = publish_version(store, manifest, fitted.posterior, calibrated, shown, trained)
         close_journal(journal, keep=can_be_lengthened(config))
     return Published(version, metrics, fitted.shortfalls, fitted.notes)
 
@@ -133,7 +135,7 @@ def build_model(config: Config, dataset: Dataset) -> Model:
     model = Model(
         network=config.network,
         likelihood=config.likelihood,
-        preprocessing=fit_preprocessing(train, config.data, source.columns, classify=classify),
+        preprocessing=fit_preprocessing(train, config.data, source.columns, source.feature_names, classify=classify),
         feature_shape=train.x.shape[1:],
         feature_names=source.feature_names,
         class_names=source.class_names,
@@ -197,7 +199,7 @@ def evaluate_posterior(posterior: Posterior, calibrated: Calibrated, dataset: Da
 
 def judged(fitted: Fitted, calibration: Calibration, metrics: dict[str, Any], dataset: Dataset) -> Fitted:
     """The fit, with what its predictions lack added to what its method had to say."""
-    said = prediction_shortfalls(metrics, dataset.test.y, calibration)
+    said = (*prediction_shortfalls(metrics, dataset.test.y, calibration), *metric_shortfalls(metrics))
     notes = (*fitted.notes, *draws_notes(fitted.posterior.size), *dataset.notes)
     return fitted._replace(shortfalls=(*fitted.shortfalls, *said), notes=notes)
 

@@ -6,6 +6,7 @@ has learned nothing, and a decision that can never reject.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from models.calibration import Calibration
 ENOUGH_DRAWS = 20
 CONSTANT_DECISION = "its decision score, "
 """How the shortfall begins that another calibration may mend."""
+NOT_FINITE = "metrics on the test part that are not finite: "
 
 
 def draws_notes(draws: int) -> tuple[str, ...]:
@@ -49,6 +51,14 @@ def prediction_shortfalls(
             f"gives {float(np.std(y)):.3g}; lower kl_weight or the prior's scale, or train longer"
         )
     return (*said, *decision_shortfalls(calibration))
+
+
+def metric_shortfalls(metrics: dict[str, Any]) -> tuple[str, ...]:
+    """Which metrics are no numbers: a fit that publishes them must say so."""
+    broken = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+    if not broken:
+        return ()
+    return (f"{NOT_FINITE}{', '.join(broken)}; check the scale of the data and of the predictions",)
 
 
 def decision_shortfalls(calibration: Calibration) -> tuple[str, ...]:

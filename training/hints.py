@@ -17,7 +17,19 @@ import numpy as np
 from models.preprocessing import ArrowColumn, category_texts
 from training.rows import Rows
 
-GROUP_WORDS = {"id", "patient", "user", "subject", "customer", "client", "person", "participant", "household", "device", "group"}
+GROUP_WORDS = {
+    "id",
+    "patient",
+    "user",
+    "subject",
+    "customer",
+    "client",
+    "person",
+    "participant",
+    "household",
+    "device",
+    "group",
+}
 TIME_WORDS = {"date", "datetime", "timestamp", "year", "epoch"}
 GROUPS = 10
 """Distinct values, at least, of a column that is taken for a group: fewer are categories, such as a user's type."""
