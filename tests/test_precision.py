@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 
 from models.bundle import load
+from models.calibration import judge
 from models.errors import DataError
-from models.posterior import Model
+from models.posterior import Model, Posterior
+from models.predictive import Predictor
 from models.preprocessing import Column, Preprocessing, on_host, transform
+from service.outputs import input_of, outputs_of
 from service.schemas import check_rows, parse_predict
 from training.config import Config, DataConfig, MAPConfig
 from training.data import fit_preprocessing
 from training.fit import fit
+from training.gate import metric_shortfalls
 from training.precision import COARSE, target_needs_float64, too_coarse
 from training.rows import Rows
 
@@ -138,51 +142,89 @@ def test_a_request_keeps_its_digits_for_the_host():
     assert check_rows(request, model, 10).dtype == np.float32
 
 
-# ---- whole fits ------------------------------------------------------------------------------------------------------
+# ---- a whole fit -----------------------------------------------------------------------------------------------------
+
+START, STD = 1.7e9, 1e-20
 
 
 @pytest.fixture(scope="module")
-def regressions(tmp_path_factory):
-    """The same regression in four units, fitted alike; inputs are seconds since 1970 in all but the first."""
-    folder, found = tmp_path_factory.mktemp("units"), {}
-    noise = 0.1 * RNG.normal(size=N)
-    for name, offset, unit, start in [
-        ("plain", 0, 1, 0),
-        ("epoch", 1.7e9, 10, 1.7e9),
-        ("tiny", 0, 1e-20, 1.7e9),
-        ("huge", 0, 1e20, 1.7e9),
-    ]:
-        x = start + 23 * Z[:, :1]
-        np.savez(folder / f"{name}.npz", x=x, y=offset + unit * (np.sin(2 * Z[:, 0]) + noise))
-        config = Config(
-            name=name,
-            draws=1,
-            likelihood="normal",
-            data=DataConfig(calibration_size=100),
-            method=MAPConfig(steps=300, reports=1),
-            calibration={"decision": "total_std", "recalibrate": "auto", "percentile": 90.0},
-        )
-        fit(config, str(folder / f"{name}.npz"), folder / "store", lambda *_, **__: None)
-        bundle = load(folder / "store" / name / "1")
-        found[name] = (offset, unit, start, bundle, bundle.predictor((8,)))
-    return found
+def tiny(tmp_path_factory):
+    """A regression on seconds since 1970, of a target whose variance is 1e-40; with noise of a tenth of it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    y = STD * (np.sin(2 * Z[:, 0]) + 0.1 * RNG.normal(size=N))
+    np.savez(folder / "tiny.npz", x=START + 23 * Z, y=y)
+    config = Config(
+        name="tiny",
+        draws=1,
+        likelihood="normal",
+        data=DataConfig(calibration_size=100),
+        method=MAPConfig(steps=600, reports=1),
+        calibration={"decision": "total_std", "recalibrate": "auto", "percentile": 90.0},
+    )
+    fit(config, str(folder / "tiny.npz"), folder / "store", lambda *_, **__: None)
+    return load(folder / "store" / "tiny" / "1")
 
 
-@pytest.mark.parametrize("name", ["epoch", "tiny", "huge"])
-def test_answers_are_right_in_the_targets_own_units(regressions, name):
-    """Means, quantiles and variances are the plain model's, shifted and scaled; so are scores, thresholds and metrics."""
-    plain, predictor = regressions["plain"][3:]
-    offset, unit, start, bundle, own = regressions[name]
-    z = np.linspace(-2, 2, 5)[:, None]
-    expected, found = predictor(23 * z).summary, own(start + 23 * z).summary
-    tolerance = 2e-3
-    np.testing.assert_allclose((found.mean - offset) / unit, expected.mean, atol=tolerance)
-    np.testing.assert_allclose((found.quantiles - offset) / unit, expected.quantiles, atol=tolerance)
-    np.testing.assert_allclose(found.aleatoric_variance / unit**2, expected.aleatoric_variance, rtol=0.02)
-    np.testing.assert_allclose(found.entropy - np.log(unit), expected.entropy, atol=0.02)
-    scores, metrics = own(start + 23 * z).scores, bundle.manifest.metrics
-    np.testing.assert_allclose(scores["total_std"] / unit, predictor(23 * z).scores["total_std"], rtol=0.02)
-    np.testing.assert_allclose(scores["range"], predictor(23 * z).scores["range"], atol=1e-4)
-    assert metrics["rmse"] / unit == pytest.approx(plain.manifest.metrics["rmse"], rel=0.05)
-    assert metrics["nll"] - np.log(unit) == pytest.approx(plain.manifest.metrics["nll"], abs=0.05)
+def test_a_fit_of_tiny_targets_is_sound_and_all_its_metrics_are_numbers(tiny):
+    """It learns the course, in the target's units; the intervals are as wide as the noise."""
+    metrics = tiny.manifest.metrics
     assert json.dumps(metrics, allow_nan=False)
+    assert metrics["rmse"] < 0.3 * STD
+    assert abs(metrics["nll"] - np.log(metrics["rmse"]) - 1.4) < 1
+    assert 0.3 < tiny.manifest.calibration.recalibration.factor < 3
+    x = START + 23 * np.stack([np.linspace(-2, 2, 9), np.zeros(9)], axis=1)
+    prediction = tiny.predictor((16,))(x)
+    np.testing.assert_allclose(prediction.summary.mean, STD * np.sin(np.linspace(-4, 4, 9)), atol=0.5 * STD)
+    judgement = judge(tiny.calibration, prediction)
+    width = judgement.interval[:, 1] - judgement.interval[:, 0]
+    assert (width > 0.1 * STD).all()
+    assert (width < 2 * STD).all()
+
+
+@pytest.mark.parametrize(("offset", "unit"), [(1.7e9, 10), (0, 1e-20), (0, 1e20), (-5e5, 1e-3)])
+def test_answers_are_right_in_the_targets_own_units(tiny, offset, unit):
+    """Means, quantiles, variances, entropy and scores are those of a unit target, shifted and scaled, to the digit."""
+    terms = tiny.manifest.model.preprocessing
+    plain = terms.model_copy(update={"target_shift": 0.0, "target_scale": 1.0, "float64_target": False})
+    moved = terms.model_copy(update={"target_shift": float(offset), "target_scale": float(unit)})
+    x = START + 23 * Z[:8]
+    expected, found = (
+        Predictor(
+            Posterior(tiny.manifest.model.model_copy(update={"preprocessing": own}), tiny.posterior.draws),
+            (8,),
+            densities=tiny.densities,
+        )(x)
+        for own in (plain, moved)
+    )
+    np.testing.assert_allclose(found.summary.mean, offset + unit * expected.summary.mean.astype(float), rtol=1e-14)
+    quantiles = offset + unit * expected.summary.quantiles.astype(float)
+    np.testing.assert_allclose(found.summary.quantiles, quantiles, rtol=1e-14)
+    np.testing.assert_allclose(
+        found.summary.aleatoric_variance, unit**2 * expected.summary.aleatoric_variance.astype(float), rtol=1e-6
+    )
+    np.testing.assert_allclose(found.summary.entropy, expected.summary.entropy + np.log(unit), rtol=1e-6)
+    for score in ("std", "total_std"):
+        np.testing.assert_allclose(found.scores[score], unit * expected.scores[score].astype(float), rtol=1e-6)
+    np.testing.assert_array_equal(found.scores["range"], expected.scores["range"])
+
+
+def test_the_v2_protocol_tells_wide_types_where_they_are_needed(tiny):
+    """FP64 for rows with an origin, and for places in the target's units; FP32 for all else."""
+    model = tiny.manifest.model
+    outputs = outputs_of(model, tiny.calibration)
+    assert input_of(model).datatype == "FP64"
+    assert {name for name, output in outputs.items() if output.datatype == "FP64"} == {
+        "mean",
+        "quantiles",
+        "lower",
+        "upper",
+    }
+    plain = model.model_copy(update={"preprocessing": Preprocessing()})
+    assert {output.datatype for output in outputs_of(plain, tiny.calibration).values()} == {"FP32", "BOOL"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_metrics_that_are_no_numbers_are_a_shortfall(value):
+    """Each by name, so that such a version is never called sound."""
+    assert metric_shortfalls({"rmse": 1.0, "reject_rate": {}}) == ()
+    assert "not finite: nll" in metric_shortfalls({"rmse": 1.0, "nll": value})[0]
