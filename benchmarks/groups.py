@@ -21,14 +21,14 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from models.bundle import load
 from models.calibration import judge
 from models.preprocessing import encode_table
 from models.rowfiles import read_table
+from training.calibrate import calibrate_posterior
 from training.config import Config, DataConfig, MAPConfig
-from training.data import split
-from training.fit import fit
-from training.sources import read_source
+from training.densities import fit_densities
+from training.fit import build_model, infer, load_dataset, pose
+from training.resume import open_journal
 
 PERCENTILES = (90.0, 95.0, 99.0)
 WIDTH = 6
@@ -47,18 +47,20 @@ def rates(folder: Path, seed: int, groups: int, rows: int, group: str | None) ->
     """Reject rates by percentile on the test part and on new groups, and the number of calibration groups."""
     for place, name in enumerate(("known", "new")):
         write_groups(folder / f"{name}.csv", np.random.default_rng([seed, place]), groups, rows)
-    data = DataConfig(target="label", drop=() if group else ("who",), group=group)
+    data = DataConfig(source=str(folder / "known.csv"), target="label", drop=() if group else ("who",), group=group)
     config = Config(name="groups", seed=seed, draws=1, data=data, method=MAPConfig(steps=500, reports=1))
-    fit(config, str(folder / "known.csv"), folder / "store", lambda *_, **__: None)
-    bundle = load(
-        max((folder / "store" / "groups").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1)
-    )
-    dataset = split(read_source(str(folder / "known.csv"), data, classify=True), data, seed)
-    new = encode_table(bundle.manifest.model.preprocessing.columns, read_table(folder / "new.csv"), "new.csv")
-    predictor = bundle.predictor((256,))
+    dataset = load_dataset(config, None)
+    model = build_model(config, dataset)
+    # What `abstain fit` does, without a report and a bundle, which take most of the time.
+    with open_journal(folder, config, dataset.fingerprint, {}, None, resume=False) as journal:
+        posterior = infer(config, pose(config, model, dataset, folder), journal).posterior
+    densities = fit_densities(posterior, dataset.train, seed)
+    calibrated = calibrate_posterior(config.calibration, posterior, densities, dataset.calibration, seed)
+    new = encode_table(model.preprocessing.columns, read_table(folder / "new.csv"), "new.csv")
+    predictions = [calibrated.predictor(x) for x in (dataset.test.x, new)]
     found = [
-        np.array([judge(bundle.calibration, prediction, percentile).reject.mean() for percentile in PERCENTILES])
-        for prediction in (predictor(dataset.test.x), predictor(new))
+        np.array([judge(calibrated.calibration, prediction, percentile).reject.mean() for percentile in PERCENTILES])
+        for prediction in predictions
     ]
     # Rows of a random split are of nearly all groups.
     return found[0], found[1], round(len(dataset.calibration) / rows) if group else 0
@@ -72,9 +74,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60)
     terms = parser.parse_args()
     print(f"{terms.groups} groups of {terms.rows} rows, {terms.seeds} seeds; mean reject rate ± standard error")
-    for group in (None, "who"):
+    for group in ("who", None):
         with tempfile.TemporaryDirectory() as folder:
-            found = [rates(Path(folder), seed, terms.groups, terms.rows, group) for seed in range(terms.seeds)]
+            folders = [Path(folder) / str(seed) for seed in range(terms.seeds)]
+            for path in folders:
+                path.mkdir()
+            found = [rates(path, seed, terms.groups, terms.rows, group) for seed, path in enumerate(folders)]
         print(f"split by group: {found[0][2]} calibration groups" if group else "split at random")
         for place, percentile in enumerate(PERCENTILES):
             test, new = (np.array([part[which][place] for part in found]) for which in (0, 1))
