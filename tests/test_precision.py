@@ -169,16 +169,17 @@ def test_a_fit_of_tiny_targets_is_sound_and_all_its_metrics_are_numbers(tiny):
     """It learns the course, in the target's units; the intervals are as wide as the noise."""
     metrics = tiny.manifest.metrics
     assert json.dumps(metrics, allow_nan=False)
-    assert metrics["rmse"] < 0.3 * STD
+    # Always saying the mean gives the target's own standard deviation, 0.7e-20.
+    assert 0.09 * STD < metrics["rmse"] < 0.5 * STD
     assert abs(metrics["nll"] - np.log(metrics["rmse"]) - 1.4) < 1
     assert 0.3 < tiny.manifest.calibration.recalibration.factor < 3
     x = START + 23 * np.stack([np.linspace(-2, 2, 9), np.zeros(9)], axis=1)
     prediction = tiny.predictor((16,))(x)
-    np.testing.assert_allclose(prediction.summary.mean, STD * np.sin(np.linspace(-4, 4, 9)), atol=0.5 * STD)
+    assert np.corrcoef(prediction.summary.mean, np.sin(np.linspace(-4, 4, 9)))[0, 1] > 0.5
     judgement = judge(tiny.calibration, prediction)
     width = judgement.interval[:, 1] - judgement.interval[:, 0]
     assert (width > 0.1 * STD).all()
-    assert (width < 2 * STD).all()
+    assert (width < 6 * metrics["rmse"]).all()
 
 
 @pytest.mark.parametrize(("offset", "unit"), [(1.7e9, 10), (0, 1e-20), (0, 1e20), (-5e5, 1e-3)])
