@@ -327,7 +327,7 @@ def _in_float64(terms: Preprocessing, prediction: Prediction) -> Prediction:
     """The prediction with summary and scores in the target's units, if the compiled program left that to the host."""
     if not terms.float64_target:
         return prediction
-    exact = RegressionSummary(*(np.asarray(leaf, np.float64) for leaf in prediction.summary))
+    exact = RegressionSummary(*(cast("Any", np.asarray(leaf, np.float64)) for leaf in prediction.summary))
     summary = in_target_units(exact, terms.target_shift, terms.target_scale)
     summary = summary._replace(entropy=exact.entropy + math.log(terms.target_scale))
     # Every score of a regression's own is a standard deviation.
