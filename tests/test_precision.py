@@ -111,7 +111,7 @@ def test_many_random_numbers_are_not_refused():
 )
 def test_targets_that_need_float64(mean, std, wide):
     """By offset against spread, or a variance beyond float32."""
-    assert target_needs_float64(mean, std) == wide
+    assert target_needs_float64(float(mean), float(std)) == wide
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ LEAST = 5
 BLOCK = 5_000
 """Rows grouped at a time, at most: the time grows with their square."""
 
-Places = Int[np.ndarray, " group"]
+Places = Int[np.ndarray, " _"]
+"""Rows of a group or block, each of its own size."""
 
 
 def group_means(rows: Float[np.ndarray, "rows width"], most: int) -> Float[np.ndarray, "groups width"]:

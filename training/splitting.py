@@ -18,7 +18,7 @@ from models.errors import ConfigError, DataError
 from training.config import DataConfig
 from training.rows import Source
 
-Indices = Int[np.ndarray, " rows"]
+Indices = Int[np.ndarray, " _"]
 
 
 class Rule(NamedTuple):
