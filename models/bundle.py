@@ -4,6 +4,7 @@
     draws/          the posterior's draws (Orbax, numpy leaves, sample axis 0)
     calibration/    the calibration split's scores (Orbax)
     densities/      what scores are computed from that were fitted to the training rows (Orbax)
+    rows/           keyed hashes of the training rows, for `abstain calibrate` (`models/trainedrows.py`)
     report.html     for people
 
 The digest of a bundle is the sha256 of its manifest's canonical bytes, so it stands for every byte of the version.

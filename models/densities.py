@@ -6,7 +6,7 @@
     subspace              what the predicted class's principal subspace of the inputs leaves over
     local_subspace        the same by many small subspaces of each class, one for each of its clusters: of the inputs
     feature_subspace      … and of penultimate features (mixtures of local principal components; Kambhatla & Leen, 1997)
-    knn                   distance to the nearest training row, by penultimate features (Sun et al., 2022, k = 1)
+    knn                   distance to the nearest group of training rows, by penultimate features (after Sun et al., 2022)
     input_knn             the same by inputs
     range                 how far the worst feature lies outside its training range, in widths of it
 
@@ -102,7 +102,10 @@ class LocalSubspaces(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """A bank [rows, kept] of training rows, `(x − mean) @ components`, and half of each one's squared length [rows]."""
+    """A bank [groups, kept] of means of near training rows, `(x − mean) @ components`, and half of each squared length.
+
+    In bundles from before groups the bank holds single training rows.
+    """
 
     unit: Leaf
     mean: Leaf
@@ -208,12 +211,12 @@ def _squared_distances(place: Float[Array, " kept"], points: Float[Array, "kept 
 
 
 def features_knn(record: Neighbours, view: View) -> Scalar:
-    """The distance of the members' features, side by side, to the nearest row's; of unit length each, for pixels."""
+    """The distance of the members' features, side by side, to the nearest of the bank; of unit length each, for pixels."""
     return _nearest_distance(record, _scaled(record.unit, view.features).ravel())
 
 
 def input_knn(record: Neighbours, view: View) -> Scalar:
-    """The distance of the preprocessed input to the nearest row's."""
+    """The distance of the preprocessed input to the nearest of the bank."""
     return _nearest_distance(record, _scaled(record.unit, view.inputs))
 
 

@@ -25,9 +25,9 @@ from models.errors import AbstainError
 from models.features import outputs_and_features
 from models.packing import chunk_of, pack, unpack
 from models.posterior import Draws, Model, Posterior
-from models.preprocessing import transform
+from models.preprocessing import Preprocessing, on_host, transform
 from models.recalibration import Recalibration, temper_draws, temper_pooled
-from models.scores import scores_of
+from models.scores import SCORES, scores_of
 from models.summaries import (
     PredictiveSummary,
     RegressionSummary,
@@ -182,6 +182,8 @@ def _summary(model: Model, parts: Float[Array, "draws batch parts"]) -> Predicti
     if model.law.task == "classification":
         return summarise_classification(parts)
     terms = model.preprocessing
+    if terms.float64_target:
+        return summarise_regression(parts[..., 0], parts[..., 1])
     return in_target_units(summarise_regression(parts[..., 0], parts[..., 1]), terms.target_shift, terms.target_scale)
 
 
@@ -306,7 +308,7 @@ class Predictor:
         """
         bucket = next(size for size in self.buckets if size >= len(rows))
         padded = np.zeros((bucket, *self.model.feature_shape), np.float32)
-        padded[: len(rows)] = rows
+        padded[: len(rows)] = on_host(self.model.preprocessing, rows)
         return self._executables[bucket](self._packed, padded, self._densities)
 
     def read(self, whole: Float[np.ndarray, "parts bucket"], rows: int) -> Prediction:
@@ -318,7 +320,22 @@ class Predictor:
             leaf = whole[start:end, :rows].T.reshape(rows, *shape)
             leaves.append(leaf if kind == np.float32 else leaf.astype(kind))
             start = end
-        return jax.tree.unflatten(self._form.tree, leaves)
+        return _in_float64(self.model.preprocessing, jax.tree.unflatten(self._form.tree, leaves))
+
+
+def _in_float64(terms: Preprocessing, prediction: Prediction) -> Prediction:
+    """The prediction with summary and scores in the target's units, if the compiled program left that to the host."""
+    if not terms.float64_target:
+        return prediction
+    exact = RegressionSummary(*(cast("Any", np.asarray(leaf, np.float64)) for leaf in prediction.summary))
+    summary = in_target_units(exact, terms.target_shift, terms.target_scale)
+    summary = summary._replace(entropy=exact.entropy + math.log(terms.target_scale))
+    # Every score of a regression's own is a standard deviation.
+    scores = {
+        name: values.astype(np.float64) * terms.target_scale if name in SCORES["regression"] else values
+        for name, values in prediction.scores.items()
+    }
+    return prediction._replace(summary=summary, scores=scores)
 
 
 def _placed_alike(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:

@@ -47,6 +47,10 @@ class Preprocessing(BaseModel):
     """`(x − shift) / scale`, gaps filled and categories one-hot encoded; and the scale of a regression target.
 
     `shift` and `scale` hold one number for all features, or one for each. `columns` is empty unless the data is a table.
+
+    `origin` and `unit` are empty but for features that float32 cannot hold as they are, such as seconds since 1970. Then
+    the compiled program is given `(x − origin) / unit`, computed on the host in float64 by `on_host`, and `shift` and
+    `scale` are those of these numbers. Column.missing stays on the scale of the data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,17 +59,48 @@ class Preprocessing(BaseModel):
     columns: tuple[Column, ...] = ()
     target_shift: float = 0.0
     target_scale: float = 1.0
+    origin: tuple[float, ...] = ()
+    unit: tuple[float, ...] = ()
+    float64_target: bool = False
+    """Whether `target_shift` and `target_scale` are applied on the host in float64: to targets such as 1.7e9 ± 10 or
+    1e-20, which float32 would round to one number, or whose variance it cannot hold."""
+
+
+def on_host(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]) -> Num[np.ndarray, "rows ..."]:
+    """The numbers that the compiled program is given, to be cast to float32: `rows` themselves but for an `origin`.
+
+    Args:
+        rows: on the scale of the data; float64 where there is an origin, for float32 has lost its digits already.
+    """
+    if not preprocessing.origin:
+        return rows
+    shape = rows.shape[1:] if len(preprocessing.origin) > 1 else ()
+    origin, unit = (np.reshape(terms, shape) for terms in (preprocessing.origin, preprocessing.unit))
+    largest = float(np.finfo(np.float32).max)
+    # A row far outside is to be called strange, not infinite.
+    with np.errstate(over="ignore"):
+        return np.clip((rows.astype(np.float64) - origin) / unit, -largest, largest).astype(np.float32)
+
+
+def in_data_units(
+    preprocessing: Preprocessing, numbers: Float[np.ndarray, " features"]
+) -> Float[np.ndarray, " features"]:
+    """What `on_host` makes these numbers of."""
+    if not preprocessing.origin:
+        return numbers
+    return numbers * np.asarray(preprocessing.unit) + np.asarray(preprocessing.origin)
 
 
 def transform(preprocessing: Preprocessing, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """What the network sees of one row: the standardised numeric features, then a one-hot block per category.
 
     Args:
-        x: one row, float32. NaN marks a gap, and only in tables.
+        x: one row as `on_host` gives it, float32. NaN marks a gap, and only in tables.
     """
     columns = preprocessing.columns
     if columns:
-        x = jnp.where(jnp.isnan(x), jnp.asarray([column.missing for column in columns], x.dtype), x)
+        missing = on_host(preprocessing, np.array([[column.missing for column in columns]]))[0]
+        x = jnp.where(jnp.isnan(x), jnp.asarray(missing, x.dtype), x)
     numbers = bounded((x - _per_feature(preprocessing.shift, x.shape)) / _per_feature(preprocessing.scale, x.shape))
     if not any(column.categories for column in columns):
         return numbers

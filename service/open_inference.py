@@ -23,7 +23,7 @@ from starlette.routing import Route
 from service.batcher import Batcher, Share, Spent
 from service.errors import HTTPError
 from service.objects import flag_of, parse_object
-from service.outputs import Output, all_in_binary, encode, encode_row, joined, outputs_of, own_rows
+from service.outputs import Output, all_in_binary, encode, encode_row, input_of, joined, outputs_of, own_rows
 from service.process import Process, Traffic
 from service.schemas import check_finite
 from service.serving import Live, Serving, said
@@ -251,7 +251,7 @@ def _metadata(live: Live, versions: list[int]) -> dict[str, Any]:
         "name": live.name,
         "versions": [str(version) for version in versions],
         "platform": PLATFORM,
-        "inputs": [tensor(INPUT, Output("FP32", model.feature_shape))],
+        "inputs": [tensor(INPUT, input_of(model))],
         "outputs": [tensor(*item) for item in outputs_of(model, live.bundle.calibration).items()],
     }
 
@@ -280,7 +280,7 @@ def _config(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
         "backend": "abstain",
         "version_policy": {"specific": {"versions": versions}},
         "max_batch_size": max_rows,
-        "input": [tensor(INPUT, Output("FP32", model.feature_shape))],
+        "input": [tensor(INPUT, input_of(model))],
         "output": [tensor(*item) for item in outputs_of(model, calibration).items()],
         "parameters": {key: {"string_value": text} for key, text in facts.items()},
     }

@@ -19,7 +19,7 @@ from models.summaries import QUANTILES, ClassificationSummary
 from service.compression import accepted_coding, compress
 from service.objects import HEADER_LENGTH
 
-_DTYPES = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8"), "BOOL": np.dtype("?")}
+_DTYPES = {"FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"), "INT64": np.dtype("<i8"), "BOOL": np.dtype("?")}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _SCORE = "score_"
 
@@ -64,12 +64,18 @@ class Records(NamedTuple):
 
 def outputs_of(model: Model, calibration: Calibration) -> Mapping[str, Output]:
     """Every output of a model, in the order in which they are told."""
-    return _outputs(model.law.task, len(model.class_names), tuple(calibration.all_scores))
+    wide = model.preprocessing.float64_target
+    return _outputs(model.law.task, len(model.class_names), tuple(calibration.all_scores), wide)
+
+
+def input_of(model: Model) -> Output:
+    """The type of the rows that lose nothing, and the shape of one; others are taken, too."""
+    return Output("FP64" if model.preprocessing.origin else "FP32", model.feature_shape)
 
 
 @lru_cache(64)
 def _outputs(
-    task: Literal["classification", "regression"], classes: int, scores: tuple[str, ...]
+    task: Literal["classification", "regression"], classes: int, scores: tuple[str, ...], wide: bool
 ) -> Mapping[str, Output]:
     number = Output("FP32")
     if task == "classification":
@@ -81,10 +87,12 @@ def _outputs(
             **dict.fromkeys(("entropy", "aleatoric_entropy", "mutual_information"), number),
         }
     else:
+        place = Output("FP64" if wide else "FP32")
         own = {
-            **dict.fromkeys(("mean", "std", "aleatoric_std", "epistemic_std", "entropy"), number),
-            "quantiles": Output("FP32", (len(QUANTILES),)),
-            **dict.fromkeys(("lower", "upper"), number),
+            "mean": place,
+            **dict.fromkeys(("std", "aleatoric_std", "epistemic_std", "entropy"), number),
+            "quantiles": place._replace(shape=(len(QUANTILES),)),
+            **dict.fromkeys(("lower", "upper"), place),
         }
     return {**own, "p_value": number, "reject": Output("BOOL"), **{_SCORE + name: number for name in scores}}
 

@@ -67,7 +67,9 @@ def parse_predict(body: bytes) -> PredictRequest:
 
 
 def check_rows(request: PredictRequest, model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
-    """The request's rows as float32, in the model's feature shape; an image row may be nested or flat.
+    """The request's rows in the model's feature shape; an image row may be nested or flat.
+
+    As float32; as float64 for a model that takes an offset off on the host.
 
     Raises:
         InputError: naming the row and the feature at fault.
@@ -82,23 +84,29 @@ def check_rows(request: PredictRequest, model: Model, max_rows: int) -> Float[np
         raise InputError(
             "inputs", expected=f"at most {max_rows} rows", found=len(inputs), fix="send them in several requests"
         )
-    rows = _plain_rows(inputs) if request.plain else None
+    dtype = dtype_of(model)
+    rows = _plain_rows(inputs, dtype) if request.plain else None
     fits = rows is not None and rows.shape[1:] in {model.feature_shape, (model.features,)}
     # Numbers a little beyond float32's largest were rounded to it: the walk tells them apart.
     if rows is None or not fits or not np.abs(rows).max() < _FLOAT32_MAX:
         for index, row in enumerate(inputs):
             _check_row(row, f"inputs[{index}]", model)
-        rows = np.array([np.ravel(row) for row in inputs], dtype=np.float64).astype(np.float32)
+        rows = np.array([np.ravel(row) for row in inputs], dtype=np.float64).astype(dtype)
     rows = rows.reshape(len(inputs), *model.feature_shape)
     _refuse_unknown_codes(rows, model)
     return rows
 
 
-def _plain_rows(inputs: list[Any]) -> Float[np.ndarray, "rows ..."] | None:
-    """Lists of numbers as float32, where what is beyond it is infinite; None where they are no array."""
+def dtype_of(model: Model) -> type[np.floating[Any]]:
+    """What rows are kept as until `models.preprocessing.on_host` sees them."""
+    return np.float64 if model.preprocessing.origin else np.float32
+
+
+def _plain_rows(inputs: list[Any], dtype: type[np.floating[Any]]) -> Float[np.ndarray, "rows ..."] | None:
+    """Lists of numbers as an array, where what is beyond float32 is infinite or more; None where they are none."""
     try:
         with np.errstate(over="ignore"):
-            return np.array(inputs, dtype=np.float32)
+            return np.array(inputs, dtype=dtype)
     except (ValueError, TypeError, OverflowError):
         return None
 

@@ -28,7 +28,7 @@ from service.objects import (
     text_of,
 )
 from service.outputs import Asked, Output, all_in_binary
-from service.schemas import PredictRequest, check_rows
+from service.schemas import PredictRequest, check_rows, dtype_of
 
 INPUT = "inputs"
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -50,7 +50,7 @@ class Signature(NamedTuple):
 
 
 class InferRequest(NamedTuple):
-    """A checked request: `rows` in the model's feature shape, float32."""
+    """A checked request: `rows` in the model's feature shape, as `schemas.check_rows` gives them."""
 
     rows: Float[np.ndarray, "rows ..."]
     outputs: tuple[Asked, ...]
@@ -237,7 +237,7 @@ def _json_rows(
 
 
 def _checked(array: Num[np.ndarray, "rows ..."], model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
-    """An array as float32 rows in the feature shape, after what is refused of `POST /predict` is refused of it."""
+    """An array as rows in the feature shape, after what is refused of `POST /predict` is refused of it."""
     if array.dtype.kind != "f":
         fits = True
     elif array.dtype.itemsize > 4:
@@ -245,7 +245,7 @@ def _checked(array: Num[np.ndarray, "rows ..."], model: Model, max_rows: int) ->
     else:
         fits = bool(np.isfinite(array).all())
     if fits:
-        rows = array.reshape(len(array), *model.feature_shape).astype(np.float32, copy=False)
+        rows = array.reshape(len(array), *model.feature_shape).astype(dtype_of(model), copy=False)
         if first_unknown_code(model.preprocessing, rows) is None:
             return rows
     return check_rows(_as_predict(array.tolist(), plain=False), model, max_rows)

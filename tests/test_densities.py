@@ -24,13 +24,14 @@ from tests.test_features import CLASSES
 from training import densities as fitting
 from training.calibrate import DEFAULT, decision_of
 from training.config import CalibrationConfig
-from training.densities import fit_densities, member_draws
+from training.densities import fit_densities, member_draws, rounded_outwards
 from training.rows import Rows
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(0, 3, (3, 6))
 TABLE_Y = RNG.integers(0, 3, 400)
 TABLE = (CENTRES[TABLE_Y] + RNG.normal(size=(400, 6)) * [1, 2, 0.5, 1, 0.1, 1]).astype(np.float32)
+RANGE = TABLE.min(axis=0).astype(float), TABLE.max(axis=0).astype(float)
 IMAGES_Y = RNG.integers(0, 4, 300)
 BLOTS = np.kron(RNG.integers(0, 2, (300, 4, 4)) | np.eye(4, dtype=int)[IMAGES_Y][:, None], np.ones((3, 3)))
 IMAGES = np.clip(220 * BLOTS + RNG.normal(0, 30, BLOTS.shape), 0, 255).astype(np.uint8)
@@ -248,7 +249,7 @@ def test_vims_origin_is_where_the_logits_are_the_biases_own(name):
 
 
 def test_the_principal_components_are_scikit_learns():
-    """Of the neighbours' bank: the same subspace, variance by variance; and the same distances as NearestNeighbors."""
+    """Of the neighbours' bank: the same subspace; and the same distances to the bank as NearestNeighbors."""
     rows = np.random.default_rng(1).normal(size=(500, 100)) @ np.random.default_rng(2).normal(size=(100, 100))
     record = fitting.neighbours(rows, 0.0)
     # Both are about the rows' mean.
@@ -257,8 +258,9 @@ def test_the_principal_components_are_scikit_learns():
     np.testing.assert_allclose(record.mean, pca.mean_)
     new = np.random.default_rng(3).normal(size=(20, 100)) * 20
     found = [DENSITIES["input_knn"].score(fitting._as_float32(record), view_of(row)) for row in new]
-    nearest = NearestNeighbors(n_neighbors=1).fit(pca.transform(rows))
-    np.testing.assert_allclose(found, nearest.kneighbors(pca.transform(new))[0][:, -1], rtol=1e-4)
+    nearest = NearestNeighbors(n_neighbors=1).fit(record.bank)
+    places = (new - pca.mean_) @ record.components
+    np.testing.assert_allclose(found, nearest.kneighbors(places)[0][:, -1], rtol=1e-4)
 
 
 def view_of(row, features=None, label=0):
@@ -327,7 +329,7 @@ def test_a_fit_is_the_seeds_and_no_more_than_so_many_rows(monkeypatch):
     assert len(first.records["knn"].bank) == 20
     assert not np.array_equal(first.records["knn"].bank, other.records["knn"].bank)
     for found in (first, other):
-        np.testing.assert_array_equal(found.records["range"].low, TABLE.min(axis=0))
+        np.testing.assert_allclose(found.records["range"].low, rounded_outwards(*RANGE)[0], rtol=1e-6)
 
 
 # ---- range -----------------------------------------------------------------------------------------------------------
@@ -372,7 +374,7 @@ def test_a_table_on_one_scale_is_no_picture(terms):
     assert (fitting.is_pixel_like(table), fitting.is_pixel_like(picture)) == (False, True)
     densities = fit_densities(posterior_of(table), Rows(TABLE, TABLE_Y), 0)
     assert {float(record.unit) for record in densities.records.values() if hasattr(record, "unit")} == {0.0}
-    np.testing.assert_array_equal(densities.records["range"].low, TABLE.min(axis=0))
+    np.testing.assert_allclose(densities.records["range"].low, rounded_outwards(*RANGE)[0], rtol=1e-6)
     assert decision_of(CalibrationConfig(), table) == DEFAULT["tables"]
 
 

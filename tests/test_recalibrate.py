@@ -58,17 +58,45 @@ def test_the_fits_own_data_calibrate_on_the_part_kept_for_it(calibrate, own):
 
 @pytest.mark.parametrize("ending", ["", "_calibration"])
 def test_new_rows_calibrate_however_few_a_fit_would_need(calibrate, own, tmp_path, ending):
-    """300 rows, of which a fit would keep 500 for calibration: all of them are taken, and that is said."""
+    """300 rows, of which a fit would keep 500 for calibration: all of them are taken, and none was trained on."""
     path = saved(tmp_path / "new.npz", **{f"x{ending}": TEST.x[:300], f"y{ending}": TEST.y[:300]})
     code, out, err = calibrate("digits", "--data", path, "--json")
     assert (code, json.loads(out)["name"], json.loads(out)["version"]) == (0, "digits", 2)
-    assert err.startswith("note: the rows are taken to be new: of rows that it was trained on")
-    assert json.loads(out)["notes"] == [err.removeprefix("note: ")]
+    assert (err, json.loads(out)["notes"]) == ("", [])
     found = load(own / "digits" / "2")
     assert (found.calibration.rows, found.manifest.data.calibration_rows) == (300, 300)
     expected = found.predictor((256,))(TEST.x[:300]).scores["std"]
     np.testing.assert_array_equal(found.calibration.scores["std"], expected)
     assert found.manifest.notes[-1].startswith("draws of digits:1, calibrated anew on 300 rows of new.npz")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_rows_that_were_trained_on_are_refused(calibrate, own, tmp_path, dtype):
+    """In another order and of another type, and a few among many new ones; the error counts them and names one."""
+    some = np.random.default_rng(0).permutation(len(DIGITS.train))[:200]
+    x, y = DIGITS.train.x[some].astype(dtype), DIGITS.train.y[some]
+    code, _, err = calibrate("digits", "--data", saved(tmp_path / "old.npz", x=x, y=y))
+    assert code == 1
+    assert "rows to calibrate on: expected new rows, of which about 0.0% repeat training rows" in err
+    assert "found 200 of 200 rows equal rows that the model was trained on, row 0 for one; leave them out" in err
+    mixed = {"x": np.concatenate([TEST.x.astype(dtype), x[:20]]), "y": np.concatenate([TEST.y, y[:20]])}
+    code, _, err = calibrate("digits", "--data", saved(tmp_path / "mixed.npz", **mixed))
+    assert code == 1
+    assert f"found 20 of {len(TEST) + 20} rows equal rows that the model was trained on, row {len(TEST)}" in err
+    assert versions(own, "digits") == [1]
+
+
+def test_a_version_keeps_its_hashes_and_an_old_one_has_none(calibrate, own, tmp_path):
+    """A calibration anew hands them on; without them new rows are taken to be new, which is said."""
+    new = saved(tmp_path / "new.npz", x=TEST.x[:300], y=TEST.y[:300])
+    assert calibrate("digits", "--data", new)[0] == 0
+    hashes = [(own / "digits" / version / "rows" / "trained.npz").read_bytes() for version in ("1", "2")]
+    assert hashes[0] == hashes[1]
+    shutil.rmtree(own / "digits" / "2" / "rows")
+    write_manifest(own / "digits" / "2", read_manifest(own / "digits" / "2"))
+    code, _, err = calibrate("digits:2", "--data", new)
+    assert code == 0
+    assert err.startswith("note: the rows are taken to be new, for this version keeps no hashes")
 
 
 def test_rows_of_another_shape_are_refused(calibrate, own, tmp_path):

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 from models.errors import ConfigError
 from models.networks import MLP, Network
 from models.posterior import Draws, Model
-from models.preprocessing import transform, transformed_shape
+from models.preprocessing import on_host, transform, transformed_shape
 from training.config import PriorConfig
 from training.priors import distribution, noise_distribution, parameter_priors, scale_distribution
 from training.rows import Rows
@@ -135,5 +135,6 @@ def observe(model: Model, rows: Rows) -> Observations:
     if model.law.task == "regression":
         targets = ((rows.y - model.preprocessing.target_shift) / model.preprocessing.target_scale).astype(np.float32)
     # Wider numbers are cut here, not by jax, which would first copy them as they are.
-    x = rows.x if rows.x.dtype.itemsize <= 4 else rows.x.astype(np.float32)
+    x = on_host(model.preprocessing, rows.x)
+    x = x if x.dtype.itemsize <= 4 else x.astype(np.float32)
     return Observations(prepare(x), jnp.asarray(targets))

@@ -22,6 +22,7 @@ from models.densities import OF_TASK, Densities
 from models.errors import ConfigError
 from models.posterior import Model, Posterior
 from models.predictive import NONE, Prediction, Predictor, predict_draw
+from models.preprocessing import on_host
 from models.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from models.recalibration import Recalibration, choose, fit_variance
 from models.scores import SCORES
@@ -189,7 +190,11 @@ def fit_recalibration(posterior: Posterior, predictor: Predictor, rows: Rows) ->
         return choose(draw_log_probabilities(posterior, rows.x), rows.y.astype(int))
     summary = cast("RegressionSummary", predictor(rows.x).summary)
     variance = np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance)
-    return Recalibration(kind="variance", factor=fit_variance(np.asarray(summary.mean), variance, rows.y))
+    terms = posterior.model.preprocessing
+    unit = terms.target_scale if terms.float64_target else 1.0
+    return Recalibration(
+        kind="variance", factor=fit_variance(np.asarray(summary.mean) / unit, variance / unit**2, rows.y / unit)
+    )
 
 
 def draw_log_probabilities(
@@ -201,7 +206,7 @@ def draw_log_probabilities(
     def of_draw(draw: Any, x: Array) -> Array:
         return jax.lax.map(partial(predict_draw, posterior.model, draw), x, batch_size=512)
 
-    rows = jnp.asarray(x, jnp.float32)
+    rows = jnp.asarray(on_host(posterior.model.preprocessing, x), jnp.float32)
     draws = range(posterior.size)
     return np.stack([of_draw(jax.tree.map(lambda leaf, s=s: leaf[s], posterior.draws), rows) for s in draws])
 

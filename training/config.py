@@ -78,10 +78,26 @@ class DataConfig(Section):
     """Tables only: the columns that hold categories; all others are numbers."""
     drop: Names = ()
     """Tables only: columns to leave out."""
+    group: str | None = None
+    """A column, or an array: rows of one group are never in two parts. It is not a feature."""
+    time: str | None = None
+    """A column, or an array: the latest rows are the test part, those before them the calibration part. Not a feature."""
+    stratify: bool = False
+    """Whether every part has each class's share of rows."""
     inputs: Literal["standardize", "range", "none"] = "standardize"
     """Per feature to mean 0 and std 1; all features together to [0, 1] (pixels); or as they are."""
     augment: AugmentConfig = AugmentConfig()
     """Of images: what every gradient sees of a training row. Not for Markov chains and Laplace's approximation."""
+
+    @property
+    def split_by(self) -> str | None:
+        """The column or array that rows are split by."""
+        return self.group if self.group is not None else self.time
+
+    @property
+    def split_kind(self) -> Literal["group", "time"]:
+        """What `split_by` holds."""
+        return "time" if self.time is not None else "group"
 
 
 class LayerPrior(Section):

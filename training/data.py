@@ -13,12 +13,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from models.errors import DataError
 from models.preprocessing import Column, Preprocessing
 from training.config import DataConfig, Size
+from training.precision import check_distinct, check_target, target_needs_float64, too_coarse
 from training.rows import Rows, Source
+from training.splitting import Rule, cut, part_notes, rule_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Dataset:
     train: Rows
     calibration: Rows
     test: Rows
+    notes: tuple[str, ...] = ()
+    """What a fit should say of the split."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -42,19 +46,22 @@ class Dataset:
 
 
 def split(source: Source, config: DataConfig, seed: int) -> Dataset:
-    """Train, calibration and test part: the source's own where it has them, else drawn by the seed.
+    """Train, calibration and test part: the source's own where it has them, else cut by the config's rule and the seed.
 
     Raises:
+        ConfigError: the rule has nothing to cut.
         DataError: the source has no training rows, or too few for three parts.
     """
     train, order, test = _cut_test(source, config, seed)
-    calibration = source.calibration
+    calibration, chosen = source.calibration, None
     if calibration is None:
-        order, chosen = _cut(order, config.calibration_size, "data.calibration_size", source.where)
+        rule = rule_of(source, config, seed)
+        order, chosen = _cut(rule, order, config.calibration_size, "data.calibration_size", source.where)
         calibration = train.take(chosen)
+    notes = (*source.hints, *part_notes(source, config, chosen))
     # What the source was, without its rows: they would lie in memory twice as long as the fit lasts.
-    bare = dataclasses.replace(source, train=None, calibration=None, test=None)
-    return Dataset(bare, train.take(order), calibration, test)
+    bare = dataclasses.replace(source, train=None, calibration=None, test=None, key=None)
+    return Dataset(bare, train.take(order), calibration, test, notes)
 
 
 def evaluation_rows(source: Source, config: DataConfig, seed: int) -> Rows:
@@ -69,27 +76,31 @@ def _cut_test(source: Source, config: DataConfig, seed: int) -> tuple[Rows, Int[
         expected = "x_train and y_train, or x and y"
         raise DataError("training rows", where=source.where, expected=expected, found="neither")
     order = np.random.default_rng(seed).permutation(len(train))
+    rule = rule_of(source, config, seed)
     if source.test is not None:
         return train, order, source.test
-    order, chosen = _cut(order, config.test_size, "data.test_size", source.where)
+    order, chosen = _cut(rule, order, config.test_size, "data.test_size", source.where)
     return train, order, train.take(chosen)
 
 
 def _cut(
-    order: Int[np.ndarray, " rows"], size: Size, key: str, where: str
+    rule: Rule, order: Int[np.ndarray, " rows"], size: Size, key: str, where: str
 ) -> tuple[Int[np.ndarray, " rest"], Int[np.ndarray, " cut"]]:
     count = size if isinstance(size, int) else round(size * len(order))
     if not 0 < count < len(order):
         expected = f"between 1 and {len(order) - 1} of {len(order)} rows"
         raise DataError(key, where=where, expected=expected, found=f"{count} rows")
-    return order[:-count], order[-count:]
+    return cut(rule, order, count, key, where)
 
 
-def fit_preprocessing(train: Rows, config: DataConfig, columns: tuple[Column, ...], *, classify: bool) -> Preprocessing:
+def fit_preprocessing(
+    train: Rows, config: DataConfig, columns: tuple[Column, ...], names: tuple[str, ...] = (), *, classify: bool
+) -> Preprocessing:
     """What fills gaps, shift and scale of the inputs, and of a regression target, from the training part alone.
 
     Raises:
-        DataError: a column of a table has only gaps in the training part.
+        DataError: a column of a table has only gaps in the training part; or float32 cannot hold a feature, or the
+            target, even with its offset taken off.
     """
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415 - half a second, and only fit needs it
 
@@ -98,18 +109,43 @@ def fit_preprocessing(train: Rows, config: DataConfig, columns: tuple[Column, ..
     terms: dict[str, Any] = {"columns": columns}
     if not classify:
         target: Any = StandardScaler().fit(train.y[:, None].astype(np.float64))
-        terms |= {"target_shift": float(target.mean_[0]), "target_scale": float(target.scale_[0])}
+        shift, scale = float(target.mean_[0]), float(target.scale_[0])
+        check_target(shift, scale)
+        terms |= {"target_shift": shift, "target_scale": scale, "float64_target": target_needs_float64(shift, scale)}
     if config.inputs == "standardize":
         scaler: Any = StandardScaler().fit(x.reshape(len(train), -1).astype(np.float64))
         numeric = np.array([not column.categories for column in columns] or [True] * len(scaler.mean_))
         # A category's code is no quantity; it is one-hot encoded as it is.
-        terms["shift"] = tuple(np.where(numeric, scaler.mean_, 0.0).tolist())
-        terms["scale"] = tuple(np.where(numeric, scaler.scale_, 1.0).tolist())
+        shift, scale = np.where(numeric, scaler.mean_, 0.0), np.where(numeric, scaler.scale_, 1.0)
+        terms |= _standardised(x, shift, scale)
     elif config.inputs == "range":
         numbers = x[:, [not column.categories for column in columns]] if columns else x
         low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 1.0)
-        terms |= {"shift": (low,), "scale": (high - low or 1.0,)}
-    return Preprocessing(**terms)
+        coarse = (
+            x.ndim == 2 and too_coarse(np.abs(numbers).max(initial=0, keepdims=True).ravel(), np.array([high - low]))[0]
+        )
+        names_of = ("origin", "unit") if coarse else ("shift", "scale")
+        terms |= dict(zip(names_of, ((low,), (high - low or 1.0,)), strict=True))
+    preprocessing = Preprocessing(**terms)
+    check_distinct(preprocessing, train.x, tuple(column.name for column in columns) or names)
+    return preprocessing
+
+
+def _standardised(
+    x: Num[np.ndarray, "rows ..."], shift: Float[np.ndarray, " features"], scale: Float[np.ndarray, " features"]
+) -> dict[str, tuple[float, ...]]:
+    """Shift and scale of every feature: of those that float32 cannot hold, applied on the host."""
+    terms = {"shift": shift, "scale": scale}
+    # A picture's pixels are no seconds since 1970, and augmentation needs its shift and scale.
+    coarse = (
+        too_coarse(np.abs(x).max(axis=0).astype(np.float64), x.std(axis=0, dtype=np.float64))
+        if x.ndim == 2
+        else np.zeros(1, bool)
+    )
+    if coarse.any():
+        terms["origin"], terms["unit"] = np.where(coarse, shift, 0.0), np.where(coarse, scale, 1.0)
+        terms |= {"shift": np.where(coarse, 0.0, shift), "scale": np.where(coarse, 1.0, scale)}
+    return {name: tuple(values.tolist()) for name, values in terms.items()}
 
 
 def _with_filling(column: Column, values: Float[np.ndarray, " rows"]) -> Column:

@@ -28,9 +28,10 @@ from models.densities import (
 )
 from models.features import last_layer, outputs_and_features
 from models.posterior import Model, Posterior
-from models.preprocessing import transform
+from models.preprocessing import on_host, transform
 from training.augment import transform_rows
 from training.config import AugmentConfig
+from training.grouping import LEAST, group_means, without_small
 from training.rows import Rows
 from training.strange import is_image
 
@@ -39,9 +40,9 @@ MEMBERS = 5
 ROWS = 20_000
 """Training rows that densities are fitted to, at most."""
 BANK = 2_000
-"""Of these, rows of images that neighbours are looked for among, …"""
+"""Group means of images that neighbours are looked for among, at most, …"""
 TABLE_BANK = 5_000
-"""… and rows of a table, which are shorter; each costs time in every call."""
+"""… and of a table's rows, which are shorter; each costs time in every call."""
 COMPONENTS = 64
 """Principal components that rows are projected to before they are clustered or compared, at most."""
 WHITENED = 128
@@ -122,7 +123,8 @@ def member_features(
         of_row = lambda row: outputs_and_features(posterior.model, draw, row)  # noqa: E731
         return jax.lax.map(of_row, x.astype(jnp.float32), batch_size=512)
 
-    x = rows.x if rows.x.dtype.itemsize <= 4 else rows.x.astype(np.float32)
+    x = on_host(posterior.model.preprocessing, rows.x)
+    x = x if x.dtype.itemsize <= 4 else x.astype(np.float32)
     looked = [look(jax.tree.map(lambda leaf, m=m: leaf[m], posterior.draws), x) for m in members]
     return np.stack([np.asarray(features) for _, features in looked]), np.stack([np.asarray(o) for o, _ in looked])
 
@@ -130,7 +132,7 @@ def member_features(
 def prepared(model: Model, rows: Rows) -> Float[np.ndarray, "rows inputs"]:
     """The preprocessed inputs, flat."""
     prepare = jax.vmap(lambda x: jnp.ravel(transform(model.preprocessing, x)))
-    return np.asarray(jax.jit(prepare)(rows.x.astype(np.float32)))
+    return np.asarray(jax.jit(prepare)(on_host(model.preprocessing, rows.x).astype(np.float32)))
 
 
 def of_unit_length(x: Float[np.ndarray, "... width"]) -> Float[np.ndarray, "... width"]:
@@ -185,8 +187,10 @@ def _member_mahalanobis(h: Matrix, labels: Int[np.ndarray, " rows"], classes: in
     components, _ = principal(centred_rows(h), min(WHITENED, h.shape[1]))
     projected = h @ components
     overall = mean @ components
-    # A class without rows is represented by all.
-    means = np.stack([projected[labels == c].mean(axis=0) if (labels == c).any() else overall for c in range(classes)])
+    # A class with too few rows to hide one is represented by all.
+    means = np.stack(
+        [projected[labels == c].mean(axis=0) if (labels == c).sum() >= LEAST else overall for c in range(classes)]
+    )
     within = whitening(projected - means[labels])
     background = whitening(projected - overall)
     return Mahalanobis(components, within, background, (means @ within).T, overall @ background)
@@ -232,6 +236,8 @@ def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, uni
     means, bases = np.tile(overall, (classes, 1)), []
     for place in range(classes):
         own = inputs[labels == place]
+        # The mean of one row is that row.
+        own = own if len(own) >= LEAST else own[:0]
         if len(own):
             means[place] = own.mean(axis=0, dtype=np.float64)
         kept = min(SUBSPACE, max(inputs.shape[1] // 2, 1), max(len(own) - 1, 0))
@@ -249,7 +255,9 @@ def local_subspaces(
     """Each class's rows in clusters, by k-means in the rows' principal components, and each cluster's subspace."""
     mean, components = projection(rows)
     places = projected(rows, mean, components)
-    parts = [_clusters(places[labels == label], label, seed) for label in range(classes)]
+    large = [label for label in range(classes) if (labels == label).sum() >= LEAST]
+    # A class without a cluster is compared with all; if no class has one, all rows are one, of no class.
+    parts = [_clusters(places[labels == label], label, seed) for label in large] or [_clusters(places, -1, seed)]
     labels_of, centres, bases = (np.concatenate(part) for part in zip(*parts, strict=True))
     inside = np.einsum("cd,cdk->kc", centres, bases)
     return LocalSubspaces(np.array(unit), mean, components, labels_of, centres.T, bases.transpose(1, 2, 0), inside)
@@ -260,20 +268,17 @@ def _clusters(
 ) -> tuple[
     Float[np.ndarray, " clusters"], Float[np.ndarray, "clusters kept"], Float[np.ndarray, "clusters kept local"]
 ]:
-    """Label, centre and directions of each of one class's clusters; no cluster for a class without rows."""
+    """Label, centre and directions of each of one class's clusters, none of fewer than `LEAST` rows if there are as many."""
     from sklearn.cluster import MiniBatchKMeans  # noqa: PLC0415 - seconds, and only fit needs it
 
-    kept = places.shape[1]
-    count = min(CLUSTERS, max(1, len(places) // CLUSTER_ROWS)) if len(places) else 0
+    count = min(CLUSTERS, max(1, len(places) // CLUSTER_ROWS))
     own = np.zeros(len(places), int)
     if count > 1:
         found: Any = MiniBatchKMeans(count, random_state=seed, n_init=3, batch_size=2048).fit(places)
-        own = found.labels_
+        own = without_small(found.labels_.astype(int), places)
     groups = [places[own == cluster] for cluster in range(count) if (own == cluster).any()]
-    centres = np.array([group.mean(axis=0) for group in groups]).reshape(len(groups), kept)
-    bases = np.array([_directions(group) for group in groups]).reshape(
-        len(groups), kept, -1 if groups else min(LOCAL, kept)
-    )
+    centres = np.array([group.mean(axis=0) for group in groups])
+    bases = np.array([_directions(group) for group in groups])
     return np.full(len(groups), float(label)), centres, bases
 
 
@@ -292,11 +297,9 @@ def projection(rows: Matrix) -> tuple[Float[np.ndarray, " width"], Float[np.ndar
 
 
 def neighbours(rows: Matrix, unit: float) -> Neighbours:
-    """The bank: rows at even distances through those there are, in their principal components."""
+    """The bank: means of groups of near rows (`training/grouping.py`), in the rows' principal components."""
     mean, components = projection(rows)
-    size = BANK if unit else TABLE_BANK
-    places = np.linspace(0, len(rows) - 1, min(size, len(rows))).round().astype(int)
-    bank = projected(rows[places], mean, components)
+    bank = group_means(projected(rows, mean, components), BANK if unit else TABLE_BANK)
     return Neighbours(np.array(unit), mean, components, bank, 0.5 * (bank**2).sum(axis=1))
 
 
@@ -306,16 +309,31 @@ def projected(rows: Matrix, mean: np.ndarray, components: np.ndarray) -> Float[n
 
 
 def feature_range(model: Model, train: Rows) -> Range:
-    """Each feature's range over all training rows; of images, one for all pixels; none for a category's code."""
-    x = train.x.reshape(len(train), -1)
+    """Each feature's range over all training rows; of images, one for all pixels; none for a category's code.
+
+    The ends of a feature's own range are two rows' values: they are rounded outwards.
+    """
+    x = on_host(model.preprocessing, train.x).reshape(len(train), -1)
     low, high = np.nanmin(x, axis=0).astype(np.float64), np.nanmax(x, axis=0).astype(np.float64)
     if is_pixel_like(model):
         low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
+    else:
+        low, high = rounded_outwards(low, high)
     largest = float(np.finfo(np.float32).max)
     for place, column in enumerate(model.preprocessing.columns):
         if column.categories:
             low[place], high[place] = -largest, largest
     return Range(low, high)
+
+
+def rounded_outwards(
+    low: Float[np.ndarray, " features"], high: Float[np.ndarray, " features"]
+) -> tuple[Float[np.ndarray, " features"], Float[np.ndarray, " features"]]:
+    """The range to multiples of a power of two between 1/128 and 1/64 of its width; a constant stays what it is."""
+    width = high - low
+    step = np.exp2(np.floor(np.log2(np.where(width > 0, width, 1) / 64)))
+    ends = np.floor(low / step) * step, np.ceil(high / step) * step
+    return np.where(width > 0, ends[0], low), np.where(width > 0, ends[1], high)
 
 
 def _as_float32(record: Any) -> Any:

@@ -15,6 +15,7 @@ from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
 from models.posterior import Model, Posterior, check_draws
 from models.store import check_writable, resolve
+from models.trainedrows import remember
 from training.augment import augmentation
 from training.bnn import BNN, observe
 from training.calibrate import Calibrated, calibrate_posterior, check_terms, record_of
@@ -24,7 +25,7 @@ from training.densities import fit_densities
 from training.diagnostics import agreement
 from training.evaluate import quality, reject_rates
 from training.export import Exports, write_exports
-from training.gate import draws_notes, draws_shortfalls, prediction_shortfalls
+from training.gate import draws_notes, draws_shortfalls, metric_shortfalls, prediction_shortfalls
 from training.journal import Journal, Progress
 from training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
 from training.methods import map as mode
@@ -107,11 +108,12 @@ def fit(
         with stage(progress, "evaluation"):
             shown = show(config, fitted, calibrated, dataset, strange)
             metrics = evaluate_posterior(fitted.posterior, calibrated, dataset, shown)
-            fitted = judged(fitted, calibrated, shown, dataset)
+            fitted = judged(fitted, calibrated, shown, metrics, dataset)
         with stage(progress, "report and bundle"):
             write_exports(exports, problem, fitted)
             manifest = describe(config, dataset, fitted, calibrated, metrics)
-            version = publish_version(store, manifest, fitted.posterior, calibrated, shown)
+            trained = remember(model.preprocessing, dataset.train.x, dataset.calibration.x)
+            version = publish_version(store, manifest, fitted.posterior, calibrated, shown, trained)
         close_journal(journal, keep=can_be_lengthened(config))
     return Published(version, metrics, fitted.shortfalls, fitted.notes)
 
@@ -141,7 +143,7 @@ def build_model(config: Config, dataset: Dataset) -> Model:
     model = Model(
         network=config.network,
         likelihood=config.likelihood,
-        preprocessing=fit_preprocessing(train, config.data, source.columns, classify=classify),
+        preprocessing=fit_preprocessing(train, config.data, source.columns, source.feature_names, classify=classify),
         feature_shape=train.x.shape[1:],
         feature_names=source.feature_names,
         class_names=source.class_names,
@@ -204,7 +206,7 @@ def evaluate_posterior(posterior: Posterior, calibrated: Calibrated, dataset: Da
     return quality(posterior, prediction, dataset.test) | {"reject_rate": rates}
 
 
-def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, dataset: Dataset) -> Fitted:
+def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, metrics: dict[str, Any], dataset: Dataset) -> Fitted:
     """The fit, with the shortfalls of its predictions and draws added to those of its method."""
     test = dataset.test
     prediction = shown.view.familiar.prediction if shown.view else calibrated.predictor(test.x)
@@ -212,9 +214,10 @@ def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, dataset: Datase
     said = (
         *prediction_shortfalls(terms, average, test.y, dataset.train.y, calibrated.calibration),
         *draws_shortfalls(fitted, test),
+        *metric_shortfalls(metrics),
         *far_shortfalls(calibrated),
     )
-    notes = (*fitted.notes, *draws_notes(fitted.posterior.size))
+    notes = (*fitted.notes, *draws_notes(fitted.posterior.size), *dataset.notes)
     return fitted._replace(shortfalls=(*fitted.shortfalls, *said), notes=notes)
 
 

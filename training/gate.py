@@ -7,6 +7,9 @@ around, and a decision that can never reject.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Num
 from scipy import stats
@@ -29,6 +32,8 @@ LOSS_ERRORS, LARGEST_LOSS = 3.0, 0.1
 """Standard errors, and nats a row, by both of which draws must fall behind their mode to fall short."""
 MODE_ROWS = 2_000
 """Test rows that draws and mode are compared on, at most."""
+NOT_FINITE = "metrics on the test part that are not finite: "
+"""How the shortfall begins that another calibration may mend."""
 
 
 def draws_notes(draws: int) -> tuple[str, ...]:
@@ -146,6 +151,14 @@ def behind_the_mode(draws: Float[np.ndarray, " rows"], mode: Float[np.ndarray, "
         f"standard error {error:.2g}); the approximation of the posterior does not hold: choose another method or "
         "subset, or a narrower prior.scale",
     )
+
+
+def metric_shortfalls(metrics: dict[str, Any]) -> tuple[str, ...]:
+    """Which metrics are no numbers: a fit that publishes them must say so."""
+    broken = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+    if not broken:
+        return ()
+    return (f"{NOT_FINITE}{', '.join(broken)}; check the scale of the data and of the predictions",)
 
 
 def decision_shortfalls(calibration: Calibration) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from scipy.stats import norm
 
 from models.posterior import Posterior
 from models.predictive import predict_draw
+from models.preprocessing import on_host
 from models.summaries import RegressionSummary
 from training.rows import Rows
 
@@ -100,7 +101,8 @@ def draw_moments(posterior: Posterior, x: Num[np.ndarray, "rows ..."]) -> Float[
         return jax.vmap(lambda draw: predict_draw(posterior.model, draw, row))(posterior.draws)
 
     terms = posterior.model.preprocessing
-    standard = np.asarray(jax.jit(partial(jax.lax.map, of_row, batch_size=64))(jnp.asarray(x, jnp.float32)), np.float64)
+    seen = jnp.asarray(on_host(terms, x), jnp.float32)
+    standard = np.asarray(jax.jit(partial(jax.lax.map, of_row, batch_size=64))(seen), np.float64)
     return standard * [terms.target_scale, terms.target_scale**2] + [terms.target_shift, 0.0]
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from models.calibration import judge
 from models.densities import Range
 from models.posterior import Model
+from models.preprocessing import in_data_units
 from training.calibrate import Calibrated
 
 WIDTHS = (10.0, 1e3, 1e6)
@@ -22,15 +23,18 @@ def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
     """Rows of which every numeric feature lies far outside its training range, on either side.
 
     Categories keep the first code: no code is outside. Without a numeric feature there are no such rows.
+
+    Returns:
+        float64, on the scale of the data.
     """
     low, high = np.asarray(ranges.low, np.float64), np.asarray(ranges.high, np.float64)
     numeric = np.array([not column.categories for column in model.preprocessing.columns] or [True] * len(low))
     if not numeric.any():
-        return np.empty((0, len(low)), np.float32)
+        return np.empty((0, len(low)))
     width = np.where(numeric & (high > low), high - low, 1.0)
     rows = [edge + sign * far * width for far in WIDTHS for edge, sign in ((low, -1), (high, 1))]
     largest = float(np.finfo(np.float32).max)
-    return np.where(numeric, np.clip(rows, -largest, largest), 0.0).astype(np.float32)
+    return in_data_units(model.preprocessing, np.where(numeric, np.clip(rows, -largest, largest), 0.0))
 
 
 def accepted_far_rows(calibrated: Calibrated) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from models.bundle import Manifest, write_arrays, write_manifest
 from models.posterior import Posterior
 from models.store import publish
+from models.trainedrows import TrainedRows, write_trained
 from training.calibrate import Calibrated
 from training.report import write_report
 from training.seen import Shown
@@ -23,16 +24,20 @@ def publish_version(
     posterior: Posterior,
     calibrated: Calibrated,
     shown: Shown = Shown(),  # noqa: B008 - a frozen record
+    trained: TrainedRows | None = None,
 ) -> int:
     """A new version in the store, whole or not at all; returns its number, which the manifest is given.
 
     Args:
         shown: what the report is drawn from, besides.
+        trained: hashes of the training rows, for later calibrations.
     """
     calibration = calibrated.calibration
 
     def write(folder: Path) -> None:
         write_arrays(folder, posterior, calibration, calibrated.densities)
+        if trained is not None:
+            write_trained(folder, trained)
 
     def seal(folder: Path, version: int) -> None:
         numbered = manifest.model_copy(update={"version": version})

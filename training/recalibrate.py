@@ -20,12 +20,13 @@ from models.bundle import SCHEMA_VERSION, Bundle, Manifest, load
 from models.densities import Densities, shapes_of
 from models.errors import ConfigError, DataError, clip_repr
 from models.store import check_writable, resolve
+from models.trainedrows import TrainedRows, read_trained, trained_on
 from training.calibrate import Calibrated, ScoreValues, calibrate_posterior, check_terms, record_of
 from training.config import CalibrationConfig, DataConfig, apply_override
 from training.data import Dataset, split
 from training.densities import fit_densities
 from training.evaluate import quality, reject_rates
-from training.gate import CONSTANT_DECISION, decision_shortfalls
+from training.gate import CONSTANT_DECISION, NOT_FINITE, decision_shortfalls, metric_shortfalls
 from training.probe import ACCEPTS_FAR_ROWS, far_shortfalls
 from training.publish import git_commit, installed_packages, now, publish_version
 from training.reference import set_aside
@@ -36,13 +37,16 @@ from training.sources import read_source
 from training.strange import strange_sets
 
 NEW = (
-    "the rows are taken to be new: of rows that it was trained on, in another order or of another type, the model would "
-    "learn to reject more than is asked for",
+    "the rows are taken to be new, for this version keeps no hashes of its training rows to tell: on rows that it was "
+    "trained on it would learn to reject more than is asked for",
 )
 
-
+REPEATS = 0.02
+"""Share of rows that may equal training rows beyond those that chance has equal them."""
 MOVED = {"reject_rate", "ood", "ood_rows"}
 """The metrics that every new calibration changes, or that it may know other sets of."""
+MENDED = (CONSTANT_DECISION, ACCEPTS_FAR_ROWS, NOT_FINITE)
+"""How the shortfalls begin that are judged anew."""
 UNMOVED = {"accuracy", "rmse"}
 """The metrics that no recalibration changes."""
 
@@ -92,7 +96,8 @@ def calibrate_version(
     bundle = load(store / name / str(version))
     manifest = bundle.manifest
     terms = new_terms(manifest, overrides)
-    material = read_material(manifest, where)
+    trained = read_trained(store / name / str(version), manifest.files)
+    material = read_material(manifest, where, trained)
     basis = basis_of(bundle, terms, material, where)
     check_terms(terms, manifest.model, basis.calibration.y)
     strange = strange_sets(ood or {}, (material.test or material.calibration).x, manifest.model)
@@ -101,7 +106,7 @@ def calibrate_version(
     )
     shown = show(bundle, calibrated, material, strange, f"{name}:{version}")
     made = described(bundle, calibrated, terms, material, f"{name}:{version}", shown.view)
-    version = publish_version(store, made, bundle.posterior, calibrated, shown)
+    version = publish_version(store, made, bundle.posterior, calibrated, shown, trained)
     return Recalibrated(name, version, made.shortfalls, material.beware)
 
 
@@ -128,12 +133,15 @@ def new_terms(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationConf
         raise ConfigError(key, where="--set", expected=first["msg"], found=clip_repr(first["input"])) from error
 
 
-def read_material(manifest: Manifest, where: str) -> Material:
+def read_material(manifest: Manifest, where: str, trained: TrainedRows | None = None) -> Material:
     """The rows that a source gives to calibrate on.
+
+    Args:
+        trained: hashes of the rows that the model was trained on; None if its bundle has none.
 
     Raises:
         DataError: the source is not the data that the model was fitted with, and does not say which rows are new; or
-            its rows are not the model's.
+            its rows are not the model's; or the model was trained on them.
     """
     config = DataConfig.model_validate(manifest.data.settings)
     model = manifest.model
@@ -142,7 +150,36 @@ def read_material(manifest: Manifest, where: str) -> Material:
     shape = material.calibration.x.shape[1:]
     if shape != model.feature_shape:
         raise DataError("feature shape", where=where, expected=model.feature_shape, found=shape)
-    return material
+    if trained is None or material.beware != NEW:
+        return material
+    return material._replace(beware=check_new(trained, manifest, material.calibration, where))
+
+
+def check_new(trained: TrainedRows, manifest: Manifest, rows: Rows, where: str) -> tuple[str, ...]:
+    """What to beware of in rows said to be new: those that equal a training row, if they are no more than chance has it.
+
+    Chance is the share of the fit's own calibration rows that did: in tables of few distinct rows, new ones repeat old
+    ones.
+
+    Raises:
+        DataError: there are more.
+    """
+    known = trained_on(trained, manifest.model.preprocessing, rows.x)
+    count, expected = int(known.sum()), trained.repeats
+    if not count:
+        return ()
+    allowed = expected + max(REPEATS, 4 * (expected * (1 - expected) / len(rows)) ** 0.5)
+    said = f"{count:,} of {len(rows):,} rows equal rows that the model was trained on"
+    if count > allowed * len(rows):
+        raise DataError(
+            "rows to calibrate on",
+            where=where,
+            expected=f"new rows, of which about {expected:.1%} repeat training rows",
+            found=f"{said}, row {int(np.argmax(known))} for one",
+            fix="leave them out: the thresholds learned from them would reject far more than is asked for; or give the "
+            "file that the model was fitted with, unchanged",
+        )
+    return (f"{said}; about {expected * len(rows):,.0f} were to be expected",)
 
 
 def _material(source: Source, manifest: Manifest, config: DataConfig, where: str) -> Material:
@@ -259,7 +296,8 @@ def described(
             "densities": shapes_of(calibrated.densities),
             "metrics": metrics,
             "shortfalls": (
-                *(said for said in old.shortfalls if not said.startswith((CONSTANT_DECISION, ACCEPTS_FAR_ROWS))),
+                *(said for said in old.shortfalls if not said.startswith(MENDED)),
+                *metric_shortfalls(metrics),
                 *decision_shortfalls(calibrated.calibration),
                 *far_shortfalls(calibrated),
             ),

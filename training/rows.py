@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Int, Num, Shaped
 
 from models.errors import DataError, clip_repr
 from models.preprocessing import Column
@@ -42,6 +42,10 @@ class Source:
     class_names: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
+    key: Shaped[np.ndarray, " rows"] | None = None
+    """The group or the time of each row of `train`, where `[data]` names one and the source has it."""
+    hints: tuple[str, ...] = ()
+    """What about the source a person should look at."""
 
 
 def class_indices(

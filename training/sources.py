@@ -21,7 +21,10 @@ from models.preprocessing import encode_table
 from models.rowfiles import TABLES, checked_inputs, read_npz, read_table
 from training.config import DataConfig, Size
 from training.embedded import EMBEDDED
+from training.hints import array_hints
+from training.keys import Key, array_key
 from training.rows import Rows, Source, as_text, class_indices, numbers
+from training.splitting import check_terms
 from training.tables import table_source
 
 IDX_NAMES = {
@@ -44,11 +47,12 @@ def read_source(where: str, config: DataConfig, fitted: Model | None = None, *, 
     Raises:
         DataError: naming the file, the array or column and the row at fault.
     """
+    check_terms(config, classify=classify)
     path = Path(where)
     if path.suffix in TABLES:
         return table_source(read_table(path), where, config, fitted, classify=classify)
     arrays = read_arrays(where, config.calibration_size, config.test_size)
-    return _array_source(arrays, where, config.split_index, fitted, classify=classify)
+    return _array_source(arrays, where, config, fitted, classify=classify)
 
 
 def read_inputs(where: str, model: Model) -> Num[np.ndarray, "rows ..."]:
@@ -85,7 +89,7 @@ def read_arrays(where: str, calibration_size: Size, test_size: Size) -> dict[str
 
 
 def _array_source(
-    arrays: dict[str, np.ndarray], where: str, split_index: int, fitted: Model | None, *, classify: bool
+    arrays: dict[str, np.ndarray], where: str, config: DataConfig, fitted: Model | None, *, classify: bool
 ) -> Source:
     pairs = {part: pair for part in PARTS if (pair := _pair(arrays, part, where))}
     if not pairs:
@@ -108,9 +112,64 @@ def _array_source(
     else:
         checked = {part: numbers(y, f"{where}, y{part}") for part, y in targets.items()}
     rows = {part: Rows(x, checked[part]) for part, (x, _) in pairs.items()}
+    part = "_train" if "_train" in rows else ""
+    key = _key(arrays, part, rows, config, where, fitted)
     if "" in rows:
-        rows |= _own_split(rows[""], arrays, where, split_index)
-    return Source(where, rows.get("_train", rows.get("")), rows.get("_test"), rows.get("_calibration"), names, features)
+        own, chosen = _own_split(rows[""], arrays, where, config.split_index)
+        if chosen and not part:
+            key = _own_key(key, chosen, config, where)
+        rows |= own
+    hints = () if fitted or config.split_by else array_hints(arrays, features, rows.get(part))
+    return Source(
+        where,
+        rows.get("_train", rows.get("")),
+        rows.get("_test"),
+        rows.get("_calibration"),
+        names,
+        features,
+        key=key,
+        hints=hints,
+    )
+
+
+def _key(
+    arrays: dict[str, np.ndarray],
+    part: str,
+    rows: dict[str, Rows],
+    config: DataConfig,
+    where: str,
+    fitted: Model | None,
+) -> Key | None:
+    """The group or time of every row to be split; a file for a fitted model may lack it."""
+    absent = config.split_by is not None and not {config.split_by, f"{config.split_by}{part}"} & {*arrays}
+    if config.split_by is None or part not in rows or (fitted and absent):
+        return None
+    key = array_key(arrays, part, len(rows[part]), config, where)
+    if part and f"{config.split_by}_test" in arrays:
+        _refuse_shared_groups(key, arrays[f"{config.split_by}_test"], config, where)
+    return key
+
+
+def _own_key(
+    key: np.ndarray | None, chosen: tuple[np.ndarray, np.ndarray], config: DataConfig, where: str
+) -> np.ndarray | None:
+    """The key of the source's own training rows."""
+    if key is not None:
+        _refuse_shared_groups(key[chosen[0]], key[chosen[1]], config, where)
+        return key[chosen[0]]
+    return None
+
+
+def _refuse_shared_groups(train: np.ndarray, test: np.ndarray, config: DataConfig, where: str) -> None:
+    shared = np.intersect1d(train, test)
+    if config.group is not None and shared.size:
+        raise DataError(
+            "data.group",
+            where=where,
+            expected="the source's own training and test rows to share no group",
+            found=f"{len(shared)} groups in both, {shared[0]} for one",
+            fix="leave out group, or the source's own split",
+        )
 
 
 def _pair(arrays: dict[str, np.ndarray], part: str, where: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -141,10 +200,12 @@ def _class_names(arrays: dict[str, np.ndarray], where: str, fitted: Model | None
     return fitted.class_names if fitted else own
 
 
-def _own_split(rows: Rows, arrays: dict[str, np.ndarray], where: str, index: int) -> dict[str, Rows]:
-    """The parts that `train_idx` and `test_idx` name, `[splits, rows]`."""
+def _own_split(
+    rows: Rows, arrays: dict[str, np.ndarray], where: str, index: int
+) -> tuple[dict[str, Rows], tuple[np.ndarray, np.ndarray] | None]:
+    """The parts that `train_idx` and `test_idx` name, `[splits, rows]`, and the rows that are in them."""
     if "train_idx" not in arrays or "test_idx" not in arrays:
-        return {}
+        return {}, None
     parts: dict[str, Rows] = {}
     for part in ("_train", "_test"):
         key = f"{part[1:]}_idx"
@@ -174,7 +235,7 @@ def _own_split(rows: Rows, arrays: dict[str, np.ndarray], where: str, index: int
             expected="no row in both",
             found=f"row {shared[0]}",
         )
-    return parts
+    return parts, (arrays["train_idx"][index], arrays["test_idx"][index])
 
 
 # ---- IDX -------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from models.preprocessing import (
     numeric_column,
 )
 from training.config import DataConfig
+from training.hints import split_hints
+from training.keys import column_key
 from training.rows import Rows, Source, natural_order, numbers, text_codes
 
 _DROP = "list it under data.drop"
@@ -33,14 +35,19 @@ def table_source(table: ArrowTable, where: str, config: DataConfig, fitted: Mode
     if fitted:
         columns = fitted.preprocessing.columns
     else:
-        features = [name for name in table.column_names if name != target and name not in config.drop]
+        aside = {target, config.split_by, *config.drop}
+        features = [name for name in table.column_names if name not in aside]
         if not features:
             raise DataError("columns", where=where, expected="at least one beside the target", found="none")
         columns = tuple(_column(name, table.column(name), name in config.categorical, where) for name in features)
     known = fitted.class_names if fitted else ()
     y, names = _targets(table.column(target), target, where, known, classify=classify)
     rows = Rows(encode_table(columns, table, where), y)
-    return Source(where, rows, None, None, names, tuple(column.name for column in columns), columns)
+    key = None
+    if config.split_by in table.column_names:
+        key = column_key(table.column(config.split_by), config, where)
+    features = tuple(column.name for column in columns)
+    return Source(where, rows, None, None, names, features, columns, key, () if fitted else _hints(table, config))
 
 
 def _target(table: ArrowTable, where: str, config: DataConfig, fitted: Model | None) -> str:
@@ -55,10 +62,11 @@ def _target(table: ArrowTable, where: str, config: DataConfig, fitted: Model | N
             fix=f"set it in the config to one of {present}",
         )
     # A fitted model knows its columns by name; what else the table has, or lacks, is nothing to it.
-    others = {} if fitted else {"categorical": config.categorical, "drop": config.drop}
+    others: dict[str, tuple[str | None, ...]] = {"categorical": config.categorical, "drop": config.drop}
+    others = {} if fitted else others | {config.split_kind: (config.split_by,)}
     for key, names in {"target": (config.target,), **others}.items():
         for name in names:
-            if name not in table.column_names:
+            if name is not None and name not in table.column_names:
                 raise DataError(f"data.{key}", where=where, expected=f"one of {present}", found=name)
     return config.target
 
@@ -100,3 +108,10 @@ def _targets(
     names = known or natural_order(set(labels))
     codes = {name: code for code, name in enumerate(names)}
     return text_codes(labels, codes, f"{where}, column {target!r}"), names
+
+
+def _hints(table: ArrowTable, config: DataConfig) -> tuple[str, ...]:
+    """Columns that look like groups or times; a dropped one counts, for its rows still belong together."""
+    if config.split_by is not None:
+        return ()
+    return split_hints({name: table.column(name) for name in table.column_names if name != config.target})

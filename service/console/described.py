@@ -11,7 +11,7 @@ from jaxtyping import Float
 from models.bundle import Bundle
 from models.calibration import Calibration
 from models.posterior import Model
-from models.preprocessing import Column
+from models.preprocessing import Column, in_data_units
 from service.serving import Live
 
 QUANTILES = 101
@@ -102,6 +102,7 @@ def _ranges(bundle: Bundle) -> tuple[list[float], list[float], list[float]]:
     else:
         low, high = shift - 3 * scale, shift + 3 * scale
     middle = (low + high) / 2 if len(model.preprocessing.shift) == 1 else shift
+    low, high, middle = (in_data_units(model.preprocessing, values) for values in (low, high, middle))
     return low.tolist(), high.tolist(), middle.tolist()
 
 
