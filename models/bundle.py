@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -299,7 +299,40 @@ def load(folder: Path) -> Bundle:
     if posterior.size != manifest.draws:
         raise BundleError("draws", where=str(folder), expected=manifest.draws, found=posterior.size)
     densities = _read_densities(folder / "densities", manifest)
-    return Bundle(manifest, posterior, _read_calibration(folder / "calibration", manifest), densities)
+    bundle = Bundle(manifest, posterior, _read_calibration(folder / "calibration", manifest), densities)
+    return without_stale_vim(bundle, str(folder)) if manifest.schema_version == 1 else bundle
+
+
+def without_stale_vim(bundle: Bundle, where: str) -> Bundle:
+    """The bundle without `vim`, if it is of schema 1 and of two classes by one logit.
+
+    Its weight and calibration scores were made by a formula that took one of the classes for stranger than the other.
+
+    Raises:
+        BundleError: nothing else decides.
+    """
+    densities, calibration = bundle.densities, bundle.calibration
+    if bundle.manifest.model.likelihood != "bernoulli" or densities is None or "vim" not in densities.records:
+        return bundle
+    decision = calibration.decision
+    kept = [place for place, name in enumerate(decision.scores) if name != "vim"]
+    if not kept:
+        raise BundleError(
+            "decision",
+            where=where,
+            expected="a score other than vim, whose formula for two classes by one logit has changed",
+            found="vim",
+            fix="fit the model again",
+        )
+    weights = tuple(decision.weights[place] for place in kept) if decision.weights else ()
+    scores = {name: values for name, values in calibration.scores.items() if name != "vim"}
+    records = {name: record for name, record in densities.records.items() if name != "vim"}
+    rest = Decision(scores=tuple(decision.scores[place] for place in kept), rule=decision.rule, weights=weights)
+    return replace(
+        bundle,
+        calibration=replace(calibration, scores=scores, decision=rest),
+        densities=densities._replace(records=records),
+    )
 
 
 def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:

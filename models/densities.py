@@ -230,7 +230,9 @@ def _nearest_distance(record: Neighbours, x: Array) -> Scalar:
     closeness = record.bank @ place - record.half_squares
     # The largest place is found many at a time, the first one not.
     nearest = jnp.where(closeness == closeness.max(), jnp.arange(closeness.size), 0).max()
-    return norm(record.bank[nearest] - place)
+    distance = norm(record.bank[nearest] - place)
+    # A row that is in the bank is at distance 0, not at that of its rounding.
+    return jnp.where(distance <= norm(NOTHING * place), 0.0, distance)
 
 
 def range_excess(record: Range, view: View) -> Scalar:
