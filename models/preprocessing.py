@@ -83,8 +83,8 @@ def on_host(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]) -> 
 
 
 def in_data_units(
-    preprocessing: Preprocessing, numbers: Float[np.ndarray, " features"]
-) -> Float[np.ndarray, " features"]:
+    preprocessing: Preprocessing, numbers: Float[np.ndarray, "*rows features"]
+) -> Float[np.ndarray, "*rows features"]:
     """What `on_host` makes these numbers of."""
     if not preprocessing.origin:
         return numbers
