@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 from models.bundle import Manifest, write_arrays, write_manifest
 from models.posterior import Posterior
@@ -17,29 +18,38 @@ from training.seen import Shown
 PACKAGES = ("abstain", "jax", "jaxlib", "flax", "numpyro", "blackjax", "optax", "numpy", "orbax-checkpoint")
 
 
+class Version(NamedTuple):
+    """A published version: its number, and its manifest's notes, which say what could not be drawn."""
+
+    number: int
+    notes: tuple[str, ...]
+
+
 def publish_version(
     store: Path,
     manifest: Manifest,
     posterior: Posterior,
     calibrated: Calibrated,
     shown: Shown = Shown(),  # noqa: B008 - a frozen record
-) -> int:
-    """A new version in the store, whole or not at all; returns its number, which the manifest is given.
+) -> Version:
+    """A new version in the store, whole or not at all.
 
     Args:
         shown: what the report is drawn from, besides.
     """
     calibration = calibrated.calibration
+    notes = manifest.notes
 
     def write(folder: Path) -> None:
         write_arrays(folder, posterior, calibration, calibrated.densities)
 
     def seal(folder: Path, version: int) -> None:
+        nonlocal notes
         numbered = manifest.model_copy(update={"version": version})
-        write_report(folder / "report.html", numbered, calibration, shown)
-        write_manifest(folder, numbered)
+        notes = (*manifest.notes, *write_report(folder / "report.html", numbered, calibration, shown))
+        write_manifest(folder, numbered.model_copy(update={"notes": notes}))
 
-    return publish(store, manifest.name, write, seal)
+    return Version(publish(store, manifest.name, write, seal), notes)
 
 
 def now() -> str:

@@ -90,7 +90,7 @@ def calibrate_version(
     calibrated = calibrate_posterior(terms, bundle.posterior, densities, material.calibration, manifest.seed)
     shown = show(bundle, calibrated, material, strange, f"{name}:{version}")
     made = described(bundle, calibrated, terms, material, f"{name}:{version}", shown.view)
-    version = publish_version(store, made, bundle.posterior, calibrated, shown)
+    version = publish_version(store, made, bundle.posterior, calibrated, shown).number
     return Recalibrated(name, version, made.shortfalls, material.beware)
 
 
