@@ -90,7 +90,7 @@ def chain_shortfalls(facts: dict[str, Any]) -> tuple[str, ...]:
     """What chains lack to be relied on, in plain words; function space decides, not the parameters."""
     said = []
     function = facts["function"]
-    if function["values"] and not function["rhat"] <= RHAT_LIMIT:
+    if function["rhat"] is not None and not function["rhat"] <= RHAT_LIMIT:
         said.append(
             f"the chains disagree about predictions: R-hat is {rhat_text(function['rhat'])}, above {RHAT_LIMIT}; "
             "run them longer, or start them closer"
