@@ -54,9 +54,7 @@ def assert_chains_agree(values):
     chains, _, columns = values.shape
     rhat = array_stats.rhat(values, method="rank", **AXES)
     folded = np.abs(values - np.median(values, axis=(0, 1)))
-    own = [
-        array_stats.ess(both - both.mean(axis=1, keepdims=True), method="mean", **AXES) for both in (values, folded)
-    ]
+    own = [array_stats.ess(both - both.mean(axis=1, keepdims=True), method="mean", **AXES) for both in (values, folded)]
     halves = np.minimum(*own) / (2 * chains)
     quantile = stats.chi2.isf(FALSE_ALARM / (2 * columns), 2 * chains - 1) / (2 * chains - 1)
     bound = np.sqrt(1 + SLACK**2 * quantile / halves)

@@ -115,7 +115,9 @@ def test_logistic_regression_agrees_with_nuts(key):
     target = Target({"w": dist.Normal(0, 2)}, log_likelihood, {"w": (3,)})
     data, starts = (jnp.float32(x), jnp.int32(y)), np.zeros((4, 3))
     reference = run(nuts, target, starts, NUTSConfig(warmup=500, samples=2000, reports=1), data)
-    assert_same(run(mile, target, starts, SETTINGS, data, key=key).column("position"), *moments(reference.column("position")))
+    assert_same(
+        run(mile, target, starts, SETTINGS, data, key=key).column("position"), *moments(reference.column("position"))
+    )
 
 
 def test_members_stay_with_the_modes_they_started_from(key):

@@ -112,9 +112,11 @@ def products(samples, mean):
 
 # Many chains rather than long ones: in lockstep they cost little, and R-hat and acceptance average over them.
 SHORT = {"chains": 16, "warmup": 300, "samples": 800, "reports": 1}
+# A trajectory of fixed length brings some chains back to where they began: it takes more samples to see 10 %.
+LONG = SHORT | {"samples": 3000}
 FEW = SHORT | {"chains": 4, "samples": 2500}
 VARIANTS = {
-    "hmc": HMCConfig(**SHORT),
+    "hmc": HMCConfig(**LONG),
     "hmc-dense-sequential": HMCConfig(**FEW, mass_matrix="dense", chain_method="sequential"),
     "hmc-unit-jitter-parallel": HMCConfig(**FEW, mass_matrix="unit", jitter=0.4, chain_method="parallel"),
     "hmc-simple": HMCConfig(**SHORT | {"warmup": 600}, adaptation="simple", jitter=0.4),
@@ -199,6 +201,14 @@ def test_the_figures_of_a_transition_are_what_they_say(ran):
     if settings.kind == "hmc":
         assert (chains.column("leapfrogs") == settings.leapfrogs * settings.thin).all()
     assert chains.column("diverging").mean() < 0.01
+
+
+def test_energies_are_kept_of_every_transition(ran):
+    """Also of those between two samples; the last is the sample's own."""
+    settings, _, chains = ran
+    energies = chains.energies(settings.thin)
+    assert energies.shape == (settings.chains, settings.samples * settings.thin)
+    np.testing.assert_array_equal(energies[:, settings.thin - 1 :: settings.thin], chains.column("energy"))
 
 
 # ---- two modes -------------------------------------------------------------------------------------------------------
