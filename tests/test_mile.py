@@ -20,7 +20,7 @@ from training.journal import Journal
 from training.methods import mile, nuts
 from training.target import Target
 
-SETTINGS = MILEConfig(chains=4, warmup=3000, samples=2000, thin=5, reports=2, chain_method="vectorized")
+SETTINGS = MILEConfig(chains=8, warmup=3000, samples=2000, thin=5, reports=2, chain_method="vectorized")
 
 
 def run(method, target, starts, settings=SETTINGS, data=None, journal=None, watch=None, key=1):
@@ -39,14 +39,15 @@ def moments(values):
     return values.mean((0, 1)), values.std((0, 1)), *errors
 
 
-def assert_same(values, mean, std, mean_error=0.0, std_error=0.0):
+def assert_same(values, mean, std, mean_error=0.0, std_error=0.0, seen=0.1):
     """Within the bound of both sides' Monte Carlo errors, none of which may be so large that anything would do.
 
-    The standard deviation may besides be 1 % small: the bias of the default step size, which docs/methods.md states.
+    The standard deviation may besides be 1 % off, the bias of the default step size (`training/methods/mile.py`); one that
+    is off by a share of `seen` fails.
     """
     found_mean, found_std, error, error_std = moments(values)
-    assert (error < 0.1 * std).all()
     bound = z_bound(2 * len(error))
+    assert (0.01 * std + bound * error_std < seen * std).all(), error_std / std
     np.testing.assert_array_less(np.abs(found_mean - mean), bound * np.hypot(error, mean_error))
     bias = 0.01 * np.asarray(std)
     np.testing.assert_array_less(np.abs(found_std - std), bias + bound * np.hypot(error_std, std_error))
@@ -77,7 +78,7 @@ def test_moments_of_a_correlated_gaussian(mass_matrix, key):
     """Mean and standard deviation in closed form, the step size where it was aimed, two gradients a transition."""
     target, mean, std = gaussian()
     settings = SETTINGS.model_copy(update={"mass_matrix": mass_matrix})
-    chains = run(mile, target, np.tile(mean, (4, 1)), settings, key=key)
+    chains = run(mile, target, np.tile(mean, (8, 1)), settings, key=key)
     assert_same(chains.column("position"), mean, std)
     assert (chains.column("leapfrogs") == 2 * settings.thin).all()
     variance = np.array(mile.member_facts(chains, 10)["energy_variance"])
@@ -87,10 +88,10 @@ def test_moments_of_a_correlated_gaussian(mass_matrix, key):
 def test_too_large_a_step_is_wrong_and_the_energy_shows_it(key):
     """The comparison can fail: variances shrink by far more than their error at 0.5 nats² per dimension."""
     target, mean, std = gaussian()
-    chains = run(mile, target, np.tile(mean, (4, 1)), SETTINGS.model_copy(update={"energy_variance": 0.5}), key=key)
+    chains = run(mile, target, np.tile(mean, (8, 1)), SETTINGS.model_copy(update={"energy_variance": 0.5}), key=key)
     _, found, _, error = moments(chains.column("position"))
     assert ((std - found) / error).max() > 6
-    facts = mile.member_facts(chains, 10) | {"acceptance": [1.0] * 4}
+    facts = mile.member_facts(chains, 10) | {"acceptance": [1.0] * 8}
     (said,) = mile.member_shortfalls(facts, SETTINGS)
     assert said.startswith("the steps were too large: their energy variance is")
 
@@ -99,8 +100,8 @@ def test_too_large_a_step_is_wrong_and_the_energy_shows_it(key):
 def test_every_way_to_run_chains_gives_their_moments(chain_method, key):
     """One after the other, or a thread each."""
     target, mean, std = gaussian()
-    settings = SETTINGS.model_copy(update={"chain_method": chain_method})
-    assert_same(run(mile, target, np.tile(mean, (4, 1)), settings, key=key).column("position"), mean, std)
+    settings = SETTINGS.model_copy(update={"chain_method": chain_method, "chains": 4})
+    assert_same(run(mile, target, np.tile(mean, (4, 1)), settings, key=key).column("position"), mean, std, seen=0.15)
 
 
 def test_logistic_regression_agrees_with_nuts(key):
@@ -113,7 +114,7 @@ def test_logistic_regression_agrees_with_nuts(key):
         return dist.Bernoulli(logits=data[0] @ parameters["w"]).log_prob(data[1])
 
     target = Target({"w": dist.Normal(0, 2)}, log_likelihood, {"w": (3,)})
-    data, starts = (jnp.float32(x), jnp.int32(y)), np.zeros((4, 3))
+    data, starts = (jnp.float32(x), jnp.int32(y)), np.zeros((8, 3))
     reference = run(nuts, target, starts, NUTSConfig(warmup=500, samples=2000, reports=1), data)
     assert_same(
         run(mile, target, starts, SETTINGS, data, key=key).column("position"), *moments(reference.column("position"))
@@ -121,12 +122,12 @@ def test_logistic_regression_agrees_with_nuts(key):
 
 
 def test_members_stay_with_the_modes_they_started_from(key):
-    """Two far modes, two members from each: half of all draws at either, of the mode's own spread."""
+    """Two far modes, four members from each: half of all draws at either, of the mode's own spread."""
     target = density(lambda z: jnp.logaddexp(-((z - 8) ** 2).sum() / 2, -((z + 8) ** 2).sum() / 2), 4)
-    starts = np.array([8.0, 8.0, -8.0, -8.0])[:, None] * np.ones(4)
+    starts = np.repeat([8.0, -8.0], 4)[:, None] * np.ones(4)
     found = run(mile, target, starts, key=key).column("position")
-    assert_same(found[:2], 8, np.ones(4))
-    assert_same(found[2:], -8, np.ones(4))
+    assert_same(found[:4], 8, np.ones(4))
+    assert_same(found[4:], -8, np.ones(4))
 
 
 # Mean and standard deviation of the function below and their Monte Carlo errors: 32 × 12,000 samples of `chees`, which
@@ -169,7 +170,7 @@ def test_network_agrees_with_a_long_run_in_function_space(key):
     starts = jax.jit(jax.vmap(start))(jax.random.split(key, 8))
     settings = SETTINGS.model_copy(update={"chains": 8, "warmup": 10_000, "samples": 4000, "thin": 10})
     found = run(mile, target, starts, settings, (x, y), None, watch, key)
-    assert_same(found.column("values"), *NETWORK)
+    assert_same(found.column("values"), *NETWORK, seen=0.5)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_draws(tmp_path):
