@@ -79,7 +79,7 @@ def test_moments_of_a_correlated_gaussian(mass_matrix, key):
     target, mean, std = gaussian()
     settings = SETTINGS.model_copy(update={"mass_matrix": mass_matrix})
     chains = run(mile, target, np.tile(mean, (8, 1)), settings, key=key)
-    assert_same(chains.column("position"), mean, std)
+    assert_same(chains.column("position"), mean, std, seen=0.1 if mass_matrix == "diagonal" else 0.15)
     assert (chains.column("leapfrogs") == 2 * settings.thin).all()
     variance = np.array(mile.member_facts(chains, 10)["energy_variance"])
     assert ((variance > settings.energy_variance / 3) & (variance < settings.energy_variance * 3)).all()
