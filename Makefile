@@ -8,11 +8,17 @@ SPLITS ?= 2
 # Processes that tests run in: most of their time is compilation, which keeps one core busy.
 WORKERS ?= 2
 
+# What `make test-isa` runs: instruction sets, threads, keys of the stochastic tests, and which tests.
+ISAS ?= native AVX2 SSE4_2
+THREADS ?= 1 2
+KEYS ?= 10
+TESTS ?= tests
+
 # What serving is measured on: a worker and its clients together.
 CORES ?= 0,1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test serve check format bench bench-quality bench-selection
+.PHONY: help demo test test-isa serve check format bench bench-quality bench-selection
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +35,9 @@ demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the lette
 
 test: $(VENV)/installed ## the whole test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-isa: $(VENV)/installed ## the tests by instruction set and threads, with ten keys (ISAS= THREADS= KEYS= TESTS=)
+	$(BIN)/python tests/isa.py --isas $(ISAS) --threads $(THREADS) --keys $(KEYS) --tests $(TESTS)
 
 serve: $(VENV)/installed ## the service in the foreground, on port 3000
 	$(BIN)/abstain serve --store $(STORE) --port 3000

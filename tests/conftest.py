@@ -38,6 +38,7 @@ install_import_hook(
         "training.diagnostics",
         "training.evaluate",
         "training.export",
+        "training.failures",
         "training.fit",
         "training.fit_plots",
         "training.galleries",
@@ -81,6 +82,22 @@ from training.fit import fit  # noqa: E402
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = PROJECT / "training" / "configs"
 SHARED = PROJECT.parent / "shared" / "data"
+
+
+KEYS = int(os.environ.get("ABSTAIN_TEST_KEYS", "1"))
+"""Over how many keys the stochastic tests run, those that ask for `key`."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeats a stochastic test over its keys."""
+    if "key" in metafunc.fixturenames:
+        metafunc.parametrize("key", range(KEYS), ids=lambda key: f"key{key}", indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def key(request: pytest.FixtureRequest) -> int:
+    """Of what is random in a test."""
+    return request.param
 
 
 def silent(done: int, total: int, passage: str = "", **facts: float) -> None:

@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from tests.conftest import PROJECT
+from tests.montecarlo import assert_chains_agree, z_bound
 from training.chains import parameters, sample_chains
 from training.config import HMCConfig, NUTSConfig
 from training.diagnostics import parameter_names
@@ -56,32 +57,33 @@ def exact_means(data):
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "sigma"])
-def test_means_are_the_articles_within_four_standard_errors(rows, name):
+def test_means_are_the_articles_within_monte_carlo_error(rows, name):
     """Both runs have an error, and the article prints two decimals."""
     ours, theirs = rows[name], run.ARTICLE[name]
     theirs_mcse = ours["std"] / theirs["ess_bulk"] ** 0.5
-    assert abs(ours["mean"] - theirs["mean"]) <= 0.005 + 4 * np.hypot(ours["mcse"], theirs_mcse)
+    assert abs(ours["mean"] - theirs["mean"]) <= 0.005 + z_bound(3) * np.hypot(ours["mcse"], theirs_mcse)
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta", "sigma"])
 def test_spreads_and_quantiles_are_the_articles(rows, name):
-    """Standard deviation and the ends of the shortest 90 % agree within the rounding and four standard errors."""
+    """Standard deviation and the ends of the shortest 90 % agree within the rounding and Monte Carlo error."""
     ours, theirs = rows[name], run.ARTICLE[name]
     ends = {"std": ours["std"], "5%": ours["hpdi"][0], "95%": ours["hpdi"][1]}
     for column, inflation in (("std", 0.71), ("5%", 2.1), ("95%", 2.1)):
         error = inflation * ours["std"] * (1 / ours["ess_tail"] + 1 / theirs["ess_bulk"]) ** 0.5
-        assert abs(ends[column] - theirs[column]) <= 0.005 + 4 * error, column
+        assert abs(ends[column] - theirs[column]) <= 0.005 + z_bound(9) * error, column
 
 
 def test_means_are_the_exact_ones(rows, data):
-    """Four Monte Carlo standard errors about what quadrature gives."""
+    """Within Monte Carlo error of what quadrature gives."""
     for name, exact in exact_means(data).items():
-        assert abs(rows[name]["mean"] - exact) <= 4 * rows[name]["mcse"], name
+        assert abs(rows[name]["mean"] - exact) <= z_bound(3) * rows[name]["mcse"], name
 
 
 def test_the_chains_mixed_as_the_articles_did(rows, chains):
-    """R-hat of 1.00, no divergences, thousands of effective samples."""
-    assert all(row["rhat"] < 1.01 and row["ess_bulk"] > 2000 for row in rows.values())
+    """No R-hat larger than chance makes it, no divergences, thousands of effective samples."""
+    assert all(row["ess_bulk"] > 2000 for row in rows.values())
+    assert_chains_agree(chains.column("position"))
     assert not chains.column("diverging").any()
 
 

@@ -13,13 +13,16 @@ from training.chains import Chains
 from training.config import NUTSConfig, PriorConfig
 from training.diagnostics import (
     FUNCTION_ROWS,
+    agreement,
     chain_diagnostics,
     chain_shortfalls,
+    ebfmi,
     function_values,
     parameter_names,
     summary,
     table,
 )
+from training.fit_plots import draw_agreement
 from training.journal import Traces
 
 CHAINS, SAMPLES = 4, 1000
@@ -102,11 +105,46 @@ def test_a_value_that_never_varies_is_left_out(constant):
     assert summary(values[..., 1:], 1.0) == nothing
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")
-def test_chains_that_are_stuck_apart_have_not_converged():
-    """Chains that each stand still at a place of its own vary only between chains: R-hat must not look like none."""
-    values = np.broadcast_to(np.arange(CHAINS, dtype=np.float32)[:, None, None], (CHAINS, SAMPLES, 1))
-    assert summary(values, 1.0)["rhat"] > 100
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("standing", [1, CHAINS])
+def test_r_hat_is_infinite_where_a_chain_never_moves(standing):
+    """One chain, or all, at places of their own: not converged, without a warning, and in words."""
+    values = independent(values=2)
+    values[:standing] = np.arange(standing)[:, None, None]
+    found = summary(values, 1.0)
+    assert found["rhat"] == np.inf
+    assert found["mcse"] == np.inf
+    assert 0 <= found["ess_bulk"] < 4000
+    (agreed, good) = agreement(values), agreement(independent(values=2))
+    assert (agreed.rhat == np.inf).all()
+    assert (good.rhat < 1.1).all()
+    figure = draw_agreement(agreed)
+    assert figure.axes[0].get_xlabel() == "R-hat (last bar: 3 or more)"
+    assert draw_agreement(good).axes[0].get_xlabel() == "R-hat"
+    facts = {"function": found, "divergences": 0, "samples": 4000, "ebfmi": [1.0] * 4, "acceptance": [0.8] * 4}
+    assert chain_shortfalls(facts)[0].startswith("the chains disagree about predictions: R-hat is infinite, above 1.01")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_saturated_value_of_a_moving_chain_is_not_called_stuck():
+    """A probability that one chain holds at 1 throughout, while its others vary, has an R-hat of its own."""
+    values = independent(values=2)
+    values[:, :, 0] = np.maximum(values[:, :, 0], 3.0)
+    values[0, :, 0] = 3.0
+    assert summary(values, 1.0)["rhat"] < 1.1
+
+
+@pytest.mark.filterwarnings("error")
+def test_e_bfmi_is_of_all_transitions():
+    """A slow chain reads slow however much it is thinned; one whose energy never changes reads 0."""
+    slow = np.cumsum(np.random.default_rng(0).normal(size=(2, 1000)), axis=1)
+    slow[1] = 7.0
+    by_hand = (np.diff(slow[0]) ** 2).mean() / slow[0].var()
+    assert ebfmi(slow) == pytest.approx([by_hand, 0.0], rel=0.01)
+    kept = {"energies": slow.reshape(2, 100, 10).swapaxes(0, 1), "energy": slow.reshape(2, 100, 10)[..., -1].T}
+    chains = Chains(None, Traces([kept]), 0.0, 0.0)
+    np.testing.assert_array_equal(chains.energies(10), slow)
+    assert ebfmi(chains.energies(1))[0] > 3 * ebfmi(chains.energies(10))[0]
 
 
 def network(likelihood):

@@ -264,3 +264,57 @@ def test_a_killed_fit_leaves_no_half_version_and_the_next_one_sweeps_up(quick):
     first, last = load(home / "1"), load(home / str(whole[-1] + 1))
     jax.tree.map(np.testing.assert_array_equal, first.posterior.draws, last.posterior.draws)
     assert first.manifest.metrics == last.manifest.metrics
+
+
+# ---- what fails after inference --------------------------------------------------------------------------------------
+
+STUCK = """
+name = "stuck"
+draws = 5
+likelihood = "categorical"
+[data]
+source = "spirals"
+[network]
+kind = "mlp"
+hidden = [4]
+[method]
+kind = "hmc"
+chains = 2
+warmup = 10
+samples = 60
+step_size = 5.0
+leapfrogs = 5
+adaptation = "none"
+reports = 2
+[calibration]
+percentile = 90.0
+"""
+
+
+def test_stuck_chains_are_published_and_say_so(tmp_path, monkeypatch):
+    """Chains that accept nothing; then, resumed, with diagnostics and ranks that fail: never a traceback."""
+    path = tmp_path / "stuck.toml"
+    path.write_text(STUCK)
+    config = read_config(path)
+    first = fit(config, None, tmp_path, silent)
+    assert any("R-hat is infinite" in said for said in first.shortfalls)
+    assert any("chain 0 hardly moves: it accepts 0.0%" in said for said in first.shortfalls)
+    assert not any("could not be made" in note for note in first.notes)
+
+    def broken(*_):
+        raise FloatingPointError("no variance")
+
+    monkeypatch.setattr("training.sampling.chain_diagnostics", broken)
+    monkeypatch.setattr("training.fit.agreement", broken)
+    second = fit(config, None, tmp_path, silent, resume=True)
+    assert (first.version, second.version) == (1, 2)
+    assert second.shortfalls[0].startswith(
+        "The diagnostics of the chains could not be made: FloatingPointError: no variance"
+    )
+    manifest = load(tmp_path / "stuck" / "2").manifest
+    assert manifest.notes == second.notes
+    assert any(note.startswith("The ranks could not be made: FloatingPointError") for note in manifest.notes)
+    np.testing.assert_array_equal(
+        jax.tree.leaves(load(tmp_path / "stuck" / "1").posterior.draws)[0],
+        jax.tree.leaves(load(tmp_path / "stuck" / "2").posterior.draws)[0],
+    )

@@ -12,37 +12,45 @@ from pydantic import ValidationError
 
 from models.errors import ConfigError
 from models.networks import MLP
+from tests.montecarlo import AXES, z_bound
 from training.chains import sample_chains
 from training.config import MILEConfig, NUTSConfig
+from training.diagnostics import ESS_LIMIT, RHAT_LIMIT, summary
 from training.journal import Journal
 from training.methods import mile, nuts
 from training.target import Target
 
-SETTINGS = MILEConfig(chains=4, warmup=3000, samples=2000, thin=5, reports=2, chain_method="vectorized")
+SETTINGS = MILEConfig(chains=8, warmup=3000, samples=2000, thin=5, reports=2, chain_method="vectorized")
 
 
-def run(method, target, starts, settings=SETTINGS, data=None, journal=None, watch=None):
+def run(method, target, starts, settings=SETTINGS, data=None, journal=None, watch=None, key=1):
     """Chains of a method on a target."""
     kernel = method.kernel(target, settings)
     data = jnp.zeros(1) if data is None else data
     return sample_chains(
-        jax.random.key(1), kernel, target, data, jnp.float32(starts), settings, journal or Journal(), watch
+        jax.random.key(key), kernel, target, data, jnp.float32(starts), settings, journal or Journal(), watch
     )
 
 
 def moments(values):
     """Mean and standard deviation, and the Monte Carlo errors of both."""
-    values, axes = values.astype(np.float64), {"chain_axis": 0, "draw_axis": 1}
-    errors = [array_stats.mcse(values, method=method, **axes) for method in ("mean", "sd")]
+    values = values.astype(np.float64)
+    errors = [array_stats.mcse(values, method=method, **AXES) for method in ("mean", "sd")]
     return values.mean((0, 1)), values.std((0, 1)), *errors
 
 
-def assert_same(values, mean, std, mean_error=0.0, std_error=0.0):
-    """Within 4 Monte Carlo errors of both sides, none of which may be so large that anything would do."""
+def assert_same(values, mean, std, mean_error=0.0, std_error=0.0, seen=0.1):
+    """Within the bound of both sides' Monte Carlo errors, none of which may be so large that anything would do.
+
+    The standard deviation may besides be 1 % off, the bias of the default step size (`training/methods/mile.py`); one that
+    is off by a share of `seen` fails.
+    """
     found_mean, found_std, error, error_std = moments(values)
-    assert (error < 0.2 * std).all()
-    np.testing.assert_array_less(np.abs(found_mean - mean), 4 * np.hypot(error, mean_error))
-    np.testing.assert_array_less(np.abs(found_std - std), 4 * np.hypot(error_std, std_error))
+    bound = z_bound(2 * len(error))
+    assert (0.01 * std + bound * error_std < seen * std).all(), error_std / std
+    np.testing.assert_array_less(np.abs(found_mean - mean), bound * np.hypot(error, mean_error))
+    bias = 0.01 * np.asarray(std)
+    np.testing.assert_array_less(np.abs(found_std - std), bias + bound * np.hypot(error_std, std_error))
 
 
 def density(function, dim):
@@ -66,37 +74,37 @@ def gaussian(dim=10, condition=100.0):
 
 
 @pytest.mark.parametrize("mass_matrix", ["diagonal", "unit"])
-def test_moments_of_a_correlated_gaussian(mass_matrix):
+def test_moments_of_a_correlated_gaussian(mass_matrix, key):
     """Mean and standard deviation in closed form, the step size where it was aimed, two gradients a transition."""
     target, mean, std = gaussian()
     settings = SETTINGS.model_copy(update={"mass_matrix": mass_matrix})
-    chains = run(mile, target, np.tile(mean, (4, 1)), settings)
-    assert_same(chains.column("position"), mean, std)
+    chains = run(mile, target, np.tile(mean, (8, 1)), settings, key=key)
+    assert_same(chains.column("position"), mean, std, seen=0.1 if mass_matrix == "diagonal" else 0.15)
     assert (chains.column("leapfrogs") == 2 * settings.thin).all()
     variance = np.array(mile.member_facts(chains, 10)["energy_variance"])
     assert ((variance > settings.energy_variance / 3) & (variance < settings.energy_variance * 3)).all()
 
 
-def test_too_large_a_step_is_wrong_and_the_energy_shows_it():
+def test_too_large_a_step_is_wrong_and_the_energy_shows_it(key):
     """The comparison can fail: variances shrink by far more than their error at 0.5 nats² per dimension."""
     target, mean, std = gaussian()
-    chains = run(mile, target, np.tile(mean, (4, 1)), SETTINGS.model_copy(update={"energy_variance": 0.5}))
+    chains = run(mile, target, np.tile(mean, (8, 1)), SETTINGS.model_copy(update={"energy_variance": 0.5}), key=key)
     _, found, _, error = moments(chains.column("position"))
     assert ((std - found) / error).max() > 6
-    facts = mile.member_facts(chains, 10) | {"acceptance": [1.0] * 4}
+    facts = mile.member_facts(chains, 10) | {"acceptance": [1.0] * 8}
     (said,) = mile.member_shortfalls(facts, SETTINGS)
     assert said.startswith("the steps were too large: their energy variance is")
 
 
 @pytest.mark.parametrize("chain_method", ["sequential", "parallel"])
-def test_every_way_to_run_chains_gives_their_moments(chain_method):
+def test_every_way_to_run_chains_gives_their_moments(chain_method, key):
     """One after the other, or a thread each."""
     target, mean, std = gaussian()
-    settings = SETTINGS.model_copy(update={"chain_method": chain_method})
-    assert_same(run(mile, target, np.tile(mean, (4, 1)), settings).column("position"), mean, std)
+    settings = SETTINGS.model_copy(update={"chain_method": chain_method, "chains": 4})
+    assert_same(run(mile, target, np.tile(mean, (4, 1)), settings, key=key).column("position"), mean, std, seen=0.15)
 
 
-def test_logistic_regression_agrees_with_nuts():
+def test_logistic_regression_agrees_with_nuts(key):
     """Three coefficients of 60 rows."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(60, 3))
@@ -106,18 +114,20 @@ def test_logistic_regression_agrees_with_nuts():
         return dist.Bernoulli(logits=data[0] @ parameters["w"]).log_prob(data[1])
 
     target = Target({"w": dist.Normal(0, 2)}, log_likelihood, {"w": (3,)})
-    data, starts = (jnp.float32(x), jnp.int32(y)), np.zeros((4, 3))
+    data, starts = (jnp.float32(x), jnp.int32(y)), np.zeros((8, 3))
     reference = run(nuts, target, starts, NUTSConfig(warmup=500, samples=2000, reports=1), data)
-    assert_same(run(mile, target, starts, SETTINGS, data).column("position"), *moments(reference.column("position")))
+    assert_same(
+        run(mile, target, starts, SETTINGS, data, key=key).column("position"), *moments(reference.column("position"))
+    )
 
 
-def test_members_stay_with_the_modes_they_started_from():
-    """Two far modes, two members from each: half of all draws at either, of the mode's own spread."""
+def test_members_stay_with_the_modes_they_started_from(key):
+    """Two far modes, four members from each: half of all draws at either, of the mode's own spread."""
     target = density(lambda z: jnp.logaddexp(-((z - 8) ** 2).sum() / 2, -((z + 8) ** 2).sum() / 2), 4)
-    starts = np.array([8.0, 8.0, -8.0, -8.0])[:, None] * np.ones(4)
-    found = run(mile, target, starts).column("position")
-    assert_same(found[:2], 8, np.ones(4))
-    assert_same(found[2:], -8, np.ones(4))
+    starts = np.repeat([8.0, -8.0], 4)[:, None] * np.ones(4)
+    found = run(mile, target, starts, key=key).column("position")
+    assert_same(found[:4], 8, np.ones(4))
+    assert_same(found[4:], -8, np.ones(4))
 
 
 # Mean and standard deviation of the function below and their Monte Carlo errors: 32 × 12,000 samples of `chees`, which
@@ -132,14 +142,14 @@ NETWORK = np.array(
 )
 
 
-def test_network_agrees_with_a_long_run_in_function_space():
+def test_network_agrees_with_a_long_run_in_function_space(key):
     """Mean and standard deviation of a 1-10-1 network's function, inside its data and beyond."""
-    key = jax.random.key(0)
-    key_x, key_noise = jax.random.split(key)
+    posed = jax.random.key(0)
+    key_x, key_noise = jax.random.split(posed)
     x = jnp.sort(jax.random.uniform(key_x, (40, 1), minval=-1, maxval=1), axis=0)
     y = (x * jnp.sin(5 * x))[:, 0] + 0.1 * jax.random.normal(key_noise, (40,))
     network = MLP(hidden=(10,), outputs=1, activation="tanh")
-    shapes = jax.eval_shape(network.init, key, x[0])["params"]
+    shapes = jax.eval_shape(network.init, posed, x[0])["params"]
 
     def function(parameters, rows):
         return jax.vmap(lambda row: network.apply({"params": parameters}, row)[0])(rows)
@@ -157,10 +167,11 @@ def test_network_agrees_with_a_long_run_in_function_space():
     def start(key):
         return target.unconstrain({"network": network.init(key, x[0])["params"], "noise": jnp.float32(0.3)})
 
-    starts = jax.jit(jax.vmap(start))(jax.random.split(key, 8))
+    starts = jax.jit(jax.vmap(start))(jax.random.split(posed, 8))
     settings = SETTINGS.model_copy(update={"chains": 8, "warmup": 10_000, "samples": 4000, "thin": 10})
-    found = run(mile, target, starts, settings, (x, y), None, watch)
-    assert_same(found.column("values"), *NETWORK)
+    found = run(mile, target, starts, settings, (x, y), None, watch, key)
+    # At the ends, far from the data, the samples are worth some tens of independent ones: only a large error is seen there.
+    assert_same(found.column("values"), *NETWORK, seen=0.5)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_draws(tmp_path):
@@ -180,15 +191,22 @@ def test_an_interrupted_run_goes_on_to_the_same_draws(tmp_path):
     np.testing.assert_array_equal(resumed.column("position"), whole)
 
 
-def test_steps_off_the_numbers_are_rejected():
-    """A density that ends at a wall: nothing beyond it, all finite, and the chain still moves."""
+def test_steps_off_the_numbers_are_rejected(key):
+    """A density that ends at a wall: nothing beyond it, all finite, no chain stands still, and R-hat says how slow they are.
+
+    The limit that docs/methods.md states: members leave the warm-up with steps of very different length, and do not mix.
+    """
     target = density(lambda z: jnp.where(z.min() > 0, -z.sum(), jnp.nan), 3)
-    chains = run(mile, target, np.ones((2, 3)), SETTINGS.model_copy(update={"chains": 2}))
+    chains = run(mile, target, np.ones((8, 3)), SETTINGS.model_copy(update={"chains": 8}), key=key)
     positions = chains.column("position")
     assert np.isfinite(positions).all()
     assert (positions > 0).all()
     assert 0 < chains.column("diverging").mean() < 1
-    assert (positions.std(axis=1) > 0.1).all()
+    moved = (np.diff(positions, axis=1) != 0).any(axis=-1).mean(axis=1)
+    assert (moved > 0.9).all()
+    facts = summary(positions, 1.0)
+    assert facts["rhat"] > RHAT_LIMIT
+    assert facts["ess_bulk"] < ESS_LIMIT
 
 
 def test_a_step_off_the_numbers_shrinks_the_next_and_a_stuck_member_is_reported():

@@ -373,3 +373,25 @@ def test_a_version_from_before_has_a_report_of_what_there_is(store, tmp_path):
     page = Page((tmp_path / "report.html").read_text("utf-8"))
     assert named(page) == ["scores", "loss"]
     assert "The test part was not looked at for this report." in page.texts
+
+
+def test_what_cannot_be_drawn_costs_no_report(store, tmp_path, monkeypatch):
+    """The reason stands in the picture's place, under what is worth knowing, and goes into the manifest's notes."""
+    bundle = load(store / "digits" / "1")
+
+    def broken(*_):
+        raise ValueError("Too many bins <b> for the data")
+
+    monkeypatch.setattr("training.separation_plots.draw_scores", broken)
+    monkeypatch.setattr("training.report._settings", broken)
+    picture, section = write_report(tmp_path / "report.html", bundle.manifest, bundle.calibration)
+    assert picture.startswith(
+        "The picture “scores” could not be made: ValueError: Too many bins <b> for the data (in broken)"
+    )
+    assert section.startswith("The report's section “Settings” could not be made: ValueError")
+    content = (tmp_path / "report.html").read_text("utf-8")
+    page = Page(content)
+    assert "<b> for" not in content
+    assert named(page) == ["loss"]
+    assert sum(text.startswith(picture) for text in page.texts) == 2
+    assert sum(text.startswith(section) for text in page.texts) == 2

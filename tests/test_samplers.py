@@ -12,12 +12,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from arviz_stats.base.array import array_stats
 from numpyro.infer import MCMC, NUTS
 from scipy import stats
 
 from models.networks import MLPSpec
 from models.posterior import Model
+from tests.montecarlo import assert_chains_agree, assert_means, assert_variances, mean_and_error
 from tests.test_resume import compiled_once  # noqa: F401 - a fixture
 from training import guides
 from training.bnn import BNN, Observations
@@ -104,48 +104,40 @@ def sampled(kind, settings, target, data, starts, seed=0):
     return sample_chains(jax.random.key(seed), kernel, target, data, jnp.float32(starts), settings, Journal())
 
 
-def mean_and_error(values):
-    """The mean over chains and samples, and its Monte Carlo standard error."""
-    values = np.asarray(values, np.float64)
-    return values.mean(axis=(0, 1)), array_stats.mcse(values, method="mean", chain_axis=0, draw_axis=1)
-
-
 def products(samples, mean):
     """The products of all pairs of deviations: their mean is the covariance."""
     rows, columns = np.triu_indices(samples.shape[-1])
     return (samples - mean)[..., rows] * (samples - mean)[..., columns]
 
 
-def assert_within(values, exact, exact_error=0.0):
-    """The mean of every column is within four standard errors of what is known."""
-    mean, error = mean_and_error(values)
-    assert (np.abs(mean - exact) / np.hypot(error, exact_error)).max() < 4
-
-
-SHORT = {"chains": 4, "warmup": 300, "samples": 1500, "reports": 1}
+# Many chains rather than long ones: in lockstep they cost little, and R-hat and acceptance average over them.
+SHORT = {"chains": 16, "warmup": 300, "samples": 800, "reports": 1}
+# A trajectory of fixed length brings some chains back to where they began: it takes more samples to see 10 %.
+LONG = SHORT | {"samples": 3000}
+FEW = SHORT | {"chains": 4, "samples": 2500}
 VARIANTS = {
-    "hmc": HMCConfig(**SHORT),
-    "hmc-dense-sequential": HMCConfig(**SHORT, mass_matrix="dense", chain_method="sequential"),
-    "hmc-unit-jitter-parallel": HMCConfig(**SHORT, mass_matrix="unit", jitter=0.4, chain_method="parallel"),
+    "hmc": HMCConfig(**LONG),
+    "hmc-dense-sequential": HMCConfig(**FEW, mass_matrix="dense", chain_method="sequential"),
+    "hmc-unit-jitter-parallel": HMCConfig(**FEW, mass_matrix="unit", jitter=0.4, chain_method="parallel"),
     "hmc-simple": HMCConfig(**SHORT | {"warmup": 600}, adaptation="simple", jitter=0.4),
     "hmc-none-thin": HMCConfig(**SHORT, adaptation="none", mass_matrix="unit", step_size=0.08, jitter=0.2, thin=2),
     "nuts": NUTSConfig(**SHORT),
-    "nuts-dense-sequential-thin": NUTSConfig(**SHORT, mass_matrix="dense", chain_method="sequential", thin=2),
-    "nuts-unit-parallel": NUTSConfig(**SHORT, mass_matrix="unit", chain_method="parallel"),
+    "nuts-dense-sequential-thin": NUTSConfig(**FEW, mass_matrix="dense", chain_method="sequential", thin=2),
+    "nuts-unit-parallel": NUTSConfig(**FEW, mass_matrix="unit", chain_method="parallel"),
     "nuts-simple": NUTSConfig(**SHORT | {"warmup": 600}, adaptation="simple"),
-    "chees": ChEESConfig(**SHORT | {"chains": 8, "samples": 800}),
-    "chees-unit-thin": ChEESConfig(**SHORT | {"chains": 8, "samples": 800}, mass_matrix="unit", thin=2),
-    "chees-parallel": ChEESConfig(**SHORT | {"chains": 8, "samples": 800}, chain_method="parallel"),
+    "chees": ChEESConfig(**SHORT),
+    "chees-unit-thin": ChEESConfig(**SHORT, mass_matrix="unit", thin=2),
+    "chees-parallel": ChEESConfig(**SHORT, chain_method="parallel"),
 }
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def ran(request):
+def ran(request, key):
     """A variant's settings and its chains; what the tests below ask of it."""
     settings, target = VARIANTS[request.param], of_three()
     data = {name: jnp.float32(values) for name, values in rows_of_all().items()}
     starts = 0.5 * np.random.default_rng(5).normal(size=(settings.chains, target.dim))
-    return settings, target, sampled(request.param.split("-")[0], settings, target, data, starts)
+    return settings, target, sampled(request.param.split("-")[0], settings, target, data, starts, key)
 
 
 def test_a_sampler_gives_every_posterior_that_is_known(ran, reference):
@@ -155,25 +147,26 @@ def test_a_sampler_gives_every_posterior_that_is_known(ran, reference):
     assert positions.shape == (settings.chains, settings.samples, target.dim)
     line, log_noise, odds = positions[..., :2], positions[..., 2:3], positions[..., 3:]
     mean, covariance = exact_line()
-    assert_within(line, mean)
-    assert_within(products(line, mean), covariance[np.triu_indices(2)])
+    assert_means(line, mean)
+    assert_variances(line, mean, covariance.diagonal())
+    assert_means(products(line, mean), covariance[np.triu_indices(2)])
     mean_noise, variance = exact_log_noise()
-    assert_within(log_noise, mean_noise)
-    assert_within((log_noise - mean_noise) ** 2, variance)
-    assert_within(odds, *mean_and_error(reference))
+    assert_means(log_noise, mean_noise)
+    assert_variances(log_noise, mean_noise, [variance])
+    assert_means(odds, *mean_and_error(reference))
     center = reference.mean(axis=(0, 1))
-    assert_within(products(odds, center), *mean_and_error(products(reference, center)))
-    assert_within(line[..., :1] * odds[..., 1:], mean[0] * center[1])
+    assert_means(products(odds, center), *mean_and_error(products(reference, center)))
+    assert_means(line[..., :1] * odds[..., 1:], mean[0] * center[1])
     # A trajectory of one length may come back to where it began; only a jittered one is sure to forget.
     if getattr(settings, "jitter", 1):
-        assert array_stats.rhat(positions, method="rank", chain_axis=0, draw_axis=1).max() < 1.02
+        assert_chains_agree(positions)
 
 
 def test_adaptation_reaches_the_acceptance_that_it_aims_at(ran):
     """By either rule, however the chains are run; without adaptation the step size stays.
 
-    After its last window the metric leaves dual averaging fifty transitions, whose average is on the careful side in a few
-    dimensions (NumPyro's and Stan's too); a hundred dimensions are held to a tenth below.
+    Chains adapt each on their own: over 16 of them the standard error is about .01. What is left besides, up to .06 on
+    the careful side, is the average of a step size that still moves after fifty transitions in five dimensions.
     """
     settings, _, chains = ran
     adaptation, acceptance = getattr(settings, "adaptation", "dual_averaging"), chains.column("acceptance")
@@ -187,13 +180,14 @@ def test_adaptation_reaches_the_acceptance_that_it_aims_at(ran):
             np.testing.assert_array_equal(chains.state.step_size.value, np.float32(settings.step_size))
 
 
-@pytest.mark.parametrize("aim", [0.6, 0.8])
-def test_dual_averaging_comes_within_a_tenth_of_its_aim(aim):
-    """In a hundred dimensions, where one transition's acceptance says much."""
+@pytest.mark.parametrize("aim", [0.6, 0.8, 0.9])
+def test_dual_averaging_comes_within_a_twentieth_of_its_aim(aim, key):
+    """In a hundred dimensions, where one transition's acceptance says much; the standard error over 16 chains is .005."""
     target = Target({"z": dist.Normal()}, lambda _, data: data, {"z": (100,)})
-    settings = HMCConfig(chains=4, warmup=400, samples=200, target_acceptance=aim, jitter=0.2, reports=1)
-    chains = sampled("hmc", settings, target, jnp.zeros(1), np.random.default_rng(0).normal(size=(4, 100)))
-    assert chains.column("acceptance").mean() == pytest.approx(aim, abs=0.1)
+    settings = HMCConfig(chains=16, warmup=400, samples=100, target_acceptance=aim, jitter=0.2, reports=1)
+    starts = np.random.default_rng(0).normal(size=(16, 100))
+    chains = sampled("hmc", settings, target, jnp.zeros(1), starts, key)
+    assert chains.column("acceptance").mean() == pytest.approx(aim, abs=0.05)
 
 
 def test_the_figures_of_a_transition_are_what_they_say(ran):
@@ -207,6 +201,14 @@ def test_the_figures_of_a_transition_are_what_they_say(ran):
     if settings.kind == "hmc":
         assert (chains.column("leapfrogs") == settings.leapfrogs * settings.thin).all()
     assert chains.column("diverging").mean() < 0.01
+
+
+def test_energies_are_kept_of_every_transition(ran):
+    """Also of those between two samples; the last is the sample's own."""
+    settings, _, chains = ran
+    energies = chains.energies(settings.thin)
+    assert energies.shape == (settings.chains, settings.samples * settings.thin)
+    np.testing.assert_array_equal(energies[:, settings.thin - 1 :: settings.thin], chains.column("energy"))
 
 
 # ---- two modes -------------------------------------------------------------------------------------------------------
@@ -224,19 +226,19 @@ def two_modes():
 
 
 @pytest.mark.parametrize("kind", ["hmc", "nuts", "chees"])
-def test_both_modes_are_visited_and_weigh_the_same(kind):
+def test_both_modes_are_visited_and_weigh_the_same(kind, key):
     """From one mode; half of the samples are in each, the mean is zero, and the covariance that of the mixture."""
     config = {"hmc": HMCConfig, "nuts": NUTSConfig, "chees": ChEESConfig}[kind]
     settings = config(chains=8, warmup=400, samples=3000, reports=1)
-    chains = sampled(kind, settings, two_modes(), jnp.zeros(1), np.tile([2.0, -2.0], (8, 1)))
+    chains = sampled(kind, settings, two_modes(), jnp.zeros(1), np.tile([2.0, -2.0], (8, 1)), key)
     positions = chains.column("position").astype(np.float64)
     in_first = (positions[..., 0] > positions[..., 1]).astype(float)
     assert (in_first.min(axis=1) == 0).all()
     assert (in_first.max(axis=1) == 1).all()
-    assert_within(in_first[..., None], 0.5)
-    assert_within(products(positions, 0), [5, -4, 5])
+    assert_means(in_first[..., None], 0.5)
+    assert_means(products(positions, 0), [5, -4, 5])
     within = positions - np.where(in_first[..., None] == 1, [2, -2], [-2, 2])
-    assert_within(products(within, 0)[..., [0, 2]].sum(axis=-1, keepdims=True), 2.0)
+    assert_means(products(within, 0)[..., [0, 2]].sum(axis=-1, keepdims=True), 2.0)
     if kind == "nuts":
         # The article's figure: both modes within one to two hundred draws.
         first = [np.flatnonzero(np.diff(chain))[0] for chain in in_first]
@@ -247,7 +249,7 @@ def test_both_modes_are_visited_and_weigh_the_same(kind):
 
 
 @pytest.mark.parametrize(("metric", "std"), [("unit", 1.0), ("diagonal", 0.1)])
-def test_chees_finds_the_trajectory_that_an_isotropic_normal_calls_for(metric, std):
+def test_chees_finds_the_trajectory_that_an_isotropic_normal_calls_for(metric, std, key):
     """The criterion is E sin² uT, u ~ U(0, 1), at its highest where tan 2T = 2T: T = 2.247 standard deviations.
 
     It has a lower maximum at every further half turn; a trajectory that was too long once would stay there. (What is
@@ -255,11 +257,12 @@ def test_chees_finds_the_trajectory_that_an_isotropic_normal_calls_for(metric, s
     """
     target = Target({"z": dist.Normal(0, std)}, lambda _, data: data, {"z": (20,)})
     settings = ChEESConfig(chains=32, warmup=600, samples=200, mass_matrix=metric, reports=1)
-    chains = sampled("chees", settings, target, jnp.zeros(1), std * np.random.default_rng(0).normal(size=(32, 20)))
+    starts = std * np.random.default_rng(0).normal(size=(32, 20))
+    chains = sampled("chees", settings, target, jnp.zeros(1), starts, key)
     assert float(jnp.exp(chains.state.length.log)) == pytest.approx(2.247, rel=0.3)
     positions = chains.column("position") / std
-    assert_within(positions**2, 1.0)
-    assert array_stats.rhat(positions.astype(np.float64), method="rank", chain_axis=0, draw_axis=1).max() < 1.03
+    assert_means(positions**2, 1.0)
+    assert_chains_agree(positions)
     leapfrogs = chains.column("leapfrogs")
     assert (leapfrogs == leapfrogs[0]).all()
     harmonic = 1 / (1 / chains.column("acceptance")).mean()

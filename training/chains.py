@@ -52,7 +52,8 @@ class Chains(NamedTuple):
     """All samples after the warm-up.
 
     `traces` hold, step axis 0 and chain axis 1: `position` `[steps, chains, dim]`, `values` (what was watched), and the
-    kernel's figures; `seconds` by step, of sampling alone, compilation not counted.
+    kernel's figures; `energies` `[steps, chains, thin]` of every transition, where `thin` is above 1; `seconds` by step,
+    of sampling alone, compilation not counted.
     """
 
     state: State
@@ -63,6 +64,11 @@ class Chains(NamedTuple):
     def column(self, name: str) -> Shaped[np.ndarray, "chains steps ..."]:
         """One name's values, chain axis 0."""
         return self.traces.column(name).swapaxes(0, 1)
+
+    def energies(self, thin: int) -> Float[np.ndarray, "chains transitions"]:
+        """The energy of every transition, in nats, those between two samples included."""
+        energies = self.column("energies" if thin > 1 else "energy")
+        return energies.reshape(len(energies), -1)
 
     @property
     def seconds(self) -> float:
@@ -222,6 +228,8 @@ def _scan(
         else:
             state, infos = jax.lax.scan(lambda state, _: step(state, data), state, None, length=thin)
             info = {name: _REDUCED.get(name, _last)(leaf) for name, leaf in infos.items()}
+            # Differences between energies that lie `thin` transitions apart say nothing of how slowly a chain moves.
+            info["energies"] = jnp.moveaxis(infos["energy"], 0, -1)
         return state, info | (keep(state) if keep else {})
 
     return jax.lax.scan(several, state, None, length=steps)

@@ -51,7 +51,7 @@ def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -
     error of a mean (in posterior standard deviations) and the least ESS per second of sampling.
     """
     seconds = chains.seconds
-    acceptance, energy = chains.column("acceptance"), chains.column("energy")
+    acceptance, energy = chains.column("acceptance"), chains.energies(settings.thin).astype(np.float64)
     leapfrogs = chains.column("leapfrogs")
     parameters = _some_parameters(chains, target.dim)
     facts: dict[str, Any] = {
@@ -61,7 +61,7 @@ def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -
         "samples": int(acceptance.size),
         "divergences": int(chains.column("diverging").sum()),
         "acceptance": acceptance.mean(axis=1).tolist(),
-        "ebfmi": np.atleast_1d(array_stats.bfmi(energy, chain_axis=0, draw_axis=1)).tolist(),
+        "ebfmi": ebfmi(energy),
         "leapfrogs_per_sample": float(leapfrogs.mean()),
         "warmup_seconds": chains.warmup_seconds,
         "sampling_seconds": seconds,
@@ -77,13 +77,22 @@ def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -
     return facts
 
 
+def ebfmi(energies: Float[np.ndarray, "chains transitions"]) -> list[float]:
+    """Each chain's E-BFMI (Betancourt, 2016), of all its transitions; 0 where the energy never changes."""
+    changing = np.ptp(energies, axis=1) > 0
+    found = np.zeros(len(energies))
+    if changing.any():
+        found[changing] = array_stats.bfmi(energies[changing], chain_axis=0, draw_axis=1)
+    return found.tolist()
+
+
 def chain_shortfalls(facts: dict[str, Any]) -> tuple[str, ...]:
     """What chains lack to be relied on, in plain words; function space decides, not the parameters."""
     said = []
     function = facts["function"]
     if function["rhat"] is not None and not function["rhat"] <= RHAT_LIMIT:
         said.append(
-            f"the chains disagree about predictions: R-hat is {function['rhat']:.3f}, above {RHAT_LIMIT}; "
+            f"the chains disagree about predictions: R-hat is {rhat_text(function['rhat'])}, above {RHAT_LIMIT}; "
             "run them longer, or start them closer"
         )
     for kind in ("bulk", "tail"):
@@ -101,7 +110,7 @@ def chain_shortfalls(facts: dict[str, Any]) -> tuple[str, ...]:
     low = [place for place, value in enumerate(facts["ebfmi"]) if value < EBFMI_LIMIT]
     if low:
         said.append(f"chain {low[0]} moves slowly between energies: E-BFMI is below {EBFMI_LIMIT}")
-    stuck = [place for place, value in enumerate(facts["acceptance"]) if value < ACCEPTANCE_LIMIT]
+    stuck = [place for place, value in enumerate(facts["acceptance"]) if not value >= ACCEPTANCE_LIMIT]
     if stuck:
         said.append(
             f"chain {stuck[0]} hardly moves: it accepts {facts['acceptance'][stuck[0]]:.1%} of its proposals; "
@@ -111,13 +120,17 @@ def chain_shortfalls(facts: dict[str, Any]) -> tuple[str, ...]:
 
 
 def summary(values: Values, seconds: float) -> dict[str, float | int | None]:
-    """The worst rank-normalised split R-hat, the least ESS and the largest MCSE, over the values that vary at all."""
+    """The worst rank-normalised split R-hat, the least ESS and the largest MCSE, over the values that vary at all.
+
+    Where a chain never moves, R-hat and MCSE are infinite.
+    """
     varying = _varying(values)
     if not varying.size:
         return {"rhat": None, "ess_bulk": None, "ess_tail": None, "mcse": None, "ess_per_second": None, "values": 0}
     rhat, ess_bulk, ess_tail = _rhat_and_ess(varying)
     bulk = float(np.min(ess_bulk))
-    mcse = array_stats.mcse(varying, method="mean", chain_axis=0, draw_axis=1) / varying.std(axis=(0, 1))
+    mcse = _finite(_quietly(array_stats.mcse, varying, method="mean") / varying.std(axis=(0, 1)), np.inf)
+    mcse = np.where(np.isfinite(rhat), mcse, np.inf)
     return {
         "rhat": float(np.max(rhat)),
         "ess_bulk": bulk,
@@ -149,8 +162,7 @@ def agreement(values: Values) -> Agreement | None:
     if not varying.size:
         return None
     rhat, ess_bulk, ess_tail = _rhat_and_ess(varying)
-    # Chains that each stand still have no variance within: no R-hat is worse than theirs.
-    order = np.argsort(np.nan_to_num(rhat, nan=np.inf), kind="stable")
+    order = np.argsort(rhat, kind="stable")
     worst, best = (rank_histogram(varying[..., place]) for place in (order[-1], order[0]))
     return Agreement(rhat, ess_bulk, ess_tail, worst, best)
 
@@ -175,13 +187,32 @@ def _varying(values: Values) -> Float[np.ndarray, "chains samples varying"]:
 def _rhat_and_ess(
     varying: Float[np.ndarray, "chains samples varying"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each value's rank-normalised split R-hat, bulk ESS and tail ESS."""
-    axes = {"chain_axis": 0, "draw_axis": 1}
-    return (
-        np.asarray(array_stats.rhat(varying, method="rank", **axes)),
-        np.asarray(array_stats.ess(varying, method="bulk", **axes)),
-        np.asarray(array_stats.ess(varying, method="tail", prob=TAIL, **axes)),
-    )
+    """Each value's rank-normalised split R-hat, bulk ESS and tail ESS.
+
+    R-hat is infinite where it cannot be computed, and for every value if a chain never moves: what that chain would
+    still find, nothing says. The ESS is 0 where it cannot be computed.
+    """
+    rhat = _finite(_quietly(array_stats.rhat, varying, method="rank"), np.inf)
+    standing = np.ptp(varying, axis=1) == 0
+    rhat = np.where(standing.all(axis=0) | standing.all(axis=1).any(), np.inf, rhat)
+    bulk = _finite(_quietly(array_stats.ess, varying, method="bulk"), 0.0)
+    tail = _finite(_quietly(array_stats.ess, varying, method="tail", prob=TAIL), 0.0)
+    return rhat, bulk, tail
+
+
+def _quietly(statistic: Any, values: np.ndarray, **settings: Any) -> np.ndarray:
+    """A statistic of ArviZ without numpy's warnings: chains that stand still have no variance to divide by."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(statistic(values, chain_axis=0, draw_axis=1, **settings), np.float64)
+
+
+def _finite(values: np.ndarray, otherwise: float) -> np.ndarray:
+    return np.where(np.isfinite(values), values, otherwise)
+
+
+def rhat_text(rhat: float | None) -> str:
+    """An R-hat in words; one that was read from a manifest is None where it was infinite: JSON has no infinity."""
+    return "infinite" if rhat is None or np.isinf(rhat) else f"{rhat:.3f}"
 
 
 def table(names: list[str], values: Values, seconds: float) -> list[dict[str, float | str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from training.densities import fit_densities
 from training.diagnostics import agreement
 from training.evaluate import quality, reject_rates
 from training.export import Exports, write_exports
+from training.failures import Failure, attempt
 from training.gate import draws_notes, draws_shortfalls, metric_shortfalls, prediction_shortfalls
 from training.journal import Journal, Progress
 from training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
@@ -106,7 +108,8 @@ def fit(
                 config.calibration, fitted.posterior, densities, dataset.calibration, reference, config.seed
             )
         with stage(progress, "evaluation"):
-            shown = show(config, fitted, calibrated, dataset, strange)
+            shown, missing = show(config, fitted, calibrated, dataset, strange)
+            fitted = fitted._replace(notes=(*fitted.notes, *missing))
             metrics = evaluate_posterior(fitted.posterior, calibrated, dataset, shown)
             fitted = judged(fitted, calibrated, shown, metrics, dataset)
         with stage(progress, "report and bundle"):
@@ -115,7 +118,7 @@ def fit(
             trained = remember(model.preprocessing, dataset.train.x, dataset.calibration.x)
             version = publish_version(store, manifest, fitted.posterior, calibrated, shown, trained)
         close_journal(journal, keep=can_be_lengthened(config))
-    return Published(version, metrics, fitted.shortfalls, fitted.notes)
+    return Published(version.number, metrics, fitted.shortfalls, version.notes)
 
 
 def load_dataset(config: Config, where: str | None) -> Dataset:
@@ -186,15 +189,29 @@ def infer(config: Config, problem: Problem, journal: Journal) -> Fitted:
 
 def show(
     config: Config, fitted: Fitted, calibrated: Calibrated, dataset: Dataset, strange: dict[str, Num[np.ndarray, "..."]]
-) -> Shown:
-    """What the report is drawn from: the test part, the OOD sets, a regression's course, the chains."""
-    posterior = fitted.posterior
-    view, absent = look(config.name, posterior, calibrated, dataset.test, strange)
-    curve, why = look_along(posterior.model, calibrated, dataset.train)
-    agreed = agreement(fitted.chains.column("values")) if fitted.chains else None
+) -> tuple[Shown, list[str]]:
+    """What the report is drawn from: the test part, the OOD sets, a regression's course, the chains; and what failed."""
+    posterior, missing, absent = fitted.posterior, list[str](), dict[str, str]()
+
+    def made(key: str, what: str, make: Callable[[], Any], otherwise: Any) -> Any:
+        result = attempt(what, make, missing)
+        if isinstance(result, Failure):
+            absent[key] = result.sentence
+            return otherwise
+        return result
+
+    view, without = made(
+        "test",
+        "the view of the test part",
+        lambda: look(config.name, posterior, calibrated, dataset.test, strange),
+        (None, {}),
+    )
+    curve, why = made("curve", "the curve", lambda: look_along(posterior.model, calibrated, dataset.train), (None, {}))
+    chains = fitted.chains
+    agreed = made("chains", "the ranks", lambda: agreement(chains.column("values")) if chains else None, None)
     if not strange:
         absent["ood"] = NO_SETS
-    return Shown(view, curve, agreed, absent | why)
+    return Shown(view, curve, agreed, without | why | absent), missing
 
 
 def evaluate_posterior(posterior: Posterior, calibrated: Calibrated, dataset: Dataset, shown: Shown) -> dict[str, Any]:

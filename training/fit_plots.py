@@ -10,8 +10,10 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from training.canvas import ACCENT, INK, MUTED, SETS, WARM, plain
-from training.diagnostics import ESS_LIMIT, RHAT_LIMIT, Agreement
+from training.diagnostics import ESS_LIMIT, RHAT_LIMIT, Agreement, rhat_text
 
+MOST_RHAT = 3.0
+"""The right end of a histogram; what is above stands there."""
 MOST_CHAINS = 8
 """That have a panel each."""
 
@@ -74,7 +76,7 @@ def draw_ranks(agreed: Agreement) -> Figure:
     shown = least_even(agreed.worst)
     figure = Figure(figsize=(max(3.6, 0.95 * len(shown) + 0.6), 2.9), layout="constrained")
     panels = figure.subplots(2, len(shown), squeeze=False, sharex=True, sharey=True)
-    lines = (("worst", agreed.worst, np.nanmax(agreed.rhat)), ("best", agreed.best, np.nanmin(agreed.rhat)))
+    lines = (("worst", agreed.worst, agreed.rhat.max()), ("best", agreed.best, agreed.rhat.min()))
     for axes, (kind, counts, rhat) in zip(panels, lines, strict=True):
         expected = counts[0].sum() / counts.shape[1]
         for axis, chain in zip(axes, shown, strict=True):
@@ -82,7 +84,7 @@ def draw_ranks(agreed: Agreement) -> Figure:
             axis.stairs(counts[chain] / expected, np.linspace(0, 1, counts.shape[1] + 1), fill=True, color=color)
             axis.axhline(1, color=INK, linewidth=1)
             axis.set(xticks=[0, 1], xlim=(0, 1))
-        axes[0].set_ylabel(f"{kind}\nR-hat {rhat:.3f}", fontsize=8.5)
+        axes[0].set_ylabel(f"{kind}\nR-hat {rhat_text(rhat)}", fontsize=8.5)
     for axis, chain in zip(panels[0], shown, strict=True):
         axis.set_title(f"chain {chain}", fontsize=8.5)
     figure.supxlabel("rank among all chains' samples, as a share; the line is an even spread", fontsize=8.5, color=INK)
@@ -100,14 +102,15 @@ def draw_agreement(agreed: Agreement) -> Figure:
     """How many predictions have which R-hat, and which bulk and tail ESS; and the limits."""
     figure = Figure(figsize=(7.2, 2.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rhat = agreed.rhat[np.isfinite(agreed.rhat)]
-    left.hist(rhat, 40, color=ACCENT)
-    _mark(left, RHAT_LIMIT, f"limit {RHAT_LIMIT}")
-    left.set(xlabel="R-hat", ylabel="predictions")
+    rhat = np.minimum(agreed.rhat, MOST_RHAT)
     # Where R-hat is best there is nothing to see: the limit is always in sight.
-    left.set_xlim(min(1.0, rhat.min(initial=1.0)), max(RHAT_LIMIT, rhat.max(initial=1.0)) + 0.002)
+    ends = (min(1.0, rhat.min()), max(RHAT_LIMIT, rhat.max()) + 0.002)
+    left.hist(rhat, np.linspace(*ends, 41), color=ACCENT)
+    _mark(left, RHAT_LIMIT, f"limit {RHAT_LIMIT}")
+    beyond = f" (last bar: {MOST_RHAT:.0f} or more)" if agreed.rhat.max() > MOST_RHAT else ""
+    left.set(xlabel=f"R-hat{beyond}", ylabel="predictions", xlim=ends)
     sizes = np.concatenate([agreed.ess_bulk, agreed.ess_tail])
-    bins = np.linspace(0, max(ESS_LIMIT, sizes[np.isfinite(sizes)].max(initial=0.0)) * 1.05, 41)
+    bins = np.linspace(0, max(ESS_LIMIT, sizes.max()) * 1.05, 41)
     right.hist(agreed.ess_bulk, bins, color=ACCENT, label="bulk")
     right.hist(agreed.ess_tail, bins, color=WARM, histtype="step", linewidth=1.4, label="tail")
     right.set(xlabel="effective sample size", xlim=(0, bins[-1]))

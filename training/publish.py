@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 from models.bundle import Manifest, write_arrays, write_manifest
 from models.posterior import Posterior
@@ -18,6 +19,13 @@ from training.seen import Shown
 PACKAGES = ("abstain", "jax", "jaxlib", "flax", "numpyro", "blackjax", "optax", "numpy", "orbax-checkpoint")
 
 
+class Version(NamedTuple):
+    """A published version: its number, and its manifest's notes, which say what could not be drawn."""
+
+    number: int
+    notes: tuple[str, ...]
+
+
 def publish_version(
     store: Path,
     manifest: Manifest,
@@ -25,14 +33,15 @@ def publish_version(
     calibrated: Calibrated,
     shown: Shown = Shown(),  # noqa: B008 - a frozen record
     trained: TrainedRows | None = None,
-) -> int:
-    """A new version in the store, whole or not at all; returns its number, which the manifest is given.
+) -> Version:
+    """A new version in the store, whole or not at all.
 
     Args:
         shown: what the report is drawn from, besides.
         trained: hashes of the training rows, for later calibrations.
     """
     calibration = calibrated.calibration
+    notes = manifest.notes
 
     def write(folder: Path) -> None:
         write_arrays(folder, posterior, calibration, calibrated.densities)
@@ -40,11 +49,12 @@ def publish_version(
             write_trained(folder, trained)
 
     def seal(folder: Path, version: int) -> None:
+        nonlocal notes
         numbered = manifest.model_copy(update={"version": version})
-        write_report(folder / "report.html", numbered, calibration, shown)
-        write_manifest(folder, numbered)
+        notes = (*manifest.notes, *write_report(folder / "report.html", numbered, calibration, shown))
+        write_manifest(folder, numbered.model_copy(update={"notes": notes}))
 
-    return publish(store, manifest.name, write, seal)
+    return Version(publish(store, manifest.name, write, seal), notes)
 
 
 def now() -> str:

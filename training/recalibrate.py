@@ -106,7 +106,7 @@ def calibrate_version(
     )
     shown = show(bundle, calibrated, material, strange, f"{name}:{version}")
     made = described(bundle, calibrated, terms, material, f"{name}:{version}", shown.view)
-    version = publish_version(store, made, bundle.posterior, calibrated, shown, trained)
+    version = publish_version(store, made, bundle.posterior, calibrated, shown, trained).number
     return Recalibrated(name, version, made.shortfalls, material.beware)
 
 

@@ -7,10 +7,10 @@ says that it does not know, how it was come by, from what settings. What is not 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from models.bundle import Manifest
 from models.calibration import Calibration
 from models.ranks import ordinal
 from training.coverage import coverage_by_decision
+from training.diagnostics import rhat_text
+from training.failures import Failure, attempt
 from training.quality import class_quality, conformal_quality, terms_of
 from training.seen import Shown, View
 from training.strange import SAME_INTENSITY, readable
@@ -73,23 +75,46 @@ MEANINGS = {
 }
 
 
-def write_report(path: Path, manifest: Manifest, calibration: Calibration, shown: Shown = Shown()) -> None:  # noqa: B008
-    """Writes the report of a version.
+class Picture(NamedTuple):
+    """A picture still to be drawn, described for those who do not see it, and what good looks like."""
+
+    name: str
+    draw: Callable[[], Any]
+    description: str
+    good: str
+
+
+Part = str | Picture
+"""Of a section: HTML, or a picture."""
+
+
+def write_report(
+    path: Path,
+    manifest: Manifest,
+    calibration: Calibration,
+    shown: Shown = Shown(),  # noqa: B008
+) -> tuple[str, ...]:
+    """Writes the report of a version; returns what could not be written or drawn, a note for the manifest each.
 
     Args:
         shown: what it is drawn from, besides; what is missing there is missing in the report, and said to be.
     """
-    sections = {
-        "verdict": ("Verdict", _verdict(manifest, shown)),
-        "quality": ("On the test part", _quality(manifest, shown)),
-        "strange": ("Where it says “I don't know”", _strange(manifest, calibration, shown)),
-        "fit": ("The fit", _fit(manifest, shown)),
-        "settings": ("Settings and data", _settings(manifest)),
+    missing: list[str] = []
+    written = {
+        "quality": ("On the test part", _section("quality", lambda: _quality(manifest, shown), missing)),
+        "strange": (
+            "Where it says “I don't know”",
+            _section("strange", lambda: _strange(manifest, calibration, shown), missing),
+        ),
+        "fit": ("The fit", _section("fit", lambda: _fit(manifest, shown), missing)),
+        "settings": ("Settings and data", _section("settings", lambda: _settings(manifest), missing)),
     }
+    noted = manifest.model_copy(update={"notes": (*manifest.notes, *missing)})
+    sections = {"verdict": ("Verdict", _section("verdict", lambda: _verdict(noted, shown), missing)), **written}
     links = "".join(f'<a href="#{key}">{html.escape(title)}</a>' for key, title in PARTS.items())
     body = "".join(
-        f'<section id="{key}" aria-label="{html.escape(PARTS[key])}"><h2>{title}</h2>{"".join(parts)}</section>'
-        for key, (title, parts) in sections.items()
+        f'<section id="{key}" aria-label="{html.escape(PARTS[key])}"><h2>{title}</h2>{content}</section>'
+        for key, (title, content) in sections.items()
     )
     title = html.escape(f"{manifest.name}:{manifest.version}")
     path.write_text(
@@ -100,6 +125,15 @@ def write_report(path: Path, manifest: Manifest, calibration: Calibration, shown
         f"<footer>{_packages(manifest)}</footer></body></html>\n",
         "utf-8",
     )
+    return tuple(missing)
+
+
+def _section(key: str, write: Callable[[], Sequence[Part]], missing: list[str]) -> str:
+    """The HTML of a section; what fails is replaced by a sentence that says why."""
+    parts = attempt(f"the report's section “{PARTS[key]}”", write, missing)
+    if isinstance(parts, Failure):
+        return _absent(parts.sentence)
+    return "".join(part if isinstance(part, str) else _figure(part, missing) for part in parts)
 
 
 def _heading(manifest: Manifest) -> str:
@@ -117,7 +151,7 @@ def _heading(manifest: Manifest) -> str:
 # ---- the verdict -----------------------------------------------------------------------------------------------------
 
 
-def _verdict(manifest: Manifest, shown: Shown) -> list[str]:
+def _verdict(manifest: Manifest, shown: Shown) -> list[Part]:
     if manifest.shortfalls:
         said = _box("shortfall", "Not fit to be relied on", manifest.shortfalls)
     else:
@@ -192,10 +226,10 @@ def _size(found: dict[str, Any]) -> str:
 # ---- how good it is --------------------------------------------------------------------------------------------------
 
 
-def _quality(manifest: Manifest, shown: Shown) -> list[str]:
+def _quality(manifest: Manifest, shown: Shown) -> list[Part]:
     metrics = {key: value for key, value in manifest.metrics.items() if not isinstance(value, dict)}
     lines = [(readable(key), _text(value), MEANINGS.get(key, "")) for key, value in metrics.items()]
-    parts = [_table(lines, ("metric", "value", "what it is"))]
+    parts: list[Part] = [_table(lines, ("metric", "value", "what it is"))]
     if shown.view is None:
         return [*parts, _absent(shown.absent.get("test", "The test part was not looked at for this report."))]
     if manifest.model.class_names:
@@ -203,7 +237,7 @@ def _quality(manifest: Manifest, shown: Shown) -> list[str]:
     return [*parts, *_number_pictures(manifest, shown, shown.view)]
 
 
-def _class_pictures(manifest: Manifest, view: View) -> list[str]:
+def _class_pictures(manifest: Manifest, view: View) -> list[Part]:
     from training import confidence_plots  # noqa: PLC0415 - a second to import
 
     metrics: Any = manifest.metrics
@@ -219,7 +253,7 @@ def _class_pictures(manifest: Manifest, view: View) -> list[str]:
     )
     return [
         "<h3>Is it as often right as it is sure?</h3>",
-        _figure(
+        Picture(
             "reliability",
             partial(confidence_plots.draw_reliability_wide, view),
             told,
@@ -231,7 +265,7 @@ def _class_pictures(manifest: Manifest, view: View) -> list[str]:
     ]
 
 
-def _class_table(manifest: Manifest, view: View) -> list[str]:
+def _class_table(manifest: Manifest, view: View) -> list[Part]:
     names = manifest.model.class_names
     if len(names) > MOST_CLASSES:
         return []
@@ -245,7 +279,7 @@ def _class_table(manifest: Manifest, view: View) -> list[str]:
     return [f"<details><summary>Class by class</summary>{table}</details>"]
 
 
-def _risk_picture(view: View, metric: str) -> list[str]:
+def _risk_picture(view: View, metric: str) -> list[Part]:
     from training.confidence_plots import draw_risk_coverage, losses  # noqa: PLC0415 - a second to import
 
     reject, loss = view.familiar.judgement.reject, losses(view.familiar.prediction, view)
@@ -258,7 +292,7 @@ def _risk_picture(view: View, metric: str) -> list[str]:
         told.append(f"{chosen.sum():,} {part}{', ' * bool(quality)}{quality}")
     return [
         "<h3>Does leaving out the doubtful help?</h3>",
-        _figure(
+        Picture(
             "risk",
             partial(draw_risk_coverage, view),
             f"Risk against coverage on {len(reject):,} test rows, by the decision score "
@@ -269,16 +303,16 @@ def _risk_picture(view: View, metric: str) -> list[str]:
     ]
 
 
-def _number_pictures(manifest: Manifest, shown: Shown, view: View) -> list[str]:
+def _number_pictures(manifest: Manifest, shown: Shown, view: View) -> list[Part]:
     from training import regression_plots  # noqa: PLC0415 - a second to import
 
     metrics: Any = manifest.metrics
     found = conformal_quality(view.familiar.judgement, view.rows.y)
-    parts: list[str] = []
+    parts: list[Part] = []
     if shown.curve:
         parts += [
             "<h3>What it says along its input</h3>",
-            _figure(
+            Picture(
                 "band",
                 partial(regression_plots.draw_band, shown.curve, view.rows, *_axis_names(manifest)),
                 _band_told(shown, metrics),
@@ -290,7 +324,7 @@ def _number_pictures(manifest: Manifest, shown: Shown, view: View) -> list[str]:
     else:
         parts += [
             "<h3>Predicted and true</h3>",
-            _figure(
+            Picture(
                 "predicted",
                 partial(regression_plots.draw_predicted, view),
                 f"Predicted against true values of up to 300 of {len(view.rows):,} test rows: RMSE {metrics['rmse']:.4g}; "
@@ -304,7 +338,7 @@ def _number_pictures(manifest: Manifest, shown: Shown, view: View) -> list[str]:
     return [
         *parts,
         "<h3>Are its distributions as wide as they should be?</h3>",
-        _figure(
+        Picture(
             "pit",
             partial(regression_plots.draw_pit, view),
             f"Histogram of where {len(view.rows):,} targets fall in their predicted distributions; "
@@ -338,7 +372,7 @@ def _band_told(shown: Shown, metrics: Any) -> str:
 # ---- where it says that it does not know -----------------------------------------------------------------------------
 
 
-def _strange(manifest: Manifest, calibration: Calibration, shown: Shown) -> list[str]:
+def _strange(manifest: Manifest, calibration: Calibration, shown: Shown) -> list[Part]:
     from training import separation_plots  # noqa: PLC0415 - a second to import
 
     terms, view = manifest.calibration, shown.view
@@ -352,14 +386,14 @@ def _strange(manifest: Manifest, calibration: Calibration, shown: Shown) -> list
         f"{ordinal(terms.percentile)} percentile of {terms.rows:,} calibration rows, {limit:.4g}"
         f"{', or its own limit where its predicted class has one' if terms.per_class else ''}.</p>"
     )
-    parts = [intro, *_augmented(manifest)]
+    parts: list[Part] = [intro, *_augmented(manifest)]
     if view:
         rates = "; ".join(
             f"{readable(name)}: {seen.judgement.reject.mean():.2%} of {len(seen.x):,} rows"
             for name, seen in {"test rows": view.familiar, **view.strange}.items()
         )
         parts.append(
-            _figure(
+            Picture(
                 "decision",
                 partial(separation_plots.draw_ecdf, view),
                 f"Distribution of the decision score, {decided}, with its threshold {limit:.4g}. Rejected: {rates}.",
@@ -370,7 +404,7 @@ def _strange(manifest: Manifest, calibration: Calibration, shown: Shown) -> list
     parts += _ood(manifest, shown)
     parts += [
         "<h3>Every score, and where strangeness begins</h3>",
-        _figure(
+        Picture(
             "scores",
             partial(separation_plots.draw_scores, calibration, view.familiar if view else None),
             f"Distributions of {len(terms.thresholds)} scores on {terms.rows:,} calibration rows, with thresholds: "
@@ -384,9 +418,9 @@ def _strange(manifest: Manifest, calibration: Calibration, shown: Shown) -> list
     return parts
 
 
-def _ood(manifest: Manifest, shown: Shown) -> list[str]:
+def _ood(manifest: Manifest, shown: Shown) -> list[Part]:
     metrics: Any = manifest.metrics
-    parts = ["<h3>Strange inputs</h3>"]
+    parts: list[Part] = ["<h3>Strange inputs</h3>"]
     if "ood" in shown.absent:
         parts.append(_absent(shown.absent["ood"]))
     view = shown.view
@@ -419,7 +453,7 @@ def _ood(manifest: Manifest, shown: Shown) -> list[str]:
     return [
         *parts,
         "<p>Nothing was fitted to these sets, and nothing was chosen by them.</p>",
-        _figure(
+        Picture(
             "roc",
             partial(draw_roc, view, across=2),
             f"ROC curves of test rows against strange inputs. {told}.",
@@ -457,11 +491,11 @@ def _threshold_table(manifest: Manifest) -> str:
 # ---- how it was come by ----------------------------------------------------------------------------------------------
 
 
-def _fit(manifest: Manifest, shown: Shown) -> list[str]:
+def _fit(manifest: Manifest, shown: Shown) -> list[Part]:
     from training import fit_plots  # noqa: PLC0415 - a second to import
 
     facts: Any = manifest.diagnostics
-    parts: list[str] = []
+    parts: list[Part] = []
     if "loss" in facts and facts.get("reports"):
         kind, watched = fit_plots.reported_parts(facts["reports"][-1])
         loss = np.array(facts["loss"], np.float64)
@@ -469,7 +503,7 @@ def _fit(manifest: Manifest, shown: Shown) -> list[str]:
         ends = " and ".join(f"{last[f'{part}_{kind}']:.4g} on {words}" for part, words in watched.items())
         parts += [
             "<h3>The loss</h3>",
-            _figure(
+            Picture(
                 "loss",
                 partial(fit_plots.draw_loss, facts),
                 f"Loss over {last['step']:,} steps, from {loss[0]:.4g} to {loss[-1]:.4g}; at the end the "
@@ -485,15 +519,15 @@ def _fit(manifest: Manifest, shown: Shown) -> list[str]:
     return [*parts, f"<details><summary>Diagnostics</summary>{_table(_flat(told))}</details>"]
 
 
-def _chains(facts: Any, shown: Shown) -> list[str]:
+def _chains(facts: Any, shown: Shown) -> list[Part]:
     from training import fit_plots  # noqa: PLC0415 - a second to import
 
     trace = np.array(facts["trace"], np.float64)
     ends = ", ".join(f"{value:.4g}" for value in trace[:, -1])
     agreed = shown.agreement
-    parts = [
+    parts: list[Part] = [
         f"<h3>The chains</h3><p>{html.escape(_agreement(facts))}</p>",
-        _figure(
+        Picture(
             "trace",
             partial(fit_plots.draw_trace, facts),
             f"Log posterior density of {facts['chains']} chains over {facts['samples'] // facts['chains']:,} samples each; "
@@ -502,7 +536,7 @@ def _chains(facts: Any, shown: Shown) -> list[str]:
         ),
     ]
     if agreed is None:
-        if facts["function"]["rhat"] is None:
+        if not facts["function"]["values"]:
             return parts
         return [*parts, _absent(shown.absent.get("chains", "Ranks were not looked at for this report."))]
     shown_chains = len(fit_plots.least_even(agreed.worst))
@@ -515,20 +549,20 @@ def _chains(facts: Any, shown: Shown) -> list[str]:
     return [
         *parts,
         "<h3>Ranks of predictions</h3>",
-        _figure(
+        Picture(
             "ranks",
             partial(fit_plots.draw_ranks, agreed),
-            f"Rank histograms, by chain, of the prediction whose chains agree worst (R-hat {np.nanmax(agreed.rhat):.3f}) and "
-            f"best (R-hat {np.nanmin(agreed.rhat):.3f}), of {len(agreed.rhat)}. The bar furthest from an even spread is "
+            f"Rank histograms, by chain, of the prediction whose chains agree worst (R-hat {rhat_text(agreed.rhat.max())}) and "
+            f"best (R-hat {rhat_text(agreed.rhat.min())}), of {len(agreed.rhat)}. The bar furthest from an even spread is "
             f"{furthest['worst']:.2f} times it in the worst, {furthest['best']:.2f} times in the best.{some}",
             "Good: bars about the line in every chain. A slope or a hill means that a chain's predictions lie elsewhere than "
             f"the others' (Vehtari et al., 2021).{some}",
         ),
         "<h3>R-hat and effective sample size in function space</h3>",
-        _figure(
+        Picture(
             "agreement",
             partial(fit_plots.draw_agreement, agreed),
-            f"Histograms over {len(agreed.rhat)} predictions: worst R-hat {facts['function']['rhat']:.3f}, least bulk ESS "
+            f"Histograms over {len(agreed.rhat)} predictions: worst R-hat {rhat_text(facts['function']['rhat'])}, least bulk ESS "
             f"{facts['function']['ess_bulk']:.0f}, least tail ESS {facts['function']['ess_tail']:.0f}; limits 1.01 and 400.",
             "Good: every R-hat left of its limit, every effective sample size right of its own. Predictions at held-out inputs "
             "are counted, not weights: those may be permuted without a difference.",
@@ -544,10 +578,10 @@ def _furthest(counts: np.ndarray) -> float:
 def _agreement(facts: Any) -> str:
     """What the chains' predictions came to, in plain words."""
     function = facts["function"]
-    if function["rhat"] is None:
+    if not function["values"]:
         return "The chains' predictions at held-out inputs are the same in every sample."
     return (
-        f"Over {function['values']} predictions at held-out inputs the worst R-hat is {function['rhat']:.3f} and the "
+        f"Over {function['values']} predictions at held-out inputs the worst R-hat is {rhat_text(function['rhat'])} and the "
         f"least effective sample size {function['ess_bulk']:.0f} in the bulk, {function['ess_tail']:.0f} in the tails, "
         f"of {facts['samples']:,} samples in {facts['chains']} chains. Chains that agree have an R-hat of at most 1.01."
     )
@@ -568,7 +602,7 @@ def _augmented(manifest: Manifest) -> list[str]:
     ]
 
 
-def _settings(manifest: Manifest) -> list[str]:
+def _settings(manifest: Manifest) -> list[Part]:
     data = manifest.data
     rows = [
         ("source", data.source),
@@ -596,12 +630,18 @@ def _packages(manifest: Manifest) -> str:
 # ---- what pages are made of ------------------------------------------------------------------------------------------
 
 
-def _figure(name: str, draw: Callable[[], Any], description: str, good: str) -> str:
-    """A picture, described for those who do not see it, and below it what good looks like."""
+def _figure(figure: Picture, missing: list[str]) -> str:
+    """A picture, and below it what good looks like; where it cannot be drawn, why."""
     from training.pictures import picture  # noqa: PLC0415 - a second to import
 
-    drawn = picture(name, draw, description)
-    return f'<figure><div class="wide">{drawn}</div><figcaption>{html.escape(good)}</figcaption></figure>'
+    drawn = attempt(
+        f"the picture “{readable(figure.name)}”",
+        lambda: picture(figure.name, figure.draw, figure.description),
+        missing,
+    )
+    if isinstance(drawn, Failure):
+        return _absent(f"{drawn.sentence} It would show: {figure.description}")
+    return f'<figure><div class="wide">{drawn}</div><figcaption>{html.escape(figure.good)}</figcaption></figure>'
 
 
 def _absent(sentence: str) -> str:

@@ -14,6 +14,7 @@ from models.posterior import Posterior
 from training.chains import Kernel, sample_chains
 from training.config import ChainSettings
 from training.diagnostics import FUNCTION_ROWS, chain_diagnostics, chain_shortfalls, function_values
+from training.failures import Failure, attempt
 from training.journal import Journal
 from training.methods.form import Fitted, Problem
 from training.progress import stage
@@ -42,15 +43,17 @@ def fit_by_chains(
     watch = watched(problem)
     chains = sample_chains(key_chains, kernel, problem.target, problem.train, first, settings, journal, watch)
     tuned = {name: np.asarray(value).tolist() for name, value in kernel.tuned(chains.state).items()}
+    posterior = Posterior(problem.bnn.model, problem.bnn.draws(chains.thinned(draws)))
+    mode = problem.bnn.draws(np.asarray(first)) if settings.start == "map" else None
+    unchecked: list[str] = []
     with stage(journal.progress, "diagnostics"):
-        diagnostics = chain_diagnostics(problem.target, chains, settings) | tuned
-    return Fitted(
-        Posterior(problem.bnn.model, problem.bnn.draws(chains.thinned(draws))),
-        diagnostics,
-        chain_shortfalls(diagnostics),
-        chains=chains,
-        mode=problem.bnn.draws(np.asarray(first)) if settings.start == "map" else None,
-    )
+        diagnostics = attempt(
+            "the diagnostics of the chains", lambda: chain_diagnostics(problem.target, chains, settings), unchecked
+        )
+    if isinstance(diagnostics, Failure):
+        # Chains that nobody has checked are not to be relied on: a shortfall, where a picture would be a note.
+        return Fitted(posterior, tuned, tuple(unchecked), chains=chains, mode=mode)
+    return Fitted(posterior, diagnostics | tuned, chain_shortfalls(diagnostics), chains=chains, mode=mode)
 
 
 def watched(problem: Problem) -> Any:

@@ -137,7 +137,7 @@ def kernel(target: Target, settings: ChEESConfig) -> Kernel:
         mean = 1 / (1 / jnp.maximum(acceptance, 1e-6)).mean()
         size = adapt_step_size(state.step_size, mean, "dual_averaging", settings.target_acceptance)
         slope = ascent(before, end.position, velocity, acceptance, state.metric) * share * jnp.exp(state.length.log)
-        length = lengthened(state.length, slope, size.memory[1], state.transition)
+        length = lengthened(state.length, slope, size.memory.average, state.transition)
         state = state._replace(step_size=size, length=length, transition=state.transition + 1)
         return (state if settings.mass_matrix == "unit" else adapt_metric(state)), info
 
@@ -158,7 +158,7 @@ def kernel(target: Target, settings: ChEESConfig) -> Kernel:
         length = state.length
         renewed = state._replace(
             metric=metric,
-            step_size=restart_step_size(state.step_size, "dual_averaging"),
+            step_size=restart_step_size(state.step_size, state.metric, metric, "dual_averaging"),
             length=length._replace(log=length.log - shift, average=length.average - shift),
             moments=no_moments(dim),
         )

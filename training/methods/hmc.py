@@ -109,9 +109,10 @@ def kernel(target: Target, settings: HMCConfig) -> Kernel:
         place, kind = state.transition - 1, mass_matrix
         added = add_position(state.covariance, state.point.position, kind)
         state = state._replace(covariance=where(schedule.collecting[place], added, state.covariance))
+        metric = metric_of(state.covariance, kind)
         renewed = state._replace(
-            metric=metric_of(state.covariance, kind),
-            step_size=restart_step_size(state.step_size, settings.adaptation),
+            metric=metric,
+            step_size=restart_step_size(state.step_size, state.metric, metric, settings.adaptation),
             covariance=no_positions(target.dim, kind),
         )
         return jax.lax.cond(schedule.ending[place], lambda: renewed, lambda: state)

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.infer.hmc import hmc
 
-from training.adaptation import StepSize, adapt_step_size
+from training.adaptation import (
+    Metric,
+    StepSize,
+    adapt_step_size,
+    final_step_size,
+    first_step_size,
+    restart_step_size,
+    where,
+    windows,
+)
 from training.chains import Info, Kernel
 from training.config import NUTSConfig
 from training.journal import Journal
@@ -19,9 +28,11 @@ from training.target import Data, Target, Vector
 
 
 class State(NamedTuple):
-    """One chain: NumPyro's state of it."""
+    """One chain: NumPyro's state of it, which adapts the metric, and the step size, which is adapted here."""
 
     hmc: Any
+    step_size: StepSize
+    transition: Array
 
 
 def fit(key: PRNGKeyArray, problem: Problem, settings: NUTSConfig, draws: int, journal: Journal) -> Fitted:
@@ -37,20 +48,21 @@ def kernel(target: Target, settings: NUTSConfig) -> Kernel:
 
     init_kernel, sample_kernel = hmc(potential_fn_gen=lambda data: partial(potential, data), algo="NUTS")
 
+    schedule = windows(settings.warmup)
+
     def init(key: PRNGKeyArray, position: Vector, data: Data) -> State:
         state = init_kernel(
             position,
             settings.warmup,
             step_size=settings.step_size,
-            adapt_step_size=settings.adaptation == "dual_averaging",
+            adapt_step_size=False,
             adapt_mass_matrix=settings.mass_matrix != "unit" and settings.adaptation != "none",
             dense_mass=settings.mass_matrix == "dense",
-            target_accept_prob=settings.target_acceptance,
             max_tree_depth=settings.max_tree_depth,
             model_args=(data,),
             rng_key=key,
         )
-        return State(state)
+        return with_step_size(State(state, first_step_size(settings.step_size), jnp.int32(0)))
 
     def step(state: State, data: Data) -> tuple[State, Info]:
         after = sample_kernel(state.hmc, model_args=(data,))
@@ -61,22 +73,37 @@ def kernel(target: Target, settings: NUTSConfig) -> Kernel:
             "energy": after.energy,
             "log_density": -after.potential_energy,
         }
-        return State(after), info
+        return state._replace(hmc=after), info
 
     def warm(state: State, data: Data) -> tuple[State, Info]:
+        before = metric(state)
         state, info = step(state, data)
-        if settings.adaptation == "simple":
-            adapted = state.hmc.adapt_state
-            size = adapt_step_size(
-                StepSize(adapted.step_size, ()), info["acceptance"], "simple", settings.target_acceptance
-            )
-            state = State(state.hmc._replace(adapt_state=adapted._replace(step_size=size.value)))
-        return state, info
+        size = adapt_step_size(state.step_size, info["acceptance"], settings.adaptation, settings.target_acceptance)
+        if settings.mass_matrix != "unit":
+            restarted = restart_step_size(size, before, metric(state), settings.adaptation)
+            size = where(schedule.ending[state.transition], restarted, size)
+        return with_step_size(state._replace(step_size=size, transition=state.transition + 1)), info
+
+    def settle(state: State) -> State:
+        size = final_step_size(state.step_size, settings.adaptation)
+        return with_step_size(state._replace(step_size=StepSize(size, ())))
 
     def tuned(state: State) -> dict[str, Array]:
-        return {"step_size": state.hmc.adapt_state.step_size}
+        return {"step_size": state.step_size.value}
 
-    return Kernel(init, warm, lambda state: state, step, position=lambda state: state.hmc.z, tuned=tuned)
+    return Kernel(init, warm, settle, step, position=lambda state: state.hmc.z, tuned=tuned)
+
+
+def metric(state: State) -> Metric:
+    """The metric that NumPyro has come to."""
+    adapted = state.hmc.adapt_state
+    return Metric(adapted.inverse_mass_matrix, adapted.mass_matrix_sqrt)
+
+
+def with_step_size(state: State) -> State:
+    """The state with its step size where NumPyro's transitions read it."""
+    adapted = state.hmc.adapt_state._replace(step_size=state.step_size.value)
+    return state._replace(hmc=state.hmc._replace(adapt_state=adapted))
 
 
 def tree_depth(leapfrogs: Any) -> Any:
