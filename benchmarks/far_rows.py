@@ -1,0 +1,135 @@
+"""Whether the flag can rise: rows far outside the training ranges, on small tables, by the decision alone and by whole fits.
+
+    python benchmarks/far_rows.py [--seeds 1000] [--fits 60]
+
+By the decision alone: tables of 1 to 16 normal columns with 99 to 2,000 calibration rows. `range` and the distance to the
+nearest training row are computed as a fit computes them, on inputs instead of features, and combined by the default rule
+of tables. A row with one column far outside must be rejected at the largest percentile that the calibration rows can give.
+
+By whole fits: `fit` of tables of the same sizes, with the default decision. Counted are fits whose gate finds that far
+rows are accepted, and rows with one column at 50 widths outside that are accepted at percentile 99.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from scipy.spatial import cKDTree
+from servers import save, say
+
+from models.bundle import load
+from models.calibration import Calibration, judge
+from models.decision import Decision
+from models.predictive import Prediction
+from models.summaries import ClassificationSummary
+from training.config import Config
+from training.fit import fit
+from training.probe import ACCEPTS_FAR_ROWS
+from training.reference import set_aside
+from training.rows import Rows
+
+COLUMNS = (1, 2, 4, 8, 16)
+CALIBRATION_ROWS = (99, 150, 198, 500, 2_000)
+FAR = np.array([5.0, 50.0, 1e6])
+"""Widths of the training range."""
+DECISION = Decision(scores=("range", "input_knn"), rule="harmonic")
+
+
+def main() -> int:
+    """Counts, prints, and writes `benchmarks/results/far_rows.json`; 1 if any far row was accepted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1_000)
+    parser.add_argument("--fits", type=int, default=60)
+    options = parser.parse_args()
+    sizes = [(columns, rows) for columns in COLUMNS for rows in CALIBRATION_ROWS]
+    alone = {}
+    for columns, rows in sizes:
+        dead = sum(accepts_far(columns, rows, seed) for seed in range(options.seeds))
+        alone[f"{columns} columns, {rows} rows"] = dead
+        print(
+            f"{columns:>2} columns, {rows:>5} calibration rows: {dead} of {options.seeds} seeds accept a far row",
+            flush=True,
+        )
+    whole = {"fits": options.fits, "gate": 0, "accepted": 0, "rows": 0}
+    for place in range(options.fits):
+        columns, rows = sizes[place % len(sizes)]
+        gate, accepted, asked = fit_and_try(columns, rows, seed=place)
+        whole = whole | {
+            "gate": whole["gate"] + gate,
+            "accepted": whole["accepted"] + accepted,
+            "rows": whole["rows"] + asked,
+        }
+        say(f"fit {place + 1} of {options.fits}: {columns} columns, {rows} calibration rows")
+    print(
+        f"{whole['fits']} fits: the gate finds accepted far rows in {whole['gate']}; of rows with one column 50 widths "
+        f"outside {whole['accepted']} of {whole['rows']} are accepted"
+    )
+    save("far_rows", {"alone": alone, "whole": whole})
+    return int(bool(sum(alone.values()) or whole["gate"] or whole["accepted"]))
+
+
+def accepts_far(columns: int, rows: int, seed: int) -> bool:
+    """Whether the decision alone accepts a far row."""
+    rng = np.random.default_rng([seed, columns, rows])
+    # The default shares of a table: a fifth for testing, a fifth of the rest for calibration.
+    aside, rest = set_aside(Rows(rng.normal(size=(4 * rows, columns)), np.zeros(4 * rows)), seed)
+    low, high, bank = rest.x.min(axis=0), rest.x.max(axis=0), cKDTree(rest.x)
+
+    def scores(x: Float[np.ndarray, "rows columns"]) -> dict[str, Float[np.ndarray, " rows"]]:
+        outside = (np.maximum(low - x, x - high) / (high - low)).max(axis=1)
+        found = {"range": np.where(outside > 1e-4, outside, 0.0), "input_knn": bank.query(x)[0]}
+        return {name: values.astype(np.float32) for name, values in found.items()}
+
+    calibration = Calibration(
+        scores=scores(rng.normal(size=(rows, columns))),
+        nonconformity=np.zeros(rows),
+        decision=DECISION,
+        reference=scores(aside.x),
+    )
+    far = np.zeros((len(FAR), columns))
+    far[:, 0] = high[0] + FAR * (high - low)[0]
+    return not judge(calibration, predicted(scores(far)), math.floor(1e8 * rows / (rows + 1)) / 1e6).reject.all()
+
+
+def predicted(scores: dict[str, Float[np.ndarray, " rows"]]) -> Prediction:
+    """A prediction of one certain class, with these scores."""
+    rows = len(scores["range"])
+    ones, zeros = np.ones((rows, 1), np.float32), np.zeros(rows, np.float32)
+    return Prediction(ClassificationSummary(ones, ones, zeros, zeros, zeros), scores)
+
+
+def fit_and_try(columns: int, calibration_rows: int, seed: int) -> tuple[bool, int, int]:
+    """Whether the gate finds accepted far rows; how many rows with one far column are accepted, and of how many."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(round(6.25 * calibration_rows), columns))
+    y = (x[:, 0] + rng.normal(size=len(x)) > 0).astype(int)
+    config = Config.model_validate(
+        {
+            "name": "far",
+            "draws": 5,
+            "seed": seed,
+            "network": {"kind": "mlp", "hidden": [8]},
+            "data": {"calibration_size": calibration_rows},
+            "method": {"kind": "vi", "steps": 200, "learning_rate": 1e-2, "reports": 1},
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        data, store = Path(folder) / "table.npz", Path(folder) / "store"
+        np.savez(data, x=x, y=y)
+        published = fit(config, str(data), store, lambda *_, **__: None)
+        bundle = load(store / "far" / "1")
+    far = np.tile(np.median(x, axis=0), (columns, 1))
+    np.fill_diagonal(far, x.max(axis=0) + 50 * np.ptp(x, axis=0))
+    reject = judge(bundle.calibration, bundle.predictor((32,))(far)).reject
+    gate = any(said.startswith(ACCEPTS_FAR_ROWS) for said in published.shortfalls)
+    return gate, int((~reject).sum()), columns
+
+
+if __name__ == "__main__":
+    sys.exit(main())
