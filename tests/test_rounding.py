@@ -1,0 +1,84 @@
+"""Equal rows get equal answers: in every batch size, beside any neighbours, and on processors that round otherwise."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from models.bundle import load
+from models.calibration import judge
+from tests.conftest import PROJECT, silent
+from training.config import Config
+from training.fit import fit
+
+ROWS = 1_500
+ANSWERS = """
+import os, sys
+import numpy as np
+# Which cores XLA's threads may run on decides how many there are.
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[3])])
+from pathlib import Path
+from models.bundle import load
+from models.calibration import judge
+bundle = load(Path(sys.argv[1]))
+judgement = judge(bundle.calibration, bundle.predictor((32,))(np.load(sys.argv[2])))
+p_values = judgement.scores[judgement.decision].p_value
+np.savez(sys.stdout.buffer, reject=judgement.reject, p_value=p_values, members=judgement.members)
+"""
+
+
+@pytest.fixture(scope="module")
+def passengers(tmp_path_factory):
+    """A bundle of a table with few distinct rows, at percentile 90; the folder of its version, and its distinct rows."""
+    folder = tmp_path_factory.mktemp("passengers")
+    rng = np.random.default_rng(0)
+    rank, sex = rng.choice(3, ROWS, p=[0.24, 0.21, 0.55]), rng.integers(0, 2, ROWS)
+    relatives, port = np.minimum(rng.geometric(0.6, ROWS) - 1, 5), rng.choice(3, ROWS, p=[0.72, 0.19, 0.09])
+    x = np.stack([rank, sex, relatives, port], axis=1).astype(np.float32)
+    y = (rng.random(ROWS) < 1 / (1 + np.exp(0.8 * rank + 0.3 * relatives - 2.5 * sex))).astype(int)
+    np.savez(folder / "table.npz", x=x, y=y)
+    config = Config.model_validate(
+        {
+            "name": "passengers",
+            "draws": 10,
+            "network": {"kind": "mlp", "hidden": [16]},
+            "method": {"kind": "vi", "steps": 200, "learning_rate": 1e-2, "reports": 1},
+            "calibration": {"percentile": 90.0, "sets": "aps"},
+        }
+    )
+    fit(config, str(folder / "table.npz"), folder, silent)
+    return folder / "passengers" / "1", np.unique(x, axis=0)
+
+
+def answers(bundle, rows, bucket):
+    """Verdict, p-value of the decision and prediction set of each row."""
+    judgement = judge(bundle.calibration, bundle.predictor((bucket,))(rows))
+    return judgement.reject, judgement.scores[judgement.decision].p_value, judgement.members
+
+
+def test_equal_rows_get_equal_answers_in_every_batch_size(passengers):
+    """Distinct rows in another order, and so beside others, in batches of 1 to 128, against batches of 256."""
+    folder, rows = passengers
+    bundle = load(folder)
+    first = answers(bundle, rows, 256)
+    assert 0 < first[0].sum() < len(rows)
+    order = np.random.default_rng(1).permutation(len(rows))
+    for bucket in (1, 8, 32, 128):
+        for found, expected in zip(answers(bundle, rows[order], bucket), first, strict=True):
+            np.testing.assert_array_equal(found, expected[order])
+
+
+def test_equal_rows_get_equal_answers_on_another_processor(passengers, tmp_path):
+    """The same bundle under the oldest instruction set and one thread, whose products are rounded otherwise."""
+    folder, rows = passengers
+    np.save(tmp_path / "rows.npy", rows)
+    command = [sys.executable, "-c", ANSWERS, str(folder), str(tmp_path / "rows.npy"), "1"]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2", "PYTHONPATH": str(PROJECT)}
+    ran = subprocess.run(command, capture_output=True, timeout=300, check=True, env=environment, cwd=PROJECT)
+    (tmp_path / "answers.npz").write_bytes(ran.stdout)
+    found = np.load(tmp_path / "answers.npz")
+    expected = dict(zip(("reject", "p_value", "members"), answers(load(folder), rows, 32), strict=True))
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
