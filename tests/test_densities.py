@@ -199,7 +199,7 @@ def test_vim_of_a_bernoulli_network_is_the_same_when_its_classes_change_names():
     features, z = fitting.member_features(posterior, member_draws(posterior.size), rows.take(np.arange(20)))
     for row in range(20):
         views = [view_of(rows.x[row], features=features[:, row])._replace(logits=sign * z[:, row]) for sign in (1, -1)]
-        values = [DENSITIES["vim"].score(record, view) for record, view in zip(fits, views, strict=True)]
+        values = [float(DENSITIES["vim"].score(record, view)) for record, view in zip(fits, views, strict=True)]
         assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-3), row
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,15 @@ from scipy.special import softmax
 
 from models.bundle import check_gate, load, read_manifest
 from models.calibration import Calibration
+from models.decision import Decision
+from models.densities import Range
 from models.errors import StoreError
 from models.networks import MLPSpec
 from models.posterior import Model, Posterior
+from models.preprocessing import Column, Preprocessing
 from models.store import read_labels
 from training.bnn import BNN, Observations
+from training.calibrate import Calibrated
 from training.config import HMCConfig, LaplaceConfig, MAPConfig, PriorConfig, VIConfig
 from training.diagnostics import chain_shortfalls
 from training.gate import (
@@ -33,6 +38,7 @@ from training.methods import map as mode_search
 from training.methods.form import Problem
 from training.metrics import classification_terms
 from training.mixtures import pooled_log_likelihood
+from training.probe import FarRows, far_rows, try_far_rows
 from training.rows import Rows
 
 GOOD = {
@@ -409,3 +415,44 @@ def test_a_good_fit_passes_the_gate(digits):
     lacking = digits.manifest.model_copy(update={"shortfalls": ("this", "that")})
     with pytest.raises(StoreError, match=r"digits:1: is not fit to be stable: found \(1\) this; \(2\) that; mend"):
         check_gate(lacking)
+
+
+# ---- far rows --------------------------------------------------------------------------------------------------------
+
+
+def test_far_rows_lie_outside_every_numeric_range_on_both_sides():
+    """Ten widths and more; categories stay; an origin is added back; nothing is beyond float32."""
+    columns = (Column(name="age"), Column(name="job", categories=("cook", "nurse")), Column(name="since"))
+    preprocessing = Preprocessing(columns=columns, origin=(0.0, 0.0, 1.7e9), unit=(1.0, 1.0, 2.0))
+    model = Model(
+        network=MLPSpec(hidden=(2,)),
+        likelihood="categorical",
+        preprocessing=preprocessing,
+        feature_shape=(3,),
+        class_names=("a", "b"),
+    )
+    low, high = np.float32([18, -3.4e38, -50]), np.float32([90, 3.4e38, 50])
+    rows = far_rows(model, Range(low, high))
+    np.testing.assert_allclose(rows[:, 0], [18 - 720, 90 + 720, 18 - 72e3, 90 + 72e3, 18 - 72e6, 90 + 72e6])
+    assert (rows[:, 1] == 0).all()
+    np.testing.assert_allclose(rows[:2, 2], [1.7e9 - 2 * 1050, 1.7e9 + 2 * 1050])
+    only_categories = model.model_copy(
+        update={"preprocessing": Preprocessing(columns=columns[1:2]), "feature_shape": (1,)}
+    )
+    assert len(far_rows(only_categories, Range(low[1:2], high[1:2]))) == 0
+
+
+@pytest.mark.parametrize(("scores", "kind"), [(("std",), "notes"), (("std", "knn"), "shortfalls")])
+def test_a_decision_that_accepts_far_rows_says_so(digits, scores, kind):
+    """A shortfall where a score of distance decides; a note where only the draws' answer does; nothing where all is well."""
+    silent = {
+        name: np.full_like(values, np.finfo(np.float32).max) for name, values in digits.calibration.scores.items()
+    }
+    mute = replace(digits.calibration, scores=silent, decision=Decision(scores=scores))
+    calibrated = Calibrated(digits.predictor((8,)), mute, digits.densities, digits.manifest.calibration.recalibration)
+    found = try_far_rows(calibrated)
+    (said,) = getattr(found, kind)
+    assert said.startswith("its decision accepts rows far outside the training data: 6 of 6 rows")
+    assert len(found.shortfalls) + len(found.notes) == 1
+    sound = replace(digits.calibration, decision=Decision(scores=("range",)))
+    assert try_far_rows(calibrated._replace(calibration=sound)) == FarRows()

@@ -32,7 +32,7 @@ from training.journal import Journal, Progress
 from training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
 from training.methods import map as mode
 from training.methods.form import Fitted, Method, Problem
-from training.probe import far_shortfalls
+from training.probe import try_far_rows
 from training.progress import stage
 from training.publish import git_commit, installed_packages, now, publish_version
 from training.quality import average_terms, proper_terms
@@ -227,14 +227,15 @@ def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, metrics: dict[s
     """The fit, with the shortfalls of its predictions and draws added to those of its method."""
     test = dataset.test
     prediction = shown.view.familiar.prediction if shown.view else calibrated.predictor(test.x)
+    far = try_far_rows(calibrated)
     terms, average = proper_terms(fitted.posterior, prediction, test), average_terms(prediction, test.y)
     said = (
         *prediction_shortfalls(terms, average, test.y, dataset.train.y, calibrated.calibration),
         *draws_shortfalls(fitted, test),
         *metric_shortfalls(metrics),
-        *far_shortfalls(calibrated),
+        *far.shortfalls,
     )
-    notes = (*fitted.notes, *draws_notes(fitted.posterior.size), *dataset.notes)
+    notes = (*fitted.notes, *draws_notes(fitted.posterior.size), *dataset.notes, *far.notes)
     return fitted._replace(shortfalls=(*fitted.shortfalls, *said), notes=notes)
 
 

@@ -1,16 +1,18 @@
 """A trial of the decision: rows far outside every training range, which it must reject.
 
 They are made from the ranges of the training rows alone. Nothing is fitted or chosen by them; a decision that accepts one
-is a shortfall of the fit (`training/gate.py`).
+is a shortfall of the fit (`training/gate.py`), or a note where its scores do not measure distance.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from models.calibration import judge
-from models.densities import Range
+from models.densities import DENSITIES, Range
 from models.posterior import Model
 from models.preprocessing import in_data_units
 from training.calibrate import Calibrated
@@ -47,17 +49,29 @@ def accepted_far_rows(calibrated: Calibrated) -> tuple[int, int]:
     return int((~judge(calibrated.calibration, prediction).reject).sum()), len(rows)
 
 
-def far_shortfalls(calibrated: Calibrated) -> tuple[str, ...]:
-    """What the decision lacks, in words."""
+class FarRows(NamedTuple):
+    """What the trial comes to, in words: shortfalls of the fit, or notes."""
+
+    shortfalls: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def try_far_rows(calibrated: Calibrated) -> FarRows:
+    """Says so where the decision accepts far rows.
+
+    A decision that holds a score of distance from the training rows promises to reject them: a shortfall. One of the
+    ensemble's answer alone does not, for all draws may agree about an absurd row: a note.
+    """
     accepted, rows = accepted_far_rows(calibrated)
     if not accepted:
-        return ()
-    name = calibrated.calibration.decision.name
-    return (
+        return FarRows()
+    decision = calibrated.calibration.decision
+    said = (
         f"{ACCEPTS_FAR_ROWS}{accepted} of {rows} rows whose features all lie {WIDTHS[0]:g} or more widths outside their "
-        f"training range, by the decision score {name}; choose a decision that holds `range`",
+        f"training range, by {' and '.join(decision.scores)}; choose a decision that holds `range`"
     )
+    return FarRows(shortfalls=(said,)) if set(decision.scores) & set(DENSITIES) else FarRows(notes=(said,))
 
 
 ACCEPTS_FAR_ROWS = "its decision accepts rows far outside the training data: "
-"""How the shortfall begins, that another calibration may mend."""
+"""How the sentence begins, that another calibration may mend."""

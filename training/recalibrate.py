@@ -27,7 +27,7 @@ from training.data import Dataset, split
 from training.densities import fit_densities
 from training.evaluate import quality, reject_rates
 from training.gate import CONSTANT_DECISION, NOT_FINITE, decision_shortfalls, metric_shortfalls
-from training.probe import ACCEPTS_FAR_ROWS, far_shortfalls
+from training.probe import ACCEPTS_FAR_ROWS, try_far_rows
 from training.publish import git_commit, installed_packages, now, publish_version
 from training.reference import set_aside
 from training.rows import Rows, Source
@@ -277,7 +277,7 @@ def described(
 
     Without test rows, metrics that another recalibration would have changed are left out.
     """
-    old, test = bundle.manifest, material.test
+    old, test, far = bundle.manifest, material.test, try_far_rows(calibrated)
     same = calibrated.recalibration == old.calibration.recalibration
     kept = old.metrics.keys() - MOVED if same else UNMOVED
     metrics: dict[str, Any] = {key: value for key, value in old.metrics.items() if key in kept}
@@ -299,9 +299,13 @@ def described(
                 *(said for said in old.shortfalls if not said.startswith(MENDED)),
                 *metric_shortfalls(metrics),
                 *decision_shortfalls(calibrated.calibration),
-                *far_shortfalls(calibrated),
+                *far.shortfalls,
             ),
-            "notes": (*old.notes, f"draws of {origin}, {material.note}"),
+            "notes": (
+                *(said for said in old.notes if not said.startswith(ACCEPTS_FAR_ROWS)),
+                f"draws of {origin}, {material.note}",
+                *far.notes,
+            ),
             "data": old.data.model_copy(update={"calibration_rows": calibrated.calibration.rows}),
             "packages": installed_packages(),
             "git_commit": git_commit(),
