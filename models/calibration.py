@@ -3,8 +3,8 @@
 A `Calibration` keeps every score of every calibration row: the scores' empirical distribution functions. From them come,
 at any percentile, the threshold above which a row is rejected, a conformal p-value for any score, the one decision, and
 prediction sets and intervals. With exchangeable rows a threshold at percentile P rejects at most 100 − P percent on
-average over calibration splits (Vovk et al., 2005), and, where scores do not tie, at least that minus 1/(n + 1). With
-`per_class` the same holds within each predicted class (Mondrian; Vovk et al., 2003).
+average over calibration splits (Vovk et al., 2005). With `per_class` the same holds within each predicted class
+(Mondrian; Vovk et al., 2003).
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ from models.summaries import ClassificationSummary, PredictiveSummary, Regressio
 STD = Decision(scores=("std",))
 IN_TARGET_UNITS = {"std", "total_std"}
 """Scores of a regression that are in the target's units."""
+PROBABILITY_ROUNDING = 1e-5
+"""Rounding of a probability, relative to it; …"""
+LEAST_PROBABILITY_ROUNDING = 1e-7
+"""… of one near 0; …"""
+SUM_ROUNDING = 2e-6
+"""… and of a sum of the most probable ones."""
 ROUNDED_MORE = {"relative_mahalanobis": 500.0, "vim": 100.0, "subspace": 100.0}
 """Scores that are differences of larger numbers: how many times the least tolerance theirs is, near 0."""
 
@@ -94,7 +100,7 @@ class Calibration:
             return self.scores
         if self.reference is not None:
             return self.scores | {COMBINED: self.combined(self.scores)}
-        parts = [leave_one_out(self.scores[name], LEAST_SCALE.get(name, 0.0)) for name in self.decision.scores]
+        parts = [leave_one_out(self.scores[name], *self.least_scale(name)) for name in self.decision.scores]
         return self.scores | {COMBINED: combine(self.decision, np.stack(parts))}
 
     @cached_property
@@ -115,7 +121,11 @@ class Calibration:
     def evidence_maps(self) -> dict[str, EvidenceMap]:
         """Of each score of the decision, from a value to its evidence."""
         reference = self.scores if self.reference is None else self.reference
-        return {name: evidence_map(reference[name], LEAST_SCALE.get(name, 0.0)) for name in self.decision.scores}
+        return {name: evidence_map(reference[name], *self.least_scale(name)) for name in self.decision.scores}
+
+    def least_scale(self, name: str) -> tuple[float, float]:
+        """The least scale of a score's tail, and the score's unit."""
+        return LEAST_SCALE.get(name, 0.0), self.target_scale if name in IN_TARGET_UNITS else 1.0
 
     @cached_property
     def units(self) -> Float[np.ndarray, "scores 1"]:
@@ -367,8 +377,7 @@ def _conformal(
 ) -> tuple[Bool[np.ndarray, "batch classes"] | None, Float[np.ndarray, "batch 2"] | None]:
     radius = float(calibration.ascending_nonconformity[coverage_rank(coverage, calibration.rows) - 1])
     if isinstance(prediction.summary, ClassificationSummary):
-        # A class is left out only where it fits worse than the radius by more than rounding.
-        return less_tolerance(_set_scores(calibration.sets, prediction)) <= radius, None
+        return _set_scores(calibration.sets, prediction) <= radius + _set_tolerance(calibration.sets, prediction), None
     return None, interval(calibration.intervals, *_interval_terms(prediction.summary), radius)
 
 
@@ -376,6 +385,17 @@ def _set_scores(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "row
     mean = np.asarray(prediction.summary.mean)
     uniform = np.zeros(len(mean)) if prediction.uniform is None else np.asarray(prediction.uniform)
     return set_scores(kind, mean, uniform)
+
+
+def _set_tolerance(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"] | float:
+    """By how much a class may fit worse than the radius through rounding.
+
+    The score of "lac" is 1 − p, whose rounding is that of p: of an improbable class far less than of a sure one. The others
+    are sums of probabilities.
+    """
+    if kind != "lac":
+        return SUM_ROUNDING
+    return PROBABILITY_ROUNDING * np.asarray(prediction.summary.mean, np.float64) + LEAST_PROBABILITY_ROUNDING
 
 
 def _interval_terms(summary: RegressionSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

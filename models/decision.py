@@ -23,6 +23,8 @@ TAIL_ROWS = 8
 """Reference rows that the tail is estimated from, at least: no single row sets its scale."""
 LEAST_STEP = 0.05
 """Least distance of two knots, as a fraction of the tail's scale: evidence grows strictly, and does not jump at ties."""
+ROUNDED = 1e-4
+"""Least scale of every tail, in the score's unit, and ten times it relative to the top knot: less may be rounding."""
 LEAST_SCALE = {"range": 0.05}
 """Least scale of a score's tail, in its own unit; of `range`, in widths of the training range."""
 
@@ -62,7 +64,9 @@ class Decision(BaseModel):
 
 
 class EvidenceMap(NamedTuple):
-    """A strictly increasing function from a score to its evidence in nats, fixed by the reference rows.
+    """A function from a score to its evidence in nats, fixed by the reference rows.
+
+    It is 0 up to the least reference score, and strictly increasing above.
 
     Linear between knots. Knot k is the score that a share 2⁻ᵏ of the reference rows have at least, so its evidence is
     k·ln 2. Above the last knot it grows by log1p(excess / scale), as under a generalised Pareto distribution of shape 1
@@ -79,12 +83,13 @@ class EvidenceMap(NamedTuple):
     scale: float
 
 
-def evidence_map(reference: Float[np.ndarray, " rows"], least_scale: float = 0.0) -> EvidenceMap:
+def evidence_map(reference: Float[np.ndarray, " rows"], least_scale: float = 0.0, unit: float = 1.0) -> EvidenceMap:
     """The evidence map of a score.
 
     Args:
         reference: the score's values on the reference rows, at least one, in any order.
-        least_scale: of the tail, in the score's unit (`LEAST_SCALE`).
+        least_scale: of the tail (`LEAST_SCALE`).
+        unit: of the score: 1 for probabilities, nats and standardised distances.
     """
     ascending = np.sort(reference.astype(np.float64))
     rows = len(ascending)
@@ -92,13 +97,12 @@ def evidence_map(reference: Float[np.ndarray, " rows"], least_scale: float = 0.0
     places = (rows * (1 - 0.5**halvings)).astype(int)
     knots = ascending[places]
     # The median of this Pareto distribution is one scale. A mean would let one absurd row flatten the tail.
-    scale = max(float(np.median(ascending[places[-1] :])) - float(knots[-1]), least_scale)
-    if scale == 0:
-        # Ties up to the top say nothing about the scale. Scores are probabilities, nats or standardised distances.
-        scale = LEAST_STEP * max(1.0, abs(float(knots[-1])))
+    spread = float(np.median(ascending[places[-1] :])) - float(knots[-1])
+    # Ties up to the top, or differences that may be rounding, say nothing about the scale.
+    scale = max(spread, least_scale, ROUNDED * unit, 10 * ROUNDED * abs(float(knots[-1])))
     step = LEAST_STEP * scale
-    spread = np.maximum.accumulate(knots - step * halvings) + step * halvings
-    return EvidenceMap(spread, math.log(2) * halvings, scale)
+    apart = np.maximum.accumulate(knots - step * halvings) + step * halvings
+    return EvidenceMap(apart, math.log(2) * halvings, scale)
 
 
 def evidence(fixed: EvidenceMap, values: Float[np.ndarray, " batch"]) -> Float[np.ndarray, " batch"]:
@@ -108,13 +112,21 @@ def evidence(fixed: EvidenceMap, values: Float[np.ndarray, " batch"]) -> Float[n
     return np.interp(wide, fixed.knots, fixed.nats) + np.log1p(excess)
 
 
-def leave_one_out(values: Float[np.ndarray, " rows"], least_scale: float = 0.0) -> Float[np.ndarray, " rows"]:
+def steepness(fixed: EvidenceMap) -> float:
+    """The largest slope of the map, nats for each unit of the score: how far a rounding error moves the evidence."""
+    steps = np.diff(fixed.nats) / np.diff(fixed.knots)
+    return float(max(steps.max(initial=0.0), 1 / fixed.scale))
+
+
+def leave_one_out(
+    values: Float[np.ndarray, " rows"], least_scale: float = 0.0, unit: float = 1.0
+) -> Float[np.ndarray, " rows"]:
     """Each row's evidence with the other rows as reference: for bundles of schema 1, which keep no reference rows."""
     order = np.argsort(values)
     ascending, found = values[order], np.empty(len(values))
     for place, row in enumerate(order.tolist()):
         others = np.delete(ascending, place) if len(values) > 1 else ascending
-        found[row] = evidence(evidence_map(others, least_scale), ascending[[place]])[0]
+        found[row] = evidence(evidence_map(others, least_scale, unit), ascending[[place]])[0]
     return found
 
 

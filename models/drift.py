@@ -35,7 +35,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from models.decision import COMBINED
+from models.decision import COMBINED, EvidenceMap, steepness
 
 EDGES = np.array([0, 0.01, 0.05, 0.2, 0.6, 1.0])
 """Of the histogram's bins: narrow where strange rows are."""
@@ -80,14 +80,36 @@ class Watch(NamedTuple):
     rows: int
 
 
-def absolute_rounding(names: tuple[str, ...], units: Float[np.ndarray, " scores"]) -> Float[np.ndarray, " scores"]:
+def absolute_rounding(
+    names: tuple[str, ...], units: Float[np.ndarray, " scores"], combined: float = 0.0
+) -> Float[np.ndarray, " scores"]:
     """The rounding error that each score has near 0, in the score's own units.
 
     Args:
         names: of the scores.
         units: the size of 1 on the scale that each score is computed on: 1, or a regression target's scale.
+        combined: of the combined evidence, nats (`combined_rounding`), if it is more than usual.
     """
-    return np.array([LARGER_ROUNDING.get(name, ABSOLUTE_ROUNDING) for name in names]) * units
+    rounding = LARGER_ROUNDING | {COMBINED: max(LARGER_ROUNDING[COMBINED], combined)}
+    return np.array([rounding.get(name, ABSOLUTE_ROUNDING) for name in names]) * units
+
+
+def combined_rounding(maps: dict[str, EvidenceMap], units: dict[str, float]) -> float:
+    """The rounding error of combined evidence, nats: no rule moves it further than its score that moves furthest.
+
+    Args:
+        maps: from each score of the decision to its evidence.
+        units: of these scores; 1 where left out.
+    """
+    errors = [
+        steepness(fixed)
+        * (
+            LARGER_ROUNDING.get(name, ABSOLUTE_ROUNDING) * units.get(name, 1.0)
+            + RELATIVE_ROUNDING * float(np.abs(fixed.knots).max())
+        )
+        for name, fixed in maps.items()
+    ]
+    return max(errors, default=0.0)
 
 
 def dithered(

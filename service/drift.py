@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from models import drift
-from models.calibration import Judgement
+from models.calibration import Calibration, Judgement
 from models.posterior import Model
 from models.scores import SCORES
 from service import metrics
@@ -67,7 +67,7 @@ class VersionWatch:
     def __init__(self, live: Live, process: Process, state: Path | None = None) -> None:
         calibration = live.bundle.calibration.plain_all_scores
         self._scores = tuple(calibration)
-        self._rounding = _rounding(live.bundle.manifest.model, self._scores)
+        self._rounding = _rounding(live.bundle.manifest.model, live.bundle.calibration, self._scores)
         self._random = np.random.default_rng()
         self._calibration = np.sort(self._dithered(np.stack(list(calibration.values()))))
         self._streams = len(self._scores) * process.workers
@@ -151,11 +151,12 @@ class VersionWatch:
         self._above = above
 
 
-def _rounding(model: Model, scores: tuple[str, ...]) -> Float[np.ndarray, " scores"]:
+def _rounding(model: Model, calibration: Calibration, scores: tuple[str, ...]) -> Float[np.ndarray, " scores"]:
     """How exactly a model's scores are computed near 0: standard deviations of a target are in the target's units."""
     in_target_units = SCORES["regression"] if model.law.task == "regression" else ()
-    units = [model.preprocessing.target_scale if name in in_target_units else 1.0 for name in scores]
-    return drift.absolute_rounding(scores, np.array(units))
+    units = {name: model.preprocessing.target_scale if name in in_target_units else 1.0 for name in scores}
+    combined = drift.combined_rounding(calibration.evidence_maps, units)
+    return drift.absolute_rounding(scores, np.array(list(units.values())), combined)
 
 
 def _state_file(live: Live, process: Process, state: Path | None) -> StateFile | None:

@@ -12,6 +12,7 @@ from models.calibration import Calibration, calibrate, judge
 from models.decision import (
     COMBINED,
     LEAST_STEP,
+    ROUNDED,
     TAIL_ROWS,
     Decision,
     combine,
@@ -54,8 +55,7 @@ def naive_evidence(reference, value, least_scale=0.0):
         halvings += 1
     knots = [ascending[int(rows * (1 - 0.5**k))] for k in range(halvings + 1)]
     tail = ascending[int(rows * (1 - 0.5**halvings)) :]
-    scale = max(statistics.median(tail) - knots[-1], least_scale)
-    scale = scale or LEAST_STEP * max(1.0, abs(knots[-1]))
+    scale = max(statistics.median(tail) - knots[-1], least_scale, ROUNDED, 10 * ROUNDED * abs(knots[-1]))
     for k in range(1, len(knots)):
         knots[k] = max(knots[k], knots[k - 1] + LEAST_STEP * scale)
     if value <= knots[0]:
@@ -135,7 +135,8 @@ def test_no_single_reference_row_sets_the_scale_of_the_tail():
     assert evidence_map(float32(absurd)).scale < 3 * evidence_map(float32(scores)).scale
     outlier = np.append(np.zeros(79), 1e-6)
     assert evidence_map(float32(outlier), 0.05).scale == 0.05
-    assert evidence_map(float32(outlier)).scale == LEAST_STEP
+    assert evidence_map(float32(outlier)).scale == ROUNDED
+    assert evidence_map(float32(1e-20 * outlier), unit=1e-20).scale == ROUNDED * 1e-20
 
 
 # ---- rules -----------------------------------------------------------------------------------------------------------

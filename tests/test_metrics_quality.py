@@ -281,8 +281,10 @@ def test_figures_of_a_decision_by_class_are_of_its_p_values():
     low = {"value": np.float32([1, 2, 3]), "threshold": np.full(3, 3.0), "p_value": np.array([0.9, 0.6, 0.3])}
     high = {"value": np.float32([100, 200]), "threshold": np.full(2, 150.0), "p_value": np.array([0.8, 0.2])}
     both = {name: np.concatenate([low[name], high[name]]) for name in low}
-    familiar = ScoreJudgement(**both, percentile=np.zeros(5))
-    strange = ScoreJudgement(np.float32([50, 60, 300]), np.zeros(3), np.array([3.0, 3.0, 150.0]), np.full(3, 0.1))
+    flags = {"above": np.zeros(5, bool), "extrapolated": np.zeros(5, bool)}
+    familiar = ScoreJudgement(**both, **flags, percentile=np.zeros(5))
+    far = {"value": np.float32([50, 60, 300]), "threshold": np.array([3.0, 3.0, 150.0]), "p_value": np.full(3, 0.1)}
+    strange = ScoreJudgement(**far, percentile=np.zeros(3), above=np.ones(3, bool), extrapolated=np.ones(3, bool))
     assert separation(familiar.value, strange.value)["auroc"] < 0.8
     ranks = deciding_ranks(familiar, strange)
     assert separation(*ranks)["auroc"] == 1.0
@@ -294,7 +296,8 @@ def test_with_one_threshold_ranks_are_the_scores_own():
     """The same AUROC as of the values, ties included."""
     values = RNG.normal(size=100).round(1).astype(np.float32)
     p_values = np.array([(values >= value).mean() for value in values])
-    whole = ScoreJudgement(values, np.zeros(100), np.full(100, 0.8), p_values)
+    flags = values > 0.8, np.zeros(100, bool)
+    whole = ScoreJudgement(values, np.zeros(100), np.full(100, 0.8), p_values, *flags)
     first, second = (ScoreJudgement(*(part[cut] for part in whole)) for cut in (slice(60), slice(60, None)))
     assert separation(*deciding_ranks(first, second)) == separation(first.value, second.value)
 

@@ -9,6 +9,7 @@ import pytest
 from models.bundle import load
 from models.calibration import judge
 from models.errors import DataError
+from models.networks import MLPSpec
 from models.posterior import Model, Posterior
 from models.predictive import Predictor
 from models.preprocessing import Column, Preprocessing, on_host, transform
@@ -18,6 +19,7 @@ from training.config import Config, DataConfig, MAPConfig
 from training.data import fit_preprocessing
 from training.fit import fit
 from training.gate import metric_shortfalls
+from training.mixtures import pooled_log_likelihood
 from training.precision import COARSE, target_needs_float64, too_coarse
 from training.rows import Rows
 
@@ -65,6 +67,38 @@ def test_range_takes_the_offset_off_all_features_together():
     x = 1.7e9 + 10 * Z
     terms = preprocessing_of(x, inputs="range")
     np.testing.assert_allclose(seen(terms, x), (x - x.min()) / (x.max() - x.min()), atol=1e-6)
+
+
+@pytest.mark.parametrize("kinds", [("a", "b"), ("a", "b", "c")])
+def test_range_leaves_categories_as_they_are(kinds):
+    """Beside a column of seconds since 1970, the code of a category still becomes its one-hot block."""
+    columns = (Column(name="when"), Column(name="kind", categories=kinds))
+    codes = np.arange(N) % len(kinds)
+    x = np.stack([1.7e9 + 5e4 * Z[:, 0] ** 2, codes], axis=1)
+    terms = fit_preprocessing(Rows(x, np.arange(N) % 2), DataConfig(inputs="range"), columns, classify=True)
+    found = seen(terms, x)
+    np.testing.assert_array_equal(found[:, 1:], np.eye(len(kinds))[codes])
+    assert (found[:, 0].min(), found[:, 0].max()) == (0, 1)
+
+
+def test_draws_and_mode_are_compared_on_the_rows_that_are_served():
+    """The pooled log-likelihood of a classifier of seconds since 1970 is that of its served probabilities."""
+    rng = np.random.default_rng(0)
+    x = 1.7e9 + 10 * rng.normal(size=(60, 1))
+    preprocessing = fit_preprocessing(Rows(x, np.arange(60) % 2), DataConfig(), (), classify=True)
+    model = Model(
+        network=MLPSpec(hidden=()),
+        likelihood="categorical",
+        preprocessing=preprocessing,
+        feature_shape=(1,),
+        class_names=("a", "b"),
+    )
+    kernel = rng.normal(size=(3, 1, 2)).astype(np.float32)
+    posterior = Posterior(model, {"network": {"Dense_0": {"kernel": kernel, "bias": np.zeros((3, 2), np.float32)}}})
+    served = np.asarray(Predictor(posterior, (64,))(x).summary.mean)
+    labels = np.arange(60) % 2
+    found = pooled_log_likelihood(posterior, Rows(x, labels))
+    np.testing.assert_allclose(found, np.log(served[np.arange(60), labels]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_gap_is_filled_on_the_scale_of_the_data():

@@ -65,7 +65,12 @@ def split(source: Source, config: DataConfig, seed: int) -> Dataset:
 
 
 def evaluation_rows(source: Source, config: DataConfig, seed: int) -> Rows:
-    """The test part alone; there may be no training part, and rows for no calibration part."""
+    """The test part alone; there may be no training part, and rows for no calibration part.
+
+    Rows that do not say which group or time they are of cannot be those of a fit that was split by it: all are test rows.
+    """
+    if source.test is None and source.train is not None and config.split_by is not None and source.key is None:
+        return source.train
     return source.test if source.test is not None else _cut_test(source, config, seed)[2]
 
 
@@ -124,8 +129,14 @@ def fit_preprocessing(
         coarse = (
             x.ndim == 2 and too_coarse(np.abs(numbers).max(initial=0, keepdims=True).ravel(), np.array([high - low]))[0]
         )
-        names_of = ("origin", "unit") if coarse else ("shift", "scale")
-        terms |= dict(zip(names_of, ((low,), (high - low or 1.0,)), strict=True))
+        width = high - low or 1.0
+        if coarse:
+            # Of every column on its own: a category's code reaches the program as it is.
+            numeric = np.array([not column.categories for column in columns] or [True] * x.shape[1])
+            terms["origin"] = tuple(np.where(numeric, low, 0.0).tolist())
+            terms["unit"] = tuple(np.where(numeric, width, 1.0).tolist())
+        else:
+            terms |= {"shift": (low,), "scale": (width,)}
     preprocessing = Preprocessing(**terms)
     check_distinct(preprocessing, train.x, tuple(column.name for column in columns) or names)
     return preprocessing

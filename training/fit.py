@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from models.bundle import DataRecord, Manifest, MethodRecord, load
+from models.bundle import DataRecord, Manifest, MethodRecord, load, read_manifest
 from models.densities import shapes_of
 from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
 from models.posterior import Model, Posterior, check_draws
 from models.store import check_writable, resolve
-from models.trainedrows import remember
+from models.trainedrows import read_trained, remember, trained_on
 from training.augment import augmentation
 from training.bnn import BNN, observe
 from training.calibrate import Calibrated, calibrate_posterior, check_terms, record_of
@@ -97,6 +97,7 @@ def fit(
     check_writable(store, config.name)
     strange = strange_sets(config.evaluation.ood, dataset.test.x, model)
     problem = pose(config, model, dataset, store)
+    beware = start_notes(config, dataset, store)
     packages = installed_packages()
     with open_journal(store, config, dataset.fingerprint, packages, progress, resume=resume) as journal:
         fitted = infer(config, problem, journal)
@@ -109,7 +110,7 @@ def fit(
             )
         with stage(progress, "evaluation"):
             shown, missing = show(config, fitted, calibrated, dataset, strange)
-            fitted = fitted._replace(notes=(*fitted.notes, *missing))
+            fitted = fitted._replace(notes=(*fitted.notes, *beware, *missing))
             metrics = evaluate_posterior(fitted.posterior, calibrated, dataset, shown)
             fitted = judged(fitted, calibrated, shown, metrics, dataset)
         with stage(progress, "report and bundle"):
@@ -170,6 +171,26 @@ def pose(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem
     problem = Problem(bnn, train, monitor, earlier, augmentation(config, model, dataset.train.x))
     _ = problem.target.sites
     return problem
+
+
+def start_notes(config: Config, dataset: Dataset, store: Path) -> tuple[str, ...]:
+    """Says so where the run that the fit starts from was trained on rows that are to calibrate this one."""
+    start_from = getattr(config.method, "start_from", None)
+    if start_from is None:
+        return ()
+    name, version = resolve(store, start_from)
+    folder = store / name / str(version)
+    manifest = read_manifest(folder)
+    trained = read_trained(folder, manifest.files)
+    if trained is None:
+        return ()
+    known = int(trained_on(trained, manifest.model.preprocessing, dataset.calibration.x).sum())
+    if known <= max(trained.repeats, 0.01) * len(dataset.calibration):
+        return ()
+    return (
+        f"{known:,} of {len(dataset.calibration):,} calibration rows were training rows of {name}:{version}, which this fit "
+        f"starts from: new rows may be rejected more often than stated; fit with the seed of that run, {manifest.seed}",
+    )
 
 
 def infer(config: Config, problem: Problem, journal: Journal) -> Fitted:

@@ -33,7 +33,8 @@ def pooled_log_likelihood(posterior: Posterior, rows: Rows) -> Float[np.ndarray,
         predict = lambda row: predict_draw(posterior.model, draw, row[0])[row[1]]  # noqa: E731
         return jax.lax.map(predict, (x, y), batch_size=512)
 
-    x, y = jnp.asarray(rows.x, jnp.float32), jnp.asarray(rows.y, jnp.int32)
+    x = jnp.asarray(on_host(posterior.model.preprocessing, rows.x), jnp.float32)
+    y = jnp.asarray(rows.y, jnp.int32)
     total = np.full(len(rows), -np.inf)
     for place in range(posterior.size):
         draw = jax.tree.map(lambda leaf, place=place: leaf[place], posterior.draws)

@@ -239,8 +239,10 @@ def deciding_ranks(
     One threshold for all rows: the order is that of the score itself. One for each predicted class: a row is rejected by
     its p-value among its own class, and scores of different classes cannot be compared.
     """
-    both = [np.concatenate(pair) for pair in zip(familiar, strange, strict=True)]
-    value, _, threshold, p_value = (part.astype(np.float64) for part in both)
+    value, threshold, p_value = (
+        np.concatenate([getattr(part, field) for part in (familiar, strange)]).astype(np.float64)
+        for field in ("value", "threshold", "p_value")
+    )
     keys = np.stack([-p_value, value - threshold], axis=1)
     _, ranks = np.unique(keys, axis=0, return_inverse=True)
     ranks = ranks.reshape(-1).astype(np.float64)
