@@ -37,6 +37,7 @@ from models.summaries import (
     widen,
     with_labels_of,
     with_mean,
+    within_float32,
 )
 
 BUCKETS = (1, 8, 32, 128, 256)
@@ -184,7 +185,8 @@ def _summary(model: Model, parts: Float[Array, "draws batch parts"]) -> Predicti
     terms = model.preprocessing
     if terms.float64_target:
         return summarise_regression(parts[..., 0], parts[..., 1])
-    return in_target_units(summarise_regression(parts[..., 0], parts[..., 1]), terms.target_shift, terms.target_scale)
+    summary = summarise_regression(parts[..., 0], parts[..., 1])
+    return within_float32(in_target_units(summary, terms.target_shift, terms.target_scale))
 
 
 def _recalibrated(
@@ -329,7 +331,6 @@ def _in_float64(terms: Preprocessing, prediction: Prediction) -> Prediction:
         return prediction
     exact = RegressionSummary(*(cast("Any", np.asarray(leaf, np.float64)) for leaf in prediction.summary))
     summary = in_target_units(exact, terms.target_shift, terms.target_scale)
-    summary = summary._replace(entropy=exact.entropy + math.log(terms.target_scale))
     # Every score of a regression's own is a standard deviation.
     scores = {
         name: values.astype(np.float64) * terms.target_scale if name in SCORES["regression"] else values

@@ -6,6 +6,7 @@ every field is the batch.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, cast
 
 import jax
@@ -123,10 +124,18 @@ def in_target_units(summary: RegressionSummary, shift: float, scale: float) -> R
     """
     return RegressionSummary(
         mean=shift + scale * summary.mean,
-        aleatoric_variance=jnp.minimum(scale**2 * summary.aleatoric_variance, LARGEST_VARIANCE),
-        epistemic_variance=jnp.minimum(scale**2 * summary.epistemic_variance, LARGEST_VARIANCE),
-        entropy=summary.entropy + jnp.log(scale),
+        aleatoric_variance=scale**2 * summary.aleatoric_variance,
+        epistemic_variance=scale**2 * summary.epistemic_variance,
+        entropy=summary.entropy + math.log(scale),
         quantiles=shift + scale * summary.quantiles,
+    )
+
+
+def within_float32(summary: RegressionSummary) -> RegressionSummary:
+    """The summary with variances of at most `LARGEST_VARIANCE`, for what is computed in float32."""
+    return summary._replace(
+        aleatoric_variance=jnp.minimum(summary.aleatoric_variance, LARGEST_VARIANCE),
+        epistemic_variance=jnp.minimum(summary.epistemic_variance, LARGEST_VARIANCE),
     )
 
 

@@ -123,9 +123,12 @@ def test_certain_rows_have_finite_scores(kind):
     assert np.isfinite(set_scores(kind, probabilities, np.array([0.0, 0.5, 0.999]))).all()
 
 
-@pytest.mark.parametrize("kind", SETS)
-def test_rounding_is_forgiven_and_an_improbable_class_is_not(kind):
-    """Of a sharp model with 2 % errors at .99: sets stay small, though the radius is within 1e-4 of all scores."""
+@pytest.mark.parametrize(("kind", "larger"), [("lac", 1.001), ("aps", 1.15), ("raps", 1.15)])
+def test_rounding_is_forgiven_and_an_improbable_class_is_not(kind, larger):
+    """Of a sharp model with 2 % errors at .99: sets stay small, though the radius is within 1e-4 of all scores.
+
+    Of sums the rounding is 2e-6, a tenth of the probability 2e-5 that a share of decides here.
+    """
     rng = np.random.default_rng(4)
     mean = np.full((2_000, 10), 2e-5, np.float32)
     labels = rng.integers(0, 10, 2_000)
@@ -139,7 +142,7 @@ def test_rounding_is_forgiven_and_an_improbable_class_is_not(kind):
     members = judge(split, prediction).members
     exact = set_scores(kind, mean, prediction.uniform) <= split.ascending_nonconformity[coverage_rank(0.99, 2_000) - 1]
     assert np.all(members >= exact)
-    assert members.sum() <= exact.sum() * 1.001
+    assert members.sum() <= exact.sum() * larger
 
 
 def test_without_chance_a_sure_model_would_offer_every_class():
