@@ -269,7 +269,8 @@ def test_densities_may_be_fitted_to_changed_rows_and_calibrated_anew(tmp_path):
     assert kept.manifest.calibration.settings["densities"] == settings.model_dump()
     with pytest.raises(ConfigError, match=r"calibration.densities.shift: expected less than the images' 8, found 9"):
         calibrate_version(store, "plain", "digits", ("densities.shift=9",))
-    np.savez(tmp_path / "new.npz", x=train.x[:600], y=train.y[:600].astype(int))
+    new = load_dataset(plain, None).test
+    np.savez(tmp_path / "new.npz", x=new.x, y=new.y.astype(int))
     with pytest.raises(DataError, match=r"training rows for the densities of plain:1"):
         calibrate_version(store, "plain:1", str(tmp_path / "new.npz"), ("densities.shift=1",))
 

@@ -125,7 +125,7 @@ def test_every_file_is_in_the_manifest_by_its_hash(store):
         if path.is_file() and path.name != "manifest.json"
     }
     assert listed == found
-    assert {name.split("/")[0] for name in found} == {"draws", "calibration", "densities", "report.html"}
+    assert {name.split("/")[0] for name in found} == {"draws", "calibration", "densities", "rows", "report.html"}
     assert not [name for name in found if name.endswith((".pkl", ".pickle", ".joblib"))]
 
 

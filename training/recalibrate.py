@@ -303,8 +303,8 @@ def described(
             ),
             "notes": (
                 *(said for said in old.notes if not said.startswith(ACCEPTS_FAR_ROWS)),
-                f"draws of {origin}, {material.note}",
                 *far.notes,
+                f"draws of {origin}, {material.note}",
             ),
             "data": old.data.model_copy(update={"calibration_rows": calibrated.calibration.rows}),
             "packages": installed_packages(),
