@@ -89,8 +89,12 @@ KEYS = int(os.environ.get("ABSTAIN_TEST_KEYS", "1"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Repeats a stochastic test over its keys."""
-    if "key" in metafunc.fixturenames:
+    """Repeats a stochastic test over its keys; a test with a parameter of that name has its own."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    names = [
+        mark.args[0].replace(",", " ").split() if isinstance(mark.args[0], str) else mark.args[0] for mark in marks
+    ]
+    if "key" in metafunc.fixturenames and not any("key" in own for own in names):
         metafunc.parametrize("key", range(KEYS), ids=lambda key: f"key{key}", indirect=True, scope="session")
 
 

@@ -279,7 +279,7 @@ ROWS = "the calibration rows"
         ("table", 98.6, ["low"], {},
          f"By its scores together it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."),
         ("wave", 98.6, None, {},
-         f"By its scores together it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."),
+         f"By std it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."),
     ],
 )  # fmt: skip
 def test_an_accepted_row_is_told_how_close_it_is_to_the_limit(opened, view, place, fitting, changes, said):

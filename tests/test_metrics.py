@@ -26,6 +26,7 @@ CONTRACT = {
     "abstain_batch_rows": ("histogram", MODEL),
     "abstain_queue_seconds": ("histogram", set()),
     "abstain_compiles_total": ("counter", set()),
+    "abstain_model_sound": ("gauge", MODEL),
     "abstain_model_info": ("gauge", MODEL | {"digest", "method", "draws"}),
     "abstain_expected_reject_ratio": ("gauge", MODEL),
     "abstain_model_loads_total": ("counter", MODEL | {"outcome"}),
