@@ -297,9 +297,15 @@ def judge(
     edges = dict(zip(values, lowered, strict=True))
     heard, added = {}, {}
     if decision.name == COMBINED:
-        heard = calibration.evidence_of(values)
-        parts = np.stack(list(heard.values()))
-        values[COMBINED], edges[COMBINED] = combine(decision, parts), calibration.combined(edges)
+        # Values and edges side by side: half the calls.
+        both = {name: np.concatenate([values[name], edges[name]]) for name in decision.scores}
+        evidence_of_both = calibration.evidence_of(both)
+        rows = len(next(iter(values.values())))
+        heard = {name: nats[:rows] for name, nats in evidence_of_both.items()}
+        whole = np.stack(list(evidence_of_both.values()))
+        combined = combine(decision, whole)
+        values[COMBINED], edges[COMBINED] = combined[:rows], combined[rows:]
+        parts = whole[:, :rows]
         added = dict(zip(decision.scores, contributions(decision, parts), strict=True))
     labels = predicted_labels(prediction.summary) if calibration.per_class else None
     scores = {
