@@ -98,17 +98,10 @@ def less_tolerance(
     return np.minimum(relative, wide - LEAST_TOLERANCE * unit)
 
 
-def p_value(
-    ascending: Float[np.ndarray, " rows"], values: Float[np.ndarray, " batch"], unit: float = 1.0
-) -> Float[np.ndarray, " batch"]:
-    """The conformal p-value (1 + #{calibration ≥ s − τ}) / (n + 1) of each score s; τ as in `less_tolerance`."""
-    return share_at_least(ascending, less_tolerance(values, unit))
-
-
 def share_at_least(
     ascending: Float[np.ndarray, " rows"], edges: Float[np.ndarray, " batch"]
 ) -> Float[np.ndarray, " batch"]:
-    """(1 + #{calibration ≥ edge}) / (n + 1) of each edge."""
+    """(1 + #{calibration ≥ edge}) / (n + 1): the conformal p-value of the scores whose `less_tolerance` these edges are."""
     at_least = len(ascending) - np.searchsorted(ascending, edges, side="left")
     return (1 + at_least) / (len(ascending) + 1)
 

@@ -11,11 +11,11 @@ import pytest
 from scipy import stats
 
 from models import drift
-from models.bundle import load
+from models.bundle import load, without_stale_vim
 from models.calibration import judge
 from models.decision import Decision
 from models.densities import OF_TASK
-from models.errors import CalibrationError, ConfigError
+from models.errors import BundleError, CalibrationError, ConfigError
 from models.networks import MLPSpec
 from models.posterior import Model
 from models.predictive import uniform_of
@@ -98,6 +98,24 @@ def test_terms_that_can_be_are_not_refused():
     check_terms(terms(percentile=99.9, coverage=0.999), model_of("normal"), np.zeros(999))
     with pytest.raises(CalibrationError, match="at least 999 rows, found 998"):
         check_terms(terms(percentile=99.9), model_of("normal"), np.zeros(998))
+
+
+# ---- bundles of schema 1 ---------------------------------------------------------------------------------------------
+
+
+def test_vim_of_two_classes_by_one_logit_is_left_out_of_schema_1(digits):
+    """Of scores, densities and a combination; what it alone decides is refused; other models keep it."""
+    model = digits.manifest.model.model_copy(update={"likelihood": "bernoulli"})
+    old = replace(digits, manifest=digits.manifest.model_copy(update={"model": model}))
+    both = Decision(scores=("vim", "knn", "std"), rule="weighted", weights=(5.0, 2.0, 1.0))
+    old = replace(old, calibration=replace(old.calibration, decision=both))
+    found = without_stale_vim(old, "here")
+    assert "vim" not in {**found.calibration.scores, **found.densities.records}
+    assert found.calibration.decision == Decision(scores=("knn", "std"), rule="weighted", weights=(2.0, 1.0))
+    alone = replace(old, calibration=replace(old.calibration, decision=Decision(scores=("vim",))))
+    with pytest.raises(BundleError, match=r"^here: decision: expected a score other than vim.*; fit the model again$"):
+        without_stale_vim(alone, "here")
+    assert without_stale_vim(digits, "here") is digits
 
 
 # ---- calibrating a posterior -----------------------------------------------------------------------------------------

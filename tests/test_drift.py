@@ -13,6 +13,7 @@ from scipy import stats
 
 from models import drift
 from models.calibration import judge
+from models.decision import evidence, evidence_map
 from service.drift import ALPHA, MOST_ROWS, DriftWatch
 from service.process import Process
 from service.state import StateFile
@@ -192,6 +193,22 @@ def test_rounding_errors_are_in_each_scores_units():
     """Of a target in other units, its scale times as large; of a difference of large numbers, larger."""
     found = drift.absolute_rounding(("std", "relative_mahalanobis", "entropy"), np.array([250.0, 1.0, 1.0]))
     np.testing.assert_allclose(found, [250 * drift.ABSOLUTE_ROUNDING, 5e-5, drift.ABSOLUTE_ROUNDING])
+
+
+def test_the_rounding_of_combined_evidence_follows_its_steepest_map():
+    """One rounding step of a saturated score moves the evidence by no more than is said, wherever it is on the map."""
+    rng = np.random.default_rng(0)
+    saturated = (2.0**-24 * rng.integers(0, 12, 200)).astype(np.float32)
+    maps = {
+        "max_probability": evidence_map(saturated),
+        "std": evidence_map(rng.exponential(size=200).astype(np.float32)),
+    }
+    said = drift.combined_rounding(maps, {})
+    step = np.float32(drift.ABSOLUTE_ROUNDING)
+    for fixed in maps.values():
+        places = np.linspace(0, 2 * fixed.knots[-1], 2_001).astype(np.float32)
+        assert np.abs(evidence(fixed, places + step) - evidence(fixed, places)).max() <= said * (1 + 1e-3)
+    assert drift.absolute_rounding(("combined",), np.ones(1), said)[0] == max(said, 5e-5)
 
 
 @pytest.mark.parametrize("ordinary", [0, 5_000])

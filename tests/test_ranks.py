@@ -14,12 +14,13 @@ from models.errors import CalibrationError
 from models.ranks import (
     beta_bounds,
     exact,
+    less_tolerance,
     ordinal,
-    p_value,
     percentile_rank,
     rank_of,
     reject_rate_bounds,
     rows_needed,
+    share_at_least,
     threshold,
     threshold_bounds,
 )
@@ -125,7 +126,7 @@ def test_a_float_is_the_decimal_it_was_written_as(decimal):
 def test_p_values_count_the_scores_that_are_no_smaller(calibration, values):
     """(1 + #{calibration ≥ s}) / (n + 1), ties counted in: crepes' p-values without smoothing."""
     ascending = np.sort(np.array(calibration, np.float32))
-    found = p_value(ascending, np.array(values, np.float32))
+    found = share_at_least(ascending, less_tolerance(np.array(values, np.float32)))
     expected = crepes.base.p_values_batch(np.array(calibration), np.array(values), smoothing=False)
     np.testing.assert_allclose(found, expected, rtol=1e-15)
 

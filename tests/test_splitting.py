@@ -67,6 +67,12 @@ def test_no_group_is_in_two_parts(tmp_path, ending, sizes):
     assert not np.array_equal(found[2], other[2])
 
 
+def test_rows_without_their_group_are_all_test_rows():
+    """Of a model that was split by group: they cannot be those of the fit."""
+    rows = Rows(np.arange(20.0)[:, None], np.arange(20.0))
+    assert len(evaluation_rows(Source("s", rows, None), DataConfig(group="g"), 0)) == 20
+
+
 def test_every_group_is_as_likely_to_be_tested_on_whatever_its_size():
     """Of two groups of 90 rows and thirty of 2, the large ones are drawn first as often as the small: 2 times in 32."""
     key = np.concatenate([np.repeat([0, 1], 90), np.repeat(np.arange(2, 32), 2)])

@@ -19,6 +19,8 @@ from training.calibrate import Calibrated
 
 WIDTHS = (10.0, 1e3, 1e6)
 """How far outside, in widths of each feature's range."""
+ACCEPTS_FAR_ROWS = "its decision accepts rows far outside the training data: "
+"""How the sentence begins, that another calibration may mend."""
 
 
 def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
@@ -71,7 +73,3 @@ def try_far_rows(calibrated: Calibrated) -> FarRows:
         f"training range, by {' and '.join(decision.scores)}; choose a decision that holds `range`"
     )
     return FarRows(shortfalls=(said,)) if set(decision.scores) & set(DENSITIES) else FarRows(notes=(said,))
-
-
-ACCEPTS_FAR_ROWS = "its decision accepts rows far outside the training data: "
-"""How the sentence begins, that another calibration may mend."""
