@@ -13,6 +13,7 @@ Only many rows are judged and encoded in the thread.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -105,7 +106,7 @@ class Job(Generic[T]):
     Attributes:
         encode: makes the result of the request's shares, which are in the order of its rows; in the event loop, or a thread.
         taken: how many of its rows have gone into batches.
-        shares: by the place of their first row.
+        shares: by the place of their first row; changed by `add` alone.
     """
 
     live: Live
@@ -118,6 +119,24 @@ class Job(Generic[T]):
     submitted: int = field(default_factory=time.perf_counter_ns)
     taken: int = 0
     shares: dict[int, Share] = field(default_factory=dict[int, Share])
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, start: int, share: Share) -> list[Share]:
+        """Takes in a piece's share; returns all shares, by their rows, with the last of them, and nothing before.
+
+        Two batches' threads may add to one request at the same time.
+        """
+        with self.lock:
+            self.shares[start] = share
+            if sum(share.rows.stop - share.rows.start for share in self.shares.values()) < len(self.rows):
+                return []
+            return [self.shares[start] for start in sorted(self.shares)]
+
+    def add_computing(self, nanoseconds: int) -> None:
+        """Counts a batch that computed some of its rows."""
+        with self.lock:
+            self.spent.compute += nanoseconds
+            self.spent.batches += 1
 
     @property
     def next_rows(self) -> int:
@@ -258,8 +277,7 @@ class Batcher:
             loop.call_soon_threadsafe(self._computed, partial(_failed, batch, error))
             return
         for piece in batch:
-            piece.job.spent.compute += time.perf_counter_ns() - began
-            piece.job.spent.batches += 1
+            piece.job.add_computing(time.perf_counter_ns() - began)
         if _rows(batch) <= FEW:
             loop.call_soon_threadsafe(self._computed, partial(_outcomes, batch, whole, self._judged))
         else:
@@ -382,11 +400,10 @@ def _answered(live: Live, pieces: list[Piece], places: list[int], prediction: Pr
 
 def _outcome(piece: Piece, share: Share) -> Any:
     """The result of a job that this share makes whole; `PARTIAL` of one that lacks others still."""
-    shares = piece.job.shares
-    shares[piece.start] = share
-    if sum(share.rows.stop - share.rows.start for share in shares.values()) < len(piece.job.rows):
+    shares = piece.job.add(piece.start, share)
+    if not shares:
         return PARTIAL
     try:
-        return piece.job.encode([shares[start] for start in sorted(shares)])
+        return piece.job.encode(shares)
     except Exception as error:  # One request's encoding must not take its neighbours'.
         return error

@@ -1,6 +1,7 @@
 """The queue in front of the ensemble: batches, turns, pieces, deadlines; nobody's error is a neighbour's."""
 
 import asyncio
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 from models.errors import AbstainError
 from service import batcher as module
-from service.batcher import Batcher, Share, rows_to_take
+from service.batcher import Batcher, Share, Spent, rows_to_take
 from service.errors import HTTPError
 
 BUCKETS = (1, 8, 32, 128, 256)
@@ -196,6 +197,30 @@ def test_many_rows_go_in_pieces_between_which_others_have_theirs():
     assert told[1:] == [list(range(28)), [50]]
     assert live.batches.index([50]) < live.batches.index(list(map(float, range(24, 28))))
     assert sorted(map(len, live.batches)) == [1, 1, 4, 8, 8, 8]
+
+
+@pytest.fixture
+def threads_that_switch_often():
+    """What two threads do at once in a thousand requests, they do in one."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("threads_that_switch_often")
+def test_pieces_that_two_threads_finish_at_once_are_all_counted():
+    """Batches of more rows than the event loop judges are judged in threads, two at a time."""
+    size, pieces = module.FEW + 1, 400
+    live, queue = Recorder((size,)), Batcher(99, 60, unheard)
+    values = list(range(size * pieces))
+    spent = Spent()
+
+    async def story():
+        return await queue.submit(live, numbers(*values), None, None, encode, spent)
+
+    assert asyncio.run(story()) == values
+    assert spent.batches == pieces
 
 
 def test_models_take_turns():
