@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import fcntl
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +23,12 @@ from jaxtyping import install_import_hook
 
 # What servers compile is kept for the tests' other servers, and apart from what this user's own have compiled.
 os.environ["ABSTAIN_COMPILED"] = f"{tempfile.gettempdir()}/abstain-tests-compiled-{os.getuid()}"
+
+# Compilation is most of the tests' time: the processes of one run, and the commands they start, compile a program once.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="abstain-tests-programs-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # Shapes in annotations are checked wherever the tests go; before anything of ours is imported.
 install_import_hook(
@@ -138,20 +147,37 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A copy of a folder that `make` fills: by the first of the run's processes that needs it, the others wait."""
+    own = tmp_path_factory.getbasetemp()
+    # Each process of pytest-xdist has its folder in the run's.
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    made = shared / f"{name}-made-once"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            draft = shared / f"{name}-{os.getpid()}"
+            make(draft)
+            draft.rename(made)
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp(name) / name))
+
+
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with `digits` (VI, quickly fitted, two versions, the first `stable`) and `wave` (NUTS regression)."""
-    from models.store import set_label
 
-    root = tmp_path_factory.mktemp("store")
-    digits = read_config(CONFIGS / "digits-vi.toml", ("steps=400", "draws=20", "reports=2"))
-    wave = read_config(
-        CONFIGS / "wave-nuts.toml", ("warmup=100", "samples=100", "draws=30", "hidden=[4]", "chains=2", "reports=2")
-    )
-    for config in (digits, digits.model_copy(update={"seed": 1}), wave):
-        fit(config, None, root, silent)
-    set_label(root, "digits", 1, "stable")
-    return root
+    def make(root: Path) -> None:
+        from models.store import set_label
+
+        digits = read_config(CONFIGS / "digits-vi.toml", ("steps=400", "draws=20", "reports=2"))
+        wave = read_config(
+            CONFIGS / "wave-nuts.toml", ("warmup=100", "samples=100", "draws=30", "hidden=[4]", "chains=2", "reports=2")
+        )
+        for config in (digits, digits.model_copy(update={"seed": 1}), wave):
+            fit(config, None, root, silent)
+        set_label(root, "digits", 1, "stable")
+
+    return made_once(tmp_path_factory, "store", make)
 
 
 @pytest.fixture(scope="session")

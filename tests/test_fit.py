@@ -205,26 +205,19 @@ def test_a_fit_that_diverged_is_not_published(tmp_path, tiny):
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """A folder with a config and a published, labelled version; and an environment in which later fits compile little."""
+    """A folder with a config and a published, labelled version."""
     folder = tmp_path_factory.mktemp("killed")
     (folder / "tiny.toml").write_text(TINY)
-    environment = {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    result = abstain("fit", folder / "tiny.toml", "--store", folder / "store", **environment)
+    result = abstain("fit", folder / "tiny.toml", "--store", folder / "store")
     assert (result.returncode, result.stdout) == (0, "tiny:1\n"), result.stderr
     set_label(folder / "store", "tiny", 1, "stable")
-    return folder, environment
+    return folder
 
 
-def kill_when(moment, folder, environment):
+def kill_when(moment, folder):
     """Starts `abstain fit` and kills it as soon as `moment(seconds)` is true, or lets it end."""
     command = [Path(sys.executable).with_name("abstain"), "fit", folder / "tiny.toml", "--store", folder / "store"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=PROJECT, env={**os.environ, **environment}
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=PROJECT)
     start = time.monotonic()
     while process.poll() is None and not moment(time.monotonic() - start):
         time.sleep(0.0005)
@@ -239,16 +232,16 @@ def test_a_killed_fit_leaves_no_half_version_and_the_next_one_sweeps_up(quick):
     The earlier version stays loadable and labelled, the next fit succeeds, comes to the same draws bit for bit, and
     removes what the killed ones left.
     """
-    folder, environment = quick
+    folder = quick
     home = folder / "store" / "tiny"
-    code = kill_when(lambda _: any(home.glob(".writing-*")), folder, environment)
+    code = kill_when(lambda _: any(home.glob(".writing-*")), folder)
     assert code == -signal.SIGKILL
     assert list(home.glob(".writing-*"))
     assert versions(folder / "store", "tiny") == [1]
-    kill_when(lambda _: versions(folder / "store", "tiny") != [1], folder, environment)
+    kill_when(lambda _: versions(folder / "store", "tiny") != [1], folder)
     assert not list(home.glob(".writing-*"))
     moment = np.random.default_rng().uniform(1, 5)
-    kill_when(lambda seconds: seconds > moment, folder, environment)
+    kill_when(lambda seconds: seconds > moment, folder)
     whole = versions(folder / "store", "tiny")
     for version in whole:
         assert load(home / str(version)).manifest.version == version
@@ -257,7 +250,7 @@ def test_a_killed_fit_leaves_no_half_version_and_the_next_one_sweeps_up(quick):
     assert {entry["why"] for entry in listed[0]["versions"]} == {None}
     assert read_labels(folder / "store", "tiny").labels == {"stable": 1}
 
-    result = abstain("fit", folder / "tiny.toml", "--store", folder / "store", **environment)
+    result = abstain("fit", folder / "tiny.toml", "--store", folder / "store")
     assert (result.returncode, result.stdout) == (0, f"tiny:{whole[-1] + 1}\n"), result.stderr
     assert {entry.name for entry in home.iterdir()} == {*map(str, [*whole, whole[-1] + 1]), "labels.json", FOLDER}
     assert not list((home / FOLDER).iterdir())

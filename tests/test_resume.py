@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import orjson
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from models.bundle import load
 from models.errors import ConfigError, StoreError
@@ -133,25 +132,6 @@ class Story:
         """The same fit once more, while it is under way."""
         if self.kind == "hmc":
             self.rival = abstain("fit", self.config, "--store", self.store)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All fits of this file, the commands' and our own, share what XLA compiled."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from scipy import stats
 from models.networks import MLPSpec
 from models.posterior import Model
 from tests.montecarlo import assert_chains_agree, assert_means, assert_variances, mean_and_error
-from tests.test_resume import compiled_once  # noqa: F401 - a fixture
 from training import guides
 from training.bnn import BNN, Observations
 from training.chains import sample_chains
