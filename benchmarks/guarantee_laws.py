@@ -38,7 +38,7 @@ def measure_law(law: Law, splits: int, pool_rows: int) -> dict[str, Any]:
     twin = has_twin(fitted.pool.x)
     rates: dict[tuple[float, str, int], list[float]] = {}
     within: dict[float, list[bool]] = {}
-    differ = {"equal": [0, 0], "all": [0, 0]}
+    differ = {"answers to equal rows": [0, 0], "verdicts on all rows": [0, 0], "answers to all rows": [0, 0]}
     for seed in range(splits):
         places = np.random.default_rng(seed).permutation(pool_rows)
         for percentile in PERCENTILES:
@@ -57,10 +57,11 @@ def measure_law(law: Law, splits: int, pool_rows: int) -> dict[str, Any]:
                 for name, score in judgement.scores.items():
                     rates.setdefault((percentile, name, bucket), []).append(float(score.above.mean()))
             within.setdefault(percentile, []).append(in_band(judged, percentile, rows))
-            changes = differing(list(judged.values()))
-            for kind, own in (("equal", twin[fresh]), ("all", np.ones(len(fresh), bool))):
-                differ[kind][0] += int(changes[own].sum())
-                differ[kind][1] += int(own.sum())
+            verdicts, answers = differing(list(judged.values()))
+            own = twin[fresh]
+            for changed, counts in zip((answers[own], verdicts, answers), differ.values(), strict=True):
+                counts[0] += int(changed.sum())
+                counts[1] += len(changed)
     return {
         "rates": [rate_row(key, values) for key, values in rates.items()],
         "within": {str(percentile): float(np.mean(inside)) for percentile, inside in within.items()},
@@ -80,18 +81,16 @@ def has_twin(x: Float[np.ndarray, "rows features"]) -> Bool[np.ndarray, " rows"]
     return counts[places.ravel()] > 1
 
 
-def differing(judged: list[Judgement]) -> Bool[np.ndarray, " rows"]:
-    """Which rows have another verdict, p-value of the decision, or prediction set in some batch size."""
-    first = judged[0]
+def differing(judged: list[Judgement]) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+    """Which rows have another verdict in some batch size; and which another verdict, p-value or prediction set."""
+    first, *others = judged
     p_values = first.scores[first.decision].p_value
-    return np.logical_or.reduce(
-        [
-            (other.reject != first.reject)
-            | (other.scores[other.decision].p_value != p_values)
-            | (other.members != first.members).any(axis=1)
-            for other in judged[1:]
-        ]
-    )
+    verdicts = np.logical_or.reduce([other.reject != first.reject for other in others])
+    rest = [
+        (other.scores[other.decision].p_value != p_values) | (other.members != first.members).any(axis=1)
+        for other in others
+    ]
+    return verdicts, verdicts | np.logical_or.reduce(rest)
 
 
 def in_band(judged: dict[int, Judgement], percentile: float, rows: int) -> bool:
@@ -133,8 +132,8 @@ def print_laws(found: dict[str, dict[str, Any]]) -> None:
                 f"{max(row['above'] for row in own):>+7.1f} s.e. {single['score']:>20} {single['mean']:.2%} "
                 f"{single['above']:>+5.1f} s.e. {result['within'][str(percentile)]:>14.1%}"
             )
-        for kind, (changed, rows) in result["differ"].items():
-            print(f"{law:<10} answers to {kind} rows that differ between batch sizes: {changed:,} of {rows:,}")
+        for what, (changed, rows) in result["differ"].items():
+            print(f"{law:<10} {what} that differ between batch sizes: {changed:,} of {rows:,}, {changed / rows:.1e}")
 
 
 def measure_served(law: Law) -> dict[str, str]:

@@ -7,8 +7,9 @@ Without a model: six laws of tables (`laws.py`), each with a small model. A pool
 is split at random into calibration rows, scored as calibration scores them, and new rows, as the service scores them in
 each batch size. Printed are, at percentiles 90, 95 and 99, for the default decision and for every single score: the mean
 reject rate over splits, how far it is above the stated one in standard errors, the share of splits whose rate is below
-the upper end of the exact 99 % band, and how many verdicts differ between batch sizes, for equal rows and for all rows.
-One law is also fitted, published and served, and its rows are sent to `/predict` and `/v2` one at a time and together.
+the upper end of the exact 99 % band, and how many verdicts, and answers (verdict, p-value or prediction set), differ
+between batch sizes. One law is also fitted, published and served, and its rows are sent to `/predict` and `/v2` one at a
+time and together.
 
 With a model: its calibration and test part are pooled and split anew into as many calibration and as many test rows.
 Printed are, for the reject rate at percentiles 90, 95, 99 and 99.9 overall, at 90, 95 and 99 within every predicted class

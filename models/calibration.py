@@ -292,25 +292,23 @@ def judge(
     decision = calibration.decision
     # A bundle of before knows fewer scores than are computed now; what was not calibrated says nothing.
     values = {name: np.asarray(prediction.scores[name]) for name in calibration.scores}
-    # Of all scores at once: one by one it would take a third of the time of judging.
-    lowered = less_tolerance(np.stack(list(values.values())), calibration.units)
-    edges = dict(zip(values, lowered, strict=True))
+    # All scores at once, here and below: one by one, numpy's calls would be most of the time of judging a row.
+    edges = less_tolerance(np.stack(list(values.values())), calibration.units)
     heard, added = {}, {}
     if decision.name == COMBINED:
         # Values and edges side by side: half the calls.
-        both = {name: np.concatenate([values[name], edges[name]]) for name in decision.scores}
+        lowered = dict(zip(values, edges, strict=True))
+        both = {name: np.concatenate([values[name], lowered[name]]) for name in decision.scores}
         evidence_of_both = calibration.evidence_of(both)
-        rows = len(next(iter(values.values())))
+        rows = edges.shape[1]
         heard = {name: nats[:rows] for name, nats in evidence_of_both.items()}
         whole = np.stack(list(evidence_of_both.values()))
         combined = combine(decision, whole)
-        values[COMBINED], edges[COMBINED] = combined[:rows], combined[rows:]
+        values[COMBINED], edges = combined[:rows], np.concatenate([edges, combined[None, rows:]])
         parts = whole[:, :rows]
         added = dict(zip(decision.scores, contributions(decision, parts), strict=True))
     labels = predicted_labels(prediction.summary) if calibration.per_class else None
-    scores = {
-        name: _judge_score(calibration, name, value, edges[name], labels, percentile) for name, value in values.items()
-    }
+    scores = _judge_scores(calibration, values, edges, labels, percentile)
     members, ends = _conformal(calibration, prediction, coverage)
     return Judgement(
         percentile=percentile,
@@ -326,38 +324,49 @@ def judge(
     )
 
 
-def _judge_score(
+def _judge_scores(
     calibration: Calibration,
-    name: str,
-    values: Float[np.ndarray, " batch"],
-    edges: Float[np.ndarray, " batch"],
+    values: dict[str, Float[np.ndarray, " batch"]],
+    edges: Float[np.ndarray, "scores batch"],
     labels: Int[np.ndarray, " batch"] | None,
     percentile: float,
-) -> ScoreJudgement:
+) -> dict[str, ScoreJudgement]:
+    """Every score's place among the calibration rows or, given each row's predicted class, among those of its class."""
     if labels is None:
-        return _ranked(calibration.ascending[name], values, edges, percentile)
-    numbers, flags = np.empty((3, len(values))), np.empty((2, len(values)), bool)
-    whole = ScoreJudgement(np.empty_like(values), numbers[0], numbers[1], numbers[2], flags[0], flags[1])
+        return _ranked(calibration.ascending, values, edges, percentile)
+    numbers, flags = np.empty((3, *edges.shape)), np.empty((2, *edges.shape), bool)
+    whole = {
+        name: ScoreJudgement(np.empty_like(values[name]), *numbers[:, place], *flags[:, place])
+        for place, name in enumerate(values)
+    }
     for label in np.unique(labels).tolist():
         own = labels == label
-        part = _ranked(calibration.by_class[name][label], values[own], edges[own], percentile)
-        for into, found in zip(whole, part, strict=True):
-            into[own] = found
+        of_class = {name: calibration.by_class[name][label] for name in values}
+        parts = _ranked(of_class, {name: value[own] for name, value in values.items()}, edges[:, own], percentile)
+        for name, part in parts.items():
+            for into, found in zip(whole[name], part, strict=True):
+                into[own] = found
     return whole
 
 
 def _ranked(
-    ascending: Float[np.ndarray, " rows"],
-    values: Float[np.ndarray, " batch"],
-    edges: Float[np.ndarray, " batch"],
+    ascending: dict[str, Float[np.ndarray, " rows"]],
+    values: dict[str, Float[np.ndarray, " batch"]],
+    edges: Float[np.ndarray, "scores batch"],
     percentile: float,
-) -> ScoreJudgement:
-    p_values = share_at_least(ascending, edges)
-    limit = ascending[percentile_rank(percentile, len(ascending)) - 1]
+) -> dict[str, ScoreJudgement]:
+    known = [ascending[name] for name in values]
+    rows = len(known[0])
+    p_values = np.array([share_at_least(of_score, own) for of_score, own in zip(known, edges, strict=True)])
+    rank = percentile_rank(percentile, rows)
+    limits = np.array([[of_score[rank - 1]] for of_score in known])
     # No calibration row is at least as large where p is the least that there is, 1/(n + 1).
-    extrapolated = p_values * (len(ascending) + 1) < 1.5
-    limits = np.full(len(values), limit)
-    return ScoreJudgement(values, 100 * (1 - p_values), limits, p_values, ~(edges <= limit), extrapolated)
+    extrapolated = p_values * (rows + 1) < 1.5
+    columns = (100 * (1 - p_values), np.broadcast_to(limits, edges.shape), p_values, ~(edges <= limits), extrapolated)
+    return {
+        name: ScoreJudgement(value, *of_score)
+        for (name, value), of_score in zip(values.items(), zip(*columns, strict=True), strict=True)
+    }
 
 
 def predicted_labels(summary: PredictiveSummary) -> Int[np.ndarray, " rows"] | None:

@@ -24,6 +24,8 @@ from models.preprocessing import Preprocessing, on_host
 FILE = "rows/trained.npz"
 KEY_BYTES = 16
 _DIGEST_BYTES = 4
+REPEATS = 0.02
+"""Share of new rows that may equal training rows, beyond those that do by chance."""
 
 
 class TrainedRows(NamedTuple):
@@ -52,6 +54,16 @@ def trained_on(
 ) -> Bool[np.ndarray, " rows"]:
     """Which rows equal a training row."""
     return np.isin(row_hashes(trained.key, preprocessing, rows), trained.hashes)
+
+
+def most_by_chance(trained: TrainedRows, rows: int) -> float:
+    """How many of so many new rows may equal training rows by chance; more, and they are not new.
+
+    The share that chance gives is that of the fit's own calibration rows: in tables of few distinct rows, new ones repeat
+    old ones. `REPEATS` is added to it, or four standard errors if that is more.
+    """
+    share = trained.repeats
+    return rows * (share + max(REPEATS, 4 * (share * (1 - share) / rows) ** 0.5))
 
 
 def row_hashes(

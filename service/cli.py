@@ -76,23 +76,27 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
                     "method": manifest.method.kind,
                     "draws": manifest.draws,
                     "created": manifest.created,
+                    "sound": not manifest.shortfalls,
+                    "shortfalls": list(manifest.shortfalls),
                     "why": None,
                 }
             except AbstainError as error:
-                entry |= {"method": None, "draws": None, "created": None, "why": str(error)}
+                unknown = dict.fromkeys(("method", "draws", "created", "sound"))
+                entry |= {**unknown, "shortfalls": [], "why": str(error)}
             versions.append(entry)
         listed.append({"name": name, "versions": versions})
     if as_json:
         _print_json({"models": listed})
         return
     _table(
-        ["model", "labels", "method", "draws", "created"],
+        ["model", "labels", "method", "draws", "sound", "created"],
         [
             [
                 f"{model['name']}:{entry['version']}",
                 ", ".join(entry["labels"]),
                 entry["method"] or entry["why"],
                 entry["draws"],
+                None if entry["sound"] is None else "yes" if entry["sound"] else "no",
                 entry["created"],
             ]
             for model in listed

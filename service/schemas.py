@@ -203,7 +203,7 @@ def _check_number(cell: Any, where: str, model: Model, place: tuple[int, ...]) -
     if len(place) == 1 and model.feature_names:
         where = f"{where} ({model.feature_names[place[0]]})"
     if isinstance(cell, bool) or not isinstance(cell, int | float):
-        raise InputError(where, expected="a number", found=_kind(cell))
+        raise InputError(where, expected=_number_of(model, place), found=_kind(cell))
     # A comparison of exact integers, not of floats: an integer of 400 digits has no float.
     if not -_FLOAT32_MAX <= cell <= _FLOAT32_MAX:
         found = clip_repr(cell) if isinstance(cell, float) else f"an integer of {len(str(abs(cell)))} digits"
@@ -214,13 +214,20 @@ def _refuse_unknown_codes(rows: np.ndarray, model: Model) -> None:
     unknown = first_unknown_code(model.preprocessing, rows)
     if unknown:
         row, feature = unknown
-        column = model.preprocessing.columns[feature]
-        codes = ", ".join(f"{code} = {category}" for code, category in enumerate(column.categories))
+        name = model.preprocessing.columns[feature].name
         raise InputError(
-            f"inputs[{row}][{feature}] ({column.name})",
-            expected=f"a category's code ({codes})",
-            found=rows[row, feature],
+            f"inputs[{row}][{feature}] ({name})", expected=_number_of(model, (feature,)), found=rows[row, feature]
         )
+
+
+def _number_of(model: Model, place: tuple[int, ...]) -> str:
+    """What belongs at a place of a row; of a table's categories, their codes."""
+    columns = model.preprocessing.columns
+    if not columns or not columns[place[0]].categories:
+        return "a number"
+    return (
+        f"a category's code ({', '.join(f'{code} = {name}' for code, name in enumerate(columns[place[0]].categories))})"
+    )
 
 
 def _text(content: dict[str, Any], key: str) -> str | None:

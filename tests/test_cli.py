@@ -10,7 +10,7 @@ import pytest
 from pyarrow import csv, parquet
 from sklearn.datasets import load_digits
 
-from models.bundle import load
+from models.bundle import load, read_manifest
 from models.calibration import judge
 from tests.conftest import CONFIGS, abstain
 from training.config import DataConfig
@@ -131,6 +131,9 @@ def test_failed_work_exits_1(run, store, arguments, told):
 # ---- the store -------------------------------------------------------------------------------------------------------
 
 
+VERSIONS = (("digits", "1"), ("digits", "2"), ("wave", "1"))
+
+
 def test_models_lists_versions_and_labels(store):
     """`abstain models`, as a process and with the store from the environment, as JSON and as a table."""
     result = abstain("models", "--json", ABSTAIN_STORE=str(store))
@@ -139,6 +142,9 @@ def test_models_lists_versions_and_labels(store):
     assert [entry["version"] for entry in listed["digits"]] == [1, 2]
     assert [entry["labels"] for entry in listed["digits"]] == [["stable"], []]
     assert [(entry["method"], entry["draws"]) for entry in listed["wave"]] == [("nuts", 30)]
+    for entry in listed["digits"]:
+        shortfalls = read_manifest(store / "digits" / str(entry["version"])).shortfalls
+        assert (entry["sound"], entry["shortfalls"]) == (not shortfalls, list(shortfalls))
 
 
 def test_models_as_a_table_and_of_an_empty_store(run, store, tmp_path):
@@ -147,6 +153,11 @@ def test_models_as_a_table_and_of_an_empty_store(run, store, tmp_path):
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["model", "digits:1", "digits:2", "wave:1"]
     assert "stable" in out.splitlines()[1]
+    assert "sound" in out.splitlines()[0].split()
+    sound = [not read_manifest(store / name / version).shortfalls for name, version in VERSIONS]
+    assert [{"yes", "no"} & {*line.split()} for line in out.splitlines()[1:]] == [
+        {"yes" if good else "no"} for good in sound
+    ]
     code, out, err = run("models", "--store", tmp_path / "none")
     assert (code, out) == (0, "")
     assert err.endswith("publish one with abstain fit")

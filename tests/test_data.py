@@ -19,7 +19,7 @@ from models.preprocessing import encode_table, transform, transformed_shape
 from models.rowfiles import read_table
 from tests.conftest import SHARED
 from training.config import Config, DataConfig
-from training.data import Dataset, evaluation_rows, split
+from training.data import Dataset, split, split_again
 from training.fit import build_model, load_dataset
 from training.sources import IDX_NAMES, read_inputs, read_source
 
@@ -65,7 +65,8 @@ def test_x_and_y_are_split_in_three(tmp_path, calibration, test, sizes):
         np.testing.assert_array_equal(rows.y, 2 * rows.x[:, 0])
     assert ids(first) == ids(again)
     assert ids(first)[2] != ids(other)[2]
-    assert evaluation_rows(found, config, 0).x[:, 0].tolist() == ids(first)[2]
+    assert ids(split_again(found, config, 0, first.fingerprint)) == ids(first)
+    assert split_again(found, config, 1, first.fingerprint) is None
 
 
 def test_a_sources_own_parts_are_kept(tmp_path):

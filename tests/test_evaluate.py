@@ -19,6 +19,7 @@ from models.ranks import less_tolerance, threshold
 from models.summaries import widen
 from tests.conftest import CONFIGS, silent
 from training.config import DataConfig, read_config
+from training.data import split
 from training.evaluate import (
     evaluate_version,
     find_twin,
@@ -290,8 +291,8 @@ def test_fewer_rows_than_classes_are_enough(evaluate, rows):
 
 
 def test_rows_without_parts_need_no_calibration_part(evaluate):
-    """Of x and y a fifth is the test part, however large a calibration part the fit once took."""
-    assert evaluate(x=IMAGES, y=LABELS)["rows"] == 60
+    """Rows that the model was not fitted with are all evaluated, however few."""
+    assert evaluate(x=IMAGES, y=LABELS)["rows"] == 300
 
 
 def test_a_source_that_names_its_classes_otherwise_is_not_scored_by_index(evaluate):
@@ -498,14 +499,20 @@ def test_the_row_that_is_not_finite_is_named(wave, value):
         check_finite(scored(wave, std=values, total_std=np.ones(9, np.float32)), "rows")
 
 
-def test_redrawn_test_rows_are_told_where_the_source_is_another(tmp_path):
-    """The file that was fitted to draws its test rows again; another, or too small a one, may hold training rows."""
+ALL = "not the data that the model was fitted with: all {} rows are evaluated"
+TRAINED_ON = (
+    "{} of {} rows equal rows that the model was trained on, 0 were to be expected: the figures are better than on new "
+    "rows; leave them out"
+)
+
+
+def test_another_file_is_evaluated_whole_and_its_training_rows_are_counted(tmp_path):
+    """Of the file of the fit the test part is evaluated, of another all rows, unless it names its test part."""
     settings = ("steps=5", "draws=2", "reports=1", "data.calibration_size=120", "data.inputs=range")
     config = read_config(CONFIGS / "digits-vi.toml", settings)
     where = tmp_path / "rows.npz"
     np.savez(where, x=IMAGES, y=LABELS)
     fit(config, str(where), tmp_path / "store", silent)
-    warned = ["the rows are not those the model was fitted with: some may have been trained on"]
 
     def notes(**arrays):
         np.savez(tmp_path / "other.npz", **arrays)
@@ -513,6 +520,9 @@ def test_redrawn_test_rows_are_told_where_the_source_is_another(tmp_path):
 
     assert evaluate_version(tmp_path / "store", "digits", str(where), None, {})["notes"] == []
     assert notes(x=IMAGES, y=LABELS) == []
-    assert notes(x=IMAGES[::-1], y=LABELS[::-1]) == warned
-    assert notes(x=IMAGES[:60], y=LABELS[:60]) == warned
-    assert notes(x_test=IMAGES[:60], y_test=LABELS[:60]) == []
+    assert notes(x=IMAGES[::-1], y=LABELS[::-1]) == [ALL.format(300), TRAINED_ON.format(120, 300)]
+    dataset = split(read_source(str(where), config.data, classify=True), config.data, config.seed)
+    new, known = dataset.test, dataset.train
+    assert notes(x=new.x, y=new.y) == [ALL.format(60)]
+    assert notes(x_test=new.x, y_test=new.y) == []
+    assert notes(x_test=known.x[:50], y_test=known.y[:50]) == [TRAINED_ON.format(50, 50)]

@@ -41,7 +41,8 @@ def test_the_fits_own_data_calibrate_on_the_part_kept_for_it(calibrate, own):
     """Draws and densities to the bit, the same calibration rows, another percentile and coverage; the old one stays."""
     before = read_manifest(own / "digits" / "1")
     code, out, err = calibrate("digits", "--data", "digits", "--percentile", 95, "--coverage", 0.8)
-    assert (code, out, err) == (0, "digits:2\n", "")
+    kept = "calibrated anew on 500 rows of digits, the part kept for it by the fit"
+    assert (code, out, err) == (0, "digits:2\n", kept)
     assert read_manifest(own / "digits" / "1") == before
     old, new = load(own / "digits" / "1"), load(own / "digits" / "2")
     for one, other in ((old.posterior.draws, new.posterior.draws), (old.densities, new.densities)):
@@ -50,9 +51,7 @@ def test_the_fits_own_data_calibrate_on_the_part_kept_for_it(calibrate, own):
         np.testing.assert_array_equal(values, new.calibration.scores[name])
     terms = new.manifest.calibration
     assert (terms.percentile, terms.coverage, terms.rows) == (95.0, 0.8, 500)
-    assert new.manifest.notes[-1] == (
-        "draws of digits:1, calibrated anew on 500 rows of digits, the part kept for it by the fit"
-    )
+    assert new.manifest.notes[-1] == f"draws of digits:1, {kept}"
     assert {**new.manifest.metrics, "reject_rate": 0} == {**before.metrics, "reject_rate": 0}
 
 
@@ -124,7 +123,13 @@ def test_other_training_rows_are_refused(calibrate, own, tmp_path):
         ("--set", "percentile=100", "percentile: expected Input should be less than 100, found 100"),
         ("--coverage", 0, "coverage: expected Input should be greater than 0, found 0.0"),
         ("--coverage", 1, "coverage: expected Input should be less than 1, found 1.0"),
-        ("--percentile", 99.9, "needs a larger calibration split: expected at least 999 rows, found 500 rows"),
+        (
+            "--percentile",
+            99.9,
+            "calibration.percentile: the 99.9th percentile needs a larger calibration split: expected at least 999 rows, "
+            "found 500 rows; ask for less, or calibrate on more; data.calibration_size sets how many rows",
+        ),
+        ("--coverage", 0.999, "calibration.coverage: coverage 0.999 needs a larger calibration split"),
     ],
 )
 def test_terms_that_cannot_be_are_refused(calibrate, own, option, value, said):
@@ -152,5 +157,6 @@ def test_a_version_falls_short_of_what_its_own_calibration_lacks(calibrate, own)
     constant = "its decision score, std, is the same for every calibration row (0), so that …"
     write_manifest(folder, read_manifest(folder).model_copy(update={"shortfalls": (learned, constant)}))
     code, _, err = calibrate("wave", "--data", "wave")
-    assert (code, err) == (0, f"falls short: {learned}")
+    assert code == 0
+    assert err.startswith(f"falls short: {learned} calibrated anew on ")
     assert read_manifest(own / "wave" / "2").shortfalls == (learned,)

@@ -9,7 +9,7 @@ from pyarrow import csv, parquet
 
 from models.errors import ConfigError, DataError
 from training.config import DataConfig
-from training.data import evaluation_rows, split
+from training.data import split, split_again
 from training.hints import array_hints, split_hints
 from training.rows import Rows, Source
 from training.sources import read_source
@@ -31,7 +31,8 @@ def parts(path, seed=0, *, classify=False, **terms):
     config = DataConfig(**terms)
     source = read(path, classify=classify, **terms)
     dataset = split(source, config, seed)
-    np.testing.assert_array_equal(evaluation_rows(source, config, seed).x, dataset.test.x)
+    again = split_again(source, config, seed, dataset.fingerprint)
+    np.testing.assert_array_equal(again.test.x, dataset.test.x)
     return [rows.x[:, 0].astype(int) for rows in (dataset.train, dataset.calibration, dataset.test)]
 
 
@@ -67,10 +68,10 @@ def test_no_group_is_in_two_parts(tmp_path, ending, sizes):
     assert not np.array_equal(found[2], other[2])
 
 
-def test_rows_without_their_group_are_all_test_rows():
-    """Of a model that was split by group: they cannot be those of the fit."""
+def test_rows_without_their_group_are_not_those_of_the_fit():
+    """Of a model that was split by group."""
     rows = Rows(np.arange(20.0)[:, None], np.arange(20.0))
-    assert len(evaluation_rows(Source("s", rows, None), DataConfig(group="g"), 0)) == 20
+    assert split_again(Source("s", rows, None), DataConfig(group="g"), 0, "sha256:any") is None
 
 
 def test_every_group_is_as_likely_to_be_tested_on_whatever_its_size():
@@ -78,8 +79,8 @@ def test_every_group_is_as_likely_to_be_tested_on_whatever_its_size():
     key = np.concatenate([np.repeat([0, 1], 90), np.repeat(np.arange(2, 32), 2)])
     rows = Rows(np.arange(float(len(key)))[:, None], np.arange(float(len(key))))
     source = Source("s", rows, None, key=key)
-    config = DataConfig(group="g", test_size=1)
-    small = sum(len(evaluation_rows(source, config, seed)) == 2 for seed in range(400))
+    config = DataConfig(group="g", test_size=1, calibration_size=1)
+    small = sum(len(split(source, config, seed).test) == 2 for seed in range(400))
     # Binomial(400, 30/32): mean 375, standard deviation 4.8; five of them.
     assert 351 <= small <= 399
 

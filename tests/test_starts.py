@@ -16,7 +16,7 @@ from tests.conftest import silent
 from training.bnn import BNN, NOISE_START, Observations
 from training.chains import check_starts
 from training.config import HMCConfig, MAPSettings, NUTSConfig, PriorConfig, VIConfig, read_config
-from training.fit import fit
+from training.fit import fit, load_dataset, start_notes
 from training.journal import Journal
 from training.methods.form import Problem
 from training.methods.map import find_modes
@@ -171,6 +171,27 @@ def test_a_fit_starts_from_a_version_in_the_store(stored):
     method = 'kind = "hmc"\nchains = 2\nwarmup = 5\nsamples = 3\nreports = 1\nstart = "run"\n'
     fit(of_run(stored, method + 'start_from = "first:1"'), None, stored / "store", silent)
     assert versions(stored / "store", "second") == [1]
+
+
+def test_calibration_rows_that_the_earlier_run_was_trained_on_are_counted(tmp_path):
+    """With another seed the rows are split anew; with the same one they are the same three parts."""
+    x = np.random.default_rng(0).normal(size=(300, 1))
+    np.savez(tmp_path / "rows.npz", x=x, y=x[:, 0])
+
+    def config(name, method, seed=0):
+        path = tmp_path / f"{name}.toml"
+        path.write_text(CONFIG.format(name=name, hidden=2).replace("sine", str(tmp_path / "rows.npz")) + method)
+        return read_config(path).model_copy(update={"seed": seed})
+
+    store = tmp_path / "store"
+    fit(config("first", 'kind = "map"\nsteps = 5'), None, store, silent)
+    same, other = (config("second", 'kind = "hmc"\nstart = "run"\nstart_from = "first:1"', seed) for seed in (0, 1))
+    assert start_notes(same, load_dataset(same, None), store) == ()
+    (note,) = start_notes(other, load_dataset(other, None), store)
+    # 140 of 300 rows were trained on, and 100 others calibrate.
+    count = int(re.match(r"(\d+) of 100 calibration rows were training rows of first:1", note)[1])
+    assert 20 < count < 80
+    assert note.endswith("fit with the seed of that run, 0")
 
 
 def test_a_run_must_be_named_and_there_and_fit(stored):

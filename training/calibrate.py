@@ -19,7 +19,7 @@ from models.bundle import CalibrationRecord, calibration_record
 from models.calibration import Calibration, calibrate, judge
 from models.decision import Decision, Rule
 from models.densities import OF_TASK, Densities
-from models.errors import ConfigError
+from models.errors import CalibrationError, ConfigError
 from models.posterior import Model, Posterior
 from models.predictive import NONE, Prediction, Predictor, predict_draw
 from models.preprocessing import on_host
@@ -114,8 +114,18 @@ def check_terms(terms: CalibrationConfig, model: Model, targets: Num[np.ndarray,
     for key, settings in (("augment", terms.augment), ("densities", terms.densities)):
         if settings.asked:
             check_images(f"calibration.{key}", settings, model.feature_shape)
-    percentile_rank(terms.percentile, len(targets))
-    coverage_rank(terms.coverage, len(targets))
+    for key, rank_at, level in (
+        ("percentile", percentile_rank, terms.percentile),
+        ("coverage", coverage_rank, terms.coverage),
+    ):
+        try:
+            rank_at(level, len(targets))
+        except CalibrationError as error:
+            raise CalibrationError(
+                str(error),
+                where=f"calibration.{key}",
+                fix="data.calibration_size sets how many rows a fit calibrates on",
+            ) from error
     if not terms.per_class:
         return
     classes = len(model.class_names)

@@ -15,6 +15,7 @@ import orjson
 import typer
 
 from models.allowed import MODULES
+from models.decision import COMBINED
 from models.errors import ConfigError
 
 NEEDED = (
@@ -111,6 +112,7 @@ def calibrate(
     if as_json:
         print_json(published._asdict())
         return
+    sys.stderr.write(f"{published.basis}\n")
     typer.echo(f"{published.name}:{published.version}")
 
 
@@ -166,6 +168,8 @@ def named_path(text: str) -> tuple[str, str]:
 def headlines(metrics: dict[str, Any]) -> dict[str, Any]:
     """The metrics without what is a table of its own; of OOD sets, what the decision makes of them."""
     found = {key: value for key, value in metrics.items() if key not in {"reliability", "ood", "ood_rows"}}
+    # The combination is the decision, which is there by its own name.
+    found["reject_rate"] = {name: rate for name, rate in metrics["reject_rate"].items() if name != COMBINED}
     sets = {
         name: {figure: scores["reject"][figure] for figure in ("auroc", "detection")}
         for name, scores in metrics.get("ood", {}).items()
@@ -180,9 +184,14 @@ def described(tree: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             lines += described(value, f"{prefix}{key.replace('_', ' ')} ")
         else:
-            shown = f"{value:.4f}" if isinstance(value, float) else value
+            shown = figure(value) if isinstance(value, float) else value
             lines.append(f"{prefix + key.replace('_', ' '):<40} {shown}")
     return lines
+
+
+def figure(value: float) -> str:
+    """Four decimals, or four digits where these would show less."""
+    return f"{value:.4f}" if value == 0 or 0.1 <= abs(value) < 1000 else f"{value:.4g}"
 
 
 def check_extra() -> None:

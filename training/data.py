@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from models.errors import DataError
+from models.errors import ConfigError, DataError
 from models.preprocessing import Column, Preprocessing
 from training.config import DataConfig, Size
 from training.precision import check_distinct, check_target, target_needs_float64, too_coarse
@@ -52,10 +52,18 @@ def split(source: Source, config: DataConfig, seed: int) -> Dataset:
         ConfigError: the rule has nothing to cut.
         DataError: the source has no training rows, or too few for three parts.
     """
-    train, order, test = _cut_test(source, config, seed)
+    train = source.train
+    if train is None:
+        expected = "x_train and y_train, or x and y"
+        raise DataError("training rows", where=source.where, expected=expected, found="neither")
+    order = np.random.default_rng(seed).permutation(len(train))
+    rule = rule_of(source, config, seed)
+    test = source.test
+    if test is None:
+        order, chosen = _cut(rule, order, config.test_size, "data.test_size", source.where)
+        test = train.take(chosen)
     calibration, chosen = source.calibration, None
     if calibration is None:
-        rule = rule_of(source, config, seed)
         order, chosen = _cut(rule, order, config.calibration_size, "data.calibration_size", source.where)
         calibration = train.take(chosen)
     notes = (*source.hints, *part_notes(source, config, chosen))
@@ -64,28 +72,13 @@ def split(source: Source, config: DataConfig, seed: int) -> Dataset:
     return Dataset(bare, train.take(order), calibration, test, notes)
 
 
-def evaluation_rows(source: Source, config: DataConfig, seed: int) -> Rows:
-    """The test part alone; there may be no training part, and rows for no calibration part.
-
-    Rows that do not say which group or time they are of cannot be those of a fit that was split by it: all are test rows.
-    """
-    if source.test is None and source.train is not None and config.split_by is not None and source.key is None:
-        return source.train
-    return source.test if source.test is not None else _cut_test(source, config, seed)[2]
-
-
-def _cut_test(source: Source, config: DataConfig, seed: int) -> tuple[Rows, Int[np.ndarray, " rest"], Rows]:
-    """The rows that the source gives for training, the places among them that are left, and the test part."""
-    train = source.train
-    if train is None:
-        expected = "x_train and y_train, or x and y"
-        raise DataError("training rows", where=source.where, expected=expected, found="neither")
-    order = np.random.default_rng(seed).permutation(len(train))
-    rule = rule_of(source, config, seed)
-    if source.test is not None:
-        return train, order, source.test
-    order, chosen = _cut(rule, order, config.test_size, "data.test_size", source.where)
-    return train, order, train.take(chosen)
+def split_again(source: Source, config: DataConfig, seed: int, fingerprint: str) -> Dataset | None:
+    """The three parts that a fit split a source in; None if the fit had other data, known by its fingerprint."""
+    try:
+        dataset = split(source, config, seed)
+    except (ConfigError, DataError):  # Too few rows, no groups or times: what cannot be split was not fitted to.
+        return None
+    return dataset if dataset.fingerprint == fingerprint else None
 
 
 def _cut(

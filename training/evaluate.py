@@ -15,10 +15,11 @@ from models.posterior import Model, Posterior
 from models.predictive import Prediction, Predictor
 from models.ranks import percentile_rank
 from models.store import resolve
+from models.trainedrows import TrainedRows, most_by_chance, read_trained, trained_on
 from training.bootstrap import share_interval
 from training.config import DataConfig
 from training.coverage import coverage_by_decision
-from training.data import evaluation_rows, split
+from training.data import split_again
 from training.journal import Progress
 from training.quality import (
     Figures,
@@ -35,7 +36,7 @@ from training.quality import (
     terms_of,
     twin_detection,
 )
-from training.rows import Rows, Source
+from training.rows import Rows
 from training.seen import Seen, Twin, View
 from training.sources import read_source
 from training.strange import strange_sets
@@ -75,8 +76,9 @@ def evaluate_version(
     """
     name, bundle = load_version(store, model)
     manifest, calibration = bundle.manifest, bundle.calibration
+    trained = read_trained(store / manifest.name / str(manifest.version), manifest.files)
     percentile_rank(calibration.percentile if percentile is None else percentile, calibration.rows)
-    rows, notes = rows_to_test(manifest, where)
+    rows, notes = rows_to_test(manifest, where, trained)
     sets = strange_sets(ood, rows.x, manifest.model)
     everything = [(where, rows.x), *sets.items()]
 
@@ -129,24 +131,47 @@ def load_version(store: Path, model: str) -> tuple[str, Bundle]:
     return f"{name}:{version}", load(store / name / str(version))
 
 
-def rows_to_test(manifest: Manifest, where: str) -> tuple[Rows, list[str]]:
-    """The test part of a source, and what to beware of."""
+def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = None) -> tuple[Rows, list[str]]:
+    """The rows of a source to evaluate on, and notes about them.
+
+    They are the source's own test part; else, of the data that the model was fitted with, the part that the fit kept for
+    testing; else all rows.
+
+    Args:
+        trained: hashes of the rows that the model was trained on; None if its bundle has none.
+
+    Raises:
+        DataError: the source has no rows, or not the model's.
+    """
     config = DataConfig.model_validate(manifest.data.settings)
     source = read_source(where, config, manifest.model, classify=manifest.model.law.task == "classification")
-    rows = evaluation_rows(source, config, manifest.seed)
+    rows = source.test
+    if rows is None:
+        fitted = split_again(source, config, manifest.seed, manifest.data.fingerprint)
+        if fitted is not None:
+            return fitted.test, []
+        rows = source.train
+    if rows is None:
+        raise DataError("rows", where=where, expected="x_test and y_test, or x and y", found="neither")
     if rows.x.shape[1:] != manifest.model.feature_shape:
         raise DataError("feature shape", where=where, expected=manifest.model.feature_shape, found=rows.x.shape[1:])
-    if source.test is None and fingerprint_of(source, config, manifest.seed) != manifest.data.fingerprint:
-        return rows, ["the rows are not those the model was fitted with: some may have been trained on"]
-    return rows, []
+    notes = overlap_notes(manifest, rows, trained)
+    if source.test is None:
+        notes = [f"not the data that the model was fitted with: all {len(rows):,} rows are evaluated", *notes]
+    return rows, notes
 
 
-def fingerprint_of(source: Source, config: DataConfig, seed: int) -> str | None:
-    """The fingerprint that a fit to the source would record; None where it has too few rows for a fit."""
-    try:
-        return split(source, config, seed).fingerprint
-    except DataError:
-        return None
+def overlap_notes(manifest: Manifest, rows: Rows, trained: TrainedRows | None) -> list[str]:
+    """Says so where more rows than chance explains equal training rows, or where that cannot be known."""
+    if trained is None:
+        return ["this version keeps no hashes of its training rows: whether it was trained on these rows is not known"]
+    known = int(trained_on(trained, manifest.model.preprocessing, rows.x).sum())
+    if known <= most_by_chance(trained, len(rows)):
+        return []
+    return [
+        f"{known:,} of {len(rows):,} rows equal rows that the model was trained on, "
+        f"{trained.repeats * len(rows):,.0f} were to be expected: the figures are better than on new rows; leave them out"
+    ]
 
 
 def predict_rows(predictor: Predictor, x: Num[np.ndarray, "rows ..."], where: str, progress: Progress) -> Prediction:

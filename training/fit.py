@@ -16,7 +16,7 @@ from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
 from models.posterior import Model, Posterior, check_draws
 from models.store import check_writable, resolve
-from models.trainedrows import read_trained, remember, trained_on
+from models.trainedrows import most_by_chance, read_trained, remember, trained_on
 from training.augment import augmentation
 from training.bnn import BNN, observe
 from training.calibrate import Calibrated, calibrate_posterior, check_terms, record_of
@@ -185,7 +185,7 @@ def start_notes(config: Config, dataset: Dataset, store: Path) -> tuple[str, ...
     if trained is None:
         return ()
     known = int(trained_on(trained, manifest.model.preprocessing, dataset.calibration.x).sum())
-    if known <= max(trained.repeats, 0.01) * len(dataset.calibration):
+    if known <= most_by_chance(trained, len(dataset.calibration)):
         return ()
     return (
         f"{known:,} of {len(dataset.calibration):,} calibration rows were training rows of {name}:{version}, which this fit "

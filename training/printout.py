@@ -8,6 +8,7 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
+from models.decision import COMBINED
 from models.ranks import ordinal
 from training.quality import Figures
 from training.strange import SAME_INTENSITY
@@ -95,7 +96,8 @@ def _class_table(classes: dict[str, Figures]) -> Table:
 
 def _reject_table(rates: dict[str, float], decision: str) -> Table:
     table = _table("test rows above the threshold of", "share")
-    for name, rate in _decision_first(rates):
+    # The combination is the decision, whose row is the first.
+    for name, rate in _decision_first({name: rate for name, rate in rates.items() if name != COMBINED}):
         table.add_row(_score(name, decision), f"{rate:.2%}")
     return table
 
@@ -149,7 +151,7 @@ def _score(name: str, decision: str) -> str:
 
 
 def _figure(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.6g}"
+    return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.6g}"
 
 
 def _interval(ends: list[float] | None) -> str:

@@ -20,10 +20,10 @@ from models.bundle import SCHEMA_VERSION, Bundle, Manifest, load
 from models.densities import Densities, shapes_of
 from models.errors import ConfigError, DataError, clip_repr
 from models.store import check_writable, resolve
-from models.trainedrows import TrainedRows, read_trained, trained_on
+from models.trainedrows import TrainedRows, most_by_chance, read_trained, trained_on
 from training.calibrate import Calibrated, ScoreValues, calibrate_posterior, check_terms, record_of
 from training.config import CalibrationConfig, DataConfig, apply_override
-from training.data import Dataset, split
+from training.data import split_again
 from training.densities import fit_densities
 from training.evaluate import quality, reject_rates
 from training.gate import CONSTANT_DECISION, NOT_FINITE, decision_shortfalls, metric_shortfalls
@@ -34,6 +34,7 @@ from training.rows import Rows, Source
 from training.seen import Shown, View
 from training.showing import look, look_along, metrics_of
 from training.sources import read_source
+from training.splitting import SPLIT_BY
 from training.strange import strange_sets
 
 NEW = (
@@ -41,8 +42,6 @@ NEW = (
     "trained on it would learn to reject more than is asked for",
 )
 
-REPEATS = 0.02
-"""Share of rows that may equal training rows beyond those that chance has equal them."""
 MOVED = {"reject_rate", "ood", "ood_rows"}
 """The metrics that every new calibration changes, or that it may know other sets of."""
 MENDED = (CONSTANT_DECISION, ACCEPTS_FAR_ROWS, NOT_FINITE)
@@ -52,12 +51,13 @@ UNMOVED = {"accuracy", "rmse"}
 
 
 class Recalibrated(NamedTuple):
-    """The model's name, the new version's number, what it lacks to be relied on, and what to beware of."""
+    """The model's name, the new version's number, its shortfalls, notes on the rows, and which rows were used."""
 
     name: str
     version: int
     shortfalls: tuple[str, ...]
     notes: tuple[str, ...]
+    basis: str
 
 
 class Material(NamedTuple):
@@ -107,7 +107,7 @@ def calibrate_version(
     shown = show(bundle, calibrated, material, strange, f"{name}:{version}")
     made = described(bundle, calibrated, terms, material, f"{name}:{version}", shown.view)
     version = publish_version(store, made, bundle.posterior, calibrated, shown, trained).number
-    return Recalibrated(name, version, made.shortfalls, material.beware)
+    return Recalibrated(name, version, made.shortfalls, material.beware, material.note)
 
 
 def new_terms(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationConfig:
@@ -156,21 +156,17 @@ def read_material(manifest: Manifest, where: str, trained: TrainedRows | None = 
 
 
 def check_new(trained: TrainedRows, manifest: Manifest, rows: Rows, where: str) -> tuple[str, ...]:
-    """What to beware of in rows said to be new: those that equal a training row, if they are no more than chance has it.
-
-    Chance is the share of the fit's own calibration rows that did: in tables of few distinct rows, new ones repeat old
-    ones.
+    """Notes about rows said to be new: how many equal a training row, if no more than chance explains.
 
     Raises:
-        DataError: there are more.
+        DataError: more than that do.
     """
     known = trained_on(trained, manifest.model.preprocessing, rows.x)
     count, expected = int(known.sum()), trained.repeats
     if not count:
         return ()
-    allowed = expected + max(REPEATS, 4 * (expected * (1 - expected) / len(rows)) ** 0.5)
     said = f"{count:,} of {len(rows):,} rows equal rows that the model was trained on"
-    if count > allowed * len(rows):
+    if count > most_by_chance(trained, len(rows)):
         raise DataError(
             "rows to calibrate on",
             where=where,
@@ -184,7 +180,7 @@ def check_new(trained: TrainedRows, manifest: Manifest, rows: Rows, where: str) 
 
 def _material(source: Source, manifest: Manifest, config: DataConfig, where: str) -> Material:
     said = f"calibrated anew on {{rows:,}} rows of {Path(where).name}"
-    dataset = _fitted_with(source, config, manifest)
+    dataset = split_again(source, config, manifest.seed, manifest.data.fingerprint)
     if dataset is not None:
         note = said.format(rows=len(dataset.calibration))
         return Material(dataset.calibration, dataset.test, dataset.train, f"{note}, the part kept for it by the fit")
@@ -198,15 +194,6 @@ def _material(source: Source, manifest: Manifest, config: DataConfig, where: str
         expected="the data that the model was fitted with, or new rows as x and y, or as x_calibration and y_calibration",
         found="other training rows" if source.train is not None else "no training rows",
     )
-
-
-def _fitted_with(source: Source, config: DataConfig, manifest: Manifest) -> Dataset | None:
-    """The source's three parts, if it is what the model was fitted with; what has too few rows for three is not."""
-    try:
-        dataset = split(source, config, manifest.seed)
-    except DataError:
-        return None
-    return dataset if dataset.fingerprint == manifest.data.fingerprint else None
 
 
 def basis_of(bundle: Bundle, terms: CalibrationConfig, material: Material, where: str) -> Basis:
@@ -278,6 +265,8 @@ def described(
     Without test rows, metrics that another recalibration would have changed are left out.
     """
     old, test, far = bundle.manifest, material.test, try_far_rows(calibrated)
+    # What the fit said of its split does not hold for rows from elsewhere.
+    replaced = (ACCEPTS_FAR_ROWS,) if material.train is not None else (ACCEPTS_FAR_ROWS, SPLIT_BY)
     same = calibrated.recalibration == old.calibration.recalibration
     kept = old.metrics.keys() - MOVED if same else UNMOVED
     metrics: dict[str, Any] = {key: value for key, value in old.metrics.items() if key in kept}
@@ -302,7 +291,7 @@ def described(
                 *far.shortfalls,
             ),
             "notes": (
-                *(said for said in old.notes if not said.startswith(ACCEPTS_FAR_ROWS)),
+                *(said for said in old.notes if not said.startswith(replaced)),
                 *far.notes,
                 f"draws of {origin}, {material.note}",
             ),

@@ -19,6 +19,8 @@ from training.config import DataConfig
 from training.rows import Source
 
 Indices = Int[np.ndarray, " _"]
+SPLIT_BY = "split by "
+"""How the notes on a split begin."""
 
 
 class Rule(NamedTuple):
@@ -173,12 +175,12 @@ def part_notes(source: Source, config: DataConfig, calibration: Indices | None) 
     own = source.key[calibration]
     if config.time is not None:
         return (
-            f"split by data.time = {config.time!r}: calibrated on rows from {own.min()} to {own.max()}, tested on later "
+            f"{SPLIT_BY}data.time = {config.time!r}: calibrated on rows from {own.min()} to {own.max()}, tested on later "
             "ones; the stated rates hold for later rows as far as these resemble them",
         )
     groups = len(np.unique(own))
     return (
-        f"split by data.group = {config.group!r}: calibrated on {len(own)} rows of {groups} groups; rows of one group "
+        f"{SPLIT_BY}data.group = {config.group!r}: calibrated on {len(own)} rows of {groups} groups; rows of one group "
         f"are alike, so the reject rate on a new group may on average exceed the stated one by up to "
         f"{100 / (groups + 1):.2g} percentage points (1 / (groups + 1))",
     )
