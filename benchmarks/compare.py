@@ -1,11 +1,12 @@
 """The speed of an answer in two checkouts of this repository, taken in turns: whether a change made it slower.
 
-    python benchmarks/compare.py --before FOLDER [--rounds 40]
+    python benchmarks/compare.py --before FOLDER [--rounds 40] [--only 784-64]
 
 FOLDER is another checkout, for instance of `git worktree add FOLDER COMMIT`. Each checkout runs in a process of its own,
 with its own modules and its own compiled programs; a process works only while the other waits. Printed are, for the
 networks of `scoring.py` and every bucket, medians of milliseconds a call with every score and the judgement on the host,
-and the median of the ratios of neighbouring turns, with its quartiles: what slows the machine for a while slows both.
+and the median of the ratios of neighbouring turns, with its quartiles: what slows the machine for a while slows both. Which of the
+two begins alternates. With FOLDER a checkout of the same commit the ratios show what the machine adds.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--only", default="", help="networks whose name begins so")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -42,7 +44,7 @@ def main() -> int:
     children = [start(folder) for folder in (options.before.resolve(), HERE)]
     cases = json.loads(asked(children[0], "cases"))
     assert cases == json.loads(asked(children[1], "cases"))  # noqa: S101
-    found = {case: measured(children, case, options.rounds) for case in cases}
+    found = {case: measured(children, case, options.rounds) for case in cases if case.startswith(options.only)}
     for child in children:
         child.communicate()
     save("compare", found)
@@ -53,7 +55,10 @@ def measured(children: list[subprocess.Popen[str]], case: str, rounds: int) -> d
     """Both medians of one case, and the ratio of after to before with its quartiles; printed, too."""
     for child in children:
         asked(child, case)
-    turns = np.array([[float(asked(child, case)) for child in children] for _ in range(rounds)])
+    turns = np.empty((rounds, 2))
+    for number in range(rounds):
+        for place in (0, 1) if number % 2 else (1, 0):
+            turns[number, place] = float(asked(children[place], case))
     before, after = np.median(turns, axis=0).tolist()
     low, ratio, high = np.quantile(turns[:, 1] / turns[:, 0], [0.25, 0.5, 0.75]).tolist()
     print(
