@@ -254,10 +254,10 @@ def check_gate(manifest: Manifest) -> None:
     """
     if manifest.shortfalls:
         raise StoreError(
-            "is not fit to be stable",
+            "cannot be labelled stable, its fit fell short",
             where=f"{manifest.name}:{manifest.version}",
             found="; ".join(f"({place}) {said}" for place, said in enumerate(manifest.shortfalls, start=1)),
-            fix="mend the fit, or pass --force to label it all the same",
+            fix="fit it again, or pass --force to label it all the same",
         )
 
 

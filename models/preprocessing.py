@@ -235,7 +235,7 @@ def _no_number(name: str, where: str, row: int, found: str) -> DataError:
         where=f"{where}, row {row}",
         expected="a number, or an empty cell",
         found=found,
-        fix="list it under data.categorical, or drop it, if it is not a number",
+        fix="if it holds names, list it in data.categorical, or as data.group if it says which rows belong together",
     )
 
 

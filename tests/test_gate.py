@@ -401,8 +401,8 @@ def test_stable_is_refused_to_it_and_nothing_else_is(run, fitted):
     assert run("label", "mode:1", "canary", "--store", store)[:2] == (0, "mode@canary is mode:1\n")
     code, out, err = run("label", "mode:1", "stable", "--store", store)
     assert (code, out) == (1, "")
-    assert err.startswith(f"abstain: mode:1: is not fit to be stable: found (1) {SAID}")
-    assert err.endswith("mend the fit, or pass --force to label it all the same")
+    assert err.startswith(f"abstain: mode:1: cannot be labelled stable, its fit fell short: found (1) {SAID}")
+    assert err.endswith("fit it again, or pass --force to label it all the same")
     assert read_labels(store, "mode").labels == {"canary": 1}
     assert run("label", "mode:1", "stable", "--force", "--store", store)[:2] == (0, "mode@stable is mode:1\n")
     assert read_labels(store, "mode").labels == {"canary": 1, "stable": 1}
@@ -413,7 +413,10 @@ def test_a_good_fit_passes_the_gate(digits):
     assert digits.manifest.shortfalls == ()
     check_gate(digits.manifest)
     lacking = digits.manifest.model_copy(update={"shortfalls": ("this", "that")})
-    with pytest.raises(StoreError, match=r"digits:1: is not fit to be stable: found \(1\) this; \(2\) that; mend"):
+    with pytest.raises(
+        StoreError,
+        match=r"digits:1: cannot be labelled stable, its fit fell short: found \(1\) this; \(2\) that; fit it again",
+    ):
         check_gate(lacking)
 
 

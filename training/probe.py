@@ -70,6 +70,6 @@ def try_far_rows(calibrated: Calibrated) -> FarRows:
     decision = calibrated.calibration.decision
     said = (
         f"{ACCEPTS_FAR_ROWS}{accepted} of {rows} rows whose features all lie {WIDTHS[0]:g} or more widths outside their "
-        f"training range, by {' and '.join(decision.scores)}; choose a decision that holds `range`"
+        f"training range; the decision is of {', '.join(decision.scores)}; add range to calibration.decision"
     )
     return FarRows(shortfalls=(said,)) if set(decision.scores) & set(DENSITIES) else FarRows(notes=(said,))
