@@ -198,11 +198,27 @@ def _local_residual(record: LocalSubspaces, x: Array, label: Array) -> Scalar:
     left = _squared_distances(place, record.centres) - (inside**2).sum(axis=0)
     # A class without rows has no cluster: then any will do.
     own = (record.labels == label) | ~(record.labels == label).any()
-    nearest = jnp.where(own, left, jnp.inf).argmin()
-    # Of the one cluster the residual itself: a difference of squares would lose what is small beside them.
-    centred, basis = place - record.centres[:, nearest], record.basis[:, :, nearest]
-    residual = norm(centred - basis @ (centred @ basis))
-    return jnp.where(residual <= norm(NOTHING * place), 0.0, residual)
+    size = (place**2).sum()
+    # What these differences of squares may have lost in float32.
+    lost = NOTHING_OF_SQUARES * (size + (record.centres**2).sum(axis=0))
+    nothing = NOTHING**2 * size
+
+    def may_improve(state: tuple[Array, Array]) -> Array:
+        least, best = state
+        return (least.min() < best) & (best > nothing)
+
+    def improve(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        least, best = state
+        nearest = least.argmin()
+        centred, basis = place - record.centres[:, nearest], record.basis[:, :, nearest]
+        squared = ((centred - basis @ (centred @ basis)) ** 2).sum()
+        return jnp.where(jnp.arange(least.size) == nearest, jnp.inf, least), jnp.minimum(best, squared)
+
+    # The residual itself of every cluster that may leave the least: mostly of one. Else rounding would choose among those
+    # that leave little, and another batch size another.
+    bounds = jnp.where(own, left - lost, jnp.inf)
+    _, best = jax.lax.while_loop(may_improve, improve, (bounds, jnp.full((), jnp.inf, place.dtype)))
+    return jnp.where(best <= nothing, 0.0, jnp.sqrt(best))
 
 
 def _squared_distances(place: Float[Array, " kept"], points: Float[Array, "kept points"]) -> Float[Array, " points"]:

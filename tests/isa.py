@@ -37,7 +37,8 @@ def run(isa: str, cores: list[int], keys: int, tests: list[str]) -> bool:
     """Whether the tests pass with one instruction set on some cores; prints a line, and what failed."""
     flags = os.environ.get("XLA_FLAGS", "") + ("" if isa == "native" else f" --xla_cpu_max_isa={isa}")
     # Keys differ in numbers only: what one has compiled, the others need not compile again.
-    compiled = Path(tempfile.gettempdir()) / f"abstain-tests-isa-{os.getuid()}-{isa}"
+    # The number of threads is part of a program, but not of the name that JAX keeps it under.
+    compiled = Path(tempfile.gettempdir()) / f"abstain-tests-isa-{os.getuid()}-{isa}-{len(cores)}"
     environment = {
         "XLA_FLAGS": flags.strip(),
         "ABSTAIN_TEST_KEYS": str(keys),

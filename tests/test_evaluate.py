@@ -499,10 +499,13 @@ def test_the_row_that_is_not_finite_is_named(wave, value):
         check_finite(scored(wave, std=values, total_std=np.ones(9, np.float32)), "rows")
 
 
-ALL = "not the data that the model was fitted with: all {} rows are evaluated"
+ALL = (
+    "not the data that the model was fitted with: every row is evaluated, {} in all; leave out rows that this version was "
+    "calibrated on, which are not recognised: its rates hold on them by construction"
+)
 TRAINED_ON = (
-    "{} of {} rows equal rows that the model was trained on, 0 were to be expected: the figures are better than on new "
-    "rows; leave them out"
+    "{} of {} rows equal rows that the model was trained on, 0 were to be expected by chance: the figures are better than "
+    "on new rows"
 )
 
 

@@ -167,8 +167,8 @@ def test_network_agrees_with_a_long_run_in_function_space(key):
     def start(key):
         return target.unconstrain({"network": network.init(key, x[0])["params"], "noise": jnp.float32(0.3)})
 
-    starts = jax.jit(jax.vmap(start))(jax.random.split(posed, 8))
-    settings = SETTINGS.model_copy(update={"chains": 8, "warmup": 10_000, "samples": 4000, "thin": 10})
+    starts = jax.jit(jax.vmap(start))(jax.random.split(posed, 16))
+    settings = SETTINGS.model_copy(update={"chains": 16, "warmup": 10_000, "samples": 4000, "thin": 10})
     found = run(mile, target, starts, settings, (x, y), None, watch, key)
     # At the ends, far from the data, the samples are worth some tens of independent ones: only a large error is seen there.
     assert_same(found.column("values"), *NETWORK, seen=0.5)

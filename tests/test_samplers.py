@@ -117,7 +117,9 @@ FEW = SHORT | {"chains": 4, "samples": 2500}
 VARIANTS = {
     "hmc": HMCConfig(**LONG),
     "hmc-dense-sequential": HMCConfig(**FEW, mass_matrix="dense", chain_method="sequential"),
-    "hmc-unit-jitter-parallel": HMCConfig(**FEW, mass_matrix="unit", jitter=0.4, chain_method="parallel"),
+    "hmc-unit-jitter-parallel": HMCConfig(
+        **FEW | {"samples": 4000}, mass_matrix="unit", jitter=0.4, chain_method="parallel"
+    ),
     "hmc-simple": HMCConfig(**SHORT | {"warmup": 600}, adaptation="simple", jitter=0.4),
     "hmc-none-thin": HMCConfig(**SHORT, adaptation="none", mass_matrix="unit", step_size=0.08, jitter=0.2, thin=2),
     "nuts": NUTSConfig(**SHORT),
@@ -199,7 +201,9 @@ def test_the_figures_of_a_transition_are_what_they_say(ran):
     assert (chains.column("leapfrogs") >= settings.thin).all()
     if settings.kind == "hmc":
         assert (chains.column("leapfrogs") == settings.leapfrogs * settings.thin).all()
-    assert chains.column("diverging").mean() < 0.01
+    # By the simple rule every chain keeps the step size that its walk of hundredths happened to end at: of 160 chains one
+    # diverged in 17 % of its transitions, the next in 10 %. Five such chains of 16 have a probability of about 1e-6.
+    assert chains.column("diverging").mean() < (0.05 if getattr(settings, "adaptation", None) == "simple" else 0.01)
 
 
 def test_energies_are_kept_of_every_transition(ran):

@@ -157,7 +157,11 @@ def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = N
         raise DataError("feature shape", where=where, expected=manifest.model.feature_shape, found=rows.x.shape[1:])
     notes = overlap_notes(manifest, rows, trained)
     if source.test is None:
-        notes = [f"not the data that the model was fitted with: all {len(rows):,} rows are evaluated", *notes]
+        notes = [
+            f"not the data that the model was fitted with: every row is evaluated, {len(rows):,} in all; leave out rows "
+            "that this version was calibrated on, which are not recognised: its rates hold on them by construction",
+            *notes,
+        ]
     return rows, notes
 
 
@@ -166,11 +170,14 @@ def overlap_notes(manifest: Manifest, rows: Rows, trained: TrainedRows | None) -
     if trained is None:
         return ["this version keeps no hashes of its training rows: whether it was trained on these rows is not known"]
     known = int(trained_on(trained, manifest.model.preprocessing, rows.x).sum())
-    if known <= most_by_chance(trained, len(rows)):
+    said = f"{known:,} of {len(rows):,} rows equal rows that the model was trained on"
+    allowed = most_by_chance(trained, len(rows))
+    if known and allowed >= len(rows):
+        return [f"{said}; so do new rows of this table, so whether the model was trained on these is not known"]
+    if known <= allowed:
         return []
     return [
-        f"{known:,} of {len(rows):,} rows equal rows that the model was trained on, "
-        f"{trained.repeats * len(rows):,.0f} were to be expected: the figures are better than on new rows; leave them out"
+        f"{said}, {trained.repeats * len(rows):,.0f} were to be expected by chance: the figures are better than on new rows"
     ]
 
 

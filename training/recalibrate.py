@@ -34,7 +34,7 @@ from training.rows import Rows, Source
 from training.seen import Shown, View
 from training.showing import look, look_along, metrics_of
 from training.sources import read_source
-from training.splitting import SPLIT_BY
+from training.splitting import SPLIT_BY, part_notes
 from training.strange import strange_sets
 
 NEW = (
@@ -48,6 +48,10 @@ MENDED = (CONSTANT_DECISION, ACCEPTS_FAR_ROWS, NOT_FINITE)
 """How the shortfalls begin that are judged anew."""
 UNMOVED = {"accuracy", "rmse"}
 """The metrics that no recalibration changes."""
+
+
+DRAWS_OF = "draws of "
+"""How the note begins that says what a calibration anew was made of."""
 
 
 class Recalibrated(NamedTuple):
@@ -150,9 +154,22 @@ def read_material(manifest: Manifest, where: str, trained: TrainedRows | None = 
     shape = material.calibration.x.shape[1:]
     if shape != model.feature_shape:
         raise DataError("feature shape", where=where, expected=model.feature_shape, found=shape)
-    if trained is None or material.beware != NEW:
+    if material.beware != NEW:
         return material
-    return material._replace(beware=check_new(trained, manifest, material.calibration, where))
+    overlap = NEW if trained is None else check_new(trained, manifest, material.calibration, where)
+    return material._replace(beware=(*overlap, *split_notes(source, config, material.calibration)))
+
+
+def split_notes(source: Source, config: DataConfig, rows: Rows) -> tuple[str, ...]:
+    """Notes on new rows where the fit split by groups or by time: how many groups they are of, if they say so."""
+    if config.split_by is None:
+        return ()
+    if config.group is not None and source.key is not None and rows is source.train:
+        return part_notes(source, config, np.arange(len(rows)))
+    return (
+        f"{SPLIT_BY}data.{config.split_kind} = {config.split_by!r} in the fit, which the rows given do not name: the stated "
+        f"reject rate is that of rows like these, and may be exceeded on a new {config.split_kind}",
+    )
 
 
 def check_new(trained: TrainedRows, manifest: Manifest, rows: Rows, where: str) -> tuple[str, ...]:
@@ -266,7 +283,7 @@ def described(
     """
     old, test, far = bundle.manifest, material.test, try_far_rows(calibrated)
     # What the fit said of its split does not hold for rows from elsewhere.
-    replaced = (ACCEPTS_FAR_ROWS,) if material.train is not None else (ACCEPTS_FAR_ROWS, SPLIT_BY)
+    replaced = (ACCEPTS_FAR_ROWS, DRAWS_OF) if material.train is not None else (ACCEPTS_FAR_ROWS, DRAWS_OF, SPLIT_BY)
     same = calibrated.recalibration == old.calibration.recalibration
     kept = old.metrics.keys() - MOVED if same else UNMOVED
     metrics: dict[str, Any] = {key: value for key, value in old.metrics.items() if key in kept}
@@ -293,7 +310,8 @@ def described(
             "notes": (
                 *(said for said in old.notes if not said.startswith(replaced)),
                 *far.notes,
-                f"draws of {origin}, {material.note}",
+                f"{DRAWS_OF}{origin}, {material.note}",
+                *material.beware,
             ),
             "data": old.data.model_copy(update={"calibration_rows": calibrated.calibration.rows}),
             "packages": installed_packages(),

@@ -179,8 +179,9 @@ def part_notes(source: Source, config: DataConfig, calibration: Indices | None) 
             "ones; the stated rates hold for later rows as far as these resemble them",
         )
     groups = len(np.unique(own))
+    noun = "1 group" if groups == 1 else f"{groups} groups"
     return (
-        f"{SPLIT_BY}data.group = {config.group!r}: calibrated on {len(own)} rows of {groups} groups; rows of one group "
+        f"{SPLIT_BY}data.group = {config.group!r}: calibrated on {len(own)} rows of {noun}; rows of one group "
         f"are alike, so the reject rate on a new group may on average exceed the stated one by up to "
         f"{100 / (groups + 1):.2g} percentage points (1 / (groups + 1))",
     )
