@@ -133,7 +133,9 @@ def print_laws(found: dict[str, dict[str, Any]]) -> None:
                 f"{single['above']:>+5.1f} s.e. {result['within'][str(percentile)]:>14.1%}"
             )
         for what, (changed, rows) in result["differ"].items():
-            print(f"{law:<10} {what} that differ between batch sizes: {changed:,} of {rows:,}, {changed / max(rows, 1):.1e}")
+            print(
+                f"{law:<10} {what} that differ between batch sizes: {changed:,} of {rows:,}, {changed / max(rows, 1):.1e}"
+            )
 
 
 def measure_served(law: Law) -> dict[str, str]:
