@@ -347,7 +347,11 @@ def test_parts_too_large_for_the_rows_are_refused(tmp_path):
         ("a,t\n1,2\n", {"drop": ("a",)}, "columns: expected at least one beside the target, found none"),
         ("a,t\n1,2\n3,\n", {}, "row 1: target column 't': expected a value, found an empty cell; fill it in"),
         ("a,t\n1,2\n3,x\n", {}, "row 1: column 't' must be numeric: expected a number.*found 'x'"),
-        ("a,t\n1,2\nx,4\n", {}, "row 1: column 'a' must be numeric: .*found 'x'; if it holds names, list it in data.categorical"),
+        (
+            "a,t\n1,2\nx,4\n",
+            {},
+            "row 1: column 'a' must be numeric: .*found 'x'; if it holds names, list it in data.categorical",
+        ),
         ("a,t\n1,2\ninf,4\n", {}, "row 1: column 'a': expected a number within float32's range, found inf"),
         ("a,b,t\n1,,2\n3,,4\n", {}, "column 'b' is empty: expected at least one number, found only gaps"),
         ("a,b,t\n1,,2\n3,,4\n", {"categorical": ("b",)}, "column 'b' is empty: expected at least one category"),
