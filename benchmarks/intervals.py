@@ -113,7 +113,7 @@ def measure(path: Path, index: int) -> dict[str, Any]:
     posterior = METHODS[config.method.kind](key, problem, config.method, config.draws, Journal()).posterior
     seconds = time.perf_counter() - began
     predictor = Predictor(posterior, (256,))
-    factor = fit_recalibration(posterior, predictor, dataset.calibration).factor
+    factor = fit_recalibration(posterior, dataset.calibration).factor
     found = {kind: scored(ends, dataset.test) for kind, ends in intervals(predictor, dataset, factor).items()}
     return {**found, "factor": factor, "rows": len(dataset.test), "seconds": seconds}
 

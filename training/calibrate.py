@@ -158,11 +158,8 @@ def calibrate_posterior(
     natural = rows.x
     if terms.augment.asked:
         rows = Rows(transform_rows(seed, rows.x, terms.augment), rows.y)
-    plain = Predictor(posterior, BUCKETS, densities=densities)
-    recalibration = fit_recalibration(posterior, plain, rows) if terms.recalibrate == "auto" else NONE
-    predictor = plain
-    if recalibration.kind != "none":
-        predictor = Predictor(posterior, BUCKETS, densities=densities, recalibration=recalibration)
+    recalibration = fit_recalibration(posterior, rows) if terms.recalibrate == "auto" else NONE
+    predictor = Predictor(posterior, BUCKETS, densities=densities, recalibration=recalibration)
     prediction = predictor(rows.x)
     calibration = calibrate(
         prediction,
@@ -173,7 +170,7 @@ def calibrate_posterior(
         per_class=terms.per_class,
         sets=terms.sets,
         intervals=terms.intervals,
-        reference=reference_scores(plain, reference, terms, seed) if isinstance(reference, Rows) else reference,
+        reference=reference_scores(predictor, reference, terms, seed) if isinstance(reference, Rows) else reference,
         target_scale=posterior.model.preprocessing.target_scale,
     )
     if not terms.augment.asked:
@@ -194,11 +191,11 @@ def reference_scores(predictor: Predictor, reference: Rows, terms: CalibrationCo
     return {name: np.asarray(values) for name, values in predictor(x).scores.items()}
 
 
-def fit_recalibration(posterior: Posterior, predictor: Predictor, rows: Rows) -> Recalibration:
+def fit_recalibration(posterior: Posterior, rows: Rows) -> Recalibration:
     """The temperature, on the pooled probabilities or on each draw's, that these rows are likeliest under; or a factor."""
     if posterior.model.law.task == "classification":
         return choose(draw_log_probabilities(posterior, rows.x), rows.y.astype(int))
-    summary = cast("RegressionSummary", predictor(rows.x).summary)
+    summary = cast("RegressionSummary", Predictor(posterior, BUCKETS)(rows.x).summary)
     variance = np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance)
     terms = posterior.model.preprocessing
     unit = terms.target_scale if terms.float64_target else 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,12 +65,11 @@ def now() -> str:
 
 def installed_packages() -> dict[str, str]:
     """Versions of the packages that a result may depend on."""
-    found = {
-        distribution.name: distribution.version
-        for distribution in importlib.metadata.distributions()
-        if distribution.name
-    }
-    return {name: found[name] for name in PACKAGES if name in found}
+    found = {}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git_commit() -> str | None:
