@@ -216,6 +216,16 @@ def test_few_test_rows_do_not_show_what_a_weak_model_has_learned():
     (said,) = judge_classes(chance[:20], y[:20], train)
     assert said.startswith("it has learned nothing that 20 test rows show")
     assert "standard error" in said
+    fewest = min((y[:20] == 0).sum(), (y[:20] == 1).sum())
+    assert f"; 20 test rows, {fewest} of the rarest class, may be too few to show what it has learned: test on" in said
+
+
+@pytest.mark.parametrize("constant", [RARE / 4, 0.5])
+def test_a_model_that_predicts_worse_than_the_frequencies_is_to_be_trained_otherwise(constant):
+    """More test rows would not help it."""
+    (_, y), (_, train) = rare_event(2000, 0), rare_event(6000, 1)
+    (said,) = judge_classes(np.full(2000, constant), y, train)
+    assert said.endswith("; lower kl_weight or the prior's scale, or train longer")
 
 
 # ---- draws and their mode --------------------------------------------------------------------------------------------

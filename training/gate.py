@@ -88,10 +88,17 @@ def learning_shortfalls(
             return (
                 f"it has learned nothing that {len(y)} test rows show: its log-likelihood is {-terms['nll'].mean():.4g} "
                 f"nats a row, and always predicting {words} gives {-guess['nll'].mean():.4g} (difference "
-                f"{gain.mean():.2g}, standard error {_standard_error(gain):.2g}); lower kl_weight or the prior's scale, "
-                "train longer, or test on more rows",
+                f"{gain.mean():.2g}, standard error {_standard_error(gain):.2g}); {_advice(gain, y, classify=classify)}",
             )
     return ()
+
+
+def _advice(gain: Float[np.ndarray, " rows"], y: Num[np.ndarray, " rows"], *, classify: bool) -> str:
+    """What to do: predictions that are not significantly worse either may only need more test rows."""
+    if gain.mean() < -GAIN_ERRORS * _standard_error(gain):
+        return "lower kl_weight or the prior's scale, or train longer"
+    rarest = f", {np.unique(y, return_counts=True)[1].min()} of the rarest class," if classify else ""
+    return f"{len(y)} test rows{rarest} may be too few to show what it has learned: test on more, or train longer"
 
 
 def frequency_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) -> Terms:
