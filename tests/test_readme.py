@@ -2,10 +2,15 @@
 
 import json
 import re
+from pathlib import Path
 
 import httpx
+import numpy as np
 
-from tests.conftest import PROJECT
+from models.bundle import load
+from tests.conftest import PROJECT, silent
+from training.config import read_config
+from training.fit import fit
 
 README = (PROJECT / "README.md").read_text("utf-8")
 
@@ -28,3 +33,20 @@ def test_the_folder_map_names_every_file():
     }
     assert present - named == set()
     assert named - present - {"demo.py"} == set()
+
+
+def test_the_config_of_a_table_in_the_docs_is_fitted(tmp_path, monkeypatch):
+    """As it stands but for fewer steps, on a table of its columns."""
+    (config,) = re.findall(r"```toml\n(name = .*?)```", (PROJECT / "docs" / "data.md").read_text(), re.DOTALL)
+    rng = np.random.default_rng(0)
+    sweet = rng.normal(size=700)
+    rows = [f"{i},{'red' if s > 0 else 'white'},{s:.3f},{'good' if s > 0.5 else 'poor'}" for i, s in enumerate(sweet)]
+    (tmp_path / "wine.csv").write_text("\n".join(["id,colour,sugar,quality", *rows]))
+    (tmp_path / "wine.toml").write_text(config)
+    monkeypatch.chdir(tmp_path)
+    shorter = ("steps=300", "starts=1", "draws=20", "reports=1")
+    fit(read_config(Path("wine.toml"), shorter), None, tmp_path / "store", silent)
+    bundle = load(tmp_path / "store" / "wine" / "1")
+    assert bundle.manifest.model.feature_names == ("colour", "sugar")
+    assert bundle.manifest.model.class_names == ("good", "poor")
+    assert bundle.manifest.shortfalls == ()
