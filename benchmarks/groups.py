@@ -28,6 +28,7 @@ from training.calibrate import calibrate_posterior
 from training.config import Config, DataConfig, MAPConfig
 from training.densities import fit_densities
 from training.fit import build_model, infer, load_dataset, pose
+from training.reference import set_aside
 from training.resume import open_journal
 
 PERCENTILES = (90.0, 95.0, 99.0)
@@ -54,8 +55,9 @@ def rates(folder: Path, seed: int, groups: int, rows: int, group: str | None) ->
     # What `abstain fit` does, without a report and a bundle, which take most of the time.
     with open_journal(folder, config, dataset.fingerprint, {}, None, resume=False) as journal:
         posterior = infer(config, pose(config, model, dataset, folder), journal).posterior
-    densities = fit_densities(posterior, dataset.train, seed)
-    calibrated = calibrate_posterior(config.calibration, posterior, densities, dataset.calibration, seed)
+    reference, rest = set_aside(dataset.train, seed)
+    densities = fit_densities(posterior, rest, seed)
+    calibrated = calibrate_posterior(config.calibration, posterior, densities, dataset.calibration, reference, seed)
     new = encode_table(model.preprocessing.columns, read_table(folder / "new.csv"), "new.csv")
     predictions = [calibrated.predictor(x) for x in (dataset.test.x, new)]
     found = [

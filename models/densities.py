@@ -35,6 +35,10 @@ NOTHING = 1e-4
 """Of a vector's length, that its residual may have and count as none: float32 would rank rows there by their rounding."""
 NOTHING_OF_SQUARES = 1e-6
 """The same of squared lengths, where the residual's is their difference."""
+NEGLIGIBLE = 1e-5
+"""Of a squared distance, by which a nearer neighbour would not change the score beyond its tolerance."""
+LOOKED_AT = 4
+"""How many neighbours are looked at one by one before all of them are."""
 ROUNDED = 4 * float(np.finfo(np.float32).eps)
 """Of an input's size, what may be its rounding: what is left of it once a mean far from zero is taken off."""
 
@@ -241,14 +245,39 @@ def _scaled(unit: Leaf, x: Float[Array, "... width"]) -> Float[Array, "... width
 
 
 def _nearest_distance(record: Neighbours, x: Array) -> Scalar:
+    """The distance to the nearest of the bank: exact, though one matrix product looks for it and rounds small ones off."""
     place = (x - record.mean) @ record.components
-    # One matrix product finds the neighbour; its distance is taken anew, for in that product small ones are rounded off.
-    closeness = record.bank @ place - record.half_squares
-    # The largest place is found many at a time, the first one not.
-    nearest = jnp.where(closeness == closeness.max(), jnp.arange(closeness.size), 0).max()
-    distance = norm(record.bank[nearest] - place)
-    # A row that is in the bank is at distance 0, not at that of its rounding.
-    return jnp.where(distance <= norm(NOTHING * place), 0.0, distance)
+    # Squares of what float32 holds may overflow.
+    shrink = jnp.where(jnp.abs(place).max() > 1e15, jnp.float32(1e-25), jnp.float32(1.0))
+    small = place * shrink
+    sizes = (small**2).sum() + 2 * record.half_squares * shrink**2
+    # No square of a distance is less, whatever the product's rounding.
+    bounds = sizes - 2 * shrink * (record.bank @ small) - NOTHING_OF_SQUARES * sizes
+    nothing = norm(NOTHING * place)
+
+    def may_be_nearer(bounds: Array, best: Array) -> Array:
+        return (bounds.min() < (1 - NEGLIGIBLE) * (best * shrink) ** 2) & (best > nothing)
+
+    def look_at_one(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        bounds, best, looked = state
+        # The place of the least is found many at a time, the first one not.
+        nearest = jnp.where(bounds == bounds.min(), jnp.arange(bounds.size), 0).max()
+        distance = norm(record.bank[nearest] - place)
+        bounds = jnp.where(jnp.arange(bounds.size) == nearest, jnp.inf, bounds)
+        return bounds, jnp.minimum(best, distance), looked + 1
+
+    def look_at_all(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        bounds, best, looked = state
+        squared = (((record.bank - place) * shrink) ** 2).sum(axis=1)
+        return jnp.full_like(bounds, jnp.inf), jnp.minimum(best, jnp.sqrt(squared.min()) / shrink), looked
+
+    # Mostly one is looked at. Where many are as near as rounding can tell, as in tight clusters, all differences are taken:
+    # else rounding would choose among them, and another batch size another.
+    state = (bounds, jnp.full((), jnp.inf, place.dtype), jnp.zeros((), jnp.int32))
+    state = jax.lax.while_loop(lambda state: may_be_nearer(*state[:2]) & (state[2] < LOOKED_AT), look_at_one, state)
+    _, distance, _ = jax.lax.while_loop(lambda state: may_be_nearer(*state[:2]), look_at_all, state)
+    # A row that is in the bank is at distance 0, not at that of its rounding; what is no number is not near.
+    return jnp.where(distance <= nothing, 0.0, distance)
 
 
 def range_excess(record: Range, view: View) -> Scalar:

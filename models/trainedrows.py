@@ -72,6 +72,8 @@ def row_hashes(
     """The hash of each row's numbers in float32; 0 and −0 are one number, and so are all NaN."""
     numbers = on_host(preprocessing, rows).reshape(len(rows), -1).astype("<f4") + np.float32(0)
     numbers[np.isnan(numbers)] = np.nan
+    # Rows whose columns lie together in memory are the same rows.
+    numbers = np.ascontiguousarray(numbers)
     start = hashlib.blake2b(key=key.tobytes(), digest_size=_DIGEST_BYTES)
     digests: list[bytes] = []
     for row in numbers:

@@ -8,6 +8,7 @@ function that checks `POST /predict`, so that both doors name a mistake in the s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -158,8 +159,7 @@ def _rows(
     if not isinstance(data, list):
         raise InputError("data", where=INPUT, expected=f"a list of {numbers} numbers", found=found_at(tensor, "data"))
     rows = _json_rows(cast("list[Any]", data), plain, shape, model, max_rows)
-    if DATATYPES[datatype].kind in "iu":
-        _refuse_fractions(rows, datatype)
+    _refuse_other_numbers(cast("list[Any]", data), rows.shape, datatype)
     return rows
 
 
@@ -255,15 +255,34 @@ def _as_predict(rows: list[Any], plain: bool) -> PredictRequest:
     return PredictRequest(rows, plain, None, None, None, None)
 
 
-def _refuse_fractions(rows: Float[np.ndarray, "rows ..."], datatype: str) -> None:
-    limits = np.iinfo(DATATYPES[datatype])
-    fits = (rows == np.trunc(rows)) & (rows >= np.float32(limits.min)) & (rows <= np.float32(limits.max))
+def _refuse_other_numbers(data: list[Any], shape: tuple[int, ...], datatype: str) -> None:
+    """Refuses numbers in JSON that the datatype cannot hold: fractions, and those beyond its limits, to the last digit.
+
+    Args:
+        data: numbers that are known to be finite, nested or flat: as they were sent, for float32 rounds integers.
+        shape: of the rows.
+    """
+    kind_of, bits = DATATYPES[datatype].kind, 8 * DATATYPES[datatype].itemsize
+    if kind_of == "f" and bits > 16:
+        return
+    while data and isinstance(data[0], list):
+        data = list(chain.from_iterable(data))
+    numbers = np.array(data, np.float64)
+    if kind_of == "f":
+        limits, what = np.finfo(np.float16), "a number"
+        fits = np.abs(numbers) <= float(limits.max)
+    else:
+        limits, what = np.iinfo(DATATYPES[datatype]), "an integer"
+        fits = (numbers == np.trunc(numbers)) & (numbers >= float(limits.min)) & (numbers <= float(limits.max))
+        # Beyond 2⁵³ float64 rounds integers as well.
+        for place in np.flatnonzero(fits & (np.abs(numbers) >= 2.0**53)):
+            fits[place] = int(limits.min) <= int(data[place]) <= int(limits.max)
     if not fits.all():
-        place = np.unravel_index(int(np.argmin(fits)), rows.shape)
+        first = int(np.argmin(fits))
         raise InputError(
-            INPUT + "".join(f"[{index}]" for index in place),
-            expected=f"an integer from {limits.min} to {limits.max}, as {datatype} is",
-            found=rows[place],
+            INPUT + "".join(f"[{index}]" for index in np.unravel_index(first, shape)),
+            expected=f"{what} from {limits.min} to {limits.max}, as {datatype} is",
+            found=data[first],
         )
 
 

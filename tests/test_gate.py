@@ -26,6 +26,7 @@ from training.config import HMCConfig, LaplaceConfig, MAPConfig, PriorConfig, VI
 from training.diagnostics import chain_shortfalls
 from training.gate import (
     behind_the_mode,
+    decision_shortfalls,
     draws_notes,
     draws_shortfalls,
     frequency_terms,
@@ -318,6 +319,19 @@ def test_a_decision_that_is_always_the_same_tells_nothing_apart():
     average = normal_terms_of(0.0, 1.0, y)
     assert prediction_shortfalls(terms, average, y, y, calibration((0, 0, 0))) == (said,)
     assert prediction_shortfalls(terms, average, y, y, calibration()) == ()
+
+
+@pytest.mark.parametrize("scores", [("mutual_information",), ("std", "mutual_information")])
+def test_scores_that_differ_by_rounding_tell_nothing_apart(scores):
+    """One draw's mutual information is the rounding of 0: alone or combined, it rejects nothing at any percentile."""
+    rng = np.random.default_rng(9)
+    rounding, spread = 5e-8 * rng.random((2, 200)), rng.random((2, 200))
+    for values, expected in ((rounding, 1), (spread, 0)):
+        own, reference = ({"std": np.zeros(200), "mutual_information": value} for value in values)
+        found = Calibration(
+            scores=own, reference=reference, decision=Decision(scores=scores), nonconformity=np.arange(200.0)
+        )
+        assert len(decision_shortfalls(found)) == expected
 
 
 def test_few_draws_are_said_to_be_few():

@@ -144,6 +144,23 @@ def decoded(signature):
     return decoded
 
 
+@pytest.mark.parametrize(
+    ("datatype", "ends"),
+    [
+        ("INT8", (-128, 127)),
+        ("INT32", (-(2**31), 2**31 - 1)),
+        ("INT64", (-(2**63), 2**63 - 1)),
+        ("UINT64", (0, 2**64 - 1)),
+    ],
+)
+def test_the_least_and_the_largest_integers_are_taken(decoded, datatype, ends):
+    """To the last digit, flat and nested; one more is refused, as WRONG_TENSORS has it."""
+    for data in ([*ends] * 32, [[*ends] * 32]):
+        sent = {"name": "inputs", "datatype": datatype, "shape": [1, 64], "data": data}
+        request = decoded(json.dumps({"inputs": [sent]}).encode())
+        np.testing.assert_array_equal(request.rows.ravel()[:2], np.float32(ends))
+
+
 @pytest.mark.parametrize("binary_output", [True, False])
 @pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
 def test_json_and_binary_and_predict_say_the_same(client, digits, coding, binary_output):
@@ -393,6 +410,25 @@ WRONG_TENSORS = [
         {"datatype": "INT64", "data": [0] * 319 + [0.5]},
         "inputs[4][7][7]: expected an integer from -9223372036854775808",
     ),
+    (
+        {"datatype": "INT32", "data": [0] * 319 + [2**31]},
+        "inputs[4][7][7]: expected an integer from -2147483648 to 214",
+    ),
+    ({"datatype": "INT32", "data": [16777216.5] + [0] * 319}, "inputs[0][0][0]: expected an integer from -2147483648"),
+    ({"datatype": "INT64", "data": [2**63] + [0] * 319}, "inputs[0][0][0]: expected an integer from -922337203685477"),
+    (
+        {"datatype": "UINT64", "data": [-1] + [0] * 319},
+        "inputs[0][0][0]: expected an integer from 0 to 184467440737095",
+    ),
+    (
+        {"datatype": "UINT64", "data": [2**64] + [0] * 319},
+        "inputs[0][0][0]: expected an integer from 0 to 184467440737",
+    ),
+    (
+        {"datatype": "UINT8", "data": [[[0] * 8] * 8] * 4 + [[[0] * 8] * 7 + [[0] * 7 + [256]]]},
+        "inputs[4][7][7]: expected an integer from 0 to 255, as UINT8 is, found 256",
+    ),
+    ({"datatype": "FP16", "data": [65505] + [0] * 319}, "inputs[0][0][0]: expected a number from -65504.0 to 65504.0"),
     ({"parameters": {"binary_data_size": 1280}}, "inputs: data: expected either data or binary_data_size, found both"),
     (
         {"parameters": {"shared_memory_region": "x"}},

@@ -70,32 +70,47 @@ def test_equal_rows_get_equal_answers_in_every_batch_size(passengers):
             np.testing.assert_array_equal(found, expected[order])
 
 
-def test_distinct_rows_get_the_same_verdict_in_every_batch_size(tmp_path):
-    """Also where nearly all features lie within the subspaces of their clusters, and rounding is all that is left.
+def spread_out(rng, rows):
+    """Rows all over the place."""
+    return rng.normal(size=(rows, 3))
 
-    Before, 4 % of these verdicts differed: rounding chose the cluster.
+
+def clustered(rng, rows):
+    """Rows of switches, with noise of a ten-thousandth."""
+    return rng.integers(0, 2, (rows, 3)) + 1e-4 * rng.normal(size=(rows, 3))
+
+
+@pytest.mark.parametrize(
+    ("draw", "terms"),
+    [
+        (
+            spread_out,
+            {"network.hidden": [8], "method.kind": "laplace", "method.subset": "last_layer", "method.steps": 400},
+        ),
+        (clustered, {"network.hidden": [16], "network.activation": "relu", "method.kind": "vi", "method.steps": 300}),
+    ],
+)
+def test_distinct_rows_get_the_same_verdict_in_every_batch_size(draw, terms, tmp_path):
+    """Where nearly all features lie within the subspaces of their clusters, or have many neighbours as near as can be told.
+
+    Before, 4 % of the first verdicts differed, and 8 % of the second: rounding chose the cluster, and the neighbour.
     """
     rng = np.random.default_rng(11)
-    x = rng.normal(size=(1_500, 3))
-    np.savez(tmp_path / "table.npz", x=x, y=(x[:, 0] + 0.3 * x[:, 1] > 0).astype(int))
-    config = Config.model_validate(
-        {
-            "name": "plain",
-            "draws": 5,
-            "seed": 11,
-            "network": {"kind": "mlp", "hidden": [8]},
-            "method": {"kind": "laplace", "steps": 400, "reports": 1, "subset": "last_layer"},
-            "calibration": {"percentile": 90.0},
-        }
-    )
-    fit(config, str(tmp_path / "table.npz"), tmp_path, silent)
+    x = draw(rng, 1_500)
+    np.savez(tmp_path / "table.npz", x=x, y=(x[:, 0] + 0.3 * x[:, 1] > x[:, 0].mean()).astype(int))
+    config = {"name": "plain", "draws": 5, "seed": 11, "calibration": {"percentile": 90.0}}
+    config |= {"network": {"kind": "mlp"}, "method": {"reports": 1}}
+    for key, value in terms.items():
+        table, name = key.split(".")
+        config[table][name] = value
+    fit(Config.model_validate(config), str(tmp_path / "table.npz"), tmp_path, silent)
     bundle = load(tmp_path / "plain" / "1")
-    rows = rng.normal(size=(3_000, 3)).astype(np.float32)
+    rows = draw(rng, 3_000).astype(np.float32)
     one, many = answers(bundle, rows, 1), answers(bundle, rows, 256)
     assert 150 < many[0].sum() < 600
     # A verdict may differ where a score lies at its threshold to within rounding: one row in 10,000.
     assert (one[0] != many[0]).sum() <= 3
-    assert (one[1] != many[1]).mean() < 0.01
+    assert (one[1] != many[1]).mean() < 0.02
 
 
 def test_equal_rows_get_equal_answers_on_another_processor(passengers, tmp_path):

@@ -21,6 +21,8 @@ def test_training_rows_are_known_in_any_dtype_and_order(dtype):
     some = RNG.permutation(500)
     assert np.array_equal(trained_on(trained, PLAIN, PIXELS[some].astype(dtype)), some < 300)
     assert trained.repeats == 0
+    assert np.array_equal(trained_on(trained, PLAIN, np.asfortranarray(PIXELS[some], dtype)), some < 300)
+    assert remember(PLAIN, np.asfortranarray(PIXELS[:300], dtype), PIXELS[:100]).repeats == 1
     changed = PIXELS[:300].copy()
     changed[:, 3, 4] ^= 1
     assert not trained_on(trained, PLAIN, changed.astype(dtype)).any()

@@ -15,7 +15,9 @@ from jaxtyping import Float, Num
 from scipy import stats
 
 from models.calibration import Calibration
+from models.decision import COMBINED
 from models.posterior import Posterior
+from models.ranks import less_tolerance
 from training.methods.form import Fitted
 from training.metrics import Terms
 from training.mixtures import pooled_log_likelihood
@@ -172,7 +174,13 @@ def decision_shortfalls(calibration: Calibration) -> tuple[str, ...]:
     """What the decision lacks."""
     name = calibration.decision.name
     scores = calibration.ascending[name]
-    if scores[0] < scores[-1]:
+    # Scores that differ by their rounding only are one score, as they are for the flag.
+    lowered = {
+        score: less_tolerance(values, float(unit))
+        for (score, values), unit in zip(calibration.scores.items(), calibration.units[:, 0], strict=True)
+    }
+    edges = calibration.combined(lowered) if name == COMBINED else lowered[name]
+    if scores[0] < edges.max():
         return ()
     return (
         f"{CONSTANT_DECISION}{name}, is the same for every calibration row ({scores[0]:.3g}), so "
