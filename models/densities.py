@@ -252,30 +252,40 @@ def _nearest_distance(record: Neighbours, x: Array) -> Scalar:
     small = place * shrink
     sizes = (small**2).sum() + 2 * record.half_squares * shrink**2
     # No square of a distance is less, whatever the product's rounding.
-    bounds = sizes - 2 * shrink * (record.bank @ small) - NOTHING_OF_SQUARES * sizes
+    bounds = (1 - NOTHING_OF_SQUARES) * sizes - 2 * shrink * (record.bank @ small)
+    order = jnp.arange(bounds.size)
     nothing = norm(NOTHING * place)
 
-    def may_be_nearer(bounds: Array, best: Array) -> Array:
-        return (bounds.min() < (1 - NEGLIGIBLE) * (best * shrink) ** 2) & (best > nothing)
+    def least_of_others(looked_at: Array) -> Array:
+        return jnp.where((order[:, None] == looked_at).any(axis=1), jnp.inf, bounds).min()
 
-    def look_at_one(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        bounds, best, looked = state
-        # The place of the least is found many at a time, the first one not.
-        nearest = jnp.where(bounds == bounds.min(), jnp.arange(bounds.size), 0).max()
-        distance = norm(record.bank[nearest] - place)
-        bounds = jnp.where(jnp.arange(bounds.size) == nearest, jnp.inf, bounds)
-        return bounds, jnp.minimum(best, distance), looked + 1
+    def distance_to(bound: Array) -> tuple[Array, Array]:
+        # The largest place is found many at a time, the first one not.
+        nearest = jnp.where(bounds == bound, order, 0).max()
+        return nearest, norm(jnp.asarray(record.bank)[nearest] - place)
 
-    def look_at_all(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        bounds, best, looked = state
-        squared = (((record.bank - place) * shrink) ** 2).sum(axis=1)
-        return jnp.full_like(bounds, jnp.inf), jnp.minimum(best, jnp.sqrt(squared.min()) / shrink), looked
+    def may_be_nearer(best: Array, rest: Array) -> Array:
+        return (rest < (1 - NEGLIGIBLE) * (best * shrink) ** 2) & (best > nothing)
+
+    def look_at_one(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        best, rest, looked_at, count = state
+        nearest, distance = distance_to(rest)
+        looked_at = looked_at.at[count].set(nearest)
+        return jnp.minimum(best, distance), least_of_others(looked_at), looked_at, count + 1
+
+    def look_at_all(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        # Tied to the state, lest XLA compute the differences ahead of the loop, needed or not.
+        best, rest, own = jax.lax.optimization_barrier((*state, place))
+        squared = (((record.bank - own) * shrink) ** 2).sum(axis=1)
+        return jnp.minimum(best, jnp.sqrt(squared.min()) / shrink), jnp.full_like(rest, jnp.inf)
 
     # Mostly one is looked at. Where many are as near as rounding can tell, as in tight clusters, all differences are taken:
     # else rounding would choose among them, and another batch size another.
-    state = (bounds, jnp.full((), jnp.inf, place.dtype), jnp.zeros((), jnp.int32))
-    state = jax.lax.while_loop(lambda state: may_be_nearer(*state[:2]) & (state[2] < LOOKED_AT), look_at_one, state)
-    _, distance, _ = jax.lax.while_loop(lambda state: may_be_nearer(*state[:2]), look_at_all, state)
+    nearest, best = distance_to(bounds.min())
+    looked_at = jnp.full(LOOKED_AT, nearest)
+    state = (best, least_of_others(nearest[None]), looked_at, jnp.ones((), jnp.int32))
+    few = jax.lax.while_loop(lambda state: may_be_nearer(*state[:2]) & (state[3] < LOOKED_AT), look_at_one, state)
+    distance, _ = jax.lax.while_loop(lambda state: may_be_nearer(*state), look_at_all, few[:2])
     # A row that is in the bank is at distance 0, not at that of its rounding; what is no number is not near.
     return jnp.where(distance <= nothing, 0.0, distance)
 
