@@ -31,6 +31,10 @@ FAR = 1e10
 
 # What people write for a number that is not there. A category of such a name is a category: NA is a country.
 _NO_NUMBER = ("", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "NAN")
+_OTHER_COLUMN = (
+    "if it holds names, list it in data.categorical; if dates or times, set data.time to it; if ids, list it in data.drop, "
+    "or set data.group to it where rows of one id belong together"
+)
 
 
 class Column(BaseModel):
@@ -193,13 +197,17 @@ def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.n
     return encoded
 
 
-def numeric_column(values: ArrowColumn, name: str, where: str) -> Float[np.ndarray, " rows"]:
-    """A column as float64, gaps (null, or NaN) as NaN; text that is no number and infinities are refused by row."""
+def numeric_column(values: ArrowColumn, name: str, where: str, fix: str = _OTHER_COLUMN) -> Float[np.ndarray, " rows"]:
+    """A column as float64, gaps (null, or NaN) as NaN; text that is no number and infinities are refused by row.
+
+    Args:
+        fix: what to do about a column of text.
+    """
     dtype: Any = values.type
     if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
-        values = _parsed(values, name, where)
+        values = _parsed(values, name, where, fix)
     elif not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_null(dtype)):
-        raise _no_number(name, where, 0, f"values of type {dtype}")
+        raise _no_number(name, where, 0, f"values of type {dtype}", fix)
     found = np.asarray(pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
     outside = np.flatnonzero(np.abs(found) > np.finfo(np.float32).max)
     if outside.size:
@@ -209,7 +217,7 @@ def numeric_column(values: ArrowColumn, name: str, where: str) -> Float[np.ndarr
     return found
 
 
-def _parsed(values: ArrowColumn, name: str, where: str) -> ArrowColumn:
+def _parsed(values: ArrowColumn, name: str, where: str, fix: str) -> ArrowColumn:
     """Text as numbers; empty cells as gaps."""
     trimmed = pc.utf8_trim_whitespace(values)
     trimmed = pc.if_else(pc.is_in(trimmed, pa.array(_NO_NUMBER, trimmed.type)), pa.scalar(None, trimmed.type), trimmed)
@@ -218,7 +226,7 @@ def _parsed(values: ArrowColumn, name: str, where: str) -> ArrowColumn:
     except pa.ArrowInvalid:
         texts: list[str | None] = trimmed.to_pylist()
         row = next(row for row, text in enumerate(texts) if not _is_number(text))
-        raise _no_number(name, where, row, clip_repr(texts[row])) from None
+        raise _no_number(name, where, row, clip_repr(texts[row]), fix) from None
 
 
 def _is_number(text: str | None) -> bool:
@@ -229,13 +237,13 @@ def _is_number(text: str | None) -> bool:
     return True
 
 
-def _no_number(name: str, where: str, row: int, found: str) -> DataError:
+def _no_number(name: str, where: str, row: int, found: str, fix: str) -> DataError:
     return DataError(
         f"column {name!r} must be numeric",
         where=f"{where}, row {row}",
         expected="a number, or an empty cell",
         found=found,
-        fix="if it holds names, list it in data.categorical, or as data.group if it says which rows belong together",
+        fix=fix,
     )
 
 

@@ -346,7 +346,11 @@ def test_parts_too_large_for_the_rows_are_refused(tmp_path):
         ("a,t\n1,2\n", {"categorical": ("b",)}, "data.categorical: expected one of a, t, found b"),
         ("a,t\n1,2\n", {"drop": ("a",)}, "columns: expected at least one beside the target, found none"),
         ("a,t\n1,2\n3,\n", {}, "row 1: target column 't': expected a value, found an empty cell; fill it in"),
-        ("a,t\n1,2\n3,x\n", {}, "row 1: column 't' must be numeric: expected a number.*found 'x'"),
+        (
+            "a,t\n1,2\n3,x\n",
+            {},
+            "row 1: column 't' must be numeric: expected a number.*found 'x'; if it names classes, set likelihood = .cat",
+        ),
         (
             "a,t\n1,2\nx,4\n",
             {},
@@ -365,6 +369,16 @@ def test_wrong_tables_are_refused(tmp_path, text, terms, told):
     """A table's fault is told with its file, its column and its row."""
     with pytest.raises(DataError, match=f"t.csv.*{told}"):
         table(tmp_path, text, **terms)
+
+
+def test_a_number_to_predict_is_not_taken_for_classes(tmp_path):
+    """Nearly as many targets as rows; a few classes, or many of several rows each, are classes."""
+    numbers = "a,t\n" + "".join(f"{place},{place / 7:.2f}\n" for place in range(40))
+    with pytest.raises(DataError, match=r"t.csv: target column 't': expected classes .* found 40 different .*normal"):
+        table(tmp_path, numbers, classify=True)
+    for each, classes in ((1, 20), (2, 30)):
+        rows = "a,t\n" + "".join(f"{place},c{place % classes}\n" for place in range(each * classes))
+        assert len(table(tmp_path, rows, classify=True).class_names) == classes
 
 
 def test_a_category_never_seen_is_refused_by_row(tmp_path):

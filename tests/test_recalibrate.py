@@ -76,12 +76,17 @@ def test_rows_that_were_trained_on_are_refused(calibrate, own, tmp_path, dtype):
     x, y = DIGITS.train.x[some].astype(dtype), DIGITS.train.y[some]
     code, _, err = calibrate("digits", "--data", saved(tmp_path / "old.npz", x=x, y=y))
     assert code == 1
-    assert "rows to calibrate on: expected new rows, of which about 0.0% repeat training rows" in err
-    assert "found 200 of 200 rows equal rows that the model was trained on, row 0 for one; leave them out" in err
+    assert "rows to calibrate on: expected rows that the model was not trained on, or about 0.0% that equal" in err
+    assert (
+        "found 200 of 200 rows equal rows that the model was trained on, the first of them row 0; leave them out" in err
+    )
     mixed = {"x": np.concatenate([TEST.x.astype(dtype), x[:20]]), "y": np.concatenate([TEST.y, y[:20]])}
     code, _, err = calibrate("digits", "--data", saved(tmp_path / "mixed.npz", **mixed))
     assert code == 1
-    assert f"found 20 of {len(TEST) + 20} rows equal rows that the model was trained on, row {len(TEST)}" in err
+    assert (
+        f"found 20 of {len(TEST) + 20} rows equal rows that the model was trained on, the first of them row {len(TEST)}"
+        in err
+    )
     assert versions(own, "digits") == [1]
 
 

@@ -187,8 +187,8 @@ def check_new(trained: TrainedRows, manifest: Manifest, rows: Rows, where: str) 
         raise DataError(
             "rows to calibrate on",
             where=where,
-            expected=f"new rows, of which about {expected:.1%} repeat training rows",
-            found=f"{said}, row {int(np.argmax(known))} for one",
+            expected=f"rows that the model was not trained on, or about {expected:.1%} that equal such rows by chance",
+            found=f"{said}, the first of them row {int(np.argmax(known))}",
             fix="leave them out: the thresholds learned from them would reject far more than is asked for; or give the "
             "file that the model was fitted with, unchanged",
         )

@@ -22,6 +22,8 @@ from training.keys import column_key
 from training.rows import Rows, Source, natural_order, numbers, text_codes
 
 _DROP = "list it under data.drop"
+MOST_CLASSES = 20
+"""More different targets than this, and more than half as many as rows, are numbers rather than classes."""
 
 
 def table_source(table: ArrowTable, where: str, config: DataConfig, fitted: Model | None, *, classify: bool) -> Source:
@@ -103,9 +105,18 @@ def _targets(
             fix="fill it in, or remove the row",
         )
     if not classify:
-        return numbers(numeric_column(values, target, where), f"{where}, column {target!r}"), ()
+        fix = 'if it names classes, set likelihood = "categorical"'
+        return numbers(numeric_column(values, target, where, fix), f"{where}, column {target!r}"), ()
     labels = [str(text) for text in texts]
     names = known or natural_order(set(labels))
+    if not known and len(names) > max(MOST_CLASSES, len(labels) / 2):
+        raise DataError(
+            f"target column {target!r}",
+            where=where,
+            expected="classes of several rows each",
+            found=f"{len(names)} different values in {len(labels)} rows",
+            fix='if it is a number to predict, set likelihood = "normal"',
+        )
     codes = {name: code for code, name in enumerate(names)}
     return text_codes(labels, codes, f"{where}, column {target!r}"), names
 
