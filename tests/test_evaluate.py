@@ -500,8 +500,8 @@ def test_the_row_that_is_not_finite_is_named(wave, value):
 
 
 ALL = (
-    "not the data that the model was fitted with: every row is evaluated, {} in all; leave out rows that this version was "
-    "calibrated on, which are not recognised: its rates hold on them by construction"
+    "not the data that the model was fitted with: every row is evaluated, {} in all; rows that this version was "
+    "calibrated on are not recognised: leave them out yourself, for on them its rates are right by construction"
 )
 TRAINED_ON = (
     "{} of {} rows equal rows that the model was trained on, 0 were to be expected by chance: the figures are better than "

@@ -158,8 +158,9 @@ def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = N
     notes = overlap_notes(manifest, rows, trained)
     if source.test is None:
         notes = [
-            f"not the data that the model was fitted with: every row is evaluated, {len(rows):,} in all; leave out rows "
-            "that this version was calibrated on, which are not recognised: its rates hold on them by construction",
+            f"not the data that the model was fitted with: every row is evaluated, {len(rows):,} in all; rows that "
+            "this version was calibrated on are not recognised: leave them out yourself, for on them its rates are right by "
+            "construction",
             *notes,
         ]
     return rows, notes

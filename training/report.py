@@ -157,7 +157,7 @@ def _verdict(manifest: Manifest, shown: Shown) -> list[Part]:
     else:
         said = (
             '<aside class="good"><p><strong>Nothing falls short.</strong> The checks of the fit have found nothing that '
-            "keeps this version from the label <code>stable</code>. What a mistake costs, they do not know.</p></aside>"
+            "keeps this version from the label <code>stable</code>. They do not know what a mistake would cost you.</p></aside>"
         )
     return [said, _box("note", "Worth knowing", manifest.notes), _glance(manifest, shown)]
 
