@@ -22,6 +22,9 @@ from training.precision import check_distinct, check_target, target_needs_float6
 from training.rows import Rows, Source
 from training.splitting import Rule, cut, part_notes, rule_of
 
+ROUNDED_SPACINGS = 8.0
+"""Of neighbouring float64 numbers: a feature that spreads no further is a constant with rounding."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -111,10 +114,12 @@ def fit_preprocessing(
         check_target(shift, scale)
         terms |= {"target_shift": shift, "target_scale": scale, "float64_target": target_needs_float64(shift, scale)}
     if config.inputs == "standardize":
-        scaler: Any = StandardScaler().fit(x.reshape(len(train), -1).astype(np.float64))
+        exact = x.reshape(len(train), -1).astype(np.float64)
+        scaler: Any = StandardScaler().fit(exact)
         numeric = np.array([not column.categories for column in columns] or [True] * len(scaler.mean_))
         # A category's code is no quantity; it is one-hot encoded as it is.
-        shift, scale = np.where(numeric, scaler.mean_, 0.0), np.where(numeric, scaler.scale_, 1.0)
+        shift = np.where(numeric, scaler.mean_, 0.0)
+        scale = np.where(numeric, _scale_of(exact, scaler.scale_), 1.0)
         terms |= _standardised(x, shift, scale)
     elif config.inputs == "range":
         numbers = x[:, [not column.categories for column in columns]] if columns else x
@@ -133,6 +138,18 @@ def fit_preprocessing(
     preprocessing = Preprocessing(**terms)
     check_distinct(preprocessing, train.x, tuple(column.name for column in columns) or names)
     return preprocessing
+
+
+def _scale_of(
+    x: Float[np.ndarray, "rows features"], scale: Float[np.ndarray, " features"]
+) -> Float[np.ndarray, " features"]:
+    """scikit-learn's scale; of a feature that it takes for a constant, the spread, if that is more than rounding.
+
+    Its limit, n·ε·|mean|, is what the variance loses; a spread measured from the first row loses less.
+    """
+    spread = (x - x[0]).std(axis=0)
+    is_wide = spread > ROUNDED_SPACINGS * np.spacing(np.abs(x).max(axis=0))
+    return np.where((scale == 1) & is_wide, spread, scale)
 
 
 def _standardised(
