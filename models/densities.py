@@ -212,6 +212,7 @@ def _local_residual(record: LocalSubspaces, x: Array, label: Array) -> Scalar:
         return (least.min() < best) & (best > nothing)
 
     def improve(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Computes the residual of the cluster with the least bound, and leaves that cluster out from then on."""
         least, best = state
         nearest = least.argmin()
         centred, basis = place - record.centres[:, nearest], record.basis[:, :, nearest]
@@ -268,12 +269,14 @@ def _nearest_distance(record: Neighbours, x: Array) -> Scalar:
         return (rest < (1 - NEGLIGIBLE) * (best * shrink) ** 2) & (best > nothing)
 
     def look_at_one(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        """Computes the distance to the neighbour with the least bound of those not looked at."""
         best, rest, looked_at, count = state
         nearest, distance = distance_to(rest)
         looked_at = looked_at.at[count].set(nearest)
         return jnp.minimum(best, distance), least_of_others(looked_at), looked_at, count + 1
 
     def look_at_all(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Computes the distance to every neighbour by differences."""
         # Tied to the state, lest XLA compute the differences ahead of the loop, needed or not.
         best, rest, own = jax.lax.optimization_barrier((*state, place))
         squared = (((record.bank - own) * shrink) ** 2).sum(axis=1)
