@@ -118,8 +118,8 @@ def fit_preprocessing(
         scaler: Any = StandardScaler().fit(exact)
         numeric = np.array([not column.categories for column in columns] or [True] * len(scaler.mean_))
         # A category's code is no quantity; it is one-hot encoded as it is.
-        shift = np.where(numeric, scaler.mean_, 0.0)
-        scale = np.where(numeric, _scale_of(exact, scaler.scale_), 1.0)
+        shift, scale = _with_small_spreads(exact, scaler.mean_, scaler.scale_)
+        shift, scale = np.where(numeric, shift, 0.0), np.where(numeric, scale, 1.0)
         terms |= _standardised(x, shift, scale)
     elif config.inputs == "range":
         numbers = x[:, [not column.categories for column in columns]] if columns else x
@@ -140,16 +140,18 @@ def fit_preprocessing(
     return preprocessing
 
 
-def _scale_of(
-    x: Float[np.ndarray, "rows features"], scale: Float[np.ndarray, " features"]
-) -> Float[np.ndarray, " features"]:
-    """scikit-learn's scale; of a feature that it takes for a constant, the spread, if that is more than rounding.
+def _with_small_spreads(
+    x: Float[np.ndarray, "rows features"], mean: Float[np.ndarray, " features"], scale: Float[np.ndarray, " features"]
+) -> tuple[Float[np.ndarray, " features"], Float[np.ndarray, " features"]]:
+    """scikit-learn's mean and scale, computed anew for a feature that it takes for a constant but that is none.
 
-    Its limit, n·ε·|mean|, is what the variance loses; a spread measured from the first row loses less.
+    Its limit, n·ε·|mean|, is what its sums may lose. Differences from the first row lose nothing.
     """
-    spread = (x - x[0]).std(axis=0)
+    differences = x - x[0]
+    spread = differences.std(axis=0)
     is_wide = spread > ROUNDED_SPACINGS * np.spacing(np.abs(x).max(axis=0))
-    return np.where((scale == 1) & is_wide, spread, scale)
+    replaced = (scale == 1) & is_wide
+    return np.where(replaced, x[0] + differences.mean(axis=0), mean), np.where(replaced, spread, scale)
 
 
 def _standardised(
