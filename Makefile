@@ -34,7 +34,7 @@ demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the lette
 	@$(BIN)/python examples/demo.py --store $(STORE)
 
 test: $(VENV)/installed ## the whole test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-isa: $(VENV)/installed ## the tests by instruction set and threads, with ten keys (ISAS= THREADS= KEYS= TESTS=)
 	$(BIN)/python tests/isa.py --isas $(ISAS) --threads $(THREADS) --keys $(KEYS) --tests $(TESTS)

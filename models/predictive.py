@@ -325,6 +325,15 @@ class Predictor:
         return _in_float64(self.model.preprocessing, jax.tree.unflatten(self._form.tree, leaves))
 
 
+def buckets_for(rows: int, buckets: tuple[int, ...] = BUCKETS) -> tuple[int, ...]:
+    """Those of the buckets that a `Predictor` of all of them uses for so many rows (at least one), in one call."""
+    whole, rest = divmod(rows, buckets[-1])
+    needed = {buckets[-1]} if whole else set[int]()
+    if rest:
+        needed.add(next(size for size in buckets if size >= rest))
+    return tuple(sorted(needed))
+
+
 def _in_float64(terms: Preprocessing, prediction: Prediction) -> Prediction:
     """The prediction with summary and scores in the target's units, if the compiled program left that to the host."""
     if not terms.float64_target:

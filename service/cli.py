@@ -178,17 +178,19 @@ def predict(
 
     from models import store as stores  # noqa: PLC0415
     from models.bundle import load  # noqa: PLC0415
+    from service.compilation import keep_compiled  # noqa: PLC0415
     from service.offline import predict_file  # noqa: PLC0415
+    from service.settings import read_settings  # noqa: PLC0415
 
     if percentile is not None:
         check_percentile(percentile)
+    keep_compiled(read_settings(os.environ).compiled)
     name, version = stores.resolve(store, model)
     bundle = load(store / name / str(version))
     with Progress(console=_stderr(), transient=True) as bar:
         task = bar.add_task("scoring", total=None)
         rows = predict_file(
             bundle,
-            bundle.predictor(),
             data,
             out,
             percentile,

@@ -19,7 +19,7 @@ from models.bundle import Bundle
 from models.calibration import judge
 from models.errors import DataError, InputError
 from models.posterior import Model
-from models.predictive import Predictor
+from models.predictive import Predictor, buckets_for
 from models.preprocessing import encode_table, first_unknown_code
 from models.rowfiles import TABLES, checked_inputs, read_npz, read_table
 from service import answers
@@ -40,13 +40,14 @@ def _silent(_done: int, _total: int) -> None:
 
 def predict_file(
     bundle: Bundle,
-    predictor: Predictor,
     source: Path,
     out: Path,
     percentile: float | None = None,
     progress: Progress = _silent,
 ) -> int:
     """Scores every row of a file into another, which exists whole or not at all; returns the number of rows.
+
+    The file is read before anything is compiled, and then only the batch sizes that so many rows need.
 
     Raises:
         DataError: a file's ending, its rows, or a row's prediction is wrong.
@@ -55,6 +56,7 @@ def predict_file(
     if out.suffix not in ENDINGS:
         raise DataError("--out", expected=f"a file ending in {', '.join(ENDINGS)}", found=str(out))
     rows = read_rows(source, bundle.manifest.model)
+    predictor = bundle.predictor(buckets_for(len(rows)))
     told = list(_answers(bundle, predictor, rows, source, percentile, progress))
     columns = {field: [value for part in told for value in part[field]] for field in told[0]}
     _write(columns, out)

@@ -85,12 +85,36 @@ install_import_hook(
 )
 
 from models.bundle import Bundle, load  # noqa: E402
-from training.config import read_config  # noqa: E402
-from training.fit import fit  # noqa: E402
+from models.posterior import Draws  # noqa: E402
+from training.config import Config, read_config  # noqa: E402
+from training.fit import build_model, fit, infer, load_dataset, pose  # noqa: E402
+from training.journal import Journal  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = PROJECT / "training" / "configs"
 SHARED = PROJECT.parent / "shared" / "data"
+
+
+SLOWEST = (
+    "densities",
+    "samplers",
+    "resume",
+    "cli",
+    "console_browser",
+    "laplace",
+    "augment",
+    "mile",
+    "workers",
+    "report",
+)
+"""Files that take longest, which begin first, so that no process is left with one at the end. The first three need no
+server and no store: the process that comes to `cli` makes those while the others have work to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the files by `SLOWEST`; all others follow in their order."""
+    places = {f"test_{name}": place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 KEYS = int(os.environ.get("ABSTAIN_TEST_KEYS", "1"))
@@ -115,6 +139,13 @@ def key(request: pytest.FixtureRequest) -> int:
 
 def silent(done: int, total: int, passage: str = "", **facts: float) -> None:
     """No progress shown."""
+
+
+def draws_of_config(config: Config) -> Draws:
+    """The draws that a fit of the config publishes, without the stages that follow inference."""
+    dataset = load_dataset(config, None)
+    problem = pose(config, build_model(config, dataset), dataset, Path("no store"))
+    return infer(config, problem, Journal()).posterior.draws
 
 
 def abstain(*arguments: str | Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:

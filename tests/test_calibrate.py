@@ -339,7 +339,7 @@ def test_a_combination_answers_the_same_from_disk_by_command_and_over_http(combi
     fields = ("label", "reject", "reasons", "prediction_set", "scores")
     expected = rows(columns(model, prediction, judge(bundle.calibration, prediction)), fields)
     np.savez(tmp_path / "rows.npz", x=strange)
-    predict_file(bundle, bundle.predictor((256,)), tmp_path / "rows.npz", tmp_path / "told.jsonl")
+    predict_file(bundle, tmp_path / "rows.npz", tmp_path / "told.jsonl")
     offline = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
     server = start_server(combined, tmp_path)
     try:

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from models.bundle import load, read_manifest
 from models.calibration import judge
+from models.predictive import buckets_for
 from tests.conftest import CONFIGS, abstain
 from training.config import DataConfig
 from training.data import split
@@ -286,7 +287,7 @@ WRITERS = {
 @pytest.fixture(scope="module")
 def expected(digits):
     """What the served code says of the images at the 90th percentile."""
-    prediction = digits.predictor()(IMAGES)
+    prediction = digits.predictor(buckets_for(len(IMAGES)))(IMAGES)
     return prediction, judge(digits.calibration, prediction, 90.0)
 
 
@@ -322,6 +323,16 @@ def test_predict_gives_the_served_numbers(run, store, tmp_path, expected, source
     assert 0 < np.mean(found["reject"]) < 0.3
 
 
+def test_predict_reads_the_rows_before_it_compiles(run, store, tmp_path, monkeypatch):
+    """A missing file or a wrong column is said at once."""
+    monkeypatch.setattr("models.bundle.Predictor", lambda *_, **__: pytest.fail("something was compiled"))
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for name, told in (("absent.csv", "absent.csv"), ("other.csv", "expected shape (8, 8), found shape (2,)")):
+        arguments = ["--data", tmp_path / name, "--out", tmp_path / "out.csv", "--store", store]
+        code, _, err = run("predict", "digits", *arguments)
+        assert (code, told in err) == (1, True), err
+
+
 def test_predict_of_a_regression(run, store, tmp_path, wave):
     """Mean, spread, quantiles and interval of every row, one JSON document on stdout, at the model's own percentile."""
     rows = np.linspace(-3, 3, 7)[:, None]
@@ -333,7 +344,7 @@ def test_predict_of_a_regression(run, store, tmp_path, wave):
     assert code == 0
     assert json.loads(out) == {"model": "wave", "version": 1, "rows": 7, "out": str(out_path)}
     found = read_answers(out_path)
-    prediction = wave.predictor()(rows)
+    prediction = wave.predictor((8,))(rows)
     judgement = judge(wave.calibration, prediction)
     np.testing.assert_array_equal(prediction.summary.mean, np.float32(found["mean"]))
     np.testing.assert_allclose(np.hypot(found["aleatoric_std"], found["epistemic_std"]), found["std"], rtol=1e-6)

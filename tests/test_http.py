@@ -241,7 +241,7 @@ def test_http_equals_offline_scoring(client, store, model, images, points, tmp_p
     bundle = request.getfixturevalue(model)
     rows = {"digits": images.astype(np.uint8), "wave": points}[model]
     np.savez(tmp_path / "rows.npz", x=rows)
-    predict_file(bundle, bundle.predictor((256,)), tmp_path / "rows.npz", tmp_path / "told.jsonl")
+    predict_file(bundle, tmp_path / "rows.npz", tmp_path / "told.jsonl")
     offline = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
     for size in SIZES:
         online = predictions(client, rows[:size], model)

@@ -12,7 +12,7 @@ from sklearn.datasets import load_diabetes, load_digits
 from models.networks import LeNetSpec, MLPSpec
 from models.packing import pack, unpack
 from models.posterior import Model, Posterior
-from models.predictive import BUCKETS, Predictor
+from models.predictive import BUCKETS, Predictor, buckets_for
 from models.preprocessing import Column, Preprocessing, transform
 from models.summaries import QUANTILES
 
@@ -287,3 +287,11 @@ def test_packing_puts_the_output_axis_behind_the_draws():
     assert all(leaf.flags.c_contiguous for leaf in packed.values())
     np.testing.assert_array_equal(packed["kernel"][2], draws["kernel"][2].T)
     jax.tree.map(np.testing.assert_array_equal, unpack(packed), draws)
+
+
+@pytest.mark.parametrize("rows", [*range(1, 260), 300, 4096, 4100])
+def test_the_buckets_for_so_many_rows_are_those_that_are_used(rows):
+    """Row by row as `Predictor` cuts them; no other is compiled for a file."""
+    largest = BUCKETS[-1]
+    pieces = [min(largest, rows - start) for start in range(0, rows, largest)]
+    assert buckets_for(rows) == tuple(sorted({next(size for size in BUCKETS if size >= piece) for piece in pieces}))
