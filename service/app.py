@@ -25,6 +25,7 @@ import orjson  # noqa: E402
 from _bentoml_sdk.service.factory import Service  # noqa: E402
 from bentoml._internal.context import server_context  # noqa: E402
 
+from service.compat import check_process_manager, close_process_manager, stop_usage_reports  # noqa: E402
 from service.process import Traffic, arrange, drain_on_stop, end_with_main  # noqa: E402
 from service.settings import read_settings  # noqa: E402
 
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 
 SETTINGS = read_settings(os.environ)
 PROCESS = arrange(SETTINGS.workers, server_context.worker_index)
+stop_usage_reports()
+if PROCESS.index is None:
+    close_process_manager(PROCESS.folder)
+else:
+    check_process_manager(PROCESS.folder)
 
 SWITCH_SECONDS = 2e-4
 

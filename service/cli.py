@@ -258,7 +258,19 @@ def serve(
         "ABSTAIN_REQUIRE_SOUND": str(int(require_sound)),
         "BENTOML_DO_NOT_TRACK": "True",
     }
-    command = [sys.executable, "-m", "bentoml", "serve", "service.app:Abstain", "--host", host, "--port", str(port)]
+    # -P: Python would look for modules in the folder that abstain is started from, and so run whatever lies there.
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "bentoml",
+        "serve",
+        "service.app:Abstain",
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
     os.execv(sys.executable, [*command, "--working-dir", str(project)])
 
 

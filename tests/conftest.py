@@ -244,6 +244,8 @@ def start_server(store: Path, folder: Path, *, workers: int = 1, wait: bool = Tr
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / f"server-{port}.log"
+    # What anyone could leave in a folder that is shared: no server may run it for it is started there.
+    (folder / "grp.py").write_text("raise SystemExit('a file of the working folder was imported')\n")
     command = [Path(sys.executable).with_name("abstain"), "serve", "--port", str(port), "--workers", str(workers)]
     with log.open("wb") as file:
         process = subprocess.Popen(

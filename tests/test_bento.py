@@ -15,6 +15,7 @@ import pytest
 from bentoml.exceptions import InvalidArgument, NotFound
 
 from tests.conftest import PROJECT, Server, stop_server, wait_until_ready
+from tests.doors import check_closed
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # BentoML's, of its own
 
@@ -92,8 +93,16 @@ def test_bentomls_client_raises_what_the_server_says(client):
 
 def test_bentoml_serve_in_the_projects_root_is_the_same_server(server, store, tmp_path):
     """It needs no argument but the store, and answers with the same numbers as `abstain serve`."""
-    running = bentoml_serve(cwd=PROJECT, folder=tmp_path, ABSTAIN_STORE=str(store))
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        to_proxy = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        more = {"ABSTAIN_STORE": str(store), "BENTOML_DO_NOT_TRACK": "False", "HTTPS_PROXY": to_proxy}
+        running = bentoml_serve(cwd=PROJECT, folder=tmp_path, **more)
+        # Reports of its use go out as a server starts: they would have come to the proxy.
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
     try:
+        check_closed(running)
         for inputs, model in ((IMAGES, "digits"), (POINTS, "wave")):
             assert predictions(running, inputs, model) == predictions(server, inputs, model)
         refused = httpx.post(f"{running.url}/predict", json={"inputs": [["1"]], "model": "wave"})
@@ -143,6 +152,7 @@ def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
 
     running = bentoml_serve(tag, cwd=empty, folder=tmp_path)
     try:
+        check_closed(running)
         assert predictions(running, POINTS, "wave") == predictions(server, POINTS, "wave")
         assert [model["name"] for model in httpx.get(f"{running.url}/models").json()["models"]] == ["wave"]
         assert httpx.get(f"{running.url}/nope").json() == {"error": "no such road: /nope"}
