@@ -47,7 +47,18 @@ def run(isa: str, cores: list[int], keys: int, tests: list[str]) -> bool:
     }
     began = time.monotonic()
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", str(len(cores)), "--dist", "loadfile", "--no-loadscope-reorder", *tests],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            str(len(cores)),
+            "--dist",
+            "loadfile",
+            "--no-loadscope-reorder",
+            *tests,
+        ],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
