@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import uuid
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from service.shadowing import check_models_is_ours
@@ -26,8 +26,9 @@ from _bentoml_sdk.service.factory import Service  # noqa: E402
 from bentoml._internal.context import server_context  # noqa: E402
 
 from service.compat import check_process_manager, close_process_manager, stop_usage_reports  # noqa: E402
+from service.keys import read_keys  # noqa: E402
 from service.process import Traffic, arrange, drain_on_stop, end_with_main  # noqa: E402
-from service.settings import read_settings  # noqa: E402
+from service.settings import check_address, read_settings  # noqa: E402
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,7 +40,10 @@ SETTINGS = read_settings(os.environ)
 PROCESS = arrange(SETTINGS.workers, server_context.worker_index)
 stop_usage_reports()
 if PROCESS.index is None:
-    close_process_manager(PROCESS.folder)
+    if SETTINGS.keys:
+        # Told here, rather than by every worker over and over.
+        read_keys(SETTINGS.keys)
+    close_process_manager(PROCESS.folder, partial(check_address, SETTINGS))
 else:
     check_process_manager(PROCESS.folder)
 

@@ -216,15 +216,25 @@ def serve(
             help="Refuse versions whose fit fell short, labelled or not.",
         ),
     ] = False,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", envvar="ABSTAIN_INSECURE", help="Listen beyond loopback although there are no keys."
+        ),
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Serve the store's models over HTTP, with BentoML, in the foreground."""
     from models import store as stores  # noqa: PLC0415
     from models.bundle import read_manifest, verify_files  # noqa: PLC0415
     from models.errors import AbstainError, ConfigError  # noqa: PLC0415
-    from service.settings import read_settings  # noqa: PLC0415
+    from service.keys import read_keys  # noqa: PLC0415
+    from service.settings import check_address, read_settings  # noqa: PLC0415
 
-    read_settings(os.environ)
+    settings = read_settings({**os.environ, "ABSTAIN_INSECURE": str(int(insecure))})
+    check_address(settings, host)
+    if settings.keys:
+        read_keys(settings.keys)
     served: list[str] = []
     faults: list[str] = []
     for name in stores.model_names(store):
@@ -256,7 +266,7 @@ def serve(
         "ABSTAIN_STORE": str(store.resolve()),
         "ABSTAIN_WORKERS": str(workers),
         "ABSTAIN_REQUIRE_SOUND": str(int(require_sound)),
-        "BENTOML_DO_NOT_TRACK": "True",
+        "ABSTAIN_INSECURE": str(int(insecure)),
     }
     # -P: Python would look for modules in the folder that abstain is started from, and so run whatever lies there.
     command = [
@@ -272,6 +282,69 @@ def serve(
         str(port),
     ]
     os.execv(sys.executable, [*command, "--working-dir", str(project)])
+
+
+keys = typer.Typer(
+    help="Make, list and revoke the keys that requests need.", context_settings=HELP, no_args_is_help=True
+)
+app.add_typer(keys, name="key")
+KeysOption = Annotated[Path, typer.Option("--keys", envvar="ABSTAIN_KEYS", help="The file of keys.", show_default=True)]
+DEFAULT_KEYS = Path("abstain-keys.json")
+
+
+@keys.command("new", epilog="Example: `abstain key new prometheus --scope metrics`")
+def new_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who has the key.")],
+    scopes: Annotated[
+        list[str],
+        typer.Option("--scope", help="predict, read, metrics, feedback, or admin for all of them; may be repeated."),
+    ],
+    path: KeysOption = DEFAULT_KEYS,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key, and print it: the file keeps only its hash. A running server takes it within a second."""
+    from service.keys import SCOPES, add_key  # noqa: PLC0415
+
+    unknown = [scope for scope in scopes if scope not in SCOPES]
+    if unknown:
+        raise typer.BadParameter(f"expected {', '.join(SCOPES)}, found {unknown[0]}", param_hint="--scope")
+    key = add_key(path, name, tuple(scope for scope in SCOPES if scope in scopes))
+    if as_json:
+        _print_json({"name": name, "key": key, "keys": str(path)})
+    else:
+        typer.echo(key)
+
+
+@keys.command("list")
+def list_keys(path: KeysOption = DEFAULT_KEYS, as_json: JsonOption = False) -> None:
+    """List the names of all keys, and what each is for."""
+    from service.keys import read_keys  # noqa: PLC0415
+
+    known = read_keys(path).keys
+    if as_json:
+        _print_json({"keys": [{"name": key.name, "scopes": key.scopes, "created": key.created} for key in known]})
+        return
+    _table(
+        ["name", "scopes", "created"],
+        [[key.name, ", ".join(key.scopes), key.created] for key in known],
+        empty=f"no keys in {path}",
+    )
+
+
+@keys.command("revoke", epilog="Example: `abstain key revoke prometheus`")
+def revoke(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key.")],
+    path: KeysOption = DEFAULT_KEYS,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a key back. A running server refuses it within a second."""
+    from service.keys import revoke_key  # noqa: PLC0415
+
+    revoke_key(path, name)
+    if as_json:
+        _print_json({"revoked": name, "keys": str(path)})
+    else:
+        typer.echo(f"{name} is revoked")
 
 
 def _check_port(host: str, port: int) -> None:

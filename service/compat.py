@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -31,14 +32,17 @@ _OFF = ("stats_endpoint", "multicast_endpoint", "statsd", "httpd", "ssh_server")
 """Further ways that circus can be reached by, which BentoML does not use."""
 
 
-def close_process_manager(folder: Path) -> None:
+def close_process_manager(folder: Path, check_address: Callable[[str], None]) -> None:
     """Has every circus arbiter of this process take commands by a Unix socket in `folder` alone.
+
+    The arbiter also opens the sockets that workers answer at: the one place that every way of starting passes.
 
     The class is changed, not BentoML's call of it: BentoML has the ports in its code, and has imported the function that
     makes the arbiter by the time that it imports a service.
 
     Args:
         folder: this user's alone (mode 0700), for the folder's mode is what keeps others out.
+        check_address: raises ConfigError for an address that must not be listened on; the process then ends.
 
     Raises:
         ConfigError: circus is not as it was; or, when the arbiter is made, the sockets' paths are too long or a further way
@@ -62,6 +66,13 @@ def close_process_manager(folder: Path) -> None:
         asked = [name for name in _OFF if given.arguments.get(name)]
         if asked:
             raise ConfigError("the process manager", expected="no further way to reach it", found=", ".join(asked))
+        try:
+            for socket in given.arguments.get("sockets") or ():
+                if not socket.is_unix:
+                    check_address(socket.host)
+        except ConfigError as error:
+            # What is raised here, BentoML shows with forty lines of its own.
+            sys.exit(f"abstain: {error}")
         for name, file in zip(_MOVED, (COMMANDS, EVENTS), strict=True):
             given.arguments[name] = f"ipc://{_socket_path(folder / file)}"
         make(*given.args, **given.kwargs)

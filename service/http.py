@@ -18,6 +18,7 @@ import orjson
 from jaxtyping import Float
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -27,6 +28,8 @@ from models.errors import AbstainError
 from service import answers, console, metrics, open_inference
 from service.batcher import Batcher, Judged, Share
 from service.errors import HTTPError, status_of
+from service.guard import SAFE_HEADERS, Guard
+from service.objects import HEADER_LENGTH
 from service.process import Process, Traffic
 from service.schemas import PredictRequest, check_rows, parse_predict
 from service.serving import Live, Serving
@@ -150,7 +153,33 @@ def build_app(
     ]
     app = Starlette(routes=routes, exception_handlers=cast("Any", ERRORS))
     app.router.redirect_slashes = False
-    return _watched(_with_short_way(app, predict, infer), {route.path for route in routes}, traffic)
+    guarded = _guarded(_with_short_way(app, predict, infer), Guard(settings))
+    if settings.cors_origins:
+        # Outside of the guard: a browser asks what is allowed before it sends a key, and reads what is refused.
+        guarded = CORSMiddleware(
+            guarded,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id", HEADER_LENGTH],
+            expose_headers=[HEADER_LENGTH],
+        )
+    return _watched(guarded, {route.path for route in routes}, traffic)
+
+
+def _guarded(app: ASGIApp, guard: Guard) -> ASGIApp:
+    """Only what the guard lets pass; the body of any other request is not read."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            guard.check(scope)
+        except HTTPError as error:
+            content = orjson.dumps({"error": str(error)})
+            refusal = BodyRefusal(content, error.status, error.headers, media_type="application/json")
+            await refusal(scope, receive, send)
+            return
+        await app(scope, receive, send)
+
+    return guarded
 
 
 def _with_short_way(app: ASGIApp, predict: Handler, infer: Handler) -> ASGIApp:
@@ -310,6 +339,11 @@ def _watched(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = message["status"]
+                given = {name for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(header for header in SAFE_HEADERS if header[0] not in given),
+                ]
             await send(message)
 
         traffic.under_way += 1

@@ -74,7 +74,8 @@ class Serving:
         try:
             self._survey()
         except (AbstainError, OSError) as error:
-            self._why = str(error)
+            log.error("the store cannot be read: %s", error)
+            self._why = self.within(str(error))
             return
         for name, all_of_it in self._entries.items():
             for version in (version for version, entry in all_of_it.items() if entry.state == "failed"):
@@ -99,7 +100,7 @@ class Serving:
         if self._why:
             return [self._why]
         if not self._entries:
-            return [f"{self._root}: the store has no models; publish one with abstain fit"]
+            return ["the store has no models; publish one with abstain fit"]
         entries = [(name, entry) for name, versions in self._entries.items() for entry in versions.values()]
         # A refused version keeps nobody from being served, unless nothing else is.
         alone = not any(entry.state == "ready" for _, entry in entries)
@@ -160,6 +161,10 @@ class Serving:
             ]
         }
 
+    def within(self, text: str) -> str:
+        """What clients are told: with places in the store, and not where on this machine the store is."""
+        return text.replace(f"{self._root}/", "").replace(str(self._root), "the store")
+
     def _survey(self) -> None:
         self._entries = {name: self._surveyed(name) for name in store.model_names(self._root)}
         self._why = None
@@ -171,7 +176,8 @@ class Serving:
             labels = store.read_labels(self._root, name).labels
         except AbstainError as error:
             self._labels[name] = {}
-            return {version: Entry(version, (), "failed", str(error)) for version in present}
+            log.error("%s: its labels cannot be read: %s", name, error)
+            return {version: Entry(version, (), "failed", self.within(str(error))) for version in present}
         self._labels[name] = labels
         served = set(store.served_versions(self._root, name))
         entries: dict[int, Entry] = {}
@@ -181,7 +187,7 @@ class Serving:
                 entries[version] = Entry(version, own, "loading" if version in served else "idle")
             else:
                 entries[version] = Entry(
-                    version, own, "failed", f"{', '.join(own)}: no such version in {self._root / name}"
+                    version, own, "failed", f"{', '.join(own)}: no such version of {name} in the store"
                 )
         return entries
 
@@ -217,7 +223,8 @@ class Serving:
 
     def _fail(self, name: str, entry: Entry, error: Exception) -> None:
         metrics.MODEL_LOADS.labels(name, str(entry.version), "failed").inc()
-        self._set(name, replace(entry, state="failed", why=str(error) or type(error).__name__))
+        log.error("%s:%d cannot be served: %s", name, entry.version, error or type(error).__name__)
+        self._set(name, replace(entry, state="failed", why=self.within(str(error)) or type(error).__name__))
 
     def _refuse(self, name: str, entry: Entry, shortfalls: tuple[str, ...]) -> None:
         metrics.MODEL_LOADS.labels(name, str(entry.version), "refused").inc()
@@ -244,7 +251,7 @@ class Serving:
             digest, method = manifest.digest, manifest.method.kind
             sound, shortfalls = not manifest.shortfalls, list(manifest.shortfalls)
         except AbstainError as error:
-            entry = replace(entry, why=entry.why or str(error))
+            entry = replace(entry, why=entry.why or self.within(str(error)))
         return {
             "version": entry.version,
             "labels": list(entry.labels),

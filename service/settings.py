@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from models.allowed import read_modules
 from models.errors import ConfigError, clip_repr
@@ -21,6 +23,15 @@ def _own_cache() -> Path:
         return Path.home() / ".cache" / "abstain" / "compiled"
     except RuntimeError:
         return Path(tempfile.gettempdir()) / f"abstain-{os.getuid()}" / "compiled"
+
+
+def _split(value: object) -> object:
+    """Names separated by commas, as the environment has them."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Settings(BaseModel):
@@ -44,6 +55,14 @@ class Settings(BaseModel):
     """Whether versions whose fit fell short are refused, labelled or not."""
     state: Path | None = None
     """A folder of this server alone, that keeps the watch for drift from one start to the next."""
+    keys: Path | None = None
+    """A file of keys (`service/keys.py`), which requests then need."""
+    hosts: Names = LOOPBACK
+    """Names that the server answers to, separated by commas; `*` for any."""
+    cors_origins: Names = ()
+    """Origins, such as https://app.example.org, whose web pages may ask; separated by commas."""
+    insecure: bool = False
+    """Whether others may reach the server although there are no keys."""
     compiled: Path = Field(default_factory=_own_cache)
     """A folder, its owner's alone, that keeps compiled programs from one start to the next."""
 
@@ -69,5 +88,36 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             expected=first["msg"],
             found=clip_repr(first["input"]),
         ) from error
-    state = settings.state and settings.state.resolve()
-    return settings.model_copy(update={"store": settings.store.resolve(), "state": state})
+    resolved = {
+        "state": settings.state and settings.state.resolve(),
+        "keys": settings.keys and settings.keys.absolute(),
+    }
+    return settings.model_copy(update={"store": settings.store.resolve(), **resolved})
+
+
+def check_address(settings: Settings, host: str) -> None:
+    """Refuses to listen where others can ask, unless they need keys.
+
+    Args:
+        host: an address, or a name of it.
+
+    Raises:
+        ConfigError: it is not of loopback, there are no keys, and it is not said that none are wanted.
+    """
+    if settings.keys or settings.insecure or _is_loopback(host):
+        return
+    raise ConfigError(
+        "others could reach this server, and need no key",
+        where=f"--host {host}",
+        expected="an address of loopback, or keys",
+        found="no ABSTAIN_KEYS",
+        fix="make keys (abstain key new NAME --scope predict) and set ABSTAIN_KEYS to their file; "
+        "or say that none are wanted with --insecure or ABSTAIN_INSECURE=1",
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

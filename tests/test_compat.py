@@ -1,6 +1,7 @@
 """What is changed in BentoML: its process manager takes commands from its own user alone, and reports go nowhere."""
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,10 @@ def test_a_worker_of_an_open_process_manager_does_not_start(tmp_path):
         compat.check_process_manager(tmp_path)
 
 
+def allow(host):
+    """Any address may be listened on."""
+
+
 class Arbiter:
     """Circus's, as far as it is changed."""
 
@@ -40,6 +45,7 @@ class Arbiter:
         multicast_endpoint=None,
         httpd=False,
         ssh_server=None,
+        sockets=None,
     ):
         self.endpoints = endpoint, pubsub_endpoint
 
@@ -54,7 +60,7 @@ def arbiter(monkeypatch):
 
 def test_ports_that_are_asked_for_become_sockets_in_the_folder(arbiter, tmp_path):
     """By name or by place, of the class and of those derived from it, as BentoML has one."""
-    compat.close_process_manager(tmp_path)
+    compat.close_process_manager(tmp_path, allow)
     derived = type("Derived", (arbiter,), {})
     expected = f"ipc://{tmp_path}/commands", f"ipc://{tmp_path}/events"
     assert derived([], endpoint="tcp://127.0.0.1:1", pubsub_endpoint="tcp://127.0.0.1:2").endpoints == expected
@@ -64,7 +70,7 @@ def test_ports_that_are_asked_for_become_sockets_in_the_folder(arbiter, tmp_path
 @pytest.mark.parametrize("way", ["statsd", "stats_endpoint", "multicast_endpoint", "httpd", "ssh_server"])
 def test_no_further_way_to_the_process_manager_is_opened(arbiter, tmp_path, way):
     """Circus has more of them, and BentoML might come to use one."""
-    compat.close_process_manager(tmp_path)
+    compat.close_process_manager(tmp_path, allow)
     with pytest.raises(ConfigError, match=f"expected no further way to reach it, found {way}"):
         arbiter([], "tcp://127.0.0.1:1", "tcp://127.0.0.1:2", **{way: "tcp://127.0.0.1:3"})
 
@@ -73,14 +79,28 @@ def test_an_unknown_circus_is_refused(monkeypatch, tmp_path):
     """Rather than left open."""
     monkeypatch.setattr(compat, "Arbiter", type("Arbiter", (), {"__init__": lambda self, watchers, address: None}))
     with pytest.raises(ConfigError, match=r"cannot be closed: .* found no endpoint, pubsub_endpoint"):
-        compat.close_process_manager(tmp_path)
+        compat.close_process_manager(tmp_path, allow)
 
 
 def test_a_path_too_long_for_a_socket_is_refused(arbiter, tmp_path):
     """Before circus fails to bind it."""
-    compat.close_process_manager(tmp_path / ("long" * 30))
+    compat.close_process_manager(tmp_path / ("long" * 30), allow)
     with pytest.raises(ConfigError, match=r"TMPDIR: expected .* at most 107 bytes, found .*, \d+ bytes; set TMPDIR"):
         arbiter([], "tcp://127.0.0.1:1", "tcp://127.0.0.1:2")
+
+
+def test_an_address_that_must_not_be_listened_on_ends_the_process(arbiter, tmp_path):
+    """In one line, before anything is bound; sockets of the file system are none of the network's."""
+
+    def refuse(host):
+        raise ConfigError("others could reach this server", where=host)
+
+    compat.close_process_manager(tmp_path, refuse)
+    unix = SimpleNamespace(is_unix=True, host="localhost")
+    arbiter([], "tcp://127.0.0.1:1", "tcp://127.0.0.1:2", sockets=[unix])
+    public = SimpleNamespace(is_unix=False, host="192.168.1.2")
+    with pytest.raises(SystemExit, match=r"^abstain: 192\.168\.1\.2: others could reach this server$"):
+        arbiter([], "tcp://127.0.0.1:1", "tcp://127.0.0.1:2", sockets=[unix, public])
 
 
 def test_usage_reports_are_off_even_if_asked_for_before(monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from models.errors import BundleError, UnknownModel
 from service.console.described import describe
 from service.errors import HTTPError
 from service.serving import Serving
+
+log = logging.getLogger("abstain.console")
 
 _HERE = Path(__file__).parent
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -88,7 +91,11 @@ def routes(serving: Serving) -> list[Route]:
 
     async def report(request: Request) -> Response:
         folder = serving.folder(_reference(request))
-        content = await asyncio.to_thread(_read_report, folder)
+        try:
+            content = await asyncio.to_thread(_read_report, folder)
+        except BundleError as error:
+            log.error("a report cannot be sent: %s", error)
+            raise HTTPError(503, serving.within(str(error))) from error
         return _sent(request, Page(content, "text/html", _etag(content)), _REPORT_HEADERS)
 
     return [Route("/", index), Route(_REPORT, report), Route(_VERSION, version), Route(_FILE, file)]

@@ -1,6 +1,6 @@
 // The console: which version, which view, which theme. `#view/model:version` is where one is.
 
-import { el, fetchJSON } from "./dom.js";
+import { el, fetchJSON, keepKey } from "./dom.js";
 import * as model from "./model.js";
 import * as tried from "./try.js";
 import * as watch from "./watch.js";
@@ -11,6 +11,7 @@ const NAMES = { try: "Try it", watch: "Watch it", model: "Model" };
 
 const notice = document.getElementById("notice");
 const select = document.getElementById("version");
+const signIn = document.getElementById("sign-in");
 const theme = document.getElementById("theme");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -21,6 +22,8 @@ async function begin() {
   theme.addEventListener("click", switchTheme);
   dark.addEventListener("change", themed);
   window.addEventListener("hashchange", follow);
+  document.addEventListener("refused", refused);
+  signIn.addEventListener("submit", signedIn);
   select.addEventListener("change", () => go(place().view, select.value));
   themed();
   watch.start();
@@ -32,7 +35,7 @@ async function list() {
   try {
     ({ models } = await fetchJSON("models"));
   } catch (error) {
-    return later(error.message);
+    return signIn.hidden ? later(error.message) : undefined;
   }
   const ready = models.flatMap(({ name, versions }) =>
     versions.filter(({ state }) => state === "ready").map((version) => ({ name, ...version })),
@@ -57,6 +60,23 @@ async function list() {
   select.disabled = false;
   notice.hidden = true;
   await follow();
+}
+
+/** This server wants a key, or another one. */
+function refused({ detail }) {
+  document.getElementById("sign-in-why").textContent = detail;
+  if (!signIn.hidden) return;
+  signIn.hidden = false;
+  notice.hidden = true;
+  signIn.elements.key.focus();
+}
+
+async function signedIn(event) {
+  event.preventDefault();
+  keepKey(signIn.elements.key.value.trim());
+  signIn.reset();
+  signIn.hidden = true;
+  await list();
 }
 
 function later(why) {

@@ -59,9 +59,36 @@ export function ordinal(value) {
 /** A name as people write it. */
 export const plain = (name) => name.replaceAll("_", " ");
 
+const KEY = "abstain-key";
+/** Why the server refused the key, or its absence; null while it does not. */
+let refusal = null;
+
+/** Keeps the key that requests are sent with, for as long as this tab is open. */
+export function keepKey(key) {
+  sessionStorage.setItem(KEY, key);
+  refusal = null;
+}
+
+/** Asks this server, with the key if there is one. Of a key that is refused the page is told by the event `refused`. */
+export async function ask(address, options = {}) {
+  // Until there is another key, the answer would be the same.
+  if (refusal) throw new Error(refusal);
+  const key = sessionStorage.getItem(KEY);
+  const response = await fetch(address, {
+    ...options,
+    headers: key ? { ...options.headers, "X-API-Key": key } : options.headers,
+  });
+  if (response.status === 401) {
+    refusal = (await response.json()).error;
+    document.dispatchEvent(new CustomEvent("refused", { detail: refusal }));
+    throw new Error(refusal);
+  }
+  return response;
+}
+
 /** The JSON that a request is answered with. Throws an Error with the server's own words. */
 export async function fetchJSON(address, options = {}) {
-  const response = await fetch(address, options);
+  const response = await ask(address, options);
   const told = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(told.error ?? `the server answered ${response.status}`);
   return told;

@@ -1,6 +1,6 @@
 // Watch it: /metrics is read every two seconds while the page is seen, and what has changed is drawn.
 
-import { el, number, ordinal, percent, placed, plain } from "./dom.js";
+import { ask, el, number, ordinal, percent, placed, plain } from "./dom.js";
 import { histogram, matching, parse, quantile, since, total } from "./exposition.js";
 import uPlot from "./uPlot.esm.js";
 
@@ -56,7 +56,7 @@ async function read() {
   clearTimeout(timer);
   if (paused || document.hidden) return;
   try {
-    const response = await fetch("metrics", { cache: "no-store" });
+    const response = await ask("metrics", { cache: "no-store" });
     if (!response.ok) throw new Error(`the server answered ${response.status}`);
     const reading = { time: Date.now() / 1000, samples: parse(await response.text()) };
     if (paused) return;

@@ -1,0 +1,286 @@
+"""Who may ask what of a server: hosts, origins and keys, for every route, through a real server."""
+
+import re
+import shutil
+
+import httpx
+import pytest
+
+from models.errors import ConfigError
+from service.errors import HTTPError
+from service.guard import HEALTH, Guard, host_of, scope_of
+from service.keys import SCOPES, add_key
+from service.settings import Settings, check_address, read_settings
+from tests.conftest import start_server, stop_server
+
+CLIENT = httpx.Client(timeout=60)
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+ROW = [[16.0] * 64]
+TENSOR = {"inputs": [{"name": "inputs", "datatype": "FP32", "shape": [1, 8, 8], "data": ROW[0]}]}
+OPEN = ["/", "/console/app.js", "/console/nope.js", *sorted(HEALTH)]
+ROUTES = [
+    ("POST", "/predict", "predict"),
+    ("POST", "/v2/models/digits/infer", "predict"),
+    ("POST", "/v2/models/digits/versions/1/infer", "predict"),
+    ("GET", "/predict", "predict"),
+    ("GET", "/models", "read"),
+    ("GET", "/v2", "read"),
+    ("GET", "/v2/models/digits", "read"),
+    ("GET", "/v2/models/digits/ready", "read"),
+    ("GET", "/v2/models/digits/config", "read"),
+    ("GET", "/v2/models/digits/stats", "read"),
+    ("GET", "/v2/models/digits/versions/1", "read"),
+    ("GET", "/v2/models/digits/versions/1/ready", "read"),
+    ("GET", "/v2/models/digits/versions/1/config", "read"),
+    ("GET", "/v2/models/digits/versions/1/stats", "read"),
+    ("GET", "/v2/models/stats", "read"),
+    ("POST", "/v2/repository/index", "read"),
+    ("GET", "/console/models/digits/versions/1", "read"),
+    ("GET", "/console/models/digits/versions/1/report.html", "read"),
+    ("GET", "/docs.json", "read"),
+    ("GET", "/schema.json", "read"),
+    ("GET", "/nope", "read"),
+    ("GET", "/metrics", "metrics"),
+]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """A file of keys, and a key for each scope."""
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    return path, {scope: add_key(path, scope, (scope,)) for scope in SCOPES}
+
+
+@pytest.fixture(scope="module")
+def guarded(store, keys, tmp_path_factory):
+    """A server that wants keys, and that a page of another origin may ask."""
+    more = {"ABSTAIN_KEYS": str(keys[0]), "ABSTAIN_CORS_ORIGINS": "https://app.example.org"}
+    running = start_server(store, tmp_path_factory.mktemp("guarded"), **more)
+    yield running
+    stop_server(running)
+
+
+def ask(server, method, path, **headers):
+    """A request with the body that its route wants."""
+    body = TENSOR if path.endswith("/infer") else {"inputs": ROW, "model": "digits"}
+    given = {"json": body} if method == "POST" and "index" not in path else {}
+    return CLIENT.request(method, server.url + path, headers=headers, **given)
+
+
+@pytest.mark.parametrize(("method", "path", "scope"), ROUTES, ids=str)
+def test_every_route_wants_a_key_with_its_scope(guarded, keys, method, path, scope):
+    """401 without a key or with a wrong one, 403 with one for something else, and the route's own answer with the right one."""
+    known = keys[1]
+    for headers in ({}, {"X-API-Key": "abstain_wrong"}, {"Authorization": "Basic abcd"}, {"Authorization": "Bearer"}):
+        response = ask(guarded, method, path, **headers)
+        assert response.status_code == 401, headers
+        assert response.headers["www-authenticate"].startswith("Bearer")
+        assert "expected" in response.json()["error"]
+    for other, key in known.items():
+        response = ask(guarded, method, path, Authorization=f"Bearer {key}")
+        allowed = other in {scope, "admin"}
+        assert (response.status_code != 403) == allowed, other
+        if not allowed:
+            assert f"expected a key with the scope {scope}, found {other}" in response.json()["error"]
+    code = 404 if path == "/nope" else 405 if (method, path) == ("GET", "/predict") else 200
+    assert ask(guarded, method, path, **{"X-API-Key": known[scope]}).status_code == code
+    assert ask(guarded, method, path, authorization=f"bearer {known[scope]}").status_code == code
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_probes_and_the_consoles_files_need_no_key(guarded, path):
+    """A page must be there to sign in by, and kubelets have no key."""
+    assert CLIENT.get(guarded.url + path).status_code == (404 if "nope" in path else 200)
+
+
+def test_a_revoked_key_is_refused_while_the_server_runs(guarded, keys):
+    """And a new one is taken, each within a second or two."""
+    from service.keys import revoke_key
+    from tests.test_workers import until
+
+    path, _ = keys
+    key = add_key(path, "guest", ("read",))
+
+    def code():
+        return ask(guarded, "GET", "/models", **{"X-API-Key": key}).status_code
+
+    assert until(lambda: code() == 200, 20)
+    revoke_key(path, "guest")
+    assert until(lambda: code() == 401, 20)
+
+
+def test_a_refused_request_is_not_read(guarded):
+    """Of a body of 30 MB without a key, the client still gets the answer."""
+    response = CLIENT.post(f"{guarded.url}/predict", content=b" " * 30_000_000)
+    assert response.status_code == 401
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_the_console_asks_for_a_key_and_keeps_it_in_its_tab(guarded, keys):
+    """A wrong one is refused in words; a right one shows the console, also after a reload, and is nowhere but in the tab."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    expect, known = playwright.expect, keys[1]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        context = browser.new_context()
+        page = context.new_page()
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{guarded.url}/")
+        field = page.get_by_label("Key", exact=True)
+        expect(field).to_be_focused()
+        expect(page.locator("#sign-in-why")).to_have_text(re.compile("key: expected Authorization: Bearer KEY"))
+        field.fill("abstain_wrong")
+        page.get_by_role("button", name="Sign in").click()
+        expect(page.locator("#sign-in-why")).to_have_text(re.compile("expected a key of this server"))
+        field.fill(known["admin"])
+        field.press("Enter")
+        expect(page.get_by_role("heading", name="Try it")).to_be_visible()
+        expect(field).to_be_hidden()
+        page.reload()
+        expect(page.get_by_role("heading", name="Try it")).to_be_visible()
+        page.get_by_role("link", name="Watch it").click()
+        expect(page.locator("#pulse")).to_have_text(re.compile("read at"))
+        assert page.evaluate("JSON.stringify(localStorage)") == "{}"
+        assert context.cookies() == []
+        assert not any(known["admin"] in url for url in asked)
+        other = context.new_page()
+        other.goto(f"{guarded.url}/")
+        expect(other.get_by_label("Key", exact=True)).to_be_visible()
+        browser.close()
+
+
+FOREIGN = {"Origin": "https://evil.example"}
+
+
+def test_a_foreign_page_is_refused_and_a_listed_one_may_ask(guarded, keys):
+    """By any method and content type; with the answer to the question that a browser asks before."""
+    right = {"X-API-Key": keys[1]["predict"]}
+    for headers in (FOREIGN, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"}, {"Origin": ""}):
+        response = ask(guarded, "POST", "/predict", **right, **headers)
+        assert (response.status_code, "Origin: expected" in response.text) == (403, True)
+        assert "access-control-allow-origin" not in response.headers
+    own = {"Origin": guarded.url}
+    assert ask(guarded, "POST", "/predict", **right, **own).status_code == 200
+    listed = {"Origin": "https://app.example.org"}
+    response = ask(guarded, "POST", "/predict", **right, **listed)
+    assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, listed["Origin"])
+    asked = {**listed, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    before = CLIENT.options(f"{guarded.url}/predict", headers=asked)
+    assert (before.status_code, before.headers["access-control-allow-origin"]) == (200, listed["Origin"])
+    assert "x-api-key" in before.headers["access-control-allow-headers"].lower()
+    assert CLIENT.options(f"{guarded.url}/predict", headers={**asked, **FOREIGN}).status_code == 400
+
+
+def test_a_foreign_page_cannot_ask_a_server_without_keys(server):
+    """Not by text/plain either, for which browsers ask no permission; a client that is no browser sends no Origin."""
+    for path in ("/predict", "/v2/models/digits/infer"):
+        assert ask(server, "POST", path, **FOREIGN).status_code == 403
+        assert ask(server, "POST", path, **FOREIGN, **{"Content-Type": "text/plain"}).status_code == 403
+        assert ask(server, "POST", path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example:3000", "localhost.evil", "", "[::2]:80", "127.0.0.2"]
+)
+def test_another_name_for_this_server_is_refused(server, host):
+    """As DNS rebinding has it."""
+    response = CLIENT.get(f"{server.url}/models", headers={"Host": host})
+    assert (response.status_code, "Host: expected one of" in response.text) == (421, True)
+    assert CLIENT.get(f"{server.url}/livez", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:3000", "localhost.", "127.0.0.1:80", "[::1]:3000", "[::1]"])
+def test_names_of_loopback_are_this_servers(server, host):
+    """With a port and without."""
+    assert CLIENT.get(f"{server.url}/models", headers={"Host": host}).status_code == 200
+
+
+def test_every_response_has_the_headers_that_keep_browsers_safe(server, guarded):
+    """Pages have their own policy of content; data is no page."""
+    for response in (
+        CLIENT.get(f"{server.url}/models"),
+        CLIENT.get(f"{server.url}/nope"),
+        CLIENT.get(f"{server.url}/metrics"),
+        ask(server, "POST", "/predict"),
+        CLIENT.post(f"{server.url}/predict", content=b"{"),
+        CLIENT.get(f"{guarded.url}/models"),
+        CLIENT.get(f"{server.url}/"),
+    ):
+        assert response.headers.get_list("x-content-type-options") == ["nosniff"]
+        assert response.headers.get_list("referrer-policy") == ["no-referrer"]
+        assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
+    assert "default-src 'self'" in CLIENT.get(f"{server.url}/").headers["content-security-policy"]
+
+
+# ---- without a server ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("authority", "host"),
+    [
+        ("A.b:1", "a.b"),
+        ("a.b", "a.b"),
+        ("a.b.:80", "a.b"),
+        ("[::1]:3", "::1"),
+        ("[::1]", "::1"),
+        ("", ""),
+        ("[::1", "::1"),
+    ],
+)
+def test_the_host_of_an_authority(authority, host):
+    """Without port, brackets, capitals and the dot of the root."""
+    assert host_of(authority) == host
+
+
+@pytest.mark.parametrize(
+    "path", ["//predict", "/predict/", "/Predict", "/livez/", "/v2/health/live/", "/console/a/b", "/console"]
+)
+def test_paths_that_are_like_an_open_one_need_a_key(path):
+    """Only what is exactly open is."""
+    assert scope_of("GET", path) == "read"
+
+
+def request(path="/models", method="GET", **headers):
+    """The scope of a request."""
+    return {
+        "path": path,
+        "method": method,
+        "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
+    }
+
+
+def test_several_hosts_are_all_looked_at():
+    """Of two, one that is right does not help."""
+    guard = Guard(Settings())
+    scope = request()
+    scope["headers"] = [(b"host", b"localhost"), (b"host", b"evil.example")]
+    with pytest.raises(HTTPError, match=r"Host: expected one of .*, found 'evil\.example'"):
+        guard.check(scope)
+    Guard(Settings(hosts=("*",))).check(scope)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_needs_no_keys(host):
+    """Whoever is on the machine."""
+    check_address(Settings(), host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])  # noqa: S104
+def test_beyond_loopback_keys_are_needed_or_it_is_said_that_none_are_wanted(tmp_path, host):
+    """Rather than open to everybody by a slip."""
+    with pytest.raises(
+        ConfigError, match="others could reach this server, and need no key: expected an address of loopback"
+    ):
+        check_address(Settings(), host)
+    check_address(Settings(keys=tmp_path / "keys.json"), host)
+    check_address(Settings(insecure=True), host)
+
+
+def test_lists_in_the_environment_are_separated_by_commas():
+    """With blanks and without."""
+    settings = read_settings(
+        {"ABSTAIN_HOSTS": "a.b, c", "ABSTAIN_CORS_ORIGINS": "https://x.y,", "ABSTAIN_INSECURE": "1"}
+    )
+    assert (settings.hosts, settings.cors_origins, settings.insecure) == (("a.b", "c"), ("https://x.y",), True)
+    assert read_settings({}).hosts == ("localhost", "127.0.0.1", "::1")

@@ -1,0 +1,157 @@
+"""Keys: a file of names and hashes, made, listed and revoked by the command, and followed by a running server."""
+
+import json
+import os
+import stat
+import threading
+
+import numpy as np
+import pytest
+
+from models.errors import ConfigError
+from service import keys as keys_module
+from service.keys import Key, KeyFile, Keys, add_key, read_keys, revoke_key
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where a file of keys is to be."""
+    return tmp_path / "deep" / "keys.json"
+
+
+def test_a_key_is_printed_once_and_kept_as_its_hash(run, path):
+    """`new` prints nothing but the key; the file is its owner's alone and does not hold it; `list` tells names and scopes."""
+    code, out, _ = run("key", "new", "app", "--scope", "predict", "--scope", "read", "--keys", path)
+    key = out.strip()
+    assert (code, len(key) > 40) == (0, True)
+    assert key not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in path.parent.iterdir() if not entry.name.endswith(".lock")] == ["keys.json"]
+    assert read_keys(path).find(key.encode()).scopes == ("predict", "read")
+    code, out, _ = run("key", "list", "--keys", path, "--json")
+    assert [(entry["name"], entry["scopes"]) for entry in json.loads(out)["keys"]] == [("app", ["predict", "read"])]
+    assert "sha256" not in out
+    assert run("key", "revoke", "app", "--keys", path)[:2] == (0, "app is revoked\n")
+    assert read_keys(path).find(key.encode()) is None
+
+
+def test_keys_differ_and_names_are_unique(run, path):
+    """A name that is there is refused, and stays as it was."""
+    first, second = add_key(path, "a", ("predict",)), add_key(path, "b", ("predict",))
+    assert first != second
+    code, _, err = run("key", "new", "a", "--scope", "read", "--keys", path)
+    assert (code, "expected a name that no key has, found a" in err) == (1, True)
+    assert read_keys(path).find(first.encode()).scopes == ("predict",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (
+            ("new", "a", "--scope", "everything"),
+            2,
+            "expected predict, read, metrics, feedback, admin, found everything",
+        ),
+        (("new", "a"), 2, "--scope"),
+        (("new", "a b", "--scope", "read"), 1, "name: expected 1 to 64 letters, digits"),
+        (("revoke", "b"), 1, "no such key: expected one of a, found b"),
+    ],
+)
+def test_wrong_wishes_are_refused_in_words(run, path, arguments, code, told):
+    """And change nothing."""
+    add_key(path, "a", ("read",))
+    before = path.read_bytes()
+    found, _, err = run("key", *arguments, "--keys", path)
+    assert (found, told in err) == (code, True), err
+    assert path.read_bytes() == before
+
+
+def test_many_writers_lose_no_key(path):
+    """They take turns."""
+    writers = [threading.Thread(target=add_key, args=(path, f"k{place}", ("read",))) for place in range(12)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert {key.name for key in read_keys(path).keys} == {f"k{place}" for place in range(12)}
+
+
+def folder(path):
+    """A folder in its place."""
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path):
+    """A pipe in its place, that nobody writes to."""
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
+SPOILED = {
+    "absent": (lambda path: path.unlink(), "keys cannot be read: found No such file"),
+    "a folder": (folder, "expected a file of at most"),
+    "a pipe": (pipe, "expected a file of at most"),
+    "for others to write": (lambda path: path.chmod(0o666), "expected a file that only its owner"),
+    "no JSON": (lambda path: path.write_text("{"), "Invalid JSON"),
+    "huge": (lambda path: path.write_bytes(b" " * (keys_module.LARGEST_FILE + 1)), "expected a file of at most"),
+    "a list": (lambda path: path.write_text("[]"), "expected Input should be"),
+    "another word": (lambda path: path.write_text('{"keyes": []}'), "keyes"),
+    "a name twice": (
+        lambda path: path.write_text(json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "scopes": ["read"]}] * 2})),
+        "a name for each key",
+    ),
+    "no scope": (
+        lambda path: path.write_text(json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "scopes": []}]})),
+        "scopes",
+    ),
+    "a key for a hash": (
+        lambda path: path.write_text(json.dumps({"keys": [{"name": "a", "sha256": "abstain_x", "scopes": ["read"]}]})),
+        "sha256",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_spoiled_file_is_refused_at_the_start_and_ignored_later(path, monkeypatch, how):
+    """A server does not start with it; one that runs goes on with the keys it has, so that no slip lets anybody in or out."""
+    key = add_key(path, "a", ("read",))
+    monkeypatch.setattr(keys_module, "CHECK_SECONDS", 0.0)
+    running = KeyFile(path)
+    spoil, told = SPOILED[how]
+    spoil(path)
+    with pytest.raises(ConfigError, match=told):
+        KeyFile(path)
+    assert running.current().find(key.encode()).name == "a"
+
+
+def test_a_running_server_follows_the_file(path, monkeypatch):
+    """New keys are taken and revoked ones refused, after at most a second; the file is not read for every request."""
+    moment = [1000.0]
+    monkeypatch.setattr(keys_module.time, "monotonic", lambda: moment[0])
+    first = add_key(path, "a", ("read",))
+    running = KeyFile(path)
+    second = add_key(path, "b", ("read",))
+    revoke_key(path, "a")
+    assert running.current().find(first.encode())
+    moment[0] += keys_module.CHECK_SECONDS
+    assert running.current().find(first.encode()) is None
+    assert running.current().find(second.encode()).name == "b"
+
+
+def test_every_key_is_compared_whichever_is_presented(monkeypatch):
+    """By a comparison whose time does not depend on where two hashes differ: so time tells nothing of the keys."""
+    compared = []
+    honest = keys_module.hmac.compare_digest
+    monkeypatch.setattr(keys_module.hmac, "compare_digest", lambda *pair: compared.append(pair) or honest(*pair))
+    presented = [f"key {place}".encode() for place in range(5)]
+    known = Keys(
+        keys=tuple(
+            Key(name=f"k{place}", sha256=keys_module.hashlib.sha256(key).hexdigest(), scopes=("read",))
+            for place, key in enumerate(presented)
+        )
+    )
+    for key in (*presented, b"", b"another", np.random.default_rng(0).bytes(5000)):
+        compared.clear()
+        known.find(key)
+        assert len(compared) == 5
