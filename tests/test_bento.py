@@ -116,6 +116,22 @@ def test_bentoml_serve_in_the_projects_root_is_the_same_server(server, store, tm
     assert running.process.returncode == 0
 
 
+def test_bentoml_serve_does_not_listen_beyond_loopback_without_keys(store, tmp_path):
+    """Its own default is every address: it ends in one line, and has listened nowhere."""
+    ended = subprocess.run(
+        [BENTOML, "serve", "--port", "1"],
+        cwd=PROJECT,
+        env=environment(tmp_path, ABSTAIN_STORE=str(store)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("abstain: --host 0.0.0.0: others could reach this server, and need no key: expected")
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
     """`bentoml build`, then `bentoml serve` by tag from an empty folder: the Bento's own code serves its own models."""
     project, empty = tmp_path / "project", tmp_path / "empty"
