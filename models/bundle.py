@@ -264,7 +264,7 @@ def read_manifest(folder: Path) -> Manifest:
             fix=RESTORE,
         ) from error
     # The raw JSON is held against its digest, not the record: that may have gained fields since the bundle was written.
-    if _dumped(content) != written or manifest.digest != _digest_of(content):
+    if not _is_canonical(content, written) or manifest.digest != _digest_of(content):
         raise BundleError("digest", where=str(path), expected=manifest.digest, found="altered contents", fix=RESTORE)
     refuse_implausible(_claims(manifest), str(path))
     return manifest
@@ -383,7 +383,8 @@ def load(folder: Path) -> Bundle:
             manifest says.
     """
     manifest = read_manifest(folder)
-    sizes = {part: _sizes_in(part, file_sizes(folder, manifest)) for part in ("draws", "calibration", "densities")}
+    found = file_sizes(folder, manifest)
+    sizes = {part: _sizes_in(part, found) for part in ("draws", "calibration", "densities")}
     shapes = expected_shapes(manifest.model, str(folder / "draws"))
     for part, promised in _promised_bytes(manifest, shapes).items():
         _check_bytes(sizes[part], 4 * promised + SPARE_BYTES, folder / part)
@@ -559,6 +560,13 @@ def _check_schema_version(content: Any, path: Path) -> None:
 def _dumped(content: dict[str, Any]) -> bytes:
     """The canonical bytes of a manifest's content."""
     return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+
+
+def _is_canonical(content: dict[str, Any], written: bytes) -> bool:
+    try:
+        return _dumped(content) == written
+    except orjson.JSONEncodeError:  # nested deeper than orjson writes, though not than it reads
+        return False
 
 
 def _digest_of(content: dict[str, Any]) -> str:

@@ -9,10 +9,10 @@ The index holds `NAME/.zarray`, an array's shape and dtype in JSON, and `NAME/0.
 zstd. Format: https://google.github.io/tensorstore/kvstore/ocdbt/index.html#storage-format, and Zarr version 2.
 
 Orbax writes these files and does not read them here. It and TensorStore take what memory a file asks for: a few kilobytes
-can hold an index, a shape or a chunk of terabytes, and the process ends in C++ before Python is told. A child process with
-little memory would bound that, at the price of a start for every load and of limits that depend on the machine. The format
-is small, so this reader decompresses everything by itself, never more than is expected, and no name in a file leads to an
-import. What Orbax does not write for a tree of numpy arrays is refused.
+can hold an index of gigabytes or a chunk of terabytes, and the process ends in C++ before Python is told. A child process
+with little memory would bound that, at the price of a start for every load and of limits that depend on the machine. The
+format is small, so this reader decompresses everything by itself, never more than is expected, and no name in a file leads
+to an import. What Orbax does not write for a tree of numpy arrays is refused.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ MOST_COMPRESSED = 100
 
 _DTYPES = {"<f4": np.dtype("float32"), "<f8": np.dtype("float64"), "<i4": np.dtype("int32"), "<i8": np.dtype("int64")}
 _MANIFEST_MAGIC, _NODE_MAGIC = bytes.fromhex("0cdb3a2a"), bytes.fromhex("0cdb20de")
+_CHUNK_HEAD = 1024
+"""Bytes that zstd may add to what it cannot compress, besides a 128th."""
 _NAME_BYTES = 1024
 _VERSIONS = 1024
 _DATA_FILES = 1024
@@ -378,7 +380,11 @@ def _stored(name: str, index: dict[str, bytes | _Place]) -> Stored:
     chunk = index.get(_chunk_key(name, shape))
     if chunk is None:
         raise ValueError(f"{name}: expected its numbers in the index, found none")
-    return Stored(shape, _DTYPES[head.dtype], chunk)
+    array = Stored(shape, _DTYPES[head.dtype], chunk)
+    length = chunk.length if isinstance(chunk, _Place) else len(chunk)
+    if length > array.nbytes + array.nbytes // 128 + _CHUNK_HEAD:
+        raise ValueError(f"{name}: a chunk of {length:,} bytes for {array.nbytes:,} bytes of numbers")
+    return array
 
 
 def _keys(name: str, array: Stored) -> tuple[str, str]:

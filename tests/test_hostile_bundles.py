@@ -79,11 +79,11 @@ def database(folder: Path) -> tensorstore.KvStore:
     return tensorstore.KvStore.open(spec).result()
 
 
-def value(key: str, content: bytes, part: str = DRAWS) -> Callable[[Path], None]:
+def value(key: str, make: Callable[[], bytes], part: str = DRAWS) -> Callable[[Path], None]:
     """Puts other bytes at a key of a checkpoint; none: removes it."""
 
     def alter(folder: Path) -> None:
-        keys = database(folder / part)
+        content, keys = make(), database(folder / part)
         (
             keys.write(key, content) if content else keys.delete_range(tensorstore.KvStore.KeyRange(key, key + "\0"))
         ).result()
@@ -117,10 +117,11 @@ def metadata(file: str, old: str, new: str) -> Callable[[Path], None]:
     return alter
 
 
-def bomb(mebibytes: int) -> bytes:
-    """Zeros, compressed by zstd to a 30,000th."""
+def bomb(mebibytes: int, head: bytes = b"") -> bytes:
+    """Zeros after a head, compressed by zstd to a 30,000th."""
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(head)
         for _ in range(mebibytes):
             stream.write(bytes(2**20))
     return sink.getvalue().to_pybytes()
@@ -132,16 +133,30 @@ def number(value: int) -> bytes:
 
 
 def envelope(magic: str, body: bytes, compressed: int = 0) -> bytes:
-    """A part of an index: its head, and a checksum that nobody reads."""
-    return bytes.fromhex(magic) + struct.pack("<Q", len(body) + 18) + bytes([0, compressed]) + body + bytes(4)
+    """A part of an index: its head, and CRC-32C, so that TensorStore would read it."""
+    content = bytes.fromhex(magic) + struct.pack("<Q", len(body) + 18) + bytes([0, compressed]) + body
+    checksum = 0xFFFFFFFF
+    for byte in content:
+        checksum ^= byte
+        for _ in range(8):
+            checksum = checksum >> 1 ^ (0x82F63B78 if checksum & 1 else 0)
+    return content + struct.pack("<I", checksum ^ 0xFFFFFFFF)
+
+
+def many_values(count: int) -> bytes:
+    """A leaf of so many values, each of 2²⁰ zeros: a TensorStore that opens it takes that memory."""
+    keys = number(8) * count + b"".join(b"%08d" % place for place in range(count))
+    head = number(0) + number(0) + number(count) + number(0) * (count - 1) + keys + number(2**20) * count + bytes(count)
+    return envelope("0cdb20de", bomb(count, head), compressed=1)
 
 
 def root(data_file: str, offset: int, length: int, height: int = 0, kind: int = 0) -> bytes:
     """A manifest.ocdbt of one version, its tree in that file."""
-    head = bytes(16) + bytes([kind, 0, 0, 4, 0])
+    head = bytes(16) + number(kind) + number(1024) + number(10**8) + bytes([4, 0])
     table = number(1) + number(len(data_file)) + number(0) + data_file.encode()
     place = number(0) + number(offset) + number(length)
-    return envelope("0cdb3a2a", head + table + number(1) + number(1) + bytes([height]) + place + bytes(12))
+    rest = number(1) + number(length) + number(0) + bytes(8) + number(0)
+    return envelope("0cdb3a2a", head + table + number(1) + number(1) + bytes([height]) + place + rest)
 
 
 def index(content: Callable[[str, int], bytes]) -> Callable[[Path], None]:
@@ -155,10 +170,11 @@ def index(content: Callable[[str, int], bytes]) -> Callable[[Path], None]:
     return alter
 
 
-def leaf(content: bytes) -> Callable[[Path], None]:
+def leaf(make: Callable[[], bytes]) -> Callable[[Path], None]:
     """Another leaf for the draws, in a data file that a new manifest.ocdbt points to."""
 
     def alter(folder: Path) -> None:
+        content = make()
         data_file = next((folder / DRAWS / "d").iterdir())
         data_file.write_bytes(content)
         (folder / DRAWS / "manifest.ocdbt").write_bytes(root(f"d/{data_file.name}", 0, len(content)))
@@ -312,14 +328,24 @@ ARRAYS = {
     "filters": (zarray(filters=[{"id": "delta"}]), f"{KERNEL}: filters: "),
     "a fill value": (zarray(fill_value=1.0), f"{KERNEL}: fill_value: "),
     "columns first": (zarray(order="F"), f"{KERNEL}: order: "),
-    "no chunk": (value(f"{KERNEL}/0.0.0", b""), f"{KERNEL}: expected its numbers in the index, found none"),
-    "no shape": (value(f"{KERNEL}/.zarray", b""), f"{KERNEL}: expected its shape in the index"),
-    "a long shape": (value(f"{KERNEL}/.zarray", b" " * 2000 + b"{}"), f"{KERNEL}: expected its shape in the index"),
-    "a key too many": (value("secret", b"x"), "a key that belongs to no array"),
-    "a chunk that grows": (value(f"{KERNEL}/0.0.0", bomb(2048)), "kernel: expected 327,680 bytes, found more"),
-    "a short chunk": (value(f"{KERNEL}/0.0.0", bomb(0)), "kernel: expected 327,680 bytes, found 0"),
-    "no zstd": (value(f"{KERNEL}/0.0.0", b"nonsense"), "draws: cannot be restored: found "),
-    "rows that grow": (value("nonconformity/0", bomb(2048), "calibration"), "calibration: cannot be restored: found "),
+    "no chunk": (value(f"{KERNEL}/0.0.0", lambda: b""), f"{KERNEL}: expected its numbers in the index, found none"),
+    "no shape": (value(f"{KERNEL}/.zarray", lambda: b""), f"{KERNEL}: expected its shape in the index"),
+    "a long shape": (
+        value(f"{KERNEL}/.zarray", lambda: b" " * 2000 + b"{}"),
+        f"{KERNEL}: expected its shape in the index",
+    ),
+    "a key too many": (value("secret", lambda: b"x"), "a key that belongs to no array"),
+    "a chunk that grows": (value(f"{KERNEL}/0.0.0", lambda: bomb(2048)), "kernel: expected 327,680 bytes, found more"),
+    "a chunk too long": (
+        value(f"{KERNEL}/0.0.0", lambda: bytes(2**20)),
+        f"{KERNEL}: a chunk of 1,048,576 bytes for 327,680",
+    ),
+    "a short chunk": (value(f"{KERNEL}/0.0.0", lambda: bomb(0)), "kernel: expected 327,680 bytes, found 0"),
+    "no zstd": (value(f"{KERNEL}/0.0.0", lambda: b"nonsense"), "draws: cannot be restored: found "),
+    "rows that grow": (
+        value("nonconformity/0", lambda: bomb(2048), "calibration"),
+        "calibration: cannot be restored: found ",
+    ),
     "an index that grows": (
         index(lambda _, __: envelope("0cdb3a2a", bomb(2048), compressed=1)),
         "a part of the index has more than 33,554,432 bytes",
@@ -332,11 +358,17 @@ ARRAYS = {
     "an endless index": (index(lambda name, _: root(name, 0, 2**60)), "lies beyond its data file"),
     "a deep index": (index(lambda name, size: root(name, 0, size, height=200)), "found 201 levels"),
     "numbered manifests": (index(lambda name, size: root(name, 0, size, kind=1)), "the index's versions in this file"),
-    "a leaf that grows": (leaf(envelope("0cdb20de", bomb(2048), compressed=1)), "more than 33,554,432 bytes"),
-    "a leaf of itself": (leaf(envelope("0cdb20de", bytes([5]))), "an index of one leaf expected"),
-    "endless keys": (leaf(envelope("0cdb20de", bytes(2) + number(2**60))), "the index tells of"),
-    "a key without end": (leaf(envelope("0cdb20de", bytes(2) + number(1) + number(2000) + bytes(2000))), "is too long"),
-    "a leaf without arrays": (leaf(envelope("0cdb20de", bytes(3))), "expected its shape in the index, found none"),
+    "a leaf that grows": (leaf(lambda: many_values(2048)), "more than 33,554,432 bytes"),
+    "a leaf of itself": (leaf(lambda: envelope("0cdb20de", bytes([5]))), "an index of one leaf expected"),
+    "endless keys": (leaf(lambda: envelope("0cdb20de", bytes(2) + number(2**60))), "the index tells of"),
+    "a key without end": (
+        leaf(lambda: envelope("0cdb20de", bytes(2) + number(1) + number(2000) + bytes(2000))),
+        "is too long",
+    ),
+    "a leaf without arrays": (
+        leaf(lambda: envelope("0cdb20de", bytes(3))),
+        "expected its shape in the index, found none",
+    ),
 }
 
 HOSTILE = FOLDERS | MANIFESTS | ARRAYS
@@ -407,6 +439,16 @@ def test_a_promise_that_no_file_keeps_takes_no_memory(hostile_store, bounded):
 
 
 # ---- the store -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [200, 300, 900])
+def test_a_manifest_nested_deeply_ends_in_no_traceback(hostile_store, bounded, depth):
+    """Of JSON, more levels are read than are written."""
+    path = hostile_store / "digits" / "1" / "manifest.json"
+    nested = b'"diagnostics": ' + b"[" * depth + b"]" * depth
+    path.write_bytes(path.read_bytes().replace(b'"diagnostics": {', b'"diagnostics": {"deep": ' + nested[15:] + b","))
+    with pytest.raises(BundleError, match=r"manifest\.json: "):
+        read_manifest(path.parent)
 
 
 @pytest.mark.parametrize(
