@@ -11,8 +11,8 @@ The digest of a bundle is the sha256 of its manifest's canonical bytes, so it st
 Nothing is unpickled, and nothing is trusted before its hash, shape, dtype and finiteness have been checked.
 
 A hash only says that a bundle is what its writer made. Who wrote it is not known, so `load` asks in this order: are the
-manifest's numbers possible; does the folder hold the listed files and nothing else, and no more bytes than the numbers ask
-for; are their hashes right; do the arrays have the promised shapes. Only then is memory taken for them.
+manifest's numbers possible; does the folder hold the listed files and nothing else, and no more bytes than the numbers
+ask for; are their hashes right; do the arrays have the promised shapes. Only then is memory taken for them.
 """
 
 from __future__ import annotations

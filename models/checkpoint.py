@@ -8,11 +8,11 @@
 The index holds `NAME/.zarray`, an array's shape and dtype in JSON, and `NAME/0.0`, its numbers: one chunk, compressed by
 zstd. Format: https://google.github.io/tensorstore/kvstore/ocdbt/index.html#storage-format, and Zarr version 2.
 
-Orbax writes these files and does not read them here. It and TensorStore take what memory a file asks for: a few kilobytes
-can hold an index of gigabytes or a chunk of terabytes, and the process ends in C++ before Python is told. A child process
-with little memory would bound that, at the price of a start for every load and of limits that depend on the machine. The
-format is small, so this reader decompresses everything by itself, never more than is expected, and no name in a file leads
-to an import. What Orbax does not write for a tree of numpy arrays is refused.
+Orbax writes these files and does not read them here. It and TensorStore take what memory a file asks for: a few
+kilobytes can hold an index of gigabytes or a chunk of terabytes, and the process ends in C++ before Python is told. A
+child process with little memory would bound that, at the price of a start for every load and of limits that depend on
+the machine. The format is small, so this reader decompresses everything by itself, never more than is expected, and no
+name in a file leads to an import. What Orbax does not write for a tree of numpy arrays is refused.
 """
 
 from __future__ import annotations

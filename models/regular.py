@@ -1,7 +1,7 @@
 """Regular files: what lies in a store is opened only where it is a plain file, and read only up to a size.
 
-A FIFO keeps whoever opens it waiting, a device may do anything, and a symbolic link leads out of the store. All three are
-refused by name, by a look at the entry that opens nothing.
+A FIFO keeps whoever opens it waiting, a device may do anything, and a symbolic link leads out of the store. All three
+are refused by name, by a look at the entry that opens nothing.
 """
 
 from __future__ import annotations
