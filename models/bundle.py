@@ -1,44 +1,66 @@
 """A bundle: one version of a model on disk, whole and verifiable.
 
     manifest.json   all that one needs to know without loading a draw; holds the sha256 of every other file
-    draws/          the posterior's draws (Orbax, numpy leaves, sample axis 0)
-    calibration/    the calibration split's scores (Orbax)
-    densities/      what scores are computed from that were fitted to the training rows (Orbax)
+    draws/          the posterior's draws (`models/checkpoint.py`, numpy leaves, sample axis 0)
+    calibration/    the calibration split's scores (the same)
+    densities/      what scores are computed from that were fitted to the training rows (the same)
     rows/           keyed hashes of the training rows, for `abstain calibrate` (`models/trainedrows.py`)
     report.html     for people
 
 The digest of a bundle is the sha256 of its manifest's canonical bytes, so it stands for every byte of the version.
 Nothing is unpickled, and nothing is trusted before its hash, shape, dtype and finiteness have been checked.
+
+A hash only says that a bundle is what its writer made. Who wrote it is not known, so `load` asks in this order: are the
+manifest's numbers possible; does the folder hold the listed files and nothing else, and no more bytes than the numbers
+ask for; are their hashes right; do the arrays have the promised shapes. Only then is memory taken for them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
+import math
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import jax
-import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from models.calibration import Calibration, check_calibration
+from models.checkpoint import Stored, open_checkpoint, read_arrays, write_checkpoint
 from models.conformal import IntervalKind, SetKind
 from models.decision import Decision
-from models.densities import Densities, as_tree, from_tree
-from models.errors import AbstainError, BundleError, CalibrationError, StoreError, clip_repr
-from models.posterior import Model, Posterior, check_draws
+from models.densities import Densities, as_tree, check_shapes, from_tree
+from models.errors import BundleError, CalibrationError, StoreError, clip_repr
+from models.plausible import Claim, of_model, of_shape, refuse_implausible, within
+from models.posterior import Model, Posterior, check_draw_shapes, check_finite_draws, expected_shapes
 from models.predictive import BUCKETS, Predictor
 from models.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
 from models.recalibration import Recalibration
+from models.regular import RESTORE, check_contents, open_regular, read_bounded
+from models.store import NAME_PATTERN, version_folder
 
 SCHEMA_VERSION = 2
 READ_SCHEMA_VERSIONS = (1, 2)
 """`docs/compatibility.md` says what a bundle of each means."""
 MANIFEST = "manifest.json"
-_REFIT = "fit the model again, or restore the bundle from a copy"
+MANIFEST_BYTES = 16 * 2**20
+"""The manifest may have; one of digits has 20,000."""
+BUNDLE_BYTES = 64 * 2**30
+"""All files together may have: a sparse file costs nothing and takes for ever to hash."""
+SPARE_BYTES = 64 * 2**20
+"""A folder of arrays may have beyond four times its numbers, for Orbax writes small arrays several times."""
+MOST_FILES = 10_000
+MOST_DRAWS = 10**7
+MOST_ROWS = 10**9
+_DEEPEST = 8
+_LONGEST = 512
+"""Characters of a file's path in the bundle."""
+_ROW_BYTES = 8 * 100
+"""A calibration row may take: all scores there are, several times."""
 
 
 class MethodRecord(BaseModel):
@@ -185,7 +207,7 @@ def calibration_record(
 
 def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration, densities: Densities | None) -> None:
     """Writes `draws/`, `calibration/` and `densities/` into the folder of a bundle in the making."""
-    _write_tree(folder / "draws", posterior.draws)
+    write_checkpoint(folder / "draws", posterior.draws)
     rows: dict[str, Any] = {"scores": calibration.scores, "nonconformity": calibration.nonconformity}
     if calibration.labels is not None:
         rows["labels"] = calibration.labels
@@ -193,9 +215,9 @@ def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration, d
         rows["reference"] = calibration.reference
     if calibration.plain_scores is not None:
         rows["plain"] = calibration.plain_scores
-    _write_tree(folder / "calibration", rows)
+    write_checkpoint(folder / "calibration", rows)
     if densities is not None:
-        _write_tree(folder / "densities", as_tree(densities))
+        write_checkpoint(folder / "densities", as_tree(densities))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -215,18 +237,19 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of the bundle in a folder.
 
     Raises:
-        BundleError: it is missing, of another schema version, not what was written, or not a manifest at all.
+        BundleError: it is missing, no regular file, of another schema version, not what was written, not a manifest at
+            all, or one whose numbers cannot be.
     """
     path = folder / MANIFEST
     try:
-        written = path.read_bytes()
+        written = read_bounded(path, MANIFEST_BYTES, BundleError)
     except OSError as error:
-        raise BundleError("cannot be read", where=str(path), found=error.strerror, fix=_REFIT) from error
+        raise BundleError("cannot be read", where=str(path), found=error.strerror, fix=RESTORE) from error
     try:
         content = orjson.loads(written)
     except orjson.JSONDecodeError as error:
         raise BundleError(
-            "is damaged", where=str(path), expected="the JSON that fit wrote", found=str(error), fix=_REFIT
+            "is damaged", where=str(path), expected="the JSON that fit wrote", found=str(error), fix=RESTORE
         ) from error
     _check_schema_version(content, path)
     try:
@@ -238,12 +261,67 @@ def read_manifest(folder: Path) -> Manifest:
             where=str(path),
             expected=first["msg"],
             found=clip_repr(first["input"]),
-            fix=_REFIT,
+            fix=RESTORE,
         ) from error
     # The raw JSON is held against its digest, not the record: that may have gained fields since the bundle was written.
-    if _dumped(content) != written or manifest.digest != _digest_of(content):
-        raise BundleError("digest", where=str(path), expected=manifest.digest, found="altered contents", fix=_REFIT)
+    if not _is_canonical(content, written) or manifest.digest != _digest_of(content):
+        raise BundleError("digest", where=str(path), expected=manifest.digest, found="altered contents", fix=RESTORE)
+    refuse_implausible(_claims(manifest), str(path))
     return manifest
+
+
+def read_published(store: Path, name: str, version: int) -> Manifest:
+    """The manifest of a version of a store.
+
+    Raises:
+        StoreError: it or its model is a symbolic link.
+        BundleError: as `read_manifest`; or it is another version's, or another model's.
+    """
+    folder = version_folder(store, name, version)
+    manifest = read_manifest(folder)
+    _check_place(manifest, folder)
+    return manifest
+
+
+def load_published(store: Path, name: str, version: int) -> Bundle:
+    """A version of a store, after every check.
+
+    Raises:
+        StoreError: it or its model is a symbolic link.
+        BundleError: as `load`; or it is another version's, or another model's.
+    """
+    read_published(store, name, version)
+    return load(version_folder(store, name, version))
+
+
+def _claims(manifest: Manifest) -> Iterator[Claim]:
+    """What must hold of a manifest's numbers, whoever wrote them; Pydantic has checked their types."""
+    name, terms = manifest.name, manifest.calibration
+    yield Claim("name", bool(re.fullmatch(NAME_PATTERN, name)), "letters, digits, dots, dashes, underscores", name)
+    yield within("version", manifest.version, 1, 10**9 - 1)
+    yield within("draws", manifest.draws, 1, MOST_DRAWS)
+    for part in ("train", "calibration", "test"):
+        yield within(f"data.{part}_rows", getattr(manifest.data, f"{part}_rows"), 0, MOST_ROWS)
+    yield within("calibration.rows", terms.rows, 1, MOST_ROWS)
+    yield within("calibration.reference_rows", terms.reference_rows, 0, MOST_ROWS)
+    yield Claim("calibration.percentile", 0 < terms.percentile < 100, "between 0 and 100", terms.percentile)
+    yield Claim("calibration.coverage", 0 < terms.coverage < 1, "between 0 and 1", terms.coverage)
+    yield from of_model(manifest.model)
+    for score, fields in manifest.densities.items():
+        for field, shape in fields.items():
+            yield of_shape(f"densities.{score}.{field}", shape)
+
+
+def _check_place(manifest: Manifest, folder: Path) -> None:
+    expected, found = f"{folder.parent.name}:{folder.name}", f"{manifest.name}:{manifest.version}"
+    if found != expected:
+        raise BundleError(
+            "name and version",
+            where=str(folder / MANIFEST),
+            expected=f"those of its folder, {expected}",
+            found=clip_repr(found),
+            fix="put it back where it was published",
+        )
 
 
 def check_gate(manifest: Manifest) -> None:
@@ -262,18 +340,14 @@ def check_gate(manifest: Manifest) -> None:
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Checks every file of the bundle against the manifest.
+    """Checks that the bundle holds the manifest's files and nothing else, and every file's sha256.
 
     Raises:
-        BundleError: naming the first file that is missing or altered.
+        BundleError: naming a file that is missing, altered, not listed, or no regular file.
     """
+    file_sizes(folder, manifest)
     for name, expected in manifest.files.items():
-        parts = PurePosixPath(name).parts
-        path = folder.joinpath(*parts)
-        if not parts or ".." in parts or PurePosixPath(name).is_absolute() or path.is_symlink():
-            raise BundleError("files", where=str(folder / MANIFEST), expected="paths inside the bundle", found=name)
-        if not path.is_file():
-            raise BundleError("is missing", where=str(path), expected=f"sha256 {expected}", found="no file", fix=_REFIT)
+        path = folder / name
         found = _sha256(path)
         if found != expected:
             raise BundleError(
@@ -281,25 +355,44 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
                 where=str(path),
                 expected=f"sha256 {expected}",
                 found=f"sha256 {found}",
-                fix=_REFIT,
+                fix=RESTORE,
             )
+
+
+def file_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
+    """Bytes of every file of the bundle, by its path there; none is opened.
+
+    Raises:
+        BundleError: naming a file that is missing, not listed, or no regular file; or the bundle is too large.
+    """
+    _check_paths(manifest.files, str(folder / MANIFEST))
+    sizes = check_contents(folder, [*manifest.files, MANIFEST])
+    for name, expected in manifest.files.items():
+        if name not in sizes:
+            where = str(folder / name)
+            raise BundleError("is missing", where=where, expected=f"sha256 {expected}", found="no file", fix=RESTORE)
+    _check_bytes(sizes, BUNDLE_BYTES, folder)
+    return sizes
 
 
 def load(folder: Path) -> Bundle:
     """The bundle in a folder, after every check.
 
     Raises:
-        BundleError: a file is missing, truncated, altered, or does not hold what the manifest says.
+        BundleError: a file is missing, truncated, altered, not listed or no regular file, or does not hold what the
+            manifest says.
     """
     manifest = read_manifest(folder)
+    found = file_sizes(folder, manifest)
+    sizes = {part: _sizes_in(part, found) for part in ("draws", "calibration", "densities")}
+    shapes = expected_shapes(manifest.model, str(folder / "draws"))
+    for part, promised in _promised_bytes(manifest, shapes).items():
+        _check_bytes(sizes[part], 4 * promised + SPARE_BYTES, folder / part)
     verify_files(folder, manifest)
-    draws = _read_tree(folder / "draws")
-    check_draws(manifest.model, draws, where=str(folder / "draws"))
-    posterior = Posterior(manifest.model, draws)
-    if posterior.size != manifest.draws:
-        raise BundleError("draws", where=str(folder), expected=manifest.draws, found=posterior.size)
-    densities = _read_densities(folder / "densities", manifest)
-    bundle = Bundle(manifest, posterior, _read_calibration(folder / "calibration", manifest), densities)
+    draws = _read_draws(folder, sizes["draws"], manifest, shapes)
+    densities = _read_densities(folder / "densities", sizes["densities"], manifest)
+    calibration = _read_calibration(folder / "calibration", sizes["calibration"], manifest)
+    bundle = Bundle(manifest, Posterior(manifest.model, draws), calibration, densities)
     return without_stale_vim(bundle, str(folder)) if manifest.schema_version == 1 else bundle
 
 
@@ -335,9 +428,76 @@ def without_stale_vim(bundle: Bundle, where: str) -> Bundle:
     )
 
 
-def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:
-    tree = _read_tree(folder)
+def _check_paths(files: Collection[str], where: str) -> None:
+    """Refuses a list of files that is empty, too long, or leads out of the bundle."""
+    if not 1 <= len(files) <= MOST_FILES:
+        raise BundleError("files", where=where, expected=f"1 to {MOST_FILES:,} files", found=len(files), fix=RESTORE)
+    for name in files:
+        path = PurePosixPath(name)
+        inside = path.parts and ".." not in path.parts and not path.is_absolute() and "\0" not in name
+        if not inside or path.as_posix() != name or len(path.parts) > _DEEPEST or len(name) > _LONGEST:
+            raise BundleError("files", where=where, expected="paths inside the bundle", found=name[:_LONGEST])
+
+
+def _sizes_in(part: str, sizes: dict[str, int]) -> dict[str, int]:
+    return {name.removeprefix(f"{part}/"): size for name, size in sizes.items() if name.startswith(f"{part}/")}
+
+
+def _promised_bytes(manifest: Manifest, shapes: Any) -> dict[str, int]:
+    """What the arrays of each folder take, or may take, by the manifest alone."""
+    records = [math.prod(shape) for fields in manifest.densities.values() for shape in fields.values()]
+    return {
+        "draws": 4 * manifest.draws * sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "calibration": _ROW_BYTES * (manifest.calibration.rows + manifest.calibration.reference_rows),
+        "densities": 4 * sum(records) + 8 * manifest.draws,
+    }
+
+
+def _check_bytes(sizes: dict[str, int], most: int, folder: Path) -> None:
+    found = sum(sizes.values())
+    if found > most:
+        raise BundleError(
+            "files", where=str(folder), expected=f"at most {most:,} bytes", found=f"{found:,}", fix=RESTORE
+        )
+
+
+def _read_draws(folder: Path, sizes: dict[str, int], manifest: Manifest, shapes: Any) -> Any:
+    own = folder / "draws"
+    stored = open_checkpoint(own, sizes)
+    check_draw_shapes(shapes, stored, str(own))
+    found = cast("list[Stored]", jax.tree.leaves(stored))[0].shape[0]
+    if found != manifest.draws:
+        raise BundleError("draws", where=str(folder), expected=manifest.draws, found=found)
+    draws = read_arrays(own, stored)
+    check_finite_draws(draws, str(own))
+    return draws
+
+
+def _check_rows(stored: dict[str, Any], terms: CalibrationRecord, where: str) -> None:
+    """Holds the calibration's arrays against the numbers of rows that the manifest gives, before any is read."""
+    known = ["labels", "nonconformity", "plain", "reference", "scores"]
+    if not {"scores", "nonconformity"} <= {*stored} <= {*known}:
+        raise BundleError("calibration", where=where, expected=f"some of {known}", found=clip_repr(sorted(stored)))
+    nonconformity = stored["nonconformity"]
+    if isinstance(nonconformity, Stored) and len(nonconformity.shape) == 1 and nonconformity.shape != (terms.rows,):
+        raise BundleError("rows", where=where, expected=terms.rows, found=nonconformity.shape[0])
+    for part, content in stored.items():
+        rows = terms.reference_rows if part == "reference" else terms.rows
+        by_name = part in {"scores", "reference", "plain"}
+        if by_name != isinstance(content, dict):
+            raise BundleError(part, where=where, expected="arrays by score" if by_name else "one array")
+        arrays = cast("dict[str, Any]", content) if by_name else {"": content}
+        for name, array in arrays.items():
+            found = array.shape if isinstance(array, Stored) else "a folder of arrays"
+            if found != (rows,):
+                raise BundleError(f"{part}.{name}".rstrip("."), where=where, expected=f"{rows} rows", found=found)
+
+
+def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -> Calibration:
     terms = manifest.calibration
+    stored = open_checkpoint(folder, sizes)
+    _check_rows(stored, terms, str(folder))
+    tree = read_arrays(folder, stored)
     try:
         calibration = Calibration(
             scores=tree["scores"],
@@ -360,26 +520,21 @@ def _read_calibration(folder: Path, manifest: Manifest) -> Calibration:
             where=str(folder),
             classes=len(manifest.model.class_names),
         )
-        for name, said, found in (
-            ("rows", terms.rows, calibration.rows),
-            ("reference rows", terms.reference_rows, calibration.reference_rows),
-        ):
-            if said != found:
-                raise CalibrationError(name, where=str(folder), expected=said, found=found)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(
-            "calibration", where=str(folder), expected="scores and nonconformity", found=str(error)
-        ) from error
+        if terms.reference_rows != calibration.reference_rows:
+            expected, found = terms.reference_rows, calibration.reference_rows
+            raise CalibrationError("reference rows", where=str(folder), expected=expected, found=found)
     except CalibrationError as error:
         raise BundleError(str(error)) from error
     return calibration
 
 
-def _read_densities(folder: Path, manifest: Manifest) -> Densities | None:
+def _read_densities(folder: Path, sizes: dict[str, int], manifest: Manifest) -> Densities | None:
     """Those that the manifest tells of; a bundle of before has none."""
     if not manifest.densities:
         return None
-    found = from_tree(_read_tree(folder), manifest.densities, manifest.draws, where=str(folder))
+    stored = open_checkpoint(folder, sizes)
+    check_shapes(stored, manifest.densities, manifest.draws, where=str(folder))
+    found = from_tree(read_arrays(folder, stored), manifest.densities, manifest.draws, where=str(folder))
     for field, leaf in found.records["range"]._asdict().items():
         # Any other shape that broadcasts would compare a feature with another's range.
         if leaf.shape != (manifest.model.features,):
@@ -402,38 +557,16 @@ def _check_schema_version(content: Any, path: Path) -> None:
         )
 
 
-def _write_tree(folder: Path, tree: Any) -> None:
-    ocp: Any = importlib.import_module("orbax.checkpoint")  # seconds; listing a store needs none of it
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), tree)
-
-
-def _read_tree(folder: Path) -> Any:
-    ocp: Any = importlib.import_module("orbax.checkpoint")
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(folder.absolute())
-    except AbstainError:
-        raise
-    except Exception as error:  # Orbax and TensorStore raise many kinds, none documented, for a damaged checkpoint.
-        raise BundleError(
-            "cannot be restored",
-            where=str(folder),
-            found=f"{type(error).__name__}: {clip_repr(str(error), 200)}",
-            fix=_REFIT,
-        ) from error
-    return _as_numpy(tree)
-
-
-def _as_numpy(tree: Any) -> Any:
-    if not isinstance(tree, dict):
-        return np.asarray(tree)
-    return {key: _as_numpy(value) for key, value in cast("dict[str, Any]", tree).items()}
-
-
 def _dumped(content: dict[str, Any]) -> bytes:
     """The canonical bytes of a manifest's content."""
     return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+
+
+def _is_canonical(content: dict[str, Any], written: bytes) -> bool:
+    try:
+        return _dumped(content) == written
+    except orjson.JSONEncodeError:  # nested deeper than orjson writes, though not than it reads
+        return False
 
 
 def _digest_of(content: dict[str, Any]) -> str:
@@ -442,7 +575,7 @@ def _digest_of(content: dict[str, Any]) -> str:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path, BundleError) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise BundleError("cannot be read", where=str(path), found=error.strerror, fix=_REFIT) from error
+        raise BundleError("cannot be read", where=str(path), found=error.strerror, fix=RESTORE) from error

@@ -17,14 +17,14 @@ a few draws, the members; a score is the mean over them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from models.errors import BundleError
+from models.errors import BundleError, clip_repr
 
 Scalar = Float[Array, ""]
 Leaf = Any
@@ -383,34 +383,49 @@ def shapes_of(densities: Densities) -> dict[str, dict[str, tuple[int, ...]]]:
     }
 
 
+def check_shapes(tree: dict[str, Any], shapes: dict[str, dict[str, tuple[int, ...]]], draws: int, where: str) -> None:
+    """Holds the arrays of a bundle against the shapes that its manifest gives; leaves need not be arrays.
+
+    Raises:
+        BundleError: an array is missing, superfluous, or of another shape or dtype; or an unknown density.
+    """
+    found = {
+        name: sorted(cast("dict[str, Any]", fields)) if isinstance(fields, dict) else "an array"
+        for name, fields in tree.items()
+        if name != "members"
+    }
+    expected = {name: sorted(fields) for name, fields in shapes.items()}
+    if found != expected or not {*found} <= {*DENSITIES} or "range" not in found:
+        raise BundleError("densities", where=where, expected=clip_repr(expected, 2000), found=clip_repr(found, 2000))
+    shape = None if isinstance(tree.get("members", {}), dict) else tree["members"].shape
+    if shape is None or len(shape) != 1 or not 1 <= shape[0] <= draws:
+        raise BundleError("members", where=where, expected=f"1 to {draws} draws", found=f"shape {shape}")
+    for name, fields in shapes.items():
+        for field, shape in fields.items():
+            leaf = tree[name][field]
+            if isinstance(leaf, dict) or leaf.shape != tuple(shape) or leaf.dtype != np.float32:
+                raise _refused_leaf(name, field, shape, leaf, where)
+
+
+def _refused_leaf(name: str, field: str, shape: tuple[int, ...], leaf: Any, where: str) -> BundleError:
+    found = "a folder of arrays" if isinstance(leaf, dict) else f"{leaf.dtype} {leaf.shape}"
+    return BundleError(f"{name}.{field}", where=where, expected=f"finite float32 {tuple(shape)}", found=found)
+
+
 def from_tree(tree: dict[str, Any], shapes: dict[str, dict[str, tuple[int, ...]]], draws: int, where: str) -> Densities:
     """The records of a bundle, held against the shapes that its manifest gives.
 
     Raises:
         BundleError: an array is missing, superfluous, of another shape, or not finite; or an unknown density.
     """
-    found = {name: sorted(fields) for name, fields in tree.items() if name != "members"}
-    expected = {name: sorted(fields) for name, fields in shapes.items()}
-    if found != expected or not {*found} <= {*DENSITIES} or "range" not in found:
-        raise BundleError("densities", where=where, expected=expected, found=found)
-    members = tree.get("members", np.empty(0))
-    if (
-        members.ndim != 1
-        or members.dtype.kind != "i"
-        or not members.size
-        or not (members >= 0).all() & (members < draws).all()
-    ):
+    check_shapes(tree, shapes, draws, where)
+    members = tree["members"]
+    if members.dtype.kind != "i" or not (members >= 0).all() & (members < draws).all():
         raise BundleError("members", where=where, expected=f"draws from 0 to {draws - 1}", found=members)
     for name, fields in shapes.items():
         for field, shape in fields.items():
-            leaf = tree[name][field]
-            if leaf.shape != tuple(shape) or leaf.dtype != np.float32 or not np.isfinite(leaf).all():
-                raise BundleError(
-                    f"{name}.{field}",
-                    where=where,
-                    expected=f"finite float32 {tuple(shape)}",
-                    found=f"{leaf.dtype} {leaf.shape}",
-                )
+            if not np.isfinite(tree[name][field]).all():
+                raise _refused_leaf(name, field, shape, tree[name][field], where)
     try:
         return Densities(members, {name: DENSITIES[name].record(**tree[name]) for name in sorted(shapes)})
     except TypeError as error:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from models.errors import AbstainError, BundleError
+from models.errors import AbstainError, BundleError, clip_repr
 from models.likelihoods import LIKELIHOODS, Likelihood, LikelihoodName
 from models.networks import Network, NetworkSpec, parameter_shapes
 from models.preprocessing import Preprocessing, transformed_shape
@@ -75,17 +75,40 @@ class Posterior:
 
 
 def check_draws(model: Model, draws: Draws, where: str) -> None:
-    """Refuses draws that do not fit the model: Orbax restores a wrong or damaged array without a word.
+    """Refuses draws that do not fit the model.
 
     Raises:
         BundleError: a leaf is missing, superfluous, of another shape or dtype, or not finite; or there is no network
             to hold them against, since its module is not allowed or not there.
     """
+    check_draw_shapes(expected_shapes(model, where), draws, where)
+    check_finite_draws(draws, where)
+
+
+def expected_shapes(model: Model, where: str) -> Any:
+    """`model.parameter_shapes()` of a model that a bundle holds.
+
+    Raises:
+        BundleError: there is no such network, or its module is not allowed or not there.
+    """
     try:
-        expected = _by_path(model.parameter_shapes())
+        return model.parameter_shapes()
     except AbstainError as error:
         raise BundleError(str(error), where=where) from error
-    found = _by_path(draws)
+    except Exception as error:  # A size that nobody chose: JAX raises many kinds, none documented.
+        raise BundleError("network", where=where, found=f"{type(error).__name__}: {clip_repr(str(error))}") from error
+
+
+def check_draw_shapes(shapes: Any, draws: Any, where: str) -> None:
+    """Refuses draws that do not fit the network, by their shapes alone: leaves need not be arrays.
+
+    Args:
+        shapes: of one draw.
+
+    Raises:
+        BundleError: a leaf is missing, superfluous, or of another shape or dtype.
+    """
+    expected, found = _by_path(shapes), _by_path(draws)
     if set(expected) != set(found):
         raise BundleError(
             "parameters do not fit the network", where=where, expected=sorted(expected), found=sorted(found)
@@ -102,6 +125,15 @@ def check_draws(model: Model, draws: Draws, where: str) -> None:
                 expected=f"float32 [draws, {_comma(shape)}]",
                 found=f"{leaf.dtype} [{_comma(leaf.shape)}]",
             )
+
+
+def check_finite_draws(draws: Draws, where: str) -> None:
+    """Refuses draws that are not finite.
+
+    Raises:
+        BundleError: naming the leaf.
+    """
+    for path, leaf in _by_path(draws).items():
         if not np.isfinite(leaf).all():
             raise BundleError(path, where=where, expected="finite numbers", found="NaN or an infinity")
 

@@ -24,10 +24,14 @@ import orjson
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from models.errors import StoreError, UnknownModel, clip_repr
+from models.regular import read_bounded
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LABEL_PATTERN = r"[A-Za-z][A-Za-z0-9_-]{0,31}"
 STABLE = "stable"
+LABELS = "labels.json"
+LABELS_BYTES = 2**20
+"""The file may have; a change of a label takes about ten."""
 _REFERENCE = re.compile(rf"({NAME_PATTERN})(?::([1-9][0-9]{{0,8}})|@({LABEL_PATTERN}))?")
 
 
@@ -80,17 +84,43 @@ def versions(store: Path, name: str) -> list[int]:
     return sorted(number for number in numbers if (folder / str(number)).is_dir())
 
 
+def version_folder(store: Path, name: str, version: int) -> Path:
+    """Where a version lies.
+
+    Raises:
+        StoreError: it or its model is a symbolic link, which may lead out of the store.
+    """
+    folder = store / name / str(version)
+    _refuse_link(folder.parent)
+    _refuse_link(folder)
+    return folder
+
+
+def _refuse_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise StoreError(
+            "is a symbolic link",
+            where=str(folder),
+            expected="a folder",
+            found=f"a link to {clip_repr(str(folder.readlink()), 200)}",
+            fix="put the folder itself there",
+        )
+
+
 def read_labels(store: Path, name: str) -> Labels:
     """The labels of a model.
 
     Raises:
-        StoreError: `labels.json` is not what abstain writes.
+        StoreError: `labels.json` is not what abstain writes, or the model's folder is a symbolic link.
     """
-    path = store / name / "labels.json"
+    path = store / name / LABELS
+    _refuse_link(store / name)
     try:
-        return Labels.model_validate_json(path.read_bytes())
+        return Labels.model_validate_json(read_bounded(path, LABELS_BYTES, StoreError))
     except FileNotFoundError:
         return Labels()
+    except OSError as error:
+        raise StoreError("cannot be read", where=str(path), found=error.strerror) from error
     except ValidationError as error:
         first = error.errors()[0]
         raise StoreError(
@@ -152,7 +182,8 @@ def check_writable(store: Path, name: str) -> None:
     """Refuses a name or a store that could not be published to, before the work that would be lost; makes no folder.
 
     Raises:
-        StoreError: the name is not one, or the nearest folder that exists cannot be written.
+        StoreError: the name is not one, the model's folder is a symbolic link, which would not be served, or the nearest
+            folder that exists cannot be written.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise StoreError(
@@ -161,6 +192,7 @@ def check_writable(store: Path, name: str) -> None:
             found=clip_repr(name),
         )
     home = (store / name).absolute()
+    _refuse_link(home)
     nearest = next(folder for folder in (home, *home.parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         fault = os.strerror(errno.EACCES if nearest.is_dir() else errno.ENOTDIR)
@@ -251,7 +283,7 @@ def rollback(store: Path, name: str) -> int:
         if not earlier:
             raise StoreError(
                 f"{name} has no previous stable version",
-                where=str(store / name / "labels.json"),
+                where=str(store / name / LABELS),
                 fix=f"point the label yourself: abstain label {name}:VERSION stable",
             )
         version = earlier.pop()
@@ -268,7 +300,7 @@ def _write_labels(home: Path, labels: Labels) -> None:
         file.flush()
         os.fsync(file.fileno())
     Path(file.name).chmod(0o644)
-    Path(file.name).rename(home / "labels.json")
+    Path(file.name).rename(home / LABELS)
     _sync_folder(home)
 
 

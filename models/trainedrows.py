@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import zipfile
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +22,7 @@ from jaxtyping import Bool, Num, UInt8, UInt32
 
 from models.errors import BundleError
 from models.preprocessing import Preprocessing, on_host
+from models.regular import open_regular
 
 FILE = "rows/trained.npz"
 KEY_BYTES = 16
@@ -99,11 +102,23 @@ def read_trained(folder: Path, files: dict[str, str]) -> TrainedRows | None:
     if FILE not in files:
         return None
     try:
-        with np.load(folder / FILE, allow_pickle=False) as arrays:
+        with open_regular(folder / FILE, BundleError) as file:
+            _check_uncompressed(file)
+            arrays = np.load(file, allow_pickle=False)
             key, hashes, repeats = arrays["key"], arrays["hashes"], float(arrays["repeats"])
+    except BundleError:
+        raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds.
         raise BundleError("cannot be read", where=str(folder / FILE), found=str(error)) from error
     if key.dtype != np.uint8 or key.shape != (KEY_BYTES,) or hashes.dtype != np.uint32 or hashes.ndim != 1:
         found = f"key {key.dtype} {key.shape}, hashes {hashes.dtype} {hashes.shape}"
         raise BundleError("trained rows", where=str(folder / FILE), expected="uint8 [16], uint32 [rows]", found=found)
     return TrainedRows(key, hashes, repeats)
+
+
+def _check_uncompressed(file: BufferedReader) -> None:
+    """A compressed array may be a thousand times as large as its file; `write_trained` compresses none."""
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("arrays that are compressed")
+    file.seek(0)

@@ -60,7 +60,7 @@ def main() -> None:
 def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List all models of the store: their versions and labels."""
     from models import store as stores  # noqa: PLC0415
-    from models.bundle import read_manifest  # noqa: PLC0415
+    from models.bundle import read_published  # noqa: PLC0415
     from models.errors import AbstainError  # noqa: PLC0415
 
     listed: list[dict[str, Any]] = []
@@ -71,7 +71,7 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
             pointing = sorted(label for label, target in labels.items() if target == version)
             entry: dict[str, Any] = {"version": version, "labels": pointing}
             try:
-                manifest = read_manifest(store / name / str(version))
+                manifest = read_published(store, name, version)
                 entry |= {
                     "method": manifest.method.kind,
                     "draws": manifest.draws,
@@ -110,12 +110,11 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
 def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show the manifest and the diagnostics of one version, its files verified."""
     from models import store as stores  # noqa: PLC0415
-    from models.bundle import read_manifest, verify_files  # noqa: PLC0415
+    from models.bundle import read_published, verify_files  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)
-    folder = store / name / str(version)
-    manifest = read_manifest(folder)
-    verify_files(folder, manifest)
+    manifest = read_published(store, name, version)
+    verify_files(store / name / str(version), manifest)
     content = manifest.model_dump(mode="json")
     if as_json:
         _print_json(content)
@@ -142,11 +141,11 @@ def label(
 ) -> None:
     """Point a label at a version; `stable` is refused to one whose fit fell short."""
     from models import store as stores  # noqa: PLC0415
-    from models.bundle import check_gate, read_manifest  # noqa: PLC0415
+    from models.bundle import check_gate, read_published  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)
     if label == stores.STABLE and not force:
-        check_gate(read_manifest(store / name / str(version)))
+        check_gate(read_published(store, name, version))
     stores.set_label(store, name, version, label)
     _say_label(name, label, version, as_json)
 
@@ -177,7 +176,7 @@ def predict(
     from rich.progress import Progress  # noqa: PLC0415
 
     from models import store as stores  # noqa: PLC0415
-    from models.bundle import load  # noqa: PLC0415
+    from models.bundle import load_published  # noqa: PLC0415
     from service.compilation import keep_compiled  # noqa: PLC0415
     from service.offline import predict_file  # noqa: PLC0415
     from service.settings import read_settings  # noqa: PLC0415
@@ -186,7 +185,7 @@ def predict(
         check_percentile(percentile)
     keep_compiled(read_settings(os.environ).compiled)
     name, version = stores.resolve(store, model)
-    bundle = load(store / name / str(version))
+    bundle = load_published(store, name, version)
     with Progress(console=_stderr(), transient=True) as bar:
         task = bar.add_task("scoring", total=None)
         rows = predict_file(
@@ -226,7 +225,7 @@ def serve(
 ) -> None:
     """Serve the store's models over HTTP, with BentoML, in the foreground."""
     from models import store as stores  # noqa: PLC0415
-    from models.bundle import read_manifest, verify_files  # noqa: PLC0415
+    from models.bundle import read_published, verify_files  # noqa: PLC0415
     from models.errors import AbstainError, ConfigError  # noqa: PLC0415
     from service.keys import read_keys  # noqa: PLC0415
     from service.settings import check_address, read_settings  # noqa: PLC0415
@@ -240,9 +239,8 @@ def serve(
     for name in stores.model_names(store):
         try:
             for version in stores.served_versions(store, name):
-                folder = store / name / str(version)
-                manifest = read_manifest(folder)
-                verify_files(folder, manifest)
+                manifest = read_published(store, name, version)
+                verify_files(store / name / str(version), manifest)
                 if require_sound and manifest.shortfalls:
                     faults.append(f"{name}:{version} is refused, its fit fell short: {'; '.join(manifest.shortfalls)}")
                 else:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models import store
-from models.bundle import Bundle, load, read_manifest
+from models.bundle import Bundle, load_published, read_published
 from models.errors import AbstainError, InputError, UnknownModel
 from models.predictive import BUCKETS, Predictor
 from service import metrics
@@ -146,11 +146,12 @@ class Serving:
 
         Raises:
             UnknownModel: the store had no such model or version when it was read.
+            StoreError: the version or its model is a symbolic link.
         """
         reference = store.parse_reference(text)
         present = self._entries.get(reference.name, {})
         version = store.resolve_among(reference, sorted(present), self._labels.get(reference.name, {}))
-        return self._root / reference.name / str(version)
+        return store.version_folder(self._root, reference.name, version)
 
     def listing(self) -> dict[str, Any]:
         """The answer of `GET /models`."""
@@ -193,12 +194,12 @@ class Serving:
 
     def _load(self, name: str, entry: Entry, buckets: tuple[int, ...], pool: Executor) -> None:
         """Reads a version, and has it compiled by the pool; whatever it does to its loader, the others must be served."""
-        folder = self._root / name / str(entry.version)
+        published = (self._root, name, entry.version)
         try:
-            if self._require_sound and (shortfalls := read_manifest(folder).shortfalls):
+            if self._require_sound and (shortfalls := read_published(*published).shortfalls):
                 self._refuse(name, entry, shortfalls)
                 return
-            bundle = load(folder)
+            bundle = load_published(*published)
         except Exception as error:
             self._fail(name, entry, error)
             return
@@ -245,9 +246,7 @@ class Serving:
         digest = method = None
         sound, shortfalls = False, list[str]()
         try:
-            manifest = (
-                entry.live.bundle.manifest if entry.live else read_manifest(self._root / name / str(entry.version))
-            )
+            manifest = entry.live.bundle.manifest if entry.live else read_published(self._root, name, entry.version)
             digest, method = manifest.digest, manifest.method.kind
             sound, shortfalls = not manifest.shortfalls, list(manifest.shortfalls)
         except AbstainError as error:

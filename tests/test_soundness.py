@@ -78,8 +78,7 @@ def test_require_sound_refuses_such_a_version_and_serves_the_others(store, tmp_p
     """State `refused` with the reason; requests for it are 503; the server is ready without it."""
     root = tmp_path / "store"
     for version in ("digits/1", "wave/1"):
-        (root / version).parent.mkdir(parents=True)
-        (root / version).symlink_to(store / version)
+        shutil.copytree(store / version, root / version)
     if label:
         set_label(root, "wave", 1, label)
     serving, ready = loaded(root, require_sound=True)
@@ -98,8 +97,7 @@ def test_require_sound_refuses_such_a_version_and_serves_the_others(store, tmp_p
 
 def test_a_server_that_has_refused_everything_never_becomes_ready(store, tmp_path):
     """As with an empty or a damaged store, it says why."""
-    (tmp_path / "wave").mkdir()
-    (tmp_path / "wave" / "1").symlink_to(store / "wave" / "1")
+    shutil.copytree(store / "wave" / "1", tmp_path / "wave" / "1")
     serving, ready = loaded(tmp_path, require_sound=True)
     assert not ready
     (why,) = serving.hindrances()

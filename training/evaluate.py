@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from models.bundle import Bundle, Manifest, load
+from models.bundle import Bundle, Manifest, load_published
 from models.calibration import judge
 from models.errors import DataError
 from models.posterior import Model, Posterior
@@ -128,7 +128,7 @@ def evaluate_version(
 def load_version(store: Path, model: str) -> tuple[str, Bundle]:
     """A version of the store by any of its names, and what it is called in full."""
     name, version = resolve(store, model)
-    return f"{name}:{version}", load(store / name / str(version))
+    return f"{name}:{version}", load_published(store, name, version)
 
 
 def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = None) -> tuple[Rows, list[str]]:

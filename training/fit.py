@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from models.bundle import DataRecord, Manifest, MethodRecord, load, read_manifest
+from models.bundle import DataRecord, Manifest, MethodRecord, load_published, read_published
 from models.densities import shapes_of
 from models.errors import ConfigError, FitError
 from models.likelihoods import LIKELIHOODS
@@ -163,7 +163,7 @@ def pose(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem
     start_from = getattr(config.method, "start_from", None)
     if start_from is not None:
         name, version = resolve(store, start_from)
-        bundle = load(store / name / str(version))
+        bundle = load_published(store, name, version)
         check_draws(model, bundle.posterior.draws, where=f"method.start_from = {start_from!r}")
         earlier = bundle.posterior.draws
     # Chains are compared at calibration inputs: the test part is looked at once, after the fit.
@@ -180,7 +180,7 @@ def start_notes(config: Config, dataset: Dataset, store: Path) -> tuple[str, ...
         return ()
     name, version = resolve(store, start_from)
     folder = store / name / str(version)
-    manifest = read_manifest(folder)
+    manifest = read_published(store, name, version)
     trained = read_trained(folder, manifest.files)
     if trained is None:
         return ()

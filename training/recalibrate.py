@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Num
 from pydantic import ValidationError
 
-from models.bundle import SCHEMA_VERSION, Bundle, Manifest, load
+from models.bundle import SCHEMA_VERSION, Bundle, Manifest, load_published
 from models.densities import Densities, shapes_of
 from models.errors import ConfigError, DataError, clip_repr
 from models.store import check_writable, resolve
@@ -97,7 +97,7 @@ def calibrate_version(
     """
     name, version = resolve(store, model)
     check_writable(store, name)
-    bundle = load(store / name / str(version))
+    bundle = load_published(store, name, version)
     manifest = bundle.manifest
     terms = new_terms(manifest, overrides)
     trained = read_trained(store / name / str(version), manifest.files)

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from models.bundle import read_manifest
 from models.errors import BundleError, UnknownModel
+from models.regular import read_bounded
 from service.console.described import describe
 from service.errors import HTTPError
 from service.serving import Serving
@@ -28,6 +29,8 @@ _HERE = Path(__file__).parent
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _LIBRARY = ("uPlot.esm.js", "uPlot.min.css")
 
+_REPORT_BYTES = 64 * 2**20
+"""A report may have."""
 _FILE = "/console/{file}"
 _VERSION = "/console/models/{model}/versions/{version}"
 _REPORT = f"{_VERSION}/report.html"
@@ -133,7 +136,7 @@ def _read_report(folder: Path) -> bytes:
     if path.name not in files:
         raise UnknownModel(f"{folder.parent.name}:{folder.name} was published without a report")
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _REPORT_BYTES, BundleError)
     except OSError as error:
         raise BundleError("cannot be read", where=str(path), found=error.strerror) from error
     if hashlib.sha256(content).hexdigest() != files[path.name]:
