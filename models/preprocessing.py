@@ -173,7 +173,8 @@ def check_column_names(schema: ArrowSchema, where: str) -> None:
     Raises:
         DataError: naming the column.
     """
-    name, count = Counter(schema.names).most_common(1)[0] if schema.names else ("", 0)
+    names: list[str] = schema.names
+    name, count = Counter(names).most_common(1)[0] if names else ("", 0)
     if count > 1:
         raise DataError(
             f"column {clip_repr(name)}",

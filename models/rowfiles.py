@@ -40,6 +40,8 @@ LINE_BYTES = 16 * 2**20
 """Of a line of a .csv file, the header's among them, with the line breaks within its quotes."""
 CELL_BYTES = 8
 """Of a cell of a table, at least: it becomes a float64. The bytes of text come on top."""
+COLUMN_BYTES = 4096
+"""That the readers of tables take for a column, however few rows there are."""
 _PLAIN = "an .npz of plain arrays"
 _NPY_HEADER_BYTES = 16_384
 """More than any header that numpy reads has."""
@@ -187,6 +189,7 @@ def read_table(path: Path) -> ArrowTable:
 
 
 def _read_csv(path: Path) -> ArrowTable:
+    _check_width(path)
     try:
         # As text: a category must not change its name with the company it keeps (01 among numbers is 1).
         # Line breaks in quotes are allowed: only so does the reader notice a quote that is never closed.
@@ -221,11 +224,21 @@ def _read_csv(path: Path) -> ArrowTable:
     return table
 
 
+def _check_width(path: Path) -> None:
+    """Refuses a header of more columns than memory may be taken by; the reader makes room for each of them at once."""
+    with path.open("rb") as file:
+        head = file.read(LINE_BYTES).partition(b"\n")[0]
+    check_room(COLUMN_BYTES * (head.count(b",") + 1), str(path), "the columns")
+
+
 def _is_too_long(error: Exception, path: Path) -> bool:
     """Whether the reader found no end of a line in its block; of the header it only says that the block has no column."""
     said = str(error)
-    header = "cannot infer number of columns" in said and path.stat().st_size > LINE_BYTES
-    return header or "straddling object" in said or "out of sync with chunker" in said
+    if "cannot infer number of columns" in said:
+        with path.open("rb") as file:
+            head = file.read(LINE_BYTES)
+        return len(head) == LINE_BYTES or b'"' in head
+    return "straddling object" in said or "out of sync with chunker" in said
 
 
 def _ends_within_quotes(table: ArrowTable, path: Path) -> bool:
@@ -265,7 +278,7 @@ def _stated(file: Any) -> int:
     cells, unpacked = metadata.num_rows * sum(widths), 0
     for number in range(metadata.num_row_groups):
         unpacked += max(metadata.row_group(number).total_byte_size, 0)
-    return max(cells, unpacked)
+    return max(cells, unpacked, COLUMN_BYTES * metadata.num_columns)
 
 
 def _gathered(batches: Iterator[Any], schema: Any, where: str) -> ArrowTable:

@@ -131,9 +131,10 @@ HOSTILE = {
         "column 'x': expected one column of that name, found 2",
     ),
     "twice-wide.csv": (
-        lambda path: csv(path, b"x," * 300_000 + b"y\n"),
+        lambda path: csv(path, b"x," * 15_000 + b"y\n"),
         "column 'x': expected one column of that name",
     ),
+    "wide.csv": (lambda path: csv(path, b"x," * 300_000 + b"y\n"), MUCH),
     "twice-y.csv": (
         lambda path: csv(path, b"x,y,y\n", b"1,a,b\n"),
         "column 'y': expected one column of that name, found 2",
@@ -205,7 +206,7 @@ HOSTILE = {
 }
 
 READER = """
-import json, resource, signal, sys, time
+import json, signal, sys
 from pathlib import Path
 from models.errors import AbstainError
 from service.offline import read_rows
@@ -214,7 +215,7 @@ from training.sources import read_source
 def late(*_):
     raise TimeoutError("too long")
 signal.signal(signal.SIGALRM, late)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 folder, seconds = Path(sys.argv[1]), int(sys.argv[2])
 doors = {"fit": lambda path: read_source(str(path), DataConfig(target="y"), classify=True), "predict": lambda path: read_rows(path, None)}
 for path in sorted(folder.iterdir()):
