@@ -70,6 +70,9 @@ class FitError(AbstainError):
 
 
 def clip_repr(value: object, limit: int = 60) -> str:
-    """`repr`, cut where an error message would drown in it."""
-    text = repr(value)
+    """`repr`, cut where an error message would drown in it; the type's name where there is none (10**5000)."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

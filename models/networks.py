@@ -19,7 +19,7 @@ from models.errors import AbstainError
 from models.module import ModuleSpec, OneExample, check_network
 
 Activation = Literal["relu", "tanh", "gelu", "silu", "softplus", "sigmoid"]
-Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, max_length=1000)]
 """A list in TOML and JSON; strictness is about what is in it."""
 Parameters = Any  # a pytree of arrays, as Flax makes it
 
@@ -128,7 +128,7 @@ def parameter_shapes(network: Network, example_shape: tuple[int, ...]) -> Parame
     example = jax.ShapeDtypeStruct(example_shape, jnp.float32)
     try:
         variables = jax.eval_shape(network.init, jax.random.key(0), example)
-    except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AssertionError, IndexError, ArithmeticError) as error:
         raise AbstainError(
             f"{name} cannot take an example of shape {example_shape}",
             where="network",

@@ -7,6 +7,7 @@ A table's text never reaches it: `encode_table` turns categories into their code
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from models.errors import DataError, clip_repr
 pa: Any = pyarrow
 pc: Any = arrow_compute
 ArrowTable = Any
+ArrowSchema = Any
 ArrowColumn = Any
 
 
@@ -154,7 +156,7 @@ def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> 
     Raises:
         DataError: a column is missing, holds text where numbers belong, an infinity, or a category never seen.
     """
-    check_column_names(table, where)
+    check_column_names(table.schema, where)
     present = set(table.column_names)
     absent = [column.name for column in columns if column.name not in present]
     if absent:
@@ -165,17 +167,22 @@ def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> 
     return np.stack(encoded, axis=1) if encoded else np.empty((table.num_rows, 0))
 
 
-def check_column_names(table: ArrowTable, where: str) -> None:
-    """Refuses a table with two columns of one name.
+def check_column_names(schema: ArrowSchema, where: str) -> None:
+    """Refuses two columns of one name.
 
     Raises:
         DataError: naming the column.
     """
-    names: list[str] = table.column_names
-    for name in names:
-        if names.count(name) > 1:
-            found = names.count(name)
-            raise DataError(f"column {name!r}", where=where, expected="one column of that name", found=found)
+    names: list[str] = schema.names
+    name, count = Counter(names).most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise DataError(
+            f"column {clip_repr(name)}",
+            where=where,
+            expected="one column of that name",
+            found=count,
+            fix="rename or remove the others",
+        )
 
 
 def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.ndarray, " rows"]:
@@ -248,8 +255,18 @@ def _no_number(name: str, where: str, row: int, found: str, fix: str) -> DataErr
 
 
 def category_texts(values: ArrowColumn) -> list[str | None]:
-    """The cells as text, None for a gap: `1` and `"1"` are one category, however a file types the column."""
-    return [_text(value) for value in values.to_pylist()]
+    """The cells as text, None for a gap: `1` and `"1"` are one category, however a file types the column.
+
+    Equal cells share one text: a column of long texts that repeat takes no more memory than its different ones.
+    """
+    try:
+        encoded = values if pa.types.is_dictionary(values.type) else pc.dictionary_encode(values)
+        if isinstance(encoded, pa.ChunkedArray):
+            encoded = encoded.unify_dictionaries().combine_chunks()
+    except pa.ArrowNotImplementedError:  # of types that have no equality
+        return [_text(value) for value in values.to_pylist()]
+    words = [_text(value) for value in encoded.dictionary.to_pylist()]
+    return [None if code is None else words[code] for code in encoded.indices.to_pylist()]
 
 
 def _text(value: object) -> str | None:

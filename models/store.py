@@ -3,20 +3,21 @@
     STORE/NAME/3/           a bundle, renamed into place: it exists whole or not at all
     STORE/NAME/labels.json  {"labels": {"stable": 3}, "previous": {"stable": [1, 2]}}
     STORE/NAME/.writing-*   a bundle in the making; held by a lock that dies with its writer, then swept away
+    STORE/NAME/.lock        by which writers of one model take turns
 
-Writers of one model take turns by an flock on its folder; readers need no lock, for all they see is renamed into place.
+Readers need no lock, for all they see is renamed into place. Locks are flocks on files opened for writing
+(`models/files.py`); they hold on NFS too.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from models.errors import StoreError, UnknownModel, clip_repr
+from models.files import REMEDY, disk_errors, hold
 from models.regular import read_bounded
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -32,6 +34,7 @@ STABLE = "stable"
 LABELS = "labels.json"
 LABELS_BYTES = 2**20
 """The file may have; a change of a label takes about ten."""
+LOCK = ".lock"
 _REFERENCE = re.compile(rf"({NAME_PATTERN})(?::([1-9][0-9]{{0,8}})|@({LABEL_PATTERN}))?")
 
 
@@ -195,34 +198,43 @@ def check_writable(store: Path, name: str) -> None:
     _refuse_link(home)
     nearest = next(folder for folder in (home, *home.parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        fault = os.strerror(errno.EACCES if nearest.is_dir() else errno.ENOTDIR)
+        fault = os.strerror(_why_not(nearest) if nearest.is_dir() else errno.ENOTDIR)
         raise StoreError("cannot be written", where=str(home), found=f"{nearest}: {fault}")
 
 
-def publish(store: Path, name: str, write: Callable[[Path], None], seal: Callable[[Path, int], None]) -> int:
+def _why_not(folder: Path) -> int:
+    return errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+
+
+def publish(
+    store: Path,
+    name: str,
+    write: Callable[[Path], None],
+    seal: Callable[[Path, int], None],
+    remedy: str = REMEDY,
+) -> int:
     """Publishes a new version: written beside, renamed into place; returns its number.
 
     Args:
         write: fills the folder of the bundle in the making; may take its time.
         seal: called last, under the model's lock, with the folder and the version's number.
+        remedy: what to do where the disk is full, read-only or fails.
 
     Raises:
         StoreError: the name is not one, or the store cannot be written.
     """
     check_writable(store, name)
     home = store / name
-    try:
+    with disk_errors(home, remedy):
         home.mkdir(parents=True, exist_ok=True)
         with _draft(home) as draft:
             write(draft)
-            with _locked(home):
+            with hold(home / LOCK):
                 version = _next_version(store, name)
                 seal(draft, version)
                 _sync(draft)
                 draft.rename(home / str(version))
                 _sync_folder(home)
-    except OSError as error:
-        raise StoreError("cannot be written", where=str(home), found=str(error)) from error
     return version
 
 
@@ -250,7 +262,7 @@ def set_label(store: Path, name: str, version: int, label: str) -> None:
             found=clip_repr(label),
         )
     resolve_among(Reference(name, version, None), versions(store, name), {})
-    with _locked(store / name):
+    with _labelling(store / name):
         old = read_labels(store, name)
         if old.labels.get(label) == version:
             return
@@ -274,7 +286,7 @@ def rollback(store: Path, name: str) -> int:
         raise UnknownModel(
             f"no model named {name!r}", where=str(store), expected=_listing(model_names(store)), found=name
         )
-    with _locked(store / name):
+    with _labelling(store / name):
         old = read_labels(store, name)
         others = set(versions(store, name)) - {old.labels.get(STABLE)}
         earlier = list(old.previous.get(STABLE, []))
@@ -294,50 +306,67 @@ def rollback(store: Path, name: str) -> int:
     return version
 
 
+@contextmanager
+def _labelling(home: Path) -> Generator[None]:
+    """The model's lock, for one who changes its labels; what a full or read-only disk raises names the labels' file."""
+    with disk_errors(home / LABELS), hold(home / LOCK):
+        _sweep(home)
+        yield
+
+
 def _write_labels(home: Path, labels: Labels) -> None:
-    with tempfile.NamedTemporaryFile(dir=home, prefix=".labels-", delete=False) as file:
-        file.write(orjson.dumps(labels.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).chmod(0o644)
-    Path(file.name).rename(home / LABELS)
+    """Writes beside and renames into place, under the model's lock."""
+    descriptor, name = tempfile.mkstemp(dir=home, prefix=".labels-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(orjson.dumps(labels.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).rename(home / LABELS)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
     _sync_folder(home)
 
 
 @contextmanager
-def _locked(folder: Path, *, blocking: bool = True) -> Generator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
 def _draft(home: Path) -> Generator[Path]:
-    """A new folder for a bundle in the making, locked as long as its writer lives."""
-    with _locked(home):
-        _sweep(home)
-        draft = Path(tempfile.mkdtemp(dir=home, prefix=".writing-"))
-        draft.chmod(0o755)
-        descriptor = os.open(draft, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
+    """A new folder for a bundle in the making, locked as long as its writer lives.
+
+    It lies in a folder of its own beside its lock, for all that lies in the bundle's folder is published.
+    """
+    with ExitStack() as held:
+        with hold(home / LOCK):
+            _sweep(home)
+            place = Path(tempfile.mkdtemp(dir=home, prefix=".writing-"))
+            # Undone in reverse: NFS keeps a file that is open under another name, and so its folder.
+            held.callback(shutil.rmtree, place, ignore_errors=True)
+            held.enter_context(hold(place / "lock"))
+            draft = place / "bundle"
+            draft.mkdir()
+            draft.chmod(0o755)
         yield draft
-    finally:
-        os.close(descriptor)
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _sweep(home: Path) -> None:
-    """Removes what writers that were killed have left."""
+    """Removes what writers that were killed have left; called under the model's lock.
+
+    Who makes a draft makes its lock before it lets go of the model's, so a draft without a lock is abandoned. Labels are
+    written under the model's lock from beginning to end, so all drafts of them are.
+    """
+    for abandoned in home.glob(".labels-*"):
+        with suppress(OSError):
+            abandoned.unlink()
     for abandoned in home.glob(".writing-*"):
+        if not abandoned.is_dir():
+            continue
         try:
-            with _locked(abandoned, blocking=False):
-                shutil.rmtree(abandoned, ignore_errors=True)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # its writer lives, or another has swept it
+            with hold(abandoned / "lock", blocking=False):
+                pass
+        except (BlockingIOError, FileNotFoundError, StoreError):
+            continue  # its writer lives, or removes it just now, or is another user
+        shutil.rmtree(abandoned, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

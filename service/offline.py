@@ -18,6 +18,7 @@ import pyarrow.parquet as arrow_parquet
 from models.bundle import Bundle
 from models.calibration import judge
 from models.errors import DataError, InputError
+from models.files import disk_errors
 from models.posterior import Model
 from models.predictive import Predictor, buckets_for
 from models.preprocessing import encode_table, first_unknown_code
@@ -50,7 +51,7 @@ def predict_file(
     The file is read before anything is compiled, and then only the batch sizes that so many rows need.
 
     Raises:
-        DataError: a file's ending, its rows, or a row's prediction is wrong.
+        DataError: a file's ending, its rows, or a row's prediction is wrong; or the answers cannot be written.
         CalibrationError: the calibration split is too small for the percentile.
     """
     if out.suffix not in ENDINGS:
@@ -128,15 +129,16 @@ def _answers(
 
 
 def _write(columns: dict[str, list[Any]], out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=out.parent, prefix=".writing-", suffix=out.suffix, delete=False) as file:
-        draft = Path(file.name)
-    try:
-        _WRITERS[out.suffix](columns, draft)
-        draft.chmod(0o644)
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with disk_errors(out, kind=DataError):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=".writing-", suffix=out.suffix, delete=False) as file:
+            draft = Path(file.name)
+        try:
+            _WRITERS[out.suffix](columns, draft)
+            draft.chmod(0o644)
+            os.replace(draft, out)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def _write_jsonl(columns: dict[str, list[Any]], path: Path) -> None:

@@ -20,7 +20,7 @@ from models.densities import OF_TASK
 from models.errors import AbstainError, CalibrationError, ConfigError, FitError, StoreError
 from models.ranks import threshold
 from models.scores import SCORES
-from models.store import model_names, read_labels, set_label, versions
+from models.store import LOCK, model_names, read_labels, set_label, versions
 from tests.conftest import CONFIGS, PROJECT, abstain, silent
 from training.config import DataConfig, NUTSConfig, VIConfig, read_config
 from training.diagnostics import chain_shortfalls
@@ -252,7 +252,7 @@ def test_a_killed_fit_leaves_no_half_version_and_the_next_one_sweeps_up(quick):
 
     result = abstain("fit", folder / "tiny.toml", "--store", folder / "store")
     assert (result.returncode, result.stdout) == (0, f"tiny:{whole[-1] + 1}\n"), result.stderr
-    assert {entry.name for entry in home.iterdir()} == {*map(str, [*whole, whole[-1] + 1]), "labels.json", FOLDER}
+    assert {entry.name for entry in home.iterdir()} == {*map(str, [*whole, whole[-1] + 1]), "labels.json", FOLDER, LOCK}
     assert not list((home / FOLDER).iterdir())
     first, last = load(home / "1"), load(home / str(whole[-1] + 1))
     jax.tree.map(np.testing.assert_array_equal, first.posterior.draws, last.posterior.draws)

@@ -1,7 +1,5 @@
 """The store: versions and labels on disk, published whole or not at all, by many writers, some of which die."""
 
-import fcntl
-import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import StoreError, UnknownModel
+from models.files import hold
 from models.store import (
     LABEL_PATTERN,
+    LOCK,
     NAME_PATTERN,
     Reference,
     model_names,
@@ -48,8 +48,8 @@ def publish_some(store, name="toy", count=1):
 
 
 def leftovers(store, name="toy"):
-    """What lies in a model's folder beside its versions and labels."""
-    return sorted(path.name for path in (store / name).iterdir() if path.name.startswith("."))
+    """What lies in a model's folder beside its versions, labels and lock."""
+    return sorted(path.name for path in (store / name).iterdir() if path.name.startswith(".") and path.name != LOCK)
 
 
 def test_versions_count_from_one(tmp_path):
@@ -86,7 +86,7 @@ def test_a_failing_writer_leaves_nothing(tmp_path, stage, failure):
     stages = {"write": write, "seal": seal, stage: fail}
     with pytest.raises(type(failure)):
         publish(tmp_path, "toy", stages["write"], stages["seal"])
-    assert (list((tmp_path / "toy").iterdir()), versions(tmp_path, "toy"), model_names(tmp_path)) == ([], [], [])
+    assert (leftovers(tmp_path), versions(tmp_path, "toy"), model_names(tmp_path)) == ([], [], [])
     assert publish_some(tmp_path) == [1]
 
 
@@ -372,12 +372,8 @@ def test_readers_need_no_lock(tmp_path):
     """A writer that holds the model's lock for ever keeps no one from resolving."""
     publish_some(tmp_path)
     set_label(tmp_path, "toy", 1, "stable")
-    descriptor = os.open(tmp_path / "toy", os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with hold(tmp_path / "toy" / LOCK):
         assert (resolve(tmp_path, "toy@stable"), served_versions(tmp_path, "toy")) == (("toy", 1), [1])
-    finally:
-        os.close(descriptor)
 
 
 def test_served_are_stable_and_every_labelled_version(tmp_path):

@@ -26,11 +26,21 @@ from pydantic import (
 from models.conformal import IntervalKind, SetKind
 from models.decision import Rule
 from models.errors import ConfigError, clip_repr
+from models.files import not_a_file
 from models.likelihoods import LikelihoodName
 from models.module import ModuleSpec
 from models.networks import LeNetSpec, MLPSpec, NetworkSpec
 from models.store import NAME_PATTERN
 
+CONFIG_BYTES = 512 * 1024
+DEPTH = 32
+"""Tables and lists in each other, of a config file."""
+LARGEST = 2**63
+"""Whole numbers of a config are below it: more fit neither into a random key nor into a manifest's readers."""
+_PART = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_DEEP_KEY = re.compile(rf"(?:{_PART}\s*+\.\s*+){{{DEPTH}}}")
+Counted = Annotated[int, Field(gt=0, lt=2**31)]
+"""What a compiled program counts, in 32 bits."""
 Size = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 """A number of rows, or a share of them."""
 
@@ -48,7 +58,7 @@ class Section(BaseModel):
 class AugmentConfig(Section):
     """How images are changed at random (`augment.py`), each way by an amount drawn within its limits; off where 0."""
 
-    shift: NonNegativeInt = 0
+    shift: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Whole pixels, in both directions."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Degrees, either way."""
@@ -241,7 +251,7 @@ class HMCConfig(ChainSettings):
     kind: Literal["hmc"] = "hmc"
     step_size: PositiveFloat = 0.1
     """Where adaptation starts; the step size itself, if there is none."""
-    leapfrogs: PositiveInt = 10
+    leapfrogs: Counted = 10
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Each trajectory's step size is drawn from [1 − jitter, 1] of the adapted one: no resonance holds a chain for long."""
     adaptation: Adaptation = "dual_averaging"
@@ -267,7 +277,7 @@ class ChEESConfig(ChainSettings):
     chains: Annotated[int, Field(ge=4)] = 16
     step_size: PositiveFloat = 0.1
     target_acceptance: Acceptance = 0.8
-    max_leapfrogs: PositiveInt = 1_000
+    max_leapfrogs: Counted = 1_000
     """In one trajectory."""
     mass_matrix: Literal["diagonal", "unit"] = "diagonal"
     chain_method: Literal["vectorized", "parallel"] = "vectorized"
@@ -363,16 +373,78 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises:
         ConfigError: naming the file and the key, what was expected and what was found.
     """
-    try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError("cannot be read", where=str(path), found=error.strerror) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("is not TOML", where=str(path), found=str(error)) from error
+    content = _parsed(_text_of(path), str(path))
     before = _validated(content, str(path))
     for override in overrides:
         apply_override(override, content, before)
-    return _validated(content, f"{path} with {' '.join(overrides)}" if overrides else str(path))
+    where = f"{path} with {clip_repr(' '.join(overrides), 200)}" if overrides else str(path)
+    _check_values(content, where)
+    return _validated(content, where)
+
+
+def _text_of(path: Path) -> str:
+    found = not_a_file(path)
+    if found:
+        raise ConfigError("cannot be read", where=str(path), expected="a file", found=found)
+    try:
+        with path.open("rb") as file:
+            content = file.read(CONFIG_BYTES + 1)
+        if len(content) > CONFIG_BYTES:
+            raise ConfigError("is too long", where=str(path), expected=f"at most {CONFIG_BYTES:,} bytes", found="more")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise ConfigError("cannot be read", where=str(path), found=error.strerror) from error
+    except ValueError as error:  # no UTF-8, or a path with a NUL byte
+        raise ConfigError("is not TOML", where=str(path), found=str(error)) from error
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        ConfigError: it is no TOML, nested too deeply, or holds a number that is none of the config's.
+    """
+    try:
+        # The parser takes time by the square of a key's parts.
+        content = None if _DEEP_KEY.search(text) else tomllib.loads(text.replace("\r\n", "\n"))
+    except RecursionError:
+        content = None
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
+        raise ConfigError("is not TOML", where=where, found=str(error)) from error
+    if content is None:
+        raise _too_deep(where)
+    _check_values(content, where)
+    return content
+
+
+def _check_values(content: dict[str, Any], where: str) -> None:
+    """Refuses what no key of the config can be, before anything is computed of it.
+
+    Raises:
+        ConfigError: tables or lists are nested too deeply, or a whole number does not fit into 64 bits.
+    """
+    left: list[tuple[str, int, Any]] = [("", 0, content)]
+    while left:
+        key, depth, value = left.pop()
+        if depth > DEPTH:
+            raise _too_deep(where)
+        if isinstance(value, dict):
+            left += [(f"{key}.{name}" if key else name, depth + 1, item) for name, item in value.items()]
+        elif isinstance(value, list):
+            left += [(key, depth + 1, item) for item in value]
+        elif isinstance(value, int) and abs(value) >= LARGEST:
+            raise ConfigError(
+                clip_repr(key) if len(key) > 60 else key,
+                where=where,
+                expected=f"a whole number below {LARGEST:,}",
+                found=clip_repr(value),
+            )
+
+
+def _too_deep(where: str) -> ConfigError:
+    return ConfigError(
+        "is nested too deeply", where=where, expected=f"at most {DEPTH} tables or lists in each other", found="more"
+    )
 
 
 def _validated(content: dict[str, Any], where: str) -> Config:
@@ -449,6 +521,8 @@ def apply_override(override: str, content: dict[str, Any], config: Section) -> N
 
 
 def _full_key(key: str, tree: dict[str, Any]) -> list[str]:
+    if _DEEP_KEY.search(f"{key}."):
+        raise _too_deep("--set")
     parts = [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|([^."]+)', key)]
     if len(parts) > 1 or key in tree:
         return parts
@@ -464,3 +538,7 @@ def _value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except RecursionError as error:
+        raise _too_deep("--set") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError("is not TOML", where="--set", found=str(error)) from error

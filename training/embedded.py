@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from models.rowfiles import check_room
+
 Arrays = dict[str, np.ndarray]
 Law = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 
@@ -64,6 +66,8 @@ def _drawn(law: Law, train_rows: int, seed: int) -> Callable[[float, float], Arr
         arrays: Arrays = {}
         for stream, (part, size) in enumerate(sizes.items()):
             rows = int(size) if size >= 1 else max(1, round(size * train_rows))
+            # Three numbers of 8 bytes, of one or two features and the target.
+            check_room(24 * rows, f"data.{part}_size = {size}", "the rows to be drawn")
             arrays[f"x_{part}"], arrays[f"y_{part}"] = law(np.random.default_rng([seed, stream]), rows)
         return arrays
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from models.files import disk_errors
+from training.journal import RESUME
 from training.methods.form import Fitted, Problem
 
 TENSORBOARD_STEPS = 200
@@ -25,11 +27,17 @@ class Exports:
 
 
 def write_exports(exports: Exports, problem: Problem, fitted: Fitted) -> None:
-    """Writes what was asked for."""
+    """Writes what was asked for.
+
+    Raises:
+        StoreError: the disk is full, read-only or fails.
+    """
     if exports.netcdf is not None:
-        write_netcdf(exports.netcdf, problem, fitted)
+        with disk_errors(exports.netcdf, RESUME):
+            write_netcdf(exports.netcdf, problem, fitted)
     if exports.tensorboard is not None:
-        write_tensorboard(exports.tensorboard, problem, fitted)
+        with disk_errors(exports.tensorboard, RESUME):
+            write_tensorboard(exports.tensorboard, problem, fitted)
 
 
 def write_netcdf(path: Path, problem: Problem, fitted: Fitted) -> None:
@@ -43,7 +51,12 @@ def write_netcdf(path: Path, problem: Problem, fitted: Fitted) -> None:
             "lp": fitted.chains.column("log_density")
         }
     path.parent.mkdir(parents=True, exist_ok=True)
-    arviz_base.from_dict(groups).to_netcdf(path, engine="h5netcdf")
+    beside = path.with_name(f".writing-{path.name}")
+    try:
+        arviz_base.from_dict(groups).to_netcdf(beside, engine="h5netcdf")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def samples(problem: Problem, fitted: Fitted) -> Any:

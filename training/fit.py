@@ -28,10 +28,11 @@ from training.evaluate import quality, reject_rates
 from training.export import Exports, write_exports
 from training.failures import Failure, attempt
 from training.gate import draws_notes, draws_shortfalls, metric_shortfalls, prediction_shortfalls
-from training.journal import Journal, Progress
+from training.journal import RESUME, Journal, Progress
 from training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
 from training.methods import map as mode
 from training.methods.form import Fitted, Method, Problem
+from training.needs import check_needs, count_parameters, least_parameters
 from training.probe import try_far_rows
 from training.progress import stage
 from training.publish import git_commit, installed_packages, now, publish_version
@@ -91,8 +92,10 @@ def fit(
         ConfigError, DataError, CalibrationError: before anything is fitted.
         FitError: inference came to no posterior.
     """
+    check_needs(config, least_parameters(config.network), 1)
     dataset = load_dataset(config, where)
     model = build_model(config, dataset)
+    check_needs(config, count_parameters(model), len(dataset.train))
     check_terms(config.calibration, model, dataset.calibration.y)
     check_writable(store, config.name)
     strange = strange_sets(config.evaluation.ood, dataset.test.x, model)
@@ -117,7 +120,7 @@ def fit(
             write_exports(exports, problem, fitted)
             manifest = describe(config, dataset, fitted, calibrated, metrics)
             trained = remember(model.preprocessing, dataset.train.x, dataset.calibration.x)
-            version = publish_version(store, manifest, fitted.posterior, calibrated, shown, trained)
+            version = publish_version(store, manifest, fitted.posterior, calibrated, shown, trained, RESUME)
         close_journal(journal, keep=can_be_lengthened(config))
     return Published(version.number, metrics, fitted.shortfalls, version.notes)
 

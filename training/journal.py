@@ -21,14 +21,17 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from models.errors import ConfigError, DataError
+from models.files import disk_errors
 
+RESUME = "free space there or make it writable, then run the same command with --resume: what is done is not done again"
+"""What to do where a disk ends a fit."""
 Trace = dict[str, np.ndarray]
 """What a block leaves behind, step axis 0."""
 Block = Callable[[Any, int], tuple[Any, Trace, dict[str, float]]]
@@ -114,7 +117,8 @@ class Journal:
                 )
         elif folder:
             sizes = []
-            folder.mkdir(parents=True, exist_ok=True)
+            with disk_errors(folder, RESUME):
+                folder.mkdir(parents=True, exist_ok=True)
         else:
             sizes = []
         while done < steps:
@@ -179,12 +183,29 @@ def _like(leaf: Any, kept: np.ndarray) -> Any:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
+    def save(file: IO[bytes]) -> None:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+
+    with disk_errors(path, RESUME):
+        write_beside(path, save)
+
+
+def write_beside(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file beside, and renames it into place once it is on the disk; what fails leaves nothing.
+
+    Raises:
+        OSError: the disk is full, read-only or fails.
+    """
+    beside = path.with_suffix(".part")
+    try:
+        with beside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path, *names: str) -> Trace:

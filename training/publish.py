@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import logging
 import subprocess
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from models.bundle import Manifest, write_arrays, write_manifest
+from models.files import REMEDY
 from models.posterior import Posterior
 from models.store import publish
 from models.trainedrows import TrainedRows, write_trained
@@ -34,18 +37,24 @@ def publish_version(
     calibrated: Calibrated,
     shown: Shown = Shown(),  # noqa: B008 - a frozen record
     trained: TrainedRows | None = None,
+    remedy: str = REMEDY,
 ) -> Version:
     """A new version in the store, whole or not at all.
 
     Args:
         shown: what the report is drawn from, besides.
         trained: hashes of the training rows, for later calibrations.
+        remedy: what to do where the disk is full, read-only or fails.
+
+    Raises:
+        StoreError: the store cannot be written.
     """
     calibration = calibrated.calibration
     notes = manifest.notes
 
     def write(folder: Path) -> None:
-        write_arrays(folder, posterior, calibration, calibrated.densities)
+        with _without_log_of("absl"):
+            write_arrays(folder, posterior, calibration, calibrated.densities)
         if trained is not None:
             write_trained(folder, trained)
 
@@ -55,7 +64,19 @@ def publish_version(
         notes = (*manifest.notes, *write_report(folder / "report.html", numbered, calibration, shown))
         write_manifest(folder, numbered.model_copy(update={"notes": notes}))
 
-    return Version(publish(store, manifest.name, write, seal), notes)
+    return Version(publish(store, manifest.name, write, seal, remedy), notes)
+
+
+@contextmanager
+def _without_log_of(name: str) -> Generator[None]:
+    """Orbax logs what it raises as well, with the tracebacks of all its threads."""
+    logger = logging.getLogger(name)
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def now() -> str:

@@ -1,6 +1,7 @@
 """Where a fit's journal is, so that a fit that was cut off can go on, and a finished one can be lengthened.
 
-    STORE/NAME/.fits/DIGEST/   the digest is of everything that the draws depend on: config, data, package versions
+    STORE/NAME/.fits/DIGEST/       the digest is of everything that the draws depend on: config, data, package versions
+    STORE/NAME/.fits/DIGEST/lock   held by the fit that writes there
 
 Left out of the digest is what may change on resuming: the number of samples (of steps, where the learning rate is
 constant), how many draws are kept, the calibration's terms, and what the fit is reported on. A published fit leaves its
@@ -10,23 +11,23 @@ removed on publishing.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from models.errors import ConfigError, StoreError
+from models.files import disk_errors, hold
 from training.config import Config
-from training.journal import Journal, Progress
+from training.journal import Journal, Progress, write_beside
 
 FOLDER = ".fits"
 FINISHED = "finished"
+LOCK = "lock"
 
 
 @contextmanager
@@ -54,31 +55,32 @@ def open_journal(
             found=f"fits of others: {', '.join(others)}" if others else "none",
             fix="leave --resume out to begin one",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(
-                "a fit of the same settings is under way", where=str(folder), fix="wait for it, or change the seed"
-            ) from error
-        if not resume:
-            for left in folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        (folder / FINISHED).unlink(missing_ok=True)
-        terms = terms_of(config, fingerprint, packages)
-        (folder / "fit.json").write_bytes(orjson.dumps(terms, option=orjson.OPT_INDENT_2))
+    with ExitStack() as held:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(hold(folder / LOCK, blocking=False))
+            except BlockingIOError as error:
+                raise StoreError(
+                    "a fit of the same settings is under way", where=str(folder), fix="wait for it, or change the seed"
+                ) from error
+            if not resume:
+                for left in folder.iterdir():
+                    if left.name != LOCK:
+                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+            (folder / FINISHED).unlink(missing_ok=True)
+            terms = orjson.dumps(terms_of(config, fingerprint, packages), option=orjson.OPT_INDENT_2)
+            write_beside(folder / "fit.json", lambda file: file.write(terms))
         yield Journal(folder, progress)
-    finally:
-        os.close(descriptor)
 
 
 def close_journal(journal: Journal, *, keep: bool) -> None:
     """After publishing: keeps the journal of a fit that can be lengthened, and removes other finished ones."""
     if journal.folder is None:
         return
-    (journal.folder / FINISHED).touch()
+    # The version is published. On a full disk its journal stays as one that was cut off, which does no harm.
+    with suppress(OSError):
+        (journal.folder / FINISHED).touch()
     for other in journal.folder.parent.iterdir():
         if (other != journal.folder or not keep) and (other / FINISHED).is_file():
             shutil.rmtree(other, ignore_errors=True)

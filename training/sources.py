@@ -10,15 +10,17 @@ targets that fit the likelihood: class indices, or numbers.
 from __future__ import annotations
 
 import gzip
+import math
+import os
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Num
 
-from models.errors import DataError
+from models.errors import AbstainError, DataError
 from models.posterior import Model
 from models.preprocessing import encode_table
-from models.rowfiles import TABLES, checked_inputs, read_npz, read_table
+from models.rowfiles import TABLES, check_is_file, check_room, checked_inputs, read_npz, read_table
 from training.config import DataConfig, Size
 from training.embedded import EMBEDDED
 from training.hints import array_hints
@@ -33,6 +35,7 @@ IDX_NAMES = {
     "x_test": "t10k-images-idx3-ubyte",
     "y_test": "t10k-labels-idx1-ubyte",
 }
+PIECE_BYTES = 2**20
 PARTS = ("_train", "_test", "_calibration", "")
 
 
@@ -82,7 +85,7 @@ def read_arrays(where: str, calibration_size: Size, test_size: Size) -> dict[str
     if where in EMBEDDED:
         return EMBEDDED[where](calibration_size, test_size)
     path = Path(where)
-    if not path.exists():
+    if not os.path.exists(where):
         known = ", ".join(EMBEDDED)
         raise DataError("no such file", where=where, expected=f"a path, or one of {known}", found="nothing")
     return _read_idx(path) if path.is_dir() else read_npz(path)
@@ -243,35 +246,50 @@ def _own_split(
 
 def _read_idx(folder: Path) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
+    taken = 0
     for name, file in IDX_NAMES.items():
         spellings = [f"{stem}{end}" for stem in (file, file.replace("-idx", ".idx")) for end in ("", ".gz")]
-        path = next((folder / spelling for spelling in spellings if (folder / spelling).is_file()), None)
+        there = [folder / spelling for spelling in spellings if (folder / spelling).exists()]
+        # Some archives of MNIST unpack into folders of these names beside the files.
+        path = next((path for path in there if not path.is_dir()), None)
         if path is not None:
-            arrays[name] = _read_idx_file(path)
+            arrays[name] = _read_idx_file(path, taken)
+            taken += arrays[name].nbytes
     if not arrays:
         expected = ", ".join(IDX_NAMES.values())
         raise DataError("no IDX files", where=str(folder), expected=expected, found="none of them")
     return arrays
 
 
-def _read_idx_file(path: Path) -> np.ndarray:
-    """One IDX file: two zero bytes, the type (8: unsigned byte), the number of axes, their lengths, the data."""
+def _read_idx_file(path: Path, taken: int) -> np.ndarray:
+    """One IDX file: two zero bytes, the type (8: unsigned byte), the number of axes, their lengths, the data.
+
+    No more is read, or unpacked, than the header says and memory may be taken by.
+
+    Args:
+        taken: bytes that the folder's other files take.
+    """
+    check_is_file(path)
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4)
+            axes = start[3] if len(start) > 3 else 0
+            lengths = file.read(4 * axes)
+            if start[:3] != b"\0\0\x08" or not axes or len(lengths) < 4 * axes:
+                found = start.hex() or "nothing"
+                raise DataError("header", where=str(path), expected="an IDX file of unsigned bytes", found=found)
+            shape = tuple(np.frombuffer(lengths, ">u4").tolist())
+            # Python's integers: a damaged header may name lengths whose product overflows numpy's.
+            length = math.prod(shape)
+            check_room(math.prod(axis or 1 for axis in shape), str(path), already=taken)
+            content = bytearray()
+            while len(content) <= length and (piece := file.read(min(PIECE_BYTES, length + 1 - len(content)))):
+                content += piece
+    except AbstainError:
+        raise
     except Exception as error:  # gzip and zlib raise many kinds for a damaged file.
         raise DataError("cannot be read", where=str(path), found=str(error)) from error
-    axes = content[3] if len(content) > 3 else 0
-    start = 4 + 4 * axes
-    if content[:3] != b"\0\0\x08" or not axes or len(content) < start:
-        found = content[:4].hex() or "nothing"
-        raise DataError("header", where=str(path), expected="an IDX file of unsigned bytes", found=found)
-    shape = tuple(np.frombuffer(content, ">u4", axes, 4).tolist())
-    # Python's integers: a damaged header may name lengths whose product overflows numpy's.
-    length = 1
-    for axis in shape:
-        length *= axis
-    if len(content) - start != length:
-        raise DataError(
-            "length", where=str(path), expected=f"{length} bytes for {shape}", found=f"{len(content) - start}"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    if len(content) != length:
+        found = f"{len(content)}" if len(content) < length else "more"
+        raise DataError("length", where=str(path), expected=f"{length} bytes for {shape}", found=found)
+    return np.frombuffer(content, np.uint8).reshape(shape)

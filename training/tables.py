@@ -32,8 +32,8 @@ def table_source(table: ArrowTable, where: str, config: DataConfig, fitted: Mode
     Raises:
         DataError: naming the column and the row at fault.
     """
+    check_column_names(table.schema, where)
     target = _target(table, where, config, fitted)
-    check_column_names(table, where)
     if fitted:
         columns = fitted.preprocessing.columns
     else:
