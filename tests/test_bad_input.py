@@ -82,7 +82,7 @@ def raw(address: tuple[str, int], *parts: bytes, until: bytes | None = None) -> 
 
 def head(length: int | None, *more: str) -> bytes:
     """The head of a `POST /predict`."""
-    lines = ["POST /predict HTTP/1.1", "Host: abstain", "Content-Type: application/json", *more]
+    lines = ["POST /predict HTTP/1.1", "Host: localhost", "Content-Type: application/json", *more]
     if length is not None:
         lines.append(f"Content-Length: {length}")
     return "\r\n".join([*lines, "", ""]).encode()
@@ -461,7 +461,7 @@ def test_a_chunked_body_is_a_body(server):
     [
         head(1000) + b'{"inputs"',
         head(None, "Transfer-Encoding: chunked") + b'5\r\n{"inp\r\n',
-        b"POST /predict HTTP/1.1\r\nHost: abst",
+        b"POST /predict HTTP/1.1\r\nHost: localh",
         head(-1),
         head(None, "Transfer-Encoding: chunked") + b"not hexadecimal\r\n",
         head(5, "Content-Length: 100000000") + b"hello",
