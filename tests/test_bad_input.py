@@ -12,6 +12,8 @@ import httpx
 import numpy as np
 import pytest
 
+from service.guard import SAFE_HEADERS
+
 JSON = {"Content-Type": "application/json"}
 ROW = json.dumps([7] * 64)
 LIMIT = 32 * 1024 * 1024
