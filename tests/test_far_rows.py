@@ -63,7 +63,7 @@ def ask(request, tmp_path_factory):
         rows = ",".join("[" + ",".join(row) + "]" for row in cells)
         tensor = f'{{"name":"inputs","shape":{[len(cells), *shape]},"datatype":"FP32","data":[{flat}]}}'
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             headers = {"Content-Type": "application/json"}
             first = await client.post("/predict", content=f'{{"inputs":[{rows}]}}', headers=headers)
             second = await client.post(f"/v2/models/{live.name}/infer", content=f'{{"inputs":[{tensor}]}}')

@@ -22,6 +22,10 @@ GIVEN = [
     ("require_sound", "true", True),
     ("state", "/var/lib/abstain", Path("/var/lib/abstain")),
     ("compiled", "/var/cache/abstain", Path("/var/cache/abstain")),
+    ("keys", "/etc/abstain/keys.json", Path("/etc/abstain/keys.json")),
+    ("hosts", "abstain, 10.0.0.7", ("abstain", "10.0.0.7")),
+    ("cors_origins", "https://app.example.org,", ("https://app.example.org",)),
+    ("insecure", "1", True),
 ]
 
 
