@@ -5,7 +5,7 @@ that the main process then starts as its own user. BentoML binds that socket, an
 without a key, so that every user of the machine can reach them. Here both become Unix sockets in the run's folder, which
 only the server's user may enter.
 
-BentoML also reports its use to a host of its makers, unless told not to. It is told so for every way of starting a server.
+BentoML also sends usage reports to its makers by default. They are off here, for every way of starting a server.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def stop_usage_reports() -> None:
     """Has BentoML report nothing, whatever the environment says.
 
     Raises:
-        ConfigError: BentoML has another way to be told so.
+        ConfigError: BentoML ignores the variable that turns its reports off.
     """
     os.environ[usage_stats.BENTOML_DO_NOT_TRACK] = "True"
     # `bentoml serve` has asked already, and keeps the answer.

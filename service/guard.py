@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from service import open_inference
 from service.errors import HTTPError
-from service.keys import Key, KeyFile, KeyScope
+from service.keys import KeyFile, KeyScope
 from service.settings import Settings
 
 ANY = "*"
@@ -44,8 +44,8 @@ class Guard:
         self._origins = frozenset(settings.cors_origins)
         self._keys = KeyFile(settings.keys) if settings.keys else None
 
-    def check(self, scope: Scope) -> Key | None:
-        """The key of a request that may be asked; None where none is needed.
+    def check(self, scope: Scope) -> None:
+        """Refuses a request that may not be asked.
 
         Raises:
             HTTPError: 421 for a host that is not this server's, 403 for a foreign page or a key without the scope, 401 where
@@ -53,7 +53,7 @@ class Guard:
         """
         path: str = scope["path"]
         if path in HEALTH:
-            return None
+            return
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
         authorities = [value for name, value in headers if name == b"host"]
         for authority in authorities:
@@ -62,9 +62,8 @@ class Guard:
             if name == b"origin":
                 self._check_origin(value, authorities)
         needed = scope_of(scope["method"], path)
-        if self._keys is None or needed is None:
-            return None
-        return _checked(self._keys, headers, needed)
+        if self._keys is not None and needed is not None:
+            _check_key(self._keys, headers, needed)
 
     def _check_host(self, authority: bytes) -> None:
         if ANY in self._hosts:
@@ -99,7 +98,7 @@ def host_of(authority: str) -> str:
 
 
 def scope_of(method: str, path: str) -> KeyScope | None:
-    """What a key must be for to ask this; None for what needs no key: probes, and the console's own files."""
+    """The scope of a key that a path other than those of `HEALTH` needs; None for the console's own files, which need none."""
     match path.split("/"):
         case ["", ""] | ["", "console", _]:
             return None
@@ -107,13 +106,11 @@ def scope_of(method: str, path: str) -> KeyScope | None:
             return "metrics"
         case ["", "predict"]:
             return "predict"
-        case _ if path in HEALTH:
-            return None
         case _:
             return "predict" if method == "POST" and open_inference.place_of(path) else "read"
 
 
-def _checked(keys: KeyFile, headers: Sequence[tuple[bytes, bytes]], needed: KeyScope) -> Key:
+def _check_key(keys: KeyFile, headers: Sequence[tuple[bytes, bytes]], needed: KeyScope) -> None:
     presented = _presented(headers)
     if presented is None:
         raise HTTPError(
@@ -140,7 +137,6 @@ def _checked(keys: KeyFile, headers: Sequence[tuple[bytes, bytes]], needed: KeyS
             expected=f"a key with the scope {needed}",
             found=f"{key.name}, which has {', '.join(key.scopes)}",
         )
-    return key
 
 
 def _presented(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:

@@ -173,9 +173,7 @@ def _guarded(app: ASGIApp, guard: Guard) -> ASGIApp:
         try:
             guard.check(scope)
         except HTTPError as error:
-            content = orjson.dumps({"error": str(error)})
-            refusal = BodyRefusal(content, error.status, error.headers, media_type="application/json")
-            await refusal(scope, receive, send)
+            await _refusal(error)(scope, receive, send)
             return
         await app(scope, receive, send)
 
@@ -272,7 +270,12 @@ async def _abstain_error(request: Request, error: AbstainError) -> Response:
 
 
 async def _body_too_long(_: Request, error: BodyTooLong) -> Response:
-    return BodyRefusal(orjson.dumps({"error": str(error)}), error.status, media_type="application/json")
+    return _refusal(error)
+
+
+def _refusal(error: HTTPError) -> BodyRefusal:
+    """The answer to a request whose body is not read."""
+    return BodyRefusal(orjson.dumps({"error": str(error)}), error.status, error.headers, "application/json")
 
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:

@@ -90,6 +90,7 @@ class KeyFile:
         self._state = _state_of(path)
         self._keys = read_keys(path)
         self._checked = time.monotonic()
+        self._fault: str | None = None
 
     def current(self) -> Keys:
         """The keys as they are now, to within `CHECK_SECONDS`; where the file has become unreadable, those it held before."""
@@ -99,11 +100,14 @@ class KeyFile:
             try:
                 state = _state_of(self._path)
                 if state != self._state:
-                    self._state = state
                     self._keys = read_keys(self._path)
+                    # Only now: a file that could not be read is read again, also if nothing but its mode is mended.
+                    self._state, self._fault = state, None
                     log.warning("%s has changed: %d keys", self._path, len(self._keys.keys))
             except ConfigError as error:
-                log.error("the keys stay as they were: %s", error)
+                if str(error) != self._fault:
+                    log.error("the keys stay as they were: %s", error)
+                self._fault = str(error)
         return self._keys
 
 
@@ -123,9 +127,7 @@ def read_keys(path: Path) -> Keys:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise ConfigError(
-            "keys cannot be read", where=str(path), found=error.strerror, fix="make the file with abstain key new"
-        ) from error
+        raise _unreadable(path, error) from error
     try:
         return Keys.model_validate_json(content)
     except ValidationError as error:
@@ -191,10 +193,14 @@ def _state_of(path: Path) -> tuple[int, int, int]:
     try:
         facts = path.stat()
     except OSError as error:
-        raise ConfigError(
-            "keys cannot be read", where=str(path), found=error.strerror, fix="make the file with abstain key new"
-        ) from error
+        raise _unreadable(path, error) from error
     return facts.st_mtime_ns, facts.st_size, facts.st_ino
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        "keys cannot be read", where=str(path), found=error.strerror, fix="make the file with abstain key new"
+    )
 
 
 def _check_file(path: Path, facts: os.stat_result) -> None:

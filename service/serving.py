@@ -163,7 +163,7 @@ class Serving:
         }
 
     def within(self, text: str) -> str:
-        """What clients are told: with places in the store, and not where on this machine the store is."""
+        """The text with paths relative to the store: clients need not know where it is on this machine."""
         return text.replace(f"{self._root}/", "").replace(str(self._root), "the store")
 
     def _survey(self) -> None:

@@ -60,7 +60,7 @@ class Settings(BaseModel):
     hosts: Names = LOOPBACK
     """Names that the server answers to, separated by commas; `*` for any."""
     cors_origins: Names = ()
-    """Origins, such as https://app.example.org, whose web pages may ask; separated by commas."""
+    """Origins of web pages that may send requests, such as https://app.example.org; separated by commas."""
     insecure: bool = False
     """Whether others may reach the server although there are no keys."""
     compiled: Path = Field(default_factory=_own_cache)

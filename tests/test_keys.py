@@ -139,8 +139,21 @@ def test_a_running_server_follows_the_file(path, monkeypatch):
     assert running.current().find(second.encode()).name == "b"
 
 
+def test_a_file_that_is_mended_by_its_mode_alone_is_read(path, monkeypatch, caplog):
+    """A key revoked while others could write to the file is refused once they cannot; the fault is logged once."""
+    key = add_key(path, "a", ("read",))
+    monkeypatch.setattr(keys_module, "CHECK_SECONDS", 0.0)
+    running = KeyFile(path)
+    revoke_key(path, "a")
+    path.chmod(0o666)
+    assert [running.current().find(key.encode()).name for _ in range(3)] == ["a"] * 3
+    assert sum("the keys stay as they were" in record.message for record in caplog.records) == 1
+    path.chmod(0o600)
+    assert running.current().find(key.encode()) is None
+
+
 def test_every_key_is_compared_whichever_is_presented(monkeypatch):
-    """By a comparison whose time does not depend on where two hashes differ: so time tells nothing of the keys."""
+    """In constant time each, so that the time of an answer depends on no key."""
     compared = []
     honest = keys_module.hmac.compare_digest
     monkeypatch.setattr(keys_module.hmac, "compare_digest", lambda *pair: compared.append(pair) or honest(*pair))

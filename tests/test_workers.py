@@ -347,7 +347,7 @@ def failing(store, tmp_path_factory):
 
 
 def within_store(file):
-    """A file of the version `wave:1`, as clients are told of it."""
+    """A file of the version `wave:1`, as errors name it: relative to the store."""
     return file.as_posix()[file.as_posix().index("wave/1/") :]
 
 

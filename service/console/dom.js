@@ -69,7 +69,7 @@ export function keepKey(key) {
   refusal = null;
 }
 
-/** Asks this server, with the key if there is one. Of a key that is refused the page is told by the event `refused`. */
+/** Asks this server, with the key if there is one. Dispatches the event `refused` where the server does not take the key. */
 export async function ask(address, options = {}) {
   // Until there is another key, the answer would be the same.
   if (refusal) throw new Error(refusal);
