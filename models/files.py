@@ -1,11 +1,10 @@
-"""Files as the system has them: what is no file, locks that die with their holder, and disks that take no more."""
+"""Locks that end with the process that holds them, and errors of full, read-only or failing disks."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
-import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,24 +13,6 @@ from models.errors import AbstainError, StoreError
 
 REMEDY = "free space there or make it writable, then run the command again"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES)
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
-
-def not_a_file(path: Path) -> str | None:
-    """What lies at a path in place of a file; None for a file, and for a path that nothing can be said of.
-
-    To open a named pipe is to wait for a writer that may never come, and a device may have no end.
-    """
-    try:
-        return _KINDS.get(stat.S_IFMT(path.stat().st_mode))
-    except (OSError, ValueError):  # a path with a NUL byte is a ValueError
-        return None
 
 
 @contextmanager

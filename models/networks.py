@@ -19,8 +19,8 @@ from models.errors import AbstainError
 from models.module import ModuleSpec, OneExample, check_network
 
 Activation = Literal["relu", "tanh", "gelu", "silu", "softplus", "sigmoid"]
-Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, max_length=1000)]
-"""A list in TOML and JSON; strictness is about what is in it."""
+Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, max_length=256)]
+"""A list in TOML and JSON; strictness is about what is in it. No network in use has more layers."""
 Parameters = Any  # a pytree of arrays, as Flax makes it
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -19,8 +19,6 @@ from models.regular import RESTORE
 
 WIDEST = 2**24
 """Units of a layer, features in a row, or the size of an axis."""
-DEEPEST = 256
-"""Layers of a network."""
 MOST_DRAWS = 10**7
 MOST_ROWS = 10**9
 MOST_AXES = 8
@@ -70,7 +68,6 @@ def _of_network(model: Model) -> Iterator[Claim]:
     network = model.network
     if isinstance(network, MLPSpec | LeNetSpec):
         channels = network.channels if isinstance(network, LeNetSpec) else ()
-        yield within("model.network.hidden, its layers", len(network.hidden), 0, DEEPEST)
         yield within("model.network, its widest layer", max((*network.hidden, *channels), default=1), 1, WIDEST)
     named = len(model.feature_names)
     yield Claim("model.feature_names", named in {0, model.features}, f"0 or {model.features} names", named)

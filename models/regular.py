@@ -1,6 +1,6 @@
 """Regular files: what lies in a store is opened only where it is a plain file, and read only up to a size.
 
-A FIFO keeps whoever opens it waiting, a device may do anything, and a symbolic link leads out of the store. All three
+A named pipe keeps whoever opens it waiting, a device may do anything, and a symbolic link leads out of the store. All three
 are refused by name, by a look at the entry that opens nothing.
 """
 
@@ -15,18 +15,30 @@ from pathlib import Path, PurePosixPath
 from models.errors import AbstainError, BundleError
 
 RESTORE = "fit the model again, or restore the bundle from a copy"
-_KINDS = (
-    (stat.S_ISREG, "a regular file"),
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISLNK, "a symbolic link"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-)
+_KINDS = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def kind_of(mode: int) -> str:
     """What an entry of a folder is, in words, by its `st_mode`."""
-    return next((words for holds, words in _KINDS if holds(mode)), "a device")
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
+
+
+def not_a_file(path: Path) -> str | None:
+    """What lies at a path, or where its symbolic links lead, in place of a file, in words.
+
+    None for a file, and for a path that does not exist or may not be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # a path with a NUL byte is a ValueError
+        return None
+    return None if stat.S_ISREG(mode) else kind_of(mode)
 
 
 def open_regular(path: Path, refusal: type[AbstainError]) -> BufferedReader:
@@ -37,7 +49,7 @@ def open_regular(path: Path, refusal: type[AbstainError]) -> BufferedReader:
         OSError: it does not exist, or may not be read.
     """
     _check_regular(path, path.lstat().st_mode, refusal)
-    # Another entry may have been put in its place since: without O_NONBLOCK a FIFO would wait for its writer.
+    # Another entry may have been put in its place since: without O_NONBLOCK a named pipe would wait for its writer.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
     try:
         _check_regular(path, os.fstat(file.fileno()).st_mode, refusal)

@@ -24,7 +24,7 @@ import pyarrow.parquet as arrow_parquet
 from jaxtyping import Num
 
 from models.errors import AbstainError, ConfigError, DataError, clip_repr
-from models.files import not_a_file
+from models.regular import not_a_file
 from models.preprocessing import ArrowTable, check_column_names
 
 # pyarrow ships no types.

@@ -8,7 +8,6 @@ people choose and others can guess.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import logging
@@ -27,6 +26,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import ConfigError, clip_repr
+from models.files import disk_errors, hold
 
 log = logging.getLogger("abstain.keys")
 
@@ -226,13 +226,10 @@ def _check_file(path: Path, facts: os.stat_result) -> None:
 @contextmanager
 def _locked(path: Path) -> Generator[None]:
     """Writers take turns."""
-    try:
+    with disk_errors(path, kind=ConfigError, what="keys cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f".{path.name}.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with hold(path.with_name(f".{path.name}.lock")):
             yield
-    except OSError as error:
-        raise ConfigError("keys cannot be written", where=str(path), found=error.strerror) from error
 
 
 def _write(path: Path, keys: Keys) -> None:

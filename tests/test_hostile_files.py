@@ -374,7 +374,7 @@ def config(folder, text=SMALL):
         ("[network]\nkind = 'mlp'\nhidden = [64, 1" + "0" * 30 + "]", "network.hidden: expected a whole number below"),
         (
             "[network]\nkind = 'mlp'\nhidden = [" + "1," * 50_000 + "]",
-            "network.hidden: expected Tuple should have at most 1000",
+            "network.hidden: expected Tuple should have at most 256",
         ),
         (
             "[method]\nkind = 'hmc'\nleapfrogs = 1000000000000",
@@ -515,14 +515,14 @@ ORBAX = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from models.bundle import _write_tree
+from models.checkpoint import write_checkpoint
 from models.errors import StoreError
 from models.store import publish
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 draws = {"a": np.random.default_rng(0).normal(size=200_000)}
 try:
-    publish(Path(sys.argv[1]), "toy", lambda folder: _write_tree(folder / "draws", draws), lambda folder, version: None)
+    publish(Path(sys.argv[1]), "toy", lambda folder: write_checkpoint(folder / "draws", draws), lambda folder, version: None)
 except StoreError as error:
     print(error)
 """
