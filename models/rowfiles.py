@@ -24,8 +24,8 @@ import pyarrow.parquet as arrow_parquet
 from jaxtyping import Num
 
 from models.errors import AbstainError, ConfigError, DataError, clip_repr
-from models.regular import not_a_file
 from models.preprocessing import ArrowTable, check_column_names
+from models.regular import not_a_file
 
 # pyarrow ships no types.
 pa: Any = pyarrow

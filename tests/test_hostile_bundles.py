@@ -288,7 +288,10 @@ MANIFESTS = {
     "negative features": (signed(model__feature_shape=[-8, 8]), "model.feature_shape: expected at most 8 sizes"),
     "endless features": (signed(model__feature_shape=[2**40]), "model.feature_shape: expected at most 8 sizes"),
     "an endless layer": (signed(model__network__hidden=[2**40]), "its widest layer: expected from 1"),
-    "endless layers": (signed(model__network__hidden=[1] * 10**5), "mlp.hidden: expected Tuple should have at most 256 items"),
+    "endless layers": (
+        signed(model__network__hidden=[1] * 10**5),
+        "mlp.hidden: expected Tuple should have at most 256 items",
+    ),
     "a layer that fits nothing": (signed(model__network__hidden=[2**24, 2**24]), "expected float32 [draws, 16777216]"),
     "a negative density": (signed(densities__range__low=[-64]), "densities.range.low: expected at most 8 sizes"),
     "a density of another shape": (signed(densities__range__low=[63]), "range.low: expected finite float32 (63,)"),
@@ -520,7 +523,14 @@ def test_a_file_swapped_for_a_fifo_does_not_wait(tmp_path, bounded, monkeypatch)
 def test_sound_models_are_served_beside_hostile_ones(store, tmp_path, bounded):
     """One of each kind of harm, one model each: all say why, and the sound one answers."""
     shutil.copytree(store / "wave" / "1", tmp_path / "store" / "wave" / "1")
-    kinds = ("a named pipe as manifest", "a named pipe as report", "256 TB", "a chunk that grows", "an index that grows", "scale 0")
+    kinds = (
+        "a named pipe as manifest",
+        "a named pipe as report",
+        "256 TB",
+        "a chunk that grows",
+        "an index that grows",
+        "scale 0",
+    )
     for place, kind in enumerate(kinds):
         folder = tmp_path / "store" / f"hostile{place}" / "1"
         shutil.copytree(store / "digits" / "1", folder)

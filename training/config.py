@@ -26,10 +26,10 @@ from pydantic import (
 from models.conformal import IntervalKind, SetKind
 from models.decision import Rule
 from models.errors import ConfigError, clip_repr
-from models.regular import not_a_file
 from models.likelihoods import LikelihoodName
 from models.module import ModuleSpec
 from models.networks import LeNetSpec, MLPSpec, NetworkSpec
+from models.regular import not_a_file
 from models.store import NAME_PATTERN
 
 CONFIG_BYTES = 512 * 1024
