@@ -8,6 +8,7 @@ Importing this module starts a server's process, as BentoML wants it: the enviro
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -25,10 +26,11 @@ import orjson  # noqa: E402
 from _bentoml_sdk.service.factory import Service  # noqa: E402
 from bentoml._internal.context import server_context  # noqa: E402
 
+from service.access import check_access, pem_files  # noqa: E402
 from service.compat import check_process_manager, close_process_manager, stop_usage_reports  # noqa: E402
-from service.keys import read_keys  # noqa: E402
 from service.process import Traffic, arrange, drain_on_stop, end_with_main  # noqa: E402
 from service.settings import check_address, read_settings  # noqa: E402
+from service.tls import follow_changes, use_certificate  # noqa: E402
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -40,12 +42,13 @@ SETTINGS = read_settings(os.environ)
 PROCESS = arrange(SETTINGS.workers, server_context.worker_index)
 stop_usage_reports()
 if PROCESS.index is None:
-    if SETTINGS.keys:
-        # Told here, rather than by every worker over and over.
-        read_keys(SETTINGS.keys)
+    # Told here, rather than by every worker over and over.
+    check_access(SETTINGS)
     close_process_manager(PROCESS.folder, partial(check_address, SETTINGS))
 else:
     check_process_manager(PROCESS.folder)
+CERTIFICATE = pem_files(SETTINGS)
+ENCRYPTED = use_certificate(CERTIFICATE)
 
 SWITCH_SECONDS = 2e-4
 
@@ -76,12 +79,18 @@ def _with_life_cycle(
     app: ASGIApp, described: ASGIApp, serving: Serving, traffic: Traffic, watch: DriftWatch
 ) -> ASGIApp:
     """HTTP to `app`, BentoML's life cycle to BentoML; models load in a thread while `/livez` already answers."""
+    followers: list[asyncio.Task[None]] = []
 
     def start() -> None:
         # Between the loop and the threads that compute, who holds the interpreter must not hold it for long.
         sys.setswitchinterval(SWITCH_SECONDS)
         from service.metrics import count_compiles  # noqa: PLC0415
 
+        if CERTIFICATE and not ENCRYPTED:
+            sys.exit(
+                "abstain: ABSTAIN_TLS_CERT: this server does not encrypt; install the versions in requirements-serving.lock"
+            )
+        followers.extend(asyncio.create_task(follow_changes(encrypted)) for encrypted in ENCRYPTED)
         drain_on_stop(PROCESS, traffic, SETTINGS.grace_seconds)
         end_with_main(PROCESS)
         count_compiles()
@@ -96,6 +105,10 @@ def _with_life_cycle(
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             await app(scope, receive, send)
+            return
+        if scope["type"] != "lifespan":
+            # Nothing here speaks over web sockets, and BentoML's application would take them past the guard.
+            await send({"type": "websocket.close", "code": 1008})
             return
 
         async def hearing() -> Message:

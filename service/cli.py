@@ -221,19 +221,27 @@ def serve(
             "--insecure", envvar="ABSTAIN_INSECURE", help="Listen beyond loopback although there are no keys."
         ),
     ] = False,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option("--tls-cert", envvar="ABSTAIN_TLS_CERT", help="A certificate in PEM: answer over TLS alone."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", envvar="ABSTAIN_TLS_KEY", help="Its private key.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Serve the store's models over HTTP, with BentoML, in the foreground."""
     from models import store as stores  # noqa: PLC0415
     from models.bundle import read_published, verify_files  # noqa: PLC0415
     from models.errors import AbstainError, ConfigError  # noqa: PLC0415
-    from service.keys import read_keys  # noqa: PLC0415
+    from service.access import check_access  # noqa: PLC0415
     from service.settings import check_address, read_settings  # noqa: PLC0415
 
-    settings = read_settings({**os.environ, "ABSTAIN_INSECURE": str(int(insecure))})
+    given = {"INSECURE": int(insecure), "TLS_CERT": tls_cert or "", "TLS_KEY": tls_key or ""}
+    os.environ |= {f"ABSTAIN_{name}": str(value) for name, value in given.items()}
+    settings = read_settings(os.environ)
     check_address(settings, host)
-    if settings.keys:
-        read_keys(settings.keys)
+    check_access(settings)
     served: list[str] = []
     faults: list[str] = []
     for name in stores.model_names(store):
@@ -257,14 +265,15 @@ def serve(
     for fault in faults:
         sys.stderr.write(f"abstain: {fault}\n")
     _check_port(host, port)
-    sys.stderr.write(f"abstain: loading {', '.join(served)}, to be served at http://{host}:{port}/\n")
+    sys.stderr.write(
+        f"abstain: loading {', '.join(served)}, to be served at {'https' if settings.tls_cert else 'http'}://{host}:{port}/\n"
+    )
     sys.stderr.flush()
     project = Path(__file__).resolve().parents[1]
     os.environ |= {
         "ABSTAIN_STORE": str(store.resolve()),
         "ABSTAIN_WORKERS": str(workers),
         "ABSTAIN_REQUIRE_SOUND": str(int(require_sound)),
-        "ABSTAIN_INSECURE": str(int(insecure)),
     }
     # -P: Python would look for modules in the folder that abstain is started from, and so run whatever lies there.
     command = [
@@ -297,6 +306,7 @@ def new_key(
         list[str],
         typer.Option("--scope", help="predict, read, metrics, feedback, or admin for all of them; may be repeated."),
     ],
+    rate: Annotated[float | None, typer.Option("--rate", help="Requests a second, over all workers.")] = None,
     path: KeysOption = DEFAULT_KEYS,
     as_json: JsonOption = False,
 ) -> None:
@@ -306,11 +316,13 @@ def new_key(
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown:
         raise typer.BadParameter(f"expected {', '.join(SCOPES)}, found {unknown[0]}", param_hint="--scope")
-    key = add_key(path, name, tuple(scope for scope in SCOPES if scope in scopes))
+    key = add_key(path, name, tuple(scope for scope in SCOPES if scope in scopes), rate)
     if as_json:
         _print_json({"name": name, "key": key, "keys": str(path)})
     else:
         typer.echo(key)
+        if "ABSTAIN_KEYS" not in os.environ:
+            sys.stderr.write(f"abstain: a server asks for it when it is started with ABSTAIN_KEYS={path}\n")
 
 
 @keys.command("list")
@@ -320,11 +332,17 @@ def list_keys(path: KeysOption = DEFAULT_KEYS, as_json: JsonOption = False) -> N
 
     known = read_keys(path).keys
     if as_json:
-        _print_json({"keys": [{"name": key.name, "scopes": key.scopes, "created": key.created} for key in known]})
+        _print_json(
+            {
+                "keys": [
+                    {"name": key.name, "scopes": key.scopes, "rate": key.rate, "created": key.created} for key in known
+                ]
+            }
+        )
         return
     _table(
-        ["name", "scopes", "created"],
-        [[key.name, ", ".join(key.scopes), key.created] for key in known],
+        ["name", "scopes", "rate", "created"],
+        [[key.name, ", ".join(key.scopes), key.rate and f"{key.rate:g}/s", key.created] for key in known],
         empty=f"no keys in {path}",
     )
 

@@ -3,23 +3,35 @@
     host      DNS rebinding: a web page's own name, made to mean this server's address, reaches a server on loopback; but the
               browser then sends that name as Host. Names that are not this server's are refused.
     origin    browsers say with every POST which page it is of. Pages that are not this server's are refused, unless listed.
-    key       if there is a file of keys, every route but those of health and the console's files needs one with its scope.
+    key       if there are keys, every route but those of health and the console's files needs one with its scope; or a token of
+              the identity provider, if there is one. A key may have a limit of requests a second.
 
 Clients that are no browsers send no Origin, and go on as they are.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from starlette.types import Scope
 
+from models.errors import clip_repr
 from service import open_inference
 from service.errors import HTTPError
-from service.keys import KeyFile, KeyScope
+from service.keys import Caller, KeyFile, KeyScope
+from service.oidc import is_token, provider_of
+from service.rates import RateLimits
 from service.settings import Settings
 
+log = logging.getLogger("abstain.guard")
+
 ANY = "*"
+SAY_SECONDS = 1.0
+"""How often at most the log tells of unknown keys."""
 HEALTH = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """For probes: of kubelets and load balancers, which have no key and call a server by its address."""
 SAFE_HEADERS = (
@@ -34,22 +46,28 @@ SAFE_HEADERS = (
 class Guard:
     """What is asked of every request."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, folder: Path) -> None:
         """Reads the keys.
 
+        Args:
+            folder: of the server's run, where its workers count requests together.
+
         Raises:
-            ConfigError: the file of keys is none.
+            ConfigError: the file of keys is none, or the identity provider cannot be used.
         """
         self._hosts = frozenset(host.lower().strip("[]") for host in settings.hosts)
         self._origins = frozenset(settings.cors_origins)
         self._keys = KeyFile(settings.keys) if settings.keys else None
+        self._provider = provider_of(settings)
+        self._limits = RateLimits(folder)
+        self._said = -SAY_SECONDS
 
-    def check(self, scope: Scope) -> None:
+    async def check(self, scope: Scope) -> None:
         """Refuses a request that may not be asked.
 
         Raises:
             HTTPError: 421 for a host that is not this server's, 403 for a foreign page or a key without the scope, 401 where
-                there is no key or an unknown one.
+                there is no key or an unknown one, 429 beyond the key's rate.
         """
         path: str = scope["path"]
         if path in HEALTH:
@@ -62,8 +80,48 @@ class Guard:
             if name == b"origin":
                 self._check_origin(value, authorities)
         needed = scope_of(scope["method"], path)
-        if self._keys is not None and needed is not None:
-            _check_key(self._keys, headers, needed)
+        if needed is not None and (self._keys or self._provider):
+            caller = await self._caller(headers)
+            if caller is None:
+                self._say_unknown(scope)
+                raise _unknown()
+            _check_scope(caller, needed)
+            self._check_rate(caller)
+
+    async def _caller(self, headers: Sequence[tuple[bytes, bytes]]) -> Caller | None:
+        """Whose key or token a request has; None if it is not known."""
+        presented = _presented(headers)
+        if presented is None:
+            raise HTTPError(
+                401,
+                "key",
+                {"WWW-Authenticate": "Bearer"},
+                expected="Authorization: Bearer KEY, or X-API-Key: KEY",
+                found="none",
+            )
+        if self._provider and is_token(presented):
+            return await self._provider.caller(presented.decode("latin-1"))
+        return self._keys.current().find(presented) if self._keys else None
+
+    def _say_unknown(self, scope: Scope) -> None:
+        """Leaves a line in the log, not one for every guess."""
+        now, client = time.monotonic(), scope.get("client")
+        if now - self._said >= SAY_SECONDS:
+            self._said = now
+            log.warning("%s sent an unknown key for %.100r", client[0] if client else "a client", scope["path"])
+
+    def _check_rate(self, caller: Caller) -> None:
+        if caller.rate is None:
+            return
+        seconds = self._limits.take(caller.name, caller.rate)
+        if seconds:
+            raise HTTPError(
+                429,
+                "rate",
+                {"Retry-After": str(math.ceil(seconds))},
+                expected=f"at most {caller.rate:g} requests a second with the key {caller.name}",
+                found="more",
+            )
 
     def _check_host(self, authority: bytes) -> None:
         if ANY in self._hosts:
@@ -110,32 +168,24 @@ def scope_of(method: str, path: str) -> KeyScope | None:
             return "predict" if method == "POST" and open_inference.place_of(path) else "read"
 
 
-def _check_key(keys: KeyFile, headers: Sequence[tuple[bytes, bytes]], needed: KeyScope) -> None:
-    presented = _presented(headers)
-    if presented is None:
-        raise HTTPError(
-            401,
-            "key",
-            {"WWW-Authenticate": "Bearer"},
-            expected="Authorization: Bearer KEY, or X-API-Key: KEY",
-            found="none",
-        )
-    key = keys.current().find(presented)
-    if key is None:
-        raise HTTPError(
-            401,
-            "key",
-            {"WWW-Authenticate": 'Bearer error="invalid_token"'},
-            expected="a key of this server",
-            found="another",
-        )
-    if not key.allows(needed):
+def _unknown() -> HTTPError:
+    return HTTPError(
+        401,
+        "key",
+        {"WWW-Authenticate": 'Bearer error="invalid_token"'},
+        expected="a key of this server",
+        found="another",
+    )
+
+
+def _check_scope(caller: Caller, needed: KeyScope) -> None:
+    if not caller.allows(needed):
         raise HTTPError(
             403,
             "key",
             {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{needed}"'},
             expected=f"a key with the scope {needed}",
-            found=f"{key.name}, which has {', '.join(key.scopes)}",
+            found=f"{clip_repr(caller.name)[1:-1]}, which has {', '.join(caller.scopes) or 'none'}",
         )
 
 

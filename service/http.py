@@ -31,6 +31,7 @@ from service.errors import HTTPError, status_of
 from service.guard import SAFE_HEADERS, Guard
 from service.objects import HEADER_LENGTH
 from service.process import Process, Traffic
+from service.proxies import behind_proxies
 from service.schemas import PredictRequest, check_rows, parse_predict
 from service.serving import Live, Serving
 from service.settings import Settings
@@ -153,7 +154,7 @@ def build_app(
     ]
     app = Starlette(routes=routes, exception_handlers=cast("Any", ERRORS))
     app.router.redirect_slashes = False
-    guarded = _guarded(_with_short_way(app, predict, infer), Guard(settings))
+    guarded = _guarded(_with_short_way(app, predict, infer), Guard(settings, process.folder))
     if settings.cors_origins:
         # Outside of the guard: a browser asks what is allowed before it sends a key, and reads what is refused.
         guarded = CORSMiddleware(
@@ -163,7 +164,7 @@ def build_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id", HEADER_LENGTH],
             expose_headers=[HEADER_LENGTH],
         )
-    return _watched(guarded, {route.path for route in routes}, traffic)
+    return behind_proxies(_watched(guarded, {route.path for route in routes}, traffic), settings.proxies)
 
 
 def _guarded(app: ASGIApp, guard: Guard) -> ASGIApp:
@@ -171,7 +172,7 @@ def _guarded(app: ASGIApp, guard: Guard) -> ASGIApp:
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            guard.check(scope)
+            await guard.check(scope)
         except HTTPError as error:
             await _refusal(error)(scope, receive, send)
             return

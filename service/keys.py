@@ -20,7 +20,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,6 +39,19 @@ CHECK_SECONDS = 1.0
 """How often a worker looks whether the file has changed."""
 
 
+class Caller(NamedTuple):
+    """Who sent a request, and what for: the holder of a key or of a token."""
+
+    name: str
+    scopes: tuple[KeyScope, ...]
+    rate: float | None
+    """Requests a second."""
+
+    def allows(self, scope: KeyScope) -> bool:
+        """Whether this caller may do it."""
+        return scope in self.scopes or "admin" in self.scopes
+
+
 class Key(BaseModel):
     """One key: who has it, the SHA-256 of it, and what it is for."""
 
@@ -46,12 +59,10 @@ class Key(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     scopes: Annotated[tuple[KeyScope, ...], Field(min_length=1)]
+    rate: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    """Requests a second, over all workers; None sets no limit."""
     created: str = ""
     """UTC, ISO 8601; for people."""
-
-    def allows(self, scope: KeyScope) -> bool:
-        """Whether the key is for this."""
-        return scope in self.scopes or "admin" in self.scopes
 
 
 class Keys(BaseModel):
@@ -67,14 +78,14 @@ class Keys(BaseModel):
             raise ValueError("a name for each key")
         return self
 
-    def find(self, presented: bytes) -> Key | None:
-        """The key that was presented, or None. How long it takes does not depend on which one, or whether any."""
+    def find(self, presented: bytes) -> Caller | None:
+        """Whose key was presented; None for no key of these. How long it takes does not depend on which one, or whether any."""
         digest = hashlib.sha256(presented).hexdigest()
         found = None
         for key in self.keys:
             if hmac.compare_digest(key.sha256, digest):
                 found = key
-        return found
+        return found and Caller(found.name, found.scopes, found.rate)
 
 
 class KeyFile:
@@ -141,11 +152,12 @@ def read_keys(path: Path) -> Keys:
         ) from error
 
 
-def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...]) -> str:
+def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...], rate: float | None = None) -> str:
     """Makes a key, writes its name, hash and scopes into the file, and returns it: it is kept nowhere.
 
     Raises:
-        ConfigError: the file cannot be written or is none of keys, or the name is no name or is there.
+        ConfigError: the file cannot be written or is none of keys, the name is no name or is there, or the
+            rate is none.
     """
     key = PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -161,12 +173,12 @@ def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...]) -> str:
             )
         digest = hashlib.sha256(key.encode()).hexdigest()
         try:
-            new = Key(name=name, sha256=digest, scopes=scopes, created=created)
+            new = Key(name=name, sha256=digest, scopes=scopes, rate=rate, created=created)
         except ValidationError as error:
             first = error.errors()[0]
             raise ConfigError(
                 str(first["loc"][0]),
-                expected="1 to 64 letters, digits, dots, dashes or underscores, and a scope",
+                expected="1 to 64 letters, digits, dots, dashes or underscores, a scope, and a rate above 0",
                 found=clip_repr(first["input"]),
             ) from error
         _write(path, Keys(keys=(*old, new)))
@@ -233,12 +245,14 @@ def _locked(path: Path) -> Generator[None]:
 
 
 def _write(path: Path, keys: Keys) -> None:
-    """The file exists whole, old or new; its owner alone may read it."""
+    """The file exists whole, old or new. A new one its owner alone may read; an old one keeps its mode."""
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         draft = Path(file.name)
         try:
             file.write(orjson.dumps(keys.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
             file.flush()
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
             draft.replace(path)
         finally:

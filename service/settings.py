@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from models.allowed import read_modules
 from models.errors import ConfigError, clip_repr
@@ -30,7 +39,13 @@ def _split(value: object) -> object:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+def _check_network(text: str) -> str:
+    ipaddress.ip_network(text)
+    return text
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], BeforeValidator(_split)]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -61,6 +76,20 @@ class Settings(BaseModel):
     """Names that the server answers to, separated by commas; `*` for any."""
     cors_origins: Names = ()
     """Origins of web pages that may send requests, such as https://app.example.org; separated by commas."""
+    tls_cert: Path | None = None
+    """A certificate in PEM, followed by those that vouch for it; the server then answers over TLS alone."""
+    tls_key: Path | None = None
+    """The certificate's private key."""
+    proxies: Networks = ()
+    """Addresses and networks of proxies whose X-Forwarded headers are believed, separated by commas."""
+    oidc_issuer: str | None = None
+    """An identity provider, such as https://login.example.org/, whose access tokens are taken as keys."""
+    oidc_audience: str | None = None
+    """For whom those tokens must be issued."""
+    oidc_jwks: str | None = None
+    """Where the provider's public keys are; left out, its discovery document says it."""
+    oidc_claim: str = "scope"
+    """The claim of a token that lists scopes."""
     insecure: bool = False
     """Whether others may reach the server although there are no keys."""
     compiled: Path = Field(default_factory=_own_cache)
@@ -88,11 +117,35 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             expected=first["msg"],
             found=clip_repr(first["input"]),
         ) from error
-    resolved = {
-        "state": settings.state and settings.state.resolve(),
-        "keys": settings.keys and settings.keys.absolute(),
+    _check_together(settings)
+    # Links to keys and certificates are left as they are: those who renew them let the links point elsewhere.
+    absolute = {
+        name: path and path.absolute() for name in ("keys", "tls_cert", "tls_key") for path in [getattr(settings, name)]
     }
-    return settings.model_copy(update={"store": settings.store.resolve(), **resolved})
+    resolved = {"store": settings.store.resolve(), "state": settings.state and settings.state.resolve()}
+    return settings.model_copy(update=resolved | absolute)
+
+
+def _check_together(settings: Settings) -> None:
+    """Refuses settings of which one means nothing without another.
+
+    Raises:
+        ConfigError: naming the variable that is missing.
+    """
+    for one, other in (
+        ("tls_cert", "tls_key"),
+        ("tls_key", "tls_cert"),
+        ("oidc_issuer", "oidc_audience"),
+        ("oidc_audience", "oidc_issuer"),
+        ("oidc_jwks", "oidc_issuer"),
+    ):
+        if getattr(settings, one) and not getattr(settings, other):
+            raise ConfigError(
+                f"ABSTAIN_{other.upper()}",
+                where="environment",
+                expected=f"a value, for ABSTAIN_{one.upper()} has one",
+                found="none",
+            )
 
 
 def check_address(settings: Settings, host: str) -> None:
@@ -104,7 +157,7 @@ def check_address(settings: Settings, host: str) -> None:
     Raises:
         ConfigError: it is not of loopback, there are no keys, and it is not said that none are wanted.
     """
-    if settings.keys or settings.insecure or _is_loopback(host):
+    if settings.keys or settings.oidc_issuer or settings.insecure or _is_loopback(host):
         return
     raise ConfigError(
         "others could reach this server, and need no key",

@@ -20,6 +20,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.keys import add_key
 from tests.conftest import CONFIGS, PROJECT, Server, start_server, stop_server, wait_until_ready
 from tests.test_workers import children, until
 from training.config import read_config
@@ -87,9 +88,14 @@ def promtool(*arguments: str | Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_prometheus_takes_the_configuration():
-    """With its rules, as promtool reads them."""
-    promtool("check", "config", "--lint-fatal", DEPLOY / "prometheus" / "prometheus.yml")
+def test_prometheus_takes_the_configuration(tmp_path):
+    """With its rules, as promtool reads them, which looks for the file of the key too."""
+    config = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
+    assert "/keys/prometheus.key" in config
+    (tmp_path / "prometheus.key").write_text("abstain_key")
+    shutil.copy(RULES, tmp_path)
+    (tmp_path / "prometheus.yml").write_text(config.replace("/keys/", f"{tmp_path}/"))
+    promtool("check", "config", "--lint-fatal", tmp_path / "prometheus.yml")
     promtool("check", "rules", "--lint-fatal", RULES)
 
 
@@ -192,7 +198,11 @@ def test_compose_names_what_there_is():
         for mount in service["volumes"]:
             if mount.startswith("./"):
                 assert (DEPLOY / mount.split(":")[0]).is_dir(), mount
+    assert services["abstain"]["environment"]["ABSTAIN_KEYS"] == "/keys/keys.json"
+    for name in ("abstain", "prometheus"):
+        assert "./keys:/keys:ro" in services[name]["volumes"]
     [job] = read(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
+    assert job["authorization"]["credentials_file"] == "/keys/prometheus.key"
     assert [config["targets"] for config in job["static_configs"]] == [["abstain:3000"]]
     provisioning = DEPLOY / "grafana" / "provisioning"
     [source] = read(provisioning / "datasources" / "prometheus.yaml")["datasources"]
@@ -269,6 +279,8 @@ class Watched:
     server: Server
     url: str
     began: float
+    key: str
+    """For predictions."""
 
     def ask(self, expr: str, *, over_time: bool = False) -> list[dict]:
         """The series of an expression: their labels, and their finite values now or since the beginning."""
@@ -292,7 +304,10 @@ def start_prometheus(folder: Path, server: Server) -> tuple[subprocess.Popen[byt
     config = read(DEPLOY / "prometheus" / "prometheus.yml")
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(RULES)]
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [server.url.removeprefix("http://")]}]
+    job = config["scrape_configs"][0]
+    assert Path(job["authorization"]["credentials_file"]).name == "prometheus.key"
+    job["authorization"]["credentials_file"] = str(folder / "prometheus.key")
+    job["static_configs"] = [{"targets": [server.url.removeprefix("http://")]}]
     file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(config))
     with socket.socket() as probe:
@@ -318,10 +333,13 @@ def watched(store, tmp_path_factory):
     if not shutil.which("prometheus"):
         pytest.skip("prometheus is not installed")
     folder = tmp_path_factory.mktemp("watched")
-    server = start_server(store, folder, workers=2, TMPDIR=str(folder))
+    keys = folder / "keys.json"
+    (folder / "prometheus.key").write_text(add_key(keys, "prometheus", ("metrics",)) + "\n")
+    key = add_key(keys, "app", ("predict",))
+    server = start_server(store, folder, workers=2, TMPDIR=str(folder), ABSTAIN_KEYS=str(keys))
     process, url = start_prometheus(folder, server)
     try:
-        watched = Watched(server, url, time.time())
+        watched = Watched(server, url, time.time(), key)
         ready = until(lambda: answers(url) and watched.number('up{job="abstain"}') == 1, 30)
         assert ready, (folder / "prometheus.log").read_text()
         yield watched
@@ -342,14 +360,14 @@ def answers(url: str) -> bool:
 class Sender:
     """Sends rows and keeps count of what was sent and what was said."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, watched: Watched) -> None:
+        self._client = httpx.Client(base_url=watched.server.url, headers={"X-API-Key": watched.key}, timeout=60)
         self.sent: Counter[tuple[str, ...]] = Counter()
 
     def predict(self, rows: np.ndarray, model: str) -> None:
         """By `/predict`."""
         body = {"inputs": rows.tolist(), "model": model, "fields": ["reject"]}
-        told = httpx.post(f"{self._server.url}/predict", json=body, timeout=60)
+        told = self._client.post("/predict", json=body)
         assert told.status_code == 200, told.text
         self._count("/predict", model, [row["reject"] for row in told.json()["predictions"]])
 
@@ -357,13 +375,13 @@ class Sender:
         """By the Open Inference Protocol."""
         tensor = {"name": "inputs", "shape": rows.shape, "datatype": "FP32", "data": rows.ravel().tolist()}
         body = {"inputs": [tensor], "outputs": [{"name": "reject"}]}
-        told = httpx.post(f"{self._server.url}/v2/models/{model}/infer", json=body, timeout=60)
+        told = self._client.post(f"/v2/models/{model}/infer", json=body)
         assert told.status_code == 200, told.text
         self._count("/v2/models/{model}/infer", model, told.json()["outputs"][0]["data"])
 
     def mistake(self) -> None:
         """A row that is too short."""
-        told = httpx.post(f"{self._server.url}/predict", json={"inputs": [[1, 2]], "model": "digits"}, timeout=60)
+        told = self._client.post("/predict", json={"inputs": [[1, 2]], "model": "digits"})
         assert told.status_code == 400
         self.sent["requests", "/predict", "400"] += 1
 
@@ -436,7 +454,7 @@ def alerting(watched: Watched) -> set[str]:
 
 def test_prometheus_sees_what_was_sent_and_every_panel_shows_it(watched, rows):
     """Digits, then one letter in five rows, then a worker's death; counts are exact, and no query comes back empty."""
-    sender = Sender(watched.server)
+    sender = Sender(watched)
     send_while_scraped(watched, sender, rows, scrapes=8, letters=0)
     assert until(lambda: sender.told(watched) == sender.sent, 10), (sender.told(watched), sender.sent)
     assert "AbstainRejectsMuch" not in alerting(watched)

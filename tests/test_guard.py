@@ -1,5 +1,6 @@
 """Who may ask what of a server: hosts, origins and keys, for every route, through a real server."""
 
+import asyncio
 import re
 import shutil
 
@@ -9,9 +10,11 @@ import pytest
 from models.errors import ConfigError
 from service.errors import HTTPError
 from service.guard import HEALTH, Guard, host_of, scope_of
-from service.keys import SCOPES, add_key
+from service.keys import SCOPES, add_key, revoke_key
 from service.settings import Settings, check_address, read_settings
 from tests.conftest import start_server, stop_server
+from tests.test_oidc import AUDIENCE, running_issuer
+from tests.test_workers import until
 
 CLIENT = httpx.Client(timeout=60)
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -52,10 +55,23 @@ def keys(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def guarded(store, keys, tmp_path_factory):
-    """A server that wants keys, and that a page of another origin may ask."""
-    more = {"ABSTAIN_KEYS": str(keys[0]), "ABSTAIN_CORS_ORIGINS": "https://app.example.org"}
-    running = start_server(store, tmp_path_factory.mktemp("guarded"), **more)
+def issuer():
+    """An identity provider."""
+    with running_issuer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def guarded(store, keys, issuer, tmp_path_factory):
+    """Two workers that want keys or tokens, that a page of another origin may ask, and that stand behind a proxy."""
+    more = {
+        "ABSTAIN_KEYS": str(keys[0]),
+        "ABSTAIN_CORS_ORIGINS": "https://app.example.org",
+        "ABSTAIN_OIDC_ISSUER": issuer.url,
+        "ABSTAIN_OIDC_AUDIENCE": AUDIENCE,
+        "ABSTAIN_PROXIES": "127.0.0.1",
+    }
+    running = start_server(store, tmp_path_factory.mktemp("guarded"), workers=2, **more)
     yield running
     stop_server(running)
 
@@ -95,9 +111,6 @@ def test_probes_and_the_consoles_files_need_no_key(guarded, path):
 
 def test_a_revoked_key_is_refused_while_the_server_runs(guarded, keys):
     """And a new one is taken, each within a second or two."""
-    from service.keys import revoke_key
-    from tests.test_workers import until
-
     path, _ = keys
     key = add_key(path, "guest", ("read",))
 
@@ -107,6 +120,72 @@ def test_a_revoked_key_is_refused_while_the_server_runs(guarded, keys):
     assert until(lambda: code() == 200, 20)
     revoke_key(path, "guest")
     assert until(lambda: code() == 401, 20)
+
+
+def test_a_token_of_the_provider_is_as_good_as_a_key(guarded, issuer):
+    """With its scopes: 403 for what they do not name, 401 for a token of another."""
+
+    def code(path, **claims):
+        return ask(guarded, "GET", path, Authorization=f"Bearer {issuer.token(**claims)}").status_code
+
+    assert code("/models", scope="openid read") == 200
+    assert code("/models", scope=["admin"]) == 200
+    assert code("/metrics", scope="openid read") == 403
+    assert code("/metrics", scope="") == 403
+    assert code("/models", scope="read", aud="https://other.example.org") == 401
+    assert code("/models", scope="read", sub="\x00\ud800" * 1000) == 401
+
+
+def test_a_keys_rate_holds_over_all_workers(guarded, keys):
+    """429 with the time to come again, over connections that reach either worker; other keys are not concerned."""
+    key = add_key(keys[0], "slow", ("read",), rate=0.05)
+
+    def answer(presented):
+        return httpx.get(f"{guarded.url}/models", headers={"X-API-Key": presented}, timeout=60)
+
+    assert until(lambda: answer(key).status_code != 401, 20)
+    refused = [answer(key) for _ in range(12)]
+    assert {response.status_code for response in refused} <= {200, 429}
+    # One request in 20 seconds: after one that one worker has taken, neither takes another.
+    assert sum(response.status_code == 200 for response in refused) <= 1
+    assert "rate: expected at most 0.05 requests a second with the key slow" in refused[-1].text
+    assert 1 <= int(refused[-1].headers["retry-after"]) <= 20
+    assert answer(keys[1]["read"]).status_code == 200
+
+
+def test_what_a_listed_proxy_says_is_believed(guarded, keys):
+    """The name that it was asked for must be this server's; the host of its own request no longer counts."""
+
+    def code(**headers):
+        return ask(guarded, "GET", "/models", **{"X-API-Key": keys[1]["read"]}, **headers).status_code
+
+    assert code(Host="inner.example", **{"X-Forwarded-Host": "localhost"}) == 200
+    assert code(**{"X-Forwarded-Host": "evil.example"}) == 421
+    assert code(**{"X-Forwarded-Host": "localhost, evil.example"}) == 421
+    origin = {"X-Forwarded-Host": "localhost:8443", "X-Forwarded-Proto": "https", "Origin": "https://localhost:8443"}
+    assert code(**origin) == 200
+    ask(guarded, "GET", "/models", **{"X-API-Key": "x", "X-Forwarded-For": "203.0.113.7, 127.0.0.1"})
+    assert until(lambda: "203.0.113.7 sent an unknown key for '/models'" in guarded.log.read_text(), 20)
+
+
+def test_what_others_say_of_the_host_is_not_believed(server):
+    """Without listed proxies, the headers mean nothing."""
+    for header in ("X-Forwarded-Host", "X-Forwarded-For", "Forwarded"):
+        assert CLIENT.get(f"{server.url}/models", headers={header: "evil.example"}).status_code == 200
+    response = CLIENT.get(f"{server.url}/models", headers={"Host": "evil.example", "X-Forwarded-Host": "localhost"})
+    assert response.status_code == 421
+
+
+def test_web_sockets_are_refused(guarded):
+    """Nothing speaks over them, and BentoML's own application stands behind the guard."""
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }
+    for path in ("/predict", "/livez", "/"):
+        assert CLIENT.get(guarded.url + path, headers=upgrade).status_code in {400, 403}
 
 
 def test_a_refused_request_is_not_read(guarded):
@@ -139,6 +218,10 @@ def test_the_console_asks_for_a_key_and_keeps_it_in_its_tab(guarded, keys):
         expect(field).to_be_hidden()
         page.reload()
         expect(page.get_by_role("heading", name="Try it")).to_be_visible()
+        with page.expect_download() as saved:
+            page.get_by_role("link", name="The full report of this version").click()
+        assert saved.value.suggested_filename == "digits-1-report.html"
+        assert saved.value.path().read_text().startswith("<!doctype html>")
         page.get_by_role("link", name="Watch it").click()
         expect(page.locator("#pulse")).to_have_text(re.compile("read at"))
         assert page.evaluate("JSON.stringify(localStorage)") == "{}"
@@ -250,14 +333,14 @@ def request(path="/models", method="GET", **headers):
     }
 
 
-def test_several_hosts_are_all_looked_at():
+def test_several_hosts_are_all_looked_at(tmp_path):
     """Of two, one that is right does not help."""
-    guard = Guard(Settings())
+    guard = Guard(Settings(), tmp_path)
     scope = request()
     scope["headers"] = [(b"host", b"localhost"), (b"host", b"evil.example")]
     with pytest.raises(HTTPError, match=r"Host: expected one of .*, found 'evil\.example'"):
-        guard.check(scope)
-    Guard(Settings(hosts=("*",))).check(scope)
+        asyncio.run(guard.check(scope))
+    asyncio.run(Guard(Settings(hosts=("*",)), tmp_path).check(scope))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])

@@ -35,6 +35,35 @@ def test_a_key_is_printed_once_and_kept_as_its_hash(run, path):
     assert read_keys(path).find(key.encode()) is None
 
 
+def test_a_rate_is_kept_and_shown(run, path):
+    """Requests a second; what is no rate is refused, and makes no key."""
+    assert run("key", "new", "app", "--scope", "predict", "--rate", "2.5", "--keys", path)[0] == 0
+    code, out, _ = run("key", "list", "--keys", path, "--json")
+    assert (code, json.loads(out)["keys"][0]["rate"]) == (0, 2.5)
+    assert "2.5/s" in run("key", "list", "--keys", path)[1]
+    for rate in ("0", "-1", "nan", "inf", "1e9"):
+        code, _, err = run("key", "new", "other", "--scope", "predict", "--rate", rate, "--keys", path)
+        assert code == 1
+        assert "rate: expected" in err
+    assert [key.name for key in read_keys(path).keys] == ["app"]
+
+
+def test_what_to_do_with_a_key_is_said(run, path, monkeypatch):
+    """A file of keys alone guards nothing: the server must be told of it."""
+    monkeypatch.delenv("ABSTAIN_KEYS", raising=False)
+    assert f"started with ABSTAIN_KEYS={path}" in run("key", "new", "app", "--scope", "read", "--keys", path)[2]
+    monkeypatch.setenv("ABSTAIN_KEYS", str(path))
+    assert run("key", "new", "other", "--scope", "read")[2] == ""
+
+
+def test_a_file_that_others_may_read_stays_so(path):
+    """As a container's user must; a change of keys writes another file, with the mode of the old one."""
+    add_key(path, "a", ("read",))
+    path.chmod(0o644)
+    add_key(path, "b", ("read",))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
 def test_keys_differ_and_names_are_unique(run, path):
     """A name that is there is refused, and stays as it was."""
     first, second = add_key(path, "a", ("predict",)), add_key(path, "b", ("predict",))

@@ -26,7 +26,16 @@ GIVEN = [
     ("hosts", "abstain, 10.0.0.7", ("abstain", "10.0.0.7")),
     ("cors_origins", "https://app.example.org,", ("https://app.example.org",)),
     ("insecure", "1", True),
+    ("proxies", "10.0.0.7, 10.1.0.0/16", ("10.0.0.7", "10.1.0.0/16")),
+    ("oidc_claim", "roles", "roles"),
 ]
+TOGETHER = {
+    "tls_cert": Path("/etc/abstain/server.crt"),
+    "tls_key": Path("/etc/abstain/server.key"),
+    "oidc_issuer": "https://login.example.org",
+    "oidc_audience": "https://abstain.example.org",
+    "oidc_jwks": "https://login.example.org/keys",
+}
 
 
 def test_an_empty_environment_is_a_working_server(monkeypatch, tmp_path):
@@ -55,7 +64,33 @@ def test_each_setting_has_its_variable(name, text, value):
 
 def test_every_setting_is_tried_above():
     """A new setting comes with a line in the test of the variables."""
-    assert {name for name, _, _ in GIVEN} == set(Settings.model_fields)
+    assert {name for name, _, _ in GIVEN} | set(TOGETHER) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "wanted"),
+    [
+        ("tls_key", "ABSTAIN_TLS_KEY: expected a value, for ABSTAIN_TLS_CERT has one, found none"),
+        ("tls_cert", "ABSTAIN_TLS_CERT: expected a value, for ABSTAIN_TLS_KEY has one, found none"),
+        ("oidc_audience", "ABSTAIN_OIDC_AUDIENCE: expected a value, for ABSTAIN_OIDC_ISSUER has one, found none"),
+        ("oidc_issuer", "ABSTAIN_OIDC_ISSUER: expected a value, for ABSTAIN_OIDC_AUDIENCE has one, found none"),
+    ],
+)
+def test_settings_that_need_each_other(left_out, wanted):
+    """Together they are taken, one without the other is named."""
+    given = {f"ABSTAIN_{name.upper()}": str(value) for name, value in TOGETHER.items()}
+    settings = read_settings(given)
+    assert {name: getattr(settings, name) for name in TOGETHER} == TOGETHER
+    del given[f"ABSTAIN_{left_out.upper()}"]
+    with pytest.raises(ConfigError, match=wanted):
+        read_settings(given)
+
+
+@pytest.mark.parametrize("text", ["proxy", "10.0.0.7/8", "10.0.0.256", "*"])
+def test_proxies_are_addresses(text):
+    """A name could come to mean another machine."""
+    with pytest.raises(ConfigError, match="ABSTAIN_PROXIES"):
+        read_settings({"ABSTAIN_PROXIES": text})
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

@@ -69,6 +69,9 @@ export function keepKey(key) {
   refusal = null;
 }
 
+/** Whether requests are sent with a key. */
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+
 /** Asks this server, with the key if there is one. Dispatches the event `refused` where the server does not take the key. */
 export async function ask(address, options = {}) {
   // Until there is another key, the answer would be the same.
@@ -92,4 +95,14 @@ export async function fetchJSON(address, options = {}) {
   const told = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(told.error ?? `the server answered ${response.status}`);
   return told;
+}
+
+/** Saves what is at an address as a file. Throws an Error with the server's own words. */
+export async function save(address, name) {
+  const response = await ask(address);
+  if (!response.ok) throw new Error((await response.json()).error);
+  const url = URL.createObjectURL(await response.blob());
+  const link = el("a", { href: url, download: name });
+  link.click();
+  URL.revokeObjectURL(url);
 }

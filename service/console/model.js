@@ -1,6 +1,6 @@
 // Model: how the version was made, how good it was found to be, and what else the store has.
 
-import { el, number, percent, plain, svg } from "./dom.js";
+import { el, hasKey, number, percent, plain, save, svg } from "./dom.js";
 
 const place = document.getElementById("described");
 
@@ -53,7 +53,7 @@ export function show(found, models) {
             ["digest", found.digest],
           ]),
           found.report
-            ? el("p", {}, el("a", { href: report(found.name, found.version) }, "The full report of this version"))
+            ? el("p", {}, reportLink(found.name, found.version, "The full report of this version"))
             : null,
         ),
         el(
@@ -77,7 +77,21 @@ export function show(found, models) {
   );
 }
 
-const report = (name, version) => `console/models/${encodeURIComponent(name)}/versions/${version}/report.html`;
+/** A link to a version's report. A link sends no key: where there is one, the report is fetched with it and saved as a file. */
+function reportLink(name, version, text, attributes = {}) {
+  const address = `console/models/${encodeURIComponent(name)}/versions/${version}/report.html`;
+  const link = el("a", { href: address, ...attributes }, text);
+  link.addEventListener("click", async (event) => {
+    if (!hasKey()) return;
+    event.preventDefault();
+    try {
+      await save(address, `${name}-${version}-report.html`);
+    } catch (error) {
+      link.replaceWith(error.message);
+    }
+  });
+  return link;
+}
 
 function facts(rows) {
   return el(
@@ -206,14 +220,9 @@ function versions(models) {
           "td",
           {},
           version.digest
-            ? el(
-                "a",
-                {
-                  href: report(model.name, version.version),
-                  "aria-label": `Report of ${model.name}:${version.version}`,
-                },
-                "report",
-              )
+            ? reportLink(model.name, version.version, "report", {
+                "aria-label": `Report of ${model.name}:${version.version}`,
+              })
             : "–",
         ),
       ),

@@ -1,0 +1,31 @@
+"""Access: what is checked of keys, certificate and identity provider before a server starts.
+
+A worker that finds them wrong ends, and is started again for ever; the main process says it once.
+"""
+
+from __future__ import annotations
+
+from service.keys import read_keys
+from service.oidc import provider_of
+from service.settings import Settings
+from service.tls import PemFiles, check_certificate
+
+
+def check_access(settings: Settings) -> None:
+    """Refuses settings with which no worker could start.
+
+    Raises:
+        ConfigError: the file of keys is none, the certificate or its key cannot be used, or the identity provider's address
+            or what checks its tokens is missing.
+    """
+    if settings.keys:
+        read_keys(settings.keys)
+    files = pem_files(settings)
+    if files:
+        check_certificate(files)
+    provider_of(settings)
+
+
+def pem_files(settings: Settings) -> PemFiles | None:
+    """The certificate and key that the settings name, None if they name none."""
+    return PemFiles(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None

@@ -1,0 +1,158 @@
+"""TLS: the server's certificate and private key, read again when their files change.
+
+A certificate of a public authority is renewed every few weeks. New connections then get the new one, and connections that are
+open go on as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import NamedTuple
+
+import uvicorn
+
+from models.errors import ConfigError
+from models.regular import read_bounded
+
+log = logging.getLogger("abstain.tls")
+
+PEM_BYTES = 1024 * 1024
+"""Of a file of certificates or of a key."""
+CHECK_SECONDS = 1.0
+"""How often a worker looks whether the files have changed."""
+
+
+class PemFiles(NamedTuple):
+    """A certificate, followed by those that vouch for it; and its private key."""
+
+    certificate: Path
+    key: Path
+
+
+class Encrypted(NamedTuple):
+    """A context that a worker's connections use, and the files it is from."""
+
+    context: ssl.SSLContext
+    files: PemFiles
+
+
+def use_certificate(files: PemFiles | None) -> list[Encrypted]:
+    """Has the server of this process encrypt, whoever starts it and whatever it is told.
+
+    The class of uvicorn's configuration is changed: BentoML makes it, after it has imported the service.
+
+    Args:
+        files: None leaves to the server whether and with what it encrypts (`bentoml serve --ssl-certfile`).
+
+    Returns:
+        the context, once the server has made it: what `follow_changes` keeps up to date.
+    """
+    made: list[Encrypted] = []
+    load: Callable[[uvicorn.Config], None] = uvicorn.Config.load
+
+    @wraps(load)
+    def load_encrypted(self: uvicorn.Config) -> None:
+        if files:
+            self.ssl_certfile, self.ssl_keyfile = str(files.certificate), str(files.key)
+        load(self)
+        if self.ssl and self.ssl_certfile:
+            own = PemFiles(Path(self.ssl_certfile), Path(self.ssl_keyfile or self.ssl_certfile))
+            made.append(Encrypted(self.ssl, own))
+
+    uvicorn.Config.load = load_encrypted
+    return made
+
+
+def check_certificate(files: PemFiles) -> None:
+    """Refuses a certificate and key that a server could not use.
+
+    Raises:
+        ConfigError: a file cannot be read, is no PEM, or the key is encrypted or of another certificate.
+    """
+    _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), _read(files), files)
+
+
+async def follow_changes(encrypted: Encrypted) -> None:
+    """Takes new files into use; runs until it is cancelled.
+
+    Files that cannot be used, such as a new certificate whose key is still to come, leave the old ones in use.
+    """
+    context, files = encrypted
+    state, fault = _state_of(files), ""
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        found = _state_of(files)
+        if found == state:
+            continue
+        try:
+            content = _read(files)
+            # A context that fails half-way has the certificate of one pair and the key of another.
+            _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), content, files)
+            # Here and not in a thread: no connection may begin while the context changes.
+            _load(context, content, files)
+        except ConfigError as error:
+            if str(error) != fault:
+                log.error("the certificate stays as it was: %s", error)
+            fault = str(error)
+            continue
+        state, fault = found, ""
+        log.warning("%s has changed: new connections get the new certificate", files.certificate)
+
+
+def _read(files: PemFiles) -> tuple[bytes, bytes]:
+    content: list[bytes] = []
+    for path in files:
+        try:
+            # Those who renew certificates let links point to the newest.
+            content.append(read_bounded(path.resolve(), PEM_BYTES, ConfigError))
+        except OSError as error:
+            raise ConfigError("cannot be read", where=str(path), found=error.strerror) from error
+    return content[0], content[1]
+
+
+def _load(context: ssl.SSLContext, content: tuple[bytes, bytes], files: PemFiles) -> None:
+    """Loads exactly what has been read: files may change in between, and OpenSSL takes only paths."""
+    try:
+        with _in_memory(content[0]) as certificate, _in_memory(content[1]) as key:
+            # Without a password OpenSSL asks for one on the terminal, and waits.
+            context.load_cert_chain(certificate, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            "TLS",
+            where=f"{files.certificate}, {files.key}",
+            expected="a certificate in PEM, and its own private key without a passphrase",
+            found=getattr(error, "reason", None) or str(error),
+            fix="check them with openssl x509 -in CERTIFICATE -pubkey -noout and openssl pkey -in KEY -pubout, which print the "
+            "same public key",
+        ) from error
+
+
+@contextmanager
+def _in_memory(content: bytes) -> Generator[str]:
+    """A file without a place on disk, by its path."""
+    descriptor = os.memfd_create("abstain-tls")
+    try:
+        os.write(descriptor, content)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _state_of(files: PemFiles) -> tuple[tuple[int, int, int] | None, ...]:
+    """What changes when a file, or what a link points to, is written or replaced; None for one that is not there."""
+    return tuple(_facts(path) for path in files)
+
+
+def _facts(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

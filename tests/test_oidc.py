@@ -1,0 +1,249 @@
+"""Access tokens of an identity provider: a real one on loopback, which signs, turns its keys and goes away."""
+
+import asyncio
+import base64
+import hmac
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from models.errors import ConfigError
+from service import oidc
+from service.errors import HTTPError
+from service.oidc import Provider, is_token, scopes_in
+
+AUDIENCE = "https://abstain.example.org"
+
+
+class Issuer:
+    """An identity provider."""
+
+    def __init__(self, url):
+        self.url = url
+        self.asked = []
+        self.away = False
+        self.document = {"issuer": url, "jwks_uri": f"{url}/keys"}
+        self.keys = {"first": ec.generate_private_key(ec.SECP256R1())}
+
+    def content(self, path):
+        """What is answered at a path."""
+        if path == "/keys":
+            known = {
+                name: json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key())) for name, key in self.keys.items()
+            }
+            return {"keys": [{**key, "kid": name, "use": "sig", "alg": "ES256"} for name, key in known.items()]}
+        return self.document
+
+    def token(self, *, kid="first", key=None, algorithm="ES256", header=None, **claims):
+        """A token that is valid, but for the claims that are given; None leaves one out."""
+        now = int(time.time())
+        whole = {"iss": self.url, "aud": AUDIENCE, "sub": "app", "exp": now + 60, "scope": "openid predict"} | claims
+        whole = {name: value for name, value in whole.items() if value is not None}
+        return jwt.encode(
+            whole,
+            key or (self.keys["first"] if algorithm != "none" else None),
+            algorithm,
+            {"kid": kid} | (header or {}),
+        )
+
+
+@contextmanager
+def running_issuer():
+    """The provider, on loopback."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            issuer.asked.append(self.path)
+            content = json.dumps(issuer.content(self.path)).encode()
+            self.send_response(503 if issuer.away else 200)
+            self.end_headers()
+            self.wfile.write(b"" if issuer.away else content)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    issuer = Issuer(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield issuer
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def issuer():
+    """A provider of this test alone."""
+    with running_issuer() as running:
+        yield running
+
+
+@pytest.fixture
+def provider(issuer):
+    """What a server makes of it."""
+    return Provider(issuer.url, AUDIENCE, None, "scope")
+
+
+def ask(provider, token):
+    """Who the token is of."""
+    return asyncio.run(provider.caller(token))
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        ("openid predict metrics", ("predict", "metrics")),
+        (["read", "email"], ("read",)),
+        ("admin", ("admin",)),
+        ("predictable", ()),
+        (None, ()),
+        (7, ()),
+        ({"predict": 1}, ()),
+        ([["predict"]], ()),
+    ],
+)
+def test_scopes_are_those_of_ours_in_the_claim(issuer, provider, scope, expected):
+    """As words or as a list; what is for others is left out."""
+    caller = ask(provider, issuer.token(scope=scope))
+    assert caller == ("app", expected, None)
+    assert scopes_in(scope) == expected
+
+
+def encoded(content):
+    """Base64 as tokens have it."""
+    return base64.urlsafe_b64encode(content).decode().rstrip("=")
+
+
+def signed_with_the_public_key(issuer):
+    """The classic confusion: the public key, taken for a shared secret. By hand, for the library refuses to."""
+    public = issuer.keys["first"].public_key()
+    secret = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    head = encoded(json.dumps({"alg": "HS256", "typ": "JWT", "kid": "first"}).encode())
+    signed = f"{head}.{issuer.token().split('.')[1]}"
+    return f"{signed}.{encoded(hmac.digest(secret, signed.encode(), 'sha256'))}"
+
+
+def altered(issuer):
+    """Another content under a signature that was valid."""
+    head, body, signature = issuer.token().split(".")
+    content = json.loads(base64.urlsafe_b64decode(body + "==")) | {"scope": "admin"}
+    return f"{head}.{encoded(json.dumps(content).encode())}.{signature}"
+
+
+WRONG = {
+    "expired": lambda issuer: issuer.token(exp=int(time.time()) - 3600),
+    "not yet valid": lambda issuer: issuer.token(nbf=int(time.time()) + 3600),
+    "for another": lambda issuer: issuer.token(aud="https://other.example.org"),
+    "of another issuer": lambda issuer: issuer.token(iss="https://other.example.org"),
+    "without an end": lambda issuer: issuer.token(exp=None),
+    "without an audience": lambda issuer: issuer.token(aud=None),
+    "without a subject": lambda issuer: issuer.token(sub=None),
+    "signed by another key": lambda issuer: issuer.token(key=ec.generate_private_key(ec.SECP256R1())),
+    "of an unknown key": lambda issuer: issuer.token(kid="second", key=ec.generate_private_key(ec.SECP256R1())),
+    "of another kind of key": lambda issuer: issuer.token(
+        key=rsa.generate_private_key(public_exponent=65537, key_size=2048), algorithm="RS256"
+    ),
+    "not signed": lambda issuer: issuer.token(key=None, algorithm="none"),
+    "signed with the public key": signed_with_the_public_key,
+    "altered": altered,
+    "that brings its own key": lambda issuer: issuer.token(
+        key=ec.generate_private_key(ec.SECP256R1()), header={"jku": "http://127.0.0.1:9/keys", "jwk": {"kty": "EC"}}
+    ),
+    "no token": lambda issuer: "a.b.c",
+    "nothing": lambda issuer: "..",
+    "not text": lambda issuer: "ü.ü.ü",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_token_that_is_not_valid_is_refused(issuer, provider, name):
+    """401, whatever is wrong with it; and the provider is asked only where it says that its keys are."""
+    with pytest.raises(HTTPError, match="token: expected a token of") as error:
+        ask(provider, WRONG[name](issuer))
+    assert error.value.status == 401
+    assert set(issuer.asked) <= {"/.well-known/openid-configuration", "/keys"}
+    assert ask(provider, issuer.token()).name == "app"
+
+
+def test_the_providers_keys_are_asked_for_once(issuer, provider):
+    """And a flood of tokens that name unknown keys does not become one of requests to the provider."""
+    for _ in range(5):
+        ask(provider, issuer.token())
+    for number in range(20):
+        with pytest.raises(HTTPError):
+            ask(provider, issuer.token(kid=f"unknown-{number}"))
+    assert issuer.asked == ["/.well-known/openid-configuration", "/keys"]
+
+
+def test_a_new_key_of_the_provider_is_taken(issuer, provider, monkeypatch):
+    """A token that names an unknown key leads to one more look, once the last one is long enough ago."""
+    monkeypatch.setattr(oidc, "UNKNOWN_SECONDS", 0.0)
+    ask(provider, issuer.token())
+    issuer.keys["second"] = ec.generate_private_key(ec.SECP256R1())
+    assert ask(provider, issuer.token(kid="second", key=issuer.keys["second"])).name == "app"
+
+
+def test_a_provider_that_is_away_is_503_and_left_alone_for_a_while(issuer, provider, monkeypatch):
+    """The keys are not asked for by every request; and once it is back, tokens are taken."""
+    issuer.away = True
+    for _ in range(5):
+        with pytest.raises(HTTPError, match="keys cannot be read now") as error:
+            ask(provider, issuer.token())
+        assert error.value.status == 503
+        assert error.value.headers == {"Retry-After": "5"}
+    assert len(issuer.asked) == 1
+    issuer.away = False
+    provider._retry_at = 0.0
+    assert ask(provider, issuer.token()).name == "app"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [[], {}, {"issuer": "https://other.example.org", "jwks_uri": "https://other.example.org/keys"}, "x"],
+)
+def test_a_discovery_document_of_another_is_not_taken(issuer, provider, document):
+    """Neither are places that others on the way could alter, nor what is no place."""
+    issuer.document = document
+    with pytest.raises(HTTPError, match="keys cannot be read now"):
+        ask(provider, issuer.token())
+    provider._retry_at = 0.0
+    for place in ("http://example.org/keys", "file:///etc/passwd", 7, ""):
+        issuer.document = {"issuer": issuer.url, "jwks_uri": place}
+        with pytest.raises(HTTPError, match="keys cannot be read now"):
+            ask(provider, issuer.token())
+        provider._retry_at = 0.0
+    assert "/keys" not in issuer.asked
+
+
+@pytest.mark.parametrize("url", ["http://login.example.org", "login.example.org", "file:///etc", "https://", ""])
+def test_a_provider_is_named_by_https(url):
+    """Its keys say whom to believe."""
+    with pytest.raises(ConfigError, match="expected an https URL"):
+        Provider(url, AUDIENCE, None, "scope")
+    with pytest.raises(ConfigError, match="ABSTAIN_OIDC_JWKS: expected an https URL"):
+        Provider("https://login.example.org", AUDIENCE, url, "scope")
+
+
+@pytest.mark.parametrize(
+    ("presented", "token"), [(b"a.b.c", True), (b"abstain_x-Y_z", False), (b"", False), (b"a.b", False)]
+)
+def test_keys_and_tokens_are_told_apart(presented, token):
+    """By their form."""
+    assert is_token(presented) == token
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    """Without the extra, in one line."""
+    monkeypatch.setitem(__import__("sys").modules, "jwt", None)
+    with pytest.raises(ConfigError, match=r"pip install 'abstain\[oidc\]'"):
+        Provider("https://login.example.org", AUDIENCE, None, "scope")
