@@ -56,6 +56,7 @@ bench: $(VENV)/installed ## every speed benchmark (CORES=0,1: those that serving
 	$(BIN)/python benchmarks/throughput.py --cores "$(CORES)"
 	$(BIN)/python benchmarks/startup.py --cores "$(CORES)"
 	$(BIN)/python benchmarks/serving_memory.py --cores "$(CORES)"
+	$(BIN)/python benchmarks/access.py --cores "$(CORES)"
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/memory.py

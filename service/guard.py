@@ -101,7 +101,8 @@ class Guard:
             )
         if self._provider and is_token(presented):
             return await self._provider.caller(presented.decode("latin-1"))
-        return self._keys.current().find(presented) if self._keys else None
+        key = self._keys.current().find(presented) if self._keys else None
+        return key and key.caller()
 
     def _say_unknown(self, scope: Scope) -> None:
         """Leaves a line in the log, not one for every guess."""

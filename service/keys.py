@@ -64,6 +64,10 @@ class Key(BaseModel):
     created: str = ""
     """UTC, ISO 8601; for people."""
 
+    def caller(self) -> Caller:
+        """Who has the key."""
+        return Caller(self.name, self.scopes, self.rate)
+
 
 class Keys(BaseModel):
     """All keys of a server."""
@@ -78,14 +82,14 @@ class Keys(BaseModel):
             raise ValueError("a name for each key")
         return self
 
-    def find(self, presented: bytes) -> Caller | None:
-        """Whose key was presented; None for no key of these. How long it takes does not depend on which one, or whether any."""
+    def find(self, presented: bytes) -> Key | None:
+        """The key that was presented, or None. How long it takes does not depend on which one, or whether any."""
         digest = hashlib.sha256(presented).hexdigest()
         found = None
         for key in self.keys:
             if hmac.compare_digest(key.sha256, digest):
                 found = key
-        return found and Caller(found.name, found.scopes, found.rate)
+        return found
 
 
 class KeyFile:
