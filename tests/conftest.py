@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +25,34 @@ from jaxtyping import install_import_hook
 # What servers compile is kept for the tests' other servers, and apart from what this user's own have compiled.
 os.environ["ABSTAIN_COMPILED"] = f"{tempfile.gettempdir()}/abstain-tests-compiled-{os.getuid()}"
 
-# Compilation is most of the tests' time: the processes of one run, and the commands they start, compile a program once.
+KEPT_SECONDS = 7 * 24 * 3600
+
+
+def keep_programs() -> Path:
+    """A folder of compiled programs, for all processes of this run and for the next run; what no run has read in a week goes.
+
+    Programs depend on the processor and on the number of threads, of which JAX's names for them say nothing.
+    """
+    facts = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    machine = sorted(fact for fact in facts if fact.startswith(("model", "flags", "Features")))
+    own = f"{machine} {sorted(os.sched_getaffinity(0))} {os.environ.get('XLA_FLAGS')} {sys.version}"
+    name = hashlib.sha256(own.encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"abstain-tests-programs-{os.getuid()}-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix="abstain-tests-programs-"))
+    for program in folder.iterdir():
+        with suppress(OSError):
+            if time.time() - max(program.stat().st_atime, program.stat().st_mtime) > KEPT_SECONDS:
+                program.unlink()
+    return folder
+
+
+# Compilation is most of the tests' time: the processes of a run, the commands they start, and the next run compile a
+# program once.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="abstain-tests-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(keep_programs())
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # Shapes in annotations are checked wherever the tests go; before anything of ours is imported.
 install_import_hook(
