@@ -2,6 +2,7 @@
 
 PYTHON ?= python3.11
 VENV := .venv
+AUDIT := .venv-audit
 BIN := $(VENV)/bin
 STORE ?= artifacts
 SPLITS ?= 2
@@ -14,11 +15,15 @@ THREADS ?= 1 2
 KEYS ?= 10
 TESTS ?= tests
 
+# What `make audit` asks about vulnerabilities, osv or pypi; STRICT=1: it fails where that does not answer.
+SERVICE ?= osv
+STRICT ?=
+
 # What serving is measured on: a worker and its clients together.
 CORES ?= 0,1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-isa serve check format bench bench-quality bench-selection
+.PHONY: help demo test test-isa serve check format audit bench bench-quality bench-selection
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +33,12 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Of the audit's programs alone: no test needs them.
+$(AUDIT)/installed: requirements-audit.lock
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-audit.lock
 	touch $@
 
 demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the letter B
@@ -50,6 +61,9 @@ check: $(VENV)/installed ## formatter, linter, type checker
 format: $(VENV)/installed ## let the formatter and the linter mend what they can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+audit: $(VENV)/installed $(AUDIT)/installed ## known vulnerabilities, SBOMs and licences, in build/audit (SERVICE=osv STRICT=1)
+	$(BIN)/python deploy/audit.py --tools $(AUDIT)/bin --service $(SERVICE) $(if $(STRICT),--strict)
 
 bench: $(VENV)/installed ## every speed benchmark (CORES=0,1: those that serving is measured on)
 	$(BIN)/python benchmarks/kernel.py --cores "$(CORES)"

@@ -1,0 +1,324 @@
+"""`make audit`: known vulnerabilities, lists of what is installed (SBOM, CycloneDX), and licences.
+
+    python deploy/audit.py [--tools .venv-audit/bin] [--out build/audit] [--service osv] [--strict]
+
+Run by the environment whose licences are judged, that of `make test`. The programs that it starts, pip-audit and
+cyclonedx-py, have an environment of their own, so that no test depends on them.
+
+Ends with 1 if a vulnerability is known, a list cannot be written, or a licence is not admitted. Where the service that
+knows vulnerabilities cannot be reached, it says "not checked" and ends with 0; with --strict, with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from importlib.metadata import PackageMetadata, PackageNotFoundError, distribution, distributions
+from pathlib import Path
+from typing import Any
+
+import orjson
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PROJECT = Path(__file__).resolve().parents[1]
+OURS = "abstain"
+SECONDS = 900
+"""That pip-audit has for all packages together."""
+
+ADMITTED = frozenset({
+    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSD-3-Clause-Clear", "BSL-1.0", "CC0-1.0", "HPND", "ISC", "MIT",
+    "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Python-2.0", "Unlicense", "Zlib",
+})  # fmt: skip
+"""SPDX licences of packages that code under Apache-2.0 may depend on without a condition for itself."""
+TOOLS: Mapping[str, str] = {}
+"""Packages with another licence, by name, and why they may be used: only those that neither serving nor training needs."""
+WORDS = {
+    "apache 2.0": "Apache-2.0",
+    "apache license 2.0": "Apache-2.0",
+    "apache software license": "Apache-2.0",
+    # How many clauses is not said; each of these licences is admitted.
+    "bsd": "BSD-3-Clause",
+    "bsd license": "BSD-3-Clause",
+    "3-clause bsd license": "BSD-3-Clause",
+    "gnu lesser general public license v2 (lgplv2)": "LGPL-2.0-only",
+    "gnu lesser general public license v2 or later (lgplv2+)": "LGPL-2.0-or-later",
+    "gnu lesser general public license v3 (lgplv3)": "LGPL-3.0-only",
+    "gnu lesser general public license v3 or later (lgplv3+)": "LGPL-3.0-or-later",
+    "isc license": "ISC",
+    "isc license (iscl)": "ISC",
+    "mit license": "MIT",
+    "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0",
+    "python software foundation license": "PSF-2.0",
+}
+"""What packages without an SPDX expression call their licence; a name that is not here is refused until somebody looks."""
+UNREACHABLE = ("requests.exceptions.", "Could not connect", "your network may be blocking")
+"""What pip-audit says where the service does not answer; it has no exit code of its own for that."""
+
+
+class Verdict(IntEnum):
+    """Of a licence; of two that hold together the lower counts, of two to choose from the higher."""
+
+    REFUSED = 0
+    NAMED = 1
+    ADMITTED = 2
+
+
+class Status(IntEnum):
+    """Of one check, the worst first."""
+
+    FAILED = 0
+    NOT_CHECKED = 1
+    PASSED = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check came to."""
+
+    check: str
+    status: Status
+    detail: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed package: what it is needed for, and what it says of its licence."""
+
+    name: str
+    version: str
+    purpose: str
+    stated: tuple[str, ...]
+
+    @property
+    def licence(self) -> str:
+        """All that is stated, in one line."""
+        return "; ".join(self.stated) or "none stated"
+
+
+def main() -> int:
+    """Checks, prints, and writes the lists."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tools", type=Path, default=PROJECT / ".venv-audit" / "bin", help="of the programs")
+    parser.add_argument("--out", type=Path, default=PROJECT / "build" / "audit", help="folder of the lists")
+    parser.add_argument("--service", choices=("osv", "pypi"), default="osv", help="that knows vulnerabilities")
+    parser.add_argument("--osv-url", help="of another OSV service")
+    parser.add_argument("--strict", action="store_true", help="what could not be checked counts as a finding")
+    options = parser.parse_args()
+    absent = [name for name in ("pip-audit", "cyclonedx-py") if not (options.tools / name).is_file()]
+    if absent:
+        parser.error(f"--tools {options.tools}: expected {', '.join(absent)} there; `make audit` installs them")
+    options.out.mkdir(parents=True, exist_ok=True)
+    outcomes = [
+        check_vulnerabilities(options.tools, options.service, options.osv_url),
+        *write_lists(options.tools, options.out),
+        check_licences(read_packages(), options.out / "licences.csv"),
+    ]
+    print()
+    for outcome in outcomes:
+        print(f"{outcome.check:<16} {outcome.status.name.lower().replace('_', ' '):<12} {outcome.detail}")
+    worst = min(outcome.status for outcome in outcomes)
+    return int(worst < (Status.PASSED if options.strict else Status.NOT_CHECKED))
+
+
+def check_vulnerabilities(tools: Path, service: str, osv_url: str | None) -> Outcome:
+    """Asks the service about every package of requirements.lock, of which the serving lock is a part."""
+    say(f"asking {service} about the packages of requirements.lock")
+    lock = str(PROJECT / "requirements.lock")
+    command = [str(tools / "pip-audit"), "--requirement", lock, "--require-hashes", "--disable-pip"]
+    command += ["--vulnerability-service", service, "--format", "json", "--desc", "off", "--progress-spinner", "off"]
+    if osv_url:
+        command += ["--osv-url", osv_url]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return Outcome("vulnerabilities", Status.NOT_CHECKED, f"{service} did not answer within {SECONDS} s")
+    status, detail = judge_vulnerabilities(done.stdout, done.stderr)
+    return Outcome("vulnerabilities", status, f"{service}: {detail}")
+
+
+def judge_vulnerabilities(stdout: str, stderr: str) -> tuple[Status, str]:
+    """What pip-audit's JSON says; its exit code is 1 for a vulnerability and for a failure alike.
+
+    A package that the service does not know is skipped, and pip-audit then says that nothing was found: here, that it was
+    not checked.
+    """
+    try:
+        packages = orjson.loads(stdout)["dependencies"]
+    except (orjson.JSONDecodeError, KeyError):
+        last = (stderr.strip().splitlines() or ["pip-audit said nothing"])[-1]
+        unreachable = any(words in stderr for words in UNREACHABLE)
+        return (Status.NOT_CHECKED, f"cannot be reached: {last}") if unreachable else (Status.FAILED, last)
+    skipped = [package for package in packages if "skip_reason" in package]
+    found = [_vulnerable(package) for package in packages if package.get("vulns")]
+    if found:
+        return Status.FAILED, "; ".join(found)
+    if skipped or not packages:
+        reason = f", such as: {skipped[0]['skip_reason']}" if skipped else ""
+        return Status.NOT_CHECKED, f"{len(skipped)} of {len(packages)} packages could not be looked up{reason}"
+    return Status.PASSED, f"none known of {len(packages)} packages"
+
+
+def write_lists(tools: Path, out: Path) -> Iterator[Outcome]:
+    """Two SBOMs: what serving installs, with hashes; and this environment, with licences and who needs what."""
+    program, pyproject = str(tools / "cyclonedx-py"), ("--pyproject", str(PROJECT / "pyproject.toml"))
+    lists = {
+        "serving": [program, "requirements", str(PROJECT / "requirements-serving.lock"), *pyproject],
+        "environment": [program, "environment", sys.executable, *pyproject],
+    }
+    for name, command in lists.items():
+        path = out / f"{name}.cdx.json"
+        say(f"writing {path}")
+        path.unlink(missing_ok=True)
+        done = subprocess.run(
+            [*command, "--output-reproducible", "--output-file", str(path)], capture_output=True, text=True, check=False
+        )
+        if done.returncode or not path.exists():
+            last = (done.stderr.strip().splitlines() or ["cyclonedx-py said nothing"])[-1]
+            yield Outcome(f"SBOM {name}", Status.FAILED, last)
+        else:
+            components = orjson.loads(path.read_bytes())["components"]
+            yield Outcome(f"SBOM {name}", Status.PASSED, f"{len(components)} components: {path}")
+
+
+def read_packages() -> list[Package]:
+    """The installed packages but ours, by name."""
+    serving, training = needed(""), needed("training")
+    packages: dict[str, Package] = {}
+    for installed in distributions():
+        name = canonicalize_name(installed.metadata["Name"])
+        purpose = "serving" if name in serving else "training" if name in training else "development"
+        packages.setdefault(name, Package(name, installed.version, purpose, stated_licences(installed.metadata)))
+    return [packages[name] for name in sorted(packages) if name != OURS]
+
+
+def needed(extra: str) -> set[str]:
+    """The packages that ours needs here, with an extra of its own or "" for none: directly or through others."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [(OURS, extra)]
+    while waiting:
+        name, asked = key = waiting.pop()
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            lines = distribution(name).requires or []
+        except PackageNotFoundError:  # of another platform, as its lock says
+            continue
+        for requirement in map(Requirement, lines):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": asked}):
+                waiting += [(canonicalize_name(requirement.name), more) for more in ("", *requirement.extras)]
+    return {name for name, _ in seen}
+
+
+def stated_licences(metadata: PackageMetadata) -> tuple[str, ...]:
+    """What a package says of its licence: its SPDX expression, or else its classifiers and its field if that is one line."""
+    expressions = metadata.get_all("License-Expression")
+    if expressions:
+        return tuple(expressions)
+    classifiers = [line.split(" :: ") for line in metadata.get_all("Classifier") or () if line.startswith("License ::")]
+    names = [parts[-1] for parts in classifiers if parts[-1] != "OSI Approved"]
+    names += [field.strip() for field in metadata.get_all("License") or () if "\n" not in field.strip()]
+    return tuple(dict.fromkeys(filter(None, names)))
+
+
+def judge(package: Package, tools: Mapping[str, str] = TOOLS) -> tuple[Verdict, str]:
+    """Whether a package may be used, and why not plainly; all that it states must be admitted."""
+    verdict = min((judge_licence(text) for text in package.stated), default=Verdict.REFUSED)
+    if verdict is Verdict.NAMED:
+        return verdict, "LGPL: installed beside ours and not changed, so that anyone can replace it"
+    if verdict is Verdict.REFUSED and package.purpose == "development" and package.name in tools:
+        return Verdict.NAMED, tools[package.name]
+    if verdict is Verdict.REFUSED:
+        return verdict, "admitted are " + ", ".join(sorted(ADMITTED))
+    return verdict, ""
+
+
+def judge_licence(text: str) -> Verdict:
+    """Of an SPDX expression, or of a name in `WORDS`; of what is neither, REFUSED."""
+    try:
+        expression = canonicalize_license_expression(WORDS.get(text.lower(), text))
+    except InvalidLicenseExpression:
+        return Verdict.REFUSED
+    tokens = re.findall(r"[()]|[^\s()]+", expression)[::-1]  # the next one is the last
+    return _judge_choice(tokens)
+
+
+def _judge_choice(tokens: list[str]) -> Verdict:
+    verdict = _judge_all(tokens)
+    while tokens and tokens[-1] == "OR":
+        tokens.pop()
+        verdict = max(verdict, _judge_all(tokens))
+    return verdict
+
+
+def _judge_all(tokens: list[str]) -> Verdict:
+    verdict = _judge_one(tokens)
+    while tokens and tokens[-1] == "AND":
+        tokens.pop()
+        verdict = min(verdict, _judge_one(tokens))
+    return verdict
+
+
+def _judge_one(tokens: list[str]) -> Verdict:
+    token = tokens.pop()
+    if token == "(":  # noqa: S105 - a bracket, no password
+        verdict = _judge_choice(tokens)
+        tokens.pop()
+        return verdict
+    if tokens and tokens[-1] == "WITH":
+        del tokens[-2:]  # an exception only permits more
+    if token in ADMITTED:
+        return Verdict.ADMITTED
+    return Verdict.NAMED if token.startswith("LGPL-") else Verdict.REFUSED
+
+
+def check_licences(packages: Sequence[Package], path: Path) -> Outcome:
+    """Writes a table of all packages, prints them by licence, and names those that are not plainly admitted."""
+    say(f"judging the licences of {len(packages)} packages, listed in {path}")
+    judged = [(package, *judge(package)) for package in packages]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("package", "version", "needed for", "licence", "verdict"))
+        for package, verdict, _ in judged:
+            table.writerow((package.name, package.version, package.purpose, package.licence, verdict.name.lower()))
+    by_licence: dict[str, list[str]] = defaultdict(list)
+    for package, _, _ in judged:
+        by_licence[package.licence].append(package.name)
+    for licence, names in sorted(by_licence.items(), key=lambda item: -len(item[1])):
+        print(f"  {len(names):>3}  {licence}: {', '.join(names)}")
+    for package, verdict, why in judged:
+        if verdict is not Verdict.ADMITTED:
+            print(f"  {package.name} {package.version} ({package.purpose}): {package.licence}: {verdict.name}: {why}")
+    counts = [sum(verdict is kind for _, verdict, _ in judged) for kind in Verdict]
+    status = Status.FAILED if counts[Verdict.REFUSED] or not judged else Status.PASSED
+    return Outcome(
+        "licences",
+        status,
+        f"{len(judged)} packages: {counts[Verdict.ADMITTED]} admitted, {counts[Verdict.NAMED]} named, "
+        f"{counts[Verdict.REFUSED]} refused",
+    )
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(f"· {text}", flush=True)
+
+
+def _vulnerable(package: Mapping[str, Any]) -> str:
+    told = ", ".join(
+        f"{item['id']} (fixed in {', '.join(item['fix_versions']) or 'no version'})" for item in package["vulns"]
+    )
+    return f"{package['name']} {package['version']}: {told}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
