@@ -15,8 +15,7 @@ THREADS ?= 1 2
 KEYS ?= 10
 TESTS ?= tests
 
-# What `make audit` asks about vulnerabilities, osv or pypi; STRICT=1: it fails where that does not answer.
-SERVICE ?= osv
+# STRICT=1: `make audit` fails where the service that knows vulnerabilities does not answer.
 STRICT ?=
 
 # What serving is measured on: a worker and its clients together.
@@ -62,8 +61,8 @@ format: $(VENV)/installed ## let the formatter and the linter mend what they can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-audit: $(VENV)/installed $(AUDIT)/installed ## known vulnerabilities, SBOMs and licences, in build/audit (SERVICE=osv STRICT=1)
-	$(BIN)/python deploy/audit.py --tools $(AUDIT)/bin --service $(SERVICE) $(if $(STRICT),--strict)
+audit: $(VENV)/installed $(AUDIT)/installed ## known vulnerabilities, SBOMs and licences, in build/audit (STRICT=1)
+	$(BIN)/python deploy/audit.py --tools $(AUDIT)/bin $(if $(STRICT),--strict)
 
 bench: $(VENV)/installed ## every speed benchmark (CORES=0,1: those that serving is measured on)
 	$(BIN)/python benchmarks/kernel.py --cores "$(CORES)"

@@ -1,6 +1,6 @@
 """`make audit`: known vulnerabilities, lists of what is installed (SBOM, CycloneDX), and licences.
 
-    python deploy/audit.py [--tools .venv-audit/bin] [--out build/audit] [--service osv] [--strict]
+    python deploy/audit.py [--tools .venv-audit/bin] [--out build/audit] [--strict]
 
 Run by the environment whose licences are judged, that of `make test`. The programs that it starts, pip-audit and
 cyclonedx-py, have an environment of their own, so that no test depends on them.
@@ -109,7 +109,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tools", type=Path, default=PROJECT / ".venv-audit" / "bin", help="of the programs")
     parser.add_argument("--out", type=Path, default=PROJECT / "build" / "audit", help="folder of the lists")
-    parser.add_argument("--service", choices=("osv", "pypi"), default="osv", help="that knows vulnerabilities")
     parser.add_argument("--osv-url", help="of another OSV service")
     parser.add_argument("--strict", action="store_true", help="what could not be checked counts as a finding")
     options = parser.parse_args()
@@ -118,7 +117,7 @@ def main() -> int:
         parser.error(f"--tools {options.tools}: expected {', '.join(absent)} there; `make audit` installs them")
     options.out.mkdir(parents=True, exist_ok=True)
     outcomes = [
-        check_vulnerabilities(options.tools, options.service, options.osv_url),
+        check_vulnerabilities(options.tools, options.osv_url),
         *write_lists(options.tools, options.out),
         check_licences(read_packages(), options.out / "licences.csv"),
     ]
@@ -129,20 +128,20 @@ def main() -> int:
     return int(worst < (Status.PASSED if options.strict else Status.NOT_CHECKED))
 
 
-def check_vulnerabilities(tools: Path, service: str, osv_url: str | None) -> Outcome:
-    """Asks the service about every package of requirements.lock, of which the serving lock is a part."""
-    say(f"asking {service} about the packages of requirements.lock")
+def check_vulnerabilities(tools: Path, osv_url: str | None) -> Outcome:
+    """Asks OSV about every package of requirements.lock, of which the serving lock is a part."""
+    say("asking OSV about the packages of requirements.lock")
     lock = str(PROJECT / "requirements.lock")
     command = [str(tools / "pip-audit"), "--requirement", lock, "--require-hashes", "--disable-pip"]
-    command += ["--vulnerability-service", service, "--format", "json", "--desc", "off", "--progress-spinner", "off"]
+    command += ["--vulnerability-service", "osv", "--format", "json", "--desc", "off", "--progress-spinner", "off"]
     if osv_url:
         command += ["--osv-url", osv_url]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Outcome("vulnerabilities", Status.NOT_CHECKED, f"{service} did not answer within {SECONDS} s")
+        return Outcome("vulnerabilities", Status.NOT_CHECKED, f"OSV did not answer within {SECONDS} s")
     status, detail = judge_vulnerabilities(done.stdout, done.stderr)
-    return Outcome("vulnerabilities", status, f"{service}: {detail}")
+    return Outcome("vulnerabilities", status, f"OSV: {detail}")
 
 
 def judge_vulnerabilities(stdout: str, stderr: str) -> tuple[Status, str]:

@@ -93,7 +93,7 @@ def test_a_refused_licence_is_named_and_fails(tmp_path, capsys):
 
 SOUND = {"name": "sound", "version": "1", "vulns": []}
 HOLED = {"name": "holed", "version": "2", "vulns": [{"id": "PYSEC-0", "fix_versions": ["3"], "aliases": []}]}
-UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found on PyPI"}
+UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found"}
 
 
 @pytest.mark.parametrize(
