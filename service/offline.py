@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,10 @@ csv: Any = arrow_csv
 parquet: Any = arrow_parquet
 CHUNK_ROWS = 4096
 ENDINGS = (".csv", ".parquet", ".npz", ".jsonl")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""A spreadsheet may run text that begins with one of these; the last four are the full-width forms of the first four."""
+_NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_NUMBERS = re.compile(rf"{_NUMBER}(?:\|{_NUMBER})*")
 Progress = Callable[[int, int], None]
 
 
@@ -153,7 +158,19 @@ def _write_npz(columns: dict[str, list[Any]], path: Path) -> None:
 
 
 def _write_csv(columns: dict[str, list[Any]], path: Path) -> None:
-    csv.write_csv(pa.table(_flat(columns)), path)
+    cells = {_as_text(name): [_as_text(value) for value in values] for name, values in _flat(columns).items()}
+    csv.write_csv(pa.table(cells), path)
+
+
+def _as_text(cell: Any) -> Any:
+    """A cell with an apostrophe before it if it is text that a spreadsheet would run as a formula; any other as it is.
+
+    Names of classes are data of whoever trained the model. Text that is a number, or numbers with bars between them, does
+    no harm and stays: classes are often named -1 and 1.
+    """
+    if not isinstance(cell, str) or not cell.startswith(_FORMULA_STARTS) or _NUMBERS.fullmatch(cell):
+        return cell
+    return f"'{cell}"
 
 
 def _write_parquet(columns: dict[str, list[Any]], path: Path) -> None:
