@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +16,7 @@ import pyarrow.parquet as arrow_parquet
 
 from models.bundle import Bundle
 from models.calibration import judge
+from models.drafts import draft_of
 from models.errors import DataError, InputError
 from models.files import disk_errors
 from models.posterior import Model
@@ -136,14 +135,9 @@ def _answers(
 def _write(columns: dict[str, list[Any]], out: Path) -> None:
     with disk_errors(out, kind=DataError):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=".writing-", suffix=out.suffix, delete=False) as file:
-            draft = Path(file.name)
-        try:
+        with draft_of(out) as draft:
             _WRITERS[out.suffix](columns, draft)
             draft.chmod(0o644)
-            os.replace(draft, out)
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 def _write_jsonl(columns: dict[str, list[Any]], path: Path) -> None:
