@@ -65,7 +65,11 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
 
     listed: list[dict[str, Any]] = []
     for name in stores.model_names(store):
-        labels = stores.read_labels(store, name).labels
+        labels, fault = dict[str, int](), None
+        try:
+            labels = stores.read_labels(store, name).labels
+        except AbstainError as error:
+            fault = str(error)
         versions: list[dict[str, Any]] = []
         for version in stores.versions(store, name):
             pointing = sorted(label for label, target in labels.items() if target == version)
@@ -78,7 +82,7 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
                     "created": manifest.created,
                     "sound": not manifest.shortfalls,
                     "shortfalls": list(manifest.shortfalls),
-                    "why": None,
+                    "why": fault,
                 }
             except AbstainError as error:
                 unknown = dict.fromkeys(("method", "draws", "created", "sound"))
@@ -94,7 +98,7 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
             [
                 f"{model['name']}:{entry['version']}",
                 ", ".join(entry["labels"]),
-                entry["method"] or entry["why"],
+                entry["why"] or entry["method"],
                 entry["draws"],
                 None if entry["sound"] is None else "yes" if entry["sound"] else "no",
                 entry["created"],

@@ -21,7 +21,7 @@ from models.files import hold
 from models.rowfiles import read_table
 from service import offline
 from tests.conftest import PROJECT
-from tests.test_hostile_bundles import sign
+from tests.hostile_bundles import sign
 from training.config import DataConfig
 from training.rows import text_codes
 from training.sources import read_source
