@@ -190,7 +190,9 @@ def predict(
     keep_compiled(read_settings(os.environ).compiled)
     name, version = stores.resolve(store, model)
     bundle = load_published(store, name, version)
-    with Progress(console=_stderr(), transient=True) as bar:
+    console = _stderr()
+    # Where stderr is no terminal there is no bar to show, and its end would be an empty line before an error's.
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=None)
         rows = predict_file(
             bundle,
