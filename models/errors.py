@@ -17,7 +17,7 @@ from __future__ import annotations
 
 
 class AbstainError(Exception):
-    """Says what is wrong and where, what was expected, what was found and what to do about it."""
+    """Says what is wrong and where, what was expected, what was found and what to do about it: one line, all printable."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class AbstainError(Exception):
             sentence += f": {', '.join(details)}"
         if fix:
             sentence += f"; {fix}"
-        super().__init__(sentence)
+        super().__init__(printable(sentence))
 
 
 class InputError(AbstainError):
@@ -67,6 +67,17 @@ class DataError(AbstainError):
 
 class FitError(AbstainError):
     """Inference did not come to a posterior."""
+
+
+def printable(text: str) -> str:
+    """The text with escapes in place of what is not printable: names of files and keys may hold anything.
+
+    A line break could forge a line of the log, an escape sequence could command the reader's terminal, and half a surrogate
+    pair, as Python has it for bytes that are no UTF-8, cannot be sent as JSON.
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def clip_repr(value: object, limit: int = 60) -> str:

@@ -19,10 +19,10 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import orjson
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.errors import StoreError, UnknownModel, clip_repr
 from models.files import REMEDY, disk_errors, hold
@@ -34,16 +34,22 @@ STABLE = "stable"
 LABELS = "labels.json"
 LABELS_BYTES = 2**20
 """The file may have; a change of a label takes about ten."""
+MOST_LABELS = 256
+"""Of one model: a server looks at each of them whenever it lists its models."""
 LOCK = ".lock"
 _REFERENCE = re.compile(rf"({NAME_PATTERN})(?::([1-9][0-9]{{0,8}})|@({LABEL_PATTERN}))?")
+
+
+_Version = Annotated[int, Field(gt=0, lt=10**9)]
+_Label = Annotated[str, Field(pattern=f"^{LABEL_PATTERN}$")]
 
 
 class Labels(BaseModel):
     """Where a model's labels point, and where they pointed before (oldest first)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    labels: dict[str, PositiveInt] = {}
-    previous: dict[str, list[PositiveInt]] = {}
+    labels: Annotated[dict[_Label, _Version], Field(max_length=MOST_LABELS)] = {}
+    previous: dict[_Label, list[_Version]] = {}
 
 
 class Reference(NamedTuple):
@@ -91,7 +97,7 @@ def version_folder(store: Path, name: str, version: int) -> Path:
     """Where a version lies.
 
     Raises:
-        StoreError: it or its model is a symbolic link, which may lead out of the store.
+        StoreError: it or its model is a symbolic link, which may lead out of the store, or may not be looked at.
     """
     folder = store / name / str(version)
     _refuse_link(folder.parent)
@@ -100,13 +106,17 @@ def version_folder(store: Path, name: str, version: int) -> Path:
 
 
 def _refuse_link(folder: Path) -> None:
-    if folder.is_symlink():
+    try:
+        linked = folder.is_symlink()
+    except OSError as error:
+        raise StoreError("cannot be looked at", where=str(folder), found=error.strerror) from error
+    if linked:
         raise StoreError(
             "is a symbolic link",
             where=str(folder),
             expected="a folder",
-            found=f"a link to {clip_repr(str(folder.readlink()), 200)}",
-            fix="put the folder itself there",
+            found="a link",  # where it leads is not told to clients of a server
+            fix="put the folder itself there (ls -l shows where the link leads)",
         )
 
 
@@ -252,7 +262,7 @@ def set_label(store: Path, name: str, version: int, label: str) -> None:
     """Points a label at a version, remembering where it pointed before.
 
     Raises:
-        StoreError: the label is not one.
+        StoreError: the label is not one, or one too many.
         UnknownModel: no such version.
     """
     if not re.fullmatch(LABEL_PATTERN, label):
@@ -266,6 +276,14 @@ def set_label(store: Path, name: str, version: int, label: str) -> None:
         old = read_labels(store, name)
         if old.labels.get(label) == version:
             return
+        if label not in old.labels and len(old.labels) == MOST_LABELS:
+            raise StoreError(
+                "labels",
+                where=str(store / name / LABELS),
+                expected=f"at most {MOST_LABELS}",
+                found="one more",
+                fix="move a label that is there",
+            )
         before = old.previous.get(label, [])
         if label in old.labels:
             before = [*before, old.labels[label]]

@@ -65,7 +65,11 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
 
     listed: list[dict[str, Any]] = []
     for name in stores.model_names(store):
-        labels = stores.read_labels(store, name).labels
+        labels, fault = dict[str, int](), None
+        try:
+            labels = stores.read_labels(store, name).labels
+        except AbstainError as error:
+            fault = str(error)
         versions: list[dict[str, Any]] = []
         for version in stores.versions(store, name):
             pointing = sorted(label for label, target in labels.items() if target == version)
@@ -78,7 +82,7 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
                     "created": manifest.created,
                     "sound": not manifest.shortfalls,
                     "shortfalls": list(manifest.shortfalls),
-                    "why": None,
+                    "why": fault,
                 }
             except AbstainError as error:
                 unknown = dict.fromkeys(("method", "draws", "created", "sound"))
@@ -94,7 +98,7 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
             [
                 f"{model['name']}:{entry['version']}",
                 ", ".join(entry["labels"]),
-                entry["method"] or entry["why"],
+                entry["why"] or entry["method"],
                 entry["draws"],
                 None if entry["sound"] is None else "yes" if entry["sound"] else "no",
                 entry["created"],
@@ -186,7 +190,9 @@ def predict(
     keep_compiled(read_settings(os.environ).compiled)
     name, version = stores.resolve(store, model)
     bundle = load_published(store, name, version)
-    with Progress(console=_stderr(), transient=True) as bar:
+    console = _stderr()
+    # Where stderr is no terminal there is no bar to show, and its end would be an empty line before an error's.
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring", total=None)
         rows = predict_file(
             bundle,

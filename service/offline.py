@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ import pyarrow.parquet as arrow_parquet
 
 from models.bundle import Bundle
 from models.calibration import judge
+from models.drafts import draft_of
 from models.errors import DataError, InputError
 from models.files import disk_errors
 from models.posterior import Model
@@ -32,6 +32,10 @@ csv: Any = arrow_csv
 parquet: Any = arrow_parquet
 CHUNK_ROWS = 4096
 ENDINGS = (".csv", ".parquet", ".npz", ".jsonl")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""A spreadsheet may run text that begins with one of these; the last four are the full-width forms of the first four."""
+_NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_NUMBERS = re.compile(rf"{_NUMBER}(?:\|{_NUMBER})*")
 Progress = Callable[[int, int], None]
 
 
@@ -131,14 +135,9 @@ def _answers(
 def _write(columns: dict[str, list[Any]], out: Path) -> None:
     with disk_errors(out, kind=DataError):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=".writing-", suffix=out.suffix, delete=False) as file:
-            draft = Path(file.name)
-        try:
+        with draft_of(out) as draft:
             _WRITERS[out.suffix](columns, draft)
             draft.chmod(0o644)
-            os.replace(draft, out)
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 def _write_jsonl(columns: dict[str, list[Any]], path: Path) -> None:
@@ -153,7 +152,19 @@ def _write_npz(columns: dict[str, list[Any]], path: Path) -> None:
 
 
 def _write_csv(columns: dict[str, list[Any]], path: Path) -> None:
-    csv.write_csv(pa.table(_flat(columns)), path)
+    cells = {_as_text(name): [_as_text(value) for value in values] for name, values in _flat(columns).items()}
+    csv.write_csv(pa.table(cells), path)
+
+
+def _as_text(cell: Any) -> Any:
+    """A cell with an apostrophe before it if it is text that a spreadsheet would run as a formula; any other as it is.
+
+    Names of classes are data of whoever trained the model. Text that is a number, or numbers with bars between them, does
+    no harm and stays: classes are often named -1 and 1.
+    """
+    if not isinstance(cell, str) or not cell.startswith(_FORMULA_STARTS) or _NUMBERS.fullmatch(cell):
+        return cell
+    return f"'{cell}"
 
 
 def _write_parquet(columns: dict[str, list[Any]], path: Path) -> None:

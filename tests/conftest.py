@@ -130,6 +130,7 @@ SLOWEST = (
     "mile",
     "workers",
     "report",
+    "hostile_serving",
 )
 """Files that take longest, which begin first, so that no process is left with one at the end. The first three need no
 server and no store: the process that comes to `cli` makes those while the others have work to do."""

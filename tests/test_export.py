@@ -1,5 +1,9 @@
 """What a fit writes beside its bundle, read back with the libraries that others would read it with."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import xarray
@@ -7,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from models.bundle import load
-from tests.conftest import abstain, silent
+from tests.conftest import PROJECT, abstain, silent
 from training.config import read_config
 from training.export import Exports
 from training.fit import fit
@@ -26,6 +30,14 @@ hidden = [2]
 [method]
 kind = "{kind}"
 reports = 4
+"""
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from models.drafts import draft_of
+with draft_of(Path(sys.argv[1])) as draft:
+    draft.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 CHAINS = "chains = 3\nwarmup = 30\nsamples = 12\nthin = 2\n"
 SHAPES = {
@@ -135,6 +147,17 @@ def test_netcdf_of_a_guide_holds_its_draws_as_one_chain(guide):
         assert set(tree.children) == {"posterior"}
         for name, draws in by_name(bundle.posterior.draws).items():
             np.testing.assert_array_equal(tree["posterior"][name], draws[None])
+
+
+def test_what_a_killed_fit_left_beside_the_netcdf_is_removed(tmp_path):
+    """By the next one that writes into the folder."""
+    (tmp_path / "deep").mkdir()
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "deep" / "all.nc")]
+    killed = subprocess.run(command, cwd=PROJECT, check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name[:9] for path in (tmp_path / "deep").iterdir()] == [".writing-"]
+    run(tmp_path, "vi", "steps = 40\n", 7)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["all.nc"]
 
 
 def test_tensorboard_shows_chains(chains):

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from models.files import hold
 from models.rowfiles import DATA_BYTES, data_limit, read_npz, read_table
 from models.store import LOCK, publish, read_labels, set_label, versions
 from service import offline
-from tests.conftest import PROJECT, silent
+from tests.conftest import PROJECT, abstain, silent
 from training.config import read_config
 from training.embedded import EMBEDDED
 from training.fit import fit
@@ -279,6 +280,103 @@ def test_hostile_files_take_little_memory(answers):
     """All of them together, though each bomb would take more than that many times over."""
     grown = {f"{name} by {door}": growth for name, door, *_, growth in answers}
     assert sum(grown.values()) < GROWTH, sorted(grown.items(), key=lambda item: -item[1])[:5]
+
+
+# ---- … through the command line --------------------------------------------------------------------------------------
+
+COMMANDS = """
+import contextlib, io, json, signal, sys, time
+from pathlib import Path
+from service.cli import main
+folder, store, config, seconds = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+commands = {
+    "predict": lambda path: ["predict", "wave", "--data", path, "--out", f"{folder}-answers/out.csv", "--store", store],
+    "evaluate": lambda path: ["evaluate", "wave", "--data", path, "--store", store],
+    "fit": lambda path: ["fit", config, "--data", path, "--store", f"{folder}-store"],
+}
+# The others read files as predict does, or as fit in the test above, and each of their starts costs more.
+strides = {"predict": 1, "evaluate": 6, "fit": 7}
+def late(*_):
+    raise TimeoutError("too long")
+signal.signal(signal.SIGALRM, late)
+def peak():
+    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+def work(arguments):
+    sys.argv = ["abstain", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    signal.alarm(seconds)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+        except BaseException as error:
+            code = repr(error)
+    signal.alarm(0)
+    return code, out.getvalue(), err.getvalue()
+for name, arguments in commands.items():
+    # The first imports what the command needs: it is not measured.
+    work(arguments("absent.csv"))
+    for path in sorted(folder.iterdir())[:: strides[name]]:
+        if path.suffix or name != "predict":
+            before, began = peak(), time.monotonic()
+            told = work(arguments(str(path)))
+            print(json.dumps([path.name, name, *told, peak() - before, time.monotonic() - began]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def hostile_files(tmp_path_factory):
+    """A folder of all hostile files."""
+    folder = tmp_path_factory.mktemp("commands") / "files"
+    folder.mkdir()
+    for name, (make, _) in HOSTILE.items():
+        make(folder / name)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_commands_end_with_one_line_for_a_hostile_file(store, hostile_files):
+    """Exit code 1, nothing on stdout, one line of ours on stderr, and neither time nor memory nor a file for it.
+
+    One process runs the command again and again, as each start would cost seconds.
+    """
+    folder = hostile_files
+    path = config(folder.parent, SMALL.replace('source = "sine"', 'target = "y"'))
+    told = child(COMMANDS, folder, store, path, SECONDS, **{DATA_BYTES: str(LIMIT)})
+    answers = [json.loads(line) for line in told.splitlines()]
+    assert len({name for name, *_ in answers}) >= 40
+    assert {command for _, command, *_ in answers} == {"predict", "evaluate", "fit"}
+    for name, command, code, out, err, _, seconds in answers:
+        assert (code, out) == (1, ""), (name, command, err)
+        assert err.startswith("abstain: "), (name, command)
+        assert err.index("\n") == len(err) - 1, (name, command)
+        assert f"/{name}" in err
+        assert HOSTILE[name][1] in err, (name, command)
+        assert seconds < SECONDS
+    assert sum(growth for *_, growth, _ in answers) < GROWTH
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["config.toml", "files"]
+
+
+def test_commands_as_processes_end_with_one_line_for_a_hostile_file(store, hostile_files, tmp_path):
+    """One of each, as a user starts it."""
+    path = config(tmp_path, SMALL.replace('source = "sine"', 'target = "y"'))
+    commands = {
+        "zeros.npz": ("predict", "wave", "--store", store, "--out", tmp_path / "out.csv"),
+        "texts.parquet": ("evaluate", "wave", "--store", store),
+        "bomb-idx": ("fit", path, "--store", tmp_path / "store"),
+    }
+
+    def start(name):
+        return abstain(*commands[name], "--data", hostile_files / name, timeout=120, **{DATA_BYTES: str(LIMIT)})
+
+    with ThreadPoolExecutor(len(commands)) as pool:
+        for name, ended in zip(commands, pool.map(start, commands), strict=True):
+            assert (ended.returncode, ended.stdout) == (1, "")
+            assert ended.stderr.startswith("abstain: ")
+            assert ended.stderr.index("\n") == len(ended.stderr) - 1
+            assert HOSTILE[name][1] in ended.stderr
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_too_much_is_told_with_the_limit_and_what_to_do(tmp_path, monkeypatch):

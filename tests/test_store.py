@@ -16,6 +16,7 @@ from models.files import hold
 from models.store import (
     LABEL_PATTERN,
     LOCK,
+    MOST_LABELS,
     NAME_PATTERN,
     Reference,
     model_names,
@@ -384,3 +385,15 @@ def test_served_are_stable_and_every_labelled_version(tmp_path):
     assert served_versions(tmp_path, "toy") == [2, 4]
     set_label(tmp_path, "toy", 1, "stable")
     assert served_versions(tmp_path, "toy") == [1, 2]
+
+
+def test_a_model_has_so_many_labels_and_no_more(tmp_path):
+    """One label too many is refused and changes nothing; those that are there can still be moved."""
+    publish_some(tmp_path, count=2)
+    for place in range(MOST_LABELS):
+        set_label(tmp_path, "toy", 1, f"label{place}")
+    with pytest.raises(StoreError, match=r"labels\.json: labels: expected at most 256, found one more; move a label"):
+        set_label(tmp_path, "toy", 1, "another")
+    set_label(tmp_path, "toy", 2, "label7")
+    labels = read_labels(tmp_path, "toy").labels
+    assert (len(labels), labels["label7"], "another" in labels) == (MOST_LABELS, 2, False)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from models.drafts import draft_of
 from models.files import disk_errors
 from training.journal import RESUME
 from training.methods.form import Fitted, Problem
@@ -51,12 +52,8 @@ def write_netcdf(path: Path, problem: Problem, fitted: Fitted) -> None:
             "lp": fitted.chains.column("log_density")
         }
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".writing-{path.name}")
-    try:
-        arviz_base.from_dict(groups).to_netcdf(beside, engine="h5netcdf")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with draft_of(path) as draft:
+        arviz_base.from_dict(groups).to_netcdf(draft, engine="h5netcdf")
 
 
 def samples(problem: Problem, fitted: Fitted) -> Any:
