@@ -6,13 +6,15 @@
     densities/      what scores are computed from that were fitted to the training rows (the same)
     rows/           keyed hashes of the training rows, for `abstain calibrate` (`models/trainedrows.py`)
     report.html     for people
+    model.sig       who made it, if it is signed (`models/signatures.py`); the one file that the manifest does not list
 
 The digest of a bundle is the sha256 of its manifest's canonical bytes, so it stands for every byte of the version.
 Nothing is unpickled, and nothing is trusted before its hash, shape, dtype and finiteness have been checked.
 
-A hash only says that a bundle is what its writer made. Who wrote it is not known, so `load` asks in this order: are the
-manifest's numbers possible; does the folder hold the listed files and nothing else, and no more bytes than the numbers
-ask for; are their hashes right; do the arrays have the promised shapes. Only then is memory taken for them.
+A hash only says that a bundle is what its writer made. Who wrote it is not known, unless keys are trusted and one of them
+has signed it. So `load` asks in this order: are the manifest's numbers possible; has a trusted key signed it, where one
+must; does the folder hold the listed files and nothing else, and no more bytes than the numbers ask for; are their hashes
+right; do the arrays have the promised shapes. Only then is memory taken for them.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ from models.predictive import BUCKETS, Predictor
 from models.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
 from models.recalibration import Recalibration
 from models.regular import RESTORE, check_contents, open_regular, read_bounded
-from models.store import NAME_PATTERN, version_folder
+from models.signatures import SIGNATURE, SIGNATURE_BYTES, TrustedKeys, check_signature, make_signature
+from models.store import NAME_PATTERN, put_signature, version_folder
 
 SCHEMA_VERSION = 2
 READ_SCHEMA_VERSIONS = (1, 2)
@@ -221,7 +224,11 @@ def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration, d
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Writes the manifest, with the hashes of all that lies in the folder; returns it, digest included."""
+    """Writes the manifest, with the hashes of all that lies in the folder; returns it, digest included.
+
+    A signature that lies there is removed: it was of another manifest.
+    """
+    (folder / SIGNATURE).unlink(missing_ok=True)
     files = {
         path.relative_to(folder).as_posix(): _sha256(path)
         for path in sorted(folder.rglob("*"))
@@ -233,13 +240,25 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return Manifest.model_validate(content)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, trusted: TrustedKeys | None = None) -> Manifest:
     """The manifest of the bundle in a folder.
+
+    Args:
+        trusted: the keys of which one must have signed it; None if it need not be signed.
 
     Raises:
         BundleError: it is missing, no regular file, of another schema version, not what was written, not a manifest at
             all, or one whose numbers cannot be.
+        SignatureError: none of the trusted keys has signed it.
     """
+    manifest, covered = _read_covered(folder)
+    if trusted is not None:
+        check_signature(folder, covered, trusted)
+    return manifest
+
+
+def _read_covered(folder: Path) -> tuple[Manifest, dict[str, str]]:
+    """The manifest, and what a signature is of: the sha256 of each file that it lists, and of the bytes just read."""
     path = folder / MANIFEST
     try:
         written = read_bounded(path, MANIFEST_BYTES, BundleError)
@@ -267,31 +286,75 @@ def read_manifest(folder: Path) -> Manifest:
     if not _is_canonical(content, written) or manifest.digest != _digest_of(content):
         raise BundleError("digest", where=str(path), expected=manifest.digest, found="altered contents", fix=RESTORE)
     refuse_implausible(_claims(manifest), str(path))
-    return manifest
+    return manifest, {**manifest.files, MANIFEST: hashlib.sha256(written).hexdigest()}
 
 
-def read_published(store: Path, name: str, version: int) -> Manifest:
+def read_published(store: Path, name: str, version: int, trusted: TrustedKeys | None = None) -> Manifest:
     """The manifest of a version of a store.
+
+    Args:
+        trusted: as in `read_manifest`.
 
     Raises:
         StoreError: it or its model is a symbolic link.
         BundleError: as `read_manifest`; or it is another version's, or another model's.
     """
     folder = version_folder(store, name, version)
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, trusted)
     _check_place(manifest, folder)
     return manifest
 
 
-def load_published(store: Path, name: str, version: int) -> Bundle:
+def load_published(store: Path, name: str, version: int, trusted: TrustedKeys | None = None) -> Bundle:
     """A version of a store, after every check.
+
+    Args:
+        trusted: as in `read_manifest`.
 
     Raises:
         StoreError: it or its model is a symbolic link.
         BundleError: as `load`; or it is another version's, or another model's.
     """
     read_published(store, name, version)
-    return load(version_folder(store, name, version))
+    folder = version_folder(store, name, version)
+    bundle = load(folder, trusted)
+    # Again, of what was loaded: another version, signed as well, may have been put there meanwhile.
+    _check_place(bundle.manifest, folder)
+    return bundle
+
+
+def sign_published(store: Path, name: str, version: int, key: Path, password: bytes | None = None) -> Path:
+    """Signs a version of a store, once its files are what its manifest lists; returns the signature's path.
+
+    An earlier signature is replaced. What is signed are the hashes that were checked, whatever lies there by then.
+
+    Raises:
+        StoreError: it or its model is a symbolic link, or the signature cannot be written.
+        BundleError: as `read_published` and `verify_files`.
+        ConfigError: as `make_signature`.
+    """
+    folder = version_folder(store, name, version)
+    manifest, covered = _read_covered(folder)
+    _check_place(manifest, folder)
+    verify_files(folder, manifest)
+    put_signature(store / name, folder / SIGNATURE, make_signature(folder, covered, key, password))
+    return folder / SIGNATURE
+
+
+def verify_published(store: Path, name: str, version: int, trusted: TrustedKeys) -> tuple[Manifest, Path]:
+    """The manifest of a version of a store, all its files verified, and the key that has signed it.
+
+    Raises:
+        StoreError: it or its model is a symbolic link.
+        BundleError: as `read_published` and `verify_files`.
+        SignatureError: none of the trusted keys has signed it.
+    """
+    folder = version_folder(store, name, version)
+    manifest, covered = _read_covered(folder)
+    _check_place(manifest, folder)
+    signer = check_signature(folder, covered, trusted)
+    verify_files(folder, manifest)
+    return manifest, signer
 
 
 def _claims(manifest: Manifest) -> Iterator[Claim]:
@@ -340,7 +403,7 @@ def check_gate(manifest: Manifest) -> None:
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Checks that the bundle holds the manifest's files and nothing else, and every file's sha256.
+    """Checks that the bundle holds the manifest's files and nothing else but a signature, and every file's sha256.
 
     Raises:
         BundleError: naming a file that is missing, altered, not listed, or no regular file.
@@ -366,7 +429,8 @@ def file_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
         BundleError: naming a file that is missing, not listed, or no regular file; or the bundle is too large.
     """
     _check_paths(manifest.files, str(folder / MANIFEST))
-    sizes = check_contents(folder, [*manifest.files, MANIFEST])
+    sizes = check_contents(folder, [*manifest.files, MANIFEST, SIGNATURE])
+    _check_bytes({SIGNATURE: sizes.get(SIGNATURE, 0)}, SIGNATURE_BYTES, folder / SIGNATURE)
     for name, expected in manifest.files.items():
         if name not in sizes:
             where = str(folder / name)
@@ -375,14 +439,17 @@ def file_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
     return sizes
 
 
-def load(folder: Path) -> Bundle:
+def load(folder: Path, trusted: TrustedKeys | None = None) -> Bundle:
     """The bundle in a folder, after every check.
+
+    Args:
+        trusted: as in `read_manifest`.
 
     Raises:
         BundleError: a file is missing, truncated, altered, not listed or no regular file, or does not hold what the
             manifest says.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, trusted)
     found = file_sizes(folder, manifest)
     sizes = {part: _sizes_in(part, found) for part in ("draws", "calibration", "densities")}
     shapes = expected_shapes(manifest.model, str(folder / "draws"))
@@ -435,7 +502,13 @@ def _check_paths(files: Collection[str], where: str) -> None:
     for name in files:
         path = PurePosixPath(name)
         inside = path.parts and ".." not in path.parts and not path.is_absolute() and "\0" not in name
-        if not inside or path.as_posix() != name or len(path.parts) > _DEEPEST or len(name) > _LONGEST:
+        if (
+            name in {MANIFEST, SIGNATURE}
+            or not inside
+            or path.as_posix() != name
+            or len(path.parts) > _DEEPEST
+            or len(name) > _LONGEST
+        ):
             raise BundleError("files", where=where, expected="paths inside the bundle", found=name[:_LONGEST])
 
 

@@ -4,6 +4,7 @@
     ├── InputError           a row, or a parameter of a request, is wrong
     ├── UnknownModel         no such model, version or label
     ├── BundleError          a version on disk is damaged, or of another schema
+    │   └── SignatureError   … or is not signed by a trusted key
     ├── StoreError           the store cannot do what was asked
     ├── CalibrationError     too few calibration rows for the percentile or coverage asked
     ├── ConfigError          a config file, or a --set, is wrong        (raised by training)
@@ -47,6 +48,10 @@ class UnknownModel(AbstainError):
 
 class BundleError(AbstainError):
     """A version on disk is damaged, or of another schema."""
+
+
+class SignatureError(BundleError):
+    """A version on disk is not signed by a trusted key."""
 
 
 class StoreError(AbstainError):

@@ -332,20 +332,36 @@ def _labelling(home: Path) -> Generator[None]:
         yield
 
 
+def put_signature(home: Path, path: Path, content: bytes) -> None:
+    """Puts a file of its own into the folder of a published version of the model in `home`: it exists whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with disk_errors(path), hold(home / LOCK):
+        _sweep(home)
+        _put(home, ".signature-", path, content)
+
+
 def _write_labels(home: Path, labels: Labels) -> None:
-    """Writes beside and renames into place, under the model's lock."""
-    descriptor, name = tempfile.mkstemp(dir=home, prefix=".labels-")
+    content = orjson.dumps(labels.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    _put(home, ".labels-", home / LABELS, content)
+
+
+def _put(home: Path, prefix: str, path: Path, content: bytes) -> None:
+    """Writes in the model's folder and renames into place, under the model's lock."""
+    descriptor, name = tempfile.mkstemp(dir=home, prefix=prefix)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(orjson.dumps(labels.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
-        Path(name).rename(home / LABELS)
+        Path(name).rename(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_folder(home)
+    _sync_folder(path.parent)
 
 
 @contextmanager
@@ -370,10 +386,10 @@ def _draft(home: Path) -> Generator[Path]:
 def _sweep(home: Path) -> None:
     """Removes what writers that were killed have left; called under the model's lock.
 
-    Who makes a draft makes its lock before it lets go of the model's, so a draft without a lock is abandoned. Labels are
-    written under the model's lock from beginning to end, so all drafts of them are.
+    Who makes a draft makes its lock before it lets go of the model's, so a draft without a lock is abandoned. Labels and
+    signatures are written under the model's lock from beginning to end, so all drafts of them are.
     """
-    for abandoned in home.glob(".labels-*"):
+    for abandoned in (*home.glob(".labels-*"), *home.glob(".signature-*")):
         with suppress(OSError):
             abandoned.unlink()
     for abandoned in home.glob(".writing-*"):

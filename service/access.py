@@ -1,10 +1,11 @@
-"""Access: what is checked of keys, certificate and identity provider before a server starts.
+"""Access: what is checked of keys, certificate, identity provider and trusted signers before a server starts.
 
 A worker that finds them wrong ends, and is started again for ever; the main process says it once.
 """
 
 from __future__ import annotations
 
+from models.signatures import read_trusted
 from service.keys import read_keys
 from service.oidc import provider_of
 from service.settings import Settings
@@ -15,8 +16,8 @@ def check_access(settings: Settings) -> None:
     """Refuses settings with which no worker could start.
 
     Raises:
-        ConfigError: the file of keys is none, the certificate or its key cannot be used, or the identity provider's address
-            or what checks its tokens is missing.
+        ConfigError: the file of keys is none, the certificate or its key cannot be used, a trusted public key is
+            none, or the identity provider's address or a package of an extra is missing.
     """
     if settings.keys:
         read_keys(settings.keys)
@@ -24,6 +25,7 @@ def check_access(settings: Settings) -> None:
     if files:
         check_certificate(files)
     provider_of(settings)
+    read_trusted(settings.trusted_keys)
 
 
 def pem_files(settings: Settings) -> PemFiles | None:

@@ -26,6 +26,7 @@ import orjson  # noqa: E402
 from _bentoml_sdk.service.factory import Service  # noqa: E402
 from bentoml._internal.context import server_context  # noqa: E402
 
+from models.signatures import read_trusted  # noqa: E402
 from service.access import check_access, pem_files  # noqa: E402
 from service.compat import check_process_manager, close_process_manager, stop_usage_reports  # noqa: E402
 from service.process import Traffic, arrange, drain_on_stop, end_with_main  # noqa: E402
@@ -63,16 +64,22 @@ class FrontedService(Service[T_co]):
         from service.compilation import keep_compiled  # noqa: PLC0415 - jax must see the environment `arrange` has made
         from service.drift import DriftWatch  # noqa: PLC0415
         from service.http import build_app  # noqa: PLC0415
-        from service.serving import Serving  # noqa: PLC0415
 
         described = super().to_asgi(is_main=is_main)
         keep_compiled(SETTINGS.compiled)
         logging.getLogger("uvicorn.access").handlers.clear()
         logging.getLogger("uvicorn.access").propagate = False
-        serving, traffic = Serving(SETTINGS.store, SETTINGS.devices, require_sound=SETTINGS.require_sound), Traffic()
+        serving, traffic = _new_serving(), Traffic()
         watch = DriftWatch(PROCESS, SETTINGS.state)
         app = build_app(SETTINGS, PROCESS, traffic, serving, described, watch.note)
         return _with_life_cycle(app, described, serving, traffic, watch)
+
+
+def _new_serving() -> Serving:
+    from service.serving import Serving  # noqa: PLC0415 - as above
+
+    trusted = read_trusted(SETTINGS.trusted_keys)
+    return Serving(SETTINGS.store, SETTINGS.devices, require_sound=SETTINGS.require_sound, trusted=trusted)
 
 
 def _with_life_cycle(
@@ -161,8 +168,6 @@ class Abstain:
 
     @cached_property
     def _serving(self) -> Serving:
-        from service.serving import Serving  # noqa: PLC0415
-
-        serving = Serving(SETTINGS.store, SETTINGS.devices, require_sound=SETTINGS.require_sound)
+        serving = _new_serving()
         serving.load_all()
         return serving

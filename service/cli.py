@@ -167,6 +167,56 @@ def rollback(
     _say_label(name, stores.STABLE, stores.rollback(store, name), as_json)
 
 
+@app.command(epilog="Example: `abstain sign digits:3 --key private.pem`")
+def sign(
+    model: ModelArgument,
+    key: Annotated[Path, typer.Option("--key", help="The private key: an elliptic curve's, as PEM.")],
+    password_file: Annotated[
+        Path | None, typer.Option("--password-file", help="Its first line opens the key; else the command asks.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign a version, its files verified: `model.sig` in its folder says who made it."""
+    from models import store as stores  # noqa: PLC0415
+    from models.bundle import sign_published  # noqa: PLC0415
+    from models.signatures import check_private_key, is_encrypted, read_password  # noqa: PLC0415
+
+    name, version = stores.resolve(store, model)
+    password = read_password(password_file) if password_file else None
+    if password is None and is_encrypted(key):
+        password = str(typer.prompt(f"Password of {key}", hide_input=True, err=True)).encode()
+    # Before the files are read, which may take long.
+    check_private_key(key, password)
+    signature = sign_published(store, name, version, key, password)
+    if as_json:
+        _print_json({"model": name, "version": version, "key": str(key), "signature": str(signature)})
+    else:
+        typer.echo(f"{name}:{version} is signed: {signature}")
+
+
+@app.command(epilog="Example: `abstain verify digits:3 --key public.pem`")
+def verify(
+    model: ModelArgument,
+    key: Annotated[Path, typer.Option("--key", help="The public key, or a folder of them (*.pem).")],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every file of a version, and that the key has signed it."""
+    from models import store as stores  # noqa: PLC0415
+    from models.bundle import verify_published  # noqa: PLC0415
+    from models.signatures import read_public_keys  # noqa: PLC0415
+
+    trusted = read_public_keys(key)
+    name, version = stores.resolve(store, model)
+    manifest, signer = verify_published(store, name, version, trusted)
+    files = len(manifest.files) + 1
+    if as_json:
+        _print_json({"model": name, "version": version, "key": str(signer), "files": files, "digest": manifest.digest})
+    else:
+        typer.echo(f"{name}:{version} is signed by {signer}; its {files} files are as they were signed")
+
+
 @app.command(epilog="Example: `abstain predict digits --data new.csv --out answers.parquet`")
 def predict(
     model: ModelArgument,
@@ -181,15 +231,18 @@ def predict(
 
     from models import store as stores  # noqa: PLC0415
     from models.bundle import load_published  # noqa: PLC0415
+    from models.signatures import read_trusted  # noqa: PLC0415
     from service.compilation import keep_compiled  # noqa: PLC0415
     from service.offline import predict_file  # noqa: PLC0415
     from service.settings import read_settings  # noqa: PLC0415
 
     if percentile is not None:
         check_percentile(percentile)
-    keep_compiled(read_settings(os.environ).compiled)
+    settings = read_settings(os.environ)
+    trusted = read_trusted(settings.trusted_keys)
+    keep_compiled(settings.compiled)
     name, version = stores.resolve(store, model)
-    bundle = load_published(store, name, version)
+    bundle = load_published(store, name, version, trusted)
     console = _stderr()
     # Where stderr is no terminal there is no bar to show, and its end would be an empty line before an error's.
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -240,6 +293,7 @@ def serve(
     from models import store as stores  # noqa: PLC0415
     from models.bundle import read_published, verify_files  # noqa: PLC0415
     from models.errors import AbstainError, ConfigError  # noqa: PLC0415
+    from models.signatures import read_trusted  # noqa: PLC0415
     from service.access import check_access  # noqa: PLC0415
     from service.settings import check_address, read_settings  # noqa: PLC0415
 
@@ -248,19 +302,26 @@ def serve(
     settings = read_settings(os.environ)
     check_address(settings, host)
     check_access(settings)
+    trusted = read_trusted(settings.trusted_keys)
     served: list[str] = []
     faults: list[str] = []
     for name in stores.model_names(store):
         try:
-            for version in stores.served_versions(store, name):
-                manifest = read_published(store, name, version)
-                verify_files(store / name / str(version), manifest)
-                if require_sound and manifest.shortfalls:
-                    faults.append(f"{name}:{version} is refused, its fit fell short: {'; '.join(manifest.shortfalls)}")
-                else:
-                    served.append(f"{name}:{version}")
+            versions = stores.served_versions(store, name)
         except AbstainError as error:
             faults.append(str(error))
+            continue
+        for version in versions:
+            try:
+                manifest = read_published(store, name, version, trusted)
+                verify_files(store / name / str(version), manifest)
+            except AbstainError as error:
+                faults.append(str(error))
+                continue
+            if require_sound and manifest.shortfalls:
+                faults.append(f"{name}:{version} is refused, its fit fell short: {'; '.join(manifest.shortfalls)}")
+            else:
+                served.append(f"{name}:{version}")
     if not served:
         raise ConfigError(
             "nothing to serve",
@@ -280,6 +341,7 @@ def serve(
         "ABSTAIN_STORE": str(store.resolve()),
         "ABSTAIN_WORKERS": str(workers),
         "ABSTAIN_REQUIRE_SOUND": str(int(require_sound)),
+        "ABSTAIN_TRUSTED_KEYS": ",".join(map(str, settings.trusted_keys)),
     }
     # -P: Python would look for modules in the folder that abstain is started from, and so run whatever lies there.
     command = [

@@ -2,7 +2,7 @@
 
 A version that cannot be loaded takes nothing down: it says why, the others answer, and the server is not ready. One
 whose fit fell short is served and reported as such; under `require_sound` it is refused, and the others make the server
-ready.
+ready. So it is with a version that no trusted key has signed, where keys are trusted.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 from models import store
 from models.bundle import Bundle, load_published, read_published
-from models.errors import AbstainError, InputError, UnknownModel
+from models.errors import AbstainError, InputError, SignatureError, UnknownModel
 from models.predictive import BUCKETS, Predictor
+from models.signatures import TrustedKeys
 from service import metrics
 from service.errors import HTTPError
 
@@ -58,9 +59,13 @@ class Serving:
     Args:
         devices: to spread each version's draws over.
         require_sound: whether to refuse versions whose fit fell short, also those that a label points at.
+        trusted: keys of which one must have signed a version; None if it need not be signed.
     """
 
-    def __init__(self, root: Path, devices: int = 1, *, require_sound: bool = False) -> None:
+    def __init__(
+        self, root: Path, devices: int = 1, *, require_sound: bool = False, trusted: TrustedKeys | None = None
+    ) -> None:
+        self.trusted = trusted
         self._root = root
         self._devices = devices
         self._require_sound = require_sound
@@ -196,10 +201,14 @@ class Serving:
         """Reads a version, and has it compiled by the pool; whatever it does to its loader, the others must be served."""
         published = (self._root, name, entry.version)
         try:
-            if self._require_sound and (shortfalls := read_published(*published).shortfalls):
-                self._refuse(name, entry, shortfalls)
+            if self._require_sound and (shortfalls := read_published(*published, self.trusted).shortfalls):
+                metrics.MODEL_SOUND.labels(name, str(entry.version)).set(0)
+                self._refuse(name, entry, f"its fit fell short: {said(shortfalls)}")
                 return
-            bundle = load_published(*published)
+            bundle = load_published(*published, self.trusted)
+        except SignatureError as error:
+            self._refuse(name, entry, str(error))
+            return
         except Exception as error:
             self._fail(name, entry, error)
             return
@@ -227,11 +236,10 @@ class Serving:
         log.error("%s:%d cannot be served: %s", name, entry.version, error or type(error).__name__)
         self._set(name, replace(entry, state="failed", why=self.within(str(error)) or type(error).__name__))
 
-    def _refuse(self, name: str, entry: Entry, shortfalls: tuple[str, ...]) -> None:
+    def _refuse(self, name: str, entry: Entry, why: str) -> None:
         metrics.MODEL_LOADS.labels(name, str(entry.version), "refused").inc()
-        metrics.MODEL_SOUND.labels(name, str(entry.version)).set(0)
-        log.warning("%s:%d is refused: its fit fell short: %s", name, entry.version, said(shortfalls))
-        self._set(name, replace(entry, state="refused", why=f"its fit fell short: {said(shortfalls)}"))
+        log.warning("%s:%d is refused: %s", name, entry.version, why)
+        self._set(name, replace(entry, state="refused", why=self.within(why)))
 
     def _set(self, name: str, entry: Entry) -> None:
         with self._lock:
@@ -246,7 +254,10 @@ class Serving:
         digest = method = None
         sound, shortfalls = False, list[str]()
         try:
-            manifest = entry.live.bundle.manifest if entry.live else read_published(self._root, name, entry.version)
+            if entry.live:
+                manifest = entry.live.bundle.manifest
+            else:
+                manifest = read_published(self._root, name, entry.version, self.trusted)
             digest, method = manifest.digest, manifest.method.kind
             sound, shortfalls = not manifest.shortfalls, list(manifest.shortfalls)
         except AbstainError as error:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import (
     AfterValidator,
@@ -39,12 +39,21 @@ def _split(value: object) -> object:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+def _split_paths(value: object) -> object:
+    """Absolute paths separated by commas; at least one, for none would mean that no signature is needed."""
+    names = _split(value)
+    if names == ():
+        raise ValueError("paths of public keys, separated by commas")
+    return tuple(Path(name).absolute() for name in cast("tuple[str, ...]", names))
+
+
 def _check_network(text: str) -> str:
     ipaddress.ip_network(text)
     return text
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_split_paths)]
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], BeforeValidator(_split)]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -72,6 +81,8 @@ class Settings(BaseModel):
     """A folder of this server alone, that keeps the watch for drift from one start to the next."""
     keys: Path | None = None
     """A file of keys (`service/keys.py`), which requests then need."""
+    trusted_keys: Paths = ()
+    """Public keys, or folders of them: where there are any, only versions that one of them has signed are served."""
     hosts: Names = LOOPBACK
     """Names that the server answers to, separated by commas; `*` for any."""
     cors_origins: Names = ()

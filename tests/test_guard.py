@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shutil
+import time
 
 import httpx
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from models.errors import ConfigError
 from service.errors import HTTPError
 from service.guard import HEALTH, Guard, host_of, scope_of
-from service.keys import SCOPES, add_key, revoke_key
+from service.keys import CHECK_SECONDS, SCOPES, add_key, revoke_key
 from service.settings import Settings, check_address, read_settings
 from tests.conftest import start_server, stop_server
 from tests.test_oidc import AUDIENCE, running_issuer
@@ -142,18 +143,18 @@ def test_a_token_of_the_provider_is_as_good_as_a_key(guarded, issuer):
 
 def test_a_keys_rate_holds_over_all_workers(guarded, keys):
     """429 with the time to come again, over connections that reach either worker; other keys are not concerned."""
-    key = add_key(keys[0], "slow", ("read",), rate=0.05)
+    key = add_key(keys[0], "slow", ("read",), rate=0.01)
 
     def answer(presented):
         return httpx.get(f"{guarded.url}/models", headers={"X-API-Key": presented}, timeout=60)
 
     assert until(lambda: answer(key).status_code != 401, 20)
+    # By now both workers know the key, and one of them has taken the one request that there may be in 100 s.
+    time.sleep(2 * CHECK_SECONDS)
     refused = [answer(key) for _ in range(12)]
-    assert {response.status_code for response in refused} <= {200, 429}
-    # One request in 20 seconds: after one that one worker has taken, neither takes another.
-    assert sum(response.status_code == 200 for response in refused) <= 1
-    assert "rate: expected at most 0.05 requests a second with the key slow" in refused[-1].text
-    assert 1 <= int(refused[-1].headers["retry-after"]) <= 20
+    assert [response.status_code for response in refused] == [429] * 12
+    assert "rate: expected at most 0.01 requests a second with the key slow" in refused[-1].text
+    assert 1 <= int(refused[-1].headers["retry-after"]) <= 100
     assert answer(keys[1]["read"]).status_code == 200
 
 
@@ -168,8 +169,13 @@ def test_what_a_listed_proxy_says_is_believed(guarded, keys):
     assert code(**{"X-Forwarded-Host": "localhost, evil.example"}) == 421
     origin = {"X-Forwarded-Host": "localhost:8443", "X-Forwarded-Proto": "https", "Origin": "https://localhost:8443"}
     assert code(**origin) == 200
-    ask(guarded, "GET", "/models", **{"X-API-Key": "x", "X-Forwarded-For": "203.0.113.7, 127.0.0.1"})
-    assert until(lambda: "203.0.113.7 sent an unknown key for '/models'" in guarded.log.read_text(), 20)
+
+    def logged():
+        # Unknown keys are logged once a second, and another test may have sent one.
+        ask(guarded, "GET", "/models", **{"X-API-Key": "x", "X-Forwarded-For": "203.0.113.7, 127.0.0.1"})
+        return "203.0.113.7 sent an unknown key for '/models'" in guarded.log.read_text()
+
+    assert until(logged, 20)
 
 
 def test_what_others_say_of_the_host_is_not_believed(server):
@@ -222,6 +228,7 @@ def test_the_console_asks_for_a_key_and_keeps_it_in_its_tab(guarded, keys):
         expect(field).to_be_hidden()
         page.reload()
         expect(page.get_by_role("heading", name="Try it")).to_be_visible()
+        page.get_by_role("link", name="Model", exact=True).click()
         with page.expect_download() as saved:
             page.get_by_role("link", name="The full report of this version").click()
         assert saved.value.suggested_filename == "digits-1-report.html"

@@ -23,6 +23,7 @@ GIVEN = [
     ("state", "/var/lib/abstain", Path("/var/lib/abstain")),
     ("compiled", "/var/cache/abstain", Path("/var/cache/abstain")),
     ("keys", "/etc/abstain/keys.json", Path("/etc/abstain/keys.json")),
+    ("trusted_keys", "/etc/abstain/keys, /etc/abstain/a.pem", (Path("/etc/abstain/keys"), Path("/etc/abstain/a.pem"))),
     ("hosts", "abstain, 10.0.0.7", ("abstain", "10.0.0.7")),
     ("cors_origins", "https://app.example.org,", ("https://app.example.org",)),
     ("insecure", "1", True),

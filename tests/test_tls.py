@@ -5,6 +5,7 @@ import shutil
 import socket
 import ssl
 import time
+import warnings
 from dataclasses import replace
 
 import httpx
@@ -76,7 +77,8 @@ def test_nothing_is_answered_without_tls(encrypted):
         httpx.get(f"{plain}/livez")
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
-    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with warnings.catch_warnings(action="ignore"):  # that it is old
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     port = int(encrypted.url.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port)) as raw, pytest.raises((ssl.SSLError, ConnectionError)):
         old.wrap_socket(raw)

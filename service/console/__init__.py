@@ -19,6 +19,7 @@ from starlette.routing import Route
 from models.bundle import read_manifest
 from models.errors import BundleError, UnknownModel
 from models.regular import read_bounded
+from models.signatures import TrustedKeys
 from service.console.described import describe
 from service.errors import HTTPError
 from service.serving import Serving
@@ -95,7 +96,7 @@ def routes(serving: Serving) -> list[Route]:
     async def report(request: Request) -> Response:
         folder = serving.folder(_reference(request))
         try:
-            content = await asyncio.to_thread(_read_report, folder)
+            content = await asyncio.to_thread(_read_report, folder, serving.trusted)
         except BundleError as error:
             log.error("a report cannot be sent: %s", error)
             raise HTTPError(503, serving.within(str(error))) from error
@@ -125,14 +126,14 @@ def _reference(request: Request) -> str:
     return f"{request.path_params['model']}:{request.path_params['version']}"
 
 
-def _read_report(folder: Path) -> bytes:
+def _read_report(folder: Path, trusted: TrustedKeys | None = None) -> bytes:
     """The report of the bundle in a folder, as it was published.
 
     Raises:
         UnknownModel: the version has none.
-        BundleError: it is not what was published.
+        BundleError: it is not what was published, or none of the trusted keys has signed the version.
     """
-    path, files = folder / "report.html", read_manifest(folder).files
+    path, files = folder / "report.html", read_manifest(folder, trusted).files
     if path.name not in files:
         raise UnknownModel(f"{folder.parent.name}:{folder.name} was published without a report")
     try:
