@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
 import logging
 import time
 import urllib.request
@@ -17,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel
+
 from models.errors import ConfigError, clip_repr
 from service.errors import HTTPError
-from service.keys import SCOPES, Caller
+from service.keys import SCOPES, Caller, KeyScope
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ KEYS_SECONDS = 600.0
 UNKNOWN_SECONDS = 30.0
 """How often at most they are asked for again because a token names a key that is not among them."""
 TIMEOUT_SECONDS = 5.0
+ANSWER_SECONDS = 10.0
+"""How long a request waits for the provider, which may answer a byte at a time."""
 RETRY_SECONDS = 5.0
 """How long a provider that does not answer is left alone."""
 CLOCK_SECONDS = 30.0
@@ -69,7 +72,12 @@ class Provider:
         Raises:
             HTTPError: 401, the token is not valid; 503, the provider's keys cannot be had.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._caller, token)
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, self._caller, token)
+        except TimeoutError as error:
+            log.error("the keys of %s did not come within %g s", self._issuer, ANSWER_SECONDS)
+            raise self._away() from error
 
     def _caller(self, token: str) -> Caller:
         jwt = _import_jwt()
@@ -99,16 +107,15 @@ class Provider:
         if time.monotonic() < self._retry_at:
             raise self._away()
         try:
-            if self._client is None:
-                self._client = jwt.PyJWKClient(
-                    self._jwks or _discover(self._issuer),
-                    lifespan=KEYS_SECONDS,
-                    timeout=TIMEOUT_SECONDS,
-                    cooldown_duration=UNKNOWN_SECONDS,
-                )
-            return self._client.get_signing_key_from_jwt(token)
+            client = self._client = self._client or jwt.PyJWKClient(
+                self._jwks or _discover(self._issuer),
+                lifespan=KEYS_SECONDS,
+                timeout=TIMEOUT_SECONDS,
+                cooldown_duration=UNKNOWN_SECONDS,
+            )
+            return client.get_signing_key_from_jwt(token)
         except (jwt.PyJWKClientConnectionError, ConfigError, URLError, TimeoutError, ValueError) as error:
-            # It is a ValueError that an answer is no JSON.
+            # An answer that is no JSON is a ValueError.
             self._retry_at = time.monotonic() + RETRY_SECONDS
             log.error("the keys of %s cannot be read: %s", self._issuer, error)
             raise self._away() from error
@@ -138,10 +145,11 @@ def is_token(presented: bytes) -> bool:
     return presented.count(b".") == 2
 
 
-def scopes_in(claim: object) -> tuple[Any, ...]:
+def scopes_in(claim: object) -> tuple[KeyScope, ...]:
     """The scopes of ours in a claim, which is a list or words; others are for other services."""
-    words = claim.split() if isinstance(claim, str) else claim if isinstance(claim, list) else []
-    return tuple(scope for scope in SCOPES if scope in words)
+    if isinstance(claim, str):
+        claim = claim.split()
+    return tuple(scope for scope in SCOPES if isinstance(claim, list) and scope in claim)
 
 
 def _import_jwt() -> Any:
@@ -158,25 +166,28 @@ def _import_jwt() -> Any:
     return jwt
 
 
+class _Discovery(BaseModel):
+    """What is read of a provider's discovery document."""
+
+    issuer: str
+    jwks_uri: str
+
+
 def _discover(issuer: str) -> str:
     """Where a provider's keys are, from its discovery document (OpenID Connect Discovery 1.0).
 
     Raises:
-        ConfigError: the document is another provider's, or names no such place.
+        ConfigError: the document is another provider's, or names no https URL.
         URLError: it cannot be had.
-        ValueError: it is no JSON.
+        ValueError: it is none.
     """
     where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
     with urllib.request.urlopen(where, timeout=TIMEOUT_SECONDS) as response:  # noqa: S310 - https, or loopback
-        found = json.loads(response.read(DOCUMENT_BYTES))
-    if not isinstance(found, dict) or found.get("issuer") != issuer:
-        issuer_found = found.get("issuer") if isinstance(found, dict) else found
-        raise ConfigError("issuer", where=where, expected=issuer, found=clip_repr(issuer_found))
-    uri = found.get("jwks_uri")
-    if not isinstance(uri, str):
-        raise ConfigError("jwks_uri", where=where, expected="a URL", found=clip_repr(uri))
-    _check_url("jwks_uri", uri)
-    return uri
+        found = _Discovery.model_validate_json(response.read(DOCUMENT_BYTES))
+    if found.issuer != issuer:
+        raise ConfigError("issuer", where=where, expected=issuer, found=clip_repr(found.issuer))
+    _check_url("jwks_uri", found.jwks_uri)
+    return found.jwks_uri
 
 
 def _check_url(name: str, url: str) -> None:

@@ -29,6 +29,7 @@ class Issuer:
         self.url = url
         self.asked = []
         self.away = False
+        self.dripping = False
         self.document = {"issuer": url, "jwks_uri": f"{url}/keys"}
         self.keys = {"first": ec.generate_private_key(ec.SECP256R1())}
 
@@ -64,6 +65,9 @@ def running_issuer():
             content = json.dumps(issuer.content(self.path)).encode()
             self.send_response(503 if issuer.away else 200)
             self.end_headers()
+            while issuer.dripping:
+                self.wfile.write(b" ")
+                time.sleep(0.05)
             self.wfile.write(b"" if issuer.away else content)
 
         def log_message(self, *_):
@@ -205,6 +209,16 @@ def test_a_provider_that_is_away_is_503_and_left_alone_for_a_while(issuer, provi
     issuer.away = False
     provider._retry_at = 0.0
     assert ask(provider, issuer.token()).name == "app"
+
+
+def test_a_provider_that_drips_keeps_nobody_waiting(issuer, provider, monkeypatch):
+    """A byte now and then, for ever: requests are answered 503 after a while."""
+    monkeypatch.setattr(oidc, "ANSWER_SECONDS", 0.5)
+    issuer.dripping = True
+    for _ in range(6):
+        with pytest.raises(HTTPError, match="keys cannot be read now"):
+            ask(provider, issuer.token())
+    issuer.dripping = False
 
 
 @pytest.mark.parametrize(
