@@ -337,6 +337,8 @@ def serve(
     )
     sys.stderr.flush()
     project = Path(__file__).resolve().parents[1]
+    # BentoML changes to another folder before it imports the service: from there relative paths would lead elsewhere.
+    os.environ |= {f"ABSTAIN_{name.upper()}": str(value) for name, value in settings if isinstance(value, Path)}
     os.environ |= {
         "ABSTAIN_STORE": str(store.resolve()),
         "ABSTAIN_WORKERS": str(workers),

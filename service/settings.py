@@ -133,7 +133,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     absolute = {
         name: path and path.absolute() for name in ("keys", "tls_cert", "tls_key") for path in [getattr(settings, name)]
     }
-    resolved = {"store": settings.store.resolve(), "state": settings.state and settings.state.resolve()}
+    resolved = {
+        "store": settings.store.resolve(),
+        "state": settings.state and settings.state.resolve(),
+        "compiled": settings.compiled.absolute(),
+    }
     return settings.model_copy(update=resolved | absolute)
 
 

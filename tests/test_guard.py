@@ -1,6 +1,7 @@
 """Who may ask what of a server: hosts, origins and keys, for every route, through a real server."""
 
 import asyncio
+import os
 import re
 import shutil
 import time
@@ -66,13 +67,15 @@ def issuer():
 def guarded(store, keys, issuer, tmp_path_factory):
     """Two workers that want keys or tokens, that a page of another origin may ask, and that stand behind a proxy."""
     more = {
-        "ABSTAIN_KEYS": str(keys[0]),
         "ABSTAIN_CORS_ORIGINS": "https://app.example.org",
         "ABSTAIN_OIDC_ISSUER": issuer.url,
         "ABSTAIN_OIDC_AUDIENCE": AUDIENCE,
         "ABSTAIN_PROXIES": "127.0.0.1",
     }
-    running = start_server(store, tmp_path_factory.mktemp("guarded"), workers=2, **more)
+    folder = tmp_path_factory.mktemp("guarded")
+    # As people start it: by a path from the folder that they are in, which is not the one that BentoML changes to.
+    more["ABSTAIN_KEYS"] = os.path.relpath(keys[0], folder)
+    running = start_server(store, folder, workers=2, **more)
     yield running
     stop_server(running)
 
