@@ -23,16 +23,16 @@ from jaxtyping import Float
 from scipy.spatial import cKDTree
 from servers import save, say
 
-from models.bundle import load
-from models.calibration import Calibration, judge
-from models.decision import Decision
-from models.predictive import Prediction
-from models.summaries import ClassificationSummary
-from training.config import Config
-from training.fit import fit
-from training.probe import ACCEPTS_FAR_ROWS
-from training.reference import set_aside
-from training.rows import Rows
+from abstain.models.bundle import load
+from abstain.models.calibration import Calibration, judge
+from abstain.models.decision import Decision
+from abstain.models.predictive import Prediction
+from abstain.models.summaries import ClassificationSummary
+from abstain.training.config import Config
+from abstain.training.fit import fit
+from abstain.training.probe import ACCEPTS_FAR_ROWS
+from abstain.training.reference import set_aside
+from abstain.training.rows import Rows
 
 COLUMNS = (1, 2, 4, 8, 16)
 CALIBRATION_ROWS = (99, 150, 198, 500, 2_000)

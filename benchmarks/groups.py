@@ -21,15 +21,15 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from models.calibration import judge
-from models.preprocessing import encode_table
-from models.rowfiles import read_table
-from training.calibrate import calibrate_posterior
-from training.config import Config, DataConfig, MAPConfig
-from training.densities import fit_densities
-from training.fit import build_model, infer, load_dataset, pose
-from training.reference import set_aside
-from training.resume import open_journal
+from abstain.models.calibration import judge
+from abstain.models.preprocessing import encode_table
+from abstain.models.rowfiles import read_table
+from abstain.training.calibrate import calibrate_posterior
+from abstain.training.config import Config, DataConfig, MAPConfig
+from abstain.training.densities import fit_densities
+from abstain.training.fit import build_model, infer, load_dataset, pose
+from abstain.training.reference import set_aside
+from abstain.training.resume import open_journal
 
 PERCENTILES = (90.0, 95.0, 99.0)
 WIDTH = 6

@@ -27,18 +27,18 @@ import numpy as np
 import orjson
 from jaxtyping import Float
 
-from models.calibration import calibrate, judge
-from models.predictive import Predictor
-from models.summaries import RegressionSummary
-from training.bnn import BNN, observe
-from training.calibrate import fit_recalibration
-from training.config import Config
-from training.data import Dataset, split
-from training.fit import METHODS, build_model
-from training.journal import Journal
-from training.methods.form import Problem
-from training.rows import Rows
-from training.sources import read_source
+from abstain.models.calibration import calibrate, judge
+from abstain.models.predictive import Predictor
+from abstain.models.summaries import RegressionSummary
+from abstain.training.bnn import BNN, observe
+from abstain.training.calibrate import fit_recalibration
+from abstain.training.config import Config
+from abstain.training.data import Dataset, split
+from abstain.training.fit import METHODS, build_model
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Problem
+from abstain.training.rows import Rows
+from abstain.training.sources import read_source
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -20,16 +20,16 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from models.densities import Densities
-from models.posterior import Posterior
-from models.predictive import Predictor
-from training.config import Config
-from training.densities import fit_densities
-from training.fit import build_model, infer, load_dataset, pose
-from training.journal import Journal
-from training.reference import set_aside
-from training.rows import Rows
-from training.sources import read_source
+from abstain.models.densities import Densities
+from abstain.models.posterior import Posterior
+from abstain.models.predictive import Predictor
+from abstain.training.config import Config
+from abstain.training.densities import fit_densities
+from abstain.training.fit import build_model, infer, load_dataset, pose
+from abstain.training.journal import Journal
+from abstain.training.reference import set_aside
+from abstain.training.rows import Rows
+from abstain.training.sources import read_source
 
 TRAIN_ROWS = 500
 

@@ -75,8 +75,8 @@ def child(name: str, folder: Path) -> int:
     """One fit; prints the peak resident set before and after, in MB."""
     import jax.numpy as jnp  # noqa: PLC0415
 
-    import training.fit as story  # noqa: PLC0415 - its imports are the baseline
-    from training.config import Config  # noqa: PLC0415
+    import abstain.training.fit as story  # noqa: PLC0415 - its imports are the baseline
+    from abstain.training.config import Config  # noqa: PLC0415
 
     jnp.zeros(1).block_until_ready()
     baseline = peak()

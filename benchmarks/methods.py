@@ -19,15 +19,15 @@ import jax
 import numpy as np
 import orjson
 
-from models.predictive import Predictor
-from training.bnn import BNN, observe
-from training.config import Config
-from training.data import Dataset
-from training.evaluate import quality
-from training.fit import METHODS, build_model
-from training.journal import Journal
-from training.methods.form import Problem
-from training.sources import read_source
+from abstain.models.predictive import Predictor
+from abstain.training.bnn import BNN, observe
+from abstain.training.config import Config
+from abstain.training.data import Dataset
+from abstain.training.evaluate import quality
+from abstain.training.fit import METHODS, build_model
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Problem
+from abstain.training.sources import read_source
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from models.bundle import load
-from models.calibration import judge
-from models.store import versions
+from abstain.models.bundle import load
+from abstain.models.calibration import judge
+from abstain.models.store import versions
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -23,15 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 import orjson
 
-from models.calibration import calibrate, judge
-from models.networks import MLPSpec
-from models.packing import pack
-from models.posterior import Model, Posterior
-from models.predictive import Predictor, predict_packed
-from models.preprocessing import Preprocessing
-from training.calibrate import DEFAULT
-from training.densities import fit_densities
-from training.rows import Rows
+from abstain.models.calibration import calibrate, judge
+from abstain.models.networks import MLPSpec
+from abstain.models.packing import pack
+from abstain.models.posterior import Model, Posterior
+from abstain.models.predictive import Predictor, predict_packed
+from abstain.models.preprocessing import Preprocessing
+from abstain.training.calibrate import DEFAULT
+from abstain.training.densities import fit_densities
+from abstain.training.rows import Rows
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES: dict[str, dict[str, Any]] = {

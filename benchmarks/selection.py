@@ -48,19 +48,19 @@ import numpy as np
 import orjson
 from sklearn.datasets import load_sample_images
 
-from models.bundle import Bundle, load
-from models.calibration import Calibration, Judgement, judge
-from models.decision import Decision, Rule
-from models.predictive import Prediction
-from models.store import versions
-from training.calibrate import calibrate_posterior
-from training.config import CalibrationConfig, DataConfig
-from training.data import Dataset, split
-from training.densities import fit_densities
-from training.metrics import separation
-from training.reference import set_aside
-from training.sources import read_source
-from training.strange import match_intensity
+from abstain.models.bundle import Bundle, load
+from abstain.models.calibration import Calibration, Judgement, judge
+from abstain.models.decision import Decision, Rule
+from abstain.models.predictive import Prediction
+from abstain.models.store import versions
+from abstain.training.calibrate import calibrate_posterior
+from abstain.training.config import CalibrationConfig, DataConfig
+from abstain.training.data import Dataset, split
+from abstain.training.densities import fit_densities
+from abstain.training.metrics import separation
+from abstain.training.reference import set_aside
+from abstain.training.sources import read_source
+from abstain.training.strange import match_intensity
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

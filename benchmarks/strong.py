@@ -39,11 +39,11 @@ import orjson
 from scipy import ndimage
 from scipy.stats import betabinom
 
-from models.bundle import load
-from models.calibration import judge
-from models.ranks import percentile_rank
-from models.store import versions
-from training.strange import SAME_INTENSITY
+from abstain.models.bundle import load
+from abstain.models.calibration import judge
+from abstain.models.ranks import percentile_rank
+from abstain.models.store import versions
+from abstain.training.strange import SAME_INTENSITY
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -33,19 +33,19 @@ import orjson
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
-from models.calibration import calibrate, judge
-from models.decision import Decision, Rule
-from models.posterior import Posterior
-from models.predictive import Prediction, Predictor
-from training.bnn import BNN, observe
-from training.config import Config, read_config
-from training.data import Dataset
-from training.densities import fit_densities
-from training.fit import METHODS, build_model, load_dataset
-from training.journal import Journal
-from training.methods.form import Problem
-from training.metrics import separation
-from training.reference import set_aside
+from abstain.models.calibration import calibrate, judge
+from abstain.models.decision import Decision, Rule
+from abstain.models.posterior import Posterior
+from abstain.models.predictive import Prediction, Predictor
+from abstain.training.bnn import BNN, observe
+from abstain.training.config import Config, read_config
+from abstain.training.data import Dataset
+from abstain.training.densities import fit_densities
+from abstain.training.fit import METHODS, build_model, load_dataset
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Problem
+from abstain.training.metrics import separation
+from abstain.training.reference import set_aside
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

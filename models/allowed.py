@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from models.errors import AbstainError, ConfigError, clip_repr
+from abstain.models.errors import AbstainError, ConfigError, clip_repr
 
 MODULES = "ABSTAIN_MODULES"
 _IDENTIFIER = "_?[A-Za-z][A-Za-z0-9_]*"

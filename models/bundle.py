@@ -31,20 +31,20 @@ import jax
 import orjson
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from models.calibration import Calibration, check_calibration
-from models.checkpoint import Stored, open_checkpoint, read_arrays, write_checkpoint
-from models.conformal import IntervalKind, SetKind
-from models.decision import Decision
-from models.densities import Densities, as_tree, check_shapes, from_tree
-from models.errors import BundleError, CalibrationError, StoreError, clip_repr
-from models.plausible import Claim, of_model, of_shape, refuse_implausible, within
-from models.posterior import Model, Posterior, check_draw_shapes, check_finite_draws, expected_shapes
-from models.predictive import BUCKETS, Predictor
-from models.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
-from models.recalibration import Recalibration
-from models.regular import RESTORE, check_contents, open_regular, read_bounded
-from models.signatures import SIGNATURE, SIGNATURE_BYTES, TrustedKeys, check_signature, make_signature
-from models.store import NAME_PATTERN, put_signature, version_folder
+from abstain.models.calibration import Calibration, check_calibration
+from abstain.models.checkpoint import Stored, open_checkpoint, read_arrays, write_checkpoint
+from abstain.models.conformal import IntervalKind, SetKind
+from abstain.models.decision import Decision
+from abstain.models.densities import Densities, as_tree, check_shapes, from_tree
+from abstain.models.errors import BundleError, CalibrationError, StoreError, clip_repr
+from abstain.models.plausible import Claim, of_model, of_shape, refuse_implausible, within
+from abstain.models.posterior import Model, Posterior, check_draw_shapes, check_finite_draws, expected_shapes
+from abstain.models.predictive import BUCKETS, Predictor
+from abstain.models.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
+from abstain.models.recalibration import Recalibration
+from abstain.models.regular import RESTORE, check_contents, open_regular, read_bounded
+from abstain.models.signatures import SIGNATURE, SIGNATURE_BYTES, TrustedKeys, check_signature, make_signature
+from abstain.models.store import NAME_PATTERN, put_signature, version_folder
 
 SCHEMA_VERSION = 2
 READ_SCHEMA_VERSIONS = (1, 2)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from models.conformal import IntervalKind, SetKind, interval, interval_scores, set_scores
-from models.decision import (
+from abstain.models.conformal import IntervalKind, SetKind, interval, interval_scores, set_scores
+from abstain.models.decision import (
     COMBINED,
     LEAST_SCALE,
     Decision,
@@ -29,12 +29,12 @@ from models.decision import (
     leave_one_out,
     loudest,
 )
-from models.densities import DENSITIES
-from models.errors import CalibrationError
-from models.predictive import Prediction
-from models.ranks import coverage_rank, less_tolerance, percentile_rank, share_at_least
-from models.scores import SCORES
-from models.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
+from abstain.models.densities import DENSITIES
+from abstain.models.errors import CalibrationError
+from abstain.models.predictive import Prediction
+from abstain.models.ranks import coverage_rank, less_tolerance, percentile_rank, share_at_least
+from abstain.models.scores import SCORES
+from abstain.models.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
 
 STD = Decision(scores=("std",))
 IN_TARGET_UNITS = {"std", "total_std"}

@@ -29,8 +29,8 @@ import orjson
 import pyarrow
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.errors import BundleError, clip_repr
-from models.regular import RESTORE, open_regular, read_bounded
+from abstain.models.errors import BundleError, clip_repr
+from abstain.models.regular import RESTORE, open_regular, read_bounded
 
 MOST_ARRAYS = 10_000
 """In one checkpoint."""

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from models.errors import BundleError, clip_repr
+from abstain.models.errors import BundleError, clip_repr
 
 Scalar = Float[Array, ""]
 Leaf = Any

@@ -15,8 +15,8 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from models.errors import StoreError
-from models.files import hold
+from abstain.models.errors import StoreError
+from abstain.models.files import hold
 
 PREFIX = ".writing-"
 LOCK = "abstain.lock"

@@ -35,7 +35,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from models.decision import COMBINED, EvidenceMap, steepness
+from abstain.models.decision import COMBINED, EvidenceMap, steepness
 
 EDGES = np.array([0, 0.01, 0.05, 0.2, 0.6, 1.0])
 """Of the histogram's bins: narrow where strange rows are."""

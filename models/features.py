@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax.core.tracers import current_trace
 from jaxtyping import Array, Float
 
-from models.networks import Network
-from models.packing import kernel_first
-from models.posterior import Draws, Model
-from models.preprocessing import transform
+from abstain.models.networks import Network
+from abstain.models.packing import kernel_first
+from abstain.models.posterior import Draws, Model
+from abstain.models.preprocessing import transform
 
 LAST_LAYER = nn.Dense
 

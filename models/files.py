@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from models.errors import AbstainError, StoreError
+from abstain.models.errors import AbstainError, StoreError
 
 REMEDY = "free space there or make it writable, then run the command again"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES)

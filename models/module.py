@@ -23,8 +23,8 @@ from flax.errors import InvalidRngError
 from jaxtyping import Array, Float
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-from models.allowed import MODULE_PATTERN, check_allowed
-from models.errors import AbstainError, clip_repr
+from abstain.models.allowed import MODULE_PATTERN, check_allowed
+from abstain.models.errors import AbstainError, clip_repr
 
 _IMPORTABLE = "install its package, or put the folder that holds it on PYTHONPATH"
 

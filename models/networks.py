@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from models.errors import AbstainError
-from models.module import ModuleSpec, OneExample, check_network
+from abstain.models.errors import AbstainError
+from abstain.models.module import ModuleSpec, OneExample, check_network
 
 Activation = Literal["relu", "tanh", "gelu", "silu", "softplus", "sigmoid"]
 Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, max_length=256)]

@@ -26,7 +26,7 @@ import numpy as np
 from jax.extend.core import Var
 from jaxtyping import Array
 
-from models.posterior import Draws
+from abstain.models.posterior import Draws
 
 CHUNK_BYTES = 8_000_000
 """Of one layer's activations: draws are taken in chunks whose activations stay in a processor's cache."""

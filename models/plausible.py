@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.errors import BundleError, clip_repr
-from models.networks import LeNetSpec, MLPSpec
-from models.posterior import Model
-from models.preprocessing import Preprocessing
-from models.regular import RESTORE
+from abstain.models.errors import BundleError, clip_repr
+from abstain.models.networks import LeNetSpec, MLPSpec
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import Preprocessing
+from abstain.models.regular import RESTORE
 
 WIDEST = 2**24
 """Units of a layer, features in a row, or the size of an axis."""

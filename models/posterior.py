@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from models.errors import AbstainError, BundleError, clip_repr
-from models.likelihoods import LIKELIHOODS, Likelihood, LikelihoodName
-from models.networks import Network, NetworkSpec, parameter_shapes
-from models.preprocessing import Preprocessing, transformed_shape
+from abstain.models.errors import AbstainError, BundleError, clip_repr
+from abstain.models.likelihoods import LIKELIHOODS, Likelihood, LikelihoodName
+from abstain.models.networks import Network, NetworkSpec, parameter_shapes
+from abstain.models.preprocessing import Preprocessing, transformed_shape
 
 Draws = Any
 """`{"network": Flax parameters, "noise": [draws]}`, numpy leaves, sample axis 0; no "noise" where none is inferred."""

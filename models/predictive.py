@@ -20,15 +20,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Num
 
-from models.densities import Densities, View, density_scores, farthest_feature
-from models.errors import AbstainError
-from models.features import outputs_and_features
-from models.packing import chunk_of, pack, unpack
-from models.posterior import Draws, Model, Posterior
-from models.preprocessing import Preprocessing, on_host, transform
-from models.recalibration import Recalibration, temper_draws, temper_pooled
-from models.scores import SCORES, scores_of
-from models.summaries import (
+from abstain.models.densities import Densities, View, density_scores, farthest_feature
+from abstain.models.errors import AbstainError
+from abstain.models.features import outputs_and_features
+from abstain.models.packing import chunk_of, pack, unpack
+from abstain.models.posterior import Draws, Model, Posterior
+from abstain.models.preprocessing import Preprocessing, on_host, transform
+from abstain.models.recalibration import Recalibration, temper_draws, temper_pooled
+from abstain.models.scores import SCORES, scores_of
+from abstain.models.summaries import (
     PredictiveSummary,
     RegressionSummary,
     in_target_units,

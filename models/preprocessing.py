@@ -18,7 +18,7 @@ import pyarrow.compute as arrow_compute
 from jaxtyping import Array, Float, Num
 from pydantic import BaseModel, ConfigDict
 
-from models.errors import DataError, clip_repr
+from abstain.models.errors import DataError, clip_repr
 
 # pyarrow ships no types.
 pa: Any = pyarrow

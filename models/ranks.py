@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 
-from models.errors import CalibrationError
+from abstain.models.errors import CalibrationError
 
 TOLERANCE = 1e-4
 """Of a score, as a fraction of its size: scores of equal rows differ by about 1e-6 between batch sizes and processors."""

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
-from models.errors import AbstainError, BundleError
+from abstain.models.errors import AbstainError, BundleError
 
 RESTORE = "fit the model again, or restore the bundle from a copy"
 _KINDS = {

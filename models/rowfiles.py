@@ -23,9 +23,9 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet as arrow_parquet
 from jaxtyping import Num
 
-from models.errors import AbstainError, ConfigError, DataError, clip_repr
-from models.preprocessing import ArrowTable, check_column_names
-from models.regular import not_a_file
+from abstain.models.errors import AbstainError, ConfigError, DataError, clip_repr
+from abstain.models.preprocessing import ArrowTable, check_column_names
+from abstain.models.regular import not_a_file
 
 # pyarrow ships no types.
 pa: Any = pyarrow

@@ -12,7 +12,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from models.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
+from abstain.models.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
 
 Scores = dict[str, Float[Array, " batch"]]
 GEN_EXPONENT = 0.1

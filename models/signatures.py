@@ -24,8 +24,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel, Field, ValidationError
 
-from models.errors import ConfigError, SignatureError, clip_repr
-from models.regular import read_bounded
+from abstain.models.errors import ConfigError, SignatureError, clip_repr
+from abstain.models.regular import read_bounded
 
 SIGNATURE = "model.sig"
 SIGNATURE_BYTES = 4 * 2**20

@@ -24,9 +24,9 @@ from typing import Annotated, NamedTuple
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.errors import StoreError, UnknownModel, clip_repr
-from models.files import REMEDY, disk_errors, hold
-from models.regular import read_bounded
+from abstain.models.errors import StoreError, UnknownModel, clip_repr
+from abstain.models.files import REMEDY, disk_errors, hold
+from abstain.models.regular import read_bounded
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 LABEL_PATTERN = r"[A-Za-z][A-Za-z0-9_-]{0,31}"

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Num, UInt8, UInt32
 
-from models.errors import BundleError
-from models.preprocessing import Preprocessing, on_host
-from models.regular import open_regular
+from abstain.models.errors import BundleError
+from abstain.models.preprocessing import Preprocessing, on_host
+from abstain.models.regular import open_regular
 
 FILE = "rows/trained.npz"
 KEY_BYTES = 16

@@ -5,11 +5,11 @@ A worker that finds them wrong ends, and is started again for ever; the main pro
 
 from __future__ import annotations
 
-from models.signatures import read_trusted
-from service.keys import read_keys
-from service.oidc import provider_of
-from service.settings import Settings
-from service.tls import PemFiles, check_certificate
+from abstain.models.signatures import read_trusted
+from abstain.service.keys import read_keys
+from abstain.service.oidc import provider_of
+from abstain.service.settings import Settings
+from abstain.service.tls import PemFiles, check_certificate
 
 
 def check_access(settings: Settings) -> None:

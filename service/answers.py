@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.calibration import Judgement
-from models.decision import COMBINED
-from models.errors import InputError, clip_repr
-from models.posterior import Model
-from models.predictive import Prediction
-from models.ranks import ordinal
-from models.summaries import QUANTILES, ClassificationSummary, RegressionSummary
+from abstain.models.calibration import Judgement
+from abstain.models.decision import COMBINED
+from abstain.models.errors import InputError, clip_repr
+from abstain.models.posterior import Model
+from abstain.models.predictive import Prediction
+from abstain.models.ranks import ordinal
+from abstain.models.summaries import QUANTILES, ClassificationSummary, RegressionSummary
 
 FIELDS: dict[Literal["classification", "regression"], tuple[str, ...]] = {
     "classification": (

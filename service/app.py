@@ -17,27 +17,23 @@ import uuid
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from service.shadowing import check_models_is_ours
+import bentoml
+import orjson
+from _bentoml_sdk.service.factory import Service
+from bentoml._internal.context import server_context
 
-check_models_is_ours()
-
-import bentoml  # noqa: E402
-import orjson  # noqa: E402
-from _bentoml_sdk.service.factory import Service  # noqa: E402
-from bentoml._internal.context import server_context  # noqa: E402
-
-from models.signatures import read_trusted  # noqa: E402
-from service.access import check_access, pem_files  # noqa: E402
-from service.compat import check_process_manager, close_process_manager, stop_usage_reports  # noqa: E402
-from service.process import Traffic, arrange, drain_on_stop, end_with_main  # noqa: E402
-from service.settings import check_address, read_settings  # noqa: E402
-from service.tls import follow_changes, use_certificate  # noqa: E402
+from abstain.models.signatures import read_trusted
+from abstain.service.access import check_access, pem_files
+from abstain.service.compat import check_process_manager, close_process_manager, stop_usage_reports
+from abstain.service.process import Traffic, arrange, drain_on_stop, end_with_main
+from abstain.service.settings import check_address, read_settings
+from abstain.service.tls import follow_changes, use_certificate
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from service.drift import DriftWatch
-    from service.serving import Serving
+    from abstain.service.drift import DriftWatch
+    from abstain.service.serving import Serving
 
 SETTINGS = read_settings(os.environ)
 PROCESS = arrange(SETTINGS.workers, server_context.worker_index)
@@ -61,9 +57,9 @@ class FrontedService(Service[T_co]):
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Our application, and BentoML's for its life cycle and its description of the API."""
-        from service.compilation import keep_compiled  # noqa: PLC0415 - jax must see the environment `arrange` has made
-        from service.drift import DriftWatch  # noqa: PLC0415
-        from service.http import build_app  # noqa: PLC0415
+        from abstain.service.compilation import keep_compiled  # noqa: PLC0415 - jax must see the environment `arrange` has made
+        from abstain.service.drift import DriftWatch  # noqa: PLC0415
+        from abstain.service.http import build_app  # noqa: PLC0415
 
         described = super().to_asgi(is_main=is_main)
         keep_compiled(SETTINGS.compiled)
@@ -76,7 +72,7 @@ class FrontedService(Service[T_co]):
 
 
 def _new_serving() -> Serving:
-    from service.serving import Serving  # noqa: PLC0415 - as above
+    from abstain.service.serving import Serving  # noqa: PLC0415 - as above
 
     trusted = read_trusted(SETTINGS.trusted_keys)
     return Serving(SETTINGS.store, SETTINGS.devices, require_sound=SETTINGS.require_sound, trusted=trusted)
@@ -91,7 +87,7 @@ def _with_life_cycle(
     def start() -> None:
         # Between the loop and the threads that compute, who holds the interpreter must not hold it for long.
         sys.setswitchinterval(SWITCH_SECONDS)
-        from service.metrics import count_compiles  # noqa: PLC0415
+        from abstain.service.metrics import count_compiles  # noqa: PLC0415
 
         if CERTIFICATE and not ENCRYPTED:
             sys.exit(
@@ -157,8 +153,8 @@ class Abstain:
         Requests over HTTP are answered by `service.http`, before they reach this: it is what clients and
         `/docs.json` read the types from, and what a call within Python runs.
         """
-        from service.batcher import answer_now  # noqa: PLC0415
-        from service.http import encode_predict, read_predict  # noqa: PLC0415
+        from abstain.service.batcher import answer_now  # noqa: PLC0415
+        from abstain.service.http import encode_predict, read_predict  # noqa: PLC0415
 
         given = {"inputs": inputs, "model": model, "percentile": percentile, "coverage": coverage, "fields": fields}
         body = orjson.dumps({key: value for key, value in given.items() if value is not None})

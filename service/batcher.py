@@ -28,15 +28,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from models.calibration import Judgement, judge
-from models.errors import AbstainError
-from models.posterior import Model
-from models.predictive import Prediction
-from service import answers, metrics
-from service.errors import HTTPError
-from service.outputs import Column, Output, Records, column, on_the_wire, records
-from service.schemas import check_finite, finite_rows, overflow
-from service.serving import Live
+from abstain.models.calibration import Judgement, judge
+from abstain.models.errors import AbstainError
+from abstain.models.posterior import Model
+from abstain.models.predictive import Prediction
+from abstain.service import answers, metrics
+from abstain.service.errors import HTTPError
+from abstain.service.outputs import Column, Output, Records, column, on_the_wire, records
+from abstain.service.schemas import check_finite, finite_rows, overflow
+from abstain.service.serving import Live
 
 T = TypeVar("T")
 THREADS = 2

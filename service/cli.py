@@ -35,13 +35,7 @@ DEFAULT_STORE = Path("artifacts")
 
 def main() -> None:
     """The console command: runs `app`, and turns errors into messages and exit codes."""
-    from service.shadowing import check_models_is_ours  # noqa: PLC0415
-
-    try:
-        check_models_is_ours()
-    except ImportError as error:
-        _fail(str(error))
-    from models.errors import AbstainError  # noqa: PLC0415 - only now is it known to be ours
+    from abstain.models.errors import AbstainError  # noqa: PLC0415
 
     try:
         for point in entry_points(group="abstain.commands"):
@@ -59,9 +53,9 @@ def main() -> None:
 @app.command(epilog="Example: `abstain models --store artifacts`")
 def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List all models of the store: their versions and labels."""
-    from models import store as stores  # noqa: PLC0415
-    from models.bundle import read_published  # noqa: PLC0415
-    from models.errors import AbstainError  # noqa: PLC0415
+    from abstain.models import store as stores  # noqa: PLC0415
+    from abstain.models.bundle import read_published  # noqa: PLC0415
+    from abstain.models.errors import AbstainError  # noqa: PLC0415
 
     listed: list[dict[str, Any]] = []
     for name in stores.model_names(store):
@@ -113,8 +107,8 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
 @app.command(epilog="Example: `abstain show digits@stable`")
 def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Show the manifest and the diagnostics of one version, its files verified."""
-    from models import store as stores  # noqa: PLC0415
-    from models.bundle import read_published, verify_files  # noqa: PLC0415
+    from abstain.models import store as stores  # noqa: PLC0415
+    from abstain.models.bundle import read_published, verify_files  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)
     manifest = read_published(store, name, version)
@@ -144,8 +138,8 @@ def label(
     as_json: JsonOption = False,
 ) -> None:
     """Point a label at a version; `stable` is refused to one whose fit fell short."""
-    from models import store as stores  # noqa: PLC0415
-    from models.bundle import check_gate, read_published  # noqa: PLC0415
+    from abstain.models import store as stores  # noqa: PLC0415
+    from abstain.models.bundle import check_gate, read_published  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)
     if label == stores.STABLE and not force:
@@ -161,7 +155,7 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Put the previous `stable` version back."""
-    from models import store as stores  # noqa: PLC0415
+    from abstain.models import store as stores  # noqa: PLC0415
 
     name = stores.parse_reference(model).name
     _say_label(name, stores.STABLE, stores.rollback(store, name), as_json)
@@ -178,9 +172,9 @@ def sign(
     as_json: JsonOption = False,
 ) -> None:
     """Sign a version, its files verified: `model.sig` in its folder says who made it."""
-    from models import store as stores  # noqa: PLC0415
-    from models.bundle import sign_published  # noqa: PLC0415
-    from models.signatures import check_private_key, is_encrypted, read_password  # noqa: PLC0415
+    from abstain.models import store as stores  # noqa: PLC0415
+    from abstain.models.bundle import sign_published  # noqa: PLC0415
+    from abstain.models.signatures import check_private_key, is_encrypted, read_password  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)
     password = read_password(password_file) if password_file else None
@@ -203,9 +197,9 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check every file of a version, and that the key has signed it."""
-    from models import store as stores  # noqa: PLC0415
-    from models.bundle import verify_published  # noqa: PLC0415
-    from models.signatures import read_public_keys  # noqa: PLC0415
+    from abstain.models import store as stores  # noqa: PLC0415
+    from abstain.models.bundle import verify_published  # noqa: PLC0415
+    from abstain.models.signatures import read_public_keys  # noqa: PLC0415
 
     trusted = read_public_keys(key)
     name, version = stores.resolve(store, model)
@@ -229,12 +223,12 @@ def predict(
     """Score the rows of a file: the same numbers as over HTTP."""
     from rich.progress import Progress  # noqa: PLC0415
 
-    from models import store as stores  # noqa: PLC0415
-    from models.bundle import load_published  # noqa: PLC0415
-    from models.signatures import read_trusted  # noqa: PLC0415
-    from service.compilation import keep_compiled  # noqa: PLC0415
-    from service.offline import predict_file  # noqa: PLC0415
-    from service.settings import read_settings  # noqa: PLC0415
+    from abstain.models import store as stores  # noqa: PLC0415
+    from abstain.models.bundle import load_published  # noqa: PLC0415
+    from abstain.models.signatures import read_trusted  # noqa: PLC0415
+    from abstain.service.compilation import keep_compiled  # noqa: PLC0415
+    from abstain.service.offline import predict_file  # noqa: PLC0415
+    from abstain.service.settings import read_settings  # noqa: PLC0415
 
     if percentile is not None:
         check_percentile(percentile)
@@ -290,12 +284,13 @@ def serve(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Serve the store's models over HTTP, with BentoML, in the foreground."""
-    from models import store as stores  # noqa: PLC0415
-    from models.bundle import read_published, verify_files  # noqa: PLC0415
-    from models.errors import AbstainError, ConfigError  # noqa: PLC0415
-    from models.signatures import read_trusted  # noqa: PLC0415
-    from service.access import check_access  # noqa: PLC0415
-    from service.settings import check_address, read_settings  # noqa: PLC0415
+    from abstain.models import store as stores  # noqa: PLC0415
+    from abstain.models.bundle import read_published, verify_files  # noqa: PLC0415
+    from abstain.models.errors import AbstainError, ConfigError  # noqa: PLC0415
+    from abstain.models.signatures import read_trusted  # noqa: PLC0415
+    from abstain.service.access import check_access  # noqa: PLC0415
+    from abstain.service.process import make_run_folder  # noqa: PLC0415
+    from abstain.service.settings import check_address, read_settings  # noqa: PLC0415
 
     given = {"INSECURE": int(insecure), "TLS_CERT": tls_cert or "", "TLS_KEY": tls_key or ""}
     os.environ |= {f"ABSTAIN_{name}": str(value) for name, value in given.items()}
@@ -336,7 +331,9 @@ def serve(
         f"abstain: loading {', '.join(served)}, to be served at {'https' if settings.tls_cert else 'http'}://{host}:{port}/\n"
     )
     sys.stderr.flush()
-    project = Path(__file__).resolve().parents[1]
+    # BentoML changes to this folder and imports from it: an empty one, for ours hold modules with common names.
+    empty = make_run_folder() / "empty"
+    empty.mkdir()
     # BentoML changes to another folder before it imports the service: from there relative paths would lead elsewhere.
     os.environ |= {f"ABSTAIN_{name.upper()}": str(value) for name, value in settings if isinstance(value, Path)}
     os.environ |= {
@@ -352,13 +349,13 @@ def serve(
         "-m",
         "bentoml",
         "serve",
-        "service.app:Abstain",
+        "abstain.service.app:Abstain",
         "--host",
         host,
         "--port",
         str(port),
     ]
-    os.execv(sys.executable, [*command, "--working-dir", str(project)])
+    os.execv(sys.executable, [*command, "--working-dir", str(empty)])
 
 
 keys = typer.Typer(
@@ -381,7 +378,7 @@ def new_key(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key, and print it: the file keeps only its hash. A running server takes it within a second."""
-    from service.keys import SCOPES, add_key  # noqa: PLC0415
+    from abstain.service.keys import SCOPES, add_key  # noqa: PLC0415
 
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown:
@@ -398,7 +395,7 @@ def new_key(
 @keys.command("list")
 def list_keys(path: KeysOption = DEFAULT_KEYS, as_json: JsonOption = False) -> None:
     """List the names of all keys, and what each is for."""
-    from service.keys import read_keys  # noqa: PLC0415
+    from abstain.service.keys import read_keys  # noqa: PLC0415
 
     known = read_keys(path).keys
     if as_json:
@@ -424,7 +421,7 @@ def revoke(
     as_json: JsonOption = False,
 ) -> None:
     """Take a key back. A running server refuses it within a second."""
-    from service.keys import revoke_key  # noqa: PLC0415
+    from abstain.service.keys import revoke_key  # noqa: PLC0415
 
     revoke_key(path, name)
     if as_json:
@@ -437,7 +434,7 @@ def _check_port(host: str, port: int) -> None:
     """Refuses an address that cannot be listened on, before BentoML says so in thirty lines."""
     import socket  # noqa: PLC0415
 
-    from models.errors import ConfigError  # noqa: PLC0415
+    from abstain.models.errors import ConfigError  # noqa: PLC0415
 
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

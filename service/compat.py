@@ -21,7 +21,7 @@ from typing import Any, cast
 from bentoml._internal.utils.analytics import usage_stats
 from circus.arbiter import Arbiter
 
-from models.errors import ConfigError
+from abstain.models.errors import ConfigError
 
 COMMANDS = "commands"
 EVENTS = "events"

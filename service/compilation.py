@@ -21,8 +21,8 @@ from tempfile import NamedTemporaryFile
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from models.errors import AbstainError, ConfigError
-from models.regular import open_regular
+from abstain.models.errors import AbstainError, ConfigError
+from abstain.models.regular import open_regular
 
 log = logging.getLogger("abstain.compilation")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from functools import lru_cache
 
-from models.errors import InputError, clip_repr
-from service.errors import HTTPError
+from abstain.models.errors import InputError, clip_repr
+from abstain.service.errors import HTTPError
 
 # "deflate" means zlib's format, but some senders leave its header out.
 _FORMATS = {"gzip": (zlib.MAX_WBITS | 16,), "deflate": (zlib.MAX_WBITS, -zlib.MAX_WBITS)}

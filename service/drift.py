@@ -19,14 +19,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from models import drift
-from models.calibration import Calibration, Judgement
-from models.posterior import Model
-from models.scores import SCORES
-from service import metrics
-from service.process import Process
-from service.serving import Live
-from service.state import Saved, StateFile
+from abstain.models import drift
+from abstain.models.calibration import Calibration, Judgement
+from abstain.models.posterior import Model
+from abstain.models.scores import SCORES
+from abstain.service import metrics
+from abstain.service.process import Process
+from abstain.service.serving import Live
+from abstain.service.state import Saved, StateFile
 
 log = logging.getLogger("abstain.drift")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.errors import AbstainError, CalibrationError, DataError, InputError, UnknownModel
+from abstain.models.errors import AbstainError, CalibrationError, DataError, InputError, UnknownModel
 
 
 class HTTPError(AbstainError):

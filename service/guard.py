@@ -19,13 +19,13 @@ from pathlib import Path
 
 from starlette.types import Scope
 
-from models.errors import clip_repr
-from service import open_inference
-from service.errors import HTTPError
-from service.keys import Caller, KeyFile, KeyScope
-from service.oidc import is_token, provider_of
-from service.rates import RateLimits
-from service.settings import Settings
+from abstain.models.errors import clip_repr
+from abstain.service import open_inference
+from abstain.service.errors import HTTPError
+from abstain.service.keys import Caller, KeyFile, KeyScope
+from abstain.service.oidc import is_token, provider_of
+from abstain.service.rates import RateLimits
+from abstain.service.settings import Settings
 
 log = logging.getLogger("abstain.guard")
 

@@ -24,17 +24,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.errors import AbstainError
-from service import answers, console, metrics, open_inference
-from service.batcher import Batcher, Judged, Share
-from service.errors import HTTPError, status_of
-from service.guard import SAFE_HEADERS, Guard
-from service.objects import HEADER_LENGTH
-from service.process import Process, Traffic
-from service.proxies import behind_proxies
-from service.schemas import PredictRequest, check_rows, parse_predict
-from service.serving import Live, Serving
-from service.settings import Settings
+from abstain.models.errors import AbstainError
+from abstain.service import answers, console, metrics, open_inference
+from abstain.service.batcher import Batcher, Judged, Share
+from abstain.service.errors import HTTPError, status_of
+from abstain.service.guard import SAFE_HEADERS, Guard
+from abstain.service.objects import HEADER_LENGTH
+from abstain.service.process import Process, Traffic
+from abstain.service.proxies import behind_proxies
+from abstain.service.schemas import PredictRequest, check_rows, parse_predict
+from abstain.service.serving import Live, Serving
+from abstain.service.settings import Settings
 
 log = logging.getLogger("abstain.http")
 

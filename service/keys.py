@@ -25,8 +25,8 @@ from typing import Annotated, Literal, NamedTuple, get_args
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.errors import ConfigError, clip_repr
-from models.files import disk_errors, hold
+from abstain.models.errors import ConfigError, clip_repr
+from abstain.models.files import disk_errors, hold
 
 log = logging.getLogger("abstain.keys")
 

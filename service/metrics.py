@@ -16,9 +16,9 @@ import prometheus_client as prometheus
 from jaxtyping import Num
 from prometheus_client import multiprocess, values
 
-from models.calibration import Judgement
-from models.predictive import Prediction
-from models.summaries import ClassificationSummary
+from abstain.models.calibration import Judgement
+from abstain.models.predictive import Prediction
+from abstain.models.summaries import ClassificationSummary
 
 _MODEL = ("model", "version")
 _WORKER = os.getpid()

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import orjson
 
-from models.errors import InputError, clip_repr
+from abstain.models.errors import InputError, clip_repr
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 

@@ -14,17 +14,17 @@ import pyarrow
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as arrow_parquet
 
-from models.bundle import Bundle
-from models.calibration import judge
-from models.drafts import draft_of
-from models.errors import DataError, InputError
-from models.files import disk_errors
-from models.posterior import Model
-from models.predictive import Predictor, buckets_for
-from models.preprocessing import encode_table, first_unknown_code
-from models.rowfiles import TABLES, checked_inputs, read_npz, read_table
-from service import answers
-from service.schemas import check_finite
+from abstain.models.bundle import Bundle
+from abstain.models.calibration import judge
+from abstain.models.drafts import draft_of
+from abstain.models.errors import DataError, InputError
+from abstain.models.files import disk_errors
+from abstain.models.posterior import Model
+from abstain.models.predictive import Predictor, buckets_for
+from abstain.models.preprocessing import encode_table, first_unknown_code
+from abstain.models.rowfiles import TABLES, checked_inputs, read_npz, read_table
+from abstain.service import answers
+from abstain.service.schemas import check_finite
 
 # pyarrow ships no types.
 pa: Any = pyarrow
@@ -105,7 +105,7 @@ def _table_rows(source: Path, model: Model) -> np.ndarray:
     table = read_table(source)
     if model.preprocessing.columns:
         return encode_table(model.preprocessing.columns, table, str(source))
-    from models.preprocessing import numeric_column  # noqa: PLC0415
+    from abstain.models.preprocessing import numeric_column  # noqa: PLC0415
 
     names = model.feature_names or tuple(table.column_names)
     absent = [name for name in names if name not in table.column_names]

@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from models.errors import ConfigError, clip_repr
-from service.errors import HTTPError
-from service.keys import SCOPES, Caller, KeyScope
-from service.settings import Settings
+from abstain.models.errors import ConfigError, clip_repr
+from abstain.service.errors import HTTPError
+from abstain.service.keys import SCOPES, Caller, KeyScope
+from abstain.service.settings import Settings
 
 if TYPE_CHECKING:
     import jwt

@@ -20,16 +20,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.batcher import Batcher, Share, Spent
-from service.errors import HTTPError
-from service.objects import flag_of, parse_object
-from service.outputs import Output, all_in_binary, encode, encode_row, input_of, joined, outputs_of, own_rows
-from service.process import Process, Traffic
-from service.schemas import check_finite
-from service.serving import Live, Serving, said
-from service.settings import Settings
-from service.tallies import Tally
-from service.tensors import INPUT, InferRequest, Signature, decode
+from abstain.service.batcher import Batcher, Share, Spent
+from abstain.service.errors import HTTPError
+from abstain.service.objects import flag_of, parse_object
+from abstain.service.outputs import Output, all_in_binary, encode, encode_row, input_of, joined, outputs_of, own_rows
+from abstain.service.process import Process, Traffic
+from abstain.service.schemas import check_finite
+from abstain.service.serving import Live, Serving, said
+from abstain.service.settings import Settings
+from abstain.service.tallies import Tally
+from abstain.service.tensors import INPUT, InferRequest, Signature, decode
 
 T = TypeVar("T")
 ReadBody = Callable[[Request, int], Awaitable[bytes]]

@@ -12,12 +12,12 @@ import numpy as np
 import orjson
 from jaxtyping import Bool, Int
 
-from models.calibration import Calibration, Judgement
-from models.posterior import Model
-from models.predictive import Prediction
-from models.summaries import QUANTILES, ClassificationSummary
-from service.compression import accepted_coding, compress
-from service.objects import HEADER_LENGTH
+from abstain.models.calibration import Calibration, Judgement
+from abstain.models.posterior import Model
+from abstain.models.predictive import Prediction
+from abstain.models.summaries import QUANTILES, ClassificationSummary
+from abstain.service.compression import accepted_coding, compress
+from abstain.service.objects import HEADER_LENGTH
 
 _DTYPES = {"FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"), "INT64": np.dtype("<i8"), "BOOL": np.dtype("?")}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)

@@ -48,13 +48,18 @@ class Process:
         return sum(_alive(note) for note in self.folder.glob("ready-?*") if not note.suffix)
 
 
+def make_run_folder() -> Path:
+    """Makes the folder of a run that this process is the main process of, and names it in the environment."""
+    folder = Path(tempfile.mkdtemp(prefix="abstain-run-"))
+    os.environ[RUN_FOLDER] = str(folder)
+    _leave_note(folder / MAIN_NOTE)
+    return folder
+
+
 def arrange(workers: int, index: int | None) -> Process:
     """Gives this process its place in the run; changes the environment accordingly."""
     if index is None:
-        folder = Path(tempfile.mkdtemp(prefix="abstain-run-"))
-        owner = os.getpid()
-        os.environ[RUN_FOLDER] = str(folder)
-        _leave_note(folder / MAIN_NOTE)
+        folder, owner = _own_run_folder() or make_run_folder(), os.getpid()
         atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
         return Process(None, workers, folder)
     folder = Path(os.environ[RUN_FOLDER])
@@ -119,6 +124,16 @@ def end_with_main(process: Process) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="main-watch", daemon=True).start()
+
+
+def _own_run_folder() -> Path | None:
+    """The folder that `abstain serve` has made before it became this process; not that of a server around it."""
+    given = os.environ.get(RUN_FOLDER)
+    mine = f"{os.getpid()} {_started(os.getpid())}"
+    try:
+        return Path(given) if given and (Path(given) / MAIN_NOTE).read_text("ascii") == mine else None
+    except (OSError, ValueError):
+        return None
 
 
 def _leave_note(path: Path) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 import orjson
 from jaxtyping import Bool, Float
 
-from models.errors import InputError, clip_repr
-from models.posterior import Model
-from models.preprocessing import first_unknown_code
-from service.objects import each_key_once
+from abstain.models.errors import InputError, clip_repr
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import first_unknown_code
+from abstain.service.objects import each_key_once
 
 KEYS = ("inputs", "model", "percentile", "coverage", "fields")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from models import store
-from models.bundle import Bundle, load_published, read_published
-from models.errors import AbstainError, InputError, SignatureError, UnknownModel
-from models.predictive import BUCKETS, Predictor
-from models.signatures import TrustedKeys
-from service import metrics
-from service.errors import HTTPError
+from abstain.models import store
+from abstain.models.bundle import Bundle, load_published, read_published
+from abstain.models.errors import AbstainError, InputError, SignatureError, UnknownModel
+from abstain.models.predictive import BUCKETS, Predictor
+from abstain.models.signatures import TrustedKeys
+from abstain.service import metrics
+from abstain.service.errors import HTTPError
 
 log = logging.getLogger("abstain.serving")
 

@@ -20,8 +20,8 @@ from pydantic import (
     ValidationError,
 )
 
-from models.allowed import read_modules
-from models.errors import ConfigError, clip_repr
+from abstain.models.allowed import read_modules
+from abstain.models.errors import ConfigError, clip_repr
 
 
 def _own_cache() -> Path:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from models import drift
+from abstain.models import drift
 
 log = logging.getLogger("abstain.drift")
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from jaxtyping import Float, Num
 
-from models.errors import InputError, clip_repr
-from models.posterior import Model
-from models.preprocessing import first_unknown_code
-from service.compression import decompress
-from service.objects import (
+from abstain.models.errors import InputError, clip_repr
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import first_unknown_code
+from abstain.service.compression import decompress
+from abstain.service.objects import (
     HEADER_LENGTH,
     checked_object,
     flag_of,
@@ -28,8 +28,8 @@ from service.objects import (
     parse_object,
     text_of,
 )
-from service.outputs import Asked, Output, all_in_binary
-from service.schemas import PredictRequest, check_rows, dtype_of
+from abstain.service.outputs import Asked, Output, all_in_binary
+from abstain.service.schemas import PredictRequest, check_rows, dtype_of
 
 INPUT = "inputs"
 DATATYPES: dict[str, np.dtype[Any]] = {

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import uvicorn
 
-from models.errors import ConfigError
-from models.regular import read_bounded
+from abstain.models.errors import ConfigError
+from abstain.models.regular import read_bounded
 
 log = logging.getLogger("abstain.tls")
 

@@ -57,62 +57,62 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Shapes in annotations are checked wherever the tests go; before anything of ours is imported.
 install_import_hook(
     [
-        "models",
-        "training.adaptation",
-        "training.augment",
-        "training.bnn",
-        "training.bootstrap",
-        "training.chains",
-        "training.calibrate",
-        "training.coverage",
-        "training.confidence_plots",
-        "training.data",
-        "training.densities",
-        "training.diagnostics",
-        "training.evaluate",
-        "training.export",
-        "training.failures",
-        "training.fit",
-        "training.fit_plots",
-        "training.galleries",
-        "training.gate",
-        "training.grouping",
-        "training.guides",
-        "training.hints",
-        "training.journal",
-        "training.keys",
-        "training.methods",
-        "training.metrics",
-        "training.mixtures",
-        "training.monitor",
-        "training.optimise",
-        "training.pictures",
-        "training.plots",
-        "training.precision",
-        "training.priors",
-        "training.quality",
-        "training.regression_plots",
-        "training.report",
-        "training.resume",
-        "training.rows",
-        "training.sampling",
-        "training.separation_plots",
-        "training.showing",
-        "training.sources",
-        "training.splitting",
-        "training.starts",
-        "training.strange",
-        "training.tables",
-        "training.target",
+        "abstain.models",
+        "abstain.training.adaptation",
+        "abstain.training.augment",
+        "abstain.training.bnn",
+        "abstain.training.bootstrap",
+        "abstain.training.chains",
+        "abstain.training.calibrate",
+        "abstain.training.coverage",
+        "abstain.training.confidence_plots",
+        "abstain.training.data",
+        "abstain.training.densities",
+        "abstain.training.diagnostics",
+        "abstain.training.evaluate",
+        "abstain.training.export",
+        "abstain.training.failures",
+        "abstain.training.fit",
+        "abstain.training.fit_plots",
+        "abstain.training.galleries",
+        "abstain.training.gate",
+        "abstain.training.grouping",
+        "abstain.training.guides",
+        "abstain.training.hints",
+        "abstain.training.journal",
+        "abstain.training.keys",
+        "abstain.training.methods",
+        "abstain.training.metrics",
+        "abstain.training.mixtures",
+        "abstain.training.monitor",
+        "abstain.training.optimise",
+        "abstain.training.pictures",
+        "abstain.training.plots",
+        "abstain.training.precision",
+        "abstain.training.priors",
+        "abstain.training.quality",
+        "abstain.training.regression_plots",
+        "abstain.training.report",
+        "abstain.training.resume",
+        "abstain.training.rows",
+        "abstain.training.sampling",
+        "abstain.training.separation_plots",
+        "abstain.training.showing",
+        "abstain.training.sources",
+        "abstain.training.splitting",
+        "abstain.training.starts",
+        "abstain.training.strange",
+        "abstain.training.tables",
+        "abstain.training.target",
     ],
     "beartype.beartype",
 )
 
-from models.bundle import Bundle, load  # noqa: E402
-from models.posterior import Draws  # noqa: E402
-from training.config import Config, read_config  # noqa: E402
-from training.fit import build_model, fit, infer, load_dataset, pose  # noqa: E402
-from training.journal import Journal  # noqa: E402
+from abstain.models.bundle import Bundle, load  # noqa: E402
+from abstain.models.posterior import Draws  # noqa: E402
+from abstain.training.config import Config, read_config  # noqa: E402
+from abstain.training.fit import build_model, fit, infer, load_dataset, pose  # noqa: E402
+from abstain.training.journal import Journal  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = PROJECT / "training" / "configs"
@@ -189,7 +189,7 @@ def abstain(*arguments: str | Path, timeout: float = 300, **environment: str) ->
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs what the console command runs, in this process: exit code, stdout, stderr in one line."""
-    from service.cli import main
+    from abstain.service.cli import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["abstain", *map(str, arguments)])
@@ -223,7 +223,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with `digits` (VI, quickly fitted, two versions, the first `stable`) and `wave` (NUTS regression)."""
 
     def make(root: Path) -> None:
-        from models.store import set_label
+        from abstain.models.store import set_label
 
         digits = read_config(CONFIGS / "digits-vi.toml", ("steps=400", "draws=20", "reports=2"))
         wave = read_config(

@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from models.bundle import load
-from models.drafts import LOCK, PREFIX, draft_of, sweep_drafts
-from models.errors import DataError
-from models.files import hold
-from models.rowfiles import read_table
-from service import offline
+from abstain.models.bundle import load
+from abstain.models.drafts import LOCK, PREFIX, draft_of, sweep_drafts
+from abstain.models.errors import DataError
+from abstain.models.files import hold
+from abstain.models.rowfiles import read_table
+from abstain.service import offline
+from abstain.training.config import DataConfig
+from abstain.training.rows import text_codes
+from abstain.training.sources import read_source
 from tests.conftest import PROJECT
 from tests.hostile_bundles import sign
-from training.config import DataConfig
-from training.rows import text_codes
-from training.sources import read_source
 
 FORMULAS = [f"{start}SUM(A1:A9)" for start in ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")]
 TRICKY = [
@@ -140,7 +140,7 @@ def test_a_label_that_is_read_again_keeps_its_apostrophe(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from service import offline
+from abstain.service import offline
 write = offline._WRITERS[".csv"]
 def slowly(columns, path):
     write(columns, path)
@@ -298,7 +298,7 @@ def test_a_draft_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
             lock.parent.rmdir()
         return hold(lock, blocking=blocking)
 
-    monkeypatch.setattr("models.drafts.hold", hold_late)
+    monkeypatch.setattr("abstain.models.drafts.hold", hold_late)
     write(tmp_path / "out.csv", label=["a"])
     assert len(made) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]

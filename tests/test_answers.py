@@ -7,15 +7,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from models.calibration import Calibration, judge
-from models.decision import Decision
-from models.errors import CalibrationError, InputError
-from models.networks import MLPSpec
-from models.posterior import Model, Posterior
-from models.predictive import Prediction, Predictor
-from models.preprocessing import Preprocessing
-from models.scores import SCORES
-from service.answers import FIELDS, check_fields, columns, rows
+from abstain.models.calibration import Calibration, judge
+from abstain.models.decision import Decision
+from abstain.models.errors import CalibrationError, InputError
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model, Posterior
+from abstain.models.predictive import Prediction, Predictor
+from abstain.models.preprocessing import Preprocessing
+from abstain.models.scores import SCORES
+from abstain.service.answers import FIELDS, check_fields, columns, rows
 
 PROBABILITIES = np.array([[0.1, 0.9, 0.0625], [0.5, 0.5, 0.0625]])
 """What each of two draws gives to three classes, before it is normalised."""

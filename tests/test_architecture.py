@@ -17,13 +17,32 @@ FORBIDDEN = {
 }
 
 
-def imported(path: Path) -> Iterator[str]:
-    """The top-level packages a file imports."""
+def modules(path: Path) -> Iterator[str]:
+    """The full names of the modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.split(".")[0]
+            # `from abstain import models` names a part of ours, other names are of no interest here.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The top-level packages that a file imports, and the parts of ours by their own names."""
+    for name in modules(path):
+        yield name.removeprefix("abstain.").split(".")[0]
+
+
+def test_ours_is_imported_as_abstain():
+    """From a checkout's root `import models` would find a second copy of every class, and elsewhere somebody else's."""
+    found = [
+        (path.relative_to(PROJECT).as_posix(), name)
+        for folder in (*FORBIDDEN, "abstain", "benchmarks", "deploy", "examples", "tests")
+        for path in (PROJECT / folder).rglob("*.py")
+        for name in modules(path)
+        if name.split(".")[0] in FORBIDDEN
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
@@ -59,9 +78,10 @@ def test_serving_runs_without_trainings_packages():
     """The service imports, loads and predicts in a Python that cannot import any of training's packages."""
     code = """
 import sys
-for name in ("numpyro", "optax", "sklearn", "matplotlib", "arviz_stats", "training"):
+for name in ("numpyro", "optax", "sklearn", "matplotlib", "arviz_stats", "abstain.training"):
     sys.modules[name] = None
-import service.http, service.serving, service.offline, service.cli, models.bundle
+from abstain.models import bundle
+from abstain.service import cli, http, offline, serving
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -10,13 +10,13 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
+from abstain.training.chains import parameters, sample_chains
+from abstain.training.config import HMCConfig, NUTSConfig
+from abstain.training.diagnostics import parameter_names
+from abstain.training.journal import Journal
+from abstain.training.methods import hmc
 from tests.conftest import PROJECT
 from tests.montecarlo import assert_chains_agree, z_bound
-from training.chains import parameters, sample_chains
-from training.config import HMCConfig, NUTSConfig
-from training.diagnostics import parameter_names
-from training.journal import Journal
-from training.methods import hmc
 
 _SPEC = importlib.util.spec_from_file_location("article_a", PROJECT / "examples" / "custom_posterior" / "run.py")
 run = importlib.util.module_from_spec(_SPEC)

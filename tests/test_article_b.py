@@ -9,11 +9,11 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from models.networks import MLPSpec
-from models.posterior import Model
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model
+from abstain.training.bnn import BNN
+from abstain.training.config import PriorConfig
 from tests.conftest import PROJECT, SHARED
-from training.bnn import BNN
-from training.config import PriorConfig
 
 FOLDER = PROJECT / "examples" / "mnist_vi"
 _SPEC = importlib.util.spec_from_file_location("article_b", FOLDER / "run.py")

@@ -10,13 +10,13 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
+from abstain.training.chains import sample_chains
+from abstain.training.config import ChainSettings
+from abstain.training.diagnostics import ESS_LIMIT, RHAT_LIMIT
+from abstain.training.journal import Journal
+from abstain.training.target import Target
 from tests.conftest import PROJECT
 from tests.montecarlo import assert_means, assert_variances
-from training.chains import sample_chains
-from training.config import ChainSettings
-from training.diagnostics import ESS_LIMIT, RHAT_LIMIT
-from training.journal import Journal
-from training.target import Target
 
 FOLDER = PROJECT / "examples" / "boxes_hmc"
 sys.path.insert(0, str(FOLDER))

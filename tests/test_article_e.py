@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from abstain.training.config import ChEESConfig
 from tests.conftest import PROJECT
 from tests.montecarlo import z_bound
-from training.config import ChEESConfig
 
 _SPEC = importlib.util.spec_from_file_location("article_e", PROJECT / "examples" / "wave_and_spirals" / "run.py")
 run = importlib.util.module_from_spec(_SPEC)

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from models.bundle import load
-from models.errors import ConfigError, DataError
-from models.preprocessing import transform
+from abstain.models.bundle import load
+from abstain.models.errors import ConfigError, DataError
+from abstain.models.preprocessing import transform
+from abstain.training.augment import augment, augmentation, rotate, shift, thicken, transform_rows
+from abstain.training.bnn import Observations
+from abstain.training.config import AugmentConfig, CalibrationConfig, Optimisation, read_config
+from abstain.training.densities import fit_densities
+from abstain.training.fit import build_model, fit, load_dataset
+from abstain.training.journal import Journal
+from abstain.training.monitor import Views
+from abstain.training.optimise import descend
+from abstain.training.recalibrate import calibrate_version
+from abstain.training.reference import set_aside
+from abstain.training.rows import Rows
 from tests.conftest import draws_of_config, silent
-from training.augment import augment, augmentation, rotate, shift, thicken, transform_rows
-from training.bnn import Observations
-from training.config import AugmentConfig, CalibrationConfig, Optimisation, read_config
-from training.densities import fit_densities
-from training.fit import build_model, fit, load_dataset
-from training.journal import Journal
-from training.monitor import Views
-from training.optimise import descend
-from training.recalibrate import calibrate_version
-from training.reference import set_aside
-from training.rows import Rows
 
 CONFIG = """
 name = "{kind}"

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.guard import SAFE_HEADERS
+from abstain.service.guard import SAFE_HEADERS
 
 JSON = {"Content-Type": "application/json"}
 ROW = json.dumps([7] * 64)

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from models.errors import AbstainError
-from service import batcher as module
-from service.batcher import Batcher, Share, Spent, rows_to_take
-from service.errors import HTTPError
+from abstain.models.errors import AbstainError
+from abstain.service import batcher as module
+from abstain.service.batcher import Batcher, Share, Spent, rows_to_take
+from abstain.service.errors import HTTPError
 
 BUCKETS = (1, 8, 32, 128, 256)
 

@@ -136,7 +136,7 @@ def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
     """`bentoml build`, then `bentoml serve` by tag from an empty folder: the Bento's own code serves its own models."""
     project, empty = tmp_path / "project", tmp_path / "empty"
     empty.mkdir()
-    for name in ("models", "service", "training"):
+    for name in ("abstain", "models", "service", "training"):
         shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("bentofile.yaml", "pyproject.toml", "requirements-serving.lock", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, project / name)
@@ -159,7 +159,7 @@ def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
     name, version = tag.split(":")
     source = tmp_path / "home" / "bentos" / name / version / "src"
     packed = {path.relative_to(source).parts[0] for path in source.rglob("*") if path.is_file()}
-    assert packed == {"models", "service", "artifacts", "bentofile.yaml"}
+    assert packed == {"abstain", "models", "service", "artifacts", "bentofile.yaml"}
     requirements = source.parent / "env" / "python" / "requirements.txt"
     packages = requirements.read_text("utf-8")
     assert "bentoml==" in packages
@@ -183,8 +183,8 @@ def test_a_call_within_python_answers_as_over_http(server, store, tmp_path):
     """`Abstain().predict(...)`, with no server at all: the same rows, the same errors."""
     code = f"""
 import json, sys
-from service.app import Abstain
-from models.errors import InputError
+from abstain.service.app import Abstain
+from abstain.models.errors import InputError
 service = Abstain()
 told = [service.predict(inputs={IMAGES!r}, model="digits"), service.predict(inputs={POINTS!r}, model="wave")]
 some = service.predict(inputs={IMAGES!r}, model="digits:1", percentile=50, coverage=0.5, fields=["label"])

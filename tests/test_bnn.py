@@ -11,13 +11,13 @@ from numpyro.infer.util import log_density
 from scipy import stats
 from scipy.special import log_expit, log_softmax
 
-from models.errors import ConfigError
-from models.networks import LeNetSpec, MLPSpec
-from models.posterior import Model
-from models.preprocessing import Preprocessing
-from training.bnn import BNN, NOISE_START, Observations, as_draw, log_likelihood, observe
-from training.config import PriorConfig
-from training.rows import Rows
+from abstain.models.errors import ConfigError
+from abstain.models.networks import LeNetSpec, MLPSpec
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import Preprocessing
+from abstain.training.bnn import BNN, NOISE_START, Observations, as_draw, log_likelihood, observe
+from abstain.training.config import PriorConfig
+from abstain.training.rows import Rows
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(7, 2))

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import pytest
 
-from models.bundle import (
+from abstain.models.bundle import (
     DataRecord,
     Manifest,
     MethodRecord,
@@ -19,14 +19,14 @@ from models.bundle import (
     write_arrays,
     write_manifest,
 )
-from models.calibration import Calibration
-from models.decision import Decision
-from models.densities import Densities, Mahalanobis, Range, shapes_of
-from models.errors import BundleError
-from models.networks import MLPSpec
-from models.posterior import Model, Posterior
-from models.preprocessing import Column, Preprocessing
-from models.recalibration import Recalibration
+from abstain.models.calibration import Calibration
+from abstain.models.decision import Decision
+from abstain.models.densities import Densities, Mahalanobis, Range, shapes_of
+from abstain.models.errors import BundleError
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model, Posterior
+from abstain.models.preprocessing import Column, Preprocessing
+from abstain.models.recalibration import Recalibration
 from tests.test_calibration import altered
 
 MODEL = Model(

@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from models import drift
-from models.bundle import load, without_stale_vim
-from models.calibration import judge
-from models.decision import Decision
-from models.densities import OF_TASK
-from models.errors import BundleError, CalibrationError, ConfigError
-from models.networks import MLPSpec
-from models.posterior import Model
-from models.predictive import uniform_of
-from models.preprocessing import Preprocessing
-from models.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
-from models.scores import SCORES
-from service.answers import columns, rows
-from service.offline import predict_file
+from abstain.models import drift
+from abstain.models.bundle import load, without_stale_vim
+from abstain.models.calibration import judge
+from abstain.models.decision import Decision
+from abstain.models.densities import OF_TASK
+from abstain.models.errors import BundleError, CalibrationError, ConfigError
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model
+from abstain.models.predictive import uniform_of
+from abstain.models.preprocessing import Preprocessing
+from abstain.models.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
+from abstain.models.scores import SCORES
+from abstain.service.answers import columns, rows
+from abstain.service.offline import predict_file
+from abstain.training.calibrate import DEFAULT, calibrate_posterior, check_terms, decision_of, record_of
+from abstain.training.config import AugmentConfig, CalibrationConfig, read_config
+from abstain.training.fit import fit, load_dataset
 from tests.conftest import CONFIGS, silent, start_server, stop_server
-from training.calibrate import DEFAULT, calibrate_posterior, check_terms, decision_of, record_of
-from training.config import AugmentConfig, CalibrationConfig, read_config
-from training.fit import fit, load_dataset
 
 DIGITS = read_config(CONFIGS / "digits-vi.toml")
 NAMES = ["vim", "gen", "mutual_information"]

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.calibration import Calibration, calibrate, check_calibration, judge, nonconformity_of
-from models.decision import Decision
-from models.errors import CalibrationError
-from models.predictive import Prediction
-from models.summaries import ClassificationSummary, RegressionSummary
+from abstain.models.calibration import Calibration, calibrate, check_calibration, judge, nonconformity_of
+from abstain.models.decision import Decision
+from abstain.models.errors import CalibrationError
+from abstain.models.predictive import Prediction
+from abstain.models.summaries import ClassificationSummary, RegressionSummary
 
 NAMES = ("std", "entropy", "mutual_information", "max_probability")
 

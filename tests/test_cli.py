@@ -10,14 +10,14 @@ import pytest
 from pyarrow import csv, parquet
 from sklearn.datasets import load_digits
 
-from models.bundle import load, read_manifest
-from models.calibration import judge
-from models.predictive import buckets_for
+from abstain.models.bundle import load, read_manifest
+from abstain.models.calibration import judge
+from abstain.models.predictive import buckets_for
+from abstain.training.config import DataConfig
+from abstain.training.data import split
+from abstain.training.evaluate import evaluate_version
+from abstain.training.sources import read_source
 from tests.conftest import CONFIGS, abstain
-from training.config import DataConfig
-from training.data import split
-from training.evaluate import evaluate_version
-from training.sources import read_source
 
 COMMANDS = ("fit", "evaluate", "models", "show", "label", "rollback", "predict", "serve")
 IMAGES = load_digits().images[:300]
@@ -325,7 +325,7 @@ def test_predict_gives_the_served_numbers(run, store, tmp_path, expected, source
 
 def test_predict_reads_the_rows_before_it_compiles(run, store, tmp_path, monkeypatch):
     """A missing file or a wrong column is said at once."""
-    monkeypatch.setattr("models.bundle.Predictor", lambda *_, **__: pytest.fail("something was compiled"))
+    monkeypatch.setattr("abstain.models.bundle.Predictor", lambda *_, **__: pytest.fail("something was compiled"))
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     for name, told in (("absent.csv", "absent.csv"), ("other.csv", "expected shape (8, 8), found shape (2,)")):
         arguments = ["--data", tmp_path / name, "--out", tmp_path / "out.csv", "--store", store]

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from models.errors import ConfigError
-from service import compat
+from abstain.models.errors import ConfigError
+from abstain.service import compat
 from tests.doors import check_closed
 
 

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from models.errors import ConfigError
-from service import compilation
-from service.compilation import MARK, Programs, keep_compiled, read_program, write_program
-from service.settings import read_settings
+from abstain.models.errors import ConfigError
+from abstain.service import compilation
+from abstain.service.compilation import MARK, Programs, keep_compiled, read_program, write_program
+from abstain.service.settings import read_settings
 from tests.conftest import PROJECT
 
 COMPILE = """
 import sys, pathlib, jax, jax.numpy as jnp
-from service.compilation import keep_compiled
+from abstain.service.compilation import keep_compiled
 folder = pathlib.Path(sys.argv[1])
 keep_compiled(folder)
 print(float(jax.jit(lambda x: jnp.sin(x).sum())(jnp.ones(8))), *sorted(p.name for p in folder.rglob("*-cache")))
@@ -27,7 +27,7 @@ print(float(jax.jit(lambda x: jnp.sin(x).sum())(jnp.ones(8))), *sorted(p.name fo
 FAULTS = """
 import json, logging, os, pathlib, shutil, sys
 import jax, jax.numpy as jnp
-from service.compilation import keep_compiled, read_program
+from abstain.service.compilation import keep_compiled, read_program
 
 folder, elsewhere = map(pathlib.Path, sys.argv[1:3])
 said = []
@@ -183,7 +183,7 @@ def test_processes_that_write_one_entry_at_once_never_show_half_of_it(tmp_path, 
 OTHER_JAX = """
 import logging, pathlib, sys, jax
 from jax._src import compilation_cache
-from service.compilation import keep_compiled
+from abstain.service.compilation import keep_compiled
 logging.basicConfig(format="%(message)s")
 exec(sys.argv[2])
 keep_compiled(pathlib.Path(sys.argv[1]))

@@ -4,10 +4,9 @@ from typing import get_args
 
 import pytest
 
-from models.errors import ConfigError
-from models.networks import MLPSpec
-from tests.conftest import CONFIGS
-from training.config import (
+from abstain.models.errors import ConfigError
+from abstain.models.networks import MLPSpec
+from abstain.training.config import (
     ChEESConfig,
     Config,
     LayerPrior,
@@ -17,7 +16,8 @@ from training.config import (
     VIConfig,
     read_config,
 )
-from training.fit import METHODS
+from abstain.training.fit import METHODS
+from tests.conftest import CONFIGS
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from mapie.conformity_scores import ResidualNormalisedScore
 from mapie.regression import ConformalizedQuantileRegressor, SplitConformalRegressor
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
-from models.calibration import calibrate, judge
-from models.conformal import RAPS_FREE_RANKS, RAPS_PENALTY, TIE, interval, interval_scores, set_scores
-from models.predictive import Prediction
-from models.ranks import coverage_rank
-from models.summaries import ClassificationSummary
+from abstain.models.calibration import calibrate, judge
+from abstain.models.conformal import RAPS_FREE_RANKS, RAPS_PENALTY, TIE, interval, interval_scores, set_scores
+from abstain.models.predictive import Prediction
+from abstain.models.ranks import coverage_rank
+from abstain.models.summaries import ClassificationSummary
 
 SETS = ("lac", "aps", "raps")
 INTERVALS = ("normalised", "quantiles")

@@ -12,16 +12,16 @@ import httpx
 import numpy as np
 import pytest
 
-from models.bundle import read_manifest
-from models.calibration import judge
-from models.errors import BundleError, UnknownModel
-from service.console import read_pages, template
-from service.console.described import describe, reliability
-from service.serving import Live, Serving
+from abstain.models.bundle import read_manifest
+from abstain.models.calibration import judge
+from abstain.models.errors import BundleError, UnknownModel
+from abstain.service.console import read_pages, template
+from abstain.service.console.described import describe, reliability
+from abstain.service.serving import Live, Serving
+from abstain.training.config import read_config
+from abstain.training.fit import load_dataset
 from tests.conftest import CONFIGS, PROJECT
 from tests.test_metrics import of, read
-from training.config import read_config
-from training.fit import load_dataset
 
 FOLDER = PROJECT / "service" / "console"
 VERSION = "/console/models/digits/versions/1"
@@ -269,7 +269,7 @@ def test_a_report_that_is_not_there_is_404(client, path):
 
 def test_a_report_that_was_changed_is_not_served(store, tmp_path):
     """Its hash is held against the manifest's, and one that was never published is not looked for."""
-    from service.console import _read_report
+    from abstain.service.console import _read_report
 
     shutil.copytree(store / "wave" / "1", tmp_path / "1")
     assert _read_report(tmp_path / "1") == (store / "wave" / "1" / "report.html").read_bytes()

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.store import set_label
+from abstain.models.store import set_label
+from abstain.training.config import read_config
+from abstain.training.fit import fit
 from tests.conftest import CONFIGS, silent, start_server, stop_server
-from training.config import read_config
-from training.fit import fit
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (

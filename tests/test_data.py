@@ -13,15 +13,15 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from models.errors import DataError
-from models.posterior import Model
-from models.preprocessing import encode_table, transform, transformed_shape
-from models.rowfiles import read_table
+from abstain.models.errors import DataError
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import encode_table, transform, transformed_shape
+from abstain.models.rowfiles import read_table
+from abstain.training.config import Config, DataConfig
+from abstain.training.data import Dataset, split, split_again
+from abstain.training.fit import build_model, load_dataset
+from abstain.training.sources import IDX_NAMES, read_inputs, read_source
 from tests.conftest import SHARED
-from training.config import Config, DataConfig
-from training.data import Dataset, split, split_again
-from training.fit import build_model, load_dataset
-from training.sources import IDX_NAMES, read_inputs, read_source
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(60, 3)), np.arange(60) % 3

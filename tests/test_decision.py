@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import special, stats
 
-from models.calibration import Calibration, calibrate, judge
-from models.decision import (
+from abstain.models.calibration import Calibration, calibrate, judge
+from abstain.models.decision import (
     COMBINED,
     LEAST_STEP,
     ROUNDED,
@@ -22,9 +22,9 @@ from models.decision import (
     leave_one_out,
     loudest,
 )
-from models.errors import CalibrationError
-from models.predictive import Prediction
-from models.summaries import ClassificationSummary
+from abstain.models.errors import CalibrationError
+from abstain.models.predictive import Prediction
+from abstain.models.summaries import ClassificationSummary
 
 RULES = ("min", "weighted", "harmonic")
 REFERENCES = {

@@ -11,21 +11,21 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from models.calibration import calibrate, judge
-from models.decision import Decision
-from models.densities import DENSITIES, OF_TASK, Densities, as_tree, from_tree, norm, shapes_of, unit_length
-from models.features import last_layer, outputs_and_features
-from models.networks import LeNetSpec, MLPSpec
-from models.posterior import Model, Posterior
-from models.predictive import BUCKETS, Predictor
-from models.preprocessing import Column, Preprocessing
-from models.scores import SCORES
+from abstain.models.calibration import calibrate, judge
+from abstain.models.decision import Decision
+from abstain.models.densities import DENSITIES, OF_TASK, Densities, as_tree, from_tree, norm, shapes_of, unit_length
+from abstain.models.features import last_layer, outputs_and_features
+from abstain.models.networks import LeNetSpec, MLPSpec
+from abstain.models.posterior import Model, Posterior
+from abstain.models.predictive import BUCKETS, Predictor
+from abstain.models.preprocessing import Column, Preprocessing
+from abstain.models.scores import SCORES
+from abstain.training import densities as fitting
+from abstain.training.calibrate import DEFAULT, decision_of
+from abstain.training.config import CalibrationConfig
+from abstain.training.densities import fit_densities, member_draws, rounded_outwards
+from abstain.training.rows import Rows
 from tests.test_features import CLASSES
-from training import densities as fitting
-from training.calibrate import DEFAULT, decision_of
-from training.config import CalibrationConfig
-from training.densities import fit_densities, member_draws, rounded_outwards
-from training.rows import Rows
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(0, 3, (3, 6))
@@ -265,7 +265,7 @@ def test_the_principal_components_are_scikit_learns():
 
 def view_of(row, features=None, label=0):
     """One row as it is, with features and logits that nobody looks at."""
-    from models.densities import View
+    from abstain.models.densities import View
 
     x = jnp.asarray(row, jnp.float32)
     h = jnp.ones((1, 2)) if features is None else jnp.asarray(features, jnp.float32)
@@ -587,7 +587,7 @@ def test_buckets_score_within_a_millionth(name):
 @pytest.mark.parametrize("name", ["Batch", "NoDense", "Scanned", "Tokens"])
 def test_networks_of_ones_own_have_every_density(name, tmp_path, monkeypatch):
     """A batch module, and those whose outputs stand in for features: fitted, compiled, finite, and as the loops."""
-    from models.module import ModuleSpec
+    from abstain.models.module import ModuleSpec
 
     (tmp_path / "densities_of_mine.py").write_text(CLASSES)
     monkeypatch.syspath_prepend(tmp_path)

@@ -20,11 +20,11 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.keys import add_key
+from abstain.service.keys import add_key
+from abstain.training.config import read_config
+from abstain.training.fit import load_dataset
 from tests.conftest import CONFIGS, PROJECT, Server, start_server, stop_server, wait_until_ready
 from tests.test_workers import children, until
-from training.config import read_config
-from training.fit import load_dataset
 
 DEPLOY = PROJECT / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import signal, stats
 
-from models.networks import MLPSpec
-from models.posterior import Model
-from training.bnn import BNN
-from training.chains import Chains
-from training.config import NUTSConfig, PriorConfig
-from training.diagnostics import (
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model
+from abstain.training.bnn import BNN
+from abstain.training.chains import Chains
+from abstain.training.config import NUTSConfig, PriorConfig
+from abstain.training.diagnostics import (
     FUNCTION_ROWS,
     agreement,
     chain_diagnostics,
@@ -22,8 +22,8 @@ from training.diagnostics import (
     summary,
     table,
 )
-from training.fit_plots import draw_agreement
-from training.journal import Traces
+from abstain.training.fit_plots import draw_agreement
+from abstain.training.journal import Traces
 
 CHAINS, SAMPLES = 4, 1000
 

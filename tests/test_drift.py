@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from scipy import stats
 
-from models import drift
-from models.calibration import judge
-from models.decision import evidence, evidence_map
-from service.drift import ALPHA, MOST_ROWS, DriftWatch
-from service.process import Process
-from service.state import StateFile
+from abstain.models import drift
+from abstain.models.calibration import judge
+from abstain.models.decision import evidence, evidence_map
+from abstain.service.drift import ALPHA, MOST_ROWS, DriftWatch
+from abstain.service.process import Process
+from abstain.service.state import StateFile
+from abstain.training.config import read_config
+from abstain.training.fit import load_dataset
 from tests.conftest import CONFIGS, start_server, stop_server
 from tests.test_metrics import ask, of, read, until
-from training.config import read_config
-from training.fit import load_dataset
 
 LEVEL = math.log(100)
 

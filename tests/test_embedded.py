@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from training.config import DataConfig
-from training.data import split
-from training.embedded import EMBEDDED
-from training.sources import read_source
+from abstain.training.config import DataConfig
+from abstain.training.data import split
+from abstain.training.embedded import EMBEDDED
+from abstain.training.sources import read_source
 
 ROWS = 20_000
 TRAIN_ROWS = {"sine": 100, "boxes": 80, "spirals": 300, "wave": 40, "bimodal": 200}

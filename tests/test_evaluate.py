@@ -11,16 +11,15 @@ from scipy.special import logsumexp
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
-from models.calibration import judge
-from models.errors import CalibrationError, DataError
-from models.posterior import Posterior
-from models.predictive import Prediction, Predictor
-from models.ranks import less_tolerance, threshold
-from models.summaries import widen
-from tests.conftest import CONFIGS, silent
-from training.config import DataConfig, read_config
-from training.data import split
-from training.evaluate import (
+from abstain.models.calibration import judge
+from abstain.models.errors import CalibrationError, DataError
+from abstain.models.posterior import Posterior
+from abstain.models.predictive import Prediction, Predictor
+from abstain.models.ranks import less_tolerance, threshold
+from abstain.models.summaries import widen
+from abstain.training.config import DataConfig, read_config
+from abstain.training.data import split
+from abstain.training.evaluate import (
     evaluate_version,
     find_twin,
     one_draw,
@@ -29,20 +28,21 @@ from training.evaluate import (
     quiet,
     reject_rates,
 )
-from training.fit import fit
-from training.metrics import classification_quality
-from training.mixtures import (
+from abstain.training.fit import fit
+from abstain.training.metrics import classification_quality
+from abstain.training.mixtures import (
     draw_moments,
     mixture_crps,
     mixture_log_density,
     probability_integral_transform,
 )
-from training.printout import printout
-from training.quality import check_finite, score_detection, seen_detection, twin_detection
-from training.rows import Rows
-from training.seen import Seen
-from training.sources import read_source
-from training.strange import match_intensity
+from abstain.training.printout import printout
+from abstain.training.quality import check_finite, score_detection, seen_detection, twin_detection
+from abstain.training.rows import Rows
+from abstain.training.seen import Seen
+from abstain.training.sources import read_source
+from abstain.training.strange import match_intensity
+from tests.conftest import CONFIGS, silent
 
 RNG = np.random.default_rng(0)
 

@@ -10,11 +10,11 @@ import xarray
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from models.bundle import load
+from abstain.models.bundle import load
+from abstain.training.config import read_config
+from abstain.training.export import Exports
+from abstain.training.fit import fit
 from tests.conftest import PROJECT, abstain, silent
-from training.config import read_config
-from training.export import Exports
-from training.fit import fit
 
 CONFIG = """
 name = "small"
@@ -34,7 +34,7 @@ reports = 4
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from models.drafts import draft_of
+from abstain.models.drafts import draft_of
 with draft_of(Path(sys.argv[1])) as draft:
     draft.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

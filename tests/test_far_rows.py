@@ -10,14 +10,14 @@ import httpx
 import numpy as np
 import pytest
 
-from models.calibration import calibrate
-from service.http import build_app
-from service.process import Process, Traffic
-from service.serving import Live
-from service.settings import Settings
+from abstain.models.calibration import calibrate
+from abstain.service.http import build_app
+from abstain.service.process import Process, Traffic
+from abstain.service.serving import Live
+from abstain.service.settings import Settings
+from abstain.training.calibrate import decision_of
+from abstain.training.config import CalibrationConfig
 from tests.test_densities import CASES, predictor_of
-from training.calibrate import decision_of
-from training.config import CalibrationConfig
 
 KINDS = ("mlp", "lenet", "regression")
 LARGEST = float(np.finfo(np.float32).max)

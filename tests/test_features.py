@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.features import last_layer, outputs_and_features
-from models.module import ModuleSpec
-from models.networks import LeNetSpec, MLPSpec
-from models.posterior import Model
-from models.preprocessing import Preprocessing, transform
+from abstain.models.features import last_layer, outputs_and_features
+from abstain.models.module import ModuleSpec
+from abstain.models.networks import LeNetSpec, MLPSpec
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import Preprocessing, transform
 
 CLASSES = """
 import flax.linen as nn

@@ -15,17 +15,17 @@ import jax
 import numpy as np
 import pytest
 
-from models.bundle import load
-from models.densities import OF_TASK
-from models.errors import AbstainError, CalibrationError, ConfigError, FitError, StoreError
-from models.ranks import threshold
-from models.scores import SCORES
-from models.store import LOCK, model_names, read_labels, set_label, versions
+from abstain.models.bundle import load
+from abstain.models.densities import OF_TASK
+from abstain.models.errors import AbstainError, CalibrationError, ConfigError, FitError, StoreError
+from abstain.models.ranks import threshold
+from abstain.models.scores import SCORES
+from abstain.models.store import LOCK, model_names, read_labels, set_label, versions
+from abstain.training.config import DataConfig, NUTSConfig, VIConfig, read_config
+from abstain.training.diagnostics import chain_shortfalls
+from abstain.training.fit import METHODS, fit, load_dataset
+from abstain.training.resume import FOLDER
 from tests.conftest import CONFIGS, PROJECT, abstain, silent
-from training.config import DataConfig, NUTSConfig, VIConfig, read_config
-from training.diagnostics import chain_shortfalls
-from training.fit import METHODS, fit, load_dataset
-from training.resume import FOLDER
 
 DIGITS = read_config(CONFIGS / "digits-vi.toml", ("steps=400", "draws=20", "reports=2"))
 TINY = """
@@ -297,8 +297,8 @@ def test_stuck_chains_are_published_and_say_so(tmp_path, monkeypatch):
     def broken(*_):
         raise FloatingPointError("no variance")
 
-    monkeypatch.setattr("training.sampling.chain_diagnostics", broken)
-    monkeypatch.setattr("training.fit.agreement", broken)
+    monkeypatch.setattr("abstain.training.sampling.chain_diagnostics", broken)
+    monkeypatch.setattr("abstain.training.fit.agreement", broken)
     second = fit(config, None, tmp_path, silent, resume=True)
     assert (first.version, second.version) == (1, 2)
     assert second.shortfalls[0].startswith(

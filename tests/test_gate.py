@@ -11,20 +11,20 @@ import pytest
 from scipy import stats
 from scipy.special import softmax
 
-from models.bundle import check_gate, load, read_manifest
-from models.calibration import Calibration
-from models.decision import Decision
-from models.densities import Range
-from models.errors import StoreError
-from models.networks import MLPSpec
-from models.posterior import Model, Posterior
-from models.preprocessing import Column, Preprocessing
-from models.store import read_labels
-from training.bnn import BNN, Observations
-from training.calibrate import Calibrated
-from training.config import HMCConfig, LaplaceConfig, MAPConfig, PriorConfig, VIConfig
-from training.diagnostics import chain_shortfalls
-from training.gate import (
+from abstain.models.bundle import check_gate, load, read_manifest
+from abstain.models.calibration import Calibration
+from abstain.models.decision import Decision
+from abstain.models.densities import Range
+from abstain.models.errors import StoreError
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model, Posterior
+from abstain.models.preprocessing import Column, Preprocessing
+from abstain.models.store import read_labels
+from abstain.training.bnn import BNN, Observations
+from abstain.training.calibrate import Calibrated
+from abstain.training.config import HMCConfig, LaplaceConfig, MAPConfig, PriorConfig, VIConfig
+from abstain.training.diagnostics import chain_shortfalls
+from abstain.training.gate import (
     behind_the_mode,
     decision_shortfalls,
     draws_notes,
@@ -33,14 +33,14 @@ from training.gate import (
     learning_shortfalls,
     prediction_shortfalls,
 )
-from training.journal import Journal
-from training.methods import hmc, laplace, vi
-from training.methods import map as mode_search
-from training.methods.form import Problem
-from training.metrics import classification_terms
-from training.mixtures import pooled_log_likelihood
-from training.probe import FarRows, far_rows, try_far_rows
-from training.rows import Rows
+from abstain.training.journal import Journal
+from abstain.training.methods import hmc, laplace, vi
+from abstain.training.methods import map as mode_search
+from abstain.training.methods.form import Problem
+from abstain.training.metrics import classification_terms
+from abstain.training.mixtures import pooled_log_likelihood
+from abstain.training.probe import FarRows, far_rows, try_far_rows
+from abstain.training.rows import Rows
 
 GOOD = {
     "function": {"rhat": 1.004, "ess_bulk": 900.0, "ess_tail": 800.0},

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.bundle import READ_SCHEMA_VERSIONS, load
-from models.calibration import judge
+from abstain.models.bundle import READ_SCHEMA_VERSIONS, load
+from abstain.models.calibration import judge
 from tests.conftest import PROJECT
 
 GOLDEN = PROJECT / "tests" / "data" / "golden"

@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from models.networks import MLPSpec
-from models.posterior import Model, Posterior
-from models.preprocessing import Preprocessing
-from training.bnn import BNN
-from training.config import PriorConfig
-from training.densities import fit_densities, rounded_outwards
-from training.grouping import BLOCK, LEAST, group_means, without_small
-from training.rows import Rows
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model, Posterior
+from abstain.models.preprocessing import Preprocessing
+from abstain.training.bnn import BNN
+from abstain.training.config import PriorConfig
+from abstain.training.densities import fit_densities, rounded_outwards
+from abstain.training.grouping import BLOCK, LEAST, group_means, without_small
+from abstain.training.rows import Rows
 
 RNG = np.random.default_rng(0)
 

@@ -9,11 +9,11 @@ import time
 import httpx
 import pytest
 
-from models.errors import ConfigError
-from service.errors import HTTPError
-from service.guard import HEALTH, Guard, host_of, scope_of
-from service.keys import CHECK_SECONDS, SCOPES, add_key, revoke_key
-from service.settings import Settings, check_address, read_settings
+from abstain.models.errors import ConfigError
+from abstain.service.errors import HTTPError
+from abstain.service.guard import HEALTH, Guard, host_of, scope_of
+from abstain.service.keys import CHECK_SECONDS, SCOPES, add_key, revoke_key
+from abstain.service.settings import Settings, check_address, read_settings
 from tests.conftest import start_server, stop_server
 from tests.test_oidc import AUDIENCE, running_issuer
 from tests.test_workers import until

@@ -16,13 +16,13 @@ import numpy as np
 import orjson
 import pytest
 
-from models.bundle import load, load_published, read_manifest, read_published, verify_files
-from models.checkpoint import open_checkpoint, read_arrays, write_checkpoint
-from models.errors import BundleError, StoreError
-from models.regular import check_contents, open_regular
-from models.store import LABELS, check_writable, model_names, read_labels, resolve
-from models.trainedrows import FILE, read_trained
-from service.serving import Serving
+from abstain.models.bundle import load, load_published, read_manifest, read_published, verify_files
+from abstain.models.checkpoint import open_checkpoint, read_arrays, write_checkpoint
+from abstain.models.errors import BundleError, StoreError
+from abstain.models.regular import check_contents, open_regular
+from abstain.models.store import LABELS, check_writable, model_names, read_labels, resolve
+from abstain.models.trainedrows import FILE, read_trained
+from abstain.service.serving import Serving
 from tests.hostile_bundles import DRAWS, HOSTILE, HOSTILE_LABELS, database, put, sign
 
 SECONDS = 30

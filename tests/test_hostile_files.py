@@ -20,18 +20,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.errors import ConfigError, DataError, StoreError
-from models.files import hold
-from models.rowfiles import DATA_BYTES, data_limit, read_npz, read_table
-from models.store import LOCK, publish, read_labels, set_label, versions
-from service import offline
+from abstain.models.errors import ConfigError, DataError, StoreError
+from abstain.models.files import hold
+from abstain.models.rowfiles import DATA_BYTES, data_limit, read_npz, read_table
+from abstain.models.store import LOCK, publish, read_labels, set_label, versions
+from abstain.service import offline
+from abstain.training.config import read_config
+from abstain.training.embedded import EMBEDDED
+from abstain.training.fit import fit
+from abstain.training.journal import Journal
+from abstain.training.needs import memory_of_machine
+from abstain.training.resume import FOLDER
 from tests.conftest import PROJECT, abstain, silent
-from training.config import read_config
-from training.embedded import EMBEDDED
-from training.fit import fit
-from training.journal import Journal
-from training.needs import memory_of_machine
-from training.resume import FOLDER
 
 LIMIT = 64 * 2**20
 """Of rows, in these tests."""
@@ -209,10 +209,10 @@ HOSTILE = {
 READER = """
 import json, signal, sys
 from pathlib import Path
-from models.errors import AbstainError
-from service.offline import read_rows
-from training.config import DataConfig
-from training.sources import read_source
+from abstain.models.errors import AbstainError
+from abstain.service.offline import read_rows
+from abstain.training.config import DataConfig
+from abstain.training.sources import read_source
 def late(*_):
     raise TimeoutError("too long")
 signal.signal(signal.SIGALRM, late)
@@ -287,7 +287,7 @@ def test_hostile_files_take_little_memory(answers):
 COMMANDS = """
 import contextlib, io, json, signal, sys, time
 from pathlib import Path
-from service.cli import main
+from abstain.service.cli import main
 folder, store, config, seconds = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 commands = {
     "predict": lambda path: ["predict", "wave", "--data", path, "--out", f"{folder}-answers/out.csv", "--store", store],
@@ -613,9 +613,9 @@ ORBAX = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from models.checkpoint import write_checkpoint
-from models.errors import StoreError
-from models.store import publish
+from abstain.models.checkpoint import write_checkpoint
+from abstain.models.errors import StoreError
+from abstain.models.store import publish
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 draws = {"a": np.random.default_rng(0).normal(size=200_000)}
@@ -691,7 +691,7 @@ def test_a_fit_on_a_full_disk_names_resume_and_can_be_resumed(tmp_path, monkeypa
     """At its very end, when the bundle is written; nothing is done twice."""
     asked, store, told = read_config(config(tmp_path)), tmp_path / "store", []
     with monkeypatch.context() as patched:
-        patched.setattr("training.publish.write_arrays", as_tensorstore)
+        patched.setattr("abstain.training.publish.write_arrays", as_tensorstore)
         with pytest.raises(StoreError, match=r"small: cannot be written: found No space left .* --resume"):
             fit(asked, None, store, silent)
     assert left(store / "small") == [FOLDER]
@@ -729,10 +729,10 @@ int flock(int descriptor, int operation)
 WRITER = """
 import sys
 from pathlib import Path
-from models.errors import StoreError
-from models.store import publish, read_labels, rollback, set_label
-from training.config import Config
-from training.resume import open_journal
+from abstain.models.errors import StoreError
+from abstain.models.store import publish, read_labels, rollback, set_label
+from abstain.training.config import Config
+from abstain.training.resume import open_journal
 store = Path(sys.argv[1])
 try:
     for _ in range(2):
@@ -801,7 +801,7 @@ def test_a_lock_belongs_to_all_who_may_write_to_its_folder(tmp_path):
 LABELLER = """
 import os, sys
 from pathlib import Path
-from models.store import set_label
+from abstain.models.store import set_label
 sync = os.fsync
 def wait(descriptor):
     print("writing", flush=True)

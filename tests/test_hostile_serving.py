@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.store import LABELS
+from abstain.models.store import LABELS
 from tests.conftest import PROJECT, Server, abstain, start_server, stop_server
 from tests.hostile_bundles import HOSTILE, HOSTILE_LABELS, sign
 from tests.test_workers import children, kill_all, until

@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 import uvicorn
 
-from models.densities import OF_TASK
-from models.predictive import BUCKETS
-from models.scores import SCORES
-from models.store import set_label
-from service.answers import FIELDS
-from service.http import build_app
-from service.offline import predict_file
-from service.process import Process, Traffic
-from service.serving import Serving
-from service.settings import Settings
+from abstain.models.densities import OF_TASK
+from abstain.models.predictive import BUCKETS
+from abstain.models.scores import SCORES
+from abstain.models.store import set_label
+from abstain.service.answers import FIELDS
+from abstain.service.http import build_app
+from abstain.service.offline import predict_file
+from abstain.service.process import Process, Traffic
+from abstain.service.serving import Serving
+from abstain.service.settings import Settings
+from abstain.training.config import read_config
+from abstain.training.fit import load_dataset
 from tests.conftest import CONFIGS
-from training.config import read_config
-from training.fit import load_dataset
 
 SIZES = (1, 2, 7, 8, 9, 33, 300)
 

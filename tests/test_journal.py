@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.errors import ConfigError, DataError
-from training.journal import Journal, Traces
+from abstain.models.errors import ConfigError, DataError
+from abstain.training.journal import Journal, Traces
 
 WIDTH = 3
 

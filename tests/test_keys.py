@@ -8,9 +8,9 @@ import threading
 import numpy as np
 import pytest
 
-from models.errors import ConfigError
-from service import keys as keys_module
-from service.keys import Key, KeyFile, Keys, add_key, read_keys, revoke_key
+from abstain.models.errors import ConfigError
+from abstain.service import keys as keys_module
+from abstain.service.keys import Key, KeyFile, Keys, add_key, read_keys, revoke_key
 
 
 @pytest.fixture

@@ -9,17 +9,17 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from scipy import optimize, stats
 
-from models.errors import ConfigError, FitError
-from models.likelihoods import LIKELIHOODS
-from models.module import ModuleSpec
-from models.networks import LeNetSpec, MLPSpec
-from models.posterior import Model
-from training.bnn import BNN, Observations, as_draw
-from training.config import LaplaceConfig, PriorConfig
-from training.journal import Journal
-from training.methods import laplace
-from training.methods import map as mode_search
-from training.methods.form import Problem
+from abstain.models.errors import ConfigError, FitError
+from abstain.models.likelihoods import LIKELIHOODS
+from abstain.models.module import ModuleSpec
+from abstain.models.networks import LeNetSpec, MLPSpec
+from abstain.models.posterior import Model
+from abstain.training.bnn import BNN, Observations, as_draw
+from abstain.training.config import LaplaceConfig, PriorConfig
+from abstain.training.journal import Journal
+from abstain.training.methods import laplace
+from abstain.training.methods import map as mode_search
+from abstain.training.methods.form import Problem
 
 NOISE = 0.5
 ROWS = 60

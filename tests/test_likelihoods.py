@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from models.likelihoods import LIKELIHOODS, LOG_VARIANCE_BOUND
+from abstain.models.likelihoods import LIKELIHOODS, LOG_VARIANCE_BOUND
 
 CATEGORICAL, BERNOULLI = LIKELIHOODS["categorical"], LIKELIHOODS["bernoulli"]
 NORMAL, HETEROSCEDASTIC = LIKELIHOODS["normal"], LIKELIHOODS["heteroscedastic_normal"]

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from models.calibration import ScoreJudgement
-from training.bootstrap import (
+from abstain.models.calibration import ScoreJudgement
+from abstain.training.bootstrap import (
     auroc_interval,
     calibrated_ece,
     classification_intervals,
@@ -17,7 +17,7 @@ from training.bootstrap import (
     resampled,
     share_interval,
 )
-from training.metrics import (
+from abstain.training.metrics import (
     adaptive_calibration_error,
     area_under_risk_coverage,
     classification_quality,
@@ -28,7 +28,7 @@ from training.metrics import (
     risk_at_coverage,
     separation,
 )
-from training.quality import deciding_ranks, score_detection
+from abstain.training.quality import deciding_ranks, score_detection
 
 RNG = np.random.default_rng(0)
 

@@ -10,15 +10,15 @@ import pytest
 from arviz_stats.base.array import array_stats
 from pydantic import ValidationError
 
-from models.errors import ConfigError
-from models.networks import MLP
+from abstain.models.errors import ConfigError
+from abstain.models.networks import MLP
+from abstain.training.chains import sample_chains
+from abstain.training.config import MILEConfig, NUTSConfig
+from abstain.training.diagnostics import ESS_LIMIT, RHAT_LIMIT, summary
+from abstain.training.journal import Journal
+from abstain.training.methods import mile, nuts
+from abstain.training.target import Target
 from tests.montecarlo import AXES, z_bound
-from training.chains import sample_chains
-from training.config import MILEConfig, NUTSConfig
-from training.diagnostics import ESS_LIMIT, RHAT_LIMIT, summary
-from training.journal import Journal
-from training.methods import mile, nuts
-from training.target import Target
 
 SETTINGS = MILEConfig(chains=8, warmup=3000, samples=2000, thin=5, reports=2, chain_method="vectorized")
 

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.networks import MLPSpec
-from models.posterior import Model
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model
+from abstain.training.bnn import BNN, Observations
+from abstain.training.config import DataConfig, MAPConfig, PriorConfig, VIConfig, read_config
+from abstain.training.fit import build_model, load_dataset, pose
+from abstain.training.journal import Journal
+from abstain.training.methods import map as mode_search
+from abstain.training.methods import vi
+from abstain.training.methods.form import Problem
+from abstain.training.methods.map import hold_out
 from tests.conftest import CONFIGS
-from training.bnn import BNN, Observations
-from training.config import DataConfig, MAPConfig, PriorConfig, VIConfig, read_config
-from training.fit import build_model, load_dataset, pose
-from training.journal import Journal
-from training.methods import map as mode_search
-from training.methods import vi
-from training.methods.form import Problem
-from training.methods.map import hold_out
 
 ROWS = 80
 STILL = {"steps": 4, "batch_size": 8, "learning_rate": 1e-30, "reports": 2}

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from scipy.signal import correlate2d
 from scipy.special import expit
 
-from models.errors import AbstainError
-from models.networks import ACTIVATIONS, MLP, LeNetSpec, MLPSpec, NetworkSpec, parameter_shapes
+from abstain.models.errors import AbstainError
+from abstain.models.networks import ACTIVATIONS, MLP, LeNetSpec, MLPSpec, NetworkSpec, parameter_shapes
 
 FORMULAS = {
     "relu": lambda x: np.maximum(x, 0),

@@ -7,19 +7,19 @@ import pytest
 from scipy import stats
 from scipy.special import log_expit, logsumexp
 
-from models.errors import ConfigError
-from models.networks import MLPSpec
-from models.posterior import Model
+from abstain.models.errors import ConfigError
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model
+from abstain.training.bnn import BNN, Observations
+from abstain.training.chains import Chains
+from abstain.training.config import NUTSConfig, PriorConfig, read_config
+from abstain.training.fit import build_model, infer, load_dataset, pose
+from abstain.training.journal import Journal, Traces
+from abstain.training.methods import nuts
+from abstain.training.methods.form import Problem
 from tests.conftest import CONFIGS, silent
 from tests.montecarlo import assert_chains_agree, assert_means, assert_variances
 from tests.test_vi import columns, linear, linear_posterior
-from training.bnn import BNN, Observations
-from training.chains import Chains
-from training.config import NUTSConfig, PriorConfig, read_config
-from training.fit import build_model, infer, load_dataset, pose
-from training.journal import Journal, Traces
-from training.methods import nuts
-from training.methods.form import Problem
 
 
 def run(bnn, train, settings, seed=0, draws=None, progress=silent):

@@ -14,10 +14,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from models.errors import ConfigError
-from service import oidc
-from service.errors import HTTPError
-from service.oidc import Provider, is_token, scopes_in
+from abstain.models.errors import ConfigError
+from abstain.service import oidc
+from abstain.service.errors import HTTPError
+from abstain.service.oidc import Provider, is_token, scopes_in
 
 AUDIENCE = "https://abstain.example.org"
 

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.errors import AbstainError, InputError
-from models.posterior import Model
-from models.preprocessing import Column, Preprocessing
-from service.compression import accepted_coding
-from service.errors import status_of
-from service.open_inference import template
-from service.outputs import (
+from abstain.models.errors import AbstainError, InputError
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import Column, Preprocessing
+from abstain.service.compression import accepted_coding
+from abstain.service.errors import status_of
+from abstain.service.open_inference import template
+from abstain.service.outputs import (
     Asked,
     Named,
     Output,
@@ -34,7 +34,7 @@ from service.outputs import (
     own_rows,
     records,
 )
-from service.tensors import DATATYPES, InferRequest, Signature, decode
+from abstain.service.tensors import DATATYPES, InferRequest, Signature, decode
 from tests.conftest import PROJECT
 
 HEADER_LENGTH = "Inference-Header-Content-Length"

@@ -10,16 +10,16 @@ import pytest
 from scipy import stats
 from scipy.special import log_softmax
 
-from models.errors import FitError
+from abstain.models.errors import FitError
+from abstain.training.bnn import Observations
+from abstain.training.config import EnsembleConfig, MAPConfig, Optimisation
+from abstain.training.journal import Journal
+from abstain.training.methods import ensemble
+from abstain.training.methods import map as mode
+from abstain.training.methods.form import Problem
+from abstain.training.monitor import Views
+from abstain.training.optimise import batch_rows, check_losses, descend, described, optimiser
 from tests.test_vi import ROWS, classifier
-from training.bnn import Observations
-from training.config import EnsembleConfig, MAPConfig, Optimisation
-from training.journal import Journal
-from training.methods import ensemble
-from training.methods import map as mode
-from training.methods.form import Problem
-from training.monitor import Views
-from training.optimise import batch_rows, check_losses, descend, described, optimiser
 
 SEED = np.array([7, 11], np.uint32)
 

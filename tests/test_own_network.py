@@ -16,19 +16,19 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from scipy.special import softmax
 
-from models.allowed import check_allowed
-from models.bundle import load, read_manifest, write_manifest
-from models.errors import AbstainError, BundleError, ConfigError
-from models.module import ModuleSpec, takes_batches
-from models.module import _instance as instance
-from models.networks import NetworkSpec, parameter_shapes
-from models.posterior import Model, Posterior, check_draws
-from models.predictive import Predictor
-from models.preprocessing import Preprocessing
-from service.cli import main
-from service.settings import read_settings
+from abstain.models.allowed import check_allowed
+from abstain.models.bundle import load, read_manifest, write_manifest
+from abstain.models.errors import AbstainError, BundleError, ConfigError
+from abstain.models.module import ModuleSpec, takes_batches
+from abstain.models.module import _instance as instance
+from abstain.models.networks import NetworkSpec, parameter_shapes
+from abstain.models.posterior import Model, Posterior, check_draws
+from abstain.models.predictive import Predictor
+from abstain.models.preprocessing import Preprocessing
+from abstain.service.cli import main
+from abstain.service.settings import read_settings
+from abstain.training.config import read_config
 from tests.conftest import PROJECT, start_server, stop_server
-from training.config import read_config
 
 DOCUMENTED = (PROJECT / "docs" / "networks.md").read_text("utf-8")
 CLASSES = """

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import packing
-from models.features import outputs_and_features
-from models.networks import LeNetSpec, MLPSpec
-from models.packing import chunk_of, kernel_first, unpack
-from models.posterior import Model
-from models.predictive import Predictor
-from models.preprocessing import Preprocessing
+from abstain.models import packing
+from abstain.models.features import outputs_and_features
+from abstain.models.networks import LeNetSpec, MLPSpec
+from abstain.models.packing import chunk_of, kernel_first, unpack
+from abstain.models.posterior import Model
+from abstain.models.predictive import Predictor
+from abstain.models.preprocessing import Preprocessing
 from tests.conftest import PROJECT
 from tests.test_densities import CASES, fitted, scores_by_row
 
@@ -87,7 +87,7 @@ def test_unpacked_is_what_was_packed():
 
 SPREAD = """
 import jax, numpy as np
-from models.predictive import Predictor, mesh_of
+from abstain.models.predictive import Predictor, mesh_of
 from tests.test_densities import CASES, fitted, scores_by_row
 assert jax.device_count() == 4
 assert mesh_of(jax.devices(), 7) is None and mesh_of(jax.devices(), 9).size == 3 and mesh_of(jax.devices(), 8).size == 4

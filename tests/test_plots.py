@@ -7,19 +7,19 @@ import pytest
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
-from models.bundle import load
-from models.calibration import judge
-from models.predictive import Predictor
-from training.confidence_plots import draw_reliability, draw_risk_coverage
-from training.config import DataConfig
-from training.evaluate import evaluate_version, one_draw
-from training.galleries import draw_mistakes
-from training.plots import MOST_BYTES, plots_for, save_small
-from training.regression_plots import draw_pit
-from training.rows import Rows
-from training.seen import Seen, Twin, View
-from training.separation_plots import draw_detection, draw_ecdf, draw_roc
-from training.sources import read_source
+from abstain.models.bundle import load
+from abstain.models.calibration import judge
+from abstain.models.predictive import Predictor
+from abstain.training.confidence_plots import draw_reliability, draw_risk_coverage
+from abstain.training.config import DataConfig
+from abstain.training.evaluate import evaluate_version, one_draw
+from abstain.training.galleries import draw_mistakes
+from abstain.training.plots import MOST_BYTES, plots_for, save_small
+from abstain.training.regression_plots import draw_pit
+from abstain.training.rows import Rows
+from abstain.training.seen import Seen, Twin, View
+from abstain.training.separation_plots import draw_detection, draw_ecdf, draw_roc
+from abstain.training.sources import read_source
 
 IMAGES, LABELS = load_digits(return_X_y=True)
 IMAGES, LABELS = IMAGES.reshape(-1, 8, 8)[:300].copy(), LABELS[:300]

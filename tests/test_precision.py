@@ -6,22 +6,22 @@ import jax
 import numpy as np
 import pytest
 
-from models.bundle import load
-from models.calibration import judge
-from models.errors import DataError
-from models.networks import MLPSpec
-from models.posterior import Model, Posterior
-from models.predictive import Predictor
-from models.preprocessing import Column, Preprocessing, on_host, transform
-from service.outputs import input_of, outputs_of
-from service.schemas import check_rows, parse_predict
-from training.config import Config, DataConfig, MAPConfig
-from training.data import fit_preprocessing
-from training.fit import fit
-from training.gate import metric_shortfalls
-from training.mixtures import pooled_log_likelihood
-from training.precision import COARSE, target_needs_float64, too_coarse
-from training.rows import Rows
+from abstain.models.bundle import load
+from abstain.models.calibration import judge
+from abstain.models.errors import DataError
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model, Posterior
+from abstain.models.predictive import Predictor
+from abstain.models.preprocessing import Column, Preprocessing, on_host, transform
+from abstain.service.outputs import input_of, outputs_of
+from abstain.service.schemas import check_rows, parse_predict
+from abstain.training.config import Config, DataConfig, MAPConfig
+from abstain.training.data import fit_preprocessing
+from abstain.training.fit import fit
+from abstain.training.gate import metric_shortfalls
+from abstain.training.mixtures import pooled_log_likelihood
+from abstain.training.precision import COARSE, target_needs_float64, too_coarse
+from abstain.training.rows import Rows
 
 RNG = np.random.default_rng(0)
 N = 400

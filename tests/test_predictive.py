@@ -9,12 +9,12 @@ import pytest
 from scipy import optimize, special, stats
 from sklearn.datasets import load_diabetes, load_digits
 
-from models.networks import LeNetSpec, MLPSpec
-from models.packing import pack, unpack
-from models.posterior import Model, Posterior
-from models.predictive import BUCKETS, Predictor, buckets_for
-from models.preprocessing import Column, Preprocessing, transform
-from models.summaries import QUANTILES
+from abstain.models.networks import LeNetSpec, MLPSpec
+from abstain.models.packing import pack, unpack
+from abstain.models.posterior import Model, Posterior
+from abstain.models.predictive import BUCKETS, Predictor, buckets_for
+from abstain.models.preprocessing import Column, Preprocessing, transform
+from abstain.models.summaries import QUANTILES
 
 SMALL = (1, 8)
 DIGITS = tuple("0123456789")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from models.errors import DataError
-from models.preprocessing import (
+from abstain.models.errors import DataError
+from abstain.models.preprocessing import (
     Column,
     Preprocessing,
     encode_table,

@@ -7,12 +7,12 @@ import pytest
 from scipy import stats
 from scipy.special import k0
 
-from models.errors import ConfigError
-from models.networks import MLPSpec
-from models.posterior import Model
-from training.bnn import BNN
-from training.config import LayerPrior, PriorConfig
-from training.priors import distribution, noise_distribution, parameter_priors, scale_distribution
+from abstain.models.errors import ConfigError
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model
+from abstain.training.bnn import BNN
+from abstain.training.config import LayerPrior, PriorConfig
+from abstain.training.priors import distribution, noise_distribution, parameter_priors, scale_distribution
 
 VALUES = np.array([-3.0, -0.4, 0.0, 0.05, 1.0, 7.5])
 

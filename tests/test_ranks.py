@@ -10,8 +10,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import CalibrationError
-from models.ranks import (
+from abstain.models.errors import CalibrationError
+from abstain.models.ranks import (
     beta_bounds,
     exact,
     less_tolerance,

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from service.rates import RateLimits
+from abstain.service.rates import RateLimits
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def clock(monkeypatch):
     class Clock:
         now = 1000.0
 
-    monkeypatch.setattr("service.rates.time.monotonic", lambda: Clock.now)
+    monkeypatch.setattr("abstain.service.rates.time.monotonic", lambda: Clock.now)
     return Clock
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from models.bundle import load
+from abstain.models.bundle import load
+from abstain.training.config import read_config
+from abstain.training.fit import fit
 from tests.conftest import PROJECT, silent
-from training.config import read_config
-from training.fit import fit
 
 README = (PROJECT / "README.md").read_text("utf-8")
 

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from models.bundle import load, read_manifest, write_manifest
-from models.store import versions
+from abstain.models.bundle import load, read_manifest, write_manifest
+from abstain.models.store import versions
+from abstain.training.config import read_config
+from abstain.training.fit import load_dataset
 from tests.conftest import CONFIGS
-from training.config import read_config
-from training.fit import load_dataset
 
 DIGITS = load_dataset(read_config(CONFIGS / "digits-vi.toml"), None)
 TEST = DIGITS.test

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from models import recalibration
-from models.recalibration import (
+from abstain.models import recalibration
+from abstain.models.recalibration import (
     BOUNDS,
     Recalibration,
     choose,

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from models.bundle import load, read_manifest
+from abstain.models.bundle import load, read_manifest
+from abstain.training.config import EvaluationConfig, read_config
+from abstain.training.evaluate import evaluate_version
+from abstain.training.fit import fit
+from abstain.training.metrics import expected_calibration_error, reliability_bins
+from abstain.training.recalibrate import calibrate_version
+from abstain.training.report import write_report
 from tests.conftest import CONFIGS, silent
-from training.config import EvaluationConfig, read_config
-from training.evaluate import evaluate_version
-from training.fit import fit
-from training.metrics import expected_calibration_error, reliability_bins
-from training.recalibrate import calibrate_version
-from training.report import write_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 OF_CLASSES = ["reliability", "risk"]
@@ -381,8 +381,8 @@ def test_what_cannot_be_drawn_costs_no_report(store, tmp_path, monkeypatch):
     def broken(*_):
         raise ValueError("Too many bins <b> for the data")
 
-    monkeypatch.setattr("training.separation_plots.draw_scores", broken)
-    monkeypatch.setattr("training.report._settings", broken)
+    monkeypatch.setattr("abstain.training.separation_plots.draw_scores", broken)
+    monkeypatch.setattr("abstain.training.report._settings", broken)
     picture, section = write_report(tmp_path / "report.html", bundle.manifest, bundle.calibration)
     assert picture.startswith(
         "The picture “scores” could not be made: ValueError: Too many bins <b> for the data (in broken)"

@@ -14,13 +14,13 @@ import numpy as np
 import orjson
 import pytest
 
-from models.bundle import load
-from models.errors import ConfigError, StoreError
-from models.store import versions
+from abstain.models.bundle import load
+from abstain.models.errors import ConfigError, StoreError
+from abstain.models.store import versions
+from abstain.training.config import read_config
+from abstain.training.fit import fit
+from abstain.training.resume import FOLDER
 from tests.conftest import PROJECT, abstain, draws_of_config, silent
-from training.config import read_config
-from training.fit import fit
-from training.resume import FOLDER
 
 MODEL = """
 name = "{name}"
@@ -175,9 +175,9 @@ def test_a_fit_that_dies_while_publishing_publishes_on_resuming(tmp_path):
     """Killed with the bundle all but written: no version is there; resumed, it runs no step again, and names each stage."""
     config, store = written(tmp_path, "map", f'kind = "map"\n{DESCENT}'), tmp_path / "store"
     sabotage = (
-        "import os, sys, training.publish; "
-        "training.publish.write_report = lambda *arguments: os.kill(os.getpid(), 9); "
-        "from service.cli import main; main()"
+        "import os, sys; from abstain.training import publish; "
+        "publish.write_report = lambda *arguments: os.kill(os.getpid(), 9); "
+        "from abstain.service.cli import main; main()"
     )
     command = [sys.executable, "-c", sabotage, "fit", str(config), "--store", str(store)]
     died = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)

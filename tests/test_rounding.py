@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from models.bundle import load
-from models.calibration import judge
+from abstain.models.bundle import load
+from abstain.models.calibration import judge
+from abstain.training.config import Config
+from abstain.training.fit import fit
 from tests.conftest import PROJECT, silent
-from training.config import Config
-from training.fit import fit
 
 ROWS = 1_500
 ANSWERS = """
@@ -20,8 +20,8 @@ import numpy as np
 # Which cores XLA's threads may run on decides how many there are.
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[3])])
 from pathlib import Path
-from models.bundle import load
-from models.calibration import judge
+from abstain.models.bundle import load
+from abstain.models.calibration import judge
 bundle = load(Path(sys.argv[1]))
 judgement = judge(bundle.calibration, bundle.predictor((32,))(np.load(sys.argv[2])))
 p_values = judgement.scores[judgement.decision].p_value

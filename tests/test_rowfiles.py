@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.errors import DataError
-from models.preprocessing import Column, encode_table
-from models.rowfiles import checked_inputs, read_npz, read_table
+from abstain.models.errors import DataError
+from abstain.models.preprocessing import Column, encode_table
+from abstain.models.rowfiles import checked_inputs, read_npz, read_table
 
 SEEN = []
 

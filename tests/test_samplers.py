@@ -15,19 +15,19 @@ import pytest
 from numpyro.infer import MCMC, NUTS
 from scipy import stats
 
-from models.networks import MLPSpec
-from models.posterior import Model
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model
+from abstain.training import guides
+from abstain.training.bnn import BNN, Observations
+from abstain.training.chains import sample_chains
+from abstain.training.config import ChEESConfig, EnsembleConfig, HMCConfig, MAPConfig, NUTSConfig, PriorConfig, VIConfig
+from abstain.training.guides import fit_guides, guide_at, kl_divergence, law, sample_guides
+from abstain.training.journal import Journal
+from abstain.training.methods import chees, hmc, nuts, vi
+from abstain.training.methods import map as mode
+from abstain.training.methods.form import Problem
+from abstain.training.target import Target
 from tests.montecarlo import assert_chains_agree, assert_means, assert_variances, mean_and_error
-from training import guides
-from training.bnn import BNN, Observations
-from training.chains import sample_chains
-from training.config import ChEESConfig, EnsembleConfig, HMCConfig, MAPConfig, NUTSConfig, PriorConfig, VIConfig
-from training.guides import fit_guides, guide_at, kl_divergence, law, sample_guides
-from training.journal import Journal
-from training.methods import chees, hmc, nuts, vi
-from training.methods import map as mode
-from training.methods.form import Problem
-from training.target import Target
 
 ROWS, LINE_NOISE = 30, 0.5
 KERNELS = {"hmc": hmc.kernel, "nuts": nuts.kernel, "chees": chees.kernel}

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import AbstainError, InputError
-from models.networks import MLPSpec
-from models.posterior import Model
-from models.preprocessing import Column, Preprocessing
-from service.schemas import KEYS, PredictRequest, check_finite, check_rows, parse_predict
+from abstain.models.errors import AbstainError, InputError
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import Column, Preprocessing
+from abstain.service.schemas import KEYS, PredictRequest, check_finite, check_rows, parse_predict
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 LIMIT = 100

@@ -5,8 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.scores import SCORES, energy, generalised_entropy, scores_of, variation_ratio
-from models.summaries import ClassificationSummary, RegressionSummary, summarise_classification, summarise_regression
+from abstain.models.scores import SCORES, energy, generalised_entropy, scores_of, variation_ratio
+from abstain.models.summaries import (
+    ClassificationSummary,
+    RegressionSummary,
+    summarise_classification,
+    summarise_regression,
+)
 
 CLASSES = ClassificationSummary(
     mean=np.array([[0.7, 0.2, 0.1], [0.4, 0.3, 0.3]], np.float32),

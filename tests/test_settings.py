@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import ConfigError
-from service.settings import Settings, read_settings
+from abstain.models.errors import ConfigError
+from abstain.service.settings import Settings, read_settings
 from tests.conftest import PROJECT, abstain
 
 GIVEN = [
@@ -138,7 +138,7 @@ def test_the_settings_are_read_where_the_server_starts_and_nowhere_else(tmp_path
     code = """
 import os
 before = dict(os.environ)
-import service.http, service.serving, service.cli, service.settings, service.process
+from abstain.service import cli, http, process, serving, settings
 ours = {k: v for k, v in os.environ.items() if k not in before and k.startswith(("ABSTAIN", "PROMETHEUS", "NPROC"))}
 assert not ours, ours
 """

@@ -26,7 +26,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from models.bundle import (
+from abstain.models import signatures
+from abstain.models.bundle import (
     MANIFEST,
     load,
     load_published,
@@ -36,14 +37,14 @@ from models.bundle import (
     verify_published,
     write_manifest,
 )
-from models.errors import BundleError, ConfigError, SignatureError, StoreError
-from models.signatures import SIGNATURE, SIGNATURE_BYTES, make_signature, read_public_keys, read_trusted
-from models.store import set_label, versions
-from service.serving import Serving
-from service.settings import read_settings
+from abstain.models.errors import BundleError, ConfigError, SignatureError, StoreError
+from abstain.models.signatures import SIGNATURE, SIGNATURE_BYTES, make_signature, read_public_keys, read_trusted
+from abstain.models.store import set_label, versions
+from abstain.service.serving import Serving
+from abstain.service.settings import read_settings
+from abstain.training.calibrate import Calibrated
+from abstain.training.publish import publish_version
 from tests.conftest import PROJECT, start_server, stop_server
-from training.calibrate import Calibrated
-from training.publish import publish_version
 
 GOLDEN = PROJECT / "tests" / "data" / "golden" / "2"
 SECONDS = 30
@@ -431,7 +432,7 @@ def test_a_manifest_that_lists_the_signature_is_refused(store):
     """No signature can be of itself."""
     folder = store / "toy" / "1"
     content = orjson.loads((folder / MANIFEST).read_bytes())
-    from models.bundle import _digest_of, _dumped
+    from abstain.models.bundle import _digest_of, _dumped
 
     content["files"][SIGNATURE] = "0" * 64
     content["digest"] = _digest_of(content)
@@ -442,9 +443,7 @@ def test_a_manifest_that_lists_the_signature_is_refused(store):
 
 def test_the_manifest_that_was_verified_is_the_one_that_is_loaded(store, trusted, monkeypatch):
     """Another one, put there right after the signature was checked, is not looked at."""
-    import models.bundle
-
-    folder, check = store / "toy" / "1", models.bundle.check_signature
+    folder, check = store / "toy" / "1", signatures.check_signature
     expected = read_manifest(folder)
 
     def check_and_swap(*arguments):
@@ -452,7 +451,7 @@ def test_the_manifest_that_was_verified_is_the_one_that_is_loaded(store, trusted
         rewritten(folder, None)
         return found
 
-    monkeypatch.setattr("models.bundle.check_signature", check_and_swap)
+    monkeypatch.setattr("abstain.models.bundle.check_signature", check_and_swap)
     assert load_published(store, "toy", 1, trusted).manifest == expected
     assert read_manifest(folder).seed == 12345
 
@@ -520,7 +519,7 @@ def test_a_missing_library_is_said_in_one_line(original, keys, missing):
     code = f"""
 import sys
 sys.modules[{missing!r}] = None
-from service.cli import main
+from abstain.service.cli import main
 main()
 """
     asked = [
@@ -680,7 +679,7 @@ def test_the_command_says_what_it_refuses_before_it_starts(run, mixed, keys, mon
         raise SystemExit(0)
 
     monkeypatch.setattr("os.execv", execv)
-    monkeypatch.setattr("service.cli._check_port", lambda *_: None)
+    monkeypatch.setattr("abstain.service.cli._check_port", lambda *_: None)
     monkeypatch.setattr("os.environ", {**os.environ, "ABSTAIN_TRUSTED_KEYS": "release.pem"})
     monkeypatch.chdir(keys)
     code, _, said = run("serve", "--store", mixed)

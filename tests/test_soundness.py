@@ -10,10 +10,10 @@ import threading
 import httpx
 import pytest
 
-from models.bundle import read_manifest
-from models.store import set_label
-from service.errors import HTTPError
-from service.serving import Serving
+from abstain.models.bundle import read_manifest
+from abstain.models.store import set_label
+from abstain.service.errors import HTTPError
+from abstain.service.serving import Serving
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_the_command_hands_the_option_to_the_server(run, store, monkeypatch, opt
         raise SystemExit(0)
 
     monkeypatch.setattr("os.execv", execv)
-    monkeypatch.setattr("service.cli._check_port", lambda *_: None)
+    monkeypatch.setattr("abstain.service.cli._check_port", lambda *_: None)
     monkeypatch.setattr("os.environ", dict(os.environ))
     code, _, said = run("serve", "--store", store, *options)
     assert (code, started) == (0, [passed])

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
 
-from models.errors import ConfigError, DataError
-from training.config import DataConfig
-from training.data import split, split_again
-from training.hints import array_hints, split_hints
-from training.rows import Rows, Source
-from training.sources import read_source
+from abstain.models.errors import ConfigError, DataError
+from abstain.training.config import DataConfig
+from abstain.training.data import split, split_again
+from abstain.training.hints import array_hints, split_hints
+from abstain.training.rows import Rows, Source
+from abstain.training.sources import read_source
 
 RNG = np.random.default_rng(0)
 GROUPS = np.repeat([f"p{number}" for number in range(40)], RNG.integers(3, 12, 40))

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from models.errors import ConfigError, FitError, UnknownModel
-from models.networks import MLPSpec
-from models.posterior import Model
-from models.store import versions
+from abstain.models.errors import ConfigError, FitError, UnknownModel
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model
+from abstain.models.store import versions
+from abstain.training.bnn import BNN, NOISE_START, Observations
+from abstain.training.chains import check_starts
+from abstain.training.config import HMCConfig, MAPSettings, NUTSConfig, PriorConfig, VIConfig, read_config
+from abstain.training.fit import fit, load_dataset, start_notes
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Problem
+from abstain.training.methods.map import find_modes
+from abstain.training.starts import starts
 from tests.conftest import silent
-from training.bnn import BNN, NOISE_START, Observations
-from training.chains import check_starts
-from training.config import HMCConfig, MAPSettings, NUTSConfig, PriorConfig, VIConfig, read_config
-from training.fit import fit, load_dataset, start_notes
-from training.journal import Journal
-from training.methods.form import Problem
-from training.methods.map import find_modes
-from training.starts import starts
 
 ROWS = 40
 CONFIG = """

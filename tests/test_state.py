@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from models import drift
-from models.calibration import Calibration
-from service.drift import ALPHA, VersionWatch
-from service.process import Process
-from service.state import Saved, StateFile
+from abstain.models import drift
+from abstain.models.calibration import Calibration
+from abstain.service.drift import ALPHA, VersionWatch
+from abstain.service.process import Process
+from abstain.service.state import Saved, StateFile
 
 SCORES = ("entropy", "std")
 CALIBRATION = {name: np.random.default_rng(place).exponential(size=200) for place, name in enumerate(SCORES)}

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import StoreError, UnknownModel
-from models.files import hold
-from models.store import (
+from abstain.models.errors import StoreError, UnknownModel
+from abstain.models.files import hold
+from abstain.models.store import (
     LABEL_PATTERN,
     LOCK,
     MOST_LABELS,
@@ -110,7 +110,7 @@ def test_a_model_cannot_have_any_name(tmp_path, name):
 PUBLISHER = """
 import sys
 from pathlib import Path
-from models.store import publish
+from abstain.models.store import publish
 def write(folder):
     (folder / "half").write_text("half")
     print("writing", flush=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from models.summaries import QUANTILES, summarise_classification, summarise_regression
+from abstain.models.summaries import QUANTILES, summarise_classification, summarise_regression
 
 
 def ensemble(draws=40, rows=30, classes=5, spread=2.0, seed=0):

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
+from abstain.models.bundle import load
+from abstain.models.calibration import judge
+from abstain.service.answers import columns
+from abstain.training.calibrate import decision_of
+from abstain.training.config import read_config
+from abstain.training.evaluate import evaluate_version
+from abstain.training.fit import fit
 from benchmarks.tabular import TASKS, write
-from models.bundle import load
-from models.calibration import judge
-from service.answers import columns
 from tests.conftest import CONFIGS, silent
-from training.calibrate import decision_of
-from training.config import read_config
-from training.evaluate import evaluate_version
-from training.fit import fit
 
 SHORTER = {
     "letters": ("steps=150", "starts=1", "method.chain_method='sequential'", "hidden=[16]"),

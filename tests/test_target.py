@@ -7,8 +7,8 @@ import pytest
 from numpyro import distributions as dist
 from scipy import integrate, stats
 
-from models.errors import ConfigError
-from training.target import CHUNK, Target
+from abstain.models.errors import ConfigError
+from abstain.training.target import CHUNK, Target
 
 RNG = np.random.default_rng(0)
 

@@ -13,8 +13,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from models.errors import ConfigError
-from service.tls import PemFiles, check_certificate
+from abstain.models.errors import ConfigError
+from abstain.service.tls import PemFiles, check_certificate
 from tests.certificates import private_pem, write_certificate
 from tests.conftest import start_server, stop_server
 from tests.test_workers import until

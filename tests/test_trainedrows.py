@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from models.bundle import read_manifest
-from models.errors import BundleError
-from models.preprocessing import Preprocessing
-from models.trainedrows import FILE, read_trained, remember, trained_on, write_trained
+from abstain.models.bundle import read_manifest
+from abstain.models.errors import BundleError
+from abstain.models.preprocessing import Preprocessing
+from abstain.models.trainedrows import FILE, read_trained, remember, trained_on, write_trained
 
 RNG = np.random.default_rng(0)
 PLAIN = Preprocessing()

@@ -8,17 +8,17 @@ from numpyro import distributions as dist
 from scipy import optimize, stats
 from scipy.special import log_softmax, logsumexp
 
-from models.errors import ConfigError
-from models.networks import MLPSpec
-from models.posterior import Model
+from abstain.models.errors import ConfigError
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model
+from abstain.training.bnn import BNN, Observations
+from abstain.training.config import PriorConfig, VIConfig
+from abstain.training.guides import guide_at, inverse_softplus, kl_divergence, law
+from abstain.training.journal import Journal
+from abstain.training.methods import vi
+from abstain.training.methods.form import Problem
+from abstain.training.target import Target
 from tests.conftest import silent
-from training.bnn import BNN, Observations
-from training.config import PriorConfig, VIConfig
-from training.guides import guide_at, inverse_softplus, kl_divergence, law
-from training.journal import Journal
-from training.methods import vi
-from training.methods.form import Problem
-from training.target import Target
 
 ROWS = 30
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.serving import Serving
+from abstain.service.serving import Serving
 from tests.conftest import Server, abstain, start_server, stop_server, wait_until_ready
 
 ROW = [7] * 64

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from models.errors import ConfigError
-from models.posterior import Model
-from training.config import AugmentConfig, Config
+from abstain.models.errors import ConfigError
+from abstain.models.posterior import Model
+from abstain.training.config import AugmentConfig, Config
 
 Images = Float[Array, "rows height width *channel"]
 Augment = Callable[[PRNGKeyArray, Images], Images]

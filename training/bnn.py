@@ -18,14 +18,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Num, PRNGKeyArray
 
-from models.errors import ConfigError
-from models.networks import MLP, Network
-from models.posterior import Draws, Model
-from models.preprocessing import on_host, transform, transformed_shape
-from training.config import PriorConfig
-from training.priors import distribution, noise_distribution, parameter_priors, scale_distribution
-from training.rows import Rows
-from training.target import Parameters, Target
+from abstain.models.errors import ConfigError
+from abstain.models.networks import MLP, Network
+from abstain.models.posterior import Draws, Model
+from abstain.models.preprocessing import on_host, transform, transformed_shape
+from abstain.training.config import PriorConfig
+from abstain.training.priors import distribution, noise_distribution, parameter_priors, scale_distribution
+from abstain.training.rows import Rows
+from abstain.training.target import Parameters, Target
 
 NOISE_START = 0.3
 """The noise where a fit starts, in standard deviations of the target."""

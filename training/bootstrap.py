@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import optimize, special, stats
 
-from training.metrics import Terms, equal_mass_starts, finished, tied_means
+from abstain.training.metrics import Terms, equal_mass_starts, finished, tied_means
 
 RESAMPLES = 1000
 LEVEL = 0.95

@@ -15,22 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from models.bundle import CalibrationRecord, calibration_record
-from models.calibration import Calibration, calibrate, judge
-from models.decision import Decision, Rule
-from models.densities import OF_TASK, Densities
-from models.errors import CalibrationError, ConfigError
-from models.posterior import Model, Posterior
-from models.predictive import NONE, Prediction, Predictor, predict_draw
-from models.preprocessing import on_host
-from models.ranks import coverage_rank, exact, percentile_rank, rows_needed
-from models.recalibration import Recalibration, choose, fit_variance
-from models.scores import SCORES
-from models.summaries import RegressionSummary
-from training.augment import check_images, transform_rows
-from training.config import CalibrationConfig
-from training.densities import is_pixel_like
-from training.rows import Rows
+from abstain.models.bundle import CalibrationRecord, calibration_record
+from abstain.models.calibration import Calibration, calibrate, judge
+from abstain.models.decision import Decision, Rule
+from abstain.models.densities import OF_TASK, Densities
+from abstain.models.errors import CalibrationError, ConfigError
+from abstain.models.posterior import Model, Posterior
+from abstain.models.predictive import NONE, Prediction, Predictor, predict_draw
+from abstain.models.preprocessing import on_host
+from abstain.models.ranks import coverage_rank, exact, percentile_rank, rows_needed
+from abstain.models.recalibration import Recalibration, choose, fit_variance
+from abstain.models.scores import SCORES
+from abstain.models.summaries import RegressionSummary
+from abstain.training.augment import check_images, transform_rows
+from abstain.training.config import CalibrationConfig
+from abstain.training.densities import is_pixel_like
+from abstain.training.rows import Rows
 
 BUCKETS = (256,)
 """One bucket serves calibration and evaluation: their rows come by the thousand."""

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from models.errors import FitError
-from training.config import ChainMethod, ChainSettings
-from training.journal import Journal, Traces
-from training.target import Data, Target, Vector
+from abstain.models.errors import FitError
+from abstain.training.config import ChainMethod, ChainSettings
+from abstain.training.journal import Journal, Traces
+from abstain.training.target import Data, Target, Vector
 
 State = Any
 Info = dict[str, Array]

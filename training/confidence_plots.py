@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from models.predictive import Prediction
-from models.summaries import ClassificationSummary
-from training.bootstrap import share_interval
-from training.canvas import ACCENT, INK, MUTED, WARM, places, plain, titled_figure
-from training.metrics import ECE_BINS, expected_calibration_error, reliability_bins, risks
-from training.quality import confidence
-from training.seen import View
+from abstain.models.predictive import Prediction
+from abstain.models.summaries import ClassificationSummary
+from abstain.training.bootstrap import share_interval
+from abstain.training.canvas import ACCENT, INK, MUTED, WARM, places, plain, titled_figure
+from abstain.training.metrics import ECE_BINS, expected_calibration_error, reliability_bins, risks
+from abstain.training.quality import confidence
+from abstain.training.seen import View
 
 
 def draw_reliability(view: View) -> Figure:

@@ -23,14 +23,14 @@ from pydantic import (
     model_validator,
 )
 
-from models.conformal import IntervalKind, SetKind
-from models.decision import Rule
-from models.errors import ConfigError, clip_repr
-from models.likelihoods import LikelihoodName
-from models.module import ModuleSpec
-from models.networks import LeNetSpec, MLPSpec, NetworkSpec
-from models.regular import not_a_file
-from models.store import NAME_PATTERN
+from abstain.models.conformal import IntervalKind, SetKind
+from abstain.models.decision import Rule
+from abstain.models.errors import ConfigError, clip_repr
+from abstain.models.likelihoods import LikelihoodName
+from abstain.models.module import ModuleSpec
+from abstain.models.networks import LeNetSpec, MLPSpec, NetworkSpec
+from abstain.models.regular import not_a_file
+from abstain.models.store import NAME_PATTERN
 
 CONFIG_BYTES = 512 * 1024
 DEPTH = 32

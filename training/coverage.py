@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Num
 
-from models.calibration import Judgement
-from training.bootstrap import share_interval
-from training.quality import covered
+from abstain.models.calibration import Judgement
+from abstain.training.bootstrap import share_interval
+from abstain.training.quality import covered
 
 
 def coverage_by_decision(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> dict[str, Any]:

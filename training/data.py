@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from models.errors import ConfigError, DataError
-from models.preprocessing import Column, Preprocessing
-from training.config import DataConfig, Size
-from training.precision import check_distinct, check_target, target_needs_float64, too_coarse
-from training.rows import Rows, Source
-from training.splitting import Rule, cut, part_notes, rule_of
+from abstain.models.errors import ConfigError, DataError
+from abstain.models.preprocessing import Column, Preprocessing
+from abstain.training.config import DataConfig, Size
+from abstain.training.precision import check_distinct, check_target, target_needs_float64, too_coarse
+from abstain.training.rows import Rows, Source
+from abstain.training.splitting import Rule, cut, part_notes, rule_of
 
 ROUNDED_SPACINGS = 8.0
 """Of neighbouring float64 numbers: a feature that spreads no further is a constant with rounding."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from models.densities import (
+from abstain.models.densities import (
     OF_TASK,
     Densities,
     LocalSubspaces,
@@ -26,14 +26,14 @@ from models.densities import (
     class_logits,
     unit_length,
 )
-from models.features import last_layer, outputs_and_features
-from models.posterior import Model, Posterior
-from models.preprocessing import on_host, transform
-from training.augment import transform_rows
-from training.config import AugmentConfig
-from training.grouping import LEAST, group_means, without_small
-from training.rows import Rows
-from training.strange import is_image
+from abstain.models.features import last_layer, outputs_and_features
+from abstain.models.posterior import Model, Posterior
+from abstain.models.preprocessing import on_host, transform
+from abstain.training.augment import transform_rows
+from abstain.training.config import AugmentConfig
+from abstain.training.grouping import LEAST, group_means, without_small
+from abstain.training.rows import Rows
+from abstain.training.strange import is_image
 
 MEMBERS = 5
 """Draws whose features are looked at; of a posterior pooled from five starts, one of each."""

@@ -16,10 +16,10 @@ from arviz_stats.base.array import array_stats
 from jaxtyping import Array, Float, Int
 from scipy.stats import rankdata
 
-from training.bnn import BNN, as_draw, network
-from training.chains import Chains
-from training.config import ChainSettings
-from training.target import Target, Vector
+from abstain.training.bnn import BNN, as_draw, network
+from abstain.training.chains import Chains
+from abstain.training.config import ChainSettings
+from abstain.training.target import Target, Vector
 
 FUNCTION_ROWS = 50
 PARAMETERS = 1_000

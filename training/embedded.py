@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.rowfiles import check_room
+from abstain.models.rowfiles import check_room
 
 Arrays = dict[str, np.ndarray]
 Law = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]

@@ -8,20 +8,20 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from models.bundle import Bundle, Manifest, load_published
-from models.calibration import judge
-from models.errors import DataError
-from models.posterior import Model, Posterior
-from models.predictive import Prediction, Predictor
-from models.ranks import percentile_rank
-from models.store import resolve
-from models.trainedrows import TrainedRows, most_by_chance, read_trained, trained_on
-from training.bootstrap import share_interval
-from training.config import DataConfig
-from training.coverage import coverage_by_decision
-from training.data import split_again
-from training.journal import Progress
-from training.quality import (
+from abstain.models.bundle import Bundle, Manifest, load_published
+from abstain.models.calibration import judge
+from abstain.models.errors import DataError
+from abstain.models.posterior import Model, Posterior
+from abstain.models.predictive import Prediction, Predictor
+from abstain.models.ranks import percentile_rank
+from abstain.models.store import resolve
+from abstain.models.trainedrows import TrainedRows, most_by_chance, read_trained, trained_on
+from abstain.training.bootstrap import share_interval
+from abstain.training.config import DataConfig
+from abstain.training.coverage import coverage_by_decision
+from abstain.training.data import split_again
+from abstain.training.journal import Progress
+from abstain.training.quality import (
     Figures,
     check_finite,
     class_quality,
@@ -36,10 +36,10 @@ from training.quality import (
     terms_of,
     twin_detection,
 )
-from training.rows import Rows
-from training.seen import Seen, Twin, View
-from training.sources import read_source
-from training.strange import strange_sets
+from abstain.training.rows import Rows
+from abstain.training.seen import Seen, Twin, View
+from abstain.training.sources import read_source
+from abstain.training.strange import strange_sets
 
 __all__ = ["evaluate_version", "quality", "reject_rates"]
 BUCKETS = (256,)
@@ -116,7 +116,7 @@ def evaluate_version(
     if twin:
         result["twin"] = twin_figures(twin, rows)
     if plots:
-        from training.plots import write_plots  # noqa: PLC0415 - a second to import, and fit draws none of these
+        from abstain.training.plots import write_plots  # noqa: PLC0415 - a second to import, and fit draws none of these
 
         result["plots"] = write_plots(plots, View(name, bundle.posterior, rows, familiar, strange, twin))
     return result

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from models.drafts import draft_of
-from models.files import disk_errors
-from training.journal import RESUME
-from training.methods.form import Fitted, Problem
+from abstain.models.drafts import draft_of
+from abstain.models.files import disk_errors
+from abstain.training.journal import RESUME
+from abstain.training.methods.form import Fitted, Problem
 
 TENSORBOARD_STEPS = 200
 

@@ -10,39 +10,39 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from models.bundle import DataRecord, Manifest, MethodRecord, load_published, read_published
-from models.densities import shapes_of
-from models.errors import ConfigError, FitError
-from models.likelihoods import LIKELIHOODS
-from models.posterior import Model, Posterior, check_draws
-from models.store import check_writable, resolve
-from models.trainedrows import most_by_chance, read_trained, remember, trained_on
-from training.augment import augmentation
-from training.bnn import BNN, observe
-from training.calibrate import Calibrated, calibrate_posterior, check_terms, record_of
-from training.config import Config
-from training.data import Dataset, fit_preprocessing, split
-from training.densities import fit_densities
-from training.diagnostics import agreement
-from training.evaluate import quality, reject_rates
-from training.export import Exports, write_exports
-from training.failures import Failure, attempt
-from training.gate import draws_notes, draws_shortfalls, metric_shortfalls, prediction_shortfalls
-from training.journal import RESUME, Journal, Progress
-from training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
-from training.methods import map as mode
-from training.methods.form import Fitted, Method, Problem
-from training.needs import check_needs, count_parameters, least_parameters
-from training.probe import try_far_rows
-from training.progress import stage
-from training.publish import git_commit, installed_packages, now, publish_version
-from training.quality import average_terms, proper_terms
-from training.reference import set_aside
-from training.resume import can_be_lengthened, close_journal, open_journal
-from training.seen import Shown
-from training.showing import look, look_along, metrics_of
-from training.sources import read_source
-from training.strange import strange_sets
+from abstain.models.bundle import DataRecord, Manifest, MethodRecord, load_published, read_published
+from abstain.models.densities import shapes_of
+from abstain.models.errors import ConfigError, FitError
+from abstain.models.likelihoods import LIKELIHOODS
+from abstain.models.posterior import Model, Posterior, check_draws
+from abstain.models.store import check_writable, resolve
+from abstain.models.trainedrows import most_by_chance, read_trained, remember, trained_on
+from abstain.training.augment import augmentation
+from abstain.training.bnn import BNN, observe
+from abstain.training.calibrate import Calibrated, calibrate_posterior, check_terms, record_of
+from abstain.training.config import Config
+from abstain.training.data import Dataset, fit_preprocessing, split
+from abstain.training.densities import fit_densities
+from abstain.training.diagnostics import agreement
+from abstain.training.evaluate import quality, reject_rates
+from abstain.training.export import Exports, write_exports
+from abstain.training.failures import Failure, attempt
+from abstain.training.gate import draws_notes, draws_shortfalls, metric_shortfalls, prediction_shortfalls
+from abstain.training.journal import RESUME, Journal, Progress
+from abstain.training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
+from abstain.training.methods import map as mode
+from abstain.training.methods.form import Fitted, Method, Problem
+from abstain.training.needs import check_needs, count_parameters, least_parameters
+from abstain.training.probe import try_far_rows
+from abstain.training.progress import stage
+from abstain.training.publish import git_commit, installed_packages, now, publish_version
+from abstain.training.quality import average_terms, proper_terms
+from abstain.training.reference import set_aside
+from abstain.training.resume import can_be_lengthened, close_journal, open_journal
+from abstain.training.seen import Shown
+from abstain.training.showing import look, look_along, metrics_of
+from abstain.training.sources import read_source
+from abstain.training.strange import strange_sets
 
 METHODS: dict[str, Method] = {
     "map": mode.fit,

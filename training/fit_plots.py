@@ -9,8 +9,8 @@ from jaxtyping import Int
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from training.canvas import ACCENT, INK, MUTED, SETS, WARM, plain
-from training.diagnostics import ESS_LIMIT, RHAT_LIMIT, Agreement, rhat_text
+from abstain.training.canvas import ACCENT, INK, MUTED, SETS, WARM, plain
+from abstain.training.diagnostics import ESS_LIMIT, RHAT_LIMIT, Agreement, rhat_text
 
 MOST_RHAT = 3.0
 """The right end of a histogram; what is above stands there."""

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Int, Num
 from matplotlib.figure import Figure
 
-from training.canvas import ACCENT, INK, WARM
-from training.quality import confidence
-from training.seen import Seen, View
+from abstain.training.canvas import ACCENT, INK, WARM
+from abstain.training.quality import confidence
+from abstain.training.seen import Seen, View
 
 ACROSS = 10
 MISTAKES = 30

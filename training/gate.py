@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Float, Num
 from scipy import stats
 
-from models.calibration import Calibration
-from models.decision import COMBINED
-from models.posterior import Posterior
-from models.ranks import less_tolerance
-from training.methods.form import Fitted
-from training.metrics import Terms
-from training.mixtures import pooled_log_likelihood
-from training.rows import Rows
+from abstain.models.calibration import Calibration
+from abstain.models.decision import COMBINED
+from abstain.models.posterior import Posterior
+from abstain.models.ranks import less_tolerance
+from abstain.training.methods.form import Fitted
+from abstain.training.metrics import Terms
+from abstain.training.mixtures import pooled_log_likelihood
+from abstain.training.rows import Rows
 
 ENOUGH_DRAWS = 20
 CONSTANT_DECISION = "its decision score, "

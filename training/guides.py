@@ -23,14 +23,14 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.errors import ConfigError
-from training.bnn import Observations
-from training.config import VIConfig
-from training.journal import Journal
-from training.methods.form import Problem
-from training.monitor import Views, progress_report, views
-from training.optimise import descend, described
-from training.target import Site, Target
+from abstain.models.errors import ConfigError
+from abstain.training.bnn import Observations
+from abstain.training.config import VIConfig
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Problem
+from abstain.training.monitor import Views, progress_report, views
+from abstain.training.optimise import descend, described
+from abstain.training.target import Site, Target
 
 MONITOR_DRAWS = 10
 Guide = dict[str, Array]

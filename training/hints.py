@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from models.preprocessing import ArrowColumn, category_texts
-from training.rows import Rows
+from abstain.models.preprocessing import ArrowColumn, category_texts
+from abstain.training.rows import Rows
 
 GROUP_WORDS = {
     "id",

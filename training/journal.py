@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.errors import ConfigError, DataError
-from models.files import disk_errors
+from abstain.models.errors import ConfigError, DataError
+from abstain.models.files import disk_errors
 
 RESUME = "free space there or make it writable, then run the same command with --resume: what is done is not done again"
 """What to do where a disk ends a fit."""

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow
 from jaxtyping import Shaped
 
-from models.errors import DataError, clip_repr
-from models.preprocessing import ArrowColumn, category_texts
-from training.config import DataConfig
+from abstain.models.errors import DataError, clip_repr
+from abstain.models.preprocessing import ArrowColumn, category_texts
+from abstain.training.config import DataConfig
 
 pa: Any = pyarrow
 Key = Shaped[np.ndarray, " rows"]

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, Num
 from scipy.special import logsumexp, ndtr
 from scipy.stats import norm
 
-from models.posterior import Posterior
-from models.predictive import predict_draw
-from models.preprocessing import on_host
-from models.summaries import RegressionSummary
-from training.rows import Rows
+from abstain.models.posterior import Posterior
+from abstain.models.predictive import predict_draw
+from abstain.models.preprocessing import on_host
+from abstain.models.summaries import RegressionSummary
+from abstain.training.rows import Rows
 
 
 def pooled_log_likelihood(posterior: Posterior, rows: Rows) -> Float[np.ndarray, " rows"]:

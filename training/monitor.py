@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from training.bnn import BNN, Observations, as_draw, log_likelihood
-from training.methods.form import Problem
-from training.target import Vector
+from abstain.training.bnn import BNN, Observations, as_draw, log_likelihood
+from abstain.training.methods.form import Problem
+from abstain.training.target import Vector
 
 ROWS = 5_000
 

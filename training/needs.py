@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from models.errors import ConfigError
-from models.module import ModuleSpec
-from models.networks import LeNetSpec, MLPSpec, NetworkSpec
-from models.posterior import Model
-from training.config import ChainSettings, Config, EnsembleConfig, LaplaceConfig, Optimisation, VIConfig
+from abstain.models.errors import ConfigError
+from abstain.models.module import ModuleSpec
+from abstain.models.networks import LeNetSpec, MLPSpec, NetworkSpec
+from abstain.models.posterior import Model
+from abstain.training.config import ChainSettings, Config, EnsembleConfig, LaplaceConfig, Optimisation, VIConfig
 
 FLOAT32 = 4
 

@@ -16,13 +16,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
-from models.errors import FitError
-from training.augment import Augment
-from training.bnn import Observations
-from training.chains import compile_over_chains
-from training.config import ChainMethod, Optimisation
-from training.journal import Journal, Traces
-from training.monitor import Views
+from abstain.models.errors import FitError
+from abstain.training.augment import Augment
+from abstain.training.bnn import Observations
+from abstain.training.chains import compile_over_chains
+from abstain.training.config import ChainMethod, Optimisation
+from abstain.training.journal import Journal, Traces
+from abstain.training.monitor import Views
 
 Scalar = Float[Array, ""]
 Loss = Callable[[Any, PRNGKeyArray, Observations], Scalar]

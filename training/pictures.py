@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from training.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WARM, label_plainly, names_as_written
+from abstain.training.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WARM, label_plainly, names_as_written
 
 COLORS = {
     INK: "ink",

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from models.summaries import ClassificationSummary
-from training.canvas import label_plainly, names_as_written
-from training.confidence_plots import draw_reliability, draw_risk_coverage
-from training.galleries import draw_accepted, draw_mistakes
-from training.regression_plots import draw_pit, draw_predicted, draw_width_error
-from training.seen import View
-from training.separation_plots import draw_detection, draw_ecdf, draw_roc
-from training.strange import is_image
+from abstain.models.summaries import ClassificationSummary
+from abstain.training.canvas import label_plainly, names_as_written
+from abstain.training.confidence_plots import draw_reliability, draw_risk_coverage
+from abstain.training.galleries import draw_accepted, draw_mistakes
+from abstain.training.regression_plots import draw_pit, draw_predicted, draw_width_error
+from abstain.training.seen import View
+from abstain.training.separation_plots import draw_detection, draw_ecdf, draw_roc
+from abstain.training.strange import is_image
 
 DPIS, MOST_BYTES = (110, 80, 60, 40), 400_000
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
-from models.errors import DataError
-from models.preprocessing import Preprocessing, on_host
+from abstain.models.errors import DataError
+from abstain.models.preprocessing import Preprocessing, on_host
 
 COARSE = 1e-4
 """Distance of neighbouring float32 numbers, in standard deviations of the feature, above which the host standardises it."""

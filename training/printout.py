@@ -8,10 +8,10 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
-from models.decision import COMBINED
-from models.ranks import ordinal
-from training.quality import Figures
-from training.strange import SAME_INTENSITY
+from abstain.models.decision import COMBINED
+from abstain.models.ranks import ordinal
+from abstain.training.quality import Figures
+from abstain.training.strange import SAME_INTENSITY
 
 HEADLINES = ("accuracy", "rmse", "nll", "brier", "ece", "aurc", "crps", "coverage_95", "interval_width")
 FURTHER = ("ace", "classwise_ece")

@@ -13,8 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from models.errors import ConfigError
-from training.config import LayerPrior, PriorConfig
+from abstain.models.errors import ConfigError
+from abstain.training.config import LayerPrior, PriorConfig
 
 
 def parameter_priors(prior: PriorConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, LayerPrior]:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from models.calibration import judge
-from models.densities import DENSITIES, Range
-from models.posterior import Model
-from models.preprocessing import in_data_units
-from training.calibrate import Calibrated
+from abstain.models.calibration import judge
+from abstain.models.densities import DENSITIES, Range
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import in_data_units
+from abstain.training.calibrate import Calibrated
 
 WIDTHS = (10.0, 1e3, 1e6)
 """How far outside, in widths of each feature's range."""

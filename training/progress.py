@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from training.journal import Progress as Report
+from abstain.training.journal import Progress as Report
 
 
 @contextmanager

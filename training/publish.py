@@ -11,14 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from models.bundle import Manifest, write_arrays, write_manifest
-from models.files import REMEDY
-from models.posterior import Posterior
-from models.store import publish
-from models.trainedrows import TrainedRows, write_trained
-from training.calibrate import Calibrated
-from training.report import write_report
-from training.seen import Shown
+from abstain.models.bundle import Manifest, write_arrays, write_manifest
+from abstain.models.files import REMEDY
+from abstain.models.posterior import Posterior
+from abstain.models.store import publish
+from abstain.models.trainedrows import TrainedRows, write_trained
+from abstain.training.calibrate import Calibrated
+from abstain.training.report import write_report
+from abstain.training.seen import Shown
 
 PACKAGES = ("abstain", "jax", "jaxlib", "flax", "numpyro", "blackjax", "optax", "numpy", "orbax-checkpoint")
 

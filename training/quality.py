@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 from scipy import stats
 
-from models.calibration import Calibration, Judgement, ScoreJudgement, judge
-from models.errors import DataError
-from models.posterior import Posterior
-from models.predictive import Prediction
-from models.summaries import ClassificationSummary, RegressionSummary
-from training import metrics
-from training.bootstrap import (
+from abstain.models.calibration import Calibration, Judgement, ScoreJudgement, judge
+from abstain.models.errors import DataError
+from abstain.models.posterior import Posterior
+from abstain.models.predictive import Prediction
+from abstain.models.summaries import ClassificationSummary, RegressionSummary
+from abstain.training import metrics
+from abstain.training.bootstrap import (
     LEVEL,
     PROPORTIONS,
     auroc_interval,
@@ -27,10 +27,10 @@ from training.bootstrap import (
     mean_intervals,
     share_interval,
 )
-from training.metrics import Terms
-from training.mixtures import regression_terms, squared_errors_and_nll
-from training.rows import Rows
-from training.seen import Seen
+from abstain.training.metrics import Terms
+from abstain.training.mixtures import regression_terms, squared_errors_and_nll
+from abstain.training.rows import Rows
+from abstain.training.seen import Seen
 
 Figures = dict[str, Any]
 TWIN_SCORES = ("max_probability", "entropy", "total_std")

@@ -16,26 +16,26 @@ import numpy as np
 from jaxtyping import Num
 from pydantic import ValidationError
 
-from models.bundle import SCHEMA_VERSION, Bundle, Manifest, load_published
-from models.densities import Densities, shapes_of
-from models.errors import ConfigError, DataError, clip_repr
-from models.store import check_writable, resolve
-from models.trainedrows import TrainedRows, most_by_chance, read_trained, trained_on
-from training.calibrate import Calibrated, ScoreValues, calibrate_posterior, check_terms, record_of
-from training.config import CalibrationConfig, DataConfig, apply_override
-from training.data import split_again
-from training.densities import fit_densities
-from training.evaluate import quality, reject_rates
-from training.gate import CONSTANT_DECISION, NOT_FINITE, decision_shortfalls, metric_shortfalls
-from training.probe import ACCEPTS_FAR_ROWS, try_far_rows
-from training.publish import git_commit, installed_packages, now, publish_version
-from training.reference import set_aside
-from training.rows import Rows, Source
-from training.seen import Shown, View
-from training.showing import look, look_along, metrics_of
-from training.sources import read_source
-from training.splitting import SPLIT_BY, part_notes
-from training.strange import strange_sets
+from abstain.models.bundle import SCHEMA_VERSION, Bundle, Manifest, load_published
+from abstain.models.densities import Densities, shapes_of
+from abstain.models.errors import ConfigError, DataError, clip_repr
+from abstain.models.store import check_writable, resolve
+from abstain.models.trainedrows import TrainedRows, most_by_chance, read_trained, trained_on
+from abstain.training.calibrate import Calibrated, ScoreValues, calibrate_posterior, check_terms, record_of
+from abstain.training.config import CalibrationConfig, DataConfig, apply_override
+from abstain.training.data import split_again
+from abstain.training.densities import fit_densities
+from abstain.training.evaluate import quality, reject_rates
+from abstain.training.gate import CONSTANT_DECISION, NOT_FINITE, decision_shortfalls, metric_shortfalls
+from abstain.training.probe import ACCEPTS_FAR_ROWS, try_far_rows
+from abstain.training.publish import git_commit, installed_packages, now, publish_version
+from abstain.training.reference import set_aside
+from abstain.training.rows import Rows, Source
+from abstain.training.seen import Shown, View
+from abstain.training.showing import look, look_along, metrics_of
+from abstain.training.sources import read_source
+from abstain.training.splitting import SPLIT_BY, part_notes
+from abstain.training.strange import strange_sets
 
 NEW = (
     "the rows are taken to be new, for this version keeps no hashes of its training rows to tell: on rows that it was "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.rows import Rows
+from abstain.training.rows import Rows
 
 SHARE = 0.1
 """Of the training rows, that are reference rows …"""

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from training.canvas import ACCENT, INK, MUTED, VIOLET, WARM, places, plain, titled_figure
-from training.mixtures import probability_integral_transform
-from training.quality import covered
-from training.rows import Rows
-from training.seen import Curve, View
+from abstain.training.canvas import ACCENT, INK, MUTED, VIOLET, WARM, places, plain, titled_figure
+from abstain.training.mixtures import probability_integral_transform
+from abstain.training.quality import covered
+from abstain.training.rows import Rows
+from abstain.training.seen import Curve, View
 
 
 def draw_predicted(view: View) -> Figure:

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.bundle import Manifest
-from models.calibration import Calibration
-from models.ranks import ordinal
-from training.coverage import coverage_by_decision
-from training.diagnostics import rhat_text
-from training.failures import Failure, attempt
-from training.quality import class_quality, conformal_quality, terms_of
-from training.seen import Shown, View
-from training.strange import SAME_INTENSITY, readable
+from abstain.models.bundle import Manifest
+from abstain.models.calibration import Calibration
+from abstain.models.ranks import ordinal
+from abstain.training.coverage import coverage_by_decision
+from abstain.training.diagnostics import rhat_text
+from abstain.training.failures import Failure, attempt
+from abstain.training.quality import class_quality, conformal_quality, terms_of
+from abstain.training.seen import Shown, View
+from abstain.training.strange import SAME_INTENSITY, readable
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --ink: #1c2733; --soft: #5b6874; --line: #dde3e8; --wash: #f4f6f8;
@@ -238,7 +238,7 @@ def _quality(manifest: Manifest, shown: Shown) -> list[Part]:
 
 
 def _class_pictures(manifest: Manifest, view: View) -> list[Part]:
-    from training import confidence_plots  # noqa: PLC0415 - a second to import
+    from abstain.training import confidence_plots  # noqa: PLC0415 - a second to import
 
     metrics: Any = manifest.metrics
     bins = metrics["reliability"]
@@ -280,7 +280,7 @@ def _class_table(manifest: Manifest, view: View) -> list[Part]:
 
 
 def _risk_picture(view: View, metric: str) -> list[Part]:
-    from training.confidence_plots import draw_risk_coverage, losses  # noqa: PLC0415 - a second to import
+    from abstain.training.confidence_plots import draw_risk_coverage, losses  # noqa: PLC0415 - a second to import
 
     reject, loss = view.familiar.judgement.reject, losses(view.familiar.prediction, view)
     told = []
@@ -304,7 +304,7 @@ def _risk_picture(view: View, metric: str) -> list[Part]:
 
 
 def _number_pictures(manifest: Manifest, shown: Shown, view: View) -> list[Part]:
-    from training import regression_plots  # noqa: PLC0415 - a second to import
+    from abstain.training import regression_plots  # noqa: PLC0415 - a second to import
 
     metrics: Any = manifest.metrics
     found = conformal_quality(view.familiar.judgement, view.rows.y)
@@ -373,7 +373,7 @@ def _band_told(shown: Shown, metrics: Any) -> str:
 
 
 def _strange(manifest: Manifest, calibration: Calibration, shown: Shown) -> list[Part]:
-    from training import separation_plots  # noqa: PLC0415 - a second to import
+    from abstain.training import separation_plots  # noqa: PLC0415 - a second to import
 
     terms, view = manifest.calibration, shown.view
     limit = terms.thresholds[terms.decision]
@@ -426,7 +426,7 @@ def _ood(manifest: Manifest, shown: Shown) -> list[Part]:
     view = shown.view
     if view is None or not view.strange:
         return parts if "ood" in shown.absent else [*parts, _absent("No set of strange inputs was given.")]
-    from training.separation_plots import draw_roc  # noqa: PLC0415 - a second to import
+    from abstain.training.separation_plots import draw_roc  # noqa: PLC0415 - a second to import
 
     sets: dict[str, Any] = metrics["ood"]
     told = "; ".join(
@@ -492,7 +492,7 @@ def _threshold_table(manifest: Manifest) -> str:
 
 
 def _fit(manifest: Manifest, shown: Shown) -> list[Part]:
-    from training import fit_plots  # noqa: PLC0415 - a second to import
+    from abstain.training import fit_plots  # noqa: PLC0415 - a second to import
 
     facts: Any = manifest.diagnostics
     parts: list[Part] = []
@@ -520,7 +520,7 @@ def _fit(manifest: Manifest, shown: Shown) -> list[Part]:
 
 
 def _chains(facts: Any, shown: Shown) -> list[Part]:
-    from training import fit_plots  # noqa: PLC0415 - a second to import
+    from abstain.training import fit_plots  # noqa: PLC0415 - a second to import
 
     trace = np.array(facts["trace"], np.float64)
     ends = ", ".join(f"{value:.4g}" for value in trace[:, -1])
@@ -632,7 +632,7 @@ def _packages(manifest: Manifest) -> str:
 
 def _figure(figure: Picture, missing: list[str]) -> str:
     """A picture, and below it what good looks like; where it cannot be drawn, why."""
-    from training.pictures import picture  # noqa: PLC0415 - a second to import
+    from abstain.training.pictures import picture  # noqa: PLC0415 - a second to import
 
     drawn = attempt(
         f"the picture “{readable(figure.name)}”",

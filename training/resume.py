@@ -20,10 +20,10 @@ from typing import Any
 
 import orjson
 
-from models.errors import ConfigError, StoreError
-from models.files import disk_errors, hold
-from training.config import Config
-from training.journal import Journal, Progress, write_beside
+from abstain.models.errors import ConfigError, StoreError
+from abstain.models.files import disk_errors, hold
+from abstain.training.config import Config
+from abstain.training.journal import Journal, Progress, write_beside
 
 FOLDER = ".fits"
 FINISHED = "finished"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Num, Shaped
 
-from models.errors import DataError, clip_repr
-from models.preprocessing import Column
+from abstain.models.errors import DataError, clip_repr
+from abstain.models.preprocessing import Column
 
 _REGRESSION = 'set likelihood = "normal" for a regression'
 

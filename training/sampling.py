@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.errors import ConfigError
-from models.posterior import Posterior
-from training.chains import Kernel, sample_chains
-from training.config import ChainSettings
-from training.diagnostics import FUNCTION_ROWS, chain_diagnostics, chain_shortfalls, function_values
-from training.failures import Failure, attempt
-from training.journal import Journal
-from training.methods.form import Fitted, Problem
-from training.progress import stage
-from training.starts import starts
-from training.target import Vector
+from abstain.models.errors import ConfigError
+from abstain.models.posterior import Posterior
+from abstain.training.chains import Kernel, sample_chains
+from abstain.training.config import ChainSettings
+from abstain.training.diagnostics import FUNCTION_ROWS, chain_diagnostics, chain_shortfalls, function_values
+from abstain.training.failures import Failure, attempt
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Fitted, Problem
+from abstain.training.progress import stage
+from abstain.training.starts import starts
+from abstain.training.target import Vector
 
 
 def fit_by_chains(

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Num
 
-from models.calibration import Judgement, ScoreJudgement
-from models.posterior import Posterior
-from models.predictive import Prediction
-from training.diagnostics import Agreement
-from training.rows import Rows
+from abstain.models.calibration import Judgement, ScoreJudgement
+from abstain.models.posterior import Posterior
+from abstain.models.predictive import Prediction
+from abstain.training.diagnostics import Agreement
+from abstain.training.rows import Rows
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from models.calibration import Calibration
-from models.ranks import ordinal, threshold
-from training.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WARM, places, plain, titled_figure
-from training.quality import TWIN_SCORES, deciding_ranks, rates_of
-from training.seen import Seen, View
-from training.strange import SAME_INTENSITY, readable
+from abstain.models.calibration import Calibration
+from abstain.models.ranks import ordinal, threshold
+from abstain.training.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WARM, places, plain, titled_figure
+from abstain.training.quality import TWIN_SCORES, deciding_ranks, rates_of
+from abstain.training.seen import Seen, View
+from abstain.training.strange import SAME_INTENSITY, readable
 
 
 def draw_roc(view: View, across: int = 3) -> Figure:

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Num
 
-from models.calibration import judge
-from models.errors import DataError
-from models.posterior import Model, Posterior
-from models.predictive import Prediction
-from models.summaries import ClassificationSummary
-from training import metrics
-from training.calibrate import Calibrated
-from training.quality import Figures, check_finite, confidence, quality, rates_of, seen_detection
-from training.rows import Rows
-from training.seen import Curve, Seen, View
+from abstain.models.calibration import judge
+from abstain.models.errors import DataError
+from abstain.models.posterior import Model, Posterior
+from abstain.models.predictive import Prediction
+from abstain.models.summaries import ClassificationSummary
+from abstain.training import metrics
+from abstain.training.calibrate import Calibrated
+from abstain.training.quality import Figures, check_finite, confidence, quality, rates_of, seen_detection
+from abstain.training.rows import Rows
+from abstain.training.seen import Curve, Seen, View
 
 POINTS = 256
 """Of a curve: one bucket of the predictor."""

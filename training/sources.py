@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Num
 
-from models.errors import AbstainError, DataError
-from models.posterior import Model
-from models.preprocessing import encode_table
-from models.rowfiles import TABLES, check_is_file, check_room, checked_inputs, read_npz, read_table
-from training.config import DataConfig, Size
-from training.embedded import EMBEDDED
-from training.hints import array_hints
-from training.keys import Key, array_key
-from training.rows import Rows, Source, as_text, class_indices, numbers
-from training.splitting import check_terms
-from training.tables import table_source
+from abstain.models.errors import AbstainError, DataError
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import encode_table
+from abstain.models.rowfiles import TABLES, check_is_file, check_room, checked_inputs, read_npz, read_table
+from abstain.training.config import DataConfig, Size
+from abstain.training.embedded import EMBEDDED
+from abstain.training.hints import array_hints
+from abstain.training.keys import Key, array_key
+from abstain.training.rows import Rows, Source, as_text, class_indices, numbers
+from abstain.training.splitting import check_terms
+from abstain.training.tables import table_source
 
 IDX_NAMES = {
     "x_train": "train-images-idx3-ubyte",

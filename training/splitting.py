@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from models.errors import ConfigError, DataError
-from training.config import DataConfig
-from training.rows import Source
+from abstain.models.errors import ConfigError, DataError
+from abstain.training.config import DataConfig
+from abstain.training.rows import Source
 
 Indices = Int[np.ndarray, " _"]
 SPLIT_BY = "split by "

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.errors import ConfigError
-from training.config import ChainSettings, VIConfig
-from training.guides import fit_guides, sample_guides
-from training.journal import Journal
-from training.methods.form import Problem
-from training.methods.map import find_modes
+from abstain.models.errors import ConfigError
+from abstain.training.config import ChainSettings, VIConfig
+from abstain.training.guides import fit_guides, sample_guides
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Problem
+from abstain.training.methods.map import find_modes
 
 
 def starts(

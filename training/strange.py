@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Num
 
-from models.posterior import Model
-from training.sources import read_inputs
+from abstain.models.posterior import Model
+from abstain.training.sources import read_inputs
 
 SAME_INTENSITY = "_same_intensity"
 _ROUNDS = 20

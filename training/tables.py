@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Num
 
-from models.errors import DataError
-from models.posterior import Model
-from models.preprocessing import (
+from abstain.models.errors import DataError
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import (
     ArrowColumn,
     ArrowTable,
     Column,
@@ -16,10 +16,10 @@ from models.preprocessing import (
     encode_table,
     numeric_column,
 )
-from training.config import DataConfig
-from training.hints import split_hints
-from training.keys import column_key
-from training.rows import Rows, Source, natural_order, numbers, text_codes
+from abstain.training.config import DataConfig
+from abstain.training.hints import split_hints
+from abstain.training.keys import column_key
+from abstain.training.rows import Rows, Source, natural_order, numbers, text_codes
 
 _DROP = "list it under data.drop"
 MOST_CLASSES = 20

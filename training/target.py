@@ -22,7 +22,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions.transforms import IdentityTransform
 
-from models.errors import ConfigError
+from abstain.models.errors import ConfigError
 
 Parameters = Any
 """A tree of arrays, one leaf for each prior."""

@@ -24,16 +24,16 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.diagnostics import hpdi
 
-from models.networks import MLP, parameter_shapes
-from models.posterior import Model
-from training.bnn import BNN, Observations
-from training.chains import Chains, parameters, sample_chains
-from training.config import NUTSConfig, read_config
-from training.diagnostics import chain_diagnostics, chain_shortfalls, parameter_names, table
-from training.journal import Journal
-from training.methods.nuts import kernel
-from training.progress import progress_bar
-from training.target import Parameters, Target
+from abstain.models.networks import MLP, parameter_shapes
+from abstain.models.posterior import Model
+from abstain.training.bnn import BNN, Observations
+from abstain.training.chains import Chains, parameters, sample_chains
+from abstain.training.config import NUTSConfig, read_config
+from abstain.training.diagnostics import chain_diagnostics, chain_shortfalls, parameter_names, table
+from abstain.training.journal import Journal
+from abstain.training.methods.nuts import kernel
+from abstain.training.progress import progress_bar
+from abstain.training.target import Parameters, Target
 
 HERE = Path(__file__).resolve().parent
 ARTICLE = {

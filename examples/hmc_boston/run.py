@@ -27,21 +27,21 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from models.networks import MLPSpec
-from models.posterior import Posterior
-from models.predictive import Predictor
-from training.bnn import BNN, observe
-from training.chains import Chains, sample_chains
-from training.config import ChEESConfig, Config, DataConfig, EnsembleConfig, HMCConfig, NUTSConfig, PriorConfig
-from training.data import Dataset
-from training.export import write_tensorboard
-from training.fit import build_model, infer
-from training.journal import Journal
-from training.methods.form import Fitted, Problem
-from training.methods.nuts import kernel
-from training.progress import progress_bar
-from training.sources import read_source
-from training.target import Target
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Posterior
+from abstain.models.predictive import Predictor
+from abstain.training.bnn import BNN, observe
+from abstain.training.chains import Chains, sample_chains
+from abstain.training.config import ChEESConfig, Config, DataConfig, EnsembleConfig, HMCConfig, NUTSConfig, PriorConfig
+from abstain.training.data import Dataset
+from abstain.training.export import write_tensorboard
+from abstain.training.fit import build_model, infer
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Fitted, Problem
+from abstain.training.methods.nuts import kernel
+from abstain.training.progress import progress_bar
+from abstain.training.sources import read_source
+from abstain.training.target import Target
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data" / "uci"

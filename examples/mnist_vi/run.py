@@ -28,22 +28,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.calibration import calibrate, judge
-from models.networks import MLPSpec
-from models.posterior import Model, Posterior
-from models.predictive import Prediction, Predictor
-from models.ranks import threshold
-from training import fit
-from training.bnn import BNN, Observations, observe
-from training.config import Config, DataConfig, VIConfig
-from training.data import Dataset
-from training.fit import build_model, load_dataset
-from training.journal import Journal
-from training.methods.form import Problem
-from training.monitor import Views, progress_report
-from training.optimise import descend
-from training.progress import progress_bar
-from training.target import Target
+from abstain.models.calibration import calibrate, judge
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model, Posterior
+from abstain.models.predictive import Prediction, Predictor
+from abstain.models.ranks import threshold
+from abstain.training import fit
+from abstain.training.bnn import BNN, Observations, observe
+from abstain.training.config import Config, DataConfig, VIConfig
+from abstain.training.data import Dataset
+from abstain.training.fit import build_model, load_dataset
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Problem
+from abstain.training.monitor import Views, progress_report
+from abstain.training.optimise import descend
+from abstain.training.progress import progress_bar
+from abstain.training.target import Target
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data"

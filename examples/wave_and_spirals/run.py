@@ -23,17 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from models.networks import MLPSpec
-from models.posterior import Model, Posterior
-from models.predictive import Predictor, predict_draw
-from training.bnn import BNN, Observations
-from training.chains import parameters
-from training.config import ChEESConfig, MAPConfig, NUTSConfig, PriorConfig, VIConfig
-from training.diagnostics import table
-from training.fit import METHODS
-from training.journal import Journal
-from training.methods.form import Fitted, Problem
-from training.progress import progress_bar
+from abstain.models.networks import MLPSpec
+from abstain.models.posterior import Model, Posterior
+from abstain.models.predictive import Predictor, predict_draw
+from abstain.training.bnn import BNN, Observations
+from abstain.training.chains import parameters
+from abstain.training.config import ChEESConfig, MAPConfig, NUTSConfig, PriorConfig, VIConfig
+from abstain.training.diagnostics import table
+from abstain.training.fit import METHODS
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Fitted, Problem
+from abstain.training.progress import progress_bar
 
 HERE = Path(__file__).resolve().parent
 ABLATIONS: dict[str, dict[str, Any]] = {

@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from models.bundle import read_manifest
-from models.errors import BundleError, UnknownModel
-from models.regular import read_bounded
-from models.signatures import TrustedKeys
-from service.console.described import describe
-from service.errors import HTTPError
-from service.serving import Serving
+from abstain.models.bundle import read_manifest
+from abstain.models.errors import BundleError, UnknownModel
+from abstain.models.regular import read_bounded
+from abstain.models.signatures import TrustedKeys
+from abstain.service.console.described import describe
+from abstain.service.errors import HTTPError
+from abstain.service.serving import Serving
 
 log = logging.getLogger("abstain.console")
 

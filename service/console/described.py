@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from models.bundle import Bundle
-from models.calibration import Calibration
-from models.posterior import Model
-from models.preprocessing import Column, in_data_units
-from service.serving import Live
+from abstain.models.bundle import Bundle
+from abstain.models.calibration import Calibration
+from abstain.models.posterior import Model
+from abstain.models.preprocessing import Column, in_data_units
+from abstain.service.serving import Live
 
 QUANTILES = 101
 BINS = 10

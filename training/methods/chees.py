@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from training.adaptation import (
+from abstain.training.adaptation import (
     Metric,
     StepSize,
     adapt_step_size,
@@ -35,13 +35,13 @@ from training.adaptation import (
     where,
     windows,
 )
-from training.chains import Info, Kernel
-from training.config import ChEESConfig
-from training.journal import Journal
-from training.methods.form import Fitted, Problem
-from training.methods.hmc import DIVERGENCE, Point, acceptance_probability, energies, evaluate, leapfrogs
-from training.sampling import fit_by_chains
-from training.target import Data, Target
+from abstain.training.chains import Info, Kernel
+from abstain.training.config import ChEESConfig
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Fitted, Problem
+from abstain.training.methods.hmc import DIVERGENCE, Point, acceptance_probability, energies, evaluate, leapfrogs
+from abstain.training.sampling import fit_by_chains
+from abstain.training.target import Data, Target
 
 ADAM_RATE = 0.025
 FIRST_LEAPFROGS = 1

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from models.posterior import Posterior
-from training.config import EnsembleConfig
-from training.journal import Journal
-from training.methods.form import Fitted, Problem
-from training.methods.map import find_modes
-from training.optimise import described
+from abstain.models.posterior import Posterior
+from abstain.training.config import EnsembleConfig
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Fitted, Problem
+from abstain.training.methods.map import find_modes
+from abstain.training.optimise import described
 
 
 def fit(key: PRNGKeyArray, problem: Problem, settings: EnsembleConfig, draws: int, journal: Journal) -> Fitted:

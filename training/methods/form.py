@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import PRNGKeyArray
 
-from models.posterior import Draws, Posterior
-from training.augment import Augment
-from training.bnn import BNN, Observations
-from training.chains import Chains
-from training.journal import Journal
-from training.target import Target
+from abstain.models.posterior import Draws, Posterior
+from abstain.training.augment import Augment
+from abstain.training.bnn import BNN, Observations
+from abstain.training.chains import Chains
+from abstain.training.journal import Journal
+from abstain.training.target import Target
 
 
 @dataclass(frozen=True, eq=False)

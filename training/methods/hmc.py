@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from training.adaptation import (
+from abstain.training.adaptation import (
     Metric,
     StepSize,
     adapt_step_size,
@@ -28,12 +28,12 @@ from training.adaptation import (
     where,
     windows,
 )
-from training.chains import Info, Kernel
-from training.config import HMCConfig, MassMatrix
-from training.journal import Journal
-from training.methods.form import Fitted, Problem
-from training.sampling import fit_by_chains
-from training.target import Data, Target, Vector
+from abstain.training.chains import Info, Kernel
+from abstain.training.config import HMCConfig, MassMatrix
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Fitted, Problem
+from abstain.training.sampling import fit_by_chains
+from abstain.training.target import Data, Target, Vector
 
 DIVERGENCE = 1000.0
 """Nats of energy error beyond which a trajectory counts as divergent: Stan's."""

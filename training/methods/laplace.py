@@ -39,17 +39,17 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from scipy import linalg, optimize
 
-from models.errors import ConfigError, FitError
-from models.likelihoods import Likelihood
-from models.posterior import Model, Posterior
-from models.preprocessing import transformed_shape
-from training.bnn import Observations, as_draw
-from training.config import LaplaceConfig
-from training.journal import Journal
-from training.methods.form import Fitted, Problem
-from training.methods.map import find_modes
-from training.optimise import described
-from training.target import Parameters, Site, Target, Vector
+from abstain.models.errors import ConfigError, FitError
+from abstain.models.likelihoods import Likelihood
+from abstain.models.posterior import Model, Posterior
+from abstain.models.preprocessing import transformed_shape
+from abstain.training.bnn import Observations, as_draw
+from abstain.training.config import LaplaceConfig
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Fitted, Problem
+from abstain.training.methods.map import find_modes
+from abstain.training.optimise import described
+from abstain.training.target import Parameters, Site, Target, Vector
 
 FULL_LIMIT = 3_000
 """Parameters of a last layer beyond which its covariance (72 MB at this size, and twice that to factor) is refused."""

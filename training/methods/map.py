@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from models.posterior import Posterior
-from training.bnn import Observations
-from training.config import ChainMethod, MAPConfig, MAPSettings
-from training.journal import Journal, Traces
-from training.methods.form import Fitted, Problem
-from training.monitor import ROWS, Views, progress_report
-from training.optimise import descend, described
+from abstain.models.posterior import Posterior
+from abstain.training.bnn import Observations
+from abstain.training.config import ChainMethod, MAPConfig, MAPSettings
+from abstain.training.journal import Journal, Traces
+from abstain.training.methods.form import Fitted, Problem
+from abstain.training.monitor import ROWS, Views, progress_report
+from abstain.training.optimise import descend, described
 
 
 def fit(key: PRNGKeyArray, problem: Problem, settings: MAPConfig, draws: int, journal: Journal) -> Fitted:

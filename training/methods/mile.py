@@ -30,16 +30,16 @@ import numpy as np
 from blackjax.mcmc.integrators import IntegratorState, isokinetic_mclachlan
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from models.errors import ConfigError
-from training.adaptation import add_position, metric_of, no_positions, where
-from training.chains import Chains, Info, Kernel
-from training.config import MILEConfig
-from training.diagnostics import chain_shortfalls
-from training.journal import Journal
-from training.methods.form import Fitted, Problem
-from training.methods.hmc import DIVERGENCE
-from training.sampling import fit_by_chains
-from training.target import Data, Target, Vector
+from abstain.models.errors import ConfigError
+from abstain.training.adaptation import add_position, metric_of, no_positions, where
+from abstain.training.chains import Chains, Info, Kernel
+from abstain.training.config import MILEConfig
+from abstain.training.diagnostics import chain_shortfalls
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Fitted, Problem
+from abstain.training.methods.hmc import DIVERGENCE
+from abstain.training.sampling import fit_by_chains
+from abstain.training.target import Data, Target, Vector
 
 GRADIENTS = 2
 FIRST_STEP = 1e-3

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.infer.hmc import hmc
 
-from training.adaptation import (
+from abstain.training.adaptation import (
     Metric,
     StepSize,
     adapt_step_size,
@@ -19,12 +19,12 @@ from training.adaptation import (
     where,
     windows,
 )
-from training.chains import Info, Kernel
-from training.config import NUTSConfig
-from training.journal import Journal
-from training.methods.form import Fitted, Problem
-from training.sampling import fit_by_chains
-from training.target import Data, Target, Vector
+from abstain.training.chains import Info, Kernel
+from abstain.training.config import NUTSConfig
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Fitted, Problem
+from abstain.training.sampling import fit_by_chains
+from abstain.training.target import Data, Target, Vector
 
 
 class State(NamedTuple):

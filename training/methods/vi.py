@@ -11,15 +11,15 @@ import numpy as np
 from arviz_stats.base.array import array_stats
 from jaxtyping import Array, PRNGKeyArray
 
-from models.posterior import Posterior
-from training.bnn import Observations
-from training.config import VIConfig
-from training.diagnostics import K_HAT_LIMIT
-from training.guides import Guide, fit_guides, law, sample_guides
-from training.journal import Journal
-from training.methods.form import Fitted, Problem
-from training.progress import stage
-from training.starts import starts
+from abstain.models.posterior import Posterior
+from abstain.training.bnn import Observations
+from abstain.training.config import VIConfig
+from abstain.training.diagnostics import K_HAT_LIMIT
+from abstain.training.guides import Guide, fit_guides, law, sample_guides
+from abstain.training.journal import Journal
+from abstain.training.methods.form import Fitted, Problem
+from abstain.training.progress import stage
+from abstain.training.starts import starts
 
 K_HAT_DRAWS = 400
 LARGEST_LOG = 600.0
