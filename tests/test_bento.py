@@ -155,7 +155,7 @@ def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
     )
     assert built.returncode == 0, built.stderr
     tag = built.stdout.split("__tag__:")[1].strip()
-    assert tag.startswith("abstain:")
+    assert tag.startswith("abstain-server:")
     name, version = tag.split(":")
     source = tmp_path / "home" / "bentos" / name / version / "src"
     packed = {path.relative_to(source).parts[0] for path in source.rglob("*") if path.is_file()}
