@@ -6,7 +6,7 @@ import hmac
 import json
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import jwt
@@ -18,6 +18,7 @@ from abstain.models.errors import ConfigError
 from abstain.service import oidc
 from abstain.service.errors import HTTPError
 from abstain.service.oidc import Provider, is_token, scopes_in
+from tests.test_workers import until
 
 AUDIENCE = "https://abstain.example.org"
 
@@ -29,7 +30,8 @@ class Issuer:
         self.url = url
         self.asked = []
         self.away = False
-        self.dripping = False
+        self.dripping = self.huge = False
+        self.redirect = None
         self.document = {"issuer": url, "jwks_uri": f"{url}/keys"}
         self.keys = {"first": ec.generate_private_key(ec.SECP256R1())}
 
@@ -63,11 +65,14 @@ def running_issuer():
         def do_GET(self):
             issuer.asked.append(self.path)
             content = json.dumps(issuer.content(self.path)).encode()
-            self.send_response(503 if issuer.away else 200)
+            self.send_response(302 if issuer.redirect else 503 if issuer.away else 200)
+            if issuer.redirect:
+                self.send_header("Location", issuer.redirect)
             self.end_headers()
-            while issuer.dripping:
-                self.wfile.write(b" ")
-                time.sleep(0.05)
+            with suppress(ConnectionError):
+                while issuer.dripping or issuer.huge:
+                    self.wfile.write(b" " * (100_000 if issuer.huge else 1))
+                    time.sleep(0.0 if issuer.huge else 0.05)
             self.wfile.write(b"" if issuer.away else content)
 
         def log_message(self, *_):
@@ -197,6 +202,24 @@ def test_a_new_key_of_the_provider_is_taken(issuer, provider, monkeypatch):
     assert ask(provider, issuer.token(kid="second", key=issuer.keys["second"])).name == "app"
 
 
+def test_a_key_that_the_provider_no_longer_has_is_refused(issuer, provider, monkeypatch):
+    """Once its keys have been read again."""
+    ask(provider, issuer.token())
+    withdrawn = issuer.token()
+    issuer.keys = {"second": ec.generate_private_key(ec.SECP256R1())}
+    monkeypatch.setattr(oidc, "KEYS_SECONDS", 0.0)
+    monkeypatch.setattr(oidc, "UNKNOWN_SECONDS", 0.0)
+
+    def refused():
+        try:
+            ask(provider, withdrawn)
+        except HTTPError as error:
+            return error.status == 401
+        return False
+
+    assert until(refused, 20)
+
+
 def test_a_provider_that_is_away_is_503_and_left_alone_for_a_while(issuer, provider, monkeypatch):
     """The keys are not asked for by every request; and once it is back, tokens are taken."""
     issuer.away = True
@@ -207,35 +230,72 @@ def test_a_provider_that_is_away_is_503_and_left_alone_for_a_while(issuer, provi
         assert error.value.headers == {"Retry-After": "5"}
     assert len(issuer.asked) == 1
     issuer.away = False
-    provider._retry_at = 0.0
+    monkeypatch.setattr(oidc, "RETRY_SECONDS", 0.0)
     assert ask(provider, issuer.token()).name == "app"
 
 
-def test_a_provider_that_drips_keeps_nobody_waiting(issuer, provider, monkeypatch):
-    """A byte now and then, for ever: requests are answered 503 after a while."""
+@pytest.mark.parametrize("fault", ["away", "dripping", "huge"])
+def test_known_keys_are_used_whatever_the_provider_does(issuer, provider, monkeypatch, fault):
+    """Tokens that anyone can make, of unknown keys, must not keep those of others waiting, or make them invalid."""
+    monkeypatch.setattr(oidc, "UNKNOWN_SECONDS", 0.0)
     monkeypatch.setattr(oidc, "ANSWER_SECONDS", 0.5)
-    issuer.dripping = True
-    for _ in range(6):
+    ask(provider, issuer.token())
+    setattr(issuer, fault, True)
+
+    async def both():
+        stranger = asyncio.ensure_future(provider.caller(issuer.token(kid="unknown")))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        assert (await provider.caller(issuer.token())).name == "app"
+        waited = time.monotonic() - began
+        with pytest.raises(HTTPError) as error:
+            await stranger
+        return waited, error.value.status
+
+    for _ in range(3):
+        waited, status = asyncio.run(both())
+        assert (waited < 0.4, status) == (True, 401)
+    setattr(issuer, fault, False)
+
+
+@pytest.mark.parametrize("fault", ["dripping", "huge"])
+def test_an_answer_without_end_keeps_nobody_waiting(issuer, provider, monkeypatch, fault, caplog):
+    """Requests are answered 503 after a while; no more is read than such a document can have."""
+    monkeypatch.setattr(oidc, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(oidc, "RETRY_SECONDS", 0.0)
+    setattr(issuer, fault, True)
+    for _ in range(4):
         with pytest.raises(HTTPError, match="keys cannot be read now"):
             ask(provider, issuer.token())
-    issuer.dripping = False
+    setattr(issuer, fault, False)
+    assert until(lambda: provider._fetching is None or provider._fetching.done(), 20)
+    assert ask(provider, issuer.token()).name == "app"
+    expected = {"dripping": "not read to its end", "huge": "expected at most 1048576 bytes, found more"}
+    assert expected[fault] in caplog.text
+
+
+def test_no_redirection_is_followed(issuer, provider):
+    """It could lead from https to a place that others on the way can alter."""
+    issuer.redirect = f"{issuer.url}/keys"
+    with pytest.raises(HTTPError, match="keys cannot be read now"):
+        ask(provider, issuer.token())
+    assert issuer.asked == ["/.well-known/openid-configuration"]
 
 
 @pytest.mark.parametrize(
     "document",
     [[], {}, {"issuer": "https://other.example.org", "jwks_uri": "https://other.example.org/keys"}, "x"],
 )
-def test_a_discovery_document_of_another_is_not_taken(issuer, provider, document):
+def test_a_discovery_document_of_another_is_not_taken(issuer, provider, document, monkeypatch):
     """Neither are places that others on the way could alter, nor what is no place."""
     issuer.document = document
     with pytest.raises(HTTPError, match="keys cannot be read now"):
         ask(provider, issuer.token())
-    provider._retry_at = 0.0
+    monkeypatch.setattr(oidc, "RETRY_SECONDS", 0.0)
     for place in ("http://example.org/keys", "file:///etc/passwd", 7, ""):
         issuer.document = {"issuer": issuer.url, "jwks_uri": place}
         with pytest.raises(HTTPError, match="keys cannot be read now"):
             ask(provider, issuer.token())
-        provider._retry_at = 0.0
     assert "/keys" not in issuer.asked
 
 
