@@ -47,12 +47,16 @@ def check_fields(model: Model, fields: tuple[str, ...] | None) -> tuple[str, ...
     """The fields asked for, or all there are.
 
     Raises:
-        InputError: naming the field that the model's answers do not have.
+        InputError: naming the field that the model's answers do not have; or one is asked for twice.
     """
     known = FIELDS[model.law.task]
     for field in fields or ():
         if field not in known:
             raise InputError("fields", expected=f"some of {', '.join(known)}", found=clip_repr(field))
+    if fields and len(set(fields)) < len(fields):
+        raise InputError(
+            "fields", expected="each field once", found=f"{len(fields)}, of which {len(set(fields))} differ"
+        )
     return fields or known
 
 

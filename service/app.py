@@ -24,10 +24,10 @@ from bentoml._internal.context import server_context
 
 from abstain.models.signatures import read_trusted
 from abstain.service.access import check_access, pem_files
-from abstain.service.compat import check_process_manager, close_process_manager, stop_usage_reports
+from abstain.service.compat import check_process_manager, close_process_manager, set_up_uvicorn, stop_usage_reports
 from abstain.service.process import Traffic, arrange, drain_on_stop, end_with_main
 from abstain.service.settings import check_address, read_settings
-from abstain.service.tls import follow_changes, use_certificate
+from abstain.service.tls import follow_changes
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,7 +45,7 @@ if PROCESS.index is None:
 else:
     check_process_manager(PROCESS.folder)
 CERTIFICATE = pem_files(SETTINGS)
-ENCRYPTED = use_certificate(CERTIFICATE)
+ENCRYPTED = set_up_uvicorn(CERTIFICATE)
 
 SWITCH_SECONDS = 2e-4
 

@@ -46,7 +46,7 @@ SMALL = 8
 UNDER_WAY = 2
 """Batches that a device is told of: the one that it computes, and the next."""
 FEW = 32
-"""Rows up to this are judged and encoded in the event loop: a millisecond."""
+"""Rows of requests up to this are judged and encoded in the event loop: a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,8 @@ class Batcher:
             return
         for piece in batch:
             piece.job.add_computing(time.perf_counter_ns() - began)
-        if _rows(batch) <= FEW:
+        # Of a large request the last piece may be small, but with it the whole answer is encoded.
+        if sum(len(piece.job.rows) for piece in batch) <= FEW:
             loop.call_soon_threadsafe(self._computed, partial(_outcomes, batch, whole, self._judged))
         else:
             loop.call_soon_threadsafe(self._computed)

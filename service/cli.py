@@ -484,12 +484,15 @@ def _table(heads: list[str], rows: list[list[Any]], empty: str = "") -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    from abstain.models.errors import printable  # noqa: PLC0415
+
     if not rows:
         sys.stderr.write(f"{empty}\n")
         return
     table = Table(*heads, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell), overflow="fold") for cell in row))
+        # What a manifest says must not command the terminal.
+        table.add_row(*(Text("" if cell is None else printable(str(cell)), overflow="fold") for cell in row))
     Console().print(table)
 
 

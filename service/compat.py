@@ -5,6 +5,8 @@ that the main process then starts as its own user. BentoML binds that socket, an
 without a key, so that every user of the machine can reach them. Here both become Unix sockets in the run's folder, which
 only the server's user may enter.
 
+BentoML starts uvicorn in each worker, without a bound on the heads of requests. Here it gets one, and a certificate.
+
 BentoML also sends usage reports to its makers by default. They are off here, for every way of starting a server.
 """
 
@@ -18,10 +20,13 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, cast
 
+import uvicorn
 from bentoml._internal.utils.analytics import usage_stats
 from circus.arbiter import Arbiter
 
 from abstain.models.errors import ConfigError
+from abstain.service.heads import BoundedHeads
+from abstain.service.tls import Encrypted, PemFiles
 
 COMMANDS = "commands"
 EVENTS = "events"
@@ -94,6 +99,34 @@ def check_process_manager(folder: Path) -> None:
             found="none, so it may take them from every user of this machine",
             fix="install the versions in requirements-serving.lock",
         )
+
+
+def set_up_uvicorn(files: PemFiles | None) -> list[Encrypted]:
+    """Has the server of this process bound the heads of requests, and encrypt, whoever starts it and whatever it is told.
+
+    The class of uvicorn's configuration is changed: BentoML makes the configuration, after it has imported the service.
+
+    Args:
+        files: None leaves to the server whether and with what it encrypts (`bentoml serve --ssl-certfile`).
+
+    Returns:
+        the context, once the server has made it: what `follow_changes` keeps up to date.
+    """
+    made: list[Encrypted] = []
+    load: Callable[[uvicorn.Config], None] = uvicorn.Config.load
+
+    @wraps(load)
+    def load_ours(self: uvicorn.Config) -> None:
+        self.http = BoundedHeads
+        if files:
+            self.ssl_certfile, self.ssl_keyfile = str(files.certificate), str(files.key)
+        load(self)
+        if self.ssl and self.ssl_certfile:
+            own = PemFiles(Path(self.ssl_certfile), Path(self.ssl_keyfile or self.ssl_certfile))
+            made.append(Encrypted(self.ssl, own))
+
+    uvicorn.Config.load = load_ours
+    return made
 
 
 def stop_usage_reports() -> None:

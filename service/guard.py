@@ -66,10 +66,13 @@ class Guard:
         """Refuses a request that may not be asked.
 
         Raises:
-            HTTPError: 421 for a host that is not this server's, 403 for a foreign page or a key without the scope, 401 where
+            HTTPError: 400 for a path that is not printable, 421 for a host that is not this server's, 403 for a foreign page or a key without the scope, 401 where
                 there is no key or an unknown one, 429 beyond the key's rate.
         """
         path: str = scope["path"]
+        if not path.isprintable():
+            # A router may take "/predict\n" for "/predict", of which the scope would then not be asked for.
+            raise HTTPError(400, "path", expected="printable characters", found=clip_repr(path))
         if path in HEALTH:
             return
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
@@ -109,7 +112,8 @@ class Guard:
         now, client = time.monotonic(), scope.get("client")
         if now - self._said >= SAY_SECONDS:
             self._said = now
-            log.warning("%s sent an unknown key for %.100r", client[0] if client else "a client", scope["path"])
+            # A proxy may pass on any text as the client's address.
+            log.warning("%.60r sent an unknown key for %.100r", client[0] if client else "a client", scope["path"])
 
     def _check_rate(self, caller: Caller) -> None:
         if caller.rate is None:

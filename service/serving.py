@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from abstain.models import store
 from abstain.models.bundle import Bundle, load_published, read_published
-from abstain.models.errors import AbstainError, InputError, SignatureError, UnknownModel
+from abstain.models.errors import AbstainError, InputError, SignatureError, UnknownModel, printable
 from abstain.models.predictive import BUCKETS, Predictor
 from abstain.models.signatures import TrustedKeys
 from abstain.service import metrics
@@ -28,6 +29,8 @@ from abstain.service.errors import HTTPError
 
 log = logging.getLogger("abstain.serving")
 
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/,:;'\"()]+/)+")
+"""The folders of an absolute path; a URL is none."""
 COMPILING = 1
 """Versions compiled at a time."""
 
@@ -168,8 +171,8 @@ class Serving:
         }
 
     def within(self, text: str) -> str:
-        """The text with paths relative to the store: clients need not know where it is on this machine."""
-        return text.replace(f"{self._root}/", "").replace(str(self._root), "the store")
+        """The text with paths relative to the store, and of others the name: clients need not know this machine's folders."""
+        return _FOLDERS.sub("", text.replace(f"{self._root}/", "").replace(str(self._root), "the store"))
 
     def _survey(self) -> None:
         self._entries = {name: self._surveyed(name) for name in store.model_names(self._root)}
@@ -275,10 +278,10 @@ class Serving:
 
 
 def said(shortfalls: tuple[str, ...] | list[str]) -> str:
-    """Shortfalls as one line, numbered where there are several."""
+    """Shortfalls as one line, numbered where there are several; a manifest may hold any text."""
     if len(shortfalls) == 1:
-        return shortfalls[0]
-    return "; ".join(f"({place}) {shortfall}" for place, shortfall in enumerate(shortfalls, start=1))
+        return printable(shortfalls[0])
+    return printable("; ".join(f"({place}) {shortfall}" for place, shortfall in enumerate(shortfalls, start=1)))
 
 
 def _return_memory() -> None:

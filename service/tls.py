@@ -10,13 +10,10 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import NamedTuple
-
-import uvicorn
 
 from abstain.models.errors import ConfigError
 from abstain.models.regular import read_bounded
@@ -37,37 +34,10 @@ class PemFiles(NamedTuple):
 
 
 class Encrypted(NamedTuple):
-    """A context that a worker's connections use, and the files it is from."""
+    """A context that a worker's connections use, and the files that it is from."""
 
     context: ssl.SSLContext
     files: PemFiles
-
-
-def use_certificate(files: PemFiles | None) -> list[Encrypted]:
-    """Has the server of this process encrypt, whoever starts it and whatever it is told.
-
-    The class of uvicorn's configuration is changed: BentoML makes it, after it has imported the service.
-
-    Args:
-        files: None leaves to the server whether and with what it encrypts (`bentoml serve --ssl-certfile`).
-
-    Returns:
-        the context, once the server has made it: what `follow_changes` keeps up to date.
-    """
-    made: list[Encrypted] = []
-    load: Callable[[uvicorn.Config], None] = uvicorn.Config.load
-
-    @wraps(load)
-    def load_encrypted(self: uvicorn.Config) -> None:
-        if files:
-            self.ssl_certfile, self.ssl_keyfile = str(files.certificate), str(files.key)
-        load(self)
-        if self.ssl and self.ssl_certfile:
-            own = PemFiles(Path(self.ssl_certfile), Path(self.ssl_keyfile or self.ssl_certfile))
-            made.append(Encrypted(self.ssl, own))
-
-    uvicorn.Config.load = load_encrypted
-    return made
 
 
 def check_certificate(files: PemFiles) -> None:
@@ -97,7 +67,7 @@ async def follow_changes(encrypted: Encrypted) -> None:
             _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), content, files)
             # Here and not in a thread: no connection may begin while the context changes.
             _load(context, content, files)
-        except ConfigError as error:
+        except Exception as error:  # whatever it is, the next change must be seen
             if str(error) != fault:
                 log.error("the certificate stays as it was: %s", error)
             fault = str(error)
@@ -111,7 +81,7 @@ def _read(files: PemFiles) -> tuple[bytes, bytes]:
     for path in files:
         try:
             # Those who renew certificates let links point to the newest.
-            content.append(read_bounded(path.resolve(), PEM_BYTES, ConfigError))
+            content.append(read_bounded(Path(os.path.realpath(path)), PEM_BYTES, ConfigError))
         except OSError as error:
             raise ConfigError("cannot be read", where=str(path), found=error.strerror) from error
     return content[0], content[1]

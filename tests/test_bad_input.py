@@ -233,6 +233,7 @@ def test_more_than_the_calibration_split_can_tell_is_400_with_the_number_needed(
         ('"label"', "fields: expected a list of field names, found the string 'label'"),
         ("null", "fields: expected a list of field names, found null"),
         ("[1]", "fields: expected a list of field names, found 1"),
+        ('["std","std"]', "fields: expected each field once, found 2, of which 1 differ"),
         ('["label","mean"]', "fields: expected some of label, index, probabilities, std, "),
     ],
 )

@@ -223,6 +223,22 @@ def test_pieces_that_two_threads_finish_at_once_are_all_counted():
     assert spent.batches == pieces
 
 
+@pytest.mark.parametrize(("rows", "in_loop"), [(1, True), (module.FEW, True), (module.FEW + 1, False), (10_000, False)])
+def test_a_large_answer_is_not_encoded_in_the_event_loop(rows, in_loop):
+    """Nor if the last piece of its rows, with which it is encoded, is small: everyone else would wait."""
+    live, queue, threads = Recorder((1, 8, 32, 256)), Batcher(99, 60, unheard), []
+
+    def encode_and_note(shares):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return encode(shares)
+
+    async def story():
+        return await queue.submit(live, numbers(*range(rows)), None, None, encode_and_note)
+
+    assert asyncio.run(story()) == list(range(rows))
+    assert threads == [in_loop]
+
+
 def test_models_take_turns():
     """What waits for one model is not behind all that waits for another."""
     one, other, queue = Recorder((1,)), Recorder((1,)), Batcher(99, 20, unheard)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import shutil
+import socket
 import time
 
 import httpx
@@ -107,6 +108,64 @@ def test_every_route_wants_a_key_with_its_scope(guarded, keys, method, path, sco
     assert ask(guarded, method, path, authorization=f"bearer {known[scope]}").status_code == code
 
 
+@pytest.mark.parametrize(("method", "path", "scope"), ROUTES, ids=str)
+@pytest.mark.parametrize("end", ["%0a", "%0A%0a", "%0d", "%00", "%c2%85", "%e2%80%a8"])
+def test_a_path_that_a_router_may_take_for_another_is_refused(guarded, keys, method, path, scope, end):
+    """Whoever asks: of `/predict` and a line break, the scope of `/predict` would not be asked for."""
+    for key in (keys[1]["admin"], keys[1]["read"], "abstain_wrong"):
+        response = ask(guarded, method, path + end, **{"X-API-Key": key})
+        assert (response.status_code, "path: expected printable characters" in response.text) == (400, True)
+
+
+def hold(server, content, seconds=20):
+    """What a raw connection gets that sends a request in pieces and then waits; None if nothing comes."""
+    with socket.create_connection(server.address, timeout=seconds) as connection:
+        try:
+            for place in range(0, len(content), 65_536):
+                connection.sendall(content[place : place + 65_536])
+        except ConnectionError:
+            pass
+        try:
+            return connection.recv(65_536)
+        except TimeoutError:
+            return None
+        except ConnectionError:
+            return b""
+
+
+LINE = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"GET /" + b"a" * 3_000_000,
+        LINE + b"X: " + b"a" * 3_000_000,
+        LINE + b"a:b\r\n" * 500_000,
+        LINE + b"a:b\r\n" * 300 + b"\r\n",
+        LINE + b"a" * 3_000_000,
+        LINE + b"Transfer-Encoding: chunked\r\n\r\n1\r\n1\r\n0\r\nX: " + b"a" * 3_000_000,
+        LINE + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"a" * 3_000_000,
+    ],
+    ids=["URL", "header", "headers without end", "too many headers", "name", "trailer", "chunk extension"],
+)
+def test_the_head_of_a_request_is_bounded(guarded, content):
+    """Before any key is asked for: the answer is 431, or the connection ends; in memory there is no more than the bound."""
+    answer = hold(guarded, content)
+    assert answer is not None
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+    if content.startswith((b"GET", LINE + b"X", LINE + b"a:b")):
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+    assert CLIENT.get(f"{guarded.url}/livez").status_code == 200
+
+
+def test_a_usual_head_is_not_too_large(guarded, keys):
+    """Cookies and tokens of proxies take some kilobytes."""
+    more = {f"X-Header-{number}": "a" * 200 for number in range(100)}
+    assert ask(guarded, "GET", "/models", **{"X-API-Key": keys[1]["read"]}, **more).status_code == 200
+    assert ask(guarded, "GET", "/models?" + "a" * 20_000, **{"X-API-Key": keys[1]["read"]}).status_code == 200
+
+
 @pytest.mark.parametrize("path", OPEN)
 def test_probes_and_the_consoles_files_need_no_key(guarded, path):
     """A page must be there to sign in by, and kubelets have no key."""
@@ -176,7 +235,7 @@ def test_what_a_listed_proxy_says_is_believed(guarded, keys):
     def logged():
         # Unknown keys are logged once a second, and another test may have sent one.
         ask(guarded, "GET", "/models", **{"X-API-Key": "x", "X-Forwarded-For": "203.0.113.7, 127.0.0.1"})
-        return "203.0.113.7 sent an unknown key for '/models'" in guarded.log.read_text()
+        return "'203.0.113.7' sent an unknown key for '/models'" in guarded.log.read_text()
 
     assert until(logged, 20)
 

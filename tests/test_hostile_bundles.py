@@ -22,7 +22,7 @@ from abstain.models.errors import BundleError, StoreError
 from abstain.models.regular import check_contents, open_regular
 from abstain.models.store import LABELS, check_writable, model_names, read_labels, resolve
 from abstain.models.trainedrows import FILE, read_trained
-from abstain.service.serving import Serving
+from abstain.service.serving import Serving, said
 from tests.hostile_bundles import DRAWS, HOSTILE, HOSTILE_LABELS, database, put, sign
 
 SECONDS = 30
@@ -235,3 +235,26 @@ def test_a_published_bundle_passes_every_check(store):
     """The files that a fit leaves are exactly those listed."""
     for name in ("digits", "wave"):
         verify_files(store / name / "1", read_published(store, name, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("ROOT/digits/2/draws: damaged", "digits/2/draws: damaged"),
+        ("ROOT: is a file", "the store: is a file"),
+        ("expected one of /etc/abstain/a.pem, /home/me/b.pem", "expected one of a.pem, b.pem"),
+        ("network, /home/me/nets.py: no class 'Nope'", "network, nets.py: no class 'Nope'"),
+        ("a signature by '/keys/x/pub.pem'", "a signature by 'pub.pem'"),
+        ("as https://login.example.org/a/b says, 3/4 of them", "as https://login.example.org/a/b says, 3/4 of them"),
+    ],
+)
+def test_clients_are_told_names_of_files_and_no_folders_of_the_machine(tmp_path, text, told):
+    """Those of the store are told from there."""
+    serving = Serving(tmp_path)
+    assert serving.within(text.replace("ROOT", str(tmp_path))) == told
+
+
+def test_what_a_manifest_says_is_one_printable_line_in_the_log():
+    """It may hold line breaks, with which it would forge lines, and commands to a terminal."""
+    assert said(["bad\n2026 [CRITICAL] forged \x1b[31m"]) == r"bad\n2026 [CRITICAL] forged \x1b[31m"
+    assert said(["a\r", "b\u009b"]) == r"(1) a\r; (2) b\x9b"

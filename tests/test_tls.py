@@ -95,6 +95,11 @@ def test_a_renewed_certificate_is_taken_while_the_server_runs(encrypted, pem, tm
         assert until(lambda: "the certificate stays as it was" in encrypted.log.read_text(), 60)
         assert served(encrypted) == before
         pem.key.write_text("no key at all")
+        pem.certificate.unlink()
+        pem.certificate.symlink_to(pem.certificate.name)
+        assert until(lambda: "found a symbolic link" in encrypted.log.read_text(), 60)
+        pem.certificate.unlink()
+        shutil.copy(new.certificate, pem.certificate)
         shutil.copy(new.key, pem.key)
         assert until(lambda: served(encrypted) == new.certificate.read_text(), 60)
         assert client.get(f"{encrypted.url}/livez").status_code == 200
