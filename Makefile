@@ -27,17 +27,19 @@ CORES ?= 0,1
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The stamp is made last: an install that was cut off is made again.
+# The lock is complete, so pip need not look for dependencies: it would want those with extras, such as etils[epath], under
+# that very name. The stamp is made last: an install that was cut off is made again.
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check --quiet
 	touch $@
 
 # Of the audit's programs alone: no test needs them.
 $(AUDIT)/installed: requirements-audit.lock
 	$(PYTHON) -m venv $(AUDIT)
-	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-audit.lock
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-audit.lock
 	touch $@
 
 demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the letter B
