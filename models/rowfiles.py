@@ -181,6 +181,10 @@ def read_table(path: Path) -> ArrowTable:
         table = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
         _ = table.column_names  # decoded only when asked for
     except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise DataError(
+                "cannot be read", where=str(path), found="No such file or directory", fix="check the path"
+            ) from error
         found = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError("cannot be read", where=str(path), found=found) from error
     if not table.num_rows:

@@ -339,4 +339,7 @@ def _reason(error: Exception) -> str:
 
 
 def _sign_again(folder: Path) -> str:
-    return f"if you know who made it, sign it: abstain sign {folder.parent.name}:{folder.name} --key PRIVATE.pem"
+    return (
+        f"if you know who made it, sign it (abstain sign {folder.parent.name}:{folder.name} --key PRIVATE.pem), and restart "
+        "the servers that have refused it"
+    )

@@ -268,6 +268,9 @@ def serve(
             help="Refuse versions whose fit fell short, labelled or not.",
         ),
     ] = False,
+    keys: Annotated[
+        Path | None, typer.Option("--keys", envvar="ABSTAIN_KEYS", help="A file of keys, which requests then need.")
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option(
@@ -292,7 +295,10 @@ def serve(
     from abstain.service.process import make_run_folder  # noqa: PLC0415
     from abstain.service.settings import check_address, read_settings  # noqa: PLC0415
 
-    given = {"INSECURE": int(insecure), "TLS_CERT": tls_cert or "", "TLS_KEY": tls_key or ""}
+    if bool(tls_cert) != bool(tls_key):
+        missing, given = ("--tls-key", "--tls-cert") if tls_cert else ("--tls-cert", "--tls-key")
+        raise typer.BadParameter(f"expected a file, for {given} has one, found none", param_hint=missing)
+    given = {"KEYS": keys or "", "INSECURE": int(insecure), "TLS_CERT": tls_cert or "", "TLS_KEY": tls_key or ""}
     os.environ |= {f"ABSTAIN_{name}": str(value) for name, value in given.items()}
     settings = read_settings(os.environ)
     check_address(settings, host)
@@ -321,14 +327,18 @@ def serve(
         raise ConfigError(
             "nothing to serve",
             where=str(store),
-            found="; ".join(faults) or "no models",
-            fix="publish one with abstain fit",
+            found="; ".join(faults) or ("no models" if store.is_dir() else "no such folder"),
+            fix=None if faults else "publish a model with abstain fit, or name another folder with --store",
         )
     for fault in faults:
         sys.stderr.write(f"abstain: {fault}\n")
     _check_port(host, port)
+    access = f"keys of {settings.keys}" if settings.keys else "no keys"
+    if settings.oidc_issuer:
+        access += f", tokens of {settings.oidc_issuer}"
     sys.stderr.write(
-        f"abstain: loading {', '.join(served)}, to be served at {'https' if settings.tls_cert else 'http'}://{host}:{port}/\n"
+        f"abstain: loading {', '.join(served)}, to be served at {'https' if settings.tls_cert else 'http'}://{host}:{port}/, "
+        f"{access}\n"
     )
     sys.stderr.flush()
     # BentoML changes to this folder and imports from it: an empty one, for ours hold modules with common names.
@@ -378,11 +388,18 @@ def new_key(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key, and print it: the file keeps only its hash. A running server takes it within a second."""
-    from abstain.service.keys import SCOPES, add_key  # noqa: PLC0415
+    from abstain.service.keys import MOST_PER_SECOND, SCOPES, add_key  # noqa: PLC0415
 
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown:
-        raise typer.BadParameter(f"expected {', '.join(SCOPES)}, found {unknown[0]}", param_hint="--scope")
+        raise typer.BadParameter(
+            f"expected one of {', '.join(SCOPES)}, found {unknown[0]!r}; for several: --scope predict --scope read",
+            param_hint="--scope",
+        )
+    if rate is not None and not 0 < rate <= MOST_PER_SECOND:
+        raise typer.BadParameter(
+            f"expected a number above 0, at most {MOST_PER_SECOND:g}, found {rate:g}", param_hint="--rate"
+        )
     key = add_key(path, name, tuple(scope for scope in SCOPES if scope in scopes), rate)
     if as_json:
         _print_json({"name": name, "key": key, "keys": str(path)})

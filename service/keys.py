@@ -35,6 +35,8 @@ SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
 """`admin` stands for all of them."""
 PREFIX = "abstain_"
 LARGEST_FILE = 1024 * 1024
+MOST_PER_SECOND = 1e6
+"""Of a key's rate."""
 CHECK_SECONDS = 1.0
 """How often a worker looks whether the file has changed."""
 
@@ -59,7 +61,7 @@ class Key(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     scopes: Annotated[tuple[KeyScope, ...], Field(min_length=1)]
-    rate: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    rate: Annotated[float, Field(gt=0, le=MOST_PER_SECOND, allow_inf_nan=False)] | None = None
     """Requests a second, over all workers; None sets no limit."""
     created: str = ""
     """UTC, ISO 8601; for people."""
@@ -152,7 +154,7 @@ def read_keys(path: Path) -> Keys:
             where=str(path),
             expected=first["msg"],
             found=clip_repr(first["input"]),
-            fix="mend the file, or make a new one with abstain key new",
+            fix="restore the file from a copy, or move it away and make every key anew",
         ) from error
 
 
@@ -173,7 +175,7 @@ def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...], rate: float | N
                 where=str(path),
                 expected="a name that no key has",
                 found=name,
-                fix=f"take another name, or revoke that key first: abstain key revoke {name}",
+                fix=f"take another name, or revoke that key first: abstain key revoke {name} --keys {path}",
             )
         digest = hashlib.sha256(key.encode()).hexdigest()
         try:
@@ -182,7 +184,7 @@ def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...], rate: float | N
             first = error.errors()[0]
             raise ConfigError(
                 str(first["loc"][0]),
-                expected="1 to 64 letters, digits, dots, dashes or underscores, a scope, and a rate above 0",
+                expected="1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit; a scope; a rate above 0",
                 found=clip_repr(first["input"]),
             ) from error
         _write(path, Keys(keys=(*old, new)))

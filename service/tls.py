@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import ssl
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,14 @@ PEM_BYTES = 1024 * 1024
 """Of a file of certificates or of a key."""
 CHECK_SECONDS = 1.0
 """How often a worker looks whether the files have changed."""
+
+
+_FOUND = {
+    "KEY_VALUES_MISMATCH": "the private key of another certificate",
+    "BAD_PASSWORD_READ": "a key with a passphrase",
+    "BAD_DECRYPT": "a key with a passphrase",
+}
+"""What OpenSSL's reasons mean."""
 
 
 class PemFiles(NamedTuple):
@@ -82,9 +91,25 @@ def _read(files: PemFiles) -> tuple[bytes, bytes]:
         try:
             # Those who renew certificates let links point to the newest.
             content.append(read_bounded(Path(os.path.realpath(path)), PEM_BYTES, ConfigError))
+            _check_writers(path)
         except OSError as error:
-            raise ConfigError("cannot be read", where=str(path), found=error.strerror) from error
+            raise ConfigError(
+                "cannot be read", where=str(path), expected="a file in PEM", found=error.strerror, fix="check the path"
+            ) from error
     return content[0], content[1]
+
+
+def _check_writers(path: Path) -> None:
+    """Refuses a file that others could put a certificate or a key of their own into."""
+    mode = path.stat().st_mode
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            "TLS",
+            where=str(path),
+            expected="a file that only its owner may write to",
+            found=f"mode {stat.filemode(mode)}",
+            fix=f"chmod go-w {path}",
+        )
 
 
 def _load(context: ssl.SSLContext, content: tuple[bytes, bytes], files: PemFiles) -> None:
@@ -98,9 +123,9 @@ def _load(context: ssl.SSLContext, content: tuple[bytes, bytes], files: PemFiles
             "TLS",
             where=f"{files.certificate}, {files.key}",
             expected="a certificate in PEM, and its own private key without a passphrase",
-            found=getattr(error, "reason", None) or str(error),
-            fix="check them with openssl x509 -in CERTIFICATE -pubkey -noout and openssl pkey -in KEY -pubout, which print the "
-            "same public key",
+            found=_FOUND.get(getattr(error, "reason", None) or "", "what is none; are the two files exchanged?"),
+            fix=f"compare their public keys: openssl x509 -in {files.certificate} -pubkey -noout, and "
+            f"openssl pkey -in {files.key} -pubout",
         ) from error
 
 

@@ -43,8 +43,8 @@ def test_a_rate_is_kept_and_shown(run, path):
     assert "2.5/s" in run("key", "list", "--keys", path)[1]
     for rate in ("0", "-1", "nan", "inf", "1e9"):
         code, _, err = run("key", "new", "other", "--scope", "predict", "--rate", rate, "--keys", path)
-        assert code == 1
-        assert "rate: expected" in err
+        assert code == 2
+        assert "expected a number above 0, at most 1e+06, found" in err
     assert [key.name for key in read_keys(path).keys] == ["app"]
 
 

@@ -121,15 +121,16 @@ def pipe(files):
 
 
 WRONG = {
-    "no file": (lambda files: files.certificate.unlink(), "cannot be read: found No such file"),
+    "no file": (lambda files: files.certificate.unlink(), "cannot be read: expected a file in PEM, found No such file"),
     "not PEM": (lambda files: files.certificate.write_text("x"), "TLS: expected a certificate in PEM"),
     "empty": (lambda files: files.certificate.write_text(""), "TLS: expected a certificate in PEM"),
     "the two exchanged": (lambda files: files.certificate.rename(files.key), "cannot be read"),
     "another's key": (
         lambda files: shutil.copy(write_certificate(files.key.parent, "other")[1], files.key),
-        "KEY_VALUES_MISMATCH",
+        "found the private key of another certificate",
     ),
     "an encrypted key": (encrypt_key, "without a passphrase"),
+    "a key that others may write to": (lambda files: files.key.chmod(0o666), "found mode -rw-rw-rw-; chmod go-w"),
     "a named pipe": (pipe, "expected a regular file, found a named pipe"),
     "a folder": (lambda files: (files.key.unlink(), files.key.mkdir()), "expected a regular file, found a folder"),
     "too large": (lambda files: os.truncate(files.key, 2**30), "is too large: expected at most"),
@@ -169,5 +170,5 @@ def test_a_server_with_a_wrong_certificate_does_not_start(run, store, tmp_path, 
     assert said.startswith(f"abstain: {certificate}, {key}: TLS: expected a certificate in PEM")
     monkeypatch.setenv("ABSTAIN_TLS_KEY", "")
     code, _, said = run("serve", "--store", store, "--tls-cert", certificate)
-    assert code == 1
-    assert "ABSTAIN_TLS_KEY: expected a value, for ABSTAIN_TLS_CERT has one" in said
+    assert code == 2
+    assert "--tls-key: expected a file, for --tls-cert has one, found none" in said
