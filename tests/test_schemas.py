@@ -16,6 +16,7 @@ from abstain.models.errors import AbstainError, InputError
 from abstain.models.networks import MLPSpec
 from abstain.models.posterior import Model
 from abstain.models.preprocessing import Column, Preprocessing
+from abstain.service.objects import parse_object
 from abstain.service.schemas import KEYS, PredictRequest, check_finite, check_rows, parse_predict
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -316,20 +317,36 @@ def test_a_body_of_objects_is_refused_before_it_is_parsed():
     assert peak_of(lambda: refusal(body)) < len(body)
 
 
-def test_too_many_rows_are_refused_before_python_parses_them():
-    """A body that orjson alone must not be trusted with: of too many rows, there is no second parse."""
-    body = b'{"inputs":[' + b",".join([b"[null,[]]"] * 200_000) + b"]}"
-    assert refusal(body) == (f"inputs: expected at most {LIMIT} rows, found 200000; send them in several requests")
-    # orjson's memory is Python's own, and is not counted twice.
-    parsed = peak_of(lambda: orjson.loads(body))
-    assert peak_of(lambda: refusal(body)) < 1.2 * parsed + len(body) / 2
+MANY_LISTS = b",".join([b"[[]]"] * 200_000)
 
 
-def test_a_body_is_in_memory_once():
-    """One row of many lists: what Python's parser makes of it comes in place of what orjson has made."""
-    body = b'{"inputs":[[null,' + b",".join([b"[[]]"] * 200_000) + b"]]}"
-    assert refusal(body).startswith("inputs[0]: expected 2 numbers, found 200001")
-    assert peak_of(lambda: refusal(body)) < 1.5 * peak_of(lambda: orjson.loads(body)) + 2 * len(body)
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b'{"inputs":[null,%s]}' % MANY_LISTS, f"inputs: expected at most {LIMIT} rows, found 200001"),
+        (b'{"inputs":[[null,%s]]}' % MANY_LISTS, "inputs[0]: expected 2 numbers, found 200001"),
+    ],
+    ids=["too many rows", "one row"],
+)
+def test_a_body_is_in_memory_once(body, found):
+    """A body that Python's parser must see, for it may hold a key twice: not where orjson has found too many rows in it, and
+    never while what orjson has made of it is there as well.
+    """
+    assert refusal(body).startswith(found)
+    assert peak_of(lambda: refusal(body)) < 1.2 * peak_of(lambda: orjson.loads(body))
+
+
+def test_a_body_of_the_open_inference_protocol_is_in_memory_once():
+    """So it is behind the other door; and as few objects are taken there."""
+    body = b'{"inputs":[{"name":"inputs","data":[null,%s]}]}' % MANY_LISTS
+    content, plain = parse_object(body, ("inputs",))
+    assert not plain
+    assert len(content["inputs"][0]["data"]) == 200_001
+    del content
+    assert peak_of(lambda: parse_object(body, ("inputs",))) < 1.2 * peak_of(lambda: orjson.loads(body))
+    objects = b'{"inputs":[%s]}' % b",".join([b"{}"] * 1001)
+    with pytest.raises(InputError, match=r"^body: expected at most 1,000 JSON objects, found 1,002 opening braces$"):
+        parse_object(objects, ("inputs",))
 
 
 def test_many_keys_take_time_in_proportion_to_their_number():
