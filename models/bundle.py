@@ -37,7 +37,7 @@ from abstain.models.conformal import IntervalKind, SetKind
 from abstain.models.decision import Decision
 from abstain.models.densities import Densities, as_tree, check_shapes, from_tree
 from abstain.models.errors import BundleError, CalibrationError, StoreError, clip_repr
-from abstain.models.plausible import Claim, of_model, of_shape, refuse_implausible, within
+from abstain.models.plausible import Claim, of_batch, of_members, of_model, of_shape, refuse_implausible, within
 from abstain.models.posterior import Model, Posterior, check_draw_shapes, check_finite_draws, expected_shapes
 from abstain.models.predictive import BUCKETS, Predictor
 from abstain.models.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
@@ -366,13 +366,16 @@ def _claims(manifest: Manifest) -> Iterator[Claim]:
     for part in ("train", "calibration", "test"):
         yield within(f"data.{part}_rows", getattr(manifest.data, f"{part}_rows"), 0, MOST_ROWS)
     yield within("calibration.rows", terms.rows, 1, MOST_ROWS)
-    yield within("calibration.reference_rows", terms.reference_rows, 0, MOST_ROWS)
+    # Without them each calibration row is ranked among the others, which only schema 1 means.
+    fewest = int(manifest.schema_version > 1 and terms.combination is not None and len(terms.combination.scores) > 1)
+    yield within("calibration.reference_rows", terms.reference_rows, fewest, MOST_ROWS)
     yield Claim("calibration.percentile", 0 < terms.percentile < 100, "between 0 and 100", terms.percentile)
     yield Claim("calibration.coverage", 0 < terms.coverage < 1, "between 0 and 1", terms.coverage)
     yield from of_model(manifest.model)
     for score, fields in manifest.densities.items():
         for field, shape in fields.items():
             yield of_shape(f"densities.{score}.{field}", shape)
+    yield of_batch(manifest.model, manifest.draws, manifest.densities)
 
 
 def _check_place(manifest: Manifest, folder: Path) -> None:
@@ -607,6 +610,7 @@ def _read_densities(folder: Path, sizes: dict[str, int], manifest: Manifest) -> 
         return None
     stored = open_checkpoint(folder, sizes)
     check_shapes(stored, manifest.densities, manifest.draws, where=str(folder))
+    refuse_implausible([of_members(manifest.model, stored["members"].shape[0])], str(folder))
     found = from_tree(read_arrays(folder, stored), manifest.densities, manifest.draws, where=str(folder))
     for field, leaf in found.records["range"]._asdict().items():
         # Any other shape that broadcasts would compare a feature with another's range.

@@ -32,7 +32,7 @@ from abstain.models.decision import (
 from abstain.models.densities import DENSITIES
 from abstain.models.errors import CalibrationError
 from abstain.models.predictive import Prediction
-from abstain.models.ranks import coverage_rank, less_tolerance, percentile_rank, share_at_least
+from abstain.models.ranks import coverage_rank, exact, less_tolerance, percentile_rank, rows_needed, share_at_least
 from abstain.models.scores import SCORES
 from abstain.models.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
 
@@ -145,8 +145,10 @@ class Calibration:
     def by_class(self) -> dict[str, dict[int, Float[np.ndarray, " own"]]]:
         """Every score's values among the rows of each predicted class, ascending."""
         labels = np.zeros(self.rows, int) if self.labels is None else self.labels
+        # One sort for all classes: to look through all rows for each would take the square of them where classes are many.
+        known, starts = np.unique(np.sort(labels), return_index=True)
         return {
-            name: {label: np.sort(values[labels == label]) for label in np.unique(labels).tolist()}
+            name: dict(zip(known.tolist(), np.split(values[np.lexsort((values, labels))], starts[1:]), strict=True))
             for name, values in self.all_scores.items()
         }
 
@@ -154,6 +156,12 @@ class Calibration:
     def ascending_nonconformity(self) -> Float[np.ndarray, " rows"]:
         """The nonconformity, ascending."""
         return np.sort(self.nonconformity)
+
+    def prepare(self) -> None:
+        """Computes now what `judge` would compute at its first call: of many rows, it takes seconds."""
+        _ = self.ascending, self.ascending_nonconformity, self.evidence_maps, self.units
+        if self.per_class:
+            _ = self.by_class
 
 
 class ScoreJudgement(NamedTuple):
@@ -267,9 +275,10 @@ def check_sizes(calibration: Calibration, classes: int, percentile: float) -> No
         return
     if calibration.labels is None:
         raise CalibrationError("per_class", expected="a model of classes", found="a regression")
-    for label, rows in enumerate(np.bincount(calibration.labels, minlength=classes).tolist()):
+    counts = np.bincount(calibration.labels, minlength=classes)
+    for label in np.flatnonzero(counts < rows_needed(exact(percentile) / 100))[:1].tolist():
         try:
-            percentile_rank(percentile, rows)
+            percentile_rank(percentile, int(counts[label]))
         except CalibrationError as error:
             raise CalibrationError(str(error), where=f"calibration rows predicted to be of class {label}") from error
 

@@ -14,7 +14,7 @@ import math
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 Rule = Literal["min", "weighted", "harmonic"]
@@ -92,9 +92,8 @@ def evidence_map(reference: Float[np.ndarray, " rows"], least_scale: float = 0.0
         unit: of the score: 1 for probabilities, nats and standardised distances.
     """
     ascending = np.sort(reference.astype(np.float64))
-    rows = len(ascending)
-    halvings = np.arange(max(1, (rows // TAIL_ROWS).bit_length()))
-    places = (rows * (1 - 0.5**halvings)).astype(int)
+    places = _knot_places(len(ascending))
+    halvings = np.arange(len(places))
     knots = ascending[places]
     # The median of this Pareto distribution is one scale. A mean would let one absurd row flatten the tail.
     spread = float(np.median(ascending[places[-1] :])) - float(knots[-1])
@@ -103,6 +102,12 @@ def evidence_map(reference: Float[np.ndarray, " rows"], least_scale: float = 0.0
     step = LEAST_STEP * scale
     apart = np.maximum.accumulate(knots - step * halvings) + step * halvings
     return EvidenceMap(apart, math.log(2) * halvings, scale)
+
+
+def _knot_places(rows: int) -> Int[np.ndarray, " knots"]:
+    """Where, among so many reference scores in ascending order, the knots of the map are."""
+    halvings = np.arange(max(1, (rows // TAIL_ROWS).bit_length()))
+    return (rows * (1 - 0.5**halvings)).astype(int)
 
 
 def evidence(fixed: EvidenceMap, values: Float[np.ndarray, " batch"]) -> Float[np.ndarray, " batch"]:
@@ -121,13 +126,28 @@ def steepness(fixed: EvidenceMap) -> float:
 def leave_one_out(
     values: Float[np.ndarray, " rows"], least_scale: float = 0.0, unit: float = 1.0
 ) -> Float[np.ndarray, " rows"]:
-    """Each row's evidence with the other rows as reference: for bundles of schema 1, which keep no reference rows."""
+    """Each row's evidence with the other rows as reference: for bundles of schema 1, which keep no reference rows.
+
+    In ascending order, neighbours mostly have the same map: only where one of the few rows that make it is left out does
+    it change. So there are a few dozen maps, and not one for each row.
+    """
     order = np.argsort(values)
     ascending, found = values[order], np.empty(len(values))
-    for place, row in enumerate(order.tolist()):
-        others = np.delete(ascending, place) if len(values) > 1 else ascending
-        found[row] = evidence(evidence_map(others, least_scale, unit), ascending[[place]])[0]
+    starts = _starts_of_maps(len(values))
+    for start, end in zip(starts, [*starts[1:], len(values)], strict=True):
+        others = np.delete(ascending, start) if len(values) > 1 else ascending
+        found[order[start:end]] = evidence(evidence_map(others, least_scale, unit), ascending[start:end])
     return found
+
+
+def _starts_of_maps(rows: int) -> list[int]:
+    """The places, ascending, from which on `leave_one_out` has another map; the first is 0."""
+    places = _knot_places(rows - 1) if rows > 1 else np.zeros(1, int)
+    # Beside the knots the map knows the median of the tail: its middle row, or the mean of two.
+    first, tail = int(places[-1]), rows - 1 - int(places[-1])
+    read = {*places.tolist(), first + (tail - 1) // 2, first + tail // 2}
+    # The row read at a place is the one there until rows before it are left out; then it is the next one.
+    return sorted({0, *(place + 1 for place in read if place + 1 < rows)})
 
 
 def combine(decision: Decision, parts: Float[np.ndarray, "scores batch"]) -> Float[np.ndarray, " batch"]:

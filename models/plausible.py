@@ -14,7 +14,8 @@ import numpy as np
 from abstain.models.errors import BundleError, clip_repr
 from abstain.models.networks import LeNetSpec, MLPSpec
 from abstain.models.posterior import Model
-from abstain.models.preprocessing import Preprocessing
+from abstain.models.predictive import BUCKETS
+from abstain.models.preprocessing import Preprocessing, transformed_shape
 from abstain.models.regular import RESTORE
 
 WIDEST = 2**24
@@ -22,6 +23,23 @@ WIDEST = 2**24
 MOST_DRAWS = 10**7
 MOST_ROWS = 10**9
 MOST_AXES = 8
+BATCH_BYTES = 4 * 2**30
+"""Of what is alive at once while a batch is computed: few machines can give more to each of their workers. A hundred draws
+of layers of 4,096 take some 10 MB, 500 draws of 1,000 classes 2.6 GB; without a bound, kilobytes on disk could ask for
+terabytes."""
+_COPIES = 5
+"""Arrays of every draw's answers that a summary and its scores are made of, alive at once."""
+_DENSITY_AXES: dict[str, tuple[tuple[str, tuple[int, ...]], ...]] = {
+    "vim": (("residual", (0, 2)),),
+    "relative_mahalanobis": (("within", (0, 2)), ("means", (0, 2))),
+    "mahalanobis": (("within", (0, 2)),),
+    "subspace": (("basis", (1, 2)),),
+    "local_subspace": (("basis", (1, 2)),),
+    "feature_subspace": (("basis", (1, 2)),),
+    "knn": (("bank", (0,)),),
+    "input_knn": (("bank", (0,)),),
+}
+"""Of each density, the fields and their axes along which it computes numbers for every row."""
 
 
 class Claim(NamedTuple):
@@ -59,6 +77,38 @@ def of_shape(field: str, shape: tuple[int, ...]) -> Claim:
     return Claim(field, sound, f"at most {MOST_AXES} sizes from 1 to {WIDEST:,}", shape)
 
 
+def of_batch(model: Model, draws: int, densities: dict[str, dict[str, tuple[int, ...]]]) -> Claim:
+    """The largest batch is computed in bounded memory.
+
+    Draws are computed in chunks whose activations stay in a processor's cache, or one by one where one is larger. So there
+    are one draw's activations at a time, but the answers of all draws.
+
+    Args:
+        densities: the shapes of their arrays, by score and field.
+    """
+    parts = len(model.class_names) or 2
+    widest, answers, kept = _widest(model), _COPIES * draws * parts, _numbers_of(densities)
+    taken = 4 * BUCKETS[-1] * (widest + answers + kept)
+    return Claim(
+        "model, the memory that a batch takes",
+        taken <= BATCH_BYTES,
+        f"at most {BATCH_BYTES:,} bytes",
+        f"{taken:,} = {BUCKETS[-1]} rows x 4 bytes x ({widest:,} of the widest layer + {answers:,} of the answers of all "
+        f"draws + {kept:,} of the densities)",
+    )
+
+
+def of_members(model: Model, members: int) -> Claim:
+    """So it is with the features of the draws that the densities see, all of which are kept."""
+    taken = 4 * BUCKETS[-1] * members * _feature_width(model)
+    return Claim(
+        "densities, the memory that the features of a batch take",
+        taken <= BATCH_BYTES,
+        f"at most {BATCH_BYTES:,} bytes",
+        f"{taken:,}, of {members:,} members",
+    )
+
+
 def within(field: str, value: int, least: int, most: int) -> Claim:
     """A whole number is in its range."""
     return Claim(field, least <= value <= most, f"from {least:,} to {most:,}", value)
@@ -71,6 +121,36 @@ def _of_network(model: Model) -> Iterator[Claim]:
         yield within("model.network, its widest layer", max((*network.hidden, *channels), default=1), 1, WIDEST)
     named = len(model.feature_names)
     yield Claim("model.feature_names", named in {0, model.features}, f"0 or {model.features} names", named)
+
+
+def _widest(model: Model) -> int:
+    """The most numbers that one row is at any layer, input and convolutions included; your own layers are not known."""
+    network, prepared = model.network, transformed_shape(model.preprocessing, model.feature_shape)
+    inputs = max(model.features, math.prod(prepared))
+    if isinstance(network, LeNetSpec):
+        # The second convolution sees the image after pooling, of half its height and width.
+        first, second = network.channels
+        pixels = math.prod(prepared[:2])
+        return max(inputs, pixels * first, pixels // 4 * second, *network.hidden)
+    return max(inputs, *network.hidden) if isinstance(network, MLPSpec) and network.hidden else inputs
+
+
+def _feature_width(model: Model) -> int:
+    """Numbers that the last layer is given, at most."""
+    network = model.network
+    hidden = network.hidden if isinstance(network, MLPSpec | LeNetSpec) else ()
+    return hidden[-1] if hidden else _widest(model)
+
+
+def _numbers_of(densities: dict[str, dict[str, tuple[int, ...]]]) -> int:
+    """How many numbers the densities compute for a row; arrays that they do not have are refused elsewhere."""
+    shapes = [
+        [densities[name][field][axis] for axis in axes if axis < len(densities[name][field])]
+        for name, fields in _DENSITY_AXES.items()
+        for field, axes in fields
+        if field in densities.get(name, {})
+    ]
+    return sum(map(math.prod, shapes))
 
 
 def _of_preprocessing(preprocessing: Preprocessing, features: int) -> Iterator[Claim]:

@@ -10,12 +10,11 @@ import math
 from collections import Counter
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow
 import pyarrow.compute as arrow_compute
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 from pydantic import BaseModel, ConfigDict
 
 from abstain.models.errors import DataError, clip_repr
@@ -110,13 +109,17 @@ def transform(preprocessing: Preprocessing, x: Float[Array, "..."]) -> Float[Arr
     numbers = bounded((x - _per_feature(preprocessing.shift, x.shape)) / _per_feature(preprocessing.scale, x.shape))
     if not any(column.categories for column in columns):
         return numbers
-    numeric = np.array([j for j, column in enumerate(columns) if not column.categories], dtype=int)
-    blocks = [
-        jax.nn.one_hot(x[j].astype(jnp.int32), len(column.categories))
-        for j, column in enumerate(columns)
-        if column.categories
-    ]
-    return jnp.concatenate([numbers[numeric], *blocks])
+    counts = _category_counts(columns)
+    # One comparison for all categories: one for each column would take minutes to compile where columns are many.
+    owners = np.repeat(np.arange(len(columns)), counts)
+    codes = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ones = (x.astype(jnp.int32)[owners] == codes).astype(jnp.float32)
+    return jnp.concatenate([numbers[np.flatnonzero(counts == 0)], ones])
+
+
+def _category_counts(columns: tuple[Column, ...]) -> Int[np.ndarray, " columns"]:
+    """How many categories each column has; 0: it is numeric."""
+    return np.array([len(column.categories) for column in columns], int)
 
 
 def bounded(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -141,13 +144,16 @@ def _per_feature(values: tuple[float, ...], shape: tuple[int, ...]) -> Array:
 
 def first_unknown_code(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]) -> tuple[int, int] | None:
     """Row and column of the first number that is no code of its column's categories; None if all are."""
-    for j, column in enumerate(preprocessing.columns):
-        if column.categories:
-            codes = rows[:, j]
-            known = np.isnan(codes) | ((codes >= 0) & (codes < len(column.categories)) & (codes == np.floor(codes)))
-            if not known.all():
-                return int(np.argmin(known)), j
-    return None
+    counts = _category_counts(preprocessing.columns)
+    categorical = np.flatnonzero(counts)
+    if not categorical.size:
+        return None
+    codes = rows[:, categorical]
+    known = np.isnan(codes) | ((codes >= 0) & (codes < counts[categorical]) & (codes == np.floor(codes)))
+    if known.all():
+        return None
+    place = int(np.argmin(known.all(axis=0)))
+    return int(np.argmin(known[:, place])), int(categorical[place])
 
 
 def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> Float[np.ndarray, "rows columns"]:

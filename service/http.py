@@ -57,7 +57,7 @@ class Asked(NamedTuple):
 
 def read_predict(serving: Serving, max_rows: int, body: bytes) -> Asked:
     """What the body of `POST /predict` asks: of which version, and of which rows."""
-    request = parse_predict(body)
+    request = parse_predict(body, max_rows)
     live = serving.find(request.model)
     model = live.bundle.manifest.model
     fields = answers.check_fields(model, request.fields)

@@ -9,6 +9,8 @@ import orjson
 
 from abstain.models.errors import InputError, clip_repr
 
+MOST_OBJECTS = 1_000
+"""In a body; none needs more than a few for each output. An object of three bytes takes seventy in memory."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
@@ -16,8 +18,9 @@ def parse_object(text: bytes, keys: tuple[str, ...]) -> tuple[dict[str, Any], bo
     """A JSON object of the known keys, and whether whatever is called "data" in it can hold numbers alone.
 
     Raises:
-        InputError: it is not JSON in UTF-8, not an object, or has a key unknown or twice.
+        InputError: it is not JSON in UTF-8, not an object, holds very many, or has a key unknown or twice.
     """
+    refuse_many_objects(text)
     failure: orjson.JSONDecodeError | None = None
     try:
         content = orjson.loads(text)
@@ -25,8 +28,20 @@ def parse_object(text: bytes, keys: tuple[str, ...]) -> tuple[dict[str, Any], bo
         content, failure = None, error
     plain = failure is None and _is_plain(content, text)
     if not plain:
+        content = None  # Lest it be in memory twice.
         content = _parse_slowly(text, failure)
     return checked_object(content, "body", keys), plain
+
+
+def refuse_many_objects(text: bytes) -> None:
+    """Refuses, before it is parsed, a body of more objects than any request has.
+
+    Raises:
+        InputError: saying how many.
+    """
+    found = text.count(b"{")
+    if found > MOST_OBJECTS:
+        raise InputError("body", expected=f"at most {MOST_OBJECTS:,} JSON objects", found=f"{found:,} opening braces")
 
 
 def _is_plain(content: Any, text: bytes) -> bool:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from abstain.models.errors import InputError, clip_repr
 from abstain.models.posterior import Model
 from abstain.models.preprocessing import first_unknown_code
-from abstain.service.objects import each_key_once
+from abstain.service.objects import each_key_once, refuse_many_objects
 
 KEYS = ("inputs", "model", "percentile", "coverage", "fields")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -35,19 +35,26 @@ class PredictRequest(NamedTuple):
     fields: tuple[str, ...] | None
 
 
-def parse_predict(body: bytes) -> PredictRequest:
+def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
     """The request in a body.
 
     Raises:
-        InputError: the body is not a JSON object of the known keys, each of the right type.
+        InputError: the body is not a JSON object of the known keys, each of the right type; or it has too many rows, or
+            very many objects.
     """
+    refuse_many_objects(body)
     try:
         content = orjson.loads(body)
-        plain = _is_plain(content, body)
     except orjson.JSONDecodeError as error:
         content, plain = _parse_leniently(body, error), False
-    if not plain:
-        _refuse_duplicate_keys(body)
+    else:
+        plain = _is_plain(content, body)
+        if isinstance(content, dict):
+            # Before Python's parser makes as much again of every row.
+            _refuse_many_rows(cast("dict[str, Any]", content).get("inputs"), max_rows)
+        if not plain:
+            content = None  # Lest it be in memory twice.
+            content = _parse_each_key_once(body)
     if not isinstance(content, dict):
         raise InputError("body", expected="a JSON object", found=_kind(content))
     content = cast("dict[str, Any]", content)
@@ -80,10 +87,7 @@ def check_rows(request: PredictRequest, model: Model, max_rows: int) -> Float[np
     inputs = cast("list[Any]", inputs)
     if not inputs:
         raise InputError("inputs", expected="at least one row", found="none")
-    if len(inputs) > max_rows:
-        raise InputError(
-            "inputs", expected=f"at most {max_rows} rows", found=len(inputs), fix="send them in several requests"
-        )
+    _refuse_many_rows(inputs, max_rows)
     dtype = dtype_of(model)
     rows = _plain_rows(inputs, dtype) if request.plain else None
     fits = rows is not None and rows.shape[1:] in {model.feature_shape, (model.features,)}
@@ -95,6 +99,16 @@ def check_rows(request: PredictRequest, model: Model, max_rows: int) -> Float[np
     rows = rows.reshape(len(inputs), *model.feature_shape)
     _refuse_unknown_codes(rows, model)
     return rows
+
+
+def _refuse_many_rows(inputs: Any, max_rows: int) -> None:
+    if isinstance(inputs, list) and len(cast("list[Any]", inputs)) > max_rows:
+        raise InputError(
+            "inputs",
+            expected=f"at most {max_rows} rows",
+            found=len(cast("list[Any]", inputs)),
+            fix="send them in several requests",
+        )
 
 
 def dtype_of(model: Model) -> type[np.floating[Any]]:
@@ -165,14 +179,15 @@ def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
     except UnicodeDecodeError as failure:
         raise InputError("body", expected="JSON in UTF-8", found=f"a wrong byte at {failure.start}") from error
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=each_key_once)
     except (ValueError, RecursionError):
         raise InputError("body", expected="JSON", found=str(error) if text.strip() else "nothing") from error
 
 
-def _refuse_duplicate_keys(body: bytes) -> None:
+def _parse_each_key_once(body: bytes) -> Any:
+    """What Python's parser makes of a body that orjson has taken: it sees keys that come twice."""
     try:
-        json.loads(body.decode("utf-8"), object_pairs_hook=each_key_once)
+        return json.loads(body.decode("utf-8"), object_pairs_hook=each_key_once)
     except RecursionError as error:
         raise InputError("body", expected="an object of the known keys", found="objects nested too deep") from error
 

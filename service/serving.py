@@ -219,6 +219,8 @@ class Serving:
 
     def _compile(self, name: str, entry: Entry, bundle: Bundle, buckets: tuple[int, ...]) -> None:
         try:
+            # Here, and not for the first request, for which all others would wait.
+            bundle.calibration.prepare()
             predictor = bundle.predictor(buckets, self._devices)
         except Exception as error:
             self._fail(name, entry, error)

@@ -10,11 +10,15 @@ import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
 import tensorstore
+
+from abstain.models.checkpoint import open_checkpoint, read_arrays, write_checkpoint
 
 DRAWS, KERNEL = "draws", "network.Dense_0.kernel"
 
@@ -85,6 +89,60 @@ def zarray(**changes: object) -> Callable[[Path], None]:
         sign(folder)
 
     return alter
+
+
+def arrays_in(folder: Path) -> dict[str, Any]:
+    """The arrays of a checkpoint."""
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return read_arrays(folder, open_checkpoint(folder, sizes))
+
+
+def put_arrays(folder: Path, tree: dict[str, Any]) -> None:
+    """Other arrays in a checkpoint's place."""
+    shutil.rmtree(folder)
+    write_checkpoint(folder, tree)
+
+
+def without_reference(folder: Path) -> None:
+    """A combination of scores of which each calibration row must be ranked among all others."""
+    rows = arrays_in(folder / "calibration")
+    del rows["reference"]
+    put_arrays(folder / "calibration", rows)
+    decision = {"scores": ["entropy", "std"], "rule": "min", "weights": []}
+    sign(folder, calibration__reference_rows=0, calibration__decision="combined", calibration__combination=decision)
+
+
+def wide_convolutions(folder: Path) -> None:
+    """300 kB of zeros that fit their manifest: a LeNet whose first convolution makes 16 MiB of each row."""
+    shapes = {
+        "Conv_0": ((5, 5, 1, 1024), (1024,)),
+        "Conv_1": ((5, 5, 1024, 1), (1,)),
+        "Dense_0": ((14 * 14, 1), (1,)),
+        "Dense_1": ((1, 10), (10,)),
+    }
+    zeros = {
+        layer: {name: np.zeros((1, *shape), np.float32) for name, shape in zip(("kernel", "bias"), pair, strict=True)}
+        for layer, pair in shapes.items()
+    }
+    put_arrays(folder / DRAWS, {"network": zeros})
+    own = ("energy", "entropy", "mutual_information", "std")
+    rows = arrays_in(folder / "calibration")
+    for part in ("scores", "reference"):
+        rows[part] = {name: rows[part][name] for name in own}
+    rows.pop("plain", None)
+    put_arrays(folder / "calibration", rows)
+    shutil.rmtree(folder / "densities")
+    sign(
+        folder,
+        draws=1,
+        densities={},
+        calibration__decision="std",
+        calibration__combination=None,
+        model__feature_shape=[64, 64],
+        model__network={"kind": "lenet", "channels": [1024, 1], "hidden": [1], "activation": "relu"},
+        model__preprocessing__shift=[0.0],
+        model__preprocessing__scale=[1.0],
+    )
 
 
 def metadata(file: str, old: str, new: str) -> Callable[[Path], None]:
@@ -268,7 +326,7 @@ MANIFESTS = {
     "version 0": (signed(version=0), "version: expected from 1"),
     "no draws": (signed(draws=0), "draws: expected from 1"),
     "too many draws": (signed(draws=10**12), "draws: expected from 1"),
-    "more draws than there are": (signed(draws=10**6), "draws: expected 1000000, found 20"),
+    "more draws than there are": (signed(draws=10**4), "draws: expected 10000, found 20"),
     "negative rows": (signed(calibration__rows=-5), "calibration.rows: expected from 1"),
     "negative training rows": (signed(data__train_rows=-5), "data.train_rows: expected from 0"),
     "percentile 0": (signed(calibration__percentile=0.0), "calibration.percentile: expected between 0 and 100"),
@@ -281,7 +339,16 @@ MANIFESTS = {
         signed(model__network__hidden=[1] * 10**5),
         "mlp.hidden: expected Tuple should have at most 256 items",
     ),
-    "a layer that fits nothing": (signed(model__network__hidden=[2**24, 2**24]), "expected float32 [draws, 16777216]"),
+    "a layer that fits nothing": (signed(model__network__hidden=[2**20, 2**20]), "expected float32 [draws, 1048576]"),
+    "a layer of 4 GiB a batch": (
+        signed(model__network__hidden=[2**22]),
+        "the memory that a batch takes: expected at most 4,294,967,296 bytes, found '4,29",
+    ),
+    "answers of 50 GiB a batch": (signed(draws=10**6), "the memory that a batch takes: expected at most"),
+    "distances of 16 GiB a batch": (
+        signed(densities__knn__bank=[2**24, 1]),
+        "the memory that a batch takes: expected at most",
+    ),
     "a negative density": (signed(densities__range__low=[-64]), "densities.range.low: expected at most 8 sizes"),
     "a density of another shape": (signed(densities__range__low=[63]), "range.low: expected finite float32 (63,)"),
     "scale 0": (signed(**{f"{MODEL}scale": [0.0]}), "model.preprocessing.scale: expected a number above 0"),
@@ -363,7 +430,18 @@ ARRAYS = {
     ),
 }
 
-HOSTILE = FOLDERS | MANIFESTS | ARRAYS
+SOUND_LOOKING = {
+    "a combination without reference rows": (
+        without_reference,
+        "manifest.json: calibration.reference_rows: expected from 1 to",
+    ),
+    "convolutions that grow": (
+        wide_convolutions,
+        "manifest.json: model, the memory that a batch takes: expected at most 4,294,967,296 bytes, found '4,29",
+    ),
+}
+
+HOSTILE = FOLDERS | MANIFESTS | ARRAYS | SOUND_LOOKING
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------

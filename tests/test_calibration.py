@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -277,6 +278,22 @@ def test_a_stored_calibration_that_cannot_be_right_is_refused(change, named):
     with pytest.raises(CalibrationError) as error:
         check_calibration(altered(right, **change), "classification", (), "bundle/calibration", classes=3)
     assert str(error.value).startswith(f"bundle/calibration: {named}")
+
+
+def test_the_rows_of_each_class_are_found_in_one_sort():
+    """Those of a look at all rows for each class; of 100,000 classes, too, for which such looks would take minutes."""
+    rng = np.random.default_rng(0)
+    values = np.round(rng.normal(size=500), 1).astype(np.float32)
+    labels = rng.integers(0, 7, 500) * 2
+    found = Calibration(scores={"std": values}, nonconformity=values, labels=labels).by_class["std"]
+    assert list(found) == [0, 2, 4, 6, 8, 10, 12]
+    for label, own in found.items():
+        np.testing.assert_array_equal(own, np.sort(values[labels == label]))
+    zeros = np.zeros(100_000, np.float32)
+    many = Calibration(scores={"std": zeros}, nonconformity=zeros, labels=np.arange(100_000))
+    started = time.process_time()
+    assert len(many.by_class["std"]) == 100_000
+    assert time.process_time() - started < 2
 
 
 def test_a_stored_density_needs_no_more_than_its_name():

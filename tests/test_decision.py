@@ -89,6 +89,17 @@ def test_leave_one_out_is_the_evidence_among_the_other_rows(name):
     np.testing.assert_allclose(leave_one_out(scores), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("rows", [*range(1, 40), 63, 64, 65, 255, 256, 257, 1000])
+def test_leave_one_out_is_row_by_row_to_the_last_bit(rows):
+    """Maps that neighbours share are those that each row would have of its own, whatever number of knots there are."""
+    rng = np.random.default_rng(rows)
+    for values in (rng.standard_cauchy(rows), rng.integers(0, 5, rows)):
+        scores = float32(values)
+        others = [np.delete(scores, row) if rows > 1 else scores for row in range(rows)]
+        expected = [evidence(evidence_map(rest), scores[[row]])[0] for row, rest in enumerate(others)]
+        assert leave_one_out(scores).tolist() == expected
+
+
 def test_evidence_halves_the_share_of_reference_rows_at_each_knot():
     """Of 1 … 1024, half have at least 513: ln 2; an eighth at least 897: 3 ln 2; the top eight begin the tail."""
     fixed = evidence_map(float32(np.arange(1, 1025)))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,13 +18,18 @@ import orjson
 import pytest
 
 from abstain.models.bundle import load, load_published, read_manifest, read_published, verify_files
+from abstain.models.calibration import judge
 from abstain.models.checkpoint import open_checkpoint, read_arrays, write_checkpoint
 from abstain.models.errors import BundleError, StoreError
+from abstain.models.networks import LeNetSpec, MLPSpec
+from abstain.models.plausible import BATCH_BYTES, of_batch, of_members
+from abstain.models.posterior import Model
 from abstain.models.regular import check_contents, open_regular
 from abstain.models.store import LABELS, check_writable, model_names, read_labels, resolve
 from abstain.models.trainedrows import FILE, read_trained
 from abstain.service.serving import Serving, said
-from tests.hostile_bundles import DRAWS, HOSTILE, HOSTILE_LABELS, database, put, sign
+from tests.conftest import PROJECT
+from tests.hostile_bundles import DRAWS, HOSTILE, HOSTILE_LABELS, database, put, put_arrays, sign
 
 SECONDS = 30
 """A refusal may take, on a busy machine; most take a hundredth of one."""
@@ -83,8 +89,8 @@ def test_numbers_that_json_cannot_hold_are_refused(hostile_store, bounded):
 
 
 def test_a_promise_that_no_file_keeps_takes_no_memory(hostile_store, bounded):
-    """A manifest and arrays that agree on 40 TB, in files of kilobytes."""
-    folder, draws = hostile_store / "digits" / "1", 10**7
+    """A manifest and arrays that agree on hundreds of GB, in files of kilobytes."""
+    folder, draws = hostile_store / "digits" / "1", 80_000
     keys = database(folder / DRAWS)
     for key in keys.list().result():
         if key.endswith(b"/.zarray"):
@@ -94,6 +100,59 @@ def test_a_promise_that_no_file_keeps_takes_no_memory(hostile_store, bounded):
     sign(folder, draws=draws)
     with pytest.raises(BundleError, match="draws: arrays: expected at most"):
         load(folder)
+
+
+# ---- what would be computed ------------------------------------------------------------------------------------------
+
+
+def test_models_of_ordinary_size_have_room(store):
+    """A hundred wide layers, a LeNet, thousands of draws, a hundred draws of a thousand classes: a third of it at most."""
+    classes = tuple(map(str, range(1000)))
+    digits = load(store / "digits" / "1").manifest.densities
+    of_classes = partial(Model, likelihood="categorical")
+    models = [
+        (of_classes(network=MLPSpec(hidden=(4096, 4096)), feature_shape=(784,), class_names=classes[:10]), 100),
+        (of_classes(network=LeNetSpec(), feature_shape=(28, 28), class_names=classes[:10]), 100),
+        (of_classes(network=LeNetSpec(channels=(32, 64)), feature_shape=(96, 96, 3), class_names=classes[:10]), 100),
+        (of_classes(network=MLPSpec(), feature_shape=(784,), class_names=classes), 100),
+        (Model(network=MLPSpec(), likelihood="normal", feature_shape=(10,)), 100_000),
+        (Model(network=MLPSpec(hidden=()), likelihood="normal", feature_shape=(10_000,)), 1_000),
+    ]
+    for model, draws in models:
+        for claim in (of_batch(model, draws, digits), of_members(model, 5)):
+            assert claim.holds
+            assert int(str(claim.found).partition(" ")[0].strip(",").replace(",", "")) < BATCH_BYTES / 3
+
+
+def test_every_draws_features_are_no_members():
+    """All of them would be kept at once, for the densities."""
+    model = Model(network=MLPSpec(hidden=(1024,)), likelihood="normal", feature_shape=(1,))
+    assert of_batch(model, 100_000, {}).holds
+    assert not of_members(model, 100_000).holds
+
+
+def test_an_older_calibration_is_prepared_before_the_first_request(tmp_path, bounded):
+    """200,000 rows of schema 1, each ranked among the others: served in seconds, with nothing left for the first request."""
+    folder = tmp_path / "store" / "wave" / "1"
+    shutil.copytree(PROJECT / "tests" / "data" / "golden" / "1", folder)
+    rows = 200_000
+    scores = {name: np.random.default_rng(0).exponential(size=rows).astype(np.float32) for name in ("std", "total_std")}
+    put_arrays(folder / "calibration", {"scores": scores, "nonconformity": scores["std"]})
+    decision = {"scores": ["std", "total_std"], "rule": "min", "weights": []}
+    sign(
+        folder,
+        name="wave",
+        version=1,
+        calibration__rows=rows,
+        calibration__decision="combined",
+        calibration__combination=decision,
+    )
+    serving = Serving(tmp_path / "store")
+    serving.load_all((8,))
+    live = serving.find("wave")
+    calibration = live.bundle.calibration
+    assert {"ascending", "ascending_nonconformity", "evidence_maps"} <= vars(calibration).keys()
+    assert judge(calibration, live.predictor(np.array([[0.0], [3.0]]))).decision == "combined"
 
 
 # ---- the store -------------------------------------------------------------------------------------------------------

@@ -836,3 +836,14 @@ def test_drafts_of_labels_are_swept_but_never_a_living_writers(tmp_path):
         sweep()
         assert not list((tmp_path / "toy").glob(".labels-*"))
     assert "stable" not in read_labels(tmp_path, "toy").labels
+
+
+def test_what_could_not_be_served_is_refused_before_the_fit(tmp_path):
+    """A small network fits into any memory, but a batch of its answers does not: no load would take the bundle."""
+    asked = read_config(config(tmp_path), (*VI, "hidden=[1]", "draws=2000000"))
+    with within(SECONDS), pytest.raises(ConfigError) as error:
+        fit(asked, None, tmp_path / "store", silent)
+    assert str(error.value).startswith(
+        "config of small: draws: expected a batch that takes at most 4,294,967,296 bytes"
+    )
+    assert not (tmp_path / "store").exists()

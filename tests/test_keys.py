@@ -79,7 +79,7 @@ def test_keys_differ_and_names_are_unique(run, path):
         (
             ("new", "a", "--scope", "everything"),
             2,
-            "expected predict, read, metrics, feedback, admin, found everything",
+            "expected one of predict, read, metrics, feedback, admin, found 'everything'",
         ),
         (("new", "a"), 2, "--scope"),
         (("new", "a b", "--scope", "read"), 1, "name: expected 1 to 64 letters, digits"),

@@ -188,7 +188,7 @@ def test_a_request_keeps_its_digits_for_the_host():
         {"network": {"kind": "mlp"}, "likelihood": "categorical", "feature_shape": (1,), "class_names": ("a", "b")}
     )
     wide = model.model_copy(update={"preprocessing": Preprocessing(origin=(1.7e9,), unit=(23.0,))})
-    request = parse_predict(b'{"inputs": [[1700000024.5]]}')
+    request = parse_predict(b'{"inputs": [[1700000024.5]]}', 10)
     assert check_rows(request, wide, 10).tolist() == [[1700000024.5]]
     assert check_rows(request, model, 10).dtype == np.float32
 

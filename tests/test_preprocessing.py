@@ -62,6 +62,18 @@ def test_categories_become_sklearns_one_hot_blocks():
     np.testing.assert_allclose(transformed(TABLE, rows), np.hstack([numbers, blocks]), atol=1e-6)
 
 
+def test_many_columns_are_no_larger_a_program():
+    """A thousand columns of categories are compared at once: each on its own would take half a minute to compile."""
+    columns = tuple(Column(name=f"c{place}", categories=COLOURS, missing=1.0) for place in range(1000))
+    preprocessing = Preprocessing(columns=columns)
+    row = jax.ShapeDtypeStruct((1000,), jnp.float32)
+    program = jax.make_jaxpr(partial(transform, preprocessing))(row).jaxpr
+    assert len(program.eqns) < 50
+    codes = np.random.default_rng(0).integers(0, 3, (2, 1000))
+    expected = np.eye(3, dtype=np.float32)[codes].reshape(2, 3000)
+    np.testing.assert_array_equal(transformed(preprocessing, codes), expected)
+
+
 def test_a_gap_is_filled_with_its_columns_stand_in():
     """NaN is answered as if `missing` had been sent, in numbers and in categories."""
     gaps = np.array([[np.nan, 0, 1.5], [45, np.nan, 2.0], [30, 1, np.nan]])

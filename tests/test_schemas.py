@@ -3,8 +3,11 @@
 import json
 import math
 import time
+import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from abstain.models.errors import AbstainError, InputError
 from abstain.models.networks import MLPSpec
 from abstain.models.posterior import Model
 from abstain.models.preprocessing import Column, Preprocessing
+from abstain.service.objects import parse_object
 from abstain.service.schemas import KEYS, PredictRequest, check_finite, check_rows, parse_predict
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -36,7 +40,7 @@ TABLE = Model(
 
 def rows_of(body: str | bytes, model: Model = PAIRS) -> np.ndarray:
     """The rows in a body, by the whole way in."""
-    return check_rows(parse_predict(body if isinstance(body, bytes) else body.encode()), model, LIMIT)
+    return check_rows(parse_predict(body if isinstance(body, bytes) else body.encode(), LIMIT), model, LIMIT)
 
 
 def refusal(body: str | bytes, model: Model = PAIRS) -> str:
@@ -54,12 +58,12 @@ def is_number(cell: object) -> bool:
 def test_a_whole_request_is_read():
     """Every key arrives with its value, numbers as floats."""
     body = b'{"inputs":[[1,2]],"model":"m@stable","percentile":95,"coverage":0.5,"fields":["label","std"]}'
-    assert parse_predict(body) == PredictRequest([[1, 2]], True, "m@stable", 95.0, 0.5, ("label", "std"))
+    assert parse_predict(body, LIMIT) == PredictRequest([[1, 2]], True, "m@stable", 95.0, 0.5, ("label", "std"))
 
 
 def test_all_but_the_inputs_may_be_left_out():
     """What is left out is None, and the model's own values stand in later."""
-    assert parse_predict(b'{"inputs":[[1]]}') == PredictRequest([[1]], True, None, None, None, None)
+    assert parse_predict(b'{"inputs":[[1]]}', LIMIT) == PredictRequest([[1]], True, None, None, None, None)
 
 
 def test_the_keys_are_those_of_the_contract():
@@ -283,7 +287,7 @@ def test_duplicate_keys_are_refused(body, key):
 def test_quotes_within_a_text_do_not_make_a_duplicate():
     """A model's name may hold what looks like keys, words and quotes; it is but a name that nobody has."""
     name = 'true "inputs": null, "inputs": \\ false'
-    request = parse_predict(json.dumps({"inputs": [[1, 2]], "model": name}).encode())
+    request = parse_predict(json.dumps({"inputs": [[1, 2]], "model": name}).encode(), LIMIT)
     assert request.model == name
     np.testing.assert_array_equal(check_rows(request, PAIRS, LIMIT), np.float32([[1, 2]]))
 
@@ -294,6 +298,55 @@ def test_deep_nesting_is_a_mistake_of_the_sender(depth, opening, closing):
     """However deep a body is nested, it is refused as an input; no parser's limit shows."""
     assert refusal(f'{{"inputs":[[1,2],{opening * depth}1{closing * depth}]}}')
     assert refusal(f'{{"inputs":[[1,2]],"model":{opening * depth}1{closing * depth}}}')
+
+
+def peak_of(act: Callable[[], object]) -> int:
+    """Bytes that Python takes at most while something is done."""
+    tracemalloc.start()
+    try:
+        assert act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_body_of_objects_is_refused_before_it_is_parsed():
+    """They would take a hundred times their bytes."""
+    body = b'{"inputs":[' + b",".join([b'{"a":{}}'] * 200_000) + b"]}"
+    assert refusal(body) == "body: expected at most 1,000 JSON objects, found 400,001 opening braces"
+    assert peak_of(lambda: refusal(body)) < len(body)
+
+
+MANY_LISTS = b",".join([b"[[]]"] * 200_000)
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b'{"inputs":[null,%s]}' % MANY_LISTS, f"inputs: expected at most {LIMIT} rows, found 200001"),
+        (b'{"inputs":[[null,%s]]}' % MANY_LISTS, "inputs[0]: expected 2 numbers, found 200001"),
+    ],
+    ids=["too many rows", "one row"],
+)
+def test_a_body_is_in_memory_once(body, found):
+    """A body that Python's parser must see, for it may hold a key twice: not where orjson has found too many rows in it, and
+    never while what orjson has made of it is there as well.
+    """
+    assert refusal(body).startswith(found)
+    assert peak_of(lambda: refusal(body)) < 1.2 * peak_of(lambda: orjson.loads(body))
+
+
+def test_a_body_of_the_open_inference_protocol_is_in_memory_once():
+    """So it is behind the other door; and as few objects are taken there."""
+    body = b'{"inputs":[{"name":"inputs","data":[null,%s]}]}' % MANY_LISTS
+    content, plain = parse_object(body, ("inputs",))
+    assert not plain
+    assert len(content["inputs"][0]["data"]) == 200_001
+    del content
+    assert peak_of(lambda: parse_object(body, ("inputs",))) < 1.2 * peak_of(lambda: orjson.loads(body))
+    objects = b'{"inputs":[%s]}' % b",".join([b"{}"] * 1001)
+    with pytest.raises(InputError, match=r"^body: expected at most 1,000 JSON objects, found 1,002 opening braces$"):
+        parse_object(objects, ("inputs",))
 
 
 def test_many_keys_take_time_in_proportion_to_their_number():
@@ -344,7 +397,7 @@ def test_a_cell_is_taken_if_and_only_if_it_is_a_number(rows, place, cell):
 @given(rows=st.lists(PAIR, min_size=1, max_size=6))
 def test_the_slow_way_in_finds_the_same_rows(rows):
     """The walk in Python, which only strange bodies take, agrees with numpy to the last bit."""
-    request = parse_predict(json.dumps({"inputs": rows}).encode())
+    request = parse_predict(json.dumps({"inputs": rows}).encode(), LIMIT)
     assert request.plain
     slow = check_rows(request._replace(plain=False), PAIRS, LIMIT)
     np.testing.assert_array_equal(check_rows(request, PAIRS, LIMIT), slow)
@@ -376,7 +429,7 @@ def test_no_json_gets_past_the_abstain_errors(content):
 def test_no_bytes_get_past_the_abstain_errors(body):
     """Nor does anything that is no JSON at all."""
     with pytest.raises(AbstainError, match=r"^body: "):
-        parse_predict(body)
+        parse_predict(body, LIMIT)
 
 
 @settings(deadline=None)

@@ -32,7 +32,7 @@ from abstain.training.journal import RESUME, Journal, Progress
 from abstain.training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
 from abstain.training.methods import map as mode
 from abstain.training.methods.form import Fitted, Method, Problem
-from abstain.training.needs import check_needs, count_parameters, least_parameters
+from abstain.training.needs import check_needs, check_servable, count_parameters, least_parameters
 from abstain.training.probe import try_far_rows
 from abstain.training.progress import stage
 from abstain.training.publish import git_commit, installed_packages, now, publish_version
@@ -96,6 +96,7 @@ def fit(
     dataset = load_dataset(config, where)
     model = build_model(config, dataset)
     check_needs(config, count_parameters(model), len(dataset.train))
+    check_servable(config, model)
     check_terms(config.calibration, model, dataset.calibration.y)
     check_writable(store, config.name)
     strange = strange_sets(config.evaluation.ood, dataset.test.x, model)

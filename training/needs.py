@@ -17,6 +17,7 @@ import jax
 from abstain.models.errors import ConfigError
 from abstain.models.module import ModuleSpec
 from abstain.models.networks import LeNetSpec, MLPSpec, NetworkSpec
+from abstain.models.plausible import of_batch
 from abstain.models.posterior import Model
 from abstain.training.config import ChainSettings, Config, EnsembleConfig, LaplaceConfig, Optimisation, VIConfig
 
@@ -71,6 +72,23 @@ def check_needs(config: Config, parameters: int, rows: int) -> None:
                 found=f"{str(need.value)[:200]}, which needs {need.bytes:,} bytes or more",
                 fix="lower it",
             )
+
+
+def check_servable(config: Config, model: Model) -> None:
+    """Refuses what could be fitted, but would be refused when it is loaded: a batch of its answers takes too much memory.
+
+    Raises:
+        ConfigError: naming what it would take.
+    """
+    claim = of_batch(model, config.draws, {})
+    if not claim.holds:
+        raise ConfigError(
+            "draws",
+            where=f"config of {config.name}",
+            expected=f"a batch that takes {claim.expected} when it is served",
+            found=str(claim.found),
+            fix="take fewer draws, or a smaller network",
+        )
 
 
 def needs(config: Config, parameters: int, rows: int) -> Iterator[Need]:
