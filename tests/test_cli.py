@@ -161,7 +161,7 @@ def test_models_as_a_table_and_of_an_empty_store(run, store, tmp_path):
     ]
     code, out, err = run("models", "--store", tmp_path / "none")
     assert (code, out) == (0, "")
-    assert err.endswith("publish a model with abstain fit, or name another folder with --store")
+    assert err.endswith("publish one with abstain fit")
     code, out, _ = run("models", "--store", tmp_path / "none", "--json")
     assert (code, json.loads(out)) == (0, {"models": []})
 
