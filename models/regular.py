@@ -12,7 +12,7 @@ from collections.abc import Collection
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
-from abstain.models.errors import AbstainError, BundleError
+from abstain.models.errors import AbstainError, BundleError, ConfigError
 
 RESTORE = "fit the model again, or restore the bundle from a copy"
 _KINDS = {
@@ -71,6 +71,31 @@ def read_bounded(path: Path, most: int, refusal: type[AbstainError]) -> bytes:
         if size > most:
             raise refusal("is too large", where=str(path), expected=f"at most {most:,} bytes", found=f"{size:,}")
         return file.read(most)
+
+
+def others_may_write(mode: int) -> bool:
+    """Whether the `st_mode` of a file or folder lets its group, or everyone, write to it."""
+    return bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def refuse_other_writers(path: Path, mode: int, what: str) -> None:
+    """Refuses a file or folder that others could put keys of their own into.
+
+    Args:
+        mode: its `st_mode`. The owner is not compared: in a container it is often a user of the host.
+        what: the setting that names it.
+
+    Raises:
+        ConfigError: its group, or everyone, may write to it.
+    """
+    if others_may_write(mode):
+        raise ConfigError(
+            what,
+            where=str(path),
+            expected="a file or folder that only its owner may write to",
+            found=f"mode {stat.filemode(mode)}",
+            fix=f"chmod go-w {path}",
+        )
 
 
 def check_contents(folder: Path, listed: Collection[str]) -> dict[str, int]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
@@ -25,7 +24,7 @@ from typing import Any, cast
 from pydantic import BaseModel, Field, ValidationError
 
 from abstain.models.errors import ConfigError, SignatureError, clip_repr
-from abstain.models.regular import read_bounded
+from abstain.models.regular import read_bounded, refuse_other_writers
 
 SIGNATURE = "model.sig"
 SIGNATURE_BYTES = 4 * 2**20
@@ -204,7 +203,7 @@ def check_library(where: str) -> None:
 def _key_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    _check_owner(path, path.stat().st_mode)
+    refuse_other_writers(path, path.stat().st_mode, "trusted keys")
     found = sorted(path.glob("*.pem"))
     if not found:
         raise ConfigError("no keys", where=str(path), expected="public keys in files named *.pem", found="none")
@@ -254,7 +253,7 @@ def _load(path: Path, load: Callable[[bytes], Any], kind: str, other: str) -> An
 def _read_key(path: Path, kind: str) -> bytes:
     content = _read_named(path, KEY_BYTES, f"a {kind} key as PEM")
     if kind == "public":
-        _check_owner(path, path.stat().st_mode)
+        refuse_other_writers(path, path.stat().st_mode, "trusted keys")
     return content
 
 
@@ -264,18 +263,6 @@ def _read_named(path: Path, most: int, expected: str) -> bytes:
         return read_bounded(Path(os.path.realpath(path)), most, ConfigError)
     except OSError as error:
         raise ConfigError("cannot be read", where=str(path), expected=expected, found=error.strerror) from error
-
-
-def _check_owner(path: Path, mode: int) -> None:
-    """Whoever may write there may have any version believed."""
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            "trusted keys",
-            where=str(path),
-            expected="a file or folder that only its owner may write to",
-            found=f"mode {stat.filemode(mode)}",
-            fix=f"chmod go-w {path}",
-        )
 
 
 def _read_signature(path: Path, trusted: TrustedKeys) -> bytes:

@@ -102,7 +102,7 @@ def check_process_manager(folder: Path) -> None:
 
 
 def set_up_uvicorn(files: PemFiles | None) -> list[Encrypted]:
-    """Has the server of this process bound the heads of requests, and encrypt, whoever starts it and whatever it is told.
+    """Makes the server of this process bound the heads of requests, and encrypt, whatever command has started it.
 
     The class of uvicorn's configuration is changed: BentoML makes the configuration, after it has imported the service.
 

@@ -22,7 +22,7 @@ import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from abstain.models.errors import AbstainError, ConfigError
-from abstain.models.regular import open_regular
+from abstain.models.regular import open_regular, others_may_write
 
 log = logging.getLogger("abstain.compilation")
 
@@ -90,7 +90,7 @@ def read_program(path: Path, key: str) -> bytes:
     """
     with open_regular(path, ConfigError) as file:
         facts = os.fstat(file.fileno())
-        if others_may_write(facts):
+        if is_not_ours_alone(facts):
             raise ConfigError(
                 "others may have written it",
                 where=str(path),
@@ -137,9 +137,9 @@ def write_program(path: Path, key: str, program: bytes) -> None:
             raise
 
 
-def others_may_write(facts: os.stat_result) -> bool:
+def is_not_ours_alone(facts: os.stat_result) -> bool:
     """Whether a file or a folder is another user's, or its mode lets others write to it."""
-    return facts.st_uid != os.getuid() or bool(facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    return facts.st_uid != os.getuid() or others_may_write(facts.st_mode)
 
 
 def _digest(key: str, program: bytes) -> bytes:
@@ -227,7 +227,7 @@ def _check(folder: Path) -> None:
             expected="a folder to keep compiled programs in",
             found=error.strerror or str(error),
         ) from error
-    if others_may_write(facts):
+    if is_not_ours_alone(facts):
         raise ConfigError(
             "ABSTAIN_COMPILED",
             where=str(folder),

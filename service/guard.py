@@ -66,12 +66,12 @@ class Guard:
         """Refuses a request that may not be asked.
 
         Raises:
-            HTTPError: 400 for a path that is not printable, 421 for a host that is not this server's, 403 for a foreign page or a key without the scope, 401 where
-                there is no key or an unknown one, 429 beyond the key's rate.
+            HTTPError: 400 for a path that is not printable, 421 for a host that is not this server's, 403 for a foreign page or a
+                key without the scope, 401 without a key or with an unknown one, 429 beyond the key's rate.
         """
         path: str = scope["path"]
         if not path.isprintable():
-            # A router may take "/predict\n" for "/predict", of which the scope would then not be asked for.
+            # A router may take "/predict\n" for "/predict", but `scope_of` does not: a key for reading could then predict.
             raise HTTPError(400, "path", expected="printable characters", found=clip_repr(path))
         if path in HEALTH:
             return

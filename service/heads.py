@@ -1,6 +1,6 @@
 """Bounds on what stands before and after a request's body: the line with its URL, headers, trailers.
 
-uvicorn keeps all of it in memory, as long as it comes: a megabyte of short headers takes 22, before any key is asked for.
+uvicorn keeps all of it in memory, however much comes, and before any key is checked. Short headers take many times their bytes.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from abstain.models.errors import ConfigError, clip_repr
 from abstain.models.files import disk_errors, hold
+from abstain.models.regular import refuse_other_writers
 
 log = logging.getLogger("abstain.keys")
 
@@ -230,15 +231,7 @@ def _check_file(path: Path, facts: os.stat_result) -> None:
             expected=f"a file of at most {LARGEST_FILE} bytes",
             found=stat.filemode(facts.st_mode),
         )
-    # Whoever owns it is not asked: in a container it is often a user of the host.
-    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            "keys",
-            where=str(path),
-            expected="a file that only its owner may write to",
-            found=f"mode {stat.filemode(facts.st_mode)}",
-            fix=f"chmod go-w {path}",
-        )
+    refuse_other_writers(path, facts.st_mode, "keys")
 
 
 @contextmanager

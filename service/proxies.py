@@ -1,4 +1,4 @@
-"""Proxies: whose word is taken for which client asks, by which name and over what.
+"""Trusted proxies: the client, the host and the scheme that they name replace those of the connection.
 
 Anybody can send X-Forwarded headers. They are believed if the request comes from one of the addresses in `ABSTAIN_PROXIES`, and
 mean nothing otherwise.
@@ -16,7 +16,7 @@ _FORWARDED_HOST = b"x-forwarded-host"
 
 
 def behind_proxies(app: ASGIApp, proxies: tuple[str, ...]) -> ASGIApp:
-    """The application, told of the client rather than of the proxy that the request comes through.
+    """Wraps an application so that it sees the client, and not the proxy that the request came through.
 
     Args:
         proxies: addresses and networks; with none the application is returned as it is.

@@ -10,14 +10,13 @@ import asyncio
 import logging
 import os
 import ssl
-import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from abstain.models.errors import ConfigError
-from abstain.models.regular import read_bounded
+from abstain.models.regular import read_bounded, refuse_other_writers
 
 log = logging.getLogger("abstain.tls")
 
@@ -91,25 +90,12 @@ def _read(files: PemFiles) -> tuple[bytes, bytes]:
         try:
             # Those who renew certificates let links point to the newest.
             content.append(read_bounded(Path(os.path.realpath(path)), PEM_BYTES, ConfigError))
-            _check_writers(path)
+            refuse_other_writers(path, path.stat().st_mode, "TLS")
         except OSError as error:
             raise ConfigError(
                 "cannot be read", where=str(path), expected="a file in PEM", found=error.strerror, fix="check the path"
             ) from error
     return content[0], content[1]
-
-
-def _check_writers(path: Path) -> None:
-    """Refuses a file that others could put a certificate or a key of their own into."""
-    mode = path.stat().st_mode
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            "TLS",
-            where=str(path),
-            expected="a file that only its owner may write to",
-            found=f"mode {stat.filemode(mode)}",
-            fix=f"chmod go-w {path}",
-        )
 
 
 def _load(context: ssl.SSLContext, content: tuple[bytes, bytes], files: PemFiles) -> None:
