@@ -121,7 +121,10 @@ SPOILED = {
     "absent": (lambda path: path.unlink(), "keys cannot be read: found No such file"),
     "a folder": (folder, "expected a file of at most"),
     "a pipe": (pipe, "expected a file of at most"),
-    "for others to write": (lambda path: path.chmod(0o666), "expected a file or folder that only its owner may write to"),
+    "for others to write": (
+        lambda path: path.chmod(0o666),
+        "expected a file or folder that only its owner may write to",
+    ),
     "no JSON": (lambda path: path.write_text("{"), "Invalid JSON"),
     "huge": (lambda path: path.write_bytes(b" " * (keys_module.LARGEST_FILE + 1)), "expected a file of at most"),
     "a list": (lambda path: path.write_text("[]"), "expected Input should be"),
