@@ -55,7 +55,7 @@ def main() -> int:
 
 def measure_cost(rounds: int, seconds: float) -> dict[str, Any]:
     """Requests a second of each server, round by round."""
-    from abstain.service.keys import add_key  # noqa: PLC0415 - cores first
+    from abstain.service.access.api_keys import add_key  # noqa: PLC0415 - cores first
 
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
@@ -110,7 +110,7 @@ def compare_times(calls: int) -> dict[str, Any]:
     """Times the search for keys of each kind."""
     import numpy as np  # noqa: PLC0415 - cores first
 
-    from abstain.service.keys import add_key, read_keys  # noqa: PLC0415
+    from abstain.service.access.api_keys import add_key, read_keys  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "keys.json"

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from abstain.training.config import ChEESConfig, HMCConfig, NUTSConfig
-from abstain.training.methods import chees, hmc, nuts
-from abstain.training.target import Target
+from abstain.training.config.config import ChEESConfig, HMCConfig, NUTSConfig
+from abstain.training.inference.methods import chees, hmc, nuts
+from abstain.training.inference.target import Target
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "hmc": (hmc.kernel, HMCConfig),

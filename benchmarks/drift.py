@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 from servers import save, say
 
-from abstain.models import drift
-from abstain.models import store as stores
-from abstain.models.bundle import load
-from abstain.models.calibration import judge
+from abstain.models.bundles import store as stores
+from abstain.models.bundles.bundle import load
+from abstain.models.decisions import drift
+from abstain.models.decisions.calibration import judge
 
 ROWS, CALIBRATION, LEVEL = 10_000, 1_000, math.log(100)
 LIKE = 4_000

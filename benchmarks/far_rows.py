@@ -23,16 +23,16 @@ from jaxtyping import Float
 from scipy.spatial import cKDTree
 from servers import save, say
 
-from abstain.models.bundle import load
-from abstain.models.calibration import Calibration, judge
-from abstain.models.decision import Decision
-from abstain.models.predictive import Prediction
-from abstain.models.summaries import ClassificationSummary
-from abstain.training.config import Config
+from abstain.models.bundles.bundle import load
+from abstain.models.decisions.calibration import Calibration, judge
+from abstain.models.decisions.decision import Decision
+from abstain.models.prediction.predictive import Prediction
+from abstain.models.prediction.summaries import ClassificationSummary
+from abstain.training.calibration.far_rows import ACCEPTS_FAR_ROWS
+from abstain.training.calibration.reference import set_aside
+from abstain.training.config.config import Config
+from abstain.training.data.rows import Rows
 from abstain.training.fit import fit
-from abstain.training.probe import ACCEPTS_FAR_ROWS
-from abstain.training.reference import set_aside
-from abstain.training.rows import Rows
 
 COLUMNS = (1, 2, 4, 8, 16)
 CALIBRATION_ROWS = (99, 150, 198, 500, 2_000)

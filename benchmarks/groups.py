@@ -21,15 +21,15 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from abstain.models.calibration import judge
-from abstain.models.preprocessing import encode_table
-from abstain.models.rowfiles import read_table
-from abstain.training.calibrate import calibrate_posterior
-from abstain.training.config import Config, DataConfig, MAPConfig
-from abstain.training.densities import fit_densities
+from abstain.models.decisions.calibration import judge
+from abstain.models.files.row_files import read_table
+from abstain.models.prediction.preprocessing import encode_table
+from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.pipeline import calibrate_posterior
+from abstain.training.calibration.reference import set_aside
+from abstain.training.config.config import Config, DataConfig, MAPConfig
 from abstain.training.fit import build_model, infer, load_dataset, pose
-from abstain.training.reference import set_aside
-from abstain.training.resume import open_journal
+from abstain.training.runs.resume import open_journal
 
 PERCENTILES = (90.0, 95.0, 99.0)
 WIDTH = 6

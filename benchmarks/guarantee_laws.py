@@ -14,13 +14,13 @@ from laws import TRAIN_ROWS, Law, config_of, fit_law, predictor_of, write_table
 from scipy import stats
 from servers import free_port, running, serve_ours
 
-from abstain.models.bundle import load
-from abstain.models.calibration import Judgement, calibrate, judge
-from abstain.models.predictive import BUCKETS, Prediction
-from abstain.models.ranks import percentile_rank
-from abstain.training.calibrate import DEFAULT
+from abstain.models.bundles.bundle import load
+from abstain.models.decisions.calibration import Judgement, calibrate, judge
+from abstain.models.decisions.ranks import percentile_rank
+from abstain.models.prediction.predictive import BUCKETS, Prediction
+from abstain.training.calibration.pipeline import DEFAULT
+from abstain.training.data.sources import read_source
 from abstain.training.fit import fit
-from abstain.training.sources import read_source
 
 PERCENTILES = (90.0, 95.0, 99.0)
 CALIBRATION_ROWS = 400

@@ -34,16 +34,16 @@ from guarantee_laws import measure_law, measure_served, print_laws
 from laws import LAWS
 from scipy import stats
 
-from abstain.models.bundle import Bundle, load
-from abstain.models.calibration import calibrate, judge
-from abstain.models.conformal import IntervalKind, SetKind
-from abstain.models.predictive import Prediction
-from abstain.models.ranks import coverage_rank, percentile_rank
-from abstain.models.store import resolve
-from abstain.training.config import DataConfig
-from abstain.training.data import split
-from abstain.training.rows import Rows
-from abstain.training.sources import read_source
+from abstain.models.bundles.bundle import Bundle, load
+from abstain.models.bundles.store import resolve
+from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.conformal import IntervalKind, SetKind
+from abstain.models.decisions.ranks import coverage_rank, percentile_rank
+from abstain.models.prediction.predictive import Prediction
+from abstain.training.config.config import DataConfig
+from abstain.training.data.dataset import split
+from abstain.training.data.rows import Rows
+from abstain.training.data.sources import read_source
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PERCENTILES = (90.0, 95.0, 99.0, 99.9)

@@ -33,11 +33,9 @@ from numpyro.contrib.module import random_flax_module
 from numpyro.infer import MCMC, NUTS, SVI, TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoNormal
 
-from abstain.models.networks import MLP, MLPSpec
-from abstain.models.posterior import Model
-from abstain.training.bnn import BNN, Observations
-from abstain.training.chains import Chains, Kernel, sample_chains
-from abstain.training.config import (
+from abstain.models.networks.architectures import MLP, MLPSpec
+from abstain.models.prediction.posterior import Model
+from abstain.training.config.config import (
     ChainSettings,
     ChEESConfig,
     HMCConfig,
@@ -46,11 +44,13 @@ from abstain.training.config import (
     PriorConfig,
     VIConfig,
 )
-from abstain.training.embedded import EMBEDDED
-from abstain.training.guides import fit_guides
-from abstain.training.journal import Journal
-from abstain.training.methods import chees, hmc, mile, nuts
-from abstain.training.methods.form import Problem
+from abstain.training.data.embedded import EMBEDDED
+from abstain.training.inference.bnn import BNN, Observations
+from abstain.training.inference.chains import Chains, Kernel, sample_chains
+from abstain.training.inference.guides import fit_guides
+from abstain.training.inference.methods import chees, hmc, mile, nuts
+from abstain.training.inference.problem import Problem
+from abstain.training.runs.journal import Journal
 
 RESULTS = Path(__file__).parent / "results"
 GRID = np.linspace(-1.5, 1.5, 50, dtype=np.float32)[:, None]
@@ -219,7 +219,7 @@ def bench_samplers(rounds: int) -> dict[str, Any]:
 
 def warm_starts(problem: Problem, settings: ChainSettings, seed: int) -> jax.Array:
     """Modes for MILE to start from; found outside of what is timed, as compilation is."""
-    from abstain.training.starts import starts  # noqa: PLC0415
+    from abstain.training.inference.starts import starts  # noqa: PLC0415
 
     return starts(jax.random.key(seed), problem, settings, settings.chains, Journal())
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from abstain.training.bootstrap import Interval, auroc_interval, limits, resampled, share_interval
+from abstain.training.evaluation.bootstrap import Interval, auroc_interval, limits, resampled, share_interval
 
 SIMULATIONS = 2_000
 BOOTSTRAPS = 500

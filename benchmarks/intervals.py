@@ -27,18 +27,18 @@ import numpy as np
 import orjson
 from jaxtyping import Float
 
-from abstain.models.calibration import calibrate, judge
-from abstain.models.predictive import Predictor
-from abstain.models.summaries import RegressionSummary
-from abstain.training.bnn import BNN, observe
-from abstain.training.calibrate import fit_recalibration
-from abstain.training.config import Config
-from abstain.training.data import Dataset, split
+from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.prediction.predictive import Predictor
+from abstain.models.prediction.summaries import RegressionSummary
+from abstain.training.calibration.pipeline import fit_recalibration
+from abstain.training.config.config import Config
+from abstain.training.data.dataset import Dataset, split
+from abstain.training.data.rows import Rows
+from abstain.training.data.sources import read_source
 from abstain.training.fit import METHODS, build_model
-from abstain.training.journal import Journal
-from abstain.training.methods.form import Problem
-from abstain.training.rows import Rows
-from abstain.training.sources import read_source
+from abstain.training.inference.bnn import BNN, observe
+from abstain.training.inference.problem import Problem
+from abstain.training.runs.journal import Journal
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

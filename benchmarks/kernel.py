@@ -34,11 +34,11 @@ import jax.numpy as jnp
 import numpy as np
 from servers import save, say, stay_on
 
-from abstain.models.networks import LeNetSpec, MLPSpec, NetworkSpec
-from abstain.models.posterior import Model, Posterior
-from abstain.models.predictive import Predictor, predict_draw
-from abstain.models.preprocessing import Preprocessing
-from abstain.models.summaries import summarise_classification
+from abstain.models.networks.architectures import LeNetSpec, MLPSpec, NetworkSpec
+from abstain.models.prediction.posterior import Model, Posterior
+from abstain.models.prediction.predictive import Predictor, predict_draw
+from abstain.models.prediction.preprocessing import Preprocessing
+from abstain.models.prediction.summaries import summarise_classification
 
 NETWORKS: dict[str, tuple[NetworkSpec, tuple[int, ...], int]] = {
     "784-64-64-10": (MLPSpec(hidden=(64, 64)), (784,), 10),

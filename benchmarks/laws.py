@@ -20,16 +20,16 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from abstain.models.densities import Densities
-from abstain.models.posterior import Posterior
-from abstain.models.predictive import Predictor
-from abstain.training.config import Config
-from abstain.training.densities import fit_densities
+from abstain.models.prediction.feature_scores import Densities
+from abstain.models.prediction.posterior import Posterior
+from abstain.models.prediction.predictive import Predictor
+from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.reference import set_aside
+from abstain.training.config.config import Config
+from abstain.training.data.rows import Rows
+from abstain.training.data.sources import read_source
 from abstain.training.fit import build_model, infer, load_dataset, pose
-from abstain.training.journal import Journal
-from abstain.training.reference import set_aside
-from abstain.training.rows import Rows
-from abstain.training.sources import read_source
+from abstain.training.runs.journal import Journal
 
 TRAIN_ROWS = 500
 

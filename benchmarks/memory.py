@@ -76,7 +76,7 @@ def child(name: str, folder: Path) -> int:
     import jax.numpy as jnp  # noqa: PLC0415
 
     import abstain.training.fit as story  # noqa: PLC0415 - its imports are the baseline
-    from abstain.training.config import Config  # noqa: PLC0415
+    from abstain.training.config.config import Config  # noqa: PLC0415
 
     jnp.zeros(1).block_until_ready()
     baseline = peak()

@@ -19,15 +19,15 @@ import jax
 import numpy as np
 import orjson
 
-from abstain.models.predictive import Predictor
-from abstain.training.bnn import BNN, observe
-from abstain.training.config import Config
-from abstain.training.data import Dataset
+from abstain.models.prediction.predictive import Predictor
+from abstain.training.config.config import Config
+from abstain.training.data.dataset import Dataset
+from abstain.training.data.sources import read_source
 from abstain.training.evaluate import quality
 from abstain.training.fit import METHODS, build_model
-from abstain.training.journal import Journal
-from abstain.training.methods.form import Problem
-from abstain.training.sources import read_source
+from abstain.training.inference.bnn import BNN, observe
+from abstain.training.inference.problem import Problem
+from abstain.training.runs.journal import Journal
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from abstain.models.bundle import load
-from abstain.models.calibration import judge
-from abstain.models.store import versions
+from abstain.models.bundles.bundle import load
+from abstain.models.bundles.store import versions
+from abstain.models.decisions.calibration import judge
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -23,15 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 import orjson
 
-from abstain.models.calibration import calibrate, judge
-from abstain.models.networks import MLPSpec
-from abstain.models.packing import pack
-from abstain.models.posterior import Model, Posterior
-from abstain.models.predictive import Predictor, predict_packed
-from abstain.models.preprocessing import Preprocessing
-from abstain.training.calibrate import DEFAULT
-from abstain.training.densities import fit_densities
-from abstain.training.rows import Rows
+from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.networks.architectures import MLPSpec
+from abstain.models.prediction.packing import pack
+from abstain.models.prediction.posterior import Model, Posterior
+from abstain.models.prediction.predictive import Predictor, predict_packed
+from abstain.models.prediction.preprocessing import Preprocessing
+from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.pipeline import DEFAULT
+from abstain.training.data.rows import Rows
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPES: dict[str, dict[str, Any]] = {

@@ -48,19 +48,19 @@ import numpy as np
 import orjson
 from sklearn.datasets import load_sample_images
 
-from abstain.models.bundle import Bundle, load
-from abstain.models.calibration import Calibration, Judgement, judge
-from abstain.models.decision import Decision, Rule
-from abstain.models.predictive import Prediction
-from abstain.models.store import versions
-from abstain.training.calibrate import calibrate_posterior
-from abstain.training.config import CalibrationConfig, DataConfig
-from abstain.training.data import Dataset, split
-from abstain.training.densities import fit_densities
-from abstain.training.metrics import separation
-from abstain.training.reference import set_aside
-from abstain.training.sources import read_source
-from abstain.training.strange import match_intensity
+from abstain.models.bundles.bundle import Bundle, load
+from abstain.models.bundles.store import versions
+from abstain.models.decisions.calibration import Calibration, Judgement, judge
+from abstain.models.decisions.decision import Decision, Rule
+from abstain.models.prediction.predictive import Prediction
+from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.pipeline import calibrate_posterior
+from abstain.training.calibration.reference import set_aside
+from abstain.training.config.config import CalibrationConfig, DataConfig
+from abstain.training.data.dataset import Dataset, split
+from abstain.training.data.ood_sets import match_intensity
+from abstain.training.data.sources import read_source
+from abstain.training.evaluation.metrics import separation
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

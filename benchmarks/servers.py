@@ -139,17 +139,17 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from abstain.models.bundle import DataRecord, Manifest, MethodRecord  # noqa: PLC0415
-    from abstain.models.densities import shapes_of  # noqa: PLC0415
-    from abstain.models.networks import MLPSpec  # noqa: PLC0415
-    from abstain.models.posterior import Model, Posterior  # noqa: PLC0415
-    from abstain.models.preprocessing import Preprocessing  # noqa: PLC0415
-    from abstain.training.calibrate import calibrate_posterior, record_of  # noqa: PLC0415
-    from abstain.training.config import CalibrationConfig  # noqa: PLC0415
-    from abstain.training.densities import fit_densities  # noqa: PLC0415
+    from abstain.models.bundles.bundle import DataRecord, Manifest, MethodRecord  # noqa: PLC0415
+    from abstain.models.networks.architectures import MLPSpec  # noqa: PLC0415
+    from abstain.models.prediction.feature_scores import shapes_of  # noqa: PLC0415
+    from abstain.models.prediction.posterior import Model, Posterior  # noqa: PLC0415
+    from abstain.models.prediction.preprocessing import Preprocessing  # noqa: PLC0415
+    from abstain.training.calibration.feature_scores import fit_densities  # noqa: PLC0415
+    from abstain.training.calibration.pipeline import calibrate_posterior, record_of  # noqa: PLC0415
+    from abstain.training.calibration.reference import set_aside  # noqa: PLC0415
+    from abstain.training.config.config import CalibrationConfig  # noqa: PLC0415
+    from abstain.training.data.rows import Rows  # noqa: PLC0415
     from abstain.training.publish import installed_packages, now, publish_version  # noqa: PLC0415
-    from abstain.training.reference import set_aside  # noqa: PLC0415
-    from abstain.training.rows import Rows  # noqa: PLC0415
 
     model = Model(
         network=MLPSpec(hidden=hidden),

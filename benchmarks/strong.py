@@ -39,11 +39,11 @@ import orjson
 from scipy import ndimage
 from scipy.stats import betabinom
 
-from abstain.models.bundle import load
-from abstain.models.calibration import judge
-from abstain.models.ranks import percentile_rank
-from abstain.models.store import versions
-from abstain.training.strange import SAME_INTENSITY
+from abstain.models.bundles.bundle import load
+from abstain.models.bundles.store import versions
+from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.ranks import percentile_rank
+from abstain.training.data.ood_sets import SAME_INTENSITY
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -152,7 +152,7 @@ def band(bundle: Path, rows: int) -> list[float]:
 
 
 def changed(x: Images) -> dict[str, Images]:
-    """Test digits as other writers and scanners would have left them; made by scipy, not by `training/augment.py`."""
+    """Test digits as other writers and scanners would have left them; made by scipy, not by `training/data/augmentation.py`."""
     rng = np.random.default_rng(0)
     offsets = rng.integers(-2, 3, (len(x), 2))
     corners = rng.choice([-2, 2], (len(x), 2))

@@ -33,19 +33,19 @@ import orjson
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
-from abstain.models.calibration import calibrate, judge
-from abstain.models.decision import Decision, Rule
-from abstain.models.posterior import Posterior
-from abstain.models.predictive import Prediction, Predictor
-from abstain.training.bnn import BNN, observe
-from abstain.training.config import Config, read_config
-from abstain.training.data import Dataset
-from abstain.training.densities import fit_densities
+from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.decision import Decision, Rule
+from abstain.models.prediction.posterior import Posterior
+from abstain.models.prediction.predictive import Prediction, Predictor
+from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.reference import set_aside
+from abstain.training.config.config import Config, read_config
+from abstain.training.data.dataset import Dataset
+from abstain.training.evaluation.metrics import separation
 from abstain.training.fit import METHODS, build_model, load_dataset
-from abstain.training.journal import Journal
-from abstain.training.methods.form import Problem
-from abstain.training.metrics import separation
-from abstain.training.reference import set_aside
+from abstain.training.inference.bnn import BNN, observe
+from abstain.training.inference.problem import Problem
+from abstain.training.runs.journal import Journal
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

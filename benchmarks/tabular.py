@@ -29,9 +29,9 @@ import numpy as np
 import orjson
 from scipy.stats import betabinom
 
-from abstain.models.bundle import load
-from abstain.models.calibration import judge
-from abstain.models.ranks import percentile_rank
+from abstain.models.bundles.bundle import load
+from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.ranks import percentile_rank
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -11,7 +11,7 @@
     ├── DataError            a data source is wrong                     (raised by training and by offline scoring)
     └── FitError             inference did not come to a posterior      (raised by training)
 
-HTTP codes are given to these in `service/errors.py`, exit codes in `service/cli.py`, and nowhere else.
+HTTP codes are given to these in `service/errors.py`, exit codes in `service/commands/cli.py`, and nowhere else.
 """
 
 from __future__ import annotations

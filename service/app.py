@@ -22,18 +22,18 @@ import orjson
 from _bentoml_sdk.service.factory import Service
 from bentoml._internal.context import server_context
 
-from abstain.models.signatures import read_trusted
-from abstain.service.access import check_access, pem_files
+from abstain.models.bundles.signatures import read_trusted
+from abstain.service.access.startup_checks import check_access, pem_files
+from abstain.service.access.tls import follow_changes
 from abstain.service.compat import check_process_manager, close_process_manager, set_up_uvicorn, stop_usage_reports
 from abstain.service.process import Traffic, arrange, drain_on_stop, end_with_main
 from abstain.service.settings import check_address, read_settings
-from abstain.service.tls import follow_changes
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from abstain.service.drift import DriftWatch
-    from abstain.service.serving import Serving
+    from abstain.service.live_versions import Serving
+    from abstain.service.monitoring.drift import DriftWatch
 
 SETTINGS = read_settings(os.environ)
 PROCESS = arrange(SETTINGS.workers, server_context.worker_index)
@@ -58,8 +58,8 @@ class FrontedService(Service[T_co]):
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Our application, and BentoML's for its life cycle and its description of the API."""
         from abstain.service.compilation import keep_compiled  # noqa: PLC0415 - jax must see the environment `arrange` has made
-        from abstain.service.drift import DriftWatch  # noqa: PLC0415
         from abstain.service.http import build_app  # noqa: PLC0415
+        from abstain.service.monitoring.drift import DriftWatch  # noqa: PLC0415
 
         described = super().to_asgi(is_main=is_main)
         keep_compiled(SETTINGS.compiled)
@@ -72,7 +72,7 @@ class FrontedService(Service[T_co]):
 
 
 def _new_serving() -> Serving:
-    from abstain.service.serving import Serving  # noqa: PLC0415 - as above
+    from abstain.service.live_versions import Serving  # noqa: PLC0415 - as above
 
     trusted = read_trusted(SETTINGS.trusted_keys)
     return Serving(SETTINGS.store, SETTINGS.devices, require_sound=SETTINGS.require_sound, trusted=trusted)
@@ -87,7 +87,7 @@ def _with_life_cycle(
     def start() -> None:
         # Between the loop and the threads that compute, who holds the interpreter must not hold it for long.
         sys.setswitchinterval(SWITCH_SECONDS)
-        from abstain.service.metrics import count_compiles  # noqa: PLC0415
+        from abstain.service.monitoring.metrics import count_compiles  # noqa: PLC0415
 
         if CERTIFICATE and not ENCRYPTED:
             sys.exit(

@@ -28,15 +28,16 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from abstain.models.calibration import Judgement, judge
+from abstain.models.decisions.calibration import Judgement, judge
 from abstain.models.errors import AbstainError
-from abstain.models.posterior import Model
-from abstain.models.predictive import Prediction
-from abstain.service import answers, metrics
+from abstain.models.prediction.posterior import Model
+from abstain.models.prediction.predictive import Prediction
 from abstain.service.errors import HTTPError
-from abstain.service.outputs import Column, Output, Records, column, on_the_wire, records
-from abstain.service.schemas import check_finite, finite_rows, overflow
-from abstain.service.serving import Live
+from abstain.service.live_versions import Live
+from abstain.service.monitoring import metrics
+from abstain.service.open_inference.outputs import Column, Output, Records, column, on_the_wire, records
+from abstain.service.predict import response
+from abstain.service.predict.request import check_finite, finite_rows, overflow
 
 T = TypeVar("T")
 THREADS = 2
@@ -60,7 +61,7 @@ class Answer:
     @cached_property
     def columns(self) -> dict[str, list[Any]]:
         """Every field of a JSON answer, one entry a row; made once for all requests that share the batch."""
-        return answers.columns(self.model, self.prediction, self.judgement)
+        return response.columns(self.model, self.prediction, self.judgement)
 
     def output(self, name: str, output: Output) -> Column:
         """An output of the Open Inference Protocol for every row; each made once, too."""

@@ -25,8 +25,8 @@ from bentoml._internal.utils.analytics import usage_stats
 from circus.arbiter import Arbiter
 
 from abstain.models.errors import ConfigError
-from abstain.service.heads import BoundedHeads
-from abstain.service.tls import Encrypted, PemFiles
+from abstain.service.access.request_heads import BoundedHeads
+from abstain.service.access.tls import Encrypted, PemFiles
 
 COMMANDS = "commands"
 EVENTS = "events"

@@ -22,7 +22,7 @@ import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from abstain.models.errors import AbstainError, ConfigError
-from abstain.models.regular import open_regular, others_may_write
+from abstain.models.files.regular import open_regular, others_may_write
 
 log = logging.getLogger("abstain.compilation")
 

@@ -25,15 +25,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from abstain.models.errors import AbstainError
-from abstain.service import answers, console, metrics, open_inference
+from abstain.service import console
+from abstain.service.access.guard import SAFE_HEADERS, Guard
+from abstain.service.access.proxies import behind_proxies
 from abstain.service.batcher import Batcher, Judged, Share
 from abstain.service.errors import HTTPError, status_of
-from abstain.service.guard import SAFE_HEADERS, Guard
-from abstain.service.objects import HEADER_LENGTH
+from abstain.service.live_versions import Live, Serving
+from abstain.service.monitoring import metrics
+from abstain.service.open_inference import routes as open_inference
+from abstain.service.open_inference.json_objects import HEADER_LENGTH
+from abstain.service.predict import response
+from abstain.service.predict.request import PredictRequest, check_rows, parse_predict
 from abstain.service.process import Process, Traffic
-from abstain.service.proxies import behind_proxies
-from abstain.service.schemas import PredictRequest, check_rows, parse_predict
-from abstain.service.serving import Live, Serving
 from abstain.service.settings import Settings
 
 log = logging.getLogger("abstain.http")
@@ -60,7 +63,7 @@ def read_predict(serving: Serving, max_rows: int, body: bytes) -> Asked:
     request = parse_predict(body, max_rows)
     live = serving.find(request.model)
     model = live.bundle.manifest.model
-    fields = answers.check_fields(model, request.fields)
+    fields = response.check_fields(model, request.fields)
     return Asked(live, check_rows(request, model, max_rows), request, fields)
 
 
@@ -70,7 +73,7 @@ def encode_predict(asked: Asked, request_id: str, shares: list[Share]) -> bytes:
     rows = [
         row
         for share in shares
-        for row in answers.rows(
+        for row in response.rows(
             {field: share.answer.columns[field][share.rows] for field in asked.fields}, asked.fields
         )
     ]

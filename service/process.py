@@ -66,7 +66,7 @@ def arrange(workers: int, index: int | None) -> Process:
     metrics = folder / "metrics"
     metrics.mkdir(exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-    # uvicorn believes what comes from loopback, where everybody on this machine is: service/proxies.py decides.
+    # uvicorn believes what comes from loopback, where everybody on this machine is: service/access/proxies.py decides.
     os.environ["FORWARDED_ALLOW_IPS"] = ""
     # XLA sizes its thread pool by NPROC; without it every worker would take every core.
     os.environ.setdefault("NPROC", str(max(1, len(os.sched_getaffinity(0)) // workers)))

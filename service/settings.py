@@ -20,8 +20,8 @@ from pydantic import (
     ValidationError,
 )
 
-from abstain.models.allowed import read_modules
 from abstain.models.errors import ConfigError, clip_repr
+from abstain.models.networks.allowed import read_modules
 
 
 def _own_cache() -> Path:
@@ -80,7 +80,7 @@ class Settings(BaseModel):
     state: Path | None = None
     """A folder of this server alone, that keeps the watch for drift from one start to the next."""
     keys: Path | None = None
-    """A file of keys (`service/keys.py`), which requests then need."""
+    """A file of keys (`service/access/api_keys.py`), which requests then need."""
     trusted_keys: Paths = ()
     """Public keys, or folders of them: where there are any, only versions that one of them has signed are served."""
     hosts: Names = LOOPBACK

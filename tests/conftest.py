@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+import tests.helpers.typecheck  # noqa: F401 - the hook looks for it
 
 # What servers compile is kept for the tests' other servers, and apart from what this user's own have compiled.
 os.environ["ABSTAIN_COMPILED"] = f"{tempfile.gettempdir()}/abstain-tests-compiled-{os.getuid()}"
@@ -55,69 +50,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Shapes in annotations are checked wherever the tests go; before anything of ours is imported.
-install_import_hook(
-    [
-        "abstain.models",
-        "abstain.training.adaptation",
-        "abstain.training.augment",
-        "abstain.training.bnn",
-        "abstain.training.bootstrap",
-        "abstain.training.chains",
-        "abstain.training.calibrate",
-        "abstain.training.coverage",
-        "abstain.training.confidence_plots",
-        "abstain.training.data",
-        "abstain.training.densities",
-        "abstain.training.diagnostics",
-        "abstain.training.evaluate",
-        "abstain.training.export",
-        "abstain.training.failures",
-        "abstain.training.fit",
-        "abstain.training.fit_plots",
-        "abstain.training.galleries",
-        "abstain.training.gate",
-        "abstain.training.grouping",
-        "abstain.training.guides",
-        "abstain.training.hints",
-        "abstain.training.journal",
-        "abstain.training.keys",
-        "abstain.training.methods",
-        "abstain.training.metrics",
-        "abstain.training.mixtures",
-        "abstain.training.monitor",
-        "abstain.training.optimise",
-        "abstain.training.pictures",
-        "abstain.training.plots",
-        "abstain.training.precision",
-        "abstain.training.priors",
-        "abstain.training.quality",
-        "abstain.training.regression_plots",
-        "abstain.training.report",
-        "abstain.training.resume",
-        "abstain.training.rows",
-        "abstain.training.sampling",
-        "abstain.training.separation_plots",
-        "abstain.training.showing",
-        "abstain.training.sources",
-        "abstain.training.splitting",
-        "abstain.training.starts",
-        "abstain.training.strange",
-        "abstain.training.tables",
-        "abstain.training.target",
-    ],
-    "beartype.beartype",
-)
+install_import_hook(["abstain.models", "abstain.training", "abstain.service"], "tests.helpers.typecheck.check")
 
-from abstain.models.bundle import Bundle, load  # noqa: E402
-from abstain.models.posterior import Draws  # noqa: E402
-from abstain.training.config import Config, read_config  # noqa: E402
-from abstain.training.fit import build_model, fit, infer, load_dataset, pose  # noqa: E402
-from abstain.training.journal import Journal  # noqa: E402
-
-PROJECT = Path(__file__).resolve().parents[1]
-CONFIGS = PROJECT / "training" / "configs"
-SHARED = PROJECT.parent / "shared" / "data"
-
+from abstain.models.bundles.bundle import Bundle, load  # noqa: E402
+from abstain.training.config.config import read_config  # noqa: E402
+from abstain.training.fit import fit  # noqa: E402
+from tests.helpers.fits import made_once, silent  # noqa: E402
+from tests.helpers.paths import CONFIGS  # noqa: E402
+from tests.helpers.servers import Server, start_server, stop_server  # noqa: E402
 
 SLOWEST = (
     "densities",
@@ -162,34 +102,10 @@ def key(request: pytest.FixtureRequest) -> int:
     return request.param
 
 
-def silent(done: int, total: int, passage: str = "", **facts: float) -> None:
-    """No progress shown."""
-
-
-def draws_of_config(config: Config) -> Draws:
-    """The draws that a fit of the config publishes, without the stages that follow inference."""
-    dataset = load_dataset(config, None)
-    problem = pose(config, build_model(config, dataset), dataset, Path("no store"))
-    return infer(config, problem, Journal()).posterior.draws
-
-
-def abstain(*arguments: str | Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the console command as a user would."""
-    return subprocess.run(
-        [Path(sys.executable).with_name("abstain"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        cwd=PROJECT,
-        env={**os.environ, **environment},
-    )
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs what the console command runs, in this process: exit code, stdout, stderr in one line."""
-    from abstain.service.cli import main
+    from abstain.service.commands.cli import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["abstain", *map(str, arguments)])
@@ -203,27 +119,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A copy of a folder that `make` fills: by the first of the run's processes that needs it, the others wait."""
-    own = tmp_path_factory.getbasetemp()
-    # Each process of pytest-xdist has its folder in the run's.
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    made = shared / f"{name}-made-once"
-    with (shared / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.exists():
-            draft = shared / f"{name}-{os.getpid()}"
-            make(draft)
-            draft.rename(made)
-    return Path(shutil.copytree(made, tmp_path_factory.mktemp(name) / name))
-
-
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with `digits` (VI, quickly fitted, two versions, the first `stable`) and `wave` (NUTS regression)."""
 
     def make(root: Path) -> None:
-        from abstain.models.store import set_label
+        from abstain.models.bundles.store import set_label
 
         digits = read_config(CONFIGS / "digits-vi.toml", ("steps=400", "draws=20", "reports=2"))
         wave = read_config(
@@ -246,68 +147,6 @@ def digits(store: Path) -> Bundle:
 def wave(store: Path) -> Bundle:
     """A regression of one feature."""
     return load(store / "wave" / "1")
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running server."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port, for raw sockets."""
-        host, port = self.url.removeprefix("http://").split(":")
-        return host, int(port)
-
-
-def start_server(store: Path, folder: Path, *, workers: int = 1, wait: bool = True, **environment: str) -> Server:
-    """`abstain serve` on a free port of loopback; returns when it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = folder / f"server-{port}.log"
-    # What anyone could leave in a folder that is shared: no server may run it for it is started there.
-    (folder / "grp.py").write_text("raise SystemExit('a file of the working folder was imported')\n")
-    command = [Path(sys.executable).with_name("abstain"), "serve", "--port", str(port), "--workers", str(workers)]
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*command, "--store", str(store)],
-            stdout=file,
-            stderr=file,
-            cwd=folder,
-            env={**os.environ, "BENTOML_HOME": str(folder / "bentoml"), **environment},
-        )
-    server = Server(f"http://127.0.0.1:{port}", process, log)
-    if wait:
-        wait_until_ready(server)
-    return server
-
-
-def wait_until_ready(server: Server, seconds: float = 120) -> None:
-    """Returns once `/readyz` is 200; fails with the server's log if that takes too long."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and server.process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{server.url}/readyz", timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.1)
-    stop_server(server)
-    pytest.fail(f"the server did not become ready:\n{server.log.read_text()}")
-
-
-def stop_server(server: Server) -> None:
-    """Ends the server and waits for it."""
-    if server.process.poll() is None:
-        server.process.terminate()
-    try:
-        server.process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        server.process.kill()
-        server.process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -1,228 +1,322 @@
-"""From a posterior to what decides: densities, recalibration, thresholds. `abstain fit` ends in it, `abstain calibrate` repeats it.
+"""The story of `abstain calibrate`: a version's draws, a new calibration, a new version beside the old one.
 
-The order matters. Densities are fitted to training rows; then, on the calibration rows alone, first the recalibration,
-which changes what is predicted, and with it the scores, and last the thresholds.
+Draws stay as they are, bit for bit, and so do densities and reference rows, unless the version has none or the terms ask
+for ones of rows changed in another way.
+The rows must be ones that the model has not learned from: the calibration part of the very data it was fitted with,
+known by its fingerprint, or labelled rows that are new.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+import copy
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Num
+from pydantic import ValidationError
 
-from abstain.models.bundle import CalibrationRecord, calibration_record
-from abstain.models.calibration import Calibration, calibrate, judge
-from abstain.models.decision import Decision, Rule
-from abstain.models.densities import OF_TASK, Densities
-from abstain.models.errors import CalibrationError, ConfigError
-from abstain.models.posterior import Model, Posterior
-from abstain.models.predictive import NONE, Prediction, Predictor, predict_draw
-from abstain.models.preprocessing import on_host
-from abstain.models.ranks import coverage_rank, exact, percentile_rank, rows_needed
-from abstain.models.recalibration import Recalibration, choose, fit_variance
-from abstain.models.scores import SCORES
-from abstain.models.summaries import RegressionSummary
-from abstain.training.augment import check_images, transform_rows
-from abstain.training.config import CalibrationConfig
-from abstain.training.densities import is_pixel_like
-from abstain.training.rows import Rows
+from abstain.models.bundles.bundle import SCHEMA_VERSION, Bundle, Manifest, load_published
+from abstain.models.bundles.store import check_writable, resolve
+from abstain.models.bundles.trained_rows import TrainedRows, most_by_chance, read_trained, trained_on
+from abstain.models.errors import ConfigError, DataError, clip_repr
+from abstain.models.prediction.feature_scores import Densities, shapes_of
+from abstain.training.calibration.far_rows import ACCEPTS_FAR_ROWS, try_far_rows
+from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.pipeline import Calibrated, ScoreValues, calibrate_posterior, check_terms, record_of
+from abstain.training.calibration.reference import set_aside
+from abstain.training.config.config import CalibrationConfig, DataConfig, apply_override
+from abstain.training.data.dataset import split_again
+from abstain.training.data.ood_sets import strange_sets
+from abstain.training.data.rows import Rows, Source
+from abstain.training.data.sources import read_source
+from abstain.training.data.splitting import SPLIT_BY, part_notes
+from abstain.training.evaluate import quality, reject_rates
+from abstain.training.evaluation.checks import CONSTANT_DECISION, NOT_FINITE, decision_shortfalls, metric_shortfalls
+from abstain.training.evaluation.records import Shown, View
+from abstain.training.evaluation.report_data import look, look_along, metrics_of
+from abstain.training.publish import git_commit, installed_packages, now, publish_version
 
-BUCKETS = (256,)
-"""One bucket serves calibration and evaluation: their rows come by the thousand."""
-DEFAULT: dict[Literal["images", "tables", "regression"], Decision] = {
-    "images": Decision(scores=("vim", "local_subspace", "feature_subspace", "subspace", "range"), rule="weighted"),
-    "tables": Decision(
-        scores=("relative_mahalanobis", "knn", "local_subspace", "feature_subspace", "range"), rule="harmonic"
-    ),
-    "regression": Decision(scores=("std", "mahalanobis", "feature_subspace", "range"), rule="weighted"),
-}
-"""What decides where a config does not say: scores that find different strangeness.
+NEW = (
+    "the rows are taken to be new, for this version keeps no hashes of its training rows to tell: on rows that it was "
+    "trained on it would learn to reject more than is asked for",
+)
 
-`docs/scores.md` says on what data they were chosen: that of images by `benchmarks/selection.py`, that of tables by
-`benchmarks/table_selection.py`. `range` is silent about pictures, and tells arrays on another scale than the pixels'.
-"""
-
-ScoreValues = dict[str, Float[np.ndarray, " rows"]]
-"""Each score's values, by its name."""
-
-
-class RejectRates(NamedTuple):
-    """Shares of the calibration rows that the decision rejects, of 1: as augmented, and as they came."""
-
-    augmented: float
-    plain: float
+MOVED = {"reject_rate", "ood", "ood_rows"}
+"""The metrics that every new calibration changes, or that it may know other sets of."""
+MENDED = (CONSTANT_DECISION, ACCEPTS_FAR_ROWS, NOT_FINITE)
+"""How the shortfalls begin that are judged anew."""
+UNMOVED = {"accuracy", "rmse"}
+"""The metrics that no recalibration changes."""
 
 
-class Calibrated(NamedTuple):
-    """What thresholds were found for, and with what; both reject rates where the calibration rows were augmented."""
+DRAWS_OF = "draws of "
+"""How the note begins that says what a calibration anew was made of."""
 
-    predictor: Predictor
-    calibration: Calibration
+
+class Recalibrated(NamedTuple):
+    """The model's name, the new version's number, its shortfalls, notes on the rows, and which rows were used."""
+
+    name: str
+    version: int
+    shortfalls: tuple[str, ...]
+    notes: tuple[str, ...]
+    basis: str
+
+
+class Material(NamedTuple):
+    """The rows to calibrate on; those to report on and to fit missing densities to, if the source has them."""
+
+    calibration: Rows
+    test: Rows | None
+    train: Rows | None
+    note: str
+    beware: tuple[str, ...] = ()
+
+
+class Basis(NamedTuple):
+    """What a new calibration is made with: densities, reference rows or their scores, and the rows to rank among."""
+
     densities: Densities
-    recalibration: Recalibration
-    reject_rates: RejectRates | None = None
+    reference: Rows | ScoreValues
+    calibration: Rows
 
 
-def decision_of(terms: CalibrationConfig, model: Model) -> Decision:
-    """The decision that a config means.
-
-    Raises:
-        ConfigError: it names no score of the likelihood's task, one twice, or a weight for none of its scores.
-    """
-    task = model.law.task
-    known = (*SCORES[task], *OF_TASK[task])
-    if terms.decision is None:
-        classes = "images" if is_pixel_like(model) else "tables"
-        decision = DEFAULT[classes if task == "classification" else "regression"]
-        return Decision(scores=decision.scores, **_combination(terms, decision.scores, decision.rule))
-    names = (terms.decision,) if isinstance(terms.decision, str) else terms.decision
-    for name in names:
-        if name not in known:
-            raise ConfigError("calibration.decision", expected=f"some of {', '.join(known)}", found=name)
-    if not names or len(set(names)) < len(names):
-        raise ConfigError("calibration.decision", expected="at least one score, each once", found=list(names))
-    return Decision(scores=names, **_combination(terms, names, "min"))
-
-
-def _combination(terms: CalibrationConfig, names: tuple[str, ...], default: Rule) -> dict[str, Any]:
-    for name in terms.weights:
-        if name not in names:
-            raise ConfigError("calibration.weights", expected=f"weights of {', '.join(names)}", found=name)
-    weights = tuple(terms.weights.get(name, 1.0) for name in names) if terms.weights else ()
-    return {"rule": terms.combine or default, "weights": weights}
-
-
-def check_terms(terms: CalibrationConfig, model: Model, targets: Num[np.ndarray, " rows"]) -> None:
-    """Refuses what calibration could not give, before hours are spent on a fit.
-
-    Per class, thresholds will be of the rows predicted to be of each class, which nobody knows yet: what is counted here
-    is how many are of it.
+def calibrate_version(
+    store: Path, model: str, where: str, overrides: tuple[str, ...] = (), ood: dict[str, str] | None = None
+) -> Recalibrated:
+    """Publishes a new version of a model, with its draws and a new calibration.
 
     Args:
-        targets: the calibration rows': class indices, or numbers.
+        where: a path or the name of an embedded set.
+        overrides: `KEY=VALUE`, keys of the config's `[calibration]`; the rest stays as the version has it.
+        ood: sets of strange inputs to report on: paths, or embedded sets, by name.
 
     Raises:
-        ConfigError, CalibrationError: an unknown score; rows to be changed that are no images; a split too small for
-            the percentile or the coverage.
+        ConfigError, DataError, CalibrationError: the terms, the rows, or their number do not do.
     """
-    decision_of(terms, model)
-    for key, settings in (("augment", terms.augment), ("densities", terms.densities)):
-        if settings.asked:
-            check_images(f"calibration.{key}", settings, model.feature_shape)
-    for key, rank_at, level in (
-        ("percentile", percentile_rank, terms.percentile),
-        ("coverage", coverage_rank, terms.coverage),
-    ):
-        try:
-            rank_at(level, len(targets))
-        except CalibrationError as error:
-            raise CalibrationError(
-                str(error),
-                where=f"calibration.{key}",
-                fix="data.calibration_size sets how many rows a fit calibrates on",
-            ) from error
-    if not terms.per_class:
-        return
-    classes = len(model.class_names)
-    if not classes:
-        raise ConfigError("calibration.per_class", expected="a likelihood of classes", found=model.likelihood)
-    needed = rows_needed(exact(terms.percentile) / 100)
-    counts = np.bincount(targets.astype(int), minlength=classes)
-    if counts.min() < needed:
-        raise ConfigError(
-            "calibration.per_class",
-            expected=f"at least {needed} calibration rows of each class at percentile {terms.percentile:g}",
-            found=f"{counts.min()} of class {model.class_names[int(counts.argmin())]}",
-            fix="raise data.calibration_size, or lower the percentile",
+    name, version = resolve(store, model)
+    check_writable(store, name)
+    bundle = load_published(store, name, version)
+    manifest = bundle.manifest
+    terms = new_terms(manifest, overrides)
+    trained = read_trained(store / name / str(version), manifest.files)
+    material = read_material(manifest, where, trained)
+    basis = basis_of(bundle, terms, material, where)
+    check_terms(terms, manifest.model, basis.calibration.y)
+    strange = strange_sets(ood or {}, (material.test or material.calibration).x, manifest.model)
+    calibrated = calibrate_posterior(
+        terms, bundle.posterior, basis.densities, basis.calibration, basis.reference, manifest.seed
+    )
+    shown = show(bundle, calibrated, material, strange, f"{name}:{version}")
+    made = described(bundle, calibrated, terms, material, f"{name}:{version}", shown.view)
+    version = publish_version(store, made, bundle.posterior, calibrated, shown, trained).number
+    return Recalibrated(name, version, made.shortfalls, material.beware, material.note)
+
+
+def new_terms(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationConfig:
+    """The version's own terms, with `KEY=VALUE` written over them.
+
+    Raises:
+        ConfigError: an unknown key, or a value that it cannot take.
+    """
+    record = manifest.calibration
+    old: dict[str, Any] = dict(record.settings) or {
+        "decision": record.decision,
+        "percentile": record.percentile,
+        "coverage": record.coverage,
+    }
+    content = copy.deepcopy(old)
+    for override in overrides:
+        apply_override(override.removeprefix("calibration."), content, CalibrationConfig())
+    try:
+        return CalibrationConfig.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "calibration"
+        raise ConfigError(key, where="--set", expected=first["msg"], found=clip_repr(first["input"])) from error
+
+
+def read_material(manifest: Manifest, where: str, trained: TrainedRows | None = None) -> Material:
+    """The rows that a source gives to calibrate on.
+
+    Args:
+        trained: hashes of the rows that the model was trained on; None if its bundle has none.
+
+    Raises:
+        DataError: the source is not the data that the model was fitted with, and does not say which rows are new; or
+            its rows are not the model's; or the model was trained on them.
+    """
+    config = DataConfig.model_validate(manifest.data.settings)
+    model = manifest.model
+    source = read_source(where, config, model, classify=model.law.task == "classification")
+    material = _material(source, manifest, config, where)
+    shape = material.calibration.x.shape[1:]
+    if shape != model.feature_shape:
+        raise DataError("feature shape", where=where, expected=model.feature_shape, found=shape)
+    if material.beware != NEW:
+        return material
+    overlap = NEW if trained is None else check_new(trained, manifest, material.calibration, where)
+    return material._replace(beware=(*overlap, *split_notes(source, config, material.calibration)))
+
+
+def split_notes(source: Source, config: DataConfig, rows: Rows) -> tuple[str, ...]:
+    """Notes on new rows where the fit split by groups or by time: how many groups they are of, if they say so."""
+    if config.split_by is None:
+        return ()
+    if config.group is not None and source.key is not None and rows is source.train:
+        return part_notes(source, config, np.arange(len(rows)))
+    return (
+        f"{SPLIT_BY}data.{config.split_kind} = {config.split_by!r} in the fit, which the rows given do not name: the stated "
+        f"reject rate is that of rows like these, and may be exceeded on a new {config.split_kind}",
+    )
+
+
+def check_new(trained: TrainedRows, manifest: Manifest, rows: Rows, where: str) -> tuple[str, ...]:
+    """Notes about rows said to be new: how many equal a training row, if no more than chance explains.
+
+    Raises:
+        DataError: more than that do.
+    """
+    known = trained_on(trained, manifest.model.preprocessing, rows.x)
+    count, expected = int(known.sum()), trained.repeats
+    if not count:
+        return ()
+    said = f"{count:,} of {len(rows):,} rows equal rows that the model was trained on"
+    if count > most_by_chance(trained, len(rows)):
+        raise DataError(
+            "rows to calibrate on",
+            where=where,
+            expected=f"rows that the model was not trained on, or about {expected:.1%} that equal such rows by chance",
+            found=f"{said}, the first of them row {int(np.argmax(known))}",
+            fix="leave them out: the thresholds learned from them would reject far more than is asked for; or give the "
+            "file that the model was fitted with, unchanged",
         )
+    return (f"{said}; about {expected * len(rows):,.0f} were to be expected",)
 
 
-def calibrate_posterior(
-    terms: CalibrationConfig,
-    posterior: Posterior,
-    densities: Densities,
-    rows: Rows,
-    reference: Rows | ScoreValues,
-    seed: int,
-) -> Calibrated:
-    """Recalibration and thresholds, from the calibration part alone, by the code that serves.
+def _material(source: Source, manifest: Manifest, config: DataConfig, where: str) -> Material:
+    said = f"calibrated anew on {{rows:,}} rows of {Path(where).name}"
+    dataset = split_again(source, config, manifest.seed, manifest.data.fingerprint)
+    if dataset is not None:
+        note = said.format(rows=len(dataset.calibration))
+        return Material(dataset.calibration, dataset.test, dataset.train, f"{note}, the part kept for it by the fit")
+    if source.calibration is not None:
+        return Material(source.calibration, source.test, None, said.format(rows=len(source.calibration)), NEW)
+    if source.train is not None and source.test is None:
+        return Material(source.train, None, None, f"{said.format(rows=len(source.train))}, all taken to be new", NEW)
+    raise DataError(
+        "rows to calibrate on",
+        where=where,
+        expected="the data that the model was fitted with, or new rows as x and y, or as x_calibration and y_calibration",
+        found="other training rows" if source.train is not None else "no training rows",
+    )
 
-    Args:
-        reference: the reference rows (`training/reference.py`), or their scores from an earlier calibration.
+
+def basis_of(bundle: Bundle, terms: CalibrationConfig, material: Material, where: str) -> Basis:
+    """The version's own densities and reference rows, or new ones where it has none or the terms ask for others.
+
+    A version of schema 1 has no reference rows. They are set aside from the training rows if the source has these, and
+    then the densities are fitted anew on the rest; else from the rows to calibrate on.
+
+    Raises:
+        DataError: densities must be fitted anew, and the source has no training rows.
     """
-    natural = rows.x
-    if terms.augment.asked:
-        rows = Rows(transform_rows(seed, rows.x, terms.augment), rows.y)
-    recalibration = fit_recalibration(posterior, rows) if terms.recalibrate == "auto" else NONE
-    predictor = Predictor(posterior, BUCKETS, densities=densities, recalibration=recalibration)
-    prediction = predictor(rows.x)
-    calibration = calibrate(
-        prediction,
-        rows.y,
-        decision=decision_of(terms, posterior.model),
-        percentile=terms.percentile,
-        coverage=terms.coverage,
-        per_class=terms.per_class,
-        sets=terms.sets,
-        intervals=terms.intervals,
-        reference=reference_scores(predictor, reference, terms, seed) if isinstance(reference, Rows) else reference,
-        target_scale=posterior.model.preprocessing.target_scale,
+    manifest = bundle.manifest
+    earlier, densities = bundle.calibration.reference, bundle.densities
+    stale = terms.densities != new_terms(manifest, ()).densities
+    if material.train is not None and (stale or densities is None or earlier is None):
+        reference, rest = set_aside(material.train, manifest.seed)
+        fitted = fit_densities(bundle.posterior, rest, manifest.seed, terms.densities)
+        return Basis(fitted, reference, material.calibration)
+    if stale or densities is None:
+        raise DataError(
+            f"training rows for the densities of {manifest.name}:{manifest.version}",
+            where=where,
+            expected="the data that it was fitted with",
+            found="new rows",
+        )
+    if earlier is not None:
+        return Basis(densities, earlier, material.calibration)
+    reference, rest = set_aside(material.calibration, manifest.seed)
+    return Basis(densities, reference, rest)
+
+
+def show(
+    bundle: Bundle, calibrated: Calibrated, material: Material, strange: dict[str, Num[np.ndarray, "..."]], origin: str
+) -> Shown:
+    """What the report is drawn from: as much of a fit's as there are rows for; of the rest it says where it is."""
+    manifest = bundle.manifest
+    view, curve = None, None
+    absent = {} if strange else {"ood": "No set of strange inputs was given: abstain calibrate takes --ood NAME=PATH."}
+    if material.test is None:
+        absent["test"] = f"The rows given have no test part: figures and pictures of one are in the report of {origin}."
+        if strange:
+            absent["ood"] = "Strange inputs are held against a test part's, and the rows given have none."
+    else:
+        view, why = look(manifest.name, bundle.posterior, calibrated, material.test, strange)
+        absent |= why
+    if material.train is None:
+        absent["curve"] = f"Not drawn: the training rows were not given. The report of {origin} may have it."
+    else:
+        curve, why = look_along(manifest.model, calibrated, material.train)
+        absent |= why
+    if "trace" in manifest.diagnostics:
+        absent["chains"] = (
+            f"Ranks, and R-hat and ESS by prediction, are of all samples, of which a version keeps {manifest.draws} "
+            f"draws: they are in the report of {origin}, if that is a fit's."
+        )
+    return Shown(view, curve, None, absent)
+
+
+def described(
+    bundle: Bundle,
+    calibrated: Calibrated,
+    terms: CalibrationConfig,
+    material: Material,
+    origin: str,
+    view: View | None,
+) -> Manifest:
+    """The new version's manifest: the old one's, but for what the calibration changes.
+
+    Without test rows, metrics that another recalibration would have changed are left out.
+    """
+    old, test, far = bundle.manifest, material.test, try_far_rows(calibrated)
+    # What the fit said of its split does not hold for rows from elsewhere.
+    replaced = (ACCEPTS_FAR_ROWS, DRAWS_OF) if material.train is not None else (ACCEPTS_FAR_ROWS, DRAWS_OF, SPLIT_BY)
+    same = calibrated.recalibration == old.calibration.recalibration
+    kept = old.metrics.keys() - MOVED if same else UNMOVED
+    metrics: dict[str, Any] = {key: value for key, value in old.metrics.items() if key in kept}
+    if view is not None:
+        metrics = metrics_of(view)
+    elif test is not None:
+        prediction = calibrated.predictor(test.x)
+        metrics = quality(bundle.posterior, prediction, test)
+        metrics |= {"reject_rate": reject_rates(calibrated.calibration, prediction)}
+    return old.model_copy(
+        update={
+            "version": 0,
+            "schema_version": SCHEMA_VERSION,
+            "created": now(),
+            "calibration": record_of(calibrated, terms, old.model),
+            "densities": shapes_of(calibrated.densities),
+            "metrics": metrics,
+            "shortfalls": (
+                *(said for said in old.shortfalls if not said.startswith(MENDED)),
+                *metric_shortfalls(metrics),
+                *decision_shortfalls(calibrated.calibration),
+                *far.shortfalls,
+            ),
+            "notes": (
+                *(said for said in old.notes if not said.startswith(replaced)),
+                *far.notes,
+                f"{DRAWS_OF}{origin}, {material.note}",
+                *material.beware,
+            ),
+            "data": old.data.model_copy(update={"calibration_rows": calibrated.calibration.rows}),
+            "packages": installed_packages(),
+            "git_commit": git_commit(),
+            "files": {},
+            "digest": "",
+        }
     )
-    if not terms.augment.asked:
-        return Calibrated(predictor, calibration, densities, recalibration)
-    unchanged = predictor(natural)
-    rates = RejectRates(*(float(judge(calibration, found).reject.mean()) for found in (prediction, unchanged)))
-    return Calibrated(predictor, with_plain_scores(calibration, unchanged), densities, recalibration, rates)
-
-
-def with_plain_scores(calibration: Calibration, plain: Prediction) -> Calibration:
-    """The calibration, with its rows' scores before augmentation: what drift is watched against."""
-    return replace(calibration, plain_scores={name: np.asarray(plain.scores[name]) for name in calibration.scores})
-
-
-def reference_scores(predictor: Predictor, reference: Rows, terms: CalibrationConfig, seed: int) -> ScoreValues:
-    """Each score's values on the reference rows, changed as the calibration rows are."""
-    x = transform_rows(seed, reference.x, terms.augment) if terms.augment.asked else reference.x
-    return {name: np.asarray(values) for name, values in predictor(x).scores.items()}
-
-
-def fit_recalibration(posterior: Posterior, rows: Rows) -> Recalibration:
-    """The temperature, on the pooled probabilities or on each draw's, that these rows are likeliest under; or a factor."""
-    if posterior.model.law.task == "classification":
-        return choose(draw_log_probabilities(posterior, rows.x), rows.y.astype(int))
-    summary = cast("RegressionSummary", Predictor(posterior, BUCKETS)(rows.x).summary)
-    variance = np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance)
-    terms = posterior.model.preprocessing
-    unit = terms.target_scale if terms.float64_target else 1.0
-    return Recalibration(
-        kind="variance", factor=fit_variance(np.asarray(summary.mean) / unit, variance / unit**2, rows.y / unit)
-    )
-
-
-def draw_log_probabilities(
-    posterior: Posterior, x: Num[np.ndarray, "rows ..."]
-) -> Float[np.ndarray, "draws rows classes"]:
-    """What each draw predicts for each row, nats."""
-
-    @jax.jit
-    def of_draw(draw: Any, x: Array) -> Array:
-        return jax.lax.map(partial(predict_draw, posterior.model, draw), x, batch_size=512)
-
-    rows = jnp.asarray(on_host(posterior.model.preprocessing, x), jnp.float32)
-    draws = range(posterior.size)
-    return np.stack([of_draw(jax.tree.map(lambda leaf, s=s: leaf[s], posterior.draws), rows) for s in draws])
-
-
-def record_of(calibrated: Calibrated, terms: CalibrationConfig, model: Model) -> CalibrationRecord:
-    """What the manifest says of a calibration, the config's terms included, for `abstain calibrate` to start from."""
-    record = calibration_record(calibrated.calibration, calibrated.recalibration, model.class_names)
-    rates = calibrated.reject_rates
-    update: dict[str, Any] = {"settings": terms.model_dump(mode="json")}
-    if rates is not None:
-        update |= {"augmented_reject_rate": rates.augmented, "plain_reject_rate": rates.plain}
-    return record.model_copy(update=update)

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from abstain.models.allowed import MODULES
-from abstain.models.decision import COMBINED
+from abstain.models.decisions.decision import COMBINED
 from abstain.models.errors import ConfigError
+from abstain.models.networks.allowed import MODULES
 
 NEEDED = (
     "arviz_base",
@@ -57,10 +57,10 @@ def fit(
 ) -> None:
     """Fit a posterior, calibrate, evaluate, and publish a new version of the model that the config names."""
     check_extra()
-    from abstain.training.config import read_config  # noqa: PLC0415
-    from abstain.training.export import Exports  # noqa: PLC0415
+    from abstain.training.config.config import read_config  # noqa: PLC0415
     from abstain.training.fit import fit as fit_story  # noqa: PLC0415
-    from abstain.training.progress import progress_bar  # noqa: PLC0415
+    from abstain.training.report.export import Exports  # noqa: PLC0415
+    from abstain.training.runs.progress import progress_bar  # noqa: PLC0415
 
     settings = read_config(config, tuple(overrides or ()))
     if settings.network.kind == "module":
@@ -99,7 +99,7 @@ def calibrate(
 ) -> None:
     """Give existing draws a new calibration, published as a new version; the old one stays."""
     check_extra()
-    from abstain.training.recalibrate import calibrate_version  # noqa: PLC0415
+    from abstain.training.calibrate import calibrate_version  # noqa: PLC0415
 
     _check_percentile(percentile)
     given = {"percentile": percentile, "coverage": coverage}
@@ -134,8 +134,8 @@ def evaluate(
     """Report the quality of a version on the data's test part, and on OOD sets."""
     check_extra()
     from abstain.training.evaluate import evaluate_version  # noqa: PLC0415
-    from abstain.training.printout import printout  # noqa: PLC0415
-    from abstain.training.progress import progress_bar  # noqa: PLC0415
+    from abstain.training.report.printout import printout  # noqa: PLC0415
+    from abstain.training.runs.progress import progress_bar  # noqa: PLC0415
 
     _check_percentile(percentile)
     strange = named_paths(ood)

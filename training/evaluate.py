@@ -8,20 +8,22 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from abstain.models.bundle import Bundle, Manifest, load_published
-from abstain.models.calibration import judge
+from abstain.models.bundles.bundle import Bundle, Manifest, load_published
+from abstain.models.bundles.store import resolve
+from abstain.models.bundles.trained_rows import TrainedRows, most_by_chance, read_trained, trained_on
+from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.ranks import percentile_rank
 from abstain.models.errors import DataError
-from abstain.models.posterior import Model, Posterior
-from abstain.models.predictive import Prediction, Predictor
-from abstain.models.ranks import percentile_rank
-from abstain.models.store import resolve
-from abstain.models.trainedrows import TrainedRows, most_by_chance, read_trained, trained_on
-from abstain.training.bootstrap import share_interval
-from abstain.training.config import DataConfig
-from abstain.training.coverage import coverage_by_decision
-from abstain.training.data import split_again
-from abstain.training.journal import Progress
-from abstain.training.quality import (
+from abstain.models.prediction.posterior import Model, Posterior
+from abstain.models.prediction.predictive import Prediction, Predictor
+from abstain.training.config.config import DataConfig
+from abstain.training.data.dataset import split_again
+from abstain.training.data.ood_sets import strange_sets
+from abstain.training.data.rows import Rows
+from abstain.training.data.sources import read_source
+from abstain.training.evaluation.bootstrap import share_interval
+from abstain.training.evaluation.coverage import coverage_by_decision
+from abstain.training.evaluation.quality import (
     Figures,
     check_finite,
     class_quality,
@@ -36,10 +38,8 @@ from abstain.training.quality import (
     terms_of,
     twin_detection,
 )
-from abstain.training.rows import Rows
-from abstain.training.seen import Seen, Twin, View
-from abstain.training.sources import read_source
-from abstain.training.strange import strange_sets
+from abstain.training.evaluation.records import Seen, Twin, View
+from abstain.training.runs.journal import Progress
 
 __all__ = ["evaluate_version", "quality", "reject_rates"]
 BUCKETS = (256,)
@@ -116,7 +116,7 @@ def evaluate_version(
     if twin:
         result["twin"] = twin_figures(twin, rows)
     if plots:
-        from abstain.training.plots import write_plots  # noqa: PLC0415 - a second to import, and fit draws none of these
+        from abstain.training.report.plots import write_plots  # noqa: PLC0415 - a second to import, and fit draws none of these
 
         result["plots"] = write_plots(plots, View(name, bundle.posterior, rows, familiar, strange, twin))
     return result

@@ -10,39 +10,39 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from abstain.models.bundle import DataRecord, Manifest, MethodRecord, load_published, read_published
-from abstain.models.densities import shapes_of
+from abstain.models.bundles.bundle import DataRecord, Manifest, MethodRecord, load_published, read_published
+from abstain.models.bundles.store import check_writable, resolve
+from abstain.models.bundles.trained_rows import most_by_chance, read_trained, remember, trained_on
 from abstain.models.errors import ConfigError, FitError
-from abstain.models.likelihoods import LIKELIHOODS
-from abstain.models.posterior import Model, Posterior, check_draws
-from abstain.models.store import check_writable, resolve
-from abstain.models.trainedrows import most_by_chance, read_trained, remember, trained_on
-from abstain.training.augment import augmentation
-from abstain.training.bnn import BNN, observe
-from abstain.training.calibrate import Calibrated, calibrate_posterior, check_terms, record_of
-from abstain.training.config import Config
-from abstain.training.data import Dataset, fit_preprocessing, split
-from abstain.training.densities import fit_densities
-from abstain.training.diagnostics import agreement
+from abstain.models.prediction.feature_scores import shapes_of
+from abstain.models.prediction.likelihoods import LIKELIHOODS
+from abstain.models.prediction.posterior import Model, Posterior, check_draws
+from abstain.training.calibration.far_rows import try_far_rows
+from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.pipeline import Calibrated, calibrate_posterior, check_terms, record_of
+from abstain.training.calibration.reference import set_aside
+from abstain.training.config.config import Config
+from abstain.training.config.requirements import check_needs, check_servable, count_parameters, least_parameters
+from abstain.training.data.augmentation import augmentation
+from abstain.training.data.dataset import Dataset, fit_preprocessing, split
+from abstain.training.data.ood_sets import strange_sets
+from abstain.training.data.sources import read_source
 from abstain.training.evaluate import quality, reject_rates
-from abstain.training.export import Exports, write_exports
-from abstain.training.failures import Failure, attempt
-from abstain.training.gate import draws_notes, draws_shortfalls, metric_shortfalls, prediction_shortfalls
-from abstain.training.journal import RESUME, Journal, Progress
-from abstain.training.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
-from abstain.training.methods import map as mode
-from abstain.training.methods.form import Fitted, Method, Problem
-from abstain.training.needs import check_needs, check_servable, count_parameters, least_parameters
-from abstain.training.probe import try_far_rows
-from abstain.training.progress import stage
+from abstain.training.evaluation.checks import draws_notes, draws_shortfalls, metric_shortfalls, prediction_shortfalls
+from abstain.training.evaluation.quality import average_terms, proper_terms
+from abstain.training.evaluation.records import Shown
+from abstain.training.evaluation.report_data import look, look_along, metrics_of
+from abstain.training.inference.bnn import BNN, observe
+from abstain.training.inference.diagnostics import agreement
+from abstain.training.inference.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
+from abstain.training.inference.methods import map as mode
+from abstain.training.inference.problem import Fitted, Method, Problem
 from abstain.training.publish import git_commit, installed_packages, now, publish_version
-from abstain.training.quality import average_terms, proper_terms
-from abstain.training.reference import set_aside
-from abstain.training.resume import can_be_lengthened, close_journal, open_journal
-from abstain.training.seen import Shown
-from abstain.training.showing import look, look_along, metrics_of
-from abstain.training.sources import read_source
-from abstain.training.strange import strange_sets
+from abstain.training.report.export import Exports, write_exports
+from abstain.training.runs.failures import Failure, attempt
+from abstain.training.runs.journal import RESUME, Journal, Progress
+from abstain.training.runs.progress import stage
+from abstain.training.runs.resume import can_be_lengthened, close_journal, open_journal
 
 METHODS: dict[str, Method] = {
     "map": mode.fit,

@@ -11,14 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from abstain.models.bundle import Manifest, write_arrays, write_manifest
-from abstain.models.files import REMEDY
-from abstain.models.posterior import Posterior
-from abstain.models.store import publish
-from abstain.models.trainedrows import TrainedRows, write_trained
-from abstain.training.calibrate import Calibrated
-from abstain.training.report import write_report
-from abstain.training.seen import Shown
+from abstain.models.bundles.bundle import Manifest, write_arrays, write_manifest
+from abstain.models.bundles.store import publish
+from abstain.models.bundles.trained_rows import TrainedRows, write_trained
+from abstain.models.files.locks import REMEDY
+from abstain.models.prediction.posterior import Posterior
+from abstain.training.calibration.pipeline import Calibrated
+from abstain.training.evaluation.records import Shown
+from abstain.training.report.page import write_report
 
 PACKAGES = ("abstain", "jax", "jaxlib", "flax", "numpyro", "blackjax", "optax", "numpy", "orbax-checkpoint")
 

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from abstain.training.bnn import Observations
-from abstain.training.canvas import INK, MUTED
-from abstain.training.methods.form import Fitted
+from abstain.training.inference.bnn import Observations
+from abstain.training.inference.problem import Fitted
+from abstain.training.report.canvas import INK, MUTED
 
 OTHER = "#c2410c"
 LEVELS = np.linspace(0, 1, 11)

@@ -23,18 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 import tempering
 
-from abstain.models.networks import MLPSpec
-from abstain.models.posterior import Draws
-from abstain.models.predictive import predict_draw
-from abstain.training.chains import Kernel
-from abstain.training.config import ChainSettings, ChEESConfig, Config, DataConfig, HMCConfig, PriorConfig
-from abstain.training.diagnostics import parameter_names, table
+from abstain.models.networks.architectures import MLPSpec
+from abstain.models.prediction.posterior import Draws
+from abstain.models.prediction.predictive import predict_draw
+from abstain.training.config.config import ChainSettings, ChEESConfig, Config, DataConfig, HMCConfig, PriorConfig
 from abstain.training.fit import build_model, load_dataset, pose
-from abstain.training.journal import Journal
-from abstain.training.methods import chees, hmc
-from abstain.training.methods.form import Fitted, Problem
-from abstain.training.progress import progress_bar
-from abstain.training.sampling import fit_by_chains
+from abstain.training.inference.chains import Kernel
+from abstain.training.inference.diagnostics import parameter_names, table
+from abstain.training.inference.methods import chees, hmc
+from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.inference.sampling import fit_by_chains
+from abstain.training.runs.journal import Journal
+from abstain.training.runs.progress import progress_bar
 
 HERE = Path(__file__).resolve().parent
 ARTICLE = {"seconds": 24.23, "ess_bulk": [14.3, 76.1], "rhat": [1.0004, 1.3708]}

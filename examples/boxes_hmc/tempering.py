@@ -16,10 +16,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from abstain.training.adaptation import StepSize, adapt_step_size, final_step_size, first_step_size, unit_metric, where
-from abstain.training.chains import Info, Kernel
-from abstain.training.methods.hmc import DIVERGENCE, Point, acceptance_probability, energies, leapfrogs
-from abstain.training.target import Data, Target, Vector
+from abstain.training.inference.adaptation import (
+    StepSize,
+    adapt_step_size,
+    final_step_size,
+    first_step_size,
+    unit_metric,
+    where,
+)
+from abstain.training.inference.chains import Info, Kernel
+from abstain.training.inference.methods.hmc import DIVERGENCE, Point, acceptance_probability, energies, leapfrogs
+from abstain.training.inference.target import Data, Target, Vector
 
 LADDER = tuple(0.02 ** (rung / 9) for rung in range(10))
 """β of each replica: near the last the likelihood hardly counts, and there is one mode, the prior's."""

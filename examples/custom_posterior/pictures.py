@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpyro.distributions import Distribution
 
-from abstain.training.bnn import Observations
-from abstain.training.canvas import ACCENT, INK
+from abstain.training.inference.bnn import Observations
+from abstain.training.report.canvas import ACCENT, INK
 
 X = np.linspace(-1.3, 1.3, 100)
 CHAINS = ["#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e"]

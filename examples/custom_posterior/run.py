@@ -24,16 +24,16 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.diagnostics import hpdi
 
-from abstain.models.networks import MLP, parameter_shapes
-from abstain.models.posterior import Model
-from abstain.training.bnn import BNN, Observations
-from abstain.training.chains import Chains, parameters, sample_chains
-from abstain.training.config import NUTSConfig, read_config
-from abstain.training.diagnostics import chain_diagnostics, chain_shortfalls, parameter_names, table
-from abstain.training.journal import Journal
-from abstain.training.methods.nuts import kernel
-from abstain.training.progress import progress_bar
-from abstain.training.target import Parameters, Target
+from abstain.models.networks.architectures import MLP, parameter_shapes
+from abstain.models.prediction.posterior import Model
+from abstain.training.config.config import NUTSConfig, read_config
+from abstain.training.inference.bnn import BNN, Observations
+from abstain.training.inference.chains import Chains, parameters, sample_chains
+from abstain.training.inference.diagnostics import chain_diagnostics, chain_shortfalls, parameter_names, table
+from abstain.training.inference.methods.nuts import kernel
+from abstain.training.inference.target import Parameters, Target
+from abstain.training.runs.journal import Journal
+from abstain.training.runs.progress import progress_bar
 
 HERE = Path(__file__).resolve().parent
 ARTICLE = {

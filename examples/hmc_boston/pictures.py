@@ -10,9 +10,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from abstain.training.canvas import ACCENT, INK, MUTED
-from abstain.training.methods.form import Fitted
-from abstain.training.target import Target
+from abstain.training.inference.problem import Fitted
+from abstain.training.inference.target import Target
+from abstain.training.report.canvas import ACCENT, INK, MUTED
 
 CHAINS = ["#0b7285", "#e8590c", "#5f3dc4", "#2b8a3e"]
 mpl.rcParams.update(

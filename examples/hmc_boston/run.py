@@ -27,21 +27,29 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from abstain.models.networks import MLPSpec
-from abstain.models.posterior import Posterior
-from abstain.models.predictive import Predictor
-from abstain.training.bnn import BNN, observe
-from abstain.training.chains import Chains, sample_chains
-from abstain.training.config import ChEESConfig, Config, DataConfig, EnsembleConfig, HMCConfig, NUTSConfig, PriorConfig
-from abstain.training.data import Dataset
-from abstain.training.export import write_tensorboard
+from abstain.models.networks.architectures import MLPSpec
+from abstain.models.prediction.posterior import Posterior
+from abstain.models.prediction.predictive import Predictor
+from abstain.training.config.config import (
+    ChEESConfig,
+    Config,
+    DataConfig,
+    EnsembleConfig,
+    HMCConfig,
+    NUTSConfig,
+    PriorConfig,
+)
+from abstain.training.data.dataset import Dataset
+from abstain.training.data.sources import read_source
 from abstain.training.fit import build_model, infer
-from abstain.training.journal import Journal
-from abstain.training.methods.form import Fitted, Problem
-from abstain.training.methods.nuts import kernel
-from abstain.training.progress import progress_bar
-from abstain.training.sources import read_source
-from abstain.training.target import Target
+from abstain.training.inference.bnn import BNN, observe
+from abstain.training.inference.chains import Chains, sample_chains
+from abstain.training.inference.methods.nuts import kernel
+from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.inference.target import Target
+from abstain.training.report.export import write_tensorboard
+from abstain.training.runs.journal import Journal
+from abstain.training.runs.progress import progress_bar
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data" / "uci"

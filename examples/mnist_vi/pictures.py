@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from abstain.training.canvas import ACCENT, INK, MUTED
+from abstain.training.report.canvas import ACCENT, INK, MUTED
 
 OTHER = "#e8590c"
 mpl.rcParams.update(

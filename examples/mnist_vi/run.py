@@ -28,22 +28,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from abstain.models.calibration import calibrate, judge
-from abstain.models.networks import MLPSpec
-from abstain.models.posterior import Model, Posterior
-from abstain.models.predictive import Prediction, Predictor
-from abstain.models.ranks import threshold
+from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.ranks import threshold
+from abstain.models.networks.architectures import MLPSpec
+from abstain.models.prediction.posterior import Model, Posterior
+from abstain.models.prediction.predictive import Prediction, Predictor
 from abstain.training import fit
-from abstain.training.bnn import BNN, Observations, observe
-from abstain.training.config import Config, DataConfig, VIConfig
-from abstain.training.data import Dataset
+from abstain.training.config.config import Config, DataConfig, VIConfig
+from abstain.training.data.dataset import Dataset
 from abstain.training.fit import build_model, load_dataset
-from abstain.training.journal import Journal
-from abstain.training.methods.form import Problem
-from abstain.training.monitor import Views, progress_report
-from abstain.training.optimise import descend
-from abstain.training.progress import progress_bar
-from abstain.training.target import Target
+from abstain.training.inference.bnn import BNN, Observations, observe
+from abstain.training.inference.optimization import descend
+from abstain.training.inference.problem import Problem
+from abstain.training.inference.target import Target
+from abstain.training.inference.tracking import Views, progress_report
+from abstain.training.runs.journal import Journal
+from abstain.training.runs.progress import progress_bar
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data"

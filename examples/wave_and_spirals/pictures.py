@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from abstain.training.bnn import Observations
-from abstain.training.canvas import ACCENT, INK, MUTED
+from abstain.training.inference.bnn import Observations
+from abstain.training.report.canvas import ACCENT, INK, MUTED
 
 X = np.linspace(-1.5, 1.5, 200)
 CLASSES = ListedColormap(["#8ecae6", "#ffd27f", "#f4a3a8"])

@@ -23,17 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from abstain.models.networks import MLPSpec
-from abstain.models.posterior import Model, Posterior
-from abstain.models.predictive import Predictor, predict_draw
-from abstain.training.bnn import BNN, Observations
-from abstain.training.chains import parameters
-from abstain.training.config import ChEESConfig, MAPConfig, NUTSConfig, PriorConfig, VIConfig
-from abstain.training.diagnostics import table
+from abstain.models.networks.architectures import MLPSpec
+from abstain.models.prediction.posterior import Model, Posterior
+from abstain.models.prediction.predictive import Predictor, predict_draw
+from abstain.training.config.config import ChEESConfig, MAPConfig, NUTSConfig, PriorConfig, VIConfig
 from abstain.training.fit import METHODS
-from abstain.training.journal import Journal
-from abstain.training.methods.form import Fitted, Problem
-from abstain.training.progress import progress_bar
+from abstain.training.inference.bnn import BNN, Observations
+from abstain.training.inference.chains import parameters
+from abstain.training.inference.diagnostics import table
+from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.runs.journal import Journal
+from abstain.training.runs.progress import progress_bar
 
 HERE = Path(__file__).resolve().parent
 ABLATIONS: dict[str, dict[str, Any]] = {

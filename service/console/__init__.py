@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from abstain.models.bundle import read_manifest
+from abstain.models.bundles.bundle import read_manifest
+from abstain.models.bundles.signatures import TrustedKeys
 from abstain.models.errors import BundleError, UnknownModel
-from abstain.models.regular import read_bounded
-from abstain.models.signatures import TrustedKeys
-from abstain.service.console.described import describe
+from abstain.models.files.regular import read_bounded
+from abstain.service.console.descriptions import describe
 from abstain.service.errors import HTTPError
-from abstain.service.serving import Serving
+from abstain.service.live_versions import Serving
 
 log = logging.getLogger("abstain.console")
 

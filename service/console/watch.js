@@ -397,7 +397,7 @@ function showDrift(now) {
   );
 }
 
-/** A figure of the last rows, which the server gives once a worker has seen enough of them (models/drift.py, FEWEST). */
+/** A figure of the last rows, which the server gives once a worker has seen enough of them (models/decisions/drift.py, FEWEST). */
 const windowed = (value) => (value === undefined ? "needs 300 rows" : number(value));
 
 /** The martingales over time; made when there are any, and again when there are others. */

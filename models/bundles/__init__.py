@@ -1,0 +1,1 @@
+"""Bundles: one version of a model on disk, its checkpoint, its signature, and the store of all versions."""

@@ -1,0 +1,424 @@
+"""A store: a folder of models, each a folder of numbered versions, with labels that point at versions.
+
+    STORE/NAME/3/           a bundle, renamed into place: it exists whole or not at all
+    STORE/NAME/labels.json  {"labels": {"stable": 3}, "previous": {"stable": [1, 2]}}
+    STORE/NAME/.writing-*   a bundle in the making; held by a lock that dies with its writer, then swept away
+    STORE/NAME/.lock        by which writers of one model take turns
+
+Readers need no lock, for all they see is renamed into place. Locks are flocks on files opened for writing
+(`models/files/locks.py`); they hold on NFS too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from abstain.models.errors import StoreError, UnknownModel, clip_repr
+from abstain.models.files.locks import REMEDY, disk_errors, hold
+from abstain.models.files.regular import read_bounded
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+LABEL_PATTERN = r"[A-Za-z][A-Za-z0-9_-]{0,31}"
+STABLE = "stable"
+LABELS = "labels.json"
+LABELS_BYTES = 2**20
+"""The file may have; a change of a label takes about ten."""
+MOST_LABELS = 256
+"""Of one model: a server looks at each of them whenever it lists its models."""
+LOCK = ".lock"
+_REFERENCE = re.compile(rf"({NAME_PATTERN})(?::([1-9][0-9]{{0,8}})|@({LABEL_PATTERN}))?")
+
+
+_Version = Annotated[int, Field(gt=0, lt=10**9)]
+_Label = Annotated[str, Field(pattern=f"^{LABEL_PATTERN}$")]
+
+
+class Labels(BaseModel):
+    """Where a model's labels point, and where they pointed before (oldest first)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    labels: Annotated[dict[_Label, _Version], Field(max_length=MOST_LABELS)] = {}
+    previous: dict[_Label, list[_Version]] = {}
+
+
+class Reference(NamedTuple):
+    """A model as people name it: `name`, `name:version` or `name@label`."""
+
+    name: str
+    version: int | None
+    label: str | None
+
+
+def parse_reference(text: str) -> Reference:
+    """The three forms of a model's name.
+
+    Raises:
+        UnknownModel: the text is none of them.
+    """
+    match = _REFERENCE.fullmatch(text)
+    if not match:
+        raise UnknownModel("no such model", expected="name, name:version or name@label", found=clip_repr(text))
+    name, version, label = match.groups()
+    return Reference(name, int(version) if version else None, label)
+
+
+def model_names(store: Path) -> list[str]:
+    """The models of a store that have a version, in order."""
+    if not store.is_dir():
+        return []
+    return sorted(
+        entry.name
+        for entry in store.iterdir()
+        if re.fullmatch(NAME_PATTERN, entry.name) and versions(store, entry.name)
+    )
+
+
+def versions(store: Path, name: str) -> list[int]:
+    """The versions of a model, ascending; none if there is no such model."""
+    folder = store / name
+    if not folder.is_dir():
+        return []
+    numbers = (int(entry.name) for entry in folder.iterdir() if re.fullmatch("[1-9][0-9]{0,8}", entry.name))
+    return sorted(number for number in numbers if (folder / str(number)).is_dir())
+
+
+def version_folder(store: Path, name: str, version: int) -> Path:
+    """Where a version lies.
+
+    Raises:
+        StoreError: it or its model is a symbolic link, which may lead out of the store, or may not be looked at.
+    """
+    folder = store / name / str(version)
+    _refuse_link(folder.parent)
+    _refuse_link(folder)
+    return folder
+
+
+def _refuse_link(folder: Path) -> None:
+    try:
+        linked = folder.is_symlink()
+    except OSError as error:
+        raise StoreError("cannot be looked at", where=str(folder), found=error.strerror) from error
+    if linked:
+        raise StoreError(
+            "is a symbolic link",
+            where=str(folder),
+            expected="a folder",
+            found="a link",  # where it leads is not told to clients of a server
+            fix="put the folder itself there (ls -l shows where the link leads)",
+        )
+
+
+def read_labels(store: Path, name: str) -> Labels:
+    """The labels of a model.
+
+    Raises:
+        StoreError: `labels.json` is not what abstain writes, or the model's folder is a symbolic link.
+    """
+    path = store / name / LABELS
+    _refuse_link(store / name)
+    try:
+        return Labels.model_validate_json(read_bounded(path, LABELS_BYTES, StoreError))
+    except FileNotFoundError:
+        return Labels()
+    except OSError as error:
+        raise StoreError("cannot be read", where=str(path), found=error.strerror) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StoreError(
+            ".".join(map(str, first["loc"])) or "is not JSON",
+            where=str(path),
+            expected=first["msg"],
+            found=clip_repr(first["input"]),
+            fix=f"mend the file, or remove it and label again with abstain label {name}:VERSION LABEL",
+        ) from error
+
+
+def resolve(store: Path, text: str) -> tuple[str, int]:
+    """Name and version that a reference means: a bare name is `@stable` where that label exists, else the newest.
+
+    Raises:
+        UnknownModel: no such model, version or label.
+    """
+    reference = parse_reference(text)
+    present = versions(store, reference.name)
+    if not present:
+        raise UnknownModel(
+            f"no model named {reference.name!r}",
+            where=str(store),
+            expected=_listing(model_names(store)),
+            found=clip_repr(text),
+        )
+    return reference.name, resolve_among(reference, present, read_labels(store, reference.name).labels)
+
+
+def resolve_among(reference: Reference, present: list[int], labels: dict[str, int]) -> int:
+    """The version a reference means among those present and labelled.
+
+    Raises:
+        UnknownModel: no such version or label.
+    """
+    if reference.label:
+        version = labels.get(reference.label)
+        if version is None:
+            raise UnknownModel(
+                f"{reference.name} has no label {reference.label!r}",
+                expected=_listing(sorted(labels)),
+                found=reference.label,
+            )
+    else:
+        version = labels.get(STABLE, max(present, default=0)) if reference.version is None else reference.version
+    if version not in present:
+        raise UnknownModel(f"{reference.name} has no version {version}", expected=_listing(present), found=version)
+    return version
+
+
+def served_versions(store: Path, name: str) -> list[int]:
+    """What a server serves of a model: `@stable` (else the newest), and every labelled version."""
+    labels = read_labels(store, name).labels
+    present = versions(store, name)
+    return sorted({labels.get(STABLE, max(present, default=0)), *labels.values()} & set(present))
+
+
+def check_writable(store: Path, name: str) -> None:
+    """Refuses a name or a store that could not be published to, before the work that would be lost; makes no folder.
+
+    Raises:
+        StoreError: the name is not one, the model's folder is a symbolic link, which would not be served, or the nearest
+            folder that exists cannot be written.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise StoreError(
+            "name",
+            expected="1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
+            found=clip_repr(name),
+        )
+    home = (store / name).absolute()
+    _refuse_link(home)
+    nearest = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        fault = os.strerror(_why_not(nearest) if nearest.is_dir() else errno.ENOTDIR)
+        raise StoreError("cannot be written", where=str(home), found=f"{nearest}: {fault}")
+
+
+def _why_not(folder: Path) -> int:
+    return errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+
+
+def publish(
+    store: Path,
+    name: str,
+    write: Callable[[Path], None],
+    seal: Callable[[Path, int], None],
+    remedy: str = REMEDY,
+) -> int:
+    """Publishes a new version: written beside, renamed into place; returns its number.
+
+    Args:
+        write: fills the folder of the bundle in the making; may take its time.
+        seal: called last, under the model's lock, with the folder and the version's number.
+        remedy: what to do where the disk is full, read-only or fails.
+
+    Raises:
+        StoreError: the name is not one, or the store cannot be written.
+    """
+    check_writable(store, name)
+    home = store / name
+    with disk_errors(home, remedy):
+        home.mkdir(parents=True, exist_ok=True)
+        with _draft(home) as draft:
+            write(draft)
+            with hold(home / LOCK):
+                version = _next_version(store, name)
+                seal(draft, version)
+                _sync(draft)
+                draft.rename(home / str(version))
+                _sync_folder(home)
+    return version
+
+
+def _next_version(store: Path, name: str) -> int:
+    """One more than any number in use: a version removed by hand leaves its labels, and they must not slip to another."""
+    try:
+        labels = read_labels(store, name)
+    except StoreError:
+        labels = Labels()  # damaged labels are told wherever they are asked for; a finished fit is not lost to them
+    pointed = [*labels.labels.values(), *(version for past in labels.previous.values() for version in past)]
+    return max([0, *versions(store, name), *pointed]) + 1
+
+
+def set_label(store: Path, name: str, version: int, label: str) -> None:
+    """Points a label at a version, remembering where it pointed before.
+
+    Raises:
+        StoreError: the label is not one, or one too many.
+        UnknownModel: no such version.
+    """
+    if not re.fullmatch(LABEL_PATTERN, label):
+        raise StoreError(
+            "label",
+            expected="1 to 32 letters, digits, dashes or underscores, the first a letter",
+            found=clip_repr(label),
+        )
+    resolve_among(Reference(name, version, None), versions(store, name), {})
+    with _labelling(store / name):
+        old = read_labels(store, name)
+        if old.labels.get(label) == version:
+            return
+        if label not in old.labels and len(old.labels) == MOST_LABELS:
+            raise StoreError(
+                "labels",
+                where=str(store / name / LABELS),
+                expected=f"at most {MOST_LABELS}",
+                found="one more",
+                fix="move a label that is there",
+            )
+        before = old.previous.get(label, [])
+        if label in old.labels:
+            before = [*before, old.labels[label]]
+        _write_labels(
+            store / name,
+            Labels(labels={**old.labels, label: version}, previous={**old.previous, label: before}),
+        )
+
+
+def rollback(store: Path, name: str) -> int:
+    """Puts the previous `stable` back; returns the version it points at now.
+
+    Raises:
+        UnknownModel: no such model.
+        StoreError: there is no previous `stable`.
+    """
+    if not versions(store, name):
+        raise UnknownModel(
+            f"no model named {name!r}", where=str(store), expected=_listing(model_names(store)), found=name
+        )
+    with _labelling(store / name):
+        old = read_labels(store, name)
+        others = set(versions(store, name)) - {old.labels.get(STABLE)}
+        earlier = list(old.previous.get(STABLE, []))
+        while earlier and earlier[-1] not in others:
+            earlier.pop()
+        if not earlier:
+            raise StoreError(
+                f"{name} has no previous stable version",
+                where=str(store / name / LABELS),
+                fix=f"point the label yourself: abstain label {name}:VERSION stable",
+            )
+        version = earlier.pop()
+        _write_labels(
+            store / name,
+            Labels(labels={**old.labels, STABLE: version}, previous={**old.previous, STABLE: earlier}),
+        )
+    return version
+
+
+@contextmanager
+def _labelling(home: Path) -> Generator[None]:
+    """The model's lock, for one who changes its labels; what a full or read-only disk raises names the labels' file."""
+    with disk_errors(home / LABELS), hold(home / LOCK):
+        _sweep(home)
+        yield
+
+
+def put_signature(home: Path, path: Path, content: bytes) -> None:
+    """Puts a file of its own into the folder of a published version of the model in `home`: it exists whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with disk_errors(path), hold(home / LOCK):
+        _sweep(home)
+        _put(home, ".signature-", path, content)
+
+
+def _write_labels(home: Path, labels: Labels) -> None:
+    content = orjson.dumps(labels.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    _put(home, ".labels-", home / LABELS, content)
+
+
+def _put(home: Path, prefix: str, path: Path, content: bytes) -> None:
+    """Writes in the model's folder and renames into place, under the model's lock."""
+    descriptor, name = tempfile.mkstemp(dir=home, prefix=prefix)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).rename(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def _draft(home: Path) -> Generator[Path]:
+    """A new folder for a bundle in the making, locked as long as its writer lives.
+
+    It lies in a folder of its own beside its lock, for all that lies in the bundle's folder is published.
+    """
+    with ExitStack() as held:
+        with hold(home / LOCK):
+            _sweep(home)
+            place = Path(tempfile.mkdtemp(dir=home, prefix=".writing-"))
+            # Undone in reverse: NFS keeps a file that is open under another name, and so its folder.
+            held.callback(shutil.rmtree, place, ignore_errors=True)
+            held.enter_context(hold(place / "lock"))
+            draft = place / "bundle"
+            draft.mkdir()
+            draft.chmod(0o755)
+        yield draft
+
+
+def _sweep(home: Path) -> None:
+    """Removes what writers that were killed have left; called under the model's lock.
+
+    Who makes a draft makes its lock before it lets go of the model's, so a draft without a lock is abandoned. Labels and
+    signatures are written under the model's lock from beginning to end, so all drafts of them are.
+    """
+    for abandoned in (*home.glob(".labels-*"), *home.glob(".signature-*")):
+        with suppress(OSError):
+            abandoned.unlink()
+    for abandoned in home.glob(".writing-*"):
+        if not abandoned.is_dir():
+            continue
+        try:
+            with hold(abandoned / "lock", blocking=False):
+                pass
+        except (BlockingIOError, FileNotFoundError, StoreError):
+            continue  # its writer lives, or removes it just now, or is another user
+        shutil.rmtree(abandoned, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _listing(values: list[str] | list[int]) -> str:
+    return ", ".join(map(str, values)) if values else "none exists"

@@ -1,0 +1,1 @@
+"""Decisions: calibrated thresholds and p-values, the reject flag, conformal sets and intervals, and drift."""

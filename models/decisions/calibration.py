@@ -1,0 +1,511 @@
+"""Calibration: what a score means, learned from rows that were neither trained on nor are reported on.
+
+A `Calibration` keeps every score of every calibration row: the scores' empirical distribution functions. From them come,
+at any percentile, the threshold above which a row is rejected, a conformal p-value for any score, the one decision, and
+prediction sets and intervals. With exchangeable rows a threshold at percentile P rejects at most 100 − P percent on
+average over calibration splits (Vovk et al., 2005). With `per_class` the same holds within each predicted class
+(Mondrian; Vovk et al., 2003).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from abstain.models.decisions.conformal import IntervalKind, SetKind, interval, interval_scores, set_scores
+from abstain.models.decisions.decision import (
+    COMBINED,
+    LEAST_SCALE,
+    Decision,
+    EvidenceMap,
+    combine,
+    contributions,
+    evidence,
+    evidence_map,
+    leave_one_out,
+    loudest,
+)
+from abstain.models.decisions.ranks import (
+    coverage_rank,
+    exact,
+    less_tolerance,
+    percentile_rank,
+    rows_needed,
+    share_at_least,
+)
+from abstain.models.errors import CalibrationError
+from abstain.models.prediction.feature_scores import DENSITIES
+from abstain.models.prediction.predictive import Prediction
+from abstain.models.prediction.scores import SCORES
+from abstain.models.prediction.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
+
+STD = Decision(scores=("std",))
+IN_TARGET_UNITS = {"std", "total_std"}
+"""Scores of a regression that are in the target's units."""
+PROBABILITY_ROUNDING = 1e-5
+"""Rounding of a probability, relative to it; …"""
+LEAST_PROBABILITY_ROUNDING = 1e-7
+"""… of one near 0; …"""
+SUM_ROUNDING = 2e-6
+"""… and of a sum of the most probable ones."""
+ROUNDED_MORE = {"relative_mahalanobis": 500.0, "vim": 100.0, "subspace": 100.0}
+"""Scores that are differences of larger numbers: how many times the least tolerance theirs is, near 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The calibration split's scores, and what is asked of them unless a request says otherwise.
+
+    Attributes:
+        scores: each score's values, one for every row of the split, in the split's order.
+        nonconformity: how ill each row's true target fits its prediction.
+        labels: each row's predicted class; None for regression, and in bundles of before.
+        decision: the score, or the combination of scores, whose threshold `reject` compares with.
+        percentile: of the decision, strictly between 0 and 100.
+        coverage: of prediction sets and intervals, strictly between 0 and 1.
+        per_class: whether a row is ranked among the calibration rows of its own predicted class alone.
+        sets: how prediction sets are made.
+        intervals: how intervals are made.
+        reference: each score's values on the reference rows (`models/decisions/decision.py`); None in bundles of schema 1, where
+            each calibration row is ranked among the others instead.
+        target_scale: of a regression, the unit of the scores in `IN_TARGET_UNITS`.
+        plain_scores: where the calibration rows were augmented, each score's values of the rows as they came; drift is
+            watched against these. None where nothing was augmented, and in older bundles.
+    """
+
+    scores: dict[str, Float[np.ndarray, " rows"]]
+    nonconformity: Float[np.ndarray, " rows"]
+    labels: Int[np.ndarray, " rows"] | None = None
+    decision: Decision = STD
+    percentile: float = 99.0
+    coverage: float = 0.9
+    per_class: bool = False
+    sets: SetKind = "lac"
+    intervals: IntervalKind = "normalised"
+    reference: dict[str, Float[np.ndarray, " reference"]] | None = None
+    target_scale: float = 1.0
+    plain_scores: dict[str, Float[np.ndarray, " rows"]] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the split has."""
+        return len(self.nonconformity)
+
+    @property
+    def reference_rows(self) -> int:
+        """How many reference rows there are; 0 without them."""
+        return 0 if self.reference is None else len(next(iter(self.reference.values())))
+
+    @cached_property
+    def all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
+        """The scores, and the decision's combination of them, if it is one."""
+        if self.decision.name != COMBINED:
+            return self.scores
+        if self.reference is not None:
+            return self.scores | {COMBINED: self.combined(self.scores)}
+        parts = [leave_one_out(self.scores[name], *self.least_scale(name)) for name in self.decision.scores]
+        return self.scores | {COMBINED: combine(self.decision, np.stack(parts))}
+
+    @cached_property
+    def plain_all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
+        """Every score of the calibration rows before augmentation, the decision's combination included."""
+        if self.plain_scores is None:
+            return self.all_scores
+        if self.decision.name != COMBINED:
+            return self.plain_scores
+        return self.plain_scores | {COMBINED: self.combined(self.plain_scores)}
+
+    @cached_property
+    def ascending(self) -> dict[str, Float[np.ndarray, " rows"]]:
+        """Every score's values, ascending."""
+        return {name: np.sort(values) for name, values in self.all_scores.items()}
+
+    @cached_property
+    def evidence_maps(self) -> dict[str, EvidenceMap]:
+        """Of each score of the decision, from a value to its evidence."""
+        reference = self.scores if self.reference is None else self.reference
+        return {name: evidence_map(reference[name], *self.least_scale(name)) for name in self.decision.scores}
+
+    def least_scale(self, name: str) -> tuple[float, float]:
+        """The least scale of a score's tail, and the score's unit."""
+        return LEAST_SCALE.get(name, 0.0), self.target_scale if name in IN_TARGET_UNITS else 1.0
+
+    @cached_property
+    def units(self) -> Float[np.ndarray, "scores 1"]:
+        """The unit of each score's tolerance near 0, in the order of `scores`."""
+        units = ROUNDED_MORE | dict.fromkeys(IN_TARGET_UNITS, self.target_scale)
+        return np.array([[units.get(name, 1.0)] for name in self.scores])
+
+    def combined(self, values: dict[str, Float[np.ndarray, " batch"]]) -> Float[np.ndarray, " batch"]:
+        """The combined evidence of rows with these scores, nats."""
+        return combine(self.decision, np.stack(list(self.evidence_of(values).values())))
+
+    def evidence_of(self, values: dict[str, Float[np.ndarray, " batch"]]) -> dict[str, Float[np.ndarray, " batch"]]:
+        """The evidence of each of the decision's scores, nats."""
+        return {name: evidence(fixed, values[name]) for name, fixed in self.evidence_maps.items()}
+
+    @cached_property
+    def by_class(self) -> dict[str, dict[int, Float[np.ndarray, " own"]]]:
+        """Every score's values among the rows of each predicted class, ascending."""
+        labels = np.zeros(self.rows, int) if self.labels is None else self.labels
+        # One sort for all classes: to look through all rows for each would take the square of them where classes are many.
+        known, starts = np.unique(np.sort(labels), return_index=True)
+        return {
+            name: dict(zip(known.tolist(), np.split(values[np.lexsort((values, labels))], starts[1:]), strict=True))
+            for name, values in self.all_scores.items()
+        }
+
+    @cached_property
+    def ascending_nonconformity(self) -> Float[np.ndarray, " rows"]:
+        """The nonconformity, ascending."""
+        return np.sort(self.nonconformity)
+
+    def prepare(self) -> None:
+        """Computes now what `judge` would compute at its first call: of many rows, it takes seconds."""
+        _ = self.ascending, self.ascending_nonconformity, self.evidence_maps, self.units
+        if self.per_class:
+            _ = self.by_class
+
+
+class ScoreJudgement(NamedTuple):
+    """One score of a batch, and where it lies among the calibration split's.
+
+    `above` says whether each value is above its threshold by more than the tolerance (`models.ranks.less_tolerance`); a
+    value that is not a number is. `extrapolated` says whether it is above every calibration row that it is ranked among.
+    """
+
+    value: Float[np.ndarray, " batch"]
+    percentile: Float[np.ndarray, " batch"]
+    threshold: Float[np.ndarray, " batch"]
+    p_value: Float[np.ndarray, " batch"]
+    above: Bool[np.ndarray, " batch"]
+    extrapolated: Bool[np.ndarray, " batch"]
+
+
+class Judgement(NamedTuple):
+    """What calibration says of a batch: the decision, each score, and a prediction set or interval.
+
+    Attributes:
+        decision: the name of the decision score among `scores`.
+        reject: whether the decision score is above its threshold.
+        evidence: −ln p of each score of a combination, in nats; empty where one score decides.
+        contributions: what each score of a combination adds to it, weighed; empty where one score decides.
+        loudest: for each row, the score that adds most.
+        members: `[batch, classes]`, the classes in each row's prediction set; None for regression.
+        interval: `[batch, 2]`, lower and upper end in the target's units; None for classification.
+    """
+
+    percentile: float
+    coverage: float
+    decision: str
+    reject: Bool[np.ndarray, " batch"]
+    scores: dict[str, ScoreJudgement]
+    evidence: dict[str, Float[np.ndarray, " batch"]]
+    contributions: dict[str, Float[np.ndarray, " batch"]]
+    loudest: list[str]
+    members: Bool[np.ndarray, "batch classes"] | None
+    interval: Float[np.ndarray, "batch 2"] | None
+
+
+def calibrate(
+    prediction: Prediction,
+    targets: Shaped[np.ndarray, " rows"],
+    *,
+    decision: Decision = STD,
+    percentile: float = 99.0,
+    coverage: float = 0.9,
+    per_class: bool = False,
+    sets: SetKind = "lac",
+    intervals: IntervalKind = "normalised",
+    reference: dict[str, Float[np.ndarray, " reference"]] | None = None,
+    target_scale: float = 1.0,
+) -> Calibration:
+    """The calibration of a model from its predictions for the calibration split and that split's targets.
+
+    Args:
+        targets: class indices, or numbers in the target's units.
+        reference: each score's values on the reference rows; without them a combined decision rejects less than stated.
+        target_scale: of a regression, the target's standard deviation.
+
+    Raises:
+        CalibrationError: the decision names no score, or the split (or, `per_class`, the rows of some predicted class)
+            is too small for the percentile or coverage.
+    """
+    for name in decision.scores:
+        if name not in prediction.scores:
+            raise CalibrationError("decision", expected=f"some of {', '.join(prediction.scores)}", found=name)
+    nonconformity = nonconformity_of(prediction, targets, sets, intervals)
+    for name, values in {**prediction.scores, "nonconformity": nonconformity}.items():
+        _check_finite(name, np.asarray(values), "calibration row")
+    for name, values in (reference or {}).items():
+        _check_finite(name, values, "reference row")
+    calibration = Calibration(
+        scores={name: np.asarray(values) for name, values in prediction.scores.items()},
+        nonconformity=nonconformity,
+        labels=predicted_labels(prediction.summary),
+        decision=decision,
+        percentile=percentile,
+        coverage=coverage,
+        per_class=per_class,
+        sets=sets,
+        intervals=intervals,
+        reference=reference,
+        target_scale=target_scale,
+    )
+    check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
+    coverage_rank(coverage, calibration.rows)
+    return calibration
+
+
+def _check_finite(name: str, values: Float[np.ndarray, " rows"], row_kind: str) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise CalibrationError(name, where=f"{row_kind} {row}", expected="a finite score", found=values[row])
+
+
+def check_sizes(calibration: Calibration, classes: int, percentile: float) -> None:
+    """Refuses a split that is too small for a percentile.
+
+    Args:
+        classes: that the model knows; where the calibration is per class, each of them needs enough rows.
+
+    Raises:
+        CalibrationError: naming the rows needed and, per class, the first class that has too few.
+    """
+    if not calibration.per_class:
+        percentile_rank(percentile, calibration.rows)
+        return
+    if calibration.labels is None:
+        raise CalibrationError("per_class", expected="a model of classes", found="a regression")
+    counts = np.bincount(calibration.labels, minlength=classes)
+    for label in np.flatnonzero(counts < rows_needed(exact(percentile) / 100))[:1].tolist():
+        try:
+            percentile_rank(percentile, int(counts[label]))
+        except CalibrationError as error:
+            raise CalibrationError(str(error), where=f"calibration rows predicted to be of class {label}") from error
+
+
+def judge(
+    calibration: Calibration, prediction: Prediction, percentile: float | None = None, coverage: float | None = None
+) -> Judgement:
+    """The decision, the scores' places, and the conformal sets or intervals of a batch.
+
+    Args:
+        percentile: instead of the calibration's own, strictly between 0 and 100.
+        coverage: instead of the calibration's own, strictly between 0 and 1.
+
+    Raises:
+        CalibrationError: the calibration split is too small for what is asked.
+    """
+    percentile = calibration.percentile if percentile is None else percentile
+    coverage = calibration.coverage if coverage is None else coverage
+    check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
+    decision = calibration.decision
+    # A bundle of before knows fewer scores than are computed now; what was not calibrated says nothing.
+    values = {name: np.asarray(prediction.scores[name]) for name in calibration.scores}
+    # All scores at once, here and below: one by one, numpy's calls would be most of the time of judging a row.
+    edges = less_tolerance(np.stack(list(values.values())), calibration.units)
+    heard, added = {}, {}
+    if decision.name == COMBINED:
+        # Values and edges side by side: half the calls.
+        lowered = dict(zip(values, edges, strict=True))
+        both = {name: np.concatenate([values[name], lowered[name]]) for name in decision.scores}
+        evidence_of_both = calibration.evidence_of(both)
+        rows = edges.shape[1]
+        heard = {name: nats[:rows] for name, nats in evidence_of_both.items()}
+        whole = np.stack(list(evidence_of_both.values()))
+        combined = combine(decision, whole)
+        values[COMBINED], edges = combined[:rows], np.concatenate([edges, combined[None, rows:]])
+        parts = whole[:, :rows]
+        added = dict(zip(decision.scores, contributions(decision, parts), strict=True))
+    labels = predicted_labels(prediction.summary) if calibration.per_class else None
+    scores = _judge_scores(calibration, values, edges, labels, percentile)
+    members, ends = _conformal(calibration, prediction, coverage)
+    return Judgement(
+        percentile=percentile,
+        coverage=coverage,
+        decision=decision.name,
+        reject=scores[decision.name].above,
+        scores=scores,
+        evidence=heard,
+        contributions=added,
+        loudest=loudest(added) if added else [decision.name] * len(prediction.summary.mean),
+        members=members,
+        interval=ends,
+    )
+
+
+def _judge_scores(
+    calibration: Calibration,
+    values: dict[str, Float[np.ndarray, " batch"]],
+    edges: Float[np.ndarray, "scores batch"],
+    labels: Int[np.ndarray, " batch"] | None,
+    percentile: float,
+) -> dict[str, ScoreJudgement]:
+    """Every score's place among the calibration rows or, given each row's predicted class, among those of its class."""
+    if labels is None:
+        return _ranked(calibration.ascending, values, edges, percentile)
+    numbers, flags = np.empty((3, *edges.shape)), np.empty((2, *edges.shape), bool)
+    whole = {
+        name: ScoreJudgement(np.empty_like(values[name]), *numbers[:, place], *flags[:, place])
+        for place, name in enumerate(values)
+    }
+    for label in np.unique(labels).tolist():
+        own = labels == label
+        of_class = {name: calibration.by_class[name][label] for name in values}
+        parts = _ranked(of_class, {name: value[own] for name, value in values.items()}, edges[:, own], percentile)
+        for name, part in parts.items():
+            for into, found in zip(whole[name], part, strict=True):
+                into[own] = found
+    return whole
+
+
+def _ranked(
+    ascending: dict[str, Float[np.ndarray, " rows"]],
+    values: dict[str, Float[np.ndarray, " batch"]],
+    edges: Float[np.ndarray, "scores batch"],
+    percentile: float,
+) -> dict[str, ScoreJudgement]:
+    known = [ascending[name] for name in values]
+    rows = len(known[0])
+    p_values = np.array([share_at_least(of_score, own) for of_score, own in zip(known, edges, strict=True)])
+    rank = percentile_rank(percentile, rows)
+    limits = np.array([[of_score[rank - 1]] for of_score in known])
+    # No calibration row is at least as large where p is the least that there is, 1/(n + 1).
+    extrapolated = p_values * (rows + 1) < 1.5
+    columns = (100 * (1 - p_values), np.broadcast_to(limits, edges.shape), p_values, ~(edges <= limits), extrapolated)
+    return {
+        name: ScoreJudgement(value, *of_score)
+        for (name, value), of_score in zip(values.items(), zip(*columns, strict=True), strict=True)
+    }
+
+
+def predicted_labels(summary: PredictiveSummary) -> Int[np.ndarray, " rows"] | None:
+    """Each row's most probable class; None for regression."""
+    return np.asarray(summary.mean).argmax(axis=1) if isinstance(summary, ClassificationSummary) else None
+
+
+def nonconformity_of(
+    prediction: Prediction,
+    targets: Shaped[np.ndarray, " rows"],
+    sets: SetKind = "lac",
+    intervals: IntervalKind = "normalised",
+) -> Float[np.ndarray, " rows"]:
+    """How ill each target fits its prediction, as `models/decisions/conformal.py` measures it."""
+    summary = prediction.summary
+    if isinstance(summary, ClassificationSummary):
+        return _set_scores(sets, prediction)[np.arange(len(targets)), targets.astype(int)]
+    return interval_scores(intervals, *_interval_terms(summary), targets)
+
+
+def _conformal(
+    calibration: Calibration, prediction: Prediction, coverage: float
+) -> tuple[Bool[np.ndarray, "batch classes"] | None, Float[np.ndarray, "batch 2"] | None]:
+    radius = float(calibration.ascending_nonconformity[coverage_rank(coverage, calibration.rows) - 1])
+    if isinstance(prediction.summary, ClassificationSummary):
+        return _set_scores(calibration.sets, prediction) <= radius + _set_tolerance(calibration.sets, prediction), None
+    return None, interval(calibration.intervals, *_interval_terms(prediction.summary), radius)
+
+
+def _set_scores(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"]:
+    mean = np.asarray(prediction.summary.mean)
+    uniform = np.zeros(len(mean)) if prediction.uniform is None else np.asarray(prediction.uniform)
+    return set_scores(kind, mean, uniform)
+
+
+def _set_tolerance(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"] | float:
+    """By how much a class may fit worse than the radius through rounding.
+
+    The score of "lac" is 1 − p, whose rounding is that of p: of an improbable class far less than of a sure one. The others
+    are sums of probabilities.
+    """
+    if kind != "lac":
+        return SUM_ROUNDING
+    return PROBABILITY_ROUNDING * np.asarray(prediction.summary.mean, np.float64) + LEAST_PROBABILITY_ROUNDING
+
+
+def _interval_terms(summary: RegressionSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, total standard deviation, and the outer quantiles."""
+    total = np.sqrt(np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance))
+    quantiles = np.asarray(summary.quantiles)
+    return np.asarray(summary.mean), total, quantiles[:, 0], quantiles[:, -1]
+
+
+def check_calibration(
+    calibration: Calibration, task: str, densities: tuple[str, ...], where: str, *, classes: int
+) -> None:
+    """Refuses a stored calibration that does not fit the model's task, is not finite, or is too small for its terms.
+
+    Args:
+        densities: those that the bundle has.
+        classes: how many the model tells apart; 0 for regression.
+
+    Raises:
+        CalibrationError: naming the score or the term at fault.
+    """
+    for name, value, limit in (("percentile", calibration.percentile, 100), ("coverage", calibration.coverage, 1)):
+        if not 0 < value < limit:
+            raise CalibrationError(name, where=where, expected=f"a number above 0 and below {limit}", found=value)
+    known = {*SCORES["classification" if task == "classification" else "regression"], *densities}
+    if not set(calibration.scores) <= known or not set(densities) <= set(DENSITIES):
+        raise CalibrationError("scores", where=where, expected=sorted(known), found=sorted(calibration.scores))
+    for name in calibration.decision.scores:
+        if name not in calibration.scores:
+            raise CalibrationError("decision", where=where, expected=sorted(calibration.scores), found=name)
+    _check_plain_scores(calibration, where)
+    for name, values in {**calibration.scores, "nonconformity": calibration.nonconformity}.items():
+        if values.shape != (calibration.rows,) or not calibration.rows or not np.isfinite(values).all():
+            raise CalibrationError(
+                name, where=where, expected=f"{calibration.rows} finite numbers", found=f"shape {values.shape}"
+            )
+    _check_reference(calibration, where)
+    labels = calibration.labels
+    if labels is not None and (
+        labels.shape != (calibration.rows,)
+        or labels.dtype.kind != "i"
+        or not (labels >= 0).all() & (labels < classes).all()
+    ):
+        raise CalibrationError(
+            "labels",
+            where=where,
+            expected=f"{calibration.rows} class indices below {classes}",
+            found=f"{labels.dtype} {labels.shape} up to {labels.max(initial=0)}",
+        )
+    try:
+        check_sizes(calibration, classes, calibration.percentile)
+        coverage_rank(calibration.coverage, calibration.rows)
+    except CalibrationError as error:
+        raise CalibrationError(str(error), where=where) from error
+
+
+def _check_reference(calibration: Calibration, where: str) -> None:
+    if calibration.reference is None:
+        return
+    shapes = {name: values.shape for name, values in calibration.reference.items()}
+    if set(shapes) != set(calibration.scores) or len({*shapes.values()}) != 1 or 0 in next(iter(shapes.values())):
+        raise CalibrationError(
+            "reference", where=where, expected=f"as many rows of {sorted(calibration.scores)}", found=shapes
+        )
+    for name, values in calibration.reference.items():
+        _check_finite(f"reference {name}", values, f"{where}, row")
+
+
+def _check_plain_scores(calibration: Calibration, where: str) -> None:
+    plain = calibration.plain_scores
+    if plain is None:
+        return
+    if plain.keys() != calibration.scores.keys():
+        raise CalibrationError("plain", where=where, expected=sorted(calibration.scores), found=sorted(plain))
+    for name, values in plain.items():
+        if values.shape != (calibration.rows,) or not np.isfinite(values).all():
+            raise CalibrationError(
+                f"plain.{name}",
+                where=where,
+                expected=f"{calibration.rows} finite numbers",
+                found=f"shape {values.shape}",
+            )

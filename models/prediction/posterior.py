@@ -1,0 +1,147 @@
+"""`Model`: everything about a network that is known before its parameters are. `Posterior`: a model and its draws.
+
+Every inference method ends in a `Posterior`, and nothing downstream can tell which method made it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from abstain.models.errors import AbstainError, BundleError, clip_repr
+from abstain.models.networks.architectures import Network, NetworkSpec, parameter_shapes
+from abstain.models.prediction.likelihoods import LIKELIHOODS, Likelihood, LikelihoodName
+from abstain.models.prediction.preprocessing import Preprocessing, transformed_shape
+
+Draws = Any
+"""`{"network": Flax parameters, "noise": [draws]}`, numpy leaves, sample axis 0; no "noise" where none is inferred."""
+
+
+class Model(BaseModel):
+    """Network, likelihood and preprocessing, with the names a person reads: a row in, a prediction's shape out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    network: NetworkSpec
+    likelihood: LikelihoodName
+    preprocessing: Preprocessing = Preprocessing()
+    feature_shape: tuple[int, ...]
+    feature_names: tuple[str, ...] = ()
+    """One for each feature of a flat row; empty where features have no names (pixels)."""
+    class_names: tuple[str, ...] = ()
+    """Empty for regression."""
+    target_name: str = "y"
+
+    @property
+    def law(self) -> Likelihood:
+        """The likelihood's functions."""
+        return LIKELIHOODS[self.likelihood]
+
+    @property
+    def features(self) -> int:
+        """Numbers in one row."""
+        return math.prod(self.feature_shape)
+
+    @property
+    def module(self) -> Network:
+        """The network, for one preprocessed example."""
+        return self.network.build(self.law.outputs(len(self.class_names)))
+
+    def parameter_shapes(self) -> Any:
+        """The tree of `jax.ShapeDtypeStruct` of one draw: `{"network": …, "noise": …}`."""
+        shapes = {"network": parameter_shapes(self.module, transformed_shape(self.preprocessing, self.feature_shape))}
+        if self.law.has_noise:
+            shapes["noise"] = jax.ShapeDtypeStruct((), jnp.float32)
+        return shapes
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A model and draws of all its parameters; `draws` has numpy leaves of float32, sample axis 0."""
+
+    model: Model
+    draws: Draws
+
+    @cached_property
+    def size(self) -> int:
+        """How many draws there are."""
+        return jax.tree.leaves(self.draws)[0].shape[0]
+
+
+def check_draws(model: Model, draws: Draws, where: str) -> None:
+    """Refuses draws that do not fit the model.
+
+    Raises:
+        BundleError: a leaf is missing, superfluous, of another shape or dtype, or not finite; or there is no network
+            to hold them against, since its module is not allowed or not there.
+    """
+    check_draw_shapes(expected_shapes(model, where), draws, where)
+    check_finite_draws(draws, where)
+
+
+def expected_shapes(model: Model, where: str) -> Any:
+    """`model.parameter_shapes()` of a model that a bundle holds.
+
+    Raises:
+        BundleError: there is no such network, or its module is not allowed or not there.
+    """
+    try:
+        return model.parameter_shapes()
+    except AbstainError as error:
+        raise BundleError(str(error), where=where) from error
+    except Exception as error:  # A size that nobody chose: JAX raises many kinds, none documented.
+        raise BundleError("network", where=where, found=f"{type(error).__name__}: {clip_repr(str(error))}") from error
+
+
+def check_draw_shapes(shapes: Any, draws: Any, where: str) -> None:
+    """Refuses draws that do not fit the network, by their shapes alone: leaves need not be arrays.
+
+    Args:
+        shapes: of one draw.
+
+    Raises:
+        BundleError: a leaf is missing, superfluous, or of another shape or dtype.
+    """
+    expected, found = _by_path(shapes), _by_path(draws)
+    if set(expected) != set(found):
+        raise BundleError(
+            "parameters do not fit the network", where=where, expected=sorted(expected), found=sorted(found)
+        )
+    sizes = {leaf.shape[:1] for leaf in found.values()}
+    if len(sizes) != 1 or sizes in ({()}, {(0,)}):
+        raise BundleError("draws", where=where, expected="one number of draws, at least 1", found=sorted(sizes))
+    for path, leaf in found.items():
+        shape = expected[path].shape
+        if leaf.shape[1:] != shape or leaf.dtype != np.float32:
+            raise BundleError(
+                path,
+                where=where,
+                expected=f"float32 [draws, {_comma(shape)}]",
+                found=f"{leaf.dtype} [{_comma(leaf.shape)}]",
+            )
+
+
+def check_finite_draws(draws: Draws, where: str) -> None:
+    """Refuses draws that are not finite.
+
+    Raises:
+        BundleError: naming the leaf.
+    """
+    for path, leaf in _by_path(draws).items():
+        if not np.isfinite(leaf).all():
+            raise BundleError(path, where=where, expected="finite numbers", found="NaN or an infinity")
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    leaves = cast("list[tuple[Any, Any]]", jax.tree.leaves_with_path(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _comma(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))

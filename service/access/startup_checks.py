@@ -1,0 +1,33 @@
+"""Access: what is checked of keys, certificate, identity provider and trusted signers before a server starts.
+
+A worker that finds them wrong ends, and is started again for ever; the main process says it once.
+"""
+
+from __future__ import annotations
+
+from abstain.models.bundles.signatures import read_trusted
+from abstain.service.access.api_keys import read_keys
+from abstain.service.access.oidc import provider_of
+from abstain.service.access.tls import PemFiles, check_certificate
+from abstain.service.settings import Settings
+
+
+def check_access(settings: Settings) -> None:
+    """Refuses settings with which no worker could start.
+
+    Raises:
+        ConfigError: the file of keys is none, the certificate or its key cannot be used, a trusted public key is
+            none, or the identity provider's address or a package of an extra is missing.
+    """
+    if settings.keys:
+        read_keys(settings.keys)
+    files = pem_files(settings)
+    if files:
+        check_certificate(files)
+    provider_of(settings)
+    read_trusted(settings.trusted_keys)
+
+
+def pem_files(settings: Settings) -> PemFiles | None:
+    """The certificate and key that the settings name, None if they name none."""
+    return PemFiles(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None

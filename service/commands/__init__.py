@@ -1,0 +1,1 @@
+"""The commands of `abstain` that need no training package."""

@@ -1,0 +1,49 @@
+"""The `abstain` command: parses, calls one function, prints.
+
+Training's commands join by an entry point (`abstain.commands` in pyproject.toml), so that nothing here imports
+training. Progress and logs go to stderr, results to stdout. Exit code 0: done; 1: the work failed; 2: wrong usage.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from abstain.service.commands import keys, predict, serve, signing, store
+from abstain.service.commands.options import HELP
+
+app = typer.Typer(
+    name="abstain",
+    help="A model server that knows when to say: I don't know.",
+    context_settings=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+for module in (store, signing, predict, serve, keys):
+    app.add_typer(module.commands)
+
+
+def main() -> None:
+    """The console command: runs `app`, and turns errors into messages and exit codes."""
+    from abstain.models.errors import AbstainError  # noqa: PLC0415
+
+    try:
+        for point in entry_points(group="abstain.commands"):
+            point.load()(app)
+        app()
+    except AbstainError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.stderr.write("abstain: stopped\n")
+        sys.exit(130)
+
+
+def _fail(text: str) -> None:
+    sys.stderr.write(f"abstain: {text}\n")
+    sys.exit(1)

@@ -1,0 +1,58 @@
+"""`abstain predict`: predictions for the rows of a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abstain.service.commands.options import DEFAULT_STORE, JsonOption, ModelArgument, StoreOption, check_percentile
+from abstain.service.commands.output import print_json, stderr_console
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="Example: `abstain predict digits --data new.csv --out answers.parquet`")
+def predict(
+    model: ModelArgument,
+    data: Annotated[Path, typer.Option("--data", help="Rows: .npz, .csv or .parquet.")],
+    out: Annotated[Path, typer.Option("--out", help="Answers: .csv, .parquet, .npz or .jsonl.")],
+    percentile: Annotated[float | None, typer.Option(help="Of the decision; the model's own if left out.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Score the rows of a file: the same numbers as over HTTP."""
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from abstain.models.bundles import store as stores  # noqa: PLC0415
+    from abstain.models.bundles.bundle import load_published  # noqa: PLC0415
+    from abstain.models.bundles.signatures import read_trusted  # noqa: PLC0415
+    from abstain.service.commands.predict_file import predict_file  # noqa: PLC0415
+    from abstain.service.compilation import keep_compiled  # noqa: PLC0415
+    from abstain.service.settings import read_settings  # noqa: PLC0415
+
+    if percentile is not None:
+        check_percentile(percentile)
+    settings = read_settings(os.environ)
+    trusted = read_trusted(settings.trusted_keys)
+    keep_compiled(settings.compiled)
+    name, version = stores.resolve(store, model)
+    bundle = load_published(store, name, version, trusted)
+    console = stderr_console()
+    # Where stderr is no terminal there is no bar to show, and its end would be an empty line before an error's.
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("scoring", total=None)
+        rows = predict_file(
+            bundle,
+            data,
+            out,
+            percentile,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    result = {"model": name, "version": version, "rows": rows, "out": str(out)}
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(f"{rows} rows scored by {name}:{version} into {out}")

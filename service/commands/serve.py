@@ -1,0 +1,144 @@
+"""`abstain serve`: checks the store and the settings, then runs the service with BentoML."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from abstain.service.commands.options import DEFAULT_STORE, StoreOption
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="Example: `abstain serve --port 3000 --workers 2`")
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
+    workers: Annotated[int, typer.Option(min=1, envvar="ABSTAIN_WORKERS", help="Processes that answer.")] = 1,
+    require_sound: Annotated[
+        bool,
+        typer.Option(
+            "--require-sound",
+            envvar="ABSTAIN_REQUIRE_SOUND",
+            help="Refuse versions whose fit fell short, labelled or not.",
+        ),
+    ] = False,
+    keys: Annotated[
+        Path | None, typer.Option("--keys", envvar="ABSTAIN_KEYS", help="A file of keys, which requests then need.")
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", envvar="ABSTAIN_INSECURE", help="Listen beyond loopback although there are no keys."
+        ),
+    ] = False,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option("--tls-cert", envvar="ABSTAIN_TLS_CERT", help="A certificate in PEM: answer over TLS alone."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", envvar="ABSTAIN_TLS_KEY", help="Its private key.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Serve the store's models over HTTP, with BentoML, in the foreground."""
+    from abstain.models.bundles import store as stores  # noqa: PLC0415
+    from abstain.models.bundles.bundle import read_published, verify_files  # noqa: PLC0415
+    from abstain.models.bundles.signatures import read_trusted  # noqa: PLC0415
+    from abstain.models.errors import AbstainError, ConfigError  # noqa: PLC0415
+    from abstain.service.access.startup_checks import check_access  # noqa: PLC0415
+    from abstain.service.process import make_run_folder  # noqa: PLC0415
+    from abstain.service.settings import check_address, read_settings  # noqa: PLC0415
+
+    if bool(tls_cert) != bool(tls_key):
+        missing, given = ("--tls-key", "--tls-cert") if tls_cert else ("--tls-cert", "--tls-key")
+        raise typer.BadParameter(f"expected a file, for {given} has one, found none", param_hint=missing)
+    given = {"KEYS": keys or "", "INSECURE": int(insecure), "TLS_CERT": tls_cert or "", "TLS_KEY": tls_key or ""}
+    os.environ |= {f"ABSTAIN_{name}": str(value) for name, value in given.items()}
+    settings = read_settings(os.environ)
+    check_address(settings, host)
+    check_access(settings)
+    trusted = read_trusted(settings.trusted_keys)
+    served: list[str] = []
+    faults: list[str] = []
+    for name in stores.model_names(store):
+        try:
+            versions = stores.served_versions(store, name)
+        except AbstainError as error:
+            faults.append(str(error))
+            continue
+        for version in versions:
+            try:
+                manifest = read_published(store, name, version, trusted)
+                verify_files(store / name / str(version), manifest)
+            except AbstainError as error:
+                faults.append(str(error))
+                continue
+            if require_sound and manifest.shortfalls:
+                faults.append(f"{name}:{version} is refused, its fit fell short: {'; '.join(manifest.shortfalls)}")
+            else:
+                served.append(f"{name}:{version}")
+    if not served:
+        raise ConfigError(
+            "nothing to serve",
+            where=str(store),
+            found="; ".join(faults) or ("no models" if store.is_dir() else "no such folder"),
+            fix=None if faults else "publish a model with abstain fit, or name another folder with --store",
+        )
+    for fault in faults:
+        sys.stderr.write(f"abstain: {fault}\n")
+    _check_port(host, port)
+    access = f"keys of {settings.keys}" if settings.keys else "no keys"
+    if settings.oidc_issuer:
+        access += f", tokens of {settings.oidc_issuer}"
+    sys.stderr.write(
+        f"abstain: loading {', '.join(served)}, to be served at {'https' if settings.tls_cert else 'http'}://{host}:{port}/, "
+        f"{access}\n"
+    )
+    sys.stderr.flush()
+    # BentoML changes to this folder and imports from it: an empty one, for ours hold modules with common names.
+    empty = make_run_folder() / "empty"
+    empty.mkdir()
+    # BentoML changes to another folder before it imports the service: from there relative paths would lead elsewhere.
+    os.environ |= {f"ABSTAIN_{name.upper()}": str(value) for name, value in settings if isinstance(value, Path)}
+    os.environ |= {
+        "ABSTAIN_STORE": str(store.resolve()),
+        "ABSTAIN_WORKERS": str(workers),
+        "ABSTAIN_REQUIRE_SOUND": str(int(require_sound)),
+        "ABSTAIN_TRUSTED_KEYS": ",".join(map(str, settings.trusted_keys)),
+    }
+    # -P: Python would look for modules in the folder that abstain is started from, and so run whatever lies there.
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "bentoml",
+        "serve",
+        "abstain.service.app:Abstain",
+        "--host",
+        host,
+        "--port",
+        str(port),
+    ]
+    os.execv(sys.executable, [*command, "--working-dir", str(empty)])
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuses an address that cannot be listened on, before BentoML says so in thirty lines."""
+    import socket  # noqa: PLC0415
+
+    from abstain.models.errors import ConfigError  # noqa: PLC0415
+
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            "cannot listen", where=f"{host}:{port}", found=error.strerror, fix="choose another --port or --host"
+        ) from error

@@ -1,0 +1,139 @@
+"""The commands that read the store and move version labels: `models`, `show`, `label`, `rollback`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, cast
+
+import typer
+
+from abstain.service.commands.options import DEFAULT_STORE, JsonOption, ModelArgument, StoreOption
+from abstain.service.commands.output import print_json, print_table
+
+commands = typer.Typer()
+
+
+@commands.command(epilog="Example: `abstain models --store artifacts`")
+def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List all models of the store: their versions and labels."""
+    from abstain.models.bundles import store as stores  # noqa: PLC0415
+    from abstain.models.bundles.bundle import read_published  # noqa: PLC0415
+    from abstain.models.errors import AbstainError  # noqa: PLC0415
+
+    listed: list[dict[str, Any]] = []
+    for name in stores.model_names(store):
+        labels, fault = dict[str, int](), None
+        try:
+            labels = stores.read_labels(store, name).labels
+        except AbstainError as error:
+            fault = str(error)
+        versions: list[dict[str, Any]] = []
+        for version in stores.versions(store, name):
+            pointing = sorted(label for label, target in labels.items() if target == version)
+            entry: dict[str, Any] = {"version": version, "labels": pointing}
+            try:
+                manifest = read_published(store, name, version)
+                entry |= {
+                    "method": manifest.method.kind,
+                    "draws": manifest.draws,
+                    "created": manifest.created,
+                    "sound": not manifest.shortfalls,
+                    "shortfalls": list(manifest.shortfalls),
+                    "why": fault,
+                }
+            except AbstainError as error:
+                unknown = dict.fromkeys(("method", "draws", "created", "sound"))
+                entry |= {**unknown, "shortfalls": [], "why": str(error)}
+            versions.append(entry)
+        listed.append({"name": name, "versions": versions})
+    if as_json:
+        print_json({"models": listed})
+        return
+    print_table(
+        ["model", "labels", "method", "draws", "sound", "created"],
+        [
+            [
+                f"{model['name']}:{entry['version']}",
+                ", ".join(entry["labels"]),
+                entry["why"] or entry["method"],
+                entry["draws"],
+                None if entry["sound"] is None else "yes" if entry["sound"] else "no",
+                entry["created"],
+            ]
+            for model in listed
+            for entry in model["versions"]
+        ],
+        empty=f"no models in {store}; publish one with abstain fit",
+    )
+
+
+@commands.command(epilog="Example: `abstain show digits@stable`")
+def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Show the manifest and the diagnostics of one version, its files verified."""
+    from abstain.models.bundles import store as stores  # noqa: PLC0415
+    from abstain.models.bundles.bundle import read_published, verify_files  # noqa: PLC0415
+
+    name, version = stores.resolve(store, model)
+    manifest = read_published(store, name, version)
+    verify_files(store / name / str(version), manifest)
+    content = manifest.model_dump(mode="json")
+    if as_json:
+        print_json(content)
+        return
+    content["diagnostics"] = {
+        key: value for key, value in content["diagnostics"].items() if key not in {"loss", "reports", "trace"}
+    }
+    content["metrics"].pop("reliability", None)
+    content["files"] = f"{len(content['files'])} files, all as written"
+    told = stores.read_labels(store, name).labels
+    content["labels"] = [label for label, target in told.items() if target == version]
+    # What one comes to know first: whether it is served, may be relied on, is good, and when it says no.
+    first = ("labels", "shortfalls", "notes", "metrics", "calibration", "method", "draws", "data")
+    print_table(["", f"{name}:{version}"], _flat_rows({key: content.pop(key) for key in first} | content))
+
+
+@commands.command(epilog="Example: `abstain label digits:3 stable`")
+def label(
+    model: Annotated[str, typer.Argument(metavar="MODEL:VERSION")],
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, …")],
+    force: Annotated[bool, typer.Option("--force", help="Even where the fit fell short.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Point a label at a version; `stable` is refused to one whose fit fell short."""
+    from abstain.models.bundles import store as stores  # noqa: PLC0415
+    from abstain.models.bundles.bundle import check_gate, read_published  # noqa: PLC0415
+
+    name, version = stores.resolve(store, model)
+    if label == stores.STABLE and not force:
+        check_gate(read_published(store, name, version))
+    stores.set_label(store, name, version, label)
+    _say_label(name, label, version, as_json)
+
+
+@commands.command(epilog="Example: `abstain rollback digits`")
+def rollback(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="its name")],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the previous `stable` version back."""
+    from abstain.models.bundles import store as stores  # noqa: PLC0415
+
+    name = stores.parse_reference(model).name
+    _say_label(name, stores.STABLE, stores.rollback(store, name), as_json)
+
+
+def _say_label(name: str, label: str, version: int, as_json: bool) -> None:
+    if as_json:
+        print_json({"name": name, "label": label, "version": version})
+    else:
+        typer.echo(f"{name}@{label} is {name}:{version}")
+
+
+def _flat_rows(tree: Any, prefix: str = "") -> list[list[Any]]:
+    if isinstance(tree, dict) and tree:
+        branches = cast("dict[str, Any]", tree)
+        return [
+            row for key, value in branches.items() for row in _flat_rows(value, f"{prefix}.{key}" if prefix else key)
+        ]
+    return [[prefix, f"{tree:.6g}" if isinstance(tree, float) else tree]]

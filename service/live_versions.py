@@ -1,0 +1,297 @@
+"""Which versions are live: found in the store at start, each loaded, verified and compiled before it answers.
+
+A version that cannot be loaded takes nothing down: it says why, the others answer, and the server is not ready. One
+whose fit fell short is served and reported as such; under `require_sound` it is refused, and the others make the server
+ready. So it is with a version that no trusted key has signed, where keys are trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import logging
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from abstain.models.bundles import store
+from abstain.models.bundles.bundle import Bundle, load_published, read_published
+from abstain.models.bundles.signatures import TrustedKeys
+from abstain.models.errors import AbstainError, InputError, SignatureError, UnknownModel, printable
+from abstain.models.prediction.predictive import BUCKETS, Predictor
+from abstain.service.errors import HTTPError
+from abstain.service.monitoring import metrics
+
+log = logging.getLogger("abstain.serving")
+
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/,:;'\"()]+/)+")
+"""The folders of an absolute path; a URL is none."""
+COMPILING = 1
+"""Versions compiled at a time."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """A version that answers."""
+
+    name: str
+    version: int
+    bundle: Bundle
+    predictor: Predictor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version of the store: served or not, and how far it has come."""
+
+    version: int
+    labels: tuple[str, ...]
+    state: Literal["idle", "loading", "ready", "failed", "refused"]
+    why: str | None = None
+    live: Live | None = None
+
+
+class Serving:
+    """The versions a server knows; `load_all` brings those it serves to life.
+
+    Args:
+        devices: to spread each version's draws over.
+        require_sound: whether to refuse versions whose fit fell short, also those that a label points at.
+        trusted: keys of which one must have signed a version; None if it need not be signed.
+    """
+
+    def __init__(
+        self, root: Path, devices: int = 1, *, require_sound: bool = False, trusted: TrustedKeys | None = None
+    ) -> None:
+        self.trusted = trusted
+        self._root = root
+        self._devices = devices
+        self._require_sound = require_sound
+        self._lock = threading.Lock()
+        self._entries: dict[str, dict[int, Entry]] = {}
+        self._labels: dict[str, dict[str, int]] = {}
+        self._why: str | None = "the store has not been read yet"
+
+    def load_all(self, buckets: tuple[int, ...] | None = None, on_ready: Callable[[], None] | None = None) -> None:
+        """Reads the store and loads every served version; calls `on_ready` if nothing stands in the way."""
+        try:
+            self._survey()
+        except (AbstainError, OSError) as error:
+            log.error("the store cannot be read: %s", error)
+            self._why = self.within(str(error))
+            return
+        for name, all_of_it in self._entries.items():
+            for version in (version for version, entry in all_of_it.items() if entry.state == "failed"):
+                metrics.MODEL_LOADS.labels(name, str(version), "failed").inc()
+        served = [
+            (name, entry)
+            for name, all_of_it in self._entries.items()
+            for entry in all_of_it.values()
+            if entry.state == "loading"
+        ]
+        # One after another they are read and verified; compiled they are side by side, and beside the next one's reading.
+        with ThreadPoolExecutor(COMPILING, thread_name_prefix="compile") as pool:
+            for name, entry in served:
+                self._load(name, entry, buckets or BUCKETS, pool)
+        self._why = None
+        _return_memory()
+        if on_ready and not self.hindrances():
+            on_ready()
+
+    def hindrances(self) -> list[str]:
+        """Why the server is not ready; empty if it is."""
+        if self._why:
+            return [self._why]
+        if not self._entries:
+            return ["the store has no models; publish one with abstain fit"]
+        entries = [(name, entry) for name, versions in self._entries.items() for entry in versions.values()]
+        # A refused version keeps nobody from being served, unless nothing else is.
+        alone = not any(entry.state == "ready" for _, entry in entries)
+        return [
+            f"{name}:{entry.version} is loading" if entry.state == "loading" else f"{name}:{entry.version}: {entry.why}"
+            for name, entry in entries
+            if entry.state in {"loading", "failed"} or (alone and entry.state == "refused")
+        ]
+
+    def find(self, text: str | None) -> Live:
+        """The live version that a request means.
+
+        Raises:
+            InputError: no model is named, and not exactly one is served.
+            UnknownModel: no such model, version or label is served.
+            HTTPError: 503, it is not live yet, or failed to load.
+        """
+        if self._why:
+            raise HTTPError(503, f"not ready: {self._why}")
+        reference = store.parse_reference(self._only() if text is None else text)
+        served = {
+            version: entry for version, entry in self._entries.get(reference.name, {}).items() if entry.state != "idle"
+        }
+        if not served:
+            raise UnknownModel("model", expected=f"one of {', '.join(self._entries) or 'none'}", found=repr(text))
+        idle = self._entries[reference.name].get(reference.version or 0)
+        if idle and idle.state == "idle":
+            raise UnknownModel(
+                f"{reference.name}:{idle.version} is not served",
+                expected=f"one of {', '.join(map(str, served))}",
+                found=repr(text),
+                fix="give it a label, and start the server again",
+            )
+        entry = served[store.resolve_among(reference, sorted(served), self._labels[reference.name])]
+        if entry.live is None:
+            raise HTTPError(
+                503, f"{reference.name}:{entry.version} is {entry.state}{f': {entry.why}' if entry.why else ''}"
+            )
+        return entry.live
+
+    def folder(self, text: str) -> Path:
+        """Where the version that `name:version` means lies, served or not: found among those the store has.
+
+        Raises:
+            UnknownModel: the store had no such model or version when it was read.
+            StoreError: the version or its model is a symbolic link.
+        """
+        reference = store.parse_reference(text)
+        present = self._entries.get(reference.name, {})
+        version = store.resolve_among(reference, sorted(present), self._labels.get(reference.name, {}))
+        return store.version_folder(self._root, reference.name, version)
+
+    def listing(self) -> dict[str, Any]:
+        """The answer of `GET /models`."""
+        return {
+            "models": [
+                {"name": name, "versions": [self._described(name, entry) for entry in versions.values()]}
+                for name, versions in self._entries.items()
+            ]
+        }
+
+    def within(self, text: str) -> str:
+        """The text with paths relative to the store, and of others the name: clients need not know this machine's folders."""
+        return _FOLDERS.sub("", text.replace(f"{self._root}/", "").replace(str(self._root), "the store"))
+
+    def _survey(self) -> None:
+        self._entries = {name: self._surveyed(name) for name in store.model_names(self._root)}
+        self._why = None
+
+    def _surveyed(self, name: str) -> dict[int, Entry]:
+        """A model's versions, before any is loaded; a label that cannot be followed is its own model's failure alone."""
+        present = store.versions(self._root, name)
+        try:
+            labels = store.read_labels(self._root, name).labels
+        except AbstainError as error:
+            self._labels[name] = {}
+            log.error("%s: its labels cannot be read: %s", name, error)
+            return {version: Entry(version, (), "failed", self.within(str(error))) for version in present}
+        self._labels[name] = labels
+        served = set(store.served_versions(self._root, name))
+        entries: dict[int, Entry] = {}
+        for version in sorted({*present, *labels.values()}):
+            own = tuple(sorted(label for label, target in labels.items() if target == version))
+            if version in present:
+                entries[version] = Entry(version, own, "loading" if version in served else "idle")
+            else:
+                entries[version] = Entry(
+                    version, own, "failed", f"{', '.join(own)}: no such version of {name} in the store"
+                )
+        return entries
+
+    def _load(self, name: str, entry: Entry, buckets: tuple[int, ...], pool: Executor) -> None:
+        """Reads a version, and has it compiled by the pool; whatever it does to its loader, the others must be served."""
+        published = (self._root, name, entry.version)
+        try:
+            if self._require_sound and (shortfalls := read_published(*published, self.trusted).shortfalls):
+                metrics.MODEL_SOUND.labels(name, str(entry.version)).set(0)
+                self._refuse(name, entry, f"its fit fell short: {said(shortfalls)}")
+                return
+            bundle = load_published(*published, self.trusted)
+        except SignatureError as error:
+            self._refuse(name, entry, str(error))
+            return
+        except Exception as error:
+            self._fail(name, entry, error)
+            return
+        pool.submit(self._compile, name, entry, bundle, buckets)
+
+    def _compile(self, name: str, entry: Entry, bundle: Bundle, buckets: tuple[int, ...]) -> None:
+        try:
+            # Here, and not for the first request, for which all others would wait.
+            bundle.calibration.prepare()
+            predictor = bundle.predictor(buckets, self._devices)
+        except Exception as error:
+            self._fail(name, entry, error)
+            return
+        labels, manifest = (name, str(entry.version)), bundle.manifest
+        metrics.MODEL_LOADS.labels(*labels, "loaded").inc()
+        metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(1)
+        metrics.MODEL_SOUND.labels(*labels).set(not manifest.shortfalls)
+        metrics.EXPECTED_REJECTS.labels(*labels).set(1 - bundle.calibration.percentile / 100)
+        if manifest.shortfalls:
+            log.warning(
+                "%s:%d is served although its fit fell short: %s", name, entry.version, said(manifest.shortfalls)
+            )
+        self._set(name, replace(entry, state="ready", live=Live(name, entry.version, bundle, predictor)))
+
+    def _fail(self, name: str, entry: Entry, error: Exception) -> None:
+        metrics.MODEL_LOADS.labels(name, str(entry.version), "failed").inc()
+        log.error("%s:%d cannot be served: %s", name, entry.version, error or type(error).__name__)
+        self._set(name, replace(entry, state="failed", why=self.within(str(error)) or type(error).__name__))
+
+    def _refuse(self, name: str, entry: Entry, why: str) -> None:
+        metrics.MODEL_LOADS.labels(name, str(entry.version), "refused").inc()
+        log.warning("%s:%d is refused: %s", name, entry.version, why)
+        self._set(name, replace(entry, state="refused", why=self.within(why)))
+
+    def _set(self, name: str, entry: Entry) -> None:
+        with self._lock:
+            self._entries[name] = {**self._entries[name], entry.version: entry}
+
+    def _only(self) -> str:
+        if len(self._entries) != 1:
+            raise InputError("model", expected=f"one of {', '.join(self._entries) or 'none'}", found="no such key")
+        return next(iter(self._entries))
+
+    def _described(self, name: str, entry: Entry) -> dict[str, Any]:
+        digest = method = None
+        sound, shortfalls = False, list[str]()
+        try:
+            if entry.live:
+                manifest = entry.live.bundle.manifest
+            else:
+                manifest = read_published(self._root, name, entry.version, self.trusted)
+            digest, method = manifest.digest, manifest.method.kind
+            sound, shortfalls = not manifest.shortfalls, list(manifest.shortfalls)
+        except AbstainError as error:
+            entry = replace(entry, why=entry.why or self.within(str(error)))
+        return {
+            "version": entry.version,
+            "labels": list(entry.labels),
+            "digest": digest,
+            "method": method,
+            "state": entry.state,
+            "why": entry.why,
+            "sound": sound,
+            "shortfalls": shortfalls,
+        }
+
+
+def said(shortfalls: tuple[str, ...] | list[str]) -> str:
+    """Shortfalls as one line, numbered where there are several; a manifest may hold any text."""
+    if len(shortfalls) == 1:
+        return printable(shortfalls[0])
+    return printable("; ".join(f"({place}) {shortfall}" for place, shortfall in enumerate(shortfalls, start=1)))
+
+
+def _return_memory() -> None:
+    """Gives back what compilation took and the allocator keeps: some 100 MB a program.
+
+    What is alive now stays: the collector, which holds everything up for a tenth of a second to go through it, need not.
+    """
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(AttributeError, OSError):  # The C library is another than glibc.
+        ctypes.CDLL(None).malloc_trim(0)

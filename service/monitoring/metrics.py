@@ -1,0 +1,186 @@
+"""What Prometheus sees. Imported in workers only, after `process.arrange` has said where metrics are kept.
+
+Counters and histograms of all workers add up; no label takes a value from a request.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from itertools import compress
+from pathlib import Path
+
+import jax.monitoring
+import numpy as np
+import prometheus_client as prometheus
+from jaxtyping import Num
+from prometheus_client import multiprocess, values
+
+from abstain.models.decisions.calibration import Judgement
+from abstain.models.prediction.predictive import Prediction
+from abstain.models.prediction.summaries import ClassificationSummary
+
+_MODEL = ("model", "version")
+_WORKER = os.getpid()
+if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    # A worker does not fork: the library need not ask the system for its number whenever it counts.
+    values.ValueClass = values.MultiProcessValue(lambda: _WORKER)
+
+
+class Tally(prometheus.Histogram):
+    """A histogram that takes many values at once: of a batch one addition a bucket, and not one a value."""
+
+    def observe_all(self, values: Num[np.ndarray, " values"]) -> None:
+        """The same as `observe` of each value."""
+        if len(values) == 1:
+            self.observe(float(values[0]))
+            return
+        self._raise_if_not_observable()
+        # A bucket holds what is at most its bound; the last bound is infinite.
+        counts = np.bincount(np.searchsorted(np.asarray(self._upper_bounds), values, side="left"))
+        for place in np.flatnonzero(counts).tolist():
+            self._buckets[place].inc(int(counts[place]))
+        self._sum.inc(float(values.sum()))
+
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_NATS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
+_PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 100)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
+
+REQUESTS = prometheus.Counter("abstain_requests_total", "HTTP requests answered", ["route", "code"])
+REQUEST_SECONDS = prometheus.Histogram(
+    "abstain_request_seconds", "Time from a request's head to its answer's end", ["route"], buckets=_SECONDS
+)
+ROWS = prometheus.Counter("abstain_rows_total", "Rows predicted", _MODEL)
+REJECTED = prometheus.Counter("abstain_rejected_total", "Rows rejected, by the score that spoke", [*_MODEL, "reason"])
+ENTROPY = Tally("abstain_entropy_nats", "Predictive entropy of rows", _MODEL, buckets=_NATS)
+INFORMATION = Tally(
+    "abstain_mutual_information_nats", "Mutual information of label and parameters, of rows", _MODEL, buckets=_NATS
+)
+SCORE_PERCENTILE = Tally(
+    "abstain_score_percentile",
+    "Place of rows' scores among the calibration split's",
+    [*_MODEL, "score"],
+    buckets=_PERCENTILES,
+)
+BATCH_ROWS = prometheus.Histogram("abstain_batch_rows", "Rows computed together", _MODEL, buckets=_ROWS)
+QUEUE_SECONDS = prometheus.Histogram(
+    "abstain_queue_seconds", "Time a request waits before it is computed", buckets=_SECONDS
+)
+COMPILES = prometheus.Counter("abstain_compiles_total", "Programs compiled by XLA; does not move once ready")
+MODEL_INFO = prometheus.Gauge(
+    "abstain_model_info",
+    "1 for every version served",
+    [*_MODEL, "digest", "method", "draws"],
+    multiprocess_mode="livemax",
+)
+MODEL_SOUND = prometheus.Gauge(
+    "abstain_model_sound",
+    "1 where a version's fit met every criterion, 0 where it fell short",
+    _MODEL,
+    multiprocess_mode="livemin",
+)
+EXPECTED_REJECTS = prometheus.Gauge(
+    "abstain_expected_reject_ratio",
+    "Share of familiar rows that a version is calibrated to reject",
+    _MODEL,
+    multiprocess_mode="livemax",
+)
+MODEL_LOADS = prometheus.Counter("abstain_model_loads_total", "Versions loaded, or not", [*_MODEL, "outcome"])
+WORKERS = prometheus.Gauge("abstain_workers", "Workers that there should be", multiprocess_mode="mostrecent")
+WORKERS_READY = prometheus.Gauge(
+    "abstain_workers_ready", "Workers that have loaded every served version", multiprocess_mode="mostrecent"
+)
+WORKER_MEMORY = prometheus.Gauge(
+    "abstain_worker_memory_bytes", "Resident memory of a worker", ["worker"], multiprocess_mode="livemostrecent"
+)
+WORKER_CPU = prometheus.Gauge(
+    "abstain_worker_cpu_seconds",
+    "Processor time that a worker has used since its start",
+    ["worker"],
+    multiprocess_mode="livemostrecent",
+)
+
+# Of several workers the worst is shown; of dead ones only that something was crossed.
+_SCORE = [*_MODEL, "score"]
+DRIFT_MARTINGALE = prometheus.Gauge(
+    "abstain_drift_log_martingale",
+    "Logarithm of the test martingale against exchangeability with the calibration split, nats",
+    _SCORE,
+    multiprocess_mode="livemax",
+)
+DRIFT_LEVEL = prometheus.Gauge(
+    "abstain_drift_alarm_level",
+    "What the log martingale must reach for an alarm, nats",
+    _SCORE,
+    multiprocess_mode="livemax",
+)
+DRIFT_CROSSED = prometheus.Gauge(
+    "abstain_drift_crossed_timestamp_seconds",
+    "When the log martingale was last at its level, in seconds since 1970; 0 for never",
+    _SCORE,
+    multiprocess_mode="max",
+)
+DRIFT_ROWS = prometheus.Gauge(
+    "abstain_drift_rows", "Rows that the martingales have seen in this epoch", _MODEL, multiprocess_mode="livesum"
+)
+DRIFT_KS = prometheus.Gauge(
+    "abstain_drift_ks",
+    "Two-sample Kolmogorov–Smirnov statistic of the last rows against the calibration split",
+    _SCORE,
+    multiprocess_mode="livemax",
+)
+DRIFT_KS_P = prometheus.Gauge(
+    "abstain_drift_ks_p_value", "Its p-value, of one look", _SCORE, multiprocess_mode="livemin"
+)
+DRIFT_PSI = prometheus.Gauge(
+    "abstain_drift_psi",
+    "Population stability index of the last rows against the calibration split, nats",
+    _SCORE,
+    multiprocess_mode="livemax",
+)
+
+CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
+
+
+def count_compiles() -> None:
+    """Counts every program that XLA compiles in this process from now on, whoever asked for it."""
+
+    def heard(event: str, duration_secs: float, **_details: str | int) -> None:  # noqa: ARG001 - JAX names it
+        if event == "/jax/core/compile/backend_compile_duration":
+            COMPILES.inc()
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+
+
+def exposition() -> bytes:
+    """The metrics of all workers, in Prometheus's text format."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return prometheus.generate_latest()
+    _forget_the_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+    registry = prometheus.CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return prometheus.generate_latest(registry)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Takes away the gauges of workers that are gone, but for those that are to outlive them."""
+    for file in folder.glob("gauge_live*_*.db"):
+        worker = file.stem.rsplit("_", 1)[1]
+        if not Path(f"/proc/{worker}").exists():
+            multiprocess.mark_process_dead(worker)  # type: ignore[no-untyped-call]
+
+
+def record_prediction(name: str, version: int, prediction: Prediction, judgement: Judgement) -> None:
+    """Counts the rows of an answer, and where they lie."""
+    model = (name, str(version))
+    ROWS.labels(*model).inc(len(judgement.reject))
+    for reason, rejected in Counter(compress(judgement.loudest, judgement.reject)).items():
+        REJECTED.labels(*model, reason).inc(rejected)
+    summary = prediction.summary
+    ENTROPY.labels(*model).observe_all(np.asarray(summary.entropy))
+    if isinstance(summary, ClassificationSummary):
+        INFORMATION.labels(*model).observe_all(np.asarray(summary.mutual_information))
+    for score, judged in judgement.scores.items():
+        SCORE_PERCENTILE.labels(*model, score).observe_all(judged.percentile)

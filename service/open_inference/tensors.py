@@ -1,0 +1,316 @@
+"""The Open Inference Protocol's input tensor: from bytes to checked rows.
+
+Pure functions. A binary tensor is a view of the body and never becomes Python numbers; a JSON one is parsed by orjson
+and made an array at once. Only where these find a mistake, or could hide one, are the rows walked in Python, by the
+function that checks `POST /predict`, so that both doors name a mistake in the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from jaxtyping import Float, Num
+
+from abstain.models.errors import InputError, clip_repr
+from abstain.models.prediction.posterior import Model
+from abstain.models.prediction.preprocessing import first_unknown_code
+from abstain.service.compression import decompress
+from abstain.service.open_inference.json_objects import (
+    HEADER_LENGTH,
+    checked_object,
+    flag_of,
+    found_at,
+    kind,
+    number_between,
+    parse_object,
+    text_of,
+)
+from abstain.service.open_inference.outputs import Asked, Output, all_in_binary
+from abstain.service.predict.request import PredictRequest, check_rows, dtype_of
+
+INPUT = "inputs"
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
+}
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class Signature(NamedTuple):
+    """What `decode` needs to know of a model: what it takes, what it gives, and the names it answers to."""
+
+    model: Model
+    outputs: Mapping[str, Output]
+    names: tuple[str, ...]
+
+
+class InferRequest(NamedTuple):
+    """A checked request: `rows` in the model's feature shape, as `schemas.check_rows` gives them."""
+
+    rows: Float[np.ndarray, "rows ..."]
+    outputs: tuple[Asked, ...]
+    id: str | None
+    percentile: float | None
+    coverage: float | None
+
+
+def decode(
+    headers: Mapping[str, str], body: bytes, signature: Signature, *, max_rows: int, max_bytes: int
+) -> InferRequest:
+    """The request in the body of `POST …/infer`.
+
+    Args:
+        headers: of the request; names are looked up in lower case.
+        max_bytes: of the body after decompression.
+
+    Raises:
+        InputError: naming the field, or the row and the feature, at fault.
+        HTTPError: 413, the body unfolds to more than the limit; 415, it is compressed in a way not known.
+    """
+    body = decompress(body, headers.get("content-encoding", ""), max_bytes)
+    text, tail = _split(body, headers.get(HEADER_LENGTH.lower()))
+    if tail and not text:
+        return _raw(tail, signature, max_rows)
+    content, plain = parse_object(text, ("id", "model_name", "parameters", "inputs", "outputs"))
+    parameters = checked_object(
+        content.get("parameters", {}), "parameters", ("percentile", "coverage", "binary_data_output")
+    )
+    named = text_of(content, "model_name", "body")
+    if named is not None and named not in signature.names:
+        raise InputError("model_name", expected=f"{signature.names[0]}, as in the path", found=clip_repr(named))
+    return InferRequest(
+        rows=_rows(_only_input(content), plain, tail, signature.model, max_rows),
+        outputs=_asked(content.get("outputs", []), signature, flag_of(parameters, "binary_data_output", "parameters")),
+        id=text_of(content, "id", "body"),
+        percentile=number_between(parameters, "percentile", 100),
+        coverage=number_between(parameters, "coverage", 1),
+    )
+
+
+def _split(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
+    """The JSON and what follows it."""
+    if length is None:
+        return body, memoryview(b"")
+    if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > len(body):
+        raise InputError(
+            HEADER_LENGTH, expected=f"a number of bytes, at most the body's {len(body)}", found=clip_repr(length)
+        )
+    end = int(length)
+    return body[:end], memoryview(body)[end:]
+
+
+def _raw(data: memoryview, signature: Signature, max_rows: int) -> InferRequest:
+    """A body of nothing but FP32: Triton's raw binary request, answered in binary."""
+    model = signature.model
+    size = 4 * model.features
+    if len(data) % size:
+        raise InputError(
+            "body", expected=f"rows of {model.features} FP32, {size} bytes each", found=f"{len(data)} bytes"
+        )
+    shape = _check_rows_count(len(data) // size, max_rows), *model.feature_shape
+    rows = _checked(np.frombuffer(data, "<f4").reshape(shape), model, max_rows)
+    return InferRequest(rows, all_in_binary(signature.outputs), None, None, None)
+
+
+def _only_input(content: dict[str, Any]) -> dict[str, Any]:
+    tensors = content.get("inputs")
+    if not isinstance(tensors, list):
+        found = kind(tensors) if "inputs" in content else "no such key"
+        raise InputError("inputs", where="body", expected=f"a list of one tensor, named {INPUT}", found=found)
+    tensors = cast("list[Any]", tensors)
+    if len(tensors) != 1:
+        raise InputError("inputs", where="body", expected=f"one tensor, named {INPUT}", found=len(tensors))
+    tensor = checked_object(tensors[0], INPUT, ("name", "shape", "datatype", "parameters", "data"))
+    if tensor.get("name") != INPUT:
+        raise InputError("name", where=INPUT, expected=INPUT, found=found_at(tensor, "name"))
+    return tensor
+
+
+def _rows(
+    tensor: dict[str, Any], plain: bool, tail: memoryview, model: Model, max_rows: int
+) -> Float[np.ndarray, "rows ..."]:
+    datatype = tensor.get("datatype")
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        raise InputError(
+            "datatype",
+            where=INPUT,
+            expected=f"FP32, or one of {', '.join(DATATYPES)}",
+            found=found_at(tensor, "datatype"),
+        )
+    shape = _shape(tensor, model, max_rows)
+    parameters = checked_object(tensor.get("parameters", {}), f"{INPUT}: parameters", ("binary_data_size",))
+    numbers = shape[0] * model.features
+    if "binary_data_size" in parameters:
+        return _binary_rows(tensor, parameters, tail, shape, model, max_rows)
+    if tail:
+        raise InputError(
+            "binary data",
+            where=INPUT,
+            expected="none, without the parameter binary_data_size",
+            found=f"{len(tail)} bytes behind the JSON",
+        )
+    data = tensor.get("data")
+    if not isinstance(data, list):
+        raise InputError("data", where=INPUT, expected=f"a list of {numbers} numbers", found=found_at(tensor, "data"))
+    rows = _json_rows(cast("list[Any]", data), plain, shape, model, max_rows)
+    _refuse_other_numbers(cast("list[Any]", data), rows.shape, datatype)
+    return rows
+
+
+def _shape(tensor: dict[str, Any], model: Model, max_rows: int) -> tuple[int, ...]:
+    shape = tensor.get("shape")
+    expected = f"[n, {', '.join(map(str, model.feature_shape))}]"
+    if len(model.feature_shape) > 1:
+        expected += f" or [n, {model.features}]"
+    if not isinstance(shape, list) or not all(type(size) is int for size in cast("list[Any]", shape)):
+        found = clip_repr(cast("list[Any]", shape)) if isinstance(shape, list) else found_at(tensor, "shape")
+        raise InputError("shape", where=INPUT, expected=expected, found=found)
+    sizes = tuple(cast("list[int]", shape))
+    if sizes[1:] not in {model.feature_shape, (model.features,)}:
+        raise InputError("shape", where=INPUT, expected=expected, found=clip_repr(list(sizes)))
+    return _check_rows_count(sizes[0], max_rows), *sizes[1:]
+
+
+def _check_rows_count(rows: int, max_rows: int) -> int:
+    if rows < 1:
+        raise InputError(INPUT, expected="at least one row", found=clip_repr(rows))
+    if rows > max_rows:
+        raise InputError(
+            INPUT, expected=f"at most {max_rows} rows", found=clip_repr(rows), fix="send them in several requests"
+        )
+    return rows
+
+
+def _binary_rows(
+    tensor: dict[str, Any],
+    parameters: dict[str, Any],
+    tail: memoryview,
+    shape: tuple[int, ...],
+    model: Model,
+    max_rows: int,
+) -> Float[np.ndarray, "rows ..."]:
+    dtype = DATATYPES[tensor["datatype"]]
+    said, needed = parameters["binary_data_size"], shape[0] * model.features * dtype.itemsize
+    if "data" in tensor:
+        raise InputError("data", where=INPUT, expected="either data or binary_data_size", found="both")
+    if type(said) is not int or said != needed:
+        raise InputError(
+            "binary_data_size",
+            where=INPUT,
+            expected=f"{needed}, for {tensor['datatype']} of shape {list(shape)}",
+            found=clip_repr(said) if type(said) is int else kind(said),
+        )
+    if len(tail) != needed:
+        raise InputError(
+            "binary data",
+            where=INPUT,
+            expected=f"{needed} bytes behind the JSON",
+            found=len(tail),
+            fix=f"the header {HEADER_LENGTH} says how long the JSON is",
+        )
+    return _checked(np.frombuffer(tail, dtype).reshape(shape), model, max_rows)
+
+
+def _json_rows(
+    data: list[Any], plain: bool, shape: tuple[int, ...], model: Model, max_rows: int
+) -> Float[np.ndarray, "rows ..."]:
+    """Rows of nested data or, as the protocol has it, flat."""
+    nested = bool(data) and isinstance(data[0], list)
+    needed = shape[0] if nested else shape[0] * model.features
+    if len(data) != needed:
+        raise InputError("data", where=INPUT, expected=f"{needed} {'rows' if nested else 'numbers'}", found=len(data))
+    if not nested and plain:
+        try:
+            return _checked(np.array(data, np.float64).reshape(shape), model, max_rows)
+        except (ValueError, TypeError, OverflowError):
+            plain = False
+    if not nested:
+        for size in reversed(shape[1:]):
+            data = [data[start : start + size] for start in range(0, len(data), size)]
+    return check_rows(_as_predict(data, plain), model, max_rows)
+
+
+def _checked(array: Num[np.ndarray, "rows ..."], model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
+    """An array as rows in the feature shape, after what is refused of `POST /predict` is refused of it."""
+    if array.dtype.kind != "f":
+        fits = True
+    elif array.dtype.itemsize > 4:
+        fits = bool((np.abs(array) <= _FLOAT32_MAX).all())
+    else:
+        fits = bool(np.isfinite(array).all())
+    if fits:
+        rows = array.reshape(len(array), *model.feature_shape).astype(dtype_of(model), copy=False)
+        if first_unknown_code(model.preprocessing, rows) is None:
+            return rows
+    return check_rows(_as_predict(array.tolist(), plain=False), model, max_rows)
+
+
+def _as_predict(rows: list[Any], plain: bool) -> PredictRequest:
+    return PredictRequest(rows, plain, None, None, None, None)
+
+
+def _refuse_other_numbers(data: list[Any], shape: tuple[int, ...], datatype: str) -> None:
+    """Refuses numbers in JSON that the datatype cannot hold: fractions, and those beyond its limits, to the last digit.
+
+    Args:
+        data: numbers that are known to be finite, nested or flat: as they were sent, for float32 rounds integers.
+        shape: of the rows.
+    """
+    kind_of, bits = DATATYPES[datatype].kind, 8 * DATATYPES[datatype].itemsize
+    if kind_of == "f" and bits > 16:
+        return
+    while data and isinstance(data[0], list):
+        data = list(chain.from_iterable(data))
+    numbers = np.array(data, np.float64)
+    if kind_of == "f":
+        limits, what = np.finfo(np.float16), "a number"
+        fits = np.abs(numbers) <= float(limits.max)
+    else:
+        limits, what = np.iinfo(DATATYPES[datatype]), "an integer"
+        fits = (numbers == np.trunc(numbers)) & (numbers >= float(limits.min)) & (numbers <= float(limits.max))
+        # Beyond 2⁵³ float64 rounds integers as well.
+        for place in np.flatnonzero(fits & (np.abs(numbers) >= 2.0**53)):
+            fits[place] = int(limits.min) <= int(data[place]) <= int(limits.max)
+    if not fits.all():
+        first = int(np.argmin(fits))
+        raise InputError(
+            INPUT + "".join(f"[{index}]" for index in np.unravel_index(first, shape)),
+            expected=f"{what} from {limits.min} to {limits.max}, as {datatype} is",
+            found=data[first],
+        )
+
+
+def _asked(outputs: Any, signature: Signature, binary: bool) -> tuple[Asked, ...]:
+    """The outputs asked for; all, where none is."""
+    if not isinstance(outputs, list):
+        raise InputError("outputs", where="body", expected="a list of outputs", found=kind(outputs))
+    asked: dict[str, Asked] = {}
+    for number, item in enumerate(cast("list[Any]", outputs)):
+        where = f"outputs[{number}]"
+        output = checked_object(item, where, ("name", "parameters"))
+        name = output.get("name")
+        if not isinstance(name, str) or name not in signature.outputs:
+            raise InputError(
+                "name", where=where, expected=f"one of {', '.join(signature.outputs)}", found=found_at(output, "name")
+            )
+        if name in asked:
+            raise InputError("name", where=where, expected="each output once", found=clip_repr(name))
+        parameters = output.get("parameters", {})
+        if isinstance(parameters, dict) and "classification" in parameters:
+            raise InputError(
+                "classification",
+                where=where,
+                expected="no such parameter: the classification extension is not spoken here",
+                fix="ask for the outputs label and probabilities",
+            )
+        parameters = checked_object(parameters, f"{where}: parameters", ("binary_data",))
+        asked[name] = Asked(name, flag_of(parameters, "binary_data", f"{where}: parameters", binary))
+    if asked:
+        return tuple(asked.values())
+    return all_in_binary(signature.outputs) if binary else tuple(Asked(name, False) for name in signature.outputs)

@@ -1,0 +1,1 @@
+"""`POST /predict`: the request's body and the response."""

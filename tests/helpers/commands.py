@@ -1,0 +1,21 @@
+"""Running the `abstain` command as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers.paths import PROJECT
+
+
+def abstain(*arguments: str | Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the console command as a user would."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("abstain"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=PROJECT,
+        env={**os.environ, **environment},
+    )

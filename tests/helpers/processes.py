@@ -1,0 +1,56 @@
+"""Processes of a test: those that a process has started, and waiting for a condition."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def children(pid: int) -> set[int]:
+    """The processes that a process has started and that are alive."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text("ascii", "replace").rsplit(")", 1)[1].split()[:2]
+        except (OSError, IndexError):
+            continue
+        if int(parent) == pid and state not in "ZX":
+            found.add(int(stat.parent.name))
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those that still run."""
+    running = set()
+    for pid in pids:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rsplit(")", 1)[1].split()[0] not in "ZX":
+                running.add(pid)
+        except OSError:
+            continue
+    return running
+
+
+def kill_all(workers: set[int]) -> None:
+    """Ends what a failed test has left behind."""
+    for worker in alive(workers):
+        os.kill(worker, signal.SIGKILL)
+
+
+def until(condition: Callable[[], object], seconds: float) -> bool:
+    """Whether a condition comes true before the deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Waits for a condition, and asserts it."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert condition()

@@ -1,0 +1,491 @@
+"""The command: exit codes, what goes to stdout, one JSON document, and files in and out."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import csv, parquet
+from sklearn.datasets import load_digits
+
+from abstain.models.bundles.bundle import load, read_manifest
+from abstain.models.decisions.calibration import judge
+from abstain.models.prediction.predictive import buckets_for
+from abstain.training.config.config import DataConfig
+from abstain.training.data.dataset import split
+from abstain.training.data.sources import read_source
+from abstain.training.evaluate import evaluate_version
+from tests.helpers.commands import abstain
+from tests.helpers.paths import CONFIGS
+
+COMMANDS = ("fit", "evaluate", "models", "show", "label", "rollback", "predict", "serve")
+IMAGES = load_digits().images[:300]
+
+
+@pytest.fixture(scope="module")
+def own(store, tmp_path_factory):
+    """A copy of the store, to move labels in."""
+    return shutil.copytree(store, tmp_path_factory.mktemp("own") / "store")
+
+
+def table_of(rows):
+    """Flat rows as a table, a column for each feature."""
+    flat = rows.reshape(len(rows), -1)
+    return pa.table({f"pixel {place}": flat[:, place] for place in range(flat.shape[1])})
+
+
+# ---- usage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(run, command):
+    """-h and --help exit 0 and show, on stdout, a command line that begins with this command."""
+    for flag in ("-h", "--help"):
+        code, out, err = run(command, flag)
+        assert (code, err) == (0, "")
+        assert f"Example: abstain {command}" in " ".join(out.replace("`", "").split())
+
+
+def test_the_installed_command_lists_all_commands():
+    """`abstain -h` as a process names every command."""
+    result = abstain("-h")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [command for command in COMMANDS if not re.search(rf"\b{command}\b", result.stdout)] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["models", "--nonsense"], "No such option: --nonsense"),
+        (["show"], "Missing argument 'MODEL'"),
+        (["fit"], "Missing argument 'CONFIG.toml'"),
+        (["evaluate", "digits"], "Missing option '--data'"),
+        (["evaluate", "digits", "--data", "digits", "--ood", "letters"], "--ood: expected NAME=PATH, found 'letters'"),
+        (
+            ["evaluate", "digits", "--data", "digits", "--percentile", ".99"],
+            "above 1 and below 100, such as 99, found 0.99",
+        ),
+        (["calibrate", "digits", "--data", "digits", "--percentile", ".99"], "such as 99, found 0.99"),
+        (["evaluate", "digits", "--data", "digits", "--percentile", "0"], "above 1 and below 100, such as 99, found 0"),
+        (
+            ["evaluate", "digits", "--data", "digits", "--percentile", "nan"],
+            "above 1 and below 100, such as 99, found nan",
+        ),
+        (
+            ["predict", "digits", "--data", "a.csv", "--out", "b.csv", "--percentile", "100"],
+            "below 100, such as 99, found 100",
+        ),
+        (
+            ["predict", "digits", "--data", "a.csv", "--out", "b.csv", "--percentile", "high"],
+            "value for '--percentile': ",
+        ),
+    ],
+)
+def test_wrong_usage_exits_2(run, arguments, told):
+    """What is wrong with the command line is told on stderr, and stdout stays empty."""
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert told in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["show", "letters"], "no model named 'letters': expected digits, wave, found 'letters'"),
+        (["show", "digits:7"], "digits has no version 7: expected 1, 2, found 7"),
+        (["show", "digits@canary"], "digits has no label 'canary': expected stable, found canary"),
+        (["show", "digits:one"], "no such model: expected name, name:version or name@label, found 'digits:one'"),
+        (["label", "digits:7", "canary"], "digits has no version 7"),
+        (["label", "digits:1", "7th"], "label: expected 1 to 32 letters, digits, dashes or underscores"),
+        (["rollback", "letters"], "no model named 'letters'"),
+        (["rollback", "wave"], "wave has no previous stable version; point the label yourself: abstain label wave:"),
+        (["fit", "none.toml"], "none.toml: cannot be read: found No such file or directory"),
+        (["fit", CONFIGS / "wave-nuts.toml", "--set", "stpes=1"], "--set stpes: expected a key of the config"),
+        (
+            ["fit", CONFIGS / "wave-nuts.toml", "--set", "calibration_size=50"],
+            "expected at least 99 rows, found 50 rows",
+        ),
+        (["fit", CONFIGS / "mnist-vi.toml"], "data.source: expected a path or an embedded set, found nothing; set it"),
+        (["evaluate", "digits", "--data", "none.npz"], "none.npz: no such file: expected a path, or one of digits, "),
+        (["evaluate", "digits", "--data", "digits", "--percentile", "99.9"], "expected at least 999 rows, found 500"),
+        (["predict", "digits", "--data", "none.npz", "--out", "o.csv"], "none.npz: no such file"),
+        (
+            ["predict", "digits", "--data", "rows.txt", "--out", "o.csv"],
+            "--data: expected a file ending in .npz, .csv or",
+        ),
+        (
+            ["predict", "digits", "--data", "none.npz", "--out", "o.txt"],
+            "--out: expected a file ending in .csv, .parquet",
+        ),
+    ],
+)
+def test_failed_work_exits_1(run, store, arguments, told):
+    """What failed is told in one line of stderr that begins with the program's name; stdout stays empty."""
+    code, out, err = run(*arguments, "--store", store)
+    assert (code, out) == (1, "")
+    assert err.startswith("abstain: ")
+    assert told in err
+
+
+# ---- the store -------------------------------------------------------------------------------------------------------
+
+
+VERSIONS = (("digits", "1"), ("digits", "2"), ("wave", "1"))
+
+
+def test_models_lists_versions_and_labels(store):
+    """`abstain models`, as a process and with the store from the environment, as JSON and as a table."""
+    result = abstain("models", "--json", ABSTAIN_STORE=str(store))
+    listed = {model["name"]: model["versions"] for model in json.loads(result.stdout)["models"]}
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [entry["version"] for entry in listed["digits"]] == [1, 2]
+    assert [entry["labels"] for entry in listed["digits"]] == [["stable"], []]
+    assert [(entry["method"], entry["draws"]) for entry in listed["wave"]] == [("nuts", 30)]
+    for entry in listed["digits"]:
+        shortfalls = read_manifest(store / "digits" / str(entry["version"])).shortfalls
+        assert (entry["sound"], entry["shortfalls"]) == (not shortfalls, list(shortfalls))
+
+
+def test_models_as_a_table_and_of_an_empty_store(run, store, tmp_path):
+    """A line for each version; of an empty store no line, and on stderr what to do."""
+    code, out, _ = run("models", "--store", store)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["model", "digits:1", "digits:2", "wave:1"]
+    assert "stable" in out.splitlines()[1]
+    assert "sound" in out.splitlines()[0].split()
+    sound = [not read_manifest(store / name / version).shortfalls for name, version in VERSIONS]
+    assert [{"yes", "no"} & {*line.split()} for line in out.splitlines()[1:]] == [
+        {"yes" if good else "no"} for good in sound
+    ]
+    code, out, err = run("models", "--store", tmp_path / "none")
+    assert (code, out) == (0, "")
+    assert err.endswith("publish one with abstain fit")
+    code, out, _ = run("models", "--store", tmp_path / "none", "--json")
+    assert (code, json.loads(out)) == (0, {"models": []})
+
+
+def test_show_tells_the_manifest_of_the_version_meant(run, store, digits):
+    """A bare name is the stable version; as JSON the manifest as it stands on disk, as text its figures."""
+    for reference, version in (("digits", 1), ("digits:2", 2), ("digits@stable", 1)):
+        code, out, _ = run("show", reference, "--store", store, "--json")
+        assert code == 0
+        assert json.loads(out) == json.loads((store / "digits" / str(version) / "manifest.json").read_text())
+    code, out, _ = run("show", "digits", "--store", store)
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines() if len(line.split()) > 1)
+    assert code == 0
+    assert lines["metrics.accuracy"].strip() == f"{digits.manifest.metrics['accuracy']:.6g}"
+    assert lines["digest"].strip() == digits.manifest.digest
+
+
+def test_show_refuses_an_altered_file(run, own):
+    """A version with a damaged file is refused by the file's name, and `models` still lists the others."""
+    report = own / "digits" / "2" / "report.html"
+    whole = report.read_bytes()
+    report.write_bytes(whole + b" ")
+    code, out, err = run("show", "digits:2", "--store", own)
+    report.write_bytes(whole)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"abstain: {report}: is damaged or was altered: expected sha256 ")
+
+
+def test_labels_move_and_roll_back(run, own):
+    """`label` points, `rollback` puts the previous stable back, once for each time it was moved."""
+    assert run("label", "digits:2", "stable", "--store", own)[:2] == (0, "digits@stable is digits:2\n")
+    assert json.loads(run("show", "digits", "--store", own, "--json")[1])["version"] == 2
+    code, out, _ = run("label", "digits@stable", "canary", "--store", own, "--json")
+    assert (code, json.loads(out)) == (0, {"name": "digits", "label": "canary", "version": 2})
+    assert run("rollback", "digits", "--store", own)[:2] == (0, "digits@stable is digits:1\n")
+    assert json.loads(run("show", "digits@canary", "--store", own, "--json")[1])["version"] == 2
+    assert run("rollback", "digits", "--store", own)[0] == 1
+
+
+# ---- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_prints_one_json_document(store, tmp_path):
+    """As a process: the contract's keys and the function's figures on stdout."""
+    np.savez(tmp_path / "noise.npz", x=16 * np.random.default_rng(0).random((40, 8, 8)))
+    options = ["--percentile", "90", "--ood", f"noise={tmp_path / 'noise.npz'}", "--store", store, "--json"]
+    result = abstain("evaluate", "digits", "--data", "digits", *options)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    expected = evaluate_version(store, "digits", "digits", 90.0, {"noise": str(tmp_path / "noise.npz")})
+    assert found == expected
+    assert {"accuracy", "nll", "brier", "ece", "aurc", "percentile", "reject_rate", "ood"} <= set(found)
+    assert set(found["ood"]["noise"]) == set(found["reject_rate"])
+    assert {"auroc", "aupr", "fpr95", "detection", "detection_interval"} <= set(found["ood"]["noise"]["reject"])
+    assert found["percentile"] == 90
+
+
+def test_evaluate_prints_tables(run, store, wave):
+    """Without --json, names and figures in lines that fit a terminal, of a regression as well."""
+    code, out, _ = run("evaluate", "wave", "--data", "wave", "--store", store)
+    lines = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
+    assert code == 0
+    assert out.startswith("wave:1 on 500 test rows; std decides at the 99th percentile\n")
+    rmse = next(cells for cells in lines if cells[0] == "rmse")
+    assert rmse[1] == f"{wave.manifest.metrics['rmse']:.4f}"
+    assert re.fullmatch(r"0\.\d{4} … 0\.\d{4}", rmse[2])
+    decided = next(cells for cells in lines if cells[0] == "decision (std)")
+    assert decided[1] == f"{wave.manifest.metrics['reject_rate']['reject']:.2%}"
+
+
+def test_evaluate_prints_ood_sets_decision_first_and_draws_plots(run, store, tmp_path):
+    """A block for each OOD set and its variant; a twin from the store; the pictures named in the JSON are there."""
+    np.savez(tmp_path / "noise.npz", x=16 * np.random.default_rng(0).random((40, 8, 8)))
+    asked = ["evaluate", "digits", "--data", "digits", "--ood", f"noise={tmp_path / 'noise.npz'}", "--store", store]
+    code, out, _ = run(*asked, "--twin", "digits:2")
+    assert code == 0
+    assert "twin: digits:2" in out
+    assert max(map(len, out.splitlines())) <= 120
+    for title in ("noise, 40 rows", "noise at the test rows' intensity, 40 rows"):
+        block = out.partition(f" {title} ")[2].splitlines()
+        assert block[0].split() == ["AUROC", "AUPR", "FPR95", "detection", "95", "%", "interval"]
+        assert block[1].startswith(" decision (mutual information) ")
+        assert re.search(r"\d\.\d{4} … \d\.\d{4}$", block[1])
+        assert any(line.startswith("  twin, entropy: AUROC 0.") for line in block)
+    code, out, err = run(*asked, "--plots", tmp_path / "plots", "--json")
+    assert code == 0
+    assert "noise: 40/40" in err
+    assert sorted(json.loads(out)["plots"]) == sorted(path.name for path in (tmp_path / "plots").iterdir())
+
+
+# ---- predict ---------------------------------------------------------------------------------------------------------
+
+
+def read_answers(path):
+    """An answers' file as columns, whatever its kind; JSON lines flattened as the other kinds are."""
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return {name: file[name].tolist() for name in file.files}
+    if path.suffix == ".parquet":
+        return parquet.read_table(path).to_pydict()
+    if path.suffix == ".csv":
+        text = csv.ConvertOptions(column_types={"label": pa.string(), "prediction_set": pa.string()})
+        return csv.read_csv(path, convert_options=text).to_pydict()
+
+    def flat(value, name=""):
+        if isinstance(value, dict):
+            return {k: v for key, part in value.items() for k, v in flat(part, f"{name}.{key}".strip(".")).items()}
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            return {f"{name}.{place}": part for place, part in enumerate(value)}
+        return {name: "|".join(value) if isinstance(value, list) else value}
+
+    rows = [flat(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+WRITERS = {
+    ".npz": lambda rows, path: np.savez(path, x=rows),
+    ".csv": lambda rows, path: csv.write_csv(table_of(rows), path),
+    ".parquet": lambda rows, path: parquet.write_table(table_of(rows), path),
+}
+
+
+@pytest.fixture(scope="module")
+def expected(digits):
+    """What the served code says of the images at the 90th percentile."""
+    prediction = digits.predictor(buckets_for(len(IMAGES)))(IMAGES)
+    return prediction, judge(digits.calibration, prediction, 90.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "end"), [(".npz", ".npz"), (".csv", ".csv"), (".parquet", ".parquet"), (".npz", ".jsonl")]
+)
+def test_predict_gives_the_served_numbers(run, store, tmp_path, expected, source, end):
+    """Rows from any kind of file, answers in any kind of file: every number is the Predictor's, to the last bit."""
+    WRITERS[source](IMAGES, tmp_path / f"rows{source}")
+    out_path = tmp_path / "new folder" / f"answers{end}"
+    arguments = ["--data", tmp_path / f"rows{source}", "--out", out_path, "--percentile", "90", "--store", store]
+    code, out, _ = run("predict", "digits", *arguments)
+    assert (code, out) == (0, f"300 rows scored by digits:1 into {out_path}\n")
+    assert list(out_path.parent.iterdir()) == [out_path]
+    found = read_answers(out_path)
+    prediction, judgement = expected
+    for place in range(10):
+        np.testing.assert_array_equal(prediction.summary.mean[:, place], np.float32(found[f"probabilities.{place}"]))
+        np.testing.assert_array_equal(prediction.summary.std[:, place], np.float32(found[f"std.{place}"]))
+    for field in ("entropy", "aleatoric_entropy", "mutual_information"):
+        np.testing.assert_array_equal(getattr(prediction.summary, field), np.float32(found[field]))
+    for name, score in judgement.scores.items():
+        np.testing.assert_array_equal(score.value, np.float32(found[f"scores.{name}.value"]))
+        np.testing.assert_array_equal(score.p_value, found[f"scores.{name}.p_value"])
+        np.testing.assert_array_equal(score.threshold, np.float32(found[f"scores.{name}.threshold"]))
+    assert found["reject"] == judgement.reject.tolist()
+    assert found["index"] == prediction.summary.mean.argmax(axis=1).tolist()
+    assert found["label"] == [str(place) for place in found["index"]]
+    reason = "mutual_information above its 90th percentile"
+    assert [text or "" for text in found["reasons"]] == [reason if rejected else "" for rejected in judgement.reject]
+    members = [sorted(set(np.flatnonzero(row).astype(str))) for row in judgement.members]
+    assert [sorted(filter(None, (text or "").split("|"))) for text in found["prediction_set"]] == members
+    assert 0 < np.mean(found["reject"]) < 0.3
+
+
+def test_predict_reads_the_rows_before_it_compiles(run, store, tmp_path, monkeypatch):
+    """A missing file or a wrong column is said at once."""
+    monkeypatch.setattr(
+        "abstain.models.bundles.bundle.Predictor", lambda *_, **__: pytest.fail("something was compiled")
+    )
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for name, told in (("absent.csv", "absent.csv"), ("other.csv", "expected shape (8, 8), found shape (2,)")):
+        arguments = ["--data", tmp_path / name, "--out", tmp_path / "out.csv", "--store", store]
+        code, _, err = run("predict", "digits", *arguments)
+        assert (code, told in err) == (1, True), err
+
+
+def test_predict_of_a_regression(run, store, tmp_path, wave):
+    """Mean, spread, quantiles and interval of every row, one JSON document on stdout, at the model's own percentile."""
+    rows = np.linspace(-3, 3, 7)[:, None]
+    csv.write_csv(table_of(rows), tmp_path / "rows.csv")
+    out_path = tmp_path / "answers.parquet"
+    code, out, _ = run(
+        "predict", "wave:1", "--data", tmp_path / "rows.csv", "--out", out_path, "--store", store, "--json"
+    )
+    assert code == 0
+    assert json.loads(out) == {"model": "wave", "version": 1, "rows": 7, "out": str(out_path)}
+    found = read_answers(out_path)
+    prediction = wave.predictor((8,))(rows)
+    judgement = judge(wave.calibration, prediction)
+    np.testing.assert_array_equal(prediction.summary.mean, np.float32(found["mean"]))
+    np.testing.assert_allclose(np.hypot(found["aleatoric_std"], found["epistemic_std"]), found["std"], rtol=1e-6)
+    np.testing.assert_array_equal(prediction.summary.quantiles[:, 0], np.float32(found["quantiles.0.025"]))
+    np.testing.assert_allclose(judgement.interval[:, 1], found["interval.1"], rtol=1e-6)
+    assert found["reject"] == judgement.reject.tolist()
+    assert found["reject"][0]
+    assert found["reject"][-1]
+
+
+# ---- a table, from fit to predict ------------------------------------------------------------------------------------
+
+FLATS = """
+name = "flats"
+likelihood = "normal"
+draws = 30
+[data]
+target = "rent"
+categorical = ["heating", "floor"]
+drop = ["id"]
+calibration_size = 120
+test_size = 120
+[network]
+kind = "mlp"
+hidden = [8]
+[method]
+kind = "vi"
+steps = 600
+learning_rate = 2e-2
+reports = 1
+"""
+
+
+def flats(rows=500):
+    """Rents that follow from size, heating and floor, the last two categories, with gaps in all three."""
+    rng = np.random.default_rng(0)
+    size = rng.uniform(20, 120, rows)
+    heating, floor = rng.integers(0, 3, rows), rng.integers(0, 3, rows)
+    rent = 8 * size + 100 * heating - 50 * floor + rng.normal(0, 20, rows)
+    gaps = rng.random((3, rows)) < 0.03
+    return pa.table(
+        {
+            "id": np.arange(rows),
+            "size": pa.array(size, mask=gaps[0]),
+            "heating": pa.array(np.array(["coal", "gas", "heat pump"])[heating], mask=gaps[1]),
+            "floor": pa.array(np.array([1, 2, 10])[floor], mask=gaps[2]),
+            "rent": rent,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A folder with the table and the config, and the store that `abstain fit --data`, a process, has published into."""
+    folder = tmp_path_factory.mktemp("flats")
+    csv.write_csv(flats(), folder / "flats.csv")
+    (folder / "flats.toml").write_text(FLATS)
+    options = ["--data", folder / "flats.csv", "--store", folder / "store", "--set", "seed=5"]
+    return folder, abstain("fit", folder / "flats.toml", *options)
+
+
+def test_fit_prints_the_version_and_nothing_else(fitted):
+    """Stdout is `name:version`; the bar and the figures are on stderr."""
+    folder, result = fitted
+    assert (result.returncode, result.stdout) == (0, "flats:1\n"), result.stderr
+    assert "flats by vi, vi: 600/600" in result.stderr
+    assert re.search(r"rmse +\d+\.\d{4}\n", result.stderr)
+    manifest = load(folder / "store" / "flats" / "1").manifest
+    assert (manifest.seed, manifest.data.source, manifest.data.settings["source"]) == (5, "flats.csv", None)
+    assert manifest.model.feature_names == ("size", "heating", "floor")
+    assert [column.categories for column in manifest.model.preprocessing.columns][1:] == [
+        ("coal", "gas", "heat pump"),
+        ("1", "10", "2"),
+    ]
+    assert manifest.model.target_name == "rent"
+    assert manifest.metrics["rmse"] < 80
+
+
+@pytest.fixture(scope="module")
+def scored(fitted):
+    """A function that scores a table with the model of flats, and gives the answers."""
+    folder, _ = fitted
+
+    def scored(run, table, end=".parquet"):
+        writer = csv.write_csv if end == ".csv" else parquet.write_table
+        writer(table, folder / f"in{end}")
+        arguments = ["--data", folder / f"in{end}", "--out", folder / "answers.parquet", "--store", folder / "store"]
+        code, _, err = run("predict", "flats", *arguments)
+        return read_answers(folder / "answers.parquet") if code == 0 else err
+
+    return scored
+
+
+def test_evaluate_and_predict_agree_on_a_table(run, fitted, scored):
+    """The RMSE that `evaluate` tells of the test part is that of `predict`'s means on the same rows, found by target."""
+    folder, _ = fitted
+    code, out, _ = run("evaluate", "flats", "--data", folder / "flats.csv", "--store", folder / "store", "--json")
+    told = json.loads(out)
+    table = csv.read_csv(folder / "flats.csv")
+    manifest = load(folder / "store" / "flats" / "1").manifest
+    config = DataConfig.model_validate(manifest.data.settings)
+    source = read_source(str(folder / "flats.csv"), config, manifest.model, classify=False)
+    test = np.isin(table["rent"].to_numpy(), split(source, config, 5).test.y)
+    error = np.array(scored(run, table)["mean"])[test] - table["rent"].to_numpy()[test]
+    assert (code, told["rows"], test.sum()) == (0, 120, 120)
+    assert told["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+    assert told["rmse"] == pytest.approx(manifest.metrics["rmse"], rel=1e-9)
+
+
+def test_a_tables_columns_count_by_name(run, scored):
+    """Another order, no target, other columns beside, csv or parquet: the same answers, bit for bit."""
+    few = flats().slice(0, 40)
+    assert scored(run, few.select(["floor", "id", "size", "heating"])) == scored(run, few, ".csv")
+
+
+def test_a_gap_is_answered_as_what_stands_in_for_it(run, fitted, scored):
+    """A row with a missing number or category is the row with the model's own value for it."""
+    folder, _ = fitted
+    columns = load(folder / "store" / "flats" / "1").manifest.model.preprocessing.columns
+    stand_in = [columns[0].missing, *(column.categories[int(column.missing)] for column in columns[1:])]
+    pairs = pa.table({column.name: [None, value] for column, value in zip(columns, stand_in, strict=True)})
+    answers = scored(run, pairs)
+    assert len(answers["mean"]) == 2
+    assert [name for name, values in answers.items() if values[0] != values[1]] == []
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("floor", [1, 3], "row 1: column 'floor' holds a category .*: expected one of 1, 10, 2, found '3'"),
+        ("size", None, "columns are missing: expected size, found heating, floor"),
+    ],
+)
+def test_wrong_cells_are_told_by_row_and_column(run, scored, column, values, told):
+    """An unknown category and a missing column are told with what the model knows."""
+    table = pa.table({"size": [50.0, 60.0], "heating": ["gas", "coal"], "floor": [1, 2]})
+    place = table.column_names.index(column)
+    table = table.remove_column(place) if values is None else table.set_column(place, column, pa.array(values))
+    err = scored(run, table)
+    assert isinstance(err, str)
+    assert re.search(told, err)

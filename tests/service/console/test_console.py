@@ -1,0 +1,297 @@
+"""The console over HTTP: the page and its files, what it is told of a version, and reports.
+
+In a browser it is tested in `service/console/test_console_browser.py`.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+
+from abstain.models.bundles.bundle import read_manifest
+from abstain.models.decisions.calibration import judge
+from abstain.models.errors import BundleError, UnknownModel
+from abstain.service.console import read_pages, template
+from abstain.service.console.descriptions import describe, reliability
+from abstain.service.live_versions import Live, Serving
+from abstain.training.config.config import read_config
+from abstain.training.fit import load_dataset
+from tests.helpers.paths import CONFIGS, PROJECT
+from tests.helpers.prometheus import of, read
+
+FOLDER = PROJECT / "service" / "console"
+VERSION = "/console/models/digits/versions/1"
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    """A client that keeps its connection."""
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def directives(response: httpx.Response) -> dict[str, str]:
+    """The answer's Content-Security-Policy."""
+    said = response.headers["content-security-policy"].split(";")
+    return {name: rest for name, _, rest in (directive.strip().partition(" ") for directive in said)}
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_served_at_the_root(client):
+    """HTML, at `/`, with every file it names at the address it names."""
+    page = client.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.content == (FOLDER / "index.html").read_bytes()
+    named = re.findall(r'(?:src|href)="(console/[^"]+)"', page.text)
+    assert len(named) >= 4
+    for address in named:
+        assert client.get(f"/{address}").status_code == 200, address
+
+
+def test_every_module_that_is_imported_is_served(client):
+    """Each by its name and as a script, and the chart library as its package has it."""
+    for path in FOLDER.glob("*.js"):
+        for name in [path.name, *re.findall(r'from "\./([^"]+)"', path.read_text("utf-8"))]:
+            found = client.get(f"/console/{name}")
+            assert (found.status_code, found.headers["content-type"]) == (200, "text/javascript; charset=utf-8"), name
+    assert client.get("/console/uPlot.esm.js").content == (FOLDER / "uplot" / "uPlot.esm.js").read_bytes()
+    assert "MIT" in (FOLDER / "uplot" / "LICENSE").read_text("utf-8")
+
+
+def test_the_page_may_load_nothing_from_elsewhere(client):
+    """Neither a script nor a style from another host, nor one written into the page."""
+    for path in ("/", "/console/app.js", VERSION):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        policy = directives(client.get(path))
+        assert policy["default-src"] == "'self'"
+        assert policy["frame-ancestors"] == "'none'"
+        assert not any("unsafe" in sources or "http" in sources for sources in policy.values())
+    page = client.get("/").text
+    assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
+
+
+def test_addresses_of_other_hosts_stand_in_no_file():
+    """Our own files name none but that of SVG's namespace."""
+    for path in [*FOLDER.glob("*.js"), *FOLDER.glob("*.css"), *FOLDER.glob("*.html"), *FOLDER.glob("*.svg")]:
+        assert set(re.findall(r"https?://[^\s\"']+", path.read_text("utf-8"))) <= {"http://www.w3.org/2000/svg"}
+
+
+def test_a_file_that_a_browser_has_is_not_sent_again(client):
+    """By its tag; changed files have another."""
+    first = client.get("/console/app.js")
+    tag = first.headers["etag"]
+    assert first.headers["cache-control"] == "no-cache"
+    again = client.get("/console/app.js", headers={"If-None-Match": tag})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    assert client.get("/console/app.js", headers={"If-None-Match": '"another"'}).status_code == 200
+    assert len({page.etag for page in read_pages().values()}) == len(read_pages())
+
+
+def test_head_says_what_get_would(client):
+    """The same headers, and no body."""
+    for path in ("/", "/console/console.css", VERSION, f"{VERSION}/report.html"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        same = ("content-type", "content-length", "etag", "content-security-policy")
+        assert [head.headers[name] for name in same] == [get.headers[name] for name in same]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/console", "/console/", "/console/nope.js", "/console/__init__.py", "/console/described.py",
+        "/console/README.md", "/console/../settings.py", "/console/..%2fsettings.py", "/console/%2e%2e/settings.py",
+        "/console/uplot/uPlot.esm.js",
+        "/console/..%5csettings.py", "/console//etc/passwd", "/console/%00", "/console/index.html%00.js",
+        "/console/models/digits/versions/1/manifest.json", "/console/models/digits/versions/1/../../labels.json",
+    ],
+)  # fmt: skip
+def test_no_other_file_is_reached(server, path):
+    """Neither by a name that is not the console's nor by a way around it."""
+    host, port = server.address
+    with httpx.Client(base_url=f"http://{host}:{port}") as client:
+        request = client.build_request("GET", "/")
+        request.url = httpx.URL(scheme="http", host=host, port=port, raw_path=path.encode())
+        response = client.send(request)
+    assert response.status_code == (400 if "%00" in path else 404)
+    assert set(response.json()) == {"error"}
+
+
+def test_what_is_not_asked_with_get_is_refused(client):
+    """405, with what is allowed."""
+    for path in ("/", "/console/app.js", VERSION):
+        response = client.post(path)
+        assert response.status_code == 405
+        assert "GET" in response.headers["allow"]
+
+
+def test_the_paths_are_few_to_prometheus(server):
+    """Each route is one, whatever file, model or version is asked for."""
+    assert template("/console/app.js") == template("/console/nope") == "/console/{file}"
+    assert template("/console/models/a/versions/1") == "/console/models/{model}/versions/{version}"
+    assert template("/predict") is None
+    assert template("/console/models/a/versions/1/nope") is None
+    before = read(server)
+    for path in ("/", "/console/app.js", "/console/nope", VERSION, "/console/models/nope/versions/9"):
+        httpx.get(f"{server.url}{path}")
+    after = read(server)
+    for route, code, times in (
+        ("/", "200", 1),
+        ("/console/{file}", "200", 1),
+        ("/console/{file}", "404", 1),
+        ("/console/models/{model}/versions/{version}", "200", 1),
+        ("/console/models/{model}/versions/{version}", "404", 1),
+    ):
+        found = [of(samples, "abstain_requests_total", route=route, code=code) for samples in (before, after)]
+        assert found[1] - found[0] == times, route
+
+
+# ---- versions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits", "wave"])
+def test_a_version_is_described_as_its_bundle_is(client, name, request):
+    """Names, terms and thresholds of the manifest; the distribution of every score of the calibration rows."""
+    bundle = request.getfixturevalue(name)
+    manifest, calibration = bundle.manifest, bundle.calibration
+    told = client.get(f"/console/models/{name}/versions/1").json()
+    assert (told["name"], told["version"], told["digest"]) == (name, 1, manifest.digest)
+    assert told["task"] == manifest.model.law.task
+    assert tuple(told["class_names"]) == manifest.model.class_names
+    assert tuple(told["feature_shape"]) == manifest.model.feature_shape
+    assert (told["decision"], told["percentile"]) == (manifest.calibration.decision, manifest.calibration.percentile)
+    assert told["metrics"] == manifest.model_dump(mode="json")["metrics"]
+    assert told["report"] is True
+    assert {score: facts["threshold"] for score, facts in told["scores"].items()} == manifest.calibration.thresholds
+    for score, facts in told["scores"].items():
+        values = np.sort(calibration.all_scores[score])
+        expected = np.quantile(values, np.linspace(0, 1, 101), method="lower")
+        np.testing.assert_allclose(facts["quantiles"], expected, rtol=1e-12)
+
+
+def test_features_have_the_training_rows_ranges(digits, wave, client):
+    """Pixels from 0 to 16; a point within what was trained on, and in its middle."""
+    pixels = client.get("/console/models/digits/versions/1").json()["features"]
+    assert len(pixels) == 64
+    assert (min(pixel["low"] for pixel in pixels), max(pixel["high"] for pixel in pixels)) == (0, 16)
+    (point,) = client.get("/console/models/wave/versions/1").json()["features"]
+    assert -1 <= point["low"] < point["typical"] < point["high"] <= 1
+    bare = Live("wave", 1, replace(wave, densities=None), None)
+    (without,) = describe(bare)["features"]
+    shift, scale = wave.manifest.model.preprocessing.shift[0], wave.manifest.model.preprocessing.scale[0]
+    assert without["low"] <= shift <= without["high"]
+    assert without["high"] - without["low"] >= scale
+
+
+def test_reliability_counts_the_calibration_rows_that_were_right(digits):
+    """The bins are those of the predictions for the calibration rows, made once more."""
+    dataset = load_dataset(read_config(CONFIGS / "digits-vi.toml"), None)
+    prediction = digits.predictor((256,))(dataset.calibration.x)
+    means = np.asarray(prediction.summary.mean, np.float64)
+    confidence, right = means.max(axis=1), means.argmax(axis=1) == dataset.calibration.y
+    places = np.minimum((confidence * 10).astype(int), 9)
+    bins = reliability(digits.manifest.model, digits.calibration)
+    assert sum(one["rows"] for one in bins) == len(right) == digits.calibration.rows
+    for one, place in zip(bins, np.unique(places), strict=True):
+        assert one["rows"] == (places == place).sum()
+        assert one["accuracy"] == pytest.approx(right[places == place].mean())
+        assert one["confidence"] == pytest.approx(confidence[places == place].mean(), abs=1e-5)
+
+
+def test_reliability_is_not_made_up(digits, wave):
+    """There is none where the bundle does not tell which rows were right."""
+    assert reliability(wave.manifest.model, wave.calibration) is None
+    other = replace(digits.calibration, sets="aps")
+    assert reliability(digits.manifest.model, other) is None
+
+
+def test_the_threshold_shown_is_the_one_that_decides(digits, client):
+    """A row's answer and the description agree on every score's threshold."""
+    row = np.zeros((1, 8, 8))
+    answer = client.post("/predict", json={"inputs": row.tolist(), "model": "digits:1"}).json()["predictions"][0]
+    told = client.get(VERSION).json()
+    assert {name: score["threshold"] for name, score in answer["scores"].items()} == {
+        name: facts["threshold"] for name, facts in told["scores"].items()
+    }
+    judged = judge(digits.calibration, digits.predictor((8,))(row.astype(np.float32)))
+    assert bool(judged.reject[0]) is answer["reject"]
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "error"),
+    [
+        ("nope", "1", "expected one of digits, wave"),
+        ("digits", "99", "expected 1, found 99"),
+        ("digits", "0", "expected name, name:version or name@label"),
+        ("digits", "stable", "expected name, name:version or name@label"),
+        ("digits", "1%3A1", "expected name, name:version or name@label"),
+        ("..%2e", "1", "expected name, name:version or name@label"),
+        (".", "1", "no such route"),
+    ],
+)
+def test_a_version_that_is_not_there_is_named(client, name, version, error):
+    """404, with what there is."""
+    response = client.get(f"/console/models/{name}/versions/{version}")
+    assert response.status_code == 404
+    assert error in response.json()["error"]
+
+
+# ---- reports ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_is_served_as_it_was_published(client, store):
+    """Of every version that the store has, served or not, and with no right to run anything."""
+    for version in (1, 2):
+        response = client.get(f"/console/models/digits/versions/{version}/report.html")
+        assert response.status_code == 200
+        assert response.content == (store / "digits" / str(version) / "report.html").read_bytes()
+        policy = directives(response)
+        assert policy["default-src"] == "'none'"
+        assert "sandbox" in policy
+        assert "script-src" not in policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["nope/versions/1", "digits/versions/99", "digits/versions/..", "..%2f/versions/1"])
+def test_a_report_that_is_not_there_is_404(client, path):
+    """Whatever stands in place of a model or a version."""
+    assert client.get(f"/console/models/{path}/report.html").status_code == 404
+
+
+def test_a_report_that_was_changed_is_not_served(store, tmp_path):
+    """Its hash is held against the manifest's, and one that was never published is not looked for."""
+    from abstain.service.console import _read_report
+
+    shutil.copytree(store / "wave" / "1", tmp_path / "1")
+    assert _read_report(tmp_path / "1") == (store / "wave" / "1" / "report.html").read_bytes()
+    (tmp_path / "1" / "report.html").write_text("<script>alert(1)</script>")
+    with pytest.raises(BundleError, match=r"report\.html: is damaged or was altered"):
+        _read_report(tmp_path / "1")
+    (tmp_path / "1" / "report.html").unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        _read_report(tmp_path / "1")
+
+
+def test_folders_are_found_among_the_stores_own(store):
+    """By name and version; nothing else is a folder of a version."""
+    serving = Serving(store)
+    serving._survey()
+    assert serving.folder("digits:2") == store / "digits" / "2"
+    assert read_manifest(serving.folder("wave:1")).name == "wave"
+    for text in ("digits:3", "nope:1", "../digits:1", "digits:1/..", ""):
+        with pytest.raises(UnknownModel):
+            serving.folder(text)
+
+
+def test_every_number_told_is_one(digits):
+    """JSON has no NaN: a browser would refuse the whole description."""
+    json.dumps(describe(Live("digits", 1, digits, None)), allow_nan=False)

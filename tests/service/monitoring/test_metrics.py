@@ -1,0 +1,253 @@
+"""What Prometheus reads: names and labels, sums over workers, and numbers that match what was asked."""
+
+import os
+import signal
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.helpers.processes import children, wait_for
+from tests.helpers.prometheus import ask, of, read
+
+MODEL = {"model", "version"}
+CONTRACT = {
+    "abstain_requests_total": ("counter", {"route", "code"}),
+    "abstain_request_seconds": ("histogram", {"route"}),
+    "abstain_rows_total": ("counter", MODEL),
+    "abstain_rejected_total": ("counter", MODEL | {"reason"}),
+    "abstain_entropy_nats": ("histogram", MODEL),
+    "abstain_mutual_information_nats": ("histogram", MODEL),
+    "abstain_score_percentile": ("histogram", MODEL | {"score"}),
+    "abstain_batch_rows": ("histogram", MODEL),
+    "abstain_queue_seconds": ("histogram", set()),
+    "abstain_compiles_total": ("counter", set()),
+    "abstain_model_sound": ("gauge", MODEL),
+    "abstain_model_info": ("gauge", MODEL | {"digest", "method", "draws"}),
+    "abstain_expected_reject_ratio": ("gauge", MODEL),
+    "abstain_model_loads_total": ("counter", MODEL | {"outcome"}),
+    "abstain_drift_log_martingale": ("gauge", MODEL | {"score"}),
+    "abstain_drift_alarm_level": ("gauge", MODEL | {"score"}),
+    "abstain_drift_crossed_timestamp_seconds": ("gauge", MODEL | {"score"}),
+    "abstain_drift_rows": ("gauge", MODEL),
+    "abstain_drift_ks": ("gauge", MODEL | {"score"}),
+    "abstain_drift_ks_p_value": ("gauge", MODEL | {"score"}),
+    "abstain_drift_psi": ("gauge", MODEL | {"score"}),
+    "abstain_workers": ("gauge", set()),
+    "abstain_workers_ready": ("gauge", set()),
+    "abstain_worker_memory_bytes": ("gauge", {"worker"}),
+    "abstain_worker_cpu_seconds": ("gauge", {"worker"}),
+}
+OF_A_MODEL = {
+    place + what
+    for place in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+    for what in ("", "/infer", "/ready", "/config", "/stats")
+}
+ROUTES = {
+    "/predict",
+    "/models",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/docs.json",
+    "/schema.json",
+    "/",
+    "/console/{file}",
+    "/console/models/{model}/versions/{version}",
+    "/console/models/{model}/versions/{version}/report.html",
+    "other",
+    *OF_A_MODEL,
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/stats",
+    "/v2/repository/index",
+}
+
+
+@contextmanager
+def paused(pid: int):
+    """A process that is stopped for a while: the other workers answer."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def noise() -> np.ndarray:
+    """Rows of `digits` of which many are rejected."""
+    return np.random.default_rng(0).integers(0, 17, (60, 64))
+
+
+@pytest.fixture
+def asked(server, noise) -> None:
+    """Both models have answered, something was refused and something rejected."""
+    for model, rows in (("digits", noise), ("wave", np.linspace(-9, 9, 50)[:, None])):
+        ask(server, rows, model, percentile=50)
+    ask(server, noise[:, 1:], "digits")
+
+
+@pytest.mark.usefixtures("asked")
+def test_the_metrics_are_those_of_the_contract(server):
+    """Each by its name, its type and its labels; and none that is not documented."""
+    ask(server, np.zeros((300, 1)), "wave")  # the fewest that a window's figures are given of, in one worker
+    wait_for(lambda: any(name == "abstain_drift_psi" for name, _ in read(server)))
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+    found = {}
+    for family in families:
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {frozenset(sample.labels) - {"le"} for sample in family.samples}
+        assert len(labels) == 1, f"{name} has samples of several kinds"
+        assert family.documentation
+        found[name] = (family.type, set(*labels))
+    assert found == CONTRACT
+
+
+def test_the_answer_is_prometheus_text(server):
+    """A scraper knows it by its type."""
+    assert httpx.get(f"{server.url}/metrics").headers["content-type"].startswith("text/plain; version=")
+
+
+@pytest.mark.usefixtures("asked")
+def test_the_models_are_known_by_name_and_version(server, digits, wave):
+    """One info of 1 for each that is served, whatever the number of workers; each loaded once by each worker."""
+    samples = read(server)
+    infos = {dict(labels)["model"]: dict(labels) for name, labels in samples if name == "abstain_model_info"}
+    assert infos == {
+        bundle.manifest.name: {
+            "model": bundle.manifest.name,
+            "version": "1",
+            "digest": bundle.manifest.digest,
+            "method": bundle.manifest.method.kind,
+            "draws": str(bundle.manifest.draws),
+        }
+        for bundle in (digits, wave)
+    }
+    assert {value for (name, _), value in samples.items() if name == "abstain_model_info"} == {1.0}
+    for model in ("digits", "wave"):
+        assert of(samples, "abstain_model_loads_total", model=model, version="1", outcome="loaded") >= 2
+    assert of(samples, "abstain_model_loads_total", outcome="failed") == 0
+
+
+def test_rows_and_what_is_said_of_them_add_up(server, noise):
+    """Rows, rejections, entropies and places: the differences are what the answers say."""
+    before = read(server)
+    told = [row for part in np.split(noise, [1, 3, 10]) for row in ask(server, part, "digits").json()["predictions"]]
+    after = read(server)
+
+    def grown(name: str, **labels: str) -> float:
+        return of(after, name, **labels) - of(before, name, **labels)
+
+    assert grown("abstain_rows_total", model="digits", version="1") == 60
+    assert grown("abstain_rows_total", model="wave") == 0
+    rejected = sum(row["reject"] for row in told)
+    assert rejected > 0
+    assert grown("abstain_rejected_total", model="digits", reason="mutual_information") == rejected
+    assert grown("abstain_batch_rows_count", model="digits") == 4
+    assert grown("abstain_batch_rows_sum", model="digits") == 60
+    for name, field in (("entropy_nats", "entropy"), ("mutual_information_nats", "mutual_information")):
+        values = [row[field] for row in told]
+        assert grown(f"abstain_{name}_count", model="digits") == 60
+        assert grown(f"abstain_{name}_sum", model="digits") == pytest.approx(sum(values), rel=1e-6)
+        below = sum(value <= 0.4 for value in values)
+        assert grown(f"abstain_{name}_bucket", model="digits", le="0.4") == below
+    for score in ("std", "entropy", "mutual_information", "max_probability"):
+        places = [row["scores"][score]["percentile"] for row in told]
+        grew = grown("abstain_score_percentile_sum", model="digits", score=score)
+        assert grew == pytest.approx(sum(places), rel=1e-6)
+        assert grown("abstain_score_percentile_bucket", model="digits", score=score, le="99.0") == sum(
+            place <= 99 for place in places
+        )
+
+
+def test_requests_are_counted_by_route_and_code(server, noise):
+    """Each answer once, refusals with their codes, and every answer timed."""
+    wrong = noise[:1, 1:]
+    before = read(server)
+    for _ in range(3):
+        ask(server, noise[:1], "digits")
+        ask(server, wrong, "digits")
+        ask(server, noise[:1], "nope")
+        httpx.get(f"{server.url}/predict")
+        httpx.post(f"{server.url}/predict", content="x", headers={"Content-Type": "text/plain"})
+        httpx.get(f"{server.url}/models")
+        httpx.get(f"{server.url}/nothing/here")
+    after = read(server)
+    for route, code in (
+        ("/predict", "200"), ("/predict", "400"), ("/predict", "404"), ("/predict", "405"), ("/predict", "415"),
+        ("/models", "200"), ("other", "404"),
+    ):  # fmt: skip
+        grown = [of(samples, "abstain_requests_total", route=route, code=code) for samples in (before, after)]
+        assert grown[1] - grown[0] == 3, (route, code)
+    for route in ("/predict", "/models", "other"):
+        counted = [of(samples, "abstain_requests_total", route=route) for samples in (before, after)]
+        timed = [of(samples, "abstain_request_seconds_count", route=route) for samples in (before, after)]
+        assert timed[1] - timed[0] == counted[1] - counted[0]
+
+
+def test_counters_of_both_workers_add_up(server, noise):
+    """While one worker is stopped the other answers, and the reverse: whoever is asked tells the sum."""
+    one, other = sorted(children(server.process.pid))
+    before = of(read(server), "abstain_rows_total", model="digits")
+    with paused(one):
+        for _ in range(3):
+            ask(server, noise[:5], "digits")
+        assert of(read(server), "abstain_rows_total", model="digits") - before == 15
+    with paused(other):
+        for _ in range(2):
+            ask(server, noise[:4], "digits")
+        assert of(read(server), "abstain_rows_total", model="digits") - before == 23
+    with paused(one):
+        assert of(read(server), "abstain_rows_total", model="digits") - before == 23
+
+
+def test_nothing_compiles_after_ready(server, noise):
+    """Any number of rows, any terms, any nesting, any mistake, in both workers: the count does not move."""
+    before = of(read(server), "abstain_compiles_total")
+    assert before >= 20, "two workers, two models, five buckets"
+    many = np.resize(noise, (600, 64))
+    points = np.linspace(-5, 5, 600)[:, None]
+    for pid in children(server.process.pid):
+        with paused(pid):
+            for size in (1, 2, 3, 7, 8, 9, 31, 33, 127, 129, 255, 257, 600):
+                assert ask(server, many[:size], "digits").status_code == 200
+                assert ask(server, points[:size], "wave").status_code == 200
+            assert ask(server, many[:5].reshape(5, 8, 8), "digits").status_code == 200
+            assert ask(server, many[:5] / 3, "digits", percentile=77.7, coverage=0.3).status_code == 200
+            assert ask(server, many[:5], "digits", fields=["std", "label"]).status_code == 200
+            assert ask(server, points[:5] * 1e30, "wave").status_code in {200, 400}
+            assert ask(server, many[:5, :3], "digits").status_code == 400
+            assert ask(server, many[:5], "digits", percentile=99.99).status_code == 400
+            assert ask(server, many[:5], "nope").status_code == 404
+            for path in ("models", "readyz", "docs.json", "schema.json", "metrics", "none"):
+                httpx.get(f"{server.url}/{path}", timeout=30)
+    assert of(read(server), "abstain_compiles_total") == before
+
+
+def test_no_label_takes_a_value_from_a_request(server, noise):
+    """Routes, models, methods, headers and bodies that nobody has heard of add no sample."""
+
+    def strange(word: str) -> None:
+        for method in ("GET", "POST", "PUT", "BREW"):
+            for path in (f"/{word}", f"/predict/{word}", f"/v2/models/{word}/infer", f"/models?name={word}"):
+                httpx.request(method, f"{server.url}{path}", headers={"X-Request-Id": word, "User-Agent": word})
+        for name in (word, f"digits@{word}", f"digits:{len(word) + 9}", f"../{word}"):
+            ask(server, noise[:1], name)
+        ask(server, noise[:1], "digits", fields=[word])
+        ask(server, noise[:1], "digits", **{word: 1})
+        for name in ("digits", "digits:1", "digits@stable"):
+            ask(server, noise[:1], name)
+
+    strange("first")
+    read(server)  # which is a request too
+    before = set(read(server))
+    for number in range(5):
+        strange(f"strange{'x' * number}")
+    after = set(read(server))
+    assert after == before
+    assert {dict(labels)["route"] for name, labels in after if name == "abstain_requests_total"} <= ROUTES
+    assert not any("first" in value for _, labels in after for _, value in labels)

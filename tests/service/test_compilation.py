@@ -1,0 +1,266 @@
+"""Programs kept on disk: found again by the next process, never where others could put some, and run only unchanged."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from abstain.models.errors import ConfigError
+from abstain.service import compilation
+from abstain.service.compilation import MARK, Programs, keep_compiled, read_program, write_program
+from abstain.service.settings import read_settings
+from tests.helpers.paths import PROJECT
+
+COMPILE = """
+import sys, pathlib, jax, jax.numpy as jnp
+from abstain.service.compilation import keep_compiled
+folder = pathlib.Path(sys.argv[1])
+keep_compiled(folder)
+print(float(jax.jit(lambda x: jnp.sin(x).sum())(jnp.ones(8))), *sorted(p.name for p in folder.rglob("*-cache")))
+"""
+
+# One process, for the cache that JAX has in a process is its own: every fault, and after each of them the same program.
+FAULTS = """
+import json, logging, os, pathlib, shutil, sys
+import jax, jax.numpy as jnp
+from abstain.service.compilation import keep_compiled, read_program
+
+folder, elsewhere = map(pathlib.Path, sys.argv[1:3])
+said = []
+handler = logging.Handler()
+handler.emit = lambda record: said.append(record.getMessage())
+logging.getLogger("abstain").addHandler(handler)
+compiles = []
+jax.monitoring.register_event_listener(lambda event, **_: compiles.append(event) if event.endswith("cache_misses") else None)
+
+def run():
+    jax.clear_caches()
+    said.clear(), compiles.clear()
+    return float(jax.jit(lambda x: jnp.sin(x).sum())(rows))
+
+keep_compiled(folder)
+rows = jnp.asarray([1.0, 2.0, 3.0])
+right = run()
+(entry,) = folder.glob("jit__lambda*")
+key = entry.name.removesuffix("-cache")
+good = entry.read_bytes()
+others = next(path for path in folder.glob("*-cache") if path != entry).read_bytes()
+uids = [65534] if os.getuid() == 0 else []
+
+def flip(place):
+    def put():
+        spoiled = bytearray(good)
+        spoiled[place] ^= 1 << place % 8
+        entry.write_bytes(spoiled)
+    return put
+
+def link():
+    (elsewhere / "entry").write_bytes(good)
+    entry.symlink_to(elsewhere / "entry")
+
+faults = {f"flip {place}": flip(place) for place in range(0, len(good), len(good) // 23)}
+faults |= {f"flip {place}": flip(place) for place in (17, 18, 49, 50, len(good) - 1)}
+faults |= {
+    "truncated": lambda: entry.write_bytes(good[: len(good) // 2]),
+    "empty": lambda: entry.write_bytes(b""),
+    "longer": lambda: entry.write_bytes(good + b"x"),
+    "another program": lambda: entry.write_bytes(others),
+    "JAX's own": lambda: entry.write_bytes(good[50:]),
+    "mode 0666": lambda: (entry.write_bytes(good), entry.chmod(0o666)),
+    "mode 0620": lambda: (entry.write_bytes(good), entry.chmod(0o620)),
+    "symbolic link": link,
+    "named pipe": lambda: os.mkfifo(entry),
+    "folder": lambda: entry.mkdir(),
+}
+faults |= {f"owner {uid}": lambda uid=uid: (entry.write_bytes(good), os.chown(entry, uid, uid)) for uid in uids}
+told = {}
+for name, put in faults.items():
+    entry.unlink()
+    put()
+    told[name] = {"value": run(), "said": [*said], "compiled": len(compiles)}
+    if entry.is_dir():
+        entry.rmdir()
+        run()
+    read_program(entry, key)
+    told[name]["again"] = [run(), len(compiles), *said]
+print(json.dumps({"right": right, "entry": str(entry), "told": told, "left": sorted(os.listdir(folder))}))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What one process said and computed, fault by fault; a read that hangs fails it."""
+    folder, elsewhere = tmp_path_factory.mktemp("compiled"), tmp_path_factory.mktemp("elsewhere")
+    folder.chmod(0o700)
+    command = [sys.executable, "-c", FAULTS, str(folder), str(elsewhere)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_an_entry_that_is_not_as_it_was_written_is_named_and_compiled_again(told):
+    """A bit flipped anywhere, one cut short, a link, a pipe: the answer is right, and the entry replaced by a sound one."""
+    assert sum(name.startswith("flip") for name in told["told"]) >= 20
+    for name, after in told["told"].items():
+        assert after["value"] == told["right"], name
+        assert after["compiled"] == 1, name
+        assert after["said"][0].startswith(f"a kept program is not run but compiled again: {told['entry']}: "), name
+        assert len(after["said"]) == (2 if name == "folder" else 1), name
+        assert after["again"] == [told["right"], 0], name
+    assert "a compiled program is not kept" in told["told"]["folder"]["said"][1]
+    assert not [name for name in told["left"] if not name.endswith("-cache")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("flip 50", "is not as it was written"),
+        ("another program", "is not as it was written"),
+        ("empty", "an empty file"),
+        ("JAX's own", "is not one of abstain's programs"),
+        ("mode 0666", "-rw-rw-rw-"),
+        ("symbolic link", "a symbolic link"),
+        ("named pipe", "a named pipe"),
+        ("folder", "found a folder"),
+    ],
+)
+def test_the_log_says_why_an_entry_is_not_run(fault, reason, told):
+    """In words that tell a failing disk from a file that somebody has put there."""
+    assert reason in told["told"][fault]["said"][0]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file to another user")
+def test_an_entry_of_another_user_is_not_run(told):
+    """Although it is, byte for byte, what was written."""
+    assert "found owner 65534" in told["told"]["owner 65534"]["said"][0]
+
+
+def test_an_entry_is_its_owners_alone_whatever_the_umask(tmp_path):
+    """Else a umask of 0 would have every entry refused."""
+    path = tmp_path / "key-cache"
+    before = os.umask(0)
+    try:
+        write_program(path, "key", b"program")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert read_program(path, "key") == b"program"
+    with pytest.raises(ConfigError, match="is not as it was written"):
+        read_program(path.rename(tmp_path / "other-cache"), "other")
+
+
+def test_an_entry_too_large_is_neither_written_nor_read(tmp_path, monkeypatch, caplog):
+    """It would be compiled again at every start, and a file of a terabyte is not read into memory."""
+    programs = Programs(tmp_path)
+    programs.put("key", bytes(100))
+    monkeypatch.setattr(compilation, "MOST", 120)
+    assert programs.get("key") is None
+    programs.put("other", bytes(100))
+    assert [path.name for path in tmp_path.iterdir()] == ["key-cache"]
+    assert all("is too large: expected at most 120 bytes" in message for message in caplog.messages)
+    assert len(caplog.messages) == 2
+
+
+def test_processes_that_write_one_entry_at_once_never_show_half_of_it(tmp_path, caplog):
+    """Readers find it whole, or not yet."""
+    programs, value = Programs(tmp_path), os.urandom(2**20)
+
+    def put_and_get(_) -> bytes | None:
+        programs.put("key", value)
+        return programs.get("key")
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(put_and_get, range(100))) == {value}
+    assert caplog.messages == []
+    assert (tmp_path / "key-cache").read_bytes().startswith(MARK)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+OTHER_JAX = """
+import logging, pathlib, sys, jax
+from jax._src import compilation_cache
+from abstain.service.compilation import keep_compiled
+logging.basicConfig(format="%(message)s")
+exec(sys.argv[2])
+keep_compiled(pathlib.Path(sys.argv[1]))
+print(float(jax.jit(lambda x: x + 1)(1.0)))
+"""
+
+BYPASS = """
+make = compilation_cache.get_file_cache
+def initialize():
+    path = jax.config.jax_compilation_cache_dir
+    compilation_cache._cache = make(path)[0] if path else None
+compilation_cache._initialize_cache = initialize
+"""
+"""A JAX that makes its cache in another way."""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "del compilation_cache._initialize_cache",
+        BYPASS,
+        "compilation_cache.CacheInterface.__abstractmethods__ = frozenset({'get', 'put', 'load'})",
+    ],
+    ids=["no such function", "another way", "asked for more"],
+)
+def test_a_jax_that_cannot_be_checked_keeps_nothing(change, tmp_path):
+    """It goes on, says so once, and no folder of the environment is used in place of ours."""
+    folder, environments = tmp_path / "compiled", tmp_path / "environment"
+    environments.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_JAX, str(folder), change],
+        cwd=PROJECT,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(environments)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.count("compiled programs are not kept: jax ") == 1, done.stderr
+    assert "install the versions in requirements-serving.lock" in done.stderr
+    assert list(folder.iterdir()) == list(environments.iterdir()) == []
+
+
+def test_the_next_process_finds_what_one_has_compiled(tmp_path):
+    """The folder is made for its owner alone; a second process adds nothing to it."""
+    folder = tmp_path / "deep" / "compiled"
+    command = [sys.executable, "-c", COMPILE, str(folder)]
+    told = [subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert told[0] == told[1]
+    assert len(told[0].split()) >= 2
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("fault", ["others may write", "a file", "another's"])
+def test_a_folder_that_is_not_ones_own_is_left_alone(fault, tmp_path, caplog, monkeypatch):
+    """A server goes on without it, and its log says why and what to do."""
+    set_to = []
+    monkeypatch.setattr(compilation.jax.config, "update", lambda *setting: set_to.append(setting))
+    folder = tmp_path / "compiled"
+    if fault == "a file":
+        folder.write_text("")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777 if fault == "others may write" else 0o700)
+    if fault == "another's":
+        monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    with caplog.at_level(logging.WARNING):
+        keep_compiled(folder)
+    assert set_to == [("jax_compilation_cache_dir", None)]  # nor the one that the environment names
+    assert caplog.messages[0].startswith(
+        f"compiled programs are not kept: {folder}: ABSTAIN_COMPILED: expected a folder"
+    )
+
+
+def test_a_user_without_a_home_has_a_folder_of_his_own(monkeypatch):
+    """In a container whose user is not known there is no home; the setting still has a default."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert str(os.getuid()) in str(read_settings({}).compiled)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert str(read_settings({}).compiled) == "/elsewhere/abstain/compiled"

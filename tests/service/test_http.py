@@ -1,0 +1,606 @@
+"""The HTTP contract of a healthy server: what it answers, and that the answers are right.
+
+The oracle is the obvious program: a Python loop over the draws, one matrix product after another, in float64.
+"""
+
+import http.client
+import json
+import math
+import shutil
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from abstain.models.bundles.store import set_label
+from abstain.models.prediction.feature_scores import OF_TASK
+from abstain.models.prediction.predictive import BUCKETS
+from abstain.models.prediction.scores import SCORES
+from abstain.service.commands.predict_file import predict_file
+from abstain.service.http import build_app
+from abstain.service.live_versions import Serving
+from abstain.service.predict.response import FIELDS
+from abstain.service.process import Process, Traffic
+from abstain.service.settings import Settings
+from abstain.training.config.config import read_config
+from abstain.training.fit import load_dataset
+from tests.helpers.paths import CONFIGS
+
+SIZES = (1, 2, 7, 8, 9, 33, 300)
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    """A client that keeps its connection."""
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Digits that the model has not seen, and as many rows of noise that are none."""
+    held_out = load_dataset(read_config(CONFIGS / "digits-vi.toml"), None).test.x[:150]
+    noise = np.random.default_rng(0).integers(0, 17, held_out.shape)
+    return np.stack([held_out, noise], axis=1).reshape(-1, 8, 8).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def points() -> np.ndarray:
+    """Inputs of `wave`, within its data and far outside."""
+    return np.random.default_rng(1).uniform(-3, 4, (300, 1))
+
+
+def ask(client: httpx.Client, rows: np.ndarray | list, model: str, **more) -> dict:
+    """The whole answer of `POST /predict`."""
+    inputs = rows.tolist() if isinstance(rows, np.ndarray) else rows
+    response = client.post("/predict", json={"inputs": inputs, "model": model, **more})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def predictions(client: httpx.Client, rows: np.ndarray | list, model: str, **more) -> list[dict]:
+    """The rows of the answer."""
+    return ask(client, rows, model, **more)["predictions"]
+
+
+def entropy(probabilities: np.ndarray) -> np.ndarray:
+    """In nats, over the last axis."""
+    return -np.sum(np.where(probabilities > 0, probabilities * np.log(np.maximum(probabilities, 1e-300)), 0), axis=-1)
+
+
+def outputs(bundle, row: np.ndarray, draw: int, activation) -> np.ndarray:
+    """What the network with one draw's parameters makes of one row: the naive forward pass, float64."""
+    preprocessing = bundle.manifest.model.preprocessing
+    hidden = (row.ravel() - np.array(preprocessing.shift)) / np.array(preprocessing.scale)
+    layers = bundle.posterior.draws["network"]
+    for number in range(len(layers)):
+        kernel, bias = (np.float64(layers[f"Dense_{number}"][name][draw]) for name in ("kernel", "bias"))
+        hidden = hidden @ kernel + bias
+        if number < len(layers) - 1:
+            hidden = activation(hidden)
+    return hidden
+
+
+def naive_digit(bundle, row: np.ndarray) -> dict:
+    """A classification row, by a loop over the draws."""
+    draws = []
+    for draw in range(bundle.posterior.size):
+        logits = outputs(bundle, row, draw, lambda x: np.maximum(x, 0))
+        exponentials = np.exp(logits - logits.max())
+        draws.append(exponentials / exponentials.sum())
+    mean, spread = np.mean(draws, axis=0), np.std(draws, axis=0)
+    aleatoric = np.mean([entropy(p) for p in draws])
+    return {
+        "probabilities": mean,
+        "std": spread,
+        "entropy": entropy(mean),
+        "aleatoric_entropy": aleatoric,
+        "mutual_information": entropy(mean) - aleatoric,
+        "scores": {
+            "std": spread.max(),
+            "entropy": entropy(mean),
+            "mutual_information": entropy(mean) - aleatoric,
+            "max_probability": 1 - mean.max(),
+        },
+    }
+
+
+def naive_wave(bundle, row: np.ndarray) -> dict:
+    """A regression row, by a loop over the draws."""
+    preprocessing = bundle.manifest.model.preprocessing
+    scale = preprocessing.target_scale
+    means, variances = [], []
+    for draw in range(bundle.posterior.size):
+        means.append(preprocessing.target_shift + scale * outputs(bundle, row, draw, np.tanh)[0])
+        variances.append((scale * np.float64(bundle.posterior.draws["noise"][draw])) ** 2)
+    aleatoric, epistemic = np.mean(variances), np.var(means)
+    total = aleatoric + epistemic
+    return {
+        "mean": np.mean(means),
+        "std": math.sqrt(total),
+        "aleatoric_std": math.sqrt(aleatoric),
+        "epistemic_std": math.sqrt(epistemic),
+        "entropy": 0.5 * math.log(2 * math.pi * math.e * total),
+        "scores": {"std": math.sqrt(epistemic), "total_std": math.sqrt(total)},
+        "mixture": (np.array(means), np.sqrt(variances)),
+    }
+
+
+def numbers(tree) -> np.ndarray:
+    """All numbers in a piece of JSON, in the order of its keys' names."""
+    if isinstance(tree, dict):
+        return np.concatenate([numbers(value) for _, value in sorted(tree.items())] or [np.empty(0)])
+    if isinstance(tree, list):
+        return np.concatenate([numbers(value) for value in tree] or [np.empty(0)])
+    is_number = isinstance(tree, int | float) and not isinstance(tree, bool)
+    return np.array([tree] if is_number else [], dtype=np.float64)
+
+
+def words(tree) -> list:
+    """All that is no number in a piece of JSON, in the order of its keys' names."""
+    if isinstance(tree, dict):
+        return [word for key, value in sorted(tree.items()) for word in (key, *words(value))]
+    if isinstance(tree, list):
+        return [word for value in tree for word in words(value)]
+    return [] if isinstance(tree, int | float) and not isinstance(tree, bool) else [tree]
+
+
+def rank(rows: int, level: float) -> int:
+    """⌈(rows + 1)·level⌉, from the level's decimal digits."""
+    return math.ceil((rows + 1) * Fraction(str(level)))
+
+
+def test_a_classification_answer_has_the_contracts_shape(client, digits, images):
+    """Every field of the contract, of its type, and no other."""
+    response = client.post(
+        "/predict", json={"inputs": images[:3].tolist(), "model": "digits"}, headers={"X-Request-Id": "a-1"}
+    )
+    assert response.headers["content-type"] == "application/json"
+    answer = response.json()
+    rows = answer.pop("predictions")
+    assert answer == {
+        "id": "a-1",
+        "model": {"name": "digits", "version": 1, "digest": digits.manifest.digest},
+        "percentile": 99.0,
+        "coverage": 0.9,
+        "draws": 20,
+    }
+    assert len(rows) == 3
+    for row in rows:
+        assert list(row) == list(FIELDS["classification"])
+        assert row["label"] == digits.manifest.model.class_names[row["index"]]
+        assert row["index"] == int(np.argmax(row["probabilities"]))
+        assert len(row["probabilities"]) == len(row["std"]) == 10
+        assert isinstance(row["reject"], bool)
+        assert set(row["prediction_set"]) <= set(digits.manifest.model.class_names)
+        assert set(row["scores"]) == {*SCORES["classification"], *OF_TASK["classification"]}
+        for score in row["scores"].values():
+            assert {key: type(value) for key, value in score.items()} == dict.fromkeys(
+                ("value", "percentile", "threshold", "p_value"), float
+            ) | {"extrapolated": bool}
+
+
+def test_a_regression_answer_has_the_contracts_shape(client, wave, points):
+    """Every field of the contract, of its type, and no other."""
+    answer = ask(client, points[:3], "wave")
+    rows = answer.pop("predictions")
+    assert len(answer.pop("id")) >= 16
+    assert answer == {
+        "model": {"name": "wave", "version": 1, "digest": wave.manifest.digest},
+        "percentile": 99.0,
+        "coverage": 0.9,
+        "draws": 30,
+    }
+    for row in rows:
+        assert list(row) == list(FIELDS["regression"])
+        assert list(row["quantiles"]) == ["0.025", "0.5", "0.975"]
+        assert row["quantiles"]["0.025"] < row["quantiles"]["0.5"] < row["quantiles"]["0.975"]
+        assert row["interval"][0] < row["mean"] < row["interval"][1]
+        assert set(row["scores"]) == {*SCORES["regression"], *OF_TASK["regression"]}
+        assert {type(row[field]) for field in ("mean", "std", "aleatoric_std", "epistemic_std", "entropy")} == {float}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_digits_equal_a_naive_loop_over_the_draws(client, digits, images, size):
+    """Any batch size gives every row what a loop in Python gives it, within 1e-5."""
+    found = predictions(client, images[:size], "digits")
+    assert len(found) == size
+    for row, answer in zip(images, found, strict=False):
+        expected = naive_digit(digits, row)
+        for field, value in expected.items():
+            if field != "scores":
+                np.testing.assert_allclose(answer[field], value, atol=1e-5)
+        for name, value in expected["scores"].items():
+            assert answer["scores"][name]["value"] == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_wave_equals_a_naive_loop_over_the_draws(client, wave, points, size):
+    """The same for a regression, whose quantiles must invert the mixture's distribution function."""
+    found = predictions(client, points[:size], "wave")
+    assert len(found) == size
+    for row, answer in zip(points, found, strict=False):
+        expected = naive_wave(wave, row)
+        for field in ("mean", "std", "aleatoric_std", "epistemic_std", "entropy"):
+            assert answer[field] == pytest.approx(expected[field], abs=1e-5)
+        for name, value in expected["scores"].items():
+            assert answer["scores"][name]["value"] == pytest.approx(value, abs=1e-5)
+        means, stds = expected["mixture"]
+        for level, value in answer["quantiles"].items():
+            mass = np.mean([0.5 * (1 + math.erf(z / math.sqrt(2))) for z in (value - means) / stds])
+            assert mass == pytest.approx(float(level), abs=1e-4)
+
+
+@pytest.mark.parametrize("model", ["digits", "wave"])
+def test_http_equals_offline_scoring(client, store, model, images, points, tmp_path, request):
+    """`abstain predict` says of a file what HTTP says of its rows, whatever the batch: equal words, close numbers."""
+    bundle = request.getfixturevalue(model)
+    rows = {"digits": images.astype(np.uint8), "wave": points}[model]
+    np.savez(tmp_path / "rows.npz", x=rows)
+    predict_file(bundle, tmp_path / "rows.npz", tmp_path / "told.jsonl")
+    offline = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
+    for size in SIZES:
+        online = predictions(client, rows[:size], model)
+        assert words(online) == words(offline[:size])
+        np.testing.assert_allclose(numbers(online), numbers(offline[:size]), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["digits", "wave"])
+def test_a_rows_answer_is_bit_identical_within_a_bucket(client, model, images, points):
+    """Whatever its neighbours and its place, to the last digit; between buckets, within 1e-6."""
+    rows = {"digits": images, "wave": points}[model]
+    random, asked = np.random.default_rng(2), rows[5]
+    reference = predictions(client, asked[None], model)[0]
+    below = 0
+    for bucket in BUCKETS:
+        told = []
+        for size in sorted({below + 1, (below + bucket) // 2 + 1, bucket}):
+            for place in {0, size // 2, size - 1}:
+                batch = rows[random.integers(0, len(rows), size)]
+                batch[place] = asked
+                told.append(predictions(client, batch, model)[place])
+        assert all(answer == told[0] for answer in told)
+        np.testing.assert_allclose(numbers(told[0]), numbers(reference), rtol=1e-6, atol=1e-6)
+        below = bucket
+
+
+def test_the_last_rows_of_a_long_request_are_answered_as_the_first(client, images):
+    """More rows than the largest bucket are answered in parts, in order."""
+    rows = np.concatenate([images, images[::-1]])
+    found = predictions(client, rows, "digits")
+    for answer, mirrored in zip(found[:300], found[:299:-1], strict=True):
+        assert words(answer) == words(mirrored)
+        np.testing.assert_allclose(numbers(answer), numbers(mirrored), rtol=1e-6, atol=1e-6)
+
+
+def test_pixels_are_the_same_whatever_their_type_and_nesting(client, images):
+    """Integers and floats, nested rows and flat ones, and both in one request."""
+    reference = predictions(client, images[:8], "digits")
+    integers = images[:8].astype(int)
+    for rows in (integers, integers.reshape(8, 64), images[:8].reshape(8, 64)):
+        assert predictions(client, rows, "digits") == reference
+    mixed = [row.ravel().tolist() if number % 2 else row.astype(int).tolist() for number, row in enumerate(images[:8])]
+    assert predictions(client, mixed, "digits") == reference
+
+
+def test_fields_choose_what_is_told(client, images):
+    """Each field alone and some in any order: the same values as in the full answer, in the order asked for."""
+    full = predictions(client, images[:4], "digits")
+    for asked in (*([field] for field in FIELDS["classification"]), ["reject", "label", "std"]):
+        told = predictions(client, images[:4], "digits", fields=asked)
+        assert [list(row) for row in told] == [asked] * 4
+        assert told == [{field: row[field] for field in asked} for row in full]
+
+
+@pytest.mark.parametrize("model", ["digits", "wave"])
+@pytest.mark.parametrize("percentile", [50, 90.0, 95.5, 99, 99.8])
+def test_thresholds_and_p_values_come_from_the_calibration_split(client, model, percentile, images, points, request):
+    """By their formulas, naively, from the bundle's own arrays; `reject` is the decision score above threshold + τ."""
+    bundle = request.getfixturevalue(model)
+    calibration, target_scale = bundle.calibration, bundle.manifest.model.preprocessing.target_scale
+    units = {"relative_mahalanobis": 500, "vim": 100, "subspace": 100}
+    units |= {"std": target_scale, "total_std": target_scale} if model == "wave" else {}
+    rows = {"digits": images, "wave": points}[model][:40]
+    answer = ask(client, rows, model, percentile=percentile)
+    assert answer["percentile"] == percentile
+    rejected = 0
+    for row in answer["predictions"]:
+        for name, score in row["scores"].items():
+            split = sorted(calibration.scores[name].tolist())
+            assert score["threshold"] == split[rank(len(split), percentile / 100) - 1]
+            tolerance = max(1e-4 * abs(score["value"]), 1e-6 * units.get(name, 1))
+            expected = (1 + sum(value >= score["value"] - tolerance for value in split)) / (len(split) + 1)
+            assert score["p_value"] == expected
+            assert score["percentile"] == pytest.approx(100 * (1 - expected), abs=1e-9)
+        decision = row["scores"][calibration.decision.name]
+        tolerance = max(1e-4 * decision["value"], 1e-6 * units.get(calibration.decision.name, 1))
+        assert row["reject"] is (decision["value"] - tolerance > decision["threshold"])
+        ordinal = {50: "50th", 90.0: "90th", 95.5: "95.5th", 99: "99th", 99.8: "99.8th"}[percentile]
+        reason = f"{calibration.decision.name} above its {ordinal} percentile"
+        assert row["reasons"] == ([reason] if row["reject"] else [])
+        rejected += row["reject"]
+    if percentile == 50:
+        assert 0 < rejected < 40, "rows that are rejected and rows that are not are both needed here"
+
+
+@pytest.mark.parametrize("coverage", [0.1, 0.5, 0.9, 0.99])
+def test_prediction_sets_come_from_the_calibration_split(client, digits, images, coverage):
+    """The classes whose 1 − probability is within the conformal radius, the likeliest first."""
+    split = np.sort(digits.calibration.nonconformity)
+    radius = split[rank(len(split), coverage) - 1]
+    answer = ask(client, images[:60], "digits", coverage=coverage)
+    assert answer["coverage"] == coverage
+    for row in answer["predictions"]:
+        p = np.float32(row["probabilities"])
+        inside = [index for index in np.argsort(-p, kind="stable") if 1 - p[index] <= radius]
+        assert row["prediction_set"] == [digits.manifest.model.class_names[index] for index in inside]
+
+
+@pytest.mark.parametrize("coverage", [0.1, 0.5, 0.9, 0.99])
+def test_intervals_come_from_the_calibration_split(client, wave, points, coverage):
+    """The mean, plus and minus the conformal radius times the total standard deviation."""
+    split = np.sort(wave.calibration.nonconformity)
+    radius = float(split[rank(len(split), coverage) - 1])
+    for row in predictions(client, points[:60], "wave", coverage=coverage):
+        low, high = row["mean"] - radius * row["std"], row["mean"] + radius * row["std"]
+        assert row["interval"] == pytest.approx([low, high], abs=1e-5)
+
+
+def test_the_models_own_terms_stand_in(client, images, digits):
+    """What a request leaves out is what it says when it names the model's own percentile and coverage."""
+    terms = digits.manifest.calibration
+    spoken = predictions(client, images[:5], "digits", percentile=terms.percentile, coverage=terms.coverage)
+    assert spoken == predictions(client, images[:5], "digits")
+
+
+def test_strange_rows_are_rejected_and_familiar_ones_are_not(client, images):
+    """At the model's own percentile about one digit in a hundred is rejected, and noise far more often."""
+    told = predictions(client, images, "digits")
+    digits, noise = (np.mean([row["reject"] for row in told[start::2]]) for start in (0, 1))
+    assert digits <= 0.06
+    assert noise > digits + 0.1
+
+
+@pytest.mark.parametrize("model", ["digits", "wave"])
+def test_every_number_is_finite_and_the_identities_hold(client, model, images, points):
+    """For rows of any size up to what float32 holds: no NaN, probabilities that sum to 1, variances that add up."""
+    shape = {"digits": (64,), "wave": (1,)}[model]
+    random = np.random.default_rng(3)
+    strange = [np.full(shape, value) for value in (0.0, -0.0, 1e-45, 1e4, -1e6, 1e15, -1e30, 3e38)]
+    rows = np.array([*strange, *(random.normal(0, 10.0**power, shape) for power in range(-6, 30, 3))])
+    for row in predictions(client, rows, model):
+        assert np.isfinite(numbers(row)).all()
+        assert all(0 < score["p_value"] <= 1 for score in row["scores"].values())
+        if model == "digits":
+            assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
+            assert row["mutual_information"] >= 0
+            assert row["entropy"] == pytest.approx(row["aleatoric_entropy"] + row["mutual_information"], abs=1e-6)
+            assert row["entropy"] == pytest.approx(float(entropy(np.array(row["probabilities"]))), abs=1e-5)
+        else:
+            assert row["std"] ** 2 == pytest.approx(row["aleatoric_std"] ** 2 + row["epistemic_std"] ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits:1", "digits@stable"])
+def test_a_model_is_named_in_three_ways(client, images, digits, name):
+    """All three mean the stable version, though a newer one lies in the store."""
+    answer = ask(client, images[:1], name)
+    assert answer["model"] == {"name": "digits", "version": 1, "digest": digits.manifest.digest}
+
+
+def test_an_unlabelled_model_is_served_in_its_newest_version(client, points, wave):
+    """`wave` has no label at all."""
+    assert ask(client, points[:1], "wave:1")["model"] == ask(client, points[:1], "wave")["model"]
+
+
+def test_the_id_is_echoed_or_made(client, points):
+    """`X-Request-Id` comes back as it was, also over the same connection; without it each answer has one of its own."""
+    body = {"inputs": points[:1].tolist(), "model": "wave"}
+    for told in ("7f9c", "a b/c=+", "x" * 500, '"quoted"', "42"):
+        assert client.post("/predict", json=body, headers={"X-Request-Id": told}).json()["id"] == told
+    made = [client.post("/predict", json=body).json()["id"] for _ in range(20)]
+    assert len(set(made)) == 20
+    assert all(isinstance(one, str) and len(one) >= 16 for one in made)
+
+
+def test_a_name_beyond_ascii_comes_back_as_utf8(client, points):
+    """A header's bytes are Latin-1 by the book, and JSON is UTF-8."""
+    content = json.dumps({"inputs": points[:1].tolist(), "model": "wave"})
+    headers = [(b"Content-Type", b"application/json"), (b"X-Request-Id", b"caf\xe9")]
+    response = client.post("/predict", content=content, headers=headers)
+    assert json.loads(response.content.decode("utf-8"))["id"] == "café"
+
+
+def test_many_clients_at_once_get_their_own_answers(server, client, images):
+    """Good and bad requests of sixteen clients, side by side: each answer is the sender's, and right."""
+    expected = predictions(client, images, "digits", fields=["probabilities"])
+
+    def talk(number: int) -> None:
+        random = np.random.default_rng(number)
+        with httpx.Client(base_url=server.url, timeout=60) as own:
+            for turn in range(12):
+                told = f"{number}-{turn}"
+                chosen = random.integers(0, len(images), random.integers(1, 12))
+                inputs = images[chosen].tolist()
+                if turn % 3 == 2:
+                    inputs[-1][7][7] = f"cell {told}"
+                response = own.post(
+                    "/predict",
+                    json={"inputs": inputs, "model": "digits", "fields": ["probabilities"]},
+                    headers={"X-Request-Id": told},
+                )
+                if turn % 3 == 2:
+                    assert response.status_code == 400
+                    error = f"inputs[{len(chosen) - 1}][7][7]: expected a number, found the string 'cell {told}'"
+                    assert response.json() == {"error": error}
+                else:
+                    assert response.json()["id"] == told
+                    found = numbers(response.json()["predictions"])
+                    np.testing.assert_allclose(found, numbers([expected[row] for row in chosen]), rtol=1e-6, atol=1e-6)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(talk, range(16)))
+
+
+def test_live_and_ready_say_so_in_json(client):
+    """200 from both, with both workers counted."""
+    assert client.get("/livez").json() == {"live": True}
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()["ready"]) == (200, True)
+    assert response.json() == {"ready": True, "workers_ready": 2, "workers": 2, "why": []}
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/models", "/metrics", "/docs.json", "/schema.json"])
+def test_what_can_be_read_answers_head_as_well(client, path):
+    """As probes and proxies ask."""
+    response = client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+
+
+def test_the_models_are_listed(client, digits, wave, store):
+    """Names, versions, labels, digests, methods, states and soundness; what is in the store but not served is idle."""
+    second = json.loads((store / "digits" / "2" / "manifest.json").read_text())
+    shared = {"why": None, "sound": True, "shortfalls": []}
+    short = {"sound": False, "shortfalls": list(wave.manifest.shortfalls)}
+    assert client.get("/models").json() == {
+        "models": [
+            {
+                "name": "digits",
+                "versions": [
+                    {"version": 1, "labels": ["stable"], "digest": digits.manifest.digest, "method": "vi"}
+                    | {"state": "ready", **shared},
+                    {"version": 2, "labels": [], "digest": second["digest"], "method": "vi"}
+                    | {"state": "idle", **shared},
+                ],
+            },
+            {
+                "name": "wave",
+                "versions": [
+                    {"version": 1, "labels": [], "digest": wave.manifest.digest, "method": "nuts"}
+                    | {"state": "ready", **shared, **short}
+                ],
+            },
+        ]
+    }
+
+
+def test_the_api_is_described_for_clients_and_people(client):
+    """`/docs.json` is an OpenAPI document and `/schema.json` what BentoML's clients read; both know the five keys."""
+    keys = {"inputs", "model", "percentile", "coverage", "fields"}
+    openapi = client.get("/docs.json").json()
+    assert openapi["openapi"].startswith("3.")
+    operation = openapi["paths"]["/predict"]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    if "$ref" in schema:
+        schema = openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
+    assert set(schema["properties"]) == keys
+    assert schema["required"] == ["inputs"]
+    described = client.get("/schema.json").json()
+    (route,) = [route for route in described["routes"] if route["route"] == "/predict"]
+    assert set(route["input"]["properties"]) == keys
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/nope", "/predict/", "/predict/x", "/Predict", "/v1/predict"])
+def test_an_unknown_route_is_404_in_json(client, method, path):
+    """Whatever the method; the route is named."""
+    response = client.request(method, path)
+    assert response.status_code == 404
+    assert response.json() == {"error": f"no such route: {path}"}
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_predict_takes_post_only(client, method):
+    """405 with what is allowed, in the header and in the text."""
+    response = client.request(method, "/predict")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert response.json() == {"error": f"method: expected POST, found {method}"}
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/models", "/metrics"])
+def test_what_is_read_cannot_be_written(client, path):
+    """405 to POST."""
+    response = client.post(path, json={})
+    assert response.status_code == 405
+    assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
+    assert response.json()["error"].startswith("method: expected ")
+
+
+def test_an_answer_does_not_wait_for_another_clients_slow_body(server, client, points):
+    """A client that sends half a body and pauses holds up nobody else."""
+    held = threading.Event()
+
+    def slowly():
+        yield b'{"model":"wave",'
+        held.wait(20)
+        yield b'"inputs":[[1]]}'
+
+    with ThreadPoolExecutor(4) as pool:
+        slow = [
+            pool.submit(
+                httpx.post,
+                f"{server.url}/predict",
+                content=slowly(),
+                headers={"Content-Type": "application/json"},
+                timeout=60,
+            )
+            for _ in range(4)
+        ]
+        assert len(predictions(client, points[:1], "wave")) == 1
+        assert not any(future.done() for future in slow)
+        held.set()
+        assert {future.result().status_code for future in slow} == {200}
+
+
+@pytest.fixture
+def broken(store):
+    """Our application, served by uvicorn with a bug in it: what describes the API raises."""
+
+    async def described(*_) -> None:
+        raise RuntimeError("a secret of the server")
+
+    app = build_app(Settings(store=store), Process(1, 1, store), Traffic(), Serving(store), described, lambda *_: None)
+    config = uvicorn.Config(app, port=0, log_level="critical")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        running.start()
+        yield listening.getsockname()
+        server.should_exit = True
+        running.join(10)
+
+
+def test_a_bug_is_500_and_tells_nothing(broken):
+    """JSON without the exception's words; and the connection lives on, or the answer says that it does not."""
+    connection = http.client.HTTPConnection(*broken, timeout=10)
+    connection.request("GET", "/docs.json")
+    response = connection.getresponse()
+    content = json.loads(response.read())
+    assert response.status == 500
+    assert content == {"error": "unexpected RuntimeError; the server's log has the details"}
+    if response.headers.get("Connection") != "close":
+        connection.request("GET", "/livez")
+        assert connection.getresponse().status == 200
+    connection.close()
+
+
+def test_one_model_alone_need_not_be_named(store, tmp_path):
+    """Where one model is served the name may be left out; a label adds a served version."""
+    alone = tmp_path / "store"
+    (alone / "digits").mkdir(parents=True)
+    for version in ("1", "2"):
+        shutil.copytree(store / "digits" / version, alone / "digits" / version)
+    serving = Serving(alone)
+    serving.load_all(buckets=(1,))
+    assert (serving.find(None).name, serving.find(None).version) == ("digits", 2)
+    set_label(alone, "digits", 1, "stable")
+    set_label(alone, "digits", 2, "canary")
+    labelled = Serving(alone)
+    labelled.load_all(buckets=(1,))
+    assert labelled.find(None).version == labelled.find("digits").version == labelled.find("digits@stable").version == 1
+    assert labelled.find("digits@canary").version == labelled.find("digits:2").version == 2
+    assert labelled.hindrances() == []

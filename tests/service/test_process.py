@@ -1,0 +1,437 @@
+"""Processes: readiness, models that fail, workers that die, queues that fill, and how a server ends.
+
+Servers of their own, shared between tests where a test does not end them; every process ended here was started here.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from abstain.service.live_versions import Serving
+from tests.helpers.commands import abstain
+from tests.helpers.processes import alive, children, kill_all, until
+from tests.helpers.servers import Server, start_server, stop_server, wait_until_ready
+
+ROW = [7] * 64
+
+
+def get(server: Server, path: str, timeout: float = 10) -> httpx.Response | None:
+    """An answer over a new connection; None if there is none."""
+    try:
+        return httpx.get(f"{server.url}{path}", timeout=timeout)
+    except httpx.TransportError:
+        return None
+
+
+def predict(server: Server, rows: int = 1, model: str = "digits") -> httpx.Response:
+    """The answer to some rows of `digits`."""
+    width = {"digits": 64, "wave": 1}[model.split(":", maxsplit=1)[0]]
+    body = {"inputs": [ROW[:width]] * rows, "model": model, "fields": ["reject"]}
+    return httpx.post(f"{server.url}/predict", json=body, timeout=60)
+
+
+def computing(server: Server) -> float:
+    """How many requests have come to be computed so far."""
+    lines = get(server, "/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("abstain_queue_seconds_count"))
+
+
+def slow_request(server: Server, pool: ThreadPoolExecutor, rows: int):
+    """A request that is being computed when this returns."""
+    before = computing(server)
+    future = pool.submit(predict, server, rows)
+    assert until(lambda: computing(server) > before, 20)
+    return future
+
+
+@pytest.fixture(scope="module")
+def small(store, tmp_path_factory) -> Path:
+    """A store with the stable digits alone, which loads fast."""
+    root = tmp_path_factory.mktemp("small")
+    (root / "digits").mkdir()
+    shutil.copytree(store / "digits" / "1", root / "digits" / "1")
+    return root
+
+
+def damage(version: Path) -> Path:
+    """Flips a bit in the largest of a bundle's draws; returns the file."""
+    file = max(
+        (path for path in (version / "draws").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+@pytest.fixture(scope="module")
+def watched(small, tmp_path_factory):
+    """Two workers, and what `/readyz` and `/predict` said from their first breath until they were ready."""
+    folder = tmp_path_factory.mktemp("watched")
+    server = start_server(small, folder, workers=2, wait=False, TMPDIR=str(folder))
+    workers: set[int] = set()
+    try:
+        assert until(lambda: get(server, "/livez"), 60)
+        workers = children(server.process.pid)
+        seen, refused = [], []
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and (not seen or seen[-1][0] != 200):
+            answer = get(server, "/readyz")
+            seen.append((answer.status_code, answer.json()["ready"], answer.json()["workers_ready"]))
+            told = predict(server)
+            if told.status_code != 200:
+                refused.append((told.status_code, told.json()["error"]))
+            assert get(server, "/livez").json() == {"live": True}
+        yield server, seen, refused
+    finally:
+        stop_server(server)
+        kill_all(workers)
+
+
+def test_ready_means_every_worker(watched):
+    """503 until both workers have compiled all, also from the one that is done; then 200. Live at once."""
+    _, seen, refused = watched
+    *before, last = seen
+    assert last == (200, True, 2)
+    assert before
+    assert all(code == 503 and not ready and count < 2 for code, ready, count in before)
+    assert refused
+    assert {code for code, _ in refused} == {503}
+    assert all(error in {"digits:1 is loading", "not ready: the store has not been read yet"} for _, error in refused)
+
+
+def test_workers_end_with_a_main_process_that_is_killed(watched):
+    """`kill -9` of the main process leaves no orphan on the port."""
+    server, _, _ = watched
+    workers = children(server.process.pid)
+    assert len(workers) == 2
+    server.process.kill()
+    server.process.wait()
+    assert until(lambda: not alive(workers), 10)
+    assert get(server, "/livez") is None
+
+
+def test_workers_end_with_a_main_process_that_is_killed_as_they_start(small, tmp_path):
+    """Nor does it when a worker finds its parent gone before it has begun to look."""
+    server = start_server(small, tmp_path, workers=2, wait=False, TMPDIR=str(tmp_path))
+    workers: set[int] = set()
+    try:
+        assert until(lambda: len(children(server.process.pid)) == 2, 60)
+        workers = children(server.process.pid)
+        server.process.kill()
+        server.process.wait()
+        assert until(lambda: not alive(workers), 20)
+        assert get(server, "/livez") is None
+    finally:
+        stop_server(server)
+        kill_all(workers)
+
+
+def test_sigterm_ends_a_server_that_is_still_starting(small, tmp_path):
+    """As soon as it can be asked anything, it can be told to stop: code 0, and no worker left."""
+    server = start_server(small, tmp_path, workers=2, wait=False)
+    workers: set[int] = set()
+    try:
+        assert until(lambda: get(server, "/livez"), 60)
+        workers = children(server.process.pid)
+        server.process.terminate()
+        assert server.process.wait(timeout=20) == 0
+        assert alive(workers) == set()
+    finally:
+        stop_server(server)
+        kill_all(workers)
+
+
+@pytest.fixture(scope="module")
+def pair(small, tmp_path_factory):
+    """Two workers that take many rows; started again where a test has ended them."""
+    running: list[Server] = []
+
+    def start() -> Server:
+        if not running or running[-1].process.poll() is not None:
+            folder = tmp_path_factory.mktemp("pair")
+            running.append(start_server(small, folder, workers=2, ABSTAIN_MAX_ROWS="200000", TMPDIR=str(folder)))
+        return running[-1]
+
+    yield start
+    for server in running:
+        stop_server(server)
+
+
+def test_a_dead_worker_is_noticed_and_replaced(pair):
+    """Killed outright: not ready, the other answers meanwhile, and a new one makes the server whole again."""
+    server = pair()
+    workers = children(server.process.pid)
+    assert len(workers) == 2
+    victim = min(workers)
+    os.kill(victim, signal.SIGKILL)
+    assert until(lambda: get(server, "/readyz").status_code == 503, 5)
+    assert get(server, "/readyz").json()["workers_ready"] == 1
+    assert predict(server).status_code == 200
+    wait_until_ready(server, 60)
+    successors = children(server.process.pid)
+    assert len(successors) == 2
+    assert victim not in successors
+    assert predict(server).status_code == 200
+
+
+def test_a_worker_told_to_stop_is_not_ready_while_it_ends_its_work(pair):
+    """The other says 503 from then on, the request under way is answered whole, and a new worker takes the place."""
+    server = pair()
+    idle, busy = sorted(children(server.process.pid))
+    with ThreadPoolExecutor(1) as pool:
+        os.kill(idle, signal.SIGSTOP)
+        try:
+            asked = slow_request(server, pool, 40_000)
+        finally:
+            os.kill(idle, signal.SIGCONT)
+        os.kill(busy, signal.SIGTERM)
+        assert until(lambda: get(server, "/readyz").status_code == 503, 2)
+        assert alive({busy}), "the request must still be under way here"
+        assert asked.result().status_code == 200
+    assert until(lambda: not alive({busy}), 10)
+    wait_until_ready(server, 60)
+    assert len(children(server.process.pid)) == 2
+
+
+def test_sigterm_lets_requests_end_and_leaves_nothing(pair):
+    """The request under way is answered whole; then code 0, no worker, no port, and no folder of the run."""
+    server = pair()
+    workers = children(server.process.pid)
+    assert list(server.log.parent.glob("abstain-run-*"))
+    with ThreadPoolExecutor(1) as pool:
+        asked = slow_request(server, pool, 60_000)
+        told = time.monotonic()
+        server.process.terminate()
+        answer = asked.result()
+        assert (answer.status_code, len(answer.json()["predictions"])) == (200, 60_000)
+        assert server.process.wait(timeout=15) == 0
+    assert time.monotonic() - told < 15
+    assert alive(workers) == set()
+    assert get(server, "/livez") is None
+    assert not list(server.log.parent.glob("abstain-run-*"))
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_server_that_ends_its_work_says_so(small, tmp_path):
+    """Told to stop with a request under way: whoever asks in the meantime hears 503 at once, and is not left hanging."""
+    server = start_server(small, tmp_path, ABSTAIN_MAX_ROWS="200000", TMPDIR=str(tmp_path))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            asked = slow_request(server, pool, 100_000)
+            server.process.terminate()
+            assert until(lambda: (answer := get(server, "/readyz", timeout=1)) and answer.status_code == 503, 3)
+            refused = predict(server)
+            assert (refused.status_code, list(refused.json())) == (503, ["error"])
+            assert not asked.done(), "the request must still be under way here"
+            assert asked.result().status_code == 200
+        assert server.process.wait(timeout=15) == 0
+    finally:
+        stop_server(server)
+
+
+@pytest.fixture(scope="module")
+def strict(small, tmp_path_factory):
+    """One worker with a short queue, little patience and a short grace."""
+    server = start_server(
+        small,
+        tmp_path_factory.mktemp("strict"),
+        ABSTAIN_QUEUE="2",
+        ABSTAIN_TIMEOUT_SECONDS="0.3",
+        ABSTAIN_GRACE_SECONDS="1",
+        ABSTAIN_MAX_ROWS="200000",
+        ABSTAIN_MAX_BODY_BYTES="40000000",
+    )
+    yield server
+    stop_server(server)
+
+
+def test_a_full_queue_is_429_and_a_late_answer_504(strict):
+    """Of many that ask for much, some are told to come again at once, and some that it took too long; later all is well."""
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: predict(strict, 60_000), range(6)))
+    told = {answer.status_code: answer for answer in answers}
+    assert told.keys() >= {429, 504}
+    assert told[429].headers["Retry-After"] == "1"
+    assert told[429].json() == {"error": "the queue is full: expected at most 2 waiting"}
+    assert told[504].json() == {"error": "past its deadline: expected an answer within 0.3 s"}
+    assert get(strict, "/livez").status_code == 200
+    assert until(lambda: predict(strict).status_code == 200, 30)
+    assert get(strict, "/readyz").status_code == 200
+
+
+def test_a_body_may_be_as_long_as_the_setting_says(strict):
+    """The limit in the message is the one that was set."""
+    response = httpx.post(
+        f"{strict.url}/predict", content=b" " * 40_000_001, headers={"Content-Type": "application/json"}, timeout=30
+    )
+    assert (response.status_code, response.json()) == (
+        413,
+        {"error": "body: expected at most 40000000 bytes, found 40000001"},
+    )
+
+
+def test_the_grace_ends(strict):
+    """A server told to stop does not wait for ever for a request whose body never comes."""
+    workers = children(strict.process.pid)
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 999\r\n"
+    with socket.create_connection(strict.address, timeout=20) as line:
+        line.sendall(head + b"Expect: 100-continue\r\n\r\n")
+        assert line.recv(100).startswith(b"HTTP/1.1 100 ")
+        told = time.monotonic()
+        strict.process.terminate()
+        assert strict.process.wait(timeout=15) == 0
+        assert 0.9 < time.monotonic() - told < 6
+    assert alive(workers) == set()
+
+
+@pytest.fixture(scope="module")
+def failing(store, tmp_path_factory):
+    """A server whose `wave` is damaged and whose `digits` is not, and the damaged file."""
+    root = tmp_path_factory.mktemp("failing") / "store"
+    shutil.copytree(store, root)
+    file = damage(root / "wave" / "1")
+    server = start_server(root, root.parent, wait=False)
+    assert until(lambda: (answer := get(server, "/models")) and "loading" not in answer.text, 90)
+    assert until(lambda: predict(server).status_code == 200, 60)
+    yield server, file
+    stop_server(server)
+
+
+def within_store(file):
+    """A file of the version `wave:1`, as errors name it: relative to the store."""
+    return file.as_posix()[file.as_posix().index("wave/1/") :]
+
+
+def test_a_model_that_fails_keeps_the_server_from_being_ready(failing):
+    """`/readyz` stays 503 and names the file by its place in the store; `/livez` is 200; the log has the whole path."""
+    server, file = failing
+    answer = get(server, "/readyz")
+    assert answer.status_code == 503
+    content = answer.json()
+    assert (content["ready"], content["workers_ready"], content["workers"]) == (False, 0, 1)
+    why, *_ = content["why"]
+    assert why.startswith(f"wave:1: {within_store(file)}: is damaged or was altered: expected sha256 ")
+    assert f"wave:1 cannot be served: {file}: is damaged" in server.log.read_text()
+    assert get(server, "/livez").status_code == 200
+
+
+def test_a_model_that_fails_takes_no_other_down(failing):
+    """The others answer; itself says 503 and why; a version that is not there is still 404."""
+    server, file = failing
+    assert predict(server).status_code == 200
+    refused = predict(server, model="wave")
+    assert refused.status_code == 503
+    assert refused.json()["error"].startswith(f"wave:1 is failed: {within_store(file)}: is damaged")
+    assert str(file.parents[3]) not in refused.text
+    assert predict(server, model="wave:7").status_code == 404
+
+
+def test_the_listing_says_why_a_model_failed(failing):
+    """State `failed`, and the same reason."""
+    server, file = failing
+    states = {
+        (model["name"], version["version"]): (version["state"], version["why"])
+        for model in get(server, "/models").json()["models"]
+        for version in model["versions"]
+    }
+    assert states["digits", 1] == ("ready", None)
+    assert states["digits", 2] == ("idle", None)
+    state, why = states["wave", 1]
+    assert state == "failed"
+    assert why.startswith(f"{within_store(file)}: ")
+
+
+def test_loads_are_counted_by_their_outcome(failing):
+    """One loaded, one failed; only what is loaded has an info."""
+    text = get(failing[0], "/metrics").text
+    assert 'abstain_model_loads_total{model="digits",outcome="loaded",version="1"} 1.0' in text
+    assert 'abstain_model_loads_total{model="wave",outcome="failed",version="1"} 1.0' in text
+    infos = [line for line in text.splitlines() if line.startswith("abstain_model_info{")]
+    assert len(infos) == 1
+    assert 'model="digits"' in infos[0]
+
+
+def test_serve_warns_of_a_damaged_model(failing):
+    """The command said so before the server started, and started it nevertheless."""
+    server, file = failing
+    assert f"abstain: {file}: is damaged or was altered" in server.log.read_text()
+
+
+def test_ctrl_c_ends_a_server(failing):
+    """SIGINT to the main process, as a shell sends it to the foreground: no worker is left."""
+    server, _ = failing
+    workers = children(server.process.pid)
+    assert workers
+    server.process.send_signal(signal.SIGINT)
+    server.process.wait(timeout=10)
+    assert until(lambda: not alive(workers), 5)
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["empty", "missing"])
+def test_nothing_to_serve_ends_the_command(tmp_path, made):
+    """A store without models: code 1, and what to do."""
+    root = tmp_path / "store"
+    if made:
+        root.mkdir()
+    result = abstain("serve", "--store", root, timeout=60)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    found = "no models" if made else "no such folder"
+    fix = "publish a model with abstain fit, or name another folder with --store"
+    assert result.stderr == f"abstain: {root}: nothing to serve: found {found}; {fix}\n"
+
+
+def test_nothing_but_a_damaged_model_ends_the_command(small, tmp_path):
+    """Code 1, and the file is named."""
+    root = tmp_path / "store"
+    shutil.copytree(small, root)
+    file = damage(root / "digits" / "1")
+    result = abstain("serve", "--store", root, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"abstain: {root}: nothing to serve: found {file}: is damaged or was altered")
+
+
+def test_a_port_in_use_ends_the_command_with_its_number(small):
+    """Code 1 and a sentence, not a traceback."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = abstain("serve", "--store", small, "--port", str(port), timeout=60)
+    assert result.returncode == 1
+    assert str(port) in result.stderr
+    assert "in use" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_label_that_points_nowhere_is_no_readiness(small, tmp_path):
+    """A stable version that was removed is missed: the server must not be ready as if all were well."""
+    root = tmp_path / "store"
+    shutil.copytree(small, root)
+    (root / "digits" / "labels.json").write_text('{"labels": {"stable": 9}, "previous": {}}')
+    serving = Serving(root)
+    ready = threading.Event()
+    serving.load_all(buckets=(1,), on_ready=ready.set)
+    assert not ready.is_set()
+    assert any("digits" in hindrance for hindrance in serving.hindrances())
+
+
+def test_labels_that_cannot_be_read_take_no_other_model_down(small, tmp_path):
+    """One model's damaged labels are its own: the others are served, and the file is named."""
+    root = tmp_path / "store"
+    shutil.copytree(small, root)
+    shutil.copytree(small / "digits", root / "other")
+    (root / "other" / "labels.json").write_text('{"labels": {"stable": "one"}}')
+    serving = Serving(root)
+    serving.load_all(buckets=(1,))
+    assert serving.find("digits").version == 1
+    assert any("other:1: other/labels.json: " in hindrance for hindrance in serving.hindrances())

@@ -1,0 +1,151 @@
+"""What the environment says of a server, and what is said of an environment that is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from abstain.models.errors import ConfigError
+from abstain.service.settings import Settings, read_settings
+from tests.helpers.commands import abstain
+from tests.helpers.paths import PROJECT
+
+GIVEN = [
+    ("workers", "4", 4),
+    ("max_body_bytes", "1000", 1000),
+    ("max_rows", "7", 7),
+    ("queue", "1", 1),
+    ("timeout_seconds", "0.5", 0.5),
+    ("grace_seconds", "2", 2.0),
+    ("store", "/srv/models", Path("/srv/models")),
+    ("devices", "4", 4),
+    ("require_sound", "true", True),
+    ("state", "/var/lib/abstain", Path("/var/lib/abstain")),
+    ("compiled", "/var/cache/abstain", Path("/var/cache/abstain")),
+    ("keys", "/etc/abstain/keys.json", Path("/etc/abstain/keys.json")),
+    ("trusted_keys", "/etc/abstain/keys, /etc/abstain/a.pem", (Path("/etc/abstain/keys"), Path("/etc/abstain/a.pem"))),
+    ("hosts", "abstain, 10.0.0.7", ("abstain", "10.0.0.7")),
+    ("cors_origins", "https://app.example.org,", ("https://app.example.org",)),
+    ("insecure", "1", True),
+    ("proxies", "10.0.0.7, 10.1.0.0/16", ("10.0.0.7", "10.1.0.0/16")),
+    ("oidc_claim", "roles", "roles"),
+]
+TOGETHER = {
+    "tls_cert": Path("/etc/abstain/server.crt"),
+    "tls_key": Path("/etc/abstain/server.key"),
+    "oidc_issuer": "https://login.example.org",
+    "oidc_audience": "https://abstain.example.org",
+    "oidc_jwks": "https://login.example.org/keys",
+}
+
+
+def test_an_empty_environment_is_a_working_server(monkeypatch, tmp_path):
+    """One worker, bounded bodies, rows, queue and time; the store is `artifacts` here, and stays here."""
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings({})
+    assert settings == Settings(
+        store=tmp_path / "artifacts",
+        workers=1,
+        max_body_bytes=32 * 1024 * 1024,
+        max_rows=10_000,
+        queue=256,
+        timeout_seconds=30.0,
+        grace_seconds=30.0,
+    )
+    assert settings.store.is_absolute()
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GIVEN)
+def test_each_setting_has_its_variable(name, text, value):
+    """`ABSTAIN_<NAME>` sets it, and nothing else."""
+    given = read_settings({f"ABSTAIN_{name.upper()}": text, name.upper(): "wrong", "UNRELATED": "x"})
+    assert getattr(given, name) == value
+    assert given == read_settings({}).model_copy(update={name: value})
+
+
+def test_every_setting_is_tried_above():
+    """A new setting comes with a line in the test of the variables."""
+    assert {name for name, _, _ in GIVEN} | set(TOGETHER) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "wanted"),
+    [
+        ("tls_key", "ABSTAIN_TLS_KEY: expected a value, for ABSTAIN_TLS_CERT has one, found none"),
+        ("tls_cert", "ABSTAIN_TLS_CERT: expected a value, for ABSTAIN_TLS_KEY has one, found none"),
+        ("oidc_audience", "ABSTAIN_OIDC_AUDIENCE: expected a value, for ABSTAIN_OIDC_ISSUER has one, found none"),
+        ("oidc_issuer", "ABSTAIN_OIDC_ISSUER: expected a value, for ABSTAIN_OIDC_AUDIENCE has one, found none"),
+    ],
+)
+def test_settings_that_need_each_other(left_out, wanted):
+    """Together they are taken, one without the other is named."""
+    given = {f"ABSTAIN_{name.upper()}": str(value) for name, value in TOGETHER.items()}
+    settings = read_settings(given)
+    assert {name: getattr(settings, name) for name in TOGETHER} == TOGETHER
+    del given[f"ABSTAIN_{left_out.upper()}"]
+    with pytest.raises(ConfigError, match=wanted):
+        read_settings(given)
+
+
+@pytest.mark.parametrize("text", ["proxy", "10.0.0.7/8", "10.0.0.256", "*"])
+def test_proxies_are_addresses(text):
+    """A name could come to mean another machine."""
+    with pytest.raises(ConfigError, match="ABSTAIN_PROXIES"):
+        read_settings({"ABSTAIN_PROXIES": text})
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_variable_is_one_not_set(name):
+    """As compose files and shells write it."""
+    assert read_settings({f"ABSTAIN_{name.upper()}": ""}) == read_settings({})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("workers", "0"),
+        ("workers", "two"),
+        ("workers", "1.5"),
+        ("max_rows", "-1"),
+        ("max_body_bytes", "32M"),
+        ("queue", "0"),
+        ("timeout_seconds", "0"),
+        ("timeout_seconds", "-3"),
+        ("timeout_seconds", "nan"),
+        ("grace_seconds", "soon"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(name, text):
+    """And says what was expected and found."""
+    with pytest.raises(ConfigError) as caught:
+        read_settings({f"ABSTAIN_{name.upper()}": text})
+    message = str(caught.value)
+    assert message.startswith(f"environment: ABSTAIN_{name.upper()}: expected ")
+    assert message.endswith(f"found '{text}'")
+
+
+def test_a_wrong_setting_ends_the_command_with_its_message(store):
+    """`abstain serve` says which variable is wrong, in a sentence, and exits 1."""
+    result = abstain("serve", "--store", store, "--port", "1", ABSTAIN_MAX_ROWS="many", timeout=60)
+    assert result.returncode == 1
+    assert "environment: ABSTAIN_MAX_ROWS: expected" in result.stderr
+    assert "found 'many'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_settings_are_read_where_the_server_starts_and_nowhere_else(tmp_path):
+    """Importing the parts of the service touches neither the environment nor the disk."""
+    code = """
+import os
+before = dict(os.environ)
+from abstain.service.commands import cli
+from abstain.service import http, process, live_versions, settings
+ours = {k: v for k, v in os.environ.items() if k not in before and k.startswith(("ABSTAIN", "PROMETHEUS", "NPROC"))}
+assert not ours, ours
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, env={"TMPDIR": str(tmp_path)}, capture_output=True, check=False
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert not list(tmp_path.glob("abstain-run-*"))

@@ -1,0 +1,132 @@
+"""A version whose fit fell short is never served in silence, and not at all where the operator says so.
+
+The session's `wave` is one: its chains are far too short. `digits` is sound.
+"""
+
+import os
+import shutil
+import threading
+
+import httpx
+import pytest
+
+from abstain.models.bundles.bundle import read_manifest
+from abstain.models.bundles.store import set_label
+from abstain.service.errors import HTTPError
+from abstain.service.live_versions import Serving
+
+
+@pytest.fixture(scope="module")
+def shortfalls(store):
+    """What `wave` falls short in."""
+    found = read_manifest(store / "wave" / "1").shortfalls
+    assert found
+    assert read_manifest(store / "digits" / "1").shortfalls == ()
+    return found
+
+
+def loaded(root, **settings):
+    """The versions of a store, and whether the server would be ready."""
+    serving, ready = Serving(root, **settings), threading.Event()
+    serving.load_all(buckets=(1,), on_ready=ready.set)
+    return serving, ready.is_set()
+
+
+def versions(serving):
+    """Every version of the listing by name and number."""
+    return {
+        (model["name"], version["version"]): version
+        for model in serving.listing()["models"]
+        for version in model["versions"]
+    }
+
+
+def test_the_listing_says_which_versions_are_sound(server, shortfalls):
+    """`GET /models`: `sound`, and the shortfalls in the manifest's words; they answer nevertheless."""
+    listed = {model["name"]: model["versions"] for model in httpx.get(f"{server.url}/models").json()["models"]}
+    digits, wave = listed["digits"][0], listed["wave"][0]
+    assert (digits["state"], digits["sound"], digits["shortfalls"]) == ("ready", True, [])
+    assert (wave["state"], wave["sound"], wave["shortfalls"]) == ("ready", False, list(shortfalls))
+
+
+def test_the_metric_and_the_log_say_it_too(server, shortfalls):
+    """A gauge of 0 and 1, and a warning at load."""
+    text = httpx.get(f"{server.url}/metrics").text
+    assert 'abstain_model_sound{model="digits",version="1"} 1.0' in text
+    assert 'abstain_model_sound{model="wave",version="1"} 0.0' in text
+    log = server.log.read_text()
+    assert "wave:1 is served although its fit fell short: " in log
+    assert shortfalls[-1] in log
+    assert "digits:1 is served although" not in log
+
+
+def test_the_open_inference_protocol_says_it(server, shortfalls):
+    """The repository index gives it as the reason; the configuration among its parameters."""
+    index = {
+        (entry["name"], entry["version"]): entry for entry in httpx.post(f"{server.url}/v2/repository/index").json()
+    }
+    assert index["digits", "1"]["reason"] == ""
+    assert index["wave", "1"]["state"] == "READY"
+    assert "its fit fell short: " in index["wave", "1"]["reason"]
+    assert shortfalls[0] in index["wave", "1"]["reason"]
+    config = httpx.get(f"{server.url}/v2/models/wave/config").json()
+    assert shortfalls[0][:20] in config["parameters"]["shortfalls"]["string_value"]
+
+
+@pytest.mark.parametrize("label", [None, "stable"], ids=["newest", "labelled by force"])
+def test_require_sound_refuses_such_a_version_and_serves_the_others(store, tmp_path, shortfalls, label):
+    """State `refused` with the reason; requests for it are 503; the server is ready without it."""
+    root = tmp_path / "store"
+    for version in ("digits/1", "wave/1"):
+        shutil.copytree(store / version, root / version)
+    if label:
+        set_label(root, "wave", 1, label)
+    serving, ready = loaded(root, require_sound=True)
+    assert ready
+    assert serving.hindrances() == []
+    assert serving.find("digits").version == 1
+    refused = versions(serving)["wave", 1]
+    assert (refused["state"], refused["sound"]) == ("refused", False)
+    assert refused["why"].startswith("its fit fell short: ")
+    assert shortfalls[0] in refused["why"]
+    for name in ("wave", "wave:1", *(["wave@stable"] if label else [])):
+        with pytest.raises(HTTPError, match="wave:1 is refused: its fit fell short") as error:
+            serving.find(name)
+        assert error.value.status == 503
+
+
+def test_a_server_that_has_refused_everything_never_becomes_ready(store, tmp_path):
+    """As with an empty or a damaged store, it says why."""
+    shutil.copytree(store / "wave" / "1", tmp_path / "wave" / "1")
+    serving, ready = loaded(tmp_path, require_sound=True)
+    assert not ready
+    (why,) = serving.hindrances()
+    assert why.startswith("wave:1: its fit fell short: ")
+
+
+def test_the_command_ends_where_nothing_is_left_to_serve(run, store, tmp_path, monkeypatch):
+    """Exit code 1 and the reason, by the option and by the environment alike."""
+    shutil.copytree(store / "wave", tmp_path / "wave")
+    code, _, said = run("serve", "--store", tmp_path, "--require-sound")
+    assert code == 1
+    assert f"{tmp_path}: nothing to serve: found wave:1 is refused, its fit fell short: " in said
+    monkeypatch.setenv("ABSTAIN_REQUIRE_SOUND", "true")
+    assert run("serve", "--store", tmp_path)[0] == 1
+
+
+@pytest.mark.parametrize(("options", "passed"), [(("--require-sound",), "1"), ((), "0")])
+def test_the_command_hands_the_option_to_the_server(run, store, monkeypatch, options, passed):
+    """By the environment, which `bentoml serve` reads as well; what is refused is said before the start."""
+    started = []
+
+    def execv(*_):
+        started.append(os.environ["ABSTAIN_REQUIRE_SOUND"])
+        raise SystemExit(0)
+
+    monkeypatch.setattr("os.execv", execv)
+    monkeypatch.setattr("abstain.service.commands.serve._check_port", lambda *_: None)
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    code, _, said = run("serve", "--store", store, *options)
+    assert (code, started) == (0, [passed])
+    assert ("wave:1 is refused" in said) == bool(options)
+    assert ("loading digits:1, wave:1" in said) != bool(options)

@@ -1,0 +1,485 @@
+"""The gate: what a fit lacks is said in plain words, wherever one looks, and `stable` is refused to it."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import softmax
+
+from abstain.models.bundles.bundle import check_gate, load, read_manifest
+from abstain.models.bundles.store import read_labels
+from abstain.models.decisions.calibration import Calibration
+from abstain.models.decisions.decision import Decision
+from abstain.models.errors import StoreError
+from abstain.models.networks.architectures import MLPSpec
+from abstain.models.prediction.feature_scores import Range
+from abstain.models.prediction.posterior import Model, Posterior
+from abstain.models.prediction.preprocessing import Column, Preprocessing
+from abstain.training.calibration.far_rows import FarRows, far_rows, try_far_rows
+from abstain.training.calibration.pipeline import Calibrated
+from abstain.training.config.config import HMCConfig, LaplaceConfig, MAPConfig, PriorConfig, VIConfig
+from abstain.training.data.rows import Rows
+from abstain.training.evaluation.checks import (
+    behind_the_mode,
+    decision_shortfalls,
+    draws_notes,
+    draws_shortfalls,
+    frequency_terms,
+    learning_shortfalls,
+    prediction_shortfalls,
+)
+from abstain.training.evaluation.metrics import classification_terms
+from abstain.training.evaluation.mixtures import pooled_log_likelihood
+from abstain.training.inference.bnn import BNN, Observations
+from abstain.training.inference.diagnostics import chain_shortfalls
+from abstain.training.inference.methods import hmc, laplace, vi
+from abstain.training.inference.methods import map as mode_search
+from abstain.training.inference.problem import Problem
+from abstain.training.runs.journal import Journal
+
+GOOD = {
+    "function": {"rhat": 1.004, "ess_bulk": 900.0, "ess_tail": 800.0},
+    "parameters": {"rhat": 2.9, "ess_bulk": 4.0, "ess_tail": 4.0},
+    "samples": 4000,
+    "divergences": 4,
+    "ebfmi": [0.9, 0.8, 1.1, 0.7],
+    "acceptance": [0.8, 0.82, 0.79, 0.81],
+}
+
+
+def told(**changes):
+    """The shortfalls of chains that are good but for something."""
+    function = GOOD["function"] | changes.pop("function", {})
+    return chain_shortfalls(GOOD | {"function": function} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"function": {"rhat": 1.0304}},
+            "the chains disagree about predictions: R-hat is 1.030, above 1.01; run them longer, or start them closer",
+        ),
+        (
+            {"function": {"ess_bulk": 399.0}},
+            "the samples of predictions are worth too few independent ones: bulk ESS is 399, below 400; take more samples",
+        ),
+        (
+            {"function": {"ess_tail": 12.3}},
+            "the samples of predictions are worth too few independent ones: tail ESS is 12, below 400; take more samples",
+        ),
+        (
+            {"divergences": 5},
+            "5 of 4000 transitions diverged, more than 0.1%: parts of the posterior may be missing; "
+            "raise target_acceptance or lower step_size",
+        ),
+        ({"ebfmi": [0.9, 0.8, 0.29, 0.1]}, "chain 2 moves slowly between energies: E-BFMI is below 0.3"),
+        (
+            {"acceptance": [0.8, 0.012, 0.8, 0.8]},
+            "chain 1 hardly moves: it accepts 1.2% of its proposals; lower step_size, or choose another start",
+        ),
+    ],
+)
+def test_each_shortfall_of_chains_is_said_in_plain_words(changes, said):
+    """One sentence each, with the figure, the limit, and what to do."""
+    assert told(**changes) == (said,)
+
+
+def test_good_chains_fall_short_in_nothing():
+    """At the limits all is well, whatever the parameters' own R-hat; predictions that never vary have none."""
+    assert told() == ()
+    assert told(function={"rhat": 1.01, "ess_bulk": 400.0, "ess_tail": 400.0}, ebfmi=[0.3] * 4) == ()
+    assert told(function={"rhat": None, "ess_bulk": None, "ess_tail": None}) == ()
+
+
+def test_all_shortfalls_are_said_and_one_that_is_no_number_is_one():
+    """A NaN is not good enough."""
+    assert len(told(function={"rhat": np.nan, "ess_bulk": np.nan, "ess_tail": 3.0}, divergences=4000)) == 4
+
+
+# ---- has it learned anything -----------------------------------------------------------------------------------------
+
+RARE = 0.05
+
+
+def rare_event(rows, seed):
+    """Rows with a log-odds each, and a rare event of these odds; the true probability never says that it happens."""
+    rng = np.random.default_rng(seed)
+    logits = -3.6 + 1.3 * rng.normal(size=rows)
+    chance = 1 / (1 + np.exp(-np.minimum(logits, -0.05)))
+    return chance, (rng.random(rows) < chance).astype(int)
+
+
+def class_terms(chance, y):
+    """The terms of a prediction of two classes."""
+    terms = classification_terms(np.stack([1 - chance, chance], axis=1), y)
+    return {name: terms[name] for name in ("nll", "brier")}
+
+
+def normal_terms_of(mean, std, y):
+    """The terms of a normal prediction."""
+    return {"nll": -stats.norm.logpdf(y, mean, std), "rmse": (y - mean) ** 2}
+
+
+def judge_classes(chance, y, train):
+    """The shortfalls of probabilities of the second class."""
+    average = class_terms(np.full(len(y), chance.mean()), y)
+    return learning_shortfalls(class_terms(chance, y), average, y, train)
+
+
+def judge_normals(mean, std, y, train):
+    """The shortfalls of normal predictions."""
+    mean, std = np.broadcast_to(mean, y.shape), np.broadcast_to(std, y.shape)
+    average = normal_terms_of(mean.mean(), np.sqrt((std**2).mean() + mean.var()), y)
+    return learning_shortfalls(normal_terms_of(mean, std, y), average, y, train)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_model_of_a_rare_event_has_learned_something(seed):
+    """Its accuracy is that of the commonest class; its likelihood is not. A constant one has learned nothing."""
+    (chance, y), (_, train) = rare_event(2000, seed), rare_event(6000, seed + 100)
+    assert (chance < 0.5).all()
+    assert judge_classes(chance, y, train) == ()
+    for constant in (train.mean(), y.mean(), 0.5, 0.001):
+        (said,) = judge_classes(np.full(2000, constant), y, train)
+        assert said.startswith("it has learned nothing that 2000 test rows show: its log-likelihood is -")
+    assert (
+        f"always predicting the class frequencies of the training part gives {-log_loss_of(train.mean(), y):.4g}"
+        in said
+    )
+
+
+def log_loss_of(share, y):
+    """Of a constant probability."""
+    return -np.where(y == 1, np.log(share), np.log(1 - share)).mean()
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1, 0.5, 2.0])
+def test_a_noisy_constant_has_learned_nothing(noise):
+    """Of 400 fits whose log-odds are noise about the frequencies, no more pass than two scores at 2.33 standard errors allow."""
+    rng = np.random.default_rng(int(100 * noise))
+    passed = 0
+    for _ in range(400):
+        train, y = (rng.random(2000) < RARE).astype(int), (rng.random(500) < RARE).astype(int)
+        logits = np.log(train.mean() / (1 - train.mean())) + noise * rng.normal(size=500)
+        passed += not judge_classes(1 / (1 + np.exp(-logits)), y, train)
+    # Two scores, each by chance in 1 % of fits: more than 24 of 400 fits pass with probability 2e-6 if in 2 %.
+    assert passed <= 24
+
+
+def test_accurate_but_overconfident_classes_have_learned_something():
+    """Its likelihood is worse than that of the frequencies; its Brier score is not."""
+    rng = np.random.default_rng(1)
+    y, train = rng.integers(0, 2, 500), rng.integers(0, 2, 1000)
+    right = rng.random(500) < 0.9
+    chance = np.where(right == (y == 1), 1 - 1e-9, 1e-9)
+    assert class_terms(chance, y)["nll"].mean() > 0.7
+    assert judge_classes(chance, y, train) == ()
+
+
+def test_a_class_without_training_rows_leaves_the_gate_a_number():
+    """The frequencies give it half a row."""
+    y, train = np.array([0, 1, 2, 2] * 50), np.array([0, 1] * 100)
+    terms = {"nll": np.full(200, 0.1), "brier": np.full(200, 0.1)}
+    assert learning_shortfalls(terms, frequency_terms(y, y), y, train) == ()
+    assert np.isfinite(frequency_terms(y, train)["nll"]).all()
+
+
+def test_a_regression_is_held_against_the_training_targets_normal():
+    """A constant and a noisy one fall; a weak mean passes, and so does one that knows only where the noise is large."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=1000)
+    y, train = 10 + 0.3 * x + rng.normal(size=1000), 10 + rng.normal(0, 1.04, 3000)
+    assert judge_normals(10 + 0.3 * x, 1.0, y, train) == ()
+    for mean in (10.0, train.mean(), y.mean(), 10 + 0.2 * rng.normal(size=1000), 11.0):
+        (said,) = judge_normals(mean, 1.04, y, train)
+        assert said.startswith("it has learned nothing that 1000 test rows show: its log-likelihood is -")
+    assert "always predicting a normal with the mean and standard deviation of the training part gives -1.46" in said
+    (said,) = judge_normals(y.mean(), 1.04, y, y[:300] + 5)
+    assert "always predicting the average of its own predictions gives -1.45" in said
+    spread = np.exp(x)
+    wide, many = spread * rng.normal(size=1000), np.exp(rng.normal(size=3000)) * rng.normal(size=3000)
+    assert judge_normals(0.0, spread, wide, many) == ()
+
+
+def test_few_test_rows_do_not_show_what_a_weak_model_has_learned():
+    """The shortfall says how many rows, the difference and its standard error; on more rows it is gone."""
+    rng = np.random.default_rng(3)
+    train = rng.integers(0, 2, 1000)
+    y = rng.integers(0, 2, 4000)
+    chance = np.where(rng.random(4000) < 0.55, y, 1 - y) * 0.1 + 0.45
+    assert judge_classes(chance, y, train) == ()
+    (said,) = judge_classes(chance[:20], y[:20], train)
+    assert said.startswith("it has learned nothing that 20 test rows show")
+    assert "standard error" in said
+    fewest = min((y[:20] == 0).sum(), (y[:20] == 1).sum())
+    assert f"; 20 test rows, {fewest} of the rarest class, may be too few to show what it has learned: test on" in said
+
+
+@pytest.mark.parametrize("constant", [RARE / 4, 0.5])
+def test_a_model_that_predicts_worse_than_the_frequencies_is_to_be_trained_otherwise(constant):
+    """More test rows would not help it."""
+    (_, y), (_, train) = rare_event(2000, 0), rare_event(6000, 1)
+    (said,) = judge_classes(np.full(2000, constant), y, train)
+    assert said.endswith("; lower kl_weight or the prior's scale, or train longer")
+
+
+# ---- draws and their mode --------------------------------------------------------------------------------------------
+
+
+def test_draws_far_behind_their_mode_fall_short():
+    """By more than a tenth of a nat and three standard errors; not by one of the two alone, and not where they lead."""
+    rng = np.random.default_rng(4)
+    mode = rng.normal(-0.3, 0.2, 400)
+    (said,) = behind_the_mode(mode - 0.5 + 0.1 * rng.normal(size=400), mode)
+    assert "their mean log-likelihood on 400 test rows is -0.7966 nats a row, and the mode's is -0.2932" in said
+    assert behind_the_mode(mode - 0.09, mode) == ()
+    assert behind_the_mode(mode + 2, mode) == ()
+    uncertain = np.where(np.arange(400) < 2, 30.0, 0.0)
+    assert uncertain.mean() > 0.1
+    assert behind_the_mode(mode - uncertain, mode) == ()
+    assert len(behind_the_mode(np.full(400, np.nan), mode)) == 1
+
+
+@pytest.fixture(scope="module")
+def regression():
+    """A noisy sine as a problem and as test rows, with a network of two layers."""
+    rng = np.random.default_rng(5)
+    x = rng.uniform(-2, 2, (300, 1)).astype(np.float32)
+    y = np.sin(2 * x[:, 0]) + 0.1 * rng.normal(size=300)
+    model = Model(network=MLPSpec(hidden=(16, 16)), likelihood="normal", feature_shape=(1,))
+    rows = Observations(jnp.asarray(x[:200]), jnp.float32(y[:200]))
+    return Problem(BNN(model, PriorConfig()), rows, rows), Rows(x[200:], y[200:])
+
+
+DESCENT = {"steps": 600, "learning_rate": 0.01, "batch_size": 200, "reports": 1}
+WARM = {"start": "map", "map": DESCENT, "chains": 2, "reports": 1}
+SOUND = {
+    "laplace": (laplace.fit, LaplaceConfig(**DESCENT)),
+    "vi": (vi.fit, VIConfig(**DESCENT, kl_weight=0.1)),
+    "hmc": (hmc.fit, HMCConfig(**WARM, warmup=30, samples=30, leapfrogs=10)),
+    "map": (mode_search.fit, MAPConfig(**DESCENT)),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_draws_keep_up_with_their_mode(regression, name):
+    """And the same draws, thrown far about, do not; where there is no mode there is nothing to compare with."""
+    problem, test = regression
+    method, settings = SOUND[name]
+    fitted = method(jax.random.key(0), problem, settings, 20, Journal())
+    assert draws_shortfalls(fitted, test) == ()
+    if name == "map":
+        assert fitted.mode is None
+        return
+    rng = np.random.default_rng(6)
+    thrown = jax.tree.map(
+        lambda leaf: leaf + rng.normal(0, 1.0, leaf.shape).astype(np.float32), fitted.posterior.draws["network"]
+    )
+    draws = fitted.posterior.draws | {"network": thrown}
+    worse = fitted._replace(posterior=Posterior(fitted.posterior.model, draws))
+    (said,) = draws_shortfalls(worse, test)
+    assert "its draws predict far worse than the mode they were made around" in said
+
+
+def test_the_pooled_likelihood_of_classes_is_the_mean_over_draws():
+    """Of each draw's softmax at the true class, in float64."""
+    rng = np.random.default_rng(7)
+    model = Model(network=MLPSpec(hidden=()), likelihood="categorical", feature_shape=(2,), class_names=("a", "b", "c"))
+    kernel, bias = rng.normal(size=(5, 2, 3)).astype(np.float32), rng.normal(size=(5, 3)).astype(np.float32)
+    posterior = Posterior(model, {"network": {"Dense_0": {"kernel": kernel, "bias": bias}}})
+    rows = Rows(rng.normal(size=(40, 2)).astype(np.float32), rng.integers(0, 3, 40))
+    logits = np.einsum("nd,sdc->snc", rows.x, kernel) + bias[:, None]
+    expected = np.log(softmax(logits, axis=2)[:, np.arange(40), rows.y].mean(axis=0))
+    np.testing.assert_allclose(pooled_log_likelihood(posterior, rows), expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- the decision ----------------------------------------------------------------------------------------------------
+
+
+def calibration(scores=(0.1, 0.2, 0.3)):
+    """A calibration of one score."""
+    return Calibration(scores={"std": np.float32(scores)}, nonconformity=np.arange(3.0))
+
+
+def test_a_decision_that_is_always_the_same_tells_nothing_apart():
+    """Its threshold would be that value, and nothing would ever be rejected."""
+    said = (
+        "its decision score, std, is the same for every calibration row (0), so that it tells nothing apart: "
+        "one draw has no spread; choose another decision, or a method with more draws"
+    )
+    rng = np.random.default_rng(8)
+    y = rng.normal(size=50)
+    terms = normal_terms_of(y, 0.1, y)
+    average = normal_terms_of(0.0, 1.0, y)
+    assert prediction_shortfalls(terms, average, y, y, calibration((0, 0, 0))) == (said,)
+    assert prediction_shortfalls(terms, average, y, y, calibration()) == ()
+
+
+@pytest.mark.parametrize("scores", [("mutual_information",), ("std", "mutual_information")])
+def test_scores_that_differ_by_rounding_tell_nothing_apart(scores):
+    """One draw's mutual information is the rounding of 0: alone or combined, it rejects nothing at any percentile."""
+    rng = np.random.default_rng(9)
+    rounding, spread = 5e-8 * rng.random((2, 200)), rng.random((2, 200))
+    for values, expected in ((rounding, 1), (spread, 0)):
+        own, reference = ({"std": np.zeros(200), "mutual_information": value} for value in values)
+        found = Calibration(
+            scores=own, reference=reference, decision=Decision(scores=scores), nonconformity=np.arange(200.0)
+        )
+        assert len(decision_shortfalls(found)) == expected
+
+
+def test_few_draws_are_said_to_be_few():
+    """With how low a standard deviation that divides by their number is."""
+    assert draws_notes(20) == ()
+    assert "divide by 10, not 9, standard deviations are 5% low" in draws_notes(10)[0]
+    assert draws_notes(1)[0].startswith("one draw is kept, which has no spread")
+
+
+# ---- where it is said ------------------------------------------------------------------------------------------------
+
+MODE = """
+name = "mode"
+likelihood = "normal"
+[data]
+source = "sine"
+calibration_size = 200
+test_size = 100
+[network]
+kind = "mlp"
+hidden = [4]
+[method]
+kind = "map"
+steps = 3000
+learning_rate = 1e-2
+reports = 1
+[calibration]
+decision = "std"
+"""
+SAID = "its decision score, std, is the same for every calibration row (0)"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a config of one draw."""
+    folder = tmp_path_factory.mktemp("gate")
+    (folder / "mode.toml").write_text(MODE)
+    return folder
+
+
+@pytest.fixture
+def fitted(run, home):
+    """The folder, with the model fitted once; what the fit said on stdout and stderr."""
+    if not (home / "said.json").exists():
+        code, out, err = run("fit", home / "mode.toml", "--store", home / "store", "--json")
+        assert code == 0, err
+        (home / "said.json").write_text(json.dumps([out, err]))
+    return home / "store", *json.loads((home / "said.json").read_text())
+
+
+def test_a_mode_has_no_spread_and_the_fit_says_so(fitted):
+    """On stderr and in the JSON; the version is published all the same."""
+    _, out, err = fitted
+    assert f"falls short: {SAID}" in err
+    document = json.loads(out)
+    assert (document["name"], document["version"]) == ("mode", 1)
+    assert [said[: len(SAID)] for said in document["shortfalls"]] == [SAID]
+    assert document["notes"][0].startswith("one draw is kept, which has no spread")
+    assert f"note: {document['notes'][0]}" in err
+    assert document["metrics"]["rmse"] < 0.9
+
+
+def test_the_manifest_the_report_and_show_say_so(run, fitted):
+    """Wherever one looks at the version; in the report above the figures."""
+    store, out, _ = fitted
+    said = tuple(json.loads(out)["shortfalls"])
+    bundle = load(store / "mode" / "1")
+    assert bundle.manifest.shortfalls == said
+    assert bundle.manifest.notes == tuple(json.loads(out)["notes"])
+    assert bundle.manifest.draws == 1
+    page = (store / "mode" / "1" / "report.html").read_text("utf-8")
+    assert 0 < page.index("Not fit to be relied on") < page.index(SAID) < page.index("On the test part")
+    code, out, _ = run("show", "mode", "--store", store)
+    assert code == 0
+    assert SAID in " ".join(out.split())
+
+
+def test_another_decision_mends_what_one_that_never_varies_lacks(run, fitted, tmp_path):
+    """By `abstain calibrate`: the next version may be `stable`; one of the same decision may not."""
+    store = shutil.copytree(fitted[0], tmp_path / "store")
+    for version, decision, said in ((2, "knn", ()), (3, "std", (SAID,))):
+        code, _, err = run("calibrate", "mode", "--data", "sine", "--set", f'decision="{decision}"', "--store", store)
+        assert code == 0, err
+        found = read_manifest(store / "mode" / str(version)).shortfalls
+        assert tuple(short[: len(SAID)] for short in found) == said
+
+
+def test_stable_is_refused_to_it_and_nothing_else_is(run, fitted):
+    """The refusal names what is lacking; other labels are not gated; --force labels all the same."""
+    store, *_ = fitted
+    assert run("label", "mode:1", "canary", "--store", store)[:2] == (0, "mode@canary is mode:1\n")
+    code, out, err = run("label", "mode:1", "stable", "--store", store)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"abstain: mode:1: cannot be labelled stable, its fit fell short: found (1) {SAID}")
+    assert err.endswith("fit it again, or pass --force to label it all the same")
+    assert read_labels(store, "mode").labels == {"canary": 1}
+    assert run("label", "mode:1", "stable", "--force", "--store", store)[:2] == (0, "mode@stable is mode:1\n")
+    assert read_labels(store, "mode").labels == {"canary": 1, "stable": 1}
+
+
+def test_a_good_fit_passes_the_gate(digits):
+    """A version that lacks nothing is let through, and its report says nothing of the kind."""
+    assert digits.manifest.shortfalls == ()
+    check_gate(digits.manifest)
+    lacking = digits.manifest.model_copy(update={"shortfalls": ("this", "that")})
+    with pytest.raises(
+        StoreError,
+        match=r"digits:1: cannot be labelled stable, its fit fell short: found \(1\) this; \(2\) that; fit it again",
+    ):
+        check_gate(lacking)
+
+
+# ---- far rows --------------------------------------------------------------------------------------------------------
+
+
+def test_far_rows_lie_outside_every_numeric_range_on_both_sides():
+    """Ten widths and more; categories stay; an origin is added back; nothing is beyond float32."""
+    columns = (Column(name="age"), Column(name="job", categories=("cook", "nurse")), Column(name="since"))
+    preprocessing = Preprocessing(columns=columns, origin=(0.0, 0.0, 1.7e9), unit=(1.0, 1.0, 2.0))
+    model = Model(
+        network=MLPSpec(hidden=(2,)),
+        likelihood="categorical",
+        preprocessing=preprocessing,
+        feature_shape=(3,),
+        class_names=("a", "b"),
+    )
+    low, high = np.float32([18, -3.4e38, -50]), np.float32([90, 3.4e38, 50])
+    rows = far_rows(model, Range(low, high))
+    np.testing.assert_allclose(rows[:, 0], [18 - 720, 90 + 720, 18 - 72e3, 90 + 72e3, 18 - 72e6, 90 + 72e6])
+    assert (rows[:, 1] == 0).all()
+    np.testing.assert_allclose(rows[:2, 2], [1.7e9 - 2 * 1050, 1.7e9 + 2 * 1050])
+    only_categories = model.model_copy(
+        update={"preprocessing": Preprocessing(columns=columns[1:2]), "feature_shape": (1,)}
+    )
+    assert len(far_rows(only_categories, Range(low[1:2], high[1:2]))) == 0
+
+
+@pytest.mark.parametrize(("scores", "kind"), [(("std",), "notes"), (("std", "knn"), "shortfalls")])
+def test_a_decision_that_accepts_far_rows_says_so(digits, scores, kind):
+    """A shortfall where a score of distance decides; a note where only the draws' answer does; nothing where all is well."""
+    silent = {
+        name: np.full_like(values, np.finfo(np.float32).max) for name, values in digits.calibration.scores.items()
+    }
+    mute = replace(digits.calibration, scores=silent, decision=Decision(scores=scores))
+    calibrated = Calibrated(digits.predictor((8,)), mute, digits.densities, digits.manifest.calibration.recalibration)
+    found = try_far_rows(calibrated)
+    (said,) = getattr(found, kind)
+    assert said.startswith("its decision accepts rows far outside the training data: 6 of 6 rows")
+    assert len(found.shortfalls) + len(found.notes) == 1
+    sound = replace(digits.calibration, decision=Decision(scores=("range",)))
+    assert try_far_rows(calibrated._replace(calibration=sound)) == FarRows()

@@ -1,0 +1,1 @@
+"""Calibration: feature scores, the temperature, and the thresholds, from the calibration part alone."""

@@ -1,0 +1,75 @@
+"""A trial of the decision: rows far outside every training range, which it must reject.
+
+They are made from the ranges of the training rows alone. Nothing is fitted or chosen by them; a decision that accepts one
+is a shortfall of the fit (`training/evaluation/checks.py`), or a note where its scores do not measure distance.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from abstain.models.decisions.calibration import judge
+from abstain.models.prediction.feature_scores import DENSITIES, Range
+from abstain.models.prediction.posterior import Model
+from abstain.models.prediction.preprocessing import in_data_units
+from abstain.training.calibration.pipeline import Calibrated
+
+WIDTHS = (10.0, 1e3, 1e6)
+"""How far outside, in widths of each feature's range."""
+ACCEPTS_FAR_ROWS = "its decision accepts rows far outside the training data: "
+"""How the sentence begins, that another calibration may mend."""
+
+
+def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
+    """Rows of which every numeric feature lies far outside its training range, on either side.
+
+    Categories keep the first code: no code is outside. Without a numeric feature there are no such rows.
+
+    Returns:
+        float64, on the scale of the data.
+    """
+    low, high = np.asarray(ranges.low, np.float64), np.asarray(ranges.high, np.float64)
+    numeric = np.array([not column.categories for column in model.preprocessing.columns] or [True] * len(low))
+    if not numeric.any():
+        return np.empty((0, len(low)))
+    width = np.where(numeric & (high > low), high - low, 1.0)
+    rows = [edge + sign * far * width for far in WIDTHS for edge, sign in ((low, -1), (high, 1))]
+    largest = float(np.finfo(np.float32).max)
+    return in_data_units(model.preprocessing, np.where(numeric, np.clip(rows, -largest, largest), 0.0))
+
+
+def accepted_far_rows(calibrated: Calibrated) -> tuple[int, int]:
+    """How many of the far rows the decision accepts at the calibration's percentile, and how many there are."""
+    model = calibrated.predictor.model
+    rows = far_rows(model, calibrated.densities.records["range"])
+    if not len(rows):
+        return 0, 0
+    prediction = calibrated.predictor(rows.reshape(-1, *model.feature_shape))
+    return int((~judge(calibrated.calibration, prediction).reject).sum()), len(rows)
+
+
+class FarRows(NamedTuple):
+    """What the trial comes to, in words: shortfalls of the fit, or notes."""
+
+    shortfalls: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def try_far_rows(calibrated: Calibrated) -> FarRows:
+    """Says so where the decision accepts far rows.
+
+    A decision that holds a score of distance from the training rows promises to reject them: a shortfall. One of the
+    ensemble's answer alone does not, for all draws may agree about an absurd row: a note.
+    """
+    accepted, rows = accepted_far_rows(calibrated)
+    if not accepted:
+        return FarRows()
+    decision = calibrated.calibration.decision
+    said = (
+        f"{ACCEPTS_FAR_ROWS}{accepted} of {rows} rows whose features all lie {WIDTHS[0]:g} or more widths outside their "
+        f"training range; the decision is of {', '.join(decision.scores)}; add range to calibration.decision"
+    )
+    return FarRows(shortfalls=(said,)) if set(decision.scores) & set(DENSITIES) else FarRows(notes=(said,))

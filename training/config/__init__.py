@@ -1,0 +1,1 @@
+"""The config of a fit, and what it needs of the machine."""

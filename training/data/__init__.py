@@ -1,0 +1,1 @@
+"""Data: sources, tables, splitting into parts, preprocessing, augmentation, and OOD sets."""

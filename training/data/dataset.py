@@ -1,0 +1,186 @@
+"""Data: a source in three parts, and the preprocessing that the training part alone decides.
+
+split               Source → Dataset: train, calibration, test
+fit_preprocessing   the training part → Preprocessing, by scikit-learn's transformers
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+
+from abstain.models.errors import ConfigError, DataError
+from abstain.models.prediction.preprocessing import Column, Preprocessing
+from abstain.training.config.config import DataConfig, Size
+from abstain.training.data.precision import check_distinct, check_target, target_needs_float64, too_coarse
+from abstain.training.data.rows import Rows, Source
+from abstain.training.data.splitting import Rule, cut, part_notes, rule_of
+
+ROUNDED_SPACINGS = 8.0
+"""Of neighbouring float64 numbers: a feature that spreads no further is a constant with rounding."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The three parts of a source. `calibration` is neither trained on nor reported on; `source` holds no rows."""
+
+    source: Source
+    train: Rows
+    calibration: Rows
+    test: Rows
+    notes: tuple[str, ...] = ()
+    """What a fit should say of the split."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the three parts' bytes, shapes and dtypes."""
+        digest = hashlib.sha256()
+        for rows in (self.train, self.calibration, self.test):
+            for array in (rows.x, rows.y):
+                digest.update(f"{array.dtype}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+
+def split(source: Source, config: DataConfig, seed: int) -> Dataset:
+    """Train, calibration and test part: the source's own where it has them, else cut by the config's rule and the seed.
+
+    Raises:
+        ConfigError: the rule has nothing to cut.
+        DataError: the source has no training rows, or too few for three parts.
+    """
+    train = source.train
+    if train is None:
+        expected = "x_train and y_train, or x and y"
+        raise DataError("training rows", where=source.where, expected=expected, found="neither")
+    order = np.random.default_rng(seed).permutation(len(train))
+    rule = rule_of(source, config, seed)
+    test = source.test
+    if test is None:
+        order, chosen = _cut(rule, order, config.test_size, "data.test_size", source.where)
+        test = train.take(chosen)
+    calibration, chosen = source.calibration, None
+    if calibration is None:
+        order, chosen = _cut(rule, order, config.calibration_size, "data.calibration_size", source.where)
+        calibration = train.take(chosen)
+    notes = (*source.hints, *part_notes(source, config, chosen))
+    # What the source was, without its rows: they would lie in memory twice as long as the fit lasts.
+    bare = dataclasses.replace(source, train=None, calibration=None, test=None, key=None)
+    return Dataset(bare, train.take(order), calibration, test, notes)
+
+
+def split_again(source: Source, config: DataConfig, seed: int, fingerprint: str) -> Dataset | None:
+    """The three parts that a fit split a source in; None if the fit had other data, known by its fingerprint."""
+    try:
+        dataset = split(source, config, seed)
+    except (ConfigError, DataError):  # Too few rows, no groups or times: what cannot be split was not fitted to.
+        return None
+    return dataset if dataset.fingerprint == fingerprint else None
+
+
+def _cut(
+    rule: Rule, order: Int[np.ndarray, " rows"], size: Size, key: str, where: str
+) -> tuple[Int[np.ndarray, " rest"], Int[np.ndarray, " cut"]]:
+    count = size if isinstance(size, int) else round(size * len(order))
+    if not 0 < count < len(order):
+        expected = f"between 1 and {len(order) - 1} of {len(order)} rows"
+        raise DataError(key, where=where, expected=expected, found=f"{count} rows")
+    return cut(rule, order, count, key, where)
+
+
+def fit_preprocessing(
+    train: Rows, config: DataConfig, columns: tuple[Column, ...], names: tuple[str, ...] = (), *, classify: bool
+) -> Preprocessing:
+    """What fills gaps, shift and scale of the inputs, and of a regression target, from the training part alone.
+
+    Raises:
+        DataError: a column of a table has only gaps in the training part; or float32 cannot hold a feature, or the
+            target, even with its offset taken off.
+    """
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415 - half a second, and only fit needs it
+
+    columns = tuple(_with_filling(column, train.x[:, place]) for place, column in enumerate(columns))
+    x = np.where(np.isnan(train.x), [column.missing for column in columns], train.x) if columns else train.x
+    terms: dict[str, Any] = {"columns": columns}
+    if not classify:
+        target: Any = StandardScaler().fit(train.y[:, None].astype(np.float64))
+        shift, scale = float(target.mean_[0]), float(target.scale_[0])
+        check_target(shift, scale)
+        terms |= {"target_shift": shift, "target_scale": scale, "float64_target": target_needs_float64(shift, scale)}
+    if config.inputs == "standardize":
+        exact = x.reshape(len(train), -1).astype(np.float64)
+        scaler: Any = StandardScaler().fit(exact)
+        numeric = np.array([not column.categories for column in columns] or [True] * len(scaler.mean_))
+        # A category's code is no quantity; it is one-hot encoded as it is.
+        shift, scale = _with_small_spreads(exact, scaler.mean_, scaler.scale_)
+        shift, scale = np.where(numeric, shift, 0.0), np.where(numeric, scale, 1.0)
+        terms |= _standardised(x, shift, scale)
+    elif config.inputs == "range":
+        numbers = x[:, [not column.categories for column in columns]] if columns else x
+        low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 1.0)
+        coarse = (
+            x.ndim == 2 and too_coarse(np.abs(numbers).max(initial=0, keepdims=True).ravel(), np.array([high - low]))[0]
+        )
+        width = high - low or 1.0
+        if coarse:
+            # Of every column on its own: a category's code reaches the program as it is.
+            numeric = np.array([not column.categories for column in columns] or [True] * x.shape[1])
+            terms["origin"] = tuple(np.where(numeric, low, 0.0).tolist())
+            terms["unit"] = tuple(np.where(numeric, width, 1.0).tolist())
+        else:
+            terms |= {"shift": (low,), "scale": (width,)}
+    preprocessing = Preprocessing(**terms)
+    check_distinct(preprocessing, train.x, tuple(column.name for column in columns) or names)
+    return preprocessing
+
+
+def _with_small_spreads(
+    x: Float[np.ndarray, "rows features"], mean: Float[np.ndarray, " features"], scale: Float[np.ndarray, " features"]
+) -> tuple[Float[np.ndarray, " features"], Float[np.ndarray, " features"]]:
+    """scikit-learn's mean and scale, computed anew for a feature that it takes for a constant but that is none.
+
+    Its limit, n·ε·|mean|, is what its sums may lose. Differences from the first row lose nothing.
+    """
+    differences = x - x[0]
+    spread = differences.std(axis=0)
+    is_wide = spread > ROUNDED_SPACINGS * np.spacing(np.abs(x).max(axis=0))
+    replaced = (scale == 1) & is_wide
+    return np.where(replaced, x[0] + differences.mean(axis=0), mean), np.where(replaced, spread, scale)
+
+
+def _standardised(
+    x: Num[np.ndarray, "rows ..."], shift: Float[np.ndarray, " features"], scale: Float[np.ndarray, " features"]
+) -> dict[str, tuple[float, ...]]:
+    """Shift and scale of every feature: of those that float32 cannot hold, applied on the host."""
+    terms = {"shift": shift, "scale": scale}
+    # A picture's pixels are no seconds since 1970, and augmentation needs its shift and scale.
+    coarse = (
+        too_coarse(np.abs(x).max(axis=0).astype(np.float64), x.std(axis=0, dtype=np.float64))
+        if x.ndim == 2
+        else np.zeros(1, bool)
+    )
+    if coarse.any():
+        terms["origin"], terms["unit"] = np.where(coarse, shift, 0.0), np.where(coarse, scale, 1.0)
+        terms |= {"shift": np.where(coarse, 0.0, shift), "scale": np.where(coarse, 1.0, scale)}
+    return {name: tuple(values.tolist()) for name, values in terms.items()}
+
+
+def _with_filling(column: Column, values: Float[np.ndarray, " rows"]) -> Column:
+    """The column with its median, or its most frequent category's code."""
+    from sklearn.impute import SimpleImputer  # noqa: PLC0415
+
+    if np.isnan(values).all():
+        raise DataError(
+            f"column {column.name!r}",
+            expected="at least one value in the training part",
+            found="only gaps",
+            fix="drop it",
+        )
+    imputer: Any = SimpleImputer(strategy="most_frequent" if column.categories else "median").fit(values[:, None])
+    return column.model_copy(update={"missing": float(imputer.statistics_[0])})

@@ -1,0 +1,100 @@
+"""Keys: the group or the time of each row, read from a table's column or an array."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow
+from jaxtyping import Shaped
+
+from abstain.models.errors import DataError, clip_repr
+from abstain.models.prediction.preprocessing import ArrowColumn, category_texts
+from abstain.training.config.config import DataConfig
+
+pa: Any = pyarrow
+Key = Shaped[np.ndarray, " rows"]
+
+
+def column_key(column: ArrowColumn, config: DataConfig, where: str) -> Key:
+    """The key that a table's column holds: text for groups; numbers or datetime64 for times.
+
+    Raises:
+        DataError: naming the row whose cell is empty, or holds no time.
+    """
+    where = f"{where}, column {config.split_by!r}"
+    if config.time is not None and (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
+        if column.null_count:
+            raise _gap(where, column.to_pylist().index(None))
+        return column.cast(pa.timestamp("us")).to_numpy().astype("datetime64[us]")
+    texts = category_texts(column)
+    if None in texts:
+        raise _gap(where, texts.index(None))
+    return times(texts, where) if config.time is not None else np.array(texts)
+
+
+def array_key(arrays: dict[str, np.ndarray], part: str, rows: int, config: DataConfig, where: str) -> Key:
+    """The key of one part's rows: the array `NAME_train` for `x_train`, `NAME` for `x`.
+
+    Args:
+        part: "_train", or "" for `x`.
+
+    Raises:
+        DataError: there is no such array, or it does not hold one group or time for every row.
+    """
+    name = next((name for name in (f"{config.split_by}{part}", str(config.split_by)) if name in arrays), None)
+    if name is None:
+        expected = f"an array {config.split_by}{part}, one {config.split_kind} a row"
+        raise DataError(f"data.{config.split_kind}", where=where, expected=expected, found=", ".join(arrays))
+    values = arrays[name]
+    if values.shape != (rows,):
+        raise DataError(name, where=where, expected=f"shape ({rows},), one value a row", found=f"shape {values.shape}")
+    missing = np.flatnonzero(values != values)  # noqa: PLR0124 - true of NaN and NaT alone
+    if missing.size:
+        raise _gap(f"{where}, {name}", int(missing[0]))
+    if config.time is None or values.dtype.kind in "iufM":
+        return values
+    return times([text.decode() if isinstance(text, bytes) else str(text) for text in values], f"{where}, {name}")
+
+
+def times(texts: list[str], where: str) -> Key:
+    """Numbers as int64 or float64; else ISO 8601 dates and times as datetime64, those with an offset in UTC.
+
+    Raises:
+        DataError: naming the first row that is neither, or whose time has an offset where the first has none.
+    """
+    for kind in (np.int64, np.float64):
+        try:
+            values = np.array([kind(text) for text in texts])
+        except (ValueError, OverflowError):
+            continue
+        if np.isfinite(values).all():
+            return values
+    found = [_moment(text, row, where) for row, text in enumerate(texts)]
+    offsets = [moment.tzinfo is not None for moment in found]
+    if any(offsets) and not all(offsets):
+        row = offsets.index(not offsets[0])
+        raise DataError(
+            f"row {row}", where=where, expected="a UTC offset for all times or none", found=clip_repr(texts[row])
+        )
+    plain = [moment.astimezone(datetime.UTC).replace(tzinfo=None) if any(offsets) else moment for moment in found]
+    return np.array(plain, "datetime64[us]")
+
+
+def _moment(text: str, row: int, where: str) -> datetime.datetime:
+    try:
+        return datetime.datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        expected = "a number, or an ISO 8601 date or time such as 2024-01-31"
+        raise DataError(f"row {row}", where=where, expected=expected, found=clip_repr(text)) from error
+
+
+def _gap(where: str, row: int) -> DataError:
+    return DataError(
+        f"row {row}",
+        where=where,
+        expected="the row's group or time",
+        found="an empty cell",
+        fix="fill it in, or remove the row",
+    )

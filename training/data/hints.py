@@ -1,0 +1,129 @@
+"""Hints: columns that look like a group or a time, where the config names neither.
+
+A random split of rows that belong together promises a reject rate that no new group will have. A hint is a note, never a
+refusal: a column may look like a group and be an ordinary feature.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from abstain.models.prediction.preprocessing import ArrowColumn, category_texts
+from abstain.training.data.rows import Rows
+
+GROUP_WORDS = {
+    "id",
+    "patient",
+    "user",
+    "subject",
+    "customer",
+    "client",
+    "person",
+    "participant",
+    "household",
+    "device",
+    "group",
+}
+TIME_WORDS = {"date", "datetime", "timestamp", "year", "epoch"}
+GROUPS = 10
+"""Distinct values, at least, of a column that is taken for a group: fewer are categories, such as a user's type."""
+ROWS = 3
+"""Rows of one value, on average, at least: an identifier of its own for every row groups nothing."""
+LOOKED_AT = 20_000
+"""Rows, at most; the first ones."""
+
+
+def split_hints(columns: Mapping[str, ArrowColumn | np.ndarray]) -> tuple[str, ...]:
+    """A note for each column that looks like a group or a time, by its name and values or by the values alone."""
+    hints = []
+    for name, column in columns.items():
+        found = _hint(name, _texts(column))
+        if found:
+            hints.append(found)
+    return tuple(hints)
+
+
+def array_hints(arrays: Mapping[str, np.ndarray], features: Sequence[str], rows: Rows | None) -> tuple[str, ...]:
+    """The same for an .npz: its arrays of one value a row, and its named features."""
+    if rows is None:
+        return ()
+    beside = {
+        name: array
+        for name, array in arrays.items()
+        if array.shape == (len(rows),) and re.sub("_(train|test)$", "", name) not in {"x", "y"}
+    }
+    named = rows.x.reshape(len(rows), -1) if features else np.empty((len(rows), 0))
+    return split_hints(beside | {name: named[:, place] for place, name in enumerate(features)})
+
+
+def _texts(column: ArrowColumn | np.ndarray) -> list[str | None]:
+    values: Any = column[:LOOKED_AT]
+    if not isinstance(values, np.ndarray):
+        return category_texts(values)
+    return [
+        str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values.tolist()
+    ]
+
+
+def _hint(name: str, texts: list[str | None]) -> str | None:
+    words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+    if _is_time(words, texts):
+        return (
+            f"column {name!r} looks like a time, and rows are split at random: if the model will be asked about later "
+            f"rows, set data.time = {name!r}, for otherwise the stated rates are those of rows from the same period"
+        )
+    called = bool(GROUP_WORDS & {*words[-1:]})
+    if _repeats(texts) and (called or _in_blocks(texts)):
+        return (
+            f"column {name!r} looks like a group, and rows are split at random: if the model will be asked about new "
+            f"ones, set data.group = {name!r}, for otherwise rows of one group are trained and calibrated on, and a new "
+            "group may be rejected far more often than stated"
+        )
+    return None
+
+
+def _is_time(words: list[str], texts: list[str | None]) -> bool:
+    """By the last word of the name, if the values are numbers or dates; by the values alone, if they are dates."""
+    filled = [text for text in texts if text]
+    if len({*filled}) < GROUPS:
+        return False
+    dates = all(map(_is_date, filled[:100]))
+    return dates or (
+        bool(words) and (words[-1] in TIME_WORDS or words == ["time"]) and all(map(_is_number, filled[:100]))
+    )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return not text.isdigit()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _repeats(texts: list[str | None]) -> bool:
+    """Whether the values are whole numbers or words, many, and each is of several rows."""
+    distinct = {text for text in texts if text}
+    if len(distinct) < GROUPS or len(texts) < ROWS * len(distinct):
+        return False
+    return not any(_is_number(text) and not text.lstrip("-").isdigit() for text in distinct)
+
+
+def _in_blocks(texts: list[str | None]) -> bool:
+    """Whether rows of one value stand together."""
+    runs = 1 + sum(one != other for one, other in pairwise(texts))
+    return runs <= 1.1 * len({*texts})

@@ -1,0 +1,295 @@
+"""Sources: what a path or a name holds, checked, as rows for training, testing and calibration.
+
+    .npz · a folder of IDX files · the name of an embedded set     here
+    .csv · .parquet                                                `tables.py`
+
+Whatever a file holds is checked here, once. What comes out has features without NaN (gaps in tables excepted), and
+targets that fit the likelihood: class indices, or numbers.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Num
+
+from abstain.models.errors import AbstainError, DataError
+from abstain.models.files.row_files import TABLES, check_is_file, check_room, checked_inputs, read_npz, read_table
+from abstain.models.prediction.posterior import Model
+from abstain.models.prediction.preprocessing import encode_table
+from abstain.training.config.config import DataConfig, Size
+from abstain.training.data.embedded import EMBEDDED
+from abstain.training.data.group_columns import Key, array_key
+from abstain.training.data.hints import array_hints
+from abstain.training.data.rows import Rows, Source, as_text, class_indices, numbers
+from abstain.training.data.splitting import check_terms
+from abstain.training.data.tables import table_source
+
+IDX_NAMES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+PIECE_BYTES = 2**20
+PARTS = ("_train", "_test", "_calibration", "")
+
+
+def read_source(where: str, config: DataConfig, fitted: Model | None = None, *, classify: bool) -> Source:
+    """The rows of a source, checked.
+
+    Args:
+        where: a path, or the name of an embedded set.
+        fitted: a model whose classes, and whose columns of a table, the source must share.
+        classify: whether targets are classes; else they are numbers.
+
+    Raises:
+        DataError: naming the file, the array or column and the row at fault.
+    """
+    check_terms(config, classify=classify)
+    path = Path(where)
+    if path.suffix in TABLES:
+        return table_source(read_table(path), where, config, fitted, classify=classify)
+    arrays = read_arrays(where, config.calibration_size, config.test_size)
+    return _array_source(arrays, where, config, fitted, classify=classify)
+
+
+def read_inputs(where: str, model: Model) -> Num[np.ndarray, "rows ..."]:
+    """The inputs of an OOD set: every row of `x_test` if there is one, else of `x`; labels are ignored.
+
+    Raises:
+        DataError: the set cannot be read, is empty, or has another feature shape.
+    """
+    path = Path(where)
+    if path.suffix in TABLES:
+        x: np.ndarray = encode_table(model.preprocessing.columns, read_table(path), where)
+    else:
+        arrays = read_arrays(where, 1, 0.5)
+        key = "x_test" if "x_test" in arrays else "x"
+        if key not in arrays:
+            raise DataError("arrays", where=where, expected="x_test or x", found=", ".join(arrays))
+        x = checked_inputs(arrays[key], f"{where}, {key}")
+    if x.shape[1:] != model.feature_shape or not len(x):
+        raise DataError(
+            "inputs", where=where, expected=f"rows of shape {model.feature_shape}", found=f"shape {x.shape}"
+        )
+    return x
+
+
+def read_arrays(where: str, calibration_size: Size, test_size: Size) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, of a folder of IDX files, or of an embedded set, by name."""
+    if where in EMBEDDED:
+        return EMBEDDED[where](calibration_size, test_size)
+    path = Path(where)
+    if not os.path.exists(where):
+        known = ", ".join(EMBEDDED)
+        raise DataError("no such file", where=where, expected=f"a path, or one of {known}", found="nothing")
+    return _read_idx(path) if path.is_dir() else read_npz(path)
+
+
+def _array_source(
+    arrays: dict[str, np.ndarray], where: str, config: DataConfig, fitted: Model | None, *, classify: bool
+) -> Source:
+    pairs = {part: pair for part in PARTS if (pair := _pair(arrays, part, where))}
+    if not pairs:
+        expected = "x_train, y_train, x_test, y_test; or x, y"
+        raise DataError("arrays", where=where, expected=expected, found=", ".join(arrays))
+    shapes = sorted({x.shape[1:] for x, _ in pairs.values()})
+    if len(shapes) > 1:
+        raise DataError(
+            "feature shape", where=where, expected="one for all parts", found=" and ".join(map(str, shapes))
+        )
+    features = tuple(map(str, arrays.get("feature_names", ())))
+    width = int(np.prod(shapes[0]))
+    if features and len(features) != width:
+        raise DataError("feature_names", where=where, expected=f"{width} names", found=len(features))
+
+    names = _class_names(arrays, where, fitted) if classify else ()
+    targets = {part: y for part, (_, y) in pairs.items()}
+    if classify:
+        checked, names = class_indices(targets, names, where, limited=fitted is None)
+    else:
+        checked = {part: numbers(y, f"{where}, y{part}") for part, y in targets.items()}
+    rows = {part: Rows(x, checked[part]) for part, (x, _) in pairs.items()}
+    part = "_train" if "_train" in rows else ""
+    key = _key(arrays, part, rows, config, where, fitted)
+    if "" in rows:
+        own, chosen = _own_split(rows[""], arrays, where, config.split_index)
+        if chosen and not part:
+            key = _own_key(key, chosen, config, where)
+        rows |= own
+    hints = () if fitted or config.split_by else array_hints(arrays, features, rows.get(part))
+    return Source(
+        where,
+        rows.get("_train", rows.get("")),
+        rows.get("_test"),
+        rows.get("_calibration"),
+        names,
+        features,
+        key=key,
+        hints=hints,
+    )
+
+
+def _key(
+    arrays: dict[str, np.ndarray],
+    part: str,
+    rows: dict[str, Rows],
+    config: DataConfig,
+    where: str,
+    fitted: Model | None,
+) -> Key | None:
+    """The group or time of every row to be split; a file for a fitted model may lack it."""
+    absent = config.split_by is not None and not {config.split_by, f"{config.split_by}{part}"} & {*arrays}
+    if config.split_by is None or part not in rows or (fitted and absent):
+        return None
+    key = array_key(arrays, part, len(rows[part]), config, where)
+    if part and f"{config.split_by}_test" in arrays:
+        _refuse_shared_groups(key, arrays[f"{config.split_by}_test"], config, where)
+    return key
+
+
+def _own_key(
+    key: np.ndarray | None, chosen: tuple[np.ndarray, np.ndarray], config: DataConfig, where: str
+) -> np.ndarray | None:
+    """The key of the source's own training rows."""
+    if key is not None:
+        _refuse_shared_groups(key[chosen[0]], key[chosen[1]], config, where)
+        return key[chosen[0]]
+    return None
+
+
+def _refuse_shared_groups(train: np.ndarray, test: np.ndarray, config: DataConfig, where: str) -> None:
+    shared = np.intersect1d(train, test)
+    if config.group is not None and shared.size:
+        raise DataError(
+            "data.group",
+            where=where,
+            expected="the source's own training and test rows to share no group",
+            found=f"{len(shared)} groups in both, {shared[0]} for one",
+            fix="leave out group, or the source's own split",
+        )
+
+
+def _pair(arrays: dict[str, np.ndarray], part: str, where: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The inputs of a part, checked, and its targets, as many."""
+    x, y = arrays.get(f"x{part}"), arrays.get(f"y{part}")
+    if x is None and y is None:
+        return None
+    if x is None or y is None:
+        absent = f"x{part}" if x is None else f"y{part}"
+        raise DataError(f"array {absent} is missing", where=where, found=", ".join(arrays))
+    x = checked_inputs(x, f"{where}, x{part}")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.shape != (len(x),):
+        expected = f"shape ({len(x)},), one target a row"
+        raise DataError(f"y{part}", where=where, expected=expected, found=f"shape {y.shape}")
+    if not len(x):
+        raise DataError(f"x{part}", where=where, expected="at least one row", found="an empty set")
+    return x, y
+
+
+def _class_names(arrays: dict[str, np.ndarray], where: str, fitted: Model | None) -> tuple[str, ...]:
+    own = tuple(as_text(name) for name in arrays.get("class_names", ()))
+    if fitted and own and own != fitted.class_names:
+        raise DataError(
+            "class_names", where=where, expected=f"the model's: {', '.join(fitted.class_names)}", found=", ".join(own)
+        )
+    return fitted.class_names if fitted else own
+
+
+def _own_split(
+    rows: Rows, arrays: dict[str, np.ndarray], where: str, index: int
+) -> tuple[dict[str, Rows], tuple[np.ndarray, np.ndarray] | None]:
+    """The parts that `train_idx` and `test_idx` name, `[splits, rows]`, and the rows that are in them."""
+    if "train_idx" not in arrays or "test_idx" not in arrays:
+        return {}, None
+    parts: dict[str, Rows] = {}
+    for part in ("_train", "_test"):
+        key = f"{part[1:]}_idx"
+        splits = arrays[key]
+        if splits.ndim != 2 or not np.issubdtype(splits.dtype, np.integer):
+            found = f"{splits.dtype} {splits.shape}"
+            raise DataError(key, where=where, expected="integers [splits, rows]", found=found)
+        if index >= len(splits):
+            raise DataError("data.split_index", where=where, expected=f"0 … {len(splits) - 1}", found=index)
+        chosen = splits[index]
+        if not chosen.size:
+            raise DataError(f"{key}[{index}]", where=where, expected="at least one row", found="none")
+        outside = chosen[(chosen < 0) | (chosen >= len(rows))]
+        if outside.size:
+            raise DataError(f"{key}[{index}]", where=where, expected=f"rows 0 … {len(rows) - 1}", found=outside[0])
+        if len(np.unique(chosen)) < len(chosen):
+            # A repeated row would be trained on and calibrated on at once.
+            values, counts = np.unique(chosen, return_counts=True)
+            found = f"row {values[counts.argmax()]} {counts.max()} times"
+            raise DataError(f"{key}[{index}]", where=where, expected="each row once", found=found)
+        parts[part] = rows.take(chosen)
+    shared = np.intersect1d(arrays["train_idx"][index], arrays["test_idx"][index])
+    if shared.size:
+        raise DataError(
+            f"train_idx[{index}] and test_idx[{index}]",
+            where=where,
+            expected="no row in both",
+            found=f"row {shared[0]}",
+        )
+    return parts, (arrays["train_idx"][index], arrays["test_idx"][index])
+
+
+# ---- IDX -------------------------------------------------------------------------------------------------------------
+
+
+def _read_idx(folder: Path) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    taken = 0
+    for name, file in IDX_NAMES.items():
+        spellings = [f"{stem}{end}" for stem in (file, file.replace("-idx", ".idx")) for end in ("", ".gz")]
+        there = [folder / spelling for spelling in spellings if (folder / spelling).exists()]
+        # Some archives of MNIST unpack into folders of these names beside the files.
+        path = next((path for path in there if not path.is_dir()), None)
+        if path is not None:
+            arrays[name] = _read_idx_file(path, taken)
+            taken += arrays[name].nbytes
+    if not arrays:
+        expected = ", ".join(IDX_NAMES.values())
+        raise DataError("no IDX files", where=str(folder), expected=expected, found="none of them")
+    return arrays
+
+
+def _read_idx_file(path: Path, taken: int) -> np.ndarray:
+    """One IDX file: two zero bytes, the type (8: unsigned byte), the number of axes, their lengths, the data.
+
+    No more is read, or unpacked, than the header says and memory may be taken by.
+
+    Args:
+        taken: bytes that the folder's other files take.
+    """
+    check_is_file(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            start = file.read(4)
+            axes = start[3] if len(start) > 3 else 0
+            lengths = file.read(4 * axes)
+            if start[:3] != b"\0\0\x08" or not axes or len(lengths) < 4 * axes:
+                found = start.hex() or "nothing"
+                raise DataError("header", where=str(path), expected="an IDX file of unsigned bytes", found=found)
+            shape = tuple(np.frombuffer(lengths, ">u4").tolist())
+            # Python's integers: a damaged header may name lengths whose product overflows numpy's.
+            length = math.prod(shape)
+            check_room(math.prod(axis or 1 for axis in shape), str(path), already=taken)
+            content = bytearray()
+            while len(content) <= length and (piece := file.read(min(PIECE_BYTES, length + 1 - len(content)))):
+                content += piece
+    except AbstainError:
+        raise
+    except Exception as error:  # gzip and zlib raise many kinds for a damaged file.
+        raise DataError("cannot be read", where=str(path), found=str(error)) from error
+    if len(content) != length:
+        found = f"{len(content)}" if len(content) < length else "more"
+        raise DataError("length", where=str(path), expected=f"{length} bytes for {shape}", found=found)
+    return np.frombuffer(content, np.uint8).reshape(shape)

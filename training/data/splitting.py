@@ -1,0 +1,187 @@
+"""Which rows go into a part: at random, with each class's share, by whole groups, or the latest.
+
+    rule_of     config, key of the rows, seed → Rule
+    cut         Rule, rows, count             → the rows that remain, and the part
+
+Groups and times are cut alike. A group has a random rank, a time is its own rank, and a part takes the rows of the
+highest ranks until it has the rows asked for; rows of equal rank stay together.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, Shaped
+
+from abstain.models.errors import ConfigError, DataError
+from abstain.training.config.config import DataConfig
+from abstain.training.data.rows import Source
+
+Indices = Int[np.ndarray, " _"]
+SPLIT_BY = "split by "
+"""How the notes on a split begin."""
+
+
+class Rule(NamedTuple):
+    """How parts are cut: at random, by class, or by rank; `values` [all rows] holds class indices or ranks."""
+
+    kind: Literal["random", "class", "rank"]
+    values: Shaped[np.ndarray, " all"]
+    noun: str = "rows"
+    """What `values` are called in errors: groups, or times."""
+    names: tuple[str, ...] = ()
+    """The classes' names."""
+
+
+def check_terms(config: DataConfig, *, classify: bool) -> None:
+    """Refuses `[data] group`, `time` and `stratify` where they contradict each other, or another key.
+
+    Raises:
+        ConfigError: naming the keys, and which of them to leave out.
+    """
+    if config.group is not None and config.time is not None:
+        raise ConfigError(
+            "data.group and data.time",
+            expected="one of them",
+            found="both",
+            fix="keep group if the model will be asked about new groups, time if about later rows of the same ones",
+        )
+    if config.stratify and config.split_by is not None:
+        raise ConfigError(
+            f"data.stratify and data.{config.split_kind}",
+            expected="one of them",
+            found="both",
+            fix=f"leave out stratify: whole {config.split_kind}s cannot also have every class's share",
+        )
+    if config.stratify and not classify:
+        raise ConfigError(
+            "data.stratify", expected="a likelihood of classes", found="a regression", fix="leave out stratify"
+        )
+    for key, names in {"target": (config.target,), "categorical": config.categorical, "drop": config.drop}.items():
+        if config.split_by is not None and config.split_by in names:
+            raise ConfigError(
+                f"data.{config.split_kind}",
+                expected=f"a column that data.{key} does not name",
+                found=config.split_by,
+                fix="leave it out of one of them; the column is no feature in any case",
+            )
+
+
+def rule_of(source: Source, config: DataConfig, seed: int) -> Rule:
+    """The rule that cuts the source's training rows.
+
+    Raises:
+        ConfigError: the source has all parts of its own, so that there is nothing to cut.
+        DataError: the source does not say which group or time its rows are of.
+    """
+    if config.split_by is None and not config.stratify:
+        return Rule("random", np.empty(0))
+    key = f"data.{config.split_kind}" if config.split_by is not None else "data.stratify"
+    if source.test is not None and source.calibration is not None:
+        raise ConfigError(
+            key,
+            where=source.where,
+            expected="a test or a calibration part to cut",
+            found="both given by the source",
+            fix=f"leave out {key}",
+        )
+    if config.stratify:
+        labels = np.empty(0, int) if source.train is None else source.train.y.astype(int)
+        return Rule("class", labels, names=source.class_names)
+    if source.key is None:
+        raise DataError(
+            f"data.{config.split_kind}",
+            where=source.where,
+            expected=f"{config.split_by!r}, by which the model's data was split",
+            found="no such column or array",
+        )
+    if config.time is not None:
+        return Rule("rank", source.key, "times")
+    groups, codes = np.unique(source.key, return_inverse=True)
+    ranks = np.random.default_rng([seed, 12]).permutation(len(groups))
+    return Rule("rank", ranks[codes], "groups")
+
+
+def cut(rule: Rule, order: Indices, count: int, key: str, where: str) -> tuple[Indices, Indices]:
+    """Some rows without those of a part, and the part's.
+
+    Args:
+        order: the rows to cut from, in random order.
+        count: rows of the part. By rank it has at least as many.
+        key: of the config, for errors.
+
+    Raises:
+        DataError: too few groups or times to leave any, or a class that the part or the rest would have no row of.
+    """
+    if rule.kind == "random":
+        return order[:-count], order[-count:]
+    values = rule.values[order]
+    chosen = (
+        _of_highest_rank(values, count, rule.noun, where)
+        if rule.kind == "rank"
+        else _share_of_each_class(values, count, rule.names, key, where)
+    )
+    return order[~chosen], order[chosen]
+
+
+def _of_highest_rank(
+    ranks: Shaped[np.ndarray, " rows"], count: int, noun: str, where: str
+) -> Bool[np.ndarray, " rows"]:
+    least = np.sort(ranks)[-count]
+    if least == ranks.min():
+        distinct = len(np.unique(ranks))
+        raise DataError(
+            f"data.{noun[:-1]}",
+            where=where,
+            expected=f"{noun} enough for three parts, none in two of them",
+            found=f"{distinct} {noun} in {len(ranks)} rows, of which {count} were to be cut off",
+            fix="ask for a smaller test_size or calibration_size, or split otherwise",
+        )
+    return ranks >= least
+
+
+def _share_of_each_class(
+    labels: Indices, count: int, names: tuple[str, ...], key: str, where: str
+) -> Bool[np.ndarray, " rows"]:
+    """Each class's share of `count` rows by largest remainders, the class's last rows in the order given."""
+    counts = np.bincount(labels, minlength=len(names))
+    exact = counts * count / len(labels)
+    taken = np.floor(exact).astype(int)
+    taken[np.argsort(taken - exact, kind="stable")[: count - taken.sum()]] += 1
+    for label in np.flatnonzero((counts > 0) & ((taken == 0) | (taken == counts))):
+        raise DataError(
+            f"{key} with data.stratify",
+            where=where,
+            expected="a row of every class in every part",
+            found=f"{counts[label]} rows of class {names[label]!r}, of which the part would get {taken[label]}",
+            fix="add rows of that class, merge or drop it, or leave out stratify",
+        )
+    chosen = np.zeros(len(labels), bool)
+    for label, number in enumerate(taken):
+        own = np.flatnonzero(labels == label)
+        chosen[own[len(own) - number :]] = True
+    return chosen
+
+
+def part_notes(source: Source, config: DataConfig, calibration: Indices | None) -> tuple[str, ...]:
+    """What a fit should say of a split by groups or by time.
+
+    Args:
+        calibration: the calibration part's places among the source's training rows; None if the source has its own.
+    """
+    if source.key is None or calibration is None:
+        return ()
+    own = source.key[calibration]
+    if config.time is not None:
+        return (
+            f"{SPLIT_BY}data.time = {config.time!r}: calibrated on rows from {own.min()} to {own.max()}, tested on later "
+            "ones; the stated rates hold for later rows as far as these resemble them",
+        )
+    groups = len(np.unique(own))
+    noun = "1 group" if groups == 1 else f"{groups} groups"
+    return (
+        f"{SPLIT_BY}data.group = {config.group!r}: calibrated on {len(own)} rows of {noun}; rows of one group "
+        f"are alike, so the reject rate on a new group may on average exceed the stated one by up to "
+        f"{100 / (groups + 1):.2g} percentage points (1 / (groups + 1))",
+    )

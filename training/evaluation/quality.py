@@ -1,0 +1,269 @@
+"""From predictions to figures: what `fit` records and `evaluate` reports of a version on rows and on OOD sets.
+
+Metrics are of the served predictions, computed by the served code (`models.predictive.Predictor`) wherever the answer
+has what they need. No figure is ever NaN: what no row speaks of is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+from scipy import stats
+
+from abstain.models.decisions.calibration import Calibration, Judgement, ScoreJudgement, judge
+from abstain.models.errors import DataError
+from abstain.models.prediction.posterior import Posterior
+from abstain.models.prediction.predictive import Prediction
+from abstain.models.prediction.summaries import ClassificationSummary, RegressionSummary
+from abstain.training.data.rows import Rows
+from abstain.training.evaluation import metrics
+from abstain.training.evaluation.bootstrap import (
+    LEVEL,
+    PROPORTIONS,
+    auroc_interval,
+    calibrated_ece,
+    classification_intervals,
+    mean_intervals,
+    share_interval,
+)
+from abstain.training.evaluation.metrics import Terms
+from abstain.training.evaluation.mixtures import regression_terms, squared_errors_and_nll
+from abstain.training.evaluation.records import Seen
+
+Figures = dict[str, Any]
+TWIN_SCORES = ("max_probability", "entropy", "total_std")
+"""The scores that a single network has."""
+
+
+# ---- how good predictions are ----------------------------------------------------------------------------------------
+
+
+def quality(posterior: Posterior, prediction: Prediction, rows: Rows) -> dict[str, float]:
+    """`accuracy nll brier ece aurc`, or `rmse nll crps coverage_95 interval_width` in the target's units."""
+    if isinstance(prediction.summary, ClassificationSummary):
+        return metrics.classification_quality(np.asarray(prediction.summary.mean), rows.y)
+    return metrics.averaged(regression_terms(posterior, prediction.summary, rows))
+
+
+def terms_of(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
+    """The terms of the metrics that are means over rows."""
+    if isinstance(prediction.summary, ClassificationSummary):
+        return metrics.classification_terms(np.asarray(prediction.summary.mean), rows.y)
+    return regression_terms(posterior, prediction.summary, rows)
+
+
+def proper_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
+    """The terms of the proper scores that the gate judges by: `nll` with `brier`, or with `rmse` for a regression."""
+    if isinstance(prediction.summary, ClassificationSummary):
+        terms = metrics.classification_terms(np.asarray(prediction.summary.mean), rows.y)
+        return {name: terms[name] for name in ("nll", "brier")}
+    return squared_errors_and_nll(posterior, prediction.summary, rows)
+
+
+def average_terms(prediction: Prediction, y: Num[np.ndarray, " rows"]) -> Terms:
+    """The same of one prediction for all rows, the average of a model's own: what it says without looking at a row.
+
+    Of a regression that is the normal with the mean and variance of its predictive distributions, pooled over rows.
+    """
+    summary = prediction.summary
+    if isinstance(summary, ClassificationSummary):
+        same = np.broadcast_to(np.asarray(summary.mean, np.float64).mean(axis=0), summary.mean.shape)
+        terms = metrics.classification_terms(same, y)
+        return {name: terms[name] for name in ("nll", "brier")}
+    means = np.asarray(summary.mean, np.float64)
+    centre, variance = means.mean(), total_variance(summary).mean() + means.var()
+    return {"nll": -stats.norm.logpdf(y, centre, np.sqrt(variance)), "rmse": (y - centre) ** 2}
+
+
+def headline(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], Figures]:
+    """The figures of `quality`, from terms that are there already, and their 95 % intervals."""
+    if not isinstance(prediction.summary, ClassificationSummary):
+        return metrics.averaged(terms), mean_intervals(terms)
+    certain, correct = confidence(prediction), terms["accuracy"] == 1
+    figures = metrics.averaged(terms) | {
+        "ece": metrics.expected_calibration_error(certain, correct),
+        "aurc": metrics.area_under_risk_coverage(certain, correct),
+    }
+    return figures, classification_intervals(terms, certain)
+
+
+def further(prediction: Prediction, terms: Terms, rows: Rows) -> Figures:
+    """What stands beside the headline: two more calibration errors of classes, and the selective risk.
+
+    `ece_if_calibrated` is the mean and the 95 % quantile of the ECE that a perfectly calibrated model with these
+    confidences shows on as many rows. `risk_at_coverage` is the error, or the RMSE, among the share of the rows that the
+    model is surest about.
+    """
+    certain = confidence(prediction)
+    if not isinstance(prediction.summary, ClassificationSummary):
+        risks = metrics.risk_at_coverage(certain, terms["rmse"])
+        return {"risk_at_coverage": {coverage: float(np.sqrt(risk)) for coverage, risk in risks.items()}}
+    probabilities = np.asarray(prediction.summary.mean)
+    reference = calibrated_ece(certain)
+    return {
+        "ece_if_calibrated": {"mean": float(reference.mean()), "quantile_95": float(np.quantile(reference, LEVEL))},
+        "ace": metrics.adaptive_calibration_error(probabilities, rows.y),
+        "classwise_ece": metrics.classwise_calibration_error(probabilities, rows.y),
+        "risk_at_coverage": metrics.risk_at_coverage(certain, 1 - terms["accuracy"]),
+    }
+
+
+def confidence(prediction: Prediction) -> Float[np.ndarray, " rows"]:
+    """How sure a prediction is of itself: the largest probability, or the negative total standard deviation."""
+    summary = prediction.summary
+    if isinstance(summary, ClassificationSummary):
+        return np.asarray(summary.mean).max(axis=1).astype(np.float64)
+    return -np.sqrt(total_variance(summary))
+
+
+def total_variance(summary: RegressionSummary) -> Float[np.ndarray, " rows"]:
+    """The predictive variance, in the target's units squared."""
+    return np.asarray(summary.aleatoric_variance, np.float64) + np.asarray(summary.epistemic_variance, np.float64)
+
+
+def check_finite(prediction: Prediction, where: str) -> None:
+    """Refuses predictions that are not finite: a mean over them would say nothing, and a rank little.
+
+    Raises:
+        DataError: naming the first row.
+    """
+    leaves = prediction.summary._asdict() | prediction.scores
+    finite = {name: _finite_rows(np.asarray(values)) for name, values in leaves.items()}
+    every = np.logical_and.reduce(list(finite.values()))
+    if not every.all():
+        row = int(np.argmin(every))
+        name = next(name for name, rows in finite.items() if not rows[row])
+        raise DataError(
+            f"row {row}",
+            where=where,
+            expected="a finite prediction",
+            found=f"{name} {np.asarray(leaves[name])[row]}",
+            fix="its inputs may lie too far from those the model was fitted on for float32",
+        )
+
+
+def _finite_rows(values: Float[np.ndarray, "rows ..."]) -> Bool[np.ndarray, " rows"]:
+    return np.isfinite(values).reshape(len(values), -1).all(axis=1)
+
+
+# ---- what calibration promised ---------------------------------------------------------------------------------------
+
+
+def conformal_quality(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> Figures:
+    """How often the prediction set, or interval, holds the target, with exact limits; and its mean size, or width."""
+    inside = covered(judgement, y)
+    figures = {
+        "asked": judgement.coverage,
+        "coverage": float(inside.mean()),
+        "coverage_interval": share_interval(int(inside.sum()), len(inside)),
+    }
+    if judgement.members is not None:
+        return figures | {"mean_size": float(judgement.members.sum(axis=1).mean())}
+    assert judgement.interval is not None  # noqa: S101 - a judgement has one or the other
+    return figures | {"mean_width": float(np.diff(judgement.interval, axis=1).mean())}
+
+
+def covered(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+    """Whether each row's prediction set, or interval, holds the target."""
+    if judgement.members is not None:
+        return judgement.members[np.arange(len(y)), y]
+    assert judgement.interval is not None  # noqa: S101 - a judgement has one or the other
+    return (judgement.interval[:, 0] <= y) & (y <= judgement.interval[:, 1])
+
+
+def part_quality(terms: Terms, chosen: Bool[np.ndarray, " rows"]) -> Figures:
+    """The number of some of the rows, and where there is one, their metrics; an exact interval of each proportion."""
+    rows = int(chosen.sum())
+    if not rows:
+        return {"rows": 0}
+    own = {name: part[chosen] for name, part in terms.items()}
+    exact = {
+        f"{name}_interval": share_interval(int(part.sum()), rows) for name, part in own.items() if name in PROPORTIONS
+    }
+    return {"rows": rows} | metrics.averaged(own) | exact
+
+
+def class_quality(
+    names: tuple[str, ...], terms: Terms, judgement: Judgement, y: Num[np.ndarray, " rows"]
+) -> dict[str, Figures]:
+    """For every class that has rows: their number, accuracy, reject rate, and coverage by the prediction sets.
+
+    Each of the three proportions has its exact interval beside it.
+    """
+    shares = {"accuracy": terms["accuracy"], "reject_rate": judgement.reject, "set_coverage": covered(judgement, y)}
+    found: dict[str, Figures] = {}
+    for label in np.unique(y).tolist():
+        own = y == label
+        rows = int(own.sum())
+        figures: Figures = {"rows": rows} | {name: float(values[own].mean()) for name, values in shares.items()}
+        exact = {f"{name}_interval": share_interval(int(values[own].sum()), rows) for name, values in shares.items()}
+        found[names[label]] = figures | exact
+    return found
+
+
+# ---- telling the strange from the familiar ---------------------------------------------------------------------------
+
+
+def reject_rates(calibration: Calibration, prediction: Prediction, percentile: float | None = None) -> dict[str, float]:
+    """The share of rows above each score's threshold, and under `reject` the share that the decision rejects."""
+    return rates_of(judge(calibration, prediction, percentile))
+
+
+def rates_of(judgement: Judgement) -> dict[str, float]:
+    """`reject_rates`, of rows that have been judged already."""
+    rates = {name: float(score.above.mean()) for name, score in judgement.scores.items()}
+    return rates | {"reject": float(judgement.reject.mean())}
+
+
+def seen_detection(familiar: Seen, strange: Seen) -> dict[str, Figures]:
+    """How well each score, and under `reject` the decision, tells an OOD set from the test set; OOD is positive.
+
+    What `metrics.separation` says of what decides (`deciding_ranks`), with the interval of the AUROC, and `detection`:
+    the share of OOD rows above the threshold that calibration has set, with the exact interval of that share.
+    """
+    found = {
+        name: score_detection(*deciding_ranks(familiar.judgement.scores[name], score), score.above)
+        for name, score in strange.judgement.scores.items()
+    }
+    decided = score_detection(*deciding_ranks(familiar.decision, strange.decision), strange.judgement.reject)
+    return found | {"reject": decided}
+
+
+def deciding_ranks(
+    familiar: ScoreJudgement, strange: ScoreJudgement
+) -> tuple[Float[np.ndarray, " test"], Float[np.ndarray, " ood"]]:
+    """Ranks of two sets' rows by what rejects them: the smaller p-value first, then the larger excess over the threshold.
+
+    One threshold for all rows: the order is that of the score itself. One for each predicted class: a row is rejected by
+    its p-value among its own class, and scores of different classes cannot be compared.
+    """
+    value, threshold, p_value = (
+        np.concatenate([getattr(part, field) for part in (familiar, strange)]).astype(np.float64)
+        for field in ("value", "threshold", "p_value")
+    )
+    keys = np.stack([-p_value, value - threshold], axis=1)
+    _, ranks = np.unique(keys, axis=0, return_inverse=True)
+    ranks = ranks.reshape(-1).astype(np.float64)
+    return ranks[: len(familiar.value)], ranks[len(familiar.value) :]
+
+
+def score_detection(
+    familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"], detected: Bool[np.ndarray, " ood"]
+) -> Figures:
+    """One score's row of `seen_detection`, from its values and which OOD rows it puts above the threshold."""
+    return metrics.separation(familiar, strange) | {
+        "detection": float(detected.mean()),
+        "auroc_interval": auroc_interval(familiar, strange),
+        "detection_interval": share_interval(int(detected.sum()), len(detected)),
+    }
+
+
+def twin_detection(familiar: Prediction, strange: Prediction) -> dict[str, Figures]:
+    """How well the scores that a single network has tell the sets apart; without calibration rows, at no threshold."""
+    return {
+        name: metrics.separation(np.asarray(familiar.scores[name]), np.asarray(strange.scores[name]))
+        for name in TWIN_SCORES
+        if name in familiar.scores
+    }

@@ -1,0 +1,167 @@
+"""What a Hamiltonian sampler learns during its warm-up: a step size, and the scales of the parameters.
+
+The step size follows the acceptance, by stochastic approximation with averaged iterates (`dual_averaging`) or by the
+simple rule of Andrieu & Thoms (2008): a hundredth up or down (`simple`). The inverse mass matrix is the regularised
+covariance of the positions in windows of doubling length, Stan's schedule.
+
+Stan's and NumPyro's constants for dual averaging (Hoffman & Gelman, 2014, §3.2) move log ε by 20 / √t times the error of
+one acceptance: after fifty transitions still by half a unit and more. The average of so wide a walk lies far below the
+step size whose acceptance is the target, because acceptance falls more steeply than it rises: .94 was reached for .8 in
+two dimensions, .88 in fifty. Here the iterates take Robbins and Monro's steps without a fixed centre,
+
+    log ε ← log ε + γ (acceptance − target),    γ = GAIN · (1 + turns)^−DECAY,
+
+whose gain is a tenth of that, and falls only when the error changes its sign (Kesten, 1958), so that a far start is left
+quickly; the result is their average (Polyak & Juditsky, 1992). `benchmarks/adaptation.py` prints what is reached.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from numpyro.infer.hmc_util import build_adaptation_schedule, welford_covariance
+
+from abstain.training.config.config import Adaptation, MassMatrix
+
+SIMPLE_RATE = 0.01
+GAIN, DECAY = 2.0, 0.75
+"""Of the logarithm of the step size, per unit of acceptance; after k changes of side it is GAIN · (1 + k)^−DECAY."""
+FORGETTING = 0.75
+"""The average gives the t-th iterate the weight t^−this."""
+LOG_RANGE = (-80.0, 80.0)
+"""Of the logarithm of a step size: float32 holds its exponential, and adaptation can return."""
+
+Scalar = Float[Array, ""]
+
+
+class Search(NamedTuple):
+    """What the adaptation of a step size remembers."""
+
+    average: Scalar
+    """Of the logarithm of the step size, over the latest transitions."""
+    transitions: Scalar
+    turns: Scalar
+    """How often the acceptance has changed sides of its target."""
+    side: Scalar
+    """Of the target that the last acceptance was on: −1, 0 at the start, or 1."""
+
+
+class StepSize(NamedTuple):
+    """The step size now, and what its adaptation remembers."""
+
+    value: Scalar
+    memory: Any
+
+
+class Metric(NamedTuple):
+    """The inverse mass matrix (a vector where it is diagonal), and a square root of the mass matrix."""
+
+    inverse: Array
+    root: Array
+
+    def velocity(self, momentum: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+        """The inverse mass matrix times a momentum."""
+        return self.inverse * momentum if self.inverse.ndim == 1 else momentum @ self.inverse
+
+    def momentum(self, noise: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+        """Standard normal numbers as a momentum."""
+        return self.root * noise if self.root.ndim == 1 else noise @ self.root.T
+
+
+class Windows(NamedTuple):
+    """For every step of the warm-up: whether its position counts towards the metric, and whether a window ends."""
+
+    collecting: Array
+    ending: Array
+
+
+def first_step_size(value: float | Scalar) -> StepSize:
+    """Adaptation from a first guess."""
+    start, none = jnp.asarray(value, jnp.float32), jnp.float32(0)
+    return StepSize(start, Search(jnp.log(start), none, none, none))
+
+
+def adapt_step_size(size: StepSize, acceptance: Scalar, kind: Adaptation, target: float) -> StepSize:
+    """The step size after a transition that was accepted with a probability."""
+    match kind:
+        case "dual_averaging":
+            return _searched(size, acceptance - target)
+        case "simple":
+            factor = jnp.where(acceptance > target, 1 + SIMPLE_RATE, 1 / (1 + SIMPLE_RATE))
+            return size._replace(value=size.value * factor)
+        case "none":
+            return size
+
+
+def _searched(size: StepSize, excess: Scalar) -> StepSize:
+    memory, side = size.memory, jnp.sign(excess)
+    transitions = memory.transitions + 1
+    turns = memory.turns + (side * memory.side < 0)
+    log = jnp.log(size.value) + GAIN * (1 + turns) ** -DECAY * excess
+    log = jnp.clip(log, *LOG_RANGE)
+    weight = transitions**-FORGETTING
+    average = (1 - weight) * memory.average + weight * log
+    return StepSize(jnp.exp(log), Search(average, transitions, turns, side))
+
+
+def restart_step_size(size: StepSize, before: Metric, after: Metric, kind: Adaptation) -> StepSize:
+    """Adaptation anew, for a new metric, from the step size that is as long as before in the fastest direction."""
+    if kind != "dual_averaging":
+        return size
+    return first_step_size(final_step_size(size, kind) * fastest(before, after))
+
+
+def fastest(before: Metric, after: Metric) -> Scalar:
+    """The step size of the new metric over that of the old one, if the new one is the posterior's covariance.
+
+    The largest stable step is 2 / ω, ω² the largest eigenvalue of M⁻¹Σ⁻¹: 1 with M⁻¹ = Σ.
+    """
+    if after.inverse.ndim == 1:
+        return jnp.sqrt((before.inverse / after.inverse).max())
+    return jnp.sqrt(jnp.linalg.eigvalsh(after.root.T @ before.inverse @ after.root)[-1])
+
+
+def final_step_size(size: StepSize, kind: Adaptation) -> Scalar:
+    """What adaptation came to."""
+    return jnp.exp(size.memory.average) if kind == "dual_averaging" else size.value
+
+
+def unit_metric(dim: int, kind: MassMatrix) -> Metric:
+    """Where adaptation starts."""
+    unit = jnp.eye(dim) if kind == "dense" else jnp.ones(dim)
+    return Metric(unit, unit)
+
+
+def no_positions(dim: int, kind: MassMatrix) -> Any:
+    """A running covariance of nothing yet."""
+    return welford_covariance(diagonal=kind != "dense")[0](dim)
+
+
+def add_position(covariance: Any, position: Float[Array, " dim"], kind: MassMatrix) -> Any:
+    """The running covariance with one position more."""
+    return welford_covariance(diagonal=kind != "dense")[1](position, covariance)
+
+
+def metric_of(covariance: Any, kind: MassMatrix) -> Metric:
+    """The metric of a running covariance, drawn a little towards the unit matrix, as Stan does."""
+    inverse, root, _ = welford_covariance(diagonal=kind != "dense")[2](covariance, regularize=True)
+    return Metric(inverse, root)
+
+
+def windows(warmup: int) -> Windows:
+    """Stan's schedule: a fast phase, windows of doubling length, a fast phase."""
+    schedule = build_adaptation_schedule(warmup)
+    collecting, ending = np.zeros(warmup, bool), np.zeros(warmup, bool)
+    for window in schedule[1:-1]:
+        collecting[window.start : window.end + 1] = True
+        ending[window.end] = True
+    return Windows(jnp.asarray(collecting), jnp.asarray(ending))
+
+
+def where(condition: Array, then: Any, otherwise: Any) -> Any:
+    """One of two trees."""
+    return jax.tree.map(lambda left, right: jnp.where(condition, left, right), then, otherwise)

@@ -1,0 +1,140 @@
+"""The Bayesian network: priors over a network's parameters and a likelihood, as the three ingredients of a `Target`.
+
+The tree of parameters is `{"network": Flax parameters, "noise": (), "scales": {"Dense_0.kernel": ()}}`; the last two
+only where the likelihood has a noise, or the prior infers a scale. With an inferred scale s the network's array holds
+w / s, and w = s · (w / s) is what the network gets: non-centred, for then the prior's geometry is that of independent
+parameters (Papaspiliopoulos et al., 2007).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Num, PRNGKeyArray
+
+from abstain.models.errors import ConfigError
+from abstain.models.networks.architectures import MLP, Network
+from abstain.models.prediction.posterior import Draws, Model
+from abstain.models.prediction.preprocessing import on_host, transform, transformed_shape
+from abstain.training.config.config import PriorConfig
+from abstain.training.data.rows import Rows
+from abstain.training.inference.priors import distribution, noise_distribution, parameter_priors, scale_distribution
+from abstain.training.inference.target import Parameters, Target
+
+NOISE_START = 0.3
+"""The noise where a fit starts, in standard deviations of the target."""
+
+
+class Observations(NamedTuple):
+    """Rows as inference sees them: preprocessed inputs, and targets as class indices or standardised numbers."""
+
+    x: Float[Array, "rows ..."]
+    y: Num[Array, " rows"]
+
+    def head(self, rows: int) -> Observations:
+        """The first rows."""
+        return Observations(self.x[:rows], self.y[:rows])
+
+    def take(self, places: Array) -> Observations:
+        """Some of the rows."""
+        return Observations(self.x[places], self.y[places])
+
+
+@dataclass(frozen=True, eq=False)
+class BNN:
+    """A model and the prior over its parameters."""
+
+    model: Model
+    prior: PriorConfig
+
+    @cached_property
+    def target(self) -> Target:
+        """The posterior over the tree of parameters.
+
+        Raises:
+            ConfigError: the prior names a parameter that the network has not.
+        """
+        whole = self.model.parameter_shapes()
+        arrays = {name: leaf.shape for name, leaf in flatten_dict(whole["network"], sep=".").items()}
+        priors = parameter_priors(self.prior, arrays)
+        laws: dict[str, Any] = {name: distribution(priors[name], shape) for name, shape in arrays.items()}
+        trees: dict[str, Any] = {"network": unflatten_dict(laws, sep=".")}
+        shapes: dict[str, Any] = {"network": unflatten_dict(arrays, sep=".")}
+        if "noise" in whole:
+            trees["noise"], shapes["noise"] = noise_distribution(self.prior), ()
+        scales = {name: scale_distribution(prior) for name, prior in priors.items() if prior.hierarchical}
+        if scales:
+            trees["scales"], shapes["scales"] = scales, dict.fromkeys(scales, ())
+        return Target(trees, lambda parameters, rows: log_likelihood(self.model, as_draw(parameters), rows), shapes)
+
+    def start(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
+        """The network's own initialisation as a vector, with a noise of `NOISE_START`; inferred scales at 1."""
+        shape = transformed_shape(self.model.preprocessing, self.model.feature_shape)
+        network = self.model.module.init(key, jnp.zeros(shape, jnp.float32))["params"]
+        parameters: dict[str, Any] = {"network": jax.tree.map(jnp.asarray, network)}
+        if "noise" in self.target.shapes:
+            parameters["noise"] = jnp.float32(NOISE_START)
+        if "scales" in self.target.shapes:
+            parameters["scales"] = dict.fromkeys(self.target.shapes["scales"], jnp.float32(1))
+        return self.target.unconstrain(parameters)
+
+    def vector(self, draw: Draws) -> Float[Array, " dim"]:
+        """The vector of a draw from an earlier posterior of the same network.
+
+        Raises:
+            ConfigError: the prior infers scales, which a draw does not hold.
+        """
+        if "scales" in self.target.shapes:
+            raise ConfigError("start", expected="a prior without inferred scales", found="prior.hierarchical")
+        return self.target.unconstrain(draw)
+
+    def draws(self, z: Float[np.ndarray, "draws dim"]) -> Draws:
+        """Vectors as what a posterior holds, numpy leaves of float32, sample axis 0."""
+        return jax.device_get(jax.jit(jax.vmap(lambda row: as_draw(self.target.constrain(row))))(jnp.asarray(z)))
+
+
+def as_draw(parameters: Parameters) -> Draws:
+    """What the network and the likelihood need of the parameters: inferred scales multiplied in, and left out."""
+    draw = {name: leaf for name, leaf in parameters.items() if name != "scales"}
+    scales = parameters.get("scales", {})
+    if scales:
+        arrays = flatten_dict(draw["network"], sep=".")
+        scaled = {name: leaf * scales.get(name, 1.0) for name, leaf in arrays.items()}
+        draw["network"] = unflatten_dict(scaled, sep=".")
+    return draw
+
+
+def log_likelihood(model: Model, draw: Draws, observations: Observations) -> Float[Array, " rows"]:
+    """Log density in nats of each target under one draw."""
+    noise, module = draw.get("noise", jnp.float32(0)), network(model)
+
+    def of_row(x: Array, y: Array) -> Array:
+        return model.law.log_prob(module.apply({"params": draw["network"]}, x), noise, y)
+
+    return jax.vmap(of_row)(observations.x, observations.y)
+
+
+def network(model: Model) -> Network:
+    """The network as inference runs it: many rows through few units, for several chains at once."""
+    module = model.module
+    return module.clone(rows_last=True) if isinstance(module, MLP) else module
+
+
+def observe(model: Model, rows: Rows) -> Observations:
+    """Preprocessed once, so that no gradient does it again; piece by piece, so that the rows lie in memory once."""
+    prepare = jax.jit(
+        lambda x: jax.lax.map(lambda row: transform(model.preprocessing, row.astype(jnp.float32)), x, batch_size=4096)
+    )
+    targets = rows.y
+    if model.law.task == "regression":
+        targets = ((rows.y - model.preprocessing.target_shift) / model.preprocessing.target_scale).astype(np.float32)
+    # Wider numbers are cut here, not by jax, which would first copy them as they are.
+    x = on_host(model.preprocessing, rows.x)
+    x = x if x.dtype.itemsize <= 4 else x.astype(np.float32)
+    return Observations(prepare(x), jnp.asarray(targets))

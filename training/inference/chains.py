@@ -1,0 +1,263 @@
+"""Markov chains: a kernel, run over several chains, block by block, warm-up first and sampling after.
+
+A kernel is written for one chain; how several are run is chosen here: in lockstep in one compiled call (`vectorized`,
+best for small networks, whose cost is the steps' overhead), one after the other (`sequential`), or one thread or
+device each (`parallel`, best where one gradient is work enough for a core).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from abstain.models.errors import FitError
+from abstain.training.config.config import ChainMethod, ChainSettings
+from abstain.training.inference.target import Data, Target, Vector
+from abstain.training.runs.journal import Journal, Traces
+
+State = Any
+Info = dict[str, Array]
+"""Figures of one transition: `acceptance`, `diverging`, `leapfrogs`, `energy` (nats), `log_density` (nats)."""
+BLOCK_BYTES = 16_000_000
+"""Of positions in one block, so that what is on its way to the disk stays small."""
+
+
+class Kernel(NamedTuple):
+    """The transitions of one chain; of all chains at once where `lockstep` (states then have a leading chain axis)."""
+
+    init: Callable[[PRNGKeyArray, Vector, Data], State]
+    warm: Callable[[State, Data], tuple[State, Info]]
+    """A transition that adapts."""
+    settle: Callable[[State], State]
+    """What adaptation came to, at the end of the warm-up."""
+    step: Callable[[State, Data], tuple[State, Info]]
+    position: Callable[[State], Vector]
+    tuned: Callable[[State], dict[str, Array]]
+    """What the warm-up settled on, for people: `step_size`, …"""
+    lockstep: bool = False
+    split: Callable[[State], State] | None = None
+    """Of a lockstep kernel whose settled chains may go on in groups: the state with a leading group axis."""
+
+
+class Chains(NamedTuple):
+    """All samples after the warm-up.
+
+    `traces` hold, step axis 0 and chain axis 1: `position` `[steps, chains, dim]`, `values` (what was watched), and the
+    kernel's figures; `energies` `[steps, chains, thin]` of every transition, where `thin` is above 1; `seconds` by step,
+    of sampling alone, compilation not counted.
+    """
+
+    state: State
+    traces: Traces
+    warmup_seconds: float
+    compile_seconds: float
+
+    def column(self, name: str) -> Shaped[np.ndarray, "chains steps ..."]:
+        """One name's values, chain axis 0."""
+        return self.traces.column(name).swapaxes(0, 1)
+
+    def energies(self, thin: int) -> Float[np.ndarray, "chains transitions"]:
+        """The energy of every transition, in nats, those between two samples included."""
+        energies = self.column("energies" if thin > 1 else "energy")
+        return energies.reshape(len(energies), -1)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of sampling."""
+        return float(self.traces.column("seconds").sum())
+
+    def thinned(self, draws: int) -> Float[np.ndarray, "draws dim"]:
+        """`draws` positions at even distances over all chains, one chain after the other."""
+        steps, chains = self.traces.column("log_density").shape
+        chosen = np.linspace(0, steps * chains - 1, min(draws, steps * chains)).round().astype(int)
+        chain, step = np.divmod(chosen, steps)
+        needed = np.unique(step)
+        rows = self.traces.rows("position", needed)
+        return np.ascontiguousarray(rows[np.searchsorted(needed, step), chain])
+
+
+def sample_chains(
+    key: PRNGKeyArray,
+    kernel: Kernel,
+    target: Target,
+    data: Data,
+    starts: Float[Array, "chains dim"],
+    settings: ChainSettings,
+    journal: Journal,
+    watch: Callable[[Vector], Float[Array, " values"]] | None = None,
+) -> Chains:
+    """Runs a kernel from several starts.
+
+    Args:
+        watch: a function of the position, kept for every sample: predictions at held-out inputs, for the diagnostics.
+
+    Raises:
+        FitError: the posterior density of a start is zero or not a number.
+    """
+    check_starts(target, data, starts)
+    grouped = kernel.split is not None
+    init = jax.jit(kernel.init if kernel.lockstep else jax.vmap(kernel.init, in_axes=(0, 0, None)))
+    keys = jax.random.split(key, len(starts))
+
+    compile_seconds: list[float] = []
+    calls: dict[tuple[bool, int], Callable[[State, Data], tuple[State, dict[str, Array]]]] = {}
+
+    def compiled(state: State, warming: bool, steps: int) -> Callable[[State, Data], tuple[State, dict[str, Array]]]:
+        if (warming, steps) not in calls:
+            began = time.perf_counter()
+            if warming:
+                run = partial(_scan, kernel.warm, 1, steps, None)
+            else:
+                run = partial(_scan, kernel.step, settings.thin, steps, partial(_kept, kernel, watch))
+            together = kernel.lockstep and (warming or not grouped)
+            calls[warming, steps] = compile_over_chains(run, None if together else settings.chain_method, state, data)
+            compile_seconds.append(time.perf_counter() - began)
+        return calls[warming, steps]
+
+    def block(state: State, steps: int, warming: bool) -> tuple[State, dict[str, np.ndarray], dict[str, float]]:
+        call = compiled(state, warming, steps)
+        began = time.perf_counter()
+        state, trace = jax.block_until_ready(call(state, data))
+        seconds = time.perf_counter() - began
+        facts = {"acceptance": float(trace["acceptance"].mean()), "divergences": float(trace["diverging"].sum())}
+        columns = {name: _step_first(leaf, kernel, grouped and not warming) for name, leaf in trace.items()}
+        return state, columns | {"seconds": np.full(steps, seconds / steps)}, facts
+
+    warmed = journal.run(
+        "warm-up", lambda: init(keys, starts, data), partial(block, warming=True), settings.warmup, settings.reports
+    )
+    settled = jax.jit(kernel.settle if kernel.lockstep else jax.vmap(kernel.settle))(warmed.state)
+    settled = kernel.split(settled) if kernel.split else settled
+    blocks = max(settings.reports, math.ceil(settings.samples * starts.nbytes / BLOCK_BYTES))
+    sampled = journal.run("sampling", lambda: settled, partial(block, warming=False), settings.samples, blocks)
+    warmup_seconds = float(warmed.traces.column("seconds").sum())
+    return Chains(sampled.state, sampled.traces, warmup_seconds, sum(compile_seconds))
+
+
+def parameters(target: Target, chains: Chains) -> Any:
+    """All samples as the target's tree of parameters, numpy leaves `[chains, steps, …]`."""
+    positions = jnp.asarray(chains.column("position"))
+    return jax.device_get(jax.jit(jax.vmap(jax.vmap(target.constrain)))(positions))
+
+
+def check_starts(target: Target, data: Data, starts: Float[Array, "chains dim"]) -> None:
+    """Refuses a start of zero density: a chain cannot leave it.
+
+    Raises:
+        FitError: naming the chain, and whether it is the prior or the likelihood that is not finite.
+    """
+
+    @jax.jit
+    def densities(starts: Array, data: Data) -> tuple[Array, Array]:
+        return jax.lax.map(lambda z: (target.log_prior(z), target.log_density(z, data)), starts)
+
+    priors, joint = jax.device_get(densities(starts, data))
+    bad = np.flatnonzero(~np.isfinite(joint))
+    if bad.size:
+        which = "log-likelihood" if np.isfinite(priors[bad[0]]) else "log prior"
+        raise FitError(
+            f"chain {bad[0]} starts where the {which} is {joint[bad[0]]}",
+            where="method.start",
+            expected="a finite posterior density at every start",
+            found=f"{bad.size} of {len(starts)} chains without one",
+            fix='start = "network" or "map"; or check the scale of the data and of the prior',
+        )
+
+
+def compile_over_chains(
+    function: Callable[[State, Data], Any], method: ChainMethod | None, states: State, data: Data
+) -> Callable[[State, Data], Any]:
+    """A function of one chain as a compiled function of all: states and results have a leading chain axis.
+
+    Without a method the function is of all chains as it is.
+    """
+    match method:
+        case "vectorized":
+            return jax.jit(jax.vmap(function, in_axes=(0, None))).lower(states, data).compile()
+        case "sequential":
+            over = lambda states, data: jax.lax.map(lambda state: function(state, data), states)  # noqa: E731
+            return jax.jit(over).lower(states, data).compile()
+        case "parallel":
+            call: Callable[[State, Data], Any] = jax.jit(function)
+            if len(jax.local_devices()) == 1:
+                call = call.lower(jax.tree.map(lambda leaf: leaf[0], states), data).compile()  # pyright: ignore
+            return partial(_in_threads, call)
+        case None:
+            return jax.jit(function).lower(states, data).compile()
+
+
+def _in_threads(function: Callable[[State, Data], Any], states: State, data: Data) -> Any:
+    """One thread for each chain; XLA leaves Python's lock while it computes. Chains take turns on the devices."""
+    devices = jax.local_devices()
+    chains = jax.tree.leaves(states)[0].shape[0]
+
+    def of_chain(chain: int) -> Any:
+        state = jax.tree.map(lambda leaf: leaf[chain], states)
+        if len(devices) > 1:
+            state = jax.device_put(state, devices[chain % len(devices)])
+        here = jax.device_put(data, devices[chain % len(devices)]) if len(devices) > 1 else data
+        return jax.block_until_ready(function(state, here))
+
+    with ThreadPoolExecutor(chains) as pool:
+        results = list(pool.map(of_chain, range(chains)))
+    if len(devices) > 1:
+        results = jax.device_put(results, devices[0])
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def _scan(
+    step: Callable[[State, Data], tuple[State, Info]],
+    thin: int,
+    steps: int,
+    keep: Callable[[State], dict[str, Array]] | None,
+    state: State,
+    data: Data,
+) -> tuple[State, dict[str, Array]]:
+    def several(state: State, _: None) -> tuple[State, dict[str, Array]]:
+        if thin == 1:
+            state, info = step(state, data)
+        else:
+            state, infos = jax.lax.scan(lambda state, _: step(state, data), state, None, length=thin)
+            info = {name: _REDUCED.get(name, _last)(leaf) for name, leaf in infos.items()}
+            # Differences between energies that lie `thin` transitions apart say nothing of how slowly a chain moves.
+            info["energies"] = jnp.moveaxis(infos["energy"], 0, -1)
+        return state, info | (keep(state) if keep else {})
+
+    return jax.lax.scan(several, state, None, length=steps)
+
+
+def _last(leaf: Array) -> Array:
+    return leaf[-1]
+
+
+_REDUCED: dict[str, Callable[[Array], Array]] = {
+    "acceptance": lambda leaf: leaf.mean(axis=0),
+    "diverging": lambda leaf: leaf.any(axis=0),
+    "leapfrogs": lambda leaf: leaf.sum(axis=0),
+}
+"""What stands for the transitions between two samples; of the rest, the last."""
+
+
+def _kept(kernel: Kernel, watch: Callable[[Vector], Array] | None, state: State) -> dict[str, Array]:
+    position = kernel.position(state)
+    if watch is None:
+        return {"position": position}
+    return {"position": position, "values": jax.vmap(watch)(position) if kernel.lockstep else watch(position)}
+
+
+def _step_first(leaf: Array, kernel: Kernel, grouped: bool) -> np.ndarray:
+    """A trace with the step axis first, chains second."""
+    values = np.asarray(leaf)
+    if grouped:
+        groups, steps, chains = values.shape[:3]
+        return values.swapaxes(0, 1).reshape(steps, groups * chains, *values.shape[3:])
+    return values if kernel.lockstep else values.swapaxes(0, 1)

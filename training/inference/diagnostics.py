@@ -1,0 +1,258 @@
+"""Diagnostics of Markov chains, of parameters and, what decides, of predictions.
+
+A network's parameters are not identified (its units can be permuted), so chains that agree on every prediction may
+disagree on every weight. What decides is therefore function space: each class's probability, or the mean, at held-out
+inputs. R-hat and ESS are the rank-normalised ones of Vehtari et al. (2021), E-BFMI is Betancourt's (2016), all by ArviZ.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from arviz_stats.base.array import array_stats
+from jaxtyping import Array, Float, Int
+from scipy.stats import rankdata
+
+from abstain.training.config.config import ChainSettings
+from abstain.training.inference.bnn import BNN, as_draw, network
+from abstain.training.inference.chains import Chains
+from abstain.training.inference.target import Target, Vector
+
+FUNCTION_ROWS = 50
+PARAMETERS = 1_000
+"""Of a larger network, so many parameters at even distances are looked at."""
+
+TAIL = (0.05, 0.95)
+RHAT_LIMIT, ESS_LIMIT = 1.01, 400.0
+"""Vehtari et al. (2021), §4: no R-hat above 1.01, and no bulk or tail ESS below 100 for each of four chains."""
+RANK_BINS = 20
+DIVERGENT_SHARE, EBFMI_LIMIT, ACCEPTANCE_LIMIT, K_HAT_LIMIT = 0.001, 0.3, 0.05, 0.7
+
+Values = Float[np.ndarray, "chains samples values"]
+
+
+def function_values(bnn: BNN, z: Vector, x: Float[Array, "rows ..."]) -> Float[Array, " values"]:
+    """What a vector's network predicts at some inputs: each class's probability, or the mean (standardised)."""
+    draw, model = as_draw(bnn.target.constrain(z)), bnn.model
+    module = network(model)
+    outputs = jax.vmap(lambda row: module.apply({"params": draw["network"]}, row))(x)
+    noise = draw.get("noise", jnp.float32(0))
+    parts = jax.vmap(lambda out: model.law.predict(out, noise))(outputs)
+    return jnp.exp(parts).ravel() if model.law.task == "classification" else parts[:, 0]
+
+
+def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -> dict[str, Any]:
+    """What there is to say about chains, in plain JSON.
+
+    `function` and `parameters` hold the worst R-hat, the least bulk and tail ESS, the largest Monte Carlo standard
+    error of a mean (in posterior standard deviations) and the least ESS per second of sampling.
+    """
+    seconds = chains.seconds
+    acceptance, energy = chains.column("acceptance"), chains.energies(settings.thin).astype(np.float64)
+    leapfrogs = chains.column("leapfrogs")
+    parameters = _some_parameters(chains, target.dim)
+    facts: dict[str, Any] = {
+        "function": summary(chains.column("values"), seconds),
+        "parameters": summary(parameters, seconds),
+        "chains": len(acceptance),
+        "samples": int(acceptance.size),
+        "divergences": int(chains.column("diverging").sum()),
+        "acceptance": acceptance.mean(axis=1).tolist(),
+        "ebfmi": ebfmi(energy),
+        "leapfrogs_per_sample": float(leapfrogs.mean()),
+        "warmup_seconds": chains.warmup_seconds,
+        "sampling_seconds": seconds,
+        "compile_seconds": chains.compile_seconds,
+        "trace": _trace(chains),
+    }
+    depth = getattr(settings, "max_tree_depth", None)
+    if depth is not None:
+        # Of several transitions between two samples only the sum is known: then these are of their mean.
+        each = leapfrogs / settings.thin
+        facts["tree_depth"] = float(np.ceil(np.log2(each + 1)).mean())
+        facts["max_tree_depth_hits"] = int((each >= 2**depth - 1).sum())
+    return facts
+
+
+def ebfmi(energies: Float[np.ndarray, "chains transitions"]) -> list[float]:
+    """Each chain's E-BFMI (Betancourt, 2016), of all its transitions; 0 where the energy never changes."""
+    changing = np.ptp(energies, axis=1) > 0
+    found = np.zeros(len(energies))
+    if changing.any():
+        found[changing] = array_stats.bfmi(energies[changing], chain_axis=0, draw_axis=1)
+    return found.tolist()
+
+
+def chain_shortfalls(facts: dict[str, Any]) -> tuple[str, ...]:
+    """What chains lack to be relied on, in plain words; function space decides, not the parameters."""
+    said = []
+    function = facts["function"]
+    if function["rhat"] is not None and not function["rhat"] <= RHAT_LIMIT:
+        said.append(
+            f"the chains disagree about predictions: R-hat is {rhat_text(function['rhat'])}, above {RHAT_LIMIT}; "
+            "run them longer, or start them closer"
+        )
+    for kind in ("bulk", "tail"):
+        ess = function[f"ess_{kind}"]
+        if ess is not None and not ess >= ESS_LIMIT:
+            said.append(
+                f"the samples of predictions are worth too few independent ones: {kind} ESS is {ess:.0f}, "
+                f"below {ESS_LIMIT:.0f}; take more samples"
+            )
+    if facts["divergences"] > DIVERGENT_SHARE * facts["samples"]:
+        said.append(
+            f"{facts['divergences']} of {facts['samples']} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
+            "parts of the posterior may be missing; raise target_acceptance or lower step_size"
+        )
+    low = [place for place, value in enumerate(facts["ebfmi"]) if value < EBFMI_LIMIT]
+    if low:
+        said.append(f"chain {low[0]} moves slowly between energies: E-BFMI is below {EBFMI_LIMIT}")
+    stuck = [place for place, value in enumerate(facts["acceptance"]) if not value >= ACCEPTANCE_LIMIT]
+    if stuck:
+        said.append(
+            f"chain {stuck[0]} hardly moves: it accepts {facts['acceptance'][stuck[0]]:.1%} of its proposals; "
+            "lower step_size, or choose another start"
+        )
+    return tuple(said)
+
+
+def summary(values: Values, seconds: float) -> dict[str, float | int | None]:
+    """The worst rank-normalised split R-hat, the least ESS and the largest MCSE, over the values that vary at all.
+
+    Where a chain never moves, R-hat and MCSE are infinite.
+    """
+    varying = _varying(values)
+    if not varying.size:
+        return {"rhat": None, "ess_bulk": None, "ess_tail": None, "mcse": None, "ess_per_second": None, "values": 0}
+    rhat, ess_bulk, ess_tail = _rhat_and_ess(varying)
+    bulk = float(np.min(ess_bulk))
+    mcse = _finite(_quietly(array_stats.mcse, varying, method="mean") / varying.std(axis=(0, 1)), np.inf)
+    mcse = np.where(np.isfinite(rhat), mcse, np.inf)
+    return {
+        "rhat": float(np.max(rhat)),
+        "ess_bulk": bulk,
+        "ess_tail": float(np.min(ess_tail)),
+        "mcse": float(np.max(mcse)),
+        "ess_per_second": bulk / seconds if seconds else None,
+        "values": int(varying.shape[-1]),
+    }
+
+
+class Agreement(NamedTuple):
+    """How well chains agree about each prediction that varies at all, for the report's pictures.
+
+    `worst` and `best` are the rank histograms of the predictions of the largest and of the smallest R-hat: how many of
+    each chain's samples fall into each of `RANK_BINS` equal parts of the ranks among all chains' samples (Vehtari et
+    al., 2021, §4.1).
+    """
+
+    rhat: Float[np.ndarray, " varying"]
+    ess_bulk: Float[np.ndarray, " varying"]
+    ess_tail: Float[np.ndarray, " varying"]
+    worst: Int[np.ndarray, "chains bins"]
+    best: Int[np.ndarray, "chains bins"]
+
+
+def agreement(values: Values) -> Agreement | None:
+    """The agreement of chains about what was watched; None where nothing varies."""
+    varying = _varying(values)
+    if not varying.size:
+        return None
+    rhat, ess_bulk, ess_tail = _rhat_and_ess(varying)
+    order = np.argsort(rhat, kind="stable")
+    worst, best = (rank_histogram(varying[..., place]) for place in (order[-1], order[0]))
+    return Agreement(rhat, ess_bulk, ess_tail, worst, best)
+
+
+def rank_histogram(
+    values: Float[np.ndarray, "chains samples"], bins: int = RANK_BINS
+) -> Int[np.ndarray, "chains bins"]:
+    """How many samples of each chain have a rank, among all chains' samples, in each of some equal parts; ties share theirs."""
+    shares = (rankdata(values).reshape(values.shape) - 0.5) / values.size
+    parts = (shares * bins).astype(int)
+    return np.stack([np.bincount(chain, minlength=bins) for chain in parts])
+
+
+def _varying(values: Values) -> Float[np.ndarray, "chains samples varying"]:
+    """The values that are not the same in every sample, in float64.
+
+    A probability that float32 rounds to 0 or 1 in every draw has no variance, hence no R-hat, and nothing to settle.
+    """
+    return values.astype(np.float64)[..., np.ptp(values, axis=(0, 1)) > 0]
+
+
+def _rhat_and_ess(
+    varying: Float[np.ndarray, "chains samples varying"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each value's rank-normalised split R-hat, bulk ESS and tail ESS.
+
+    R-hat is infinite where it cannot be computed, and for every value if a chain never moves: what that chain would
+    still find, nothing says. The ESS is 0 where it cannot be computed.
+    """
+    rhat = _finite(_quietly(array_stats.rhat, varying, method="rank"), np.inf)
+    standing = np.ptp(varying, axis=1) == 0
+    rhat = np.where(standing.all(axis=0) | standing.all(axis=1).any(), np.inf, rhat)
+    bulk = _finite(_quietly(array_stats.ess, varying, method="bulk"), 0.0)
+    tail = _finite(_quietly(array_stats.ess, varying, method="tail", prob=TAIL), 0.0)
+    return rhat, bulk, tail
+
+
+def _quietly(statistic: Any, values: np.ndarray, **settings: Any) -> np.ndarray:
+    """A statistic of ArviZ without numpy's warnings: chains that stand still have no variance to divide by."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(statistic(values, chain_axis=0, draw_axis=1, **settings), np.float64)
+
+
+def _finite(values: np.ndarray, otherwise: float) -> np.ndarray:
+    return np.where(np.isfinite(values), values, otherwise)
+
+
+def rhat_text(rhat: float | None) -> str:
+    """An R-hat in words; one that was read from a manifest is None where it was infinite: JSON has no infinity."""
+    return "infinite" if rhat is None or np.isinf(rhat) else f"{rhat:.3f}"
+
+
+def table(names: list[str], values: Values, seconds: float) -> list[dict[str, float | str]]:
+    """One row for each value: mean, std, MCSE, bulk and tail ESS, R-hat, ESS per second, and quantiles."""
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    exact = values.astype(np.float64)
+    columns = {
+        "mean": exact.mean(axis=(0, 1)),
+        "std": exact.std(axis=(0, 1), ddof=1),
+        "mcse": array_stats.mcse(exact, method="mean", **axes),
+        "ess_bulk": array_stats.ess(exact, method="bulk", **axes),
+        "ess_tail": array_stats.ess(exact, method="tail", prob=TAIL, **axes),
+        "rhat": array_stats.rhat(exact, method="rank", **axes),
+    }
+    columns["ess_per_second"] = columns["ess_bulk"] / seconds
+    quantiles = np.quantile(exact, [0.025, 0.25, 0.5, 0.75, 0.975], axis=(0, 1))
+    columns |= dict(zip(("2.5%", "25%", "50%", "75%", "97.5%"), quantiles, strict=True))
+    return [
+        {"name": name} | {column: float(numbers[place]) for column, numbers in columns.items()}
+        for place, name in enumerate(names)
+    ]
+
+
+def parameter_names(target: Target) -> list[str]:
+    """The name of every number of the vector: `network.Dense_0.kernel[0,1]`."""
+    return [
+        f"{site.path}[{','.join(map(str, place))}]" if place else site.path
+        for site in target.sites
+        for place in np.ndindex(site.shape)
+    ]
+
+
+def _some_parameters(chains: Chains, dim: int) -> Values:
+    """Unconstrained parameters `[chains, samples, …]`: R-hat and ESS by ranks do not change with the bijection."""
+    chosen = np.unique(np.linspace(0, dim - 1, min(dim, PARAMETERS)).round().astype(int))
+    return np.concatenate([trace["position"][..., chosen] for trace in chains.traces]).swapaxes(0, 1)
+
+
+def _trace(chains: Chains) -> list[list[float]]:
+    """Each chain's log posterior density at up to 200 steps at even distances, for the report's picture."""
+    densities = chains.column("log_density")
+    places = np.linspace(0, densities.shape[1] - 1, min(200, densities.shape[1])).round().astype(int)
+    return densities[:, places].tolist()

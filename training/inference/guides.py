@@ -1,0 +1,147 @@
+"""Guides, the normals that variational inference fits to a posterior, and the objective that they are fitted by.
+
+mean_field   independent: N(m, diag s²)
+low_rank     N(m, diag s² + F Fᵀ), F of a few columns (Ong et al., 2018)
+full_rank    N(m, L Lᵀ), L lower triangular; for networks of up to a few thousand parameters
+
+The objective is the evidence lower bound with a weight on its KL term (Blundell et al., 2015; β of Higgins et al., 2017):
+
+    ELBO(q) = N · E_q[mean log p(y | x, θ)] − kl_weight · KL(q ‖ prior),   KL = −H(q) − E_q[log prior]
+
+The entropy H is exact; so is E_q[log prior] for normal priors, whose expectation needs only the guide's means and
+variances. For other priors it is the mean over the gradient's own draws. A weight w < 1 fits q to the colder posterior
+p(y | x, θ)^(1/w) p(θ).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from abstain.models.errors import ConfigError
+from abstain.training.config.config import VIConfig
+from abstain.training.inference.bnn import Observations
+from abstain.training.inference.optimization import descend, described
+from abstain.training.inference.problem import Problem
+from abstain.training.inference.target import Site, Target
+from abstain.training.inference.tracking import Views, progress_report, views
+from abstain.training.runs.journal import Journal
+
+MONITOR_DRAWS = 10
+Guide = dict[str, Array]
+"""What is optimised."""
+FULL_RANK_LIMIT = 5_000
+"""Parameters beyond which L (100 MB at this size, three times that with Adam) is refused."""
+
+
+def guide_at(loc: Float[Array, " dim"], settings: VIConfig) -> Guide:
+    """A guide about a place, its standard deviations `init_scale`, without correlations."""
+    raw = jnp.full_like(loc, inverse_softplus(settings.init_scale))
+    match settings.family:
+        case "mean_field":
+            return {"loc": loc, "raw_scale": raw}
+        case "low_rank":
+            # Not zero, where the gradient of F would be zero too; small beside the diagonal.
+            factor = jax.random.normal(jax.random.key(0), (loc.size, settings.rank))
+            return {"loc": loc, "raw_scale": raw, "factor": factor * settings.init_scale / 10 / settings.rank**0.5}
+        case "full_rank":
+            return {"loc": loc, "raw_scale": raw, "below": jnp.zeros((loc.size, loc.size))}
+
+
+def law(guide: Guide) -> dist.Distribution:
+    """The guide's distribution."""
+    scale = jax.nn.softplus(guide["raw_scale"])
+    if "factor" in guide:
+        return dist.LowRankMultivariateNormal(guide["loc"], guide["factor"], scale**2)
+    if "below" in guide:
+        # The rows of L are in units of their diagonal, so that one learning rate suits wide and narrow parameters.
+        lower = scale[:, None] * (jnp.tril(guide["below"], -1) + jnp.eye(scale.size))
+        return dist.MultivariateNormal(guide["loc"], scale_tril=lower)
+    return dist.Normal(guide["loc"], scale).to_event(1)
+
+
+def inverse_softplus(value: float) -> Array:
+    """The number whose softplus is `value`."""
+    return jnp.log(jnp.expm1(value))
+
+
+def fit_guides(
+    key: PRNGKeyArray,
+    problem: Problem,
+    locs: Float[Array, "starts dim"],
+    settings: VIConfig,
+    journal: Journal,
+    name: str = "vi",
+) -> tuple[Guide, dict[str, Any]]:
+    """A guide from each start (leading axis), and what there is to say of the fit.
+
+    Raises:
+        ConfigError: `full_rank` over too many parameters.
+    """
+    target, rows = problem.target, len(problem.train.y)
+    if settings.family == "full_rank" and target.dim > FULL_RANK_LIMIT:
+        raise ConfigError(
+            "method.family", expected=f"at most {FULL_RANK_LIMIT} parameters for full_rank", found=target.dim
+        )
+
+    def loss(guide: Guide, key: PRNGKeyArray, batch: Observations) -> Array:
+        zs = law(guide).sample(key, (settings.particles,))
+        fitted = jax.vmap(lambda z: target.log_likelihood(target.constrain(z), batch).mean())(zs).mean()
+        return -fitted + settings.kl_weight / rows * kl_divergence(target, guide, zs)
+
+    def report(guide: Guide, key: PRNGKeyArray, seen: Views) -> dict[str, Array]:
+        zs = law(guide).sample(key, (MONITOR_DRAWS,))
+        return progress_report(problem.bnn, zs, seen) | {"kl_divergence": kl_divergence(target, guide, zs)}
+
+    start = jax.jit(jax.vmap(lambda loc: guide_at(loc, settings)))(locs)
+    guides, traces = descend(
+        name,
+        key,
+        start,
+        loss,
+        problem.train,
+        settings,
+        journal,
+        report=report,
+        seen=views(problem),
+        augment=problem.augment,
+        chain_method=settings.chain_method,
+    )
+    return guides, described(traces) | {"loss_unit": "negative ELBO per training row, nats", "starts": settings.starts}
+
+
+def kl_divergence(target: Target, guide: Guide, zs: Float[Array, "draws dim"]) -> Float[Array, ""]:
+    """KL(q ‖ prior) in nats, over all parameters; exact where their priors are normal, else by the draws `zs`."""
+    q = law(guide)
+    mean, variance = guide["loc"], q.variance
+    expected = jnp.float32(0)
+    for site in target.sites:
+        part = slice(site.first, site.last)
+        prior: Any = site.prior.base_dist if isinstance(site.prior, dist.ExpandedDistribution) else site.prior
+        if site.is_real and isinstance(prior, dist.Normal):
+            spread = (mean[part].reshape(site.shape) - prior.loc) ** 2 + variance[part].reshape(site.shape)
+            expected -= (0.5 * spread / prior.scale**2 + jnp.log(prior.scale) + 0.5 * jnp.log(2 * jnp.pi)).sum()
+        else:
+            expected += jax.vmap(lambda z, part=part, site=site: _site_log_prior(site, z[part]))(zs).mean()
+    return -q.entropy() - expected
+
+
+def _site_log_prior(site: Site, values: Array) -> Array:
+    unconstrained = values.reshape(site.shape)
+    parameter = site.bijection(unconstrained)
+    return site.prior.log_prob(parameter).sum() + site.bijection.log_abs_det_jacobian(unconstrained, parameter).sum()
+
+
+def sample_guides(key: PRNGKeyArray, guides: Guide, draws: int) -> Float[Array, "draws dim"]:
+    """Draws pooled over guides in near-equal numbers, one guide after the other."""
+    starts = jax.tree.leaves(guides)[0].shape[0]
+    each = -(-draws // starts)
+    keys = jax.random.split(key, starts)
+    zs = jax.jit(jax.vmap(lambda key, guide: law(guide).sample(key, (each,))))(keys, guides)
+    flat = zs.reshape(-1, zs.shape[-1])
+    return flat[np.linspace(0, len(flat) - 1, draws).round().astype(int)]

@@ -1,0 +1,238 @@
+"""ChEES-HMC (Hoffman, Radul & Sountsov, 2021): many chains in lockstep with one adapted trajectory length.
+
+All chains share a step size ε, a diagonal metric and a longest trajectory T; a transition's trajectory is u·T long with
+one u ~ U(0, 1) for all, so that every chain takes the same number of leapfrog steps and none waits for another. After
+the warm-up, groups of chains may go on in threads of their own (`chain_method = "parallel"`). The
+warm-up moves log T uphill on the change in the estimator of the expected square,
+
+    ChEES(T) = ¼ E[(‖q′ − E q′‖² − ‖q − E q‖²)²],
+
+with q in units of the metric, by Adam on the chains' average of
+
+    u · T · (‖q̃′‖² − ‖q̃‖²) · ⟨q̃′, ṽ′⟩,    ~: centred, in the metric's units,
+
+weighted by acceptance (§3.2); ε follows the harmonic mean of the acceptance, and the metric is the variance over all
+chains in windows of doubling length.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PRNGKeyArray
+
+from abstain.training.config.config import ChEESConfig
+from abstain.training.inference.adaptation import (
+    Metric,
+    StepSize,
+    adapt_step_size,
+    final_step_size,
+    first_step_size,
+    restart_step_size,
+    unit_metric,
+    where,
+    windows,
+)
+from abstain.training.inference.chains import Info, Kernel
+from abstain.training.inference.methods.hmc import (
+    DIVERGENCE,
+    Point,
+    acceptance_probability,
+    energies,
+    evaluate,
+    leapfrogs,
+)
+from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.inference.sampling import fit_by_chains
+from abstain.training.inference.target import Data, Target
+from abstain.training.runs.journal import Journal
+
+ADAM_RATE = 0.025
+FIRST_LEAPFROGS = 1
+"""T begins short and grows: the criterion has a maximum at every further half turn, and the first is the best."""
+STEP_JITTER = 0.2
+"""A transition's step size is drawn from [1 − this, 1] of the adapted one: a resonance holds no chain for long."""
+
+Scalar = Float[Array, ""]
+
+
+class Length(NamedTuple):
+    """The logarithm of the longest trajectory, its running average, and Adam's memory."""
+
+    log: Scalar
+    average: Scalar
+    memory: Any
+
+
+class State(NamedTuple):
+    """All chains at once; of `point` the leading axis is the chain."""
+
+    key: PRNGKeyArray
+    point: Point
+    metric: Metric
+    step_size: StepSize
+    length: Length
+    moments: tuple[Scalar, Array, Array]
+    """Number, mean and sum of squared deviations of the positions of this window, over all chains."""
+    transition: Array
+
+
+def fit(key: PRNGKeyArray, problem: Problem, settings: ChEESConfig, draws: int, journal: Journal) -> Fitted:
+    """`draws` draws, evenly thinned from all chains; diagnostics are of all samples, before thinning."""
+    return fit_by_chains(key, kernel(problem.target, settings), problem, settings, draws, journal)
+
+
+def kernel(target: Target, settings: ChEESConfig) -> Kernel:
+    """The transitions of all chains."""
+    schedule, adam = windows(settings.warmup), optax.adam(ADAM_RATE, b1=0.0, b2=0.95)
+    dim = target.dim
+
+    def points(positions: Float[Array, "chains dim"], data: Data) -> Point:
+        return jax.vmap(lambda position: evaluate(target, position, data))(positions)
+
+    def init(keys: Key[Array, " chains"], positions: Float[Array, "chains dim"], data: Data) -> State:
+        log = jnp.log(jnp.float32(FIRST_LEAPFROGS * settings.step_size))
+        return State(
+            keys[0],
+            points(positions, data),
+            unit_metric(dim, settings.mass_matrix),
+            first_step_size(settings.step_size),
+            Length(log, log, adam.init(log)),
+            no_moments(dim),
+            jnp.int32(0),
+        )
+
+    def step(state: State, data: Data) -> tuple[State, Info]:
+        state, info, *_ = transition(state, data)
+        return state, info
+
+    def transition(state: State, data: Data) -> tuple[State, Info, Point, Array, Scalar]:
+        key, key_momentum, key_length, key_jitter, key_accept = jax.random.split(state.key, 5)
+        chains = len(state.point.position)
+        share = jax.random.uniform(key_length)
+        size = state.step_size.value * (1 - STEP_JITTER * jax.random.uniform(key_jitter))
+        steps = jnp.clip(jnp.ceil(share * jnp.exp(state.length.log) / size), 1, settings.max_leapfrogs)
+        momentum = state.metric.momentum(jax.random.normal(key_momentum, (chains, dim)))
+        end, last_momentum = leapfrogs(
+            lambda positions: points(positions, data), state.point, momentum, state.metric, size, steps.astype(int)
+        )
+        energy, error = energies(state.point, momentum, end, last_momentum, state.metric)
+        acceptance = acceptance_probability(error)
+        accepted = jax.random.uniform(key_accept, (chains,)) < acceptance
+        point = Point(
+            where(accepted[:, None], end.position, state.point.position),
+            where(accepted, end.log_density, state.point.log_density),
+            where(accepted[:, None], end.gradient, state.point.gradient),
+        )
+        info = {
+            "acceptance": acceptance,
+            "diverging": ~(error < DIVERGENCE),
+            "leapfrogs": jnp.full(chains, steps, jnp.int32),
+            "energy": energy,
+            "log_density": point.log_density,
+        }
+        return state._replace(key=key, point=point), info, end, state.metric.velocity(last_momentum), share
+
+    def warm(state: State, data: Data) -> tuple[State, Info]:
+        before = state.point.position
+        state, info, end, velocity, share = transition(state, data)
+        acceptance = info["acceptance"]
+        # The harmonic mean: no chain is left behind with a step too large for it.
+        mean = 1 / (1 / jnp.maximum(acceptance, 1e-6)).mean()
+        size = adapt_step_size(state.step_size, mean, "dual_averaging", settings.target_acceptance)
+        slope = ascent(before, end.position, velocity, acceptance, state.metric) * share * jnp.exp(state.length.log)
+        length = lengthened(state.length, slope, size.memory.average, state.transition)
+        state = state._replace(step_size=size, length=length, transition=state.transition + 1)
+        return (state if settings.mass_matrix == "unit" else adapt_metric(state)), info
+
+    def lengthened(length: Length, slope: Scalar, average_log_size: Scalar, transition: Array) -> Length:
+        update, memory = adam.update(-jnp.nan_to_num(slope), length.memory)
+        # Bounded by the average step size: those that adaptation tries on the way would throw T into a farther maximum.
+        log = jnp.minimum(length.log + update, average_log_size + jnp.log(settings.max_leapfrogs))
+        weight = (transition + 1.0) ** -0.5
+        return Length(log, (1 - weight) * length.average + weight * log, memory)
+
+    def adapt_metric(state: State) -> State:
+        place = state.transition - 1
+        moments = where(schedule.collecting[place], add_moments(state.moments, state.point.position), state.moments)
+        state = state._replace(moments=moments)
+        metric = metric_of_moments(moments)
+        # The widest direction calls for the longest trajectory: T is as long as before for it, in the new metric's units.
+        shift = jnp.log((metric.inverse / state.metric.inverse).max()) / 2
+        length = state.length
+        renewed = state._replace(
+            metric=metric,
+            step_size=restart_step_size(state.step_size, state.metric, metric, "dual_averaging"),
+            length=length._replace(log=length.log - shift, average=length.average - shift),
+            moments=no_moments(dim),
+        )
+        return jax.lax.cond(schedule.ending[place], lambda: renewed, lambda: state)
+
+    def settle(state: State) -> State:
+        size = StepSize(final_step_size(state.step_size, "dual_averaging"), ())
+        return state._replace(step_size=size, length=state.length._replace(log=state.length.average))
+
+    def split(state: State) -> State:
+        """Groups of chains, each in lockstep with a randomness of its own; what was adapted they share."""
+        shape = (settings.groups, settings.chains // settings.groups)
+        shared = jax.tree.map(lambda leaf: jnp.stack([leaf] * settings.groups), state)
+        point = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), state.point)
+        return shared._replace(key=jax.random.split(state.key, settings.groups), point=point)
+
+    def tuned(state: State) -> dict[str, Array]:
+        return {"step_size": state.step_size.value, "trajectory_length": jnp.exp(state.length.log)}
+
+    return Kernel(
+        init,
+        warm,
+        settle,
+        step,
+        position=lambda state: state.point.position,
+        tuned=tuned,
+        lockstep=True,
+        split=split if settings.chain_method == "parallel" else None,
+    )
+
+
+def ascent(
+    before: Float[Array, "chains dim"],
+    after: Float[Array, "chains dim"],
+    velocity: Float[Array, "chains dim"],
+    acceptance: Float[Array, " chains"],
+    metric: Metric,
+) -> Scalar:
+    """The direction in which a longer trajectory raises ChEES, per unit of time, in arbitrary units."""
+    unit = jnp.sqrt(metric.inverse)
+    weight = jnp.where(jnp.isfinite(after).all(axis=1), acceptance, 0.0)
+    safe = jnp.where(weight[:, None] > 0, after, before)
+    end = (safe - jnp.average(safe, axis=0, weights=weight + 1e-9)) / unit
+    start = (before - before.mean(axis=0)) / unit
+    change = (end**2).sum(axis=1) - (start**2).sum(axis=1)
+    slope = change * (end * jnp.nan_to_num(velocity) / unit).sum(axis=1)
+    return (weight * slope).sum() / (weight.sum() + 1e-9)
+
+
+def no_moments(dim: int) -> tuple[Scalar, Array, Array]:
+    """Moments of nothing yet."""
+    return jnp.float32(0), jnp.zeros(dim), jnp.zeros(dim)
+
+
+def add_moments(moments: tuple[Scalar, Array, Array], positions: Float[Array, "chains dim"]) -> tuple[Scalar, Any, Any]:
+    """The moments with a batch of positions more (Chan et al., 1979)."""
+    count, mean, squares = moments
+    size = len(positions)
+    delta = positions.mean(axis=0) - mean
+    total = count + size
+    squares = squares + ((positions - positions.mean(axis=0)) ** 2).sum(axis=0) + delta**2 * count * size / total
+    return total, mean + delta * size / total, squares
+
+
+def metric_of_moments(moments: tuple[Scalar, Array, Array]) -> Metric:
+    """The metric of a window, drawn a little towards the unit matrix, as Stan does."""
+    count, _, squares = moments
+    variance = squares / jnp.maximum(count - 1, 1)
+    inverse = count / (count + 5) * variance + 1e-3 * 5 / (count + 5)
+    return Metric(inverse, 1 / jnp.sqrt(inverse))

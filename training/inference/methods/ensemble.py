@@ -1,0 +1,21 @@
+"""A deep ensemble (Lakshminarayanan et al., 2017): posterior modes from several starts, one draw each."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from abstain.models.prediction.posterior import Posterior
+from abstain.training.config.config import EnsembleConfig
+from abstain.training.inference.methods.map import find_modes
+from abstain.training.inference.optimization import described
+from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.runs.journal import Journal
+
+
+def fit(key: PRNGKeyArray, problem: Problem, settings: EnsembleConfig, draws: int, journal: Journal) -> Fitted:
+    """The members' modes as draws, however many were asked for."""
+    del draws
+    modes, traces = find_modes(key, problem, settings, settings.members, journal, settings.chain_method)
+    facts = described(traces) | {"members": settings.members}
+    return Fitted(Posterior(problem.bnn.model, problem.bnn.draws(np.asarray(modes))), facts)

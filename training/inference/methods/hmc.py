@@ -1,0 +1,164 @@
+"""Hamiltonian Monte Carlo (Duane et al., 1987; Neal, 2011) with a fixed number of leapfrog steps.
+
+    p ~ N(0, M);   (q, p) ↦ L leapfrog steps of size ε;   accept with min(1, exp(H − H′)),   H = −log π(q) + ½ pᵀM⁻¹p
+
+One gradient a leapfrog step, and next to nothing else: the loop's length is known to the compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from abstain.training.config.config import HMCConfig, MassMatrix
+from abstain.training.inference.adaptation import (
+    Metric,
+    StepSize,
+    adapt_step_size,
+    add_position,
+    final_step_size,
+    first_step_size,
+    metric_of,
+    no_positions,
+    restart_step_size,
+    unit_metric,
+    where,
+    windows,
+)
+from abstain.training.inference.chains import Info, Kernel
+from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.inference.sampling import fit_by_chains
+from abstain.training.inference.target import Data, Target, Vector
+from abstain.training.runs.journal import Journal
+
+DIVERGENCE = 1000.0
+"""Nats of energy error beyond which a trajectory counts as divergent: Stan's."""
+
+Scalar = Float[Array, ""]
+
+
+class Point(NamedTuple):
+    """A position with its log density and the gradient of that; a batch of them, with leading axes."""
+
+    position: Float[Array, "... dim"]
+    log_density: Float[Array, "..."]
+    gradient: Float[Array, "... dim"]
+
+
+class State(NamedTuple):
+    """One chain."""
+
+    key: PRNGKeyArray
+    point: Point
+    metric: Metric
+    step_size: StepSize
+    covariance: Any
+    transition: Array
+
+
+def fit(key: PRNGKeyArray, problem: Problem, settings: HMCConfig, draws: int, journal: Journal) -> Fitted:
+    """`draws` draws, evenly thinned from all chains; diagnostics are of all samples, before thinning."""
+    return fit_by_chains(key, kernel(problem.target, settings), problem, settings, draws, journal)
+
+
+def kernel(target: Target, settings: HMCConfig) -> Kernel:
+    """The transitions of one chain."""
+    schedule = windows(settings.warmup)
+    mass_matrix: MassMatrix = settings.mass_matrix if settings.adaptation != "none" else "unit"
+
+    def init(key: PRNGKeyArray, position: Vector, data: Data) -> State:
+        return State(
+            key,
+            evaluate(target, position, data),
+            unit_metric(target.dim, mass_matrix),
+            first_step_size(settings.step_size),
+            no_positions(target.dim, mass_matrix),
+            jnp.int32(0),
+        )
+
+    def step(state: State, data: Data) -> tuple[State, Info]:
+        key, key_momentum, key_jitter, key_accept = jax.random.split(state.key, 4)
+        size = state.step_size.value * (1 - settings.jitter * jax.random.uniform(key_jitter))
+        momentum = state.metric.momentum(jax.random.normal(key_momentum, (target.dim,)))
+        end, last_momentum = leapfrogs(
+            lambda q: evaluate(target, q, data), state.point, momentum, state.metric, size, settings.leapfrogs
+        )
+        energy, error = energies(state.point, momentum, end, last_momentum, state.metric)
+        acceptance = acceptance_probability(error)
+        point = where(jax.random.uniform(key_accept) < acceptance, end, state.point)
+        info = {
+            "acceptance": acceptance,
+            "diverging": ~(error < DIVERGENCE),
+            "leapfrogs": jnp.int32(settings.leapfrogs),
+            "energy": energy,
+            "log_density": point.log_density,
+        }
+        return state._replace(key=key, point=point), info
+
+    def warm(state: State, data: Data) -> tuple[State, Info]:
+        state, info = step(state, data)
+        size = adapt_step_size(state.step_size, info["acceptance"], settings.adaptation, settings.target_acceptance)
+        state = state._replace(step_size=size, transition=state.transition + 1)
+        return (state if mass_matrix == "unit" else adapt_metric(state)), info
+
+    def adapt_metric(state: State) -> State:
+        place, kind = state.transition - 1, mass_matrix
+        added = add_position(state.covariance, state.point.position, kind)
+        state = state._replace(covariance=where(schedule.collecting[place], added, state.covariance))
+        metric = metric_of(state.covariance, kind)
+        renewed = state._replace(
+            metric=metric,
+            step_size=restart_step_size(state.step_size, state.metric, metric, settings.adaptation),
+            covariance=no_positions(target.dim, kind),
+        )
+        return jax.lax.cond(schedule.ending[place], lambda: renewed, lambda: state)
+
+    def settle(state: State) -> State:
+        return state._replace(step_size=StepSize(final_step_size(state.step_size, settings.adaptation), ()))
+
+    def tuned(state: State) -> dict[str, Array]:
+        return {"step_size": state.step_size.value}
+
+    return Kernel(init, warm, settle, step, position=lambda state: state.point.position, tuned=tuned)
+
+
+def evaluate(target: Target, position: Vector, data: Data) -> Point:
+    """The point at a position."""
+    return Point(position, *jax.value_and_grad(target.log_density)(position, data))
+
+
+def leapfrogs(
+    evaluate: Callable[[Array], Point], start: Point, momentum: Array, metric: Metric, size: Scalar, steps: int | Array
+) -> tuple[Point, Array]:
+    """`steps` leapfrog steps; neighbouring half steps of the momentum are one."""
+
+    def leap(_: int | Array, carry: tuple[Point, Array]) -> tuple[Point, Array]:
+        point, momentum = carry
+        point = evaluate(point.position + size * metric.velocity(momentum))
+        return point, momentum + size * point.gradient
+
+    end, momentum = jax.lax.fori_loop(0, steps, leap, (start, momentum + size / 2 * start.gradient))
+    return end, momentum - size / 2 * end.gradient
+
+
+def energies(
+    start: Point, momentum: Array, end: Point, last_momentum: Array, metric: Metric
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The energy at the start, and what the trajectory added to it, in nats."""
+    before = -start.log_density + kinetic(momentum, metric)
+    after = -end.log_density + kinetic(last_momentum, metric)
+    return before, after - before
+
+
+def kinetic(momentum: Float[Array, "... dim"], metric: Metric) -> Float[Array, "..."]:
+    """½ pᵀM⁻¹p."""
+    return (momentum * metric.velocity(momentum)).sum(axis=-1) / 2
+
+
+def acceptance_probability(error: Float[Array, "..."]) -> Float[Array, "..."]:
+    """min(1, exp(−error)); 0 where the trajectory left the numbers."""
+    return jnp.where(jnp.isnan(error), 0.0, jnp.minimum(1.0, jnp.exp(-error)))

@@ -1,0 +1,111 @@
+"""The No-U-Turn sampler (Hoffman & Gelman, 2014; Betancourt, 2017) by NumPyro, on the whole training set."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+from numpyro.infer.hmc import hmc
+
+from abstain.training.config.config import NUTSConfig
+from abstain.training.inference.adaptation import (
+    Metric,
+    StepSize,
+    adapt_step_size,
+    final_step_size,
+    first_step_size,
+    restart_step_size,
+    where,
+    windows,
+)
+from abstain.training.inference.chains import Info, Kernel
+from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.inference.sampling import fit_by_chains
+from abstain.training.inference.target import Data, Target, Vector
+from abstain.training.runs.journal import Journal
+
+
+class State(NamedTuple):
+    """One chain: NumPyro's state of it, which adapts the metric, and the step size, which is adapted here."""
+
+    hmc: Any
+    step_size: StepSize
+    transition: Array
+
+
+def fit(key: PRNGKeyArray, problem: Problem, settings: NUTSConfig, draws: int, journal: Journal) -> Fitted:
+    """`draws` draws, evenly thinned from all chains; diagnostics are of all samples, before thinning."""
+    return fit_by_chains(key, kernel(problem.target, settings), problem, settings, draws, journal)
+
+
+def kernel(target: Target, settings: NUTSConfig) -> Kernel:
+    """The transitions of one chain."""
+
+    def potential(data: Data, z: Vector) -> Array:
+        return -target.log_density(z, data)
+
+    init_kernel, sample_kernel = hmc(potential_fn_gen=lambda data: partial(potential, data), algo="NUTS")
+
+    schedule = windows(settings.warmup)
+
+    def init(key: PRNGKeyArray, position: Vector, data: Data) -> State:
+        state = init_kernel(
+            position,
+            settings.warmup,
+            step_size=settings.step_size,
+            adapt_step_size=False,
+            adapt_mass_matrix=settings.mass_matrix != "unit" and settings.adaptation != "none",
+            dense_mass=settings.mass_matrix == "dense",
+            max_tree_depth=settings.max_tree_depth,
+            model_args=(data,),
+            rng_key=key,
+        )
+        return with_step_size(State(state, first_step_size(settings.step_size), jnp.int32(0)))
+
+    def step(state: State, data: Data) -> tuple[State, Info]:
+        after = sample_kernel(state.hmc, model_args=(data,))
+        info = {
+            "acceptance": after.accept_prob,
+            "diverging": after.diverging,
+            "leapfrogs": after.num_steps,
+            "energy": after.energy,
+            "log_density": -after.potential_energy,
+        }
+        return state._replace(hmc=after), info
+
+    def warm(state: State, data: Data) -> tuple[State, Info]:
+        before = metric(state)
+        state, info = step(state, data)
+        size = adapt_step_size(state.step_size, info["acceptance"], settings.adaptation, settings.target_acceptance)
+        if settings.mass_matrix != "unit":
+            restarted = restart_step_size(size, before, metric(state), settings.adaptation)
+            size = where(schedule.ending[state.transition], restarted, size)
+        return with_step_size(state._replace(step_size=size, transition=state.transition + 1)), info
+
+    def settle(state: State) -> State:
+        size = final_step_size(state.step_size, settings.adaptation)
+        return with_step_size(state._replace(step_size=StepSize(size, ())))
+
+    def tuned(state: State) -> dict[str, Array]:
+        return {"step_size": state.step_size.value}
+
+    return Kernel(init, warm, settle, step, position=lambda state: state.hmc.z, tuned=tuned)
+
+
+def metric(state: State) -> Metric:
+    """The metric that NumPyro has come to."""
+    adapted = state.hmc.adapt_state
+    return Metric(adapted.inverse_mass_matrix, adapted.mass_matrix_sqrt)
+
+
+def with_step_size(state: State) -> State:
+    """The state with its step size where NumPyro's transitions read it."""
+    adapted = state.hmc.adapt_state._replace(step_size=state.step_size.value)
+    return state._replace(hmc=state.hmc._replace(adapt_state=adapted))
+
+
+def tree_depth(leapfrogs: Any) -> Any:
+    """The depth of the tree that a number of leapfrog steps makes."""
+    return jnp.ceil(jnp.log2(leapfrogs + 1))

@@ -1,0 +1,136 @@
+"""Plots of how far a version's confidence can be relied on: reliability, and risk against coverage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from abstain.models.prediction.predictive import Prediction
+from abstain.models.prediction.summaries import ClassificationSummary
+from abstain.training.evaluation.bootstrap import share_interval
+from abstain.training.evaluation.metrics import ECE_BINS, expected_calibration_error, reliability_bins, risks
+from abstain.training.evaluation.quality import confidence
+from abstain.training.evaluation.records import View
+from abstain.training.report.canvas import ACCENT, INK, MUTED, WARM, places, plain, titled_figure
+
+
+def draw_reliability(view: View) -> Figure:
+    """Accuracy against confidence in bins of equal mass, the gap in each bin, and the counts; the twin beside.
+
+    A sure model has most of its bins in one corner of the diagram, hence the gaps again below, bin by bin.
+    """
+    sides = [(view.name, view.familiar.prediction, ACCENT)]
+    if view.twin:
+        sides.append((f"twin: {view.twin.name}", view.twin.familiar, INK))
+    title = "Is it as often right as it is sure? On the line it is; below the line it is too sure, above it too modest"
+    figure = titled_figure(title, 4.9 * len(sides), 7.4)
+    panels = figure.subplots(3, len(sides), squeeze=False, sharey="row", height_ratios=(4, 1, 1.6))
+    for column, (name, prediction, color) in zip(panels.T, sides, strict=True):
+        reliability_panels(column, prediction, view, color)
+        column[0].set_title(name, fontsize=10)
+    panels[0, 0].set_ylabel(f"accuracy, {ECE_BINS} bins of equal mass")
+    panels[1, 0].set_ylabel("rows")
+    panels[2, 0].set_ylabel("accuracy −\nconfidence")
+    return figure
+
+
+def draw_reliability_wide(view: View) -> Figure:
+    """The same for a page: the diagram, and at its right the counts and the gaps."""
+    figure = Figure(figsize=(7.2, 3.7), layout="constrained")
+    panels = figure.subplot_mosaic([["diagram", "counts"], ["diagram", "gaps"]], width_ratios=(1.25, 1))
+    diagram, counts, gaps = (panels[name] for name in ("diagram", "counts", "gaps"))
+    reliability_panels((diagram, counts, gaps), view.familiar.prediction, view, ACCENT)
+    diagram.tick_params(labelbottom=True)
+    diagram.set(xlabel="confidence: the largest probability", ylabel="accuracy")
+    counts.set_ylabel("rows")
+    gaps.set_ylabel("accuracy −\nconfidence")
+    return figure
+
+
+def reliability_panels(panels: Any, prediction: Prediction, view: View, color: str) -> None:
+    """Draws the diagram, the counts and the gaps on three axes, in this order."""
+    diagram, counts, gaps = panels
+    certain, correct = confidence(prediction), losses(prediction, view) == 0
+    bins = reliability_bins(certain, correct)
+    sizes, means, shares = (np.array(bins[column]) for column in ("rows", "confidence", "accuracy"))
+    exact = np.array(
+        [share_interval(round(share * rows), rows) for share, rows in zip(shares, bins["rows"], strict=True)]
+    )
+    bars = np.maximum([shares - exact[:, 0], exact[:, 1] - shares], 0)
+    look = {"fmt": "o", "color": color, "markersize": 4.5, "elinewidth": 1, "capsize": 2}
+    diagram.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
+    diagram.errorbar(means, shares, bars, **look)
+    told = f"ECE {expected_calibration_error(certain, correct):.4f}\n{sizes.min():,} rows in a bin"
+    diagram.text(0.04, 0.95, told, transform=diagram.transAxes, va="top", fontsize=9)
+    diagram.set(xlim=(0, 1.01), ylim=(0, 1.02))
+    diagram.tick_params(labelbottom=False)
+    counts.hist(certain, np.linspace(0, 1, 41), color=color)
+    counts.set(yscale="log", xlim=(0, 1.01), xlabel="confidence: the largest probability")
+    gaps.axhline(0, color=MUTED, linewidth=1)
+    gaps.errorbar(np.arange(1, len(sizes) + 1), shares - means, bars, **look)
+    gaps.set(xlabel="bin, from the least to the most sure", xticks=range(1, len(sizes) + 1, 2))
+    plain(diagram, counts, gaps)
+
+
+def draw_risk_coverage(view: View) -> Figure:
+    """The error of what is answered, if only the surest are: by confidence, by the decision score, and the twin."""
+    classify = isinstance(view.familiar.prediction.summary, ClassificationSummary)
+    what = "error" if classify else "RMSE"
+    figure = titled_figure(
+        f"{view.name}: the {what} of what is answered should fall as the doubtful are left out (leftwards)", 8, 4.2
+    )
+    axis = figure.subplots()
+    own = view.familiar.prediction
+    curves = [
+        ("surest first", confidence(own), own, ACCENT, "-", 2.2),
+        (
+            f"least strange first ({view.familiar.decision_name.replace('_', ' ')})",
+            -np.asarray(view.familiar.decision.value),
+            own,
+            WARM,
+            "-",
+            1.3,
+        ),
+    ]
+    if view.twin:
+        curves.append(("twin, surest first", confidence(view.twin.familiar), view.twin.familiar, INK, "--", 1.3))
+    for label, certain, prediction, color, style, width in curves:
+        risk = risks(certain, losses(prediction, view))
+        risk = 100 * risk if classify else np.sqrt(risk)
+        # The first percent are too few rows for a share of errors.
+        first = len(risk) // 100
+        kept = first + places(len(risk) - first)
+        axis.plot((kept + 1) / len(risk) * 100, risk[kept], color=color, linestyle=style, linewidth=width, label=label)
+    kept = ~view.familiar.judgement.reject
+    accepted = 100 * float(kept.mean())
+    axis.axvline(accepted, color=MUTED, linewidth=1)
+    if kept.any():
+        # Where thresholds are per class the point may lie beside the curve, which knows one threshold for all.
+        risk = losses(own, view)[kept].mean()
+        axis.plot(accepted, 100 * risk if classify else np.sqrt(risk), "o", color=WARM, markersize=7, zorder=5)
+    axis.annotate(
+        "accepted now",
+        (accepted, 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5, 0),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=8.5,
+        color=INK,
+    )
+    axis.set(xlabel="rows answered (%)", ylabel=f"{what} among them" + (" (%)" if classify else ""), xlim=(0, 101))
+    axis.set_ylim(bottom=0)
+    figure.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=3)
+    plain(axis)
+    return figure
+
+
+def losses(prediction: Prediction, view: View) -> Float[np.ndarray, " rows"]:
+    """1 for each mistake, or the squared error."""
+    if isinstance(prediction.summary, ClassificationSummary):
+        return (np.asarray(prediction.summary.mean).argmax(axis=1) != view.rows.y).astype(np.float64)
+    return (np.asarray(prediction.summary.mean) - view.rows.y) ** 2

@@ -1,0 +1,57 @@
+"""`abstain evaluate --plots DIR`: one PNG for each question that a figure alone would not settle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from abstain.models.prediction.summaries import ClassificationSummary
+from abstain.training.data.ood_sets import is_image
+from abstain.training.evaluation.records import View
+from abstain.training.report.canvas import label_plainly, names_as_written
+from abstain.training.report.confidence_plots import draw_reliability, draw_risk_coverage
+from abstain.training.report.galleries import draw_accepted, draw_mistakes
+from abstain.training.report.regression_plots import draw_pit, draw_predicted, draw_width_error
+from abstain.training.report.separation_plots import draw_detection, draw_ecdf, draw_roc
+
+DPIS, MOST_BYTES = (110, 80, 60, 40), 400_000
+
+
+def write_plots(folder: Path, view: View) -> list[str]:
+    """Writes the plots that the model's task, its inputs and the OOD sets call for; returns the files' names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with names_as_written():
+        figures = {name: draw(view) for name, draw in plots_for(view).items()}
+        written = {f"{name}.png": figure for name, figure in figures.items() if figure is not None}
+        for name, figure in written.items():
+            label_plainly(figure)
+            save_small(figure, folder / name)
+    return list(written)
+
+
+def save_small(figure: Figure, path: Path) -> None:
+    """Writes a PNG at the finest of `DPIS` that keeps it below `MOST_BYTES`: pictures of many sets can be large."""
+    for dpi in DPIS:
+        figure.savefig(path, dpi=dpi)
+        if path.stat().st_size < MOST_BYTES:
+            return
+
+
+def plots_for(view: View) -> dict[str, Callable[[View], Figure | None]]:
+    """The plots by name, in the order to look at them."""
+    drawn: dict[str, Callable[[View], Figure | None]] = {}
+    if isinstance(view.familiar.prediction.summary, ClassificationSummary):
+        drawn |= {"reliability": draw_reliability, "risk_coverage": draw_risk_coverage}
+        if is_image(view.posterior.model):
+            drawn |= {"mistakes": draw_mistakes}
+    else:
+        drawn |= {"predicted": draw_predicted, "width_error": draw_width_error, "pit": draw_pit}
+        drawn |= {"risk_coverage": draw_risk_coverage}
+    drawn |= {"ecdf": draw_ecdf}
+    if view.strange:
+        drawn |= {"roc": draw_roc, "detection": draw_detection}
+    if is_image(view.posterior.model):
+        drawn |= {"accepted": draw_accepted}
+    return drawn

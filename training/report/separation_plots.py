@@ -1,0 +1,223 @@
+"""Plots of how a version's scores tell OOD sets from the test rows: ROC, distributions, shares above the thresholds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from abstain.models.decisions.calibration import Calibration
+from abstain.models.decisions.ranks import ordinal, threshold
+from abstain.training.data.ood_sets import SAME_INTENSITY, readable
+from abstain.training.evaluation.quality import TWIN_SCORES, deciding_ranks, rates_of
+from abstain.training.evaluation.records import Seen, View
+from abstain.training.report.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WARM, places, plain, titled_figure
+
+
+def draw_roc(view: View, across: int = 3) -> Figure:
+    """One panel a set, so many in a line: the decision with its threshold, the two best other scores, and the twin's best."""
+    columns = min(len(view.strange), across)
+    lines = -(-len(view.strange) // columns)
+    figure = titled_figure(
+        f"{view.name}: how many strange rows are caught (up) for how many familiar ones turned away (right); the dot is the threshold",
+        3.6 * columns + 0.6,
+        3.5 * lines + 0.6,
+    )
+    shown = _best_others(view)
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for axis, (name, strange) in zip(panels.flat, view.strange.items(), strict=False):
+        _draw_roc_panel(axis, view, name, strange, shown)
+    for axis in panels.flat[len(view.strange) :]:
+        axis.set_visible(False)
+    for axis in panels[:, 0]:
+        axis.set_ylabel("strange rows caught")
+    for axis in panels[-1]:
+        axis.set_xlabel("familiar rows turned away (log scale)")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.4g}" if share < 1 else "1"))
+    return figure
+
+
+def _draw_roc_panel(axis: Any, view: View, name: str, strange: Seen, shown: dict[str, str]) -> None:
+    familiar = view.familiar
+    pairs = [
+        (score, *deciding_ranks(familiar.judgement.scores[score], strange.judgement.scores[score]), color, "-", 1.2)
+        for score, color in shown.items()
+    ]
+    if view.twin:
+        own, foreign = view.twin.familiar.scores, view.twin.strange[name].scores
+        _, score = max((auroc(own[score], foreign[score]), score) for score in TWIN_SCORES if score in own)
+        pairs.append((f"twin, {score}", own[score], foreign[score], INK, "--", 1.2))
+    decided = f"decision ({familiar.decision_name})"
+    pairs.append((decided, *deciding_ranks(familiar.decision, strange.decision), ACCENT, "-", 2.2))
+    least = 0.5 / len(familiar.x)
+    for label, own, foreign, color, style, width in pairs:
+        truth = np.repeat([0, 1], [len(own), len(foreign)])
+        false, true, _ = roc_curve(truth, np.concatenate([own, foreign]))
+        text = f"{label.replace('_', ' ')}  {auroc(own, foreign):.3f}"
+        kept = places(len(false))
+        axis.step(
+            np.maximum(false[kept], least),
+            true[kept],
+            where="post",
+            color=color,
+            linestyle=style,
+            linewidth=width,
+            label=text,
+        )
+    here = max(float(familiar.judgement.reject.mean()), least), float(strange.judgement.reject.mean())
+    axis.plot(*here, "o", color=ACCENT, markersize=7, markeredgecolor="white", zorder=5)
+    axis.set(xscale="log", xlim=(least, 1), ylim=(0, 1.02))
+    axis.set_title(readable(name), fontsize=10)
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(
+        handles[::-1],
+        labels[::-1],
+        loc="upper left",
+        fontsize=7.5,
+        frameon=False,
+        title="AUROC",
+        title_fontsize=7.5,
+        alignment="left",
+    )
+    plain(axis)
+
+
+def _best_others(view: View) -> dict[str, str]:
+    """The two scores, of those that do not decide, that do best on average over the sets; and their colours."""
+    familiar = view.familiar.judgement.scores
+    means = {
+        score: np.mean([auroc(*deciding_ranks(values, seen.judgement.scores[score])) for seen in view.strange.values()])
+        for score, values in familiar.items()
+        if score != view.familiar.decision_name
+    }
+    best = sorted(means, key=means.__getitem__, reverse=True)
+    return dict(zip(best, (WARM, VIOLET), strict=False))
+
+
+def auroc(familiar: Any, strange: Any) -> float:
+    """The area under the ROC curve, OOD rows positive."""
+    truth = np.repeat([0, 1], [len(familiar), len(strange)])
+    return float(roc_auc_score(truth, np.concatenate([familiar, strange])))
+
+
+def draw_ecdf(view: View) -> Figure:
+    """The decision score's distribution on the test rows and on every OOD set, and the threshold."""
+    name, percentile = view.familiar.decision_name.replace("_", " "), view.familiar.judgement.percentile
+    figure = titled_figure(
+        f"{view.name}: the decision score ({name}); what lies right of the line is turned away", 9, 4.6
+    )
+    axis = figure.subplots()
+    looks = [("test rows", view.familiar, MUTED, "-", 3.0)]
+    bases = [label for label in view.strange if not label.endswith(SAME_INTENSITY)]
+    for label, seen in view.strange.items():
+        base = label.removesuffix(SAME_INTENSITY)
+        color = SETS[(bases.index(base) if base in bases else len(bases)) % len(SETS)]
+        looks.append((readable(label), seen, color, "-" if label in bases else "--", 1.6))
+    for label, seen, color, style, width in looks:
+        values = np.sort(np.asarray(seen.decision.value, np.float64))
+        shares = np.arange(1, len(values) + 1) / len(values) * 100
+        # Some hundred points make the curve; all of them would make a large file.
+        kept = places(len(values))
+        text = f"{label}: {seen.judgement.reject.mean():.1%} turned away"
+        axis.step(values[kept], shares[kept], where="post", color=color, linestyle=style, linewidth=width, label=text)
+    limits: list[float] = np.unique(view.familiar.decision.threshold).tolist()
+    axis.axvline(limits[-1], color=INK, linewidth=1.2)
+    if len(limits) > 1:
+        axis.axvspan(limits[0], limits[-1], color=INK, alpha=0.08)
+    axis.annotate(
+        f"threshold {limits[-1]:.3g}\n{ordinal(percentile)} percentile",
+        (limits[-1], 2),
+        xytext=(5, 0),
+        textcoords="offset points",
+        fontsize=8.5,
+        color=INK,
+    )
+    _spread_out(axis, np.concatenate([np.asarray(seen.decision.value) for _, seen, *_ in looks]), limits[-1])
+    axis.set(xlabel=name, ylabel="rows at or below (%)", ylim=(0, 102))
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)
+    plain(axis)
+    return figure
+
+
+def _spread_out(axis: Any, values: Float[np.ndarray, " rows"], limit: float) -> None:
+    """A logarithmic axis where the far would press all else against the left edge."""
+    positive = values[values > 0]
+    if limit > 0 and values.min() >= 0 and np.quantile(values, 0.99) > 20 * limit:
+        axis.set_xscale("log")
+        axis.set_xlim(np.quantile(positive, 0.01), values.max())
+
+
+def draw_detection(view: View) -> Figure:
+    """Every score's share above its threshold, on the test rows and on every OOD set."""
+    sets = {"test rows": view.familiar, **view.strange}
+    rates = {label: rates_of(seen.judgement) for label, seen in sets.items()}
+    scores = ["reject", *(score for score in rates["test rows"] if score != "reject")]
+    table = np.array([[rates[label][score] for label in sets] for score in scores]) * 100
+    figure = titled_figure(
+        f"{view.name}: rows above each score's threshold (%): few of the test rows, many of the strange",
+        2.6 + 1.25 * len(sets),
+        1.4 + 0.42 * len(scores),
+    )
+    axis = figure.subplots()
+    shades = LinearSegmentedColormap.from_list("teal", ["#ffffff", ACCENT])
+    axis.imshow(table, cmap=shades, vmin=0, vmax=100, aspect="auto")
+    for (line, column), rate in np.ndenumerate(table):
+        color = "white" if rate > 55 else INK
+        axis.text(
+            column,
+            line,
+            f"{rate:.1f}",
+            ha="center",
+            va="center",
+            color=color,
+            fontsize=10,
+            weight="bold" if line == 0 else "normal",
+        )
+    names = [f"decision ({view.familiar.decision_name})", *scores[1:]]
+    axis.set_yticks(range(len(scores)), [name.replace("_", " ") for name in names])
+    axis.set_xticks(range(len(sets)), [readable(label).replace(", same", ",\nsame") for label in sets])
+    axis.xaxis.tick_top()
+    axis.axhline(0.5, color=INK, linewidth=1)
+    axis.axvline(0.5, color=INK, linewidth=1)
+    axis.tick_params(length=0, labelsize=9)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
+def draw_scores(calibration: Calibration, seen: Seen | None) -> Figure:
+    """Every score's distribution on the calibration rows, with its threshold, and on the test rows; what decides first."""
+    first = calibration.decision.name
+    names = [first, *(name for name in calibration.ascending if name != first)]
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(1.75 * columns, 1.75 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axis, name in zip(panels.flat, names, strict=False):
+        ascending = calibration.ascending[name]
+        limit = threshold(ascending, calibration.percentile)
+        if seen is not None:
+            _draw_steps(axis, np.sort(seen.judgement.scores[name].value), color=MUTED, linewidth=3)
+        _draw_steps(axis, ascending, color=ACCENT, linewidth=1.3)
+        axis.axvline(limit, color=INK, linestyle="--", linewidth=1)
+        left = limit > sum(axis.get_xlim()) / 2
+        offset = {"xytext": (-3 if left else 3, 0), "textcoords": "offset points", "ha": "right" if left else "left"}
+        axis.annotate(f"{limit:.3g}", (limit, 6), fontsize=8, **offset)
+        axis.set_title(name.replace("_", " "), fontsize=8.5, fontweight="bold" if name == first else "normal")
+        axis.locator_params(axis="x", nbins=2)
+        plain(axis)
+        axis.tick_params(labelsize=7.5)
+    for axis in panels.flat[len(names) :]:
+        axis.set_visible(False)
+    for axis in panels[:, 0]:
+        axis.set_ylabel("rows below (%)", fontsize=8)
+    return figure
+
+
+def _draw_steps(axis: Any, ascending: Float[np.ndarray, " rows"], **look: Any) -> None:
+    kept = places(len(ascending), 200)
+    axis.plot(ascending[kept], (kept + 1) / len(ascending) * 100, **look)

@@ -1,0 +1,53 @@
+"""A progress bar on stderr: how far, the latest figures, and the time left; and stages that have no steps to count."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from abstain.training.runs.journal import Progress as Report
+
+
+@contextmanager
+def stage(progress: Report | None, name: str) -> Generator[None]:
+    """Reports a stage of one step: its name as it begins, so that nobody waits without knowing for what, and its end."""
+    if progress:
+        progress(0, 1, passage=name)
+    yield
+    if progress:
+        progress(1, 1, passage=name)
+
+
+@contextmanager
+def progress_bar(title: str) -> Generator[Report]:
+    """A bar while the block runs; where stderr is no terminal, one line for each report instead."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[facts]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks = {"": bar.add_task(title, total=None, facts="compiling")}
+
+        def report(done: int, total: int, passage: str = "", **facts: float) -> None:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in facts.items())
+            if passage not in tasks:
+                # The first passage takes over the bar that stood for compiling.
+                tasks[passage] = tasks.pop("") if "" in tasks else bar.add_task(title, total=None, facts="")
+            name = f"{title}, {passage}" if passage else title
+            bar.update(tasks[passage], description=name, completed=done, total=total, facts=shown)
+            if not console.is_terminal:
+                left = next(task for task in bar.tasks if task.id == tasks[passage]).time_remaining
+                console.print(
+                    f"{name}: {done}/{total}  {shown}" + (f"  {left:.0f} s left" if left else ""), highlight=False
+                )
+
+        yield report
