@@ -18,7 +18,18 @@ from __future__ import annotations
 
 
 class AbstainError(Exception):
-    """Says what is wrong and where, what was expected, what was found and what to do about it: one line, all printable."""
+    """An error of abstain, kept in parts; `str` renders them as one printable line.
+
+    Attributes:
+        code: names the kind of error for programs, in snake_case; stable.
+        what: what is wrong.
+        where: the file, field, row or setting at fault.
+        expected: what would have been right.
+        found: what was there instead.
+        fix: what to do about it.
+    """
+
+    code: str = "error"
 
     def __init__(
         self,
@@ -28,50 +39,80 @@ class AbstainError(Exception):
         expected: object = None,
         found: object = None,
         fix: str | None = None,
+        code: str | None = None,
     ) -> None:
-        sentence = f"{where}: {what}" if where else what
-        details = [f"{word} {value}" for word, value in (("expected", expected), ("found", found)) if value is not None]
+        super().__init__(what)
+        self.what, self.where, self.fix = what, where, fix
+        self.expected, self.found = expected, found
+        self.code = code or self.code
+
+    def __str__(self) -> str:
+        """The parts as one line: `where: what: expected …, found …; fix`."""
+        sentence = f"{self.where}: {self.what}" if self.where else self.what
+        details = [
+            f"{word} {value}"
+            for word, value in (("expected", self.expected), ("found", self.found))
+            if value is not None
+        ]
         if details:
             sentence += f": {', '.join(details)}"
-        if fix:
-            sentence += f"; {fix}"
-        super().__init__(printable(sentence))
+        if self.fix:
+            sentence += f"; {self.fix}"
+        return printable(sentence)
 
 
 class InputError(AbstainError):
     """A row, or a parameter of a request, is wrong."""
 
+    code = "invalid_input"
+
 
 class UnknownModel(AbstainError):
     """No such model, version or label."""
+
+    code = "unknown_model"
 
 
 class BundleError(AbstainError):
     """A version on disk is damaged, or of another schema."""
 
+    code = "invalid_bundle"
+
 
 class SignatureError(BundleError):
     """A version on disk is not signed by a trusted key."""
+
+    code = "untrusted_bundle"
 
 
 class StoreError(AbstainError):
     """The store cannot do what was asked."""
 
+    code = "store_error"
+
 
 class CalibrationError(AbstainError):
     """There are too few calibration rows for the percentile or the coverage asked."""
+
+    code = "calibration_too_small"
 
 
 class ConfigError(AbstainError):
     """A config file, or a `--set`, is wrong."""
 
+    code = "invalid_config"
+
 
 class DataError(AbstainError):
     """A data source is wrong."""
 
+    code = "invalid_data"
+
 
 class FitError(AbstainError):
     """Inference did not come to a posterior."""
+
+    code = "fit_failed"
 
 
 def printable(text: str) -> str:

@@ -32,14 +32,16 @@ from abstain.service.settings import check_address, read_settings
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from abstain.service.live_versions import Serving
+    from abstain.models.decisions.calibration import Judgement
+    from abstain.service.live import Live
+    from abstain.service.live_versions import LiveVersions
     from abstain.service.monitoring.drift import DriftWatch
 
 SETTINGS = read_settings(os.environ)
 PROCESS = arrange(SETTINGS.workers, server_context.worker_index)
 stop_usage_reports()
 if PROCESS.index is None:
-    # Told here, rather than by every worker over and over.
+    # Here, and not by every worker again.
     check_access(SETTINGS)
     close_process_manager(PROCESS.folder, partial(check_address, SETTINGS))
 else:
@@ -65,21 +67,21 @@ class FrontedService(Service[T_co]):
         keep_compiled(SETTINGS.compiled)
         logging.getLogger("uvicorn.access").handlers.clear()
         logging.getLogger("uvicorn.access").propagate = False
-        serving, traffic = _new_serving(), Traffic()
+        versions, traffic = _new_versions(), Traffic()
         watch = DriftWatch(PROCESS, SETTINGS.state)
-        app = build_app(SETTINGS, PROCESS, traffic, serving, described, watch.note)
-        return _with_life_cycle(app, described, serving, traffic, watch)
+        app = build_app(SETTINGS, PROCESS, traffic, versions, described, watch.note)
+        return _with_life_cycle(app, described, versions, traffic, watch)
 
 
-def _new_serving() -> Serving:
-    from abstain.service.live_versions import Serving  # noqa: PLC0415 - as above
+def _new_versions() -> LiveVersions:
+    from abstain.service.live_versions import LiveVersions  # noqa: PLC0415 - as above
 
     trusted = read_trusted(SETTINGS.trusted_keys)
-    return Serving(SETTINGS.store, SETTINGS.devices, require_sound=SETTINGS.require_sound, trusted=trusted)
+    return LiveVersions(SETTINGS.store, SETTINGS.devices, require_sound=SETTINGS.require_sound, trusted=trusted)
 
 
 def _with_life_cycle(
-    app: ASGIApp, described: ASGIApp, serving: Serving, traffic: Traffic, watch: DriftWatch
+    app: ASGIApp, described: ASGIApp, versions: LiveVersions, traffic: Traffic, watch: DriftWatch
 ) -> ASGIApp:
     """HTTP to `app`, BentoML's life cycle to BentoML; models load in a thread while `/livez` already answers."""
     followers: list[asyncio.Task[None]] = []
@@ -98,7 +100,7 @@ def _with_life_cycle(
         end_with_main(PROCESS)
         count_compiles()
         watch.start()
-        threading.Thread(target=serving.load_all, kwargs={"on_ready": ready}, name="load", daemon=True).start()
+        threading.Thread(target=versions.load_all, kwargs={"on_ready": ready}, name="load", daemon=True).start()
 
     def ready() -> None:
         PROCESS.say_ready()
@@ -114,7 +116,7 @@ def _with_life_cycle(
             await send({"type": "websocket.close", "code": 1008})
             return
 
-        async def hearing() -> Message:
+        async def receive_and_act() -> Message:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 start()
@@ -122,9 +124,13 @@ def _with_life_cycle(
                 watch.stop()
             return message
 
-        await described(scope, hearing, send)
+        await described(scope, receive_and_act, send)
 
     return application
+
+
+def _note_nothing(_live: Live, _judgement: Judgement) -> None:
+    """Calls within Python are no traffic: the watch for drift does not count them."""
 
 
 @bentoml.service(
@@ -153,17 +159,16 @@ class Abstain:
         Requests over HTTP are answered by `service.http`, before they reach this: it is what clients and
         `/docs.json` read the types from, and what a call within Python runs.
         """
-        from abstain.service.batcher import answer_now  # noqa: PLC0415
-        from abstain.service.http import encode_predict, read_predict  # noqa: PLC0415
+        from abstain.service.http import make_stages  # noqa: PLC0415
+        from abstain.service.predict.routes import respond_now  # noqa: PLC0415
 
         given = {"inputs": inputs, "model": model, "percentile": percentile, "coverage": coverage, "fields": fields}
         body = orjson.dumps({key: value for key, value in given.items() if value is not None})
-        asked = read_predict(self._serving, SETTINGS.max_rows, body)
-        share = answer_now(asked.live, asked.rows, asked.request.percentile, asked.request.coverage)
-        return orjson.loads(encode_predict(asked, uuid.uuid4().hex, [share]))
+        stages = make_stages(_note_nothing)
+        return orjson.loads(respond_now(self._versions, SETTINGS.max_rows, body, uuid.uuid4().hex, stages))
 
     @cached_property
-    def _serving(self) -> Serving:
-        serving = _new_serving()
-        serving.load_all()
-        return serving
+    def _versions(self) -> LiveVersions:
+        versions = _new_versions()
+        versions.load_all()
+        return versions

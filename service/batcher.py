@@ -1,13 +1,15 @@
-"""Requests → batches → answers: rows of many requests are computed in one call, and nobody's error is a neighbour's.
+"""The queue of a worker: rows of many requests are computed in one call, and an error stays with its own request.
 
-An idle server computes a request at once. While it computes, what arrives waits, and is then taken together: as many
-rows as fill a bucket. Where that many wait already the next batch is begun before the last is done, so that the device
-never waits for the loop. Models take turns. A request of more rows than the largest bucket goes in pieces, between which
-others have theirs. What waits is bounded in number and in age.
+An idle server computes a request at once. While it computes, arriving requests wait; they are then computed together, as
+many rows as fill a bucket. Where that many wait already, the next batch begins before the last one is done, so that the
+device never waits for the event loop. Models take turns. A request of more rows than the largest bucket is computed in
+pieces, between which other requests have theirs. The queue is bounded in number and in time.
 
-The event loop has the device begin, a thread waits for it, the loop judges and encodes: nothing else of Python runs
-beside the loop, for threads that take the interpreter from one another cost more than what they would do meanwhile.
-Only many rows are judged and encoded in the thread.
+The event loop starts a computation on the device, a thread waits for it, and the event loop decides and encodes: no other
+Python runs beside the loop, because threads that take the interpreter from one another cost more than they save. Only
+many rows are decided and encoded in the thread.
+
+This module knows no format of requests or responses and no metrics: `Stages` holds the functions of a worker.
 """
 
 from __future__ import annotations
@@ -16,76 +18,81 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
-from abstain.models.decisions.calibration import Judgement, judge
+from abstain.models.decisions.calibration import Judgement
 from abstain.models.errors import AbstainError
-from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.service.errors import HTTPError
-from abstain.service.live_versions import Live
-from abstain.service.monitoring import metrics
-from abstain.service.open_inference.outputs import Column, Output, Records, column, on_the_wire, records
-from abstain.service.predict import response
-from abstain.service.predict.request import check_finite, finite_rows, overflow
+from abstain.service.live import Live
 
 T = TypeVar("T")
 THREADS = 2
 PARTIAL = object()
 SMALL = 8
-"""Buckets up to this cost hardly more than one row."""
+"""Buckets up to this size cost hardly more than one row."""
 UNDER_WAY = 2
-"""Batches that a device is told of: the one that it computes, and the next."""
+"""Batches that a device has at a time: the one that it computes, and the next."""
 FEW = 32
-"""Rows of requests up to this are judged and encoded in the event loop: a millisecond."""
+"""Rows of requests up to this number are decided and encoded in the event loop: a millisecond."""
+
+
+@runtime_checkable
+class Computation(Protocol):
+    """A result that a device may still be computing: `numpy.asarray` waits for it."""
+
+    def __array__(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What is said of rows that were computed and judged together."""
+class Stages:
+    """What a worker does with a computed batch, and what it counts.
 
-    model: Model
+    Attributes:
+        judge: decides on the rows of a prediction at a percentile and a coverage, each None for the model's own.
+        finite: which rows of the packed predictions are finite throughout.
+        overflow: the error of a row, by its place in the request, whose prediction is not finite.
+        count_wait: counts the seconds that a request waited.
+        count_batch: counts a batch of so many rows.
+        count_answer: counts predictions and decisions.
+    """
+
+    judge: Callable[[Live, Prediction, float | None, float | None], Judgement]
+    finite: Callable[[np.ndarray], Bool[np.ndarray, " rows"]]
+    overflow: Callable[[int], AbstainError]
+    count_wait: Callable[[float], None]
+    count_batch: Callable[[Live, int], None]
+    count_answer: Callable[[Live, Prediction, Judgement], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """Predictions and decisions of rows that were computed together."""
+
+    live: Live
     prediction: Prediction
     judgement: Judgement
+    _made: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], repr=False)
 
-    @cached_property
-    def columns(self) -> dict[str, list[Any]]:
-        """Every field of a JSON answer, one entry a row; made once for all requests that share the batch."""
-        return response.columns(self.model, self.prediction, self.judgement)
-
-    def output(self, name: str, output: Output) -> Column:
-        """An output of the Open Inference Protocol for every row; each made once, too."""
-        if name not in self._outputs:
-            self._outputs[name] = on_the_wire(column(name, self.model, self.prediction, self.judgement), output)
-        return self._outputs[name]
-
-    def records(self, outputs: Mapping[str, Output]) -> Records:
-        """All outputs of every row, side by side; made once, too."""
-        if not self._records:
-            self._records.append(records({name: self.output(name, kind) for name, kind in outputs.items()}, outputs))
-        return self._records[0]
-
-    @cached_property
-    def _records(self) -> list[Records]:
-        return []
-
-    @cached_property
-    def _outputs(self) -> dict[str, Column]:
-        return {}
+    def once(self, key: Hashable, make: Callable[[Answer], T]) -> T:
+        """What `make` returns for this answer, made once for all requests that share the batch."""
+        if key not in self._made:
+            self._made[key] = make(self)
+        return self._made[key]
 
 
 class Share(NamedTuple):
-    """A request's own rows of an answer."""
+    """The rows of an answer that belong to one request."""
 
     answer: Answer
     rows: slice
@@ -93,7 +100,7 @@ class Share(NamedTuple):
 
 @dataclass
 class Spent:
-    """What a request has cost so far: nanoseconds of waiting and of computing, the latter shared with its neighbours."""
+    """The cost of a request so far: nanoseconds of waiting and of computing, the latter shared with its neighbours."""
 
     queue: int = 0
     compute: int = 0
@@ -102,12 +109,12 @@ class Spent:
 
 @dataclass(eq=False)
 class Job(Generic[T]):
-    """A request's rows, and what becomes of them.
+    """The rows of a request, and their results so far.
 
     Attributes:
-        encode: makes the result of the request's shares, which are in the order of its rows; in the event loop, or a thread.
+        encode: makes the result from the shares of the request, which are in the order of its rows; runs in the event loop or in a thread.
         taken: how many of its rows have gone into batches.
-        shares: by the place of their first row; changed by `add` alone.
+        shares: by their first row; only `add` changes them.
     """
 
     live: Live
@@ -123,7 +130,7 @@ class Job(Generic[T]):
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, start: int, share: Share) -> list[Share]:
-        """Takes in a piece's share; returns all shares, by their rows, with the last of them, and nothing before.
+        """Adds the share of a piece; returns all shares, by their rows, once the last one is there, and nothing before.
 
         Two batches' threads may add to one request at the same time.
         """
@@ -153,38 +160,43 @@ class Piece(NamedTuple):
     stop: int
 
 
-Judged = Callable[[Live, Judgement], None]
 Outcomes = list[tuple[Piece, Any]]
-"""A piece's result: an answer, an error, or that its request lacks other pieces still."""
+"""The result of a piece: an answer, an error, or `PARTIAL` while its request lacks other pieces."""
 
 
 class Batcher:
-    """One worker's queue, and what is computed of it. Methods that do not say otherwise belong to the event loop.
+    """The queue of one worker. Methods run in the event loop where they do not say otherwise.
 
     Args:
-        queue: how many requests may wait or be computed.
-        timeout_seconds: how long one may take.
-        judged: is told of everything that has been judged.
+        queue: how many requests may wait or be computed at a time.
+        timeout_seconds: how long one request may take.
+        stages: the functions that a computed batch passes through.
     """
 
-    def __init__(self, queue: int, timeout_seconds: float, judged: Judged) -> None:
+    def __init__(self, queue: int, timeout_seconds: float, stages: Stages) -> None:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="compute")
         self._queue = queue
         self._timeout = timeout_seconds
-        self._judged = judged
+        self._stages = stages
         self._pending = 0
         self._under_way = 0
         self._waiting: dict[int, deque[Job[Any]]] = {}
 
     @contextmanager
     def place(self) -> Generator[None]:
-        """A request's place among those that wait or are computed.
+        """Reserves a place among the requests that wait or are computed.
 
         Raises:
-            HTTPError: 429 when there is none.
+            HTTPError: 429, the queue is full.
         """
         if self._pending >= self._queue:
-            raise HTTPError(429, "the queue is full", {"Retry-After": "1"}, expected=f"at most {self._queue} waiting")
+            raise HTTPError(
+                429,
+                "the queue is full",
+                {"Retry-After": "1"},
+                expected=f"at most {self._queue} waiting",
+                code="queue_full",
+            )
         self._pending += 1
         try:
             yield
@@ -200,14 +212,14 @@ class Batcher:
         encode: Callable[[list[Share]], T],
         spent: Spent | None = None,
     ) -> T:
-        """What `encode` makes of the rows' predictions and judgements.
+        """Returns what `encode` makes of the predictions and decisions of the rows.
 
         Args:
-            spent: where to write down what it cost.
+            spent: a record to write the cost to.
 
         Raises:
-            HTTPError: 504 past the deadline; what is not being computed by then never is.
-            InputError: the prediction of a row is not finite; named by its place in these rows.
+            HTTPError: 504, the deadline has passed; rows that are not being computed by then never are.
+            InputError: the prediction of a row is not finite; names its place in these rows.
             CalibrationError: the model's calibration is too small for the percentile or coverage.
         """
         loop = asyncio.get_running_loop()
@@ -223,10 +235,10 @@ class Batcher:
 
     def _expire(self, future: asyncio.Future[Any]) -> None:
         if not future.done():
-            future.set_exception(HTTPError(504, "past its deadline", expected=f"an answer within {self._timeout:g} s"))
+            future.set_exception(HTTPError(504, "past its deadline", expected=f"a response within {self._timeout:g} s"))
 
     def _dispatch(self) -> None:
-        """Begins the next batch if none is under way, or if no more than one is and it will not be small: models take turns."""
+        """Starts the next batch if none is under way, or if only one is and the next will not be small; models take turns."""
         while self._waiting and self._under_way < UNDER_WAY:
             turn, waiting = next(iter(self._waiting.items()))
             if self._under_way and sum(job.next_rows for job in waiting) < SMALL:
@@ -239,9 +251,9 @@ class Batcher:
                 self._begin(batch)
 
     def _next_batch(self, waiting: deque[Job[Any]]) -> list[Piece]:
-        """Takes pieces of those that wait, whose rows fill a bucket as well as can be; of requests given up, none.
+        """Takes pieces of waiting requests that fill a bucket as well as possible; skips requests that were given up.
 
-        A request of which something is left goes to the end of the queue.
+        A request with rows left goes to the end of the queue.
         """
         for job in [job for job in waiting if job.future.done()]:
             waiting.remove(job)
@@ -263,15 +275,15 @@ class Batcher:
     def _begin(self, batch: list[Piece]) -> None:
         began = time.perf_counter_ns()
         try:
-            launched = _launched(batch, began)
-        except Exception as error:  # Whatever it is, those who wait must hear of it.
+            launched = _launch(batch, began, self._stages)
+        except Exception as error:  # Whatever it is, the requests that wait must get it.
             self._settle(_failed(batch, error))
             return
         self._under_way += 1
         self._pool.submit(self._wait, batch, launched, began, asyncio.get_running_loop())
 
-    def _wait(self, batch: list[Piece], launched: Array, began: int, loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread: waits until a batch is computed; what becomes of many rows is made here, of few in the loop."""
+    def _wait(self, batch: list[Piece], launched: Computation, began: int, loop: asyncio.AbstractEventLoop) -> None:
+        """Waits in a thread until a batch is computed; the outcomes of many rows are made here, those of few in the loop."""
         try:
             whole = np.asarray(launched)
         except BaseException as error:
@@ -279,21 +291,21 @@ class Batcher:
             return
         for piece in batch:
             piece.job.add_computing(time.perf_counter_ns() - began)
-        # Of a large request the last piece may be small, but with it the whole answer is encoded.
+        # The last piece of a large request may be small, but with it the whole response is encoded.
         if sum(len(piece.job.rows) for piece in batch) <= FEW:
-            loop.call_soon_threadsafe(self._computed, partial(_outcomes, batch, whole, self._judged))
+            loop.call_soon_threadsafe(self._computed, partial(_outcomes, batch, whole, self._stages))
         else:
             loop.call_soon_threadsafe(self._computed)
-            loop.call_soon_threadsafe(self._settle, _outcomes(batch, whole, self._judged))
+            loop.call_soon_threadsafe(self._settle, _outcomes(batch, whole, self._stages))
 
     def _computed(self, outcomes: Callable[[], Outcomes] = list) -> None:
-        """Begins the next batch, then settles the last."""
+        """Starts the next batch, then settles the last."""
         self._under_way -= 1
         self._dispatch()
         self._settle(outcomes())
 
     def _settle(self, outcomes: Outcomes) -> None:
-        """Gives every job that is whole its result, or the error of any piece."""
+        """Gives every complete job its result, or the error of one of its pieces."""
         for piece, outcome in outcomes:
             future = piece.job.future
             if not future.done():
@@ -303,21 +315,10 @@ class Batcher:
                     future.set_result(outcome)
 
 
-def answer_now(
-    live: Live, rows: Float[np.ndarray, "rows ..."], percentile: float | None = None, coverage: float | None = None
-) -> Share:
-    """The answer to rows that need not wait for others, in the caller's thread; raises as `Batcher.submit` does."""
-    prediction = live.predictor(rows)
-    check_finite(jax.tree.leaves(prediction))
-    judgement = judge(live.bundle.calibration, prediction, percentile, coverage)
-    metrics.record_prediction(live.name, live.version, prediction, judgement)
-    return Share(Answer(live.bundle.manifest.model, prediction, judgement), slice(0, len(rows)))
-
-
 def rows_to_take(waiting: int, buckets: Sequence[int]) -> int:
-    """How many of the rows that wait go into the next batch: a bucket that they fill at least half, or the largest full one.
+    """The size of the next batch: a bucket that the waiting rows fill at least half, or the largest one that they fill.
 
-    A bucket costs the same whatever is in it; a small one hardly more than one row.
+    A bucket costs the same however many rows are in it; a small one hardly more than one row.
     """
     for bucket in buckets:
         if waiting <= bucket and (bucket <= SMALL or 2 * waiting >= bucket):
@@ -329,23 +330,23 @@ def _rows(batch: list[Piece]) -> int:
     return sum(piece.stop - piece.start for piece in batch)
 
 
-def _launched(batch: list[Piece], began: int) -> Array:
-    """Has one compiled call begin for all rows."""
+def _launch(batch: list[Piece], began: int, stages: Stages) -> Computation:
+    """Starts one compiled call for all rows."""
     for job, start, _ in batch:
         if start == 0:
             job.spent.queue = began - job.submitted
-            metrics.QUEUE_SECONDS.observe(job.spent.queue / 1e9)
+            stages.count_wait(job.spent.queue / 1e9)
     live, parts = batch[0].job.live, [piece.job.rows[piece.start : piece.stop] for piece in batch]
-    metrics.BATCH_ROWS.labels(live.name, str(live.version)).observe(_rows(batch))
+    stages.count_batch(live, _rows(batch))
     return live.predictor.launch(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
-def _outcomes(batch: list[Piece], whole: np.ndarray, judged: Judged) -> Outcomes:
-    """What becomes of every piece of a computed batch."""
+def _outcomes(batch: list[Piece], whole: np.ndarray, stages: Stages) -> Outcomes:
+    """The outcome of every piece of a computed batch."""
     try:
         rows = _rows(batch)
         prediction = batch[0].job.live.predictor.read(whole, rows)
-        return _judged(batch, prediction, finite_rows([whole[:, :rows].T]), judged)
+        return _decide(batch, prediction, stages.finite(whole[:, :rows].T), stages)
     except Exception as error:
         return _failed(batch, error)
 
@@ -354,58 +355,62 @@ def _failed(batch: list[Piece], error: BaseException) -> Outcomes:
     return [(piece, error) for piece in batch]
 
 
-def _judged(batch: list[Piece], prediction: Prediction, finite: Bool[np.ndarray, " rows"], judged: Judged) -> Outcomes:
-    """Every piece's outcome, given which rows' predictions are finite; those that ask the same are judged together."""
+def _decide(batch: list[Piece], prediction: Prediction, finite: Bool[np.ndarray, " rows"], stages: Stages) -> Outcomes:
+    """Every piece's outcome, given which rows' predictions are finite; pieces at the same levels are decided together."""
     outcomes: Outcomes = []
-    live = batch[0].job.live
-    places = np.cumsum([0, *(piece.stop - piece.start for piece in batch)]).tolist()
-    numbered = sorted(range(len(batch)), key=lambda number: _terms(batch[number]))
-    for _, group in groupby(numbered, key=lambda number: _terms(batch[number])):
+    starts = np.cumsum([0, *(piece.stop - piece.start for piece in batch)]).tolist()
+    ordered = sorted(range(len(batch)), key=lambda index: _levels(batch[index]))
+    for _, group in groupby(ordered, key=lambda index: _levels(batch[index])):
         sound: list[int] = []
-        for number in group:
-            own = finite[places[number] : places[number + 1]]
+        for index in group:
+            own = finite[starts[index] : starts[index + 1]]
             if own.all():
-                sound.append(number)
+                sound.append(index)
             else:
-                outcomes.append((batch[number], overflow(batch[number].start + int(np.argmin(own)))))
+                outcomes.append((batch[index], stages.overflow(batch[index].start + int(np.argmin(own)))))
         if sound:
-            pieces = [batch[number] for number in sound]
-            outcomes += _answered(live, pieces, [places[number] for number in sound], prediction, judged)
+            whole = len(sound) == len(batch)
+            chosen = prediction if whole else _take(prediction, [slice(*starts[i : i + 2]) for i in sound])
+            outcomes += _answer([batch[index] for index in sound], chosen, stages)
     return outcomes
 
 
-def _terms(piece: Piece) -> tuple[float, float]:
-    """What a request asks of the calibration; 0 for its own."""
+def _levels(piece: Piece) -> tuple[float, float]:
+    """Percentile and coverage of a request; 0 for the model's own."""
     return piece.job.percentile or 0.0, piece.job.coverage or 0.0
 
 
-def _answered(live: Live, pieces: list[Piece], places: list[int], prediction: Prediction, judged: Judged) -> Outcomes:
-    """The outcomes of pieces that are judged by the same terms, given where each one's rows begin."""
-    sizes = [piece.stop - piece.start for piece in pieces]
-    if sum(sizes) < len(prediction.summary.mean):
-        own = np.concatenate([np.arange(place, place + size) for place, size in zip(places, sizes, strict=True)])
-        prediction = cast("Prediction", jax.tree.map(lambda leaf: leaf[own], prediction))  # pyright: ignore
+def _take(prediction: Prediction, parts: list[slice]) -> Prediction:
+    """Some rows of a prediction."""
+
+    def take(leaf: np.ndarray) -> np.ndarray:
+        return np.concatenate([leaf[part] for part in parts])
+
+    return cast("Prediction", jax.tree.map(take, prediction))
+
+
+def _answer(pieces: list[Piece], prediction: Prediction, stages: Stages) -> Outcomes:
+    """The outcomes of pieces at the same levels, given the prediction of their rows."""
     job = pieces[0].job
     try:
-        judgement = judge(live.bundle.calibration, prediction, job.percentile, job.coverage)
+        judgement = stages.judge(job.live, prediction, job.percentile, job.coverage)
     except AbstainError as error:
-        return [(piece, error) for piece in pieces]
-    metrics.record_prediction(live.name, live.version, prediction, judgement)
-    judged(live, judgement)
-    answer, end = Answer(live.bundle.manifest.model, prediction, judgement), 0
+        return _failed(pieces, error)
+    stages.count_answer(job.live, prediction, judgement)
+    answer, end = Answer(job.live, prediction, judgement), 0
     outcomes: Outcomes = []
-    for piece, size in zip(pieces, sizes, strict=True):
-        outcomes.append((piece, _outcome(piece, Share(answer, slice(end, end + size)))))
-        end += size
+    for piece in pieces:
+        start, end = end, end + piece.stop - piece.start
+        outcomes.append((piece, _outcome(piece, Share(answer, slice(start, end)))))
     return outcomes
 
 
 def _outcome(piece: Piece, share: Share) -> Any:
-    """The result of a job that this share makes whole; `PARTIAL` of one that lacks others still."""
+    """The result of a job that this share completes; `PARTIAL` for a job that lacks other shares."""
     shares = piece.job.add(piece.start, share)
     if not shares:
         return PARTIAL
     try:
         return piece.job.encode(shares)
-    except Exception as error:  # One request's encoding must not take its neighbours'.
+    except Exception as error:  # An error of one request's encoding must not reach its neighbours.
         return error

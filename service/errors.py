@@ -1,19 +1,24 @@
-"""Errors become HTTP here, and nowhere else: every error is `{"error": "what, where, expected, found"}`."""
+"""HTTP errors: the status and the code of every error of abstain. Nothing else decides them."""
 
 from __future__ import annotations
 
 from abstain.models.errors import AbstainError, CalibrationError, DataError, InputError, UnknownModel
 
-
-class HTTPError(AbstainError):
-    """An error of the transport: it brings its own code, and may bring headers."""
-
-    def __init__(self, status: int, what: str, headers: dict[str, str] | None = None, **details: object) -> None:
-        super().__init__(what, **details)  # type: ignore[arg-type]
-        self.status = status
-        self.headers = headers or {}
-
-
+CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+    421: "unknown_host",
+    429: "too_many_requests",
+    500: "internal_error",
+    503: "not_ready",
+    504: "deadline_exceeded",
+}
+"""The code of an error of each status, where the error has none of its own."""
 STATUS: dict[type[AbstainError], int] = {
     InputError: 400,
     DataError: 400,
@@ -22,6 +27,19 @@ STATUS: dict[type[AbstainError], int] = {
 }
 
 
+class HTTPError(AbstainError):
+    """An error with a status of its own, and perhaps headers of the response.
+
+    Args:
+        details: keyword arguments of `AbstainError`.
+    """
+
+    def __init__(self, status: int, what: str, headers: dict[str, str] | None = None, **details: object) -> None:
+        super().__init__(what, **{"code": CODES.get(status, "error"), **details})  # type: ignore[arg-type]
+        self.status = status
+        self.headers = headers or {}
+
+
 def status_of(error: AbstainError) -> int:
-    """The HTTP code of an error; 500 for what no client can have caused."""
+    """The HTTP status of an error; 500 where no client can have caused it."""
     return error.status if isinstance(error, HTTPError) else STATUS.get(type(error), 500)

@@ -23,8 +23,9 @@ from abstain.models.bundles import store
 from abstain.models.bundles.bundle import Bundle, load_published, read_published
 from abstain.models.bundles.signatures import TrustedKeys
 from abstain.models.errors import AbstainError, InputError, SignatureError, UnknownModel, printable
-from abstain.models.prediction.predictive import BUCKETS, Predictor
+from abstain.models.prediction.predictive import BUCKETS
 from abstain.service.errors import HTTPError
+from abstain.service.live import Live
 from abstain.service.monitoring import metrics
 
 log = logging.getLogger("abstain.serving")
@@ -33,16 +34,6 @@ _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/,:;'\"()]+/)+")
 """The folders of an absolute path; a URL is none."""
 COMPILING = 1
 """Versions compiled at a time."""
-
-
-@dataclass(frozen=True)
-class Live:
-    """A version that answers."""
-
-    name: str
-    version: int
-    bundle: Bundle
-    predictor: Predictor
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class Entry:
     live: Live | None = None
 
 
-class Serving:
+class LiveVersions:
     """The versions a server knows; `load_all` brings those it serves to life.
 
     Args:

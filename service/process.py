@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from abstain.service.errors import HTTPError
+
 RUN_FOLDER = "ABSTAIN_RUN_FOLDER"
 MAIN_NOTE = "main"
 # How long a worker may take to end once nothing is under way, or the grace is over.
@@ -74,15 +76,25 @@ def arrange(workers: int, index: int | None) -> Process:
 
 
 class Traffic:
-    """The requests that one worker has under way, and whether it has been told to stop."""
+    """The requests that one worker has under way, and whether it is about to stop."""
 
     def __init__(self) -> None:
         self.under_way = 0
         self.draining = False
 
+    def refuse_if_draining(self) -> None:
+        """Refuses a prediction where this worker is about to stop.
+
+        Raises:
+            HTTPError: 503, for the client to try again over a new connection.
+        """
+        if self.draining:
+            headers = {"Retry-After": "1", "Connection": "close"}
+            raise HTTPError(503, "draining: this server is about to stop", headers, code="draining")
+
 
 def drain_on_stop(process: Process, traffic: Traffic, grace_seconds: float) -> None:
-    """Told to stop, a worker first says so, answers what is under way, and only then lets the server's handler stop it.
+    """On the signal to stop, a worker first says so, answers what is under way, and only then lets the server's handler stop it.
 
     The server's own handler would close the socket's door at once, while BentoML's main process still holds it open:
     whoever knocks in the meantime would be left waiting. Past the grace the worker ends whatever is under way.

@@ -24,7 +24,7 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Predictor, buckets_for
 from abstain.models.prediction.preprocessing import encode_table, first_unknown_code
 from abstain.service.predict import response
-from abstain.service.predict.request import check_finite
+from abstain.service.rows import check_finite
 
 # pyarrow ships no types.
 pa: Any = pyarrow

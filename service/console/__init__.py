@@ -22,7 +22,7 @@ from abstain.models.errors import BundleError, UnknownModel
 from abstain.models.files.regular import read_bounded
 from abstain.service.console.descriptions import describe
 from abstain.service.errors import HTTPError
-from abstain.service.live_versions import Serving
+from abstain.service.live_versions import LiveVersions
 
 log = logging.getLogger("abstain.console")
 
@@ -75,7 +75,7 @@ def template(path: str) -> str | None:
             return None
 
 
-def routes(serving: Serving) -> list[Route]:
+def routes(serving: LiveVersions) -> list[Route]:
     """The console's routes."""
     pages = read_pages()
 

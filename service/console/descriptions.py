@@ -12,7 +12,7 @@ from abstain.models.bundles.bundle import Bundle
 from abstain.models.decisions.calibration import Calibration
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Column, in_data_units
-from abstain.service.live_versions import Live
+from abstain.service.live import Live
 
 QUANTILES = 101
 BINS = 10

@@ -23,7 +23,7 @@ from abstain.models.decisions import drift
 from abstain.models.decisions.calibration import Calibration, Judgement
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.scores import SCORES
-from abstain.service.live_versions import Live
+from abstain.service.live import Live
 from abstain.service.monitoring import metrics
 from abstain.service.monitoring.drift_state import Saved, StateFile
 from abstain.service.process import Process

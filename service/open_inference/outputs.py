@@ -17,7 +17,7 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import QUANTILES, ClassificationSummary
 from abstain.service.compression import accepted_coding, compress
-from abstain.service.open_inference.json_objects import HEADER_LENGTH
+from abstain.service.json_objects import HEADER_LENGTH
 
 _DTYPES = {"FP32": np.dtype("<f4"), "FP64": np.dtype("<f8"), "INT64": np.dtype("<i8"), "BOOL": np.dtype("?")}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)

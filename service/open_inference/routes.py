@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, TypeVar
@@ -20,24 +20,30 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from abstain.service.batcher import Batcher, Share, Spent
+from abstain.service.batcher import Answer, Batcher, Share, Spent
 from abstain.service.errors import HTTPError
-from abstain.service.live_versions import Live, Serving, said
-from abstain.service.open_inference.json_objects import flag_of, parse_object
+from abstain.service.json_objects import flag_of, parse_object
+from abstain.service.live import Live
+from abstain.service.live_versions import LiveVersions, said
 from abstain.service.open_inference.outputs import (
+    Column,
     Output,
+    Records,
     all_in_binary,
+    column,
     encode,
     encode_row,
     input_of,
     joined,
+    on_the_wire,
     outputs_of,
     own_rows,
+    records,
 )
 from abstain.service.open_inference.statistics import Tally
 from abstain.service.open_inference.tensors import INPUT, InferRequest, Signature, decode
-from abstain.service.predict.request import check_finite
 from abstain.service.process import Process, Traffic
+from abstain.service.rows import check_finite
 from abstain.service.settings import Settings
 
 T = TypeVar("T")
@@ -47,12 +53,14 @@ PLATFORM = "abstain_bundle"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository(index)", "statistics")
 # Work on more bytes than these leaves the event loop; less would cost more to hand over than to do.
 _FEW_BYTES = 64 * 1024
+_OUTPUT, _RECORDS = "output", "records"
+"""What an answer keeps for all requests that share it."""
 
 
 class Engine(NamedTuple):
     """What answers: the versions, their queue, and the process that they are in."""
 
-    serving: Serving
+    serving: LiveVersions
     batcher: Batcher
     process: Process
 
@@ -90,7 +98,7 @@ def routes(
     async def model_ready(request: Request) -> Response:
         live = engine.serving.find(_reference(request))
         if traffic.draining:
-            raise HTTPError(503, "draining: this server is about to stop")
+            raise HTTPError(503, "draining: this server is about to stop", code="draining")
         return _json({"name": live.name, "ready": True})
 
     async def model(request: Request) -> Response:
@@ -179,8 +187,7 @@ def _inferring(
 
     async def infer(request: Request) -> Response:
         started = time.perf_counter_ns()
-        if traffic.draining:
-            raise HTTPError(503, "draining: this server is about to stop", {"Retry-After": "1", "Connection": "close"})
+        traffic.refuse_if_draining()
         body = await read_body(request, settings.max_body_bytes)
         live = engine.serving.find(_reference(request))
         tally = tallies[live.name, live.version]
@@ -238,15 +245,31 @@ def _answer(live: Live, asked: InferRequest, accept: str, shares: list[Share]) -
     head["parameters"] = {"percentile": judgement.percentile, "coverage": judgement.coverage}
     if len(asked.rows) == 1 and not accept and asked.outputs == all_in_binary(outputs):
         # What clients in a hurry ask for: it is cut from the batch whole, and not put together of thirty parts.
-        whole, row = shares[0].answer.records(outputs), shares[0].rows.start
+        whole, row = shares[0].answer.once(_RECORDS, partial(_records, outputs)), shares[0].rows.start
         if whole.finite[row]:
             return encode_row(head, whole, row, outputs)
     columns = {
-        name: joined([own_rows(share.answer.output(name, outputs[name]), share.rows) for share in shares])
+        name: joined(
+            [
+                own_rows(share.answer.once((_OUTPUT, name), partial(_output, name, outputs[name])), share.rows)
+                for share in shares
+            ]
+        )
         for name, _ in asked.outputs
     }
     check_finite([values for values in columns.values() if isinstance(values, np.ndarray)])
     return encode(head, columns, asked.outputs, outputs, accept)
+
+
+def _output(name: str, output: Output, answer: Answer) -> Column:
+    """An output of every row of an answer, in its type on the wire."""
+    return on_the_wire(column(name, answer.live.bundle.manifest.model, answer.prediction, answer.judgement), output)
+
+
+def _records(outputs: Mapping[str, Output], answer: Answer) -> Records:
+    """All outputs of every row of an answer, side by side."""
+    made = {name: answer.once((_OUTPUT, name), partial(_output, name, output)) for name, output in outputs.items()}
+    return records(made, outputs)
 
 
 def _metadata(live: Live, versions: list[int]) -> dict[str, Any]:

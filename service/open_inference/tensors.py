@@ -18,7 +18,7 @@ from abstain.models.errors import InputError, clip_repr
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import first_unknown_code
 from abstain.service.compression import decompress
-from abstain.service.open_inference.json_objects import (
+from abstain.service.json_objects import (
     HEADER_LENGTH,
     checked_object,
     flag_of,
@@ -29,7 +29,7 @@ from abstain.service.open_inference.json_objects import (
     text_of,
 )
 from abstain.service.open_inference.outputs import Asked, Output, all_in_binary
-from abstain.service.predict.request import PredictRequest, check_rows, dtype_of
+from abstain.service.rows import check_rows, dtype_of
 
 INPUT = "inputs"
 DATATYPES: dict[str, np.dtype[Any]] = {
@@ -51,7 +51,7 @@ class Signature(NamedTuple):
 
 
 class InferRequest(NamedTuple):
-    """A checked request: `rows` in the model's feature shape, as `schemas.check_rows` gives them."""
+    """A checked request: `rows` in the model's feature shape, as `check_rows` returns them."""
 
     rows: Float[np.ndarray, "rows ..."]
     outputs: tuple[Asked, ...]
@@ -233,7 +233,7 @@ def _json_rows(
     if not nested:
         for size in reversed(shape[1:]):
             data = [data[start : start + size] for start in range(0, len(data), size)]
-    return check_rows(_as_predict(data, plain), model, max_rows)
+    return check_rows(data, plain, model, max_rows)
 
 
 def _checked(array: Num[np.ndarray, "rows ..."], model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
@@ -248,11 +248,7 @@ def _checked(array: Num[np.ndarray, "rows ..."], model: Model, max_rows: int) ->
         rows = array.reshape(len(array), *model.feature_shape).astype(dtype_of(model), copy=False)
         if first_unknown_code(model.preprocessing, rows) is None:
             return rows
-    return check_rows(_as_predict(array.tolist(), plain=False), model, max_rows)
-
-
-def _as_predict(rows: list[Any], plain: bool) -> PredictRequest:
-    return PredictRequest(rows, plain, None, None, None, None)
+    return check_rows(array.tolist(), False, model, max_rows)
 
 
 def _refuse_other_numbers(data: list[Any], shape: tuple[int, ...], datatype: str) -> None:

@@ -105,12 +105,11 @@ def rooms_imported() -> dict[str, set[str]]:
             own = room_of(".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"))
             found = imported.setdefault(own, set())
             for name in modules(path):
-                if not name.startswith("abstain."):
-                    continue
-                name = name.removeprefix("abstain.")
-                file = (PROJECT / name.replace(".", "/")).with_suffix(".py")
-                is_module = file.is_file() or file.with_suffix("").is_dir()
-                found.add(room_of(name if is_module else name.rpartition(".")[0]))
+                if name.startswith("abstain."):
+                    ours = name.removeprefix("abstain.")
+                    file = (PROJECT / ours.replace(".", "/")).with_suffix(".py")
+                    is_module = file.is_file() or file.with_suffix("").is_dir()
+                    found.add(room_of(ours if is_module else ours.rpartition(".")[0]))
             found -= {own, ""}
     return imported
 

@@ -3,15 +3,17 @@
 import asyncio
 import sys
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from abstain.models.decisions.calibration import Judgement
 from abstain.models.errors import AbstainError
-from abstain.service import batcher as module
-from abstain.service.batcher import Batcher, Share, Spent, rows_to_take
+from abstain.models.prediction.predictive import Prediction
+from abstain.service.batcher import FEW, Batcher, Share, Spent, Stages, rows_to_take
 from abstain.service.errors import HTTPError
+from abstain.service.live import Live
+from abstain.service.rows import overflow
 
 BUCKETS = (1, 8, 32, 128, 256)
 
@@ -38,14 +40,14 @@ def test_a_batch_fills_a_bucket(waiting, expected):
     assert rows_to_take(waiting, BUCKETS) == expected
 
 
-class Recorder:
-    """A version whose predictor writes down its batches and waits until it is let go."""
+class Recorder(Live):
+    """A version that is its own predictor: it records its batches, and computes them when its gate opens."""
+
+    __setattr__ = object.__setattr__
 
     def __init__(self, buckets=BUCKETS):
         self.batches, self.buckets, self.gate = [], buckets, None
         self.predictor = self
-        self.name, self.version = "recorder", 1
-        self.bundle = SimpleNamespace(calibration=None, manifest=SimpleNamespace(model=None))
 
     def launch(self, rows):
         """The rows themselves, once they are waited for; an error where one is below zero."""
@@ -53,9 +55,9 @@ class Recorder:
         return Launched(rows, self.gate)
 
     def read(self, whole, rows):
-        """What the batcher looks at of a prediction."""
+        """The rows as a prediction."""
         assert whole.shape == (1, rows)
-        return SimpleNamespace(summary=SimpleNamespace(mean=whole.T), rows=whole.T)
+        return Prediction(whole.T, {})
 
 
 class Launched:
@@ -72,30 +74,25 @@ class Launched:
         return self.rows.T
 
 
-@pytest.fixture(autouse=True)
-def judged(monkeypatch):
-    """Judging is another's business: an answer is the rows themselves; the percentile 50 is refused."""
-
-    def judge(_calibration, prediction, percentile, _coverage):
-        if percentile == 50:
-            raise AbstainError("too small")
-        return SimpleNamespace(rows=prediction.rows)
-
-    def finite(leaves):
-        return np.isfinite(leaves[0]).all(axis=1)
-
-    monkeypatch.setattr(module, "judge", judge)
-    monkeypatch.setattr(module, "finite_rows", finite)
-    monkeypatch.setattr(module.metrics, "record_prediction", lambda *_: None)
-    monkeypatch.setattr(
-        module.jax.tree,
-        "map",
-        lambda of, one: SimpleNamespace(summary=SimpleNamespace(mean=of(one.rows)), rows=of(one.rows)),
-    )
+def judge(_live, prediction, percentile, _coverage):
+    """A decision that holds the rows; the percentile 50 is refused."""
+    if percentile == 50:
+        raise AbstainError("too small")
+    return Judgement(99.0, 0.95, "std", prediction.summary, {}, {}, {}, [], None, None)
 
 
-def unheard(*_):
-    """Nobody watches what is judged."""
+def ignore(*_):
+    """Counts nothing."""
+
+
+STAGES = Stages(
+    judge=judge,
+    finite=lambda packed: np.isfinite(packed).all(axis=1),
+    overflow=overflow,
+    count_wait=ignore,
+    count_batch=ignore,
+    count_answer=ignore,
+)
 
 
 def numbers(*values):
@@ -105,11 +102,11 @@ def numbers(*values):
 
 def encode(shares: list[Share]):
     """The numbers of a request's own rows."""
-    return [value for share in shares for value in share.answer.judgement.rows[share.rows][:, 0].tolist()]
+    return [value for share in shares for value in share.answer.judgement.reject[share.rows][:, 0].tolist()]
 
 
-async def asked(queue, live, *values, percentile=None):
-    """What is answered to a request of these rows; an error as itself."""
+async def submit(queue, live, *values, percentile=None):
+    """The result of a request of these rows; an error as itself."""
     try:
         with queue.place():
             return await queue.submit(live, numbers(*values), percentile, None, encode)
@@ -120,7 +117,7 @@ async def asked(queue, live, *values, percentile=None):
 async def while_busy(queue, live, *requests):
     """The answers to requests that arrive while a first one is computed."""
     live.gate = threading.Event()
-    first = asyncio.ensure_future(asked(queue, live, 100))
+    first = asyncio.ensure_future(submit(queue, live, 100))
     while not live.batches:
         await asyncio.sleep(0.001)
     rest = [asyncio.ensure_future(request) for request in requests]
@@ -131,70 +128,72 @@ async def while_busy(queue, live, *requests):
 
 def test_an_idle_server_waits_for_nothing_and_a_busy_one_gathers():
     """The first is computed alone, what arrives meanwhile together; each gets its own rows."""
-    live, queue = Recorder(), Batcher(99, 20, unheard)
-    told = asyncio.run(while_busy(queue, live, asked(queue, live, 1), asked(queue, live, 2, 3), asked(queue, live, 4)))
-    assert told == [[100], [1], [2, 3], [4]]
+    live, queue = Recorder(), Batcher(99, 20, STAGES)
+    results = asyncio.run(
+        while_busy(queue, live, submit(queue, live, 1), submit(queue, live, 2, 3), submit(queue, live, 4))
+    )
+    assert results == [[100], [1], [2, 3], [4]]
     assert live.batches == [[100], [1, 2, 3, 4]]
 
 
 def test_a_whole_bucket_is_begun_before_the_last_is_done_and_no_more():
     """The device knows of the batch after this one, if that is not small; of none after that."""
-    live, queue = Recorder((1, 8)), Batcher(99, 20, unheard)
+    live, queue = Recorder((1, 8)), Batcher(99, 20, STAGES)
 
     async def story():
         live.gate = threading.Event()
-        waiting = [asyncio.ensure_future(asked(queue, live, number)) for number in range(8)]
+        waiting = [asyncio.ensure_future(submit(queue, live, number)) for number in range(8)]
         await asyncio.sleep(0.05)
         small = len(live.batches)
-        waiting += [asyncio.ensure_future(asked(queue, live, number)) for number in range(8, 30)]
+        waiting += [asyncio.ensure_future(submit(queue, live, number)) for number in range(8, 30)]
         await asyncio.sleep(0.05)
         whole = len(live.batches)
         live.gate.set()
         return small, whole, await asyncio.gather(*waiting)
 
-    small, whole, told = asyncio.run(story())
+    small, whole, results = asyncio.run(story())
     assert (small, whole) == (1, 2)
     assert live.batches[:2] == [[0], list(range(1, 9))]
-    assert told == [[number] for number in range(30)]
+    assert results == [[number] for number in range(30)]
 
 
 def test_an_error_stays_with_its_request():
     """A row that overflows, and a percentile that is refused: neighbours of the same batch are answered."""
-    live, queue = Recorder(), Batcher(99, 20, unheard)
-    told = asyncio.run(
+    live, queue = Recorder(), Batcher(99, 20, STAGES)
+    results = asyncio.run(
         while_busy(
             queue,
             live,
-            asked(queue, live, 1),
-            asked(queue, live, 2, np.nan),
-            asked(queue, live, 3, percentile=50),
-            asked(queue, live, 4, percentile=90),
+            submit(queue, live, 1),
+            submit(queue, live, 2, np.nan),
+            submit(queue, live, 3, percentile=50),
+            submit(queue, live, 4, percentile=90),
         )
     )
     assert len(live.batches) == 2
-    assert (told[1], told[4]) == ([1], [4])
-    assert "inputs[1]" in str(told[2])
-    assert str(told[3]) == "too small"
+    assert (results[1], results[4]) == ([1], [4])
+    assert "inputs[1]" in str(results[2])
+    assert str(results[3]) == "too small"
 
 
-def test_what_breaks_the_computation_is_told_to_all_who_wait_and_the_next_is_answered():
+def test_what_breaks_the_computation_is_results_to_all_who_wait_and_the_next_is_answered():
     """And the queue is empty afterwards."""
-    live, queue = Recorder(), Batcher(3, 20, unheard)
+    live, queue = Recorder(), Batcher(3, 20, STAGES)
 
     async def story():
-        told = await while_busy(queue, live, asked(queue, live, -1), asked(queue, live, 2))
-        return told, [await asked(queue, live, number) for number in range(5)]
+        results = await while_busy(queue, live, submit(queue, live, -1), submit(queue, live, 2))
+        return results, [await submit(queue, live, number) for number in range(5)]
 
-    told, after = asyncio.run(story())
-    assert [type(error) for error in told[1:]] == [ValueError, ValueError]
+    results, after = asyncio.run(story())
+    assert [type(error) for error in results[1:]] == [ValueError, ValueError]
     assert after == [[0], [1], [2], [3], [4]]
 
 
 def test_many_rows_go_in_pieces_between_which_others_have_theirs():
     """Of 28 rows with a largest bucket of 8, a later request of one row does not wait for the last."""
-    live, queue = Recorder((1, 8)), Batcher(99, 20, unheard)
-    told = asyncio.run(while_busy(queue, live, asked(queue, live, *range(28)), asked(queue, live, 50)))
-    assert told[1:] == [list(range(28)), [50]]
+    live, queue = Recorder((1, 8)), Batcher(99, 20, STAGES)
+    results = asyncio.run(while_busy(queue, live, submit(queue, live, *range(28)), submit(queue, live, 50)))
+    assert results[1:] == [list(range(28)), [50]]
     assert live.batches.index([50]) < live.batches.index(list(map(float, range(24, 28))))
     assert sorted(map(len, live.batches)) == [1, 1, 4, 8, 8, 8]
 
@@ -211,8 +210,8 @@ def threads_that_switch_often():
 @pytest.mark.usefixtures("threads_that_switch_often")
 def test_pieces_that_two_threads_finish_at_once_are_all_counted():
     """Batches of more rows than the event loop judges are judged in threads, two at a time."""
-    size, pieces = module.FEW + 1, 400
-    live, queue = Recorder((size,)), Batcher(99, 60, unheard)
+    size, pieces = FEW + 1, 400
+    live, queue = Recorder((size,)), Batcher(99, 60, STAGES)
     values = list(range(size * pieces))
     spent = Spent()
 
@@ -223,10 +222,10 @@ def test_pieces_that_two_threads_finish_at_once_are_all_counted():
     assert spent.batches == pieces
 
 
-@pytest.mark.parametrize(("rows", "in_loop"), [(1, True), (module.FEW, True), (module.FEW + 1, False), (10_000, False)])
+@pytest.mark.parametrize(("rows", "in_loop"), [(1, True), (FEW, True), (FEW + 1, False), (10_000, False)])
 def test_a_large_answer_is_not_encoded_in_the_event_loop(rows, in_loop):
     """Nor if the last piece of its rows, with which it is encoded, is small: everyone else would wait."""
-    live, queue, threads = Recorder((1, 8, 32, 256)), Batcher(99, 60, unheard), []
+    live, queue, threads = Recorder((1, 8, 32, 256)), Batcher(99, 60, STAGES), []
 
     def encode_and_note(shares):
         threads.append(threading.current_thread() is threading.main_thread())
@@ -241,27 +240,27 @@ def test_a_large_answer_is_not_encoded_in_the_event_loop(rows, in_loop):
 
 def test_models_take_turns():
     """What waits for one model is not behind all that waits for another."""
-    one, other, queue = Recorder((1,)), Recorder((1,)), Batcher(99, 20, unheard)
+    one, other, queue = Recorder((1,)), Recorder((1,)), Batcher(99, 20, STAGES)
     order = []
     one.batches = other.batches = order
     asyncio.run(
-        while_busy(queue, one, *(asked(queue, one, n) for n in (1, 2, 3)), *(asked(queue, other, n) for n in (7, 8)))
+        while_busy(queue, one, *(submit(queue, one, n) for n in (1, 2, 3)), *(submit(queue, other, n) for n in (7, 8)))
     )
     assert order == [[100], [1], [7], [2], [8], [3]]
 
 
 def test_a_full_queue_and_a_deadline():
     """429 at once; 504 when it is time, and what was not begun is never computed."""
-    live, queue = Recorder(), Batcher(2, 0.2, unheard)
+    live, queue = Recorder(), Batcher(2, 0.2, STAGES)
 
     async def story():
         live.gate = threading.Event()
-        held = asyncio.ensure_future(asked(queue, live, 1))
+        held = asyncio.ensure_future(submit(queue, live, 1))
         while not live.batches:
             await asyncio.sleep(0.001)
-        late, refused = await asyncio.gather(asked(queue, live, 2), asked(queue, live, 3))
+        late, refused = await asyncio.gather(submit(queue, live, 2), submit(queue, live, 3))
         live.gate.set()
-        return await held, late, refused, await asked(queue, live, 4)
+        return await held, late, refused, await submit(queue, live, 4)
 
     held, late, refused, after = asyncio.run(story())
     assert isinstance(refused, HTTPError)
@@ -273,15 +272,15 @@ def test_a_full_queue_and_a_deadline():
 
 def test_who_goes_away_is_not_computed():
     """A request whose client is gone before its turn takes no room in a batch."""
-    live, queue = Recorder(), Batcher(9, 20, unheard)
+    live, queue = Recorder(), Batcher(9, 20, STAGES)
 
     async def story():
         live.gate = threading.Event()
-        first = asyncio.ensure_future(asked(queue, live, 1))
+        first = asyncio.ensure_future(submit(queue, live, 1))
         while not live.batches:
             await asyncio.sleep(0.001)
-        gone = asyncio.ensure_future(asked(queue, live, 2))
-        stays = asyncio.ensure_future(asked(queue, live, 3))
+        gone = asyncio.ensure_future(submit(queue, live, 2))
+        stays = asyncio.ensure_future(submit(queue, live, 3))
         await asyncio.sleep(0.01)
         gone.cancel()
         live.gate.set()

@@ -12,7 +12,7 @@ import pytest
 
 from abstain.models.decisions.calibration import calibrate
 from abstain.service.http import build_app
-from abstain.service.live_versions import Live
+from abstain.service.live import Live
 from abstain.service.process import Process, Traffic
 from abstain.service.settings import Settings
 from abstain.training.calibration.pipeline import decision_of
@@ -26,7 +26,7 @@ GROWING = (1e4, 1e8, 1e12, 1e20, 1e30, 1e38)
 
 
 class OneModel:
-    """A `Serving` of one live version that was never on a disk."""
+    """A `LiveVersions` of one live version that was never on a disk."""
 
     def __init__(self, live):
         self.live = live

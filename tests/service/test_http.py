@@ -23,7 +23,7 @@ from abstain.models.prediction.predictive import BUCKETS
 from abstain.models.prediction.scores import SCORES
 from abstain.service.commands.predict_file import predict_file
 from abstain.service.http import build_app
-from abstain.service.live_versions import Serving
+from abstain.service.live_versions import LiveVersions
 from abstain.service.predict.response import FIELDS
 from abstain.service.process import Process, Traffic
 from abstain.service.settings import Settings
@@ -563,7 +563,9 @@ def broken(store):
     async def described(*_) -> None:
         raise RuntimeError("a secret of the server")
 
-    app = build_app(Settings(store=store), Process(1, 1, store), Traffic(), Serving(store), described, lambda *_: None)
+    app = build_app(
+        Settings(store=store), Process(1, 1, store), Traffic(), LiveVersions(store), described, lambda *_: None
+    )
     config = uvicorn.Config(app, port=0, log_level="critical")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -594,12 +596,12 @@ def test_one_model_alone_need_not_be_named(store, tmp_path):
     (alone / "digits").mkdir(parents=True)
     for version in ("1", "2"):
         shutil.copytree(store / "digits" / version, alone / "digits" / version)
-    serving = Serving(alone)
+    serving = LiveVersions(alone)
     serving.load_all(buckets=(1,))
     assert (serving.find(None).name, serving.find(None).version) == ("digits", 2)
     set_label(alone, "digits", 1, "stable")
     set_label(alone, "digits", 2, "canary")
-    labelled = Serving(alone)
+    labelled = LiveVersions(alone)
     labelled.load_all(buckets=(1,))
     assert labelled.find(None).version == labelled.find("digits").version == labelled.find("digits@stable").version == 1
     assert labelled.find("digits@canary").version == labelled.find("digits:2").version == 2

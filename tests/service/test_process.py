@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from abstain.service.live_versions import Serving
+from abstain.service.live_versions import LiveVersions
 from tests.helpers.commands import abstain
 from tests.helpers.processes import alive, children, kill_all, until
 from tests.helpers.servers import Server, start_server, stop_server, wait_until_ready
@@ -418,7 +418,7 @@ def test_a_label_that_points_nowhere_is_no_readiness(small, tmp_path):
     root = tmp_path / "store"
     shutil.copytree(small, root)
     (root / "digits" / "labels.json").write_text('{"labels": {"stable": 9}, "previous": {}}')
-    serving = Serving(root)
+    serving = LiveVersions(root)
     ready = threading.Event()
     serving.load_all(buckets=(1,), on_ready=ready.set)
     assert not ready.is_set()
@@ -431,7 +431,7 @@ def test_labels_that_cannot_be_read_take_no_other_model_down(small, tmp_path):
     shutil.copytree(small, root)
     shutil.copytree(small / "digits", root / "other")
     (root / "other" / "labels.json").write_text('{"labels": {"stable": "one"}}')
-    serving = Serving(root)
+    serving = LiveVersions(root)
     serving.load_all(buckets=(1,))
     assert serving.find("digits").version == 1
     assert any("other:1: other/labels.json: " in hindrance for hindrance in serving.hindrances())

@@ -13,7 +13,7 @@ import pytest
 from abstain.models.bundles.bundle import read_manifest
 from abstain.models.bundles.store import set_label
 from abstain.service.errors import HTTPError
-from abstain.service.live_versions import Serving
+from abstain.service.live_versions import LiveVersions
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def shortfalls(store):
 
 def loaded(root, **settings):
     """The versions of a store, and whether the server would be ready."""
-    serving, ready = Serving(root, **settings), threading.Event()
+    serving, ready = LiveVersions(root, **settings), threading.Event()
     serving.load_all(buckets=(1,), on_ready=ready.set)
     return serving, ready.is_set()
 

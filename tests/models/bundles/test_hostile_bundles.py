@@ -27,7 +27,7 @@ from abstain.models.errors import BundleError, StoreError
 from abstain.models.files.regular import check_contents, open_regular
 from abstain.models.networks.architectures import LeNetSpec, MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.service.live_versions import Serving, said
+from abstain.service.live_versions import LiveVersions, said
 from tests.helpers.hostile_bundles import DRAWS, HOSTILE, HOSTILE_LABELS, database, put, put_arrays, sign
 from tests.helpers.paths import PROJECT
 
@@ -147,7 +147,7 @@ def test_an_older_calibration_is_prepared_before_the_first_request(tmp_path, bou
         calibration__decision="combined",
         calibration__combination=decision,
     )
-    serving = Serving(tmp_path / "store")
+    serving = LiveVersions(tmp_path / "store")
     serving.load_all((8,))
     live = serving.find("wave")
     calibration = live.bundle.calibration
@@ -242,7 +242,7 @@ def test_sound_models_are_served_beside_hostile_ones(store, tmp_path, bounded):
         HOSTILE[kind][0](folder)
     os.mkfifo(tmp_path / "store" / "hostile0" / LABELS)
     (tmp_path / "store" / "linked").symlink_to(store / "digits")
-    serving = Serving(tmp_path / "store")
+    serving = LiveVersions(tmp_path / "store")
     serving.load_all((8,))
     prediction = serving.find("wave").predictor(np.zeros((1, 1)))
     assert np.isfinite(prediction.summary.mean).all()
@@ -309,7 +309,7 @@ def test_a_published_bundle_passes_every_check(store):
 )
 def test_clients_are_told_names_of_files_and_no_folders_of_the_machine(tmp_path, text, told):
     """Those of the store are told from there."""
-    serving = Serving(tmp_path)
+    serving = LiveVersions(tmp_path)
     assert serving.within(text.replace("ROOT", str(tmp_path))) == told
 
 

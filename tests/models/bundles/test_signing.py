@@ -40,7 +40,7 @@ from abstain.models.bundles.bundle import (
 from abstain.models.bundles.signatures import SIGNATURE, SIGNATURE_BYTES, make_signature, read_public_keys, read_trusted
 from abstain.models.bundles.store import set_label, versions
 from abstain.models.errors import BundleError, ConfigError, SignatureError, StoreError
-from abstain.service.live_versions import Serving
+from abstain.service.live_versions import LiveVersions
 from abstain.service.settings import read_settings
 from abstain.training.calibration.pipeline import Calibrated
 from abstain.training.publish import publish_version
@@ -630,7 +630,7 @@ def test_a_server_that_trusts_no_key_serves_all_but_what_is_no_file(mixed, tmp_p
     for name in ("unsigned", "foreign"):
         shutil.copytree(mixed / name, tmp_path / name)
     UNTRUSTED["a named pipe"][0](Path(shutil.copytree(mixed / "foreign", tmp_path / "pipe")) / "1", None)
-    serving = Serving(tmp_path)
+    serving = LiveVersions(tmp_path)
     serving.load_all(buckets=(1,))
     states = {model["name"]: model["versions"][0]["state"] for model in serving.listing()["models"]}
     assert states == {"foreign": "ready", "pipe": "failed", "unsigned": "ready"}
@@ -639,7 +639,7 @@ def test_a_server_that_trusts_no_key_serves_all_but_what_is_no_file(mixed, tmp_p
 def test_a_server_that_has_refused_everything_is_not_ready(mixed, trusted, tmp_path):
     """And says why."""
     shutil.copytree(mixed / "unsigned", tmp_path / "unsigned")
-    serving = Serving(tmp_path, trusted=trusted)
+    serving = LiveVersions(tmp_path, trusted=trusted)
     serving.load_all(buckets=(1,))
     (why,) = serving.hindrances()
     assert why.startswith("unsigned:1: unsigned/1: is not signed: ")
@@ -647,7 +647,7 @@ def test_a_server_that_has_refused_everything_is_not_ready(mixed, trusted, tmp_p
 
 def test_a_signed_version_whose_fit_fell_short_is_refused_for_that(run, original, keys, trusted, monkeypatch):
     """Under `require_sound`, by the server and by its command: a signature says who made it, not how well."""
-    serving = Serving(original, trusted=trusted, require_sound=True)
+    serving = LiveVersions(original, trusted=trusted, require_sound=True)
     serving.load_all(buckets=(1,))
     (why,) = serving.hindrances()
     assert why.startswith("toy:2: its fit fell short: ")

@@ -17,7 +17,8 @@ from abstain.models.decisions.calibration import judge
 from abstain.models.errors import BundleError, UnknownModel
 from abstain.service.console import read_pages, template
 from abstain.service.console.descriptions import describe, reliability
-from abstain.service.live_versions import Live, Serving
+from abstain.service.live import Live
+from abstain.service.live_versions import LiveVersions
 from abstain.training.config.config import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS, PROJECT
@@ -283,7 +284,7 @@ def test_a_report_that_was_changed_is_not_served(store, tmp_path):
 
 def test_folders_are_found_among_the_stores_own(store):
     """By name and version; nothing else is a folder of a version."""
-    serving = Serving(store)
+    serving = LiveVersions(store)
     serving._survey()
     assert serving.folder("digits:2") == store / "digits" / "2"
     assert read_manifest(serving.folder("wave:1")).name == "wave"

@@ -16,8 +16,9 @@ from abstain.models.errors import AbstainError, InputError
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Column, Preprocessing
-from abstain.service.open_inference.json_objects import parse_object
-from abstain.service.predict.request import KEYS, PredictRequest, check_finite, check_rows, parse_predict
+from abstain.service.json_objects import parse_object
+from abstain.service.predict.request import KEYS, PredictRequest, parse_predict
+from abstain.service.rows import check_finite, check_rows
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 LIMIT = 100
@@ -40,7 +41,8 @@ TABLE = Model(
 
 def rows_of(body: str | bytes, model: Model = PAIRS) -> np.ndarray:
     """The rows in a body, by the whole way in."""
-    return check_rows(parse_predict(body if isinstance(body, bytes) else body.encode(), LIMIT), model, LIMIT)
+    request = parse_predict(body if isinstance(body, bytes) else body.encode(), LIMIT)
+    return check_rows(request.inputs, request.plain, model, LIMIT)
 
 
 def refusal(body: str | bytes, model: Model = PAIRS) -> str:
@@ -289,7 +291,7 @@ def test_quotes_within_a_text_do_not_make_a_duplicate():
     name = 'true "inputs": null, "inputs": \\ false'
     request = parse_predict(json.dumps({"inputs": [[1, 2]], "model": name}).encode(), LIMIT)
     assert request.model == name
-    np.testing.assert_array_equal(check_rows(request, PAIRS, LIMIT), np.float32([[1, 2]]))
+    np.testing.assert_array_equal(check_rows(request.inputs, request.plain, PAIRS, LIMIT), np.float32([[1, 2]]))
 
 
 @pytest.mark.parametrize("depth", [500, 990, 1005, 1020, 1100, 100_000])
@@ -399,8 +401,8 @@ def test_the_slow_way_in_finds_the_same_rows(rows):
     """The walk in Python, which only strange bodies take, agrees with numpy to the last bit."""
     request = parse_predict(json.dumps({"inputs": rows}).encode(), LIMIT)
     assert request.plain
-    slow = check_rows(request._replace(plain=False), PAIRS, LIMIT)
-    np.testing.assert_array_equal(check_rows(request, PAIRS, LIMIT), slow)
+    slow = check_rows(request.inputs, False, PAIRS, LIMIT)
+    np.testing.assert_array_equal(check_rows(request.inputs, request.plain, PAIRS, LIMIT), slow)
 
 
 JSON = st.recursive(

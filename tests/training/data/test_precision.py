@@ -14,7 +14,8 @@ from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Predictor
 from abstain.models.prediction.preprocessing import Column, Preprocessing, on_host, transform
 from abstain.service.open_inference.outputs import input_of, outputs_of
-from abstain.service.predict.request import check_rows, parse_predict
+from abstain.service.predict.request import parse_predict
+from abstain.service.rows import check_rows
 from abstain.training.config.config import Config, DataConfig, MAPConfig
 from abstain.training.data.dataset import fit_preprocessing
 from abstain.training.data.precision import COARSE, target_needs_float64, too_coarse
@@ -189,8 +190,8 @@ def test_a_request_keeps_its_digits_for_the_host():
     )
     wide = model.model_copy(update={"preprocessing": Preprocessing(origin=(1.7e9,), unit=(23.0,))})
     request = parse_predict(b'{"inputs": [[1700000024.5]]}', 10)
-    assert check_rows(request, wide, 10).tolist() == [[1700000024.5]]
-    assert check_rows(request, model, 10).dtype == np.float32
+    assert check_rows(request.inputs, request.plain, wide, 10).tolist() == [[1700000024.5]]
+    assert check_rows(request.inputs, request.plain, model, 10).dtype == np.float32
 
 
 # ---- a whole fit -----------------------------------------------------------------------------------------------------

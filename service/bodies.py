@@ -1,0 +1,73 @@
+"""Bodies of requests: read whole within a limit, or refused without being read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from abstain.service.errors import HTTPError
+
+log = logging.getLogger("abstain.http")
+
+DRAIN_BYTES = 512 * 1024 * 1024
+"""How much of a refused body is read and thrown away."""
+DRAIN_SECONDS = 10.0
+DRAIN_IDLE_SECONDS = 2.0
+
+
+class BodyTooLong(HTTPError):
+    """A body beyond the limit; the response is a `BodyRefusal`."""
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Reads the whole body.
+
+    Args:
+        limit: bytes.
+
+    Raises:
+        BodyTooLong: the body is said to be longer than the limit, before any of it is read; or it grows beyond it.
+    """
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > limit:
+        raise BodyTooLong(413, "body", expected=f"at most {limit} bytes", found=length)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise BodyTooLong(413, "body", expected=f"at most {limit} bytes", found="more")
+    return bytes(body)
+
+
+class BodyRefusal(Response):
+    """A response to a request whose body is not read: sent whole, then what the client still writes is thrown away.
+
+    Clients that write all before they read would see a reset connection in place of the response.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Sends the response, drains the body within bounds, and lets the server close the connection."""
+        headers = [*self.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        # The response is complete, but "more" keeps the server from closing while the client still writes.
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        await _drain(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _drain(receive: Receive) -> None:
+    left = DRAIN_BYTES
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while left > 0:
+                async with asyncio.timeout(DRAIN_IDLE_SECONDS):
+                    message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
+    except TimeoutError:
+        log.debug("a refused body was not written to its end")

@@ -1,0 +1,101 @@
+"""Responses: JSON documents, and errors as `{"error": …, "code": …, "where": …, "id": …}`."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from abstain.models.errors import AbstainError, printable
+from abstain.service.bodies import BodyRefusal, BodyTooLong
+from abstain.service.errors import CODES, HTTPError, status_of
+
+log = logging.getLogger("abstain.http")
+
+Handler = Callable[[Request], Awaitable[Response]]
+LONGEST_ID = 200
+"""Characters of a client's request id that go into a response."""
+
+
+def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON document."""
+    return Response(orjson.dumps(content), status, headers, "application/json")
+
+
+def request_id(request: Request) -> str:
+    """The id of a request: the client's `X-Request-Id`, or a random one; in responses and in the log."""
+    return request.headers.get("x-request-id") or f"{random.getrandbits(128):032x}"
+
+
+def refuse(request: Request, error: HTTPError) -> BodyRefusal:
+    """The response to a request whose body is not read."""
+    content = _content(request, str(error), error.code, error.where)
+    return BodyRefusal(orjson.dumps(content), error.status, error.headers, "application/json")
+
+
+def _content(request: Request, text: str, code: str, where: str | None) -> dict[str, str | None]:
+    own = printable(request_id(request)[:LONGEST_ID])
+    return {"error": text, "code": code, "where": where and printable(where), "id": own}
+
+
+def _error(
+    request: Request, status: int, text: str, headers: dict[str, str] | None = None, code: str | None = None
+) -> Response:
+    content = _content(request, text, code or CODES.get(status, "error"), None)
+    return json_response(content, status, headers)
+
+
+async def _abstain_error(request: Request, error: AbstainError) -> Response:
+    status = status_of(error)
+    content = _content(request, str(error), error.code, error.where)
+    if status == 500:
+        log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+    return json_response(content, status, error.headers if isinstance(error, HTTPError) else None)
+
+
+async def _body_too_long(request: Request, error: BodyTooLong) -> Response:
+    return refuse(request, error)
+
+
+async def _http_exception(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 404:
+        return _error(request, 404, f"no such route: {request.url.path[:200]}")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return _error(request, 405, f"method: expected {allowed}, found {request.method}", {"Allow": allowed})
+    return _error(request, error.status_code, error.detail)
+
+
+async def _client_disconnect(request: Request, _disconnect: ClientDisconnect) -> Response:
+    return _error(request, 400, "the client went away before its body was read", code="client_disconnected")
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return _error(request, 500, f"unexpected {type(error).__name__}; the server's log has the details")
+
+
+ERRORS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
+    BodyTooLong: _body_too_long,
+    AbstainError: _abstain_error,
+    HTTPException: _http_exception,
+    ClientDisconnect: _client_disconnect,
+    Exception: _unexpected,
+}
+"""The handler of each kind of error. The first kind that fits counts: special ones come before general ones."""
+
+
+async def respond_to_error(request: Request, error: Exception) -> Response:
+    """The response of the first handler that fits."""
+    kind = next(kind for kind in ERRORS if isinstance(error, kind))
+    return await ERRORS[kind](request, error)
+
+
+def is_unexpected(error: Exception) -> bool:
+    """Whether no handler but the last one fits: an error of ours that the log must show whole."""
+    return not isinstance(error, tuple(kind for kind in ERRORS if kind is not Exception))

@@ -1,0 +1,164 @@
+"""Rows of a request, whatever its format: checked against the model, the row and the column of every mistake named."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from abstain.models.errors import InputError, clip_repr
+from abstain.models.prediction.posterior import Model
+from abstain.models.prediction.preprocessing import first_unknown_code
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def check_rows(inputs: Any, plain: bool, model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
+    """Checks the rows of a request and returns them in the model's feature shape; an image row may be nested or flat.
+
+    As float32; as float64 for a model that subtracts an offset on the host.
+
+    Args:
+        inputs: parsed JSON.
+        plain: whether it can hold no string, boolean or null.
+
+    Raises:
+        InputError: names the row and the column at fault.
+    """
+    if not isinstance(inputs, list):
+        raise InputError("inputs", expected="a list of rows", found=kind_of_value(inputs))
+    inputs = cast("list[Any]", inputs)
+    if not inputs:
+        raise InputError("inputs", expected="at least one row", found="none")
+    refuse_many_rows(inputs, max_rows)
+    dtype = dtype_of(model)
+    rows = _plain_rows(inputs, dtype) if plain else None
+    fits = rows is not None and rows.shape[1:] in {model.feature_shape, (model.features,)}
+    # Numbers a little beyond float32's largest were rounded to it: the walk tells them apart.
+    if rows is None or not fits or not np.abs(rows).max() < _FLOAT32_MAX:
+        for index, row in enumerate(inputs):
+            _check_row(row, f"inputs[{index}]", model)
+        rows = np.array([np.ravel(row) for row in inputs], dtype=np.float64).astype(dtype)
+    rows = rows.reshape(len(inputs), *model.feature_shape)
+    _refuse_unknown_codes(rows, model)
+    return rows
+
+
+def refuse_many_rows(inputs: Any, max_rows: int) -> None:
+    """Refuses a list of more rows than a request may have.
+
+    Raises:
+        InputError: gives both numbers.
+    """
+    if isinstance(inputs, list) and len(cast("list[Any]", inputs)) > max_rows:
+        raise InputError(
+            "inputs",
+            expected=f"at most {max_rows} rows",
+            found=len(cast("list[Any]", inputs)),
+            fix="send them in several requests",
+        )
+
+
+def dtype_of(model: Model) -> type[np.floating[Any]]:
+    """The dtype that rows have until `models.prediction.preprocessing.on_host` sees them."""
+    return np.float64 if model.preprocessing.origin else np.float32
+
+
+def _plain_rows(inputs: list[Any], dtype: type[np.floating[Any]]) -> Float[np.ndarray, "rows ..."] | None:
+    """Lists of numbers as an array, where what is beyond float32 is infinite or more; None where they are none."""
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(inputs, dtype=dtype)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def finite_rows(leaves: list[np.ndarray]) -> Bool[np.ndarray, " rows"]:
+    """Which rows' predictions are finite throughout; others' rows overflow the network."""
+    return np.logical_and.reduce([np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in leaves])
+
+
+def overflow(row: int) -> InputError:
+    """The error of a row whose prediction is not finite."""
+    return InputError(
+        "its prediction overflows float32",
+        where=f"inputs[{row}]",
+        expected="a row on the scale of the training data",
+        found="numbers too large for the network",
+    )
+
+
+def check_finite(leaves: list[np.ndarray]) -> None:
+    """Refuses predictions that are not finite.
+
+    Raises:
+        InputError: naming the row.
+    """
+    finite = finite_rows(leaves)
+    if not finite.all():
+        raise overflow(int(np.argmin(finite)))
+
+
+def _check_row(row: Any, where: str, model: Model) -> None:
+    first: Any = next(iter(cast("list[Any]", row)), None) if isinstance(row, list) else None
+    nested = len(model.feature_shape) > 1 and isinstance(first, list)
+    shape = model.feature_shape if nested else (model.features,)
+    _check_cells(row, where, shape, model, ())
+
+
+def _check_cells(cells: Any, where: str, shape: tuple[int, ...], model: Model, place: tuple[int, ...]) -> None:
+    if not shape:
+        _check_number(cells, where, model, place)
+        return
+    length = shape[0]
+    unit = f"{length} numbers" if len(shape) == 1 else f"{length} lists"
+    if not isinstance(cells, list):
+        raise InputError(where, expected=f"a list of {unit}", found=kind_of_value(cells))
+    cells = cast("list[Any]", cells)
+    if len(cells) != length:
+        raise InputError(where, expected=unit, found=len(cells))
+    for index, cell in enumerate(cells):
+        _check_cells(cell, f"{where}[{index}]", shape[1:], model, (*place, index))
+
+
+def _check_number(cell: Any, where: str, model: Model, place: tuple[int, ...]) -> None:
+    if len(place) == 1 and model.feature_names:
+        where = f"{where} ({model.feature_names[place[0]]})"
+    if isinstance(cell, bool) or not isinstance(cell, int | float):
+        raise InputError(where, expected=_number_of(model, place), found=kind_of_value(cell))
+    # A comparison of exact integers, not of floats: an integer of 400 digits has no float.
+    if not -_FLOAT32_MAX <= cell <= _FLOAT32_MAX:
+        found = clip_repr(cell) if isinstance(cell, float) else f"an integer of {len(str(abs(cell)))} digits"
+        raise InputError(where, expected="a finite number within float32's range", found=found)
+
+
+def _refuse_unknown_codes(rows: np.ndarray, model: Model) -> None:
+    unknown = first_unknown_code(model.preprocessing, rows)
+    if unknown:
+        row, feature = unknown
+        name = model.preprocessing.columns[feature].name
+        raise InputError(
+            f"inputs[{row}][{feature}] ({name})", expected=_number_of(model, (feature,)), found=rows[row, feature]
+        )
+
+
+def _number_of(model: Model, place: tuple[int, ...]) -> str:
+    """What belongs at a place of a row; of a table's categories, their codes."""
+    columns = model.preprocessing.columns
+    if not columns or not columns[place[0]].categories:
+        return "a number"
+    return (
+        f"a category's code ({', '.join(f'{code} = {name}' for code, name in enumerate(columns[place[0]].categories))})"
+    )
+
+
+def kind_of_value(value: Any) -> str:
+    """Names a JSON value in the words of its sender."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return f"the string {clip_repr(value)}"
+    if isinstance(value, list):
+        return f"a list of {len(cast('list[Any]', value))}"
+    return "an object" if isinstance(value, dict) else f"the number {clip_repr(value)}"
