@@ -59,9 +59,11 @@ def link_package(folder: Path) -> None:
     # A package's parts may lie beside it, so its own folder is not linked but made.
     for name, place in sorted(setuptools["package-dir"].items()):
         made = folder / name.replace(".", "/")
+        if made.is_symlink():  # a folder within one that is linked
+            continue
         made.mkdir(parents=True, exist_ok=True)
         for path in (PROJECT / place).iterdir():
-            if path.suffix in {".py", ".pyi"} or (path.is_dir() and (path / "__init__.py").is_file()):
+            if path.suffix in {".py", ".pyi"} or (path.is_dir() and any(path.glob("*.py"))):
                 (made / path.name).symlink_to(path)
 
 

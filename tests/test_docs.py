@@ -48,10 +48,11 @@ def blocks(path, language):
 
 @cache
 def anchors(path):
-    """What `#…` may name in a page: its headings, as code hosts and the website (mkdocs.yml) write them."""
+    """What `#…` may name: headings, as code hosts and the website (mkdocs.yml) write them, and `<a id="…">`."""
     headings = re.findall(r"^#{1,6} (.+)$", FENCE.sub("", text_of(path)), re.MULTILINE)
     shown = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
-    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in shown}
+    slugs = {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in shown}
+    return slugs | set(re.findall(r"<a id=\"([^\"]+)\"></a>", prose(path)))
 
 
 def broken_links(path):
@@ -80,7 +81,7 @@ def test_a_broken_link_is_found(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text(
         "# One `code` — two, [three](page.md)\n"
-        "[a](page.md#one-code--two-three) [b](#four) ![c](none.png) `[d](e.md)` [f](https://example.org)\n"
+        '[a](page.md#one-code--two-three) [b](#four) <a id="five"></a>[i](#five) ![c](none.png) `[d](e.md)` [f](https://example.org)\n'
         "```sh\n# Four\n[g](h.md)\n```\n"
     )
     assert list(broken_links(page)) == ["#four: no such heading", "none.png: no such file"]
