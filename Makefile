@@ -3,6 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 AUDIT := .venv-audit
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 STORE ?= artifacts
 SPLITS ?= 2
@@ -22,7 +23,7 @@ STRICT ?=
 CORES ?= 0,1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-isa serve check format audit bench bench-quality bench-selection
+.PHONY: help demo test test-isa serve check format docs audit bench bench-quality bench-selection
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +41,12 @@ $(VENV)/installed: requirements.lock pyproject.toml
 $(AUDIT)/installed: requirements-audit.lock
 	$(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-audit.lock
+	touch $@
+
+# Of the website's programs alone; they read the code and do not import it.
+$(DOCS)/installed: requirements-docs.lock
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-docs.lock
 	touch $@
 
 demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the letter B
@@ -62,6 +69,9 @@ check: $(VENV)/installed ## formatter, linter, type checker
 format: $(VENV)/installed ## let the formatter and the linter mend what they can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(DOCS)/installed ## the guides and the API as a website, in build/docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 audit: $(VENV)/installed $(AUDIT)/installed ## known vulnerabilities, SBOMs and licences, in build/audit (STRICT=1)
 	$(BIN)/python deploy/audit.py --tools $(AUDIT)/bin $(if $(STRICT),--strict)

@@ -1,0 +1,175 @@
+"""The guides are true: their links resolve, their commands exist, and the tutorial works as it is printed."""
+
+import ast
+import re
+import runpy
+import shlex
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote
+
+import orjson
+import pytest
+import typer
+
+from abstain.models.bundles.bundle import load
+from abstain.service.commands.cli import app
+from abstain.service.commands.predict_file import predict_file
+from abstain.service.predict.request import parse_predict
+from abstain.service.predict.response import check_fields
+from abstain.training.cli import add_commands
+from abstain.training.config.config import read_config
+from abstain.training.fit import fit
+from tests.helpers.fits import silent
+from tests.helpers.paths import PROJECT
+
+DOCS = PROJECT / "docs"
+PAGES = sorted(
+    [*PROJECT.glob("*.md"), *(path for folder in ("docs", "examples") for path in (PROJECT / folder).rglob("*.md"))]
+)
+FENCE = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
+
+
+@cache
+def text_of(path):
+    """A page's text."""
+    return path.read_text("utf-8")
+
+
+def prose(path):
+    """A page without its blocks of code and without code in its lines."""
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", text_of(path)))
+
+
+def blocks(path, language):
+    """The blocks of code in one language."""
+    return [block for found, block in FENCE.findall(text_of(path)) if found == language]
+
+
+@cache
+def anchors(path):
+    """What `#…` may name: headings, as code hosts and the website (mkdocs.yml) write them, and `<a id="…">`."""
+    headings = re.findall(r"^#{1,6} (.+)$", FENCE.sub("", text_of(path)), re.MULTILINE)
+    shown = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    slugs = {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in shown}
+    return slugs | set(re.findall(r"<a id=\"([^\"]+)\"></a>", prose(path)))
+
+
+def broken_links(path):
+    """The links of a page that lead nowhere."""
+    for target in LINK.findall(prose(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = unquote(target).partition("#")
+        found = (path.parent / file).resolve() if file else path
+        # A link beyond the repository works on no other machine.
+        if not found.exists() or not found.is_relative_to(PROJECT.resolve()):
+            yield f"{target}: no such file"
+        elif anchor and (found.suffix != ".md" or anchor not in anchors(found)):
+            yield f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(PROJECT).as_posix())
+def test_every_link_resolves(path):
+    """To a file of the repository, and to a heading in it."""
+    assert list(broken_links(path)) == []
+
+
+def test_a_broken_link_is_found(tmp_path, monkeypatch):
+    """The check sees a missing file, a missing heading and a heading that is there."""
+    monkeypatch.setattr("tests.project.test_docs.PROJECT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One `code` — two, [three](page.md)\n"
+        '[a](page.md#one-code--two-three) [b](#four) <a id="five"></a>[i](#five) ![c](none.png) `[d](e.md)` [f](https://example.org)\n'
+        "```sh\n# Four\n[g](h.md)\n```\n"
+    )
+    assert list(broken_links(page)) == ["#four: no such heading", "none.png: no such file"]
+
+
+def test_the_website_has_every_page():
+    """The navigation of mkdocs.yml names each page of `docs/` once, and no other; `adr/` is listed when it is built."""
+    navigation = (PROJECT / "mkdocs.yml").read_text("utf-8").split("\nnav:\n")[1].split("\nhooks:")[0]
+    named = re.findall(r": (\S+\.md)", navigation)
+    added = {"CONTRIBUTING.md", "CHANGELOG.md"}
+    assert sorted(named) == sorted({path.name for path in DOCS.glob("*.md")} | added)
+    assert "Decisions: adr/" in navigation
+
+
+@cache
+def commands():
+    """Every command and subcommand of `abstain` by its words, and its options."""
+    add_commands(app)
+    found = {}
+
+    def visit(command, words):
+        found[words] = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        for name, child in getattr(command, "commands", {}).items():
+            visit(child, (*words, name))
+
+    visit(typer.main.get_command(app), ())
+    return found
+
+
+def wrong_commands(path):
+    """What the page's shell blocks call of `abstain` and `make` that there is not."""
+    verbs = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for block in blocks(path, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if line.count("'") % 2 == 0 and line.count('"') % 2 == 0 else []
+            if words[:1] == ["make"] and words[1:] and words[1] not in verbs:
+                yield line
+            if words[:1] == ["abstain"]:
+                called = max((key for key in commands() if tuple(words[1 : 1 + len(key)]) == key), key=len)
+                options = {word.partition("=")[0] for word in words if word.startswith("--")}
+                if not called or options - commands()[called] - {"--help"}:
+                    yield line
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(PROJECT).as_posix())
+def test_every_command_exists(path):
+    """With the options that it is shown with."""
+    assert list(wrong_commands(path)) == []
+
+
+def test_the_tutorial_works_as_printed(tmp_path, monkeypatch, capsys):
+    """Its files, with fewer steps: the CSV, the fit, the fields of its request, and which of its rows are rejected."""
+    make_csv, ask, *_ = blocks(DOCS / "tutorial.md", "python")
+    (config,) = blocks(DOCS / "tutorial.md", "toml")
+    for name, content in (("make_csv.py", make_csv), ("tumours.toml", config)):
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("make_csv.py")
+    printed = capsys.readouterr().out
+    assert printed in blocks(DOCS / "tutorial.md", "text")
+
+    shorter = ("steps=300", "starts=1", "draws=20", "reports=1", "learning_rate=0.01")
+    published = fit(read_config(Path("tumours.toml"), shorter), None, tmp_path / "store", silent)
+    assert published.shortfalls == ()
+    bundle = load(tmp_path / "store" / "tumours" / "1")
+    for block in blocks(DOCS / "tutorial.md", "sh"):
+        for body in re.findall(r"-d '(\{.*?\})'", block, re.DOTALL):
+            check_fields(bundle.manifest.model, parse_predict(body.encode(), 10).fields)
+
+    (rows,) = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(ask).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "rows"
+    ]
+    lines = [",".join(bundle.manifest.model.feature_names), *(",".join(map(str, row)) for row in rows.values())]
+    Path("ask.csv").write_text("\n".join(lines))
+    predict_file(bundle, Path("ask.csv"), Path("answers.jsonl"))
+    answers = dict(zip(rows, map(orjson.loads, Path("answers.jsonl").read_bytes().splitlines()), strict=True))
+    assert not answers["typical"]["reject"]
+    assert answers["typical"]["label"] == "benign"
+    assert not answers["between the classes"]["reject"]
+    assert answers["radius ten times too large"]["reject"]
+    assert answers["radius ten times too large"]["reasons"][0] == "range above its 99th percentile: radius"
+
+
+def test_the_config_in_readme_is_valid(tmp_path):
+    """Every key of it is one of the config's."""
+    (config,) = blocks(PROJECT / "README.md", "toml")
+    (tmp_path / "wine.toml").write_text(config)
+    assert read_config(tmp_path / "wine.toml").data.target == "quality"
