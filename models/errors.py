@@ -22,7 +22,7 @@ class AbstainError(Exception):
 
     Attributes:
         code: names the kind of error for programs, in snake_case; stable.
-        what: what is wrong.
+        what: what is wrong; empty where `expected` and `found` say it.
         where: the file, field, row or setting at fault.
         expected: what would have been right.
         found: what was there instead.
@@ -33,7 +33,7 @@ class AbstainError(Exception):
 
     def __init__(
         self,
-        what: str,
+        what: str = "",
         *,
         where: str | None = None,
         expected: object = None,
@@ -48,7 +48,7 @@ class AbstainError(Exception):
 
     def __str__(self) -> str:
         """The parts as one line: `where: what: expected …, found …; fix`."""
-        sentence = f"{self.where}: {self.what}" if self.where else self.what
+        sentence = ": ".join(part for part in (self.where, self.what) if part)
         details = [
             f"{word} {value}"
             for word, value in (("expected", self.expected), ("found", self.found))

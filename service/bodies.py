@@ -34,12 +34,12 @@ async def read_body(request: Request, limit: int) -> bytes:
     """
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > limit:
-        raise BodyTooLong(413, "body", expected=f"at most {limit} bytes", found=length)
+        raise BodyTooLong(413, where="body", expected=f"at most {limit} bytes", found=length)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit:
-            raise BodyTooLong(413, "body", expected=f"at most {limit} bytes", found="more")
+            raise BodyTooLong(413, where="body", expected=f"at most {limit} bytes", found="more")
     return bytes(body)
 
 

@@ -25,7 +25,9 @@ def decompress(body: bytes, coding: str, limit: int) -> bytes:
         return body
     if coding not in _FORMATS:
         headers = {"Accept-Encoding": ", ".join(_FORMATS)}
-        raise HTTPError(415, "Content-Encoding", headers, expected=" or ".join(_FORMATS), found=clip_repr(coding))
+        raise HTTPError(
+            415, "", headers, where="Content-Encoding", expected=" or ".join(_FORMATS), found=clip_repr(coding)
+        )
     for wbits in _FORMATS[coding]:
         unpacker = zlib.decompressobj(wbits)
         try:
@@ -33,12 +35,12 @@ def decompress(body: bytes, coding: str, limit: int) -> bytes:
         except zlib.error:
             continue
         if len(told) > limit:
-            raise HTTPError(413, "body", expected=f"at most {limit} bytes after decompression", found="more")
+            raise HTTPError(413, where="body", expected=f"at most {limit} bytes after decompression", found="more")
         if not unpacker.eof or unpacker.unused_data:
             found = "bytes behind its end" if unpacker.eof else "no end"
-            raise InputError("body", expected=f"{coding} data, whole", found=found)
+            raise InputError(where="body", expected=f"{coding} data, whole", found=found)
         return told
-    raise InputError("body", expected=f"{coding} data, as Content-Encoding says", found="other or damaged bytes")
+    raise InputError(where="body", expected=f"{coding} data, as Content-Encoding says", found="other or damaged bytes")
 
 
 def compress(body: bytes, coding: str) -> bytes:

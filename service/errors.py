@@ -34,7 +34,7 @@ class HTTPError(AbstainError):
         details: keyword arguments of `AbstainError`.
     """
 
-    def __init__(self, status: int, what: str, headers: dict[str, str] | None = None, **details: object) -> None:
+    def __init__(self, status: int, what: str = "", headers: dict[str, str] | None = None, **details: object) -> None:
         super().__init__(what, **{"code": CODES.get(status, "error"), **details})  # type: ignore[arg-type]
         self.status = status
         self.headers = headers or {}

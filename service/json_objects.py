@@ -41,7 +41,9 @@ def refuse_many_objects(text: bytes) -> None:
     """
     found = text.count(b"{")
     if found > MOST_OBJECTS:
-        raise InputError("body", expected=f"at most {MOST_OBJECTS:,} JSON objects", found=f"{found:,} opening braces")
+        raise InputError(
+            where="body", expected=f"at most {MOST_OBJECTS:,} JSON objects", found=f"{found:,} opening braces"
+        )
 
 
 def _is_plain(content: Any, text: bytes) -> bool:
@@ -72,14 +74,14 @@ def _parse_slowly(text: bytes, failure: orjson.JSONDecodeError | None) -> Any:
         return json.loads(text.decode("utf-8"), object_pairs_hook=each_key_once)
     except UnicodeDecodeError as error:
         raise InputError(
-            "body",
+            where="body",
             expected="JSON in UTF-8",
             found=f"a wrong byte at {error.start}",
             fix=f"where binary data follows the JSON, the header {HEADER_LENGTH} says how long the JSON is",
         ) from error
     except (ValueError, RecursionError) as error:
         found = str(failure or error) if text.strip() else "nothing"
-        raise InputError("body", expected="JSON", found=found) from error
+        raise InputError(where="body", expected="JSON", found=found) from error
 
 
 def each_key_once(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def checked_object(value: Any, where: str, keys: tuple[str, ...]) -> dict[str, A
         InputError: it is none, or has another key.
     """
     if not isinstance(value, dict):
-        raise InputError(where, expected="a JSON object", found=kind(value))
+        raise InputError(where=where, expected="a JSON object", found=kind(value))
     value = cast("dict[str, Any]", value)
     for key in value:
         if key not in keys:

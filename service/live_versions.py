@@ -243,7 +243,9 @@ class LiveVersions:
 
     def _only(self) -> str:
         if len(self._entries) != 1:
-            raise InputError("model", expected=f"one of {', '.join(self._entries) or 'none'}", found="no such key")
+            raise InputError(
+                where="model", expected=f"one of {', '.join(self._entries) or 'none'}", found="no such key"
+            )
         return next(iter(self._entries))
 
     def _described(self, name: str, entry: Entry) -> dict[str, Any]:

@@ -27,10 +27,10 @@ def check_rows(inputs: Any, plain: bool, model: Model, max_rows: int) -> Float[n
         InputError: names the row and the column at fault.
     """
     if not isinstance(inputs, list):
-        raise InputError("inputs", expected="a list of rows", found=kind_of_value(inputs))
+        raise InputError(where="inputs", expected="a list of rows", found=kind_of_value(inputs))
     inputs = cast("list[Any]", inputs)
     if not inputs:
-        raise InputError("inputs", expected="at least one row", found="none")
+        raise InputError(where="inputs", expected="at least one row", found="none")
     refuse_many_rows(inputs, max_rows)
     dtype = dtype_of(model)
     rows = _plain_rows(inputs, dtype) if plain else None
@@ -53,7 +53,7 @@ def refuse_many_rows(inputs: Any, max_rows: int) -> None:
     """
     if isinstance(inputs, list) and len(cast("list[Any]", inputs)) > max_rows:
         raise InputError(
-            "inputs",
+            where="inputs",
             expected=f"at most {max_rows} rows",
             found=len(cast("list[Any]", inputs)),
             fix="send them in several requests",
@@ -114,10 +114,10 @@ def _check_cells(cells: Any, where: str, shape: tuple[int, ...], model: Model, p
     length = shape[0]
     unit = f"{length} numbers" if len(shape) == 1 else f"{length} lists"
     if not isinstance(cells, list):
-        raise InputError(where, expected=f"a list of {unit}", found=kind_of_value(cells))
+        raise InputError(where=where, expected=f"a list of {unit}", found=kind_of_value(cells))
     cells = cast("list[Any]", cells)
     if len(cells) != length:
-        raise InputError(where, expected=unit, found=len(cells))
+        raise InputError(where=where, expected=unit, found=len(cells))
     for index, cell in enumerate(cells):
         _check_cells(cell, f"{where}[{index}]", shape[1:], model, (*place, index))
 
@@ -126,11 +126,11 @@ def _check_number(cell: Any, where: str, model: Model, place: tuple[int, ...]) -
     if len(place) == 1 and model.feature_names:
         where = f"{where} ({model.feature_names[place[0]]})"
     if isinstance(cell, bool) or not isinstance(cell, int | float):
-        raise InputError(where, expected=_number_of(model, place), found=kind_of_value(cell))
+        raise InputError(where=where, expected=_number_of(model, place), found=kind_of_value(cell))
     # A comparison of exact integers, not of floats: an integer of 400 digits has no float.
     if not -_FLOAT32_MAX <= cell <= _FLOAT32_MAX:
         found = clip_repr(cell) if isinstance(cell, float) else f"an integer of {len(str(abs(cell)))} digits"
-        raise InputError(where, expected="a finite number within float32's range", found=found)
+        raise InputError(where=where, expected="a finite number within float32's range", found=found)
 
 
 def _refuse_unknown_codes(rows: np.ndarray, model: Model) -> None:
@@ -139,7 +139,7 @@ def _refuse_unknown_codes(rows: np.ndarray, model: Model) -> None:
         row, feature = unknown
         name = model.preprocessing.columns[feature].name
         raise InputError(
-            f"inputs[{row}][{feature}] ({name})", expected=_number_of(model, (feature,)), found=rows[row, feature]
+            where=f"inputs[{row}][{feature}] ({name})", expected=_number_of(model, (feature,)), found=rows[row, feature]
         )
 
 

@@ -72,7 +72,7 @@ class Guard:
         path: str = scope["path"]
         if not path.isprintable():
             # A router may take "/predict\n" for "/predict", but `scope_of` does not: a key for reading could then predict.
-            raise HTTPError(400, "path", expected="printable characters", found=clip_repr(path))
+            raise HTTPError(400, where="path", expected="printable characters", found=clip_repr(path))
         if path in HEALTH:
             return
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
@@ -97,9 +97,11 @@ class Guard:
         if presented is None:
             raise HTTPError(
                 401,
-                "key",
+                "",
                 {"WWW-Authenticate": "Bearer"},
+                where="key",
                 expected="Authorization: Bearer KEY, or X-API-Key: KEY",
+                code="missing_key",
                 found="none",
             )
         if self._provider and is_token(presented):
@@ -122,9 +124,11 @@ class Guard:
         if seconds:
             raise HTTPError(
                 429,
-                "rate",
+                "",
                 {"Retry-After": str(math.ceil(seconds))},
+                where="rate",
                 expected=f"at most {caller.rate:g} requests a second with the key {caller.name}",
+                code="rate_limited",
                 found="more",
             )
 
@@ -135,7 +139,7 @@ class Guard:
         if host not in self._hosts:
             raise HTTPError(
                 421,
-                "Host",
+                where="Host",
                 expected=f"one of {', '.join(sorted(self._hosts))}",
                 found=repr(host[:100]),
                 fix="the server's ABSTAIN_HOSTS lists the names that it answers to",
@@ -147,8 +151,9 @@ class Guard:
             return
         raise HTTPError(
             403,
-            "Origin",
+            where="Origin",
             expected="this server's own pages, or an origin in its ABSTAIN_CORS_ORIGINS",
+            code="foreign_origin",
             found=repr(text[:100]),
         )
 
@@ -176,9 +181,11 @@ def scope_of(method: str, path: str) -> KeyScope | None:
 def _unknown() -> HTTPError:
     return HTTPError(
         401,
-        "key",
+        "",
         {"WWW-Authenticate": 'Bearer error="invalid_token"'},
+        where="key",
         expected="a key of this server",
+        code="unknown_key",
         found="another",
     )
 
@@ -187,9 +194,11 @@ def _check_scope(caller: Caller, needed: KeyScope) -> None:
     if not caller.allows(needed):
         raise HTTPError(
             403,
-            "key",
+            "",
             {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{needed}"'},
+            where="key",
             expected=f"a key with the scope {needed}",
+            code="missing_scope",
             found=f"{clip_repr(caller.name)[1:-1]}, which has {', '.join(caller.scopes) or 'none'}",
         )
 

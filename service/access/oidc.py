@@ -96,9 +96,11 @@ class Provider:
         except (jwt.InvalidTokenError, jwt.PyJWKError) as error:
             raise HTTPError(
                 401,
-                "token",
+                "",
                 {"WWW-Authenticate": 'Bearer error="invalid_token"'},
+                where="token",
                 expected=f"a token of {self._issuer} for {self._audience} that is valid now",
+                code="invalid_token",
                 found=str(error)[:200],
             ) from error
         return Caller(claims["sub"], scopes_in(claims.get(self._claim)), None)
@@ -120,9 +122,11 @@ class Provider:
         if not self._keys:
             raise HTTPError(
                 503,
-                "token",
+                "",
                 {"Retry-After": str(int(RETRY_SECONDS))},
+                where="token",
                 found="the identity provider's keys cannot be read now; the server's log says why",
+                code="identity_provider_unavailable",
             )
         if name not in self._keys:
             raise _import_jwt().PyJWKError(f"the provider has no key {clip_repr(name)}")

@@ -83,7 +83,7 @@ def decode(
     )
     named = text_of(content, "model_name", "body")
     if named is not None and named not in signature.names:
-        raise InputError("model_name", expected=f"{signature.names[0]}, as in the path", found=clip_repr(named))
+        raise InputError(where="model_name", expected=f"{signature.names[0]}, as in the path", found=clip_repr(named))
     return InferRequest(
         rows=_rows(_only_input(content), plain, tail, signature.model, max_rows),
         outputs=_asked(content.get("outputs", []), signature, flag_of(parameters, "binary_data_output", "parameters")),
@@ -99,7 +99,7 @@ def _split(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
         return body, memoryview(b"")
     if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > len(body):
         raise InputError(
-            HEADER_LENGTH, expected=f"a number of bytes, at most the body's {len(body)}", found=clip_repr(length)
+            where=HEADER_LENGTH, expected=f"a number of bytes, at most the body's {len(body)}", found=clip_repr(length)
         )
     end = int(length)
     return body[:end], memoryview(body)[end:]
@@ -111,7 +111,7 @@ def _raw(data: memoryview, signature: Signature, max_rows: int) -> InferRequest:
     size = 4 * model.features
     if len(data) % size:
         raise InputError(
-            "body", expected=f"rows of {model.features} FP32, {size} bytes each", found=f"{len(data)} bytes"
+            where="body", expected=f"rows of {model.features} FP32, {size} bytes each", found=f"{len(data)} bytes"
         )
     shape = _check_rows_count(len(data) // size, max_rows), *model.feature_shape
     rows = _checked(np.frombuffer(data, "<f4").reshape(shape), model, max_rows)
@@ -179,10 +179,10 @@ def _shape(tensor: dict[str, Any], model: Model, max_rows: int) -> tuple[int, ..
 
 def _check_rows_count(rows: int, max_rows: int) -> int:
     if rows < 1:
-        raise InputError(INPUT, expected="at least one row", found=clip_repr(rows))
+        raise InputError(where=INPUT, expected="at least one row", found=clip_repr(rows))
     if rows > max_rows:
         raise InputError(
-            INPUT, expected=f"at most {max_rows} rows", found=clip_repr(rows), fix="send them in several requests"
+            where=INPUT, expected=f"at most {max_rows} rows", found=clip_repr(rows), fix="send them in several requests"
         )
     return rows
 

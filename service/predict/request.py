@@ -52,7 +52,7 @@ def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
             content = None  # Lest it be in memory twice.
             content = _parse_each_key_once(body)
     if not isinstance(content, dict):
-        raise InputError("body", expected="a JSON object", found=kind_of_value(content))
+        raise InputError(where="body", expected="a JSON object", found=kind_of_value(content))
     content = cast("dict[str, Any]", content)
     for key in content:
         if key not in KEYS:
@@ -95,11 +95,11 @@ def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as failure:
-        raise InputError("body", expected="JSON in UTF-8", found=f"a wrong byte at {failure.start}") from error
+        raise InputError(where="body", expected="JSON in UTF-8", found=f"a wrong byte at {failure.start}") from error
     try:
         return json.loads(text, object_pairs_hook=each_key_once)
     except (ValueError, RecursionError):
-        raise InputError("body", expected="JSON", found=str(error) if text.strip() else "nothing") from error
+        raise InputError(where="body", expected="JSON", found=str(error) if text.strip() else "nothing") from error
 
 
 def _parse_each_key_once(body: bytes) -> Any:
@@ -107,7 +107,9 @@ def _parse_each_key_once(body: bytes) -> Any:
     try:
         return json.loads(body.decode("utf-8"), object_pairs_hook=each_key_once)
     except RecursionError as error:
-        raise InputError("body", expected="an object of the known keys", found="objects nested too deep") from error
+        raise InputError(
+            where="body", expected="an object of the known keys", found="objects nested too deep"
+        ) from error
 
 
 def _text(content: dict[str, Any], key: str) -> str | None:
@@ -140,4 +142,4 @@ def _number_between(content: dict[str, Any], key: str, end: int) -> float | None
 
 def _refuse(key: str, expected: str, value: Any) -> NoReturn:
     found = clip_repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else kind_of_value(value)
-    raise InputError(key, expected=expected, found=found)
+    raise InputError(where=key, expected=expected, found=found)

@@ -52,10 +52,10 @@ def check_fields(model: Model, fields: tuple[str, ...] | None) -> tuple[str, ...
     known = FIELDS[model.law.task]
     for field in fields or ():
         if field not in known:
-            raise InputError("fields", expected=f"some of {', '.join(known)}", found=clip_repr(field))
+            raise InputError(where="fields", expected=f"some of {', '.join(known)}", found=clip_repr(field))
     if fields and len(set(fields)) < len(fields):
         raise InputError(
-            "fields", expected="each field once", found=f"{len(fields)}, of which {len(set(fields))} differ"
+            where="fields", expected="each field once", found=f"{len(fields)}, of which {len(set(fields))} differ"
         )
     return fields or known
 

@@ -59,7 +59,7 @@ def make_handler(
         body = await read_body(request, settings.max_body_bytes)
         content_type = request.headers.get("content-type", "none")
         if content_type != "application/json" and content_type.split(";")[0].strip().lower() != "application/json":
-            raise HTTPError(415, "Content-Type", expected="application/json", found=content_type)
+            raise HTTPError(415, where="Content-Type", expected="application/json", found=content_type)
         read = partial(read_request, versions, settings.max_rows, body)
         with batcher.place():
             parsed = read() if len(body) <= LARGE_BODY else await asyncio.to_thread(read)

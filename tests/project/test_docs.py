@@ -15,6 +15,7 @@ import typer
 from abstain.models.bundles.bundle import load
 from abstain.service.commands.cli import app
 from abstain.service.commands.predict_file import predict_file
+from abstain.service.errors import CODES, STATUS
 from abstain.service.predict.request import parse_predict
 from abstain.service.predict.response import check_fields
 from abstain.training.cli import add_commands
@@ -173,3 +174,14 @@ def test_the_config_in_readme_is_valid(tmp_path):
     (config,) = blocks(PROJECT / "README.md", "toml")
     (tmp_path / "wine.toml").write_text(config)
     assert read_config(tmp_path / "wine.toml").data.target == "quality"
+
+
+def test_every_code_of_an_error_is_in_the_reference():
+    """The table of docs/answers.md has the codes that the service gives, and no others."""
+    given = set(CODES.values()) | {kind.code for kind in STATUS}
+    for path in (PROJECT / "service").rglob("*.py"):
+        given |= set(re.findall(r'\bcode="(\w+)"', text_of(path)))
+    table = re.findall(r"^\| \d{3} \| (`.*?) \|", text_of(DOCS / "answers.md"), re.MULTILINE)
+    known = {code for cell in table for code in re.findall(r"`(\w+)`", cell)}
+    # Each status has one code by default; these statuses have more exact ones.
+    assert known == given - {"unauthorized", "forbidden", "too_many_requests", "error", "invalid_data"}

@@ -6,6 +6,7 @@ The oracle is the obvious program: a Python loop over the draws, one matrix prod
 import http.client
 import json
 import math
+import re
 import shutil
 import socket
 import threading
@@ -435,8 +436,9 @@ def test_many_clients_at_once_get_their_own_answers(server, client, images):
                 )
                 if turn % 3 == 2:
                     assert response.status_code == 400
-                    error = f"inputs[{len(chosen) - 1}][7][7]: expected a number, found the string 'cell {told}'"
-                    assert response.json() == {"error": error}
+                    where = f"inputs[{len(chosen) - 1}][7][7]"
+                    error = f"{where}: expected a number, found the string 'cell {told}'"
+                    assert response.json() == {"error": error, "code": "invalid_input", "where": where, "id": told}
                 else:
                     assert response.json()["id"] == told
                     found = numbers(response.json()["predictions"])
@@ -510,7 +512,7 @@ def test_an_unknown_route_is_404_in_json(client, method, path):
     """Whatever the method; the route is named."""
     response = client.request(method, path)
     assert response.status_code == 404
-    assert response.json() == {"error": f"no such route: {path}"}
+    assert response.json()["error"] == f"no such route: {path}"
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
@@ -518,7 +520,7 @@ def test_predict_takes_post_only(client, method):
     """405 with what is allowed, in the header and in the text."""
     response = client.request(method, "/predict")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
-    assert response.json() == {"error": f"method: expected POST, found {method}"}
+    assert response.json()["error"] == f"method: expected POST, found {method}"
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/models", "/metrics"])
@@ -583,7 +585,7 @@ def test_a_bug_is_500_and_tells_nothing(broken):
     response = connection.getresponse()
     content = json.loads(response.read())
     assert response.status == 500
-    assert content == {"error": "unexpected RuntimeError; the server's log has the details"}
+    assert content["error"] == "unexpected RuntimeError; the server's log has the details"
     if response.headers.get("Connection") != "close":
         connection.request("GET", "/livez")
         assert connection.getresponse().status == 200
@@ -606,3 +608,26 @@ def test_one_model_alone_need_not_be_named(store, tmp_path):
     assert labelled.find(None).version == labelled.find("digits").version == labelled.find("digits@stable").version == 1
     assert labelled.find("digits@canary").version == labelled.find("digits:2").version == 2
     assert labelled.hindrances() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "code", "where"),
+    [
+        ("POST", "/predict", b"[]", "invalid_input", "body"),
+        ("POST", "/predict", b'{"inputs": [[1]], "model": "nope"}', "unknown_model", "model"),
+        ("POST", "/predict", b'{"inputs": [["x"]], "model": "wave"}', "invalid_input", "inputs[0][0]"),
+        ("POST", "/predict", b'{"inputs": [[1]], "model": "wave", "percentile": 99.9}', "calibration_too_small", None),
+        ("POST", "/v2/models/nope/infer", b"{}", "unknown_model", "model"),
+        ("POST", "/v2/models/wave/infer", b'{"inputs": []}', "invalid_input", "inputs"),
+        ("GET", "/predict", b"", "method_not_allowed", None),
+        ("GET", "/nope", b"", "not_found", None),
+    ],
+)
+def test_an_error_has_a_code_a_place_and_an_id(client, method, path, content, code, where):
+    """For programs: the code is stable, `where` names the field at fault, `id` is the client's or a random one."""
+    headers = {"Content-Type": "application/json", "X-Request-Id": "mine-1"}
+    found = client.request(method, path, content=content, headers=headers).json()
+    assert list(found) == ["error", "code", "where", "id"]
+    assert (found["code"], found["where"], found["id"]) == (code, where, "mine-1")
+    other = client.request(method, path, content=content, headers={"Content-Type": "application/json"}).json()
+    assert re.fullmatch("[0-9a-f]{32}", other["id"])

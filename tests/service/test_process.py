@@ -230,7 +230,7 @@ def test_a_server_that_ends_its_work_says_so(small, tmp_path):
             server.process.terminate()
             assert until(lambda: (answer := get(server, "/readyz", timeout=1)) and answer.status_code == 503, 3)
             refused = predict(server)
-            assert (refused.status_code, list(refused.json())) == (503, ["error"])
+            assert (refused.status_code, refused.json()["code"]) == (503, "draining")
             assert not asked.done(), "the request must still be under way here"
             assert asked.result().status_code == 200
         assert server.process.wait(timeout=15) == 0
@@ -261,8 +261,8 @@ def test_a_full_queue_is_429_and_a_late_answer_504(strict):
     told = {answer.status_code: answer for answer in answers}
     assert told.keys() >= {429, 504}
     assert told[429].headers["Retry-After"] == "1"
-    assert told[429].json() == {"error": "the queue is full: expected at most 2 waiting"}
-    assert told[504].json() == {"error": "past its deadline: expected an answer within 0.3 s"}
+    assert told[429].json()["error"] == "the queue is full: expected at most 2 waiting"
+    assert told[504].json()["error"] == "past its deadline: expected a response within 0.3 s"
     assert get(strict, "/livez").status_code == 200
     assert until(lambda: predict(strict).status_code == 200, 30)
     assert get(strict, "/readyz").status_code == 200
@@ -273,10 +273,8 @@ def test_a_body_may_be_as_long_as_the_setting_says(strict):
     response = httpx.post(
         f"{strict.url}/predict", content=b" " * 40_000_001, headers={"Content-Type": "application/json"}, timeout=30
     )
-    assert (response.status_code, response.json()) == (
-        413,
-        {"error": "body: expected at most 40000000 bytes, found 40000001"},
-    )
+    assert response.status_code == 413
+    assert response.json()["error"] == "body: expected at most 40000000 bytes, found 40000001"
 
 
 def test_the_grace_ends(strict):
