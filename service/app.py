@@ -19,13 +19,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import bentoml
 import orjson
-from _bentoml_sdk.service.factory import Service
-from bentoml._internal.context import server_context
 
 from abstain.models.bundles.signatures import read_trusted
 from abstain.service.access.startup_checks import check_access, pem_files
 from abstain.service.access.tls import follow_changes
-from abstain.service.compat import check_process_manager, close_process_manager, set_up_uvicorn, stop_usage_reports
+from abstain.service.compat.bentoml import (
+    Service,
+    check_process_manager,
+    close_process_manager,
+    set_up_uvicorn,
+    stop_usage_reports,
+    worker_index,
+)
 from abstain.service.process import Traffic, arrange, drain_on_stop, end_with_main
 from abstain.service.settings import check_address, read_settings
 
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from abstain.service.monitoring.drift import DriftWatch
 
 SETTINGS = read_settings(os.environ)
-PROCESS = arrange(SETTINGS.workers, server_context.worker_index)
+PROCESS = arrange(SETTINGS.workers, worker_index())
 stop_usage_reports()
 if PROCESS.index is None:
     # Here, and not by every worker again.

@@ -18,12 +18,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from abstain.service.errors import HTTPError
 
 RUN_FOLDER = "ABSTAIN_RUN_FOLDER"
 MAIN_NOTE = "main"
 # How long a worker may take to end once nothing is under way, or the grace is over.
 _LAST_SECONDS = 2.0
+_GONE = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def arrange(workers: int, index: int | None) -> Process:
     # uvicorn believes what comes from loopback, where everybody on this machine is: service/access/proxies.py decides.
     os.environ["FORWARDED_ALLOW_IPS"] = ""
     # XLA sizes its thread pool by NPROC; without it every worker would take every core.
-    os.environ.setdefault("NPROC", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+    os.environ.setdefault("NPROC", str(max(1, cores() // workers)))
     return Process(index, workers, folder)
 
 
@@ -162,9 +165,24 @@ def _alive(note: Path) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks; None if it is gone or only waits to be reaped."""
+    """When a process started, on a clock that nobody sets; None if it is gone or only waits to be reaped.
+
+    Linux has the kernel's ticks since boot. psutil adds the time of boot to them, which changes when the clock is set: a
+    worker would then count as dead.
+    """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
+        process = psutil.Process(pid)
+        if process.status() in _GONE:
+            return None
+        if psutil.LINUX:
+            return Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rsplit(")", 1)[1].split()[19]
+        return repr(process.create_time())
+    except (psutil.Error, OSError, IndexError):
         return None
-    return None if fields[0] in "ZX" else fields[19]
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return psutil.cpu_count() or 1

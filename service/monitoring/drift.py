@@ -8,7 +8,6 @@ its process (`service/monitoring/drift_state.py`); else every process begins at 
 from __future__ import annotations
 
 import logging
-import resource
 import threading
 import time
 from collections import deque
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 from jaxtyping import Float
 
 from abstain.models.decisions import drift
@@ -29,6 +29,7 @@ from abstain.service.monitoring.drift_state import Saved, StateFile
 from abstain.service.process import Process
 
 log = logging.getLogger("abstain.drift")
+_OWN = psutil.Process()
 
 ALPHA = 0.01
 """The probability that a version's watch ever alarms falsely."""
@@ -252,6 +253,5 @@ class DriftWatch:
 
 
 def _tell_resources(worker: int) -> None:
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    metrics.WORKER_MEMORY.labels(str(worker)).set(pages * resource.getpagesize())
+    metrics.WORKER_MEMORY.labels(str(worker)).set(_OWN.memory_info().rss)
     metrics.WORKER_CPU.labels(str(worker)).set(time.process_time())

@@ -1,4 +1,4 @@
-"""What Prometheus sees. Imported in workers only, after `process.arrange` has said where metrics are kept.
+"""The metrics that Prometheus reads. Import it in workers only, after `process.arrange` has set where metrics are kept.
 
 Counters and histograms of all workers add up; no label takes a value from a request.
 """
@@ -13,34 +13,15 @@ from pathlib import Path
 import jax.monitoring
 import numpy as np
 import prometheus_client as prometheus
-from jaxtyping import Num
-from prometheus_client import multiprocess, values
 
 from abstain.models.decisions.calibration import Judgement
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
+from abstain.service.compat.prometheus import BatchHistogram, exposition_of_all, keep_process_id
 
 _MODEL = ("model", "version")
-_WORKER = os.getpid()
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-    # A worker does not fork: the library need not ask the system for its number whenever it counts.
-    values.ValueClass = values.MultiProcessValue(lambda: _WORKER)
-
-
-class Tally(prometheus.Histogram):
-    """A histogram that takes many values at once: of a batch one addition a bucket, and not one a value."""
-
-    def observe_all(self, values: Num[np.ndarray, " values"]) -> None:
-        """The same as `observe` of each value."""
-        if len(values) == 1:
-            self.observe(float(values[0]))
-            return
-        self._raise_if_not_observable()
-        # A bucket holds what is at most its bound; the last bound is infinite.
-        counts = np.bincount(np.searchsorted(np.asarray(self._upper_bounds), values, side="left"))
-        for place in np.flatnonzero(counts).tolist():
-            self._buckets[place].inc(int(counts[place]))
-        self._sum.inc(float(values.sum()))
+    keep_process_id()
 
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -54,11 +35,11 @@ REQUEST_SECONDS = prometheus.Histogram(
 )
 ROWS = prometheus.Counter("abstain_rows_total", "Rows predicted", _MODEL)
 REJECTED = prometheus.Counter("abstain_rejected_total", "Rows rejected, by the score that spoke", [*_MODEL, "reason"])
-ENTROPY = Tally("abstain_entropy_nats", "Predictive entropy of rows", _MODEL, buckets=_NATS)
-INFORMATION = Tally(
+ENTROPY = BatchHistogram("abstain_entropy_nats", "Predictive entropy of rows", _MODEL, buckets=_NATS)
+INFORMATION = BatchHistogram(
     "abstain_mutual_information_nats", "Mutual information of label and parameters, of rows", _MODEL, buckets=_NATS
 )
-SCORE_PERCENTILE = Tally(
+SCORE_PERCENTILE = BatchHistogram(
     "abstain_score_percentile",
     "Place of rows' scores among the calibration split's",
     [*_MODEL, "score"],
@@ -147,29 +128,17 @@ CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 def count_compiles() -> None:
     """Counts every program that XLA compiles in this process from now on, whoever asked for it."""
 
-    def heard(event: str, duration_secs: float, **_details: str | int) -> None:  # noqa: ARG001 - JAX names it
+    def count(event: str, duration_secs: float, **_details: str | int) -> None:  # noqa: ARG001 - JAX names it
         if event == "/jax/core/compile/backend_compile_duration":
             COMPILES.inc()
 
-    jax.monitoring.register_event_duration_secs_listener(heard)
+    jax.monitoring.register_event_duration_secs_listener(count)
 
 
 def exposition() -> bytes:
     """The metrics of all workers, in Prometheus's text format."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return prometheus.generate_latest()
-    _forget_the_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
-    registry = prometheus.CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return prometheus.generate_latest(registry)
-
-
-def _forget_the_dead(folder: Path) -> None:
-    """Takes away the gauges of workers that are gone, but for those that are to outlive them."""
-    for file in folder.glob("gauge_live*_*.db"):
-        worker = file.stem.rsplit("_", 1)[1]
-        if not Path(f"/proc/{worker}").exists():
-            multiprocess.mark_process_dead(worker)  # type: ignore[no-untyped-call]
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return exposition_of_all(Path(folder)) if folder else prometheus.generate_latest()
 
 
 def record_prediction(name: str, version: int, prediction: Prediction, judgement: Judgement) -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from abstain.models.errors import ConfigError
-from abstain.service import compat
+from abstain.service.compat import bentoml as compat
 from tests.helpers.doors import check_closed
 
 

@@ -1,13 +1,13 @@
-"""What abstain changes in BentoML, and why: all of it in one place, and checked when a server starts.
+"""The private interfaces of BentoML, circus and uvicorn that abstain uses, and what it changes there; checked at start.
 
 BentoML's main process runs its workers with circus. Whoever reaches circus's command socket may add a "watcher": a program
 that the main process then starts as its own user. BentoML binds that socket, and one for events, to TCP ports of loopback
 without a key, so that every user of the machine can reach them. Here both become Unix sockets in the run's folder, which
 only the server's user may enter.
 
-BentoML starts uvicorn in each worker, without a bound on the heads of requests. Here it gets one, and a certificate.
+BentoML starts uvicorn in each worker without a bound on the heads of requests. Here uvicorn gets one, and a certificate.
 
-BentoML also sends usage reports to its makers by default. They are off here, for every way of starting a server.
+BentoML sends usage reports to its makers by default. They are off here, for every way of starting a server.
 """
 
 from __future__ import annotations
@@ -21,12 +21,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
+from _bentoml_sdk.service.factory import Service
+from bentoml._internal.context import server_context
 from bentoml._internal.utils.analytics import usage_stats
 from circus.arbiter import Arbiter
 
 from abstain.models.errors import ConfigError
 from abstain.service.access.request_heads import BoundedHeads
 from abstain.service.access.tls import Encrypted, PemFiles
+
+__all__ = [
+    "Service",
+    "check_process_manager",
+    "close_process_manager",
+    "set_up_uvicorn",
+    "stop_usage_reports",
+    "worker_index",
+]
 
 COMMANDS = "commands"
 EVENTS = "events"
@@ -35,6 +46,11 @@ LONGEST_SOCKET_PATH = 107
 _MOVED = ("endpoint", "pubsub_endpoint")
 _OFF = ("stats_endpoint", "multicast_endpoint", "statsd", "httpd", "ssh_server")
 """Further ways that circus can be reached by, which BentoML does not use."""
+
+
+def worker_index() -> int | None:
+    """The index of this worker, from 1; None in the main process."""
+    return server_context.worker_index
 
 
 def close_process_manager(folder: Path, check_address: Callable[[str], None]) -> None:
@@ -68,9 +84,9 @@ def close_process_manager(folder: Path, check_address: Callable[[str], None]) ->
     @wraps(make)
     def closed(self: Arbiter, *args: Any, **kwargs: Any) -> None:
         given = signature.bind(self, *args, **kwargs)
-        asked = [name for name in _OFF if given.arguments.get(name)]
-        if asked:
-            raise ConfigError("the process manager", expected="no further way to reach it", found=", ".join(asked))
+        refused = [name for name in _OFF if given.arguments.get(name)]
+        if refused:
+            raise ConfigError("the process manager", expected="no further way to reach it", found=", ".join(refused))
         try:
             for socket in given.arguments.get("sockets") or ():
                 if not socket.is_unix:
@@ -112,7 +128,7 @@ def set_up_uvicorn(files: PemFiles | None) -> list[Encrypted]:
     Returns:
         the context, once the server has made it: what `follow_changes` keeps up to date.
     """
-    made: list[Encrypted] = []
+    contexts: list[Encrypted] = []
     load: Callable[[uvicorn.Config], None] = uvicorn.Config.load
 
     @wraps(load)
@@ -123,10 +139,10 @@ def set_up_uvicorn(files: PemFiles | None) -> list[Encrypted]:
         load(self)
         if self.ssl and self.ssl_certfile:
             own = PemFiles(Path(self.ssl_certfile), Path(self.ssl_keyfile or self.ssl_certfile))
-            made.append(Encrypted(self.ssl, own))
+            contexts.append(Encrypted(self.ssl, own))
 
     uvicorn.Config.load = load_ours
-    return made
+    return contexts
 
 
 def stop_usage_reports() -> None:
