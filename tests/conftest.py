@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import os
 import re
@@ -12,6 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from jaxtyping import install_import_hook
 
@@ -60,16 +63,16 @@ from tests.helpers.paths import CONFIGS  # noqa: E402
 from tests.helpers.servers import Server, start_server, stop_server  # noqa: E402
 
 SLOWEST = (
-    "densities",
+    "feature_scores",
     "samplers",
     "resume",
     "cli",
     "console_browser",
     "laplace",
-    "augment",
+    "augmentation",
     "mile",
-    "workers",
-    "report",
+    "process",
+    "page",
     "hostile_serving",
 )
 """Files that take longest, which begin first, so that no process is left with one at the end. The first three need no
@@ -80,6 +83,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorts the files by `SLOWEST`; all others follow in their order."""
     places = {f"test_{name}": place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+MOST_BYTES = 1_200_000_000
+"""Memory of a test process beyond which compiled programs are dropped: they pile up over thousands of tests."""
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Drops compiled programs where the process has grown large; later tests read theirs from the folder of programs."""
+    if nextitem is None or psutil.Process().memory_info().rss < MOST_BYTES:
+        return
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+    with suppress(AttributeError, OSError):  # The C library is another than glibc.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 KEYS = int(os.environ.get("ABSTAIN_TEST_KEYS", "1"))

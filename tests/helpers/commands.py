@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 
 
-def abstain(*arguments: str | Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+def abstain(
+    *arguments: str | Path, timeout: float = 3 * PATIENCE, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs the console command as a user would."""
     return subprocess.run(
         [Path(sys.executable).with_name("abstain"), *map(str, arguments)],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from circus.client import CircusClient
 
+from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import Server
 
 NOBODY = 65534
@@ -59,7 +60,7 @@ def check_closed(server: Server) -> None:
     assert listening_ports(server) == {server.address[1]}
     folder = run_folder_of(server)
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert CircusClient(endpoint=f"ipc://{folder}/commands", timeout=20).send_message("list")["status"] == "ok"
+    assert CircusClient(endpoint=f"ipc://{folder}/commands", timeout=PATIENCE).send_message("list")["status"] == "ok"
     if os.getuid() == 0:
         seen = subprocess.run(
             ["/bin/sh", "-c", f"test -e '{folder}/commands' || ls '{folder}'"],

@@ -6,6 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+PATIENCE = 300.0
+"""Seconds that a test waits for what must happen: long, because a loaded machine is slow and a passing test waits no longer
+than it has to."""
+
 
 def children(pid: int) -> set[int]:
     """The processes that a process has started and that are alive."""
@@ -38,7 +42,7 @@ def kill_all(workers: set[int]) -> None:
         os.kill(worker, signal.SIGKILL)
 
 
-def until(condition: Callable[[], object], seconds: float) -> bool:
+def until(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
     """Whether a condition comes true before the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -48,7 +52,7 @@ def until(condition: Callable[[], object], seconds: float) -> bool:
     return True
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Waits for a condition, and asserts it."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:

@@ -4,6 +4,7 @@ import httpx
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import Server
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
@@ -11,7 +12,7 @@ Sample = tuple[str, frozenset[tuple[str, str]]]
 
 def read(server: Server) -> dict[Sample, float]:
     """Every sample of `/metrics`, read over a new connection."""
-    text = httpx.get(f"{server.url}/metrics", timeout=30).text
+    text = httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -26,4 +27,4 @@ def of(samples: dict[Sample, float], name: str, **labels: str) -> float:
 
 def ask(server: Server, rows: np.ndarray, model: str, **more) -> httpx.Response:
     """The answer over a new connection."""
-    return httpx.post(f"{server.url}/predict", json={"inputs": rows.tolist(), "model": model, **more}, timeout=60)
+    return httpx.post(f"{server.url}/predict", json={"inputs": rows.tolist(), "model": model, **more}, timeout=PATIENCE)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.processes import PATIENCE
+
 
 @dataclass(frozen=True)
 class Server:
@@ -51,12 +53,12 @@ def start_server(store: Path, folder: Path, *, workers: int = 1, wait: bool = Tr
     return server
 
 
-def wait_until_ready(server: Server, seconds: float = 120) -> None:
+def wait_until_ready(server: Server, seconds: float = PATIENCE) -> None:
     """Returns once `/readyz` is 200; fails with the server's log if that takes too long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.process.poll() is None:
         try:
-            with urllib.request.urlopen(f"{server.url}/readyz", timeout=5):
+            with urllib.request.urlopen(f"{server.url}/readyz", timeout=PATIENCE):
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.1)
@@ -69,7 +71,7 @@ def stop_server(server: Server) -> None:
     if server.process.poll() is None:
         server.process.terminate()
     try:
-        server.process.wait(timeout=20)
+        server.process.wait(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         server.process.kill()
         server.process.wait()

@@ -24,7 +24,7 @@ from abstain.service.access.api_keys import add_key
 from abstain.training.config.config import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS, PROJECT
-from tests.helpers.processes import children, until
+from tests.helpers.processes import PATIENCE, children, until
 from tests.helpers.servers import Server, start_server, stop_server, wait_until_ready
 
 DEPLOY = PROJECT / "deploy"
@@ -84,7 +84,7 @@ def promtool(*arguments: str | Path) -> None:
     if not shutil.which("promtool"):
         pytest.skip("promtool is not installed (Debian: prometheus)")
     result = subprocess.run(
-        ["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+        ["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -220,7 +220,7 @@ def test_docker_takes_the_compose_file():
     command = ["docker", "compose"]
     if not shutil.which("docker") or subprocess.run([*command, "version"], capture_output=True, check=False).returncode:
         pytest.skip("docker compose is not installed")
-    subprocess.run([*command, "-f", DEPLOY / "compose.yaml", "config", "--quiet"], check=True, timeout=60)
+    subprocess.run([*command, "-f", DEPLOY / "compose.yaml", "config", "--quiet"], check=True, timeout=PATIENCE)
 
 
 def metrics_of(expr: str) -> list[tuple[str, dict[str, str]]]:
@@ -250,12 +250,12 @@ def test_every_name_and_label_is_one_that_a_server_has(server):
     httpx.post(
         f"{server.url}/predict", json={"inputs": [[16] * 64] * 300, "model": "digits", "percentile": 50}, timeout=60
     )
-    assert until(lambda: "abstain_drift_psi{" in httpx.get(f"{server.url}/metrics", timeout=60).text, 20)
+    assert until(lambda: "abstain_drift_psi{" in httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text)
     labels = {"up": EVERYWHERE, "ALERTS": EVERYWHERE | {"alertname", "alertstate"}}
     labels |= {name: grouped_by(rule["expr"]) for name, rule in rules("record").items()}
     bounds: dict[str, set[str]] = {}
     families: dict[str, str] = {}
-    for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=60).text):
+    for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text):
         for sample in family.samples:
             families[sample.name] = family.name
             labels[sample.name] = labels.get(sample.name, EVERYWHERE) | sample.labels.keys()
@@ -286,7 +286,7 @@ class Watched:
     def ask(self, expr: str, *, over_time: bool = False) -> list[dict]:
         """The series of an expression: their labels, and their finite values now or since the beginning."""
         asked = {"query": expr} | ({"start": self.began, "end": time.time(), "step": 1} if over_time else {})
-        answer = httpx.get(f"{self.url}/api/v1/query{'_range' * over_time}", params=asked, timeout=30).json()
+        answer = httpx.get(f"{self.url}/api/v1/query{'_range' * over_time}", params=asked, timeout=PATIENCE).json()
         assert answer["status"] == "success", (expr, answer)
         series = []
         for one in answer["data"]["result"]:
@@ -341,19 +341,19 @@ def watched(store, tmp_path_factory):
     process, url = start_prometheus(folder, server)
     try:
         watched = Watched(server, url, time.time(), key)
-        ready = until(lambda: answers(url) and watched.number('up{job="abstain"}') == 1, 30)
+        ready = until(lambda: answers(url) and watched.number('up{job="abstain"}') == 1)
         assert ready, (folder / "prometheus.log").read_text()
         yield watched
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE)
         stop_server(server)
 
 
 def answers(url: str) -> bool:
     """Whether a Prometheus has begun."""
     try:
-        return httpx.get(f"{url}/-/ready", timeout=5).status_code == 200
+        return httpx.get(f"{url}/-/ready", timeout=PATIENCE).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -362,7 +362,7 @@ class Sender:
     """Sends rows and keeps count of what was sent and what was said."""
 
     def __init__(self, watched: Watched) -> None:
-        self._client = httpx.Client(base_url=watched.server.url, headers={"X-API-Key": watched.key}, timeout=60)
+        self._client = httpx.Client(base_url=watched.server.url, headers={"X-API-Key": watched.key}, timeout=PATIENCE)
         self.sent: Counter[tuple[str, ...]] = Counter()
 
     def predict(self, rows: np.ndarray, model: str) -> None:
@@ -457,11 +457,11 @@ def test_prometheus_sees_what_was_sent_and_every_panel_shows_it(watched, rows):
     """Digits, then one letter in five rows, then a worker's death; counts are exact, and no query comes back empty."""
     sender = Sender(watched)
     send_while_scraped(watched, sender, rows, scrapes=8, letters=0)
-    assert until(lambda: sender.told(watched) == sender.sent, 10), (sender.told(watched), sender.sent)
+    assert until(lambda: sender.told(watched) == sender.sent), (sender.told(watched), sender.sent)
     assert "AbstainRejectsMuch" not in alerting(watched)
 
     send_while_scraped(watched, sender, rows, scrapes=12, letters=4)
-    assert until(lambda: {"AbstainRejectsMuch", "AbstainDrift"} <= alerting(watched), 10), alerting(watched)
+    assert until(lambda: {"AbstainRejectsMuch", "AbstainDrift"} <= alerting(watched)), alerting(watched)
 
     victim = min(children(watched.server.process.pid))
     os.kill(victim, signal.SIGKILL)
@@ -470,7 +470,7 @@ def test_prometheus_sees_what_was_sent_and_every_panel_shows_it(watched, rows):
     wait_until_ready(watched.server, 60)
     assert victim not in children(watched.server.process.pid)
     send_while_scraped(watched, sender, rows, scrapes=3, letters=4)
-    assert until(lambda: sender.told(watched) == sender.sent, 10), (sender.told(watched), sender.sent)
+    assert until(lambda: sender.told(watched) == sender.sent), (sender.told(watched), sender.sent)
     for counter in (
         "rows_total",
         "rejected_total",

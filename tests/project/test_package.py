@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import Server, stop_server, wait_until_ready
 
 NET = """
@@ -173,7 +174,7 @@ def test_a_network_in_a_folder_of_the_same_name_is_fitted_and_served(installed, 
         server = Server(f"http://127.0.0.1:{port}", process, log)
         wait_until_ready(server)
         try:
-            answers.append(httpx.post(f"{server.url}/predict", json=row, timeout=60).json()["predictions"])
+            answers.append(httpx.post(f"{server.url}/predict", json=row, timeout=PATIENCE).json()["predictions"])
         finally:
             stop_server(server)
     assert answers[0] == answers[1]

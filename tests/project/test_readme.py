@@ -12,6 +12,7 @@ from abstain.training.config.config import read_config
 from abstain.training.fit import fit
 from tests.helpers.fits import silent
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 
 README = (PROJECT / "README.md").read_text("utf-8")
 
@@ -20,7 +21,9 @@ def test_the_request_in_readme_gets_the_fields_shown(server):
     """The body of its curl command is answered 200, with exactly the fields of the answer at its top."""
     body = re.search(r"-d '(\{.*?\})'", README, re.DOTALL).group(1)
     shown = json.loads(re.search(r"```json\n(\{.*?\})\n```", README, re.DOTALL).group(1))
-    response = httpx.post(f"{server.url}/predict", content=body, headers={"Content-Type": "application/json"})
+    response = httpx.post(
+        f"{server.url}/predict", content=body, headers={"Content-Type": "application/json"}, timeout=PATIENCE
+    )
     assert response.status_code == 200, response.text
     assert list(response.json()["predictions"][0]) == list(shown)
 

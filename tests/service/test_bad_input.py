@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from abstain.service.access.guard import SAFE_HEADERS
+from tests.helpers.processes import PATIENCE
 
 JSON = {"Content-Type": "application/json"}
 ROW = json.dumps([7] * 64)
@@ -25,7 +26,7 @@ class Line:
     """One connection to the server, which fails the test if the server ends it."""
 
     def __init__(self, address: tuple[str, int]) -> None:
-        self.connection = http.client.HTTPConnection(*address, timeout=30)
+        self.connection = http.client.HTTPConnection(*address, timeout=PATIENCE)
         self.connection.connect()
         self.socket = self.connection.sock
 
@@ -70,7 +71,7 @@ def with_cell(cell: str) -> str:
 
 def raw(address: tuple[str, int], *parts: bytes, until: bytes | None = None) -> bytes:
     """What the server says to the bytes of one connection, to its end or until the answer holds something."""
-    with socket.create_connection(address, timeout=30) as line:
+    with socket.create_connection(address, timeout=PATIENCE) as line:
         for part in parts:
             line.sendall(part)
         said = b""
@@ -375,7 +376,7 @@ def refusal_text(found: int | str) -> str:
 @pytest.mark.parametrize("headers", [JSON, {**JSON, "Expect": "100-continue"}], ids=["plain", "expecting"])
 def test_http_client_reads_413_for_a_body_too_long(server, headers):
     """A client that writes all 100 MB before it reads gets the answer, not a reset; the connection closes after it."""
-    connection = http.client.HTTPConnection(*server.address, timeout=60)
+    connection = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
     connection.request("POST", "/predict", b" " * HUGE, headers)
     response = connection.getresponse()
     assert response.status == 413
@@ -386,7 +387,7 @@ def test_http_client_reads_413_for_a_body_too_long(server, headers):
 
 def test_httpx_reads_413_for_a_body_too_long(server):
     """And its next request is answered, over a new connection."""
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         response = client.post("/predict", content=b" " * HUGE, headers=JSON)
         assert (response.status_code, response.json()["error"]) == (413, refusal_text(HUGE))
         assert client.get("/livez").status_code == 200
@@ -400,7 +401,7 @@ def pieces():
 
 def test_http_client_reads_413_for_a_chunked_body_too_long(server):
     """The limit also holds for a body that does not say its length, and the answer is read all the same."""
-    connection = http.client.HTTPConnection(*server.address, timeout=60)
+    connection = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
     connection.request("POST", "/predict", pieces(), {**JSON, "Transfer-Encoding": "chunked"}, encode_chunked=True)
     response = connection.getresponse()
     assert response.status == 413
@@ -411,7 +412,7 @@ def test_http_client_reads_413_for_a_chunked_body_too_long(server):
 
 def test_httpx_reads_413_for_a_chunked_body_too_long(server):
     """And its next request is answered."""
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         response = client.post("/predict", content=pieces(), headers=JSON)
         assert (response.status_code, response.json()["error"]) == (413, refusal_text("more"))
         assert client.get("/livez").status_code == 200
@@ -444,7 +445,7 @@ def test_a_body_as_long_as_the_limit_is_read(line):
 def test_a_client_that_expects_to_be_asked_is_asked(server):
     """`Expect: 100-continue` before a body of a good size: the server says go on, then answers."""
     body = digits(ROW).encode()
-    with socket.create_connection(server.address, timeout=30) as line:
+    with socket.create_connection(server.address, timeout=PATIENCE) as line:
         line.sendall(head(len(body), "Expect: 100-continue", "Connection: close"))
         assert line.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         line.sendall(body)
@@ -456,7 +457,7 @@ def test_a_chunked_body_is_a_body(server):
     """A length need not be said."""
     body = digits(ROW).encode()
     chunks = (body[start : start + 10] for start in range(0, len(body), 10))
-    assert httpx.post(f"{server.url}/predict", content=chunks, headers=JSON, timeout=30).status_code == 200
+    assert httpx.post(f"{server.url}/predict", content=chunks, headers=JSON, timeout=PATIENCE).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -475,7 +476,7 @@ def test_a_chunked_body_is_a_body(server):
 )
 def test_a_client_that_goes_away_or_speaks_no_http_harms_nobody(server, line, said):
     """Its connection is its own; the others go on."""
-    with socket.create_connection(server.address, timeout=30) as rude:
+    with socket.create_connection(server.address, timeout=PATIENCE) as rude:
         rude.sendall(said)
         line.answers()
     line.answers()
@@ -483,7 +484,7 @@ def test_a_client_that_goes_away_or_speaks_no_http_harms_nobody(server, line, sa
 
 def test_an_answer_of_an_error_is_json_of_ours(server):
     """Its type is JSON, its length is said, and no server's name or traceback is in it."""
-    response = httpx.post(f"{server.url}/predict", content=with_cell("NaN"), headers=JSON)
+    response = httpx.post(f"{server.url}/predict", content=with_cell("NaN"), headers=JSON, timeout=PATIENCE)
     assert response.headers["content-type"] == "application/json"
     assert int(response.headers["content-length"]) == len(response.content)
     safe = {name.decode() for name, _ in SAFE_HEADERS}

@@ -16,6 +16,7 @@ from bentoml.exceptions import InvalidArgument, NotFound
 
 from tests.helpers.doors import check_closed
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import Server, stop_server, wait_until_ready
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # BentoML's, of its own
@@ -52,7 +53,7 @@ def bentoml_serve(*arguments: str, cwd: Path, folder: Path, **more: str) -> Serv
 
 def predictions(server: Server, inputs: list, model: str) -> list[dict]:
     """The rows of an answer over HTTP."""
-    response = httpx.post(f"{server.url}/predict", json={"inputs": inputs, "model": model}, timeout=60)
+    response = httpx.post(f"{server.url}/predict", json={"inputs": inputs, "model": model}, timeout=PATIENCE)
     assert response.status_code == 200, response.text
     return response.json()["predictions"]
 
@@ -106,10 +107,13 @@ def test_bentoml_serve_in_the_projects_root_is_the_same_server(server, store, tm
         check_closed(running)
         for inputs, model in ((IMAGES, "digits"), (POINTS, "wave")):
             assert predictions(running, inputs, model) == predictions(server, inputs, model)
-        refused = httpx.post(f"{running.url}/predict", json={"inputs": [["1"]], "model": "wave"})
+        refused = httpx.post(f"{running.url}/predict", json={"inputs": [["1"]], "model": "wave"}, timeout=PATIENCE)
         assert refused.status_code == 400
         assert refused.json()["error"] == "inputs[0][0]: expected a number, found the string '1'"
-        assert httpx.get(f"{running.url}/models").json() == httpx.get(f"{server.url}/models").json()
+        assert (
+            httpx.get(f"{running.url}/models", timeout=PATIENCE).json()
+            == httpx.get(f"{server.url}/models", timeout=PATIENCE).json()
+        )
     finally:
         stop_server(running)
     assert running.process.returncode == 0
@@ -123,7 +127,7 @@ def test_bentoml_serve_does_not_listen_beyond_loopback_without_keys(store, tmp_p
         env=environment(tmp_path, ABSTAIN_STORE=str(store)),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert ended.returncode == 1
@@ -169,10 +173,12 @@ def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
     try:
         check_closed(running)
         assert predictions(running, POINTS, "wave") == predictions(server, POINTS, "wave")
-        assert [model["name"] for model in httpx.get(f"{running.url}/models").json()["models"]] == ["wave"]
-        assert httpx.get(f"{running.url}/nope").json()["error"] == "no such road: /nope"
+        assert [model["name"] for model in httpx.get(f"{running.url}/models", timeout=PATIENCE).json()["models"]] == [
+            "wave"
+        ]
+        assert httpx.get(f"{running.url}/nope", timeout=PATIENCE).json()["error"] == "no such road: /nope"
         for page in ("", "console/app.js", "console/uPlot.esm.js"):
-            assert httpx.get(f"{running.url}/{page}").status_code == 200
+            assert httpx.get(f"{running.url}/{page}", timeout=PATIENCE).status_code == 200
     finally:
         stop_server(running)
     assert list(empty.iterdir()) == []

@@ -20,7 +20,7 @@ from abstain.models.bundles.store import LABELS
 from tests.helpers.commands import abstain
 from tests.helpers.hostile_bundles import HOSTILE, HOSTILE_LABELS, sign
 from tests.helpers.paths import PROJECT
-from tests.helpers.processes import children, kill_all, until
+from tests.helpers.processes import PATIENCE, children, kill_all, until
 from tests.helpers.servers import Server, start_server, stop_server
 
 SECONDS = 120
@@ -122,7 +122,7 @@ def ask(server: Server) -> tuple[float, int, str]:
     body = {"inputs": [[0.5]], "model": SOUND, "fields": ["mean", "reject"]}
     began = time.monotonic()
     try:
-        answer = httpx.post(f"{server.url}/predict", json=body, timeout=60)
+        answer = httpx.post(f"{server.url}/predict", json=body, timeout=PATIENCE)
     except httpx.TransportError as error:
         return time.monotonic() - began, 0, repr(error)
     return time.monotonic() - began, answer.status_code, "" if answer.status_code == 200 else answer.json()["error"]
@@ -131,7 +131,7 @@ def ask(server: Server) -> tuple[float, int, str]:
 def loads(server: Server) -> dict[str, dict[str, float]]:
     """How often the workers have loaded and have refused each model."""
     found: dict[str, dict[str, float]] = {}
-    for line in httpx.get(f"{server.url}/metrics", timeout=30).text.splitlines():
+    for line in httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text.splitlines():
         if line.startswith("abstain_model_loads_total{"):
             labels = dict(
                 part.replace('"', "").split("=") for part in line[line.index("{") + 1 : -5].split("}")[0].split(",")
@@ -162,11 +162,11 @@ def watch(store: Path, folder: Path, models: set[str]) -> Watch:
         ), sorted(models - {name for name, told in loads(server).items() if sum(told.values()) == 2})
         seen.seconds, seen.settled_at = time.monotonic() - began, len(seen.answers)
         for _ in range(4):  # of either worker
-            answer = httpx.get(f"{server.url}/models", timeout=60)
+            answer = httpx.get(f"{server.url}/models", timeout=PATIENCE)
             assert answer.status_code == 200, answer.text
         seen.listing = answer.text
         seen.models = {model["name"]: model["versions"][0] for model in answer.json()["models"]}
-        assert until(lambda: len(seen.answers) > seen.settled_at + 50, 60)
+        assert until(lambda: len(seen.answers) > seen.settled_at + 50)
         seen.workers_after = children(server.process.pid)
         seen.mebibytes = max(peak(pid) for pid in seen.workers_after)
     finally:

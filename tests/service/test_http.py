@@ -31,6 +31,7 @@ from abstain.service.settings import Settings
 from abstain.training.config.config import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS
+from tests.helpers.processes import PATIENCE
 
 SIZES = (1, 2, 7, 8, 9, 33, 300)
 
@@ -38,7 +39,7 @@ SIZES = (1, 2, 7, 8, 9, 33, 300)
 @pytest.fixture(scope="module")
 def client(server):
     """A client that keeps its connection."""
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         yield client
 
 
@@ -422,7 +423,7 @@ def test_many_clients_at_once_get_their_own_answers(server, client, images):
 
     def talk(number: int) -> None:
         random = np.random.default_rng(number)
-        with httpx.Client(base_url=server.url, timeout=60) as own:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE) as own:
             for turn in range(12):
                 told = f"{number}-{turn}"
                 chosen = random.integers(0, len(images), random.integers(1, 12))
@@ -548,7 +549,7 @@ def test_an_answer_does_not_wait_for_another_clients_slow_body(server, client, p
                 f"{server.url}/predict",
                 content=slowly(),
                 headers={"Content-Type": "application/json"},
-                timeout=60,
+                timeout=PATIENCE,
             )
             for _ in range(4)
         ]
@@ -580,7 +581,7 @@ def broken(store):
 
 def test_a_bug_is_500_and_tells_nothing(broken):
     """JSON without the exception's words; and the connection lives on, or the answer says that it does not."""
-    connection = http.client.HTTPConnection(*broken, timeout=10)
+    connection = http.client.HTTPConnection(*broken, timeout=PATIENCE)
     connection.request("GET", "/docs.json")
     response = connection.getresponse()
     content = json.loads(response.read())

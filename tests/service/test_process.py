@@ -17,7 +17,7 @@ import pytest
 
 from abstain.service.live_versions import LiveVersions
 from tests.helpers.commands import abstain
-from tests.helpers.processes import alive, children, kill_all, until
+from tests.helpers.processes import PATIENCE, alive, children, kill_all, until
 from tests.helpers.servers import Server, start_server, stop_server, wait_until_ready
 
 ROW = [7] * 64
@@ -35,7 +35,7 @@ def predict(server: Server, rows: int = 1, model: str = "digits") -> httpx.Respo
     """The answer to some rows of `digits`."""
     width = {"digits": 64, "wave": 1}[model.split(":", maxsplit=1)[0]]
     body = {"inputs": [ROW[:width]] * rows, "model": model, "fields": ["reject"]}
-    return httpx.post(f"{server.url}/predict", json=body, timeout=60)
+    return httpx.post(f"{server.url}/predict", json=body, timeout=PATIENCE)
 
 
 def computing(server: Server) -> float:
@@ -48,7 +48,7 @@ def slow_request(server: Server, pool: ThreadPoolExecutor, rows: int):
     """A request that is being computed when this returns."""
     before = computing(server)
     future = pool.submit(predict, server, rows)
-    assert until(lambda: computing(server) > before, 20)
+    assert until(lambda: computing(server) > before)
     return future
 
 
@@ -79,7 +79,7 @@ def watched(small, tmp_path_factory):
     server = start_server(small, folder, workers=2, wait=False, TMPDIR=str(folder))
     workers: set[int] = set()
     try:
-        assert until(lambda: get(server, "/livez"), 60)
+        assert until(lambda: get(server, "/livez"))
         workers = children(server.process.pid)
         seen, refused = [], []
         deadline = time.monotonic() + 90
@@ -115,7 +115,7 @@ def test_workers_end_with_a_main_process_that_is_killed(watched):
     assert len(workers) == 2
     server.process.kill()
     server.process.wait()
-    assert until(lambda: not alive(workers), 10)
+    assert until(lambda: not alive(workers))
     assert get(server, "/livez") is None
 
 
@@ -124,11 +124,11 @@ def test_workers_end_with_a_main_process_that_is_killed_as_they_start(small, tmp
     server = start_server(small, tmp_path, workers=2, wait=False, TMPDIR=str(tmp_path))
     workers: set[int] = set()
     try:
-        assert until(lambda: len(children(server.process.pid)) == 2, 60)
+        assert until(lambda: len(children(server.process.pid)) == 2)
         workers = children(server.process.pid)
         server.process.kill()
         server.process.wait()
-        assert until(lambda: not alive(workers), 20)
+        assert until(lambda: not alive(workers))
         assert get(server, "/livez") is None
     finally:
         stop_server(server)
@@ -140,10 +140,10 @@ def test_sigterm_ends_a_server_that_is_still_starting(small, tmp_path):
     server = start_server(small, tmp_path, workers=2, wait=False)
     workers: set[int] = set()
     try:
-        assert until(lambda: get(server, "/livez"), 60)
+        assert until(lambda: get(server, "/livez"))
         workers = children(server.process.pid)
         server.process.terminate()
-        assert server.process.wait(timeout=20) == 0
+        assert server.process.wait(timeout=PATIENCE) == 0
         assert alive(workers) == set()
     finally:
         stop_server(server)
@@ -173,7 +173,7 @@ def test_a_dead_worker_is_noticed_and_replaced(pair):
     assert len(workers) == 2
     victim = min(workers)
     os.kill(victim, signal.SIGKILL)
-    assert until(lambda: get(server, "/readyz").status_code == 503, 5)
+    assert until(lambda: get(server, "/readyz").status_code == 503)
     assert get(server, "/readyz").json()["workers_ready"] == 1
     assert predict(server).status_code == 200
     wait_until_ready(server, 60)
@@ -194,10 +194,10 @@ def test_a_worker_told_to_stop_is_not_ready_while_it_ends_its_work(pair):
         finally:
             os.kill(idle, signal.SIGCONT)
         os.kill(busy, signal.SIGTERM)
-        assert until(lambda: get(server, "/readyz").status_code == 503, 2)
+        assert until(lambda: get(server, "/readyz").status_code == 503)
         assert alive({busy}), "the request must still be under way here"
         assert asked.result().status_code == 200
-    assert until(lambda: not alive({busy}), 10)
+    assert until(lambda: not alive({busy}))
     wait_until_ready(server, 60)
     assert len(children(server.process.pid)) == 2
 
@@ -213,7 +213,7 @@ def test_sigterm_lets_requests_end_and_leaves_nothing(pair):
         server.process.terminate()
         answer = asked.result()
         assert (answer.status_code, len(answer.json()["predictions"])) == (200, 60_000)
-        assert server.process.wait(timeout=15) == 0
+        assert server.process.wait(timeout=PATIENCE) == 0
     assert time.monotonic() - told < 15
     assert alive(workers) == set()
     assert get(server, "/livez") is None
@@ -228,12 +228,12 @@ def test_a_server_that_ends_its_work_says_so(small, tmp_path):
         with ThreadPoolExecutor(1) as pool:
             asked = slow_request(server, pool, 100_000)
             server.process.terminate()
-            assert until(lambda: (answer := get(server, "/readyz", timeout=1)) and answer.status_code == 503, 3)
+            assert until(lambda: (answer := get(server, "/readyz", timeout=1)) and answer.status_code == 503)
             refused = predict(server)
             assert (refused.status_code, refused.json()["code"]) == (503, "draining")
             assert not asked.done(), "the request must still be under way here"
             assert asked.result().status_code == 200
-        assert server.process.wait(timeout=15) == 0
+        assert server.process.wait(timeout=PATIENCE) == 0
     finally:
         stop_server(server)
 
@@ -264,7 +264,7 @@ def test_a_full_queue_is_429_and_a_late_answer_504(strict):
     assert told[429].json()["error"] == "the queue is full: expected at most 2 waiting"
     assert told[504].json()["error"] == "past its deadline: expected a response within 0.3 s"
     assert get(strict, "/livez").status_code == 200
-    assert until(lambda: predict(strict).status_code == 200, 30)
+    assert until(lambda: predict(strict).status_code == 200)
     assert get(strict, "/readyz").status_code == 200
 
 
@@ -281,12 +281,12 @@ def test_the_grace_ends(strict):
     """A server told to stop does not wait for ever for a request whose body never comes."""
     workers = children(strict.process.pid)
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 999\r\n"
-    with socket.create_connection(strict.address, timeout=20) as line:
+    with socket.create_connection(strict.address, timeout=PATIENCE) as line:
         line.sendall(head + b"Expect: 100-continue\r\n\r\n")
         assert line.recv(100).startswith(b"HTTP/1.1 100 ")
         told = time.monotonic()
         strict.process.terminate()
-        assert strict.process.wait(timeout=15) == 0
+        assert strict.process.wait(timeout=PATIENCE) == 0
         assert 0.9 < time.monotonic() - told < 6
     assert alive(workers) == set()
 
@@ -298,8 +298,8 @@ def failing(store, tmp_path_factory):
     shutil.copytree(store, root)
     file = damage(root / "wave" / "1")
     server = start_server(root, root.parent, wait=False)
-    assert until(lambda: (answer := get(server, "/models")) and "loading" not in answer.text, 90)
-    assert until(lambda: predict(server).status_code == 200, 60)
+    assert until(lambda: (answer := get(server, "/models")) and "loading" not in answer.text)
+    assert until(lambda: predict(server).status_code == 200)
     yield server, file
     stop_server(server)
 
@@ -370,8 +370,8 @@ def test_ctrl_c_ends_a_server(failing):
     workers = children(server.process.pid)
     assert workers
     server.process.send_signal(signal.SIGINT)
-    server.process.wait(timeout=10)
-    assert until(lambda: not alive(workers), 5)
+    server.process.wait(timeout=PATIENCE)
+    assert until(lambda: not alive(workers))
 
 
 @pytest.mark.parametrize("made", [True, False], ids=["empty", "missing"])
@@ -380,7 +380,7 @@ def test_nothing_to_serve_ends_the_command(tmp_path, made):
     root = tmp_path / "store"
     if made:
         root.mkdir()
-    result = abstain("serve", "--store", root, timeout=60)
+    result = abstain("serve", "--store", root, timeout=PATIENCE)
     assert result.returncode == 1
     assert result.stdout == ""
     found = "no models" if made else "no such folder"
@@ -393,7 +393,7 @@ def test_nothing_but_a_damaged_model_ends_the_command(small, tmp_path):
     root = tmp_path / "store"
     shutil.copytree(small, root)
     file = damage(root / "digits" / "1")
-    result = abstain("serve", "--store", root, timeout=60)
+    result = abstain("serve", "--store", root, timeout=PATIENCE)
     assert result.returncode == 1
     assert result.stderr.startswith(f"abstain: {root}: nothing to serve: found {file}: is damaged or was altered")
 
@@ -404,7 +404,7 @@ def test_a_port_in_use_ends_the_command_with_its_number(small):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        result = abstain("serve", "--store", small, "--port", str(port), timeout=60)
+        result = abstain("serve", "--store", small, "--port", str(port), timeout=PATIENCE)
     assert result.returncode == 1
     assert str(port) in result.stderr
     assert "in use" in result.stderr

@@ -10,6 +10,7 @@ from abstain.models.errors import ConfigError
 from abstain.service.settings import Settings, read_settings
 from tests.helpers.commands import abstain
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 
 GIVEN = [
     ("workers", "4", 4),
@@ -127,7 +128,7 @@ def test_a_wrong_value_names_its_variable(name, text):
 
 def test_a_wrong_setting_ends_the_command_with_its_message(store):
     """`abstain serve` says which variable is wrong, in a sentence, and exits 1."""
-    result = abstain("serve", "--store", store, "--port", "1", ABSTAIN_MAX_ROWS="many", timeout=60)
+    result = abstain("serve", "--store", store, "--port", "1", ABSTAIN_MAX_ROWS="many", timeout=PATIENCE)
     assert result.returncode == 1
     assert "environment: ABSTAIN_MAX_ROWS: expected" in result.stderr
     assert "found 'many'" in result.stderr

@@ -14,6 +14,7 @@ from abstain.models.bundles.bundle import read_manifest
 from abstain.models.bundles.store import set_label
 from abstain.service.errors import HTTPError
 from abstain.service.live_versions import LiveVersions
+from tests.helpers.processes import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,10 @@ def versions(serving):
 
 def test_the_listing_says_which_versions_are_sound(server, shortfalls):
     """`GET /models`: `sound`, and the shortfalls in the manifest's words; they answer nevertheless."""
-    listed = {model["name"]: model["versions"] for model in httpx.get(f"{server.url}/models").json()["models"]}
+    listed = {
+        model["name"]: model["versions"]
+        for model in httpx.get(f"{server.url}/models", timeout=PATIENCE).json()["models"]
+    }
     digits, wave = listed["digits"][0], listed["wave"][0]
     assert (digits["state"], digits["sound"], digits["shortfalls"]) == ("ready", True, [])
     assert (wave["state"], wave["sound"], wave["shortfalls"]) == ("ready", False, list(shortfalls))
@@ -51,7 +55,7 @@ def test_the_listing_says_which_versions_are_sound(server, shortfalls):
 
 def test_the_metric_and_the_log_say_it_too(server, shortfalls):
     """A gauge of 0 and 1, and a warning at load."""
-    text = httpx.get(f"{server.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text
     assert 'abstain_model_sound{model="digits",version="1"} 1.0' in text
     assert 'abstain_model_sound{model="wave",version="1"} 0.0' in text
     log = server.log.read_text()
@@ -63,13 +67,14 @@ def test_the_metric_and_the_log_say_it_too(server, shortfalls):
 def test_the_open_inference_protocol_says_it(server, shortfalls):
     """The repository index gives it as the reason; the configuration among its parameters."""
     index = {
-        (entry["name"], entry["version"]): entry for entry in httpx.post(f"{server.url}/v2/repository/index").json()
+        (entry["name"], entry["version"]): entry
+        for entry in httpx.post(f"{server.url}/v2/repository/index", timeout=PATIENCE).json()
     }
     assert index["digits", "1"]["reason"] == ""
     assert index["wave", "1"]["state"] == "READY"
     assert "its fit fell short: " in index["wave", "1"]["reason"]
     assert shortfalls[0] in index["wave", "1"]["reason"]
-    config = httpx.get(f"{server.url}/v2/models/wave/config").json()
+    config = httpx.get(f"{server.url}/v2/models/wave/config", timeout=PATIENCE).json()
     assert shortfalls[0][:20] in config["parameters"]["shortfalls"]["string_value"]
 
 

@@ -45,6 +45,7 @@ from abstain.service.settings import read_settings
 from abstain.training.calibration.pipeline import Calibrated
 from abstain.training.publish import publish_version
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import start_server, stop_server
 
 GOLDEN = PROJECT / "tests" / "data" / "golden" / "2"
@@ -152,7 +153,7 @@ def test_the_library_s_own_command_takes_the_signature(store, keys):
     def verified():
         command = [sys.executable, "-m", "model_signing", "verify", "key", folder, "--signature", folder / SIGNATURE]
         command += ["--public_key", keys / "release.pem"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
     assert verified().returncode == 0
     (folder / "report.html").write_text("other")
@@ -536,7 +537,7 @@ main()
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE,
         )
         assert result.returncode == 1
         (line,) = result.stderr.splitlines()
@@ -585,7 +586,7 @@ def test_a_server_serves_the_signed_version_and_refuses_the_others_by_name(stric
     """It is ready; `/models` says why of each, and requests for one are 503 with the reason."""
     listed = {
         (model["name"], version["version"]): version
-        for model in httpx.get(f"{strict.url}/models").json()["models"]
+        for model in httpx.get(f"{strict.url}/models", timeout=PATIENCE).json()["models"]
         for version in model["versions"]
     }
     states = {f"{name}:{number}": version["state"] for (name, number), version in listed.items()}
@@ -600,27 +601,27 @@ def test_a_server_serves_the_signed_version_and_refuses_the_others_by_name(stric
     ):
         assert listed[name, 1]["why"].startswith(said)
         assert (listed[name, 1]["digest"], listed[name, 1]["sound"]) == (None, False)
-        answer = httpx.post(f"{strict.url}/predict", json={"model": name, "inputs": [[0.0]]})
+        answer = httpx.post(f"{strict.url}/predict", json={"model": name, "inputs": [[0.0]]}, timeout=PATIENCE)
         assert answer.status_code == 503
         assert f"{name}:1 is refused: {said}" in answer.json()["error"]
-    answer = httpx.post(f"{strict.url}/predict", json={"model": "sound", "inputs": [[0.0]]})
+    answer = httpx.post(f"{strict.url}/predict", json={"model": "sound", "inputs": [[0.0]]}, timeout=PATIENCE)
     assert answer.status_code == 200
     assert np.isfinite(answer.json()["predictions"][0]["mean"])
-    assert httpx.get(f"{strict.url}/readyz").status_code == 200
+    assert httpx.get(f"{strict.url}/readyz", timeout=PATIENCE).status_code == 200
     assert "unsigned/1: is not signed" in strict.log.read_text()
 
 
 def test_what_an_unsigned_version_holds_is_not_shown(strict):
     """Neither its report, nor that of a version which is not served; that of the signed one is."""
     for name, version, status in (("sound", 1, 200), ("sound", 2, 503), ("unsigned", 1, 503)):
-        answer = httpx.get(f"{strict.url}/console/models/{name}/versions/{version}/report.html")
+        answer = httpx.get(f"{strict.url}/console/models/{name}/versions/{version}/report.html", timeout=PATIENCE)
         assert answer.status_code == status
     assert "is not signed" in answer.json()["error"]
 
 
 def test_refusals_are_counted(strict):
     """As those of versions whose fit fell short, but they say nothing of the fit."""
-    text = httpx.get(f"{strict.url}/metrics").text
+    text = httpx.get(f"{strict.url}/metrics", timeout=PATIENCE).text
     assert 'abstain_model_loads_total{model="unsigned",outcome="refused",version="1"} 1.0' in text
     assert 'abstain_model_sound{model="unsigned"' not in text
 

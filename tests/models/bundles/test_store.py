@@ -30,6 +30,7 @@ from abstain.models.bundles.store import (
 from abstain.models.errors import StoreError, UnknownModel
 from abstain.models.files.locks import hold
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 
 
 def write(folder):
@@ -138,7 +139,7 @@ def test_threads_that_publish_at_once_get_different_versions(tmp_path):
 def test_processes_that_publish_at_once_get_different_versions(tmp_path):
     """Three processes, five versions each: 1 to 15."""
     writers = [start(tmp_path, 5, subprocess.DEVNULL) for _ in range(3)]
-    told = "".join(writer.communicate(timeout=60)[0] for writer in writers)
+    told = "".join(writer.communicate(timeout=PATIENCE)[0] for writer in writers)
     found = [int(word) for word in told.split() if word != "writing"]
     assert sorted(found) == versions(tmp_path, "toy") == list(range(1, 16))
     assert leftovers(tmp_path) == []
@@ -160,7 +161,7 @@ def test_a_slow_writer_is_neither_swept_nor_waited_for(tmp_path):
         assert writer.stdout.readline() == "writing\n"
         assert publish_some(tmp_path, count=2) == [1, 2]
         assert len(leftovers(tmp_path)) == 1
-        assert writer.communicate(timeout=60)[0] == "3\n"
+        assert writer.communicate(timeout=PATIENCE)[0] == "3\n"
     assert (tmp_path / "toy" / "3" / "half").read_text() == "half"
     assert leftovers(tmp_path) == []
 

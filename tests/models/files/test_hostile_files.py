@@ -34,6 +34,7 @@ from abstain.training.runs.resume import FOLDER
 from tests.helpers.commands import abstain
 from tests.helpers.fits import silent
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 
 LIMIT = 64 * 2**20
 """Of rows, in these tests."""
@@ -239,7 +240,7 @@ for path in sorted(folder.iterdir()):
 """
 
 
-def child(script, *arguments, timeout=120, **environment):
+def child(script, *arguments, timeout=PATIENCE, **environment):
     """Runs a script of ours in a process of its own; its standard output."""
     result = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
@@ -370,7 +371,7 @@ def test_commands_as_processes_end_with_one_line_for_a_hostile_file(store, hosti
     }
 
     def start(name):
-        return abstain(*commands[name], "--data", hostile_files / name, timeout=120, **{DATA_BYTES: str(LIMIT)})
+        return abstain(*commands[name], "--data", hostile_files / name, timeout=PATIENCE, **{DATA_BYTES: str(LIMIT)})
 
     with ThreadPoolExecutor(len(commands)) as pool:
         for name, ended in zip(commands, pool.map(start, commands), strict=True):

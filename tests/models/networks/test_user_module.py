@@ -29,6 +29,7 @@ from abstain.service.commands.cli import main
 from abstain.service.settings import read_settings
 from abstain.training.config.config import read_config
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import start_server, stop_server
 
 DOCUMENTED = (PROJECT / "docs" / "networks.md").read_text("utf-8")
@@ -606,9 +607,11 @@ def test_a_server_goes_on_without_what_it_may_not_import(run, allow, store, fold
         assert run("predict", "own", "--data", tmp_path / "rows.npz", "--out", out, "--store", store)[0] == 0
         expected = [json.loads(line) for line in out.read_text().splitlines()]
         listed = states(server)
-        found = httpx.post(f"{server.url}/predict", json={"inputs": rows.tolist(), "model": "own"}, timeout=30)
-        refused = httpx.post(f"{server.url}/predict", json={"inputs": rows.tolist(), "model": "barred"}, timeout=30)
-        ready = httpx.get(f"{server.url}/readyz")
+        found = httpx.post(f"{server.url}/predict", json={"inputs": rows.tolist(), "model": "own"}, timeout=PATIENCE)
+        refused = httpx.post(
+            f"{server.url}/predict", json={"inputs": rows.tolist(), "model": "barred"}, timeout=PATIENCE
+        )
+        ready = httpx.get(f"{server.url}/readyz", timeout=PATIENCE)
     finally:
         stop_server(server)
     assert (listed["own"]["state"], listed["own"]["why"]) == ("ready", None)
@@ -630,7 +633,7 @@ def states(server, seconds=90):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.process.poll() is None:
         try:
-            models = httpx.get(f"{server.url}/models", timeout=5).json()["models"]
+            models = httpx.get(f"{server.url}/models", timeout=PATIENCE).json()["models"]
         except httpx.TransportError:
             models = []
         if models and not any(model["versions"][0]["state"] == "loading" for model in models):

@@ -145,7 +145,7 @@ def test_a_key_that_the_provider_no_longer_has_is_refused(issuer, provider, monk
             return error.status == 401
         return False
 
-    assert until(refused, 20)
+    assert until(refused)
 
 
 def test_a_provider_that_is_away_is_503_and_left_alone_for_a_while(issuer, provider, monkeypatch):
@@ -196,7 +196,7 @@ def test_an_answer_without_end_keeps_nobody_waiting(issuer, provider, monkeypatc
         with pytest.raises(HTTPError, match="keys cannot be read now"):
             ask(provider, issuer.token())
     setattr(issuer, fault, False)
-    assert until(lambda: provider._fetching is None or provider._fetching.done(), 20)
+    assert until(lambda: provider._fetching is None or provider._fetching.done())
     assert ask(provider, issuer.token()).name == "app"
     expected = {"dripping": "not read to its end", "huge": "expected at most 1048576 bytes, found more"}
     assert expected[fault] in caplog.text

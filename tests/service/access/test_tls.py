@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from abstain.models.errors import ConfigError
 from abstain.service.access.tls import PemFiles, check_certificate
 from tests.helpers.certificates import private_pem, write_certificate
-from tests.helpers.processes import until
+from tests.helpers.processes import PATIENCE, until
 from tests.helpers.servers import start_server, stop_server
 
 ROW = [[16.0] * 64]
@@ -38,11 +38,14 @@ def encrypted(store, pem, tmp_path_factory):
 
     def ready():
         try:
-            return httpx.get(f"{running.url}/readyz", verify=trusting(pem.certificate)).status_code == 200
+            return (
+                httpx.get(f"{running.url}/readyz", verify=trusting(pem.certificate), timeout=PATIENCE).status_code
+                == 200
+            )
         except httpx.TransportError:
             return False
 
-    if not until(ready, 120):
+    if not until(ready):
         stop_server(running)
         pytest.fail(running.log.read_text())
     yield running
@@ -61,7 +64,7 @@ def served(server):
 
 def test_predictions_over_tls(encrypted, pem):
     """The client checks the certificate; what is said at start names https."""
-    with httpx.Client(verify=trusting(pem.certificate)) as client:
+    with httpx.Client(verify=trusting(pem.certificate), timeout=PATIENCE) as client:
         response = client.post(f"{encrypted.url}/predict", json={"inputs": ROW, "model": "digits"})
         origin = client.post(
             f"{encrypted.url}/predict", json={"inputs": ROW, "model": "digits"}, headers={"Origin": encrypted.url}
@@ -74,7 +77,7 @@ def test_nothing_is_answered_without_tls(encrypted):
     """Neither plain HTTP nor TLS of a version that is broken."""
     plain = encrypted.url.replace("https:", "http:")
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"{plain}/livez")
+        httpx.get(f"{plain}/livez", timeout=PATIENCE)
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
     with warnings.catch_warnings(action="ignore"):  # that it is old
@@ -87,23 +90,23 @@ def test_nothing_is_answered_without_tls(encrypted):
 def test_a_renewed_certificate_is_taken_while_the_server_runs(encrypted, pem, tmp_path):
     """Open connections go on; a certificate without its key, or a damaged one, changes nothing and is said."""
     before = pem.certificate.read_text()
-    with httpx.Client(verify=trusting(pem.certificate)) as client:
+    with httpx.Client(verify=trusting(pem.certificate), timeout=PATIENCE) as client:
         assert client.get(f"{encrypted.url}/livez").status_code == 200
         new = PemFiles(*write_certificate(tmp_path, "renewed"))
         # First the certificate alone, as a client of a certificate authority may write it.
         shutil.copy(new.certificate, pem.certificate)
-        assert until(lambda: "the certificate stays as it was" in encrypted.log.read_text(), 60)
+        assert until(lambda: "the certificate stays as it was" in encrypted.log.read_text())
         assert served(encrypted) == before
         pem.key.write_text("no key at all")
         pem.certificate.unlink()
         pem.certificate.symlink_to(pem.certificate.name)
-        assert until(lambda: "found a symbolic link" in encrypted.log.read_text(), 60)
+        assert until(lambda: "found a symbolic link" in encrypted.log.read_text())
         pem.certificate.unlink()
         shutil.copy(new.certificate, pem.certificate)
         shutil.copy(new.key, pem.key)
-        assert until(lambda: served(encrypted) == new.certificate.read_text(), 60)
+        assert until(lambda: served(encrypted) == new.certificate.read_text())
         assert client.get(f"{encrypted.url}/livez").status_code == 200
-    with httpx.Client(verify=trusting(new.certificate)) as client:
+    with httpx.Client(verify=trusting(new.certificate), timeout=PATIENCE) as client:
         assert client.get(f"{encrypted.url}/livez").status_code == 200
 
 

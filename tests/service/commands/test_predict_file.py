@@ -25,6 +25,7 @@ from abstain.training.data.rows import text_codes
 from abstain.training.data.sources import read_source
 from tests.helpers.hostile_bundles import sign
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 
 FORMULAS = [f"{start}SUM(A1:A9)" for start in ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")]
 TRICKY = [
@@ -197,7 +198,7 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
         assert cells(out) == [["label"], ["third"]]
         for process, label in ((second, "second"), (first, "first")):
             process.stdin.close()
-            assert process.wait(timeout=60) == 0
+            assert process.wait(timeout=PATIENCE) == 0
             assert cells(out) == [["label"], [label]]
     assert list(tmp_path.iterdir()) == [out]
 

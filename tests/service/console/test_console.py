@@ -22,6 +22,7 @@ from abstain.service.live_versions import LiveVersions
 from abstain.training.config.config import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS, PROJECT
+from tests.helpers.processes import PATIENCE
 from tests.helpers.prometheus import of, read
 
 FOLDER = PROJECT / "service" / "console"
@@ -31,7 +32,7 @@ VERSION = "/console/models/digits/versions/1"
 @pytest.fixture(scope="module")
 def client(server):
     """A client that keeps its connection."""
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         yield client
 
 
@@ -119,7 +120,7 @@ def test_head_says_what_get_would(client):
 def test_no_other_file_is_reached(server, path):
     """Neither by a name that is not the console's nor by a way around it."""
     host, port = server.address
-    with httpx.Client(base_url=f"http://{host}:{port}") as client:
+    with httpx.Client(base_url=f"http://{host}:{port}", timeout=PATIENCE) as client:
         request = client.build_request("GET", "/")
         request.url = httpx.URL(scheme="http", host=host, port=port, raw_path=path.encode())
         response = client.send(request)
@@ -143,7 +144,7 @@ def test_the_paths_are_few_to_prometheus(server):
     assert template("/console/models/a/versions/1/nope") is None
     before = read(server)
     for path in ("/", "/console/app.js", "/console/nope", VERSION, "/console/models/nope/versions/9"):
-        httpx.get(f"{server.url}{path}")
+        httpx.get(f"{server.url}{path}", timeout=PATIENCE)
     after = read(server)
     for route, code, times in (
         ("/", "200", 1),

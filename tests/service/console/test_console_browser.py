@@ -18,6 +18,7 @@ from abstain.training.config.config import read_config
 from abstain.training.fit import fit
 from tests.helpers.fits import silent
 from tests.helpers.paths import CONFIGS
+from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import start_server, stop_server
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -388,8 +389,13 @@ def test_the_watch_view_shows_the_requests_just_made(opened, site):
     expect(page.locator("#pulse")).to_contain_text("read at")
     rows = np.random.default_rng(3).integers(0, 17, (40, 64)).tolist()
     for _ in range(3):
-        told = httpx.post(f"{site}/predict", json={"inputs": rows, "model": "digits"}, timeout=60).json()["predictions"]
-    families = {family.name: family for family in text_string_to_metric_families(httpx.get(f"{site}/metrics").text)}
+        told = httpx.post(f"{site}/predict", json={"inputs": rows, "model": "digits"}, timeout=PATIENCE).json()[
+            "predictions"
+        ]
+    families = {
+        family.name: family
+        for family in text_string_to_metric_families(httpx.get(f"{site}/metrics", timeout=PATIENCE).text)
+    }
 
     def counted(name):
         return sum(
@@ -463,8 +469,8 @@ def test_a_pause_stops_the_reading(opened):
 def test_metrics_are_read_as_prometheus_reads_them(opened, site):
     """Every sample of a real exposition, and labels that are escaped; quantiles of a histogram by a straight line."""
     page = opened()
-    httpx.post(f"{site}/predict", json={"inputs": [[0.0] * 64], "model": "digits"}, timeout=60)
-    text = httpx.get(f"{site}/metrics").text + 'odd{name="a\\"b\\\\c\\nd"} 1.5e3\nbeyond +Inf\n'
+    httpx.post(f"{site}/predict", json={"inputs": [[0.0] * 64], "model": "digits"}, timeout=PATIENCE)
+    text = httpx.get(f"{site}/metrics", timeout=PATIENCE).text + 'odd{name="a\\"b\\\\c\\nd"} 1.5e3\nbeyond +Inf\n'
     load = "async ([text, ...more]) => { const read = await import('/console/exposition.js'); "
     told = page.evaluate(
         load
@@ -494,7 +500,7 @@ def test_metrics_are_read_as_prometheus_reads_them(opened, site):
 def test_the_model_view_tells_what_the_store_tells(opened, site):
     """Method, data, metrics, a dot for every bin of reliability, and every version with its labels and its report."""
     page = opened("model/digits:1")
-    told = httpx.get(f"{site}/console/models/digits/versions/1").json()
+    told = httpx.get(f"{site}/console/models/digits/versions/1", timeout=PATIENCE).json()
     described = page.locator("#described")
     expect(described).to_contain_text(f"{told['method']['kind']}, {told['draws']} draws")
     expect(described).to_contain_text(told["digest"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.helpers.processes import children, wait_for
+from tests.helpers.processes import PATIENCE, children, wait_for
 from tests.helpers.prometheus import ask, of, read
 
 MODEL = {"model", "version"}
@@ -96,7 +96,7 @@ def test_the_metrics_are_those_of_the_contract(server):
     """Each by its name, its type and its labels; and none that is not documented."""
     ask(server, np.zeros((300, 1)), "wave")  # the fewest that a window's figures are given of, in one worker
     wait_for(lambda: any(name == "abstain_drift_psi" for name, _ in read(server)))
-    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text)
     found = {}
     for family in families:
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -109,7 +109,9 @@ def test_the_metrics_are_those_of_the_contract(server):
 
 def test_the_answer_is_prometheus_text(server):
     """A scraper knows it by its type."""
-    assert httpx.get(f"{server.url}/metrics").headers["content-type"].startswith("text/plain; version=")
+    assert (
+        httpx.get(f"{server.url}/metrics", timeout=PATIENCE).headers["content-type"].startswith("text/plain; version=")
+    )
 
 
 @pytest.mark.usefixtures("asked")
@@ -172,10 +174,10 @@ def test_requests_are_counted_by_route_and_code(server, noise):
         ask(server, noise[:1], "digits")
         ask(server, wrong, "digits")
         ask(server, noise[:1], "nope")
-        httpx.get(f"{server.url}/predict")
-        httpx.post(f"{server.url}/predict", content="x", headers={"Content-Type": "text/plain"})
-        httpx.get(f"{server.url}/models")
-        httpx.get(f"{server.url}/nothing/here")
+        httpx.get(f"{server.url}/predict", timeout=PATIENCE)
+        httpx.post(f"{server.url}/predict", content="x", headers={"Content-Type": "text/plain"}, timeout=PATIENCE)
+        httpx.get(f"{server.url}/models", timeout=PATIENCE)
+        httpx.get(f"{server.url}/nothing/here", timeout=PATIENCE)
     after = read(server)
     for route, code in (
         ("/predict", "200"), ("/predict", "400"), ("/predict", "404"), ("/predict", "405"), ("/predict", "415"),
@@ -224,7 +226,7 @@ def test_nothing_compiles_after_ready(server, noise):
             assert ask(server, many[:5], "digits", percentile=99.99).status_code == 400
             assert ask(server, many[:5], "nope").status_code == 404
             for path in ("models", "readyz", "docs.json", "schema.json", "metrics", "none"):
-                httpx.get(f"{server.url}/{path}", timeout=30)
+                httpx.get(f"{server.url}/{path}", timeout=PATIENCE)
     assert of(read(server), "abstain_compiles_total") == before
 
 
@@ -234,7 +236,9 @@ def test_no_label_takes_a_value_from_a_request(server, noise):
     def strange(word: str) -> None:
         for method in ("GET", "POST", "PUT", "BREW"):
             for path in (f"/{word}", f"/predict/{word}", f"/v2/models/{word}/infer", f"/models?name={word}"):
-                httpx.request(method, f"{server.url}{path}", headers={"X-Request-Id": word, "User-Agent": word})
+                httpx.request(
+                    method, f"{server.url}{path}", headers={"X-Request-Id": word, "User-Agent": word}, timeout=PATIENCE
+                )
         for name in (word, f"digits@{word}", f"digits:{len(word) + 9}", f"../{word}"):
             ask(server, noise[:1], name)
         ask(server, noise[:1], "digits", fields=[word])

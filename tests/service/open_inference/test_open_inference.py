@@ -36,6 +36,7 @@ from abstain.service.open_inference.outputs import (
 from abstain.service.open_inference.routes import template
 from abstain.service.open_inference.tensors import DATATYPES, InferRequest, Signature, decode
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 LIMIT = 32 * 1024 * 1024
@@ -122,7 +123,7 @@ def assert_same(outputs: dict[str, np.ndarray], told: list[dict], names: tuple[s
 @pytest.fixture(scope="module")
 def client(server):
     """A client that keeps its connection."""
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         yield client
 
 
@@ -490,7 +491,7 @@ WRONG_BODIES = [
 @pytest.fixture
 def line(server):
     """One connection, over which whatever is refused is followed by a good request."""
-    connection = http.client.HTTPConnection(*server.address, timeout=30)
+    connection = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
     connection.connect()
     own = connection.sock
 
@@ -589,7 +590,7 @@ def test_wrong_compression_is_refused(line):
 
 def test_a_body_too_long_is_413_before_it_is_read(server):
     """From its Content-Length alone, as for `/predict`."""
-    connection = http.client.HTTPConnection(*server.address, timeout=60)
+    connection = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
     connection.request("POST", INFER, b" " * (LIMIT + 1))
     response = connection.getresponse()
     assert (response.status, response.headers["Connection"]) == (413, "close")
@@ -757,7 +758,9 @@ def test_the_guides_requests_are_answered(server):
     """The curl command's body, and the Python that speaks bytes; Triton's client is not among our dependencies."""
     guide = (PROJECT / "docs" / "open-inference.md").read_text("utf-8")
     body = re.search(r"-d '(\{.*?\})'", guide, re.DOTALL).group(1)
-    content, outputs = read({}, httpx.post(f"{server.url}/v2/models/wave/infer", content=body).content)
+    content, outputs = read(
+        {}, httpx.post(f"{server.url}/v2/models/wave/infer", content=body, timeout=PATIENCE).content
+    )
     assert content["id"] == "a-1"
     assert {name: values.shape for name, values in outputs.items()} == {"mean": (2,), "reject": (2,)}
     script = next(code for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "http.client" in code)

@@ -29,6 +29,7 @@ from abstain.training.config.config import AugmentConfig, CalibrationConfig, rea
 from abstain.training.fit import fit, load_dataset
 from tests.helpers.fits import silent
 from tests.helpers.paths import CONFIGS
+from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import start_server, stop_server
 
 DIGITS = read_config(CONFIGS / "digits-vi.toml")
@@ -345,7 +346,7 @@ def test_a_combination_answers_the_same_from_disk_by_command_and_over_http(combi
     offline = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
     server = start_server(combined, tmp_path)
     try:
-        online = httpx.post(f"{server.url}/predict", json={"inputs": strange.tolist()}, timeout=60).json()[
+        online = httpx.post(f"{server.url}/predict", json={"inputs": strange.tolist()}, timeout=PATIENCE).json()[
             "predictions"
         ]
     finally:

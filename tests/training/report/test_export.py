@@ -17,6 +17,7 @@ from abstain.training.report.export import Exports
 from tests.helpers.commands import abstain
 from tests.helpers.fits import silent
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE
 
 CONFIG = """
 name = "small"
@@ -155,7 +156,7 @@ def test_what_a_killed_fit_left_beside_the_netcdf_is_removed(tmp_path):
     """By the next one that writes into the folder."""
     (tmp_path / "deep").mkdir()
     command = [sys.executable, "-c", KILLED, str(tmp_path / "deep" / "all.nc")]
-    killed = subprocess.run(command, cwd=PROJECT, check=False, timeout=60)
+    killed = subprocess.run(command, cwd=PROJECT, check=False, timeout=PATIENCE)
     assert killed.returncode == -signal.SIGKILL
     assert [path.name[:9] for path in (tmp_path / "deep").iterdir()] == [".writing-"]
     run(tmp_path, "vi", "steps = 40\n", 7)
