@@ -248,11 +248,11 @@ def show(
     """What the report is drawn from: as much of a fit's as there are rows for; of the rest it says where it is."""
     manifest = bundle.manifest
     view, curve = None, None
-    absent = {} if strange else {"ood": "No set of strange inputs was given: abstain calibrate takes --ood NAME=PATH."}
+    absent = {} if strange else {"ood": "No OOD set was given: abstain calibrate takes --ood NAME=PATH."}
     if material.test is None:
-        absent["test"] = f"The rows given have no test part: figures and pictures of one are in the report of {origin}."
+        absent["test"] = f"The given rows have no test part: its figures and pictures are in the report of {origin}."
         if strange:
-            absent["ood"] = "Strange inputs are held against a test part's, and the rows given have none."
+            absent["ood"] = "OOD sets are compared with a test part, and the given rows have none."
     else:
         view, why = look(manifest.name, bundle.posterior, calibrated, material.test, strange)
         absent |= why

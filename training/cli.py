@@ -24,6 +24,7 @@ NEEDED = (
     "blackjax",
     "h5netcdf",
     "h5py",
+    "jinja2",
     "matplotlib",
     "numpyro",
     "optax",

@@ -57,7 +57,7 @@ METHODS: dict[str, Method] = {
 
 
 NO_SETS = (
-    "No set of strange inputs was given: name some in the config's [evaluation] ood, or give them to abstain evaluate "
+    "No OOD set was given: name some in the config's [evaluation] ood, or give them to abstain evaluate "
     "with --ood NAME=PATH."
 )
 

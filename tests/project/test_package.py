@@ -95,12 +95,14 @@ def environment(project, **more):
 
 
 def test_the_wheel_has_one_top_level_name(wheel):
-    """Nothing else reaches site-packages; the page, its library and the example configs are there."""
+    """Nothing else reaches site-packages; the console, its library, the templates and the example configs are there."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"abstain"}
     for part in ("models/bundles/bundle.py", "training/configs/digits-vi.toml", "service/console/index.html"):
         assert f"abstain/{part}" in names
     assert "abstain/service/console/uplot/uPlot.esm.js" in names
+    templates = {path.name for path in (PROJECT / "training" / "report" / "templates").iterdir()}
+    assert {f"abstain/training/report/templates/{name}" for name in templates} <= set(names)
     source = {
         f"abstain/{path.relative_to(PROJECT).as_posix()}"
         for folder in ("models", "service", "training")

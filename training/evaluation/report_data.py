@@ -53,7 +53,7 @@ def look(
 
 
 def _without_rows(sets: dict[str, Inputs]) -> dict[str, str]:
-    return {"ood": "Strange inputs are held against the test part's."} if sets else {}
+    return {"ood": "OOD sets are compared with the test part."} if sets else {}
 
 
 def _seen(calibrated: Calibrated, x: Inputs, where: str) -> Seen | str:

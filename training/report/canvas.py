@@ -1,7 +1,7 @@
 """What all plots share: colours, a titled figure, plain axes.
 
-Colours are told apart by the colour-blind too (Okabe & Ito, 2008), and mean the same in all plots: teal is the model
-and its decision, black the twin, grey the familiar rows, the others OOD sets or further scores.
+The colours suit colour-blind readers (Okabe & Ito, 2008) and mean the same in all plots: teal is the model and its
+decision, black the twin, grey the test rows, the others OOD sets or further scores.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ def titled_figure(title: str, width: float, height: float) -> Figure:
 
 
 def plain(*axes: Any) -> None:
-    """Two spines are enough."""
+    """Removes the top and the right spine."""
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=9, colors=INK)
 
 
 def places(count: int, most: int = 400) -> Int[np.ndarray, " kept"]:
-    """At most so many of the places of a curve's points, at even distances, both ends among them."""
+    """The places of at most `most` of a curve's points, at even distances, with both ends."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 @contextmanager
 def names_as_written() -> Iterator[None]:
-    """Within it figures are drawn and saved: a class or a set may be called by any letters and signs, `$` among them."""
+    """A context to draw and save figures in: names of classes and sets may have any characters, also `$`."""
     with rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        # A box stands for a letter that the font lacks; on a page the reader's own font has it.
+        # A letter that the font lacks becomes a box in a PNG; on a page the reader's own font has it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield
 
 
 class PlainLog(LogFormatter):
-    """Labels of a logarithmic axis, where matplotlib would have some, as plain numbers: no formula is typeset."""
+    """Labels of a logarithmic axis as plain numbers, at the ticks that matplotlib labels: no formula is typeset."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         """The label of a tick; empty for most minor ones."""

@@ -1,4 +1,4 @@
-"""Plots of how far a version's confidence can be relied on: reliability, and risk against coverage."""
+"""Plots of how reliable a version's confidence is: reliability diagram, and risk against coverage."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from matplotlib.figure import Figure
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
 from abstain.training.evaluation.bootstrap import share_interval
-from abstain.training.evaluation.metrics import ECE_BINS, expected_calibration_error, reliability_bins, risks
+from abstain.training.evaluation.metrics import ECE_BINS, reliability_bins, risks
 from abstain.training.evaluation.quality import confidence
 from abstain.training.evaluation.records import View
 from abstain.training.report.canvas import ACCENT, INK, MUTED, WARM, places, plain, titled_figure
 
+Bins = dict[str, list[Any]]
+"""The columns of `metrics.reliability_bins`."""
+
 
 def draw_reliability(view: View) -> Figure:
-    """Accuracy against confidence in bins of equal mass, the gap in each bin, and the counts; the twin beside.
+    """Accuracy against confidence in bins of equal mass, the gap in each bin, and the counts; the twin at the side.
 
-    A sure model has most of its bins in one corner of the diagram, hence the gaps again below, bin by bin.
+    A confident model has most of its bins in one corner of the diagram, so the gaps are drawn again below, bin by bin.
     """
     sides = [(view.name, view.familiar.prediction, ACCENT)]
     if view.twin:
         sides.append((f"twin: {view.twin.name}", view.twin.familiar, INK))
-    title = "Is it as often right as it is sure? On the line it is; below the line it is too sure, above it too modest"
+    title = "Does the confidence match the accuracy? Below the line the model is overconfident, above it underconfident"
     figure = titled_figure(title, 4.9 * len(sides), 7.4)
     panels = figure.subplots(3, len(sides), squeeze=False, sharey="row", height_ratios=(4, 1, 1.6))
     for column, (name, prediction, color) in zip(panels.T, sides, strict=True):
-        reliability_panels(column, prediction, view, color)
+        certain = confidence(prediction)
+        draw_reliability_panels(column, reliability_bins(certain, losses(prediction, view) == 0), certain, color)
         column[0].set_title(name, fontsize=10)
     panels[0, 0].set_ylabel(f"accuracy, {ECE_BINS} bins of equal mass")
     panels[1, 0].set_ylabel("rows")
@@ -37,12 +41,17 @@ def draw_reliability(view: View) -> Figure:
     return figure
 
 
-def draw_reliability_wide(view: View) -> Figure:
-    """The same for a page: the diagram, and at its right the counts and the gaps."""
+def draw_reliability_wide(bins: Bins, certain: Float[np.ndarray, " rows"]) -> Figure:
+    """The reliability diagram for the report: the diagram, and at its right the counts and the gaps.
+
+    Args:
+        bins: `metrics.reliability` of the manifest.
+        certain: the confidence of each test row.
+    """
     figure = Figure(figsize=(7.2, 3.7), layout="constrained")
     panels = figure.subplot_mosaic([["diagram", "counts"], ["diagram", "gaps"]], width_ratios=(1.25, 1))
     diagram, counts, gaps = (panels[name] for name in ("diagram", "counts", "gaps"))
-    reliability_panels((diagram, counts, gaps), view.familiar.prediction, view, ACCENT)
+    draw_reliability_panels((diagram, counts, gaps), bins, certain, ACCENT)
     diagram.tick_params(labelbottom=True)
     diagram.set(xlabel="confidence: the largest probability", ylabel="accuracy")
     counts.set_ylabel("rows")
@@ -50,11 +59,9 @@ def draw_reliability_wide(view: View) -> Figure:
     return figure
 
 
-def reliability_panels(panels: Any, prediction: Prediction, view: View, color: str) -> None:
+def draw_reliability_panels(panels: Any, bins: Bins, certain: Float[np.ndarray, " rows"], color: str) -> None:
     """Draws the diagram, the counts and the gaps on three axes, in this order."""
     diagram, counts, gaps = panels
-    certain, correct = confidence(prediction), losses(prediction, view) == 0
-    bins = reliability_bins(certain, correct)
     sizes, means, shares = (np.array(bins[column]) for column in ("rows", "confidence", "accuracy"))
     exact = np.array(
         [share_interval(round(share * rows), rows) for share, rows in zip(shares, bins["rows"], strict=True)]
@@ -63,31 +70,37 @@ def reliability_panels(panels: Any, prediction: Prediction, view: View, color: s
     look = {"fmt": "o", "color": color, "markersize": 4.5, "elinewidth": 1, "capsize": 2}
     diagram.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
     diagram.errorbar(means, shares, bars, **look)
-    told = f"ECE {expected_calibration_error(certain, correct):.4f}\n{sizes.min():,} rows in a bin"
-    diagram.text(0.04, 0.95, told, transform=diagram.transAxes, va="top", fontsize=9)
+    summary = f"ECE {calibration_error(bins):.4f}\n{sizes.min():,} rows in a bin"
+    diagram.text(0.04, 0.95, summary, transform=diagram.transAxes, va="top", fontsize=9)
     diagram.set(xlim=(0, 1.01), ylim=(0, 1.02))
     diagram.tick_params(labelbottom=False)
     counts.hist(certain, np.linspace(0, 1, 41), color=color)
     counts.set(yscale="log", xlim=(0, 1.01), xlabel="confidence: the largest probability")
     gaps.axhline(0, color=MUTED, linewidth=1)
     gaps.errorbar(np.arange(1, len(sizes) + 1), shares - means, bars, **look)
-    gaps.set(xlabel="bin, from the least to the most sure", xticks=range(1, len(sizes) + 1, 2))
+    gaps.set(xlabel="bin, from the least to the most confident", xticks=range(1, len(sizes) + 1, 2))
     plain(diagram, counts, gaps)
 
 
+def calibration_error(bins: Bins) -> float:
+    """The ECE: the mean of |accuracy − confidence| over the bins, weighted by their rows."""
+    gaps = np.abs(np.array(bins["accuracy"]) - np.array(bins["confidence"]))
+    return float(np.average(gaps, weights=bins["rows"]))
+
+
 def draw_risk_coverage(view: View) -> Figure:
-    """The error of what is answered, if only the surest are: by confidence, by the decision score, and the twin."""
+    """The error among the answered rows, if fewer are answered: by confidence, by the decision score, and the twin."""
     classify = isinstance(view.familiar.prediction.summary, ClassificationSummary)
     what = "error" if classify else "RMSE"
     figure = titled_figure(
-        f"{view.name}: the {what} of what is answered should fall as the doubtful are left out (leftwards)", 8, 4.2
+        f"{view.name}: the {what} among the answered rows should fall as more rows are rejected (to the left)", 8, 4.2
     )
     axis = figure.subplots()
     own = view.familiar.prediction
     curves = [
-        ("surest first", confidence(own), own, ACCENT, "-", 2.2),
+        ("most confident first", confidence(own), own, ACCENT, "-", 2.2),
         (
-            f"least strange first ({view.familiar.decision_name.replace('_', ' ')})",
+            f"lowest decision score first ({view.familiar.decision_name.replace('_', ' ')})",
             -np.asarray(view.familiar.decision.value),
             own,
             WARM,
@@ -96,7 +109,9 @@ def draw_risk_coverage(view: View) -> Figure:
         ),
     ]
     if view.twin:
-        curves.append(("twin, surest first", confidence(view.twin.familiar), view.twin.familiar, INK, "--", 1.3))
+        curves.append(
+            ("twin, most confident first", confidence(view.twin.familiar), view.twin.familiar, INK, "--", 1.3)
+        )
     for label, certain, prediction, color, style, width in curves:
         risk = risks(certain, losses(prediction, view))
         risk = 100 * risk if classify else np.sqrt(risk)
@@ -108,7 +123,7 @@ def draw_risk_coverage(view: View) -> Figure:
     accepted = 100 * float(kept.mean())
     axis.axvline(accepted, color=MUTED, linewidth=1)
     if kept.any():
-        # Where thresholds are per class the point may lie beside the curve, which knows one threshold for all.
+        # Where thresholds are per class the point may lie off the curve, which has one threshold for all.
         risk = losses(own, view)[kept].mean()
         axis.plot(accepted, 100 * risk if classify else np.sqrt(risk), "o", color=WARM, markersize=7, zorder=5)
     axis.annotate(

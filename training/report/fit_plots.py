@@ -1,4 +1,4 @@
-"""Plots of how a posterior was come by: the loss, or the chains' traces, their ranks, and how well they agree."""
+"""Plots of how a posterior was fitted: the loss, or the chains' traces, their ranks, and how well they agree."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from abstain.training.inference.diagnostics import ESS_LIMIT, RHAT_LIMIT, Agreem
 from abstain.training.report.canvas import ACCENT, INK, MUTED, SETS, WARM, plain
 
 MOST_RHAT = 3.0
-"""The right end of a histogram; what is above stands there."""
+"""The right end of a histogram; larger values are counted in its last bar."""
 MOST_CHAINS = 8
-"""That have a panel each."""
-
+"""The largest number of chains with a panel each."""
 
 PARTS = {"train": "training rows", "held_out": "held-out training rows", "test": "test rows"}
-"""Rows that a fit reports on; `test` in versions of before, which showed the test part during a fit."""
+"""Rows that a fit reports on; `test` only in earlier versions, which reported the test part during a fit."""
 
 
 def reported_parts(report: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """`accuracy` or `rmse`, and the parts of `PARTS` that a fit's report has it of, by key, in words."""
+    """`accuracy` or `rmse`, and those of `PARTS` for which a fit reports it."""
     kind = "accuracy" if "train_accuracy" in report else "rmse"
     return kind, {part: words for part, words in PARTS.items() if f"{part}_{kind}" in report}
 
@@ -32,7 +31,7 @@ def draw_loss(facts: dict[str, Any]) -> Figure:
     """The loss over the steps, and accuracy or RMSE on training rows and, where there are any, held-out rows."""
     figure = Figure(figsize=(7.2, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
-    # JSON has no NaN: what was none when it was written is None when it is read.
+    # JSON has no NaN: what was NaN when it was written is None when it is read.
     loss, reports = np.array(facts["loss"], np.float64), facts["reports"]
     steps = np.linspace(0, reports[-1]["step"], len(loss) + 1)[1:]
     left.plot(steps, loss, color=ACCENT, linewidth=1.2)
@@ -49,9 +48,9 @@ def draw_loss(facts: dict[str, Any]) -> Figure:
 
 
 def draw_trace(facts: dict[str, Any]) -> Figure:
-    """Each chain's log density over its samples, and how often each value comes."""
+    """Each chain's log density over its samples, and a histogram of it."""
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-    # JSON has no NaN: what was none when it was written is None when it is read.
+    # JSON has no NaN: what was NaN when it was written is None when it is read.
     trace = np.array(facts["trace"], np.float64)
     at = np.linspace(1, facts["samples"] / facts["chains"], trace.shape[1])
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
@@ -61,7 +60,7 @@ def draw_trace(facts: dict[str, Any]) -> Figure:
         left.plot(at, values, color=color, linewidth=0.8, alpha=0.8, label=f"chain {chain}")
         right.hist(values[np.isfinite(values)], bins, orientation="horizontal", histtype="step", color=color)
     left.set(title="log posterior density (nats)", xlabel="sample of each chain")
-    right.set(title="how often", xticks=[])
+    right.set(title="histogram", xticks=[])
     if len(trace) <= MOST_CHAINS:
         figure.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside lower center")
     _small_titles(left, right)
@@ -71,7 +70,7 @@ def draw_trace(facts: dict[str, Any]) -> Figure:
 def draw_ranks(agreed: Agreement) -> Figure:
     """Rank histograms of the predictions of the worst and of the best R-hat, a panel for each chain.
 
-    Of many chains those are shown whose ranks of the worst prediction are furthest from even.
+    Of many chains, it shows those with the least even ranks of the worst prediction.
     """
     shown = least_even(agreed.worst)
     figure = Figure(figsize=(max(3.6, 0.95 * len(shown) + 0.6), 2.9), layout="constrained")
@@ -87,7 +86,9 @@ def draw_ranks(agreed: Agreement) -> Figure:
         axes[0].set_ylabel(f"{kind}\nR-hat {rhat_text(rhat)}", fontsize=8.5)
     for axis, chain in zip(panels[0], shown, strict=True):
         axis.set_title(f"chain {chain}", fontsize=8.5)
-    figure.supxlabel("rank among all chains' samples, as a share; the line is an even spread", fontsize=8.5, color=INK)
+    figure.supxlabel(
+        "rank among the samples of all chains, as a share; the line is an even spread", fontsize=8.5, color=INK
+    )
     plain(*panels.flat)
     return figure
 
@@ -103,7 +104,7 @@ def draw_agreement(agreed: Agreement) -> Figure:
     figure = Figure(figsize=(7.2, 2.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     rhat = np.minimum(agreed.rhat, MOST_RHAT)
-    # Where R-hat is best there is nothing to see: the limit is always in sight.
+    # The limit is always visible, also where every R-hat is far below it.
     ends = (min(1.0, rhat.min()), max(RHAT_LIMIT, rhat.max()) + 0.002)
     left.hist(rhat, np.linspace(*ends, 41), color=ACCENT)
     _mark(left, RHAT_LIMIT, f"limit {RHAT_LIMIT}")
@@ -127,7 +128,7 @@ def _mark(axis: Any, limit: float, text: str) -> None:
 
 
 def _chain_colors(count: int) -> list[Any]:
-    """Those of the page, or where there are more chains than it has, shades that are seen on light and dark."""
+    """The page's colours, or for more chains than these, shades that are visible on light and dark."""
     own = (ACCENT, *SETS, MUTED)
     return list(own[:count]) if count <= len(own) else list(colormaps["viridis"](np.linspace(0.3, 0.9, count)))
 

@@ -1,4 +1,4 @@
-"""Galleries: pictures of what a model of images is wrong about, and of what it lets pass."""
+"""Galleries: images that a model predicts wrongly, and images that it accepts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ ACCEPTED, REJECTED = WARM, ACCENT
 
 
 def draw_mistakes(view: View) -> Figure | None:
-    """The most confident mistakes among the test rows: true and said class, probability, and what was decided."""
+    """The most confident mistakes among the test rows: true and predicted class, probability, and the decision."""
     seen, names = view.familiar, view.posterior.model.class_names
     certain = confidence(seen.prediction)
-    said = np.asarray(seen.prediction.summary.mean).argmax(axis=1)
-    wrong = np.flatnonzero(said != view.rows.y)
+    predicted = np.asarray(seen.prediction.summary.mean).argmax(axis=1)
+    wrong = np.flatnonzero(predicted != view.rows.y)
     if not len(wrong):
         return None
     shown = wrong[np.argsort(-certain[wrong], kind="stable")][:MISTAKES]
-    turned = int(seen.judgement.reject[wrong].sum())
+    rejected = int(seen.judgement.reject[wrong].sum())
     title = (
-        f"{view.name}: the most confident of {len(wrong):,} mistakes in {len(said):,} rows; {turned:,} of them rejected\n"
-        "true → said, its probability; orange: accepted, teal: rejected"
+        f"{view.name}: the most confident of {len(wrong):,} mistakes in {len(predicted):,} rows; {rejected:,} of them rejected\n"
+        "true → predicted, its probability; orange: accepted, teal: rejected"
     )
-    captions = [f"{names[view.rows.y[row]]} → {names[said[row]]}\n{certain[row]:.3f}" for row in shown]
+    captions = [f"{names[view.rows.y[row]]} → {names[predicted[row]]}\n{certain[row]:.3f}" for row in shown]
     lines = -(-len(shown) // ACROSS)
     figure, panels = _grid(title, lines, max(map(len, captions)))
     for axis, row, caption in zip(panels.flat, shown, captions, strict=False):
@@ -40,30 +40,30 @@ def draw_mistakes(view: View) -> Figure | None:
 
 
 def draw_accepted(view: View) -> Figure:
-    """The strangest accepted inputs of the test rows, and of each OOD set both the strangest and the least strange."""
+    """The accepted test rows with the highest decision scores, and of each OOD set those with the highest and lowest."""
     lines: list[tuple[str, Seen, Int[np.ndarray, " shown"]]] = [
-        ("test rows\nstrangest", view.familiar, _accepted(view.familiar)[::-1][:ACROSS])
+        ("test rows\nhighest scores", view.familiar, _accepted(view.familiar)[::-1][:ACROSS])
     ]
     for name, seen in view.strange.items():
         chosen = _accepted(seen)
         short = name.replace("_same_intensity", "\nsame intensity")
         lines += [
-            (f"{short}\nstrangest", seen, chosen[::-1][:ACROSS]),
-            (f"{short}\nleast strange", seen, chosen[:ACROSS]),
+            (f"{short}\nhighest scores", seen, chosen[::-1][:ACROSS]),
+            (f"{short}\nlowest scores", seen, chosen[:ACROSS]),
         ]
-    title = f"{view.name}: the strangest of what was accepted, and of OOD sets the least strange\nbelow each: the class said · the percentile of its decision score ({view.familiar.decision_name.replace('_', ' ')})"
+    title = f"{view.name}: accepted inputs with the highest decision scores, and of OOD sets with the lowest\nbelow each: predicted class · percentile of the decision score ({view.familiar.decision_name.replace('_', ' ')})"
     figure, panels = _grid(title, len(lines), 10)
     for line, (label, seen, rows) in zip(panels, lines, strict=True):
-        said = np.asarray(seen.prediction.summary.mean).argmax(axis=1)
+        predicted = np.asarray(seen.prediction.summary.mean).argmax(axis=1)
         line[0].text(-0.15, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8.5, color=INK)
         for axis, row in zip(line, rows, strict=False):
-            caption = f"{view.posterior.model.class_names[said[row]]} · {seen.decision.percentile[row]:.1f}"
+            caption = f"{view.posterior.model.class_names[predicted[row]]} · {seen.decision.percentile[row]:.1f}"
             _show(axis, seen.x[row], view.familiar.x, caption, color=INK)
     return figure
 
 
 def _accepted(seen: Seen) -> Int[np.ndarray, " accepted"]:
-    """The accepted rows, the least strange first."""
+    """The accepted rows in ascending order of their decision scores."""
     rows = np.flatnonzero(~seen.judgement.reject)
     return rows[np.argsort(seen.decision.value[rows], kind="stable")]
 
@@ -81,7 +81,7 @@ def _grid(title: str, lines: int, longest: int) -> tuple[Figure, Any]:
 def _show(
     axis: Any, picture: Num[np.ndarray, "..."], familiar: Num[np.ndarray, "..."], caption: str, *, color: str
 ) -> None:
-    """One picture, black and white where the familiar rows' smallest and largest values are."""
+    """One picture; black and white are the smallest and the largest value of the test rows."""
     low, high = float(familiar.min()), float(familiar.max())
     scaled = np.clip((picture.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1)
     if scaled.ndim == 3 and scaled.shape[2] != 3:

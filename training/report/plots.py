@@ -1,4 +1,4 @@
-"""`abstain evaluate --plots DIR`: one PNG for each question that a figure alone would not settle."""
+"""`abstain evaluate --plots DIR`: one PNG for each plot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DPIS, MOST_BYTES = (110, 80, 60, 40), 400_000
 
 
 def write_plots(folder: Path, view: View) -> list[str]:
-    """Writes the plots that the model's task, its inputs and the OOD sets call for; returns the files' names."""
+    """Writes the plots for the model's task, its inputs and the OOD sets; returns the files' names."""
     folder.mkdir(parents=True, exist_ok=True)
     with names_as_written():
         figures = {name: draw(view) for name, draw in plots_for(view).items()}

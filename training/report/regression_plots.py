@@ -1,4 +1,4 @@
-"""Plots of a regression: predicted against true, interval widths against errors, and where targets fall."""
+"""Plots of a regression: predicted against true, interval widths against errors, and the PIT histogram."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def draw_predicted(view: View) -> Figure:
     """Predicted against true, with the conformal intervals of three hundred rows."""
     inside, interval = covered(view.familiar.judgement, view.rows.y), view.familiar.judgement.interval
     mean, target = np.asarray(view.familiar.prediction.summary.mean), view.rows.y
-    asked = view.familiar.judgement.coverage
+    requested = view.familiar.judgement.coverage
     figure = titled_figure(
-        f"{view.name}: {inside.mean():.1%} of the intervals reach the line, of {asked:.0%} asked for", 6.4, 5.6
+        f"{view.name}: {inside.mean():.1%} of the intervals reach the line, {requested:.0%} requested", 6.4, 5.6
     )
     axis = figure.subplots()
     shown = np.argsort(target, kind="stable")[np.unique(np.linspace(0, len(target) - 1, 300).astype(int))]
-    for hit, color, label in ((True, ACCENT, "holds the target"), (False, WARM, "misses it")):
+    for hit, color, label in ((True, ACCENT, "contains the target"), (False, WARM, "misses it")):
         part = shown[inside[shown] == hit]
         bars = np.maximum([mean[part] - interval[part, 0], interval[part, 1] - mean[part]], 0)
         axis.errorbar(
@@ -33,7 +33,7 @@ def draw_predicted(view: View) -> Figure:
         )
     ends = [min(target.min(), interval[shown].min()), max(target.max(), interval[shown].max())]
     axis.plot(ends, ends, color=INK, linewidth=1)
-    axis.set(xlabel=f"true {view.posterior.model.target_name}", ylabel=f"predicted, with the {asked:.0%} interval")
+    axis.set(xlabel=f"true {view.posterior.model.target_name}", ylabel=f"predicted, with the {requested:.0%} interval")
     axis.legend(loc="upper left", fontsize=9, frameon=False)
     plain(axis)
     return figure
@@ -46,7 +46,9 @@ def draw_width_error(view: View) -> Figure:
     errors = np.abs(np.asarray(view.familiar.prediction.summary.mean) - view.rows.y)
     reject = view.familiar.judgement.reject
     figure = titled_figure(
-        f"{view.name}: wider intervals should mean larger errors; above the line the interval missed", 7.4, 4.6
+        f"{view.name}: wider intervals should mean larger errors; above the line the interval misses the target",
+        7.4,
+        4.6,
     )
     axis = figure.subplots()
     axis.scatter(widths[~reject], errors[~reject], s=9, color=ACCENT, alpha=0.5, linewidth=0, label="accepted")
@@ -60,7 +62,7 @@ def draw_width_error(view: View) -> Figure:
         "s-",
         color=VIOLET,
         markersize=4,
-        label="median error, by tenths",
+        label="median error, by tenths of the rows",
     )
     axis.set(
         xlabel="width of the conformal interval",
@@ -74,9 +76,11 @@ def draw_width_error(view: View) -> Figure:
 
 
 def draw_pit(view: View, bins: int = 20) -> Figure:
-    """Histogram of the probability integral transform, with the band that chance allows."""
+    """Histogram of the probability integral transform, with the band of 95 % of bins if calibrated."""
     figure = titled_figure(
-        f"{view.name}: where targets fall in their predicted distribution; flat is calibrated, ∪ is too sure", 7.4, 4.2
+        f"{view.name}: where targets lie in their predictive distribution (PIT); flat is calibrated, ∪ is overconfident",
+        7.4,
+        4.2,
     )
     axis = figure.subplots()
     edges = np.linspace(0, 1, bins + 1)
@@ -104,7 +108,7 @@ def draw_pit(view: View, bins: int = 20) -> Figure:
 def draw_band(curve: Curve, test: Rows | None, input_name: str, target_name: str) -> Figure:
     """The posterior predictive along the one input: mean, epistemic and total band, conformal interval, and rows.
 
-    The axis of targets holds all rows, and the bands as far as twice the rows' range: far out they may have no end.
+    The axis of targets shows all rows, and the bands up to twice the range of the rows: far out they may be very wide.
     """
     figure = titled_figure("", 7.2, 4.2)
     axis = figure.subplots()

@@ -1,4 +1,4 @@
-"""Plots of how a version's scores tell OOD sets from the test rows: ROC, distributions, shares above the thresholds."""
+"""Plots of how well a version's scores separate OOD sets from the test rows: ROC, distributions, detection rates."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ from abstain.training.report.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WAR
 
 
 def draw_roc(view: View, across: int = 3) -> Figure:
-    """One panel a set, so many in a line: the decision with its threshold, the two best other scores, and the twin's best."""
+    """One panel per OOD set: the decision with its threshold, the two best other scores, and the best of the twin.
+
+    Args:
+        view: with at least one OOD set.
+        across: the largest number of panels in a row.
+    """
     columns = min(len(view.strange), across)
     lines = -(-len(view.strange) // columns)
     figure = titled_figure(
-        f"{view.name}: how many strange rows are caught (up) for how many familiar ones turned away (right); the dot is the threshold",
+        f"{view.name}: share of OOD rows rejected (up) against share of test rows rejected (right); the dot is the threshold",
         3.6 * columns + 0.6,
         3.5 * lines + 0.6,
     )
@@ -35,9 +40,9 @@ def draw_roc(view: View, across: int = 3) -> Figure:
     for axis in panels.flat[len(view.strange) :]:
         axis.set_visible(False)
     for axis in panels[:, 0]:
-        axis.set_ylabel("strange rows caught")
+        axis.set_ylabel("OOD rows rejected")
     for axis in panels[-1]:
-        axis.set_xlabel("familiar rows turned away (log scale)")
+        axis.set_xlabel("test rows rejected (log scale)")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.4g}" if share < 1 else "1"))
     return figure
 
@@ -88,7 +93,7 @@ def _draw_roc_panel(axis: Any, view: View, name: str, strange: Seen, shown: dict
 
 
 def _best_others(view: View) -> dict[str, str]:
-    """The two scores, of those that do not decide, that do best on average over the sets; and their colours."""
+    """The two scores with the highest mean AUROC over the sets, without the one that decides; and their colours."""
     familiar = view.familiar.judgement.scores
     means = {
         score: np.mean([auroc(*deciding_ranks(values, seen.judgement.scores[score])) for seen in view.strange.values()])
@@ -108,9 +113,7 @@ def auroc(familiar: Any, strange: Any) -> float:
 def draw_ecdf(view: View) -> Figure:
     """The decision score's distribution on the test rows and on every OOD set, and the threshold."""
     name, percentile = view.familiar.decision_name.replace("_", " "), view.familiar.judgement.percentile
-    figure = titled_figure(
-        f"{view.name}: the decision score ({name}); what lies right of the line is turned away", 9, 4.6
-    )
+    figure = titled_figure(f"{view.name}: the decision score ({name}); rows right of the line are rejected", 9, 4.6)
     axis = figure.subplots()
     looks = [("test rows", view.familiar, MUTED, "-", 3.0)]
     bases = [label for label in view.strange if not label.endswith(SAME_INTENSITY)]
@@ -121,9 +124,9 @@ def draw_ecdf(view: View) -> Figure:
     for label, seen, color, style, width in looks:
         values = np.sort(np.asarray(seen.decision.value, np.float64))
         shares = np.arange(1, len(values) + 1) / len(values) * 100
-        # Some hundred points make the curve; all of them would make a large file.
+        # A few hundred points are enough for the curve; all of them would make a large file.
         kept = places(len(values))
-        text = f"{label}: {seen.judgement.reject.mean():.1%} turned away"
+        text = f"{label}: {seen.judgement.reject.mean():.1%} rejected"
         axis.step(values[kept], shares[kept], where="post", color=color, linestyle=style, linewidth=width, label=text)
     limits: list[float] = np.unique(view.familiar.decision.threshold).tolist()
     axis.axvline(limits[-1], color=INK, linewidth=1.2)
@@ -145,7 +148,7 @@ def draw_ecdf(view: View) -> Figure:
 
 
 def _spread_out(axis: Any, values: Float[np.ndarray, " rows"], limit: float) -> None:
-    """A logarithmic axis where the far would press all else against the left edge."""
+    """Makes the axis logarithmic where far values would press all others against the left edge."""
     positive = values[values > 0]
     if limit > 0 and values.min() >= 0 and np.quantile(values, 0.99) > 20 * limit:
         axis.set_xscale("log")
@@ -159,7 +162,7 @@ def draw_detection(view: View) -> Figure:
     scores = ["reject", *(score for score in rates["test rows"] if score != "reject")]
     table = np.array([[rates[label][score] for label in sets] for score in scores]) * 100
     figure = titled_figure(
-        f"{view.name}: rows above each score's threshold (%): few of the test rows, many of the strange",
+        f"{view.name}: rows above each score's threshold (%): few of the test rows, many of the OOD rows",
         2.6 + 1.25 * len(sets),
         1.4 + 0.42 * len(scores),
     )
@@ -190,7 +193,7 @@ def draw_detection(view: View) -> Figure:
 
 
 def draw_scores(calibration: Calibration, seen: Seen | None) -> Figure:
-    """Every score's distribution on the calibration rows, with its threshold, and on the test rows; what decides first."""
+    """Every score's distribution on the calibration rows, with its threshold, and on the test rows; the decision first."""
     first = calibration.decision.name
     names = [first, *(name for name in calibration.ascending if name != first)]
     columns = min(4, len(names))

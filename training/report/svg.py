@@ -1,6 +1,6 @@
-"""Figures as a part of a page: SVG within the HTML, in the page's own colours and letters, so that both are light or dark.
+"""Figures as SVG inside the page, in the page's colours and font, so that both are light or dark.
 
-Colours become the page's variables, text stays text. Nothing is referred to but what stands within the same picture.
+Colours become the page's CSS variables, text stays text. A drawing refers only to ids within itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from abstain.training.report.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WARM, label_plainly, names_as_written
+from abstain.training.report.contents import Drawing
 
 COLORS = {
     INK: "ink",
@@ -25,9 +26,9 @@ COLORS = {
     "#000000": "ink",
     "#ffffff": "page",
 }
-"""What each colour of a figure is called on the page."""
+"""The CSS variable of each colour of a figure."""
 PIXELS_AN_INCH = 112
-"""On a wide page: so the letters of every picture are of one size."""
+"""Pixels on a wide page for an inch of a figure: one value, so that the text of all pictures has one size."""
 _LOOK = {
     "svg.fonttype": "none",
     "text.color": INK,
@@ -40,12 +41,12 @@ _LOOK = {
 _NUMERIC = {"d", "x", "y", "transform", "width", "height"}
 
 
-def picture(name: str, draw: Callable[[], Figure], description: str) -> str:
-    """The `<svg>` of a figure.
+def svg_of(name: str, draw: Callable[[], Figure]) -> Drawing:
+    """A figure as SVG for the page.
 
     Args:
-        name: of the picture on its page, once there; what it refers to within itself is called after it.
-        description: what is seen, for those who do not see it.
+        name: unique on the page; it begins every id that the drawing refers to.
+        draw: makes the figure.
     """
     with names_as_written(), rc_context(_LOOK):
         figure = draw()
@@ -54,23 +55,20 @@ def picture(name: str, draw: Callable[[], Figure], description: str) -> str:
         figure.suptitle("")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True)
-    # What matplotlib has just written: no foreign XML comes here.
+    # Matplotlib has just written it: no foreign XML is parsed here.
     root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314
     _strip(root)
     _rename(root, name)
     for element in root.iter():
         for key, value in element.attrib.items():
             element.set(key, _shortened(key, value))
-    width = figure.get_size_inches()[0] * PIXELS_AN_INCH
-    view = root.attrib["viewBox"]
-    root.attrib.clear()
-    look = f"--wide:{width:.0f}px"
-    root.attrib.update({"role": "img", "aria-label": description, "viewBox": view, "style": look})
-    return ElementTree.tostring(root, encoding="unicode")
+    width = round(figure.get_size_inches()[0] * PIXELS_AN_INCH)
+    content = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
+    return Drawing(width, root.attrib["viewBox"], content)
 
 
 def _strip(root: ElementTree.Element) -> None:
-    """Drops namespaces, metadata and style sheets: a style within a page's SVG is of the whole page."""
+    """Removes namespaces, metadata and style sheets: a style sheet inside an SVG would apply to the whole page."""
     for element in list(root.iter()):
         for child in list(element):
             if child.tag.rpartition("}")[2] in {"metadata", "style"}:
@@ -82,7 +80,7 @@ def _strip(root: ElementTree.Element) -> None:
 
 
 def _rename(root: ElementTree.Element, name: str) -> None:
-    """Ids that are referred to are called after the picture, for ids are of the whole page; others go."""
+    """Puts the picture's name before ids that are referred to, because ids are unique on a page; removes other ids."""
     refers = re.compile(r"url\(#([^)]+)\)|^#(.+)$")
     used = {
         first or second

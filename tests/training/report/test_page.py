@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import jax
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from abstain.models.bundles.bundle import load, read_manifest
 from abstain.training.calibrate import calibrate_version
@@ -15,7 +16,7 @@ from abstain.training.config.config import EvaluationConfig, read_config
 from abstain.training.evaluate import evaluate_version
 from abstain.training.evaluation.metrics import expected_calibration_error, reliability_bins
 from abstain.training.fit import fit
-from abstain.training.report.page import write_report
+from abstain.training.report.page import TEMPLATES, build_heading, environment, write_report
 from tests.helpers.fits import silent
 from tests.helpers.paths import CONFIGS
 
@@ -171,46 +172,46 @@ def test_a_page_has_the_pictures_of_its_kind_and_nothing_that_runs(store, home, 
         assert any(said in text for text in page.texts), said
 
 
-def test_descriptions_of_classes_tell_the_manifests_numbers(store):
+def test_descriptions_of_classes_have_the_numbers_of_the_manifest(store):
     """ECE, accuracy of what is accepted, thresholds and reject rates are those of the manifest."""
     page, _, manifest = page_of(store, "digits")
-    told = dict(zip(named(page), page.pictures, strict=True))
+    described = dict(zip(named(page), page.pictures, strict=True))
     metrics = manifest.metrics
-    assert f"expected calibration error {metrics['ece']:.4f}" in told["reliability"]
-    assert f"threshold {manifest.calibration.thresholds['mutual_information']:.4g}" in told["decision"]
-    assert f"test rows: {metrics['reject_rate']['reject']:.2%} of 359 rows" in told["decision"]
+    assert f"expected calibration error {metrics['ece']:.4f}" in described["reliability"]
+    assert f"threshold {manifest.calibration.thresholds['mutual_information']:.4g}" in described["decision"]
+    assert f"test rows: {metrics['reject_rate']['reject']:.2%} of 359 rows" in described["decision"]
     for name, limit in manifest.calibration.thresholds.items():
-        assert f"{name.replace('_', ' ')} {limit:.4g}" in told["scores"]
+        assert f"{name.replace('_', ' ')} {limit:.4g}" in described["scores"]
     found = evaluate_version(store, "digits:1", "digits", None, {})
-    assert f"{found['accepted']['rows']} accepted, accuracy {found['accepted']['accuracy']:.2%}" in told["risk"]
-    assert f"{found['rejected']['rows']} rejected" in told["risk"]
+    assert f"{found['accepted']['rows']} accepted, accuracy {found['accepted']['accuracy']:.2%}" in described["risk"]
+    assert f"{found['rejected']['rows']} rejected" in described["risk"]
     last = manifest.diagnostics["reports"][-1]
-    assert f"accuracy is {last['train_accuracy']:.4g} on training rows." in told["loss"]
+    assert f"accuracy is {last['train_accuracy']:.4g} on training rows." in described["loss"]
     assert any(text == f"{metrics['accuracy']:.2%}" for text in page.texts)
 
 
-def test_descriptions_of_chains_tell_the_diagnostics(store):
+def test_descriptions_of_chains_have_the_diagnostics(store):
     """R-hat and ESS of function space; the histograms' worst R-hat is the manifest's."""
     page, _, manifest = page_of(store, "wave")
-    told = dict(zip(named(page), page.pictures, strict=True))
+    described = dict(zip(named(page), page.pictures, strict=True))
     function = manifest.diagnostics["function"]
-    assert f"worst (R-hat {function['rhat']:.3f})" in told["ranks"]
+    assert f"worst (R-hat {function['rhat']:.3f})" in described["ranks"]
     sizes = f"least bulk ESS {function['ess_bulk']:.0f}, least tail ESS {function['ess_tail']:.0f}; limits 1.01 and 400"
-    assert f"worst R-hat {function['rhat']:.3f}, {sizes}" in told["agreement"]
+    assert f"worst R-hat {function['rhat']:.3f}, {sizes}" in described["agreement"]
     assert any(f"the worst R-hat is {function['rhat']:.3f}" in text for text in page.texts)
-    assert f"{manifest.metrics['coverage_95']:.1%} of the test rows within the 95 % band" in told["band"]
-    low, high = re.search(r"from (\S+) to (\S+), trained between", told["band"]).groups()
-    least, most = re.search(r"trained between (\S+) and (\S+):", told["band"]).groups()
+    assert f"{manifest.metrics['coverage_95']:.1%} of the test rows within the 95 % band" in described["band"]
+    low, high = re.search(r"from (\S+) to (\S+), trained between", described["band"]).groups()
+    least, most = re.search(r"trained between (\S+) and (\S+):", described["band"]).groups()
     quarter = (float(most) - float(least)) / 4
     assert [float(low), float(high)] == pytest.approx([float(least) - quarter, float(most) + quarter], abs=2e-3)
 
 
-def test_strange_sets_are_told_as_evaluation_tells_them(home):
+def test_ood_figures_are_those_of_evaluation(home):
     """AUROC and detection of the decision and of every score: in the manifest, in words and in the table; also of rows at
     the edge of float32.
     """
     page, _, manifest = page_of(home / "store", "hostile")
-    told = dict(zip(named(page), page.pictures, strict=True))
+    described = dict(zip(named(page), page.pictures, strict=True))
     sets = {name: str(home / f"{path}.npz") for name, path in SETS.items()}
     found = evaluate_version(home / "store", "hostile", str(home / "rows.npz"), None, sets)
     assert found["notes"] == []
@@ -228,11 +229,11 @@ def test_strange_sets_are_told_as_evaluation_tells_them(home):
             assert own[score]["detection"] == figures["detection"]
             assert f"{figures['auroc']:.3f}" in cells
         readable = name.replace("_same_intensity", ", same intensity").replace("x_", "x ")
-        assert f"{readable}: AUROC of the decision {scores['reject']['auroc']:.3f}" in told["roc"]
+        assert f"{readable}: AUROC of the decision {scores['reject']['auroc']:.3f}" in described["roc"]
 
 
-def test_names_that_would_do_harm_are_shown_as_they_are(home):
-    """Classes, OOD sets and targets: text, never a tag; a formula is not typeset, and letters that a font lacks are no matter."""
+def test_hostile_names_are_shown_as_text(home):
+    """Classes, OOD sets and targets: text, never a tag; a formula is not typeset; the font may lack letters of a name."""
     page, _, manifest = page_of(home / "store", "hostile")
     assert manifest.model.class_names == HOSTILE
     for name in HOSTILE:
@@ -243,17 +244,90 @@ def test_names_that_would_do_harm_are_shown_as_they_are(home):
     assert "i" not in page.tags
 
 
-def test_a_fit_without_strange_sets_says_how_to_give_some(store):
+def test_every_text_of_a_manifest_is_escaped(store, tmp_path):
+    """Names, settings, notes and packages of a manifest are text in the page, whoever wrote them, also in attributes."""
+    bundle = load(store / "digits" / "1")
+    harm = {
+        place: f"{place} </style></svg><i onload=alert(1)>'\"&{{{{ 7 * 7 }}}}"
+        for place in (
+            "note",
+            "shortfall",
+            "method",
+            "source",
+            "package",
+            "commit",
+            "created",
+            "setting",
+            "metric",
+            "score",
+        )
+    }
+    manifest = bundle.manifest
+    calibration = manifest.calibration
+    written = manifest.model_copy(
+        update={
+            "notes": (harm["note"],),
+            "shortfalls": (harm["shortfall"],),
+            "method": manifest.method.model_copy(update={"kind": harm["method"], "settings": {"at": harm["setting"]}}),
+            "data": manifest.data.model_copy(update={"source": harm["source"]}),
+            "packages": {harm["package"]: harm["package"]},
+            "git_commit": harm["commit"],
+            "created": harm["created"],
+            "metrics": {harm["metric"]: 0.5},
+            "calibration": calibration.model_copy(
+                update={"thresholds": {**calibration.thresholds, harm["score"]: 0.25}}
+            ),
+        }
+    )
+    assert write_report(tmp_path / "report.html", written, bundle.calibration) == ()
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    assert page.open == []
+    assert "i" not in page.tags
+    assert not [key for key, _ in page.attributes if key.startswith("on")]
+    texts = " ".join(page.texts)
+    for text in harm.values():
+        assert text in texts
+    assert f"{harm['score']} 0.25" in page.pictures[named(page).index("scores")]
+
+
+def test_templates_escape_all_but_sections_and_drawings():
+    """Only HTML that Jinja has escaped and XML that the SVG writer has made are marked safe; no name may be missing."""
+    marked = [
+        (path.name, expression)
+        for path in TEMPLATES.glob("*.html")
+        for expression in re.findall(r"(\S+)\s*\|\s*safe\b", path.read_text("utf-8"))
+    ]
+    assert sorted(marked) == [("macros.html", "picture.drawing.content"), ("page.html", "section.html")]
+    assert not [path for path in TEMPLATES.glob("*.html") if "autoescape" in path.read_text("utf-8")]
+    assert environment().from_string("{{ name }}").render(name="<b>") == "&lt;b&gt;"
+    with pytest.raises(UndefinedError, match="nothing"):
+        environment().from_string("{{ page.nothing }}").render(page=build_heading)
+
+
+def test_a_number_that_cannot_be_shown_costs_its_section_alone(store, tmp_path):
+    """The reason is in the section's place; all others are there."""
+    bundle = load(store / "wave" / "1")
+    facts = bundle.manifest.diagnostics
+    broken = {**facts, "function": {**facts["function"], "ess_bulk": None}}
+    manifest = bundle.manifest.model_copy(update={"diagnostics": broken})
+    (sentence,) = write_report(tmp_path / "report.html", manifest, bundle.calibration)
+    assert sentence.startswith("The report's section “The fit” could not be made: TypeError")
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    assert named(page) == ["scores"]
+    assert sum(sentence in text for text in page.texts) == 2
+
+
+def test_a_fit_without_ood_sets_says_how_to_give_some(store):
     """In words, where the curves would be."""
     page, _, manifest = page_of(store, "digits")
-    assert any(text.startswith("No set of strange inputs was given: name some in the config's") for text in page.texts)
+    assert any(text.startswith("No OOD set was given: name some in the config's") for text in page.texts)
     assert "ood" not in manifest.metrics
 
 
 # ---- what is refused, and what changes nothing -----------------------------------------------------------------------
 
 
-def test_strange_sets_are_read_before_the_fit(home, run):
+def test_ood_sets_are_read_before_the_fit(home, run):
     """A set that is not there, or of another shape, costs no hours; and a config with an unknown key names it."""
     config = CONFIGS / "digits-vi.toml"
     for path, said in (
@@ -269,8 +343,8 @@ def test_strange_sets_are_read_before_the_fit(home, run):
     assert "expected one of ood" in err
 
 
-def test_strange_sets_change_no_draw_and_no_threshold(home):
-    """The same fit without them comes to the same draws and the same calibration."""
+def test_ood_sets_change_no_draw_and_no_threshold(home):
+    """The same fit without them has the same draws and the same calibration."""
     before = load(home / "store" / "hostile" / "1")
     small = ("data.test_size=60", "data.calibration_size=60", "steps=150", "draws=12", "reports=2", "hidden=[8]")
     terms = (f"source={home / 'rows.npz'}", "name=hostile", "percentile=90", "inputs=none", *small)
@@ -305,12 +379,12 @@ def test_a_recalibrated_version_says_what_it_has_not(store, tmp_path, given):
     absent = " ".join(page.texts)
     assert "they are in the report of wave:1" in absent
     assert ("have no test part" in absent) == (given == "new")
-    assert ("Strange inputs are held against a test part's" in absent) == (given == "new")
+    assert ("OOD sets are compared with a test part" in absent) == (given == "new")
     assert ("ood" in manifest.metrics) == (given == "fitted with")
     assert ("reject_rate" in manifest.metrics) == (given == "fitted with")
 
 
-def test_calibrate_takes_strange_sets_on_the_command_line(home, run, tmp_path):
+def test_calibrate_takes_ood_sets_on_the_command_line(home, run, tmp_path):
     """`--ood NAME=PATH`, each name once; what was known of other sets is not kept."""
     copied = shutil.copytree(home / "store", tmp_path / "store")
     command = ("calibrate", "hostile", "--data", home / "rows.npz", "--store", copied, "--percentile", "80")
@@ -372,7 +446,7 @@ def test_a_version_from_before_has_a_report_of_what_there_is(store, tmp_path):
     write_report(tmp_path / "report.html", old, bundle.calibration)
     page = Page((tmp_path / "report.html").read_text("utf-8"))
     assert named(page) == ["scores", "loss"]
-    assert "The test part was not looked at for this report." in page.texts
+    assert "This report was made without the test part." in page.texts
 
 
 def test_what_cannot_be_drawn_costs_no_report(store, tmp_path, monkeypatch):
@@ -383,7 +457,7 @@ def test_what_cannot_be_drawn_costs_no_report(store, tmp_path, monkeypatch):
         raise ValueError("Too many bins <b> for the data")
 
     monkeypatch.setattr("abstain.training.report.separation_plots.draw_scores", broken)
-    monkeypatch.setattr("abstain.training.report.page._settings", broken)
+    monkeypatch.setattr("abstain.training.report.page.build_settings", broken)
     picture, section = write_report(tmp_path / "report.html", bundle.manifest, bundle.calibration)
     assert picture.startswith(
         "The picture “scores” could not be made: ValueError: Too many bins <b> for the data (in broken)"

@@ -1,6 +1,7 @@
 """Plots: the right ones for what was evaluated, valid, small, and drawn from the numbers that are reported."""
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,16 @@ from abstain.training.config.config import DataConfig
 from abstain.training.data.rows import Rows
 from abstain.training.data.sources import read_source
 from abstain.training.evaluate import evaluate_version, one_draw
-from abstain.training.evaluation.records import Seen, Twin, View
-from abstain.training.report.confidence_plots import draw_reliability, draw_risk_coverage
+from abstain.training.evaluation.metrics import reliability_bins
+from abstain.training.evaluation.quality import confidence
+from abstain.training.evaluation.records import Seen, Shown, Twin, View
+from abstain.training.report.confidence_plots import draw_reliability, draw_risk_coverage, losses
 from abstain.training.report.galleries import draw_mistakes
+from abstain.training.report.page import write_report
 from abstain.training.report.plots import MOST_BYTES, plots_for, save_small
 from abstain.training.report.regression_plots import draw_pit
 from abstain.training.report.separation_plots import draw_detection, draw_ecdf, draw_roc
+from tests.helpers.reports import diagram_points
 
 IMAGES, LABELS = load_digits(return_X_y=True)
 IMAGES, LABELS = IMAGES.reshape(-1, 8, 8)[:300].copy(), LABELS[:300]
@@ -114,7 +119,7 @@ def test_the_threshold_stands_where_the_decision_is_made(view):
     assert any(set(line.get_xdata()) == {limit} for line in axis.lines)
     texts = [text.get_text() for text in axis.get_legend().get_texts()]
     for text, seen in zip(texts, [view.familiar, *view.strange.values()], strict=True):
-        assert text.endswith(f": {seen.judgement.reject.mean():.1%} turned away")
+        assert text.endswith(f": {seen.judgement.reject.mean():.1%} rejected")
 
 
 def test_the_detection_table_shows_the_reported_shares(view):
@@ -133,6 +138,19 @@ def test_reliability_shows_the_twin_beside_and_every_row(view):
     assert len(axes) == 6
     for axis in axes[2:4]:
         assert sum(bar.get_height() for bar in axis.patches) == len(view.rows)
+
+
+def test_the_report_draws_the_bins_of_the_manifest(digits, view, tmp_path):
+    """Not bins of its own: the given rows are others than those the manifest was made with, and the bins stay."""
+    bins = digits.manifest.metrics["reliability"]
+    recomputed = reliability_bins(confidence(view.familiar.prediction), losses(view.familiar.prediction, view) == 0)
+    assert bins["accuracy"] != recomputed["accuracy"]
+    write_report(tmp_path / "report.html", digits.manifest, digits.calibration, Shown(replace(view, strange={})))
+    page = (tmp_path / "report.html").read_text("utf-8")
+    expected = zip(bins["confidence"], bins["accuracy"], strict=True)
+    assert diagram_points(page) == [pytest.approx(point, abs=1e-3) for point in expected]
+    assert f"Reliability diagram of {sum(bins['rows'])} test rows in 15 bins" in page
+    assert f"ECE {digits.manifest.metrics['ece']:.4f}" in page
 
 
 def test_risk_coverage_ends_at_the_error_of_all_rows(view):

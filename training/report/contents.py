@@ -1,0 +1,369 @@
+"""The record of what `report.html` shows: the numbers and names of each section, without any prose or HTML.
+
+`page.py` builds it, the files in `templates/` say it in words. Everything is frozen, so a template cannot change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Facts = tuple[tuple[str, str], ...]
+"""A table of two columns: a name and its value as text."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An SVG figure: its width on a wide page in pixels, its `viewBox`, and the XML inside its `<svg>` element."""
+
+    width: int
+    view_box: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing, or the sentence that says why there is none."""
+
+    drawing: Drawing | None
+    failure: str = ""
+
+
+Draw = Callable[[str, Callable[[], Any]], Picture]
+"""Draws the figure that a function returns; the name is unique on the page."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share, or an AUROC, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class OodSet:
+    """How well the decision separates an OOD set from the test rows."""
+
+    name: str
+    rows: int
+    detection: Share
+    auroc: Share
+    fpr95: float
+    same_intensity: bool
+
+
+# ---- the frame -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What was fitted, and how."""
+
+    name: str
+    created: str
+    method: str
+    network: str
+    likelihood: str
+    draws: int
+    feature_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A rendered section: its HTML, or the sentence that says why there is none."""
+
+    key: str
+    html: str
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The whole page."""
+
+    heading: Heading
+    sections: tuple[Section, ...]
+    packages: Facts
+    git_commit: str
+
+
+# ---- verdict ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Conformal:
+    """How often prediction sets, or intervals, hold the target on the test rows; in a part without rows, None."""
+
+    requested: float
+    coverage: float
+    mean_size: float | None
+    mean_width: float | None
+    accepted: Share | None
+    rejected: Share | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the version is fit for use, and its most important figures; None for a figure that it does not have."""
+
+    shortfalls: tuple[str, ...]
+    notes: tuple[str, ...]
+    test_rows: int
+    accuracy: float | None
+    rmse: float | None
+    ece: float | None
+    reject_rate: float | None
+    percentile: float
+    conformal: Conformal | None
+    ood: tuple[OodSet, ...]
+
+
+# ---- quality ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The reliability diagram of the manifest's bins, and its widest gap."""
+
+    picture: Picture
+    rows: int
+    bins: int
+    ece: float
+    gap: float
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class RiskPart:
+    """The accepted or the rejected rows: their number and the quality of their predictions, None without rows."""
+
+    name: str
+    rows: int
+    accuracy: float | None
+    rmse: float | None
+
+
+@dataclass(frozen=True)
+class Risk:
+    """Risk against coverage."""
+
+    picture: Picture
+    rows: int
+    decision: str
+    parts: tuple[RiskPart, ...]
+
+
+@dataclass(frozen=True)
+class ClassQuality:
+    """The test rows of one true class."""
+
+    name: str
+    rows: int
+    accuracy: float
+    reject_rate: float
+    set_coverage: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What the test part shows of a classifier."""
+
+    reliability: Reliability | None
+    risk: Risk
+    classes: tuple[ClassQuality, ...]
+
+
+@dataclass(frozen=True)
+class Band:
+    """The predictive distribution along the one input of a regression."""
+
+    picture: Picture
+    low: float
+    high: float
+    train_low: float
+    train_high: float
+    inside_std: float
+    outside_std: float
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predicted against true targets, where there is no band; `no_band` says why."""
+
+    picture: Picture
+    no_band: str
+
+
+@dataclass(frozen=True)
+class Regression:
+    """What the test part shows of a regression."""
+
+    rows: int
+    rmse: float
+    coverage_95: float
+    conformal: Conformal
+    band: Band | None
+    predicted: Predicted | None
+    pit: Picture
+    risk: Risk
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The metrics as names and texts, and what the test part shows; `absent` says why it shows nothing."""
+
+    metrics: Facts
+    classification: Classification | None
+    regression: Regression | None
+    absent: str
+
+
+# ---- the decision ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RejectRate:
+    """The share of a set's rows that the decision rejects."""
+
+    name: str
+    rate: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A score's threshold, and the share of test rows above it if that is known."""
+
+    score: str
+    decides: bool
+    limit: float
+    rate: float | None
+
+
+@dataclass(frozen=True)
+class ScoreAurocs:
+    """The AUROC of one score, or of the decision, on every OOD set."""
+
+    score: str
+    decides: bool
+    aurocs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Ood:
+    """How well the scores separate the OOD sets from the test rows."""
+
+    picture: Picture
+    sets: tuple[OodSet, ...]
+    scores: tuple[ScoreAurocs, ...]
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Reject rates of the calibration rows, augmented and as they are."""
+
+    augmented: float
+    plain: float
+
+
+@dataclass(frozen=True)
+class DecisionPart:
+    """The score that decides, all scores' thresholds, and the OOD sets; None, or empty, for what there is not."""
+
+    decision: str
+    combined: tuple[str, ...]
+    rule: str
+    limit: float
+    percentile: float
+    ordinal: str
+    calibration_rows: int
+    per_class: bool
+    augmented: Augmented | None
+    picture: Picture | None
+    reject_rates: tuple[RejectRate, ...]
+    ood: Ood | None
+    ood_absent: str
+    scores: Picture
+    thresholds: tuple[Threshold, ...]
+    class_thresholds: Facts
+
+
+# ---- the fit ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FinalMetric:
+    """Accuracy or RMSE at the last step, on some rows."""
+
+    rows: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of an optimisation."""
+
+    picture: Picture
+    steps: int
+    first: float
+    last: float
+    metric: str
+    finals: tuple[FinalMetric, ...]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Rank histograms of the predictions with the worst and the best R-hat, and R-hat and ESS of all predictions."""
+
+    picture: Picture
+    agreement: Picture
+    predictions: int
+    worst_rhat: str
+    best_rhat: str
+    worst_bar: float
+    best_bar: float
+    chains: int
+    shown_chains: int
+
+
+@dataclass(frozen=True)
+class Chains:
+    """The chains of a sampler, and how well their predictions agree; `predictions` is 0 where none of them varies."""
+
+    picture: Picture
+    count: int
+    samples: int
+    ends: tuple[float, ...]
+    predictions: int
+    rhat: str
+    ess_bulk: float | None
+    ess_tail: float | None
+    ranks: Ranks | None
+    ranks_absent: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the posterior was fitted."""
+
+    loss: Loss | None
+    chains: Chains | None
+    diagnostics: Facts
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The data, and the settings of method, network and calibration."""
+
+    data: Facts
+    method: str
+    method_settings: Facts
+    network: Facts
+    calibration: Facts

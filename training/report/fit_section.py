@@ -1,0 +1,82 @@
+"""The section “The fit”: the loss of an optimisation, or the traces, ranks and agreement of chains."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from abstain.models.bundles.bundle import Manifest
+from abstain.training.data.ood_sets import readable
+from abstain.training.evaluation.records import Shown
+from abstain.training.inference.diagnostics import Agreement, rhat_text
+from abstain.training.report import fit_plots
+from abstain.training.report.contents import Chains, Draw, FinalMetric, Fit, Loss, Ranks
+from abstain.training.report.facts import flatten
+
+DRAWN = {"loss", "loss_unit", "reports", "trace"}
+"""The diagnostics that a picture shows, so that the table leaves them out."""
+
+
+def build_fit(manifest: Manifest, shown: Shown, draw: Draw) -> Fit:
+    """Loss and chains, as far as the method has them, and all other diagnostics."""
+    facts: Any = manifest.diagnostics
+    listed = {name: value for name, value in facts.items() if name not in DRAWN}
+    listed |= facts["reports"][-1] if facts.get("reports") else {}
+    return Fit(
+        loss=build_loss(facts, draw) if "loss" in facts and facts.get("reports") else None,
+        chains=build_chains(facts, shown, draw) if "trace" in facts else None,
+        diagnostics=flatten(listed),
+    )
+
+
+def build_loss(facts: Any, draw: Draw) -> Loss:
+    """The loss curve, and the metric at the last step."""
+    last = facts["reports"][-1]
+    metric, parts = fit_plots.reported_parts(last)
+    # JSON has no NaN: what was NaN when it was written is None when it is read.
+    loss = np.array(facts["loss"], np.float64)
+    finals = tuple(FinalMetric(rows, last[f"{part}_{metric}"]) for part, rows in parts.items())
+    picture = draw("loss", partial(fit_plots.draw_loss, facts))
+    return Loss(picture, last["step"], float(loss[0]), float(loss[-1]), readable(metric), finals)
+
+
+def build_chains(facts: Any, shown: Shown, draw: Draw) -> Chains:
+    """The traces, and how well the chains' predictions agree."""
+    trace, function = np.array(facts["trace"], np.float64), facts["function"]
+    absent = shown.absent.get("chains", "This report was made without the ranks.") if function["values"] else ""
+    return Chains(
+        picture=draw("trace", partial(fit_plots.draw_trace, facts)),
+        count=facts["chains"],
+        samples=facts["samples"],
+        ends=tuple(trace[:, -1].tolist()),
+        predictions=function["values"],
+        rhat=rhat_text(function["rhat"]) if function["values"] else "",
+        ess_bulk=function["ess_bulk"] if function["values"] else None,
+        ess_tail=function["ess_tail"] if function["values"] else None,
+        ranks=build_ranks(shown.agreement, draw) if shown.agreement else None,
+        ranks_absent="" if shown.agreement else absent,
+    )
+
+
+def build_ranks(agreement: Agreement, draw: Draw) -> Ranks:
+    """The rank histograms, and the histograms of R-hat and ESS."""
+    return Ranks(
+        picture=draw("ranks", partial(fit_plots.draw_ranks, agreement)),
+        agreement=draw("agreement", partial(fit_plots.draw_agreement, agreement)),
+        predictions=len(agreement.rhat),
+        worst_rhat=rhat_text(float(agreement.rhat.max())),
+        best_rhat=rhat_text(float(agreement.rhat.min())),
+        worst_bar=most_uneven(agreement.worst),
+        best_bar=most_uneven(agreement.best),
+        chains=len(agreement.worst),
+        shown_chains=len(fit_plots.least_even(agreement.worst)),
+    )
+
+
+def most_uneven(counts: Int[np.ndarray, "chains bins"]) -> float:
+    """The bar that is furthest from an even spread, as a multiple of it."""
+    shares = counts / (counts[0].sum() / counts.shape[1])
+    return float(shares.flat[np.abs(shares - 1).argmax()])

@@ -1,0 +1,156 @@
+"""The section “On the test part”: metrics, and pictures of how good the predictions for the test rows are."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from abstain.models.bundles.bundle import Manifest
+from abstain.models.prediction.summaries import RegressionSummary
+from abstain.training.data.ood_sets import readable
+from abstain.training.evaluation.coverage import coverage_by_decision
+from abstain.training.evaluation.quality import class_quality, confidence, conformal_quality, terms_of
+from abstain.training.evaluation.records import Curve, Shown, View
+from abstain.training.report import confidence_plots, regression_plots
+from abstain.training.report.contents import (
+    Band,
+    Classification,
+    ClassQuality,
+    Conformal,
+    Draw,
+    Predicted,
+    Quality,
+    Regression,
+    Reliability,
+    Risk,
+    RiskPart,
+    Share,
+)
+from abstain.training.report.facts import value_text
+
+MOST_CLASSES = 100
+"""The largest number of classes that the table of classes lists."""
+
+
+def build_quality(manifest: Manifest, shown: Shown, draw: Draw) -> Quality:
+    """The metrics of the manifest, and what the test part shows of a classifier or of a regression."""
+    values = {name: value for name, value in manifest.metrics.items() if not isinstance(value, dict)}
+    metrics = tuple((name, value_text(value)) for name, value in values.items())
+    if shown.view is None:
+        return Quality(metrics, None, None, shown.absent.get("test", "This report was made without the test part."))
+    if manifest.model.class_names:
+        return Quality(metrics, build_classification(manifest, shown.view, draw), None, "")
+    return Quality(metrics, None, build_regression(manifest, shown, shown.view, draw), "")
+
+
+def build_conformal(view: View) -> Conformal:
+    """How often prediction sets, or intervals, hold the target: over all test rows, and over each part's."""
+    found = conformal_quality(view.familiar.judgement, view.rows.y)
+    parts = coverage_by_decision(view.familiar.judgement, view.rows.y)
+    accepted, rejected = (
+        share_of(parts, f"coverage_{part}") if f"coverage_{part}" in parts else None
+        for part in ("accepted", "rejected")
+    )
+    size, width = found.get("mean_size"), found.get("mean_width")
+    return Conformal(found["asked"], found["coverage"], size, width, accepted, rejected)
+
+
+def share_of(figures: dict[str, Any], name: str) -> Share:
+    """A figure with its 95 % interval, which stands under `NAME_interval`."""
+    return Share(figures[name], *figures[f"{name}_interval"])
+
+
+# ---- classification --------------------------------------------------------------------------------------------------
+
+
+def build_classification(manifest: Manifest, view: View, draw: Draw) -> Classification:
+    """Reliability, risk against coverage, and the figures of each class."""
+    return Classification(
+        build_reliability(manifest, view, draw), build_risk(view, draw), build_classes(manifest, view)
+    )
+
+
+def build_reliability(manifest: Manifest, view: View, draw: Draw) -> Reliability | None:
+    """The reliability diagram of the manifest's own bins, which the console draws as well; None where it has none."""
+    bins: Any = manifest.metrics.get("reliability")
+    if bins is None:
+        return None
+    gaps = [abs(right - stated) for right, stated in zip(bins["accuracy"], bins["confidence"], strict=True)]
+    widest = int(np.argmax(gaps))
+    certain = confidence(view.familiar.prediction)
+    return Reliability(
+        draw("reliability", partial(confidence_plots.draw_reliability_wide, bins, certain)),
+        sum(bins["rows"]),
+        len(bins["rows"]),
+        confidence_plots.calibration_error(bins),
+        gaps[widest],
+        bins["confidence"][widest],
+        bins["accuracy"][widest],
+    )
+
+
+def build_risk(view: View, draw: Draw) -> Risk:
+    """Risk against coverage, and the quality of what is accepted and rejected now."""
+    reject, loss = view.familiar.judgement.reject, confidence_plots.losses(view.familiar.prediction, view)
+    classify = bool(view.posterior.model.class_names)
+    parts: list[RiskPart] = []
+    for name, chosen in (("accepted", ~reject), ("rejected", reject)):
+        mean = float(loss[chosen].mean()) if chosen.any() else None
+        accuracy = 1 - mean if classify and mean is not None else None
+        rmse = float(np.sqrt(mean)) if not classify and mean is not None else None
+        parts.append(RiskPart(name, int(chosen.sum()), accuracy, rmse))
+    picture = draw("risk", partial(confidence_plots.draw_risk_coverage, view))
+    return Risk(picture, len(reject), readable(view.familiar.decision_name), tuple(parts))
+
+
+def build_classes(manifest: Manifest, view: View) -> tuple[ClassQuality, ...]:
+    """The figures of each class that has test rows; none where there are more than `MOST_CLASSES`."""
+    names = manifest.model.class_names
+    if len(names) > MOST_CLASSES:
+        return ()
+    terms = terms_of(view.posterior, view.familiar.prediction, view.rows)
+    classes = class_quality(names, terms, view.familiar.judgement, view.rows.y)
+    return tuple(
+        ClassQuality(name, own["rows"], own["accuracy"], own["reject_rate"], own["set_coverage"])
+        for name, own in classes.items()
+    )
+
+
+# ---- regression ------------------------------------------------------------------------------------------------------
+
+
+def build_regression(manifest: Manifest, shown: Shown, view: View, draw: Draw) -> Regression:
+    """The band along the input or predicted against true, the PIT histogram, and risk against coverage."""
+    metrics: Any = manifest.metrics
+    return Regression(
+        rows=len(view.rows),
+        rmse=metrics["rmse"],
+        coverage_95=metrics["coverage_95"],
+        conformal=build_conformal(view),
+        band=build_band(manifest, shown.curve, view, draw) if shown.curve else None,
+        predicted=None if shown.curve else build_predicted(manifest, shown, view, draw),
+        pit=draw("pit", partial(regression_plots.draw_pit, view)),
+        risk=build_risk(view, draw),
+    )
+
+
+def build_band(manifest: Manifest, curve: Curve, view: View, draw: Draw) -> Band:
+    """The predictive distribution along the input, and its epistemic spread inside and outside the training rows."""
+    names = manifest.model.feature_names
+    axes = (names[0] if names else "input"), manifest.model.target_name
+    x, train, summary = curve.along.x.reshape(-1), curve.train.x, curve.along.prediction.summary
+    assert isinstance(summary, RegressionSummary)  # noqa: S101 - only a regression has a curve
+    low, high = float(np.nanmin(train)), float(np.nanmax(train))
+    inside = (x >= low) & (x <= high)
+    spread = np.sqrt(np.asarray(summary.epistemic_variance, np.float64))
+    picture = draw("band", partial(regression_plots.draw_band, curve, view.rows, *axes))
+    means = float(spread[inside].mean()), float(spread[~inside].mean())
+    return Band(picture, float(x[0]), float(x[-1]), low, high, *means)
+
+
+def build_predicted(manifest: Manifest, shown: Shown, view: View, draw: Draw) -> Predicted:
+    """Predicted against true targets; of a model of one input also why there is no band."""
+    picture = draw("predicted", partial(regression_plots.draw_predicted, view))
+    return Predicted(picture, shown.absent.get("curve", "") if manifest.model.features == 1 else "")
