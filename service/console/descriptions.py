@@ -7,17 +7,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 
-from abstain.models.bundles.bundle import Bundle
-from abstain.models.decisions.calibration import Calibration
-from abstain.models.prediction.posterior import Model
+from abstain.models.bundles.bundle import Bundle, Manifest
 from abstain.models.prediction.preprocessing import Column, in_data_units
 from abstain.service.live import Live
 
 QUANTILES = 101
-BINS = 10
-_SAME = 1e-6
-"""Two probabilities this close are one: the scores are float32's."""
 
 
 def describe(live: Live) -> dict[str, Any]:
@@ -45,7 +41,7 @@ def describe(live: Live) -> dict[str, Any]:
             for name, ascending in calibration.ascending.items()
             if name in terms.thresholds
         },
-        "reliability": reliability(model, calibration),
+        "reliability": reliability(manifest),
         "draws": manifest.draws,
         "method": manifest.method.model_dump(mode="json"),
         "network": manifest.model.network.model_dump(mode="json"),
@@ -106,23 +102,29 @@ def _ranges(bundle: Bundle) -> tuple[list[float], list[float], list[float]]:
     return low.tolist(), high.tolist(), middle.tolist()
 
 
-def reliability(model: Model, calibration: Calibration) -> list[dict[str, float]] | None:
-    """Stated confidence beside the share that was right, in bins of equal width, on the calibration rows.
+def reliability(manifest: Manifest) -> list[dict[str, float]] | None:
+    """The reliability diagram of the test part, bin by bin, from the manifest: `report.html` draws the same bins.
 
-    A row's true class was the predicted one where its nonconformity 1 − p(true) is 1 − p(largest). None where the
-    bundle does not say so: for regressions, and for other kinds of prediction sets.
+    Returns:
+        For each bin its mean confidence, its accuracy and its number of rows; None where the manifest has no such bins,
+        as for regressions.
     """
-    largest = calibration.scores.get("max_probability")
-    if model.law.task != "classification" or calibration.sets != "lac" or largest is None:
+    try:
+        bins = _Bins.model_validate(manifest.metrics.get("reliability"))
+    # A manifest that another program wrote may have anything there.
+    except ValidationError:
         return None
-    confidence = 1 - np.asarray(largest, float)
-    right = np.abs(calibration.nonconformity - largest) <= _SAME
-    places = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    if not len(bins.rows) == len(bins.confidence) == len(bins.accuracy) > 0:
+        return None
     return [
-        {
-            "confidence": float(confidence[places == place].mean()),
-            "accuracy": float(right[places == place].mean()),
-            "rows": int((places == place).sum()),
-        }
-        for place in np.unique(places).tolist()
+        {"confidence": stated, "accuracy": right, "rows": rows}
+        for stated, right, rows in zip(bins.confidence, bins.accuracy, bins.rows, strict=True)
     ]
+
+
+class _Bins(BaseModel):
+    """The columns of `metrics.reliability` that the console draws."""
+
+    rows: list[NonNegativeInt]
+    confidence: list[FiniteFloat]
+    accuracy: list[FiniteFloat]

@@ -7,7 +7,8 @@ const place = document.getElementById("described");
 /** Shows a version, and the versions of all models. */
 export function show(found, models) {
   const { data, method } = found;
-  const { reject_rate: rejected, ...headline } = found.metrics;
+  // The rates and the diagram are shown below the list.
+  const { reject_rate: rejected, reliability: _, ...headline } = found.metrics;
   place.replaceChildren(
     ...[
       said("Not fit to be relied on", found.shortfalls, "shortfall"),
@@ -134,12 +135,12 @@ function flat(tree, prefix = "") {
   return [[prefix, texts.join(", ")]];
 }
 
-/** Stated confidence against the share that was right, a dot a bin, its size by its rows. */
-function reliability({ reliability: bins, calibration_rows: rows }) {
+/** The manifest's bins of the test part, as in the report: stated confidence against the share that was right. */
+function reliability({ reliability: bins }) {
   if (!bins) return null;
   const size = 200;
   const at = (share) => size * share;
-  const radius = ({ rows: own }) => 3 + 9 * Math.sqrt(own / rows);
+  const rows = bins.reduce((sum, { rows: own }) => sum + own, 0);
   return el(
     "section",
     {},
@@ -159,7 +160,7 @@ function reliability({ reliability: bins, calibration_rows: rows }) {
         points: bins.map((bin) => `${at(bin.confidence)},${size - at(bin.accuracy)}`).join(" "),
       }),
       ...bins.map((bin) =>
-        svg("circle", { class: "bin", cx: at(bin.confidence), cy: size - at(bin.accuracy), r: radius(bin) }),
+        svg("circle", { class: "bin", cx: at(bin.confidence), cy: size - at(bin.accuracy), r: 4 }),
       ),
       ...[0, 0.5, 1].flatMap((share) => [
         svg("text", { x: at(share), y: size + 14, "text-anchor": "middle" }, String(share)),
@@ -171,8 +172,8 @@ function reliability({ reliability: bins, calibration_rows: rows }) {
     el(
       "p",
       { class: "small" },
-      `On the ${number(rows)} calibration rows. `,
-      "On the dashed line, what is stated is what happens; larger dots have more rows.",
+      `On the ${number(rows)} test rows, in ${number(bins.length)} bins of equal mass. `,
+      "On the dashed line, the stated probability is the share that was right.",
     ),
     el(
       "details",

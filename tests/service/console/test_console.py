@@ -24,6 +24,7 @@ from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS, PROJECT
 from tests.helpers.processes import PATIENCE
 from tests.helpers.prometheus import of, read
+from tests.helpers.reports import diagram_points
 
 FOLDER = PROJECT / "service" / "console"
 VERSION = "/console/models/digits/versions/1"
@@ -194,26 +195,40 @@ def test_features_have_the_training_rows_ranges(digits, wave, client):
     assert without["high"] - without["low"] >= scale
 
 
-def test_reliability_counts_the_calibration_rows_that_were_right(digits):
-    """The bins are those of the predictions for the calibration rows, made once more."""
+def test_the_report_and_the_console_show_the_same_reliability(digits, store, client):
+    """Bin by bin the console has the points of the report's diagram; both are of the test rows."""
+    bins = client.get(VERSION).json()["reliability"]
+    points = diagram_points((store / "digits" / "1" / "report.html").read_text("utf-8"))
+    assert [(one["confidence"], one["accuracy"]) for one in bins] == [
+        pytest.approx(point, abs=1e-3) for point in points
+    ]
     dataset = load_dataset(read_config(CONFIGS / "digits-vi.toml"), None)
-    prediction = digits.predictor((256,))(dataset.calibration.x)
-    means = np.asarray(prediction.summary.mean, np.float64)
-    confidence, right = means.max(axis=1), means.argmax(axis=1) == dataset.calibration.y
-    places = np.minimum((confidence * 10).astype(int), 9)
-    bins = reliability(digits.manifest.model, digits.calibration)
-    assert sum(one["rows"] for one in bins) == len(right) == digits.calibration.rows
-    for one, place in zip(bins, np.unique(places), strict=True):
-        assert one["rows"] == (places == place).sum()
-        assert one["accuracy"] == pytest.approx(right[places == place].mean())
-        assert one["confidence"] == pytest.approx(confidence[places == place].mean(), abs=1e-5)
+    mean = np.asarray(digits.predictor((256,))(dataset.test.x).summary.mean, np.float64)
+    rows = np.array([one["rows"] for one in bins])
+    assert rows.sum() == len(mean)
+    for column, expected in (("confidence", mean.max(axis=1)), ("accuracy", mean.argmax(axis=1) == dataset.test.y)):
+        assert np.average([one[column] for one in bins], weights=rows) == pytest.approx(expected.mean())
 
 
-def test_reliability_is_not_made_up(digits, wave):
-    """There is none where the bundle does not tell which rows were right."""
-    assert reliability(wave.manifest.model, wave.calibration) is None
-    other = replace(digits.calibration, sets="aps")
-    assert reliability(digits.manifest.model, other) is None
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "absent",
+        "many",
+        None,
+        {"rows": [3]},
+        {"rows": [3], "confidence": [0.5], "accuracy": []},
+        {"rows": [], "confidence": [], "accuracy": []},
+        {"rows": [3], "confidence": ["<b>"], "accuracy": [0.5]},
+    ],
+)
+def test_reliability_is_whole_or_none(digits, wave, stored):
+    """A regression has no diagram, and neither has a manifest whose bins are not whole columns of numbers."""
+    assert reliability(wave.manifest) is None
+    metrics = {key: value for key, value in digits.manifest.metrics.items() if key != "reliability"}
+    if stored != "absent":
+        metrics["reliability"] = stored
+    assert reliability(digits.manifest.model_copy(update={"metrics": metrics})) is None
 
 
 def test_the_threshold_shown_is_the_one_that_decides(digits, client):
