@@ -90,7 +90,7 @@ def routes(serving: LiveVersions) -> list[Route]:
 
     async def version(request: Request) -> Response:
         live = serving.find(_reference(request))
-        told = await asyncio.to_thread(lambda: orjson.dumps(describe(live)))
+        told = await asyncio.to_thread(lambda: orjson.dumps(describe(live.name, live.version, live.bundle)))
         return _sent(request, Page(told, "application/json", _etag(told)))
 
     async def report(request: Request) -> Response:

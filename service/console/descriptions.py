@@ -11,18 +11,17 @@ from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 
 from abstain.models.bundles.bundle import Bundle, Manifest
 from abstain.models.prediction.preprocessing import Column, in_data_units
-from abstain.service.live import Live
 
 QUANTILES = 101
 
 
-def describe(live: Live) -> dict[str, Any]:
+def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
     """The answer of `GET /console/models/{model}/versions/{version}`; every number in it is finite."""
-    bundle, manifest = live.bundle, live.bundle.manifest
+    manifest = bundle.manifest
     model, calibration, terms = manifest.model, bundle.calibration, manifest.calibration
     return {
-        "name": live.name,
-        "version": live.version,
+        "name": name,
+        "version": version,
         "digest": manifest.digest,
         "created": manifest.created,
         "task": model.law.task,

@@ -17,7 +17,6 @@ from abstain.models.decisions.calibration import judge
 from abstain.models.errors import BundleError, UnknownModel
 from abstain.service.console import read_pages, template
 from abstain.service.console.descriptions import describe, reliability
-from abstain.service.live import Live
 from abstain.service.live_versions import LiveVersions
 from abstain.training.config.config import read_config
 from abstain.training.fit import load_dataset
@@ -188,8 +187,7 @@ def test_features_have_the_training_rows_ranges(digits, wave, client):
     assert (min(pixel["low"] for pixel in pixels), max(pixel["high"] for pixel in pixels)) == (0, 16)
     (point,) = client.get("/console/models/wave/versions/1").json()["features"]
     assert -1 <= point["low"] < point["typical"] < point["high"] <= 1
-    bare = Live("wave", 1, replace(wave, densities=None), None)
-    (without,) = describe(bare)["features"]
+    (without,) = describe("wave", 1, replace(wave, densities=None))["features"]
     shift, scale = wave.manifest.model.preprocessing.shift[0], wave.manifest.model.preprocessing.scale[0]
     assert without["low"] <= shift <= without["high"]
     assert without["high"] - without["low"] >= scale
@@ -311,4 +309,4 @@ def test_folders_are_found_among_the_stores_own(store):
 
 def test_every_number_told_is_one(digits):
     """JSON has no NaN: a browser would refuse the whole description."""
-    json.dumps(describe(Live("digits", 1, digits, None)), allow_nan=False)
+    json.dumps(describe("digits", 1, digits), allow_nan=False)
