@@ -24,8 +24,9 @@ from scipy.spatial import cKDTree
 from servers import save, say
 
 from abstain.models.bundles.bundle import load
-from abstain.models.decisions.calibration import Calibration, judge
+from abstain.models.decisions.calibration import judge
 from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.records import Calibration
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
 from abstain.training.calibration.far_rows import ACCEPTS_FAR_ROWS

@@ -15,8 +15,9 @@ from scipy import stats
 from servers import free_port, running, serve_ours
 
 from abstain.models.bundles.bundle import load
-from abstain.models.decisions.calibration import Judgement, calibrate, judge
+from abstain.models.decisions.calibration import calibrate, judge
 from abstain.models.decisions.ranks import percentile_rank
+from abstain.models.decisions.records import Judgement
 from abstain.models.prediction.predictive import BUCKETS, Prediction
 from abstain.training.calibration.pipeline import DEFAULT
 from abstain.training.data.sources import read_source

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from abstain.models.prediction.feature_scores import Densities
+from abstain.models.prediction.feature_score_records import Densities
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Predictor
 from abstain.training.calibration.feature_scores import fit_densities

@@ -16,6 +16,9 @@ HTTP codes are given to these in `service/errors.py`, exit codes in `service/com
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class AbstainError(Exception):
     """An error of abstain, kept in parts; `str` renders them as one printable line.
@@ -133,3 +136,9 @@ def clip_repr(value: object, limit: int = 60) -> str:
     except (ValueError, RecursionError):
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def suggest(name: str, known: Iterable[str]) -> str | None:
+    """The nearest of the known names as a question, for the `fix` of an error; None where none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else None

@@ -37,7 +37,7 @@ from abstain.service.settings import check_address, read_settings
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from abstain.models.decisions.calibration import Judgement
+    from abstain.models.decisions.records import Judgement
     from abstain.service.live import Live
     from abstain.service.live_versions import LiveVersions
     from abstain.service.monitoring.drift import DriftWatch

@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from abstain.models.decisions.calibration import Judgement
+from abstain.models.decisions.records import Judgement
 from abstain.models.errors import AbstainError
 from abstain.models.prediction.predictive import Prediction
 from abstain.service.errors import HTTPError

@@ -19,7 +19,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from abstain.models.decisions.calibration import Judgement, judge
+from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.records import Judgement
 from abstain.models.prediction.predictive import Prediction
 from abstain.service import console
 from abstain.service.access.guard import SAFE_HEADERS, Guard

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from abstain.models.bundles import store
 from abstain.models.bundles.bundle import Bundle, load_published, read_published
+from abstain.models.bundles.references import parse_reference, resolve_among
 from abstain.models.bundles.signatures import TrustedKeys
 from abstain.models.errors import AbstainError, InputError, SignatureError, UnknownModel, printable
 from abstain.models.prediction.predictive import BUCKETS
@@ -119,7 +120,7 @@ class LiveVersions:
         """
         if self._why:
             raise HTTPError(503, f"not ready: {self._why}")
-        reference = store.parse_reference(self._only() if text is None else text)
+        reference = parse_reference(self._only() if text is None else text)
         served = {
             version: entry for version, entry in self._entries.get(reference.name, {}).items() if entry.state != "idle"
         }
@@ -133,7 +134,7 @@ class LiveVersions:
                 found=repr(text),
                 fix="give it a label, and start the server again",
             )
-        entry = served[store.resolve_among(reference, sorted(served), self._labels[reference.name])]
+        entry = served[resolve_among(reference, sorted(served), self._labels[reference.name])]
         if entry.live is None:
             raise HTTPError(
                 503, f"{reference.name}:{entry.version} is {entry.state}{f': {entry.why}' if entry.why else ''}"
@@ -147,9 +148,9 @@ class LiveVersions:
             UnknownModel: the store had no such model or version when it was read.
             StoreError: the version or its model is a symbolic link.
         """
-        reference = store.parse_reference(text)
+        reference = parse_reference(text)
         present = self._entries.get(reference.name, {})
-        version = store.resolve_among(reference, sorted(present), self._labels.get(reference.name, {}))
+        version = resolve_among(reference, sorted(present), self._labels.get(reference.name, {}))
         return store.version_folder(self._root, reference.name, version)
 
     def listing(self) -> dict[str, Any]:

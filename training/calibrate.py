@@ -20,7 +20,8 @@ from abstain.models.bundles.bundle import SCHEMA_VERSION, Bundle, Manifest, load
 from abstain.models.bundles.store import check_writable, resolve
 from abstain.models.bundles.trained_rows import TrainedRows, most_by_chance, read_trained, trained_on
 from abstain.models.errors import ConfigError, DataError, clip_repr
-from abstain.models.prediction.feature_scores import Densities, shapes_of
+from abstain.models.prediction.feature_score_records import Densities
+from abstain.models.prediction.feature_scores import shapes_of
 from abstain.training.calibration.far_rows import ACCEPTS_FAR_ROWS, try_far_rows
 from abstain.training.calibration.feature_scores import fit_densities
 from abstain.training.calibration.pipeline import Calibrated, ScoreValues, calibrate_posterior, check_terms, record_of

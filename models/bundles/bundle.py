@@ -33,15 +33,18 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from abstain.models.bundles.checkpoint import Stored, open_checkpoint, read_arrays, write_checkpoint
 from abstain.models.bundles.plausible import Claim, of_batch, of_members, of_model, of_shape, refuse_implausible, within
+from abstain.models.bundles.references import NAME_PATTERN
 from abstain.models.bundles.signatures import SIGNATURE, SIGNATURE_BYTES, TrustedKeys, check_signature, make_signature
-from abstain.models.bundles.store import NAME_PATTERN, put_signature, version_folder
-from abstain.models.decisions.calibration import Calibration, check_calibration
+from abstain.models.bundles.store import put_signature, version_folder
+from abstain.models.decisions.calibration import check_calibration
 from abstain.models.decisions.conformal import IntervalKind, SetKind
 from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
+from abstain.models.decisions.records import Calibration
 from abstain.models.errors import BundleError, CalibrationError, StoreError, clip_repr
 from abstain.models.files.regular import RESTORE, check_contents, open_regular, read_bounded
-from abstain.models.prediction.feature_scores import Densities, as_tree, check_shapes, from_tree
+from abstain.models.prediction.feature_score_records import Densities
+from abstain.models.prediction.feature_scores import as_tree, check_shapes, from_tree
 from abstain.models.prediction.posterior import Model, Posterior, check_draw_shapes, check_finite_draws, expected_shapes
 from abstain.models.prediction.predictive import BUCKETS, Predictor
 from abstain.models.prediction.temperature import Recalibration

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -29,13 +28,10 @@ import orjson
 import pyarrow
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from abstain.models.bundles.checkpoint_index import MOST_ARRAYS, Place, open_stream, read_index, read_place
 from abstain.models.errors import BundleError, clip_repr
-from abstain.models.files.regular import RESTORE, open_regular, read_bounded
+from abstain.models.files.regular import RESTORE, read_bounded
 
-MOST_ARRAYS = 10_000
-"""In one checkpoint."""
-INDEX_BYTES = 32 * 2**20
-"""Of an index, decompressed: `MOST_ARRAYS` take a third of it."""
 METADATA_BYTES = 8 * 2**20
 """Of each of the two JSON files: `MOST_ARRAYS` take half of it."""
 FREE_BYTES = 256 * 2**20
@@ -44,12 +40,8 @@ MOST_COMPRESSED = 100
 """Bytes of arrays for each byte on disk, beyond `FREE_BYTES`; float32 draws compress to nine tenths."""
 
 _DTYPES = {"<f4": np.dtype("float32"), "<f8": np.dtype("float64"), "<i4": np.dtype("int32"), "<i8": np.dtype("int64")}
-_MANIFEST_MAGIC, _NODE_MAGIC = bytes.fromhex("0cdb3a2a"), bytes.fromhex("0cdb20de")
 _CHUNK_HEAD = 1024
 """Bytes that zstd may add to what it cannot compress, besides a 128th."""
-_NAME_BYTES = 1024
-_VERSIONS = 1024
-_DATA_FILES = 1024
 # pyarrow ships no types.
 pa: Any = pyarrow
 _Record = TypeVar("_Record", bound=BaseModel)
@@ -116,21 +108,12 @@ class _Zarray(_Strict):
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Bytes of a data file."""
-
-    file: str
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True)
 class Stored:
     """An array that has not been read: its shape and dtype, and its compressed numbers or where they lie."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    chunk: bytes | _Place
+    chunk: bytes | Place
 
     @property
     def nbytes(self) -> int:
@@ -157,7 +140,7 @@ def open_checkpoint(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
     try:
         _metadata(folder / "_CHECKPOINT_METADATA", _Handler)
         names = _names(_metadata(folder / "_METADATA", _Tree))
-        index = _index(folder, sizes)
+        index = read_index(folder, sizes)
         stored = {name: _stored(name, index) for name in names}
         if superfluous := index.keys() - {key for name, array in stored.items() for key in _keys(name, array)}:
             raise ValueError(f"a key that belongs to no array, {clip_repr(min(superfluous))}")
@@ -218,154 +201,10 @@ def _names(tree: _Tree) -> dict[str, tuple[str, ...]]:
 # ---- the index -------------------------------------------------------------------------------------------------------
 
 
-class _Fields:
-    """Reads numbers and bytes one after another.
-
-    Every method raises ValueError at the end of the content, and takes no more memory than the content has bytes.
-    """
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-        self._at = 0
-
-    def take(self, size: int) -> bytes:
-        """So many bytes."""
-        taken = self._content[self._at : self._at + size]
-        if len(taken) != size:
-            raise ValueError("the index ends too early")
-        self._at += size
-        return taken
-
-    def byte(self) -> int:
-        """One byte as a number."""
-        return self.take(1)[0]
-
-    def number(self) -> int:
-        """An unsigned number of 7 bits a byte, the lowest first."""
-        value = 0
-        for shift in range(0, 63, 7):
-            part = self.byte()
-            value |= (part & 0x7F) << shift
-            if part < 0x80:
-                return value
-        raise ValueError("a number of the index is too large")
-
-    def numbers(self, count: int) -> list[int]:
-        """So many numbers."""
-        return [self.number() for _ in range(count)]
-
-    def count(self, most: int) -> int:
-        """A number of things that follow."""
-        found = self.number()
-        if found > most:
-            raise ValueError(f"the index tells of {found} entries, expected at most {most}")
-        return found
-
-    def texts(self, count: int, per_text: int = 0) -> tuple[list[str], list[int]]:
-        """So many texts, each given as what it shares with the one before and what follows; and a number for each."""
-        shared = [0, *self.numbers(count - 1)] if count else []
-        own = self.numbers(count)
-        numbers = self.numbers(count * per_text)
-        texts: list[str] = []
-        last = b""
-        for length, rest in zip(shared, own, strict=True):
-            last = last[:length] + self.take(rest)
-            if len(last) > _NAME_BYTES:
-                raise ValueError(f"a name of the index is too long, {len(last)} bytes")
-            texts.append(last.decode())
-        return texts, numbers
-
-    def end(self) -> None:
-        """Checks that nothing follows."""
-        if self._at != len(self._content):
-            raise ValueError("the index goes on where it should end")
-
-
-def _index(folder: Path, sizes: dict[str, int]) -> dict[str, bytes | _Place]:
-    """Every key of the checkpoint, with its value or where that lies."""
-    place = _root(read_bounded(folder / "manifest.ocdbt", INDEX_BYTES, BundleError), sizes)
-    return {} if place is None else _leaf(_bytes_at(folder, place), sizes)
-
-
-def _root(manifest: bytes, sizes: dict[str, int]) -> _Place | None:
-    """Where the newest leaf lies; None for an empty tree."""
-    fields = _enveloped(manifest, _MANIFEST_MAGIC)
-    fields.take(16)  # the database's id
-    if fields.number():
-        raise ValueError("manifest.ocdbt: expected the index's versions in this file")
-    fields.numbers(2)  # limits for writers
-    fields.byte()
-    if fields.number():
-        fields.take(4)  # how much writers compress
-    files = _data_files(fields, sizes)
-    versions = fields.count(_VERSIONS)
-    fields.numbers(versions)
-    heights = [fields.byte() for _ in range(versions)]
-    chosen, offsets, lengths = (fields.numbers(versions) for _ in range(3))
-    if not versions or not files:
-        return None
-    if heights[-1]:
-        raise ValueError(f"an index of one leaf expected, found {heights[-1] + 1} levels")
-    return _place(files, sizes, chosen[-1], offsets[-1], lengths[-1])
-
-
-def _leaf(node: bytes, sizes: dict[str, int]) -> dict[str, bytes | _Place]:
-    fields = _enveloped(node, _NODE_MAGIC)
-    if fields.byte():
-        raise ValueError("an index of one leaf expected")
-    files = _data_files(fields, sizes)
-    count = fields.count(2 * MOST_ARRAYS)
-    keys, _ = fields.texts(count)
-    lengths = fields.numbers(count)
-    outside = [fields.byte() for _ in range(count)]
-    apart = sum(kind == 1 for kind in outside)
-    chosen, offsets = fields.numbers(apart), fields.numbers(apart)
-    if any(kind > 1 for kind in outside):
-        raise ValueError("a value of the index is neither in it nor in a data file")
-    places = zip(chosen, offsets, strict=True)
-    values: dict[str, bytes | _Place] = {}
-    for key, length, kind in zip(keys, lengths, outside, strict=True):
-        values[key] = _place(files, sizes, *next(places), length) if kind else fields.take(length)
-    fields.end()
-    return values
-
-
-def _enveloped(content: bytes, magic: bytes) -> _Fields:
-    """What lies between the head of a part of the index and its checksum: the bundle's sha256 has covered that."""
-    if len(content) < 18 or content[:4] != magic or struct.unpack("<Q", content[4:12])[0] != len(content):
-        raise ValueError("a part of the index has another head than its kind and its length")
-    version, compressed = content[12], content[13]
-    if version or compressed > 1:
-        raise ValueError(f"the index is of version {version}, compression {compressed}; expected 0, and 0 or 1")
-    body = content[14:-4]
-    return _Fields(_decompressed(body, INDEX_BYTES) if compressed else body)
-
-
-def _data_files(fields: _Fields, sizes: dict[str, int]) -> list[str]:
-    """The table of data files, each of which lies in the checkpoint."""
-    count = fields.count(_DATA_FILES)
-    files, _ = fields.texts(count, per_text=1)
-    if unknown := set(files) - sizes.keys():
-        raise ValueError(f"the index names a data file that is none of the checkpoint's, {clip_repr(min(unknown))}")
-    return files
-
-
-def _place(files: list[str], sizes: dict[str, int], chosen: int, offset: int, length: int) -> _Place:
-    if chosen >= len(files) or offset + length > sizes[files[chosen]]:
-        raise ValueError("a value of the index lies beyond its data file")
-    return _Place(files[chosen], offset, length)
-
-
-def _bytes_at(folder: Path, place: _Place) -> bytes:
-    with open_regular(folder / place.file, BundleError) as file:
-        file.seek(place.offset)
-        return file.read(place.length)
-
-
 # ---- arrays ----------------------------------------------------------------------------------------------------------
 
 
-def _stored(name: str, index: dict[str, bytes | _Place]) -> Stored:
+def _stored(name: str, index: dict[str, bytes | Place]) -> Stored:
     written = index.get(f"{name}/.zarray")
     if not isinstance(written, bytes):
         raise ValueError(f"{name}: expected its shape in the index, found none")
@@ -381,7 +220,7 @@ def _stored(name: str, index: dict[str, bytes | _Place]) -> Stored:
     if chunk is None:
         raise ValueError(f"{name}: expected its numbers in the index, found none")
     array = Stored(shape, _DTYPES[head.dtype], chunk)
-    length = chunk.length if isinstance(chunk, _Place) else len(chunk)
+    length = chunk.length if isinstance(chunk, Place) else len(chunk)
     if length > array.nbytes + array.nbytes // 128 + _CHUNK_HEAD:
         raise ValueError(f"{name}: a chunk of {length:,} bytes for {array.nbytes:,} bytes of numbers")
     return array
@@ -416,25 +255,13 @@ def _read(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
 
 def _array(folder: Path, name: str, stored: Stored) -> np.ndarray:
     array = np.empty(stored.shape, stored.dtype)
-    chunk = stored.chunk if isinstance(stored.chunk, bytes) else _bytes_at(folder, stored.chunk)
-    stream, target, done = _stream(chunk), memoryview(cast("Any", array.reshape(-1).view(np.uint8))), 0
+    chunk = stored.chunk if isinstance(stored.chunk, bytes) else read_place(folder, stored.chunk)
+    stream, target, done = open_stream(chunk), memoryview(cast("Any", array.reshape(-1).view(np.uint8))), 0
     while done < len(target) and (size := stream.readinto(target[done:])):
         done += size
     if done < len(target) or stream.read(1):
         raise ValueError(f"{name}: expected {len(target):,} bytes, found {'more' if done == len(target) else done}")
     return array
-
-
-def _decompressed(content: bytes, most: int) -> bytes:
-    found = cast("bytes", _stream(content).read(most + 1))
-    if len(found) > most:
-        raise ValueError(f"a part of the index has more than {most:,} bytes")
-    return found
-
-
-def _stream(content: bytes) -> Any:
-    """Gives what zstd makes of the content, only as much as is asked for."""
-    return pa.CompressedInputStream(pa.BufferReader(content), "zstd")
 
 
 def _damaged(folder: Path, error: Exception) -> BundleError:

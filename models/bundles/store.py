@@ -19,25 +19,29 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from abstain.models.errors import StoreError, UnknownModel, clip_repr
+from abstain.models.bundles.references import (
+    LABEL_PATTERN,
+    NAME_PATTERN,
+    STABLE,
+    Reference,
+    parse_reference,
+    resolve_among,
+)
+from abstain.models.errors import StoreError, UnknownModel, clip_repr, suggest
 from abstain.models.files.locks import REMEDY, disk_errors, hold
 from abstain.models.files.regular import read_bounded
 
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-LABEL_PATTERN = r"[A-Za-z][A-Za-z0-9_-]{0,31}"
-STABLE = "stable"
 LABELS = "labels.json"
 LABELS_BYTES = 2**20
 """The file may have; a change of a label takes about ten."""
 MOST_LABELS = 256
 """Of one model: a server looks at each of them whenever it lists its models."""
 LOCK = ".lock"
-_REFERENCE = re.compile(rf"({NAME_PATTERN})(?::([1-9][0-9]{{0,8}})|@({LABEL_PATTERN}))?")
 
 
 _Version = Annotated[int, Field(gt=0, lt=10**9)]
@@ -50,27 +54,6 @@ class Labels(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     labels: Annotated[dict[_Label, _Version], Field(max_length=MOST_LABELS)] = {}
     previous: dict[_Label, list[_Version]] = {}
-
-
-class Reference(NamedTuple):
-    """A model as people name it: `name`, `name:version` or `name@label`."""
-
-    name: str
-    version: int | None
-    label: str | None
-
-
-def parse_reference(text: str) -> Reference:
-    """The three forms of a model's name.
-
-    Raises:
-        UnknownModel: the text is none of them.
-    """
-    match = _REFERENCE.fullmatch(text)
-    if not match:
-        raise UnknownModel("no such model", expected="name, name:version or name@label", found=clip_repr(text))
-    name, version, label = match.groups()
-    return Reference(name, int(version) if version else None, label)
 
 
 def model_names(store: Path) -> list[str]:
@@ -154,34 +137,15 @@ def resolve(store: Path, text: str) -> tuple[str, int]:
     reference = parse_reference(text)
     present = versions(store, reference.name)
     if not present:
+        names = model_names(store)
         raise UnknownModel(
             f"no model named {reference.name!r}",
             where=str(store),
-            expected=_listing(model_names(store)),
-            found=clip_repr(text),
+            expected=", ".join(names) or None,
+            found=clip_repr(text) if names else None,
+            fix=suggest(reference.name, names) if names else "the store has no models; publish one with abstain fit",
         )
     return reference.name, resolve_among(reference, present, read_labels(store, reference.name).labels)
-
-
-def resolve_among(reference: Reference, present: list[int], labels: dict[str, int]) -> int:
-    """The version a reference means among those present and labelled.
-
-    Raises:
-        UnknownModel: no such version or label.
-    """
-    if reference.label:
-        version = labels.get(reference.label)
-        if version is None:
-            raise UnknownModel(
-                f"{reference.name} has no label {reference.label!r}",
-                expected=_listing(sorted(labels)),
-                found=reference.label,
-            )
-    else:
-        version = labels.get(STABLE, max(present, default=0)) if reference.version is None else reference.version
-    if version not in present:
-        raise UnknownModel(f"{reference.name} has no version {version}", expected=_listing(present), found=version)
-    return version
 
 
 def served_versions(store: Path, name: str) -> list[int]:
@@ -302,7 +266,10 @@ def rollback(store: Path, name: str) -> int:
     """
     if not versions(store, name):
         raise UnknownModel(
-            f"no model named {name!r}", where=str(store), expected=_listing(model_names(store)), found=name
+            f"no model named {name!r}",
+            where=str(store),
+            expected=", ".join(map(str, model_names(store))) or None,
+            found=name,
         )
     with _labelling(store / name):
         old = read_labels(store, name)
@@ -418,7 +385,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _listing(values: list[str] | list[int]) -> str:
-    return ", ".join(map(str, values)) if values else "none exists"

@@ -25,10 +25,19 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from abstain.models.errors import BundleError, clip_repr
+from abstain.models.prediction.feature_score_records import (
+    Densities,
+    Leaf,
+    LocalSubspaces,
+    Mahalanobis,
+    Neighbours,
+    Range,
+    Scalar,
+    Subspace,
+    View,
+    VirtualLogit,
+)
 
-Scalar = Float[Array, ""]
-Leaf = Any
-"""numpy on the host, JAX within a compiled call."""
 ROUNDING = 1e-4
 """Of a feature's range, that a row may lie outside without being told so: another way to the same number."""
 NOTHING = 1e-4
@@ -41,95 +50,6 @@ LOOKED_AT = 4
 """How many neighbours are looked at one by one before all of them are."""
 ROUNDED = 4 * float(np.finfo(np.float32).eps)
 """Of an input's size, what may be its rounding: what is left of it once a mean far from zero is taken off."""
-
-
-class View(NamedTuple):
-    """What a density sees of ONE row: the row as it came, preprocessed, and through the members' networks."""
-
-    row: Float[Array, " features"]
-    inputs: Float[Array, " inputs"]
-    features: Float[Array, "members width"]
-    logits: Float[Array, "members outputs"]
-    label: Int[Array, ""]
-    """The predicted class; 0 for regression."""
-
-
-class VirtualLogit(NamedTuple):
-    """`origin` [members, width]; `residual` [members, width, left], an orthonormal basis of what is not principal; `weight` [members]."""
-
-    origin: Leaf
-    residual: Leaf
-    weight: Leaf
-
-
-class Mahalanobis(NamedTuple):
-    """Features of unit length to principal components, [members, width, kept], and whitened there.
-
-    `within` and `overall` [members, kept, kept] whiten by the covariance within classes and by that of all rows;
-    `means` [members, kept, classes] and `mean` [members, kept] are the whitened means. Regression has one class.
-    """
-
-    components: Leaf
-    within: Leaf
-    overall: Leaf
-    means: Leaf
-    mean: Leaf
-
-
-class Subspace(NamedTuple):
-    """Inputs, of unit length where `unit` is 1: `means` [classes, inputs], orthonormal `basis` [inputs, classes, kept].
-
-    `centres` [classes, kept], the means within their own subspaces, are written and no longer read.
-    """
-
-    unit: Leaf
-    means: Leaf
-    basis: Leaf
-    centres: Leaf
-
-
-class LocalSubspaces(NamedTuple):
-    """Clusters of projected training rows, `(x − mean) @ components` [kept], each with a principal subspace of its own.
-
-    `labels` [clusters] is each one's class, `centres` [kept, clusters] its mean, `basis` [kept, local, clusters] its
-    orthonormal directions, and `inside` [local, clusters] the mean along them. Clusters are last, for sums over the other
-    axes are then taken many clusters at a time.
-    """
-
-    unit: Leaf
-    mean: Leaf
-    components: Leaf
-    labels: Leaf
-    centres: Leaf
-    basis: Leaf
-    inside: Leaf
-
-
-class Neighbours(NamedTuple):
-    """A bank [groups, kept] of means of near training rows, `(x − mean) @ components`, and half of each squared length.
-
-    In bundles from before groups the bank holds single training rows.
-    """
-
-    unit: Leaf
-    mean: Leaf
-    components: Leaf
-    bank: Leaf
-    half_squares: Leaf
-
-
-class Range(NamedTuple):
-    """Least and largest value of each feature [features] of the training rows."""
-
-    low: Leaf
-    high: Leaf
-
-
-class Densities(NamedTuple):
-    """Which draws are the members, and the fitted records by the score's name."""
-
-    members: Leaf
-    records: dict[str, Any]
 
 
 def virtual_logit(record: VirtualLogit, view: View) -> Scalar:

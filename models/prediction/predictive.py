@@ -21,7 +21,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Num
 
 from abstain.models.errors import AbstainError
-from abstain.models.prediction.feature_scores import Densities, View, density_scores, farthest_feature
+from abstain.models.prediction.feature_score_records import Densities, View
+from abstain.models.prediction.feature_scores import density_scores, farthest_feature
 from abstain.models.prediction.features import outputs_and_features
 from abstain.models.prediction.packing import chunk_of, pack, unpack
 from abstain.models.prediction.posterior import Draws, Model, Posterior

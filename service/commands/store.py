@@ -102,9 +102,10 @@ def label(
     """Point a label at a version; `stable` is refused to one whose fit fell short."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.bundle import check_gate, read_published  # noqa: PLC0415
+    from abstain.models.bundles.references import STABLE  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)
-    if label == stores.STABLE and not force:
+    if label == STABLE and not force:
         check_gate(read_published(store, name, version))
     stores.set_label(store, name, version, label)
     _say_label(name, label, version, as_json)
@@ -118,9 +119,10 @@ def rollback(
 ) -> None:
     """Put the previous `stable` version back."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
+    from abstain.models.bundles.references import STABLE, parse_reference  # noqa: PLC0415
 
-    name = stores.parse_reference(model).name
-    _say_label(name, stores.STABLE, stores.rollback(store, name), as_json)
+    name = parse_reference(model).name
+    _say_label(name, STABLE, stores.rollback(store, name), as_json)
 
 
 def _say_label(name: str, label: str, version: int, as_json: bool) -> None:

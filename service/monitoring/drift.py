@@ -20,7 +20,7 @@ import psutil
 from jaxtyping import Float
 
 from abstain.models.decisions import drift
-from abstain.models.decisions.calibration import Calibration, Judgement
+from abstain.models.decisions.records import Calibration, Judgement
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.scores import SCORES
 from abstain.service.live import Live

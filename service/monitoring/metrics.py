@@ -14,7 +14,7 @@ import jax.monitoring
 import numpy as np
 import prometheus_client as prometheus
 
-from abstain.models.decisions.calibration import Judgement
+from abstain.models.decisions.records import Judgement
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
 from abstain.service.compat.prometheus import BatchHistogram, exposition_of_all, keep_process_id

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 from jaxtyping import Bool, Int
 
-from abstain.models.decisions.calibration import Calibration, Judgement
+from abstain.models.decisions.records import Calibration, Judgement
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import QUANTILES, ClassificationSummary

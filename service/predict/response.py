@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from abstain.models.decisions.calibration import Judgement
 from abstain.models.decisions.decision import COMBINED
 from abstain.models.decisions.ranks import ordinal
+from abstain.models.decisions.records import Judgement
 from abstain.models.errors import InputError, clip_repr
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from abstain.models.decisions.calibration import Judgement
+from abstain.models.decisions.records import Judgement
 from abstain.models.errors import AbstainError
 from abstain.models.prediction.predictive import Prediction
 from abstain.service.batcher import FEW, Batcher, Share, Spent, Stages, rows_to_take

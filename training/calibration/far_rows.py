@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from abstain.models.decisions.calibration import judge
-from abstain.models.prediction.feature_scores import DENSITIES, Range
+from abstain.models.prediction.feature_score_records import Range
+from abstain.models.prediction.feature_scores import DENSITIES
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import in_data_units
 from abstain.training.calibration.pipeline import Calibrated

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from abstain.models.prediction.feature_scores import (
-    OF_TASK,
+from abstain.models.prediction.feature_score_records import (
     Densities,
     LocalSubspaces,
     Mahalanobis,
@@ -23,9 +22,8 @@ from abstain.models.prediction.feature_scores import (
     Range,
     Subspace,
     VirtualLogit,
-    class_logits,
-    unit_length,
 )
+from abstain.models.prediction.feature_scores import OF_TASK, class_logits, unit_length
 from abstain.models.prediction.features import last_layer, outputs_and_features
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import on_host, transform

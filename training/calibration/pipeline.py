@@ -16,11 +16,13 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from abstain.models.bundles.bundle import CalibrationRecord, calibration_record
-from abstain.models.decisions.calibration import Calibration, calibrate, judge
+from abstain.models.decisions.calibration import calibrate, judge
 from abstain.models.decisions.decision import Decision, Rule
 from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
+from abstain.models.decisions.records import Calibration
 from abstain.models.errors import CalibrationError, ConfigError
-from abstain.models.prediction.feature_scores import OF_TASK, Densities
+from abstain.models.prediction.feature_score_records import Densities
+from abstain.models.prediction.feature_scores import OF_TASK
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import NONE, Prediction, Predictor, predict_draw
 from abstain.models.prediction.preprocessing import on_host

@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from abstain.models.bundles.store import NAME_PATTERN
+from abstain.models.bundles.references import NAME_PATTERN
 from abstain.models.decisions.conformal import IntervalKind, SetKind
 from abstain.models.decisions.decision import Rule
 from abstain.models.errors import ConfigError, clip_repr

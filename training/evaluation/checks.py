@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float, Num
 from scipy import stats
 
-from abstain.models.decisions.calibration import Calibration
 from abstain.models.decisions.decision import COMBINED
 from abstain.models.decisions.ranks import less_tolerance
+from abstain.models.decisions.records import Calibration
 from abstain.models.prediction.posterior import Posterior
 from abstain.training.data.rows import Rows
 from abstain.training.evaluation.metrics import Terms

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Num
 
-from abstain.models.decisions.calibration import Judgement
+from abstain.models.decisions.records import Judgement
 from abstain.training.evaluation.bootstrap import share_interval
 from abstain.training.evaluation.quality import covered
 

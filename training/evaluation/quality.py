@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 from scipy import stats
 
-from abstain.models.decisions.calibration import Calibration, Judgement, ScoreJudgement, judge
+from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.records import Calibration, Judgement, ScoreJudgement
 from abstain.models.errors import DataError
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Prediction

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Num
 
-from abstain.models.decisions.calibration import Judgement, ScoreJudgement
+from abstain.models.decisions.records import Judgement, ScoreJudgement
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Prediction
 from abstain.training.data.rows import Rows

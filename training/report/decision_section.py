@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from abstain.models.bundles.bundle import Manifest
-from abstain.models.decisions.calibration import Calibration
 from abstain.models.decisions.ranks import ordinal
+from abstain.models.decisions.records import Calibration
 from abstain.training.data.ood_sets import SAME_INTENSITY, readable
 from abstain.training.evaluation.records import Shown, View
 from abstain.training.report import separation_plots

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from abstain.models.bundles.bundle import Manifest
-from abstain.models.decisions.calibration import Calibration
+from abstain.models.decisions.records import Calibration
 from abstain.training.data.ood_sets import readable
 from abstain.training.evaluation.records import Shown
 from abstain.training.report.contents import (

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from abstain.models.decisions.calibration import Calibration
 from abstain.models.decisions.ranks import ordinal, threshold
+from abstain.models.decisions.records import Calibration
 from abstain.training.data.ood_sets import SAME_INTENSITY, readable
 from abstain.training.evaluation.quality import TWIN_SCORES, deciding_ranks, rates_of
 from abstain.training.evaluation.records import Seen, View

@@ -19,11 +19,12 @@ from abstain.models.bundles.bundle import (
     write_arrays,
     write_manifest,
 )
-from abstain.models.decisions.calibration import Calibration
 from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.records import Calibration
 from abstain.models.errors import BundleError
 from abstain.models.networks.architectures import MLPSpec
-from abstain.models.prediction.feature_scores import Densities, Mahalanobis, Range, shapes_of
+from abstain.models.prediction.feature_score_records import Densities, Mahalanobis, Range
+from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import Column, Preprocessing
 from abstain.models.prediction.temperature import Recalibration

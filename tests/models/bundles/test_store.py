@@ -11,14 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from abstain.models.bundles.references import LABEL_PATTERN, NAME_PATTERN, Reference, parse_reference
 from abstain.models.bundles.store import (
-    LABEL_PATTERN,
     LOCK,
     MOST_LABELS,
-    NAME_PATTERN,
-    Reference,
     model_names,
-    parse_reference,
     publish,
     read_labels,
     resolve,
@@ -216,10 +213,10 @@ def test_a_bare_name_is_stable_or_else_the_newest(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tyo", "no model named 'tyo': expected other, toy, found 'tyo'"),
+        ("tyo", "no model named 'tyo': expected other, toy, found 'tyo'; did you mean 'toy'?"),
         ("toy:3", "toy has no version 3: expected 1, 2, found 3"),
         ("toy@stable", "toy has no label 'stable': expected canary, found stable"),
-        ("other@canary", "other has no label 'canary': expected none exists, found canary"),
+        ("other@canary", "other has no label 'canary'; abstain label other:VERSION LABEL sets one"),
     ],
 )
 def test_what_is_not_there_is_named_beside_what_is(tmp_path, text, message):
@@ -320,7 +317,7 @@ def test_a_label_cannot_be_any_word(tmp_path, label):
 
 def test_a_model_without_versions_has_nothing_to_label_or_roll_back(tmp_path):
     """Unknown models are named, and no folder is made for them."""
-    with pytest.raises(UnknownModel, match="toy has no version 1: expected none exists"):
+    with pytest.raises(UnknownModel, match="toy has no version 1; toy has no versions; publish one"):
         set_label(tmp_path, "toy", 1, "stable")
     with pytest.raises(UnknownModel, match="no model named 'toy'"):
         rollback(tmp_path, "toy")

@@ -12,10 +12,10 @@ from sklearn.neighbors import NearestNeighbors
 from abstain.models.decisions.calibration import calibrate, judge
 from abstain.models.decisions.decision import Decision
 from abstain.models.networks.architectures import MLPSpec
+from abstain.models.prediction.feature_score_records import Densities
 from abstain.models.prediction.feature_scores import (
     DENSITIES,
     OF_TASK,
-    Densities,
     as_tree,
     from_tree,
     norm,
@@ -224,7 +224,7 @@ def test_the_principal_components_are_scikit_learns():
 
 def view_of(row, features=None, label=0):
     """One row as it is, with features and logits that nobody looks at."""
-    from abstain.models.prediction.feature_scores import View
+    from abstain.models.prediction.feature_score_records import View
 
     x = jnp.asarray(row, jnp.float32)
     h = jnp.ones((1, 2)) if features is None else jnp.asarray(features, jnp.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from abstain.models.decisions import drift
-from abstain.models.decisions.calibration import Calibration
+from abstain.models.decisions.records import Calibration
 from abstain.service.monitoring.drift import ALPHA, VersionWatch
 from abstain.service.monitoring.drift_state import Saved, StateFile
 from abstain.service.process import Process

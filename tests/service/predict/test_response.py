@@ -7,8 +7,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from abstain.models.decisions.calibration import Calibration, judge
+from abstain.models.decisions.calibration import judge
 from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.records import Calibration
 from abstain.models.errors import CalibrationError, InputError
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model, Posterior

@@ -13,11 +13,11 @@ from scipy.special import softmax
 
 from abstain.models.bundles.bundle import check_gate, load, read_manifest
 from abstain.models.bundles.store import read_labels
-from abstain.models.decisions.calibration import Calibration
 from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.records import Calibration
 from abstain.models.errors import StoreError
 from abstain.models.networks.architectures import MLPSpec
-from abstain.models.prediction.feature_scores import Range
+from abstain.models.prediction.feature_score_records import Range
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import Column, Preprocessing
 from abstain.training.calibration.far_rows import FarRows, far_rows, try_far_rows

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from abstain.models.decisions.calibration import ScoreJudgement
+from abstain.models.decisions.records import ScoreJudgement
 from abstain.training.evaluation.bootstrap import (
     auroc_interval,
     calibrated_ece,

@@ -1,0 +1,67 @@
+"""References to a version: `name`, `name:version` or `name@label`."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from abstain.models.errors import UnknownModel, clip_repr, suggest
+
+STABLE = "stable"
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
+LABEL_PATTERN = r"[A-Za-z][A-Za-z0-9_-]{0,31}"
+
+
+_REFERENCE = re.compile(rf"({NAME_PATTERN})(?::([1-9][0-9]{{0,8}})|@({LABEL_PATTERN}))?")
+
+
+class Reference(NamedTuple):
+    """A model as people name it: `name`, `name:version` or `name@label`."""
+
+    name: str
+    version: int | None
+    label: str | None
+
+
+def parse_reference(text: str) -> Reference:
+    """The three forms of a model's name.
+
+    Raises:
+        UnknownModel: the text is none of them.
+    """
+    match = _REFERENCE.fullmatch(text)
+    if not match:
+        raise UnknownModel("no such model", expected="name, name:version or name@label", found=clip_repr(text))
+    name, version, label = match.groups()
+    return Reference(name, int(version) if version else None, label)
+
+
+def resolve_among(reference: Reference, present: list[int], labels: dict[str, int]) -> int:
+    """The version that a reference means, among those present and labelled.
+
+    Raises:
+        UnknownModel: no such version or label.
+    """
+    name = reference.name
+    if reference.label:
+        version = labels.get(reference.label)
+        if version is None:
+            raise UnknownModel(
+                f"{name} has no label {reference.label!r}",
+                expected=", ".join(sorted(labels)) or None,
+                found=reference.label if labels else None,
+                fix=suggest(reference.label, labels) if labels else f"abstain label {name}:VERSION LABEL sets one",
+            )
+    else:
+        version = labels.get(STABLE, max(present, default=0)) if reference.version is None else reference.version
+    if version not in present:
+        raise UnknownModel(
+            f"{name} has no version {version}",
+            expected=", ".join(map(str, present)) or None,
+            found=version if present else None,
+            fix=None if present else f"{name} has no versions; publish one with abstain fit",
+        )
+    return version
