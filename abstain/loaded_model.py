@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -133,7 +133,11 @@ class LoadedModel:
     def predict(
         self, rows: Rows, percentile: float | None = None, coverage: float | None = None
     ) -> ClassificationPredictions | RegressionPredictions:
-        """Predicts rows: the numbers that `POST /predict` answers, to the bit, and the same checks.
+        """Predicts rows: the numbers that `POST /predict` answers, and the same checks.
+
+        The numbers are equal to the bit where as many threads compute (`NPROC`) and the same batches are computed;
+        otherwise their last digits may differ. The first call for a number of rows may compile, for seconds: later ones of
+        that size, or of one that shares its batch size (1, 8, 32, 128, 256), do not.
 
         Args:
             rows: an array `[rows, …features]` of numpy, JAX or PyTorch; a list of lists of numbers; or a table (a
@@ -196,9 +200,9 @@ def _trusted(given: StrPath | Iterable[StrPath] | None) -> TrustedKeys | None:
 
 def _plain(value: Any) -> Any:
     """A number of numpy as one of Python."""
-    return value.item() if isinstance(value, np.generic) else value
+    return cast("Any", value).item() if isinstance(value, np.generic) else value
 
 
-def _index_of(rows: object) -> Any:
+def _index_of(rows: Any) -> Any:
     """The index of a DataFrame of pandas; None for anything else."""
-    return getattr(rows, "index", None) if is_pandas(rows) else None
+    return rows.index if is_pandas(rows) else None
