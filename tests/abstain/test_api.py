@@ -19,7 +19,7 @@ from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Column, Preprocessing
 from abstain.service.predict.response import FIELDS
-from abstain.service.predict.rows import rows_of
+from abstain.service.python_rows import rows_of
 from abstain.training.config.config import Config, config_of, read_config
 from tests.helpers.paths import CONFIGS, PROJECT
 from tests.helpers.servers import Server
