@@ -34,15 +34,22 @@ def check_rows(inputs: Any, plain: bool, model: Model, max_rows: int) -> Float[n
     refuse_many_rows(inputs, max_rows)
     dtype = dtype_of(model)
     rows = _plain_rows(inputs, dtype) if plain else None
-    fits = rows is not None and rows.shape[1:] in {model.feature_shape, (model.features,)}
-    # Numbers a little beyond float32's largest were rounded to it: the walk tells them apart.
-    if rows is None or not fits or not np.abs(rows).max() < _FLOAT32_MAX:
+    rows = None if rows is None else in_feature_shape(rows, model)
+    if rows is None:
         for index, row in enumerate(inputs):
             _check_row(row, f"inputs[{index}]", model)
         rows = np.array([np.ravel(row) for row in inputs], dtype=np.float64).astype(dtype)
-    rows = rows.reshape(len(inputs), *model.feature_shape)
-    _refuse_unknown_codes(rows, model)
+        rows = rows.reshape(len(inputs), *model.feature_shape)
+    refuse_unknown_codes(rows, model)
     return rows
+
+
+def in_feature_shape(rows: Float[np.ndarray, "rows ..."], model: Model) -> Float[np.ndarray, "rows ..."] | None:
+    """Rows in the model's feature shape; None where one of them may be wrong, which a walk through their cells decides."""
+    if rows.shape[1:] not in {model.feature_shape, (model.features,)}:
+        return None
+    # Numbers a little beyond float32's largest were rounded to it: the walk tells them apart.
+    return rows.reshape(len(rows), *model.feature_shape) if np.abs(rows).max() < _FLOAT32_MAX else None
 
 
 def refuse_many_rows(inputs: Any, max_rows: int) -> None:
@@ -133,7 +140,12 @@ def _check_number(cell: Any, where: str, model: Model, place: tuple[int, ...]) -
         raise InputError(where=where, expected="a finite number within float32's range", found=found)
 
 
-def _refuse_unknown_codes(rows: np.ndarray, model: Model) -> None:
+def refuse_unknown_codes(rows: Float[np.ndarray, "rows ..."], model: Model) -> None:
+    """Refuses a number that is no code of its column's categories.
+
+    Raises:
+        InputError: names the row and the feature.
+    """
     unknown = first_unknown_code(model.preprocessing, rows)
     if unknown:
         row, feature = unknown
@@ -154,11 +166,13 @@ def _number_of(model: Model, place: tuple[int, ...]) -> str:
 
 
 def kind_of_value(value: Any) -> str:
-    """Names a JSON value in the words of its sender."""
+    """Names a JSON value in the words of its sender; of rows that come from Python, any value."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
         return f"the string {clip_repr(value)}"
     if isinstance(value, list):
         return f"a list of {len(cast('list[Any]', value))}"
-    return "an object" if isinstance(value, dict) else f"the number {clip_repr(value)}"
+    if isinstance(value, int | float):
+        return f"the number {clip_repr(value)}"
+    return "an object" if isinstance(value, dict) else f"a value of type {type(value).__name__}"

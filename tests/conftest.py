@@ -53,7 +53,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Shapes in annotations are checked wherever the tests go; before anything of ours is imported.
-install_import_hook(["abstain.models", "abstain.training", "abstain.service"], "tests.helpers.typecheck.check")
+CHECKED = ["abstain.models", "abstain.training", "abstain.service", "abstain.predictions"]
+install_import_hook(CHECKED, "tests.helpers.typecheck.check")
 
 from abstain.models.bundles.bundle import Bundle, load  # noqa: E402
 from abstain.training.config.config import read_config  # noqa: E402

@@ -5,8 +5,6 @@ Importing this module imports nothing heavy: `abstain -h` and serving's commands
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,22 +13,8 @@ import orjson
 import typer
 
 from abstain.models.decisions.decision import COMBINED
-from abstain.models.errors import ConfigError
-from abstain.models.networks.allowed import MODULES
+from abstain.training.extra import check_extra
 
-NEEDED = (
-    "arviz_base",
-    "arviz_stats",
-    "blackjax",
-    "h5netcdf",
-    "h5py",
-    "jinja2",
-    "matplotlib",
-    "numpyro",
-    "optax",
-    "sklearn",
-    "tensorboardX",
-)
 DEFAULT_STORE = Path("artifacts")
 StoreOption = Annotated[Path, typer.Option("--store", envvar="ABSTAIN_STORE", help="The folder of models.")]
 
@@ -57,30 +41,30 @@ def fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Fit a posterior, calibrate, evaluate, and publish a new version of the model that the config names."""
-    check_extra()
-    from abstain.training.config.config import read_config  # noqa: PLC0415
-    from abstain.training.fit import fit as fit_story  # noqa: PLC0415
-    from abstain.training.report.export import Exports  # noqa: PLC0415
-    from abstain.training.runs.progress import progress_bar  # noqa: PLC0415
+    check_extra("this command")
+    from abstain.fitting import fit as fit_model  # noqa: PLC0415
 
-    settings = read_config(config, tuple(overrides or ()))
-    if settings.network.kind == "module":
-        # Who wrote the config has named the code to run; a bundle that anybody may have written allows nothing.
-        os.environ[MODULES] = settings.network.module
-    with progress_bar(f"{settings.name} by {settings.method.kind}") as progress:
-        published = fit_story(
-            settings, data, store, progress, resume=resume, exports=Exports(netcdf=netcdf, tensorboard=tensorboard)
-        )
+    published = fit_model(
+        config,
+        overrides=overrides or (),
+        data=data,
+        store=store,
+        progress=True,
+        resume=resume,
+        netcdf=netcdf,
+        tensorboard=tensorboard,
+    )
     for said in published.shortfalls:
         sys.stderr.write(f"falls short: {said}\n")
     for said in published.notes:
         sys.stderr.write(f"note: {said}\n")
     if as_json:
-        print_json({"name": settings.name} | published._asdict())
+        keys = ("name", "version", "metrics", "shortfalls", "notes")
+        print_json({key: getattr(published, key) for key in keys})
         return
     for line in described(headlines(published.metrics)):
         sys.stderr.write(f"{line}\n")
-    typer.echo(f"{settings.name}:{published.version}")
+    typer.echo(f"{published.name}:{published.version}")
 
 
 def calibrate(
@@ -99,7 +83,7 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Give existing draws a new calibration, published as a new version; the old one stays."""
-    check_extra()
+    check_extra("this command")
     from abstain.training.calibrate import calibrate_version  # noqa: PLC0415
 
     _check_percentile(percentile)
@@ -133,7 +117,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Report the quality of a version on the data's test part, and on OOD sets."""
-    check_extra()
+    check_extra("this command")
     from abstain.training.evaluate import evaluate_version  # noqa: PLC0415
     from abstain.training.report.printout import printout  # noqa: PLC0415
     from abstain.training.runs.progress import progress_bar  # noqa: PLC0415
@@ -193,21 +177,6 @@ def described(tree: dict[str, Any], prefix: str = "") -> list[str]:
 def figure(value: float) -> str:
     """Four decimals, or four digits where these would show less."""
     return f"{value:.4f}" if value == 0 or 0.1 <= abs(value) < 1000 else f"{value:.4g}"
-
-
-def check_extra() -> None:
-    """Says which extra to install where training's packages are missing.
-
-    Raises:
-        ConfigError: naming them.
-    """
-    missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ConfigError(
-            "this command needs packages that are not installed",
-            found=", ".join(missing),
-            fix="pip install 'abstain[training]'",
-        )
 
 
 def print_json(content: Any) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 from abstain.models.errors import AbstainError, ConfigError, clip_repr
 
@@ -36,6 +37,20 @@ def read_modules(environ: Mapping[str, str]) -> tuple[str, ...]:
                 found=clip_repr(entry),
             )
     return entries
+
+
+@contextmanager
+def allowed_module(name: str) -> Generator[None]:
+    """Allows one module, and no other, within the block: that of a config, whose writer has named the code to run."""
+    before = os.environ.get(MODULES)
+    os.environ[MODULES] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[MODULES]
+        else:
+            os.environ[MODULES] = before
 
 
 def check_allowed(name: str) -> None:

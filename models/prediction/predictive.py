@@ -254,10 +254,7 @@ class Predictor:
         recalibration: Recalibration = NONE,
         devices: Sequence[Any] | None = None,
     ) -> None:
-        odd = [bucket for bucket in buckets if bucket > 8 and bucket % 8]
-        if odd:
-            # XLA computes the rows beyond a multiple of its vector width by another program, with other rounding.
-            raise AbstainError("buckets", expected="sizes up to 8, or multiples of 8", found=odd)
+        check_buckets(buckets)
         self.model = posterior.model
         self.draws = posterior.size
         self.buckets = buckets
@@ -265,11 +262,26 @@ class Predictor:
         self._recalibration = recalibration
         self._packed = self._placed(pack(members_first(posterior.draws, densities)), P(DRAWS))
         self._densities = self._placed(densities, P())
-        # Compilation leaves Python, and so can be done side by side; but each takes some 100 MB while it lasts.
-        with ThreadPoolExecutor(COMPILING) as pool:
-            compiled = list(pool.map(self._compile, buckets))
+        compiled = self._compile_all(buckets)
         self._form = compiled[0][1]
         self._executables = {bucket: call for bucket, (call, _) in zip(buckets, compiled, strict=True)}
+
+    def add_buckets(self, buckets: tuple[int, ...]) -> None:
+        """Compiles those of these batch sizes that are not compiled yet; two threads must not do so at once.
+
+        Raises:
+            AbstainError: a size is none that a row's answer is the same in.
+        """
+        check_buckets(buckets)
+        new = tuple(bucket for bucket in buckets if bucket not in self._executables)
+        compiled = self._compile_all(new)
+        self._executables |= {bucket: call for bucket, (call, _) in zip(new, compiled, strict=True)}
+        self.buckets = tuple(sorted(self._executables))
+
+    def _compile_all(self, buckets: tuple[int, ...]) -> list[tuple[Callable[[Draws, np.ndarray, Any], Array], Form]]:
+        # Compilation leaves Python, and so can be done side by side; but each takes some 100 MB while it lasts.
+        with ThreadPoolExecutor(COMPILING) as pool:
+            return list(pool.map(self._compile, buckets))
 
     def _placed(self, tree: Any, spec: P) -> Any:
         return jax.device_put(tree, None if self._mesh is None else NamedSharding(self._mesh, spec))
@@ -324,6 +336,18 @@ class Predictor:
             leaves.append(leaf if kind == np.float32 else leaf.astype(kind))
             start = end
         return _in_float64(self.model.preprocessing, jax.tree.unflatten(self._form.tree, leaves))
+
+
+def check_buckets(buckets: tuple[int, ...]) -> None:
+    """Refuses batch sizes in which a row's answer would depend on the size.
+
+    Raises:
+        AbstainError: naming them.
+    """
+    odd = [bucket for bucket in buckets if bucket > 8 and bucket % 8]
+    if odd:
+        # XLA computes the rows beyond a multiple of its vector width by another program, with other rounding.
+        raise AbstainError("buckets", expected="sizes up to 8, or multiples of 8", found=odd)
 
 
 def buckets_for(rows: int, buckets: tuple[int, ...] = BUCKETS) -> tuple[int, ...]:

@@ -22,8 +22,9 @@ from abstain.models.files.locks import disk_errors
 from abstain.models.files.row_files import TABLES, checked_inputs, read_npz, read_table
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Predictor, buckets_for
-from abstain.models.prediction.preprocessing import encode_table, first_unknown_code
+from abstain.models.prediction.preprocessing import first_unknown_code
 from abstain.service.predict import response
+from abstain.service.python_rows import rows_of_table, shaped
 from abstain.service.rows import check_finite
 
 # pyarrow ships no types.
@@ -75,7 +76,7 @@ def read_rows(source: Path, model: Model) -> np.ndarray:
         DataError: naming the file, and the array, column or row at fault.
     """
     if source.suffix in TABLES:
-        rows: np.ndarray = _table_rows(source, model)
+        rows: np.ndarray = rows_of_table(read_table(source), model, str(source))
     elif source.suffix == ".npz":
         arrays = read_npz(source)
         key = next((key for key in ("x_test", "x") if key in arrays), None)
@@ -84,13 +85,7 @@ def read_rows(source: Path, model: Model) -> np.ndarray:
         rows = checked_inputs(arrays[key], f"{source}, {key}")
     else:
         raise DataError("--data", expected="a file ending in .npz, .csv or .parquet", found=str(source))
-    if not len(rows):
-        raise DataError("rows", where=str(source), expected="at least one", found="an empty set")
-    if rows.shape[1:] not in {model.feature_shape, (model.features,)}:
-        raise DataError(
-            "rows", where=str(source), expected=f"shape {model.feature_shape}", found=f"shape {rows.shape[1:]}"
-        )
-    rows = rows.reshape(len(rows), *model.feature_shape)
+    rows = shaped(rows, model, str(source))
     unknown = first_unknown_code(model.preprocessing, rows)
     if unknown:
         name = model.preprocessing.columns[unknown[1]].name
@@ -98,23 +93,6 @@ def read_rows(source: Path, model: Model) -> np.ndarray:
             f"column {name!r}", where=f"{source}, row {unknown[0]}", expected="a category's code", found=rows[unknown]
         )
     return rows
-
-
-def _table_rows(source: Path, model: Model) -> np.ndarray:
-    """A table's columns by name; columns of a model fitted on arrays are its feature names, or simply all."""
-    table = read_table(source)
-    if model.preprocessing.columns:
-        return encode_table(model.preprocessing.columns, table, str(source))
-    from abstain.models.prediction.preprocessing import numeric_column  # noqa: PLC0415
-
-    names = model.feature_names or tuple(table.column_names)
-    absent = [name for name in names if name not in table.column_names]
-    if absent:
-        raise DataError(
-            "columns are missing", where=str(source), expected=", ".join(absent), found=", ".join(table.column_names)
-        )
-    rows = np.stack([numeric_column(table.column(name), name, str(source)) for name in names], axis=1)
-    return checked_inputs(rows, str(source))
 
 
 def _answers(

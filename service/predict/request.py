@@ -63,8 +63,8 @@ def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
         inputs=content["inputs"],
         plain=plain,
         model=_text(content, "model"),
-        percentile=_number_between(content, "percentile", 100),
-        coverage=_number_between(content, "coverage", 1),
+        percentile=number_between(content, "percentile", 100),
+        coverage=number_between(content, "coverage", 1),
         fields=_texts(content, "fields"),
     )
 
@@ -131,7 +131,12 @@ def _texts(content: dict[str, Any], key: str) -> tuple[str, ...] | None:
     return tuple(cast("list[str]", values))
 
 
-def _number_between(content: dict[str, Any], key: str, end: int) -> float | None:
+def number_between(content: dict[str, Any], key: str, end: int) -> float | None:
+    """A number above 0 and below the end; None where there is no such key.
+
+    Raises:
+        InputError: it is none.
+    """
     if key not in content:
         return None
     value = content[key]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from abstain.models.decisions.decision import COMBINED
 from abstain.models.decisions.ranks import ordinal
@@ -119,26 +120,48 @@ def _classification(model: Model, summary: ClassificationSummary, judgement: Jud
         "entropy": np.asarray(summary.entropy).tolist(),
         "aleatoric_entropy": np.asarray(summary.aleatoric_entropy).tolist(),
         "mutual_information": np.asarray(summary.mutual_information).tolist(),
-        "prediction_set": [
-            [names[i] for i in np.argsort(-mean, kind="stable") if among[i]]
-            for mean, among in zip(np.asarray(summary.mean), judgement.members, strict=True)
-        ],
+        "prediction_set": prediction_sets(names, np.asarray(summary.mean), judgement.members),
     }
 
 
+def prediction_sets(
+    names: tuple[str, ...], mean: Float[np.ndarray, "rows classes"], members: Bool[np.ndarray, "rows classes"]
+) -> list[list[str]]:
+    """The names of the classes in each row's prediction set, the most probable first."""
+    order = np.argsort(-mean, axis=1, kind="stable").tolist()
+    return [
+        [names[place] for place in places if among[place]]
+        for places, among in zip(order, members.tolist(), strict=True)
+    ]
+
+
 def _regression(summary: RegressionSummary, judgement: Judgement) -> dict[str, list[Any]]:
-    aleatoric, epistemic = np.asarray(summary.aleatoric_variance), np.asarray(summary.epistemic_variance)
+    deviations = standard_deviations(summary)
     assert judgement.interval is not None
     names = [str(level) for level in QUANTILES]
     return {
         "mean": np.asarray(summary.mean).tolist(),
-        "std": np.sqrt(aleatoric + epistemic).tolist(),
-        "aleatoric_std": np.sqrt(aleatoric).tolist(),
-        "epistemic_std": np.sqrt(epistemic).tolist(),
+        "std": deviations.total.tolist(),
+        "aleatoric_std": deviations.aleatoric.tolist(),
+        "epistemic_std": deviations.epistemic.tolist(),
         "entropy": np.asarray(summary.entropy).tolist(),
         "quantiles": [dict(zip(names, row, strict=True)) for row in np.asarray(summary.quantiles).tolist()],
         "interval": judgement.interval.tolist(),
     }
+
+
+class StandardDeviations(NamedTuple):
+    """Of each row's predictive distribution, and of its two parts."""
+
+    total: Float[np.ndarray, " rows"]
+    aleatoric: Float[np.ndarray, " rows"]
+    epistemic: Float[np.ndarray, " rows"]
+
+
+def standard_deviations(summary: RegressionSummary) -> StandardDeviations:
+    """The square roots of a regression's variances."""
+    aleatoric, epistemic = np.asarray(summary.aleatoric_variance), np.asarray(summary.epistemic_variance)
+    return StandardDeviations(np.sqrt(aleatoric + epistemic), np.sqrt(aleatoric), np.sqrt(epistemic))
 
 
 def _scores(judgement: Judgement) -> list[dict[str, dict[str, float | bool]]]:

@@ -100,9 +100,11 @@ def room_of(name: str) -> str:
 def rooms_imported() -> dict[str, set[str]]:
     """For each room, the rooms that its modules import."""
     imported: dict[str, set[str]] = {}
-    for stage in FORBIDDEN:
+    for stage in (*FORBIDDEN, "abstain"):
         for path in (PROJECT / stage).rglob("*.py"):
-            own = room_of(".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"))
+            # The public interface lies in the package's own folder, and the stages next to that.
+            place = path.relative_to(PROJECT / "abstain" if stage == "abstain" else PROJECT)
+            own = room_of(".".join(place.with_suffix("").parts).removesuffix(".__init__"))
             found = imported.setdefault(own, set())
             for name in modules(path):
                 if name.startswith("abstain."):
@@ -112,6 +114,15 @@ def rooms_imported() -> dict[str, set[str]]:
                     found.add(room_of(ours if is_module else ours.rpartition(".")[0]))
             found -= {own, ""}
     return imported
+
+
+def test_the_type_checker_finds_the_public_interface():
+    """`typings/abstain` links to the package's own modules and to the stages, as an installation has them together."""
+    expected = {path.name: path for path in (PROJECT / "abstain").glob("*.py")} | {
+        stage: PROJECT / stage for stage in FORBIDDEN
+    }
+    links = {path.name: path.resolve() for path in (PROJECT / "typings" / "abstain").iterdir()}
+    assert links == expected
 
 
 def test_no_room_runs_back():

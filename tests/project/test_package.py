@@ -98,7 +98,12 @@ def test_the_wheel_has_one_top_level_name(wheel):
     """Nothing else reaches site-packages; the console, its library, the templates and the example configs are there."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"abstain"}
-    for part in ("models/bundles/bundle.py", "training/configs/digits-vi.toml", "service/console/index.html"):
+    for part in (
+        "py.typed",
+        "models/bundles/bundle.py",
+        "training/configs/digits-vi.toml",
+        "service/console/index.html",
+    ):
         assert f"abstain/{part}" in names
     assert "abstain/service/console/uplot/uPlot.esm.js" in names
     templates = {path.name for path in (PROJECT / "training" / "report" / "templates").iterdir()}

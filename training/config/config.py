@@ -6,8 +6,10 @@ in `methods/`.
 
 from __future__ import annotations
 
+import copy
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -373,11 +375,29 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises:
         ConfigError: naming the file and the key, what was expected and what was found.
     """
-    content = _parsed(_text_of(path), str(path))
-    before = _validated(content, str(path))
+    return _overridden(_parsed(_text_of(path), str(path)), overrides, str(path))
+
+
+def config_of(content: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Config:
+    """The config in a dict of the tables that a TOML file would have, with `KEY=VALUE` overrides applied.
+
+    Raises:
+        ConfigError: as `read_config`.
+    """
+    _check_values(dict(content), "config")
+    return _overridden(copy.deepcopy(dict(content)), overrides, "config")
+
+
+def _overridden(content: dict[str, Any], overrides: tuple[str, ...], place: str) -> Config:
+    """The config in a file's tables, which the overrides change.
+
+    Args:
+        place: what an error calls the file.
+    """
+    before = _validated(content, place)
     for override in overrides:
         apply_override(override, content, before)
-    where = f"{path} with {clip_repr(' '.join(overrides), 200)}" if overrides else str(path)
+    where = f"{place} with {clip_repr(' '.join(overrides), 200)}" if overrides else place
     _check_values(content, where)
     return _validated(content, where)
 

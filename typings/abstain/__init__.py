@@ -1,0 +1,1 @@
+../../abstain/__init__.py

@@ -1,0 +1,1 @@
+../../abstain/loaded_model.py

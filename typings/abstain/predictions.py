@@ -1,0 +1,1 @@
+../../abstain/predictions.py
