@@ -137,15 +137,19 @@ def resolve(store: Path, text: str) -> tuple[str, int]:
     reference = parse_reference(text)
     present = versions(store, reference.name)
     if not present:
-        names = model_names(store)
-        raise UnknownModel(
-            f"no model named {reference.name!r}",
-            where=str(store),
-            expected=", ".join(names) or None,
-            found=clip_repr(text) if names else None,
-            fix=suggest(reference.name, names) if names else "the store has no models; publish one with abstain fit",
-        )
+        raise _unknown_model(store, reference.name, text)
     return reference.name, resolve_among(reference, present, read_labels(store, reference.name).labels)
+
+
+def _unknown_model(store: Path, name: str, found: str) -> UnknownModel:
+    names = model_names(store)
+    return UnknownModel(
+        f"no model named {name!r}",
+        where=str(store),
+        expected=", ".join(names) or None,
+        found=clip_repr(found) if names else None,
+        fix=suggest(name, names) if names else "the store has no models; publish one with abstain fit",
+    )
 
 
 def served_versions(store: Path, name: str) -> list[int]:
@@ -265,12 +269,7 @@ def rollback(store: Path, name: str) -> int:
         StoreError: there is no previous `stable`.
     """
     if not versions(store, name):
-        raise UnknownModel(
-            f"no model named {name!r}",
-            where=str(store),
-            expected=", ".join(map(str, model_names(store))) or None,
-            found=name,
-        )
+        raise _unknown_model(store, name, name)
     with _labelling(store / name):
         old = read_labels(store, name)
         others = set(versions(store, name)) - {old.labels.get(STABLE)}
