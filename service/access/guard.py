@@ -24,7 +24,6 @@ from abstain.service.access.api_keys import Caller, KeyFile, KeyScope
 from abstain.service.access.oidc import is_token, provider_of
 from abstain.service.access.rate_limits import RateLimits
 from abstain.service.errors import HTTPError
-from abstain.service.open_inference import routes
 from abstain.service.settings import Settings
 
 log = logging.getLogger("abstain.guard")
@@ -174,8 +173,10 @@ def scope_of(method: str, path: str) -> KeyScope | None:
             return "metrics"
         case ["", "predict"]:
             return "predict"
+        case ["", "v2", "models", *_, "infer"] if method == "POST":
+            return "predict"
         case _:
-            return "predict" if method == "POST" and routes.place_of(path) else "read"
+            return "read"
 
 
 def _unknown() -> HTTPError:
