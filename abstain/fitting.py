@@ -102,7 +102,8 @@ def fit(
         FitResult(iris:1, sound, in artifacts/iris/1)
     """
     _check_training()
-    from abstain.training.config.config import Config, config_of, read_config  # noqa: PLC0415 - of the extra
+    from abstain.training.config.config import Config  # noqa: PLC0415 - of the extra
+    from abstain.training.config.reading import config_of, read_config  # noqa: PLC0415 - of the extra
     from abstain.training.fit import fit as fit_and_publish  # noqa: PLC0415 - as above
     from abstain.training.report.export import Exports  # noqa: PLC0415 - as above
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from abstain.training.config.config import ChEESConfig, HMCConfig, NUTSConfig
+from abstain.training.config.methods import ChEESConfig, HMCConfig, NUTSConfig
 from abstain.training.inference.methods import chees, hmc, nuts
 from abstain.training.inference.target import Target
 

@@ -27,7 +27,9 @@ from abstain.models.prediction.preprocessing import encode_table
 from abstain.training.calibration.feature_scores import fit_densities
 from abstain.training.calibration.pipeline import calibrate_posterior
 from abstain.training.calibration.reference import set_aside
-from abstain.training.config.config import Config, DataConfig, MAPConfig
+from abstain.training.config.config import Config
+from abstain.training.config.data import DataConfig
+from abstain.training.config.methods import MAPConfig
 from abstain.training.fit import build_model, infer, load_dataset, pose
 from abstain.training.runs.resume import open_journal
 

@@ -40,7 +40,7 @@ from abstain.models.decisions.calibration import calibrate, judge
 from abstain.models.decisions.conformal import IntervalKind, SetKind
 from abstain.models.decisions.ranks import coverage_rank, percentile_rank
 from abstain.models.prediction.predictive import Prediction
-from abstain.training.config.config import DataConfig
+from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import split
 from abstain.training.data.rows import Rows
 from abstain.training.data.sources import read_source

@@ -35,15 +35,8 @@ from numpyro.infer.autoguide import AutoNormal
 
 from abstain.models.networks.architectures import MLP, MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import (
-    ChainSettings,
-    ChEESConfig,
-    HMCConfig,
-    MILEConfig,
-    NUTSConfig,
-    PriorConfig,
-    VIConfig,
-)
+from abstain.training.config.methods import ChainSettings, ChEESConfig, HMCConfig, MILEConfig, NUTSConfig, VIConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.data.embedded import EMBEDDED
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.chains import Chains, Kernel, sample_chains

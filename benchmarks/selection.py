@@ -57,7 +57,8 @@ from abstain.models.prediction.predictive import Prediction
 from abstain.training.calibration.feature_scores import fit_densities
 from abstain.training.calibration.pipeline import calibrate_posterior
 from abstain.training.calibration.reference import set_aside
-from abstain.training.config.config import CalibrationConfig, DataConfig
+from abstain.training.config.calibration import CalibrationConfig
+from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import Dataset, split
 from abstain.training.data.ood_sets import match_intensity
 from abstain.training.data.sources import read_source

@@ -147,7 +147,7 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
     from abstain.training.calibration.feature_scores import fit_densities  # noqa: PLC0415
     from abstain.training.calibration.pipeline import calibrate_posterior, record_of  # noqa: PLC0415
     from abstain.training.calibration.reference import set_aside  # noqa: PLC0415
-    from abstain.training.config.config import CalibrationConfig  # noqa: PLC0415
+    from abstain.training.config.calibration import CalibrationConfig  # noqa: PLC0415
     from abstain.training.data.rows import Rows  # noqa: PLC0415
     from abstain.training.publish import installed_packages, now, publish_version  # noqa: PLC0415
 

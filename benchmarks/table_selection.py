@@ -39,7 +39,8 @@ from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
 from abstain.training.calibration.feature_scores import fit_densities
 from abstain.training.calibration.reference import set_aside
-from abstain.training.config.config import Config, read_config
+from abstain.training.config.config import Config
+from abstain.training.config.reading import read_config
 from abstain.training.data.dataset import Dataset
 from abstain.training.evaluation.metrics import separation
 from abstain.training.fit import METHODS, build_model, load_dataset

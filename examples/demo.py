@@ -70,7 +70,7 @@ def fit_once(store: Path) -> None:
 
 def held_out_digit() -> tuple[list[list[float]], str]:
     """The first digit of the test part, which neither fit nor calibration has seen, and what it is."""
-    from abstain.training.config.config import read_config  # noqa: PLC0415
+    from abstain.training.config.reading import read_config  # noqa: PLC0415
     from abstain.training.fit import load_dataset  # noqa: PLC0415
 
     test = load_dataset(read_config(CONFIG), None).test

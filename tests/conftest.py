@@ -57,7 +57,7 @@ CHECKED = ["abstain.models", "abstain.training", "abstain.service", "abstain.pre
 install_import_hook(CHECKED, "tests.helpers.typecheck.check")
 
 from abstain.models.bundles.bundle import Bundle, load  # noqa: E402
-from abstain.training.config.config import read_config  # noqa: E402
+from abstain.training.config.reading import read_config  # noqa: E402
 from abstain.training.fit import fit  # noqa: E402
 from tests.helpers.fits import made_once, silent  # noqa: E402
 from tests.helpers.paths import CONFIGS  # noqa: E402

@@ -26,7 +26,9 @@ from abstain.training.calibration.far_rows import ACCEPTS_FAR_ROWS, try_far_rows
 from abstain.training.calibration.feature_scores import fit_densities
 from abstain.training.calibration.pipeline import Calibrated, ScoreValues, calibrate_posterior, check_terms, record_of
 from abstain.training.calibration.reference import set_aside
-from abstain.training.config.config import CalibrationConfig, DataConfig, apply_override
+from abstain.training.config.calibration import CalibrationConfig
+from abstain.training.config.data import DataConfig
+from abstain.training.config.reading import apply_override
 from abstain.training.data.dataset import split_again
 from abstain.training.data.ood_sets import strange_sets
 from abstain.training.data.rows import Rows, Source

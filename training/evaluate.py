@@ -16,7 +16,7 @@ from abstain.models.decisions.ranks import percentile_rank
 from abstain.models.errors import DataError
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
-from abstain.training.config.config import DataConfig
+from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import split_again
 from abstain.training.data.ood_sets import strange_sets
 from abstain.training.data.rows import Rows

@@ -26,7 +26,10 @@ import tempering
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Draws
 from abstain.models.prediction.predictive import predict_draw
-from abstain.training.config.config import ChainSettings, ChEESConfig, Config, DataConfig, HMCConfig, PriorConfig
+from abstain.training.config.config import Config
+from abstain.training.config.data import DataConfig
+from abstain.training.config.methods import ChainSettings, ChEESConfig, HMCConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.fit import build_model, load_dataset, pose
 from abstain.training.inference.chains import Kernel
 from abstain.training.inference.diagnostics import parameter_names, table

@@ -26,7 +26,8 @@ from numpyro.diagnostics import hpdi
 
 from abstain.models.networks.architectures import MLP, parameter_shapes
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import NUTSConfig, read_config
+from abstain.training.config.methods import NUTSConfig
+from abstain.training.config.reading import read_config
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.chains import Chains, parameters, sample_chains
 from abstain.training.inference.diagnostics import chain_diagnostics, chain_shortfalls, parameter_names, table

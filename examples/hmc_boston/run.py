@@ -30,15 +30,10 @@ from jaxtyping import Array, Float
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Predictor
-from abstain.training.config.config import (
-    ChEESConfig,
-    Config,
-    DataConfig,
-    EnsembleConfig,
-    HMCConfig,
-    NUTSConfig,
-    PriorConfig,
-)
+from abstain.training.config.config import Config
+from abstain.training.config.data import DataConfig
+from abstain.training.config.methods import ChEESConfig, EnsembleConfig, HMCConfig, NUTSConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.data.dataset import Dataset
 from abstain.training.data.sources import read_source
 from abstain.training.fit import build_model, infer

@@ -34,7 +34,9 @@ from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
 from abstain.training import fit
-from abstain.training.config.config import Config, DataConfig, VIConfig
+from abstain.training.config.config import Config
+from abstain.training.config.data import DataConfig
+from abstain.training.config.methods import VIConfig
 from abstain.training.data.dataset import Dataset
 from abstain.training.fit import build_model, load_dataset
 from abstain.training.inference.bnn import BNN, Observations, observe

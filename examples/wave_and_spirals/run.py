@@ -26,7 +26,8 @@ import numpyro.distributions as dist
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Predictor, predict_draw
-from abstain.training.config.config import ChEESConfig, MAPConfig, NUTSConfig, PriorConfig, VIConfig
+from abstain.training.config.methods import ChEESConfig, MAPConfig, NUTSConfig, VIConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.fit import METHODS
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.chains import parameters

@@ -20,7 +20,8 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Column, Preprocessing
 from abstain.service.predict.response import FIELDS
 from abstain.service.python_rows import rows_of
-from abstain.training.config.config import Config, config_of, read_config
+from abstain.training.config.config import Config
+from abstain.training.config.reading import config_of, read_config
 from tests.helpers.paths import CONFIGS, PROJECT
 from tests.helpers.servers import Server
 

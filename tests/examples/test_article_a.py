@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from scipy.special import logsumexp
 
-from abstain.training.config.config import HMCConfig, NUTSConfig
+from abstain.training.config.methods import HMCConfig, NUTSConfig
 from abstain.training.inference.chains import parameters, sample_chains
 from abstain.training.inference.diagnostics import parameter_names
 from abstain.training.inference.methods import hmc

@@ -11,7 +11,7 @@ import pytest
 
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import PriorConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.inference.bnn import BNN
 from tests.helpers.paths import PROJECT, SHARED
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from abstain.training.config.config import ChainSettings
+from abstain.training.config.methods import ChainSettings
 from abstain.training.inference.chains import sample_chains
 from abstain.training.inference.diagnostics import ESS_LIMIT, RHAT_LIMIT
 from abstain.training.inference.target import Target

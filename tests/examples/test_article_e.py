@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abstain.training.config.config import ChEESConfig
+from abstain.training.config.methods import ChEESConfig
 from tests.helpers.montecarlo import z_bound
 from tests.helpers.paths import PROJECT
 

@@ -7,7 +7,7 @@ from scipy.special import logsumexp
 
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import PriorConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.inference.bnn import BNN, Observations
 
 ROWS = 30

@@ -21,7 +21,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from abstain.service.access.api_keys import add_key
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS, PROJECT
 from tests.helpers.processes import PATIENCE, children, until

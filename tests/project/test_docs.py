@@ -19,7 +19,7 @@ from abstain.service.errors import CODES, STATUS
 from abstain.service.predict.request import parse_predict
 from abstain.service.predict.response import check_fields
 from abstain.training.cli import add_commands
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.fit import fit
 from tests.helpers.fits import silent
 from tests.helpers.paths import PROJECT

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 
 from abstain.models.bundles.bundle import load
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.fit import fit
 from tests.helpers.fits import silent
 from tests.helpers.paths import PROJECT

@@ -7,7 +7,7 @@ from abstain.models.bundles.bundle import load
 from abstain.models.decisions.calibration import judge
 from abstain.service.predict.response import columns
 from abstain.training.calibration.pipeline import decision_of
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.evaluate import evaluate_version
 from abstain.training.fit import fit
 from benchmarks.tabular import TASKS, write

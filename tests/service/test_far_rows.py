@@ -16,7 +16,7 @@ from abstain.service.live import Live
 from abstain.service.process import Process, Traffic
 from abstain.service.settings import Settings
 from abstain.training.calibration.pipeline import decision_of
-from abstain.training.config.config import CalibrationConfig
+from abstain.training.config.calibration import CalibrationConfig
 from tests.helpers.feature_score_cases import CASES, predictor_of
 
 KINDS = ("mlp", "lenet", "regression")

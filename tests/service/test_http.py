@@ -28,7 +28,7 @@ from abstain.service.live_versions import LiveVersions
 from abstain.service.predict.response import FIELDS
 from abstain.service.process import Process, Traffic
 from abstain.service.settings import Settings
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS
 from tests.helpers.processes import PATIENCE

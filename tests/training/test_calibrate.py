@@ -9,7 +9,7 @@ import pytest
 
 from abstain.models.bundles.bundle import load, read_manifest, write_manifest
 from abstain.models.bundles.store import versions
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS
 

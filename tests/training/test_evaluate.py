@@ -17,7 +17,8 @@ from abstain.models.errors import CalibrationError, DataError
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
 from abstain.models.prediction.summaries import widen
-from abstain.training.config.config import DataConfig, read_config
+from abstain.training.config.data import DataConfig
+from abstain.training.config.reading import read_config
 from abstain.training.data.dataset import split
 from abstain.training.data.ood_sets import match_intensity
 from abstain.training.data.rows import Rows

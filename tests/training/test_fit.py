@@ -21,7 +21,9 @@ from abstain.models.decisions.ranks import threshold
 from abstain.models.errors import AbstainError, CalibrationError, ConfigError, FitError, StoreError
 from abstain.models.prediction.feature_scores import OF_TASK
 from abstain.models.prediction.scores import SCORES
-from abstain.training.config.config import DataConfig, NUTSConfig, VIConfig, read_config
+from abstain.training.config.data import DataConfig
+from abstain.training.config.methods import NUTSConfig, VIConfig
+from abstain.training.config.reading import read_config
 from abstain.training.fit import METHODS, fit, load_dataset
 from abstain.training.inference.diagnostics import chain_shortfalls
 from abstain.training.runs.resume import FOLDER

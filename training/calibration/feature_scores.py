@@ -28,7 +28,7 @@ from abstain.models.prediction.features import last_layer, outputs_and_features
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import on_host, transform
 from abstain.training.calibration.grouping import LEAST, group_means, without_small
-from abstain.training.config.config import AugmentConfig
+from abstain.training.config.data import AugmentConfig
 from abstain.training.data.augmentation import transform_rows
 from abstain.training.data.ood_sets import is_image
 from abstain.training.data.rows import Rows

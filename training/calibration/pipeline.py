@@ -30,7 +30,7 @@ from abstain.models.prediction.scores import SCORES
 from abstain.models.prediction.summaries import RegressionSummary
 from abstain.models.prediction.temperature import Recalibration, choose, fit_variance
 from abstain.training.calibration.feature_scores import is_pixel_like
-from abstain.training.config.config import CalibrationConfig
+from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.data.augmentation import check_images, transform_rows
 from abstain.training.data.rows import Rows
 
@@ -114,7 +114,7 @@ def check_terms(terms: CalibrationConfig, model: Model, targets: Num[np.ndarray,
     """
     decision_of(terms, model)
     for key, settings in (("augment", terms.augment), ("densities", terms.densities)):
-        if settings.asked:
+        if settings.changes_rows:
             check_images(f"calibration.{key}", settings, model.feature_shape)
     for key, rank_at, level in (
         ("percentile", percentile_rank, terms.percentile),
@@ -158,7 +158,7 @@ def calibrate_posterior(
         reference: the reference rows (`training/calibration/reference.py`), or their scores from an earlier calibration.
     """
     natural = rows.x
-    if terms.augment.asked:
+    if terms.augment.changes_rows:
         rows = Rows(transform_rows(seed, rows.x, terms.augment), rows.y)
     recalibration = fit_recalibration(posterior, rows) if terms.recalibrate == "auto" else NONE
     predictor = Predictor(posterior, BUCKETS, densities=densities, recalibration=recalibration)
@@ -175,7 +175,7 @@ def calibrate_posterior(
         reference=reference_scores(predictor, reference, terms, seed) if isinstance(reference, Rows) else reference,
         target_scale=posterior.model.preprocessing.target_scale,
     )
-    if not terms.augment.asked:
+    if not terms.augment.changes_rows:
         return Calibrated(predictor, calibration, densities, recalibration)
     unchanged = predictor(natural)
     rates = RejectRates(*(float(judge(calibration, found).reject.mean()) for found in (prediction, unchanged)))
@@ -189,7 +189,7 @@ def with_plain_scores(calibration: Calibration, plain: Prediction) -> Calibratio
 
 def reference_scores(predictor: Predictor, reference: Rows, terms: CalibrationConfig, seed: int) -> ScoreValues:
     """Each score's values on the reference rows, changed as the calibration rows are."""
-    x = transform_rows(seed, reference.x, terms.augment) if terms.augment.asked else reference.x
+    x = transform_rows(seed, reference.x, terms.augment) if terms.augment.changes_rows else reference.x
     return {name: np.asarray(values) for name, values in predictor(x).scores.items()}
 
 

@@ -19,7 +19,8 @@ from abstain.models.errors import ConfigError
 from abstain.models.networks.architectures import LeNetSpec, MLPSpec, NetworkSpec
 from abstain.models.networks.user_module import ModuleSpec
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import ChainSettings, Config, EnsembleConfig, LaplaceConfig, Optimisation, VIConfig
+from abstain.training.config.config import Config
+from abstain.training.config.methods import ChainSettings, EnsembleConfig, LaplaceConfig, Optimisation, VIConfig
 
 FLOAT32 = 4
 
@@ -40,7 +41,7 @@ class Network(NamedTuple):
     parameters: int
 
     def copies(self, key: str, count: int) -> Need:
-        """What so many sets of parameters need: said of the network where it is the larger factor."""
+        """What so many sets of parameters need; the key is the network's where that is the larger factor."""
         needed = FLOAT32 * self.parameters * count
         if self.parameters > count:
             return Need(self.key, f"{self.value} with {key} = {count}", needed)

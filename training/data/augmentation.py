@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from abstain.models.errors import ConfigError
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import AugmentConfig, Config
+from abstain.training.config.config import Config
+from abstain.training.config.data import AugmentConfig
 
 Images = Float[Array, "rows height width *channel"]
 Augment = Callable[[PRNGKeyArray, Images], Images]
@@ -37,7 +38,7 @@ def augmentation(config: Config, model: Model, x: Num[np.ndarray, "rows ..."]) -
         ConfigError: the method, or the shape of the inputs, allows none.
     """
     settings = config.data.augment
-    if not settings.asked:
+    if not settings.changes_rows:
         return None
     if config.method.kind not in AUGMENTED:
         raise ConfigError(

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int, Num
 
 from abstain.models.errors import ConfigError, DataError
 from abstain.models.prediction.preprocessing import Column, Preprocessing
-from abstain.training.config.config import DataConfig, Size
+from abstain.training.config.data import DataConfig
+from abstain.training.config.section import Size
 from abstain.training.data.precision import check_distinct, check_target, target_needs_float64, too_coarse
 from abstain.training.data.rows import Rows, Source
 from abstain.training.data.splitting import Rule, cut, part_notes, rule_of

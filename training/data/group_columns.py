@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 
 from abstain.models.errors import DataError, clip_repr
 from abstain.models.prediction.preprocessing import ArrowColumn, category_texts
-from abstain.training.config.config import DataConfig
+from abstain.training.config.data import DataConfig
 
 pa: Any = pyarrow
 Key = Shaped[np.ndarray, " rows"]

@@ -21,7 +21,8 @@ from abstain.models.errors import AbstainError, DataError
 from abstain.models.files.row_files import TABLES, check_is_file, check_room, checked_inputs, read_npz, read_table
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import encode_table
-from abstain.training.config.config import DataConfig, Size
+from abstain.training.config.data import DataConfig
+from abstain.training.config.section import Size
 from abstain.training.data.embedded import EMBEDDED
 from abstain.training.data.group_columns import Key, array_key
 from abstain.training.data.hints import array_hints

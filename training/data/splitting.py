@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 from abstain.models.errors import ConfigError, DataError
-from abstain.training.config.config import DataConfig
+from abstain.training.config.data import DataConfig
 from abstain.training.data.rows import Source
 
 Indices = Int[np.ndarray, " _"]

@@ -16,7 +16,7 @@ from abstain.models.prediction.preprocessing import (
     encode_table,
     numeric_column,
 )
-from abstain.training.config.config import DataConfig
+from abstain.training.config.data import DataConfig
 from abstain.training.data.group_columns import column_key
 from abstain.training.data.hints import split_hints
 from abstain.training.data.rows import Rows, Source, natural_order, numbers, text_codes

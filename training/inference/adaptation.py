@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpyro.infer.hmc_util import build_adaptation_schedule, welford_covariance
 
-from abstain.training.config.config import Adaptation, MassMatrix
+from abstain.training.config.methods import Adaptation, MassMatrix
 
 SIMPLE_RATE = 0.01
 GAIN, DECAY = 2.0, 0.75

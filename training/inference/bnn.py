@@ -22,7 +22,7 @@ from abstain.models.errors import ConfigError
 from abstain.models.networks.architectures import MLP, Network
 from abstain.models.prediction.posterior import Draws, Model
 from abstain.models.prediction.preprocessing import on_host, transform, transformed_shape
-from abstain.training.config.config import PriorConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.data.rows import Rows
 from abstain.training.inference.priors import distribution, noise_distribution, parameter_priors, scale_distribution
 from abstain.training.inference.target import Parameters, Target

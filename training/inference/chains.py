@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from abstain.models.errors import FitError
-from abstain.training.config.config import ChainMethod, ChainSettings
+from abstain.training.config.methods import ChainMethod, ChainSettings
 from abstain.training.inference.target import Data, Target, Vector
 from abstain.training.runs.journal import Journal, Traces
 

@@ -16,7 +16,7 @@ from arviz_stats.base.array import array_stats
 from jaxtyping import Array, Float, Int
 from scipy.stats import rankdata
 
-from abstain.training.config.config import ChainSettings
+from abstain.training.config.methods import ChainSettings
 from abstain.training.inference.bnn import BNN, as_draw, network
 from abstain.training.inference.chains import Chains
 from abstain.training.inference.target import Target, Vector

@@ -24,7 +24,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from abstain.models.errors import ConfigError
-from abstain.training.config.config import VIConfig
+from abstain.training.config.methods import VIConfig
 from abstain.training.inference.bnn import Observations
 from abstain.training.inference.optimization import descend, described
 from abstain.training.inference.problem import Problem

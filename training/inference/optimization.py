@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
 from abstain.models.errors import FitError
-from abstain.training.config.config import ChainMethod, Optimisation
+from abstain.training.config.methods import ChainMethod, Optimisation
 from abstain.training.data.augmentation import Augment
 from abstain.training.inference.bnn import Observations
 from abstain.training.inference.chains import compile_over_chains

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from abstain.models.errors import ConfigError
-from abstain.training.config.config import LayerPrior, PriorConfig
+from abstain.training.config.priors import LayerPrior, PriorConfig
 
 
 def parameter_priors(prior: PriorConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, LayerPrior]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from abstain.models.errors import ConfigError
 from abstain.models.prediction.posterior import Posterior
-from abstain.training.config.config import ChainSettings
+from abstain.training.config.methods import ChainSettings
 from abstain.training.inference.chains import Kernel, sample_chains
 from abstain.training.inference.diagnostics import FUNCTION_ROWS, chain_diagnostics, chain_shortfalls, function_values
 from abstain.training.inference.problem import Fitted, Problem

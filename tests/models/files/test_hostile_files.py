@@ -25,7 +25,7 @@ from abstain.models.errors import ConfigError, DataError, StoreError
 from abstain.models.files.locks import hold
 from abstain.models.files.row_files import DATA_BYTES, data_limit, read_npz, read_table
 from abstain.service.commands import predict_file
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.config.requirements import memory_of_machine
 from abstain.training.data.embedded import EMBEDDED
 from abstain.training.fit import fit
@@ -214,7 +214,7 @@ import json, signal, sys
 from pathlib import Path
 from abstain.models.errors import AbstainError
 from abstain.service.commands.predict_file import read_rows
-from abstain.training.config.config import DataConfig
+from abstain.training.config.data import DataConfig
 from abstain.training.data.sources import read_source
 def late(*_):
     raise TimeoutError("too long")

@@ -27,7 +27,7 @@ from abstain.models.prediction.predictive import Predictor
 from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.service.commands.cli import main
 from abstain.service.settings import read_settings
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from tests.helpers.paths import PROJECT
 from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import start_server, stop_server

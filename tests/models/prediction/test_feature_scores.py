@@ -30,7 +30,7 @@ from abstain.models.prediction.scores import SCORES
 from abstain.training.calibration import feature_scores as fitting
 from abstain.training.calibration.feature_scores import fit_densities, member_draws, rounded_outwards
 from abstain.training.calibration.pipeline import DEFAULT, decision_of
-from abstain.training.config.config import CalibrationConfig
+from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.data.rows import Rows
 from tests.helpers.feature_score_cases import (
     CASES,

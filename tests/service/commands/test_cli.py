@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from abstain.models.bundles.bundle import load, read_manifest
 from abstain.models.decisions.calibration import judge
 from abstain.models.prediction.predictive import buckets_for
-from abstain.training.config.config import DataConfig
+from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import split
 from abstain.training.data.sources import read_source
 from abstain.training.evaluate import evaluate_version

@@ -20,7 +20,7 @@ from abstain.models.files.drafts import LOCK, PREFIX, draft_of, sweep_drafts
 from abstain.models.files.locks import hold
 from abstain.models.files.row_files import read_table
 from abstain.service.commands import predict_file
-from abstain.training.config.config import DataConfig
+from abstain.training.config.data import DataConfig
 from abstain.training.data.rows import text_codes
 from abstain.training.data.sources import read_source
 from tests.helpers.hostile_bundles import sign

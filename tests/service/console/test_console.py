@@ -18,7 +18,7 @@ from abstain.models.errors import BundleError, UnknownModel
 from abstain.service.console import read_pages, template
 from abstain.service.console.descriptions import describe, reliability
 from abstain.service.live_versions import LiveVersions
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS, PROJECT
 from tests.helpers.processes import PATIENCE

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from abstain.models.bundles.store import set_label
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.fit import fit
 from tests.helpers.fits import silent
 from tests.helpers.paths import CONFIGS

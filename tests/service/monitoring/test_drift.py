@@ -17,7 +17,7 @@ from abstain.models.decisions.decision import evidence, evidence_map
 from abstain.service.monitoring.drift import ALPHA, MOST_ROWS, DriftWatch
 from abstain.service.monitoring.drift_state import StateFile
 from abstain.service.process import Process
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS
 from tests.helpers.processes import wait_for

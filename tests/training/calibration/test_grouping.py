@@ -9,7 +9,7 @@ from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.training.calibration.feature_scores import fit_densities, rounded_outwards
 from abstain.training.calibration.grouping import BLOCK, LEAST, group_means, without_small
-from abstain.training.config.config import PriorConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.data.rows import Rows
 from abstain.training.inference.bnn import BNN
 

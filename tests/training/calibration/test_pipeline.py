@@ -25,7 +25,9 @@ from abstain.models.prediction.scores import SCORES
 from abstain.service.commands.predict_file import predict_file
 from abstain.service.predict.response import columns, rows
 from abstain.training.calibration.pipeline import DEFAULT, calibrate_posterior, check_terms, decision_of, record_of
-from abstain.training.config.config import AugmentConfig, CalibrationConfig, read_config
+from abstain.training.config.calibration import CalibrationConfig
+from abstain.training.config.data import AugmentConfig
+from abstain.training.config.reading import read_config
 from abstain.training.fit import fit, load_dataset
 from tests.helpers.fits import silent
 from tests.helpers.paths import CONFIGS

@@ -6,16 +6,10 @@ import pytest
 
 from abstain.models.errors import ConfigError
 from abstain.models.networks.architectures import MLPSpec
-from abstain.training.config.config import (
-    ChEESConfig,
-    Config,
-    LayerPrior,
-    MAPSettings,
-    MethodConfig,
-    NUTSConfig,
-    VIConfig,
-    read_config,
-)
+from abstain.training.config.config import Config
+from abstain.training.config.methods import ChEESConfig, MAPSettings, MethodConfig, NUTSConfig, VIConfig
+from abstain.training.config.priors import LayerPrior
+from abstain.training.config.reading import read_config
 from abstain.training.fit import METHODS
 from tests.helpers.paths import CONFIGS
 

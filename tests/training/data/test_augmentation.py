@@ -12,7 +12,10 @@ from abstain.models.prediction.preprocessing import transform
 from abstain.training.calibrate import calibrate_version
 from abstain.training.calibration.feature_scores import fit_densities
 from abstain.training.calibration.reference import set_aside
-from abstain.training.config.config import AugmentConfig, CalibrationConfig, Optimisation, read_config
+from abstain.training.config.calibration import CalibrationConfig
+from abstain.training.config.data import AugmentConfig
+from abstain.training.config.methods import Optimisation
+from abstain.training.config.reading import read_config
 from abstain.training.data.augmentation import augment, augmentation, rotate, shift, thicken, transform_rows
 from abstain.training.data.rows import Rows
 from abstain.training.fit import build_model, fit, load_dataset
@@ -297,4 +300,4 @@ def test_what_is_asked_of_augmentation_is_checked(tmp_path):
             written(tmp_path, "vi", augment=f"[data.augment]\n{line}")
     config = written(tmp_path, "vi", augment="[calibration.augment]\nshift = 2")
     assert config.calibration.augment == AugmentConfig(shift=2)
-    assert not config.data.augment.asked
+    assert not config.data.augment.changes_rows

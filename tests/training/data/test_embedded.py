@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from abstain.training.config.config import DataConfig
+from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import split
 from abstain.training.data.embedded import EMBEDDED
 from abstain.training.data.sources import read_source

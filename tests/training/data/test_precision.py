@@ -16,7 +16,9 @@ from abstain.models.prediction.preprocessing import Column, Preprocessing, on_ho
 from abstain.service.open_inference.outputs import input_of, outputs_of
 from abstain.service.predict.request import parse_predict
 from abstain.service.rows import check_rows
-from abstain.training.config.config import Config, DataConfig, MAPConfig
+from abstain.training.config.config import Config
+from abstain.training.config.data import DataConfig
+from abstain.training.config.methods import MAPConfig
 from abstain.training.data.dataset import fit_preprocessing
 from abstain.training.data.precision import COARSE, target_needs_float64, too_coarse
 from abstain.training.data.rows import Rows

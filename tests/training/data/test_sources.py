@@ -17,7 +17,8 @@ from abstain.models.errors import DataError
 from abstain.models.files.row_files import read_table
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import encode_table, transform, transformed_shape
-from abstain.training.config.config import Config, DataConfig
+from abstain.training.config.config import Config
+from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import Dataset, split, split_again
 from abstain.training.data.sources import IDX_NAMES, read_inputs, read_source
 from abstain.training.fit import build_model, load_dataset

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import csv, parquet
 
 from abstain.models.errors import ConfigError, DataError
-from abstain.training.config.config import DataConfig
+from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import split, split_again
 from abstain.training.data.hints import array_hints, split_hints
 from abstain.training.data.rows import Rows, Source

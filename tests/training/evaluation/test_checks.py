@@ -22,7 +22,8 @@ from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import Column, Preprocessing
 from abstain.training.calibration.far_rows import FarRows, far_rows, try_far_rows
 from abstain.training.calibration.pipeline import Calibrated
-from abstain.training.config.config import HMCConfig, LaplaceConfig, MAPConfig, PriorConfig, VIConfig
+from abstain.training.config.methods import HMCConfig, LaplaceConfig, MAPConfig, VIConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.data.rows import Rows
 from abstain.training.evaluation.checks import (
     behind_the_mode,

@@ -15,7 +15,7 @@ from abstain.models.errors import ConfigError
 from abstain.models.networks.architectures import LeNetSpec, MLPSpec
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Preprocessing
-from abstain.training.config.config import PriorConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.data.rows import Rows
 from abstain.training.inference.bnn import BNN, NOISE_START, Observations, as_draw, log_likelihood, observe
 

@@ -8,7 +8,8 @@ from scipy import signal, stats
 
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import NUTSConfig, PriorConfig
+from abstain.training.config.methods import NUTSConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.inference.bnn import BNN
 from abstain.training.inference.chains import Chains
 from abstain.training.inference.diagnostics import (

@@ -14,7 +14,8 @@ from abstain.models.networks.architectures import LeNetSpec, MLPSpec
 from abstain.models.networks.user_module import ModuleSpec
 from abstain.models.prediction.likelihoods import LIKELIHOODS
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import LaplaceConfig, PriorConfig
+from abstain.training.config.methods import LaplaceConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.inference.bnn import BNN, Observations, as_draw
 from abstain.training.inference.methods import laplace
 from abstain.training.inference.methods import map as mode_search

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from abstain.models.errors import ConfigError
 from abstain.models.networks.architectures import MLP
-from abstain.training.config.config import MILEConfig, NUTSConfig
+from abstain.training.config.methods import MILEConfig, NUTSConfig
 from abstain.training.inference.chains import sample_chains
 from abstain.training.inference.diagnostics import ESS_LIMIT, RHAT_LIMIT, summary
 from abstain.training.inference.methods import mile, nuts

@@ -10,7 +10,9 @@ from scipy.special import log_expit, logsumexp
 from abstain.models.errors import ConfigError
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import NUTSConfig, PriorConfig, read_config
+from abstain.training.config.methods import NUTSConfig
+from abstain.training.config.priors import PriorConfig
+from abstain.training.config.reading import read_config
 from abstain.training.fit import build_model, infer, load_dataset, pose
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.chains import Chains

@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import log_softmax
 
 from abstain.models.errors import FitError
-from abstain.training.config.config import EnsembleConfig, MAPConfig, Optimisation
+from abstain.training.config.methods import EnsembleConfig, MAPConfig, Optimisation
 from abstain.training.inference.bnn import Observations
 from abstain.training.inference.methods import ensemble
 from abstain.training.inference.methods import map as mode

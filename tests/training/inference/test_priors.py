@@ -10,7 +10,7 @@ from scipy.special import k0
 from abstain.models.errors import ConfigError
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import LayerPrior, PriorConfig
+from abstain.training.config.priors import LayerPrior, PriorConfig
 from abstain.training.inference.bnn import BNN
 from abstain.training.inference.priors import distribution, noise_distribution, parameter_priors, scale_distribution
 

@@ -17,15 +17,8 @@ from scipy import stats
 
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import (
-    ChEESConfig,
-    EnsembleConfig,
-    HMCConfig,
-    MAPConfig,
-    NUTSConfig,
-    PriorConfig,
-    VIConfig,
-)
+from abstain.training.config.methods import ChEESConfig, EnsembleConfig, HMCConfig, MAPConfig, NUTSConfig, VIConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.inference import guides
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.chains import sample_chains

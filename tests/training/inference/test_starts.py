@@ -12,7 +12,9 @@ from abstain.models.bundles.store import versions
 from abstain.models.errors import ConfigError, FitError, UnknownModel
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import HMCConfig, MAPSettings, NUTSConfig, PriorConfig, VIConfig, read_config
+from abstain.training.config.methods import HMCConfig, MAPSettings, NUTSConfig, VIConfig
+from abstain.training.config.priors import PriorConfig
+from abstain.training.config.reading import read_config
 from abstain.training.fit import fit, load_dataset, start_notes
 from abstain.training.inference.bnn import BNN, NOISE_START, Observations
 from abstain.training.inference.chains import check_starts

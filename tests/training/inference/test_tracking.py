@@ -7,7 +7,10 @@ import pytest
 
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import DataConfig, MAPConfig, PriorConfig, VIConfig, read_config
+from abstain.training.config.data import DataConfig
+from abstain.training.config.methods import MAPConfig, VIConfig
+from abstain.training.config.priors import PriorConfig
+from abstain.training.config.reading import read_config
 from abstain.training.fit import build_model, load_dataset, pose
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.methods import map as mode_search

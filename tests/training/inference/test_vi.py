@@ -11,7 +11,8 @@ from scipy.special import log_softmax
 from abstain.models.errors import ConfigError
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.training.config.config import PriorConfig, VIConfig
+from abstain.training.config.methods import VIConfig
+from abstain.training.config.priors import PriorConfig
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.guides import guide_at, inverse_softplus, kl_divergence, law
 from abstain.training.inference.methods import vi

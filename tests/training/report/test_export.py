@@ -11,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from abstain.models.bundles.bundle import load
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.fit import fit
 from abstain.training.report.export import Exports
 from tests.helpers.commands import abstain

@@ -12,7 +12,8 @@ from jinja2 import UndefinedError
 
 from abstain.models.bundles.bundle import load, read_manifest
 from abstain.training.calibrate import calibrate_version
-from abstain.training.config.config import EvaluationConfig, read_config
+from abstain.training.config.calibration import EvaluationConfig
+from abstain.training.config.reading import read_config
 from abstain.training.evaluate import evaluate_version
 from abstain.training.evaluation.metrics import expected_calibration_error, reliability_bins
 from abstain.training.fit import fit

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from abstain.models.bundles.bundle import load
 from abstain.models.decisions.calibration import judge
 from abstain.models.prediction.predictive import Predictor
-from abstain.training.config.config import DataConfig
+from abstain.training.config.data import DataConfig
 from abstain.training.data.rows import Rows
 from abstain.training.data.sources import read_source
 from abstain.training.evaluate import evaluate_version, one_draw

@@ -17,7 +17,7 @@ import pytest
 from abstain.models.bundles.bundle import load
 from abstain.models.bundles.store import versions
 from abstain.models.errors import ConfigError, StoreError
-from abstain.training.config.config import read_config
+from abstain.training.config.reading import read_config
 from abstain.training.fit import fit
 from abstain.training.runs.resume import FOLDER
 from tests.helpers.commands import abstain

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from abstain.training.config.config import ChEESConfig
+from abstain.training.config.methods import ChEESConfig
 from abstain.training.inference.adaptation import (
     Metric,
     StepSize,

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from abstain.models.prediction.posterior import Posterior
-from abstain.training.config.config import EnsembleConfig
+from abstain.training.config.methods import EnsembleConfig
 from abstain.training.inference.methods.map import find_modes
 from abstain.training.inference.optimization import described
 from abstain.training.inference.problem import Fitted, Problem

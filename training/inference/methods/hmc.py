@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from abstain.training.config.config import HMCConfig, MassMatrix
+from abstain.training.config.methods import HMCConfig, MassMatrix
 from abstain.training.inference.adaptation import (
     Metric,
     StepSize,

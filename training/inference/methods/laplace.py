@@ -43,7 +43,7 @@ from abstain.models.errors import ConfigError, FitError
 from abstain.models.prediction.likelihoods import Likelihood
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import transformed_shape
-from abstain.training.config.config import LaplaceConfig
+from abstain.training.config.methods import LaplaceConfig
 from abstain.training.inference.bnn import Observations, as_draw
 from abstain.training.inference.methods.map import find_modes
 from abstain.training.inference.optimization import described

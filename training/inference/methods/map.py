@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from abstain.models.prediction.posterior import Posterior
-from abstain.training.config.config import ChainMethod, MAPConfig, MAPSettings
+from abstain.training.config.methods import ChainMethod, MAPConfig, MAPSettings
 from abstain.training.inference.bnn import Observations
 from abstain.training.inference.optimization import descend, described
 from abstain.training.inference.problem import Fitted, Problem

@@ -31,7 +31,7 @@ from blackjax.mcmc.integrators import IntegratorState, isokinetic_mclachlan
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from abstain.models.errors import ConfigError
-from abstain.training.config.config import MILEConfig
+from abstain.training.config.methods import MILEConfig
 from abstain.training.inference.adaptation import add_position, metric_of, no_positions, where
 from abstain.training.inference.chains import Chains, Info, Kernel
 from abstain.training.inference.diagnostics import chain_shortfalls

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.infer.hmc import hmc
 
-from abstain.training.config.config import NUTSConfig
+from abstain.training.config.methods import NUTSConfig
 from abstain.training.inference.adaptation import (
     Metric,
     StepSize,

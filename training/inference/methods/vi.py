@@ -12,7 +12,7 @@ from arviz_stats.base.array import array_stats
 from jaxtyping import Array, PRNGKeyArray
 
 from abstain.models.prediction.posterior import Posterior
-from abstain.training.config.config import VIConfig
+from abstain.training.config.methods import VIConfig
 from abstain.training.inference.bnn import Observations
 from abstain.training.inference.diagnostics import K_HAT_LIMIT
 from abstain.training.inference.guides import Guide, fit_guides, law, sample_guides

@@ -1,0 +1,64 @@
+"""`[data]`: where the rows are, how they are split, and how images are changed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt
+
+from abstain.training.config.section import Names, Section, Size
+
+
+class AugmentConfig(Section):
+    """How images are changed at random (`training/data/augmentation.py`), each way by an amount drawn within its limits; off where 0."""
+
+    shift: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Whole pixels, in both directions."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Degrees, either way."""
+    thickness: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Pixels by which bright strokes are thickened or thinned at each edge."""
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether any of the changes is switched on."""
+        return bool(self.shift or self.rotate or self.thickness)
+
+
+class DataConfig(Section):
+    """Where the rows are, and how they are split in three."""
+
+    source: str | None = None
+    """A path or the name of an embedded set; `--data` replaces it."""
+    calibration_size: Size = 0.2
+    """Taken from what the source gives for training."""
+    test_size: Size = 0.2
+    """Where the source has no test part of its own."""
+    split_index: NonNegativeInt = 0
+    """Which of a source's own splits (`train_idx`, `test_idx`)."""
+    target: str | None = None
+    """Tables only: the column to predict."""
+    categorical: Names = ()
+    """Tables only: the columns that hold categories; all others are numbers."""
+    drop: Names = ()
+    """Tables only: columns to leave out."""
+    group: str | None = None
+    """A column, or an array: rows of one group are never in two parts. It is not a feature."""
+    time: str | None = None
+    """A column, or an array: the latest rows are the test part, those before them the calibration part. Not a feature."""
+    stratify: bool = False
+    """Whether every part has each class's share of rows."""
+    inputs: Literal["standardize", "range", "none"] = "standardize"
+    """Per feature to mean 0 and std 1; all features together to [0, 1] (pixels); or as they are."""
+    augment: AugmentConfig = AugmentConfig()
+    """Of images: what every gradient sees of a training row. Not for Markov chains and Laplace's approximation."""
+
+    @property
+    def split_by(self) -> str | None:
+        """The column or array that rows are split by."""
+        return self.group if self.group is not None else self.time
+
+    @property
+    def split_kind(self) -> Literal["group", "time"]:
+        """What `split_by` holds."""
+        return "time" if self.time is not None else "group"

@@ -1,0 +1,178 @@
+"""`[method]`: the settings of each inference method, picked by `kind`; its code is a file in `training/inference/methods/`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from abstain.training.config.section import Counted, Section
+
+ChainMethod = Literal["vectorized", "sequential", "parallel"]
+"""Chains in lockstep in one compiled call, one after the other, or one thread (or device) each."""
+Adaptation = Literal["dual_averaging", "simple", "none"]
+"""Of the step size; with "none" the mass matrix stays the unit one too."""
+MassMatrix = Literal["diagonal", "dense", "unit"]
+Acceptance = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Optimisation(Section):
+    """Stochastic gradients: what every optimised method has."""
+
+    steps: PositiveInt = 5_000
+    batch_size: PositiveInt = 128
+    """Rows per step; all of them, where there are fewer."""
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    clip: PositiveFloat | None = None
+    """The largest norm of a gradient; none, if left out."""
+    reports: PositiveInt = 20
+    """How often, in the whole fit, metrics are taken and the fit is checkpointed."""
+
+
+class MAPSettings(Optimisation):
+    """A search for the posterior mode."""
+
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the training rows kept from the search, to choose its best iterate by; 0 takes the last."""
+
+
+class MAPConfig(MAPSettings):
+    """The posterior mode: one draw (`methods/map.py`)."""
+
+    kind: Literal["map"] = "map"
+
+
+class EnsembleConfig(MAPSettings):
+    """Posterior modes from several starts, one draw each (`methods/ensemble.py`; Lakshminarayanan et al., 2017)."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: Annotated[int, Field(ge=2)] = 5
+    chain_method: ChainMethod = "sequential"
+
+
+class LaplaceConfig(MAPSettings):
+    """A normal about the posterior mode (`methods/laplace.py`)."""
+
+    kind: Literal["laplace"] = "laplace"
+    subset: Literal["last_layer", "diagonal"] = "last_layer"
+    """The last layer with its full covariance, or, for regression only, all parameters with a diagonal one."""
+    prior_precision: Literal["evidence", "fixed"] = "evidence"
+    """Of the Gaussian: chosen by the marginal likelihood, or the prior's own."""
+
+
+class VIConfig(Optimisation):
+    """Variational inference by stochastic gradients (`methods/vi.py`)."""
+
+    kind: Literal["vi"] = "vi"
+    steps: PositiveInt = 10_000
+    family: Literal["mean_field", "low_rank", "full_rank"] = "mean_field"
+    rank: PositiveInt = 10
+    """Of the covariance that `low_rank` adds to a diagonal."""
+    kl_weight: PositiveFloat = 1.0
+    """Weight of the KL term of the ELBO; 1 is Bayes, less is a colder posterior."""
+    init_scale: PositiveFloat = 0.03
+    """Standard deviation of the guide at the start, about the place where it starts."""
+    particles: PositiveInt = 1
+    """Draws per gradient."""
+    starts: PositiveInt = 1
+    """Guides fitted from different starts; their draws are pooled."""
+    start: Literal["network", "prior", "map", "run"] = "network"
+    """See `training/inference/starts.py`."""
+    start_from: str | None = None
+    """The earlier run, `NAME:VERSION` in the same store."""
+    map: MAPSettings = MAPSettings()
+    """Where `start` is "map"."""
+    chain_method: ChainMethod = "sequential"
+
+
+class ChainSettings(Section):
+    """What every Markov chain has."""
+
+    chains: Annotated[int, Field(ge=2)] = 4
+    warmup: PositiveInt = 500
+    samples: PositiveInt = 500
+    """Kept per chain, before thinning to the config's `draws`."""
+    thin: PositiveInt = 1
+    """Transitions for each sample kept."""
+    start: Literal["network", "prior", "overdispersed", "map", "vi", "run"] = "network"
+    """See `training/inference/starts.py`."""
+    start_from: str | None = None
+    """The earlier run, `NAME:VERSION` in the same store."""
+    overdispersion: PositiveFloat = 2.0
+    """What "overdispersed" multiplies prior draws by."""
+    map: MAPSettings = MAPSettings()
+    """Where `start` is "map"."""
+    vi: VIConfig = VIConfig()
+    """Where `start` is "vi"."""
+    chain_method: ChainMethod = "vectorized"
+    reports: PositiveInt = 20
+    """How often, in the whole fit, progress is shown and the fit is checkpointed."""
+
+
+class HMCConfig(ChainSettings):
+    """Hamiltonian Monte Carlo with a fixed number of leapfrog steps (`methods/hmc.py`)."""
+
+    kind: Literal["hmc"] = "hmc"
+    step_size: PositiveFloat = 0.1
+    """Where adaptation starts; the step size itself, if there is none."""
+    leapfrogs: Counted = 10
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Each trajectory's step size is drawn from [1 − jitter, 1] of the adapted one: no resonance holds a chain for long."""
+    adaptation: Adaptation = "dual_averaging"
+    target_acceptance: Acceptance = 0.8
+    mass_matrix: MassMatrix = "diagonal"
+
+
+class NUTSConfig(ChainSettings):
+    """The No-U-Turn sampler on the whole training set (`methods/nuts.py`)."""
+
+    kind: Literal["nuts"] = "nuts"
+    step_size: PositiveFloat = 0.1
+    adaptation: Adaptation = "dual_averaging"
+    target_acceptance: Acceptance = 0.8
+    max_tree_depth: Annotated[int, Field(ge=1, le=15)] = 10
+    mass_matrix: MassMatrix = "diagonal"
+
+
+class ChEESConfig(ChainSettings):
+    """Many chains in lockstep with one adapted trajectory length (`methods/chees.py`; Hoffman et al., 2021)."""
+
+    kind: Literal["chees"] = "chees"
+    chains: Annotated[int, Field(ge=4)] = 16
+    step_size: PositiveFloat = 0.1
+    target_acceptance: Acceptance = 0.8
+    max_leapfrogs: Counted = 1_000
+    """In one trajectory."""
+    mass_matrix: Literal["diagonal", "unit"] = "diagonal"
+    chain_method: Literal["vectorized", "parallel"] = "vectorized"
+    """After the warm-up: all chains in lockstep, or groups of them, a thread (or device) each."""
+    groups: PositiveInt = 2
+    """Where they are parallel."""
+
+    @model_validator(mode="after")
+    def _groups_are_of_one_size(self) -> ChEESConfig:
+        if self.chain_method == "parallel" and self.chains % self.groups:
+            raise ValueError(f"groups must divide chains, {self.chains}, found {self.groups}")
+        return self
+
+
+class MILEConfig(ChainSettings):
+    """Warm-started members, each followed by microcanonical Langevin (`methods/mile.py`; Sommer et al., 2025)."""
+
+    kind: Literal["mile"] = "mile"
+    chains: Annotated[int, Field(ge=2)] = 8
+    warmup: PositiveInt = 10_000
+    samples: PositiveInt = 1_000
+    thin: PositiveInt = 10
+    start: Literal["network", "prior", "overdispersed", "map", "vi", "run"] = "map"
+    energy_variance: PositiveFloat = 5e-5
+    """Per dimension, of one step: what the step size is tuned to. Less is less biased, and slower."""
+    mass_matrix: Literal["diagonal", "unit"] = "diagonal"
+    chain_method: ChainMethod = "parallel"
+
+
+MethodConfig = Annotated[
+    MAPConfig | EnsembleConfig | VIConfig | LaplaceConfig | HMCConfig | NUTSConfig | ChEESConfig | MILEConfig,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,238 @@
+"""Reading a config: the TOML file, `--set KEY=VALUE` written over it, and what a refusal says."""
+
+from __future__ import annotations
+
+import copy
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from abstain.models.errors import ConfigError, clip_repr
+from abstain.models.files.regular import not_a_file
+from abstain.models.networks.architectures import LeNetSpec, MLPSpec
+from abstain.models.networks.user_module import ModuleSpec
+from abstain.training.config.calibration import CalibrationConfig, EvaluationConfig
+from abstain.training.config.config import Config
+from abstain.training.config.data import AugmentConfig, DataConfig
+from abstain.training.config.methods import (
+    ChEESConfig,
+    EnsembleConfig,
+    HMCConfig,
+    LaplaceConfig,
+    MAPConfig,
+    MILEConfig,
+    NUTSConfig,
+    VIConfig,
+)
+from abstain.training.config.priors import LayerPrior, PriorConfig
+from abstain.training.config.section import Section
+
+CONFIG_BYTES = 512 * 1024
+DEPTH = 32
+"""Tables and lists in each other, of a config file."""
+LARGEST = 2**63
+"""Whole numbers of a config are below it: more fit neither into a random key nor into a manifest's readers."""
+_PART = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_DEEP_KEY = re.compile(rf"(?:{_PART}\s*+\.\s*+){{{DEPTH}}}")
+
+
+def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
+    """The config in a TOML file, with `KEY=VALUE` overrides applied.
+
+    A key is dotted (`method.steps`); a bare one (`steps`) means the only place where the config has it. A value is
+    read as TOML, and as text where it is none.
+
+    Raises:
+        ConfigError: naming the file and the key, what was expected and what was found.
+    """
+    return _overridden(_parsed(_text_of(path), str(path)), overrides, str(path))
+
+
+def config_of(content: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Config:
+    """The config in a dict of the tables that a TOML file would have, with `KEY=VALUE` overrides applied.
+
+    Raises:
+        ConfigError: as `read_config`.
+    """
+    _check_values(dict(content), "config")
+    return _overridden(copy.deepcopy(dict(content)), overrides, "config")
+
+
+def _overridden(content: dict[str, Any], overrides: tuple[str, ...], place: str) -> Config:
+    """The config in a file's tables, which the overrides change.
+
+    Args:
+        place: what an error calls the file.
+    """
+    before = _validated(content, place)
+    for override in overrides:
+        apply_override(override, content, before)
+    where = f"{place} with {clip_repr(' '.join(overrides), 200)}" if overrides else place
+    _check_values(content, where)
+    return _validated(content, where)
+
+
+def _text_of(path: Path) -> str:
+    found = not_a_file(path)
+    if found:
+        raise ConfigError("cannot be read", where=str(path), expected="a file", found=found)
+    try:
+        with path.open("rb") as file:
+            content = file.read(CONFIG_BYTES + 1)
+        if len(content) > CONFIG_BYTES:
+            raise ConfigError("is too long", where=str(path), expected=f"at most {CONFIG_BYTES:,} bytes", found="more")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise ConfigError("cannot be read", where=str(path), found=error.strerror) from error
+    except ValueError as error:  # no UTF-8, or a path with a NUL byte
+        raise ConfigError("is not TOML", where=str(path), found=str(error)) from error
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        ConfigError: it is no TOML, nested too deeply, or holds a number that is none of the config's.
+    """
+    try:
+        # The parser takes time by the square of a key's parts.
+        content = None if _DEEP_KEY.search(text) else tomllib.loads(text.replace("\r\n", "\n"))
+    except RecursionError:
+        content = None
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
+        raise ConfigError("is not TOML", where=where, found=str(error)) from error
+    if content is None:
+        raise _too_deep(where)
+    _check_values(content, where)
+    return content
+
+
+def _check_values(content: dict[str, Any], where: str) -> None:
+    """Refuses what no key of the config can be, before anything is computed of it.
+
+    Raises:
+        ConfigError: tables or lists are nested too deeply, or a whole number does not fit into 64 bits.
+    """
+    left: list[tuple[str, int, Any]] = [("", 0, content)]
+    while left:
+        key, depth, value = left.pop()
+        if depth > DEPTH:
+            raise _too_deep(where)
+        if isinstance(value, dict):
+            left += [(f"{key}.{name}" if key else name, depth + 1, item) for name, item in value.items()]
+        elif isinstance(value, list):
+            left += [(key, depth + 1, item) for item in value]
+        elif isinstance(value, int) and abs(value) >= LARGEST:
+            raise ConfigError(
+                clip_repr(key) if len(key) > 60 else key,
+                where=where,
+                expected=f"a whole number below {LARGEST:,}",
+                found=clip_repr(value),
+            )
+
+
+def _too_deep(where: str) -> ConfigError:
+    return ConfigError(
+        "is nested too deeply", where=where, expected=f"at most {DEPTH} tables or lists in each other", found="more"
+    )
+
+
+def _validated(content: dict[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = first["loc"]
+        # pydantic puts the tag of a union into the location of an error within it; the file has no such key.
+        tag = 1 if location[0] in {"method", "network"} else None
+        parts = [part for place, part in enumerate(location) if place != tag and part not in _SIZE_TAGS]
+        key = ".".join(part if re.fullmatch(r"[\w-]+", part) else f'"{part}"' for part in map(str, parts))
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(
+                f"unknown key {key!r}", where=where, expected=f"one of {_known_keys(location)}"
+            ) from error
+        raise ConfigError(
+            key or "config", where=where, expected=first["msg"], found=clip_repr(first["input"])
+        ) from error
+
+
+_TABLES: dict[str, type[BaseModel]] = {
+    "data": DataConfig,
+    "augment": AugmentConfig,
+    "prior": PriorConfig,
+    "layers": LayerPrior,
+    "calibration": CalibrationConfig,
+    "evaluation": EvaluationConfig,
+    "map": MAPConfig,
+    "ensemble": EnsembleConfig,
+    "vi": VIConfig,
+    "laplace": LaplaceConfig,
+    "hmc": HMCConfig,
+    "nuts": NUTSConfig,
+    "chees": ChEESConfig,
+    "mile": MILEConfig,
+    "mlp": MLPSpec,
+    "lenet": LeNetSpec,
+    "module": ModuleSpec,
+}
+_SIZE_TAGS = {"int", "float", "constrained-int", "constrained-float"}
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    """The keys of the table in which pydantic found an unknown one."""
+    tables = [_TABLES[part] for part in location[:-1] if part in _TABLES]
+    known = set((LayerPrior if "layers" in location else tables[-1] if tables else Config).model_fields)
+    if location[-2:-1] == ("map",) and len(location) > 3:
+        # A warm start's table is the method's, but for its kind.
+        known -= {"kind"}
+    return ", ".join(sorted(known))
+
+
+def apply_override(override: str, content: dict[str, Any], config: Section) -> None:
+    """Writes one `KEY=VALUE` into the content of a file, or of one of its tables; `config` has the defaults of that table.
+
+    Raises:
+        ConfigError: there is no such key.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError("--set", expected="KEY=VALUE", found=clip_repr(override))
+    tree = config.model_dump()
+    *tables, leaf = _full_key(key, tree)
+    for table in tables:
+        # A table that the file leaves out has the default's kind, if it has one; other keys keep their defaults.
+        defaults = tree.get(table)
+        kind = {"kind": defaults["kind"]} if isinstance(defaults, dict) and "kind" in defaults else {}
+        content = content.setdefault(table, kind)
+        tree = defaults if isinstance(defaults, dict) else {}
+        if not isinstance(content, dict):
+            raise ConfigError(f"--set {key}", expected=f"{table} to be a table", found=clip_repr(content))
+    content[leaf] = _value(text)
+
+
+def _full_key(key: str, tree: dict[str, Any]) -> list[str]:
+    if _DEEP_KEY.search(f"{key}."):
+        raise _too_deep("--set")
+    parts = [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|([^."]+)', key)]
+    if len(parts) > 1 or key in tree:
+        return parts
+    homes = [table for table, keys in tree.items() if isinstance(keys, dict) and key in keys]
+    if len(homes) != 1:
+        found = f"in {' and '.join(homes)}" if homes else "in none of its tables"
+        raise ConfigError(f"--set {key}", expected="a key of the config, or TABLE.KEY", found=found)
+    return [homes[0], key]
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    except RecursionError as error:
+        raise _too_deep("--set") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError("is not TOML", where="--set", found=str(error)) from error
