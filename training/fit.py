@@ -164,7 +164,7 @@ def build_model(config: Config, dataset: Dataset) -> Model:
 def pose(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem:
     """What is to be inferred, and from what: the prior is held against the network here, before anything is fitted."""
     earlier = None
-    start_from = getattr(config.method, "start_from", None)
+    start_from = config.method.earlier_run
     if start_from is not None:
         name, version = resolve(store, start_from)
         bundle = load_published(store, name, version)
@@ -179,7 +179,7 @@ def pose(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem
 
 def start_notes(config: Config, dataset: Dataset, store: Path) -> tuple[str, ...]:
     """Says so where the run that the fit starts from was trained on rows that are to calibrate this one."""
-    start_from = getattr(config.method, "start_from", None)
+    start_from = config.method.earlier_run
     if start_from is None:
         return ()
     name, version = resolve(store, start_from)

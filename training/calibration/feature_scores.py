@@ -79,7 +79,7 @@ def fit_densities(posterior: Posterior, train: Rows, seed: int, changed: Augment
     model = posterior.model
     chosen = np.random.default_rng([seed, 4]).permutation(len(train))[:ROWS]
     rows = train.take(np.sort(chosen))
-    if changed is not None and changed.asked:
+    if changed is not None and changed.changes_rows:
         rows = Rows(transform_rows(seed, rows.x, changed, "calibration.densities"), rows.y)
     classes = len(model.class_names) if model.law.task == "classification" else 1
     labels = rows.y.astype(int) if model.law.task == "classification" else np.zeros(len(rows), int)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -16,7 +16,39 @@ MassMatrix = Literal["diagonal", "dense", "unit"]
 Acceptance = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Optimisation(Section):
+class MethodSettings(Section):
+    """The settings of a method or of a search within it, and what the rest of the code must know of the method.
+
+    What a method can do is stated here, by its class, so that no other code lists the methods that can.
+    """
+
+    allows_augmentation: ClassVar[bool] = False
+    """Whether its rows may change from step to step; a sampler and a curvature need one fixed density."""
+    samples_normal: ClassVar[bool] = False
+    """Whether the config's `draws` are drawn from a fitted normal, all at once, rather than chosen from samples or modes."""
+
+    @property
+    def growing_key(self) -> str | None:
+        """The setting that may grow when a fit is resumed; None where a finished fit cannot be lengthened."""
+        return None
+
+    @property
+    def earlier_run(self) -> str | None:
+        """The run that it starts from, `NAME:VERSION` in the same store."""
+        return None
+
+    @property
+    def first_search(self) -> tuple[str, MethodSettings] | None:
+        """The search that is run first, to find starts: the key of its table, and its settings."""
+        return None
+
+    @property
+    def parameter_copies(self) -> dict[str, int]:
+        """How many sets of parameters it holds at once, by the key that sets the number."""
+        return {}
+
+
+class Optimisation(MethodSettings):
     """Stochastic gradients: what every optimised method has."""
 
     steps: PositiveInt = 5_000
@@ -29,6 +61,11 @@ class Optimisation(Section):
     reports: PositiveInt = 20
     """How often, in the whole fit, metrics are taken and the fit is checkpointed."""
 
+    @property
+    def growing_key(self) -> str | None:
+        """More steps, unless the learning rate falls towards the last one."""
+        return "steps" if self.schedule == "constant" else None
+
 
 class MAPSettings(Optimisation):
     """A search for the posterior mode."""
@@ -40,19 +77,30 @@ class MAPSettings(Optimisation):
 class MAPConfig(MAPSettings):
     """The posterior mode: one draw (`methods/map.py`)."""
 
+    allows_augmentation: ClassVar[bool] = True
+
     kind: Literal["map"] = "map"
 
 
 class EnsembleConfig(MAPSettings):
     """Posterior modes from several starts, one draw each (`methods/ensemble.py`; Lakshminarayanan et al., 2017)."""
 
+    allows_augmentation: ClassVar[bool] = True
+
     kind: Literal["ensemble"] = "ensemble"
     members: Annotated[int, Field(ge=2)] = 5
     chain_method: ChainMethod = "sequential"
 
+    @property
+    def parameter_copies(self) -> dict[str, int]:
+        """One for each member."""
+        return {"members": self.members}
+
 
 class LaplaceConfig(MAPSettings):
     """A normal about the posterior mode (`methods/laplace.py`)."""
+
+    samples_normal: ClassVar[bool] = True
 
     kind: Literal["laplace"] = "laplace"
     subset: Literal["last_layer", "diagonal"] = "last_layer"
@@ -63,6 +111,9 @@ class LaplaceConfig(MAPSettings):
 
 class VIConfig(Optimisation):
     """Variational inference by stochastic gradients (`methods/vi.py`)."""
+
+    allows_augmentation: ClassVar[bool] = True
+    samples_normal: ClassVar[bool] = True
 
     kind: Literal["vi"] = "vi"
     steps: PositiveInt = 10_000
@@ -85,8 +136,24 @@ class VIConfig(Optimisation):
     """Where `start` is "map"."""
     chain_method: ChainMethod = "sequential"
 
+    @property
+    def earlier_run(self) -> str | None:
+        """The run that `start_from` names."""
+        return self.start_from
 
-class ChainSettings(Section):
+    @property
+    def first_search(self) -> tuple[str, MethodSettings] | None:
+        """A search for modes, where the guides start from them."""
+        return ("map", self.map) if self.start == "map" else None
+
+    @property
+    def parameter_copies(self) -> dict[str, int]:
+        """Guides, draws for a gradient, and the columns of a low-rank covariance."""
+        rank = {"rank": self.rank} if self.family == "low_rank" else {}
+        return {"starts": self.starts, "particles": self.particles} | rank
+
+
+class ChainSettings(MethodSettings):
     """What every Markov chain has."""
 
     chains: Annotated[int, Field(ge=2)] = 4
@@ -109,6 +176,42 @@ class ChainSettings(Section):
     reports: PositiveInt = 20
     """How often, in the whole fit, progress is shown and the fit is checkpointed."""
 
+    @property
+    def growing_key(self) -> str | None:
+        """More samples, after the same warm-up."""
+        return "samples"
+
+    @property
+    def earlier_run(self) -> str | None:
+        """The run that `start_from` names."""
+        return self.start_from
+
+    @property
+    def first_search(self) -> tuple[str, MethodSettings] | None:
+        """A search for modes or a fit of guides, where the chains start from either."""
+        match self.start:
+            case "map":
+                return "map", self.map
+            case "vi":
+                return "vi", self.vi
+            case _:
+                return None
+
+    @property
+    def parameter_copies(self) -> dict[str, int]:
+        """One for each chain."""
+        return {"chains": self.chains}
+
+    @property
+    def dense_mass_matrix(self) -> bool:
+        """Whether the mass matrix is one of parameters by parameters."""
+        return False
+
+    @property
+    def largest_tree_depth(self) -> int | None:
+        """The depth at which a trajectory is cut off; None where trajectories are no trees."""
+        return None
+
 
 class HMCConfig(ChainSettings):
     """Hamiltonian Monte Carlo with a fixed number of leapfrog steps (`methods/hmc.py`)."""
@@ -123,6 +226,11 @@ class HMCConfig(ChainSettings):
     target_acceptance: Acceptance = 0.8
     mass_matrix: MassMatrix = "diagonal"
 
+    @property
+    def dense_mass_matrix(self) -> bool:
+        """Whether `mass_matrix` is "dense"."""
+        return self.mass_matrix == "dense"
+
 
 class NUTSConfig(ChainSettings):
     """The No-U-Turn sampler on the whole training set (`methods/nuts.py`)."""
@@ -133,6 +241,16 @@ class NUTSConfig(ChainSettings):
     target_acceptance: Acceptance = 0.8
     max_tree_depth: Annotated[int, Field(ge=1, le=15)] = 10
     mass_matrix: MassMatrix = "diagonal"
+
+    @property
+    def dense_mass_matrix(self) -> bool:
+        """Whether `mass_matrix` is "dense"."""
+        return self.mass_matrix == "dense"
+
+    @property
+    def largest_tree_depth(self) -> int | None:
+        """`max_tree_depth`."""
+        return self.max_tree_depth
 
 
 class ChEESConfig(ChainSettings):
@@ -172,7 +290,9 @@ class MILEConfig(ChainSettings):
     chain_method: ChainMethod = "parallel"
 
 
-MethodConfig = Annotated[
-    MAPConfig | EnsembleConfig | VIConfig | LaplaceConfig | HMCConfig | NUTSConfig | ChEESConfig | MILEConfig,
-    Field(discriminator="kind"),
-]
+_AnyMethod = MAPConfig | EnsembleConfig | VIConfig | LaplaceConfig | HMCConfig | NUTSConfig | ChEESConfig | MILEConfig
+MethodConfig = Annotated[_AnyMethod, Field(discriminator="kind")]
+METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
+    settings.model_fields["kind"].default: settings for settings in get_args(_AnyMethod)
+}
+"""Each method's settings, by its kind."""

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -20,7 +20,7 @@ from abstain.models.networks.architectures import LeNetSpec, MLPSpec, NetworkSpe
 from abstain.models.networks.user_module import ModuleSpec
 from abstain.models.prediction.posterior import Model
 from abstain.training.config.config import Config
-from abstain.training.config.methods import ChainSettings, EnsembleConfig, LaplaceConfig, Optimisation, VIConfig
+from abstain.training.config.methods import ChainSettings, MethodSettings, Optimisation
 
 FLOAT32 = 4
 
@@ -100,37 +100,39 @@ def needs(config: Config, parameters: int, rows: int) -> Iterator[Need]:
         network = Network("network.hidden", list(config.network.hidden), parameters)
     # The parameters and their gradient.
     yield Need(network.key, network.value, 2 * FLOAT32 * parameters)
-    if isinstance(method, VIConfig | LaplaceConfig):
+    if method.samples_normal:
         yield network.copies("draws", config.draws)
     yield from _of_method(method, "method", network, rows)
 
 
-def _of_method(settings: Any, key: str, network: Network, rows: int) -> Iterator[Need]:
+def _of_method(settings: MethodSettings, key: str, network: Network, rows: int) -> Iterator[Need]:
     """What the keys of a method's table need."""
-    if isinstance(settings, EnsembleConfig):
-        yield network.copies(f"{key}.members", settings.members)
-    if isinstance(settings, VIConfig):
-        yield network.copies(f"{key}.starts", settings.starts)
-        yield network.copies(f"{key}.particles", settings.particles)
-        if settings.family == "low_rank":
-            yield network.copies(f"{key}.rank", settings.rank)
+    for name, count in settings.parameter_copies.items():
+        yield network.copies(f"{key}.{name}", count)
     if isinstance(settings, Optimisation):
-        # The losses of all steps; and, as int32, which rows every step of a block takes, if it does not take all.
-        batch = settings.batch_size if settings.batch_size < rows else 0
-        block = math.ceil(settings.steps / settings.reports)
-        yield Need(f"{key}.steps", settings.steps, FLOAT32 * max(settings.steps, block * batch))
+        yield from _of_descent(settings, key, rows)
     if isinstance(settings, ChainSettings):
-        yield network.copies(f"{key}.chains", settings.chains)
-        # The log densities of all samples, the seconds of all steps, the energies of all transitions.
-        yield Need(f"{key}.warmup", settings.warmup, 8 * settings.warmup)
-        energies = FLOAT32 * settings.chains * settings.samples
-        yield Need(f"{key}.samples", settings.samples, energies)
-        yield Need(f"{key}.thin", settings.thin, energies * settings.thin)
-        if getattr(settings, "mass_matrix", None) == "dense":
-            yield network.copies(f"{key}.mass_matrix", network.parameters)
-    start = getattr(settings, "start", None)
-    if start in {"map", "vi"}:
-        yield from _of_method(getattr(settings, start), f"{key}.{start}", network, rows)
+        yield from _of_chains(settings, key, network)
+    if settings.first_search:
+        table, search = settings.first_search
+        yield from _of_method(search, f"{key}.{table}", network, rows)
+
+
+def _of_descent(settings: Optimisation, key: str, rows: int) -> Iterator[Need]:
+    """The losses of all steps; and, as int32, which rows every step of a block takes, if it does not take all."""
+    batch = settings.batch_size if settings.batch_size < rows else 0
+    block = math.ceil(settings.steps / settings.reports)
+    yield Need(f"{key}.steps", settings.steps, FLOAT32 * max(settings.steps, block * batch))
+
+
+def _of_chains(settings: ChainSettings, key: str, network: Network) -> Iterator[Need]:
+    """The log densities of all samples, the seconds of all steps, the energies of all transitions; a dense mass matrix."""
+    yield Need(f"{key}.warmup", settings.warmup, 8 * settings.warmup)
+    energies = FLOAT32 * settings.chains * settings.samples
+    yield Need(f"{key}.samples", settings.samples, energies)
+    yield Need(f"{key}.thin", settings.thin, energies * settings.thin)
+    if settings.dense_mass_matrix:
+        yield network.copies(f"{key}.mass_matrix", network.parameters)
 
 
 def count_parameters(model: Model) -> int:

@@ -19,11 +19,10 @@ from abstain.models.errors import ConfigError
 from abstain.models.prediction.posterior import Model
 from abstain.training.config.config import Config
 from abstain.training.config.data import AugmentConfig
+from abstain.training.config.methods import METHOD_SETTINGS
 
 Images = Float[Array, "rows height width *channel"]
 Augment = Callable[[PRNGKeyArray, Images], Images]
-AUGMENTED = ("map", "ensemble", "vi")
-"""The methods that can learn from rows that change."""
 PIECE = 1024
 """Rows that `transform_rows` changes at once."""
 
@@ -40,12 +39,13 @@ def augmentation(config: Config, model: Model, x: Num[np.ndarray, "rows ..."]) -
     settings = config.data.augment
     if not settings.changes_rows:
         return None
-    if config.method.kind not in AUGMENTED:
+    if not config.method.allows_augmentation:
+        able = [kind for kind, method in METHOD_SETTINGS.items() if method.allows_augmentation]
         raise ConfigError(
             "data.augment",
             expected=f"none for {config.method.kind}, which works on one fixed density of all rows",
             found="rows that change at random",
-            fix=f"take it out, or use method.kind = {', '.join(AUGMENTED)}",
+            fix=f"take it out, or use method.kind = {', '.join(able)}",
         )
     check_images("data.augment", settings, model.feature_shape)
     background, shape = float(x.min()), (1, *model.feature_shape)

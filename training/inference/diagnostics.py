@@ -68,7 +68,7 @@ def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -
         "compile_seconds": chains.compile_seconds,
         "trace": _trace(chains),
     }
-    depth = getattr(settings, "max_tree_depth", None)
+    depth = settings.largest_tree_depth
     if depth is not None:
         # Of several transitions between two samples only the sum is known: then these are of their mean.
         each = leapfrogs / settings.thin

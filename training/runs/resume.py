@@ -94,20 +94,12 @@ def digest(config: Config, fingerprint: str, packages: dict[str, str]) -> str:
 
 def can_be_lengthened(config: Config) -> bool:
     """Whether more samples, or more steps, can be added to the fit."""
-    return growing_key(config) is not None
-
-
-def growing_key(config: Config) -> str | None:
-    """The setting that may grow on resuming; a learning rate that falls towards the end leaves none."""
-    settings = config.method
-    if hasattr(settings, "samples"):
-        return "samples"
-    return "steps" if getattr(settings, "schedule", None) == "constant" else None
+    return config.method.growing_key is not None
 
 
 def terms_of(config: Config, fingerprint: str, packages: dict[str, str]) -> dict[str, Any]:
     """Everything that a fit's states depend on."""
     terms = config.model_dump(mode="json", exclude={"name", "draws", "calibration", "evaluation"})
-    growing = growing_key(config)
+    growing = config.method.growing_key
     terms["method"] = {key: value for key, value in terms["method"].items() if key != growing}
     return terms | {"data_fingerprint": fingerprint, "packages": packages}

@@ -7,7 +7,15 @@ import pytest
 from abstain.models.errors import ConfigError
 from abstain.models.networks.architectures import MLPSpec
 from abstain.training.config.config import Config
-from abstain.training.config.methods import ChEESConfig, MAPSettings, MethodConfig, NUTSConfig, VIConfig
+from abstain.training.config.methods import (
+    METHOD_SETTINGS,
+    ChEESConfig,
+    HMCConfig,
+    MAPSettings,
+    MethodConfig,
+    NUTSConfig,
+    VIConfig,
+)
 from abstain.training.config.priors import LayerPrior
 from abstain.training.config.reading import read_config
 from abstain.training.fit import METHODS
@@ -261,3 +269,38 @@ def test_groups_of_chains_are_of_one_size():
     """Sixteen chains cannot go on in three equal groups; the error names both numbers."""
     with pytest.raises(ValueError, match="groups must divide chains, 16, found 3"):
         ChEESConfig(chain_method="parallel", groups=3)
+
+
+FREE_OF_FALL = {"schedule": "constant"}
+CAPABILITIES = {
+    # Kind: settings, augmentation, draws from a normal, the key that may grow, the first search, sets of parameters.
+    "map": ({}, True, False, None, None, {}),
+    "ensemble": (FREE_OF_FALL, True, False, "steps", None, {"members": 5}),
+    "vi": (FREE_OF_FALL | {"start": "map"}, True, True, "steps", "map", {"starts": 1, "particles": 1}),
+    "laplace": ({}, False, True, None, None, {}),
+    "hmc": ({"start": "vi"}, False, False, "samples", "vi", {"chains": 4}),
+    "nuts": ({"start": "prior"}, False, False, "samples", None, {"chains": 4}),
+    "chees": ({}, False, False, "samples", None, {"chains": 16}),
+    "mile": ({}, False, False, "samples", "map", {"chains": 8}),
+}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_method_states_what_it_can_do(kind):
+    """Augmentation, lengthening, memory and starts depend on these fields alone; every method has a line above."""
+    given, augments, normal, growing, search, copies = CAPABILITIES[kind]
+    settings = METHOD_SETTINGS[kind](**given)
+    assert (settings.kind, settings.allows_augmentation, settings.samples_normal) == (kind, augments, normal)
+    assert (settings.growing_key, settings.parameter_copies) == (growing, copies)
+    assert settings.first_search == (search and (search, getattr(settings, search)))
+
+
+def test_only_what_a_setting_says_changes_a_capability():
+    """The earlier run, the deepest tree, a dense mass matrix, and the rank of a guide's covariance."""
+    assert [METHOD_SETTINGS[kind]().earlier_run for kind in METHODS] == [None] * len(METHODS)
+    assert VIConfig(start="run", start_from="a:1").earlier_run == "a:1"
+    assert NUTSConfig(start="run", start_from="a:1").earlier_run == "a:1"
+    assert VIConfig(family="low_rank", rank=3).parameter_copies == {"starts": 1, "particles": 1, "rank": 3}
+    assert (NUTSConfig(max_tree_depth=7).largest_tree_depth, ChEESConfig().largest_tree_depth) == (7, None)
+    dense = [kind(mass_matrix="dense").dense_mass_matrix for kind in (HMCConfig, NUTSConfig)]
+    assert (dense, NUTSConfig().dense_mass_matrix) == ([True, True], False)
