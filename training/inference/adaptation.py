@@ -126,7 +126,7 @@ def fastest(before: Metric, after: Metric) -> Scalar:
 
 
 def final_step_size(size: StepSize, kind: Adaptation) -> Scalar:
-    """What adaptation came to."""
+    """The step size that adaptation ended at."""
     return jnp.exp(size.memory.average) if kind == "dual_averaging" else size.value
 
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from abstain.training.runs.journal import Journal, Traces
 State = Any
 Info = dict[str, Array]
 """Figures of one transition: `acceptance`, `diverging`, `leapfrogs`, `energy` (nats), `log_density` (nats)."""
+Block = Callable[[State, Data], tuple[State, dict[str, Array]]]
+"""Some steps of all chains, compiled: the states after them, and the traces."""
 BLOCK_BYTES = 16_000_000
 """Of positions in one block, so that what is on its way to the disk stays small."""
 
@@ -38,7 +41,7 @@ class Kernel(NamedTuple):
     warm: Callable[[State, Data], tuple[State, Info]]
     """A transition that adapts."""
     settle: Callable[[State], State]
-    """What adaptation came to, at the end of the warm-up."""
+    """The state at the end of the warm-up, with what was adapted fixed."""
     step: Callable[[State, Data], tuple[State, Info]]
     position: Callable[[State], Vector]
     tuned: Callable[[State], dict[str, Array]]
@@ -85,6 +88,48 @@ class Chains(NamedTuple):
         return np.ascontiguousarray(rows[np.searchsorted(needed, step), chain])
 
 
+@dataclass
+class Runner:
+    """A kernel run block by block. A block of a length that has been run before is not compiled again.
+
+    Attributes:
+        compile_seconds: spent on compilation so far.
+    """
+
+    kernel: Kernel
+    settings: ChainSettings
+    data: Data
+    watch: Callable[[Vector], Float[Array, " values"]] | None = None
+    compile_seconds: float = 0.0
+    _compiled: dict[tuple[bool, int], Block] = field(default_factory=dict[tuple[bool, int], Block])
+
+    def warm_up(self, state: State, steps: int) -> tuple[State, dict[str, np.ndarray], dict[str, float]]:
+        """Transitions that adapt: the states after them, the traces, and figures to show."""
+        run = partial(_scan, self.kernel.warm, 1, steps, None)
+        return self._run(run, state, steps, warming=True)
+
+    def sample(self, state: State, steps: int) -> tuple[State, dict[str, np.ndarray], dict[str, float]]:
+        """Samples, each of `thin` transitions: as of `warm_up`."""
+        run = partial(_scan, self.kernel.step, self.settings.thin, steps, partial(_kept, self.kernel, self.watch))
+        return self._run(run, state, steps, warming=False)
+
+    def _run(
+        self, run: Block, state: State, steps: int, *, warming: bool
+    ) -> tuple[State, dict[str, np.ndarray], dict[str, float]]:
+        grouped = self.kernel.split is not None and not warming
+        if (warming, steps) not in self._compiled:
+            began = time.perf_counter()
+            method = None if self.kernel.lockstep and not grouped else self.settings.chain_method
+            self._compiled[warming, steps] = compile_over_chains(run, method, state, self.data)
+            self.compile_seconds += time.perf_counter() - began
+        began = time.perf_counter()
+        state, trace = jax.block_until_ready(self._compiled[warming, steps](state, self.data))
+        seconds = time.perf_counter() - began
+        facts = {"acceptance": float(trace["acceptance"].mean()), "divergences": float(trace["diverging"].sum())}
+        columns = {name: _step_first(leaf, self.kernel, grouped) for name, leaf in trace.items()}
+        return state, columns | {"seconds": np.full(steps, seconds / steps)}, facts
+
+
 def sample_chains(
     key: PRNGKeyArray,
     kernel: Kernel,
@@ -104,43 +149,16 @@ def sample_chains(
         FitError: the posterior density of a start is zero or not a number.
     """
     check_starts(target, data, starts)
-    grouped = kernel.split is not None
     init = jax.jit(kernel.init if kernel.lockstep else jax.vmap(kernel.init, in_axes=(0, 0, None)))
     keys = jax.random.split(key, len(starts))
-
-    compile_seconds: list[float] = []
-    calls: dict[tuple[bool, int], Callable[[State, Data], tuple[State, dict[str, Array]]]] = {}
-
-    def compiled(state: State, warming: bool, steps: int) -> Callable[[State, Data], tuple[State, dict[str, Array]]]:
-        if (warming, steps) not in calls:
-            began = time.perf_counter()
-            if warming:
-                run = partial(_scan, kernel.warm, 1, steps, None)
-            else:
-                run = partial(_scan, kernel.step, settings.thin, steps, partial(_kept, kernel, watch))
-            together = kernel.lockstep and (warming or not grouped)
-            calls[warming, steps] = compile_over_chains(run, None if together else settings.chain_method, state, data)
-            compile_seconds.append(time.perf_counter() - began)
-        return calls[warming, steps]
-
-    def block(state: State, steps: int, warming: bool) -> tuple[State, dict[str, np.ndarray], dict[str, float]]:
-        call = compiled(state, warming, steps)
-        began = time.perf_counter()
-        state, trace = jax.block_until_ready(call(state, data))
-        seconds = time.perf_counter() - began
-        facts = {"acceptance": float(trace["acceptance"].mean()), "divergences": float(trace["diverging"].sum())}
-        columns = {name: _step_first(leaf, kernel, grouped and not warming) for name, leaf in trace.items()}
-        return state, columns | {"seconds": np.full(steps, seconds / steps)}, facts
-
-    warmed = journal.run(
-        "warm-up", lambda: init(keys, starts, data), partial(block, warming=True), settings.warmup, settings.reports
-    )
+    runner = Runner(kernel, settings, data, watch)
+    warmed = journal.run("warm-up", lambda: init(keys, starts, data), runner.warm_up, settings.warmup, settings.reports)
     settled = jax.jit(kernel.settle if kernel.lockstep else jax.vmap(kernel.settle))(warmed.state)
     settled = kernel.split(settled) if kernel.split else settled
     blocks = max(settings.reports, math.ceil(settings.samples * starts.nbytes / BLOCK_BYTES))
-    sampled = journal.run("sampling", lambda: settled, partial(block, warming=False), settings.samples, blocks)
+    sampled = journal.run("sampling", lambda: settled, runner.sample, settings.samples, blocks)
     warmup_seconds = float(warmed.traces.column("seconds").sum())
-    return Chains(sampled.state, sampled.traces, warmup_seconds, sum(compile_seconds))
+    return Chains(sampled.state, sampled.traces, warmup_seconds, runner.compile_seconds)
 
 
 def parameters(target: Target, chains: Chains) -> Any:
@@ -215,24 +233,28 @@ def _in_threads(function: Callable[[State, Data], Any], states: State, data: Dat
 
 
 def _scan(
-    step: Callable[[State, Data], tuple[State, Info]],
+    step: Block,
     thin: int,
     steps: int,
     keep: Callable[[State], dict[str, Array]] | None,
     state: State,
     data: Data,
 ) -> tuple[State, dict[str, Array]]:
-    def several(state: State, _: None) -> tuple[State, dict[str, Array]]:
-        if thin == 1:
-            state, info = step(state, data)
-        else:
-            state, infos = jax.lax.scan(lambda state, _: step(state, data), state, None, length=thin)
-            info = {name: _REDUCED.get(name, _last)(leaf) for name, leaf in infos.items()}
-            # Differences between energies that lie `thin` transitions apart say nothing of how slowly a chain moves.
-            info["energies"] = jnp.moveaxis(infos["energy"], 0, -1)
-        return state, info | (keep(state) if keep else {})
+    return jax.lax.scan(lambda state, _: _several(step, thin, keep, state, data), state, None, length=steps)
 
-    return jax.lax.scan(several, state, None, length=steps)
+
+def _several(
+    step: Block, thin: int, keep: Callable[[State], dict[str, Array]] | None, state: State, data: Data
+) -> tuple[State, dict[str, Array]]:
+    """`thin` transitions: the state after them, what is kept of it, and figures that stand for all of them."""
+    if thin == 1:
+        state, info = step(state, data)
+    else:
+        state, infos = jax.lax.scan(lambda state, _: step(state, data), state, None, length=thin)
+        info = {name: _REDUCED.get(name, _last)(leaf) for name, leaf in infos.items()}
+        # Differences between energies that lie `thin` transitions apart say nothing of how slowly a chain moves.
+        info["energies"] = jnp.moveaxis(infos["energy"], 0, -1)
+    return state, info | (keep(state) if keep else {})
 
 
 def _last(leaf: Array) -> Array:

@@ -46,7 +46,7 @@ class Problem:
 
 
 class Fitted(NamedTuple):
-    """A posterior, and what there is to say about how it was come by.
+    """A posterior, and what there is to say about how it was made.
 
     Attributes:
         diagnostics: plain JSON.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from abstain.models.errors import ConfigError
 from abstain.models.prediction.posterior import Posterior
@@ -16,7 +16,6 @@ from abstain.training.inference.chains import Kernel, sample_chains
 from abstain.training.inference.diagnostics import FUNCTION_ROWS, chain_diagnostics, chain_shortfalls, function_values
 from abstain.training.inference.problem import Fitted, Problem
 from abstain.training.inference.starts import starts
-from abstain.training.inference.target import Vector
 from abstain.training.runs.failures import Failure, attempt
 from abstain.training.runs.journal import Journal
 from abstain.training.runs.progress import stage
@@ -28,7 +27,7 @@ def fit_by_chains(
     """`draws` draws by a kernel, evenly thinned from all chains; diagnostics are of all samples, before thinning.
 
     Raises:
-        ConfigError: there will be fewer samples than draws asked for.
+        ConfigError: there will be fewer samples than draws.
         FitError: a chain starts where the posterior density is zero.
     """
     if draws > settings.chains * settings.samples:
@@ -40,7 +39,8 @@ def fit_by_chains(
         )
     key_starts, key_chains = jax.random.split(key)
     first = starts(key_starts, problem, settings, settings.chains, journal)
-    watch = watched(problem)
+    # Kept of every sample, with its position: predictions at the first inputs of `monitor`.
+    watch = partial(function_values, problem.bnn, x=jnp.asarray(problem.monitor.x[:FUNCTION_ROWS]))
     chains = sample_chains(key_chains, kernel, problem.target, problem.train, first, settings, journal, watch)
     tuned = {name: np.asarray(value).tolist() for name, value in kernel.tuned(chains.state).items()}
     posterior = Posterior(problem.bnn.model, problem.bnn.draws(chains.thinned(draws)))
@@ -51,16 +51,6 @@ def fit_by_chains(
             "the diagnostics of the chains", lambda: chain_diagnostics(problem.target, chains, settings), unchecked
         )
     if isinstance(diagnostics, Failure):
-        # Chains that nobody has checked are not to be relied on: a shortfall, where a picture would be a note.
+        # Chains without diagnostics are not to be relied on: a shortfall, where a missing picture is only a note.
         return Fitted(posterior, tuned, tuple(unchecked), chains=chains, mode=mode)
     return Fitted(posterior, diagnostics | tuned, chain_shortfalls(diagnostics), chains=chains, mode=mode)
-
-
-def watched(problem: Problem) -> Any:
-    """What is kept of every sample beside its position: predictions at the first inputs of `monitor`."""
-    x = jnp.asarray(problem.monitor.x[:FUNCTION_ROWS])
-
-    def values(z: Vector) -> Float[Array, " values"]:
-        return function_values(problem.bnn, z, x)
-
-    return values

@@ -17,6 +17,7 @@ chains in windows of doubling length.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +51,8 @@ from abstain.training.inference.sampling import fit_by_chains
 from abstain.training.inference.target import Data, Target
 from abstain.training.runs.journal import Journal
 
-ADAM_RATE = 0.025
+ADAM = optax.adam(0.025, b1=0.0, b2=0.95)
+"""What moves the logarithm of the trajectory's length."""
 FIRST_LEAPFROGS = 1
 """T begins short and grows: the criterion has a maximum at every further half turn, and the first is the best."""
 STEP_JITTER = 0.2
@@ -87,114 +89,150 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: ChEESConfig, draws: int, 
 
 def kernel(target: Target, settings: ChEESConfig) -> Kernel:
     """The transitions of all chains."""
-    schedule, adam = windows(settings.warmup), optax.adam(ADAM_RATE, b1=0.0, b2=0.95)
-    dim = target.dim
-
-    def points(positions: Float[Array, "chains dim"], data: Data) -> Point:
-        return jax.vmap(lambda position: evaluate(target, position, data))(positions)
-
-    def init(keys: Key[Array, " chains"], positions: Float[Array, "chains dim"], data: Data) -> State:
-        log = jnp.log(jnp.float32(FIRST_LEAPFROGS * settings.step_size))
-        return State(
-            keys[0],
-            points(positions, data),
-            unit_metric(dim, settings.mass_matrix),
-            first_step_size(settings.step_size),
-            Length(log, log, adam.init(log)),
-            no_moments(dim),
-            jnp.int32(0),
-        )
-
-    def step(state: State, data: Data) -> tuple[State, Info]:
-        state, info, *_ = transition(state, data)
-        return state, info
-
-    def transition(state: State, data: Data) -> tuple[State, Info, Point, Array, Scalar]:
-        key, key_momentum, key_length, key_jitter, key_accept = jax.random.split(state.key, 5)
-        chains = len(state.point.position)
-        share = jax.random.uniform(key_length)
-        size = state.step_size.value * (1 - STEP_JITTER * jax.random.uniform(key_jitter))
-        steps = jnp.clip(jnp.ceil(share * jnp.exp(state.length.log) / size), 1, settings.max_leapfrogs)
-        momentum = state.metric.momentum(jax.random.normal(key_momentum, (chains, dim)))
-        end, last_momentum = leapfrogs(
-            lambda positions: points(positions, data), state.point, momentum, state.metric, size, steps.astype(int)
-        )
-        energy, error = energies(state.point, momentum, end, last_momentum, state.metric)
-        acceptance = acceptance_probability(error)
-        accepted = jax.random.uniform(key_accept, (chains,)) < acceptance
-        point = Point(
-            where(accepted[:, None], end.position, state.point.position),
-            where(accepted, end.log_density, state.point.log_density),
-            where(accepted[:, None], end.gradient, state.point.gradient),
-        )
-        info = {
-            "acceptance": acceptance,
-            "diverging": ~(error < DIVERGENCE),
-            "leapfrogs": jnp.full(chains, steps, jnp.int32),
-            "energy": energy,
-            "log_density": point.log_density,
-        }
-        return state._replace(key=key, point=point), info, end, state.metric.velocity(last_momentum), share
-
-    def warm(state: State, data: Data) -> tuple[State, Info]:
-        before = state.point.position
-        state, info, end, velocity, share = transition(state, data)
-        acceptance = info["acceptance"]
-        # The harmonic mean: no chain is left behind with a step too large for it.
-        mean = 1 / (1 / jnp.maximum(acceptance, 1e-6)).mean()
-        size = adapt_step_size(state.step_size, mean, "dual_averaging", settings.target_acceptance)
-        slope = ascent(before, end.position, velocity, acceptance, state.metric) * share * jnp.exp(state.length.log)
-        length = lengthened(state.length, slope, size.memory.average, state.transition)
-        state = state._replace(step_size=size, length=length, transition=state.transition + 1)
-        return (state if settings.mass_matrix == "unit" else adapt_metric(state)), info
-
-    def lengthened(length: Length, slope: Scalar, average_log_size: Scalar, transition: Array) -> Length:
-        update, memory = adam.update(-jnp.nan_to_num(slope), length.memory)
-        # Bounded by the average step size: those that adaptation tries on the way would throw T into a farther maximum.
-        log = jnp.minimum(length.log + update, average_log_size + jnp.log(settings.max_leapfrogs))
-        weight = (transition + 1.0) ** -0.5
-        return Length(log, (1 - weight) * length.average + weight * log, memory)
-
-    def adapt_metric(state: State) -> State:
-        place = state.transition - 1
-        moments = where(schedule.collecting[place], add_moments(state.moments, state.point.position), state.moments)
-        state = state._replace(moments=moments)
-        metric = metric_of_moments(moments)
-        # The widest direction calls for the longest trajectory: T is as long as before for it, in the new metric's units.
-        shift = jnp.log((metric.inverse / state.metric.inverse).max()) / 2
-        length = state.length
-        renewed = state._replace(
-            metric=metric,
-            step_size=restart_step_size(state.step_size, state.metric, metric, "dual_averaging"),
-            length=length._replace(log=length.log - shift, average=length.average - shift),
-            moments=no_moments(dim),
-        )
-        return jax.lax.cond(schedule.ending[place], lambda: renewed, lambda: state)
-
-    def settle(state: State) -> State:
-        size = StepSize(final_step_size(state.step_size, "dual_averaging"), ())
-        return state._replace(step_size=size, length=state.length._replace(log=state.length.average))
-
-    def split(state: State) -> State:
-        """Groups of chains, each in lockstep with a randomness of its own; what was adapted they share."""
-        shape = (settings.groups, settings.chains // settings.groups)
-        shared = jax.tree.map(lambda leaf: jnp.stack([leaf] * settings.groups), state)
-        point = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), state.point)
-        return shared._replace(key=jax.random.split(state.key, settings.groups), point=point)
-
-    def tuned(state: State) -> dict[str, Array]:
-        return {"step_size": state.step_size.value, "trajectory_length": jnp.exp(state.length.log)}
-
     return Kernel(
-        init,
-        warm,
+        partial(init, target, settings),
+        partial(warm, target, settings),
         settle,
-        step,
-        position=lambda state: state.point.position,
-        tuned=tuned,
+        partial(step, target, settings),
+        position,
+        tuned,
         lockstep=True,
-        split=split if settings.chain_method == "parallel" else None,
+        split=partial(split, settings) if settings.chain_method == "parallel" else None,
     )
+
+
+def init(
+    target: Target,
+    settings: ChEESConfig,
+    keys: Key[Array, " chains"],
+    positions: Float[Array, "chains dim"],
+    data: Data,
+) -> State:
+    """All chains at their starts, with nothing adapted yet."""
+    log = jnp.log(jnp.float32(FIRST_LEAPFROGS * settings.step_size))
+    return State(
+        keys[0],
+        evaluate_all(target, positions, data),
+        unit_metric(target.dim, settings.mass_matrix),
+        first_step_size(settings.step_size),
+        Length(log, log, ADAM.init(log)),
+        no_moments(target.dim),
+        jnp.int32(0),
+    )
+
+
+def step(target: Target, settings: ChEESConfig, state: State, data: Data) -> tuple[State, Info]:
+    """One trajectory of every chain, each accepted or refused."""
+    state, info, *_ = transition(target, settings, state, data)
+    return state, info
+
+
+def transition(
+    target: Target, settings: ChEESConfig, state: State, data: Data
+) -> tuple[State, Info, Point, Array, Scalar]:
+    """A step, with what the adaptation of the length needs: the ends, their velocities, and the share of the length."""
+    key, key_momentum, key_length, key_jitter, key_accept = jax.random.split(state.key, 5)
+    chains = len(state.point.position)
+    share = jax.random.uniform(key_length)
+    size = state.step_size.value * (1 - STEP_JITTER * jax.random.uniform(key_jitter))
+    steps = jnp.clip(jnp.ceil(share * jnp.exp(state.length.log) / size), 1, settings.max_leapfrogs)
+    momentum = state.metric.momentum(jax.random.normal(key_momentum, (chains, target.dim)))
+    end, last_momentum = leapfrogs(
+        lambda positions: evaluate_all(target, positions, data),
+        state.point,
+        momentum,
+        state.metric,
+        size,
+        steps.astype(int),
+    )
+    energy, error = energies(state.point, momentum, end, last_momentum, state.metric)
+    acceptance = acceptance_probability(error)
+    accepted = jax.random.uniform(key_accept, (chains,)) < acceptance
+    point = Point(
+        where(accepted[:, None], end.position, state.point.position),
+        where(accepted, end.log_density, state.point.log_density),
+        where(accepted[:, None], end.gradient, state.point.gradient),
+    )
+    info = {
+        "acceptance": acceptance,
+        "diverging": ~(error < DIVERGENCE),
+        "leapfrogs": jnp.full(chains, steps, jnp.int32),
+        "energy": energy,
+        "log_density": point.log_density,
+    }
+    return state._replace(key=key, point=point), info, end, state.metric.velocity(last_momentum), share
+
+
+def warm(target: Target, settings: ChEESConfig, state: State, data: Data) -> tuple[State, Info]:
+    """A step after which the step size, the trajectory's length and the metric are adapted."""
+    before = state.point.position
+    state, info, end, velocity, share = transition(target, settings, state, data)
+    acceptance = info["acceptance"]
+    # The harmonic mean: no chain is left behind with a step too large for it.
+    mean = 1 / (1 / jnp.maximum(acceptance, 1e-6)).mean()
+    size = adapt_step_size(state.step_size, mean, "dual_averaging", settings.target_acceptance)
+    slope = ascent(before, end.position, velocity, acceptance, state.metric) * share * jnp.exp(state.length.log)
+    length = adapt_length(settings, state.length, slope, size.memory.average, state.transition)
+    state = state._replace(step_size=size, length=length, transition=state.transition + 1)
+    return (state if settings.mass_matrix == "unit" else adapt_metric(target, settings, state)), info
+
+
+def adapt_length(
+    settings: ChEESConfig, length: Length, slope: Scalar, average_log_size: Scalar, transition: Array
+) -> Length:
+    """The length after one step of Adam up the slope."""
+    update, memory = ADAM.update(-jnp.nan_to_num(slope), length.memory)
+    # Bounded by the average step size: those that adaptation tries on the way would throw T into a farther maximum.
+    log = jnp.minimum(length.log + update, average_log_size + jnp.log(settings.max_leapfrogs))
+    weight = (transition + 1.0) ** -0.5
+    return Length(log, (1 - weight) * length.average + weight * log, memory)
+
+
+def adapt_metric(target: Target, settings: ChEESConfig, state: State) -> State:
+    """The state with its positions added to the window, and with the window's metric where the window ends."""
+    schedule, place = windows(settings.warmup), state.transition - 1
+    moments = where(schedule.collecting[place], add_moments(state.moments, state.point.position), state.moments)
+    state = state._replace(moments=moments)
+    metric = metric_of_moments(moments)
+    # The widest direction calls for the longest trajectory: T is as long as before for it, in the new metric's units.
+    shift = jnp.log((metric.inverse / state.metric.inverse).max()) / 2
+    length = state.length
+    renewed = state._replace(
+        metric=metric,
+        step_size=restart_step_size(state.step_size, state.metric, metric, "dual_averaging"),
+        length=length._replace(log=length.log - shift, average=length.average - shift),
+        moments=no_moments(target.dim),
+    )
+    return jax.lax.cond(schedule.ending[place], lambda: renewed, lambda: state)
+
+
+def settle(state: State) -> State:
+    """The state with the step size and the length that adaptation ended at."""
+    size = StepSize(final_step_size(state.step_size, "dual_averaging"), ())
+    return state._replace(step_size=size, length=state.length._replace(log=state.length.average))
+
+
+def split(settings: ChEESConfig, state: State) -> State:
+    """Groups of chains, each in lockstep with a randomness of its own; what was adapted they share."""
+    shape = (settings.groups, settings.chains // settings.groups)
+    shared = jax.tree.map(lambda leaf: jnp.stack([leaf] * settings.groups), state)
+    point = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), state.point)
+    return shared._replace(key=jax.random.split(state.key, settings.groups), point=point)
+
+
+def position(state: State) -> Float[Array, "chains dim"]:
+    """Where the chains are."""
+    return state.point.position
+
+
+def tuned(state: State) -> dict[str, Array]:
+    """The adapted step size, and the longest trajectory in units of time."""
+    return {"step_size": state.step_size.value, "trajectory_length": jnp.exp(state.length.log)}
+
+
+def evaluate_all(target: Target, positions: Float[Array, "chains dim"], data: Data) -> Point:
+    """The point of every chain."""
+    return jax.vmap(lambda position: evaluate(target, position, data))(positions)
 
 
 def ascent(

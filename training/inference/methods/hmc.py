@@ -8,6 +8,7 @@ One gradient a leapfrog step, and next to nothing else: the loop's length is kno
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -67,63 +68,90 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: HMCConfig, draws: int, jo
 
 def kernel(target: Target, settings: HMCConfig) -> Kernel:
     """The transitions of one chain."""
-    schedule = windows(settings.warmup)
-    mass_matrix: MassMatrix = settings.mass_matrix if settings.adaptation != "none" else "unit"
+    return Kernel(
+        partial(init, target, settings),
+        partial(warm, target, settings),
+        partial(settle, settings),
+        partial(step, target, settings),
+        position,
+        tuned,
+    )
 
-    def init(key: PRNGKeyArray, position: Vector, data: Data) -> State:
-        return State(
-            key,
-            evaluate(target, position, data),
-            unit_metric(target.dim, mass_matrix),
-            first_step_size(settings.step_size),
-            no_positions(target.dim, mass_matrix),
-            jnp.int32(0),
-        )
 
-    def step(state: State, data: Data) -> tuple[State, Info]:
-        key, key_momentum, key_jitter, key_accept = jax.random.split(state.key, 4)
-        size = state.step_size.value * (1 - settings.jitter * jax.random.uniform(key_jitter))
-        momentum = state.metric.momentum(jax.random.normal(key_momentum, (target.dim,)))
-        end, last_momentum = leapfrogs(
-            lambda q: evaluate(target, q, data), state.point, momentum, state.metric, size, settings.leapfrogs
-        )
-        energy, error = energies(state.point, momentum, end, last_momentum, state.metric)
-        acceptance = acceptance_probability(error)
-        point = where(jax.random.uniform(key_accept) < acceptance, end, state.point)
-        info = {
-            "acceptance": acceptance,
-            "diverging": ~(error < DIVERGENCE),
-            "leapfrogs": jnp.int32(settings.leapfrogs),
-            "energy": energy,
-            "log_density": point.log_density,
-        }
-        return state._replace(key=key, point=point), info
+def init(target: Target, settings: HMCConfig, key: PRNGKeyArray, position: Vector, data: Data) -> State:
+    """A chain at its start, with nothing adapted yet."""
+    kind = mass_matrix(settings)
+    return State(
+        key,
+        evaluate(target, position, data),
+        unit_metric(target.dim, kind),
+        first_step_size(settings.step_size),
+        no_positions(target.dim, kind),
+        jnp.int32(0),
+    )
 
-    def warm(state: State, data: Data) -> tuple[State, Info]:
-        state, info = step(state, data)
-        size = adapt_step_size(state.step_size, info["acceptance"], settings.adaptation, settings.target_acceptance)
-        state = state._replace(step_size=size, transition=state.transition + 1)
-        return (state if mass_matrix == "unit" else adapt_metric(state)), info
 
-    def adapt_metric(state: State) -> State:
-        place, kind = state.transition - 1, mass_matrix
-        added = add_position(state.covariance, state.point.position, kind)
-        state = state._replace(covariance=where(schedule.collecting[place], added, state.covariance))
-        metric = metric_of(state.covariance, kind)
-        renewed = state._replace(
-            metric=metric,
-            step_size=restart_step_size(state.step_size, state.metric, metric, settings.adaptation),
-            covariance=no_positions(target.dim, kind),
-        )
-        return jax.lax.cond(schedule.ending[place], lambda: renewed, lambda: state)
+def step(target: Target, settings: HMCConfig, state: State, data: Data) -> tuple[State, Info]:
+    """One trajectory, accepted or refused."""
+    key, key_momentum, key_jitter, key_accept = jax.random.split(state.key, 4)
+    size = state.step_size.value * (1 - settings.jitter * jax.random.uniform(key_jitter))
+    momentum = state.metric.momentum(jax.random.normal(key_momentum, (target.dim,)))
+    end, last_momentum = leapfrogs(
+        lambda q: evaluate(target, q, data), state.point, momentum, state.metric, size, settings.leapfrogs
+    )
+    energy, error = energies(state.point, momentum, end, last_momentum, state.metric)
+    acceptance = acceptance_probability(error)
+    point = where(jax.random.uniform(key_accept) < acceptance, end, state.point)
+    info = {
+        "acceptance": acceptance,
+        "diverging": ~(error < DIVERGENCE),
+        "leapfrogs": jnp.int32(settings.leapfrogs),
+        "energy": energy,
+        "log_density": point.log_density,
+    }
+    return state._replace(key=key, point=point), info
 
-    def settle(state: State) -> State:
-        return state._replace(step_size=StepSize(final_step_size(state.step_size, settings.adaptation), ()))
 
-    def tuned(state: State) -> dict[str, Array]:
-        return {"step_size": state.step_size.value}
+def warm(target: Target, settings: HMCConfig, state: State, data: Data) -> tuple[State, Info]:
+    """A transition after which the step size and the metric are adapted."""
+    state, info = step(target, settings, state, data)
+    size = adapt_step_size(state.step_size, info["acceptance"], settings.adaptation, settings.target_acceptance)
+    state = state._replace(step_size=size, transition=state.transition + 1)
+    return (state if mass_matrix(settings) == "unit" else adapt_metric(target, settings, state)), info
 
-    return Kernel(init, warm, settle, step, position=lambda state: state.point.position, tuned=tuned)
+
+def adapt_metric(target: Target, settings: HMCConfig, state: State) -> State:
+    """The state with its position added to the window, and with the window's metric where the window ends."""
+    schedule, place, kind = windows(settings.warmup), state.transition - 1, mass_matrix(settings)
+    added = add_position(state.covariance, state.point.position, kind)
+    state = state._replace(covariance=where(schedule.collecting[place], added, state.covariance))
+    metric = metric_of(state.covariance, kind)
+    renewed = state._replace(
+        metric=metric,
+        step_size=restart_step_size(state.step_size, state.metric, metric, settings.adaptation),
+        covariance=no_positions(target.dim, kind),
+    )
+    return jax.lax.cond(schedule.ending[place], lambda: renewed, lambda: state)
+
+
+def settle(settings: HMCConfig, state: State) -> State:
+    """The state with the step size that adaptation ended at."""
+    return state._replace(step_size=StepSize(final_step_size(state.step_size, settings.adaptation), ()))
+
+
+def position(state: State) -> Vector:
+    """Where the chain is; of a batch of chains, where each is."""
+    return state.point.position
+
+
+def tuned(state: State) -> dict[str, Array]:
+    """The adapted step size."""
+    return {"step_size": state.step_size.value}
+
+
+def mass_matrix(settings: HMCConfig) -> MassMatrix:
+    """The form of the mass matrix: without adaptation it stays the unit one."""
+    return settings.mass_matrix if settings.adaptation != "none" else "unit"
 
 
 def evaluate(target: Target, position: Vector, data: Data) -> Point:

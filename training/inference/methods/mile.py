@@ -22,6 +22,7 @@ In float32 ΔE drowns in rounding once |log π| ≳ 10⁵ for a few dozen parame
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -95,106 +96,138 @@ def member_facts(chains: Chains, dim: int) -> dict[str, Any]:
 
 def member_shortfalls(facts: dict[str, Any], settings: MILEConfig) -> tuple[str, ...]:
     """What R-hat and ESS do not show: members that stood still, and steps too large to be right."""
-    said = [
+    shortfalls = [
         f"member {place} left the numbers at every step and never moved; choose another start, or check the data's scale"
         for place, acceptance in enumerate(facts["acceptance"])
         if acceptance == 0
     ]
     variance = float(np.mean(facts["energy_variance"]))
     if variance > EXCESS_LIMIT * settings.energy_variance:
-        said.append(
+        shortfalls.append(
             f"the steps were too large: their energy variance is {variance:.1e} per dimension, more than "
             f"{EXCESS_LIMIT:.0f} times the {settings.energy_variance:.1e} aimed at, and the draws may be biased; "
             "raise warmup, or lower energy_variance"
         )
-    return tuple(said)
+    return tuple(shortfalls)
 
 
 def kernel(target: Target, settings: MILEConfig) -> Kernel:
     """The transitions of one chain; their `energy` is what a step added to it, 0 were the step exact.
 
     Raises:
-        ConfigError: there is but one parameter, and no direction to turn.
+        ConfigError: there is only one parameter, and no direction to turn.
     """
+    if target.dim < 2:
+        raise ConfigError(
+            "method.kind", expected="at least 2 parameters, for mile", found=target.dim, fix='kind = "nuts"'
+        )
+    return Kernel(
+        partial(init, target), partial(warm, target, settings), settle, partial(step, target), position, tuned
+    )
+
+
+def init(target: Target, key: PRNGKeyArray, position: Vector, data: Data) -> State:
+    """A chain at its start, with nothing adapted yet."""
     dim = target.dim
-    if dim < 2:
-        raise ConfigError("method.kind", expected="at least 2 parameters, for mile", found=dim, fix='kind = "nuts"')
-    windows = [(round(first * settings.warmup), round(last * settings.warmup)) for first, last in WINDOWS]
-    windows = [(first, last) for first, last in windows if last - first >= 2]
+    key, key_momentum = jax.random.split(key)
+    direction = normalised(jax.random.normal(key_momentum, (dim,)))
+    density, gradient = jax.value_and_grad(target.log_density)(position, data)
+    return State(
+        key,
+        IntegratorState(position, direction, density, gradient),
+        jnp.float32(FIRST_STEP * math.sqrt(dim)),
+        jnp.float32(math.sqrt(dim)),
+        jnp.ones(dim),
+        jnp.float32(0),
+        jnp.float32(1),
+        no_positions(dim, "diagonal"),
+        jnp.int32(0),
+    )
+
+
+def step(target: Target, state: State, data: Data) -> tuple[State, Info]:
+    """One step of the integrator, and one turn by noise."""
+    key, key_noise = jax.random.split(state.key)
+    integrate = isokinetic_mclachlan(lambda z: target.log_density(z, data), state.inverse)
+    end, kinetic = integrate(state.point, state.step_size)
+    error = kinetic - end.logdensity + state.point.logdensity
+    fine = (jnp.abs(error) < DIVERGENCE) & jnp.isfinite(end.logdensity_grad).all()
+    point = where(fine, end, state.point)
+    noise = jax.random.normal(key_noise, (target.dim,))
+    scale = jnp.sqrt(jnp.expm1(2 * state.step_size / state.length) / target.dim)
+    direction = normalised(jnp.where(fine, point.momentum + scale * noise, noise))
+    info = {
+        "acceptance": fine.astype(jnp.float32),
+        "diverging": ~fine,
+        "leapfrogs": jnp.int32(GRADIENTS),
+        "energy": jnp.where(fine, error, 0.0),
+        "log_density": point.logdensity,
+    }
+    return state._replace(key=key, point=point._replace(momentum=direction)), info
+
+
+def warm(target: Target, settings: MILEConfig, state: State, data: Data) -> tuple[State, Info]:
+    """A step after which the step size and the metric are adapted."""
+    state, info = step(target, state, data)
+    state = state._replace(transition=state.transition + 1)
+    return adapt_metric(settings, adapt_step_size(settings, state, info)), info
+
+
+def adapt_step_size(settings: MILEConfig, state: State, info: Info) -> State:
+    """The state with the step size at which the mean squared energy error is the one aimed at."""
+    dim = state.inverse.shape[-1]
     memory = max(MEMORY, settings.warmup // 10)
+    ratio = info["energy"] ** 2 / (dim * settings.energy_variance) + 1e-8
+    total = state.weight + 1
+    excess = (state.weight * state.excess + ratio) / total
+    factor = jnp.minimum(excess ** (-1 / 6), LARGEST_GROWTH)
+    adapted = state._replace(
+        step_size=state.step_size * factor, weight=jnp.minimum(total, memory), excess=excess * factor**6
+    )
+    return where(info["diverging"], state._replace(step_size=SHRINKAGE * state.step_size), adapted)
 
-    def init(key: PRNGKeyArray, position: Vector, data: Data) -> State:
-        key, key_momentum = jax.random.split(key)
-        direction = normalised(jax.random.normal(key_momentum, (dim,)))
-        density, gradient = jax.value_and_grad(target.log_density)(position, data)
-        return State(
-            key,
-            IntegratorState(position, direction, density, gradient),
-            jnp.float32(FIRST_STEP * math.sqrt(dim)),
-            jnp.float32(math.sqrt(dim)),
-            jnp.ones(dim),
-            jnp.float32(0),
-            jnp.float32(1),
-            no_positions(dim, "diagonal"),
-            jnp.int32(0),
-        )
 
-    def step(state: State, data: Data) -> tuple[State, Info]:
-        key, key_noise = jax.random.split(state.key)
-        integrate = isokinetic_mclachlan(lambda z: target.log_density(z, data), state.inverse)
-        end, kinetic = integrate(state.point, state.step_size)
-        error = kinetic - end.logdensity + state.point.logdensity
-        fine = (jnp.abs(error) < DIVERGENCE) & jnp.isfinite(end.logdensity_grad).all()
-        point = where(fine, end, state.point)
-        noise = jax.random.normal(key_noise, (dim,))
-        scale = jnp.sqrt(jnp.expm1(2 * state.step_size / state.length) / dim)
-        direction = normalised(jnp.where(fine, point.momentum + scale * noise, noise))
-        info = {
-            "acceptance": fine.astype(jnp.float32),
-            "diverging": ~fine,
-            "leapfrogs": jnp.int32(GRADIENTS),
-            "energy": jnp.where(fine, error, 0.0),
-            "log_density": point.logdensity,
-        }
-        return state._replace(key=key, point=point._replace(momentum=direction)), info
+def adapt_metric(settings: MILEConfig, state: State) -> State:
+    """The state with its position added to the window, and with the window's metric where the window ends."""
+    for first, last in variance_windows(settings.warmup):
+        added = add_position(state.covariance, state.point.position, "diagonal")
+        inside = (state.transition > first) & (state.transition <= last)
+        state = state._replace(covariance=where(inside, added, state.covariance))
+        state = where(state.transition == last, renew_metric(settings, state), state)
+    return state
 
-    def warm(state: State, data: Data) -> tuple[State, Info]:
-        state, info = step(state, data)
-        state = state._replace(transition=state.transition + 1)
-        return adapt_metric(adapt_step_size(state, info)), info
 
-    def adapt_step_size(state: State, info: Info) -> State:
-        ratio = info["energy"] ** 2 / (dim * settings.energy_variance) + 1e-8
-        total = state.weight + 1
-        excess = (state.weight * state.excess + ratio) / total
-        factor = jnp.minimum(excess ** (-1 / 6), LARGEST_GROWTH)
-        adapted = state._replace(
-            step_size=state.step_size * factor, weight=jnp.minimum(total, memory), excess=excess * factor**6
-        )
-        return where(info["diverging"], state._replace(step_size=SHRINKAGE * state.step_size), adapted)
+def variance_windows(warmup: int) -> list[tuple[int, int]]:
+    """The first and last transition of each of `WINDOWS`; those too short for a variance are left out."""
+    windows = [(round(first * warmup), round(last * warmup)) for first, last in WINDOWS]
+    return [(first, last) for first, last in windows if last - first >= 2]
 
-    def adapt_metric(state: State) -> State:
-        for first, last in windows:
-            added = add_position(state.covariance, state.point.position, "diagonal")
-            inside = (state.transition > first) & (state.transition <= last)
-            state = state._replace(covariance=where(inside, added, state.covariance))
-            state = where(state.transition == last, renewed(state), state)
-        return state
 
-    def renewed(state: State) -> State:
-        variance = metric_of(state.covariance, "diagonal").inverse
-        if settings.mass_matrix == "unit":
-            state = state._replace(length=jnp.sqrt(variance.sum()))
-        else:
-            # No parameter moves further than before, until the errors in the new metric are known.
-            shrunk = jnp.sqrt((state.inverse / variance).min())
-            state = state._replace(step_size=state.step_size * shrunk, inverse=variance)
-        return state._replace(weight=jnp.float32(0), covariance=no_positions(dim, "diagonal"))
+def renew_metric(settings: MILEConfig, state: State) -> State:
+    """The state with the variances of a window as its metric or, where that stays the unit one, as its length."""
+    variance = metric_of(state.covariance, "diagonal").inverse
+    if settings.mass_matrix == "unit":
+        state = state._replace(length=jnp.sqrt(variance.sum()))
+    else:
+        # No parameter moves further than before, until the errors in the new metric are known.
+        shrunk = jnp.sqrt((state.inverse / variance).min())
+        state = state._replace(step_size=state.step_size * shrunk, inverse=variance)
+    return state._replace(weight=jnp.float32(0), covariance=no_positions(variance.shape[-1], "diagonal"))
 
-    def tuned(state: State) -> dict[str, Array]:
-        return {"step_size": state.step_size, "decoherence_length": state.length}
 
-    return Kernel(init, warm, lambda state: state, step, position=lambda state: state.point.position, tuned=tuned)
+def settle(state: State) -> State:
+    """The state as it is: the step size is an average already."""
+    return state
+
+
+def position(state: State) -> Vector:
+    """Where the chain is."""
+    return state.point.position
+
+
+def tuned(state: State) -> dict[str, Array]:
+    """The adapted step size and the length over which the direction is forgotten."""
+    return {"step_size": state.step_size, "decoherence_length": state.length}
 
 
 def normalised(vector: Float[Array, " dim"]) -> Float[Array, " dim"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +28,13 @@ from abstain.training.inference.target import Data, Target, Vector
 from abstain.training.runs.journal import Journal
 
 
+class Transitions(NamedTuple):
+    """NumPyro's functions that begin a chain and that take it one trajectory further."""
+
+    init: Callable[..., Any]
+    sample: Callable[..., Any]
+
+
 class State(NamedTuple):
     """One chain: NumPyro's state of it, which adapts the metric, and the step size, which is adapted here."""
 
@@ -42,60 +50,84 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: NUTSConfig, draws: int, j
 
 def kernel(target: Target, settings: NUTSConfig) -> Kernel:
     """The transitions of one chain."""
+    numpyro = transitions(target)
+    return Kernel(
+        partial(init, numpyro, settings),
+        partial(warm, numpyro, settings),
+        partial(settle, settings),
+        partial(step, numpyro),
+        position,
+        tuned,
+    )
+
+
+def transitions(target: Target) -> Transitions:
+    """NumPyro's sampler of a target: its two functions share what the first is given, so each kernel has its own pair."""
 
     def potential(data: Data, z: Vector) -> Array:
         return -target.log_density(z, data)
 
-    init_kernel, sample_kernel = hmc(potential_fn_gen=lambda data: partial(potential, data), algo="NUTS")
+    return Transitions(*hmc(potential_fn_gen=lambda data: partial(potential, data), algo="NUTS"))
 
-    schedule = windows(settings.warmup)
 
-    def init(key: PRNGKeyArray, position: Vector, data: Data) -> State:
-        state = init_kernel(
-            position,
-            settings.warmup,
-            step_size=settings.step_size,
-            adapt_step_size=False,
-            adapt_mass_matrix=settings.mass_matrix != "unit" and settings.adaptation != "none",
-            dense_mass=settings.mass_matrix == "dense",
-            max_tree_depth=settings.max_tree_depth,
-            model_args=(data,),
-            rng_key=key,
-        )
-        return with_step_size(State(state, first_step_size(settings.step_size), jnp.int32(0)))
+def init(numpyro: Transitions, settings: NUTSConfig, key: PRNGKeyArray, position: Vector, data: Data) -> State:
+    """A chain at its start, with nothing adapted yet."""
+    state = numpyro.init(
+        position,
+        settings.warmup,
+        step_size=settings.step_size,
+        adapt_step_size=False,
+        adapt_mass_matrix=settings.mass_matrix != "unit" and settings.adaptation != "none",
+        dense_mass=settings.dense_mass_matrix,
+        max_tree_depth=settings.max_tree_depth,
+        model_args=(data,),
+        rng_key=key,
+    )
+    return with_step_size(State(state, first_step_size(settings.step_size), jnp.int32(0)))
 
-    def step(state: State, data: Data) -> tuple[State, Info]:
-        after = sample_kernel(state.hmc, model_args=(data,))
-        info = {
-            "acceptance": after.accept_prob,
-            "diverging": after.diverging,
-            "leapfrogs": after.num_steps,
-            "energy": after.energy,
-            "log_density": -after.potential_energy,
-        }
-        return state._replace(hmc=after), info
 
-    def warm(state: State, data: Data) -> tuple[State, Info]:
-        before = metric(state)
-        state, info = step(state, data)
-        size = adapt_step_size(state.step_size, info["acceptance"], settings.adaptation, settings.target_acceptance)
-        if settings.mass_matrix != "unit":
-            restarted = restart_step_size(size, before, metric(state), settings.adaptation)
-            size = where(schedule.ending[state.transition], restarted, size)
-        return with_step_size(state._replace(step_size=size, transition=state.transition + 1)), info
+def step(numpyro: Transitions, state: State, data: Data) -> tuple[State, Info]:
+    """One trajectory."""
+    after = numpyro.sample(state.hmc, model_args=(data,))
+    info = {
+        "acceptance": after.accept_prob,
+        "diverging": after.diverging,
+        "leapfrogs": after.num_steps,
+        "energy": after.energy,
+        "log_density": -after.potential_energy,
+    }
+    return state._replace(hmc=after), info
 
-    def settle(state: State) -> State:
-        size = final_step_size(state.step_size, settings.adaptation)
-        return with_step_size(state._replace(step_size=StepSize(size, ())))
 
-    def tuned(state: State) -> dict[str, Array]:
-        return {"step_size": state.step_size.value}
+def warm(numpyro: Transitions, settings: NUTSConfig, state: State, data: Data) -> tuple[State, Info]:
+    """A transition after which the step size is adapted; NumPyro adapts the metric."""
+    before = metric(state)
+    state, info = step(numpyro, state, data)
+    size = adapt_step_size(state.step_size, info["acceptance"], settings.adaptation, settings.target_acceptance)
+    if settings.mass_matrix != "unit":
+        restarted = restart_step_size(size, before, metric(state), settings.adaptation)
+        size = where(windows(settings.warmup).ending[state.transition], restarted, size)
+    return with_step_size(state._replace(step_size=size, transition=state.transition + 1)), info
 
-    return Kernel(init, warm, settle, step, position=lambda state: state.hmc.z, tuned=tuned)
+
+def settle(settings: NUTSConfig, state: State) -> State:
+    """The state with the step size that adaptation ended at."""
+    size = final_step_size(state.step_size, settings.adaptation)
+    return with_step_size(state._replace(step_size=StepSize(size, ())))
+
+
+def position(state: State) -> Vector:
+    """Where the chain is."""
+    return state.hmc.z
+
+
+def tuned(state: State) -> dict[str, Array]:
+    """The adapted step size."""
+    return {"step_size": state.step_size.value}
 
 
 def metric(state: State) -> Metric:
-    """The metric that NumPyro has come to."""
+    """The metric that NumPyro has adapted."""
     adapted = state.hmc.adapt_state
     return Metric(adapted.inverse_mass_matrix, adapted.mass_matrix_sqrt)
 
@@ -104,8 +136,3 @@ def with_step_size(state: State) -> State:
     """The state with its step size where NumPyro's transitions read it."""
     adapted = state.hmc.adapt_state._replace(step_size=state.step_size.value)
     return state._replace(hmc=state.hmc._replace(adapt_state=adapted))
-
-
-def tree_depth(leapfrogs: Any) -> Any:
-    """The depth of the tree that a number of leapfrog steps makes."""
-    return jnp.ceil(jnp.log2(leapfrogs + 1))
