@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from abstain.models.errors import ConfigError
 from abstain.training.config.methods import ChainSettings, VIConfig
 from abstain.training.inference.guides import fit_guides, sample_guides
-from abstain.training.inference.methods.map import find_modes
+from abstain.training.inference.mode_search import find_modes
 from abstain.training.inference.problem import Problem
 from abstain.training.runs.journal import Journal
 

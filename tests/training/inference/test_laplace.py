@@ -16,9 +16,9 @@ from abstain.models.prediction.likelihoods import LIKELIHOODS
 from abstain.models.prediction.posterior import Model
 from abstain.training.config.methods import LaplaceConfig
 from abstain.training.config.priors import PriorConfig
+from abstain.training.inference import curvature, mode_search
 from abstain.training.inference.bnn import BNN, Observations, as_draw
 from abstain.training.inference.methods import laplace
-from abstain.training.inference.methods import map as mode_search
 from abstain.training.inference.problem import Problem
 from abstain.training.runs.journal import Journal
 
@@ -72,8 +72,8 @@ def curve(problem, z, subset, chunk=None):
     """G and the prior about a vector, and the sites that they are of."""
     settings = QUICK.model_copy(update={"subset": subset} | ({"reports": chunk} if chunk else {}))
     sites = laplace.subset_sites(problem, settings)
-    sums = laplace.sum_curvature(problem, z, sites, settings, Journal())
-    return sums, laplace.local_prior(problem.target, z, sites), sites
+    sums = curvature.sum_curvature(problem, z, sites, settings, Journal())
+    return sums, curvature.local_prior(problem.target, z, sites), sites
 
 
 def columns(draws):
@@ -123,7 +123,7 @@ def fisher(likelihood, outputs, noise):
     """Λ as the method has it."""
     law = LIKELIHOODS[likelihood]
     outputs = jnp.float32(outputs)
-    jacobian = jax.jit(jax.jacobian(lambda seen: laplace.root_of_law(law, seen[:-1], seen[-1])))
+    jacobian = jax.jit(jax.jacobian(lambda seen: curvature.root_of_law(law, seen[:-1], seen[-1])))
     root = np.asarray(jacobian(jnp.append(outputs, noise)), np.float64)
     return root.T @ root
 
@@ -218,7 +218,7 @@ def test_the_evidence_of_a_linear_model_is_exact():
         problem, design, y = linear(scale)
         mean, _, log_evidence = conjugate(design, y, scale)
         sums, prior, _ = curve(problem, linear_mode(problem, mean), "last_layer")
-        found = laplace.weigh(sums, prior, choose=False)
+        found = curvature.weigh(sums, prior, choose=False)
         assert (found.multiplier, found.log_evidence) == (1.0, pytest.approx(log_evidence, abs=0.01))
 
 
@@ -232,7 +232,9 @@ def test_the_evidence_leaves_the_best_prior_alone_and_moves_others_towards_it():
     def chosen(scale):
         problem, *_ = linear(scale)
         mode = linear_mode(problem, conjugate(design, y, scale)[0])
-        return laplace.weigh(sums, laplace.local_prior(problem.target, mode, sites_of(problem)), choose=True).multiplier
+        return curvature.weigh(
+            sums, curvature.local_prior(problem.target, mode, sites_of(problem)), choose=True
+        ).multiplier
 
     def sites_of(problem):
         return tuple(site for site in problem.target.sites if site.path in {site.path for site in sites})
@@ -259,16 +261,16 @@ def test_the_chosen_multiplier_is_the_highest_of_a_grid(subset):
     def log_evidence(tau):
         hessian = matrix + np.diag(np.where(prior.scaled, tau / 4, prior.precision))
         log_prior = stats.norm(0, 2 / tau**0.5).logpdf(network).sum()
-        log_prior += sum(float(laplace.site_log_prior(site, z[site.first])) for site in noise)
+        log_prior += sum(float(curvature.site_log_prior(site, z[site.first])) for site in noise)
         volume = 0.5 * len(matrix) * np.log(2 * np.pi) - 0.5 * np.linalg.slogdet(hessian)[1]
         return float(sums.log_likelihood) + log_prior + volume
 
-    found = laplace.weigh(sums, prior, choose=True)
+    found = curvature.weigh(sums, prior, choose=True)
     grid = np.exp(np.linspace(np.log(1e-3), np.log(1e3), 2001))
     values = [log_evidence(tau) for tau in grid]
     assert found.multiplier == pytest.approx(grid[np.argmax(values)], rel=5e-3)
     assert found.log_evidence == pytest.approx(max(values), abs=2e-3)
-    assert laplace.weigh(sums, prior, choose=False).log_evidence == pytest.approx(log_evidence(1.0), abs=2e-3)
+    assert curvature.weigh(sums, prior, choose=False).log_evidence == pytest.approx(log_evidence(1.0), abs=2e-3)
 
 
 def test_a_logistic_regression_has_the_inverse_hessian_as_covariance():
@@ -297,7 +299,7 @@ def test_other_priors_have_a_precision_that_is_positive_and_of_their_width(kind)
     """Their own curvature where that is larger; never flatter than a normal with the same central 90 %."""
     problem = pose("bernoulli", hidden=(3,), kind=kind, scale=0.5)
     z = jnp.linspace(-4, 4, problem.target.dim)
-    prior = laplace.local_prior(problem.target, z, problem.target.sites)
+    prior = curvature.local_prior(problem.target, z, problem.target.sites)
     law = jax.tree.leaves(problem.target.priors, is_leaf=lambda leaf: hasattr(leaf, "log_prob"))[0]
     values = np.asarray(law.sample(jax.random.key(3), (40_000,)))
     low, high = np.quantile(values, [0.05, 0.95])
@@ -480,23 +482,23 @@ def test_a_lengthened_search_sums_about_its_new_mode(tmp_path):
 
 def test_a_prior_far_off_is_said_to_be_so():
     """τ ends where the search ends, and a note says it."""
-    ends = [laplace.best_multiplier(np.ones(3), penalty) for penalty in (0.0, 1e9)]
+    ends = [curvature.best_multiplier(np.ones(3), penalty) for penalty in (0.0, 1e9)]
     assert ends == [1e6, 1e-6]
     spread = laplace.Spread(np.ones(1), np.ones(1), 0.0)
-    assert "multiplied by 1e-06" in laplace.notes_on(laplace.Evidence(ends[1], 0.0), spread)[0]
-    assert laplace.notes_on(laplace.Evidence(1.0, 0.0), spread) == ()
+    assert "multiplied by 1e-06" in laplace.notes_on(curvature.Evidence(ends[1], 0.0), spread)[0]
+    assert laplace.notes_on(curvature.Evidence(1.0, 0.0), spread) == ()
 
 
 def test_a_precision_that_rounding_made_singular_is_mended_or_refused():
     """A small jitter is used and told; what needs a large one is refused."""
-    prior = laplace.LocalPrior(0.0, np.zeros(2), np.full(2, 1e-12), np.ones(2, bool))
+    prior = curvature.LocalPrior(0.0, np.zeros(2), np.full(2, 1e-12), np.ones(2, bool))
 
     def sums(low):
-        return laplace.Curvature(np.zeros(()), np.diag([1.0, low]), np.int64(1))
+        return curvature.Curvature(np.zeros(()), np.diag([1.0, low]), np.int64(1))
 
     mended = laplace.spread_of(sums(-1e-7), prior, 1.0)
     assert mended.jitter == pytest.approx(5e-7, rel=1e-3)
-    assert "was added to its diagonal" in laplace.notes_on(laplace.Evidence(1.0, 0.0), mended)[0]
+    assert "was added to its diagonal" in laplace.notes_on(curvature.Evidence(1.0, 0.0), mended)[0]
     with pytest.raises(FitError, match=r"not positive definite: .* narrow prior.scale"):
         laplace.spread_of(sums(-0.5), prior, 1.0)
 

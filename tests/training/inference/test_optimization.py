@@ -15,6 +15,7 @@ from abstain.training.config.methods import EnsembleConfig, MAPConfig, Optimisat
 from abstain.training.inference.bnn import Observations
 from abstain.training.inference.methods import ensemble
 from abstain.training.inference.methods import map as mode
+from abstain.training.inference.mode_search import hold_out
 from abstain.training.inference.optimization import batch_rows, check_losses, descend, described, optimiser
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.tracking import Views
@@ -195,13 +196,13 @@ def test_a_mode_is_the_mode():
 
 def test_rows_held_out_to_choose_an_iterate_by_are_not_learned_from():
     """The places are parted in two; a descent sees every chosen row once an epoch and no other."""
-    learned, held_out = mode.hold_out(jax.random.key(1), 30, 0.2)
+    learned, held_out = hold_out(jax.random.key(1), 30, 0.2)
     assert (len(learned), len(held_out)) == (24, 6)
     np.testing.assert_array_equal(np.sort(np.concatenate([learned, held_out])), np.arange(30))
-    whole, nothing = mode.hold_out(jax.random.key(1), 30, 0.0)
+    whole, nothing = hold_out(jax.random.key(1), 30, 0.0)
     assert (len(whole), len(nothing)) == (30, 0)
-    assert [len(part) for part in mode.hold_out(jax.random.key(1), 2, 0.9)] == [1, 1]
-    assert (mode.hold_out(jax.random.key(2), 30, 0.2)[1] != held_out).any()
+    assert [len(part) for part in hold_out(jax.random.key(1), 2, 0.9)] == [1, 1]
+    assert (hold_out(jax.random.key(2), 30, 0.2)[1] != held_out).any()
 
     chosen = np.array([1, 4, 5, 9, 10, 11], np.int32)
     for size in (2, 128):

@@ -19,12 +19,12 @@ from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
 from abstain.training.config.methods import ChEESConfig, EnsembleConfig, HMCConfig, MAPConfig, NUTSConfig, VIConfig
 from abstain.training.config.priors import PriorConfig
-from abstain.training.inference import guides
+from abstain.training.inference import guides, mode_search
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.chains import sample_chains
 from abstain.training.inference.guides import fit_guides, guide_at, kl_divergence, law, sample_guides
 from abstain.training.inference.methods import chees, hmc, nuts, vi
-from abstain.training.inference.methods import map as mode
+from abstain.training.inference.mode_search import find_modes, hold_out
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.target import Target
 from abstain.training.runs.journal import Journal
@@ -346,7 +346,7 @@ def straight(dim=3, rows=ROWS, seed=2, prior=1.0, signal=1.0):
 def unmonitored(monkeypatch):
     """No predictions of a network that is not there."""
     monkeypatch.setattr(guides, "progress_report", lambda *_: {})
-    monkeypatch.setattr(mode, "progress_report", lambda _bnn, zs, *_: {"z": zs[0]})
+    monkeypatch.setattr(mode_search, "progress_report", lambda _bnn, zs, *_: {"z": zs[0]})
 
 
 CAREFUL = {"steps": 3000, "batch_size": ROWS, "learning_rate": 0.02, "init_scale": 0.1, "particles": 4, "reports": 1}
@@ -441,7 +441,7 @@ def test_the_mode_is_the_posterior_s_and_members_agree_on_it(unmonitored):
     """A quadratic has one mode: every member finds it, from its own start."""
     problem, exact = straight()
     settings = EnsembleConfig(steps=1500, batch_size=ROWS, learning_rate=0.05, held_out=0.0, reports=2)
-    modes, _ = mode.find_modes(jax.random.key(0), problem, settings, 3, Journal(), "vectorized")
+    modes, _ = find_modes(jax.random.key(0), problem, settings, 3, Journal(), "vectorized")
     np.testing.assert_allclose(modes, np.tile(exact(1.0)[0], (3, 1)), atol=1e-3)
     assert len(np.unique(np.asarray(modes), axis=0)) > 1
 
@@ -451,8 +451,8 @@ def test_the_best_iterate_is_the_best_of_the_reports_and_not_the_last(unmonitore
     problem, _ = straight(dim=21, seed=4, prior=100.0, signal=0.1)
     settings = MAPConfig(steps=2000, batch_size=8, learning_rate=0.005, held_out=0.3, reports=40)
     key = jax.random.key(3)
-    modes, traces = mode.find_modes(key, problem, settings, 2, Journal())
-    learned, held_out = mode.hold_out(jax.random.split(key, 3)[1], ROWS, 0.3)
+    modes, traces = find_modes(key, problem, settings, 2, Journal())
+    learned, held_out = hold_out(jax.random.split(key, 3)[1], ROWS, 0.3)
     assert (len(learned), len(held_out)) == (21, 9)
     assert sorted([*learned, *held_out]) == list(range(ROWS))
     iterates, kept = traces.column("report_z"), problem.train.take(jnp.asarray(held_out))

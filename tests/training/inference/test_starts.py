@@ -18,7 +18,7 @@ from abstain.training.config.reading import read_config
 from abstain.training.fit import fit, load_dataset, start_notes
 from abstain.training.inference.bnn import BNN, NOISE_START, Observations
 from abstain.training.inference.chains import check_starts
-from abstain.training.inference.methods.map import find_modes
+from abstain.training.inference.mode_search import find_modes
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.starts import starts
 from abstain.training.runs.journal import Journal

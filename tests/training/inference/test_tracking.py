@@ -13,9 +13,9 @@ from abstain.training.config.priors import PriorConfig
 from abstain.training.config.reading import read_config
 from abstain.training.fit import build_model, load_dataset, pose
 from abstain.training.inference.bnn import BNN, Observations
-from abstain.training.inference.methods import map as mode_search
+from abstain.training.inference.methods import map as mode
 from abstain.training.inference.methods import vi
-from abstain.training.inference.methods.map import hold_out
+from abstain.training.inference.mode_search import hold_out
 from abstain.training.inference.problem import Problem
 from abstain.training.runs.journal import Journal
 from tests.helpers.paths import CONFIGS
@@ -49,8 +49,8 @@ def reports_of(method, settings, monitor=None):
 @pytest.mark.parametrize(
     ("method", "settings", "shown"),
     [
-        (mode_search.fit, MAPConfig(**STILL, held_out=0.25), "held_out_rmse"),
-        (mode_search.fit, MAPConfig(**STILL, held_out=0.0), "train_rmse"),
+        (mode.fit, MAPConfig(**STILL, held_out=0.25), "held_out_rmse"),
+        (mode.fit, MAPConfig(**STILL, held_out=0.0), "train_rmse"),
         (vi.fit, VIConfig(**STILL), "train_rmse"),
     ],
 )
@@ -65,7 +65,7 @@ def test_reports_and_progress_name_the_rows_they_are_of(method, settings, shown)
 
 def test_held_out_figures_are_of_the_rows_that_are_not_learned_from():
     """By hand, of the very network that the fit ends in; training figures are of the others."""
-    reports, _, fitted = reports_of(mode_search.fit, MAPConfig(**STILL, held_out=0.25))
+    reports, _, fitted = reports_of(mode.fit, MAPConfig(**STILL, held_out=0.25))
     learned, held_out = hold_out(jax.random.split(jax.random.key(0), 3)[1], ROWS, 0.25)
     problem = problem_of(None)
     network = jax.tree.map(lambda leaf: leaf[0], fitted.posterior.draws["network"])
@@ -78,7 +78,7 @@ def test_held_out_figures_are_of_the_rows_that_are_not_learned_from():
 def test_targets_that_are_not_learned_from_change_no_report_and_no_draw():
     """Rows beside the training part are there for their inputs alone: NaN targets go unnoticed."""
     lost = Observations(jnp.zeros((5, 1)), jnp.full(5, jnp.nan))
-    for method, settings in ((mode_search.fit, MAPConfig(**STILL)), (vi.fit, VIConfig(**STILL))):
+    for method, settings in ((mode.fit, MAPConfig(**STILL)), (vi.fit, VIConfig(**STILL))):
         first, _, fitted = reports_of(method, settings)
         second, _, again = reports_of(method, settings, lost)
         assert first == second
