@@ -69,4 +69,15 @@ class Keyword(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(self.outputs)(inputs=x.ravel())
+
+
+class Shared(nn.Module):
+    outputs: int
+
+    def setup(self):
+        self.a = nn.Dense(self.outputs)
+        self.b = nn.Dense(self.outputs)
+
+    def __call__(self, x):
+        return self.a(nn.relu(self.b(self.a(x.ravel()[: self.outputs]))))
 """

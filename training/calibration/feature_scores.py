@@ -24,7 +24,7 @@ from abstain.models.prediction.feature_score_records import (
     VirtualLogit,
 )
 from abstain.models.prediction.feature_scores import OF_TASK, class_logits, unit_length
-from abstain.models.prediction.features import last_layer, outputs_and_features
+from abstain.models.prediction.features import feature_weights, outputs_and_features
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import on_host, transform
 from abstain.training.calibration.grouping import LEAST, group_means, without_small
@@ -158,7 +158,7 @@ def virtual_logit(
     parts = []
     for member, h, z in zip(members, features, logits, strict=True):
         draw = jax.tree.map(lambda leaf, m=member: jnp.asarray(leaf[m]), posterior.draws)
-        layer = last_layer(posterior.model, draw, jnp.asarray(rows.x[0], jnp.float32))
+        layer = feature_weights(posterior.model, draw, jnp.asarray(rows.x[0], jnp.float32))
         # W is [width, outputs]: the origin o solves Wᵀ o + b = 0.
         origin = -np.linalg.pinv(np.asarray(layer[0]).T) @ np.asarray(layer[1]) if layer else h.mean(axis=0)
         centred = h.astype(np.float64) - origin

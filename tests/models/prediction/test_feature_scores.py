@@ -22,7 +22,7 @@ from abstain.models.prediction.feature_scores import (
     shapes_of,
     unit_length,
 )
-from abstain.models.prediction.features import last_layer, outputs_and_features
+from abstain.models.prediction.features import feature_weights, outputs_and_features
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import BUCKETS, Predictor
 from abstain.models.prediction.preprocessing import Column, Preprocessing
@@ -68,7 +68,7 @@ def seen(name, row):
     inputs = (np.asarray(row, np.float64).ravel() - terms.shift) / terms.scale
     features = np.array([h for _, h in views], np.float64)
     logits = np.array([z for z, _ in views], np.float64)
-    return inputs, features, logits, [last_layer(model, draw, x) for draw in draws]
+    return inputs, features, logits, [feature_weights(model, draw, x) for draw in draws]
 
 
 def unit(x):

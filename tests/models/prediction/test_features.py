@@ -1,5 +1,6 @@
 """Penultimate features: the last dense layer's input, taken in the same pass; its weights make the outputs of them."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +8,14 @@ import pytest
 
 from abstain.models.networks.architectures import LeNetSpec, MLPSpec
 from abstain.models.networks.user_module import ModuleSpec
-from abstain.models.prediction.features import last_layer, outputs_and_features
+from abstain.models.prediction.features import feature_weights, last_layer, outputs_and_features
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Preprocessing, transform
 from tests.helpers.user_networks import CLASSES
 
 SHAPE = (12, 12)
 SCALED = Preprocessing(shift=(2.0,), scale=(3.0,))
-OWN = ("Batch", "Nested", "One", "NoDense", "Scanned", "Tokens", "Keyword")
+OWN = ("Batch", "Nested", "One", "NoDense", "Scanned", "Tokens", "Keyword", "Shared")
 BUILT_IN = {
     "mlp": MLPSpec(hidden=(8, 6)),
     "linear": MLPSpec(hidden=()),
@@ -54,23 +55,44 @@ def image(seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=SHAPE), jnp.float32)
 
 
-@pytest.mark.parametrize(("name", "width"), [("mlp", 6), ("lenet", 5), ("Batch", 3), ("Nested", 5), ("One", 5)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("mlp", 6), ("lenet", 5), ("Batch", 3), ("Nested", 5), ("One", 5), ("Shared", 4)]
+)
 def test_the_last_layer_makes_the_outputs_of_the_features(name, width):
     """Outputs = features · kernel + bias, to rounding: they are that layer's input, for every kind of network."""
     model, x = model_of(name), image()
     draw = draw_of(model)
     outputs, features = outputs_and_features(model, draw, x)
-    kernel, bias = last_layer(model, draw, x)
+    kernel, bias = feature_weights(model, draw, x)
     assert (features.shape, kernel.shape, bias.shape) == ((width,), (width, 4), (4,))
     np.testing.assert_allclose(features @ kernel + bias, outputs, rtol=1e-5, atol=1e-6)
     plain = model.module.apply({"params": draw["network"]}, transform(model.preprocessing, x))
     np.testing.assert_array_equal(outputs, plain)
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "dense"),
+    [
+        ("mlp", ("Dense_2",), True),
+        ("lenet", ("Dense_2",), True),
+        ("Nested", ("inner", "Dense_0"), True),
+        ("Scanned", ("Dense_0",), True),
+        ("NoDense", (), False),
+        ("Shared", ("a",), True),
+    ],
+)
+def test_the_last_layer_is_the_last_that_is_called(name, path, dense):
+    """Of a(relu(b(a(x)))) it is `a`, made before `b`; of a network without layers, the network itself, which is not dense."""
+    network = model_of(name).module
+    assert last_layer(network, SHAPE).path == path
+    only_dense = last_layer(network, SHAPE, nn.Dense)
+    assert (only_dense is not None and only_dense.path == path) == dense
+
+
 def test_a_layer_without_bias_has_one_of_zeros():
     """`use_bias=False` adds nothing."""
     model = model_of("Batch")
-    _, bias = last_layer(model, draw_of(model), image())
+    _, bias = feature_weights(model, draw_of(model), image())
     np.testing.assert_array_equal(bias, np.zeros(4))
 
 
@@ -96,7 +118,7 @@ def test_where_there_is_no_dense_layer_at_the_end_the_outputs_stand_in(name):
     outputs, features = outputs_and_features(model, draw, x)
     np.testing.assert_array_equal(features, outputs)
     assert outputs.shape == (4,)
-    assert last_layer(model, draw, x) is None
+    assert feature_weights(model, draw, x) is None
 
 
 @pytest.mark.parametrize("name", [*BUILT_IN, *OWN])

@@ -303,8 +303,8 @@ def test_other_priors_have_a_precision_that_is_positive_and_of_their_width(kind)
     law = jax.tree.leaves(problem.target.priors, is_leaf=lambda leaf: hasattr(leaf, "log_prob"))[0]
     values = np.asarray(law.sample(jax.random.key(3), (40_000,)))
     low, high = np.quantile(values, [0.05, 0.95])
-    curvature = -np.asarray(jax.jit(jax.vmap(jax.hessian(law.log_prob)))(z))
-    np.testing.assert_allclose(prior.precision, np.maximum(curvature, (3.29 / (high - low)) ** 2), rtol=0.1)
+    bend = -np.asarray(jax.jit(jax.vmap(jax.hessian(law.log_prob)))(z))
+    np.testing.assert_allclose(prior.precision, np.maximum(bend, (3.29 / (high - low)) ** 2), rtol=0.1)
 
 
 def test_draws_differ_in_the_last_layer_and_nowhere_else():
@@ -350,6 +350,15 @@ CLASSES = """
         def __call__(self, x):
             return Body(name="a")(Body(name="z")(x))
 
+    class Shared(nn.Module):
+        outputs: int
+
+        def setup(self):
+            self.a, self.b = nn.Dense(3), nn.Dense(2)
+
+        def __call__(self, x):
+            return self.a(nn.relu(self.b(self.a(x))))
+
     class Heads(nn.Module):
         outputs: int
 
@@ -392,6 +401,7 @@ LAST_LAYERS = {
     "Setup": ["network.head.bias", "network.head.kernel"],
     "Nested": ["network.a.Dense_0.bias", "network.a.Dense_0.kernel"],
     "Bare": ["network.matrix"],
+    "Shared": ["network.a.bias", "network.a.kernel"],
 }
 
 
@@ -404,7 +414,7 @@ def test_the_last_layer_of_your_own_network_is_the_last_that_is_used(own, name):
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("Heads", "network.c, which does not reach output 0, 1"), ("Loose", "temperature, which stands")],
+    [("Heads", "network.c, which does not reach output 0, 1"), ("Loose", "temperature, which stands next to layers")],
 )
 def test_a_network_without_one_last_layer_is_refused(own, name, found):
     """Before anything is fitted, and the error says what to do."""

@@ -37,6 +37,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from scipy import linalg
 
 from abstain.models.errors import ConfigError, FitError
+from abstain.models.prediction.features import last_layer
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import transformed_shape
 from abstain.training.config.methods import LaplaceConfig
@@ -85,8 +86,7 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: LaplaceConfig, draws: int
     """Draws from the normal; diagnostics hold the descent's loss curve and reports, τ and the log evidence.
 
     Raises:
-        ConfigError: `last_layer` is asked of a network that has none, or too large a one; `diagonal` is asked of a
-            likelihood of classes.
+        ConfigError: `last_layer` for a network that has none, or too large a one; `diagonal` for a likelihood of classes.
         FitError: the curvature at the mode is not finite, or not positive.
     """
     check_subset(problem.bnn.model, settings)
@@ -147,7 +147,7 @@ def subset_sites(problem: Problem, settings: LaplaceConfig) -> tuple[Site, ...]:
     sites = problem.target.sites
     if settings.subset == "diagonal":
         return sites
-    layer = ".".join(("network", *last_layer(problem.bnn.model)))
+    layer = ".".join(("network", *layer_of_outputs(problem.bnn.model)))
     # A layer is all arrays of one module; what lies deeper in it is another's.
     chosen = tuple(site for site in sites if site.path.rpartition(".")[0] == layer)
     size = sum(site.last - site.first for site in chosen)
@@ -162,20 +162,28 @@ def subset_sites(problem: Problem, settings: LaplaceConfig) -> tuple[Site, ...]:
     return chosen
 
 
-def last_layer(model: Model) -> tuple[str, ...]:
-    """The path of the last layer: of the module, however deep, that is the last to make parameters in a forward pass.
-
-    A pass makes them in the order in which it uses its modules, whatever they are called and wherever `setup` names
-    them.
+def layer_of_outputs(model: Model) -> tuple[str, ...]:
+    """The path of the last layer.
 
     Raises:
-        ConfigError: the last to come is an array that a module with layers of its own keeps beside them.
+        ConfigError: the last parameter is an array of a module that has layers of its own.
     """
     shape = transformed_shape(model.preprocessing, model.feature_shape)
-    found: list[tuple[str, ...]] = []
+    made = last_made(model, shape)
+    layer = last_layer(model.module, shape)
+    return layer.path if layer else made
+
+
+def last_made(model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The path of the module that is the last to make parameters, which is the order in which they are first used.
+
+    Raises:
+        ConfigError: that module has layers of its own, and its array is used after them.
+    """
+    paths: list[tuple[str, ...]] = []
 
     def trace(key: Array) -> Array:
-        # Seen from within, before JAX sorts the names.
+        # Read within the trace, before JAX sorts the names.
         tree: Any = model.module.init(key, jnp.zeros(shape, jnp.float32))["params"]
         path: tuple[str, ...] = ()
         while isinstance(tree[list(tree)[-1]], dict):
@@ -184,14 +192,14 @@ def last_layer(model: Model) -> tuple[str, ...]:
             raise ConfigError(
                 "method.subset",
                 expected="a network whose last parameters are a layer's",
-                found=f"{'.'.join((*path, list(tree)[-1]))}, which stands beside layers",
+                found=f"{'.'.join((*path, list(tree)[-1]))}, which stands next to layers",
                 fix=f"end the network in a layer, as in nn.Dense(outputs), or {alternative(model)}",
             )
-        found.append(path)
+        paths.append(path)
         return key
 
     jax.eval_shape(trace, jax.random.key(0))
-    return found[0]
+    return paths[0]
 
 
 def check_reach(problem: Problem, sites: Sequence[Site], layer: str) -> None:
@@ -264,12 +272,12 @@ def sample(
 
 def notes_on(evidence: Evidence, spread: Spread) -> tuple[str, ...]:
     """What a reader should know, in plain words."""
-    said = []
+    notes = []
     if evidence.multiplier in MULTIPLIERS:
-        said.append(
+        notes.append(
             f"the marginal likelihood wants the prior's precision multiplied by {evidence.multiplier:g} or beyond, where "
             "the search ends; the prior's scale is far from what the data ask for, or the search for the mode was short"
         )
     if spread.jitter:
-        said.append(f"the precision was singular to rounding; {spread.jitter:.2g} was added to its diagonal")
-    return tuple(said)
+        notes.append(f"the precision was singular to rounding; {spread.jitter:.2g} was added to its diagonal")
+    return tuple(notes)
