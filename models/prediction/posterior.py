@@ -49,6 +49,19 @@ class Model(BaseModel):
         return math.prod(self.feature_shape)
 
     @property
+    def is_image(self) -> bool:
+        """Whether a row is a picture: `[height, width]` or `[height, width, channels]`."""
+        return is_image_shape(self.feature_shape)
+
+    @property
+    def is_pixel_like(self) -> bool:
+        """Whether a row is a picture on one scale, so that its direction means something without its length.
+
+        The columns of a table may be on one scale because nobody has scaled them.
+        """
+        return self.is_image and len(self.preprocessing.scale) == 1 and self.features > 1
+
+    @property
     def module(self) -> Network:
         """The network, for one preprocessed example."""
         return self.network.build(self.law.outputs(len(self.class_names)))
@@ -59,6 +72,11 @@ class Model(BaseModel):
         if self.law.has_noise:
             shapes["noise"] = jax.ShapeDtypeStruct((), jnp.float32)
         return shapes
+
+
+def is_image_shape(shape: tuple[int, ...]) -> bool:
+    """Whether rows of this shape are pictures: `[height, width]` or `[height, width, channels]`."""
+    return len(shape) in {2, 3}
 
 
 @dataclass(frozen=True)

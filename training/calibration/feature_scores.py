@@ -30,7 +30,6 @@ from abstain.models.prediction.preprocessing import on_host, transform
 from abstain.training.calibration.grouping import LEAST, group_means, without_small
 from abstain.training.config.data import AugmentConfig
 from abstain.training.data.augmentation import transform_rows
-from abstain.training.data.ood_sets import is_image
 from abstain.training.data.rows import Rows
 
 MEMBERS = 5
@@ -85,7 +84,7 @@ def fit_densities(posterior: Posterior, train: Rows, seed: int, changed: Augment
     labels = rows.y.astype(int) if model.law.task == "classification" else np.zeros(len(rows), int)
     members = member_draws(posterior.size)
     features, logits = member_features(posterior, members, rows)
-    unit = float(is_pixel_like(model))
+    unit = float(model.is_pixel_like)
     inputs = prepared(model, rows)
     scaled = of_unit_length(inputs) if unit else inputs
     directions = of_unit_length(features)
@@ -137,14 +136,6 @@ def of_unit_length(x: Float[np.ndarray, "... width"]) -> Float[np.ndarray, "... 
     """`unit_length` on the host, one array at a time: there are many rows."""
     parts = x if x.ndim == 3 else x[None]
     return np.stack([np.asarray(unit_length(jnp.asarray(part))) for part in parts]).reshape(x.shape)
-
-
-def is_pixel_like(model: Model) -> bool:
-    """Whether a row is a picture on one scale, so that its direction means something without its length.
-
-    The columns of a table may be on one scale because nobody has scaled them.
-    """
-    return is_image(model) and len(model.preprocessing.scale) == 1 and model.features > 1
 
 
 def virtual_logit(
@@ -313,7 +304,7 @@ def feature_range(model: Model, train: Rows) -> Range:
     """
     x = on_host(model.preprocessing, train.x).reshape(len(train), -1)
     low, high = np.nanmin(x, axis=0).astype(np.float64), np.nanmax(x, axis=0).astype(np.float64)
-    if is_pixel_like(model):
+    if model.is_pixel_like:
         low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
     else:
         low, high = rounded_outwards(low, high)

@@ -29,7 +29,6 @@ from abstain.models.prediction.preprocessing import on_host
 from abstain.models.prediction.scores import SCORES
 from abstain.models.prediction.summaries import RegressionSummary
 from abstain.models.prediction.temperature import Recalibration, choose, fit_variance
-from abstain.training.calibration.feature_scores import is_pixel_like
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.data.augmentation import check_images, transform_rows
 from abstain.training.data.rows import Rows
@@ -79,7 +78,7 @@ def decision_of(terms: CalibrationConfig, model: Model) -> Decision:
     task = model.law.task
     known = (*SCORES[task], *OF_TASK[task])
     if terms.decision is None:
-        classes = "images" if is_pixel_like(model) else "tables"
+        classes = "images" if model.is_pixel_like else "tables"
         decision = DEFAULT[classes if task == "classification" else "regression"]
         return Decision(scores=decision.scores, **_combination(terms, decision.scores, decision.rule))
     names = (terms.decision,) if isinstance(terms.decision, str) else terms.decision

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from abstain.models.errors import ConfigError
-from abstain.models.prediction.posterior import Model
+from abstain.models.prediction.posterior import Model, is_image_shape
 from abstain.training.config.config import Config
 from abstain.training.config.data import AugmentConfig
 from abstain.training.config.methods import METHOD_SETTINGS
@@ -67,7 +67,7 @@ def check_images(where: str, settings: AugmentConfig, shape: tuple[int, ...]) ->
     Raises:
         ConfigError: naming the shape.
     """
-    if len(shape) not in {2, 3}:
+    if not is_image_shape(shape):
         expected = "images [height, width] or [height, width, channel]"
         raise ConfigError(where, expected=expected, found=f"rows of shape {shape}", fix="take it out")
     if settings.shift >= min(shape[:2]):

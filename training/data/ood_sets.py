@@ -21,7 +21,7 @@ def strange_sets(
 ) -> dict[str, Num[np.ndarray, "..."]]:
     """The inputs of every OOD set by name, and for a model of images each at the familiar intensity, under `…_same_intensity`."""
     sets = {name: read_inputs(path, model) for name, path in paths.items()}
-    if not is_image(model):
+    if not model.is_image:
         return sets
     return {
         name: x
@@ -36,11 +36,6 @@ def readable(name: str) -> str:
     """The name of a set or score, as a person would write it."""
     base = name.removesuffix(SAME_INTENSITY)
     return base.replace("_", " ") + (", same intensity" if base != name else "")
-
-
-def is_image(model: Model) -> bool:
-    """Whether a row is a picture: `[height, width]` or `[height, width, channels]`."""
-    return len(model.feature_shape) in {2, 3}
 
 
 def match_intensity(

@@ -8,7 +8,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from abstain.models.prediction.summaries import ClassificationSummary
-from abstain.training.data.ood_sets import is_image
 from abstain.training.evaluation.records import View
 from abstain.training.report.canvas import label_plainly, names_as_written
 from abstain.training.report.confidence_plots import draw_reliability, draw_risk_coverage
@@ -44,7 +43,7 @@ def plots_for(view: View) -> dict[str, Callable[[View], Figure | None]]:
     drawn: dict[str, Callable[[View], Figure | None]] = {}
     if isinstance(view.familiar.prediction.summary, ClassificationSummary):
         drawn |= {"reliability": draw_reliability, "risk_coverage": draw_risk_coverage}
-        if is_image(view.posterior.model):
+        if view.posterior.model.is_image:
             drawn |= {"mistakes": draw_mistakes}
     else:
         drawn |= {"predicted": draw_predicted, "width_error": draw_width_error, "pit": draw_pit}
@@ -52,6 +51,6 @@ def plots_for(view: View) -> dict[str, Callable[[View], Figure | None]]:
     drawn |= {"ecdf": draw_ecdf}
     if view.strange:
         drawn |= {"roc": draw_roc, "detection": draw_detection}
-    if is_image(view.posterior.model):
+    if view.posterior.model.is_image:
         drawn |= {"accepted": draw_accepted}
     return drawn

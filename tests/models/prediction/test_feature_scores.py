@@ -330,7 +330,7 @@ def test_of_images_the_range_is_one_for_all_pixels():
 def test_a_table_on_one_scale_is_no_picture(terms):
     """Unscaled, or scaled as a whole: lengths count, and every feature has a range of its own."""
     table, picture = model_of(MLPSpec(hidden=(5,)), "categorical", terms, (6,), 3), CASES["lenet"][0]
-    assert (fitting.is_pixel_like(table), fitting.is_pixel_like(picture)) == (False, True)
+    assert (table.is_pixel_like, picture.is_pixel_like) == (False, True)
     densities = fit_densities(posterior_of(table), Rows(TABLE, TABLE_Y), 0)
     assert {float(record.unit) for record in densities.records.values() if hasattr(record, "unit")} == {0.0}
     np.testing.assert_allclose(densities.records["range"].low, rounded_outwards(*RANGE)[0], rtol=1e-6)
