@@ -28,7 +28,8 @@ from abstain.models.prediction.predictive import NONE, Prediction, Predictor, pr
 from abstain.models.prediction.preprocessing import on_host
 from abstain.models.prediction.scores import SCORES
 from abstain.models.prediction.summaries import RegressionSummary
-from abstain.models.prediction.temperature import Recalibration, choose, fit_variance
+from abstain.models.prediction.temperature import Recalibration
+from abstain.training.calibration.temperature import choose_temperature, fit_variance
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.data.augmentation import check_images, transform_rows
 from abstain.training.data.rows import Rows
@@ -195,7 +196,7 @@ def reference_scores(predictor: Predictor, reference: Rows, terms: CalibrationCo
 def fit_recalibration(posterior: Posterior, rows: Rows) -> Recalibration:
     """The temperature, on the pooled probabilities or on each draw's, that these rows are likeliest under; or a factor."""
     if posterior.model.law.task == "classification":
-        return choose(draw_log_probabilities(posterior, rows.x), rows.y.astype(int))
+        return choose_temperature(draw_log_probabilities(posterior, rows.x), rows.y.astype(int))
     summary = cast("RegressionSummary", Predictor(posterior, BUCKETS)(rows.x).summary)
     variance = np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance)
     terms = posterior.model.preprocessing

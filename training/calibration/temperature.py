@@ -1,0 +1,147 @@
+"""Fitting a recalibration on the calibration split: a temperature for classes, a factor on deviations for numbers.
+
+What a recalibration is, and how answers are changed by it, is in `models/prediction/temperature.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from abstain.models.prediction.temperature import Recalibration
+
+# A model that is more than twenty times too sure, or too unsure, has a fault that no factor mends. The bounds also give
+# a split whose every label is right an answer, for which likelihood alone would ask for temperature 0.
+BOUNDS = (0.05, 20.0)
+
+_SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
+_GRID = 13
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_LOG_TOLERANCE = 1e-6
+_CHUNK_NUMBERS = 2_000_000
+# A billionth of a nat is the search's own rounding, and no gain.
+_GAIN_DECIMALS = 9
+
+
+def fit_pooled(mean_probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"]) -> float:
+    """The temperature T of least negative log-likelihood of `temper_pooled`, within `BOUNDS`.
+
+    Temperature scaling (Guo et al., 2017) of the logarithm of the pooled probability (Rahaman & Thiery, 2021).
+    """
+    log_mean = np.log(_floored(mean_probabilities))
+    return _least(lambda temperature: -float(_tempered_log(log_mean, labels, temperature).mean()))
+
+
+def fit_draws(log_probabilities: Float[np.ndarray, "draws rows classes"], labels: Int[np.ndarray, " rows"]) -> float:
+    """The temperature T of least negative log-likelihood of the mean over draws of softmax(log p_s / T).
+
+    Args:
+        log_probabilities: every draw's, normalised, in nats.
+        labels: the true classes.
+    """
+    return _least(lambda temperature: _draws_loss(log_probabilities, labels, temperature))
+
+
+def fit_variance(
+    mean: Float[np.ndarray, " rows"], variance: Float[np.ndarray, " rows"], targets: Float[np.ndarray, " rows"]
+) -> float:
+    """The factor c on standard deviations of greatest Gaussian likelihood, c² = mean((y − μ)²/σ²), within `BOUNDS`.
+
+    Standard-deviation scaling (Laves et al., 2020, equation 10; Levi et al., 2022).
+
+    Args:
+        mean: μ, in the target's units.
+        variance: σ², in their square.
+        targets: y.
+    """
+    spread = np.maximum(np.asarray(variance, np.float64), _SMALLEST_PROBABILITY)
+    return float(np.clip(np.sqrt(np.mean((np.asarray(targets, np.float64) - mean) ** 2 / spread)), *BOUNDS))
+
+
+def choose_temperature(
+    log_probabilities: Float[np.ndarray, "draws rows classes"], labels: Int[np.ndarray, " rows"]
+) -> Recalibration:
+    """The recalibration of least negative log-likelihood on these rows: none, a pooled temperature, or one for each draw.
+
+    The likelihood is that of the probabilities as served (`summaries.with_labels_of`); of equals, the first is taken.
+
+    Args:
+        log_probabilities: every draw's, normalised, in nats.
+        labels: the true classes.
+    """
+    mean = np.concatenate([_pooled(part, 1.0) for part in _row_chunks(log_probabilities)])
+    pooled, draws = fit_pooled(mean, labels), fit_draws(log_probabilities, labels)
+    tempered = np.concatenate([_pooled(part, draws) for part in _row_chunks(log_probabilities)])
+    kept = np.where((tempered.argmax(axis=1) == mean.argmax(axis=1))[:, None], tempered, mean)
+    log_mean = np.log(_floored(mean))
+    candidates = [
+        (_loss(mean, labels), Recalibration()),
+        (-float(_tempered_log(log_mean, labels, pooled).mean()), Recalibration(kind="pooled", factor=pooled)),
+        (_loss(kept, labels), Recalibration(kind="draws", factor=draws)),
+    ]
+    return min(candidates, key=lambda candidate: round(candidate[0], _GAIN_DECIMALS))[1]
+
+
+def _least(loss: Callable[[float], float]) -> float:
+    """The temperature of least loss: the best of a grid, then a golden-section search between its neighbours.
+
+    The pooled loss has one minimum, being convex in 1/T; a mixture's may have several.
+    """
+    grid: list[float] = np.linspace(math.log(BOUNDS[0]), math.log(BOUNDS[1]), _GRID).tolist()
+    best = int(np.argmin([loss(math.exp(log)) for log in grid]))
+    low, high = grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = loss(math.exp(left)), loss(math.exp(right))
+    while high - low > _LOG_TOLERANCE:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - _GOLDEN * (high - low)
+            at_left = loss(math.exp(left))
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + _GOLDEN * (high - low)
+            at_right = loss(math.exp(right))
+    return float(np.clip(math.exp((low + high) / 2), *BOUNDS))
+
+
+def _draws_loss(log_probabilities: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    """Nats a row."""
+    losses, start = 0.0, 0
+    for part in _row_chunks(log_probabilities):
+        rows = part.shape[1]
+        losses += rows * _loss(_pooled(part, temperature), labels[start : start + rows])
+        start += rows
+    return losses / len(labels)
+
+
+def _row_chunks(log_probabilities: np.ndarray) -> Iterator[np.ndarray]:
+    """Runs of rows small enough that their copies in double precision are, too."""
+    draws, rows, classes = log_probabilities.shape
+    step = max(1, _CHUNK_NUMBERS // (draws * classes))
+    for start in range(0, rows, step):
+        yield log_probabilities[:, start : start + step]
+
+
+def _pooled(log_probabilities: np.ndarray, temperature: float) -> Float[np.ndarray, "rows classes"]:
+    scaled = np.asarray(log_probabilities, np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return (powers / powers.sum(axis=-1, keepdims=True)).mean(axis=0)
+
+
+def _loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Nats a row."""
+    return float(-np.log(_floored(probabilities[np.arange(len(labels)), labels])).mean())
+
+
+def _tempered_log(log_mean: np.ndarray, labels: np.ndarray, temperature: float) -> Float[np.ndarray, " rows"]:
+    scaled = log_mean / temperature
+    largest = scaled.max(axis=-1)
+    return scaled[np.arange(len(labels)), labels] - largest - np.log(np.exp(scaled - largest[:, None]).sum(axis=-1))
+
+
+def _floored(probabilities: np.ndarray) -> Float[np.ndarray, "..."]:
+    """A true class that was given probability 0 costs much, not infinitely: else it alone would decide."""
+    return np.maximum(np.asarray(probabilities, np.float64), _SMALLEST_PROBABILITY)
