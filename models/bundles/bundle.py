@@ -39,7 +39,6 @@ from abstain.models.bundles.store import put_signature, version_folder
 from abstain.models.decisions.calibration import check_calibration
 from abstain.models.decisions.conformal import IntervalKind, SetKind
 from abstain.models.decisions.decision import Decision
-from abstain.models.decisions.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import BundleError, CalibrationError, StoreError, clip_repr
 from abstain.models.files.regular import RESTORE, check_contents, open_regular, read_bounded
@@ -178,37 +177,6 @@ class Bundle:
             recalibration=self.manifest.calibration.recalibration,
             devices=cast("list[Any]", jax.devices())[:devices],
         )
-
-
-def calibration_record(
-    calibration: Calibration, recalibration: Recalibration, class_names: tuple[str, ...]
-) -> CalibrationRecord:
-    """What the manifest says of a calibration."""
-    decision, percentile, ascending = calibration.decision, calibration.percentile, calibration.ascending
-    per_class = calibration.per_class
-    by_class = calibration.by_class[decision.name] if per_class else {}
-    named = {class_names[label]: values for label, values in by_class.items()}
-    return CalibrationRecord(
-        rows=calibration.rows,
-        decision=decision.name,
-        percentile=percentile,
-        coverage=calibration.coverage,
-        thresholds={name: threshold(values, percentile) for name, values in ascending.items()},
-        combination=decision if len(decision.scores) > 1 else None,
-        reference_rows=calibration.reference_rows,
-        per_class=per_class,
-        sets=calibration.sets,
-        intervals=calibration.intervals,
-        recalibration=recalibration,
-        class_thresholds={name: threshold(values, percentile) for name, values in named.items()},
-        threshold_bounds={}
-        if per_class
-        else {name: threshold_bounds(values, percentile) for name, values in ascending.items()},
-        reject_rate_bounds=None if per_class else reject_rate_bounds(percentile, calibration.rows),
-        class_threshold_bounds={name: threshold_bounds(values, percentile) for name, values in named.items()},
-        class_reject_rate_bounds={name: reject_rate_bounds(percentile, len(values)) for name, values in named.items()},
-        coverage_bounds=beta_bounds(calibration.coverage, calibration.rows),
-    )
 
 
 def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration, densities: Densities | None) -> None:

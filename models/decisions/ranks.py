@@ -1,4 +1,4 @@
-"""Conformal ranks, in exact arithmetic: thresholds, p-values, and how far a threshold may be off its level.
+"""Conformal ranks, in exact arithmetic: thresholds and p-values.
 
 With n exchangeable calibration scores, the k-th smallest is exceeded by a new one with probability at most
 1 − k/(n + 1) (Vovk et al., 2005). Ranks are products of decimals with whole numbers, and floats would miss some of
@@ -20,9 +20,6 @@ TOLERANCE = 1e-4
 """Of a score, as a fraction of its size: scores of equal rows differ by about 1e-6 between batch sizes and processors."""
 LEAST_TOLERANCE = 1e-6
 """Of a score near 0, in the score's unit."""
-
-# Halvings of [0, 1]: what remains is 1e-15, and 1 − 2⁻⁵⁰ is still a float below 1.
-_BISECTIONS = 50
 
 
 @lru_cache(maxsize=1024)
@@ -104,80 +101,3 @@ def share_at_least(
     """(1 + #{calibration ≥ edge}) / (n + 1): the conformal p-value of the scores whose `less_tolerance` these edges are."""
     at_least = len(ascending) - np.searchsorted(ascending, edges, side="left")
     return (1 + at_least) / (len(ascending) + 1)
-
-
-def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Between which shares the true share of scores at or below the threshold lies, over calibration splits.
-
-    Given one split, that share is no longer `level`: over splits it is Beta(k, n + 1 − k), k the rank (Vovk, 2012;
-    Angelopoulos & Bates, 2023, section 3.2). The interval is equal-tailed, and exact where scores do not tie; ties can
-    only raise the share.
-
-    Args:
-        level: strictly between 0 and 1, a coverage or a percentile's hundredth.
-        rows: n, the calibration split's.
-        confidence: strictly between 0 and 1.
-
-    Raises:
-        CalibrationError: the split is too small for the level.
-    """
-    rank = rank_of(level, rows, f"level {float(level)!r}")
-    tail = (1 - confidence) / 2
-    return _beta_quantile(tail, rank, rows), _beta_quantile(1 - tail, rank, rows)
-
-
-def reject_rate_bounds(percentile: float, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Between which rates, of 1, the true reject rate at a percentile lies, over calibration splits (`beta_bounds`).
-
-    Raises:
-        CalibrationError: the split is too small for the percentile.
-    """
-    percentile_rank(percentile, rows)
-    low, high = beta_bounds(exact(percentile) / 100, rows, confidence)
-    return 1 - high, 1 - low
-
-
-def _beta_quantile(mass: float, rank: int, rows: int) -> float:
-    """Where Beta(rank, rows + 1 − rank) has this mass below it.
-
-    Its distribution function at x is P(Binomial(rows, x) ≥ rank), which needs no special function.
-    """
-    counts = np.arange(rank, rows + 1)
-    log_ways = _log_choose(rows, counts)
-    low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        below = np.exp(log_ways + counts * math.log(middle) + (rows - counts) * math.log1p(-middle)).sum()
-        low, high = (middle, high) if below < mass else (low, middle)
-    return (low + high) / 2
-
-
-def _log_choose(rows: int, counts: np.ndarray) -> Float[np.ndarray, " counts"]:
-    all_rows = math.lgamma(rows + 1)
-    return np.array([all_rows - math.lgamma(count + 1) - math.lgamma(rows - count + 1) for count in counts.tolist()])
-
-
-def threshold_bounds(
-    ascending: Float[np.ndarray, " rows"], percentile: float, confidence: float = 0.95
-) -> tuple[float | None, float | None]:
-    """A confidence interval of the scores' true P-quantile: two of the scores, whatever their distribution.
-
-    Of n scores Binomial(n, P/100) lie below the quantile. The ends are the innermost scores that are beyond it with at
-    most (1 − confidence)/2 each (Conover, 1999, section 3.2); None is an end that lies beyond all n, which is no error.
-
-    Args:
-        ascending: the calibration scores.
-        percentile: P, strictly between 0 and 100.
-        confidence: strictly between 0 and 1.
-    """
-    rows, tail = len(ascending), (1 - confidence) / 2
-    counts = np.arange(rows + 1)
-    # The logarithm of the smallest percentiles' hundredth would be that of 0.
-    log_share, log_rest = math.log(percentile) - math.log(100), math.log1p(-percentile / 100)
-    masses = np.exp(_log_choose(rows, counts) + counts * log_share + (rows - counts) * log_rest)
-    lower = int(np.searchsorted(np.cumsum(masses), tail, side="right"))  # ranks r with P(fewer than r below) ≤ tail
-    upper = rows + 1 - int(np.searchsorted(np.cumsum(masses[::-1]), tail, side="right"))  # P(at least r below) ≤ tail
-    return (
-        float(ascending[lower - 1]) if lower >= 1 else None,
-        float(ascending[upper - 1]) if upper <= rows else None,
-    )

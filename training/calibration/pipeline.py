@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from abstain.models.bundles.bundle import CalibrationRecord, calibration_record
+from abstain.models.bundles.bundle import CalibrationRecord
 from abstain.models.decisions.calibration import calibrate, judge
 from abstain.models.decisions.decision import Decision, Rule
 from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
@@ -29,6 +29,7 @@ from abstain.models.prediction.preprocessing import on_host
 from abstain.models.prediction.scores import SCORES
 from abstain.models.prediction.summaries import RegressionSummary
 from abstain.models.prediction.temperature import Recalibration
+from abstain.training.calibration.record import calibration_record
 from abstain.training.calibration.temperature import choose_temperature, fit_variance
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.data.augmentation import check_images, transform_rows

@@ -12,7 +12,6 @@ from abstain.models.bundles.bundle import (
     DataRecord,
     Manifest,
     MethodRecord,
-    calibration_record,
     load,
     read_manifest,
     verify_files,
@@ -28,6 +27,7 @@ from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import Column, Preprocessing
 from abstain.models.prediction.temperature import Recalibration
+from abstain.training.calibration.record import calibration_record
 from tests.helpers.records import altered
 
 MODEL = Model(

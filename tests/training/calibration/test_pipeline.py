@@ -14,7 +14,7 @@ from abstain.models.bundles.bundle import load, without_stale_vim
 from abstain.models.decisions import drift
 from abstain.models.decisions.calibration import judge
 from abstain.models.decisions.decision import Decision
-from abstain.models.decisions.ranks import beta_bounds, reject_rate_bounds, threshold, threshold_bounds
+from abstain.models.decisions.ranks import threshold
 from abstain.models.errors import BundleError, CalibrationError, ConfigError
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.feature_scores import OF_TASK
@@ -25,6 +25,7 @@ from abstain.models.prediction.scores import SCORES
 from abstain.service.commands.predict_file import predict_file
 from abstain.service.predict.response import columns, rows
 from abstain.training.calibration.pipeline import DEFAULT, calibrate_posterior, check_terms, decision_of, record_of
+from abstain.training.calibration.record import beta_bounds, reject_rate_bounds, threshold_bounds
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.config.data import AugmentConfig
 from abstain.training.config.reading import read_config

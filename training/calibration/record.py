@@ -1,0 +1,105 @@
+"""What the manifest says of a calibration, and how far a threshold may be off its level."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import betaincinv, gammaln
+
+from abstain.models.bundles.bundle import CalibrationRecord
+from abstain.models.decisions.ranks import exact, percentile_rank, rank_of, threshold
+from abstain.models.decisions.records import Calibration
+from abstain.models.prediction.temperature import Recalibration
+
+
+def calibration_record(
+    calibration: Calibration, recalibration: Recalibration, class_names: tuple[str, ...]
+) -> CalibrationRecord:
+    """What the manifest says of a calibration."""
+    decision, percentile, ascending = calibration.decision, calibration.percentile, calibration.ascending
+    per_class = calibration.per_class
+    by_class = calibration.by_class[decision.name] if per_class else {}
+    named = {class_names[label]: values for label, values in by_class.items()}
+    return CalibrationRecord(
+        rows=calibration.rows,
+        decision=decision.name,
+        percentile=percentile,
+        coverage=calibration.coverage,
+        thresholds={name: threshold(values, percentile) for name, values in ascending.items()},
+        combination=decision if len(decision.scores) > 1 else None,
+        reference_rows=calibration.reference_rows,
+        per_class=per_class,
+        sets=calibration.sets,
+        intervals=calibration.intervals,
+        recalibration=recalibration,
+        class_thresholds={name: threshold(values, percentile) for name, values in named.items()},
+        threshold_bounds={}
+        if per_class
+        else {name: threshold_bounds(values, percentile) for name, values in ascending.items()},
+        reject_rate_bounds=None if per_class else reject_rate_bounds(percentile, calibration.rows),
+        class_threshold_bounds={name: threshold_bounds(values, percentile) for name, values in named.items()},
+        class_reject_rate_bounds={name: reject_rate_bounds(percentile, len(values)) for name, values in named.items()},
+        coverage_bounds=beta_bounds(calibration.coverage, calibration.rows),
+    )
+
+
+def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Between which shares the true share of scores at or below the threshold lies, over calibration splits.
+
+    Given one split, that share is no longer `level`: over splits it is Beta(k, n + 1 − k), k the rank (Vovk, 2012;
+    Angelopoulos & Bates, 2023, section 3.2). The interval is equal-tailed, and exact where scores do not tie; ties can
+    only raise the share.
+
+    Args:
+        level: strictly between 0 and 1, a coverage or a percentile's hundredth.
+        rows: n, the calibration split's.
+        confidence: strictly between 0 and 1.
+
+    Raises:
+        CalibrationError: the split is too small for the level.
+    """
+    rank = rank_of(level, rows, f"level {float(level)!r}")
+    tail = (1 - confidence) / 2
+    low, high = betaincinv(rank, rows + 1 - rank, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def reject_rate_bounds(percentile: float, rows: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Between which rates, of 1, the true reject rate at a percentile lies, over calibration splits (`beta_bounds`).
+
+    Raises:
+        CalibrationError: the split is too small for the percentile.
+    """
+    percentile_rank(percentile, rows)
+    low, high = beta_bounds(exact(percentile) / 100, rows, confidence)
+    return 1 - high, 1 - low
+
+
+def threshold_bounds(
+    ascending: Float[np.ndarray, " rows"], percentile: float, confidence: float = 0.95
+) -> tuple[float | None, float | None]:
+    """A confidence interval of the scores' true P-quantile: two of the scores, whatever their distribution.
+
+    Of n scores Binomial(n, P/100) lie below the quantile. The ends are the innermost scores that are beyond it with at
+    most (1 − confidence)/2 each (Conover, 1999, section 3.2); None is an end that lies beyond all n, which is no error.
+
+    Args:
+        ascending: the calibration scores.
+        percentile: P, strictly between 0 and 100.
+        confidence: strictly between 0 and 1.
+    """
+    rows, tail = len(ascending), (1 - confidence) / 2
+    counts = np.arange(rows + 1)
+    # The logarithm of the smallest percentiles' hundredth would be that of 0.
+    log_share, log_rest = math.log(percentile) - math.log(100), math.log1p(-percentile / 100)
+    log_ways = gammaln(rows + 1) - gammaln(counts + 1) - gammaln(rows - counts + 1)
+    masses = np.exp(log_ways + counts * log_share + (rows - counts) * log_rest)
+    lower = int(np.searchsorted(np.cumsum(masses), tail, side="right"))  # ranks r with P(fewer than r below) ≤ tail
+    upper = rows + 1 - int(np.searchsorted(np.cumsum(masses[::-1]), tail, side="right"))  # P(at least r below) ≤ tail
+    return (
+        float(ascending[lower - 1]) if lower >= 1 else None,
+        float(ascending[upper - 1]) if upper <= rows else None,
+    )
