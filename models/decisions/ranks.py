@@ -46,7 +46,7 @@ def ordinal(percentile: float) -> str:
     return text + ("th" if "." in text or text in {"11", "12", "13"} else suffix)
 
 
-def rank_of(level: float | Fraction, rows: int, asked: str) -> int:
+def rank_of(level: float | Fraction, rows: int, what: str) -> int:
     """⌈(rows + 1)·level⌉, the conformal rank, in exact arithmetic.
 
     Raises:
@@ -55,7 +55,7 @@ def rank_of(level: float | Fraction, rows: int, asked: str) -> int:
     rank = math.ceil((rows + 1) * exact(level))
     if rank > rows:
         raise CalibrationError(
-            f"{asked} needs a larger calibration split",
+            f"{what} needs a larger calibration split",
             expected=f"at least {rows_needed(level)} rows",
             found=f"{rows} rows",
             fix="ask for less, or calibrate on more",

@@ -83,7 +83,7 @@ def feature_weights(
 
 
 def _feature_layer(network: Network, shape: tuple[int, ...]) -> LayerCall | None:
-    """The last dense layer, if it is given one vector, whose value can be had, rather than one for each part of a row."""
+    """The last dense layer, if its input is one vector outside of transformations; not one vector for each part of a row."""
     layer = last_layer(network, shape, FEATURE_LAYER)
     if layer is None or layer.input is None or layer.input.size != layer.input.shape[-1]:
         return None

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from abstain.models.prediction.temperature import Recalibration
 
 # A model that is more than twenty times too sure, or too unsure, has a fault that no factor mends. The bounds also give
-# a split whose every label is right an answer, for which likelihood alone would ask for temperature 0.
+# an answer to a split with every label right, for which likelihood alone would choose temperature 0.
 BOUNDS = (0.05, 20.0)
 
 _SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)

@@ -290,9 +290,9 @@ class MILEConfig(ChainSettings):
     chain_method: ChainMethod = "parallel"
 
 
-_AnyMethod = MAPConfig | EnsembleConfig | VIConfig | LaplaceConfig | HMCConfig | NUTSConfig | ChEESConfig | MILEConfig
-MethodConfig = Annotated[_AnyMethod, Field(discriminator="kind")]
+AnyMethod = MAPConfig | EnsembleConfig | VIConfig | LaplaceConfig | HMCConfig | NUTSConfig | ChEESConfig | MILEConfig
+MethodConfig = Annotated[AnyMethod, Field(discriminator="kind")]
 METHOD_SETTINGS: dict[str, type[MethodSettings]] = {
-    settings.model_fields["kind"].default: settings for settings in get_args(_AnyMethod)
+    settings.model_fields["kind"].default: settings for settings in get_args(AnyMethod)
 }
 """Each method's settings, by its kind."""

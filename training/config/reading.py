@@ -18,16 +18,7 @@ from abstain.models.networks.user_module import ModuleSpec
 from abstain.training.config.calibration import CalibrationConfig, EvaluationConfig
 from abstain.training.config.config import Config
 from abstain.training.config.data import AugmentConfig, DataConfig
-from abstain.training.config.methods import (
-    ChEESConfig,
-    EnsembleConfig,
-    HMCConfig,
-    LaplaceConfig,
-    MAPConfig,
-    MILEConfig,
-    NUTSConfig,
-    VIConfig,
-)
+from abstain.training.config.methods import METHOD_SETTINGS
 from abstain.training.config.priors import LayerPrior, PriorConfig
 from abstain.training.config.section import Section
 
@@ -167,14 +158,7 @@ _TABLES: dict[str, type[BaseModel]] = {
     "layers": LayerPrior,
     "calibration": CalibrationConfig,
     "evaluation": EvaluationConfig,
-    "map": MAPConfig,
-    "ensemble": EnsembleConfig,
-    "vi": VIConfig,
-    "laplace": LaplaceConfig,
-    "hmc": HMCConfig,
-    "nuts": NUTSConfig,
-    "chees": ChEESConfig,
-    "mile": MILEConfig,
+    **METHOD_SETTINGS,
     "mlp": MLPSpec,
     "lenet": LeNetSpec,
     "module": ModuleSpec,
