@@ -263,7 +263,9 @@ def _clusters(
     count = min(CLUSTERS, max(1, len(places) // CLUSTER_ROWS))
     own = np.zeros(len(places), int)
     if count > 1:
-        found: Any = MiniBatchKMeans(count, random_state=seed, n_init=3, batch_size=2048).fit(places)
+        # Its types, taken from defaults, admit no number of starts but "auto".
+        make: Any = MiniBatchKMeans
+        found = make(count, random_state=seed, n_init=3, batch_size=2048).fit(places)
         own = without_small(found.labels_.astype(int), places)
     groups = [places[own == cluster] for cluster in range(count) if (own == cluster).any()]
     centres = np.array([group.mean(axis=0) for group in groups])

@@ -28,9 +28,10 @@ def column_key(column: ArrowColumn, config: DataConfig, where: str) -> Key:
         if column.null_count:
             raise _gap(where, column.to_pylist().index(None))
         return column.cast(pa.timestamp("us")).to_numpy().astype("datetime64[us]")
-    texts = category_texts(column)
-    if None in texts:
-        raise _gap(where, texts.index(None))
+    cells = category_texts(column)
+    texts = [cell for cell in cells if cell is not None]
+    if len(texts) < len(cells):
+        raise _gap(where, cells.index(None))
     return times(texts, where) if config.time is not None else np.array(texts)
 
 

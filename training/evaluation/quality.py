@@ -146,7 +146,7 @@ def check_finite(prediction: Prediction, where: str) -> None:
 
 
 def _finite_rows(values: Float[np.ndarray, "rows ..."]) -> Bool[np.ndarray, " rows"]:
-    return np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    return np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
 
 
 # ---- what calibration promised ---------------------------------------------------------------------------------------

@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Float, Num
 
 from abstain.models.decisions.records import Judgement, ScoreJudgement
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Prediction
+from abstain.models.prediction.summaries import RegressionSummary
 from abstain.training.data.rows import Rows
 from abstain.training.inference.diagnostics import Agreement
+
+
+def regression_of(prediction: Prediction) -> RegressionSummary:
+    """The summary of a regression's prediction, where the caller knows that it is one."""
+    assert isinstance(prediction.summary, RegressionSummary)  # noqa: S101 - the caller knows the model's task
+    return prediction.summary
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,17 @@ class Seen:
     def decision_name(self) -> str:
         """What it is called."""
         return self.judgement.decision
+
+    @property
+    def regression(self) -> RegressionSummary:
+        """The prediction's summary, of a regression."""
+        return regression_of(self.prediction)
+
+    @property
+    def interval(self) -> Float[np.ndarray, "rows 2"]:
+        """The conformal intervals, of a regression."""
+        assert self.judgement.interval is not None  # noqa: S101 - every regression has one
+        return self.judgement.interval
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def add_position(covariance: Any, position: Float[Array, " dim"], kind: MassMatr
 def metric_of(covariance: Any, kind: MassMatrix) -> Metric:
     """The metric of a running covariance, drawn a little towards the unit matrix, as Stan does."""
     inverse, root, _ = welford_covariance(diagonal=kind != "dense")[2](covariance, regularize=True)
-    return Metric(inverse, root)
+    return Metric(jnp.asarray(inverse), jnp.asarray(root))
 
 
 def windows(warmup: int) -> Windows:

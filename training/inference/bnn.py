@@ -61,7 +61,8 @@ class BNN:
             ConfigError: the prior names a parameter that the network has not.
         """
         whole = self.model.parameter_shapes()
-        arrays = {name: leaf.shape for name, leaf in flatten_dict(whole["network"], sep=".").items()}
+        leaves: dict[str, Any] = flatten_dict(whole["network"], sep=".")
+        arrays: dict[str, tuple[int, ...]] = {name: leaf.shape for name, leaf in leaves.items()}
         priors = parameter_priors(self.prior, arrays)
         laws: dict[str, Any] = {name: distribution(priors[name], shape) for name, shape in arrays.items()}
         trees: dict[str, Any] = {"network": unflatten_dict(laws, sep=".")}
@@ -115,7 +116,8 @@ def log_likelihood(model: Model, draw: Draws, observations: Observations) -> Flo
     noise, module = draw.get("noise", jnp.float32(0)), network(model)
 
     def of_row(x: Array, y: Array) -> Array:
-        return model.law.log_prob(module.apply({"params": draw["network"]}, x), noise, y)
+        outputs: Any = module.apply({"params": draw["network"]}, x)
+        return model.law.log_prob(outputs, noise, y)
 
     return jax.vmap(of_row)(observations.x, observations.y)
 

@@ -21,6 +21,8 @@ from abstain.training.inference.bnn import BNN, as_draw, network
 from abstain.training.inference.chains import Chains
 from abstain.training.inference.target import Target, Vector
 
+arviz: Any = array_stats
+"""Typed in part."""
 FUNCTION_ROWS = 50
 PARAMETERS = 1_000
 """Of a larger network, so many parameters at even distances are looked at."""
@@ -82,7 +84,7 @@ def ebfmi(energies: Float[np.ndarray, "chains transitions"]) -> list[float]:
     changing = np.ptp(energies, axis=1) > 0
     found = np.zeros(len(energies))
     if changing.any():
-        found[changing] = array_stats.bfmi(energies[changing], chain_axis=0, draw_axis=1)
+        found[changing] = arviz.bfmi(energies[changing], chain_axis=0, draw_axis=1)
     return found.tolist()
 
 
@@ -129,7 +131,7 @@ def summary(values: Values, seconds: float) -> dict[str, float | int | None]:
         return {"rhat": None, "ess_bulk": None, "ess_tail": None, "mcse": None, "ess_per_second": None, "values": 0}
     rhat, ess_bulk, ess_tail = _rhat_and_ess(varying)
     bulk = float(np.min(ess_bulk))
-    mcse = _finite(_quietly(array_stats.mcse, varying, method="mean") / varying.std(axis=(0, 1)), np.inf)
+    mcse = _finite(_quietly(arviz.mcse, varying, method="mean") / varying.std(axis=(0, 1)), np.inf)
     mcse = np.where(np.isfinite(rhat), mcse, np.inf)
     return {
         "rhat": float(np.max(rhat)),
@@ -192,11 +194,11 @@ def _rhat_and_ess(
     R-hat is infinite where it cannot be computed, and for every value if a chain never moves: what that chain would
     still find, nothing says. The ESS is 0 where it cannot be computed.
     """
-    rhat = _finite(_quietly(array_stats.rhat, varying, method="rank"), np.inf)
+    rhat = _finite(_quietly(arviz.rhat, varying, method="rank"), np.inf)
     standing = np.ptp(varying, axis=1) == 0
     rhat = np.where(standing.all(axis=0) | standing.all(axis=1).any(), np.inf, rhat)
-    bulk = _finite(_quietly(array_stats.ess, varying, method="bulk"), 0.0)
-    tail = _finite(_quietly(array_stats.ess, varying, method="tail", prob=TAIL), 0.0)
+    bulk = _finite(_quietly(arviz.ess, varying, method="bulk"), 0.0)
+    tail = _finite(_quietly(arviz.ess, varying, method="tail", prob=TAIL), 0.0)
     return rhat, bulk, tail
 
 
@@ -222,10 +224,10 @@ def table(names: list[str], values: Values, seconds: float) -> list[dict[str, fl
     columns = {
         "mean": exact.mean(axis=(0, 1)),
         "std": exact.std(axis=(0, 1), ddof=1),
-        "mcse": array_stats.mcse(exact, method="mean", **axes),
-        "ess_bulk": array_stats.ess(exact, method="bulk", **axes),
-        "ess_tail": array_stats.ess(exact, method="tail", prob=TAIL, **axes),
-        "rhat": array_stats.rhat(exact, method="rank", **axes),
+        "mcse": arviz.mcse(exact, method="mean", **axes),
+        "ess_bulk": arviz.ess(exact, method="bulk", **axes),
+        "ess_tail": arviz.ess(exact, method="tail", prob=TAIL, **axes),
+        "rhat": arviz.rhat(exact, method="rank", **axes),
     }
     columns["ess_per_second"] = columns["ess_bulk"] / seconds
     quantiles = np.quantile(exact, [0.025, 0.25, 0.5, 0.75, 0.975], axis=(0, 1))

@@ -90,12 +90,12 @@ def fit_guides(
         )
 
     def loss(guide: Guide, key: PRNGKeyArray, batch: Observations) -> Array:
-        zs = law(guide).sample(key, (settings.particles,))
+        zs = jnp.asarray(law(guide).sample(key, (settings.particles,)))
         fitted = jax.vmap(lambda z: target.log_likelihood(target.constrain(z), batch).mean())(zs).mean()
         return -fitted + settings.kl_weight / rows * kl_divergence(target, guide, zs)
 
     def report(guide: Guide, key: PRNGKeyArray, seen: Views) -> dict[str, Array]:
-        zs = law(guide).sample(key, (MONITOR_DRAWS,))
+        zs = jnp.asarray(law(guide).sample(key, (MONITOR_DRAWS,)))
         return progress_report(problem.bnn, zs, seen) | {"kl_divergence": kl_divergence(target, guide, zs)}
 
     start = jax.jit(jax.vmap(lambda loc: guide_at(loc, settings)))(locs)
@@ -118,14 +118,15 @@ def fit_guides(
 def kl_divergence(target: Target, guide: Guide, zs: Float[Array, "draws dim"]) -> Float[Array, ""]:
     """KL(q ‖ prior) in nats, over all parameters; exact where their priors are normal, else by the draws `zs`."""
     q = law(guide)
-    mean, variance = guide["loc"], q.variance
+    mean, variance = guide["loc"], jnp.asarray(q.variance)
     expected = jnp.float32(0)
     for site in target.sites:
         part = slice(site.first, site.last)
         prior: Any = site.prior.base_dist if isinstance(site.prior, dist.ExpandedDistribution) else site.prior
         if site.is_real and isinstance(prior, dist.Normal):
-            spread = (mean[part].reshape(site.shape) - prior.loc) ** 2 + variance[part].reshape(site.shape)
-            expected -= (0.5 * spread / prior.scale**2 + jnp.log(prior.scale) + 0.5 * jnp.log(2 * jnp.pi)).sum()
+            loc, scale = jnp.asarray(prior.loc), jnp.asarray(prior.scale)
+            spread = (mean[part].reshape(site.shape) - loc) ** 2 + variance[part].reshape(site.shape)
+            expected -= (0.5 * spread / scale**2 + jnp.log(scale) + 0.5 * jnp.log(2 * jnp.pi)).sum()
         else:
             expected += jax.vmap(lambda z, part=part, site=site: _site_log_prior(site, z[part]))(zs).mean()
     return -q.entropy() - expected
@@ -134,7 +135,7 @@ def kl_divergence(target: Target, guide: Guide, zs: Float[Array, "draws dim"]) -
 def _site_log_prior(site: Site, values: Array) -> Array:
     unconstrained = values.reshape(site.shape)
     parameter = site.bijection(unconstrained)
-    return site.prior.log_prob(parameter).sum() + site.bijection.log_abs_det_jacobian(unconstrained, parameter).sum()
+    return jnp.sum(site.prior.log_prob(parameter)) + site.bijection.log_abs_det_jacobian(unconstrained, parameter).sum()
 
 
 def sample_guides(key: PRNGKeyArray, guides: Guide, draws: int) -> Float[Array, "draws dim"]:

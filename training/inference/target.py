@@ -108,7 +108,7 @@ class Target:
         for site in self.sites:
             unconstrained = z[site.first : site.last].reshape(site.shape)
             parameter = site.bijection(unconstrained)
-            total += site.prior.log_prob(parameter).sum()
+            total += jnp.sum(site.prior.log_prob(parameter))
             if not site.is_real:
                 total += site.bijection.log_abs_det_jacobian(unconstrained, parameter).sum()
         return total

@@ -7,7 +7,7 @@ decision, black the twin, grey the test rows, the others OOD sets or further sco
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,7 +41,7 @@ def places(count: int, most: int = 400) -> Int[np.ndarray, " kept"]:
 
 
 @contextmanager
-def names_as_written() -> Iterator[None]:
+def names_as_written() -> Generator[None]:
     """A context to draw and save figures in: names of classes and sets may have any characters, also `$`."""
     with rc_context({"text.parse_math": False}), warnings.catch_warnings():
         # A letter that the font lacks becomes a box in a PNG; on a page the reader's own font has it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from io import StringIO
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,7 @@ HEADLINES = ("accuracy", "rmse", "nll", "brier", "ece", "aurc", "crps", "coverag
 FURTHER = ("ace", "classwise_ece")
 SEPARATION = ("auroc", "aupr", "fpr95", "detection")
 WIDTH = 120
+Row = TypeVar("Row")
 
 
 def printout(found: Figures) -> str:
@@ -142,7 +144,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _decision_first(figures: dict[str, Figures] | dict[str, float]) -> Iterable[tuple[str, Figures | float]]:
+def _decision_first(figures: dict[str, Row]) -> Iterable[tuple[str, Row]]:
     return sorted(figures.items(), key=lambda item: item[0] != "reject")
 
 

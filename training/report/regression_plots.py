@@ -11,13 +11,13 @@ from scipy import stats
 from abstain.training.data.rows import Rows
 from abstain.training.evaluation.mixtures import probability_integral_transform
 from abstain.training.evaluation.quality import covered
-from abstain.training.evaluation.records import Curve, View
+from abstain.training.evaluation.records import Curve, View, regression_of
 from abstain.training.report.canvas import ACCENT, INK, MUTED, VIOLET, WARM, places, plain, titled_figure
 
 
 def draw_predicted(view: View) -> Figure:
     """Predicted against true, with the conformal intervals of three hundred rows."""
-    inside, interval = covered(view.familiar.judgement, view.rows.y), view.familiar.judgement.interval
+    inside, interval = covered(view.familiar.judgement, view.rows.y), view.familiar.interval
     mean, target = np.asarray(view.familiar.prediction.summary.mean), view.rows.y
     requested = view.familiar.judgement.coverage
     figure = titled_figure(
@@ -41,7 +41,7 @@ def draw_predicted(view: View) -> Figure:
 
 def draw_width_error(view: View) -> Figure:
     """The absolute error against the width of the conformal interval."""
-    interval = view.familiar.judgement.interval
+    interval = view.familiar.interval
     widths = np.diff(interval, axis=1)[:, 0]
     errors = np.abs(np.asarray(view.familiar.prediction.summary.mean) - view.rows.y)
     reject = view.familiar.judgement.reject
@@ -83,10 +83,10 @@ def draw_pit(view: View, bins: int = 20) -> Figure:
         4.2,
     )
     axis = figure.subplots()
-    edges = np.linspace(0, 1, bins + 1)
+    edges = np.linspace(0, 1, bins + 1).tolist()
     rows = len(view.rows)
     axis.hist(
-        probability_integral_transform(view.posterior, view.familiar.prediction.summary, view.rows),
+        probability_integral_transform(view.posterior, view.familiar.regression, view.rows),
         edges,
         color=ACCENT,
         alpha=0.85,
@@ -94,7 +94,7 @@ def draw_pit(view: View, bins: int = 20) -> Figure:
         rwidth=0.92,
     )
     if view.twin:
-        twin = probability_integral_transform(view.twin.posterior, view.twin.familiar.summary, view.rows)
+        twin = probability_integral_transform(view.twin.posterior, regression_of(view.twin.familiar), view.rows)
         axis.hist(twin, edges, histtype="step", color=INK, linestyle="--", label=f"twin: {view.twin.name}")
     low, high = stats.binom.ppf([0.025, 0.975], rows, 1 / bins)
     axis.axhspan(low, high, color=MUTED, alpha=0.45, label="95 % of bins, if calibrated", zorder=0)
@@ -112,16 +112,18 @@ def draw_band(curve: Curve, test: Rows | None, input_name: str, target_name: str
     """
     figure = titled_figure("", 7.2, 4.2)
     axis = figure.subplots()
-    x, summary = curve.along.x[:, 0], curve.along.prediction.summary
+    x, summary = curve.along.x[:, 0], curve.along.regression
     mean, quantiles = np.asarray(summary.mean), np.asarray(summary.quantiles)
     spread = stats.norm.ppf(0.975) * np.sqrt(np.asarray(summary.epistemic_variance))
     axis.fill_between(x, quantiles[:, 0], quantiles[:, -1], color=MUTED, alpha=0.35, linewidth=0, label="total, 95 %")
     axis.fill_between(x, mean - spread, mean + spread, color=ACCENT, alpha=0.35, linewidth=0, label="epistemic, 95 %")
-    interval, coverage = curve.along.judgement.interval, curve.along.judgement.coverage
+    interval, coverage = curve.along.interval, curve.along.judgement.coverage
     for end, label in zip(interval.T, (f"conformal interval, {coverage:.0%}", None), strict=True):
         axis.plot(x, end, color=WARM, linewidth=1, linestyle="--", label=label)
     axis.plot(x, mean, color=ACCENT, linewidth=2, label="mean")
-    shown = [(curve.train, "training rows", {"color": INK, "s": 9, "zorder": 4})]
+    shown: list[tuple[Rows, str, dict[str, Any]]] = [
+        (curve.train, "training rows", {"color": INK, "s": 9, "zorder": 4})
+    ]
     if test is not None:
         shown.append((test, "test rows", {"facecolors": "none", "edgecolors": VIOLET, "s": 9, "linewidths": 0.6}))
     for rows, label, look in shown:

@@ -56,7 +56,8 @@ def _draw_roc_panel(axis: Any, view: View, name: str, strange: Seen, shown: dict
     if view.twin:
         own, foreign = view.twin.familiar.scores, view.twin.strange[name].scores
         _, score = max((auroc(own[score], foreign[score]), score) for score in TWIN_SCORES if score in own)
-        pairs.append((f"twin, {score}", own[score], foreign[score], INK, "--", 1.2))
+        values = np.asarray(own[score]), np.asarray(foreign[score])
+        pairs.append((f"twin, {score}", *values, INK, "--", 1.2))
     decided = f"decision ({familiar.decision_name})"
     pairs.append((decided, *deciding_ranks(familiar.decision, strange.decision), ACCENT, "-", 2.2))
     least = 0.5 / len(familiar.x)

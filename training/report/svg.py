@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from typing import Any
 from xml.etree import ElementTree
 
 from matplotlib import rc_context
@@ -29,7 +30,7 @@ COLORS = {
 """The CSS variable of each colour of a figure."""
 PIXELS_AN_INCH = 112
 """Pixels on a wide page for an inch of a figure: one value, so that the text of all pictures has one size."""
-_LOOK = {
+_LOOK: dict[Any, str | int] = {
     "svg.fonttype": "none",
     "text.color": INK,
     "axes.edgecolor": INK,

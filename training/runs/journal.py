@@ -19,7 +19,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -56,7 +56,7 @@ class Passage(NamedTuple):
 class Traces:
     """The traces of a passage's blocks, from memory or from disk."""
 
-    def __init__(self, blocks: list[Trace] | list[Path]) -> None:
+    def __init__(self, blocks: Sequence[Trace | Path]) -> None:
         self._blocks = blocks
 
     def __iter__(self) -> Iterator[Trace]:
@@ -102,11 +102,13 @@ class Journal:
         state = start()
         structure = jax.tree.structure(state)
         folder = self.folder / name if self.folder else None
-        size, done, blocks = math.ceil(steps / reports), 0, []
+        size, done = math.ceil(steps / reports), 0
+        blocks: list[Trace | Path] = []
         if folder and (folder / "state.npz").is_file():
             leaves, size, sizes = _read_state(folder)
             state = jax.tree.unflatten(structure, [_like(leaf, kept) for leaf, kept in _paired(state, leaves, folder)])
-            done, blocks = sum(sizes), [folder / f"{place:05}.npz" for place in range(len(sizes))]
+            done = sum(sizes)
+            blocks = [folder / f"{place:05}.npz" for place in range(len(sizes))]
             if done > steps:
                 raise ConfigError(
                     "--resume",

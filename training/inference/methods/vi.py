@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from arviz_stats.base.array import array_stats
 from jaxtyping import Array, PRNGKeyArray
 
 from abstain.models.prediction.posterior import Posterior
 from abstain.training.config.methods import VIConfig
 from abstain.training.inference.bnn import Observations
-from abstain.training.inference.diagnostics import K_HAT_LIMIT
+from abstain.training.inference.diagnostics import K_HAT_LIMIT, arviz
 from abstain.training.inference.guides import Guide, fit_guides, law, sample_guides
 from abstain.training.inference.problem import Fitted, Problem
 from abstain.training.inference.starts import starts
@@ -70,7 +69,7 @@ def k_hat(key: PRNGKeyArray, problem: Problem, guides: Guide, settings: VIConfig
         tail = np.sort(log_ratios)[-K_HAT_DRAWS // 5 :]
         whole = np.isfinite(log_ratios).all() and tail[-1] - tail[0] < LARGEST_LOG
         # ArviZ takes log-likelihoods, whose reciprocals are the weights: the ratios' logarithms, negated.
-        worst = max(worst, float(array_stats.psislw(-log_ratios)[1]) if whole else np.inf)
+        worst = max(worst, float(arviz.psislw(-log_ratios)[1]) if whole else np.inf)
     return worst
 
 
