@@ -29,7 +29,6 @@ from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.records import Calibration
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
-from abstain.training.calibration.far_rows import ACCEPTS_FAR_ROWS
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.config import Config
 from abstain.training.data.rows import Rows
@@ -128,7 +127,7 @@ def fit_and_try(columns: int, calibration_rows: int, seed: int) -> tuple[bool, i
     far = np.tile(np.median(x, axis=0), (columns, 1))
     np.fill_diagonal(far, x.max(axis=0) + 50 * np.ptp(x, axis=0))
     reject = judge(bundle.calibration, bundle.predictor((32,))(far)).reject
-    gate = any(said.startswith(ACCEPTS_FAR_ROWS) for said in published.shortfalls)
+    gate = any(lack.code == "accepts_far_rows" for lack in published.shortfalls)
     return gate, int((~reject).sum()), columns
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from abstain.models.bundles import store
 from abstain.models.bundles.bundle import Bundle, load_published, read_published
 from abstain.models.bundles.references import parse_reference, resolve_among
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.signatures import TrustedKeys
 from abstain.models.errors import AbstainError, InputError, SignatureError, UnknownModel, printable
 from abstain.models.prediction.predictive import BUCKETS
@@ -198,7 +199,7 @@ class LiveVersions:
         try:
             if self._require_sound and (shortfalls := read_published(*published, self.trusted).shortfalls):
                 metrics.MODEL_SOUND.labels(name, str(entry.version)).set(0)
-                self._refuse(name, entry, f"its fit fell short: {said(shortfalls)}")
+                self._refuse(name, entry, f"its fit fell short: {said(texts(shortfalls))}")
                 return
             bundle = load_published(*published, self.trusted)
         except SignatureError as error:
@@ -224,7 +225,7 @@ class LiveVersions:
         metrics.EXPECTED_REJECTS.labels(*labels).set(1 - bundle.calibration.percentile / 100)
         if manifest.shortfalls:
             log.warning(
-                "%s:%d is served although its fit fell short: %s", name, entry.version, said(manifest.shortfalls)
+                "%s:%d is served although its fit fell short: %s", name, entry.version, said(texts(manifest.shortfalls))
             )
         self._set(name, replace(entry, state="ready", live=Live(name, entry.version, bundle, predictor)))
 
@@ -258,7 +259,7 @@ class LiveVersions:
             else:
                 manifest = read_published(self._root, name, entry.version, self.trusted)
             digest, method = manifest.digest, manifest.method.kind
-            sound, shortfalls = not manifest.shortfalls, list(manifest.shortfalls)
+            sound, shortfalls = not manifest.shortfalls, texts(manifest.shortfalls)
         except AbstainError as error:
             entry = replace(entry, why=entry.why or self.within(str(error)))
         return {
@@ -273,7 +274,7 @@ class LiveVersions:
         }
 
 
-def said(shortfalls: tuple[str, ...] | list[str]) -> str:
+def said(shortfalls: list[str]) -> str:
     """Shortfalls as one line, numbered where there are several; a manifest may hold any text."""
     if len(shortfalls) == 1:
         return printable(shortfalls[0])

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Num
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from abstain.models.bundles.bundle import SCHEMA_VERSION, Bundle, Manifest, load_published
+from abstain.models.bundles.shortfalls import Shortfall, ShortfallCode, texts
 from abstain.models.bundles.store import check_writable, resolve
 from abstain.models.bundles.trained_rows import TrainedRows, most_by_chance, read_trained, trained_on
 from abstain.models.errors import ConfigError, DataError, clip_repr
@@ -35,7 +36,7 @@ from abstain.training.data.rows import Rows, Source
 from abstain.training.data.sources import read_source
 from abstain.training.data.splitting import SPLIT_BY, part_notes
 from abstain.training.evaluate import quality, reject_rates
-from abstain.training.evaluation.checks import CONSTANT_DECISION, NOT_FINITE, decision_shortfalls, metric_shortfalls
+from abstain.training.evaluation.checks import decision_shortfalls, metric_shortfalls
 from abstain.training.evaluation.records import Shown, View
 from abstain.training.evaluation.report_data import look, look_along, metrics_of
 from abstain.training.publish import git_commit, installed_packages, now, publish_version
@@ -47,8 +48,8 @@ NEW = (
 
 MOVED = {"reject_rate", "ood", "ood_rows"}
 """The metrics that every new calibration changes, or that it may know other sets of."""
-MENDED = (CONSTANT_DECISION, ACCEPTS_FAR_ROWS, NOT_FINITE)
-"""How the shortfalls begin that are judged anew."""
+CHECKED_AGAIN: set[ShortfallCode | None] = {"constant_decision", "accepts_far_rows", "not_finite"}
+"""The checks that every new calibration repeats; other shortfalls are those of the fit, and stay."""
 UNMOVED = {"accuracy", "rmse"}
 """The metrics that no recalibration changes."""
 
@@ -62,9 +63,19 @@ class Recalibrated(NamedTuple):
 
     name: str
     version: int
-    shortfalls: tuple[str, ...]
+    shortfalls: tuple[Shortfall, ...]
     notes: tuple[str, ...]
     basis: str
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """What `abstain calibrate --json` prints."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "shortfalls": [*texts(self.shortfalls)],
+            "notes": list(self.notes),
+            "basis": self.basis,
+        }
 
 
 class Material(NamedTuple):
@@ -305,7 +316,7 @@ def described(
             "densities": shapes_of(calibrated.densities),
             "metrics": metrics,
             "shortfalls": (
-                *(said for said in old.shortfalls if not said.startswith(MENDED)),
+                *(lack for lack in old.shortfalls if lack.code not in CHECKED_AGAIN),
                 *metric_shortfalls(metrics),
                 *decision_shortfalls(calibrated.calibration),
                 *far.shortfalls,

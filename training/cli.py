@@ -90,12 +90,12 @@ def calibrate(
     given = {"percentile": percentile, "coverage": coverage}
     asked = [f"{key}={value!r}" for key, value in given.items() if value is not None]
     published = calibrate_version(store, model, data, (*(overrides or ()), *asked), named_paths(ood))
-    for said in published.shortfalls:
-        sys.stderr.write(f"falls short: {said}\n")
+    for lack in published.shortfalls:
+        sys.stderr.write(f"falls short: {lack.text}\n")
     for said in published.notes:
         sys.stderr.write(f"note: {said}\n")
     if as_json:
-        print_json(published._asdict())
+        print_json(published.to_json())
         return
     sys.stderr.write(f"{published.basis}\n")
     typer.echo(f"{published.name}:{published.version}")

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Num
+from pydantic import JsonValue
 
 from abstain.models.bundles.bundle import DataRecord, Manifest, MethodRecord, load_published, read_published
+from abstain.models.bundles.shortfalls import Shortfall, texts
 from abstain.models.bundles.store import check_writable, resolve
 from abstain.models.bundles.trained_rows import most_by_chance, read_trained, remember, trained_on
 from abstain.models.errors import ConfigError, FitError
@@ -67,8 +69,17 @@ class Published(NamedTuple):
 
     version: int
     metrics: dict[str, Any]
-    shortfalls: tuple[str, ...]
+    shortfalls: tuple[Shortfall, ...]
     notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """What `abstain fit --json` prints, but for the model's name."""
+        return {
+            "version": self.version,
+            "metrics": self.metrics,
+            "shortfalls": [*texts(self.shortfalls)],
+            "notes": list(self.notes),
+        }
 
 
 def fit(
@@ -254,14 +265,14 @@ def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, metrics: dict[s
     prediction = shown.view.familiar.prediction if shown.view else calibrated.predictor(test.x)
     far = try_far_rows(calibrated)
     terms, average = proper_terms(fitted.posterior, prediction, test), average_terms(prediction, test.y)
-    said = (
+    lacking = (
         *prediction_shortfalls(terms, average, test.y, dataset.train.y, calibrated.calibration),
         *draws_shortfalls(fitted, test),
         *metric_shortfalls(metrics),
         *far.shortfalls,
     )
     notes = (*fitted.notes, *draws_notes(fitted.posterior.size), *dataset.notes, *far.notes)
-    return fitted._replace(shortfalls=(*fitted.shortfalls, *said), notes=notes)
+    return fitted._replace(shortfalls=(*fitted.shortfalls, *lacking), notes=notes)
 
 
 def describe(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import tempering
 
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Draws
 from abstain.models.prediction.predictive import predict_draw
@@ -125,7 +126,7 @@ def facts_of(fitted: Fitted) -> dict[str, Any]:
         "worst_parameter": {name: facts["parameters"][name] for name in ("rhat", "ess_bulk", "ess_tail")},
         "ebfmi": min(facts["ebfmi"]),
         **{name: facts[name] for name in kept},
-        "shortfalls": list(fitted.shortfalls),
+        "shortfalls": texts(fitted.shortfalls),
     }
 
 

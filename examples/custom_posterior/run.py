@@ -24,6 +24,7 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.diagnostics import hpdi
 
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.networks.architectures import MLP, parameter_shapes
 from abstain.models.prediction.posterior import Model
 from abstain.training.config.methods import NUTSConfig
@@ -168,7 +169,7 @@ def network_figures(target: Target, chains: Chains, settings: NUTSConfig, noisy:
         "samples": facts["samples"],
         "leapfrogs_per_sample": facts["leapfrogs_per_sample"],
         "band_width": {"at 0": (high - low)[50], "at -1.3": (high - low)[0], "at 1.3": (high - low)[-1]},
-        "shortfalls": chain_shortfalls(facts),
+        "shortfalls": texts(chain_shortfalls(facts)),
     }
 
 

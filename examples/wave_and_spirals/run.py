@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Predictor, predict_draw
@@ -98,7 +99,7 @@ def chain_figures(problem: Problem, fitted: Fitted) -> dict[str, Any]:
         "leapfrogs_per_sample": facts["leapfrogs_per_sample"],
         "at_the_deepest_tree": facts.get("max_tree_depth_hits"),
         "sampling_seconds": facts["sampling_seconds"],
-        "shortfalls": fitted.shortfalls,
+        "shortfalls": texts(fitted.shortfalls),
     }
 
 

@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from abstain.models.bundles.checkpoint import Stored, open_checkpoint, read_arrays, write_checkpoint
 from abstain.models.bundles.plausible import Claim, of_batch, of_members, of_model, of_shape, refuse_implausible, within
 from abstain.models.bundles.references import NAME_PATTERN
+from abstain.models.bundles.shortfalls import ShortfallSentence
 from abstain.models.bundles.signatures import SIGNATURE, SIGNATURE_BYTES, TrustedKeys, check_signature, make_signature
 from abstain.models.bundles.store import put_signature, version_folder
 from abstain.models.decisions.calibration import check_calibration
@@ -146,8 +147,8 @@ class Manifest(BaseModel):
     densities: dict[str, dict[str, tuple[int, ...]]] = {}
     """The shapes of the arrays under densities/, by score."""
     diagnostics: dict[str, JsonValue]
-    shortfalls: tuple[str, ...] = ()
-    """In plain words, what the fit lacks to be relied on; the label `stable` is refused to such a version."""
+    shortfalls: tuple[ShortfallSentence, ...] = ()
+    """What the fit lacks to be relied on, sentences in the JSON; the label `stable` is refused to such a version."""
     notes: tuple[str, ...] = ()
     metrics: dict[str, JsonValue]
     data: DataRecord
@@ -371,7 +372,7 @@ def check_gate(manifest: Manifest) -> None:
         raise StoreError(
             "cannot be labelled stable, its fit fell short",
             where=f"{manifest.name}:{manifest.version}",
-            found="; ".join(f"({place}) {said}" for place, said in enumerate(manifest.shortfalls, start=1)),
+            found="; ".join(f"({place}) {lack.text}" for place, lack in enumerate(manifest.shortfalls, start=1)),
             fix="fit it again, or pass --force to label it all the same",
         )
 

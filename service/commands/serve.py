@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from abstain.models.bundles.shortfalls import texts
 from abstain.service.commands.options import DEFAULT_STORE, StoreOption
 
 commands = typer.Typer()
@@ -79,7 +80,9 @@ def serve(
                 faults.append(str(error))
                 continue
             if require_sound and manifest.shortfalls:
-                faults.append(f"{name}:{version} is refused, its fit fell short: {'; '.join(manifest.shortfalls)}")
+                faults.append(
+                    f"{name}:{version} is refused, its fit fell short: {'; '.join(texts(manifest.shortfalls))}"
+                )
             else:
                 served.append(f"{name}:{version}")
     if not served:

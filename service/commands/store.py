@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from abstain.models.bundles.shortfalls import texts
 from abstain.service.commands.options import DEFAULT_STORE, JsonOption, ModelArgument, StoreOption
 from abstain.service.commands.output import print_json, print_table
 
@@ -37,7 +38,7 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
                     "draws": manifest.draws,
                     "created": manifest.created,
                     "sound": not manifest.shortfalls,
-                    "shortfalls": list(manifest.shortfalls),
+                    "shortfalls": texts(manifest.shortfalls),
                     "why": fault,
                 }
             except AbstainError as error:

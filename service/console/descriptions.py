@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 
 from abstain.models.bundles.bundle import Bundle, Manifest
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.prediction.preprocessing import Column, in_data_units
 
 QUANTILES = 101
@@ -47,7 +48,7 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
         "likelihood": model.likelihood,
         "data": manifest.data.model_dump(mode="json"),
         "metrics": manifest.metrics,
-        "shortfalls": manifest.shortfalls,
+        "shortfalls": texts(manifest.shortfalls),
         "notes": manifest.notes,
         "seed": manifest.seed,
         "packages": manifest.packages,

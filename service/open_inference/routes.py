@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from abstain.models.bundles.shortfalls import texts
 from abstain.service.batcher import Answer, Batcher, Share, Spent
 from abstain.service.errors import HTTPError
 from abstain.service.json_objects import flag_of, parse_object
@@ -304,7 +305,7 @@ def _config(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
         "coverage": str(calibration.coverage),
         "class_names": orjson.dumps(model.class_names).decode(),
         "feature_names": orjson.dumps(model.feature_names).decode(),
-        "shortfalls": orjson.dumps(manifest.shortfalls).decode(),
+        "shortfalls": orjson.dumps(texts(manifest.shortfalls)).decode(),
     }
     return {
         "name": live.name,

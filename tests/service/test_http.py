@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import uvicorn
 
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.store import set_label
 from abstain.models.prediction.feature_scores import OF_TASK
 from abstain.models.prediction.predictive import BUCKETS
@@ -468,7 +469,7 @@ def test_the_models_are_listed(client, digits, wave, store):
     """Names, versions, labels, digests, methods, states and soundness; what is in the store but not served is idle."""
     second = json.loads((store / "digits" / "2" / "manifest.json").read_text())
     shared = {"why": None, "sound": True, "shortfalls": []}
-    short = {"sound": False, "shortfalls": list(wave.manifest.shortfalls)}
+    short = {"sound": False, "shortfalls": texts(wave.manifest.shortfalls)}
     assert client.get("/models").json() == {
         "models": [
             {

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from abstain.models.bundles.bundle import read_manifest
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.store import set_label
 from abstain.service.errors import HTTPError
 from abstain.service.live_versions import LiveVersions
@@ -20,7 +21,7 @@ from tests.helpers.processes import PATIENCE
 @pytest.fixture(scope="module")
 def shortfalls(store):
     """What `wave` falls short in."""
-    found = read_manifest(store / "wave" / "1").shortfalls
+    found = texts(read_manifest(store / "wave" / "1").shortfalls)
     assert found
     assert read_manifest(store / "digits" / "1").shortfalls == ()
     return found

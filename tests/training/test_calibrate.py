@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from abstain.models.bundles.bundle import load, read_manifest, write_manifest
+from abstain.models.bundles.shortfalls import recognise
 from abstain.models.bundles.store import versions
 from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
@@ -158,10 +159,10 @@ def test_metrics_that_the_calibration_changes_are_not_those_of_before(calibrate,
 
 def test_a_version_falls_short_of_what_its_own_calibration_lacks(calibrate, own):
     """A decision that is the same for every row is one version's; what the draws lack is also the next one's."""
-    folder, learned = own / "wave" / "1", "it has learned nothing: …"
-    constant = "its decision score, std, is the same for every calibration row (0), so that …"
+    folder, learned = own / "wave" / "1", recognise("it has learned nothing that 50 test rows show: …")
+    constant = recognise("its decision score, std, is the same for every calibration row (0), so that …")
     write_manifest(folder, read_manifest(folder).model_copy(update={"shortfalls": (learned, constant)}))
     code, _, err = calibrate("wave", "--data", "wave")
     assert code == 0
-    assert err.startswith(f"falls short: {learned} calibrated anew on ")
+    assert err.startswith(f"falls short: {learned.text} calibrated anew on ")
     assert read_manifest(own / "wave" / "2").shortfalls == (learned,)

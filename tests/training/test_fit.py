@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from abstain.models.bundles.bundle import load
+from abstain.models.bundles.shortfalls import recognise
 from abstain.models.bundles.store import LOCK, model_names, read_labels, set_label, versions
 from abstain.models.decisions.ranks import threshold
 from abstain.models.errors import AbstainError, CalibrationError, ConfigError, FitError, StoreError
@@ -294,8 +295,8 @@ def test_stuck_chains_are_published_and_say_so(tmp_path, monkeypatch):
     path.write_text(STUCK)
     config = read_config(path)
     first = fit(config, None, tmp_path, silent)
-    assert any("R-hat is infinite" in said for said in first.shortfalls)
-    assert any("chain 0 hardly moves: it accepts 0.0%" in said for said in first.shortfalls)
+    assert any("R-hat is infinite" in lack.text for lack in first.shortfalls)
+    assert any("chain 0 hardly moves: it accepts 0.0%" in lack.text for lack in first.shortfalls)
     assert not any("could not be made" in note for note in first.notes)
 
     def broken(*_):
@@ -305,7 +306,9 @@ def test_stuck_chains_are_published_and_say_so(tmp_path, monkeypatch):
     monkeypatch.setattr("abstain.training.fit.agreement", broken)
     second = fit(config, None, tmp_path, silent, resume=True)
     assert (first.version, second.version) == (1, 2)
-    assert second.shortfalls[0].startswith(
+    assert second.shortfalls[0].code == "unchecked_chains"
+    assert recognise(second.shortfalls[0].text) == second.shortfalls[0]
+    assert second.shortfalls[0].text.startswith(
         "The diagnostics of the chains could not be made: FloatingPointError: no variance"
     )
     manifest = load(tmp_path / "stuck" / "2").manifest

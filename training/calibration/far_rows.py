@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.decisions.calibration import judge
 from abstain.models.prediction.feature_score_records import Range
 from abstain.models.prediction.feature_scores import DENSITIES
@@ -21,7 +22,7 @@ from abstain.training.calibration.pipeline import Calibrated
 WIDTHS = (10.0, 1e3, 1e6)
 """How far outside, in widths of each feature's range."""
 ACCEPTS_FAR_ROWS = "its decision accepts rows far outside the training data: "
-"""How the sentence begins, that another calibration may mend."""
+"""How the note begins that a new calibration writes anew."""
 
 
 def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
@@ -53,9 +54,9 @@ def accepted_far_rows(calibrated: Calibrated) -> tuple[int, int]:
 
 
 class FarRows(NamedTuple):
-    """What the trial comes to, in words: shortfalls of the fit, or notes."""
+    """What the trial comes to: shortfalls of the fit, or notes."""
 
-    shortfalls: tuple[str, ...] = ()
+    shortfalls: tuple[Shortfall, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -69,8 +70,10 @@ def try_far_rows(calibrated: Calibrated) -> FarRows:
     if not accepted:
         return FarRows()
     decision = calibrated.calibration.decision
-    said = (
+    text = (
         f"{ACCEPTS_FAR_ROWS}{accepted} of {rows} rows whose features all lie {WIDTHS[0]:g} or more widths outside their "
         f"training range; the decision is of {', '.join(decision.scores)}; add range to calibration.decision"
     )
-    return FarRows(shortfalls=(said,)) if set(decision.scores) & set(DENSITIES) else FarRows(notes=(said,))
+    if set(decision.scores) & set(DENSITIES):
+        return FarRows(shortfalls=(Shortfall("accepts_far_rows", text),))
+    return FarRows(notes=(text,))

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Num
 from scipy import stats
 
+from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.decisions.decision import COMBINED
 from abstain.models.decisions.ranks import less_tolerance
 from abstain.models.decisions.records import Calibration
@@ -24,8 +25,6 @@ from abstain.training.evaluation.mixtures import pooled_log_likelihood
 from abstain.training.inference.problem import Fitted
 
 ENOUGH_DRAWS = 20
-CONSTANT_DECISION = "its decision score, "
-"""How the shortfall begins that another calibration may mend."""
 GAIN_ERRORS = 2.33
 """Standard errors by which a model must beat the training frequencies: one of pure noise does in 1 % of fits."""
 LEAST_GAIN = 1e-3
@@ -34,8 +33,6 @@ LOSS_ERRORS, LARGEST_LOSS = 3.0, 0.1
 """Standard errors, and nats a row, by both of which draws must fall behind their mode to fall short."""
 MODE_ROWS = 2_000
 """Test rows that draws and mode are compared on, at most."""
-NOT_FINITE = "metrics on the test part that are not finite: "
-"""How the shortfall begins that another calibration may mend."""
 
 
 def draws_notes(draws: int) -> tuple[str, ...]:
@@ -57,7 +54,7 @@ def prediction_shortfalls(
     y: Num[np.ndarray, " rows"],
     train: Num[np.ndarray, " train"],
     calibration: Calibration,
-) -> tuple[str, ...]:
+) -> tuple[Shortfall, ...]:
     """What the predictions lack.
 
     Args:
@@ -72,7 +69,7 @@ def prediction_shortfalls(
 
 def learning_shortfalls(
     terms: Terms, average: Terms, y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]
-) -> tuple[str, ...]:
+) -> tuple[Shortfall, ...]:
     """Says so where neither proper score is better than that of predictions that do not look at the row.
 
     Two such are tried: the training part's class frequencies, or the normal with the training targets' mean and standard
@@ -87,11 +84,12 @@ def learning_shortfalls(
     for words, guess in guesses.items():
         if not any(_is_better(name, guess[name], terms[name]) for name in guess):
             gain = guess["nll"] - terms["nll"]
-            return (
+            text = (
                 f"it has learned nothing that {len(y)} test rows show: its log-likelihood is {-terms['nll'].mean():.4g} "
                 f"nats a row, and always predicting {words} gives {-guess['nll'].mean():.4g} (difference "
-                f"{gain.mean():.2g}, standard error {_standard_error(gain):.2g}); {_advice(gain, y, classify=classify)}",
+                f"{gain.mean():.2g}, standard error {_standard_error(gain):.2g}); {_advice(gain, y, classify=classify)}"
             )
+            return (Shortfall("learned_nothing", text),)
     return ()
 
 
@@ -133,7 +131,7 @@ def _standard_error(values: Float[np.ndarray, " rows"]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
 
 
-def draws_shortfalls(fitted: Fitted, test: Rows) -> tuple[str, ...]:
+def draws_shortfalls(fitted: Fitted, test: Rows) -> tuple[Shortfall, ...]:
     """Says so where the draws' mean prediction is far less likely than that of the mode that they were made around.
 
     Without recalibration, which would hide part of it. Draws of a posterior may well do a little worse than its mode;
@@ -148,29 +146,31 @@ def draws_shortfalls(fitted: Fitted, test: Rows) -> tuple[str, ...]:
     return behind_the_mode(draws, mode)
 
 
-def behind_the_mode(draws: Float[np.ndarray, " rows"], mode: Float[np.ndarray, " rows"]) -> tuple[str, ...]:
+def behind_the_mode(draws: Float[np.ndarray, " rows"], mode: Float[np.ndarray, " rows"]) -> tuple[Shortfall, ...]:
     """The shortfall, from each row's log-likelihood (nats) under the draws and under their mode."""
     loss = mode - draws
     error = _standard_error(loss)
     if loss.mean() <= max(LARGEST_LOSS, LOSS_ERRORS * error):
         return ()
-    return (
+    text = (
         f"its draws predict far worse than the mode they were made around: their mean log-likelihood on {len(loss)} test "
         f"rows is {draws.mean():.4g} nats a row, and the mode's is {mode.mean():.4g} (difference {loss.mean():.2g}, "
         f"standard error {error:.2g}); the approximation of the posterior does not hold: choose another method or "
-        "subset, or a narrower prior.scale",
+        "subset, or a narrower prior.scale"
     )
+    return (Shortfall("behind_the_mode", text),)
 
 
-def metric_shortfalls(metrics: dict[str, Any]) -> tuple[str, ...]:
+def metric_shortfalls(metrics: dict[str, Any]) -> tuple[Shortfall, ...]:
     """Which metrics are no numbers: a fit that publishes them must say so."""
     broken = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
     if not broken:
         return ()
-    return (f"{NOT_FINITE}{', '.join(broken)}; check the scale of the data and of the predictions",)
+    text = f"metrics on the test part that are not finite: {', '.join(broken)}; check the scale of the data and of the predictions"
+    return (Shortfall("not_finite", text),)
 
 
-def decision_shortfalls(calibration: Calibration) -> tuple[str, ...]:
+def decision_shortfalls(calibration: Calibration) -> tuple[Shortfall, ...]:
     """What the decision lacks."""
     name = calibration.decision.name
     scores = calibration.ascending[name]
@@ -182,7 +182,8 @@ def decision_shortfalls(calibration: Calibration) -> tuple[str, ...]:
     edges = calibration.combined(lowered) if name == COMBINED else lowered[name]
     if scores[0] < edges.max():
         return ()
-    return (
-        f"{CONSTANT_DECISION}{name}, is the same for every calibration row ({scores[0]:.3g}), so "
-        "that it tells nothing apart: one draw has no spread; choose another decision, or a method with more draws",
+    text = (
+        f"its decision score, {name}, is the same for every calibration row ({scores[0]:.3g}), so "
+        "that it tells nothing apart: one draw has no spread; choose another decision, or a method with more draws"
     )
+    return (Shortfall("constant_decision", text),)

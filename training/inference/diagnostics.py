@@ -16,6 +16,7 @@ from arviz_stats.base.array import array_stats
 from jaxtyping import Array, Float, Int
 from scipy.stats import rankdata
 
+from abstain.models.bundles.shortfalls import Shortfall, ShortfallCode
 from abstain.training.config.methods import ChainSettings
 from abstain.training.inference.bnn import BNN, as_draw, network
 from abstain.training.inference.chains import Chains
@@ -88,37 +89,45 @@ def ebfmi(energies: Float[np.ndarray, "chains transitions"]) -> list[float]:
     return found.tolist()
 
 
-def chain_shortfalls(facts: dict[str, Any]) -> tuple[str, ...]:
-    """What chains lack to be relied on, in plain words; function space decides, not the parameters."""
-    said = []
+def chain_shortfalls(facts: dict[str, Any]) -> tuple[Shortfall, ...]:
+    """What chains lack to be relied on; function space decides, not the parameters."""
+    lacking: list[Shortfall] = []
+
+    def lacks(code: ShortfallCode, text: str) -> None:
+        lacking.append(Shortfall(code, text))
+
     function = facts["function"]
     if function["rhat"] is not None and not function["rhat"] <= RHAT_LIMIT:
-        said.append(
+        lacks(
+            "r_hat",
             f"the chains disagree about predictions: R-hat is {rhat_text(function['rhat'])}, above {RHAT_LIMIT}; "
-            "run them longer, or start them closer"
+            "run them longer, or start them closer",
         )
     for kind in ("bulk", "tail"):
         ess = function[f"ess_{kind}"]
         if ess is not None and not ess >= ESS_LIMIT:
-            said.append(
+            lacks(
+                "ess",
                 f"the samples of predictions are worth too few independent ones: {kind} ESS is {ess:.0f}, "
-                f"below {ESS_LIMIT:.0f}; take more samples"
+                f"below {ESS_LIMIT:.0f}; take more samples",
             )
     if facts["divergences"] > DIVERGENT_SHARE * facts["samples"]:
-        said.append(
+        lacks(
+            "divergences",
             f"{facts['divergences']} of {facts['samples']} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
-            "parts of the posterior may be missing; raise target_acceptance or lower step_size"
+            "parts of the posterior may be missing; raise target_acceptance or lower step_size",
         )
     low = [place for place, value in enumerate(facts["ebfmi"]) if value < EBFMI_LIMIT]
     if low:
-        said.append(f"chain {low[0]} moves slowly between energies: E-BFMI is below {EBFMI_LIMIT}")
+        lacks("e_bfmi", f"chain {low[0]} moves slowly between energies: E-BFMI is below {EBFMI_LIMIT}")
     stuck = [place for place, value in enumerate(facts["acceptance"]) if not value >= ACCEPTANCE_LIMIT]
     if stuck:
-        said.append(
+        lacks(
+            "acceptance",
             f"chain {stuck[0]} hardly moves: it accepts {facts['acceptance'][stuck[0]]:.1%} of its proposals; "
-            "lower step_size, or choose another start"
+            "lower step_size, or choose another start",
         )
-    return tuple(said)
+    return tuple(lacking)
 
 
 def summary(values: Values, seconds: float) -> dict[str, float | int | None]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import PRNGKeyArray
 
+from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.prediction.posterior import Draws, Posterior
 from abstain.training.data.augmentation import Augment
 from abstain.training.inference.bnn import BNN, Observations
@@ -50,7 +51,7 @@ class Fitted(NamedTuple):
 
     Attributes:
         diagnostics: plain JSON.
-        shortfalls: in plain words, what the fit lacks to be relied on; empty where nothing does.
+        shortfalls: what the fit lacks to be relied on; empty where nothing does.
         notes: what a reader should know of it besides.
         chains: all samples, where the method made Markov chains.
         mode: the parameters that the draws were made around, as draws: the mode of `laplace`, the guides' means of `vi`,
@@ -59,7 +60,7 @@ class Fitted(NamedTuple):
 
     posterior: Posterior
     diagnostics: dict[str, Any]
-    shortfalls: tuple[str, ...] = ()
+    shortfalls: tuple[Shortfall, ...] = ()
     notes: tuple[str, ...] = ()
     chains: Chains | None = None
     mode: Draws | None = None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.errors import ConfigError
 from abstain.models.prediction.posterior import Posterior
 from abstain.training.config.methods import ChainSettings
@@ -45,12 +46,12 @@ def fit_by_chains(
     tuned = {name: np.asarray(value).tolist() for name, value in kernel.tuned(chains.state).items()}
     posterior = Posterior(problem.bnn.model, problem.bnn.draws(chains.thinned(draws)))
     mode = problem.bnn.draws(np.asarray(first)) if settings.start == "map" else None
-    unchecked: list[str] = []
     with stage(journal.progress, "diagnostics"):
         diagnostics = attempt(
-            "the diagnostics of the chains", lambda: chain_diagnostics(problem.target, chains, settings), unchecked
+            "the diagnostics of the chains", lambda: chain_diagnostics(problem.target, chains, settings), []
         )
     if isinstance(diagnostics, Failure):
         # Chains without diagnostics are not to be relied on: a shortfall, where a missing picture is only a note.
-        return Fitted(posterior, tuned, tuple(unchecked), chains=chains, mode=mode)
+        lacking = (Shortfall("unchecked_chains", diagnostics.sentence),)
+        return Fitted(posterior, tuned, lacking, chains=chains, mode=mode)
     return Fitted(posterior, diagnostics | tuned, chain_shortfalls(diagnostics), chains=chains, mode=mode)

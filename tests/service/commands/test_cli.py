@@ -11,6 +11,7 @@ from pyarrow import csv, parquet
 from sklearn.datasets import load_digits
 
 from abstain.models.bundles.bundle import load, read_manifest
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.decisions.calibration import judge
 from abstain.models.prediction.predictive import buckets_for
 from abstain.training.config.data import DataConfig
@@ -145,7 +146,7 @@ def test_models_lists_versions_and_labels(store):
     assert [entry["labels"] for entry in listed["digits"]] == [["stable"], []]
     assert [(entry["method"], entry["draws"]) for entry in listed["wave"]] == [("nuts", 30)]
     for entry in listed["digits"]:
-        shortfalls = read_manifest(store / "digits" / str(entry["version"])).shortfalls
+        shortfalls = texts(read_manifest(store / "digits" / str(entry["version"])).shortfalls)
         assert (entry["sound"], entry["shortfalls"]) == (not shortfalls, list(shortfalls))
 
 

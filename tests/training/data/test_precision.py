@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from abstain.models.bundles.bundle import load
+from abstain.models.bundles.shortfalls import Shortfall, recognise
 from abstain.models.decisions.calibration import judge
 from abstain.models.errors import DataError
 from abstain.models.networks.architectures import MLPSpec
@@ -282,4 +283,6 @@ def test_the_v2_protocol_tells_wide_types_where_they_are_needed(tiny):
 def test_metrics_that_are_no_numbers_are_a_shortfall(value):
     """Each by name, so that such a version is never called sound."""
     assert metric_shortfalls({"rmse": 1.0, "reject_rate": {}}) == ()
-    assert "not finite: nll" in metric_shortfalls({"rmse": 1.0, "nll": value})[0]
+    (lack,) = metric_shortfalls({"rmse": 1.0, "nll": value})
+    assert "not finite: nll" in lack.text
+    assert lack == Shortfall("not_finite", lack.text) == recognise(lack.text)

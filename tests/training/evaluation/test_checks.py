@@ -12,6 +12,7 @@ from scipy import stats
 from scipy.special import softmax
 
 from abstain.models.bundles.bundle import check_gate, load, read_manifest
+from abstain.models.bundles.shortfalls import Shortfall, recognise, texts
 from abstain.models.bundles.store import read_labels
 from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.records import Calibration
@@ -53,54 +54,67 @@ GOOD = {
 }
 
 
-def told(**changes):
+def lacking(**changes):
     """The shortfalls of chains that are good but for something."""
     function = GOOD["function"] | changes.pop("function", {})
     return chain_shortfalls(GOOD | {"function": function} | changes)
 
 
+def only(shortfalls, code):
+    """The sentence of the one shortfall there is; it has that code, and has it again where a manifest is read."""
+    (found,) = shortfalls
+    assert found.code == code
+    assert recognise(found.text) == found
+    return found.text
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("code", "changes", "text"),
     [
         (
+            "r_hat",
             {"function": {"rhat": 1.0304}},
             "the chains disagree about predictions: R-hat is 1.030, above 1.01; run them longer, or start them closer",
         ),
         (
+            "ess",
             {"function": {"ess_bulk": 399.0}},
             "the samples of predictions are worth too few independent ones: bulk ESS is 399, below 400; take more samples",
         ),
         (
+            "ess",
             {"function": {"ess_tail": 12.3}},
             "the samples of predictions are worth too few independent ones: tail ESS is 12, below 400; take more samples",
         ),
         (
+            "divergences",
             {"divergences": 5},
             "5 of 4000 transitions diverged, more than 0.1%: parts of the posterior may be missing; "
             "raise target_acceptance or lower step_size",
         ),
-        ({"ebfmi": [0.9, 0.8, 0.29, 0.1]}, "chain 2 moves slowly between energies: E-BFMI is below 0.3"),
+        ("e_bfmi", {"ebfmi": [0.9, 0.8, 0.29, 0.1]}, "chain 2 moves slowly between energies: E-BFMI is below 0.3"),
         (
+            "acceptance",
             {"acceptance": [0.8, 0.012, 0.8, 0.8]},
             "chain 1 hardly moves: it accepts 1.2% of its proposals; lower step_size, or choose another start",
         ),
     ],
 )
-def test_each_shortfall_of_chains_is_said_in_plain_words(changes, said):
-    """One sentence each, with the figure, the limit, and what to do."""
-    assert told(**changes) == (said,)
+def test_each_shortfall_of_chains_has_its_code_and_a_sentence(code, changes, text):
+    """One sentence each, with the figure, the limit, and what to do; a manifest's reader gets the code back."""
+    assert lacking(**changes) == (Shortfall(code, text),) == (recognise(text),)
 
 
 def test_good_chains_fall_short_in_nothing():
     """At the limits all is well, whatever the parameters' own R-hat; predictions that never vary have none."""
-    assert told() == ()
-    assert told(function={"rhat": 1.01, "ess_bulk": 400.0, "ess_tail": 400.0}, ebfmi=[0.3] * 4) == ()
-    assert told(function={"rhat": None, "ess_bulk": None, "ess_tail": None}) == ()
+    assert lacking() == ()
+    assert lacking(function={"rhat": 1.01, "ess_bulk": 400.0, "ess_tail": 400.0}, ebfmi=[0.3] * 4) == ()
+    assert lacking(function={"rhat": None, "ess_bulk": None, "ess_tail": None}) == ()
 
 
 def test_all_shortfalls_are_said_and_one_that_is_no_number_is_one():
     """A NaN is not good enough."""
-    assert len(told(function={"rhat": np.nan, "ess_bulk": np.nan, "ess_tail": 3.0}, divergences=4000)) == 4
+    assert len(lacking(function={"rhat": np.nan, "ess_bulk": np.nan, "ess_tail": 3.0}, divergences=4000)) == 4
 
 
 # ---- has it learned anything -----------------------------------------------------------------------------------------
@@ -147,7 +161,7 @@ def test_the_best_model_of_a_rare_event_has_learned_something(seed):
     assert (chance < 0.5).all()
     assert judge_classes(chance, y, train) == ()
     for constant in (train.mean(), y.mean(), 0.5, 0.001):
-        (said,) = judge_classes(np.full(2000, constant), y, train)
+        said = only(judge_classes(np.full(2000, constant), y, train), "learned_nothing")
         assert said.startswith("it has learned nothing that 2000 test rows show: its log-likelihood is -")
     assert (
         f"always predicting the class frequencies of the training part gives {-log_loss_of(train.mean(), y):.4g}"
@@ -198,10 +212,10 @@ def test_a_regression_is_held_against_the_training_targets_normal():
     y, train = 10 + 0.3 * x + rng.normal(size=1000), 10 + rng.normal(0, 1.04, 3000)
     assert judge_normals(10 + 0.3 * x, 1.0, y, train) == ()
     for mean in (10.0, train.mean(), y.mean(), 10 + 0.2 * rng.normal(size=1000), 11.0):
-        (said,) = judge_normals(mean, 1.04, y, train)
+        said = only(judge_normals(mean, 1.04, y, train), "learned_nothing")
         assert said.startswith("it has learned nothing that 1000 test rows show: its log-likelihood is -")
     assert "always predicting a normal with the mean and standard deviation of the training part gives -1.46" in said
-    (said,) = judge_normals(y.mean(), 1.04, y, y[:300] + 5)
+    said = only(judge_normals(y.mean(), 1.04, y, y[:300] + 5), "learned_nothing")
     assert "always predicting the average of its own predictions gives -1.45" in said
     spread = np.exp(x)
     wide, many = spread * rng.normal(size=1000), np.exp(rng.normal(size=3000)) * rng.normal(size=3000)
@@ -215,7 +229,7 @@ def test_few_test_rows_do_not_show_what_a_weak_model_has_learned():
     y = rng.integers(0, 2, 4000)
     chance = np.where(rng.random(4000) < 0.55, y, 1 - y) * 0.1 + 0.45
     assert judge_classes(chance, y, train) == ()
-    (said,) = judge_classes(chance[:20], y[:20], train)
+    said = only(judge_classes(chance[:20], y[:20], train), "learned_nothing")
     assert said.startswith("it has learned nothing that 20 test rows show")
     assert "standard error" in said
     fewest = min((y[:20] == 0).sum(), (y[:20] == 1).sum())
@@ -226,7 +240,7 @@ def test_few_test_rows_do_not_show_what_a_weak_model_has_learned():
 def test_a_model_that_predicts_worse_than_the_frequencies_is_to_be_trained_otherwise(constant):
     """More test rows would not help it."""
     (_, y), (_, train) = rare_event(2000, 0), rare_event(6000, 1)
-    (said,) = judge_classes(np.full(2000, constant), y, train)
+    said = only(judge_classes(np.full(2000, constant), y, train), "learned_nothing")
     assert said.endswith("; lower kl_weight or the prior's scale, or train longer")
 
 
@@ -237,7 +251,7 @@ def test_draws_far_behind_their_mode_fall_short():
     """By more than a tenth of a nat and three standard errors; not by one of the two alone, and not where they lead."""
     rng = np.random.default_rng(4)
     mode = rng.normal(-0.3, 0.2, 400)
-    (said,) = behind_the_mode(mode - 0.5 + 0.1 * rng.normal(size=400), mode)
+    said = only(behind_the_mode(mode - 0.5 + 0.1 * rng.normal(size=400), mode), "behind_the_mode")
     assert "their mean log-likelihood on 400 test rows is -0.7966 nats a row, and the mode's is -0.2932" in said
     assert behind_the_mode(mode - 0.09, mode) == ()
     assert behind_the_mode(mode + 2, mode) == ()
@@ -284,7 +298,7 @@ def test_sound_draws_keep_up_with_their_mode(regression, name):
     )
     draws = fitted.posterior.draws | {"network": thrown}
     worse = fitted._replace(posterior=Posterior(fitted.posterior.model, draws))
-    (said,) = draws_shortfalls(worse, test)
+    said = only(draws_shortfalls(worse, test), "behind_the_mode")
     assert "its draws predict far worse than the mode they were made around" in said
 
 
@@ -318,7 +332,7 @@ def test_a_decision_that_is_always_the_same_tells_nothing_apart():
     y = rng.normal(size=50)
     terms = normal_terms_of(y, 0.1, y)
     average = normal_terms_of(0.0, 1.0, y)
-    assert prediction_shortfalls(terms, average, y, y, calibration((0, 0, 0))) == (said,)
+    assert only(prediction_shortfalls(terms, average, y, y, calibration((0, 0, 0))), "constant_decision") == said
     assert prediction_shortfalls(terms, average, y, y, calibration()) == ()
 
 
@@ -400,7 +414,7 @@ def test_the_manifest_the_report_and_show_say_so(run, fitted):
     store, out, _ = fitted
     said = tuple(json.loads(out)["shortfalls"])
     bundle = load(store / "mode" / "1")
-    assert bundle.manifest.shortfalls == said
+    assert tuple(texts(bundle.manifest.shortfalls)) == said
     assert bundle.manifest.notes == tuple(json.loads(out)["notes"])
     assert bundle.manifest.draws == 1
     page = (store / "mode" / "1" / "report.html").read_text("utf-8")
@@ -417,7 +431,7 @@ def test_another_decision_mends_what_one_that_never_varies_lacks(run, fitted, tm
         code, _, err = run("calibrate", "mode", "--data", "sine", "--set", f'decision="{decision}"', "--store", store)
         assert code == 0, err
         found = read_manifest(store / "mode" / str(version)).shortfalls
-        assert tuple(short[: len(SAID)] for short in found) == said
+        assert tuple(short.text[: len(SAID)] for short in found) == said
 
 
 def test_stable_is_refused_to_it_and_nothing_else_is(run, fitted):
@@ -437,7 +451,7 @@ def test_a_good_fit_passes_the_gate(digits):
     """A version that lacks nothing is let through, and its report says nothing of the kind."""
     assert digits.manifest.shortfalls == ()
     check_gate(digits.manifest)
-    lacking = digits.manifest.model_copy(update={"shortfalls": ("this", "that")})
+    lacking = digits.manifest.model_copy(update={"shortfalls": (recognise("this"), recognise("that"))})
     with pytest.raises(
         StoreError,
         match=r"digits:1: cannot be labelled stable, its fit fell short: found \(1\) this; \(2\) that; fit it again",
@@ -479,7 +493,7 @@ def test_a_decision_that_accepts_far_rows_says_so(digits, scores, kind):
     mute = replace(digits.calibration, scores=silent, decision=Decision(scores=scores))
     calibrated = Calibrated(digits.predictor((8,)), mute, digits.densities, digits.manifest.calibration.recalibration)
     found = try_far_rows(calibrated)
-    (said,) = getattr(found, kind)
+    said = found.notes[0] if kind == "notes" else only(found.shortfalls, "accepts_far_rows")
     assert said.startswith("its decision accepts rows far outside the training data: 6 of 6 rows")
     assert len(found.shortfalls) + len(found.notes) == 1
     sound = replace(digits.calibration, decision=Decision(scores=("range",)))

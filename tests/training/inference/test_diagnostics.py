@@ -123,7 +123,9 @@ def test_r_hat_is_infinite_where_a_chain_never_moves(standing):
     assert figure.axes[0].get_xlabel() == "R-hat (last bar: 3 or more)"
     assert draw_agreement(good).axes[0].get_xlabel() == "R-hat"
     facts = {"function": found, "divergences": 0, "samples": 4000, "ebfmi": [1.0] * 4, "acceptance": [0.8] * 4}
-    assert chain_shortfalls(facts)[0].startswith("the chains disagree about predictions: R-hat is infinite, above 1.01")
+    assert chain_shortfalls(facts)[0].text.startswith(
+        "the chains disagree about predictions: R-hat is infinite, above 1.01"
+    )
 
 
 @pytest.mark.filterwarnings("error")

@@ -10,6 +10,7 @@ import pytest
 from arviz_stats.base.array import array_stats
 from pydantic import ValidationError
 
+from abstain.models.bundles.shortfalls import Shortfall, recognise
 from abstain.models.errors import ConfigError
 from abstain.models.networks.architectures import MLP
 from abstain.training.config.methods import MILEConfig, NUTSConfig
@@ -92,8 +93,9 @@ def test_too_large_a_step_is_wrong_and_the_energy_shows_it(key):
     _, found, _, error = moments(chains.column("position"))
     assert ((std - found) / error).max() > 6
     facts = mile.member_facts(chains, 10) | {"acceptance": [1.0] * 8}
-    (said,) = mile.member_shortfalls(facts, SETTINGS)
-    assert said.startswith("the steps were too large: their energy variance is")
+    (lack,) = mile.member_shortfalls(facts, SETTINGS)
+    assert lack == Shortfall("energy_variance", lack.text) == recognise(lack.text)
+    assert lack.text.startswith("the steps were too large: their energy variance is")
 
 
 @pytest.mark.parametrize("chain_method", ["sequential", "parallel"])
@@ -218,8 +220,9 @@ def test_a_step_off_the_numbers_shrinks_the_next_and_a_stuck_member_is_reported(
     moved = np.asarray(chains.state.step_size)[:, None] * np.sqrt(chains.state.inverse)
     np.testing.assert_allclose(moved, mile.FIRST_STEP * np.sqrt(2) * mile.SHRINKAGE**20, rtol=1e-3)
     facts = mile.member_facts(chains, 2) | {"acceptance": [1.0, 0.0]}
-    (said,) = mile.member_shortfalls(facts, SETTINGS)
-    assert said.startswith("member 1 left the numbers at every step")
+    (lack,) = mile.member_shortfalls(facts, SETTINGS)
+    assert lack == Shortfall("still_member", lack.text) == recognise(lack.text)
+    assert lack.text.startswith("member 1 left the numbers at every step")
 
 
 @pytest.mark.parametrize("warmup", [1, 7])

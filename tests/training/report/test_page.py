@@ -11,6 +11,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from abstain.models.bundles.bundle import load, read_manifest
+from abstain.models.bundles.shortfalls import texts
 from abstain.training.calibrate import calibrate_version
 from abstain.training.config.calibration import EvaluationConfig
 from abstain.training.config.reading import read_config
@@ -169,7 +170,7 @@ def test_a_page_has_the_pictures_of_its_kind_and_nothing_that_runs(store, home, 
     assert ("Not fit to be relied on" in page.texts) == bool(manifest.shortfalls)
     assert any(text.startswith("Nothing falls short") for text in page.texts) != bool(manifest.shortfalls)
     assert ("Worth knowing" in page.texts) == bool(manifest.notes)
-    for said in (*manifest.shortfalls, *manifest.notes, f"{name}:1", manifest.data.fingerprint):
+    for said in (*texts(manifest.shortfalls), *manifest.notes, f"{name}:1", manifest.data.fingerprint):
         assert any(said in text for text in page.texts), said
 
 
