@@ -20,8 +20,9 @@ from pydantic import (
     ValidationError,
 )
 
-from abstain.models.errors import ConfigError, clip_repr
+from abstain.models.errors import ConfigError
 from abstain.models.networks.allowed import read_modules
+from abstain.models.validation import refuse
 
 
 def _own_cache() -> Path:
@@ -121,13 +122,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     try:
         settings = Settings.model_validate({name: value for name, value in given.items() if value})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            f"ABSTAIN_{first['loc'][0]}".upper(),
-            where="environment",
-            expected=first["msg"],
-            found=clip_repr(first["input"]),
-        ) from error
+        raise refuse(error, ConfigError, Settings, where="environment", named=_variable) from error
     _check_together(settings)
     # Links to keys and certificates are left as they are: those who renew them let the links point elsewhere.
     absolute = {
@@ -139,6 +134,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         "compiled": settings.compiled.absolute(),
     }
     return settings.model_copy(update=resolved | absolute)
+
+
+def _variable(key: str) -> str:
+    """The variable of a setting, given its dotted path."""
+    return f"ABSTAIN_{key.partition('.')[0]}".upper()
 
 
 def _check_together(settings: Settings) -> None:

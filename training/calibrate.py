@@ -20,9 +20,10 @@ from abstain.models.bundles.bundle import SCHEMA_VERSION, Bundle, Manifest, load
 from abstain.models.bundles.shortfalls import Shortfall, ShortfallCode, texts
 from abstain.models.bundles.store import check_writable, resolve
 from abstain.models.bundles.trained_rows import TrainedRows, most_by_chance, read_trained, trained_on
-from abstain.models.errors import ConfigError, DataError, clip_repr
+from abstain.models.errors import ConfigError, DataError
 from abstain.models.prediction.feature_score_records import Densities
 from abstain.models.prediction.feature_scores import shapes_of
+from abstain.models.validation import refuse
 from abstain.training.calibration.far_rows import ACCEPTS_FAR_ROWS, try_far_rows
 from abstain.training.calibration.feature_scores import fit_densities
 from abstain.training.calibration.pipeline import Calibrated, ScoreValues, calibrate_posterior, check_terms, record_of
@@ -146,9 +147,7 @@ def new_terms(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationConf
     try:
         return CalibrationConfig.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "calibration"
-        raise ConfigError(key, where="--set", expected=first["msg"], found=clip_repr(first["input"])) from error
+        raise refuse(error, ConfigError, CalibrationConfig, where="--set", whole="calibration") from error
 
 
 def read_material(manifest: Manifest, where: str, trained: TrainedRows | None = None) -> Material:

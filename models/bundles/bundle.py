@@ -48,6 +48,7 @@ from abstain.models.prediction.feature_scores import as_tree, check_shapes, from
 from abstain.models.prediction.posterior import Model, Posterior, check_draw_shapes, check_finite_draws, expected_shapes
 from abstain.models.prediction.predictive import BUCKETS, Predictor
 from abstain.models.prediction.temperature import Recalibration
+from abstain.models.validation import refuse
 
 SCHEMA_VERSION = 2
 READ_SCHEMA_VERSIONS = (1, 2)
@@ -246,14 +247,7 @@ def _read_covered(folder: Path) -> tuple[Manifest, dict[str, str]]:
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BundleError(
-            ".".join(map(str, first["loc"])),
-            where=str(path),
-            expected=first["msg"],
-            found=clip_repr(first["input"]),
-            fix=RESTORE,
-        ) from error
+        raise refuse(error, BundleError, Manifest, where=str(path), fix=RESTORE) from error
     # The raw JSON is held against its digest, not the record: that may have gained fields since the bundle was written.
     if not _is_canonical(content, written) or manifest.digest != _digest_of(content):
         raise BundleError("digest", where=str(path), expected=manifest.digest, found="altered contents", fix=RESTORE)

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from abstain.models.bundles.checkpoint_index import MOST_ARRAYS, Place, open_stream, read_index, read_place
 from abstain.models.errors import BundleError, clip_repr
 from abstain.models.files.regular import RESTORE, read_bounded
+from abstain.models.validation import refuse
 
 METADATA_BYTES = 8 * 2**20
 """Of each of the two JSON files: `MOST_ARRAYS` take half of it."""
@@ -178,10 +179,7 @@ def _metadata(path: Path, record: type[_Record]) -> _Record:
     except orjson.JSONDecodeError as error:
         raise ValueError(f"{path.name}: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(
-            f"{path.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {clip_repr(first['input'])}"
-        ) from error
+        raise ValueError(str(refuse(error, BundleError, record, where=path.name))) from error
 
 
 def _names(tree: _Tree) -> dict[str, tuple[str, ...]]:
@@ -211,8 +209,7 @@ def _stored(name: str, index: dict[str, bytes | Place]) -> Stored:
     try:
         head = _Zarray.model_validate(orjson.loads(written))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ValueError(str(refuse(error, BundleError, _Zarray, where=name))) from error
     shape = tuple(head.shape)
     if head.chunks != head.shape:
         raise ValueError(f"{name}: expected one chunk of shape {clip_repr(shape)}, found {clip_repr(head.chunks)}")

@@ -35,6 +35,7 @@ from abstain.models.bundles.references import (
 from abstain.models.errors import StoreError, UnknownModel, clip_repr, suggest
 from abstain.models.files.locks import REMEDY, disk_errors, hold
 from abstain.models.files.regular import read_bounded
+from abstain.models.validation import refuse
 
 LABELS = "labels.json"
 LABELS_BYTES = 2**20
@@ -118,14 +119,8 @@ def read_labels(store: Path, name: str) -> Labels:
     except OSError as error:
         raise StoreError("cannot be read", where=str(path), found=error.strerror) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise StoreError(
-            ".".join(map(str, first["loc"])) or "is not JSON",
-            where=str(path),
-            expected=first["msg"],
-            found=clip_repr(first["input"]),
-            fix=f"mend the file, or remove it and label again with abstain label {name}:VERSION LABEL",
-        ) from error
+        fix = f"mend the file, or remove it and label again with abstain label {name}:VERSION LABEL"
+        raise refuse(error, StoreError, Labels, where=str(path), whole="is not JSON", fix=fix) from error
 
 
 def resolve(store: Path, text: str) -> tuple[str, int]:

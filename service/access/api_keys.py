@@ -25,9 +25,10 @@ from typing import Annotated, Literal, NamedTuple, get_args
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from abstain.models.errors import ConfigError, clip_repr
+from abstain.models.errors import ConfigError
 from abstain.models.files.locks import disk_errors, hold
 from abstain.models.files.regular import refuse_other_writers
+from abstain.models.validation import first_fault, refuse
 
 log = logging.getLogger("abstain.keys")
 
@@ -149,14 +150,8 @@ def read_keys(path: Path) -> Keys:
     try:
         return Keys.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            ".".join(map(str, first["loc"])) or "keys",
-            where=str(path),
-            expected=first["msg"],
-            found=clip_repr(first["input"]),
-            fix="restore the file from a copy, or move it away and make every key anew",
-        ) from error
+        fix = "restore the file from a copy, or move it away and make every key anew"
+        raise refuse(error, ConfigError, Keys, where=str(path), whole="keys", fix=fix) from error
 
 
 def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...], rate: float | None = None) -> str:
@@ -182,11 +177,11 @@ def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...], rate: float | N
         try:
             new = Key(name=name, sha256=digest, scopes=scopes, rate=rate, created=created)
         except ValidationError as error:
-            first = error.errors()[0]
+            fault = first_fault(error, Key)
             raise ConfigError(
-                str(first["loc"][0]),
+                fault.key,
                 expected="1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit; a scope; a rate above 0",
-                found=clip_repr(first["input"]),
+                found=fault.found,
             ) from error
         _write(path, Keys(keys=(*old, new)))
     return key

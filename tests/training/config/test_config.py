@@ -86,7 +86,9 @@ def test_values_arrive_and_the_rest_keeps_its_default(write):
 def test_an_unknown_key_is_refused_with_the_keys_of_its_table(write, text, key, offered, foreign):
     """A misspelt key is named with its table and the file, and that table's keys, no others, are offered."""
     path = write(text)
-    before, _, listed = refusal(path).partition(" expected one of ")
+    before, _, after = refusal(path).partition(" expected one of ")
+    listed, _, nearest = after.partition("; ")
+    assert nearest in {"", *(f"did you mean {known!r}?" for known in listed.split(", "))}
     assert before == f"{path}: unknown key {key!r}:"
     assert offered in listed.split(", ")
     assert foreign not in listed.split(", ")
