@@ -270,7 +270,7 @@ def judged(calibration: Calibration, decision: Decision, predictions: dict[str, 
     familiar = by_set.pop("familiar")
     return {"familiar": {"rejected": float(familiar.reject.mean())}} | {
         name: {
-            "auroc": separation(value_of(familiar), value_of(strange))["auroc"],
+            "auroc": separation(value_of(familiar), value_of(strange)).auroc,
             "detection": float(strange.reject.mean()),
         }
         for name, strange in by_set.items()

@@ -244,7 +244,7 @@ def compared(
         of_familiar, of_strange = (judge(terms, each) for each in (familiar, strange))
         values = [each.scores[decision.name].value for each in (of_familiar, of_strange)]
         found[name] = {
-            "auroc": separation(*values)["auroc"],
+            "auroc": separation(*values).auroc,
             "detection": float(of_strange.reject.mean()),
             "rejected": float(of_familiar.reject.mean()),
         }

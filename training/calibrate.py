@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Num
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 
 from abstain.models.bundles.bundle import SCHEMA_VERSION, Bundle, Manifest, load_published
 from abstain.models.bundles.shortfalls import Shortfall, ShortfallCode, texts
@@ -36,10 +36,10 @@ from abstain.training.data.ood_sets import strange_sets
 from abstain.training.data.rows import Rows, Source
 from abstain.training.data.sources import read_source
 from abstain.training.data.splitting import SPLIT_BY, part_notes
-from abstain.training.evaluate import quality, reject_rates
 from abstain.training.evaluation.checks import decision_shortfalls, metric_shortfalls
 from abstain.training.evaluation.records import Shown, View
-from abstain.training.evaluation.report_data import look, look_along, metrics_of
+from abstain.training.evaluation.report_data import look, look_along, metrics_of, metrics_without_view
+from abstain.training.evaluation.results import JsonObject
 from abstain.training.publish import git_commit, installed_packages, now, publish_version
 
 NEW = (
@@ -68,7 +68,7 @@ class Recalibrated(NamedTuple):
     notes: tuple[str, ...]
     basis: str
 
-    def to_json(self) -> dict[str, JsonValue]:
+    def to_json(self) -> JsonObject:
         """What `abstain calibrate --json` prints."""
         return {
             "name": self.name,
@@ -299,13 +299,11 @@ def described(
     replaced = (ACCEPTS_FAR_ROWS, DRAWS_OF) if material.train is not None else (ACCEPTS_FAR_ROWS, DRAWS_OF, SPLIT_BY)
     same = calibrated.recalibration == old.calibration.recalibration
     kept = old.metrics.keys() - MOVED if same else UNMOVED
-    metrics: dict[str, Any] = {key: value for key, value in old.metrics.items() if key in kept}
+    metrics: JsonObject = {key: value for key, value in old.metrics.items() if key in kept}
     if view is not None:
-        metrics = metrics_of(view)
+        metrics = metrics_of(view).to_json()
     elif test is not None:
-        prediction = calibrated.predictor(test.x)
-        metrics = quality(bundle.posterior, prediction, test)
-        metrics |= {"reject_rate": reject_rates(calibrated.calibration, prediction)}
+        metrics = metrics_without_view(bundle.posterior, calibrated, test).to_json()
     return old.model_copy(
         update={
             "version": 0,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
@@ -126,10 +126,10 @@ def evaluate(
     strange = named_paths(ood)
     with progress_bar(model) as progress:
         result = evaluate_version(store, model, data, percentile, strange, beside=twin, plots=plots, progress=progress)
-    for said in result["notes"]:
+    for said in result.notes:
         sys.stderr.write(f"note: {said}\n")
     if as_json:
-        print_json(result)
+        print_json(result.to_json())
         return
     typer.echo(printout(result))
 
@@ -150,21 +150,20 @@ def named_path(text: str) -> tuple[str, str]:
     return name, path
 
 
-def headlines(metrics: dict[str, Any]) -> dict[str, Any]:
+def headlines(quality: ServedQuality) -> JsonObject:
     """The metrics without what is a table of its own; of OOD sets, what the decision makes of them."""
-    found = {key: value for key, value in metrics.items() if key not in {"reliability", "ood", "ood_rows"}}
     # The combination is the decision, which is there by its own name.
-    found["reject_rate"] = {name: rate for name, rate in metrics["reject_rate"].items() if name != COMBINED}
-    sets = {
-        name: {figure: scores["reject"][figure] for figure in ("auroc", "detection")}
-        for name, scores in metrics.get("ood", {}).items()
-    }
-    return found | ({"ood": sets} if sets else {})
+    rates: JsonObject = {name: rate for name, rate in quality.reject_rates.items() if name != COMBINED}
+    sets: JsonObject = {name: found.decision.to_short_json() for name, found in quality.ood.items()}
+    found: JsonObject = {**quality.metrics, "reject_rate": rates}
+    if sets:
+        found["ood"] = sets
+    return found
 
 
-def described(tree: dict[str, Any], prefix: str = "") -> list[str]:
+def described(tree: JsonObject, prefix: str = "") -> list[str]:
     """Figures as lines, a table's rows under its name."""
-    lines = []
+    lines: list[str] = []
     for key, value in tree.items():
         if isinstance(value, dict):
             lines += described(value, f"{prefix}{key.replace('_', ' ')} ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -24,21 +25,22 @@ from abstain.training.data.sources import read_source
 from abstain.training.evaluation.bootstrap import share_interval
 from abstain.training.evaluation.coverage import coverage_by_decision
 from abstain.training.evaluation.quality import (
-    Figures,
+    calibration_errors,
     check_finite,
     class_quality,
     conformal_quality,
-    further,
     headline,
     part_quality,
     quality,
     rates_of,
     reject_rates,
     seen_detection,
+    selective_risk,
     terms_of,
     twin_detection,
 )
 from abstain.training.evaluation.records import Seen, Twin, View
+from abstain.training.evaluation.results import Evaluation, TwinQuality
 from abstain.training.runs.journal import Progress
 
 __all__ = ["evaluate_version", "quality", "reject_rates"]
@@ -60,7 +62,7 @@ def evaluate_version(
     beside: str | None = None,
     plots: Path | None = None,
     progress: Progress = quiet,
-) -> Figures:
+) -> Evaluation:
     """What `abstain evaluate` prints: the quality of a version on a source's test part, and on OOD sets.
 
     Args:
@@ -94,32 +96,33 @@ def evaluate_version(
     terms = terms_of(bundle.posterior, familiar.prediction, rows)
     figures, intervals = headline(familiar.prediction, terms)
     rejected = familiar.judgement.reject
-    result = {
-        "model": name,
-        "rows": len(rows),
-        **figures,
-        **further(familiar.prediction, terms, rows),
-        "percentile": familiar.judgement.percentile,
-        "decision": familiar.decision_name,
-        "reject_rate": rates_of(familiar.judgement),
-        "intervals": intervals | {"reject": share_interval(int(rejected.sum()), len(rejected))},
-        "conformal": conformal_quality(familiar.judgement, rows.y),
-        **coverage_by_decision(familiar.judgement, rows.y),
-        "accepted": part_quality(terms, ~rejected),
-        "rejected": part_quality(terms, rejected),
-        "ood": {label: seen_detection(familiar, found) for label, found in strange.items()},
-        "ood_rows": {label: len(found.x) for label, found in strange.items()},
-        "notes": notes,
-    }
-    if manifest.model.class_names:
-        result["per_class"] = class_quality(manifest.model.class_names, terms, familiar.judgement, rows.y)
-    if twin:
-        result["twin"] = twin_figures(twin, rows)
-    if plots:
-        from abstain.training.report.plots import write_plots  # noqa: PLC0415 - a second to import, and fit draws none of these
+    names = manifest.model.class_names
+    result = Evaluation(
+        model=name,
+        rows=len(rows),
+        metrics=figures,
+        intervals=intervals,
+        calibration_errors=calibration_errors(familiar.prediction, rows),
+        risk_at_coverage=selective_risk(familiar.prediction, terms),
+        percentile=familiar.judgement.percentile,
+        decision=familiar.decision_name,
+        reject_rates=rates_of(familiar.judgement),
+        reject_interval=share_interval(int(rejected.sum()), len(rejected)),
+        conformal=conformal_quality(familiar.judgement, rows.y),
+        coverage=coverage_by_decision(familiar.judgement, rows.y),
+        accepted=part_quality(terms, ~rejected),
+        rejected=part_quality(terms, rejected),
+        ood={label: seen_detection(familiar, found) for label, found in strange.items()},
+        notes=tuple(notes),
+        classes=class_quality(names, terms, familiar.judgement, rows.y) if names else None,
+        twin=twin_quality(twin, rows) if twin else None,
+    )
+    if plots is None:
+        return result
+    from abstain.training.report.plots import write_plots  # noqa: PLC0415 - a second to import, and fit draws none of these
 
-        result["plots"] = write_plots(plots, View(name, bundle.posterior, rows, familiar, strange, twin))
-    return result
+    written = write_plots(plots, View(name, bundle.posterior, rows, familiar, strange, twin))
+    return replace(result, plots=tuple(written))
 
 
 # ---- what is evaluated -----------------------------------------------------------------------------------------------
@@ -238,11 +241,11 @@ def check_alike(own: Model, other: Model, name: str) -> None:
             raise DataError(f"{what} of the twin", where=name, expected=f"the model's, {expected}", found=found)
 
 
-def twin_figures(twin: Twin, rows: Rows) -> Figures:
+def twin_quality(twin: Twin, rows: Rows) -> TwinQuality:
     """The quality of the twin, and how well its own scores tell the OOD sets apart, at no threshold."""
-    return {
-        "model": twin.name,
-        "draws": twin.posterior.size,
-        **quality(twin.posterior, twin.familiar, rows),
-        "ood": {label: twin_detection(twin.familiar, found) for label, found in twin.strange.items()},
-    }
+    return TwinQuality(
+        model=twin.name,
+        draws=twin.posterior.size,
+        metrics=quality(twin.posterior, twin.familiar, rows),
+        ood={label: twin_detection(twin.familiar, found) for label, found in twin.strange.items()},
+    )

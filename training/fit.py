@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Num
-from pydantic import JsonValue
 
 from abstain.models.bundles.bundle import DataRecord, Manifest, MethodRecord, load_published, read_published
 from abstain.models.bundles.shortfalls import Shortfall, texts
@@ -29,11 +28,11 @@ from abstain.training.data.augmentation import augmentation
 from abstain.training.data.dataset import Dataset, fit_preprocessing, split
 from abstain.training.data.ood_sets import strange_sets
 from abstain.training.data.sources import read_source
-from abstain.training.evaluate import quality, reject_rates
 from abstain.training.evaluation.checks import draws_notes, draws_shortfalls, metric_shortfalls, prediction_shortfalls
 from abstain.training.evaluation.quality import average_terms, proper_terms
 from abstain.training.evaluation.records import Shown
-from abstain.training.evaluation.report_data import look, look_along, metrics_of
+from abstain.training.evaluation.report_data import look, look_along, metrics_of, metrics_without_view
+from abstain.training.evaluation.results import JsonObject, ServedQuality
 from abstain.training.inference.bnn import BNN, observe
 from abstain.training.inference.diagnostics import agreement
 from abstain.training.inference.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
@@ -68,15 +67,15 @@ class Published(NamedTuple):
     """What a fit came to: the version's number, the metrics on the test part, and what it lacks to be relied on."""
 
     version: int
-    metrics: dict[str, Any]
+    metrics: ServedQuality
     shortfalls: tuple[Shortfall, ...]
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, JsonValue]:
+    def to_json(self) -> JsonObject:
         """What `abstain fit --json` prints, but for the model's name."""
         return {
             "version": self.version,
-            "metrics": self.metrics,
+            "metrics": self.metrics.to_json(),
             "shortfalls": [*texts(self.shortfalls)],
             "notes": list(self.notes),
         }
@@ -250,16 +249,14 @@ def show(
     return Shown(view, curve, agreed, without | why | absent), missing
 
 
-def evaluate_posterior(posterior: Posterior, calibrated: Calibrated, dataset: Dataset, shown: Shown) -> dict[str, Any]:
+def evaluate_posterior(posterior: Posterior, calibrated: Calibrated, dataset: Dataset, shown: Shown) -> ServedQuality:
     """The metrics on the test part, and on OOD sets."""
     if shown.view:
         return metrics_of(shown.view)
-    prediction = calibrated.predictor(dataset.test.x)
-    rates = reject_rates(calibrated.calibration, prediction)
-    return quality(posterior, prediction, dataset.test) | {"reject_rate": rates}
+    return metrics_without_view(posterior, calibrated, dataset.test)
 
 
-def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, metrics: dict[str, Any], dataset: Dataset) -> Fitted:
+def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, metrics: ServedQuality, dataset: Dataset) -> Fitted:
     """The fit, with the shortfalls of its predictions and draws added to those of its method."""
     test = dataset.test
     prediction = shown.view.familiar.prediction if shown.view else calibrated.predictor(test.x)
@@ -268,7 +265,7 @@ def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, metrics: dict[s
     lacking = (
         *prediction_shortfalls(terms, average, test.y, dataset.train.y, calibrated.calibration),
         *draws_shortfalls(fitted, test),
-        *metric_shortfalls(metrics),
+        *metric_shortfalls(metrics.metrics),
         *far.shortfalls,
     )
     notes = (*fitted.notes, *draws_notes(fitted.posterior.size), *dataset.notes, *far.notes)
@@ -276,7 +273,7 @@ def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, metrics: dict[s
 
 
 def describe(
-    config: Config, dataset: Dataset, fitted: Fitted, calibrated: Calibrated, metrics: dict[str, Any]
+    config: Config, dataset: Dataset, fitted: Fitted, calibrated: Calibrated, metrics: ServedQuality
 ) -> Manifest:
     """The manifest, but for the version's number and the hashes."""
     settings = config.model_dump(mode="json")
@@ -292,7 +289,7 @@ def describe(
         diagnostics=fitted.diagnostics,
         shortfalls=fitted.shortfalls,
         notes=fitted.notes,
-        metrics=metrics,
+        metrics=metrics.to_json(),
         data=DataRecord(
             source=Path(dataset.source.where).name,
             settings=settings["data"],

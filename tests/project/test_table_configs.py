@@ -64,7 +64,9 @@ def test_the_benchmarks_files_are_fitted_and_evaluated_by_the_default_decision(f
     with np.load(known) as file:
         assert bundle.manifest.data.test_rows == len(file["y_test"])
         assert bundle.manifest.data.train_rows + 100 == len(file["y_train"])
-    evaluated = evaluate_version(store, name, str(known), None, {part: str(path) for part, path in strange.items()})
+    evaluated = evaluate_version(
+        store, name, str(known), None, {part: str(path) for part, path in strange.items()}
+    ).to_json()
     assert [*evaluated["ood"]] == [*strange]
     assert all(0 <= found["reject"]["detection"] <= 1 for found in evaluated["ood"].values())
 

@@ -62,14 +62,20 @@ def wave_prediction(wave, wave_rows):
 
 
 @pytest.fixture
-def evaluate(store, tmp_path):
+def evaluation(store, tmp_path):
     """Evaluates `digits` on arrays of the test's own."""
 
-    def evaluate(model="digits", percentile=None, ood=None, beside=None, **arrays):
+    def evaluation(model="digits", percentile=None, ood=None, beside=None, **arrays):
         np.savez(tmp_path / "rows.npz", **arrays)
         return evaluate_version(store, model, str(tmp_path / "rows.npz"), percentile, ood or {}, beside=beside)
 
-    return evaluate
+    return evaluation
+
+
+@pytest.fixture
+def evaluate(evaluation):
+    """The same, as JSON."""
+    return lambda *args, **options: evaluation(*args, **options).to_json()
 
 
 IMAGES, LABELS = load_digits(return_X_y=True)
@@ -181,10 +187,10 @@ def test_reject_rates_and_detection_follow_the_percentile(wave):
         }
         assert rates == expected | {"reject": pytest.approx((500 - rank) / 500)}
         found = detection(wave.calibration, familiar, strange, percentile)
-        assert found["reject"] == found["std"]
+        assert found.decision == found.scores["std"]
         limit = threshold(ascending["std"], percentile or 99.0)
         assert limit == ascending["std"][rank - 1]
-        assert found["std"] == score_detection(
+        assert found.scores["std"] == score_detection(
             ascending["std"].astype(np.float32), 2 * ascending["std"].astype(np.float32), 2 * ascending["std"] > limit
         )
 
@@ -210,8 +216,7 @@ def test_a_twin_has_the_scores_of_one_network_and_no_threshold(digits):
         ("max_probability", [1 - np.asarray(part.summary.mean).max(axis=1) for part in (familiar, strange)]),
         ("entropy", [np.asarray(part.summary.entropy) for part in (familiar, strange)]),
     ):
-        assert list(found[name]) == ["auroc", "aupr", "fpr95"]
-        assert found[name]["auroc"] == pytest.approx(roc_auc_score(truth, np.concatenate(values)))
+        assert found[name].auroc == pytest.approx(roc_auc_score(truth, np.concatenate(values)))
 
 
 # ---- the same intensity ----------------------------------------------------------------------------------------------
@@ -267,7 +272,7 @@ def test_black_images_stay_black_and_saturated_ones_stay_in_range():
 def test_a_version_evaluates_as_it_did_when_it_was_fitted(store, digits, wave):
     """On the set it was fitted on, the same test rows give the manifest's own figures."""
     for bundle, source in ((digits, "digits"), (wave, "wave")):
-        found = evaluate_version(store, f"{bundle.manifest.name}:1", source, None, {})
+        found = evaluate_version(store, f"{bundle.manifest.name}:1", source, None, {}).to_json()
         assert found["rows"] == bundle.manifest.data.test_rows
         assert found["percentile"] == 99.0
         # The reliability diagram's bins are the manifest's alone, for those who draw it.
@@ -312,15 +317,16 @@ def test_strange_sets_are_reported_by_name(evaluate, digits, tmp_path):
     ood = {name: str(tmp_path / f"{name}.npz") for name in ("noise", "same")}
     found = evaluate(x_test=IMAGES, y_test=LABELS, ood=ood)["ood"]
     predictor = digits.predictor((256,))
-    expected = detection(digits.calibration, predictor(IMAGES), predictor(noise))
+    expected = detection(digits.calibration, predictor(IMAGES), predictor(noise)).to_json()
     assert found["noise"] == expected
     assert set(expected) == {*digits.calibration.scores, "reject"}
     assert expected["reject"] == expected["mutual_information"]
     assert found["noise"]["entropy"]["auroc"] > 0.8
     assert all(figures["auroc"] == pytest.approx(0.5) for figures in found["same"].values())
     assert set(found) == {"noise", "noise_same_intensity", "same", "same_same_intensity"}
-    assert found["noise_same_intensity"] == detection(
-        digits.calibration, predictor(IMAGES), predictor(match_intensity(noise, IMAGES))
+    assert (
+        found["noise_same_intensity"]
+        == detection(digits.calibration, predictor(IMAGES), predictor(match_intensity(noise, IMAGES))).to_json()
     )
 
 
@@ -370,10 +376,11 @@ def exact_interval(share, rows):
     return pytest.approx([ends.low, ends.high])
 
 
-def test_parts_and_classes_are_their_rows_by_hand(evaluate, digits, hard):
+def test_parts_and_classes_are_their_rows_by_hand(evaluation, digits, hard):
     """Accepted, rejected and each class: the figures of exactly those rows; a class without rows is left out."""
     images, labels = hard
-    found = evaluate(x_test=images, y_test=labels, percentile=90.0)
+    record = evaluation(x_test=images, y_test=labels, percentile=90.0)
+    found = record.to_json()
     prediction = digits.predictor((256,))(images)
     judgement = judge(digits.calibration, prediction, 90.0)
     probabilities, reject = np.asarray(prediction.summary.mean), judgement.reject
@@ -405,18 +412,19 @@ def test_parts_and_classes_are_their_rows_by_hand(evaluate, digits, hard):
         exact = stats.binomtest(int(sum(hits)), len(hits)).proportion_ci(0.95, "exact")
         assert found[f"coverage_{part}_interval"] == pytest.approx([exact.low, exact.high])
     assert found["coverage_accepted"] > found["coverage_rejected"]
-    text = printout({"model": "digits:1", **found})
+    text = printout(record)
     assert f"of the accepted rows: {found['coverage_accepted']:.1%}" in text
     assert f"of the rejected rows: {found['coverage_rejected']:.1%}" in text
 
 
-def test_intervals_lie_about_their_figures(evaluate, hard, store):
+def test_intervals_lie_about_their_figures(evaluation, hard, store):
     """Every headline metric has an interval about it, of a classifier and of a regression; the reject rate's is exact."""
     images, labels = hard
-    for found, names in (
-        (evaluate(x_test=images, y_test=labels), ["accuracy", "nll", "brier", "ece", "aurc"]),
+    for record, names in (
+        (evaluation(x_test=images, y_test=labels), ["accuracy", "nll", "brier", "ece", "aurc"]),
         (evaluate_version(store, "wave", "wave", None, {}), ["rmse", "nll", "crps", "coverage_95", "interval_width"]),
     ):
+        found = record.to_json()
         assert sorted(found["intervals"]) == sorted([*names, "reject"])
         for name in names:
             low, high = found["intervals"][name]
@@ -427,7 +435,7 @@ def test_intervals_lie_about_their_figures(evaluate, hard, store):
         if share == "accuracy":
             reference = found["ece_if_calibrated"]
             assert 0 < reference["mean"] < reference["quantile_95"] < 0.2
-            assert f"shows an ece of {reference['mean']:.4f} on average" in printout(found)
+            assert f"shows an ece of {reference['mean']:.4f} on average" in printout(record)
 
 
 def test_the_twin_is_the_middle_network_of_the_posterior(evaluate, digits):
@@ -469,7 +477,7 @@ def test_no_figure_is_nan(evaluate, store, tmp_path):
 
     np.savez(tmp_path / "one.npz", x=IMAGES[:1])
     one = evaluate(x_test=IMAGES[:1], y_test=LABELS[:1], ood={"one": str(tmp_path / "one.npz")})
-    for found in (one, evaluate_version(store, "wave", "wave", None, {"same": "wave"})):
+    for found in (one, evaluate_version(store, "wave", "wave", None, {"same": "wave"}).to_json()):
         assert all(map(math.isfinite, numbers(found)))
     parts = sorted((one["accepted"], one["rejected"]), key=len)
     assert parts[0] == {"rows": 0}
@@ -521,9 +529,9 @@ def test_another_file_is_evaluated_whole_and_its_training_rows_are_counted(tmp_p
 
     def notes(**arrays):
         np.savez(tmp_path / "other.npz", **arrays)
-        return evaluate_version(tmp_path / "store", "digits", str(tmp_path / "other.npz"), None, {})["notes"]
+        return list(evaluate_version(tmp_path / "store", "digits", str(tmp_path / "other.npz"), None, {}).notes)
 
-    assert evaluate_version(tmp_path / "store", "digits", str(where), None, {})["notes"] == []
+    assert evaluate_version(tmp_path / "store", "digits", str(where), None, {}).notes == ()
     assert notes(x=IMAGES, y=LABELS) == []
     assert notes(x=IMAGES[::-1], y=LABELS[::-1]) == [ALL.format(300), TRAINED_ON.format(120, 300)]
     dataset = split(read_source(str(where), config.data, classify=True), config.data, config.seed)

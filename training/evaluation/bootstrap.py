@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import optimize, special, stats
 
 from abstain.training.evaluation.metrics import Terms, equal_mass_starts, finished, tied_means
+from abstain.training.evaluation.results import Interval, Proportion
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -25,7 +26,6 @@ _AT_ONCE = 2_000_000
 _AT_MOST = 20_000_000
 PROPORTIONS = {"accuracy", "coverage_95"}
 """The metrics whose terms are 0 or 1 for every row."""
-Interval = list[float]
 
 
 def mean_intervals(terms: Terms, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
@@ -88,7 +88,8 @@ def resampled(rows: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, 
 
 def limits(values: Float[np.ndarray, " resamples"]) -> Interval:
     """The central 95 % of a statistic's resamples."""
-    return np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return low, high
 
 
 def share_interval(hits: int | float, rows: int) -> Interval:
@@ -96,7 +97,12 @@ def share_interval(hits: int | float, rows: int) -> Interval:
     tail = (1 - LEVEL) / 2
     low = stats.beta.ppf(tail, hits, rows - hits + 1) if hits else 0.0
     high = stats.beta.ppf(1 - tail, hits + 1, rows - hits) if hits < rows else 1.0
-    return [float(low), float(high)]
+    return float(low), float(high)
+
+
+def proportion(hits: Bool[np.ndarray, " rows"] | Float[np.ndarray, " rows"]) -> Proportion:
+    """The share of hits, 0 or 1 for each row, with its exact limits."""
+    return Proportion(float(hits.mean()), share_interval(int(hits.sum()), len(hits)))
 
 
 def auroc_interval(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"]) -> Interval:
@@ -116,13 +122,14 @@ def auroc_interval(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarr
     first = _logit_interval(area, float(np.sqrt(variance))) if variance > 0 else share_interval(area * pairs, pairs)
     low = _newcombe_limit(area, len(familiar), len(strange))
     high = 1 - _newcombe_limit(1 - area, len(familiar), len(strange))
-    return [min(first[0], low), max(first[1], high)]
+    return min(first[0], low), max(first[1], high)
 
 
 def _logit_interval(share: float, error: float) -> Interval:
     """Normal limits on the logit scale of a share strictly between 0 and 1, by the delta method."""
     half = stats.norm.ppf((1 + LEVEL) / 2) * error / (share * (1 - share))
-    return [float(special.expit(special.logit(share) + side * half)) for side in (-1, 1)]
+    low, high = (float(special.expit(special.logit(share) + side * half)) for side in (-1, 1))
+    return low, high
 
 
 def _newcombe_limit(area: float, first: int, second: int) -> float:

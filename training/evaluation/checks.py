@@ -8,7 +8,7 @@ around, and a decision that can never reject.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Num
@@ -161,7 +161,7 @@ def behind_the_mode(draws: Float[np.ndarray, " rows"], mode: Float[np.ndarray, "
     return (Shortfall("behind_the_mode", text),)
 
 
-def metric_shortfalls(metrics: dict[str, Any]) -> tuple[Shortfall, ...]:
+def metric_shortfalls(metrics: Mapping[str, object]) -> tuple[Shortfall, ...]:
     """Which metrics are no numbers: a fit that publishes them must say so."""
     broken = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
     if not broken:

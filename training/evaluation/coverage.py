@@ -6,35 +6,25 @@ the accepted it usually holds it more often, among the rejected less often: the 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Bool, Num
 
 from abstain.models.decisions.records import Judgement
-from abstain.training.evaluation.bootstrap import share_interval
+from abstain.training.evaluation.bootstrap import proportion
 from abstain.training.evaluation.quality import covered
+from abstain.training.evaluation.results import CoverageByDecision, Proportion
 
 
-def coverage_by_decision(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> dict[str, Any]:
+def coverage_by_decision(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> CoverageByDecision:
     """How often the prediction set, or interval, holds the target, among accepted and among rejected rows apart.
 
     Args:
         judgement: of the rows.
         y: their targets: class indices, or numbers in the target's units.
-
-    Returns:
-        `coverage_accepted` and `coverage_rejected`, shares in [0, 1], each with `…_interval`, its exact 95 % limits
-        (Clopper & Pearson, 1934). A part without rows is left out.
     """
     inside = covered(judgement, y)
-    return _share("coverage_accepted", inside[~judgement.reject]) | _share(
-        "coverage_rejected", inside[judgement.reject]
-    )
+    return CoverageByDecision(_share(inside[~judgement.reject]), _share(inside[judgement.reject]))
 
 
-def _share(key: str, inside: Bool[np.ndarray, " part"]) -> dict[str, Any]:
-    if not len(inside):
-        return {}
-    hits = int(inside.sum())
-    return {key: hits / len(inside), f"{key}_interval": share_interval(hits, len(inside))}
+def _share(inside: Bool[np.ndarray, " part"]) -> Proportion | None:
+    return proportion(inside) if len(inside) else None

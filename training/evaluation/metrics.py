@@ -11,11 +11,12 @@ separation                                              how well a score tells t
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.metrics import average_precision_score, roc_auc_score
+
+from abstain.training.evaluation.results import ReliabilityBins, Separation
 
 ECE_BINS = 15
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -88,24 +89,20 @@ def expected_calibration_error(
 
 def reliability_bins(
     confidence: Float[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"], bins: int = ECE_BINS
-) -> dict[str, list[Any]]:
-    """The bins that `expected_calibration_error` is made of, ascending: a list for each column of the diagram.
-
-    `rows`; `low` and `high`, the least and largest confidence in the bin; its mean `confidence` and its `accuracy`,
-    tied rows by their mean. The ECE is the mean of |accuracy − confidence|, weighted by rows.
-    """
+) -> ReliabilityBins:
+    """The bins that `expected_calibration_error` is made of: it is the mean of |accuracy − confidence|, weighted by rows."""
     order = np.argsort(confidence, kind="stable")
     starts = equal_mass_starts(len(order), bins)
     sizes = np.diff(starts, append=len(order))
     ordered = confidence[order].astype(np.float64)
     right = tied_means(confidence, correct.astype(np.float64))[order]
-    return {
-        "rows": sizes.tolist(),
-        "low": ordered[starts].tolist(),
-        "high": ordered[starts + sizes - 1].tolist(),
-        "confidence": (np.add.reduceat(ordered, starts) / sizes).tolist(),
-        "accuracy": (np.add.reduceat(right, starts) / sizes).tolist(),
-    }
+    return ReliabilityBins(
+        rows=tuple(sizes.tolist()),
+        low=tuple(ordered[starts].tolist()),
+        high=tuple(ordered[starts + sizes - 1].tolist()),
+        confidence=tuple((np.add.reduceat(ordered, starts) / sizes).tolist()),
+        accuracy=tuple((np.add.reduceat(right, starts) / sizes).tolist()),
+    )
 
 
 def adaptive_calibration_error(
@@ -158,15 +155,12 @@ def risk_at_coverage(confidence: Float[np.ndarray, " rows"], losses: Float[np.nd
 # ---- telling the strange from the familiar ---------------------------------------------------------------------------
 
 
-def separation(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"]) -> dict[str, float]:
-    """How well a score tells an OOD set from the test set, whatever its threshold; OOD is positive.
-
-    `auroc`, `aupr`; `fpr95`: the share of OOD rows that pass where at least 95 % of the test rows do.
-    """
+def separation(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"]) -> Separation:
+    """How well a score tells an OOD set from the test set, whatever its threshold; OOD is positive."""
     truth = np.concatenate([np.zeros(len(familiar)), np.ones(len(strange))])
     values = np.concatenate([familiar, strange])
-    return {
-        "auroc": float(roc_auc_score(truth, values)),
-        "aupr": float(average_precision_score(truth, values)),
-        "fpr95": float((strange <= np.quantile(familiar, 0.95, method="higher")).mean()),
-    }
+    return Separation(
+        auroc=float(roc_auc_score(truth, values)),
+        aupr=float(average_precision_score(truth, values)),
+        fpr95=float((strange <= np.quantile(familiar, 0.95, method="higher")).mean()),
+    )

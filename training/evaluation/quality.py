@@ -6,8 +6,6 @@ has what they need. No figure is ever NaN: what no row speaks of is left out.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Bool, Float, Num
 from scipy import stats
@@ -27,13 +25,23 @@ from abstain.training.evaluation.bootstrap import (
     calibrated_ece,
     classification_intervals,
     mean_intervals,
+    proportion,
     share_interval,
 )
 from abstain.training.evaluation.metrics import Terms
 from abstain.training.evaluation.mixtures import regression_terms, squared_errors_and_nll
 from abstain.training.evaluation.records import Seen
+from abstain.training.evaluation.results import (
+    CalibrationErrors,
+    ClassQuality,
+    ConformalQuality,
+    Detection,
+    Interval,
+    PartQuality,
+    Separation,
+    SetDetection,
+)
 
-Figures = dict[str, Any]
 TWIN_SCORES = ("max_probability", "entropy", "total_std")
 """The scores that a single network has."""
 
@@ -78,7 +86,7 @@ def average_terms(prediction: Prediction, y: Num[np.ndarray, " rows"]) -> Terms:
     return {"nll": -stats.norm.logpdf(y, centre, np.sqrt(variance)), "rmse": (y - centre) ** 2}
 
 
-def headline(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], Figures]:
+def headline(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], dict[str, Interval]]:
     """The figures of `quality`, from terms that are there already, and their 95 % intervals."""
     if not isinstance(prediction.summary, ClassificationSummary):
         return metrics.averaged(terms), mean_intervals(terms)
@@ -90,25 +98,27 @@ def headline(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], Fi
     return figures, classification_intervals(terms, certain)
 
 
-def further(prediction: Prediction, terms: Terms, rows: Rows) -> Figures:
-    """What stands beside the headline: two more calibration errors of classes, and the selective risk.
-
-    `ece_if_calibrated` is the mean and the 95 % quantile of the ECE that a perfectly calibrated model with these
-    confidences shows on as many rows. `risk_at_coverage` is the error, or the RMSE, among the share of the rows that the
-    model is surest about.
-    """
-    certain = confidence(prediction)
+def calibration_errors(prediction: Prediction, rows: Rows) -> CalibrationErrors | None:
+    """The calibration errors that are not in the headline; None for a regression."""
     if not isinstance(prediction.summary, ClassificationSummary):
-        risks = metrics.risk_at_coverage(certain, terms["rmse"])
-        return {"risk_at_coverage": {coverage: float(np.sqrt(risk)) for coverage, risk in risks.items()}}
+        return None
     probabilities = np.asarray(prediction.summary.mean)
-    reference = calibrated_ece(certain)
-    return {
-        "ece_if_calibrated": {"mean": float(reference.mean()), "quantile_95": float(np.quantile(reference, LEVEL))},
-        "ace": metrics.adaptive_calibration_error(probabilities, rows.y),
-        "classwise_ece": metrics.classwise_calibration_error(probabilities, rows.y),
-        "risk_at_coverage": metrics.risk_at_coverage(certain, 1 - terms["accuracy"]),
-    }
+    reference = calibrated_ece(confidence(prediction))
+    return CalibrationErrors(
+        ece_if_calibrated=float(reference.mean()),
+        ece_if_calibrated_95=float(np.quantile(reference, LEVEL)),
+        ace=metrics.adaptive_calibration_error(probabilities, rows.y),
+        classwise_ece=metrics.classwise_calibration_error(probabilities, rows.y),
+    )
+
+
+def selective_risk(prediction: Prediction, terms: Terms) -> dict[str, float]:
+    """The error, or the RMSE, among the share of the rows that the model is surest about, by that share."""
+    certain = confidence(prediction)
+    if isinstance(prediction.summary, ClassificationSummary):
+        return metrics.risk_at_coverage(certain, 1 - terms["accuracy"])
+    risks = metrics.risk_at_coverage(certain, terms["rmse"])
+    return {coverage: float(np.sqrt(risk)) for coverage, risk in risks.items()}
 
 
 def confidence(prediction: Prediction) -> Float[np.ndarray, " rows"]:
@@ -152,18 +162,13 @@ def _finite_rows(values: Float[np.ndarray, "rows ..."]) -> Bool[np.ndarray, " ro
 # ---- what calibration promised ---------------------------------------------------------------------------------------
 
 
-def conformal_quality(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> Figures:
+def conformal_quality(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> ConformalQuality:
     """How often the prediction set, or interval, holds the target, with exact limits; and its mean size, or width."""
-    inside = covered(judgement, y)
-    figures = {
-        "asked": judgement.coverage,
-        "coverage": float(inside.mean()),
-        "coverage_interval": share_interval(int(inside.sum()), len(inside)),
-    }
+    stated, inside = judgement.coverage, proportion(covered(judgement, y))
     if judgement.members is not None:
-        return figures | {"mean_size": float(judgement.members.sum(axis=1).mean())}
+        return ConformalQuality(stated, inside, mean_size=float(judgement.members.sum(axis=1).mean()))
     assert judgement.interval is not None  # noqa: S101 - a judgement has one or the other
-    return figures | {"mean_width": float(np.diff(judgement.interval, axis=1).mean())}
+    return ConformalQuality(stated, inside, mean_width=float(np.diff(judgement.interval, axis=1).mean()))
 
 
 def covered(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
@@ -174,33 +179,30 @@ def covered(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> Bool[np.ndarra
     return (judgement.interval[:, 0] <= y) & (y <= judgement.interval[:, 1])
 
 
-def part_quality(terms: Terms, chosen: Bool[np.ndarray, " rows"]) -> Figures:
+def part_quality(terms: Terms, chosen: Bool[np.ndarray, " rows"]) -> PartQuality:
     """The number of some of the rows, and where there is one, their metrics; an exact interval of each proportion."""
     rows = int(chosen.sum())
     if not rows:
-        return {"rows": 0}
+        return PartQuality(0, {}, {})
     own = {name: part[chosen] for name, part in terms.items()}
-    exact = {
-        f"{name}_interval": share_interval(int(part.sum()), rows) for name, part in own.items() if name in PROPORTIONS
-    }
-    return {"rows": rows} | metrics.averaged(own) | exact
+    exact = {name: share_interval(int(part.sum()), rows) for name, part in own.items() if name in PROPORTIONS}
+    return PartQuality(rows, metrics.averaged(own), exact)
 
 
 def class_quality(
     names: tuple[str, ...], terms: Terms, judgement: Judgement, y: Num[np.ndarray, " rows"]
-) -> dict[str, Figures]:
-    """For every class that has rows: their number, accuracy, reject rate, and coverage by the prediction sets.
-
-    Each of the three proportions has its exact interval beside it.
-    """
-    shares = {"accuracy": terms["accuracy"], "reject_rate": judgement.reject, "set_coverage": covered(judgement, y)}
-    found: dict[str, Figures] = {}
+) -> dict[str, ClassQuality]:
+    """For every class that has rows: their number, accuracy, reject rate, and coverage by the prediction sets."""
+    inside = covered(judgement, y)
+    found: dict[str, ClassQuality] = {}
     for label in np.unique(y).tolist():
         own = y == label
-        rows = int(own.sum())
-        figures: Figures = {"rows": rows} | {name: float(values[own].mean()) for name, values in shares.items()}
-        exact = {f"{name}_interval": share_interval(int(values[own].sum()), rows) for name, values in shares.items()}
-        found[names[label]] = figures | exact
+        found[names[label]] = ClassQuality(
+            rows=int(own.sum()),
+            accuracy=proportion(terms["accuracy"][own]),
+            reject_rate=proportion(judgement.reject[own]),
+            set_coverage=proportion(inside[own]),
+        )
     return found
 
 
@@ -218,18 +220,18 @@ def rates_of(judgement: Judgement) -> dict[str, float]:
     return rates | {"reject": float(judgement.reject.mean())}
 
 
-def seen_detection(familiar: Seen, strange: Seen) -> dict[str, Figures]:
-    """How well each score, and under `reject` the decision, tells an OOD set from the test set; OOD is positive.
+def seen_detection(familiar: Seen, strange: Seen) -> SetDetection:
+    """How well each score, and the decision, tells an OOD set from the test set; OOD is positive.
 
-    What `metrics.separation` says of what decides (`deciding_ranks`), with the interval of the AUROC, and `detection`:
-    the share of OOD rows above the threshold that calibration has set, with the exact interval of that share.
+    What `metrics.separation` says of what decides (`deciding_ranks`), with the interval of the AUROC, and the share of
+    OOD rows above the threshold that calibration has set.
     """
-    found = {
+    scores = {
         name: score_detection(*deciding_ranks(familiar.judgement.scores[name], score), score.above)
         for name, score in strange.judgement.scores.items()
     }
     decided = score_detection(*deciding_ranks(familiar.decision, strange.decision), strange.judgement.reject)
-    return found | {"reject": decided}
+    return SetDetection(len(strange.x), scores, decided)
 
 
 def deciding_ranks(
@@ -252,16 +254,13 @@ def deciding_ranks(
 
 def score_detection(
     familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"], detected: Bool[np.ndarray, " ood"]
-) -> Figures:
+) -> Detection:
     """One score's row of `seen_detection`, from its values and which OOD rows it puts above the threshold."""
-    return metrics.separation(familiar, strange) | {
-        "detection": float(detected.mean()),
-        "auroc_interval": auroc_interval(familiar, strange),
-        "detection_interval": share_interval(int(detected.sum()), len(detected)),
-    }
+    separation = metrics.separation(familiar, strange)
+    return Detection(separation, auroc_interval(familiar, strange), proportion(detected))
 
 
-def twin_detection(familiar: Prediction, strange: Prediction) -> dict[str, Figures]:
+def twin_detection(familiar: Prediction, strange: Prediction) -> dict[str, Separation]:
     """How well the scores that a single network has tell the sets apart; without calibration rows, at no threshold."""
     return {
         name: metrics.separation(np.asarray(familiar.scores[name]), np.asarray(strange.scores[name]))

@@ -5,8 +5,6 @@ Nothing here decides anything. What cannot be shown is left out with a sentence 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float, Num
 
@@ -18,8 +16,9 @@ from abstain.models.prediction.summaries import ClassificationSummary
 from abstain.training.calibration.pipeline import Calibrated
 from abstain.training.data.rows import Rows
 from abstain.training.evaluation import metrics
-from abstain.training.evaluation.quality import Figures, check_finite, confidence, quality, rates_of, seen_detection
+from abstain.training.evaluation.quality import check_finite, confidence, quality, rates_of, seen_detection
 from abstain.training.evaluation.records import Curve, Seen, View
+from abstain.training.evaluation.results import ReliabilityBins, ServedQuality
 
 POINTS = 256
 """Of a curve: one bucket of the predictor."""
@@ -66,26 +65,31 @@ def _seen(calibrated: Calibrated, x: Inputs, where: str) -> Seen | str:
     return Seen(x, prediction, judge(calibrated.calibration, prediction))
 
 
-def metrics_of(view: View) -> dict[str, Any]:
+def metrics_of(view: View) -> ServedQuality:
     """What a manifest keeps: quality, reject rates, the reliability diagram, and by OOD set how well it is told apart."""
     prediction = view.familiar.prediction
-    found: dict[str, Any] = quality(view.posterior, prediction, view.rows)
-    found["reject_rate"] = rates_of(view.familiar.judgement)
-    if isinstance(prediction.summary, ClassificationSummary):
-        found["reliability"] = reliability(prediction, view.rows)
-    if view.strange:
-        found["ood"] = {label: _short(seen_detection(view.familiar, seen)) for label, seen in view.strange.items()}
-        found["ood_rows"] = {label: len(seen.x) for label, seen in view.strange.items()}
-    return found
+    return ServedQuality(
+        metrics=quality(view.posterior, prediction, view.rows),
+        reject_rates=rates_of(view.familiar.judgement),
+        reliability=reliability(prediction, view.rows)
+        if isinstance(prediction.summary, ClassificationSummary)
+        else None,
+        ood={label: seen_detection(view.familiar, seen) for label, seen in view.strange.items()},
+    )
 
 
-def _short(scores: dict[str, Figures]) -> dict[str, Figures]:
-    """All figures of the decision; of other scores two. A manifest is read at every start."""
-    brief = {name: {key: found[key] for key in ("auroc", "detection")} for name, found in scores.items()}
-    return brief | {"reject": scores["reject"]}
+def metrics_without_view(posterior: Posterior, calibrated: Calibrated, rows: Rows) -> ServedQuality:
+    """The same where a test row has no finite prediction, so that there is no view: neither diagram nor OOD sets."""
+    prediction = calibrated.predictor(rows.x)
+    return ServedQuality(
+        metrics=quality(posterior, prediction, rows),
+        reject_rates=rates_of(judge(calibrated.calibration, prediction)),
+        reliability=None,
+        ood={},
+    )
 
 
-def reliability(prediction: Prediction, rows: Rows) -> dict[str, list[Any]]:
+def reliability(prediction: Prediction, rows: Rows) -> ReliabilityBins:
     """The bins of the reliability diagram."""
     correct = np.asarray(prediction.summary.mean).argmax(axis=1) == rows.y
     return metrics.reliability_bins(confidence(prediction), correct)

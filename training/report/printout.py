@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from io import StringIO
-from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -12,40 +11,46 @@ from rich.table import Table
 from abstain.models.decisions.decision import COMBINED
 from abstain.models.decisions.ranks import ordinal
 from abstain.training.data.ood_sets import SAME_INTENSITY
-from abstain.training.evaluation.quality import Figures
+from abstain.training.evaluation.results import (
+    CalibrationErrors,
+    ClassQuality,
+    ConformalQuality,
+    CoverageByDecision,
+    Evaluation,
+    Interval,
+    SetDetection,
+    TwinQuality,
+)
 
 HEADLINES = ("accuracy", "rmse", "nll", "brier", "ece", "aurc", "crps", "coverage_95", "interval_width")
-FURTHER = ("ace", "classwise_ece")
-SEPARATION = ("auroc", "aupr", "fpr95", "detection")
 WIDTH = 120
-Row = TypeVar("Row")
 
 
-def printout(found: Figures) -> str:
+def printout(found: Evaluation) -> str:
     """The figures as text, at most 120 characters wide."""
     console = Console(file=StringIO(), width=WIDTH, no_color=True, highlight=False)
-    rows, decision = f"{found['rows']:,} test rows", readable(found["decision"])
+    rows, decision = f"{found.rows:,} test rows", readable(found.decision)
     console.print(
-        f"{found['model']} on {rows}; {decision} decides at the {ordinal(found['percentile'])} percentile\n",
+        f"{found.model} on {rows}; {decision} decides at the {ordinal(found.percentile)} percentile\n",
         markup=False,
     )
     tables = [_quality_table(found), _risk_table(found), _parts_table(found)]
-    if "per_class" in found:
-        tables.append(_class_table(found["per_class"]))
-    tables.append(_reject_table(found["reject_rate"], decision))
+    if found.classes is not None:
+        tables.append(_class_table(found.classes))
+    tables.append(_reject_table(found.reject_rates, decision))
     for place, table in enumerate(tables):
         console.print(table)
-        if not place and "ece_if_calibrated" in found:
-            console.print(_reference_line(found["ece_if_calibrated"]), markup=False)
+        if not place and found.calibration_errors:
+            console.print(_reference_line(found.calibration_errors), markup=False)
         console.print()
-    console.print(_conformal_line(found["conformal"]), markup=False)
-    for line in _coverage_lines(found):
+    console.print(_conformal_line(found.conformal), markup=False)
+    for line in _coverage_lines(found.coverage):
         console.print(line, markup=False)
-    for name, scores in found["ood"].items():
+    for name, detection in found.ood.items():
         console.print()
-        console.print(_ood_table(name, found["ood_rows"][name], scores, decision))
-        for twin in _twin_lines(found, name):
-            console.print(twin, markup=False)
+        console.print(_ood_table(name, detection, decision))
+        for line in _twin_lines(found.twin, name):
+            console.print(line, markup=False)
     written: StringIO = console.file  # type: ignore[assignment]
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
@@ -55,86 +60,97 @@ def readable(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _quality_table(found: Figures) -> Table:
-    twin = found.get("twin")
-    table = _table("", "model", "95 % interval", *(["twin: " + twin["model"]] if twin else []))
-    for name in (name for name in (*HEADLINES, *FURTHER) if name in found):
-        beside = [_figure(twin[name]) if name in twin else ""] if twin else []
-        table.add_row(readable(name), _figure(found[name]), _interval(found["intervals"].get(name)), *beside)
+def _quality_table(found: Evaluation) -> Table:
+    twin, errors = found.twin, found.calibration_errors
+    table = _table("", "model", "95 % interval", *([f"twin: {twin.model}"] if twin else []))
+    further = {"ace": errors.ace, "classwise_ece": errors.classwise_ece} if errors else {}
+    figures = {name: found.metrics[name] for name in HEADLINES if name in found.metrics} | further
+    for name, value in figures.items():
+        of_twin = [_figure(twin.metrics[name]) if name in twin.metrics else ""] if twin else []
+        table.add_row(readable(name), _figure(value), _interval(found.intervals.get(name)), *of_twin)
     return table
 
 
-def _reference_line(reference: dict[str, float]) -> str:
+def _reference_line(errors: CalibrationErrors) -> str:
     return (
-        f"  a perfectly calibrated model of as many rows shows an ece of {_figure(reference['mean'])} on average, and in "
-        f"95 % of cases less than {_figure(reference['quantile_95'])}"
+        f"  a perfectly calibrated model of as many rows shows an ece of {_figure(errors.ece_if_calibrated)} on average, and in "
+        f"95 % of cases less than {_figure(errors.ece_if_calibrated_95)}"
     )
 
 
-def _risk_table(found: Figures) -> Table:
-    what = "RMSE" if "rmse" in found else "error"
-    risks = found["risk_at_coverage"]
-    table = _table(f"{what} of the surest", *(f"{float(coverage):.0%}" for coverage in risks))
-    table.add_row("", *(_figure(risk) for risk in risks.values()))
+def _risk_table(found: Evaluation) -> Table:
+    what = "RMSE" if "rmse" in found.metrics else "error"
+    table = _table(f"{what} of the surest", *(f"{float(coverage):.0%}" for coverage in found.risk_at_coverage))
+    table.add_row("", *(_figure(risk) for risk in found.risk_at_coverage.values()))
     return table
 
 
-def _parts_table(found: Figures) -> Table:
-    names = [name for name in HEADLINES if name in found["accepted"] or name in found["rejected"]]
+def _parts_table(found: Evaluation) -> Table:
+    parts = {"accepted": found.accepted, "rejected": found.rejected}
+    names = [name for name in HEADLINES if any(name in part.metrics for part in parts.values())]
     table = _table("", "rows", *map(readable, names))
-    for part in ("accepted", "rejected"):
-        figures = found[part]
-        table.add_row(part, f"{figures['rows']:,}", *(_figure(figures[n]) if n in figures else "" for n in names))
+    for label, part in parts.items():
+        table.add_row(
+            label, f"{part.rows:,}", *(_figure(part.metrics[name]) if name in part.metrics else "" for name in names)
+        )
     return table
 
 
-def _class_table(classes: dict[str, Figures]) -> Table:
-    columns = ("rows", "accuracy", "reject_rate", "set_coverage")
-    table = _table("class", *map(readable, columns))
-    for name, figures in classes.items():
-        table.add_row(_plain(name), f"{figures['rows']:,}", *(_figure(figures[column]) for column in columns[1:]))
+def _class_table(classes: dict[str, ClassQuality]) -> Table:
+    table = _table("class", "rows", "accuracy", "reject rate", "set coverage")
+    for name, own in classes.items():
+        shares = (own.accuracy, own.reject_rate, own.set_coverage)
+        table.add_row(_plain(name), f"{own.rows:,}", *(_figure(part.share) for part in shares))
     return table
 
 
 def _reject_table(rates: dict[str, float], decision: str) -> Table:
     table = _table("test rows above the threshold of", "share")
-    # The combination is the decision, whose row is the first.
-    for name, rate in _decision_first({name: rate for name, rate in rates.items() if name != COMBINED}):
-        table.add_row(_score(name, decision), f"{rate:.2%}")
+    table.add_row(f"decision ({decision})", f"{rates['reject']:.2%}")
+    for name, rate in rates.items():
+        # The combination is the decision, whose row is the first.
+        if name not in {"reject", COMBINED}:
+            table.add_row(readable(name), f"{rate:.2%}")
     return table
 
 
-def _ood_table(name: str, rows: int, scores: dict[str, Figures], decision: str) -> Table:
+def _ood_table(name: str, detection: SetDetection, decision: str) -> Table:
     if name.endswith(SAME_INTENSITY):
         name = f"{name.removesuffix(SAME_INTENSITY)} at the test rows' intensity"
-    table = _table(_plain(f"{name}, {rows:,} rows"), "AUROC", "AUPR", "FPR95", "detection", "95 % interval")
-    for score, figures in _decision_first(scores):
-        shown = (_figure(figures[column]) for column in SEPARATION)
-        table.add_row(_score(score, decision), *shown, _interval(figures["detection_interval"]))
+    table = _table(_plain(f"{name}, {detection.rows:,} rows"), "AUROC", "AUPR", "FPR95", "detection", "95 % interval")
+    of_scores = {readable(score): found for score, found in detection.scores.items()}
+    for label, found in ({f"decision ({decision})": detection.decision} | of_scores).items():
+        separation, detected = found.separation, found.detected
+        shown = (separation.auroc, separation.aupr, separation.fpr95, detected.share)
+        table.add_row(label, *map(_figure, shown), _interval(detected.interval))
     return table
 
 
-def _twin_lines(found: Figures, name: str) -> Iterable[str]:
-    for score, figures in found.get("twin", {}).get("ood", {}).get(name, {}).items():
-        shown = "  ".join(f"{key.upper()} {_figure(figures[key])}" for key in SEPARATION[:3])
-        yield f"  twin, {readable(score)}: {shown}"
+def _twin_lines(twin: TwinQuality | None, name: str) -> Iterable[str]:
+    scores = twin.ood.get(name, {}) if twin else {}
+    for score, found in scores.items():
+        yield (
+            f"  twin, {readable(score)}: AUROC {_figure(found.auroc)}  AUPR {_figure(found.aupr)}  "
+            f"FPR95 {_figure(found.fpr95)}"
+        )
 
 
-def _conformal_line(conformal: Figures) -> str:
-    size = f"{conformal['mean_size']:.2f} classes" if "mean_size" in conformal else _figure(conformal["mean_width"])
-    what = "sets hold the true class" if "mean_size" in conformal else "intervals hold the target"
+def _conformal_line(conformal: ConformalQuality) -> str:
+    if conformal.mean_size is not None:
+        size, what = f"{conformal.mean_size:.2f} classes", "sets hold the true class"
+    else:
+        size, what = _figure(conformal.mean_width or 0.0), "intervals hold the target"
     return (
-        f"  {what} for {conformal['coverage']:.1%} of the rows {_interval(conformal['coverage_interval'])}, "
-        f"{conformal['asked']:.1%} asked for; {size} on average"
+        f"  {what} for {conformal.coverage.share:.1%} of the rows {_interval(conformal.coverage.interval)}, "
+        f"{conformal.stated:.1%} asked for; {size} on average"
     )
 
 
-def _coverage_lines(found: Figures) -> Iterable[str]:
+def _coverage_lines(coverage: CoverageByDecision) -> Iterable[str]:
     """Coverage among the accepted and the rejected rows; it is guaranteed over both together, not of either."""
-    for part in ("accepted", "rejected"):
-        key = f"coverage_{part}"
-        if key in found:
-            yield f"    of the {part} rows: {found[key]:.1%} {_interval(found[f'{key}_interval'])}"
+    for label, part in (("accepted", coverage.accepted), ("rejected", coverage.rejected)):
+        if part is not None:
+            yield f"    of the {label} rows: {part.share:.1%} {_interval(part.interval)}"
 
 
 def _table(*columns: str) -> Table:
@@ -144,19 +160,11 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _decision_first(figures: dict[str, Row]) -> Iterable[tuple[str, Row]]:
-    return sorted(figures.items(), key=lambda item: item[0] != "reject")
-
-
-def _score(name: str, decision: str) -> str:
-    return f"decision ({decision})" if name == "reject" else readable(name)
-
-
 def _figure(value: float) -> str:
     return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.6g}"
 
 
-def _interval(ends: list[float] | None) -> str:
+def _interval(ends: Interval | None) -> str:
     return f"{_figure(ends[0])} … {_figure(ends[1])}" if ends else ""
 
 

@@ -214,7 +214,7 @@ def test_evaluate_prints_one_json_document(store, tmp_path):
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     expected = evaluate_version(store, "digits", "digits", 90.0, {"noise": str(tmp_path / "noise.npz")})
-    assert found == expected
+    assert found == expected.to_json()
     assert {"accuracy", "nll", "brier", "ece", "aurc", "percentile", "reject_rate", "ood"} <= set(found)
     assert set(found["ood"]["noise"]) == set(found["reject_rate"])
     assert {"auroc", "aupr", "fpr95", "detection", "detection_interval"} <= set(found["ood"]["noise"]["reject"])

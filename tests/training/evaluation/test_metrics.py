@@ -29,6 +29,7 @@ from abstain.training.evaluation.metrics import (
     separation,
 )
 from abstain.training.evaluation.quality import deciding_ranks, score_detection
+from abstain.training.evaluation.results import Detection, Proportion, Separation
 
 RNG = np.random.default_rng(0)
 
@@ -179,30 +180,24 @@ def test_separation_is_scikit_learns_and_its_formulas():
     familiar, strange = RNG.normal(size=80).round(1), RNG.normal(1, 1, 50).round(1)
     found = separation(familiar, strange)
     truth, values = np.repeat([0, 1], [80, 50]), np.concatenate([familiar, strange])
-    assert found["auroc"] == pytest.approx(roc_auc_score(truth, values))
-    assert found["auroc"] == pytest.approx(np.mean([np.mean((s > familiar) + 0.5 * (s == familiar)) for s in strange]))
-    assert found["aupr"] == pytest.approx(average_precision_score(truth, values))
+    assert found.auroc == pytest.approx(roc_auc_score(truth, values))
+    assert found.auroc == pytest.approx(np.mean([np.mean((s > familiar) + 0.5 * (s == familiar)) for s in strange]))
+    assert found.aupr == pytest.approx(average_precision_score(truth, values))
     precisions = [(strange >= s).sum() / ((strange >= s).sum() + (familiar >= s).sum()) for s in strange]
-    assert found["aupr"] == pytest.approx(np.mean(precisions))
-    assert found["fpr95"] == np.mean(strange <= np.sort(familiar)[math.ceil(0.95 * (len(familiar) - 1))])
+    assert found.aupr == pytest.approx(np.mean(precisions))
+    assert found.fpr95 == np.mean(strange <= np.sort(familiar)[math.ceil(0.95 * (len(familiar) - 1))])
 
 
 def test_a_perfect_and_a_useless_score_have_known_figures():
     """Sets apart: all ones and no misses. The same set twice: an AUROC of one half, and 95 % pass unseen."""
     values = np.linspace(0, 1, 201)
     apart = score_detection(values, values + 2, values + 2 > 1.5)
-    assert {key: apart[key] for key in ("auroc", "aupr", "fpr95", "detection")} == {
-        "auroc": 1.0,
-        "aupr": 1.0,
-        "fpr95": 0.0,
-        "detection": 1.0,
-    }
-    assert apart["auroc_interval"] == [pytest.approx(0.025 ** (1 / 201)), 1.0]
-    assert apart["detection_interval"] == [pytest.approx(0.025 ** (1 / 201)), 1.0]
+    exact = (pytest.approx(0.025 ** (1 / 201)), 1.0)
+    assert apart == Detection(Separation(auroc=1.0, aupr=1.0, fpr95=0.0), exact, Proportion(1.0, exact))
     same = score_detection(values, values, values > 0.9)
-    assert same["auroc"] == pytest.approx(0.5)
-    assert same["fpr95"] == pytest.approx(0.95, abs=0.01)
-    assert same["detection"] == np.mean(values > 0.9)
+    assert same.separation.auroc == pytest.approx(0.5)
+    assert same.separation.fpr95 == pytest.approx(0.95, abs=0.01)
+    assert same.detected.share == np.mean(values > 0.9)
 
 
 # ---- intervals -------------------------------------------------------------------------------------------------------
@@ -285,9 +280,9 @@ def test_figures_of_a_decision_by_class_are_of_its_p_values():
     familiar = ScoreJudgement(**both, **flags, percentile=np.zeros(5))
     far = {"value": np.float32([50, 60, 300]), "threshold": np.array([3.0, 3.0, 150.0]), "p_value": np.full(3, 0.1)}
     strange = ScoreJudgement(**far, percentile=np.zeros(3), above=np.ones(3, bool), extrapolated=np.ones(3, bool))
-    assert separation(familiar.value, strange.value)["auroc"] < 0.8
+    assert separation(familiar.value, strange.value).auroc < 0.8
     ranks = deciding_ranks(familiar, strange)
-    assert separation(*ranks)["auroc"] == 1.0
+    assert separation(*ranks).auroc == 1.0
     # Beyond all calibration rows: the larger excess is the stranger one.
     assert np.argsort(ranks[1]).tolist() == [0, 1, 2]
 

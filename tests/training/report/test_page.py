@@ -184,7 +184,7 @@ def test_descriptions_of_classes_have_the_numbers_of_the_manifest(store):
     assert f"test rows: {metrics['reject_rate']['reject']:.2%} of 359 rows" in described["decision"]
     for name, limit in manifest.calibration.thresholds.items():
         assert f"{name.replace('_', ' ')} {limit:.4g}" in described["scores"]
-    found = evaluate_version(store, "digits:1", "digits", None, {})
+    found = evaluate_version(store, "digits:1", "digits", None, {}).to_json()
     assert f"{found['accepted']['rows']} accepted, accuracy {found['accepted']['accuracy']:.2%}" in described["risk"]
     assert f"{found['rejected']['rows']} rejected" in described["risk"]
     last = manifest.diagnostics["reports"][-1]
@@ -215,7 +215,7 @@ def test_ood_figures_are_those_of_evaluation(home):
     page, _, manifest = page_of(home / "store", "hostile")
     described = dict(zip(named(page), page.pictures, strict=True))
     sets = {name: str(home / f"{path}.npz") for name, path in SETS.items()}
-    found = evaluate_version(home / "store", "hostile", str(home / "rows.npz"), None, sets)
+    found = evaluate_version(home / "store", "hostile", str(home / "rows.npz"), None, sets).to_json()
     assert found["notes"] == []
     assert {name for name in manifest.metrics["ood"] if not name.endswith("_same_intensity")} == set(sets)
     assert found["ood_rows"].items() <= manifest.metrics["ood_rows"].items()
@@ -426,7 +426,7 @@ def test_bins_do_not_depend_on_the_order_of_tied_rows():
     correct = np.array([True] * 15 + [False] * 15 + [True] * 10)
     forwards, backwards = reliability_bins(confidence, correct), reliability_bins(confidence[::-1], correct[::-1])
     assert forwards == backwards
-    assert forwards["accuracy"][0] == 0.5
+    assert forwards.accuracy[0] == 0.5
     assert expected_calibration_error(confidence, correct) == pytest.approx(0.1 * 10 / 40)
 
 

@@ -73,7 +73,7 @@ def test_the_plots_are_those_of_the_task_and_valid(store, tmp_path, name, own, o
     """Of images galleries, of numbers intervals, of OOD sets ROC and detection; each a PNG below 400 KB, and no other."""
     folder = tmp_path / "a" / "b"
     sets = {"same": name} if ood else {}
-    found = evaluate_version(store, name, name, None, sets, plots=folder)["plots"]
+    found = evaluate_version(store, name, name, None, sets, plots=folder).plots
     assert set(found) == ALWAYS | own | (OOD if ood else set())
     assert sorted(found) == sorted(path.name for path in folder.iterdir())
     for path in folder.iterdir():

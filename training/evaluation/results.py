@@ -1,0 +1,379 @@
+"""What evaluation comes to: frozen records of figures with their intervals, and the JSON that each is written as.
+
+    Evaluation        all that `abstain evaluate` reports of a version on one source
+    ServedQuality     what a manifest keeps of it
+    ConformalQuality, CoverageByDecision, PartQuality, ClassQuality
+    Separation, Detection, SetDetection, TwinQuality
+    CalibrationErrors, ReliabilityBins
+
+`to_json` gives keys and their order as they are printed and kept (`tests/training/test_json_keys.py`): a figure that no
+row speaks of has no key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+Interval = tuple[float, float]
+"""The two ends of a 95 % interval."""
+JsonObject = dict[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A share of rows, with its exact limits (Clopper & Pearson, 1934)."""
+
+    share: float
+    interval: Interval
+
+
+# ---- how good predictions are ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """The bins of a reliability diagram in ascending order, a column for each of their figures.
+
+    Attributes:
+        rows: how many rows the bin has.
+        low: the least confidence in the bin.
+        high: the largest.
+        confidence: the mean.
+        accuracy: of its rows, tied ones by their mean.
+    """
+
+    rows: tuple[int, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    confidence: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+    def to_json(self) -> JsonObject:
+        """A list for each column."""
+        return {
+            "rows": list(self.rows),
+            "low": list(self.low),
+            "high": list(self.high),
+            "confidence": list(self.confidence),
+            "accuracy": list(self.accuracy),
+        }
+
+
+@dataclass(frozen=True)
+class CalibrationErrors:
+    """Calibration errors of class probabilities, other than the ECE.
+
+    Attributes:
+        ece_if_calibrated: the mean ECE that a perfectly calibrated model with these confidences shows on as many rows.
+        ece_if_calibrated_95: the 95 % quantile of it.
+        ace: adaptive calibration error.
+        classwise_ece: the mean over classes of the ECE of that class's probability.
+    """
+
+    ece_if_calibrated: float
+    ece_if_calibrated_95: float
+    ace: float
+    classwise_ece: float
+
+    def to_json(self) -> JsonObject:
+        """The two of a calibrated model in a table of their own."""
+        return {
+            "ece_if_calibrated": {"mean": self.ece_if_calibrated, "quantile_95": self.ece_if_calibrated_95},
+            "ace": self.ace,
+            "classwise_ece": self.classwise_ece,
+        }
+
+
+@dataclass(frozen=True)
+class PartQuality:
+    """How many rows a part of the test rows has, and where it has any, their metrics.
+
+    Attributes:
+        metrics: by name.
+        intervals: of the metrics that are proportions.
+    """
+
+    rows: int
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+
+    def to_json(self) -> JsonObject:
+        """Rows, metrics, then intervals."""
+        return {"rows": self.rows} | _numbers(self.metrics) | _interval_keys(self.intervals)
+
+
+@dataclass(frozen=True)
+class ClassQuality:
+    """The rows of one class: how many, and which share is right, is rejected, and lies in its prediction set."""
+
+    rows: int
+    accuracy: Proportion
+    reject_rate: Proportion
+    set_coverage: Proportion
+
+    def to_json(self) -> JsonObject:
+        """Rows, shares, then intervals."""
+        shares = {"accuracy": self.accuracy, "reject_rate": self.reject_rate, "set_coverage": self.set_coverage}
+        return (
+            {"rows": self.rows}
+            | _numbers({name: proportion.share for name, proportion in shares.items()})
+            | _interval_keys({name: proportion.interval for name, proportion in shares.items()})
+        )
+
+
+# ---- what calibration promised ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ConformalQuality:
+    """How often prediction sets, or intervals, hold the target.
+
+    Attributes:
+        stated: the share that calibration promised.
+        coverage: the share that they do.
+        mean_size: of the sets, in classes; None for a regression.
+        mean_width: of the intervals, in the target's units; None for classes.
+    """
+
+    stated: float
+    coverage: Proportion
+    mean_size: float | None = None
+    mean_width: float | None = None
+
+    def to_json(self) -> JsonObject:
+        """The size of sets, or the width of intervals, is last."""
+        found: JsonObject = {"asked": self.stated} | _with_interval("coverage", self.coverage)
+        if self.mean_size is not None:
+            found["mean_size"] = self.mean_size
+        if self.mean_width is not None:
+            found["mean_width"] = self.mean_width
+        return found
+
+
+@dataclass(frozen=True)
+class CoverageByDecision:
+    """How often prediction sets, or intervals, hold the target among accepted and among rejected rows; None without rows."""
+
+    accepted: Proportion | None
+    rejected: Proportion | None
+
+    def to_json(self) -> JsonObject:
+        """A part without rows is left out."""
+        found: JsonObject = {}
+        for name, part in (("coverage_accepted", self.accepted), ("coverage_rejected", self.rejected)):
+            if part is not None:
+                found |= _with_interval(name, part)
+        return found
+
+
+# ---- telling the strange from the familiar ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How well a score tells an OOD set from the test part, whatever its threshold; OOD is positive.
+
+    Attributes:
+        auroc: area under the ROC curve.
+        aupr: average precision.
+        fpr95: the share of OOD rows that pass where at least 95 % of the test rows do.
+    """
+
+    auroc: float
+    aupr: float
+    fpr95: float
+
+    def to_json(self) -> JsonObject:
+        """The three figures."""
+        return {"auroc": self.auroc, "aupr": self.aupr, "fpr95": self.fpr95}
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well a score separates an OOD set, and which share of it is above the calibrated threshold."""
+
+    separation: Separation
+    auroc_interval: Interval
+    detected: Proportion
+
+    def to_json(self) -> JsonObject:
+        """The figures, then the intervals."""
+        return {
+            **self.separation.to_json(),
+            "detection": self.detected.share,
+            "auroc_interval": list(self.auroc_interval),
+            "detection_interval": list(self.detected.interval),
+        }
+
+    def to_short_json(self) -> JsonObject:
+        """Two figures."""
+        return {"auroc": self.separation.auroc, "detection": self.detected.share}
+
+
+@dataclass(frozen=True)
+class SetDetection:
+    """How well an OOD set is told from the test part.
+
+    Attributes:
+        rows: of the set.
+        scores: by each score's name.
+        decision: by the decision.
+    """
+
+    rows: int
+    scores: dict[str, Detection]
+    decision: Detection
+
+    def to_json(self) -> JsonObject:
+        """By score; the decision is `reject`."""
+        return {**{name: found.to_json() for name, found in self.scores.items()}, "reject": self.decision.to_json()}
+
+    def to_short_json(self) -> JsonObject:
+        """All figures of the decision; of other scores two. A manifest is read at every start."""
+        return {
+            **{name: found.to_short_json() for name, found in self.scores.items()},
+            "reject": self.decision.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class TwinQuality:
+    """The quality of the twin, and how well its own scores tell the OOD sets apart, at no threshold.
+
+    Attributes:
+        model: its name.
+        metrics: by name.
+        ood: by the set's name, then the score's.
+    """
+
+    model: str
+    draws: int
+    metrics: dict[str, float]
+    ood: dict[str, dict[str, Separation]]
+
+    def to_json(self) -> JsonObject:
+        """Name, draws and metrics, then the OOD sets."""
+        return {
+            "model": self.model,
+            "draws": self.draws,
+            **self.metrics,
+            "ood": {
+                label: {name: found.to_json() for name, found in scores.items()} for label, scores in self.ood.items()
+            },
+        }
+
+
+# ---- the whole -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ServedQuality:
+    """What a manifest keeps of a version's quality on the test part.
+
+    Attributes:
+        metrics: by name.
+        reject_rates: by score, and by the decision under `reject`.
+        reliability: None for a regression, and where a prediction is not finite.
+        ood: by the set's name.
+    """
+
+    metrics: dict[str, float]
+    reject_rates: dict[str, float]
+    reliability: ReliabilityBins | None
+    ood: dict[str, SetDetection]
+
+    def to_json(self) -> JsonObject:
+        """Metrics first; OOD sets, where there are any, in short."""
+        found: JsonObject = _numbers(self.metrics)
+        found["reject_rate"] = _numbers(self.reject_rates)
+        if self.reliability is not None:
+            found["reliability"] = self.reliability.to_json()
+        if self.ood:
+            found["ood"] = {label: detection.to_short_json() for label, detection in self.ood.items()}
+            found["ood_rows"] = {label: detection.rows for label, detection in self.ood.items()}
+        return found
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `abstain evaluate` reports of a version on a source's test part, and on OOD sets.
+
+    Attributes:
+        model: `name:version`.
+        metrics: the headline's, by name.
+        intervals: the 95 % intervals of these.
+        calibration_errors: None for a regression.
+        risk_at_coverage: the error, or the RMSE, among the share of the rows that the model is surest about.
+        percentile: that the decision was made at.
+        decision: the deciding score's name.
+        reject_rates: the share of rows above each score's threshold, and under `reject` the share that is rejected.
+        reject_interval: the exact limits of the share that is rejected.
+        classes: by name, those that have rows; None for a regression.
+        plots: names of the files that were written; None where none were wanted.
+    """
+
+    model: str
+    rows: int
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    calibration_errors: CalibrationErrors | None
+    risk_at_coverage: dict[str, float]
+    percentile: float
+    decision: str
+    reject_rates: dict[str, float]
+    reject_interval: Interval
+    conformal: ConformalQuality
+    coverage: CoverageByDecision
+    accepted: PartQuality
+    rejected: PartQuality
+    ood: dict[str, SetDetection]
+    notes: tuple[str, ...]
+    classes: dict[str, ClassQuality] | None
+    twin: TwinQuality | None
+    plots: tuple[str, ...] | None = None
+
+    def to_json(self) -> JsonObject:
+        """What `abstain evaluate --json` prints."""
+        found: JsonObject = {"model": self.model, "rows": self.rows} | _numbers(self.metrics)
+        if self.calibration_errors is not None:
+            found |= self.calibration_errors.to_json()
+        found |= {
+            "risk_at_coverage": _numbers(self.risk_at_coverage),
+            "percentile": self.percentile,
+            "decision": self.decision,
+            "reject_rate": _numbers(self.reject_rates),
+            "intervals": {
+                name: list(ends) for name, ends in (self.intervals | {"reject": self.reject_interval}).items()
+            },
+            "conformal": self.conformal.to_json(),
+            **self.coverage.to_json(),
+            "accepted": self.accepted.to_json(),
+            "rejected": self.rejected.to_json(),
+            "ood": {label: detection.to_json() for label, detection in self.ood.items()},
+            "ood_rows": {label: detection.rows for label, detection in self.ood.items()},
+            "notes": list(self.notes),
+        }
+        if self.classes is not None:
+            found["per_class"] = {name: quality.to_json() for name, quality in self.classes.items()}
+        if self.twin is not None:
+            found["twin"] = self.twin.to_json()
+        if self.plots is not None:
+            found["plots"] = list(self.plots)
+        return found
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def _numbers(figures: dict[str, float]) -> JsonObject:
+    return dict(figures)
+
+
+def _with_interval(name: str, proportion: Proportion) -> JsonObject:
+    return {name: proportion.share, f"{name}_interval": list(proportion.interval)}
+
+
+def _interval_keys(intervals: dict[str, Interval]) -> JsonObject:
+    return {f"{name}_interval": list(ends) for name, ends in intervals.items()}
