@@ -163,11 +163,11 @@ def network_figures(target: Target, chains: Chains, settings: NUTSConfig, noisy:
     low, high = np.quantile(noisy, [0.05, 0.95], axis=0)
     return {
         "noise": next(row for row in rows if row["name"] == "noise"),
-        "worst_prediction": {name: facts["function"][name] for name in ("rhat", "ess_bulk", "ess_tail")},
+        "worst_prediction": {name: facts.function.to_json()[name] for name in ("rhat", "ess_bulk", "ess_tail")},
         "worst_parameter": {name: worst[name] for name in ("name", "rhat", "ess_bulk")},
-        "divergences": facts["divergences"],
-        "samples": facts["samples"],
-        "leapfrogs_per_sample": facts["leapfrogs_per_sample"],
+        "divergences": facts.divergences,
+        "samples": facts.samples,
+        "leapfrogs_per_sample": facts.leapfrogs_per_sample,
         "band_width": {"at 0": (high - low)[50], "at -1.3": (high - low)[0], "at 1.3": (high - low)[-1]},
         "shortfalls": texts(chain_shortfalls(facts)),
     }

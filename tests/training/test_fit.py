@@ -26,7 +26,7 @@ from abstain.training.config.data import DataConfig
 from abstain.training.config.methods import NUTSConfig, VIConfig
 from abstain.training.config.reading import read_config
 from abstain.training.fit import METHODS, fit, load_dataset
-from abstain.training.inference.diagnostics import chain_shortfalls
+from abstain.training.inference.diagnostics import ESS_LIMIT, RHAT_LIMIT
 from abstain.training.runs.resume import FOLDER
 from tests.helpers.commands import abstain
 from tests.helpers.fits import silent
@@ -114,7 +114,10 @@ def test_a_sampler_leaves_its_diagnostics(wave):
         figures = {"rhat", "ess_bulk", "ess_tail", "mcse", "ess_per_second", "values"}
         assert set(manifest.diagnostics[space]) == figures
     assert {"divergences", "acceptance", "ebfmi", "max_tree_depth_hits", "trace"} <= set(manifest.diagnostics)
-    assert manifest.shortfalls == chain_shortfalls(manifest.diagnostics)
+    function, lacking = manifest.diagnostics["function"], {lack.code for lack in manifest.shortfalls}
+    assert ("r_hat" in lacking) == (function["rhat"] > RHAT_LIMIT)
+    assert ("ess" in lacking) == (min(function["ess_bulk"], function["ess_tail"]) < ESS_LIMIT)
+    assert lacking <= {"r_hat", "ess", "divergences", "e_bfmi", "acceptance"}
     assert set(manifest.metrics) == {"rmse", "nll", "crps", "coverage_95", "interval_width", "reject_rate"}
     assert manifest.metrics["rmse"] < 0.5
     assert (manifest.model.class_names, manifest.draws) == ((), 30)

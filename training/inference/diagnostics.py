@@ -7,6 +7,7 @@ inputs. R-hat and ESS are the rank-normalised ones of Vehtari et al. (2021), E-B
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from arviz_stats.base.array import array_stats
 from jaxtyping import Array, Float, Int
+from pydantic import JsonValue
 from scipy.stats import rankdata
 
 from abstain.models.bundles.shortfalls import Shortfall, ShortfallCode
@@ -47,37 +49,128 @@ def function_values(bnn: BNN, z: Vector, x: Float[Array, "rows ..."]) -> Float[A
     return jnp.exp(parts).ravel() if model.law.task == "classification" else parts[:, 0]
 
 
-def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -> dict[str, Any]:
-    """What there is to say about chains, in plain JSON.
+@dataclass(frozen=True)
+class Convergence:
+    """What chains say of some values, the worst over those that vary; None where none does, infinite where it cannot be known.
 
-    `function` and `parameters` hold the worst R-hat, the least bulk and tail ESS, the largest Monte Carlo standard
-    error of a mean (in posterior standard deviations) and the least ESS per second of sampling.
+    Attributes:
+        rhat: the largest R-hat.
+        ess_bulk: the least.
+        ess_tail: the least.
+        mcse: the largest Monte Carlo standard error of a mean, in posterior standard deviations.
+        ess_per_second: the least bulk ESS, of sampling.
+        values: how many values vary.
     """
+
+    rhat: float | None
+    ess_bulk: float | None
+    ess_tail: float | None
+    mcse: float | None
+    ess_per_second: float | None
+    values: int
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """The figures by their names."""
+        return {
+            "rhat": self.rhat,
+            "ess_bulk": self.ess_bulk,
+            "ess_tail": self.ess_tail,
+            "mcse": self.mcse,
+            "ess_per_second": self.ess_per_second,
+            "values": self.values,
+        }
+
+
+@dataclass(frozen=True)
+class TreeDepth:
+    """The trees that NUTS has built.
+
+    Attributes:
+        mean: over samples.
+        hits: how many samples came to the largest depth.
+    """
+
+    mean: float
+    hits: int
+
+
+@dataclass(frozen=True)
+class ChainDiagnostics:
+    """What there is to say about chains.
+
+    Attributes:
+        function: of predictions, which decides.
+        parameters: of parameters, or of some of many.
+        samples: of all chains together.
+        divergences: transitions.
+        acceptance: each chain's mean.
+        ebfmi: each chain's; empty where it says nothing.
+        trace: each chain's log posterior density (nats) at some steps.
+        tree_depth: of NUTS alone.
+    """
+
+    function: Convergence
+    parameters: Convergence
+    chains: int
+    samples: int
+    divergences: int
+    acceptance: tuple[float, ...]
+    ebfmi: tuple[float, ...]
+    leapfrogs_per_sample: float
+    warmup_seconds: float
+    sampling_seconds: float
+    compile_seconds: float
+    trace: tuple[tuple[float, ...], ...]
+    tree_depth: TreeDepth | None = None
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """What a manifest keeps."""
+        found: dict[str, JsonValue] = {
+            "function": self.function.to_json(),
+            "parameters": self.parameters.to_json(),
+            "chains": self.chains,
+            "samples": self.samples,
+            "divergences": self.divergences,
+            "acceptance": list(self.acceptance),
+            "ebfmi": list(self.ebfmi),
+            "leapfrogs_per_sample": self.leapfrogs_per_sample,
+            "warmup_seconds": self.warmup_seconds,
+            "sampling_seconds": self.sampling_seconds,
+            "compile_seconds": self.compile_seconds,
+            "trace": [list(chain) for chain in self.trace],
+        }
+        if self.tree_depth is not None:
+            found |= {"tree_depth": self.tree_depth.mean, "max_tree_depth_hits": self.tree_depth.hits}
+        return found
+
+
+def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -> ChainDiagnostics:
+    """The diagnostics of all samples of chains."""
     seconds = chains.seconds
     acceptance, energy = chains.column("acceptance"), chains.energies(settings.thin).astype(np.float64)
     leapfrogs = chains.column("leapfrogs")
-    parameters = _some_parameters(chains, target.dim)
-    facts: dict[str, Any] = {
-        "function": summary(chains.column("values"), seconds),
-        "parameters": summary(parameters, seconds),
-        "chains": len(acceptance),
-        "samples": int(acceptance.size),
-        "divergences": int(chains.column("diverging").sum()),
-        "acceptance": acceptance.mean(axis=1).tolist(),
-        "ebfmi": ebfmi(energy),
-        "leapfrogs_per_sample": float(leapfrogs.mean()),
-        "warmup_seconds": chains.warmup_seconds,
-        "sampling_seconds": seconds,
-        "compile_seconds": chains.compile_seconds,
-        "trace": _trace(chains),
-    }
     depth = settings.largest_tree_depth
-    if depth is not None:
+    return ChainDiagnostics(
+        function=summary(chains.column("values"), seconds),
+        parameters=summary(_some_parameters(chains, target.dim), seconds),
+        chains=len(acceptance),
+        samples=int(acceptance.size),
+        divergences=int(chains.column("diverging").sum()),
+        acceptance=tuple(acceptance.mean(axis=1).tolist()),
+        ebfmi=tuple(ebfmi(energy)),
+        leapfrogs_per_sample=float(leapfrogs.mean()),
+        warmup_seconds=chains.warmup_seconds,
+        sampling_seconds=seconds,
+        compile_seconds=chains.compile_seconds,
+        trace=_trace(chains),
         # Of several transitions between two samples only the sum is known: then these are of their mean.
-        each = leapfrogs / settings.thin
-        facts["tree_depth"] = float(np.ceil(np.log2(each + 1)).mean())
-        facts["max_tree_depth_hits"] = int((each >= 2**depth - 1).sum())
-    return facts
+        tree_depth=None if depth is None else _tree_depth(leapfrogs / settings.thin, depth),
+    )
+
+
+def _tree_depth(leapfrogs: Float[np.ndarray, "chains samples"], largest: int) -> TreeDepth:
+    depth = float(np.ceil(np.log2(leapfrogs + 1)).mean())
+    return TreeDepth(mean=depth, hits=int((leapfrogs >= 2**largest - 1).sum()))
 
 
 def ebfmi(energies: Float[np.ndarray, "chains transitions"]) -> list[float]:
@@ -89,67 +182,66 @@ def ebfmi(energies: Float[np.ndarray, "chains transitions"]) -> list[float]:
     return found.tolist()
 
 
-def chain_shortfalls(facts: dict[str, Any]) -> tuple[Shortfall, ...]:
+def chain_shortfalls(facts: ChainDiagnostics) -> tuple[Shortfall, ...]:
     """What chains lack to be relied on; function space decides, not the parameters."""
     lacking: list[Shortfall] = []
 
     def lacks(code: ShortfallCode, text: str) -> None:
         lacking.append(Shortfall(code, text))
 
-    function = facts["function"]
-    if function["rhat"] is not None and not function["rhat"] <= RHAT_LIMIT:
+    function = facts.function
+    if function.rhat is not None and not function.rhat <= RHAT_LIMIT:
         lacks(
             "r_hat",
-            f"the chains disagree about predictions: R-hat is {rhat_text(function['rhat'])}, above {RHAT_LIMIT}; "
+            f"the chains disagree about predictions: R-hat is {rhat_text(function.rhat)}, above {RHAT_LIMIT}; "
             "run them longer, or start them closer",
         )
-    for kind in ("bulk", "tail"):
-        ess = function[f"ess_{kind}"]
+    for kind, ess in (("bulk", function.ess_bulk), ("tail", function.ess_tail)):
         if ess is not None and not ess >= ESS_LIMIT:
             lacks(
                 "ess",
                 f"the samples of predictions are worth too few independent ones: {kind} ESS is {ess:.0f}, "
                 f"below {ESS_LIMIT:.0f}; take more samples",
             )
-    if facts["divergences"] > DIVERGENT_SHARE * facts["samples"]:
+    if facts.divergences > DIVERGENT_SHARE * facts.samples:
         lacks(
             "divergences",
-            f"{facts['divergences']} of {facts['samples']} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
+            f"{facts.divergences} of {facts.samples} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
             "parts of the posterior may be missing; raise target_acceptance or lower step_size",
         )
-    low = [place for place, value in enumerate(facts["ebfmi"]) if value < EBFMI_LIMIT]
+    low = [place for place, value in enumerate(facts.ebfmi) if value < EBFMI_LIMIT]
     if low:
         lacks("e_bfmi", f"chain {low[0]} moves slowly between energies: E-BFMI is below {EBFMI_LIMIT}")
-    stuck = [place for place, value in enumerate(facts["acceptance"]) if not value >= ACCEPTANCE_LIMIT]
+    stuck = [place for place, value in enumerate(facts.acceptance) if not value >= ACCEPTANCE_LIMIT]
     if stuck:
         lacks(
             "acceptance",
-            f"chain {stuck[0]} hardly moves: it accepts {facts['acceptance'][stuck[0]]:.1%} of its proposals; "
+            f"chain {stuck[0]} hardly moves: it accepts {facts.acceptance[stuck[0]]:.1%} of its proposals; "
             "lower step_size, or choose another start",
         )
     return tuple(lacking)
 
 
-def summary(values: Values, seconds: float) -> dict[str, float | int | None]:
+def summary(values: Values, seconds: float) -> Convergence:
     """The worst rank-normalised split R-hat, the least ESS and the largest MCSE, over the values that vary at all.
 
     Where a chain never moves, R-hat and MCSE are infinite.
     """
     varying = _varying(values)
     if not varying.size:
-        return {"rhat": None, "ess_bulk": None, "ess_tail": None, "mcse": None, "ess_per_second": None, "values": 0}
+        return Convergence(None, None, None, None, None, values=0)
     rhat, ess_bulk, ess_tail = _rhat_and_ess(varying)
     bulk = float(np.min(ess_bulk))
     mcse = _finite(_quietly(arviz.mcse, varying, method="mean") / varying.std(axis=(0, 1)), np.inf)
     mcse = np.where(np.isfinite(rhat), mcse, np.inf)
-    return {
-        "rhat": float(np.max(rhat)),
-        "ess_bulk": bulk,
-        "ess_tail": float(np.min(ess_tail)),
-        "mcse": float(np.max(mcse)),
-        "ess_per_second": bulk / seconds if seconds else None,
-        "values": int(varying.shape[-1]),
-    }
+    return Convergence(
+        rhat=float(np.max(rhat)),
+        ess_bulk=bulk,
+        ess_tail=float(np.min(ess_tail)),
+        mcse=float(np.max(mcse)),
+        ess_per_second=bulk / seconds if seconds else None,
+        values=int(varying.shape[-1]),
+    )
 
 
 class Agreement(NamedTuple):
@@ -262,8 +354,8 @@ def _some_parameters(chains: Chains, dim: int) -> Values:
     return np.concatenate([trace["position"][..., chosen] for trace in chains.traces]).swapaxes(0, 1)
 
 
-def _trace(chains: Chains) -> list[list[float]]:
+def _trace(chains: Chains) -> tuple[tuple[float, ...], ...]:
     """Each chain's log posterior density at up to 200 steps at even distances, for the report's picture."""
     densities = chains.column("log_density")
     places = np.linspace(0, densities.shape[1] - 1, min(200, densities.shape[1])).round().astype(int)
-    return densities[:, places].tolist()
+    return tuple(tuple(chain) for chain in densities[:, places].tolist())

@@ -18,6 +18,7 @@ from abstain.models.prediction.posterior import Draws, Posterior
 from abstain.training.data.augmentation import Augment
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.chains import Chains
+from abstain.training.inference.diagnostics import ChainDiagnostics
 from abstain.training.inference.target import Target
 from abstain.training.runs.journal import Journal
 
@@ -50,9 +51,10 @@ class Fitted(NamedTuple):
     """A posterior, and what there is to say about how it was made.
 
     Attributes:
-        diagnostics: plain JSON.
+        diagnostics: plain JSON, of chains that of `convergence` among it.
         shortfalls: what the fit lacks to be relied on; empty where nothing does.
         notes: what a reader should know of it besides.
+        convergence: of Markov chains, where it could be computed.
         chains: all samples, where the method made Markov chains.
         mode: the parameters that the draws were made around, as draws: the mode of `laplace`, the guides' means of `vi`,
             the modes that chains started from; None where there are none.
@@ -62,6 +64,7 @@ class Fitted(NamedTuple):
     diagnostics: dict[str, Any]
     shortfalls: tuple[Shortfall, ...] = ()
     notes: tuple[str, ...] = ()
+    convergence: ChainDiagnostics | None = None
     chains: Chains | None = None
     mode: Draws | None = None
 

@@ -54,4 +54,5 @@ def fit_by_chains(
         # Chains without diagnostics are not to be relied on: a shortfall, where a missing picture is only a note.
         lacking = (Shortfall("unchecked_chains", diagnostics.sentence),)
         return Fitted(posterior, tuned, lacking, chains=chains, mode=mode)
-    return Fitted(posterior, diagnostics | tuned, chain_shortfalls(diagnostics), chains=chains, mode=mode)
+    lacking, facts = chain_shortfalls(diagnostics), diagnostics.to_json() | tuned
+    return Fitted(posterior, facts, lacking, convergence=diagnostics, chains=chains, mode=mode)

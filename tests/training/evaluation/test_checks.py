@@ -43,21 +43,13 @@ from abstain.training.inference.methods import hmc, laplace, vi
 from abstain.training.inference.methods import map as mode_search
 from abstain.training.inference.problem import Problem
 from abstain.training.runs.journal import Journal
-
-GOOD = {
-    "function": {"rhat": 1.004, "ess_bulk": 900.0, "ess_tail": 800.0},
-    "parameters": {"rhat": 2.9, "ess_bulk": 4.0, "ess_tail": 4.0},
-    "samples": 4000,
-    "divergences": 4,
-    "ebfmi": [0.9, 0.8, 1.1, 0.7],
-    "acceptance": [0.8, 0.82, 0.79, 0.81],
-}
+from tests.helpers.chain_diagnostics import GOOD
 
 
 def lacking(**changes):
     """The shortfalls of chains that are good but for something."""
-    function = GOOD["function"] | changes.pop("function", {})
-    return chain_shortfalls(GOOD | {"function": function} | changes)
+    function = replace(GOOD.function, **changes.pop("function", {}))
+    return chain_shortfalls(replace(GOOD, function=function, **changes))
 
 
 def only(shortfalls, code):
@@ -92,10 +84,10 @@ def only(shortfalls, code):
             "5 of 4000 transitions diverged, more than 0.1%: parts of the posterior may be missing; "
             "raise target_acceptance or lower step_size",
         ),
-        ("e_bfmi", {"ebfmi": [0.9, 0.8, 0.29, 0.1]}, "chain 2 moves slowly between energies: E-BFMI is below 0.3"),
+        ("e_bfmi", {"ebfmi": (0.9, 0.8, 0.29, 0.1)}, "chain 2 moves slowly between energies: E-BFMI is below 0.3"),
         (
             "acceptance",
-            {"acceptance": [0.8, 0.012, 0.8, 0.8]},
+            {"acceptance": (0.8, 0.012, 0.8, 0.8)},
             "chain 1 hardly moves: it accepts 1.2% of its proposals; lower step_size, or choose another start",
         ),
     ],
@@ -108,7 +100,7 @@ def test_each_shortfall_of_chains_has_its_code_and_a_sentence(code, changes, tex
 def test_good_chains_fall_short_in_nothing():
     """At the limits all is well, whatever the parameters' own R-hat; predictions that never vary have none."""
     assert lacking() == ()
-    assert lacking(function={"rhat": 1.01, "ess_bulk": 400.0, "ess_tail": 400.0}, ebfmi=[0.3] * 4) == ()
+    assert lacking(function={"rhat": 1.01, "ess_bulk": 400.0, "ess_tail": 400.0}, ebfmi=(0.3,) * 4) == ()
     assert lacking(function={"rhat": None, "ess_bulk": None, "ess_tail": None}) == ()
 
 

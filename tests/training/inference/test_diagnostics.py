@@ -1,5 +1,7 @@
 """Diagnostics: R-hat, ESS and MCSE of chains whose answers are known, of predictions and of parameters."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from abstain.training.inference.bnn import BNN
 from abstain.training.inference.chains import Chains
 from abstain.training.inference.diagnostics import (
     FUNCTION_ROWS,
+    Convergence,
     agreement,
     chain_diagnostics,
     chain_shortfalls,
@@ -25,6 +28,7 @@ from abstain.training.inference.diagnostics import (
 )
 from abstain.training.report.fit_plots import draw_agreement
 from abstain.training.runs.journal import Traces
+from tests.helpers.chain_diagnostics import GOOD
 
 CHAINS, SAMPLES = 4, 1000
 
@@ -64,7 +68,7 @@ def test_rhat_is_the_rank_normalised_one(shift, stretch):
     values = independent()
     values[0] = shift + stretch * values[0]
     expected = rank_rhat(values[..., 0])
-    assert summary(values, 1.0)["rhat"] == pytest.approx(expected, abs=1e-6)
+    assert summary(values, 1.0).rhat == pytest.approx(expected, abs=1e-6)
     assert (expected > 1.01) == ((shift, stretch) != (0, 1))
 
 
@@ -73,19 +77,19 @@ def test_ess_of_an_autoregression_is_known(rho):
     """Chains of n samples with autocorrelation ρ hold n (1 − ρ) / (1 + ρ) independent ones, here within a fifth."""
     expected = CHAINS * 10 * SAMPLES * (1 - rho) / (1 + rho)
     found = summary(autoregressive(rho), 4.0)
-    assert found["ess_bulk"] == pytest.approx(expected, rel=0.2)
-    assert found["ess_per_second"] == found["ess_bulk"] / 4
-    assert found["mcse"] == pytest.approx(1 / np.sqrt(expected), rel=0.15)
+    assert found.ess_bulk == pytest.approx(expected, rel=0.2)
+    assert found.ess_per_second == found.ess_bulk / 4
+    assert found.mcse == pytest.approx(1 / np.sqrt(expected), rel=0.15)
 
 
 def test_tail_ess_is_of_the_tails():
     """It is the lesser of the ESS of the indicators that lie below the 5 % and the 95 % quantile."""
     values = autoregressive(0.9)
     indicators = [values <= np.quantile(values, share) for share in (0.05, 0.95)]
-    expected = min(summary(indicator.astype(float) + 1e-9 * values, 1.0)["ess_bulk"] for indicator in indicators)
+    expected = min(summary(indicator.astype(float) + 1e-9 * values, 1.0).ess_bulk for indicator in indicators)
     found = summary(values, 1.0)
-    assert found["ess_tail"] == pytest.approx(expected, rel=0.25)
-    assert found["ess_tail"] != found["ess_bulk"]
+    assert found.ess_tail == pytest.approx(expected, rel=0.25)
+    assert found.ess_tail != found.ess_bulk
 
 
 def test_the_worst_value_speaks():
@@ -93,8 +97,8 @@ def test_the_worst_value_speaks():
     values = independent(values=3)
     values[0, :, 1] += 1
     worst = summary(values[..., 1:2], 1.0)
-    assert summary(values, 1.0) == worst | {"values": 3}
-    assert worst["rhat"] > 1.1
+    assert summary(values, 1.0) == dataclasses.replace(worst, values=3)
+    assert worst.rhat > 1.1
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, 0.1, 1 / 3, 0.83289444, 1e-30])
@@ -102,8 +106,7 @@ def test_a_value_that_never_varies_is_left_out(constant):
     """A probability that is the same in every draw, whatever it is, has no R-hat and spoils none."""
     values = np.concatenate([independent(), np.full((CHAINS, SAMPLES, 1), constant)], axis=2).astype(np.float32)
     assert summary(values, 1.0) == summary(values[..., :1], 1.0)
-    nothing = dict.fromkeys(("rhat", "ess_bulk", "ess_tail", "mcse", "ess_per_second")) | {"values": 0}
-    assert summary(values[..., 1:], 1.0) == nothing
+    assert summary(values[..., 1:], 1.0) == Convergence(None, None, None, None, None, values=0)
 
 
 @pytest.mark.filterwarnings("error")
@@ -113,17 +116,16 @@ def test_r_hat_is_infinite_where_a_chain_never_moves(standing):
     values = independent(values=2)
     values[:standing] = np.arange(standing)[:, None, None]
     found = summary(values, 1.0)
-    assert found["rhat"] == np.inf
-    assert found["mcse"] == np.inf
-    assert 0 <= found["ess_bulk"] < 4000
+    assert found.rhat == np.inf
+    assert found.mcse == np.inf
+    assert 0 <= found.ess_bulk < 4000
     (agreed, good) = agreement(values), agreement(independent(values=2))
     assert (agreed.rhat == np.inf).all()
     assert (good.rhat < 1.1).all()
     figure = draw_agreement(agreed)
     assert figure.axes[0].get_xlabel() == "R-hat (last bar: 3 or more)"
     assert draw_agreement(good).axes[0].get_xlabel() == "R-hat"
-    facts = {"function": found, "divergences": 0, "samples": 4000, "ebfmi": [1.0] * 4, "acceptance": [0.8] * 4}
-    assert chain_shortfalls(facts)[0].text.startswith(
+    assert chain_shortfalls(dataclasses.replace(GOOD, function=found))[0].text.startswith(
         "the chains disagree about predictions: R-hat is infinite, above 1.01"
     )
 
@@ -134,7 +136,7 @@ def test_a_saturated_value_of_a_moving_chain_is_not_called_stuck():
     values = independent(values=2)
     values[:, :, 0] = np.maximum(values[:, :, 0], 3.0)
     values[0, :, 0] = 3.0
-    assert summary(values, 1.0)["rhat"] < 1.1
+    assert summary(values, 1.0).rhat < 1.1
 
 
 @pytest.mark.filterwarnings("error")
@@ -217,12 +219,12 @@ def test_permuted_units_change_the_parameters_diagnostics_and_not_the_functions(
     first["kernel"][2:], first["bias"][2:] = first["kernel"][2:, ..., order], first["bias"][2:, ..., order]
     second["kernel"][2:] = second["kernel"][2:, :, order]
     after = chain_diagnostics(bnn.target, chains_of(bnn, draws, x), settings)
-    assert before["parameters"]["rhat"] < 1.02
-    assert after["parameters"]["rhat"] > 1.5
-    assert after["function"]["rhat"] == pytest.approx(before["function"]["rhat"], abs=1e-3)
-    for kind in ("bulk", "tail"):
-        assert after["function"][f"ess_{kind}"] == pytest.approx(before["function"][f"ess_{kind}"], rel=0.02)
-    assert (after["function"]["values"], after["parameters"]["values"]) == (FUNCTION_ROWS, 14)
+    assert before.parameters.rhat < 1.02
+    assert after.parameters.rhat > 1.5
+    assert after.function.rhat == pytest.approx(before.function.rhat, abs=1e-3)
+    assert after.function.ess_bulk == pytest.approx(before.function.ess_bulk, rel=0.02)
+    assert after.function.ess_tail == pytest.approx(before.function.ess_tail, rel=0.02)
+    assert (after.function.values, after.parameters.values) == (FUNCTION_ROWS, 14)
     assert chain_shortfalls(after) == chain_shortfalls(before) == ()
 
 
@@ -238,16 +240,16 @@ def test_what_the_sampler_says_of_itself_is_told_by_chain():
     columns = {"diverging": diverging > 0, "leapfrogs": leapfrogs, "acceptance": acceptance, "energy": energy}
     chains = chains_of(bnn, draws, jnp.linspace(-1, 1, 5)[:, None], **columns)
     facts = chain_diagnostics(bnn.target, chains, NUTSConfig(max_tree_depth=10))
-    assert (facts["chains"], facts["samples"], facts["divergences"], facts["max_tree_depth_hits"]) == (4, 4000, 3, 10)
-    assert facts["acceptance"] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert (facts.chains, facts.samples, facts.divergences, facts.tree_depth.hits) == (4, 4000, 3, 10)
+    assert facts.acceptance == pytest.approx((0.0, 0.1, 0.2, 0.3))
     by_hand = (np.diff(energy, axis=1) ** 2).mean(axis=1) / energy.var(axis=1)
-    np.testing.assert_allclose(by_hand, facts["ebfmi"], rtol=0.01)
-    assert facts["ebfmi"][3] < 0.3 < min(facts["ebfmi"][:3])
-    assert facts["leapfrogs_per_sample"] == pytest.approx(3 + 10 * 1020 / 4000)
-    assert facts["tree_depth"] == pytest.approx(2 + 10 * 8 / 4000)
-    assert (facts["warmup_seconds"], facts["compile_seconds"]) == (3.0, 1.5)
-    assert facts["sampling_seconds"] == pytest.approx(2.0)
-    ends = np.array(facts["trace"])[:, [0, -1]]
+    np.testing.assert_allclose(by_hand, facts.ebfmi, rtol=0.01)
+    assert facts.ebfmi[3] < 0.3 < min(facts.ebfmi[:3])
+    assert facts.leapfrogs_per_sample == pytest.approx(3 + 10 * 1020 / 4000)
+    assert facts.tree_depth.mean == pytest.approx(2 + 10 * 8 / 4000)
+    assert (facts.warmup_seconds, facts.compile_seconds) == (3.0, 1.5)
+    assert facts.sampling_seconds == pytest.approx(2.0)
+    ends = np.array(facts.trace)[:, [0, -1]]
     np.testing.assert_array_equal(ends, [[1000 * chain, 1000 * chain + 999] for chain in range(4)])
 
 

@@ -207,8 +207,8 @@ def test_steps_off_the_numbers_are_rejected(key):
     moved = (np.diff(positions, axis=1) != 0).any(axis=-1).mean(axis=1)
     assert (moved > 0.9).all()
     facts = summary(positions, 1.0)
-    assert facts["rhat"] > RHAT_LIMIT
-    assert facts["ess_bulk"] < ESS_LIMIT
+    assert facts.rhat > RHAT_LIMIT
+    assert facts.ess_bulk < ESS_LIMIT
 
 
 def test_a_step_off_the_numbers_shrinks_the_next_and_a_stuck_member_is_reported():
