@@ -3,7 +3,7 @@
     refuse(error, kind, record, …)   a ValidationError as an error of abstain
     first_fault(error, record)       the same in parts, where the caller writes a sentence of its own
 
-Only the first fault is told of: it is what the reader mends first. A key is named as its writer wrote it, by a dotted path; the
+Only the first fault is reported: it is what the reader mends first. A key is named as its writer wrote it, by a dotted path; the
 tags that pydantic puts into a path to say which member of a union it tried are left out.
 """
 
@@ -60,7 +60,7 @@ def refuse(
         record: what was validated.
         whole: what to call the content where no key of it is at fault.
         named: what the reader calls a key, given its dotted path.
-        fix: what to do, besides writing the nearest known key for one that is unknown.
+        fix: what to do; for an unknown key it follows the nearest known one.
     """
     fault = first_fault(error, record)
     what = named(fault.key) if fault.key else whole

@@ -199,7 +199,7 @@ class LiveVersions:
         try:
             if self._require_sound and (shortfalls := read_published(*published, self.trusted).shortfalls):
                 metrics.MODEL_SOUND.labels(name, str(entry.version)).set(0)
-                self._refuse(name, entry, f"its fit fell short: {said(texts(shortfalls))}")
+                self._refuse(name, entry, f"its fit fell short: {in_one_line(texts(shortfalls))}")
                 return
             bundle = load_published(*published, self.trusted)
         except SignatureError as error:
@@ -225,7 +225,10 @@ class LiveVersions:
         metrics.EXPECTED_REJECTS.labels(*labels).set(1 - bundle.calibration.percentile / 100)
         if manifest.shortfalls:
             log.warning(
-                "%s:%d is served although its fit fell short: %s", name, entry.version, said(texts(manifest.shortfalls))
+                "%s:%d is served although its fit fell short: %s",
+                name,
+                entry.version,
+                in_one_line(texts(manifest.shortfalls)),
             )
         self._set(name, replace(entry, state="ready", live=Live(name, entry.version, bundle, predictor)))
 
@@ -274,7 +277,7 @@ class LiveVersions:
         }
 
 
-def said(shortfalls: list[str]) -> str:
+def in_one_line(shortfalls: list[str]) -> str:
     """Shortfalls as one line, numbered where there are several; a manifest may hold any text."""
     if len(shortfalls) == 1:
         return printable(shortfalls[0])

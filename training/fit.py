@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ from abstain.training.inference.methods import map as mode
 from abstain.training.inference.problem import Fitted, Method, Problem
 from abstain.training.publish import git_commit, installed_packages, now, publish_version
 from abstain.training.report.export import Exports, write_exports
-from abstain.training.runs.failures import Failure, attempt
+from abstain.training.runs.failures import Failure, Result, attempt
 from abstain.training.runs.journal import RESUME, Journal, Progress
 from abstain.training.runs.progress import stage
 from abstain.training.runs.resume import can_be_lengthened, close_journal, open_journal
@@ -228,7 +228,7 @@ def show(
     """What the report is drawn from: the test part, the OOD sets, a regression's course, the chains; and what failed."""
     posterior, missing, absent = fitted.posterior, list[str](), dict[str, str]()
 
-    def made(key: str, what: str, make: Callable[[], Any], otherwise: Any) -> Any:
+    def made(key: str, what: str, make: Callable[[], Result], otherwise: Result) -> Result:
         result = attempt(what, make, missing)
         if isinstance(result, Failure):
             absent[key] = result.sentence

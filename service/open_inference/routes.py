@@ -25,7 +25,7 @@ from abstain.service.batcher import Answer, Batcher, Share, Spent
 from abstain.service.errors import HTTPError
 from abstain.service.json_objects import flag_of, parse_object
 from abstain.service.live import Live
-from abstain.service.live_versions import LiveVersions, said
+from abstain.service.live_versions import LiveVersions, in_one_line
 from abstain.service.open_inference.outputs import (
     Column,
     Output,
@@ -324,7 +324,7 @@ def _indexed(name: str, version: int, state: str, why: str | None, shortfalls: l
     word = {"ready": "READY", "loading": "LOADING"}.get(state, "UNAVAILABLE")
     reason = why or ("not served: it has no label" if state == "idle" else "")
     if not why and shortfalls:
-        reason = f"{reason}; its fit fell short: {said(shortfalls)}".removeprefix("; ")
+        reason = f"{reason}; its fit fell short: {in_one_line(shortfalls)}".removeprefix("; ")
     return {"name": name, "version": str(version), "state": word, "reason": reason}
 
 

@@ -144,12 +144,12 @@ class ConformalQuality:
 
     def to_json(self) -> JsonObject:
         """The size of sets, or the width of intervals, is last."""
-        found: JsonObject = {"asked": self.stated} | _with_interval("coverage", self.coverage)
+        content: JsonObject = {"asked": self.stated} | _with_interval("coverage", self.coverage)
         if self.mean_size is not None:
-            found["mean_size"] = self.mean_size
+            content["mean_size"] = self.mean_size
         if self.mean_width is not None:
-            found["mean_width"] = self.mean_width
-        return found
+            content["mean_width"] = self.mean_width
+        return content
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,11 @@ class CoverageByDecision:
 
     def to_json(self) -> JsonObject:
         """A part without rows is left out."""
-        found: JsonObject = {}
+        content: JsonObject = {}
         for name, part in (("coverage_accepted", self.accepted), ("coverage_rejected", self.rejected)):
             if part is not None:
-                found |= _with_interval(name, part)
-        return found
+                content |= _with_interval(name, part)
+        return content
 
 
 # ---- telling the strange from the familiar ---------------------------------------------------------------------------
@@ -228,12 +228,15 @@ class SetDetection:
 
     def to_json(self) -> JsonObject:
         """By score; the decision is `reject`."""
-        return {**{name: found.to_json() for name, found in self.scores.items()}, "reject": self.decision.to_json()}
+        return {
+            **{name: detection.to_json() for name, detection in self.scores.items()},
+            "reject": self.decision.to_json(),
+        }
 
     def to_short_json(self) -> JsonObject:
         """All figures of the decision; of other scores two. A manifest is read at every start."""
         return {
-            **{name: found.to_short_json() for name, found in self.scores.items()},
+            **{name: detection.to_short_json() for name, detection in self.scores.items()},
             "reject": self.decision.to_json(),
         }
 
@@ -260,7 +263,8 @@ class TwinQuality:
             "draws": self.draws,
             **self.metrics,
             "ood": {
-                label: {name: found.to_json() for name, found in scores.items()} for label, scores in self.ood.items()
+                label: {name: separation.to_json() for name, separation in scores.items()}
+                for label, scores in self.ood.items()
             },
         }
 
@@ -286,14 +290,14 @@ class ServedQuality:
 
     def to_json(self) -> JsonObject:
         """Metrics first; OOD sets, where there are any, in short."""
-        found: JsonObject = _numbers(self.metrics)
-        found["reject_rate"] = _numbers(self.reject_rates)
+        content: JsonObject = _numbers(self.metrics)
+        content["reject_rate"] = _numbers(self.reject_rates)
         if self.reliability is not None:
-            found["reliability"] = self.reliability.to_json()
+            content["reliability"] = self.reliability.to_json()
         if self.ood:
-            found["ood"] = {label: detection.to_short_json() for label, detection in self.ood.items()}
-            found["ood_rows"] = {label: detection.rows for label, detection in self.ood.items()}
-        return found
+            content["ood"] = {label: detection.to_short_json() for label, detection in self.ood.items()}
+            content["ood_rows"] = {label: detection.rows for label, detection in self.ood.items()}
+        return content
 
 
 @dataclass(frozen=True)
@@ -336,10 +340,10 @@ class Evaluation:
 
     def to_json(self) -> JsonObject:
         """What `abstain evaluate --json` prints."""
-        found: JsonObject = {"model": self.model, "rows": self.rows} | _numbers(self.metrics)
+        content: JsonObject = {"model": self.model, "rows": self.rows} | _numbers(self.metrics)
         if self.calibration_errors is not None:
-            found |= self.calibration_errors.to_json()
-        found |= {
+            content |= self.calibration_errors.to_json()
+        content |= {
             "risk_at_coverage": _numbers(self.risk_at_coverage),
             "percentile": self.percentile,
             "decision": self.decision,
@@ -356,12 +360,12 @@ class Evaluation:
             "notes": list(self.notes),
         }
         if self.classes is not None:
-            found["per_class"] = {name: quality.to_json() for name, quality in self.classes.items()}
+            content["per_class"] = {name: quality.to_json() for name, quality in self.classes.items()}
         if self.twin is not None:
-            found["twin"] = self.twin.to_json()
+            content["twin"] = self.twin.to_json()
         if self.plots is not None:
-            found["plots"] = list(self.plots)
-        return found
+            content["plots"] = list(self.plots)
+        return content
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
