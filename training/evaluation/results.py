@@ -13,6 +13,7 @@ row speaks of has no key.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -49,6 +50,11 @@ class ReliabilityBins:
     high: tuple[float, ...]
     confidence: tuple[float, ...]
     accuracy: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, content: dict[str, list[Any]]) -> ReliabilityBins:
+        """The bins that a manifest keeps."""
+        return cls(**{column: tuple(values) for column, values in content.items()})
 
     def to_json(self) -> JsonObject:
         """A list for each column."""

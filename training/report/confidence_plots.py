@@ -14,10 +14,8 @@ from abstain.training.evaluation.bootstrap import share_interval
 from abstain.training.evaluation.metrics import ECE_BINS, reliability_bins, risks
 from abstain.training.evaluation.quality import confidence
 from abstain.training.evaluation.records import View
+from abstain.training.evaluation.results import ReliabilityBins
 from abstain.training.report.canvas import ACCENT, INK, MUTED, WARM, places, plain, titled_figure
-
-Bins = dict[str, list[Any]]
-"""The columns of `metrics.reliability_bins`."""
 
 
 def draw_reliability(view: View) -> Figure:
@@ -41,7 +39,7 @@ def draw_reliability(view: View) -> Figure:
     return figure
 
 
-def draw_reliability_wide(bins: Bins, certain: Float[np.ndarray, " rows"]) -> Figure:
+def draw_reliability_wide(bins: ReliabilityBins, certain: Float[np.ndarray, " rows"]) -> Figure:
     """The reliability diagram for the report: the diagram, and at its right the counts and the gaps.
 
     Args:
@@ -59,13 +57,13 @@ def draw_reliability_wide(bins: Bins, certain: Float[np.ndarray, " rows"]) -> Fi
     return figure
 
 
-def draw_reliability_panels(panels: Any, bins: Bins, certain: Float[np.ndarray, " rows"], color: str) -> None:
+def draw_reliability_panels(
+    panels: Any, bins: ReliabilityBins, certain: Float[np.ndarray, " rows"], color: str
+) -> None:
     """Draws the diagram, the counts and the gaps on three axes, in this order."""
     diagram, counts, gaps = panels
-    sizes, means, shares = (np.array(bins[column]) for column in ("rows", "confidence", "accuracy"))
-    exact = np.array(
-        [share_interval(round(share * rows), rows) for share, rows in zip(shares, bins["rows"], strict=True)]
-    )
+    sizes, means, shares = np.array(bins.rows), np.array(bins.confidence), np.array(bins.accuracy)
+    exact = np.array([share_interval(round(share * rows), rows) for share, rows in zip(shares, bins.rows, strict=True)])
     bars = np.maximum([shares - exact[:, 0], exact[:, 1] - shares], 0)
     look = {"fmt": "o", "color": color, "markersize": 4.5, "elinewidth": 1, "capsize": 2}
     diagram.plot([0, 1], [0, 1], color=MUTED, linewidth=1)
@@ -82,10 +80,10 @@ def draw_reliability_panels(panels: Any, bins: Bins, certain: Float[np.ndarray, 
     plain(diagram, counts, gaps)
 
 
-def calibration_error(bins: Bins) -> float:
+def calibration_error(bins: ReliabilityBins) -> float:
     """The ECE: the mean of |accuracy − confidence| over the bins, weighted by their rows."""
-    gaps = np.abs(np.array(bins["accuracy"]) - np.array(bins["confidence"]))
-    return float(np.average(gaps, weights=bins["rows"]))
+    gaps = np.abs(np.array(bins.accuracy) - np.array(bins.confidence))
+    return float(np.average(gaps, weights=bins.rows))
 
 
 def draw_risk_coverage(view: View) -> Figure:

@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from abstain.models.bundles.bundle import Manifest
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.decisions.records import Calibration
 from abstain.training.data.ood_sets import readable
 from abstain.training.evaluation.records import Shown
@@ -152,7 +153,7 @@ def _build_verdict(manifest: Manifest, shown: Shown, missing: list[str]) -> Verd
 
     metrics: Any = manifest.metrics
     return Verdict(
-        shortfalls=manifest.shortfalls,
+        shortfalls=tuple(texts(manifest.shortfalls)),
         notes=(*manifest.notes, *missing),
         test_rows=manifest.data.test_rows,
         accuracy=finite(metrics.get("accuracy")),

@@ -13,6 +13,7 @@ from abstain.training.data.ood_sets import readable
 from abstain.training.evaluation.coverage import coverage_by_decision
 from abstain.training.evaluation.quality import class_quality, confidence, conformal_quality, terms_of
 from abstain.training.evaluation.records import Curve, Shown, View
+from abstain.training.evaluation.results import ReliabilityBins
 from abstain.training.report import confidence_plots, regression_plots
 from abstain.training.report.contents import (
     Band,
@@ -47,14 +48,12 @@ def build_quality(manifest: Manifest, shown: Shown, draw: Draw) -> Quality:
 
 def build_conformal(view: View) -> Conformal:
     """How often prediction sets, or intervals, hold the target: over all test rows, and over each part's."""
-    found = conformal_quality(view.familiar.judgement, view.rows.y)
+    whole = conformal_quality(view.familiar.judgement, view.rows.y)
     parts = coverage_by_decision(view.familiar.judgement, view.rows.y)
     accepted, rejected = (
-        share_of(parts, f"coverage_{part}") if f"coverage_{part}" in parts else None
-        for part in ("accepted", "rejected")
+        Share(part.share, *part.interval) if part else None for part in (parts.accepted, parts.rejected)
     )
-    size, width = found.get("mean_size"), found.get("mean_width")
-    return Conformal(found["asked"], found["coverage"], size, width, accepted, rejected)
+    return Conformal(whole.stated, whole.coverage.share, whole.mean_size, whole.mean_width, accepted, rejected)
 
 
 def share_of(figures: dict[str, Any], name: str) -> Share:
@@ -74,20 +73,21 @@ def build_classification(manifest: Manifest, view: View, draw: Draw) -> Classifi
 
 def build_reliability(manifest: Manifest, view: View, draw: Draw) -> Reliability | None:
     """The reliability diagram of the manifest's own bins, which the console draws as well; None where it has none."""
-    bins: Any = manifest.metrics.get("reliability")
-    if bins is None:
+    content: Any = manifest.metrics.get("reliability")
+    if content is None:
         return None
-    gaps = [abs(right - stated) for right, stated in zip(bins["accuracy"], bins["confidence"], strict=True)]
+    bins = ReliabilityBins.from_json(content)
+    gaps = [abs(right - stated) for right, stated in zip(bins.accuracy, bins.confidence, strict=True)]
     widest = int(np.argmax(gaps))
     certain = confidence(view.familiar.prediction)
     return Reliability(
         draw("reliability", partial(confidence_plots.draw_reliability_wide, bins, certain)),
-        sum(bins["rows"]),
-        len(bins["rows"]),
+        sum(bins.rows),
+        len(bins.rows),
         confidence_plots.calibration_error(bins),
         gaps[widest],
-        bins["confidence"][widest],
-        bins["accuracy"][widest],
+        bins.confidence[widest],
+        bins.accuracy[widest],
     )
 
 
@@ -113,7 +113,7 @@ def build_classes(manifest: Manifest, view: View) -> tuple[ClassQuality, ...]:
     terms = terms_of(view.posterior, view.familiar.prediction, view.rows)
     classes = class_quality(names, terms, view.familiar.judgement, view.rows.y)
     return tuple(
-        ClassQuality(name, own["rows"], own["accuracy"], own["reject_rate"], own["set_coverage"])
+        ClassQuality(name, own.rows, own.accuracy.share, own.reject_rate.share, own.set_coverage.share)
         for name, own in classes.items()
     )
 

@@ -11,7 +11,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from abstain.models.bundles.bundle import load, read_manifest
-from abstain.models.bundles.shortfalls import texts
+from abstain.models.bundles.shortfalls import recognise, texts
 from abstain.training.calibrate import calibrate_version
 from abstain.training.config.calibration import EvaluationConfig
 from abstain.training.config.reading import read_config
@@ -269,7 +269,7 @@ def test_every_text_of_a_manifest_is_escaped(store, tmp_path):
     written = manifest.model_copy(
         update={
             "notes": (harm["note"],),
-            "shortfalls": (harm["shortfall"],),
+            "shortfalls": (recognise(harm["shortfall"]),),
             "method": manifest.method.model_copy(update={"kind": harm["method"], "settings": {"at": harm["setting"]}}),
             "data": manifest.data.model_copy(update={"source": harm["source"]}),
             "packages": {harm["package"]: harm["package"]},
