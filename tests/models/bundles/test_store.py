@@ -337,7 +337,7 @@ def test_a_model_without_versions_has_nothing_to_label_or_roll_back(tmp_path):
         (b'{"labels": {"stable": 1.5}}', "labels.stable"),
         (b'{"labels": ["stable"]}', "labels"),
         (b'{"previous": {"stable": [1, null]}}', "previous.stable.1"),
-        (b'{"aliases": {}}', "aliases"),
+        (b'{"aliases": {}}', "unknown key 'aliases': expected one of "),
     ],
 )
 def test_damaged_labels_are_refused_by_file_and_field(tmp_path, content, field):
