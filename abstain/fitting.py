@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ def fit(
         name=settings.name,
         version=published.version,
         path=root / settings.name / str(published.version),
-        metrics=published.metrics,
-        shortfalls=published.shortfalls,
+        metrics=published.metrics.to_json(),
+        shortfalls=tuple(texts(published.shortfalls)),
         notes=published.notes,
     )
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from abstain.models.bundles.bundle import Bundle, load_published
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.signatures import TrustedKeys, read_trusted
 from abstain.models.bundles.store import resolve
 from abstain.models.decisions.calibration import judge
@@ -128,7 +129,7 @@ class LoadedModel:
     @property
     def shortfalls(self) -> tuple[str, ...]:
         """What the fit lacks to be relied on, in plain words; empty for a sound version."""
-        return self._bundle.manifest.shortfalls
+        return tuple(texts(self._bundle.manifest.shortfalls))
 
     def predict(
         self, rows: Rows, percentile: float | None = None, coverage: float | None = None

@@ -12,13 +12,12 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from abstain.models.errors import AbstainError, clip_repr
+from abstain.models.errors import AbstainError, clip_repr, suggest
 
 Kind = TypeVar("Kind", bound=AbstainError)
 Location = Sequence[int | str]
@@ -33,7 +32,8 @@ class Fault(NamedTuple):
 
     Attributes:
         key: its dotted path; empty where it is the whole.
-        unknown: whether there is no such key; `expected` then lists those there are, and `nearest` is the likeliest meant.
+        unknown: whether there is no such key; `expected` then lists those there are, and `suggestion` asks whether the
+            nearest of them is meant.
         found: shortened; None where there was nothing to show.
     """
 
@@ -41,7 +41,7 @@ class Fault(NamedTuple):
     unknown: bool
     expected: str
     found: str | None
-    nearest: str | None = None
+    suggestion: str | None = None
 
 
 def refuse(
@@ -64,13 +64,12 @@ def refuse(
     """
     fault = first_fault(error, record)
     what = named(fault.key) if fault.key else whole
-    meant = f"did you mean {fault.nearest!r}?" if fault.nearest else None
     return kind(
         f"unknown key {what!r}" if fault.unknown else what,
         where=where,
         expected=fault.expected,
         found=fault.found,
-        fix="; ".join(step for step in (meant, fix) if step) or None,
+        fix="; ".join(step for step in (fault.suggestion, fix) if step) or None,
     )
 
 
@@ -81,8 +80,7 @@ def first_fault(error: ValidationError, record: type[BaseModel]) -> Fault:
     key = dotted(path)
     if first["type"] == "extra_forbidden":
         known = sorted({name for member in members if _is_record(member) for name in member.model_fields})
-        near = get_close_matches(str(path[-1]), known, n=1)
-        return Fault(key, True, f"one of {', '.join(known)}", None, near[0] if near else None)
+        return Fault(key, True, f"one of {', '.join(known)}", None, suggest(str(path[-1]), known))
     # Of a key that is missing pydantic shows the whole table, which says nothing.
     found = None if first["type"] == "missing" else clip_repr(first["input"])
     return Fault(key, False, first["msg"], found)

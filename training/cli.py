@@ -6,8 +6,9 @@ Importing this module imports nothing heavy: `abstain -h` and serving's commands
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -150,18 +151,21 @@ def named_path(text: str) -> tuple[str, str]:
     return name, path
 
 
-def headlines(quality: ServedQuality) -> JsonObject:
+def headlines(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics without what is a table of its own; of OOD sets, what the decision makes of them."""
+    found: dict[str, Any] = {
+        key: value for key, value in metrics.items() if key not in {"reliability", "ood", "ood_rows"}
+    }
     # The combination is the decision, which is there by its own name.
-    rates: JsonObject = {name: rate for name, rate in quality.reject_rates.items() if name != COMBINED}
-    sets: JsonObject = {name: found.decision.to_short_json() for name, found in quality.ood.items()}
-    found: JsonObject = {**quality.metrics, "reject_rate": rates}
-    if sets:
-        found["ood"] = sets
-    return found
+    found["reject_rate"] = {name: rate for name, rate in metrics["reject_rate"].items() if name != COMBINED}
+    sets = {
+        name: {figure: scores["reject"][figure] for figure in ("auroc", "detection")}
+        for name, scores in metrics.get("ood", {}).items()
+    }
+    return found | ({"ood": sets} if sets else {})
 
 
-def described(tree: JsonObject, prefix: str = "") -> list[str]:
+def described(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Figures as lines, a table's rows under its name."""
     lines: list[str] = []
     for key, value in tree.items():

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Num
 
 from abstain.models.bundles.bundle import DataRecord, Manifest, MethodRecord, load_published, read_published
-from abstain.models.bundles.shortfalls import Shortfall, texts
+from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.bundles.store import check_writable, resolve
 from abstain.models.bundles.trained_rows import most_by_chance, read_trained, remember, trained_on
 from abstain.models.errors import ConfigError, FitError
@@ -32,7 +32,7 @@ from abstain.training.evaluation.checks import draws_notes, draws_shortfalls, me
 from abstain.training.evaluation.quality import average_terms, proper_terms
 from abstain.training.evaluation.records import Shown
 from abstain.training.evaluation.report_data import look, look_along, metrics_of, metrics_without_view
-from abstain.training.evaluation.results import JsonObject, ServedQuality
+from abstain.training.evaluation.results import ServedQuality
 from abstain.training.inference.bnn import BNN, observe
 from abstain.training.inference.diagnostics import agreement
 from abstain.training.inference.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
@@ -70,15 +70,6 @@ class Published(NamedTuple):
     metrics: ServedQuality
     shortfalls: tuple[Shortfall, ...]
     notes: tuple[str, ...]
-
-    def to_json(self) -> JsonObject:
-        """What `abstain fit --json` prints, but for the model's name."""
-        return {
-            "version": self.version,
-            "metrics": self.metrics.to_json(),
-            "shortfalls": [*texts(self.shortfalls)],
-            "notes": list(self.notes),
-        }
 
 
 def fit(

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import abstain
+from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.signatures import check_library
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
@@ -196,7 +197,7 @@ def test_the_models_facts_are_the_manifests(digits_model, wave_model, digits, wa
         assert (model.class_names, model.feature_names) == (manifest.model.class_names, manifest.model.feature_names)
         assert (model.percentile, model.coverage) == (manifest.calibration.percentile, manifest.calibration.coverage)
         assert (model.shortfalls, model.draws, model.task) == (
-            manifest.shortfalls,
+            tuple(texts(manifest.shortfalls)),
             manifest.draws,
             manifest.model.law.task,
         )

@@ -99,7 +99,9 @@ def test_a_value_is_named_by_the_path_that_its_writer_knows(content, expected):
 )
 def test_an_unknown_key_is_named_with_those_of_its_own_table_and_the_nearest(content, key, known, nearest):
     """Of the method that was chosen, and of no other; nothing is near where no key is like it."""
-    assert first_fault(error_of({"name": "a"} | content), Whole) == Fault(key, True, f"one of {known}", None, nearest)
+    assert first_fault(error_of({"name": "a"} | content), Whole) == Fault(
+        key, True, f"one of {known}", None, f"did you mean {nearest!r}?" if nearest else None
+    )
 
 
 def test_the_errors_text_says_what_where_expected_found_and_the_fix():
