@@ -263,7 +263,8 @@ class ChEESConfig(ChainSettings):
     max_leapfrogs: Counted = 1_000
     """In one trajectory."""
     mass_matrix: Literal["diagonal", "unit"] = "diagonal"
-    chain_method: Literal["vectorized", "parallel"] = "vectorized"
+    # Narrower than the base class allows, which no one can write to: sections are frozen.
+    chain_method: Literal["vectorized", "parallel"] = "vectorized"  # pyright: ignore[reportIncompatibleVariableOverride]
     """After the warm-up: all chains in lockstep, or groups of them, a thread (or device) each."""
     groups: PositiveInt = 2
     """Where they are parallel."""

@@ -9,17 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from abstain.models.errors import ConfigError, clip_repr
 from abstain.models.files.regular import not_a_file
-from abstain.models.networks.architectures import LeNetSpec, MLPSpec
-from abstain.models.networks.user_module import ModuleSpec
-from abstain.training.config.calibration import CalibrationConfig, EvaluationConfig
+from abstain.models.validation import refuse
 from abstain.training.config.config import Config
-from abstain.training.config.data import AugmentConfig, DataConfig
-from abstain.training.config.methods import METHOD_SETTINGS
-from abstain.training.config.priors import LayerPrior, PriorConfig
 from abstain.training.config.section import Section
 
 CONFIG_BYTES = 512 * 1024
@@ -136,44 +131,7 @@ def _validated(content: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        location = first["loc"]
-        # pydantic puts the tag of a union into the location of an error within it; the file has no such key.
-        tag = 1 if location[0] in {"method", "network"} else None
-        parts = [part for place, part in enumerate(location) if place != tag and part not in _SIZE_TAGS]
-        key = ".".join(part if re.fullmatch(r"[\w-]+", part) else f'"{part}"' for part in map(str, parts))
-        if first["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"unknown key {key!r}", where=where, expected=f"one of {_known_keys(location)}"
-            ) from error
-        raise ConfigError(
-            key or "config", where=where, expected=first["msg"], found=clip_repr(first["input"])
-        ) from error
-
-
-_TABLES: dict[str, type[BaseModel]] = {
-    "data": DataConfig,
-    "augment": AugmentConfig,
-    "prior": PriorConfig,
-    "layers": LayerPrior,
-    "calibration": CalibrationConfig,
-    "evaluation": EvaluationConfig,
-    **METHOD_SETTINGS,
-    "mlp": MLPSpec,
-    "lenet": LeNetSpec,
-    "module": ModuleSpec,
-}
-_SIZE_TAGS = {"int", "float", "constrained-int", "constrained-float"}
-
-
-def _known_keys(location: tuple[int | str, ...]) -> str:
-    """The keys of the table in which pydantic found an unknown one."""
-    tables = [_TABLES[part] for part in location[:-1] if part in _TABLES]
-    known = set((LayerPrior if "layers" in location else tables[-1] if tables else Config).model_fields)
-    if location[-2:-1] == ("map",) and len(location) > 3:
-        # A warm start's table is the method's, but for its kind.
-        known -= {"kind"}
-    return ", ".join(sorted(known))
+        raise refuse(error, ConfigError, Config, where=where, whole="config") from error
 
 
 def apply_override(override: str, content: dict[str, Any], config: Section) -> None:

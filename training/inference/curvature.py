@@ -123,7 +123,7 @@ def fisher_root(problem: Problem) -> Root:
 
     def root(parts: Parts, x: Array) -> Array:
         draw = as_draw(joined(target, parts))
-        outputs = model.module.apply({"params": draw["network"]}, x)
+        outputs: Any = model.module.apply({"params": draw["network"]}, x)
         return root_of_law(model.law, outputs, draw.get("noise", jnp.float32(0)))
 
     return root
@@ -202,7 +202,7 @@ def local_prior(target: Target, mode: Vector, sites: Sequence[Site]) -> LocalPri
 def site_log_prior(site: Site, unconstrained: Array) -> Float[Array, ""]:
     """Log prior density of one site's unconstrained values in nats."""
     parameter = site.bijection(unconstrained)
-    density = site.prior.log_prob(parameter).sum()
+    density = jnp.sum(site.prior.log_prob(parameter))
     return density if site.is_real else density + site.bijection.log_abs_det_jacobian(unconstrained, parameter).sum()
 
 
@@ -250,7 +250,8 @@ def best_multiplier(ratios: Float[np.ndarray, " subset"], penalty: float) -> flo
         return MULTIPLIERS[0]
     if excess(high) >= 0:
         return MULTIPLIERS[1]
-    return math.exp(float(optimize.brentq(excess, low, high, xtol=1e-10)))
+    root: Any = optimize.brentq(excess, low, high, xtol=1e-10)
+    return math.exp(float(root))
 
 
 def split(target: Target, z: Vector) -> Parts:

@@ -183,7 +183,7 @@ def adapt_length(
     """The length after one step of Adam up the slope."""
     update, memory = ADAM.update(-jnp.nan_to_num(slope), length.memory)
     # Bounded by the average step size: those that adaptation tries on the way would throw T into a farther maximum.
-    log = jnp.minimum(length.log + update, average_log_size + jnp.log(settings.max_leapfrogs))
+    log = jnp.minimum(length.log + jnp.asarray(update), average_log_size + jnp.log(settings.max_leapfrogs))
     weight = (transition + 1.0) ** -0.5
     return Length(log, (1 - weight) * length.average + weight * log, memory)
 

@@ -209,11 +209,14 @@ def check_reach(problem: Problem, sites: Sequence[Site], layer: str) -> None:
     places = [target.sites.index(site) for site in sites]
 
     def outputs(chosen: Parts, x: Array) -> Array:
-        return model.module.apply({"params": as_draw(joined(target, replaced(parts, places, chosen)))["network"]}, x)
+        network = as_draw(joined(target, replaced(parts, places, chosen)))["network"]
+        outputs_of_row: Any = model.module.apply({"params": network}, x)
+        return outputs_of_row
 
     jacobian = jax.jit(jax.vmap(jax.jacrev(outputs), in_axes=(None, 0)))
     slopes = jacobian([parts[place] for place in places], problem.train.x[:16])
-    reached = sum(np.abs(slope).reshape(*slope.shape[:2], -1).sum(axis=(0, 2)) for slope in slopes) > 0
+    by_output = [np.abs(slope).reshape(*slope.shape[:2], -1).sum(axis=(0, 2)) for slope in slopes]
+    reached = np.sum(by_output, axis=0) > 0
     if not np.all(reached):
         raise ConfigError(
             "method.subset",
@@ -259,7 +262,8 @@ def sample(
     """z* + L⁻ᵀ ε for the subset; the rest stays at the mode."""
     noise = np.array(jax.random.normal(key, (draws, len(spread.std))))
     if spread.root.ndim == 2:
-        noise = linalg.solve_triangular(spread.root, noise.T.astype(np.float64), trans="T", lower=True).T
+        # trans=1: Lᵀ.
+        noise = linalg.solve_triangular(spread.root, noise.T.astype(np.float64), trans=1, lower=True).T
     else:
         noise *= spread.root
     zs = np.tile(np.asarray(mode), (draws, 1))

@@ -22,6 +22,7 @@ In float32 ΔE drowns in rounding once |log π| ≳ 10⁵ for a few dozen parame
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ import numpy as np
 from blackjax.mcmc.integrators import IntegratorState, isokinetic_mclachlan
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.errors import ConfigError
 from abstain.training.config.methods import MILEConfig
 from abstain.training.inference.adaptation import add_position, metric_of, no_positions, where
@@ -63,7 +65,8 @@ class State(NamedTuple):
     """One chain."""
 
     key: PRNGKeyArray
-    point: IntegratorState
+    point: Any
+    """An `IntegratorState`, whose arrays blackjax types as any trees."""
     step_size: Scalar
     length: Scalar
     """Over which the direction is forgotten, in the metric's units."""
@@ -82,7 +85,11 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: MILEConfig, draws: int, j
     fitted = fit_by_chains(key, kernel(problem.target, settings), problem, settings, draws, journal)
     assert fitted.chains is not None  # noqa: S101
     facts = fitted.diagnostics | member_facts(fitted.chains, problem.target.dim)
-    return fitted._replace(diagnostics=facts, shortfalls=chain_shortfalls(facts) + member_shortfalls(facts, settings))
+    if fitted.convergence is None:
+        return fitted._replace(diagnostics=facts)
+    convergence = replace(fitted.convergence, ebfmi=())
+    shortfalls = chain_shortfalls(convergence) + member_shortfalls(facts, settings)
+    return fitted._replace(diagnostics=facts, shortfalls=shortfalls, convergence=convergence)
 
 
 def member_facts(chains: Chains, dim: int) -> dict[str, Any]:
@@ -94,20 +101,24 @@ def member_facts(chains: Chains, dim: int) -> dict[str, Any]:
     }
 
 
-def member_shortfalls(facts: dict[str, Any], settings: MILEConfig) -> tuple[str, ...]:
+def member_shortfalls(facts: dict[str, Any], settings: MILEConfig) -> tuple[Shortfall, ...]:
     """What R-hat and ESS do not show: members that stood still, and steps too large to be right."""
     shortfalls = [
-        f"member {place} left the numbers at every step and never moved; choose another start, or check the data's scale"
+        Shortfall(
+            "still_member",
+            f"member {place} left the numbers at every step and never moved; choose another start, or check the data's scale",
+        )
         for place, acceptance in enumerate(facts["acceptance"])
         if acceptance == 0
     ]
     variance = float(np.mean(facts["energy_variance"]))
     if variance > EXCESS_LIMIT * settings.energy_variance:
-        shortfalls.append(
+        text = (
             f"the steps were too large: their energy variance is {variance:.1e} per dimension, more than "
             f"{EXCESS_LIMIT:.0f} times the {settings.energy_variance:.1e} aimed at, and the draws may be biased; "
             "raise warmup, or lower energy_variance"
         )
+        shortfalls.append(Shortfall("energy_variance", text))
     return tuple(shortfalls)
 
 
@@ -148,7 +159,7 @@ def init(target: Target, key: PRNGKeyArray, position: Vector, data: Data) -> Sta
 def step(target: Target, state: State, data: Data) -> tuple[State, Info]:
     """One step of the integrator, and one turn by noise."""
     key, key_noise = jax.random.split(state.key)
-    integrate = isokinetic_mclachlan(lambda z: target.log_density(z, data), state.inverse)
+    integrate: Any = isokinetic_mclachlan(lambda z: target.log_density(z, data), state.inverse)
     end, kinetic = integrate(state.point, state.step_size)
     error = kinetic - end.logdensity + state.point.logdensity
     fine = (jnp.abs(error) < DIVERGENCE) & jnp.isfinite(end.logdensity_grad).all()
