@@ -15,153 +15,41 @@ This module knows no format of requests or responses and no metrics: `Stages` ho
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from abstain.models.decisions.records import Judgement
-from abstain.models.errors import AbstainError
-from abstain.models.prediction.predictive import Prediction
+from abstain.service.batches import (
+    PARTIAL,
+    Computation,
+    Job,
+    Outcomes,
+    Piece,
+    Share,
+    Spent,
+    Stages,
+    T,
+    fail,
+    launch,
+    outcomes_of,
+)
 from abstain.service.errors import HTTPError
 from abstain.service.live import Live
 
-T = TypeVar("T")
 THREADS = 2
-PARTIAL = object()
 SMALL = 8
 """Buckets up to this size cost hardly more than one row."""
 UNDER_WAY = 2
 """Batches that a device has at a time: the one that it computes, and the next."""
 FEW = 32
 """Rows of requests up to this number are decided and encoded in the event loop: a millisecond."""
-
-
-@runtime_checkable
-class Computation(Protocol):
-    """A result that a device may still be computing: `numpy.asarray` waits for it."""
-
-    def __array__(self) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Stages:
-    """What a worker does with a computed batch, and what it counts.
-
-    Attributes:
-        judge: decides on the rows of a prediction at a percentile and a coverage, each None for the model's own.
-        finite: which rows of the packed predictions are finite throughout.
-        overflow: the error of a row, by its place in the request, whose prediction is not finite.
-        count_wait: counts the seconds that a request waited.
-        count_batch: counts a batch of so many rows.
-        count_answer: counts predictions and decisions.
-    """
-
-    judge: Callable[[Live, Prediction, float | None, float | None], Judgement]
-    finite: Callable[[np.ndarray], Bool[np.ndarray, " rows"]]
-    overflow: Callable[[int], AbstainError]
-    count_wait: Callable[[float], None]
-    count_batch: Callable[[Live, int], None]
-    count_answer: Callable[[Live, Prediction, Judgement], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """Predictions and decisions of rows that were computed together."""
-
-    live: Live
-    prediction: Prediction
-    judgement: Judgement
-    _made: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], repr=False)
-
-    def once(self, key: Hashable, make: Callable[[Answer], T]) -> T:
-        """What `make` returns for this answer, made once for all requests that share the batch."""
-        if key not in self._made:
-            self._made[key] = make(self)
-        return self._made[key]
-
-
-class Share(NamedTuple):
-    """The rows of an answer that belong to one request."""
-
-    answer: Answer
-    rows: slice
-
-
-@dataclass
-class Spent:
-    """The cost of a request so far: nanoseconds of waiting and of computing, the latter shared with its neighbours."""
-
-    queue: int = 0
-    compute: int = 0
-    batches: int = 0
-
-
-@dataclass(eq=False)
-class Job(Generic[T]):
-    """The rows of a request, and their results so far.
-
-    Attributes:
-        encode: makes the result from the shares of the request, which are in the order of its rows; runs in the event loop or in a thread.
-        taken: how many of its rows have gone into batches.
-        shares: by their first row; only `add` changes them.
-    """
-
-    live: Live
-    rows: Float[np.ndarray, "rows ..."]
-    percentile: float | None
-    coverage: float | None
-    encode: Callable[[list[Share]], T]
-    future: asyncio.Future[T]
-    spent: Spent = field(default_factory=Spent)
-    submitted: int = field(default_factory=time.perf_counter_ns)
-    taken: int = 0
-    shares: dict[int, Share] = field(default_factory=dict[int, Share])
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, start: int, share: Share) -> list[Share]:
-        """Adds the share of a piece; returns all shares, by their rows, once the last one is there, and nothing before.
-
-        Two batches' threads may add to one request at the same time.
-        """
-        with self.lock:
-            self.shares[start] = share
-            if sum(share.rows.stop - share.rows.start for share in self.shares.values()) < len(self.rows):
-                return []
-            return [self.shares[start] for start in sorted(self.shares)]
-
-    def add_computing(self, nanoseconds: int) -> None:
-        """Counts a batch that computed some of its rows."""
-        with self.lock:
-            self.spent.compute += nanoseconds
-            self.spent.batches += 1
-
-    @property
-    def next_rows(self) -> int:
-        """How many rows its next piece has: what is left, or what the largest bucket holds."""
-        return min(len(self.rows) - self.taken, self.live.predictor.buckets[-1])
-
-
-class Piece(NamedTuple):
-    """Some rows of a job, which fit the largest bucket."""
-
-    job: Job[Any]
-    start: int
-    stop: int
-
-
-Outcomes = list[tuple[Piece, Any]]
-"""The result of a piece: an answer, an error, or `PARTIAL` while its request lacks other pieces."""
 
 
 class Batcher:
@@ -275,9 +163,9 @@ class Batcher:
     def _begin(self, batch: list[Piece]) -> None:
         began = time.perf_counter_ns()
         try:
-            launched = _launch(batch, began, self._stages)
+            launched = launch(batch, began, self._stages)
         except Exception as error:  # Whatever it is, the requests that wait must get it.
-            self._settle(_failed(batch, error))
+            self._settle(fail(batch, error))
             return
         self._under_way += 1
         self._pool.submit(self._wait, batch, launched, began, asyncio.get_running_loop())
@@ -287,16 +175,16 @@ class Batcher:
         try:
             whole = np.asarray(launched)
         except BaseException as error:
-            loop.call_soon_threadsafe(self._computed, partial(_failed, batch, error))
+            loop.call_soon_threadsafe(self._computed, partial(fail, batch, error))
             return
         for piece in batch:
             piece.job.add_computing(time.perf_counter_ns() - began)
         # The last piece of a large request may be small, but with it the whole response is encoded.
         if sum(len(piece.job.rows) for piece in batch) <= FEW:
-            loop.call_soon_threadsafe(self._computed, partial(_outcomes, batch, whole, self._stages))
+            loop.call_soon_threadsafe(self._computed, partial(outcomes_of, batch, whole, self._stages))
         else:
             loop.call_soon_threadsafe(self._computed)
-            loop.call_soon_threadsafe(self._settle, _outcomes(batch, whole, self._stages))
+            loop.call_soon_threadsafe(self._settle, outcomes_of(batch, whole, self._stages))
 
     def _computed(self, outcomes: Callable[[], Outcomes] = list) -> None:
         """Starts the next batch, then settles the last."""
@@ -324,93 +212,3 @@ def rows_to_take(waiting: int, buckets: Sequence[int]) -> int:
         if waiting <= bucket and (bucket <= SMALL or 2 * waiting >= bucket):
             return bucket
     return max((bucket for bucket in buckets if bucket <= waiting), default=buckets[0])
-
-
-def _rows(batch: list[Piece]) -> int:
-    return sum(piece.stop - piece.start for piece in batch)
-
-
-def _launch(batch: list[Piece], began: int, stages: Stages) -> Computation:
-    """Starts one compiled call for all rows."""
-    for job, start, _ in batch:
-        if start == 0:
-            job.spent.queue = began - job.submitted
-            stages.count_wait(job.spent.queue / 1e9)
-    live, parts = batch[0].job.live, [piece.job.rows[piece.start : piece.stop] for piece in batch]
-    stages.count_batch(live, _rows(batch))
-    return live.predictor.launch(parts[0] if len(parts) == 1 else np.concatenate(parts))
-
-
-def _outcomes(batch: list[Piece], whole: np.ndarray, stages: Stages) -> Outcomes:
-    """The outcome of every piece of a computed batch."""
-    try:
-        rows = _rows(batch)
-        prediction = batch[0].job.live.predictor.read(whole, rows)
-        return _decide(batch, prediction, stages.finite(whole[:, :rows].T), stages)
-    except Exception as error:
-        return _failed(batch, error)
-
-
-def _failed(batch: list[Piece], error: BaseException) -> Outcomes:
-    return [(piece, error) for piece in batch]
-
-
-def _decide(batch: list[Piece], prediction: Prediction, finite: Bool[np.ndarray, " rows"], stages: Stages) -> Outcomes:
-    """Every piece's outcome, given which rows' predictions are finite; pieces at the same levels are decided together."""
-    outcomes: Outcomes = []
-    starts = np.cumsum([0, *(piece.stop - piece.start for piece in batch)]).tolist()
-    ordered = sorted(range(len(batch)), key=lambda index: _levels(batch[index]))
-    for _, group in groupby(ordered, key=lambda index: _levels(batch[index])):
-        sound: list[int] = []
-        for index in group:
-            own = finite[starts[index] : starts[index + 1]]
-            if own.all():
-                sound.append(index)
-            else:
-                outcomes.append((batch[index], stages.overflow(batch[index].start + int(np.argmin(own)))))
-        if sound:
-            whole = len(sound) == len(batch)
-            chosen = prediction if whole else _take(prediction, [slice(*starts[i : i + 2]) for i in sound])
-            outcomes += _answer([batch[index] for index in sound], chosen, stages)
-    return outcomes
-
-
-def _levels(piece: Piece) -> tuple[float, float]:
-    """Percentile and coverage of a request; 0 for the model's own."""
-    return piece.job.percentile or 0.0, piece.job.coverage or 0.0
-
-
-def _take(prediction: Prediction, parts: list[slice]) -> Prediction:
-    """Some rows of a prediction."""
-
-    def take(leaf: np.ndarray) -> np.ndarray:
-        return np.concatenate([leaf[part] for part in parts])
-
-    return cast("Prediction", jax.tree.map(take, prediction))
-
-
-def _answer(pieces: list[Piece], prediction: Prediction, stages: Stages) -> Outcomes:
-    """The outcomes of pieces at the same levels, given the prediction of their rows."""
-    job = pieces[0].job
-    try:
-        judgement = stages.judge(job.live, prediction, job.percentile, job.coverage)
-    except AbstainError as error:
-        return _failed(pieces, error)
-    stages.count_answer(job.live, prediction, judgement)
-    answer, end = Answer(job.live, prediction, judgement), 0
-    outcomes: Outcomes = []
-    for piece in pieces:
-        start, end = end, end + piece.stop - piece.start
-        outcomes.append((piece, _outcome(piece, Share(answer, slice(start, end)))))
-    return outcomes
-
-
-def _outcome(piece: Piece, share: Share) -> Any:
-    """The result of a job that this share completes; `PARTIAL` for a job that lacks other shares."""
-    shares = piece.job.add(piece.start, share)
-    if not shares:
-        return PARTIAL
-    try:
-        return piece.job.encode(shares)
-    except Exception as error:  # An error of one request's encoding must not reach its neighbours.
-        return error

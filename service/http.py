@@ -25,7 +25,8 @@ from abstain.models.prediction.predictive import Prediction
 from abstain.service import console
 from abstain.service.access.guard import SAFE_HEADERS, Guard
 from abstain.service.access.proxies import behind_proxies
-from abstain.service.batcher import Batcher, Stages
+from abstain.service.batcher import Batcher
+from abstain.service.batches import Stages
 from abstain.service.bodies import read_body
 from abstain.service.errors import HTTPError
 from abstain.service.json_objects import HEADER_LENGTH

@@ -21,7 +21,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from abstain.models.bundles.shortfalls import texts
-from abstain.service.batcher import Answer, Batcher, Share, Spent
+from abstain.service.batcher import Batcher
+from abstain.service.batches import Answer, Share, Spent
 from abstain.service.errors import HTTPError
 from abstain.service.json_objects import flag_of, parse_object
 from abstain.service.live import Live

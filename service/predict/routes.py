@@ -14,7 +14,8 @@ from jaxtyping import Float
 from starlette.requests import Request
 from starlette.responses import Response
 
-from abstain.service.batcher import Answer, Batcher, Share, Stages
+from abstain.service.batcher import Batcher
+from abstain.service.batches import Answer, Share, Stages
 from abstain.service.errors import HTTPError
 from abstain.service.live import Live
 from abstain.service.live_versions import LiveVersions

@@ -10,7 +10,8 @@ import pytest
 from abstain.models.decisions.records import Judgement
 from abstain.models.errors import AbstainError
 from abstain.models.prediction.predictive import Prediction
-from abstain.service.batcher import FEW, Batcher, Share, Spent, Stages, rows_to_take
+from abstain.service.batcher import FEW, Batcher, rows_to_take
+from abstain.service.batches import Share, Spent, Stages
 from abstain.service.errors import HTTPError
 from abstain.service.live import Live
 from abstain.service.rows import overflow
