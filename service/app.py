@@ -1,7 +1,7 @@
 """The BentoML service: process management, `bentoml serve`, `bentoml build`, and the description of the API.
 
 HTTP is answered by the application in `service/http.py`, put in front of BentoML's own in every worker; BentoML's
-decoding takes strings for numbers and costs more than the prediction. Nothing else in abstain knows BentoML.
+decoding takes strings for numbers and costs more than the prediction. Only this module, `service/compat/bentoml.py` and `abstain serve` know BentoML.
 
 Importing this module starts a server's process, as BentoML wants it: the environment is read and arranged here.
 """

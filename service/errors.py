@@ -1,4 +1,4 @@
-"""HTTP errors: the status and the code of every error of abstain. Nothing else decides them."""
+"""HTTP errors: the default status and code of every error; an `HTTPError` may have its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON objects of the Open Inference Protocol: parsed fast, and checked key by key with the key named in every error."""
+"""JSON objects of requests: parsed fast, and checked key by key, with the key named in every error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Out-of-distribution scores: one number a row, each growing with strangeness.
 
-Here are those that the ensemble's answer itself gives; `densities.py` has those that were fitted to the training rows.
+Here are those that the ensemble's answer itself gives; `feature_scores.py` has those that were fitted to the training rows.
 All are pure functions, and computed inside the compiled call.
 """
 

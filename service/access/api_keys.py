@@ -83,7 +83,7 @@ class Keys(BaseModel):
     def _check_names(self) -> Keys:
         names = [key.name for key in self.keys]
         if len(set(names)) < len(names):
-            raise ValueError("a name for each key")
+            raise ValueError("key names must be unique")
         return self
 
     def find(self, presented: bytes) -> Key | None:

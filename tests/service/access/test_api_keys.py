@@ -131,7 +131,7 @@ SPOILED = {
     "another word": (lambda path: path.write_text('{"keyes": []}'), "keyes"),
     "a name twice": (
         lambda path: path.write_text(json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "scopes": ["read"]}] * 2})),
-        "a name for each key",
+        "key names must be unique",
     ),
     "no scope": (
         lambda path: path.write_text(json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "scopes": []}]})),
