@@ -19,7 +19,7 @@ from abstain.models.errors import ConfigError
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import QUANTILES, ClassificationSummary
-from abstain.service.predict.response import FIELDS, prediction_sets, reasons, standard_deviations
+from abstain.service.predict.response import FIELDS, prediction_sets, reject_reasons, standard_deviations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -255,7 +255,7 @@ def predictions_of(
         "decision": judgement.decision,
         "reject": judgement.reject,
         "p_value": judgement.scores[judgement.decision].p_value,
-        "reasons": _words(reasons(model, prediction, judgement)),
+        "reasons": _words(reject_reasons(model, prediction, judgement)),
         "scores": MappingProxyType(
             {score: _score(own, judgement.evidence.get(score)) for score, own in judgement.scores.items()}
         ),

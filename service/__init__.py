@@ -1,1 +1,1 @@
-"""The online stage: bundles in, HTTP answers out. It imports `models`, and never `training`."""
+"""The server: loads bundles and responds to HTTP requests. It imports `models`, and never `training`."""

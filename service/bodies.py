@@ -1,4 +1,4 @@
-"""Bodies of requests: read whole within a limit, or refused without being read."""
+"""Request bodies: read up to a limit, or refused without being read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from abstain.service.errors import HTTPError
 log = logging.getLogger("abstain.http")
 
 DRAIN_BYTES = 512 * 1024 * 1024
-"""How much of a refused body is read and thrown away."""
+"""How much of a refused body is read and discarded."""
 DRAIN_SECONDS = 10.0
 DRAIN_IDLE_SECONDS = 2.0
 
@@ -30,7 +30,7 @@ async def read_body(request: Request, limit: int) -> bytes:
         limit: bytes.
 
     Raises:
-        BodyTooLong: the body is said to be longer than the limit, before any of it is read; or it grows beyond it.
+        BodyTooLong: `Content-Length` is above the limit, or more bytes than the limit arrive.
     """
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > limit:
@@ -44,13 +44,13 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 class BodyRefusal(Response):
-    """A response to a request whose body is not read: sent whole, then what the client still writes is thrown away.
+    """A response to a request with an unread body: sends the response, then discards what the client still writes.
 
-    Clients that write all before they read would see a reset connection in place of the response.
+    Otherwise a client that writes its whole body before it reads would see a reset connection, not the response.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Sends the response, drains the body within bounds, and lets the server close the connection."""
+        """Sends the response, drains the body within limits, and lets the server close the connection."""
         headers = [*self.raw_headers, (b"connection", b"close")]
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         # The response is complete, but "more" keeps the server from closing while the client still writes.
@@ -70,4 +70,4 @@ async def _drain(receive: Receive) -> None:
                 if message["type"] != "http.request" or not message.get("more_body"):
                     return
     except TimeoutError:
-        log.debug("a refused body was not written to its end")
+        log.debug("a client did not finish writing a refused body in time")

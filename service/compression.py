@@ -1,4 +1,4 @@
-"""gzip and deflate, both ways; what a request unfolds to is bounded."""
+"""Compresses and decompresses bodies with gzip and deflate; the size of a decompressed request is limited."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LEVEL = 1
 
 
 def decompress(body: bytes, coding: str, limit: int) -> bytes:
-    """The body as it was before `Content-Encoding`; never more than about `limit` bytes are made of it.
+    """Decompresses a body that was sent with a `Content-Encoding`; stops at about `limit` bytes.
 
     Raises:
-        HTTPError: 413, it unfolds to more; 415, another coding.
-        InputError: it is damaged, cut off, or something follows it.
+        HTTPError: 413, the decompressed body is longer than `limit`; 415, the coding is not supported.
+        InputError: the body is damaged, incomplete, or followed by other bytes.
     """
     coding = coding.strip().lower()
     if coding in {"", "identity"}:
@@ -31,33 +31,33 @@ def decompress(body: bytes, coding: str, limit: int) -> bytes:
     for wbits in _FORMATS[coding]:
         unpacker = zlib.decompressobj(wbits)
         try:
-            told = unpacker.decompress(body, limit + 1)
+            content = unpacker.decompress(body, limit + 1)
         except zlib.error:
             continue
-        if len(told) > limit:
+        if len(content) > limit:
             raise HTTPError(413, where="body", expected=f"at most {limit} bytes after decompression", found="more")
         if not unpacker.eof or unpacker.unused_data:
-            found = "bytes behind its end" if unpacker.eof else "no end"
-            raise InputError(where="body", expected=f"{coding} data, whole", found=found)
-        return told
+            found = "bytes after its end" if unpacker.eof else "incomplete data"
+            raise InputError(where="body", expected=f"complete {coding} data", found=found)
+        return content
     raise InputError(where="body", expected=f"{coding} data, as Content-Encoding says", found="other or damaged bytes")
 
 
 def compress(body: bytes, coding: str) -> bytes:
-    """The body in one of the codings, fast rather than small."""
+    """Compresses a body with one of the codings; prefers speed to size."""
     packer = zlib.compressobj(_LEVEL, wbits=_FORMATS[coding][0])
     return packer.compress(body) + packer.flush()
 
 
 @lru_cache(64)
 def accepted_coding(accept: str) -> str | None:
-    """What a client that sends this `Accept-Encoding` likes best, gzip before deflate; None where it names neither."""
-    wanted: dict[str, float] = {}
+    """Returns the coding that an `Accept-Encoding` prefers, gzip before deflate; None if it accepts neither."""
+    weights: dict[str, float] = {}
     for part in accept.lower().split(","):
         name, _, weight = part.partition(";")
         try:
-            wanted[name.strip()] = float(weight.partition("=")[2] or 1)
+            weights[name.strip()] = float(weight.partition("=")[2] or 1)
         except ValueError:
             continue
-    best = max(_FORMATS, key=lambda name: wanted.get(name, 0))
-    return best if wanted.get(best, 0) > 0 else None
+    best = max(_FORMATS, key=lambda name: weights.get(name, 0))
+    return best if weights.get(best, 0) > 0 else None

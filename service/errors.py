@@ -18,7 +18,7 @@ CODES = {
     503: "not_ready",
     504: "deadline_exceeded",
 }
-"""The code of an error of each status, where the error has none of its own."""
+"""The code for each status, for errors without a code of their own."""
 STATUS: dict[type[AbstainError], int] = {
     InputError: 400,
     DataError: 400,
@@ -28,7 +28,7 @@ STATUS: dict[type[AbstainError], int] = {
 
 
 class HTTPError(AbstainError):
-    """An error with a status of its own, and perhaps headers of the response.
+    """An error with its own HTTP status, and optional response headers.
 
     Args:
         details: keyword arguments of `AbstainError`.
@@ -41,5 +41,5 @@ class HTTPError(AbstainError):
 
 
 def status_of(error: AbstainError) -> int:
-    """The HTTP status of an error; 500 where no client can have caused it."""
+    """Returns the HTTP status of an error; 500 if no client can have caused it."""
     return error.status if isinstance(error, HTTPError) else STATUS.get(type(error), 500)

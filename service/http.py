@@ -1,7 +1,7 @@
-"""THE STORY of a request: bytes → checked rows → prediction → decision → response.
+"""The path of a request: bytes → checked rows → prediction → decision → response.
 
-An ASGI application of its own, which knows no BentoML: `service/app.py` puts it in front of BentoML's. The formats of
-requests and responses are in `service/predict` and `service/open_inference`, the queue is in `service/batcher.py`.
+An ASGI application without BentoML: `service/app.py` puts it in front of BentoML's. The formats of requests and
+responses are in `service/predict` and `service/open_inference`, the queue is in `service/batcher.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from abstain.models.decisions.records import Judgement
 from abstain.models.prediction.predictive import Prediction
 from abstain.service import console
 from abstain.service.access.guard import SAFE_HEADERS, Guard
-from abstain.service.access.proxies import behind_proxies
+from abstain.service.access.proxies import trust_proxies
 from abstain.service.batcher import Batcher
 from abstain.service.batches import Stages
 from abstain.service.bodies import read_body
@@ -37,13 +37,13 @@ from abstain.service.open_inference import routes as open_inference
 from abstain.service.predict import routes as predict
 from abstain.service.process import Process, Traffic
 from abstain.service.responses import ERRORS, Handler, is_unexpected, json_response, refuse, respond_to_error
-from abstain.service.rows import finite_rows, overflow
+from abstain.service.rows import finite_rows, overflow_error
 from abstain.service.settings import Settings
 
 log = logging.getLogger("abstain.http")
 
 Match = Callable[[str], dict[str, str] | None]
-"""The path parameters of a route that a path belongs to; None for any other path."""
+"""Returns the path parameters if a path belongs to a route; None for any other path."""
 
 
 def build_app(
@@ -51,14 +51,14 @@ def build_app(
     process: Process,
     traffic: Traffic,
     versions: LiveVersions,
-    described: ASGIApp,
+    bentoml_app: ASGIApp,
     note: Callable[[Live, Judgement], None],
 ) -> ASGIApp:
     """Builds the application of one worker.
 
     Args:
-        described: answers `/schema.json` and `/docs.json`; BentoML's own application.
-        note: is called with every decision, for the watch for drift.
+        bentoml_app: responds to `/schema.json` and `/docs.json`.
+        note: is called with every decision, for drift detection.
     """
     batcher = Batcher(settings.queue, settings.timeout_seconds, make_stages(note))
     handle_predict = predict.make_handler(versions, batcher, settings, traffic, read_body)
@@ -67,17 +67,17 @@ def build_app(
     routes = [
         Route(predict.PATH, handle_predict, methods=["POST"]),
         *_server_routes(versions, process, traffic),
-        Route("/docs.json", _forwarded(described)),
-        Route("/schema.json", _forwarded(described)),
+        Route("/docs.json", _forward_to(bentoml_app)),
+        Route("/schema.json", _forward_to(bentoml_app)),
         *console.routes(versions),
         *protocol_routes,
     ]
     app = Starlette(routes=routes, exception_handlers=cast("Any", ERRORS))
     app.router.redirect_slashes = False
-    busiest = ((predict.place_of, handle_predict), (open_inference.place_of, handle_infer))
-    guarded = _guarded(_with_short_way(app, busiest), Guard(settings, process.folder))
+    busiest = ((predict.match_path, handle_predict), (open_inference.match_path, handle_infer))
+    guarded = _with_guard(_with_direct_routes(app, busiest), Guard(settings, process.folder))
     if settings.cors_origins:
-        # Outside of the guard: a browser asks what is allowed before it sends a key, and reads what is refused.
+        # Outside of the guard: a browser sends a preflight request without a key, and must be able to read refusals.
         guarded = CORSMiddleware(
             guarded,
             allow_origins=settings.cors_origins,
@@ -85,11 +85,11 @@ def build_app(
             allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id", HEADER_LENGTH],
             expose_headers=[HEADER_LENGTH],
         )
-    return behind_proxies(_measured(guarded, {route.path for route in routes}, traffic), settings.proxies)
+    return trust_proxies(_with_metrics(guarded, {route.path for route in routes}, traffic), settings.proxies)
 
 
 def make_stages(note: Callable[[Live, Judgement], None]) -> Stages:
-    """The stages of a server's batches: decisions of the bundle, metrics of Prometheus, and the watch for drift."""
+    """Makes the stages of a batch: the decisions of the bundle, the Prometheus metrics, and drift detection."""
 
     def count_answer(live: Live, prediction: Prediction, judgement: Judgement) -> None:
         metrics.record_prediction(live.name, live.version, prediction, judgement)
@@ -104,7 +104,7 @@ def make_stages(note: Callable[[Live, Judgement], None]) -> Stages:
     return Stages(
         judge=decide,
         finite=lambda packed: finite_rows([packed]),
-        overflow=overflow,
+        overflow=overflow_error,
         count_wait=metrics.QUEUE_SECONDS.observe,
         count_batch=count_batch,
         count_answer=count_answer,
@@ -112,24 +112,24 @@ def make_stages(note: Callable[[Live, Judgement], None]) -> Stages:
 
 
 def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic) -> list[Route]:
-    """The routes that say how the server is, and which models it has."""
+    """Makes the routes that report the state of the server, its models and its metrics."""
 
     async def livez(_: Request) -> Response:
         return json_response({"live": True})
 
     async def readyz(_: Request) -> Response:
         ready = process.ready_workers()
-        whole = ready >= process.workers and not traffic.draining
-        why = versions.hindrances()
+        all_ready = ready >= process.workers and not traffic.draining
+        why = versions.reasons_not_ready()
         if ready < process.workers:
             why.append(f"{ready} of {process.workers} workers are ready")
         if traffic.draining:
             why.append("draining: this server is about to stop")
-        facts = {"ready": whole, "workers_ready": ready, "workers": process.workers, "why": why}
-        return json_response(facts, 200 if whole else 503)
+        facts = {"ready": all_ready, "workers_ready": ready, "workers": process.workers, "why": why}
+        return json_response(facts, 200 if all_ready else 503)
 
     async def models(_: Request) -> Response:
-        return json_response(await asyncio.to_thread(versions.listing))
+        return json_response(await asyncio.to_thread(versions.list_models))
 
     async def show_metrics(_: Request) -> Response:
         metrics.WORKERS.set(process.workers)
@@ -144,8 +144,8 @@ def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic) -
     ]
 
 
-def _guarded(app: ASGIApp, guard: Guard) -> ASGIApp:
-    """The application behind the guard; the body of a refused request is not read."""
+def _with_guard(app: ASGIApp, guard: Guard) -> ASGIApp:
+    """Puts the application behind the guard; the body of a refused request is not read."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -158,10 +158,10 @@ def _guarded(app: ASGIApp, guard: Guard) -> ASGIApp:
     return guarded
 
 
-def _with_short_way(app: ASGIApp, busiest: tuple[tuple[Match, Handler], ...]) -> ASGIApp:
-    """The application, with the busiest routes past the framework's routing and middleware, which cost more than decoding."""
+def _with_direct_routes(app: ASGIApp, busiest: tuple[tuple[Match, Handler], ...]) -> ASGIApp:
+    """Calls the handlers of the busiest routes without Starlette's routing and middleware, which cost more than decoding."""
 
-    async def shortened(scope: Scope, receive: Receive, send: Send) -> None:
+    async def direct(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "POST":
             for match, handler in busiest:
                 parameters = match(scope["path"])
@@ -170,11 +170,11 @@ def _with_short_way(app: ASGIApp, busiest: tuple[tuple[Match, Handler], ...]) ->
                     return
         await app(scope, receive, send)
 
-    return shortened
+    return direct
 
 
 async def _run(handler: Handler, request: Request, send: Send) -> None:
-    """Runs a handler and sends its response, or that of its error, as the framework's middleware does."""
+    """Runs a handler and sends its response, or that of its error, as Starlette's middleware does."""
     unexpected = None
     try:
         response = await handler(request)
@@ -186,7 +186,7 @@ async def _run(handler: Handler, request: Request, send: Send) -> None:
         raise unexpected
 
 
-def _forwarded(app: ASGIApp) -> Callable[[Request], Awaitable[Response]]:
+def _forward_to(app: ASGIApp) -> Callable[[Request], Awaitable[Response]]:
     async def forward(_: Request) -> Response:
         return _Forward(app)
 
@@ -204,10 +204,10 @@ class _Forward(Response):
         await self._app(scope, receive, send)
 
 
-def _measured(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
-    """The application, with every request counted and timed, and unexpected errors in the log: none may reach the server.
+def _with_metrics(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
+    """Counts and times every request, and logs unexpected errors: none may reach uvicorn.
 
-    All routes that do not exist count as one, because a label must not grow with requests.
+    All routes that do not exist count as one, because the values of a label must not grow with requests.
     """
 
     async def measured(scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,17 +215,17 @@ def _measured(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
             await app(scope, receive, send)
             return
         path = scope["path"]
-        route = path if path in routes else console.template(path) or open_inference.template(path)
+        route = path if path in routes else console.route_template(path) or open_inference.route_template(path)
         started, code = time.perf_counter(), 500
 
         async def send_safely(message: Message) -> None:
             nonlocal code
             if message["type"] == "http.response.start":
                 code = message["status"]
-                given = {name for name, _ in message["headers"]}
+                present = {name for name, _ in message["headers"]}
                 message["headers"] = [
                     *message["headers"],
-                    *(header for header in SAFE_HEADERS if header[0] not in given),
+                    *(header for header in SAFE_HEADERS if header[0] not in present),
                 ]
             await send(message)
 
@@ -233,7 +233,7 @@ def _measured(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
         try:
             await app(scope, receive, send_safely)
         except Exception:
-            # Starlette has sent 500 and raises again; the server would reset a connection that clients think is open.
+            # Starlette has sent 500 and raises again; uvicorn would reset a connection that the client thinks is open.
             log.exception("%s %s", scope["method"], route)
         finally:
             traffic.under_way -= 1

@@ -1,4 +1,4 @@
-"""JSON objects of requests: parsed fast, and checked key by key, with the key named in every error."""
+"""JSON objects in requests: parsed fast, and checked key by key; every error names the key."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any, cast
 
 import orjson
 
-from abstain.models.errors import InputError, clip_repr
+from abstain.models.errors import InputError, clip_repr, suggest
 
-MOST_OBJECTS = 1_000
-"""In a body; none needs more than a few for each output. An object of three bytes takes seventy in memory."""
+MAX_OBJECTS = 1_000
+"""The limit for one body, which needs only a few for each output. An object of three bytes takes seventy in memory."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 def parse_object(text: bytes, keys: tuple[str, ...]) -> tuple[dict[str, Any], bool]:
-    """A JSON object of the known keys, and whether whatever is called "data" in it can hold numbers alone.
+    """Parses a JSON object and checks its keys; also returns whether every "data" in it can only hold numbers.
 
     Raises:
-        InputError: it is not JSON in UTF-8, not an object, holds very many, or has a key unknown or twice.
+        InputError: the text is not JSON in UTF-8, not an object, has too many objects, or an unknown or duplicate key.
     """
     refuse_many_objects(text)
     failure: orjson.JSONDecodeError | None = None
@@ -28,28 +28,28 @@ def parse_object(text: bytes, keys: tuple[str, ...]) -> tuple[dict[str, Any], bo
         content, failure = None, error
     plain = failure is None and _is_plain(content, text)
     if not plain:
-        content = None  # Lest it be in memory twice.
+        content = None  # Frees the first copy before the second is made.
         content = _parse_slowly(text, failure)
-    return checked_object(content, "body", keys), plain
+    return check_object(content, "body", keys), plain
 
 
 def refuse_many_objects(text: bytes) -> None:
-    """Refuses, before it is parsed, a body of more objects than any request has.
+    """Refuses a body with more objects than any request needs, before it is parsed.
 
     Raises:
-        InputError: saying how many.
+        InputError: gives the number.
     """
-    found = text.count(b"{")
-    if found > MOST_OBJECTS:
+    braces = text.count(b"{")
+    if braces > MAX_OBJECTS:
         raise InputError(
-            where="body", expected=f"at most {MOST_OBJECTS:,} JSON objects", found=f"{found:,} opening braces"
+            where="body", expected=f"at most {MAX_OBJECTS:,} JSON objects", found=f"{braces:,} opening braces"
         )
 
 
 def _is_plain(content: Any, text: bytes) -> bool:
-    """Whether all quotes and all words (true, false, null) of the text are accounted for outside of "data".
+    """Whether all quotes and all words (true, false, null) of the text belong to values outside of "data".
 
-    Then no string, boolean or null hides there, and no key was said twice, of which orjson would keep the last.
+    Then "data" holds no string, boolean or null, and no key occurs twice (orjson keeps only the last of two).
     """
     strings = words = 0
     pending = [content]
@@ -69,62 +69,72 @@ def _is_plain(content: Any, text: bytes) -> bool:
 
 
 def _parse_slowly(text: bytes, failure: orjson.JSONDecodeError | None) -> Any:
-    """What Python's parser makes of the text: it sees keys that come twice, and takes NaN and 1e999, to say where they are."""
+    """Parses with Python's parser, which finds duplicate keys, and accepts NaN and 1e999 so that an error can locate them."""
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=each_key_once)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=refuse_duplicate_keys)
     except UnicodeDecodeError as error:
         raise InputError(
             where="body",
             expected="JSON in UTF-8",
-            found=f"a wrong byte at {error.start}",
-            fix=f"where binary data follows the JSON, the header {HEADER_LENGTH} says how long the JSON is",
+            found=f"an invalid byte at position {error.start}",
+            fix=f"if binary data follows the JSON, give the length of the JSON in the header {HEADER_LENGTH}",
         ) from error
     except (ValueError, RecursionError) as error:
-        found = str(failure or error) if text.strip() else "nothing"
+        found = str(failure or error) if text.strip() else "an empty body"
         raise InputError(where="body", expected="JSON", found=found) from error
 
 
-def each_key_once(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's pairs as a dict; of a key that comes twice orjson would keep the last without a word.
+def refuse_duplicate_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a dict of an object's pairs; orjson would silently keep the last value of a duplicate key.
 
     Raises:
-        InputError: naming the key.
+        InputError: names the duplicate key.
     """
-    known: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for key, value in items:
-        if key in known:
+        if key in content:
             raise InputError("duplicate key", where="body", expected="each key once", found=clip_repr(key))
-        known[key] = value
-    return known
+        content[key] = value
+    return content
 
 
-def checked_object(value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """A JSON object of the known keys.
+def check_object(value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Returns a value that is a JSON object with no other keys than these.
 
     Raises:
-        InputError: it is none, or has another key.
+        InputError: the value is not an object, or has an unknown key.
     """
     if not isinstance(value, dict):
-        raise InputError(where=where, expected="a JSON object", found=kind(value))
+        raise InputError(where=where, expected="a JSON object", found=describe_value(value))
     value = cast("dict[str, Any]", value)
     for key in value:
         if key not in keys:
-            raise InputError("unknown key", where=where, expected=f"one of {', '.join(keys)}", found=clip_repr(key))
+            raise InputError(
+                "unknown key",
+                where=where,
+                expected=f"one of {', '.join(keys)}",
+                found=clip_repr(key),
+                fix=suggest(key, keys),
+            )
     return value
 
 
 def text_of(content: dict[str, Any], key: str, where: str) -> str | None:
-    """A text under a key; None where there is no such key."""
+    """Returns the text under a key; None if the key is missing.
+
+    Raises:
+        InputError: the value is not a string, or not valid Unicode.
+    """
     value = content.get(key)
     if key in content and not isinstance(value, str):
-        raise InputError(key, where=where, expected="a string", found=kind(value))
+        raise InputError(key, where=where, expected="a string", found=describe_value(value))
     if value and not _is_unicode(value):
         raise InputError(key, where=where, expected="Unicode text", found=clip_repr(value))
     return value
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it has no half of a surrogate pair, which Python's parser takes and no UTF-8 can hold."""
+    """Whether a text has no half of a surrogate pair, which Python's parser accepts and UTF-8 cannot encode."""
     try:
         return bool(text.encode())
     except UnicodeEncodeError:
@@ -132,34 +142,52 @@ def _is_unicode(text: str) -> bool:
 
 
 def flag_of(parameters: dict[str, Any], key: str, where: str, default: bool = False) -> bool:
-    """A boolean under a key."""
+    """Returns the boolean under a key; the default if the key is missing.
+
+    Raises:
+        InputError: the value is not a boolean.
+    """
     value = parameters.get(key, default)
     if not isinstance(value, bool):
-        raise InputError(key, where=where, expected="true or false", found=kind(value))
+        raise InputError(key, where=where, expected="true or false", found=describe_value(value))
     return value
 
 
 def number_between(parameters: dict[str, Any], key: str, end: int) -> float | None:
-    """A number above 0 and below the end; None where there is no such key."""
+    """Returns the number under a key, which must be above 0 and below `end`; None if the key is missing.
+
+    Raises:
+        InputError: the value is another number, or not a number.
+    """
     if key not in parameters:
         return None
     value = parameters[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < end:
-        raise InputError(key, where="parameters", expected=f"a number above 0 and below {end}", found=kind(value))
+        expected = f"a number above 0 and below {end}"
+        raise InputError(key, where="parameters", expected=expected, found=describe_level(value))
     return float(value)
 
 
-def found_at(content: dict[str, Any], key: str) -> str:
-    """What is under a key, as an error tells it."""
-    return kind(content[key]) if key in content else "no such key"
+def describe_level(value: Any) -> str:
+    """Describes a JSON value in an error about a number; a number without the words "the number"."""
+    return describe_value(value).removeprefix("the number ")
 
 
-def kind(value: Any) -> str:
-    """A JSON value as its sender would call it."""
+def describe_key(content: dict[str, Any], key: str) -> str:
+    """Describes the value under a key, or says that the key is missing, for an error."""
+    return describe_value(content[key]) if key in content else f"no key {key!r}"
+
+
+def describe_value(value: Any) -> str:
+    """Describes a JSON value in an error, in JSON's words; another value of Python by its type."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return f"the string {clip_repr(value)}"
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"an integer of {len(str(abs(value)))} digits"
     if isinstance(value, list):
         return f"a list of {len(cast('list[Any]', value))}"
-    return "an object" if isinstance(value, dict) else clip_repr(value)
+    if isinstance(value, int | float):
+        return f"the number {clip_repr(value)}"
+    return "an object" if isinstance(value, dict) else f"a value of type {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""A version that a worker answers with."""
+"""A version that a worker serves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from abstain.models.prediction.predictive import Predictor
 
 @dataclass(frozen=True)
 class Live:
-    """A version that answers."""
+    """A loaded and compiled version that responds to requests."""
 
     name: str
     version: int

@@ -1,8 +1,8 @@
-"""Which versions are live: found in the store at start, each loaded, verified and compiled before it answers.
+"""The live versions: read from the store at start; each is loaded, verified and compiled before it serves requests.
 
-A version that cannot be loaded takes nothing down: it says why, the others answer, and the server is not ready. One
-whose fit fell short is served and reported as such; under `require_sound` it is refused, and the others make the server
-ready. So it is with a version that no trusted key has signed, where keys are trusted.
+If a version cannot be loaded, the reason is reported, the other versions are served, and the server is not ready. A
+version with shortfalls is served and reported as such; under `require_sound` it is refused, and the server is ready with
+the others. If there are trusted keys, a version that none of them has signed is refused in the same way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from abstain.models.bundles.bundle import Bundle, load_published, read_published
 from abstain.models.bundles.references import parse_reference, resolve_among
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.signatures import TrustedKeys
-from abstain.models.errors import AbstainError, InputError, SignatureError, UnknownModel, printable
+from abstain.models.errors import AbstainError, InputError, SignatureError, UnknownModel, printable, suggest
 from abstain.models.prediction.predictive import BUCKETS
 from abstain.service.errors import HTTPError
 from abstain.service.live import Live
@@ -33,14 +33,14 @@ from abstain.service.monitoring import metrics
 log = logging.getLogger("abstain.serving")
 
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/,:;'\"()]+/)+")
-"""The folders of an absolute path; a URL is none."""
+"""Matches the folders of an absolute path, but no URL."""
 COMPILING = 1
-"""Versions compiled at a time."""
+"""How many versions are compiled at a time."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A version of the store: served or not, and how far it has come."""
+    """A version in the store, and its state."""
 
     version: int
     labels: tuple[str, ...]
@@ -50,12 +50,12 @@ class Entry:
 
 
 class LiveVersions:
-    """The versions a server knows; `load_all` brings those it serves to life.
+    """The versions in the store; `load_all` loads those that are served.
 
     Args:
-        devices: to spread each version's draws over.
-        require_sound: whether to refuse versions whose fit fell short, also those that a label points at.
-        trusted: keys of which one must have signed a version; None if it need not be signed.
+        devices: how many devices share the draws of each version.
+        require_sound: whether to refuse versions with shortfalls, including labelled ones.
+        trusted: a version must be signed with one of these keys; None if it need not be signed.
     """
 
     def __init__(
@@ -71,69 +71,74 @@ class LiveVersions:
         self._why: str | None = "the store has not been read yet"
 
     def load_all(self, buckets: tuple[int, ...] | None = None, on_ready: Callable[[], None] | None = None) -> None:
-        """Reads the store and loads every served version; calls `on_ready` if nothing stands in the way."""
+        """Reads the store and loads every served version; then calls `on_ready` if the server is ready."""
         try:
-            self._survey()
+            self._read_store()
         except (AbstainError, OSError) as error:
             log.error("the store cannot be read: %s", error)
-            self._why = self.within(str(error))
+            self._why = self.hide_folders(str(error))
             return
-        for name, all_of_it in self._entries.items():
-            for version in (version for version, entry in all_of_it.items() if entry.state == "failed"):
+        for name, entries in self._entries.items():
+            for version in (version for version, entry in entries.items() if entry.state == "failed"):
                 metrics.MODEL_LOADS.labels(name, str(version), "failed").inc()
         served = [
             (name, entry)
-            for name, all_of_it in self._entries.items()
-            for entry in all_of_it.values()
+            for name, entries in self._entries.items()
+            for entry in entries.values()
             if entry.state == "loading"
         ]
-        # One after another they are read and verified; compiled they are side by side, and beside the next one's reading.
+        # Versions are read and verified one after another; each is compiled while the next one is read.
         with ThreadPoolExecutor(COMPILING, thread_name_prefix="compile") as pool:
             for name, entry in served:
                 self._load(name, entry, buckets or BUCKETS, pool)
         self._why = None
         _return_memory()
-        if on_ready and not self.hindrances():
+        if on_ready and not self.reasons_not_ready():
             on_ready()
 
-    def hindrances(self) -> list[str]:
-        """Why the server is not ready; empty if it is."""
+    def reasons_not_ready(self) -> list[str]:
+        """Returns why the server is not ready; an empty list if it is ready."""
         if self._why:
             return [self._why]
         if not self._entries:
             return ["the store has no models; publish one with abstain fit"]
         entries = [(name, entry) for name, versions in self._entries.items() for entry in versions.values()]
-        # A refused version keeps nobody from being served, unless nothing else is.
-        alone = not any(entry.state == "ready" for _, entry in entries)
+        # A refused version does not stop the server from being ready, unless no other version is ready.
+        none_ready = not any(entry.state == "ready" for _, entry in entries)
         return [
             f"{name}:{entry.version} is loading" if entry.state == "loading" else f"{name}:{entry.version}: {entry.why}"
             for name, entry in entries
-            if entry.state in {"loading", "failed"} or (alone and entry.state == "refused")
+            if entry.state in {"loading", "failed"} or (none_ready and entry.state == "refused")
         ]
 
     def find(self, text: str | None) -> Live:
-        """The live version that a request means.
+        """Returns the live version that a request names; the only model's if it names none.
 
         Raises:
-            InputError: no model is named, and not exactly one is served.
+            InputError: no model is named, and the store does not have exactly one.
             UnknownModel: no such model, version or label is served.
-            HTTPError: 503, it is not live yet, or failed to load.
+            HTTPError: 503, the version is still loading, failed to load, or is refused.
         """
         if self._why:
             raise HTTPError(503, f"not ready: {self._why}")
-        reference = parse_reference(self._only() if text is None else text)
+        reference = parse_reference(self._only_name() if text is None else text)
         served = {
             version: entry for version, entry in self._entries.get(reference.name, {}).items() if entry.state != "idle"
         }
         if not served:
-            raise UnknownModel("model", expected=f"one of {', '.join(self._entries) or 'none'}", found=repr(text))
+            raise UnknownModel(
+                "model",
+                expected=f"one of {', '.join(self._entries) or 'none'}",
+                found=repr(text),
+                fix=suggest(reference.name, self._entries),
+            )
         idle = self._entries[reference.name].get(reference.version or 0)
         if idle and idle.state == "idle":
             raise UnknownModel(
                 f"{reference.name}:{idle.version} is not served",
                 expected=f"one of {', '.join(map(str, served))}",
                 found=repr(text),
-                fix="give it a label, and start the server again",
+                fix="give it a label, and restart the server",
             )
         entry = served[resolve_among(reference, sorted(served), self._labels[reference.name])]
         if entry.live is None:
@@ -143,7 +148,7 @@ class LiveVersions:
         return entry.live
 
     def folder(self, text: str) -> Path:
-        """Where the version that `name:version` means lies, served or not: found among those the store has.
+        """Returns the folder of the version that `name:version` names, served or not.
 
         Raises:
             UnknownModel: the store had no such model or version when it was read.
@@ -154,32 +159,32 @@ class LiveVersions:
         version = resolve_among(reference, sorted(present), self._labels.get(reference.name, {}))
         return store.version_folder(self._root, reference.name, version)
 
-    def listing(self) -> dict[str, Any]:
-        """The answer of `GET /models`."""
+    def list_models(self) -> dict[str, Any]:
+        """Returns the response of `GET /models`."""
         return {
             "models": [
-                {"name": name, "versions": [self._described(name, entry) for entry in versions.values()]}
+                {"name": name, "versions": [self._describe(name, entry) for entry in versions.values()]}
                 for name, versions in self._entries.items()
             ]
         }
 
-    def within(self, text: str) -> str:
-        """The text with paths relative to the store, and of others the name: clients need not know this machine's folders."""
+    def hide_folders(self, text: str) -> str:
+        """Makes paths in a text relative to the store, and cuts other paths to the file name: clients need no folders."""
         return _FOLDERS.sub("", text.replace(f"{self._root}/", "").replace(str(self._root), "the store"))
 
-    def _survey(self) -> None:
-        self._entries = {name: self._surveyed(name) for name in store.model_names(self._root)}
+    def _read_store(self) -> None:
+        self._entries = {name: self._read_entries(name) for name in store.model_names(self._root)}
         self._why = None
 
-    def _surveyed(self, name: str) -> dict[int, Entry]:
-        """A model's versions, before any is loaded; a label that cannot be followed is its own model's failure alone."""
+    def _read_entries(self, name: str) -> dict[int, Entry]:
+        """Reads a model's versions without loading them; an invalid label makes only its own model fail."""
         present = store.versions(self._root, name)
         try:
             labels = store.read_labels(self._root, name).labels
         except AbstainError as error:
             self._labels[name] = {}
-            log.error("%s: its labels cannot be read: %s", name, error)
-            return {version: Entry(version, (), "failed", self.within(str(error))) for version in present}
+            log.error("%s: the labels cannot be read: %s", name, error)
+            return {version: Entry(version, (), "failed", self.hide_folders(str(error))) for version in present}
         self._labels[name] = labels
         served = set(store.served_versions(self._root, name))
         entries: dict[int, Entry] = {}
@@ -194,12 +199,12 @@ class LiveVersions:
         return entries
 
     def _load(self, name: str, entry: Entry, buckets: tuple[int, ...], pool: Executor) -> None:
-        """Reads a version, and has it compiled by the pool; whatever it does to its loader, the others must be served."""
+        """Reads a version and lets the pool compile it; any error makes only this version fail."""
         published = (self._root, name, entry.version)
         try:
             if self._require_sound and (shortfalls := read_published(*published, self.trusted).shortfalls):
                 metrics.MODEL_SOUND.labels(name, str(entry.version)).set(0)
-                self._refuse(name, entry, f"its fit fell short: {in_one_line(texts(shortfalls))}")
+                self._refuse(name, entry, f"failed publication checks: {in_one_line(texts(shortfalls))}")
                 return
             bundle = load_published(*published, self.trusted)
         except SignatureError as error:
@@ -212,7 +217,7 @@ class LiveVersions:
 
     def _compile(self, name: str, entry: Entry, bundle: Bundle, buckets: tuple[int, ...]) -> None:
         try:
-            # Here, and not for the first request, for which all others would wait.
+            # Done here, because otherwise the first request would do it while all others wait.
             bundle.calibration.prepare()
             predictor = bundle.predictor(buckets, self._devices)
         except Exception as error:
@@ -224,36 +229,31 @@ class LiveVersions:
         metrics.MODEL_SOUND.labels(*labels).set(not manifest.shortfalls)
         metrics.EXPECTED_REJECTS.labels(*labels).set(1 - bundle.calibration.percentile / 100)
         if manifest.shortfalls:
-            log.warning(
-                "%s:%d is served although its fit fell short: %s",
-                name,
-                entry.version,
-                in_one_line(texts(manifest.shortfalls)),
-            )
+            shortfalls = in_one_line(texts(manifest.shortfalls))
+            log.warning("%s:%d is served although it failed publication checks: %s", name, entry.version, shortfalls)
         self._set(name, replace(entry, state="ready", live=Live(name, entry.version, bundle, predictor)))
 
     def _fail(self, name: str, entry: Entry, error: Exception) -> None:
         metrics.MODEL_LOADS.labels(name, str(entry.version), "failed").inc()
         log.error("%s:%d cannot be served: %s", name, entry.version, error or type(error).__name__)
-        self._set(name, replace(entry, state="failed", why=self.within(str(error)) or type(error).__name__))
+        self._set(name, replace(entry, state="failed", why=self.hide_folders(str(error)) or type(error).__name__))
 
     def _refuse(self, name: str, entry: Entry, why: str) -> None:
         metrics.MODEL_LOADS.labels(name, str(entry.version), "refused").inc()
         log.warning("%s:%d is refused: %s", name, entry.version, why)
-        self._set(name, replace(entry, state="refused", why=self.within(why)))
+        self._set(name, replace(entry, state="refused", why=self.hide_folders(why)))
 
     def _set(self, name: str, entry: Entry) -> None:
         with self._lock:
             self._entries[name] = {**self._entries[name], entry.version: entry}
 
-    def _only(self) -> str:
+    def _only_name(self) -> str:
         if len(self._entries) != 1:
-            raise InputError(
-                where="model", expected=f"one of {', '.join(self._entries) or 'none'}", found="no such key"
-            )
+            expected = f"one of {', '.join(self._entries) or 'none'}"
+            raise InputError(where="model", expected=expected, found="no key 'model'")
         return next(iter(self._entries))
 
-    def _described(self, name: str, entry: Entry) -> dict[str, Any]:
+    def _describe(self, name: str, entry: Entry) -> dict[str, Any]:
         digest = method = None
         sound, shortfalls = False, list[str]()
         try:
@@ -264,7 +264,7 @@ class LiveVersions:
             digest, method = manifest.digest, manifest.method.kind
             sound, shortfalls = not manifest.shortfalls, texts(manifest.shortfalls)
         except AbstainError as error:
-            entry = replace(entry, why=entry.why or self.within(str(error)))
+            entry = replace(entry, why=entry.why or self.hide_folders(str(error)))
         return {
             "version": entry.version,
             "labels": list(entry.labels),
@@ -278,18 +278,18 @@ class LiveVersions:
 
 
 def in_one_line(shortfalls: list[str]) -> str:
-    """Shortfalls as one line, numbered where there are several; a manifest may hold any text."""
+    """Joins shortfalls to one printable line, numbered if there are several; a manifest may hold any text."""
     if len(shortfalls) == 1:
         return printable(shortfalls[0])
-    return printable("; ".join(f"({place}) {shortfall}" for place, shortfall in enumerate(shortfalls, start=1)))
+    return printable("; ".join(f"({number}) {shortfall}" for number, shortfall in enumerate(shortfalls, start=1)))
 
 
 def _return_memory() -> None:
-    """Gives back what compilation took and the allocator keeps: some 100 MB a program.
+    """Returns the memory that the allocator keeps after compilation, about 100 MB per program, to the system.
 
-    What is alive now stays: the collector, which holds everything up for a tenth of a second to go through it, need not.
+    Also excludes all objects that exist now from garbage collection, which would stop the process for 0.1 s to check them.
     """
     gc.collect()
     gc.freeze()
-    with contextlib.suppress(AttributeError, OSError):  # The C library is another than glibc.
+    with contextlib.suppress(AttributeError, OSError):  # The C library is not glibc.
         ctypes.CDLL(None).malloc_trim(0)

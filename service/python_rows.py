@@ -1,6 +1,6 @@
-"""Rows that come from Python or from a table, and not in a body: checked as those of `POST /predict` are.
+"""Checks rows from Python or from a table, in the same way as those of `POST /predict`.
 
-An array and a list of lists have the errors of a request (`inputs[3][5]: expected a number, found null`). A table's
+The errors of an array or of nested lists are those of a request (`inputs[3][5]: expected a number, found null`). A table's
 columns are found by their names, its categories are text, and its errors name the column and the row.
 """
 
@@ -27,66 +27,66 @@ pa: Any = pyarrow
 
 @runtime_checkable
 class Table(Protocol):
-    """A table of any library that speaks Arrow: a DataFrame of pandas or of Polars, a table of pyarrow."""
+    """A table of any library with Arrow's interface: a DataFrame of pandas or Polars, a table of pyarrow."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
-        """The table's columns, by the Arrow PyCapsule interface."""
+        """Returns the table's columns through the Arrow PyCapsule interface."""
         ...
 
 
 @runtime_checkable
 class ArrayLike(Protocol):
-    """What numpy can make an array of: an array of numpy, of JAX or of PyTorch."""
+    """A value that numpy can convert to an array: an array of numpy, JAX or PyTorch."""
 
     def __array__(self, dtype: Any = None) -> Any:
-        """The array."""
+        """Returns the array."""
         ...
 
 
 Rows = Table | ArrayLike | Sequence[Any]
-"""What rows may come in."""
+"""The accepted types of rows."""
 
 
-def rows_of(given: object, model: Model) -> Float[np.ndarray, "rows ..."]:
-    """The rows in the model's feature shape; a row of an image may be nested or flat.
+def rows_of(inputs: object, model: Model) -> Float[np.ndarray, "rows ..."]:
+    """Checks rows and returns them in the model's feature shape; an image row may be nested or flat.
 
-    As float32; as float64 for a model that takes an offset off on the host.
+    The result is float32, or float64 for a model that subtracts an offset on the host.
 
     Args:
-        given: an array, nested lists, or a table.
+        inputs: an array, nested lists, or a table.
 
     Raises:
-        InputError: naming the row and the feature of an array or of lists that is wrong.
-        DataError: naming the column and the row of a table that is wrong.
+        InputError: names the invalid row and column of an array or of lists.
+        DataError: names the invalid column and row of a table.
     """
-    if isinstance(given, Table) and _is_frame(given):
-        return _rows_of_frame(given, model)
-    if isinstance(given, np.ma.MaskedArray):
-        # As lists it has None where a number is masked; as an array, the number that nobody is to see.
-        return _rows_of_lists(cast("Any", given).tolist(), model)
-    if isinstance(given, ArrayLike):
-        return _rows_of_array(_as_array(given), model)
-    return _rows_of_lists(given, model)
+    if isinstance(inputs, Table) and _is_frame(inputs):
+        return _rows_of_frame(inputs, model)
+    if isinstance(inputs, np.ma.MaskedArray):
+        # Lists have None for a masked number; an array would have the masked number itself.
+        return _rows_of_lists(cast("Any", inputs).tolist(), model)
+    if isinstance(inputs, ArrayLike):
+        return _rows_of_array(_as_array(inputs), model)
+    return _rows_of_lists(inputs, model)
 
 
 # ---- arrays and lists ------------------------------------------------------------------------------------------------
 
 
-def _as_array(given: ArrayLike) -> np.ndarray:
+def _as_array(inputs: ArrayLike) -> np.ndarray:
     try:
-        return np.asarray(given)
+        return np.asarray(inputs)
     except (TypeError, ValueError, RuntimeError) as error:
-        # PyTorch refuses a tensor on a device, or one that takes part in a gradient.
-        name = f"{type(given).__name__} ({error})"
+        # PyTorch refuses a tensor on a device, or one with a gradient.
+        name = f"{type(inputs).__name__} ({error})"
         raise InputError("inputs", expected="an array, a list of rows, or a table", found=name) from error
 
 
 def _rows_of_array(array: np.ndarray, model: Model) -> Float[np.ndarray, "rows ..."]:
-    """All numbers at once; where one of them must be refused, the walk through lists finds it and names it."""
+    """Converts all numbers at once; if one may be invalid, checks each cell, so that the error can name it."""
     dtype = dtype_of(model)
     if array.dtype.kind in "iuf" and array.ndim > 1 and len(array):
         with np.errstate(over="ignore"):
-            # By way of float64, as the numbers of JSON: an integer beyond 2⁵³ would be rounded otherwise.
+            # First to float64, as numbers in JSON, so that integers beyond 2⁵³ are rounded in the same way.
             exact = array if array.dtype == dtype else array.astype(np.float64, copy=False)
             rows = in_feature_shape(exact.astype(dtype, copy=False), model)
         if rows is not None:
@@ -95,95 +95,95 @@ def _rows_of_array(array: np.ndarray, model: Model) -> Float[np.ndarray, "rows .
     return _rows_of_lists(array.tolist(), model)
 
 
-def _rows_of_lists(given: object, model: Model) -> Float[np.ndarray, "rows ..."]:
-    deepest = len(model.feature_shape) + 1
-    plain = _numbers_alone(given, deepest)
-    inputs = given if plain else _as_lists(given, deepest)
-    plain = plain or _numbers_alone(inputs, deepest)
-    rows = len(cast("list[Any]", inputs)) if isinstance(inputs, list) else 0
-    return check_rows(inputs, plain, model, max_rows=rows)
+def _rows_of_lists(inputs: object, model: Model) -> Float[np.ndarray, "rows ..."]:
+    depth = len(model.feature_shape) + 1
+    plain = _has_only_numbers(inputs, depth)
+    lists = inputs if plain else _as_lists(inputs, depth)
+    plain = plain or _has_only_numbers(lists, depth)
+    rows = len(cast("list[Any]", lists)) if isinstance(lists, list) else 0
+    return check_rows(lists, plain, model, max_rows=rows)
 
 
-def _numbers_alone(given: object, deepest: int) -> bool:
-    """Whether the cells of nested lists are all numbers of Python, and no bool, which numpy would take for a number."""
-    cells: list[Any] = [given]
-    kinds = {type(given)}
-    for _ in range(deepest):
-        if kinds != {list}:
+def _has_only_numbers(inputs: object, depth: int) -> bool:
+    """Whether all cells of nested lists are Python numbers; a bool, which numpy would convert to a number, is none."""
+    cells: list[Any] = [inputs]
+    types = {type(inputs)}
+    for _ in range(depth):
+        if types != {list}:
             break
         cells = list(chain.from_iterable(cells))
-        kinds = set(map(type, cells))
-    return kinds <= {int, float}
+        types = set(map(type, cells))
+    return types <= {int, float}
 
 
-def _as_lists(given: object, deepest: int) -> object:
-    """Tuples, arrays and numbers of numpy as what JSON has in their place; anything else as it is."""
-    if isinstance(given, np.ndarray | np.generic):
-        return cast("Any", given).tolist()
-    if deepest < 0 or not isinstance(given, tuple | list):
-        return given
-    return [_as_lists(cell, deepest - 1) for cell in cast("list[Any]", given)]
+def _as_lists(inputs: object, depth: int) -> object:
+    """Converts tuples, arrays and numpy numbers to lists and Python numbers; returns other values unchanged."""
+    if isinstance(inputs, np.ndarray | np.generic):
+        return cast("Any", inputs).tolist()
+    if depth < 0 or not isinstance(inputs, tuple | list):
+        return inputs
+    return [_as_lists(cell, depth - 1) for cell in cast("list[Any]", inputs)]
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 def rows_of_table(table: ArrowTable, model: Model, where: str) -> Num[np.ndarray, "rows ..."]:
-    """A table's columns by name; columns of a model fitted on arrays are its feature names, or all of them in order.
+    """Reads a table's columns by name; for a model fitted on arrays by its feature names, or all in order if it has none.
 
     Args:
-        where: what an error calls the table.
+        where: the name of the table in errors.
 
     Raises:
-        DataError: a column is missing or holds what does not belong there.
+        DataError: a column is missing or has an invalid value.
     """
     if model.preprocessing.columns:
         return encode_table(model.preprocessing.columns, table, where)
     names: tuple[str, ...] = model.feature_names or tuple(table.column_names)
-    absent = [name for name in names if name not in table.column_names]
-    if absent:
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
         raise DataError(
-            "columns are missing", where=where, expected=", ".join(absent), found=", ".join(table.column_names)
+            "columns are missing", where=where, expected=", ".join(missing), found=", ".join(table.column_names)
         )
     rows = np.stack([numeric_column(table.column(name), name, where) for name in names], axis=1)
     return checked_inputs(rows, where)
 
 
-def shaped(rows: Num[np.ndarray, "rows ..."], model: Model, where: str) -> Num[np.ndarray, "rows ..."]:
-    """Rows of a file or of a table in the model's feature shape.
+def reshape_rows(rows: Num[np.ndarray, "rows ..."], model: Model, where: str) -> Num[np.ndarray, "rows ..."]:
+    """Returns rows of a file or a table in the model's feature shape.
 
     Raises:
-        DataError: there are none, or they have another number of features.
+        DataError: there are no rows, or they have another number of columns.
     """
     if not len(rows):
-        raise DataError("rows", where=where, expected="at least one", found="an empty set")
+        raise DataError("rows", where=where, expected="at least one", found="none")
     if rows.shape[1:] not in {model.feature_shape, (model.features,)}:
         raise DataError("rows", where=where, expected=f"shape {model.feature_shape}", found=f"shape {rows.shape[1:]}")
     return rows.reshape(len(rows), *model.feature_shape)
 
 
-def _is_frame(given: Table) -> bool:
-    """Whether it has columns with names; a Series speaks Arrow, too."""
-    return hasattr(given, "columns") or hasattr(given, "column_names")
+def _is_frame(table: Table) -> bool:
+    """Whether a table has named columns; a Series has Arrow's interface, too, but no columns."""
+    return hasattr(table, "columns") or hasattr(table, "column_names")
 
 
-def _rows_of_frame(given: Table, model: Model) -> Float[np.ndarray, "rows ..."]:
-    where = type(given).__name__
-    table = _arrow_table(given, where)
+def _rows_of_frame(frame: Table, model: Model) -> Float[np.ndarray, "rows ..."]:
+    where = type(frame).__name__
+    table = _arrow_table(frame, where)
     if not table.num_columns or not table.num_rows:
         found = f"{table.num_rows} rows of {table.num_columns} columns"
         raise DataError("rows", where=where, expected="at least one row and one column", found=found)
-    rows = shaped(rows_of_table(table, model, where), model, where)
+    rows = reshape_rows(rows_of_table(table, model, where), model, where)
     return rows.astype(np.float64, copy=False).astype(dtype_of(model), copy=False)
 
 
-def _arrow_table(given: Table, where: str) -> ArrowTable:
-    """The table as one of pyarrow; of pandas without its index, which is no column."""
+def _arrow_table(frame: Table, where: str) -> ArrowTable:
+    """Converts a table to pyarrow; the index of pandas is not a column."""
     try:
-        if is_pandas(given):
-            check_pandas_names(given, where)
-            return pa.Table.from_pandas(given, preserve_index=False)
-        table = pa.table(given)
+        if is_pandas(frame):
+            check_pandas_names(frame, where)
+            return pa.Table.from_pandas(frame, preserve_index=False)
+        table = pa.table(frame)
     except (pa.ArrowException, TypeError, ValueError) as error:
         found = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError("cannot be read", where=where, expected="columns of numbers or text", found=found) from error
@@ -191,17 +191,17 @@ def _arrow_table(given: Table, where: str) -> ArrowTable:
     return table
 
 
-def is_pandas(given: object) -> bool:
-    """Whether it is a DataFrame of pandas, which is not imported to find out: who has one has imported it."""
+def is_pandas(frame: object) -> bool:
+    """Whether a value is a pandas DataFrame; does not import pandas, because whoever has one has imported it."""
     pandas: Any = sys.modules.get("pandas")
-    return pandas is not None and isinstance(given, pandas.DataFrame)
+    return pandas is not None and isinstance(frame, pandas.DataFrame)
 
 
 def check_pandas_names(frame: Any, where: str) -> None:
-    """Refuses two columns of one name before pyarrow does, which does not say what to do.
+    """Refuses two columns with the same name; pyarrow's error would have no fix.
 
     Raises:
-        DataError: naming the column.
+        DataError: names the column.
     """
     names = [str(name) for name in frame.columns]
     check_column_names(pa.schema([(name, pa.null()) for name in names]), where)

@@ -24,17 +24,17 @@ LONGEST_ID = 200
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON document."""
+    """Makes a response with a JSON document."""
     return Response(orjson.dumps(content), status, headers, "application/json")
 
 
 def request_id(request: Request) -> str:
-    """The id of a request: the client's `X-Request-Id`, or a random one; in responses and in the log."""
+    """Returns the id of a request for its response and the log: the client's `X-Request-Id`, or a random one."""
     return request.headers.get("x-request-id") or f"{random.getrandbits(128):032x}"
 
 
 def refuse(request: Request, error: HTTPError) -> BodyRefusal:
-    """The response to a request whose body is not read."""
+    """Makes the error response to a request without reading its body."""
     content = _content(request, str(error), error.code, error.where)
     return BodyRefusal(orjson.dumps(content), error.status, error.headers, "application/json")
 
@@ -73,7 +73,7 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
 
 
 async def _client_disconnect(request: Request, _disconnect: ClientDisconnect) -> Response:
-    return _error(request, 400, "the client went away before its body was read", code="client_disconnected")
+    return _error(request, 400, "the client disconnected before its body was read", code="client_disconnected")
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
@@ -87,15 +87,15 @@ ERRORS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
     ClientDisconnect: _client_disconnect,
     Exception: _unexpected,
 }
-"""The handler of each kind of error. The first kind that fits counts: special ones come before general ones."""
+"""The handler of each error class. The first class that matches is used: special ones stand before general ones."""
 
 
 async def respond_to_error(request: Request, error: Exception) -> Response:
-    """The response of the first handler that fits."""
-    kind = next(kind for kind in ERRORS if isinstance(error, kind))
-    return await ERRORS[kind](request, error)
+    """Makes the response of the first handler that matches the error."""
+    matching = next(error_class for error_class in ERRORS if isinstance(error, error_class))
+    return await ERRORS[matching](request, error)
 
 
 def is_unexpected(error: Exception) -> bool:
-    """Whether no handler but the last one fits: an error of ours that the log must show whole."""
-    return not isinstance(error, tuple(kind for kind in ERRORS if kind is not Exception))
+    """Whether only the last handler matches: a bug of abstain, which the log must show with its traceback."""
+    return not isinstance(error, tuple(error_class for error_class in ERRORS if error_class is not Exception))

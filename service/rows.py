@@ -1,4 +1,4 @@
-"""Rows of a request, whatever its format: checked against the model, the row and the column of every mistake named."""
+"""Checks the rows of a request against the model, for all request formats; every error names the row and the column."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from abstain.models.errors import InputError, clip_repr
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import first_unknown_code
+from abstain.service.json_objects import describe_value
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -17,17 +18,17 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 def check_rows(inputs: Any, plain: bool, model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
     """Checks the rows of a request and returns them in the model's feature shape; an image row may be nested or flat.
 
-    As float32; as float64 for a model that subtracts an offset on the host.
+    The result is float32, or float64 for a model that subtracts an offset on the host.
 
     Args:
         inputs: parsed JSON.
-        plain: whether it can hold no string, boolean or null.
+        plain: whether the inputs can hold no string, boolean or null.
 
     Raises:
-        InputError: names the row and the column at fault.
+        InputError: names the invalid row and column.
     """
     if not isinstance(inputs, list):
-        raise InputError(where="inputs", expected="a list of rows", found=kind_of_value(inputs))
+        raise InputError(where="inputs", expected="a list of rows", found=describe_value(inputs))
     inputs = cast("list[Any]", inputs)
     if not inputs:
         raise InputError(where="inputs", expected="at least one row", found="none")
@@ -45,10 +46,10 @@ def check_rows(inputs: Any, plain: bool, model: Model, max_rows: int) -> Float[n
 
 
 def in_feature_shape(rows: Float[np.ndarray, "rows ..."], model: Model) -> Float[np.ndarray, "rows ..."] | None:
-    """Rows in the model's feature shape; None where one of them may be wrong, which a walk through their cells decides."""
+    """Returns rows in the model's feature shape; None if one may be invalid, which a check of each cell decides."""
     if rows.shape[1:] not in {model.feature_shape, (model.features,)}:
         return None
-    # Numbers a little beyond float32's largest were rounded to it: the walk tells them apart.
+    # Numbers a little beyond float32's largest were rounded to it: only the check of each cell finds them.
     return rows.reshape(len(rows), *model.feature_shape) if np.abs(rows).max() < _FLOAT32_MAX else None
 
 
@@ -56,7 +57,7 @@ def refuse_many_rows(inputs: Any, max_rows: int) -> None:
     """Refuses a list of more rows than a request may have.
 
     Raises:
-        InputError: gives both numbers.
+        InputError: gives the limit and the number of rows.
     """
     if isinstance(inputs, list) and len(cast("list[Any]", inputs)) > max_rows:
         raise InputError(
@@ -68,12 +69,12 @@ def refuse_many_rows(inputs: Any, max_rows: int) -> None:
 
 
 def dtype_of(model: Model) -> type[np.floating[Any]]:
-    """The dtype that rows have until `models.prediction.preprocessing.on_host` sees them."""
+    """Returns the dtype of rows before `models.prediction.preprocessing.on_host`."""
     return np.float64 if model.preprocessing.origin else np.float32
 
 
 def _plain_rows(inputs: list[Any], dtype: type[np.floating[Any]]) -> Float[np.ndarray, "rows ..."] | None:
-    """Lists of numbers as an array, where what is beyond float32 is infinite or more; None where they are none."""
+    """Makes an array of lists of numbers; numbers beyond float32 become infinite. None if they do not form an array."""
     try:
         with np.errstate(over="ignore"):
             return np.array(inputs, dtype=dtype)
@@ -82,14 +83,14 @@ def _plain_rows(inputs: list[Any], dtype: type[np.floating[Any]]) -> Float[np.nd
 
 
 def finite_rows(leaves: list[np.ndarray]) -> Bool[np.ndarray, " rows"]:
-    """Which rows' predictions are finite throughout; others' rows overflow the network."""
+    """Returns which rows have only finite predictions; the other rows overflow the network."""
     return np.logical_and.reduce([np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1) for leaf in leaves])
 
 
-def overflow(row: int) -> InputError:
-    """The error of a row whose prediction is not finite."""
+def overflow_error(row: int) -> InputError:
+    """Makes the error for a row with a prediction that is not finite."""
     return InputError(
-        "its prediction overflows float32",
+        "the prediction overflows float32",
         where=f"inputs[{row}]",
         expected="a row on the scale of the training data",
         found="numbers too large for the network",
@@ -100,11 +101,11 @@ def check_finite(leaves: list[np.ndarray]) -> None:
     """Refuses predictions that are not finite.
 
     Raises:
-        InputError: naming the row.
+        InputError: names the row.
     """
     finite = finite_rows(leaves)
     if not finite.all():
-        raise overflow(int(np.argmin(finite)))
+        raise overflow_error(int(np.argmin(finite)))
 
 
 def _check_row(row: Any, where: str, model: Model) -> None:
@@ -114,34 +115,34 @@ def _check_row(row: Any, where: str, model: Model) -> None:
     _check_cells(row, where, shape, model, ())
 
 
-def _check_cells(cells: Any, where: str, shape: tuple[int, ...], model: Model, place: tuple[int, ...]) -> None:
+def _check_cells(cells: Any, where: str, shape: tuple[int, ...], model: Model, indices: tuple[int, ...]) -> None:
     if not shape:
-        _check_number(cells, where, model, place)
+        _check_number(cells, where, model, indices)
         return
     length = shape[0]
     unit = f"{length} numbers" if len(shape) == 1 else f"{length} lists"
     if not isinstance(cells, list):
-        raise InputError(where=where, expected=f"a list of {unit}", found=kind_of_value(cells))
+        raise InputError(where=where, expected=f"a list of {unit}", found=describe_value(cells))
     cells = cast("list[Any]", cells)
     if len(cells) != length:
         raise InputError(where=where, expected=unit, found=len(cells))
     for index, cell in enumerate(cells):
-        _check_cells(cell, f"{where}[{index}]", shape[1:], model, (*place, index))
+        _check_cells(cell, f"{where}[{index}]", shape[1:], model, (*indices, index))
 
 
-def _check_number(cell: Any, where: str, model: Model, place: tuple[int, ...]) -> None:
-    if len(place) == 1 and model.feature_names:
-        where = f"{where} ({model.feature_names[place[0]]})"
+def _check_number(cell: Any, where: str, model: Model, indices: tuple[int, ...]) -> None:
+    if len(indices) == 1 and model.feature_names:
+        where = f"{where} ({model.feature_names[indices[0]]})"
     if isinstance(cell, bool) or not isinstance(cell, int | float):
-        raise InputError(where=where, expected=_number_of(model, place), found=kind_of_value(cell))
-    # A comparison of exact integers, not of floats: an integer of 400 digits has no float.
+        raise InputError(where=where, expected=_expected_number(model, indices), found=describe_value(cell))
+    # Compares exact integers, not floats: an integer of 400 digits has no float.
     if not -_FLOAT32_MAX <= cell <= _FLOAT32_MAX:
         found = clip_repr(cell) if isinstance(cell, float) else f"an integer of {len(str(abs(cell)))} digits"
         raise InputError(where=where, expected="a finite number within float32's range", found=found)
 
 
 def refuse_unknown_codes(rows: Float[np.ndarray, "rows ..."], model: Model) -> None:
-    """Refuses a number that is no code of its column's categories.
+    """Refuses a number that is not the code of a category of its column.
 
     Raises:
         InputError: names the row and the feature.
@@ -151,28 +152,16 @@ def refuse_unknown_codes(rows: Float[np.ndarray, "rows ..."], model: Model) -> N
         row, feature = unknown
         name = model.preprocessing.columns[feature].name
         raise InputError(
-            where=f"inputs[{row}][{feature}] ({name})", expected=_number_of(model, (feature,)), found=rows[row, feature]
+            where=f"inputs[{row}][{feature}] ({name})",
+            expected=_expected_number(model, (feature,)),
+            found=rows[row, feature],
         )
 
 
-def _number_of(model: Model, place: tuple[int, ...]) -> str:
-    """What belongs at a place of a row; of a table's categories, their codes."""
+def _expected_number(model: Model, indices: tuple[int, ...]) -> str:
+    """Describes, for an error, the numbers that a cell may hold: any, or the codes of a column's categories."""
     columns = model.preprocessing.columns
-    if not columns or not columns[place[0]].categories:
+    if not columns or not columns[indices[0]].categories:
         return "a number"
-    return (
-        f"a category's code ({', '.join(f'{code} = {name}' for code, name in enumerate(columns[place[0]].categories))})"
-    )
-
-
-def kind_of_value(value: Any) -> str:
-    """Names a JSON value in the words of its sender; of rows that come from Python, any value."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        return f"the string {clip_repr(value)}"
-    if isinstance(value, list):
-        return f"a list of {len(cast('list[Any]', value))}"
-    if isinstance(value, int | float):
-        return f"the number {clip_repr(value)}"
-    return "an object" if isinstance(value, dict) else f"a value of type {type(value).__name__}"
+    codes = ", ".join(f"{code} = {name}" for code, name in enumerate(columns[indices[0]].categories))
+    return f"a category's code ({codes})"

@@ -1,4 +1,4 @@
-"""What the environment says of a server; read once, at the top, and passed on."""
+"""The settings of a server, read once from the environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from abstain.models.validation import refuse
 
 
 def _own_cache() -> Path:
-    """Where programs keep what they can make anew (XDG Base Directory); a user without a home has a temporary folder."""
+    """Returns the user's folder for compiled programs (XDG Base Directory); a temporary folder for a user without a home."""
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"]) / "abstain" / "compiled"
     try:
@@ -36,15 +36,15 @@ def _own_cache() -> Path:
 
 
 def _split(value: object) -> object:
-    """Names separated by commas, as the environment has them."""
+    """Splits names that are separated by commas."""
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
 def _split_paths(value: object) -> object:
-    """Absolute paths separated by commas; at least one, for none would mean that no signature is needed."""
+    """Splits paths that are separated by commas; refuses an empty list, which would mean that no signature is needed."""
     names = _split(value)
     if names == ():
-        raise ValueError("paths of public keys, separated by commas")
+        raise ValueError("at least one path of a public key, separated by commas")
     return tuple(Path(name).absolute() for name in cast("tuple[str, ...]", names))
 
 
@@ -60,71 +60,71 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Settings(BaseModel):
-    """`ABSTAIN_<NAME>` in the environment sets each of these."""
+    """The settings; `ABSTAIN_<NAME>` in the environment sets each of them."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     store: Path = Path("artifacts")
     workers: PositiveInt = 1
     max_body_bytes: PositiveInt = 32 * 1024 * 1024
     max_rows: PositiveInt = 10_000
-    """Of one request."""
+    """The limit for one request."""
     queue: PositiveInt = 256
-    """Requests of one worker that may wait for an answer; beyond them, 429."""
+    """How many requests of one worker may wait for a response; further requests get 429."""
     timeout_seconds: PositiveFloat = 30.0
-    """How long a request may wait and be computed; beyond it, 504."""
+    """How long a request may wait and be computed; a longer one gets 504."""
     grace_seconds: PositiveFloat = 30.0
-    """How long requests under way may take after a server is told to stop."""
+    """How long running requests may take after the server has got the signal to stop."""
     devices: PositiveInt = 1
-    """Devices of one worker to spread every model's draws over; of as many as divide them."""
+    """Devices of one worker that share every model's draws; fewer if this number does not divide the draws."""
     require_sound: bool = False
-    """Whether versions whose fit fell short are refused, labelled or not."""
+    """Whether versions with a shortfall are refused, labelled or not."""
     state: Path | None = None
-    """A folder of this server alone, that keeps the watch for drift from one start to the next."""
+    """A folder that only this server uses: it keeps the state of drift detection over restarts."""
     keys: Path | None = None
-    """A file of keys (`service/access/api_keys.py`), which requests then need."""
+    """A file of API keys (`service/access/api_keys.py`); if set, requests need one of them."""
     trusted_keys: Paths = ()
-    """Public keys, or folders of them: where there are any, only versions that one of them has signed are served."""
+    """Public keys, or folders of them; if set, only versions that one of them has signed are served."""
     hosts: Names = LOOPBACK
-    """Names that the server answers to, separated by commas; `*` for any."""
+    """Host names that the server accepts, separated by commas; `*` for any."""
     cors_origins: Names = ()
     """Origins of web pages that may send requests, such as https://app.example.org; separated by commas."""
     tls_cert: Path | None = None
-    """A certificate in PEM, followed by those that vouch for it; the server then answers over TLS alone."""
+    """A certificate in PEM, followed by its chain; the server then accepts only TLS."""
     tls_key: Path | None = None
     """The certificate's private key."""
     proxies: Networks = ()
-    """Addresses and networks of proxies whose X-Forwarded headers are believed, separated by commas."""
+    """Addresses and networks of trusted proxies, separated by commas; only their X-Forwarded headers are used."""
     oidc_issuer: str | None = None
-    """An identity provider, such as https://login.example.org/, whose access tokens are taken as keys."""
+    """An identity provider, such as https://login.example.org/; requests may send its access tokens as keys."""
     oidc_audience: str | None = None
-    """For whom those tokens must be issued."""
+    """The audience that these tokens must be issued for."""
     oidc_jwks: str | None = None
-    """Where the provider's public keys are; left out, its discovery document says it."""
+    """The URL of the provider's public keys; if not set, it is read from the provider's discovery document."""
     oidc_claim: str = "scope"
     """The claim of a token that lists scopes."""
     insecure: bool = False
-    """Whether others may reach the server although there are no keys."""
+    """Whether the server may listen beyond loopback without API keys."""
     compiled: Path = Field(default_factory=_own_cache)
-    """A folder, its owner's alone, that keeps compiled programs from one start to the next."""
+    """A folder that only its owner may access: it keeps compiled programs over restarts."""
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
-    """The settings in an environment; an empty variable is one not set.
+    """Reads the settings from an environment; an empty variable counts as not set.
 
-    `ABSTAIN_MODULES` is no setting of a server, but of every process that loads a bundle (`models.allowed`): here it is
-    only checked, so that a server does not start with one that will fail.
+    `ABSTAIN_MODULES` is a setting of every process that loads a bundle (`models.networks.allowed`), not of a server. It is
+    only checked here, so that a server does not start with an invalid one.
 
     Raises:
-        ConfigError: naming the variable.
+        ConfigError: names the variable.
     """
     read_modules(environ)
-    given = {name: environ.get(f"ABSTAIN_{name.upper()}") for name in Settings.model_fields}
+    variables = {name: environ.get(f"ABSTAIN_{name.upper()}") for name in Settings.model_fields}
     try:
-        settings = Settings.model_validate({name: value for name, value in given.items() if value})
+        settings = Settings.model_validate({name: value for name, value in variables.items() if value})
     except ValidationError as error:
         raise refuse(error, ConfigError, Settings, where="environment", named=_variable) from error
     _check_together(settings)
-    # Links to keys and certificates are left as they are: those who renew them let the links point elsewhere.
+    # Links to keys and certificates are not resolved: renewing a certificate may change the target of a link.
     absolute = {
         name: path and path.absolute() for name in ("keys", "tls_cert", "tls_key") for path in [getattr(settings, name)]
     }
@@ -142,10 +142,10 @@ def _variable(key: str) -> str:
 
 
 def _check_together(settings: Settings) -> None:
-    """Refuses settings of which one means nothing without another.
+    """Refuses a setting that has no meaning without another one.
 
     Raises:
-        ConfigError: naming the variable that is missing.
+        ConfigError: names the missing variable.
     """
     for one, other in (
         ("tls_cert", "tls_key"),
@@ -158,29 +158,29 @@ def _check_together(settings: Settings) -> None:
             raise ConfigError(
                 f"ABSTAIN_{other.upper()}",
                 where="environment",
-                expected=f"a value, for ABSTAIN_{one.upper()} has one",
-                found="none",
+                expected=f"a value, because ABSTAIN_{one.upper()} has one",
+                found="no value",
             )
 
 
 def check_address(settings: Settings, host: str) -> None:
-    """Refuses to listen where others can ask, unless they need keys.
+    """Refuses to listen beyond loopback, unless requests need API keys or the settings say `insecure`.
 
     Args:
-        host: an address, or a name of it.
+        host: an address or a host name.
 
     Raises:
-        ConfigError: it is not of loopback, there are no keys, and it is not said that none are wanted.
+        ConfigError: the host is not loopback, there are no API keys, and `insecure` is not set.
     """
     if settings.keys or settings.oidc_issuer or settings.insecure or _is_loopback(host):
         return
     raise ConfigError(
-        "others could reach this server, and need no key",
+        "other machines could use this server without a key",
         where=f"--host {host}",
-        expected="an address of loopback, or keys",
+        expected="a loopback address, or API keys",
         found="no ABSTAIN_KEYS",
         fix="make keys (abstain key new NAME --scope predict) and set ABSTAIN_KEYS to their file; "
-        "or say that none are wanted with --insecure or ABSTAIN_INSECURE=1",
+        "or allow access without keys with --insecure or ABSTAIN_INSECURE=1",
     )
 
 

@@ -1,9 +1,9 @@
-"""Keys: who may ask for what; a file names each key and holds its hash.
+"""API keys: a file has the name, the hash and the scopes of each key.
 
     {"keys": [{"name": "prometheus", "sha256": "9f86…", "scopes": ["metrics"], "created": "2026-01-31T12:00:00+00:00"}]}
 
-A key is 256 random bits. Its plain SHA-256 therefore tells nothing about it: salts and slow hashes are for passwords, which
-people choose and others can guess.
+A key is 256 random bits, which nobody can guess. So a plain SHA-256 protects it; only passwords, which people choose, need
+salts and slow hashes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from abstain.models.errors import ConfigError
+from abstain.models.errors import ConfigError, suggest
 from abstain.models.files.locks import disk_errors, hold
 from abstain.models.files.regular import refuse_other_writers
 from abstain.models.validation import first_fault, refuse
@@ -34,17 +34,22 @@ log = logging.getLogger("abstain.keys")
 
 KeyScope = Literal["predict", "read", "metrics", "feedback", "admin"]
 SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
-"""`admin` stands for all of them."""
+"""All scopes; `admin` includes the others."""
 PREFIX = "abstain_"
-LARGEST_FILE = 1024 * 1024
-MOST_PER_SECOND = 1e6
-"""Of a key's rate."""
+MAX_FILE_BYTES = 1024 * 1024
+MAX_RATE = 1e6
+"""The largest rate of a key, in requests per second."""
 CHECK_SECONDS = 1.0
-"""How often a worker looks whether the file has changed."""
+"""The time between two checks of a worker whether the file has changed."""
+_EXPECTED = {
+    "name": "1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
+    "scopes": f"at least one of {', '.join(SCOPES)}",
+    "rate": f"a number above 0, at most {MAX_RATE:g}",
+}
 
 
 class Caller(NamedTuple):
-    """Who sent a request, and what for: the holder of a key or of a token."""
+    """The holder of a key or a token, and what it allows."""
 
     name: str
     scopes: tuple[KeyScope, ...]
@@ -52,24 +57,24 @@ class Caller(NamedTuple):
     """Requests a second."""
 
     def allows(self, scope: KeyScope) -> bool:
-        """Whether this caller may do it."""
+        """Whether this caller has the scope."""
         return scope in self.scopes or "admin" in self.scopes
 
 
 class Key(BaseModel):
-    """One key: who has it, the SHA-256 of it, and what it is for."""
+    """One API key: the name of its holder, its SHA-256, and its scopes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     scopes: Annotated[tuple[KeyScope, ...], Field(min_length=1)]
-    rate: Annotated[float, Field(gt=0, le=MOST_PER_SECOND, allow_inf_nan=False)] | None = None
-    """Requests a second, over all workers; None sets no limit."""
+    rate: Annotated[float, Field(gt=0, le=MAX_RATE, allow_inf_nan=False)] | None = None
+    """Requests per second over all workers; None sets no limit."""
     created: str = ""
-    """UTC, ISO 8601; for people."""
+    """UTC, ISO 8601; only informative."""
 
     def caller(self) -> Caller:
-        """Who has the key."""
+        """Returns the holder of the key."""
         return Caller(self.name, self.scopes, self.rate)
 
 
@@ -87,7 +92,7 @@ class Keys(BaseModel):
         return self
 
     def find(self, presented: bytes) -> Key | None:
-        """The key that was presented, or None. How long it takes does not depend on which one, or whether any."""
+        """Returns the key with this secret, or None; takes the same time whichever key it is, or if there is none."""
         digest = hashlib.sha256(presented).hexdigest()
         found = None
         for key in self.keys:
@@ -103,7 +108,7 @@ class KeyFile:
         """Reads the file.
 
         Raises:
-            ConfigError: it cannot be read, others may write to it, or it is no file of keys.
+            ConfigError: the file cannot be read, other users may write to it, or it is not a file of keys.
         """
         self._path = path
         self._state = _state_of(path)
@@ -112,7 +117,7 @@ class KeyFile:
         self._fault: str | None = None
 
     def current(self) -> Keys:
-        """The keys as they are now, to within `CHECK_SECONDS`; where the file has become unreadable, those it held before."""
+        """Returns the keys in the file, at most `CHECK_SECONDS` old; the last valid ones if the file is unreadable now."""
         now = time.monotonic()
         if now - self._checked >= CHECK_SECONDS:
             self._checked = now
@@ -120,29 +125,29 @@ class KeyFile:
                 state = _state_of(self._path)
                 if state != self._state:
                     self._keys = read_keys(self._path)
-                    # Only now: a file that could not be read is read again, also if nothing but its mode is mended.
+                    # Set only now, so that an unreadable file is read again even if only its mode is repaired.
                     self._state, self._fault = state, None
                     log.warning("%s has changed: %d keys", self._path, len(self._keys.keys))
             except ConfigError as error:
                 if str(error) != self._fault:
-                    log.error("the keys stay as they were: %s", error)
+                    log.error("the keys are not reloaded: %s", error)
                 self._fault = str(error)
         return self._keys
 
 
 def read_keys(path: Path) -> Keys:
-    """The keys in a file.
+    """Reads the keys in a file.
 
     Raises:
-        ConfigError: it cannot be read, others may write to it, or it is no file of keys.
+        ConfigError: the file cannot be read, other users may write to it, or it is not a file of keys.
     """
     try:
-        # A pipe would be waited for.
+        # Not blocking, because reading from a pipe would wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             _check_file(path, os.fstat(descriptor))
             with os.fdopen(descriptor, "rb", closefd=False) as file:
-                content = file.read(LARGEST_FILE + 1)
+                content = file.read(MAX_FILE_BYTES + 1)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -150,16 +155,16 @@ def read_keys(path: Path) -> Keys:
     try:
         return Keys.model_validate_json(content)
     except ValidationError as error:
-        fix = "restore the file from a copy, or move it away and make every key anew"
+        fix = "restore the file from a copy, or move it away and make all keys again"
         raise refuse(error, ConfigError, Keys, where=str(path), whole="keys", fix=fix) from error
 
 
 def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...], rate: float | None = None) -> str:
-    """Makes a key, writes its name, hash and scopes into the file, and returns it: it is kept nowhere.
+    """Makes a key, writes its name, hash and scopes to the file, and returns the key, which is stored nowhere.
 
     Raises:
-        ConfigError: the file cannot be written or is none of keys, the name is no name or is there, or the
-            rate is none.
+        ConfigError: the file cannot be written or is not a file of keys, the name is invalid or in use, or the
+            rate is invalid.
     """
     key = PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -169,9 +174,9 @@ def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...], rate: float | N
             raise ConfigError(
                 "name",
                 where=str(path),
-                expected="a name that no key has",
+                expected="a name that no other key has",
                 found=name,
-                fix=f"take another name, or revoke that key first: abstain key revoke {name} --keys {path}",
+                fix=f"choose another name, or revoke that key first: abstain key revoke {name} --keys {path}",
             )
         digest = hashlib.sha256(key.encode()).hexdigest()
         try:
@@ -180,7 +185,7 @@ def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...], rate: float | N
             fault = first_fault(error, Key)
             raise ConfigError(
                 fault.key,
-                expected="1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit; a scope; a rate above 0",
+                expected=_EXPECTED.get(fault.key, fault.expected),
                 found=fault.found,
             ) from error
         _write(path, Keys(keys=(*old, new)))
@@ -188,22 +193,28 @@ def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...], rate: float | N
 
 
 def revoke_key(path: Path, name: str) -> None:
-    """Takes a key out of the file.
+    """Removes a key from the file.
 
     Raises:
-        ConfigError: the file cannot be read or written, or has no such key.
+        ConfigError: the file cannot be read or written, or has no key of this name.
     """
     with _locked(path):
         old = read_keys(path).keys
-        left = tuple(key for key in old if key.name != name)
-        if len(left) == len(old):
-            known = ", ".join(key.name for key in old) or "none"
-            raise ConfigError("no such key", where=str(path), expected=f"one of {known}", found=name)
-        _write(path, Keys(keys=left))
+        remaining = tuple(key for key in old if key.name != name)
+        if len(remaining) == len(old):
+            names = [key.name for key in old]
+            raise ConfigError(
+                "unknown key",
+                where=str(path),
+                expected=f"one of {', '.join(names) or 'none'}",
+                found=name,
+                fix=suggest(name, names),
+            )
+        _write(path, Keys(keys=remaining))
 
 
 def _state_of(path: Path) -> tuple[int, int, int]:
-    """What changes when a file is written or replaced."""
+    """Returns the modification time, the size and the inode, which change when a file is written or replaced."""
     try:
         facts = path.stat()
     except OSError as error:
@@ -213,33 +224,33 @@ def _state_of(path: Path) -> tuple[int, int, int]:
 
 def _unreadable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        "keys cannot be read", where=str(path), found=error.strerror, fix="make the file with abstain key new"
+        "the keys cannot be read", where=str(path), found=error.strerror, fix="make the file with abstain key new"
     )
 
 
 def _check_file(path: Path, facts: os.stat_result) -> None:
-    """Refuses what is no plain file of bearable size, and what others could write keys of their own into."""
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_FILE:
+    """Refuses a file that is not regular, is too large, or that other users could add keys to."""
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_FILE_BYTES:
         raise ConfigError(
             "keys",
             where=str(path),
-            expected=f"a file of at most {LARGEST_FILE} bytes",
-            found=stat.filemode(facts.st_mode),
+            expected=f"a regular file of at most {MAX_FILE_BYTES} bytes",
+            found=f"{stat.filemode(facts.st_mode)}, {facts.st_size} bytes",
         )
     refuse_other_writers(path, facts.st_mode, "keys")
 
 
 @contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """Writers take turns."""
-    with disk_errors(path, kind=ConfigError, what="keys cannot be written"):
+    """Locks the file, so that only one process at a time changes it."""
+    with disk_errors(path, kind=ConfigError, what="the keys cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with hold(path.with_name(f".{path.name}.lock")):
             yield
 
 
 def _write(path: Path, keys: Keys) -> None:
-    """The file exists whole, old or new. A new one its owner alone may read; an old one keeps its mode."""
+    """Replaces the file at once, old by new. Only its owner may read a new file; an existing one keeps its mode."""
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         draft = Path(file.name)

@@ -1,12 +1,12 @@
-"""The guard: whether a request may be asked at all, by its host, its origin and its key; before its body is read.
+"""The guard: accepts or refuses a request by its host, its origin and its key, before its body is read.
 
-    host      DNS rebinding: a web page's own name, made to mean this server's address, reaches a server on loopback; but the
-              browser then sends that name as Host. Names that are not this server's are refused.
-    origin    browsers say with every POST which page it is of. Pages that are not this server's are refused, unless listed.
-    key       if there are keys, every route but those of health and the console's files needs one with its scope; or a token of
-              the identity provider, if there is one. A key may have a limit of requests a second.
+    host      DNS rebinding: a foreign web page can make its own host name point to a server on loopback. The browser then sends
+              that name as Host, so host names that are not this server's are refused.
+    origin    browsers send the origin of the page with every POST. Other origins than this server's are refused, unless listed.
+    key       if there are API keys, every route except health and the console's files needs a key with its scope, or a token
+              of the identity provider, if there is one. A key may have a limit of requests per second.
 
-Clients that are no browsers send no Origin, and go on as they are.
+Clients that are not browsers send no Origin and need not.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ from abstain.service.settings import Settings
 log = logging.getLogger("abstain.guard")
 
 ANY = "*"
-SAY_SECONDS = 1.0
-"""How often at most the log tells of unknown keys."""
+LOG_SECONDS = 1.0
+"""The shortest time between two log lines about unknown keys."""
 HEALTH = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
-"""For probes: of kubelets and load balancers, which have no key and call a server by its address."""
+"""Paths for probes of kubelets and load balancers, which have no key and use the address of the server as Host."""
 SAFE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
-"""Of every response that has none of its own: data is never a page."""
+"""The defaults of every response, so that a browser never shows data as a page."""
 
 
 class Guard:
-    """What is asked of every request."""
+    """Checks every request."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         """Reads the keys.
 
         Args:
-            folder: of the server's run, where its workers count requests together.
+            folder: the folder of the server's run, where its workers share the counts of requests.
 
         Raises:
-            ConfigError: the file of keys is none, or the identity provider cannot be used.
+            ConfigError: the file of keys is invalid, or the identity provider cannot be used.
         """
         self._hosts = frozenset(host.lower().strip("[]") for host in settings.hosts)
         self._origins = frozenset(settings.cors_origins)
         self._keys = KeyFile(settings.keys) if settings.keys else None
         self._provider = provider_of(settings)
         self._limits = RateLimits(folder)
-        self._said = -SAY_SECONDS
+        self._logged = -LOG_SECONDS
 
     async def check(self, scope: Scope) -> None:
-        """Refuses a request that may not be asked.
+        """Refuses a request that is not allowed.
 
         Raises:
-            HTTPError: 400 for a path that is not printable, 421 for a host that is not this server's, 403 for a foreign page or a
-                key without the scope, 401 without a key or with an unknown one, 429 beyond the key's rate.
+            HTTPError: 400 for a path that is not printable, 421 for a host that is not this server's, 403 for a foreign origin or
+                a key without the scope, 401 without a key or with an unknown one, 429 beyond the key's rate.
         """
         path: str = scope["path"]
         if not path.isprintable():
-            # A router may take "/predict\n" for "/predict", but `scope_of` does not: a key for reading could then predict.
+            # A router may treat "/predict\n" as "/predict", but `scope_of` does not: a key with scope read could then predict.
             raise HTTPError(400, where="path", expected="printable characters", found=clip_repr(path))
         if path in HEALTH:
             return
@@ -83,17 +83,17 @@ class Guard:
                 self._check_origin(value, authorities)
         needed = scope_of(scope["method"], path)
         if needed is not None and (self._keys or self._provider):
-            caller = await self._caller(headers)
+            caller = await self._identify(headers)
             if caller is None:
-                self._say_unknown(scope)
-                raise _unknown()
+                self._log_unknown_key(scope)
+                raise _unknown_key()
             _check_scope(caller, needed)
             self._check_rate(caller)
 
-    async def _caller(self, headers: Sequence[tuple[bytes, bytes]]) -> Caller | None:
-        """Whose key or token a request has; None if it is not known."""
-        presented = _presented(headers)
-        if presented is None:
+    async def _identify(self, headers: Sequence[tuple[bytes, bytes]]) -> Caller | None:
+        """Returns the holder of a request's key or token; None if the key is unknown."""
+        secret = _key_in(headers)
+        if secret is None:
             raise HTTPError(
                 401,
                 "",
@@ -101,19 +101,19 @@ class Guard:
                 where="key",
                 expected="Authorization: Bearer KEY, or X-API-Key: KEY",
                 code="missing_key",
-                found="none",
+                found="no key",
             )
-        if self._provider and is_token(presented):
-            return await self._provider.caller(presented.decode("latin-1"))
-        key = self._keys.current().find(presented) if self._keys else None
+        if self._provider and is_token(secret):
+            return await self._provider.check_token(secret.decode("latin-1"))
+        key = self._keys.current().find(secret) if self._keys else None
         return key and key.caller()
 
-    def _say_unknown(self, scope: Scope) -> None:
-        """Leaves a line in the log, not one for every guess."""
+    def _log_unknown_key(self, scope: Scope) -> None:
+        """Writes a line to the log, but not one for every guess."""
         now, client = time.monotonic(), scope.get("client")
-        if now - self._said >= SAY_SECONDS:
-            self._said = now
-            # A proxy may pass on any text as the client's address.
+        if now - self._logged >= LOG_SECONDS:
+            self._logged = now
+            # A proxy may forward any text as the client's address.
             log.warning("%.60r sent an unknown key for %.100r", client[0] if client else "a client", scope["path"])
 
     def _check_rate(self, caller: Caller) -> None:
@@ -126,7 +126,7 @@ class Guard:
                 "",
                 {"Retry-After": str(math.ceil(seconds))},
                 where="rate",
-                expected=f"at most {caller.rate:g} requests a second with the key {caller.name}",
+                expected=f"at most {caller.rate:g} requests per second with the key {caller.name}",
                 code="rate_limited",
                 found="more",
             )
@@ -141,7 +141,7 @@ class Guard:
                 where="Host",
                 expected=f"one of {', '.join(sorted(self._hosts))}",
                 found=repr(host[:100]),
-                fix="the server's ABSTAIN_HOSTS lists the names that it answers to",
+                fix="use one of these names, or add this one to the server's ABSTAIN_HOSTS",
             )
 
     def _check_origin(self, origin: bytes, authorities: list[bytes]) -> None:
@@ -151,21 +151,21 @@ class Guard:
         raise HTTPError(
             403,
             where="Origin",
-            expected="this server's own pages, or an origin in its ABSTAIN_CORS_ORIGINS",
+            expected="this server's own origin, or one in its ABSTAIN_CORS_ORIGINS",
             code="foreign_origin",
             found=repr(text[:100]),
         )
 
 
 def host_of(authority: str) -> str:
-    """The name or address in `host:port`, in small letters, without the brackets of IPv6 or the dot of the root."""
+    """Returns the name or address in `host:port`, in lower case, without the brackets of IPv6 or a final dot."""
     if authority.startswith("["):
         return authority[1:].partition("]")[0].lower()
     return authority.partition(":")[0].lower().rstrip(".")
 
 
 def scope_of(method: str, path: str) -> KeyScope | None:
-    """The scope of a key that a path other than those of `HEALTH` needs; None for the console's own files, which need none."""
+    """Returns the scope that a path needs; None for the console's files. Not for the paths in `HEALTH`."""
     match path.split("/"):
         case ["", ""] | ["", "console", _]:
             return None
@@ -179,7 +179,7 @@ def scope_of(method: str, path: str) -> KeyScope | None:
             return "read"
 
 
-def _unknown() -> HTTPError:
+def _unknown_key() -> HTTPError:
     return HTTPError(
         401,
         "",
@@ -187,7 +187,7 @@ def _unknown() -> HTTPError:
         where="key",
         expected="a key of this server",
         code="unknown_key",
-        found="another",
+        found="an unknown key",
     )
 
 
@@ -200,17 +200,17 @@ def _check_scope(caller: Caller, needed: KeyScope) -> None:
             where="key",
             expected=f"a key with the scope {needed}",
             code="missing_scope",
-            found=f"{clip_repr(caller.name)[1:-1]}, which has {', '.join(caller.scopes) or 'none'}",
+            found=f"{clip_repr(caller.name)[1:-1]}, which has {', '.join(caller.scopes) or 'no scope'}",
         )
 
 
-def _presented(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-    """The key in a request's headers; the first of several."""
+def _key_in(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    """Returns the first key in a request's headers."""
     for name, value in headers:
         if name == b"x-api-key":
             return value.strip()
         if name == b"authorization":
-            kind, _, rest = value.partition(b" ")
-            if kind.lower() == b"bearer":
+            scheme, _, rest = value.partition(b" ")
+            if scheme.lower() == b"bearer":
                 return rest.strip()
     return None

@@ -1,7 +1,7 @@
-"""Access tokens of an identity provider (OpenID Connect), taken in place of keys.
+"""Access tokens of an identity provider (OpenID Connect), accepted instead of API keys.
 
 A token is a JWT (RFC 7519) that the provider has signed. It must be issued by `ABSTAIN_OIDC_ISSUER` for
-`ABSTAIN_OIDC_AUDIENCE`, be valid now, and list scopes in `ABSTAIN_OIDC_CLAIM`, as a list or as words (RFC 9068).
+`ABSTAIN_OIDC_AUDIENCE`, be valid now, and list scopes in the claim `ABSTAIN_OIDC_CLAIM`, as a list or as words (RFC 9068).
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ log = logging.getLogger("abstain.oidc")
 T = TypeVar("T")
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""Those with a public key. With the others whoever can check a token can make one."""
+"""Algorithms with a public key. With the others, whoever can check a token can also make one."""
 KEYS_SECONDS = 600.0
-"""How long the provider's public keys are used before they are asked for again."""
+"""How long the provider's public keys are used before they are fetched again."""
 UNKNOWN_SECONDS = 30.0
-"""How often at most they are asked for again because a token names a key that is not among them."""
+"""The shortest time between two fetches because a token names an unknown key."""
 RETRY_SECONDS = 5.0
-"""How long a provider that does not answer is left alone, as long as none of its keys are known."""
+"""The shortest time between two fetches while no key of the provider is known."""
 ANSWER_SECONDS = 10.0
-"""How long the provider has for a whole answer, and a request waits for it."""
+"""How long the provider may take for a whole response, and how long a request waits for it."""
 CLOCK_SECONDS = 30.0
-"""By how much the provider's clock may differ from this machine's."""
+"""The largest accepted difference between the provider's clock and this machine's."""
 DOCUMENT_BYTES = 1024 * 1024
-"""Of an answer of the provider."""
+"""The largest accepted response of the provider."""
 
 
 class Provider:
-    """An identity provider: its public keys, and what its tokens allow.
+    """Checks the tokens of an identity provider with its public keys.
 
-    A token of a known key is checked at once, whether or not the provider answers. Keys are fetched in the background, by one
-    thread at a time; only a token of an unknown key waits for that.
+    A token of a known key is checked at once, even if the provider does not respond. One thread at a time fetches keys in
+    the background; only a token of an unknown key waits for it.
     """
 
     def __init__(self, issuer: str, audience: str, jwks: str | None, claim: str) -> None:
-        """Asks the provider nothing yet: a server starts also while its provider is away.
+        """Checks the settings; sends no request yet, so that a server can start while its provider is unavailable.
 
         Raises:
             ConfigError: a URL is not https, or `abstain[oidc]` is not installed.
@@ -70,18 +70,18 @@ class Provider:
         self._jwks = jwks
         self._claim = claim
         self._keys: dict[str, jwt.PyJWK] = {}
-        self._fetched = self._tried = -math.inf
+        self._fetch_time = self._attempt_time = -math.inf
         self._fetching: Future[dict[str, jwt.PyJWK] | Exception] | None = None
 
-    async def caller(self, token: str) -> Caller:
-        """Who sent a token, and what it allows.
+    async def check_token(self, token: str) -> Caller:
+        """Checks a token and returns its holder.
 
         Raises:
-            HTTPError: 401, the token is not valid; 503, the provider's keys cannot be had.
+            HTTPError: 401, the token is not valid; 503, the provider's keys are not available.
         """
         jwt = _import_jwt()
         try:
-            # Which key it names is believed for now: a wrong one does not fit the signature.
+            # The key's name need not be verified: the signature does not match a wrong key.
             name = jwt.get_unverified_header(token).get("kid", "")
             key = await self._key(name)
             claims = jwt.decode(
@@ -103,20 +103,20 @@ class Provider:
                 code="invalid_token",
                 found=str(error)[:200],
             ) from error
-        return Caller(claims["sub"], scopes_in(claims.get(self._claim)), None)
+        return Caller(claims["sub"], parse_scopes(claims.get(self._claim)), None)
 
     async def _key(self, name: str) -> jwt.PyJWK:
-        """The provider's key of a name.
+        """Returns the provider's key of a name; fetches the keys if necessary.
 
         Raises:
-            PyJWKError: it has none of that name.
-            HTTPError: 503, no key of it is known.
+            PyJWKError: the provider has no key of this name.
+            HTTPError: 503, no key of the provider is known.
         """
         now = time.monotonic()
-        if now - self._fetched > KEYS_SECONDS or name not in self._keys:
+        if now - self._fetch_time > KEYS_SECONDS or name not in self._keys:
             self._begin_fetch(now)
         if name not in self._keys and self._fetching is not None:
-            # The others that wait are not disturbed by one that gives up.
+            # `wait`, unlike `wait_for`, does not cancel the fetch, for which other requests may wait.
             await asyncio.wait([asyncio.wrap_future(self._fetching)], timeout=ANSWER_SECONDS)
             self._take_fetched()
         if not self._keys:
@@ -125,7 +125,9 @@ class Provider:
                 "",
                 {"Retry-After": str(int(RETRY_SECONDS))},
                 where="token",
-                found="the identity provider's keys cannot be read now; the server's log says why",
+                expected="public keys of the identity provider",
+                found="none, because they cannot be read now",
+                fix="try again later; the server's log has the reason",
                 code="identity_provider_unavailable",
             )
         if name not in self._keys:
@@ -133,48 +135,48 @@ class Provider:
         return self._keys[name]
 
     def _begin_fetch(self, now: float) -> None:
-        """Has the keys fetched, unless they are being fetched, or have been a moment ago."""
+        """Starts to fetch the keys, unless a fetch is running or was started a short time ago."""
         self._take_fetched()
-        if self._fetching or now - self._tried < (UNKNOWN_SECONDS if self._keys else RETRY_SECONDS):
+        if self._fetching or now - self._attempt_time < (UNKNOWN_SECONDS if self._keys else RETRY_SECONDS):
             return
-        self._tried, self._fetching = now, Future()
-        # A daemon: a provider that never ends its answer must not keep the worker from ending.
+        self._attempt_time, self._fetching = now, Future()
+        # A daemon thread, so that a response without end does not stop the worker from ending.
         threading.Thread(target=_complete, args=(self._fetching, self._fetch), name="oidc", daemon=True).start()
 
     def _take_fetched(self) -> None:
-        """Takes what has been fetched into use. If that failed, the old keys stay."""
+        """Uses the keys of a finished fetch; if it failed, keeps the old keys."""
         if self._fetching is None or not self._fetching.done():
             return
-        found, self._fetching = self._fetching.result(), None
-        if isinstance(found, Exception):
-            log.error("the keys of %s cannot be read: %s", self._issuer, printable(str(found)))
+        result, self._fetching = self._fetching.result(), None
+        if isinstance(result, Exception):
+            log.error("the keys of %s cannot be read: %s", self._issuer, printable(str(result)))
         else:
-            self._keys, self._fetched = found, time.monotonic()
+            self._keys, self._fetch_time = result, time.monotonic()
 
     def _fetch(self) -> dict[str, jwt.PyJWK]:
-        """The provider's keys by name.
+        """Fetches the provider's keys, by name.
 
         Raises:
-            ConfigError: its discovery document is another provider's, or names no https URL.
-            OSError: it cannot be reached, or does not answer in time.
-            ValueError: an answer is none.
+            ConfigError: the discovery document names another issuer, or no https URL.
+            OSError: the provider cannot be reached, or does not respond in time.
+            ValueError: a response is invalid.
         """
         deadline = time.monotonic() + ANSWER_SECONDS
         keys = _import_jwt().PyJWKSet.from_json(_read(self._jwks or self._discover(deadline), deadline))
         return {key.key_id or "": key for key in keys.keys if key.public_key_use in {None, "sig"}}
 
     def _discover(self, deadline: float) -> str:
-        """Where the keys are, from the provider's discovery document (OpenID Connect Discovery 1.0)."""
+        """Reads the URL of the keys from the provider's discovery document (OpenID Connect Discovery 1.0)."""
         where = f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
-        found = _Discovery.model_validate_json(_read(where, deadline))
-        if found.issuer != self._issuer:
-            raise ConfigError("issuer", where=where, expected=self._issuer, found=clip_repr(found.issuer))
-        _check_url("jwks_uri", found.jwks_uri)
-        return found.jwks_uri
+        document = _Discovery.model_validate_json(_read(where, deadline))
+        if document.issuer != self._issuer:
+            raise ConfigError("issuer", where=where, expected=self._issuer, found=clip_repr(document.issuer))
+        _check_url("jwks_uri", document.jwks_uri)
+        return document.jwks_uri
 
 
 def provider_of(settings: Settings) -> Provider | None:
-    """The identity provider that the settings name, None if they name none.
+    """Makes the identity provider of the settings; None if they name none.
 
     Raises:
         ConfigError: as `Provider`.
@@ -184,13 +186,13 @@ def provider_of(settings: Settings) -> Provider | None:
     return Provider(settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks, settings.oidc_claim)
 
 
-def is_token(presented: bytes) -> bool:
-    """Whether what was presented as a key has the form of a token: three parts of base64, where keys have one."""
-    return presented.count(b".") == 2
+def is_token(secret: bytes) -> bool:
+    """Whether a secret has the form of a token: three parts of base64, while a key has one."""
+    return secret.count(b".") == 2
 
 
-def scopes_in(claim: object) -> tuple[KeyScope, ...]:
-    """The scopes of ours in a claim, which is a list or words; others are for other services."""
+def parse_scopes(claim: object) -> tuple[KeyScope, ...]:
+    """Returns the scopes of abstain in a claim, which is a list or words; the others are for other services."""
     if isinstance(claim, str):
         claim = claim.split()
     return tuple(scope for scope in SCOPES if isinstance(claim, list) and scope in claim)
@@ -198,12 +200,12 @@ def scopes_in(claim: object) -> tuple[KeyScope, ...]:
 
 def _import_jwt() -> Any:
     try:
-        import jwt  # noqa: PLC0415 - most servers need none
+        import jwt  # noqa: PLC0415 - most servers do not need it
     except ImportError as error:
         raise ConfigError(
             "ABSTAIN_OIDC_ISSUER",
             where="environment",
-            expected="the packages that check tokens",
+            expected="the installed packages of abstain[oidc]",
             found=str(error),
             fix="pip install 'abstain[oidc]'",
         ) from error
@@ -211,14 +213,14 @@ def _import_jwt() -> Any:
 
 
 class _Discovery(BaseModel):
-    """What is read of a provider's discovery document."""
+    """The fields of a provider's discovery document that are used."""
 
     issuer: str
     jwks_uri: str
 
 
 def _complete(future: Future[T | Exception], work: Callable[[], T]) -> None:
-    """Gives a future the result of some work, or its error. An error is a result too: asyncio complains of one that nobody takes."""
+    """Sets the result of a future to that of some work, or to its error: asyncio warns about an exception that nobody reads."""
     try:
         future.set_result(work())
     except Exception as error:
@@ -226,36 +228,38 @@ def _complete(future: Future[T | Exception], work: Callable[[], T]) -> None:
 
 
 def _read(url: str, deadline: float) -> str:
-    """What is at a URL, read until a deadline of the monotonic clock.
+    """Reads the text at a URL until a deadline of the monotonic clock.
 
     Raises:
-        OSError: it cannot be reached, answers with an error, or is not read to its end by then.
-        ValueError: it is too long, or no text.
+        OSError: the server cannot be reached, responds with an error, or does not finish before the deadline.
+        ValueError: the response is too long, or not UTF-8.
     """
     content = bytearray()
-    # https, or loopback: `_check_url`.
+    # `_check_url` has checked that it is https or loopback.
     with _OPENER.open(url, timeout=max(0.1, deadline - time.monotonic())) as response:
         while part := response.read1(65_536):
             content += part
             if len(content) > DOCUMENT_BYTES:
                 raise ValueError(f"{url}: expected at most {DOCUMENT_BYTES} bytes, found more")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{url}: not read to its end within {ANSWER_SECONDS:g} s")
+                raise TimeoutError(
+                    f"{url}: expected a complete response within {ANSWER_SECONDS:g} s, found only a part"
+                )
     return content.decode()
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows none: it could lead from https to a place that others can alter."""
+    """Follows no redirect: it could lead from https to a URL that others can change."""
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
-        """No request, so that the redirection is the error."""
+        """Returns None, so that the redirect becomes an error."""
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def _check_url(name: str, url: str) -> None:
-    """Refuses what others on the way could read and alter."""
+    """Refuses a URL with traffic that others could read and change."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     try:
@@ -263,4 +267,4 @@ def _check_url(name: str, url: str) -> None:
     except ValueError:
         local = False
     if not host or not (parts.scheme == "https" or (parts.scheme == "http" and local)):
-        raise ConfigError(name, expected="an https URL (http for loopback alone)", found=clip_repr(url))
+        raise ConfigError(name, expected="an https URL (http only for loopback)", found=clip_repr(url))

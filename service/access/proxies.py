@@ -1,7 +1,6 @@
-"""Trusted proxies: the client, the host and the scheme that they name replace those of the connection.
+"""Trusted proxies: the client, host and scheme in their headers replace those of the connection.
 
-Anybody can send X-Forwarded headers. They are believed if the request comes from one of the addresses in `ABSTAIN_PROXIES`, and
-mean nothing otherwise.
+Anybody can send X-Forwarded headers. They are used only if the request is from one of the addresses in `ABSTAIN_PROXIES`.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 _FORWARDED_HOST = b"x-forwarded-host"
 
 
-def behind_proxies(app: ASGIApp, proxies: tuple[str, ...]) -> ASGIApp:
-    """Wraps an application so that it sees the client, and not the proxy that the request came through.
+def trust_proxies(app: ASGIApp, proxies: tuple[str, ...]) -> ASGIApp:
+    """Wraps an application so that it sees the client of a request, not the proxy that forwarded it.
 
     Args:
-        proxies: addresses and networks; with none the application is returned as it is.
+        proxies: addresses and networks; if empty, the application is returned unchanged.
     """
     if not proxies:
         return app
@@ -28,11 +27,11 @@ def behind_proxies(app: ASGIApp, proxies: tuple[str, ...]) -> ASGIApp:
 
     async def forwarded(scope: Scope, receive: Receive, send: Send) -> None:
         if _is_in(networks, scope.get("client")):
-            # What the proxy was asked for: its own request may name this server in another way.
+            # The host that the client named: the proxy's own request may name this server differently.
             for name, value in scope["headers"]:
                 if name == _FORWARDED_HOST:
-                    kept = [header for header in scope["headers"] if header[0] != b"host"]
-                    scope["headers"] = [(b"host", value.split(b",")[-1].strip()), *kept]
+                    others = [header for header in scope["headers"] if header[0] != b"host"]
+                    scope["headers"] = [(b"host", value.split(b",")[-1].strip()), *others]
         await with_client(scope, receive, send)
 
     return forwarded

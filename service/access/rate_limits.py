@@ -1,8 +1,8 @@
-"""Rate limits: how many requests a second each key may send, counted over all workers of the server.
+"""Rate limits: the requests per second that each key may send, counted over all workers of the server.
 
-The generic cell rate algorithm (ITU-T I.371): one number is kept for each key, the time at which its next request is due if
-requests come evenly. A request that comes earlier than that by more than the tolerance is refused. The tolerance is one
-second's requests, so that a client may send those at once.
+The generic cell rate algorithm (ITU-T I.371) stores one number for each key: the time at which its next request is due if
+requests arrive evenly. A request that arrives earlier by more than the tolerance is refused. The tolerance is the requests of
+one second, which a client may send at once.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ _TIME = struct.Struct("d")
 
 
 class RateLimits:
-    """When the next request of each key is due, in files that the server's workers share."""
+    """The time at which the next request of each key is due, in files that the server's workers share."""
 
     def __init__(self, folder: Path) -> None:
-        """Keeps its files in a folder that is the server's alone, and is empty when the server starts."""
+        """Keeps its files in a folder that only this server uses and that is empty when the server starts."""
         self._folder = folder
         self._due: dict[str, mmap.mmap] = {}
 
     def take(self, name: str, per_second: float) -> float:
-        """Counts a request of a key, unless it comes too early.
+        """Counts a request of a key, unless it is too early.
 
-        Workers take no lock: of two requests in the same microsecond, one may not be counted.
+        Workers use no lock: of two requests in the same microsecond, one may not be counted.
 
         Returns:
-            0, or the seconds until a request would be taken.
+            0, or the seconds until a request would be accepted.
         """
         due = self._due.get(name) or self._due.setdefault(name, self._open(name))
         now, interval = time.monotonic(), 1 / per_second
-        # Those that come at once: one second's, and at least one.
+        # The requests that may be sent at once: those of one second, and at least one.
         tolerance = max(1.0, interval) - interval
         planned = max(now, _TIME.unpack_from(due)[0])
         if planned - now > tolerance:
@@ -44,7 +44,7 @@ class RateLimits:
         return 0.0
 
     def _open(self, name: str) -> mmap.mmap:
-        # Names of keys are safe as names of files, subjects of tokens are whatever a provider likes.
+        # The name of a key is safe as a file name, but the subject of a token can be any text.
         path = self._folder / f"rate-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -1,6 +1,6 @@
-"""Bounds on what stands before and after a request's body: the line with its URL, headers, trailers.
+"""Limits for the head of a request: its first line with the URL, headers and trailers.
 
-uvicorn keeps all of it in memory, however much comes, and before any key is checked. Short headers take many times their bytes.
+uvicorn keeps all of it in memory before any key is checked, without a limit. Short headers need many times their bytes.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_BYTES = 64 * 1024
-"""That may come without a piece of a body or the end of a head among them; twice what proxies allow."""
-MOST_HEADERS = 256
-"""Of a request, trailers included."""
+"""The most bytes that may arrive without a part of a body or the end of a head; twice what proxies allow."""
+MAX_HEADERS = 256
+"""The limit for one request, including trailers."""
 _REFUSAL = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
     b"content-length: %d\r\n\r\n%s"
@@ -18,49 +18,49 @@ _REFUSAL = (
 
 
 class BoundedHeads(HttpToolsProtocol):
-    """uvicorn's protocol with bounds; beyond them a client gets 431, and its connection is closed."""
+    """uvicorn's protocol with limits; a client beyond them gets 431, and its connection is closed."""
 
     _unread = 0
     _over = False
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser. What it keeps of heads is what has come since it last gave something away."""
+        """Feeds the parser, and counts the bytes since it last passed on a head or a part of a body."""
         self._unread += len(data)
         super().data_received(data)
         if self._unread > HEAD_BYTES:
             self.send_400_response("")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer."""
-        if len(self.headers) >= MOST_HEADERS:
+        """Adds a header or a trailer, up to the limit."""
+        if len(self.headers) >= MAX_HEADERS:
             self._over = True
             raise ValueError("too many headers")  # which ends the parsing, and calls send_400_response
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The end of a head."""
+        """Resets the count at the end of a head."""
         self._unread = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body."""
+        """Resets the count at each part of a body."""
         self._unread = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The end of a request."""
+        """Resets the count at the end of a request."""
         self._unread = 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """The answer to what is no request, or too long a one; none where another answer may have begun."""
+        """Responds to an invalid request, or to one beyond the limits, unless another response may have begun."""
         if not (self._over or self._unread > HEAD_BYTES):
             super().send_400_response(msg)
             return
         if self.transport.is_closing():
             return
         if not self.cycle or self.cycle.response_complete:
-            expected = f"at most {HEAD_BYTES} bytes and {MOST_HEADERS} headers"
+            expected = f"at most {HEAD_BYTES} bytes and {MAX_HEADERS} headers"
             body = b'{"error":"head of the request: expected %s, found more"}' % expected.encode()
             self.transport.write(_REFUSAL % (len(body), body))
         self.transport.close()

@@ -1,6 +1,6 @@
-"""Access: what is checked of keys, certificate, identity provider and trusted signers before a server starts.
+"""Checks keys, certificate, identity provider and trusted signers once, before a server starts.
 
-A worker that finds them wrong ends, and is started again for ever; the main process says it once.
+A worker that finds an error in them ends and is restarted without end; the main process reports the error once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ def check_access(settings: Settings) -> None:
     """Refuses settings with which no worker could start.
 
     Raises:
-        ConfigError: the file of keys is none, the certificate or its key cannot be used, a trusted public key is
-            none, or the identity provider's address or a package of an extra is missing.
+        ConfigError: the file of keys is invalid, the certificate or its key cannot be used, a trusted public key is
+            invalid, or the identity provider's URL or a package of an extra is missing.
     """
     if settings.keys:
         read_keys(settings.keys)
@@ -29,5 +29,5 @@ def check_access(settings: Settings) -> None:
 
 
 def pem_files(settings: Settings) -> PemFiles | None:
-    """The certificate and key that the settings name, None if they name none."""
+    """Returns the certificate and key of the settings; None if they have none."""
     return PemFiles(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None

@@ -1,7 +1,7 @@
 """The `abstain` command: parses, calls one function, prints.
 
-Training's commands join by an entry point (`abstain.commands` in pyproject.toml), so that nothing here imports
-training. Progress and logs go to stderr, results to stdout. Exit code 0: done; 1: the work failed; 2: wrong usage.
+The training commands are added by an entry point (`abstain.commands` in pyproject.toml), so that this module does not
+import training. Progress and logs go to stderr, results to stdout. Exit code 0: success; 1: failure; 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from abstain.service.commands.options import HELP
 
 app = typer.Typer(
     name="abstain",
-    help="A model server that knows when to say: I don't know.",
+    help="A model server that can say: I don't know.",
     context_settings=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -28,7 +28,7 @@ for module in (store, signing, predict, serve, keys):
 
 
 def main() -> None:
-    """The console command: runs `app`, and turns errors into messages and exit codes."""
+    """Runs `app`, and turns errors into messages and exit codes."""
     from abstain.models.errors import AbstainError  # noqa: PLC0415
 
     try:

@@ -28,12 +28,12 @@ def new_key(
         list[str],
         typer.Option("--scope", help="predict, read, metrics, feedback, or admin for all of them; may be repeated."),
     ],
-    rate: Annotated[float | None, typer.Option("--rate", help="Requests a second, over all workers.")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="Requests per second, over all workers.")] = None,
     path: KeysOption = DEFAULT_KEYS,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key, and print it: the file keeps only its hash. A running server takes it within a second."""
-    from abstain.service.access.api_keys import MOST_PER_SECOND, SCOPES, add_key  # noqa: PLC0415
+    """Make a key and print it: the file keeps only its hash. A running server accepts it within a second."""
+    from abstain.service.access.api_keys import MAX_RATE, SCOPES, add_key  # noqa: PLC0415
 
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown:
@@ -41,9 +41,9 @@ def new_key(
             f"expected one of {', '.join(SCOPES)}, found {unknown[0]!r}; for several: --scope predict --scope read",
             param_hint="--scope",
         )
-    if rate is not None and not 0 < rate <= MOST_PER_SECOND:
+    if rate is not None and not 0 < rate <= MAX_RATE:
         raise typer.BadParameter(
-            f"expected a number above 0, at most {MOST_PER_SECOND:g}, found {rate:g}", param_hint="--rate"
+            f"expected a number above 0, at most {MAX_RATE:g}, found {rate:g}", param_hint="--rate"
         )
     key = add_key(path, name, tuple(scope for scope in SCOPES if scope in scopes), rate)
     if as_json:
@@ -51,38 +51,38 @@ def new_key(
     else:
         typer.echo(key)
         if "ABSTAIN_KEYS" not in os.environ:
-            sys.stderr.write(f"abstain: a server asks for it when it is started with ABSTAIN_KEYS={path}\n")
+            sys.stderr.write(f"abstain: a server needs this key if it is started with ABSTAIN_KEYS={path}\n")
 
 
 @keys.command("list")
 def list_keys(path: KeysOption = DEFAULT_KEYS, as_json: JsonOption = False) -> None:
-    """List the names of all keys, and what each is for."""
+    """List the names of all keys, and their scopes."""
     from abstain.service.access.api_keys import read_keys  # noqa: PLC0415
 
-    known = read_keys(path).keys
+    listed = read_keys(path).keys
     if as_json:
         print_json(
             {
                 "keys": [
-                    {"name": key.name, "scopes": key.scopes, "rate": key.rate, "created": key.created} for key in known
+                    {"name": key.name, "scopes": key.scopes, "rate": key.rate, "created": key.created} for key in listed
                 ]
             }
         )
         return
     print_table(
         ["name", "scopes", "rate", "created"],
-        [[key.name, ", ".join(key.scopes), key.rate and f"{key.rate:g}/s", key.created] for key in known],
+        [[key.name, ", ".join(key.scopes), key.rate and f"{key.rate:g}/s", key.created] for key in listed],
         empty=f"no keys in {path}",
     )
 
 
 @keys.command("revoke", epilog="Example: `abstain key revoke prometheus`")
 def revoke(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the key.")],
     path: KeysOption = DEFAULT_KEYS,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a key back. A running server refuses it within a second."""
+    """Revoke a key. A running server refuses it within a second."""
     from abstain.service.access.api_keys import revoke_key  # noqa: PLC0415
 
     revoke_key(path, name)

@@ -17,7 +17,7 @@ DEFAULT_STORE = Path("artifacts")
 
 
 def check_percentile(percentile: float) -> None:
-    """Refuses a percentile that is none, or that means a share, as .99 does: wrong usage, exit code 2."""
+    """Refuses an invalid percentile, or a share such as .99: wrong usage, exit code 2."""
     if not 1 < percentile < 100:
         raise typer.BadParameter(
             f"expected a percentile above 1 and below 100, such as 99, found {percentile:g}", param_hint="--percentile"

@@ -1,4 +1,4 @@
-"""How commands print: JSON documents and tables on stdout."""
+"""Prints JSON documents and tables on stdout for the commands."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def print_json(content: Any) -> None:
 
 
 def stderr_console() -> Any:
-    """A console on stderr: progress goes there, results go to stdout."""
+    """Makes a console on stderr for progress; results go to stdout."""
     from rich.console import Console  # noqa: PLC0415
 
     return Console(stderr=True)
 
 
 def print_table(heads: list[str], rows: list[list[Any]], empty: str = "") -> None:
-    """Prints a table, or the line `empty` on stderr where it has no rows."""
+    """Prints a table; if it has no rows, prints the line `empty` on stderr."""
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -33,6 +33,6 @@ def print_table(heads: list[str], rows: list[list[Any]], empty: str = "") -> Non
         return
     table = Table(*heads, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        # What a manifest says must not command the terminal.
+        # Text of a manifest must not contain commands for the terminal.
         table.add_row(*(Text("" if cell is None else printable(str(cell)), overflow="fold") for cell in row))
     Console().print(table)

@@ -18,12 +18,14 @@ commands = typer.Typer()
 def predict(
     model: ModelArgument,
     data: Annotated[Path, typer.Option("--data", help="Rows: .npz, .csv or .parquet.")],
-    out: Annotated[Path, typer.Option("--out", help="Answers: .csv, .parquet, .npz or .jsonl.")],
-    percentile: Annotated[float | None, typer.Option(help="Of the decision; the model's own if left out.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Predictions: .csv, .parquet, .npz or .jsonl.")],
+    percentile: Annotated[
+        float | None, typer.Option(help="The percentile of the decision; default: the model's own.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Score the rows of a file: the same numbers as over HTTP."""
+    """Predict the rows of a file, with the same numbers as over HTTP."""
     from rich.progress import Progress  # noqa: PLC0415
 
     from abstain.models.bundles import store as stores  # noqa: PLC0415
@@ -41,9 +43,9 @@ def predict(
     name, version = stores.resolve(store, model)
     bundle = load_published(store, name, version, trusted)
     console = stderr_console()
-    # Where stderr is no terminal there is no bar to show, and its end would be an empty line before an error's.
+    # Without a terminal, the end of the invisible bar would print an empty line before an error.
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("scoring", total=None)
+        task = bar.add_task("predicting", total=None)
         rows = predict_file(
             bundle,
             data,
@@ -55,4 +57,4 @@ def predict(
     if as_json:
         print_json(result)
     else:
-        typer.echo(f"{rows} rows scored by {name}:{version} into {out}")
+        typer.echo(f"{name}:{version} predicted {rows} rows into {out}")

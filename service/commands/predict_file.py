@@ -1,4 +1,4 @@
-"""Offline scoring: rows in a file, answers in a file, the same numbers as over HTTP."""
+"""Offline prediction: reads rows from a file and writes predictions to a file, with the same numbers as over HTTP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Predictor, buckets_for
 from abstain.models.prediction.preprocessing import first_unknown_code
 from abstain.service.predict import response
-from abstain.service.python_rows import rows_of_table, shaped
+from abstain.service.python_rows import reshape_rows, rows_of_table
 from abstain.service.rows import check_finite
 
 # pyarrow ships no types.
@@ -37,11 +37,11 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\u
 """A spreadsheet may run text that begins with one of these; the last four are the full-width forms of the first four."""
 _NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _NUMBERS = re.compile(rf"{_NUMBER}(?:\|{_NUMBER})*")
-Progress = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
 
 
 def _silent(_done: int, _total: int) -> None:
-    """No progress shown."""
+    """Reports no progress."""
 
 
 def predict_file(
@@ -49,31 +49,31 @@ def predict_file(
     source: Path,
     out: Path,
     percentile: float | None = None,
-    progress: Progress = _silent,
+    progress: ReportProgress = _silent,
 ) -> int:
-    """Scores every row of a file into another, which exists whole or not at all; returns the number of rows.
+    """Writes the prediction of every row of a file to another, all or none; returns the number of rows.
 
-    The file is read before anything is compiled, and then only the batch sizes that so many rows need.
+    The rows are read before compilation, so that only the batch sizes they need are compiled.
 
     Raises:
-        DataError: a file's ending, its rows, or a row's prediction is wrong; or the answers cannot be written.
-        CalibrationError: the calibration split is too small for the percentile.
+        DataError: the ending of a file, a row or its prediction is invalid; or the predictions cannot be written.
+        CalibrationError: the calibration part is too small for the percentile.
     """
     if out.suffix not in ENDINGS:
         raise DataError("--out", expected=f"a file ending in {', '.join(ENDINGS)}", found=str(out))
     rows = read_rows(source, bundle.manifest.model)
     predictor = bundle.predictor(buckets_for(len(rows)))
-    told = list(_answers(bundle, predictor, rows, source, percentile, progress))
-    columns = {field: [value for part in told for value in part[field]] for field in told[0]}
+    parts = list(_predict_chunks(bundle, predictor, rows, source, percentile, progress))
+    columns = {field: [value for part in parts for value in part[field]] for field in parts[0]}
     _write(columns, out)
     return len(rows)
 
 
 def read_rows(source: Path, model: Model) -> np.ndarray:
-    """The inputs in a file: `x_test` of an .npz if it has one, else `x`; the model's columns of a table.
+    """Reads the rows of a file: `x_test` of an .npz if it has one, else `x`; the model's columns of a table.
 
     Raises:
-        DataError: naming the file, and the array, column or row at fault.
+        DataError: names the file, and the invalid array, column or row.
     """
     if source.suffix in TABLES:
         rows: np.ndarray = rows_of_table(read_table(source), model, str(source))
@@ -81,11 +81,12 @@ def read_rows(source: Path, model: Model) -> np.ndarray:
         arrays = read_npz(source)
         key = next((key for key in ("x_test", "x") if key in arrays), None)
         if key is None:
-            raise DataError("arrays", where=str(source), expected="x, or x_test", found=", ".join(arrays))
+            found = ", ".join(arrays) or "no arrays"
+            raise DataError("arrays", where=str(source), expected="x_test or x", found=found)
         rows = checked_inputs(arrays[key], f"{source}, {key}")
     else:
         raise DataError("--data", expected="a file ending in .npz, .csv or .parquet", found=str(source))
-    rows = shaped(rows, model, str(source))
+    rows = reshape_rows(rows, model, str(source))
     unknown = first_unknown_code(model.preprocessing, rows)
     if unknown:
         name = model.preprocessing.columns[unknown[1]].name
@@ -95,8 +96,13 @@ def read_rows(source: Path, model: Model) -> np.ndarray:
     return rows
 
 
-def _answers(
-    bundle: Bundle, predictor: Predictor, rows: np.ndarray, source: Path, percentile: float | None, progress: Progress
+def _predict_chunks(
+    bundle: Bundle,
+    predictor: Predictor,
+    rows: np.ndarray,
+    source: Path,
+    percentile: float | None,
+    progress: ReportProgress,
 ) -> Iterator[dict[str, list[Any]]]:
     for start in range(0, len(rows), CHUNK_ROWS):
         chunk = rows[start : start + CHUNK_ROWS]
@@ -106,7 +112,7 @@ def _answers(
         except InputError as error:
             raise DataError(str(error), where=f"{source}, rows from {start}") from error
         judgement = judge(bundle.calibration, prediction, percentile)
-        yield response.columns(bundle.manifest.model, prediction, judgement)
+        yield response.make_columns(bundle.manifest.model, prediction, judgement)
         progress(start + len(chunk), len(rows))
 
 
@@ -120,7 +126,7 @@ def _write(columns: dict[str, list[Any]], out: Path) -> None:
 
 def _write_jsonl(columns: dict[str, list[Any]], path: Path) -> None:
     with path.open("wb") as file:
-        for row in response.rows(columns, tuple(columns)):
+        for row in response.make_rows(columns, tuple(columns)):
             file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
 
 
@@ -135,10 +141,10 @@ def _write_csv(columns: dict[str, list[Any]], path: Path) -> None:
 
 
 def _as_text(cell: Any) -> Any:
-    """A cell with an apostrophe before it if it is text that a spreadsheet would run as a formula; any other as it is.
+    """Puts an apostrophe before text that a spreadsheet would run as a formula; returns any other cell unchanged.
 
-    Names of classes are data of whoever trained the model. Text that is a number, or numbers with bars between them, does
-    no harm and stays: classes are often named -1 and 1.
+    Class labels may be any text. A number as text, or numbers separated by bars, does no harm and is unchanged: class
+    labels are often -1 and 1.
     """
     if not isinstance(cell, str) or not cell.startswith(_FORMULA_STARTS) or _NUMBERS.fullmatch(cell):
         return cell
@@ -158,7 +164,7 @@ _WRITERS: dict[str, Callable[[dict[str, list[Any]], Path], None]] = {
 
 
 def _flat(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """One column for each number: `probabilities.3`, `scores.std.value`; lists of words joined by a bar."""
+    """Makes one column for each number (`probabilities.3`, `scores.std.value`), and joins lists of words with bars."""
     flat: dict[str, list[Any]] = {}
     for field, values in columns.items():
         if field in {"reasons", "prediction_set"}:

@@ -19,27 +19,28 @@ commands = typer.Typer()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
-    workers: Annotated[int, typer.Option(min=1, envvar="ABSTAIN_WORKERS", help="Processes that answer.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, envvar="ABSTAIN_WORKERS", help="The number of workers.")] = 1,
     require_sound: Annotated[
         bool,
         typer.Option(
             "--require-sound",
             envvar="ABSTAIN_REQUIRE_SOUND",
-            help="Refuse versions whose fit fell short, labelled or not.",
+            help="Refuse versions that failed publication checks, labelled or not.",
         ),
     ] = False,
     keys: Annotated[
-        Path | None, typer.Option("--keys", envvar="ABSTAIN_KEYS", help="A file of keys, which requests then need.")
+        Path | None,
+        typer.Option("--keys", envvar="ABSTAIN_KEYS", help="A file of API keys; requests then need one of them."),
     ] = None,
     insecure: Annotated[
         bool,
-        typer.Option(
-            "--insecure", envvar="ABSTAIN_INSECURE", help="Listen beyond loopback although there are no keys."
-        ),
+        typer.Option("--insecure", envvar="ABSTAIN_INSECURE", help="Allow to listen beyond loopback without API keys."),
     ] = False,
     tls_cert: Annotated[
         Path | None,
-        typer.Option("--tls-cert", envvar="ABSTAIN_TLS_CERT", help="A certificate in PEM: answer over TLS alone."),
+        typer.Option(
+            "--tls-cert", envvar="ABSTAIN_TLS_CERT", help="A certificate in PEM; the server then uses only TLS."
+        ),
     ] = None,
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", envvar="ABSTAIN_TLS_KEY", help="Its private key.")
@@ -56,10 +57,10 @@ def serve(
     from abstain.service.settings import check_address, read_settings  # noqa: PLC0415
 
     if bool(tls_cert) != bool(tls_key):
-        missing, given = ("--tls-key", "--tls-cert") if tls_cert else ("--tls-cert", "--tls-key")
-        raise typer.BadParameter(f"expected a file, for {given} has one, found none", param_hint=missing)
-    given = {"KEYS": keys or "", "INSECURE": int(insecure), "TLS_CERT": tls_cert or "", "TLS_KEY": tls_key or ""}
-    os.environ |= {f"ABSTAIN_{name}": str(value) for name, value in given.items()}
+        missing, present = ("--tls-key", "--tls-cert") if tls_cert else ("--tls-cert", "--tls-key")
+        raise typer.BadParameter(f"expected a file, because {present} has one, found none", param_hint=missing)
+    options = {"KEYS": keys or "", "INSECURE": int(insecure), "TLS_CERT": tls_cert or "", "TLS_KEY": tls_key or ""}
+    os.environ |= {f"ABSTAIN_{name}": str(value) for name, value in options.items()}
     settings = read_settings(os.environ)
     check_address(settings, host)
     check_access(settings)
@@ -80,17 +81,16 @@ def serve(
                 faults.append(str(error))
                 continue
             if require_sound and manifest.shortfalls:
-                faults.append(
-                    f"{name}:{version} is refused, its fit fell short: {'; '.join(texts(manifest.shortfalls))}"
-                )
+                reasons = "; ".join(texts(manifest.shortfalls))
+                faults.append(f"{name}:{version} is refused: it failed publication checks: {reasons}")
             else:
                 served.append(f"{name}:{version}")
     if not served:
         raise ConfigError(
-            "nothing to serve",
+            "no version to serve",
             where=str(store),
             found="; ".join(faults) or ("no models" if store.is_dir() else "no such folder"),
-            fix=None if faults else "publish a model with abstain fit, or name another folder with --store",
+            fix=None if faults else "publish a model with abstain fit, or choose another folder with --store",
         )
     for fault in faults:
         sys.stderr.write(f"abstain: {fault}\n")
@@ -99,14 +99,14 @@ def serve(
     if settings.oidc_issuer:
         access += f", tokens of {settings.oidc_issuer}"
     sys.stderr.write(
-        f"abstain: loading {', '.join(served)}, to be served at {'https' if settings.tls_cert else 'http'}://{host}:{port}/, "
+        f"abstain: loading {', '.join(served)}; address {'https' if settings.tls_cert else 'http'}://{host}:{port}/; "
         f"{access}\n"
     )
     sys.stderr.flush()
-    # BentoML changes to this folder and imports from it: an empty one, for ours hold modules with common names.
+    # BentoML changes to this folder and imports from it: an empty one, because our folders have modules with common names.
     empty = make_run_folder() / "empty"
     empty.mkdir()
-    # BentoML changes to another folder before it imports the service: from there relative paths would lead elsewhere.
+    # BentoML changes to another folder before it imports the service, where relative paths would be wrong.
     os.environ |= {f"ABSTAIN_{name.upper()}": str(value) for name, value in settings if isinstance(value, Path)}
     os.environ |= {
         "ABSTAIN_STORE": str(store.resolve()),
@@ -114,7 +114,7 @@ def serve(
         "ABSTAIN_REQUIRE_SOUND": str(int(require_sound)),
         "ABSTAIN_TRUSTED_KEYS": ",".join(map(str, settings.trusted_keys)),
     }
-    # -P: Python would look for modules in the folder that abstain is started from, and so run whatever lies there.
+    # -P: otherwise Python would import modules from the current folder, and so run any code in it.
     command = [
         sys.executable,
         "-P",
@@ -131,14 +131,14 @@ def serve(
 
 
 def _check_port(host: str, port: int) -> None:
-    """Refuses an address that cannot be listened on, before BentoML says so in thirty lines."""
+    """Refuses an address that the server cannot listen on, in one line where BentoML would print thirty."""
     import socket  # noqa: PLC0415
 
     from abstain.models.errors import ConfigError  # noqa: PLC0415
 
     try:
-        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        with socket.socket(family, kind, protocol) as probe:
+        (family, socket_type, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, socket_type, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:

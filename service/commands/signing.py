@@ -16,14 +16,15 @@ commands = typer.Typer()
 @commands.command(epilog="Example: `abstain sign digits:3 --key private.pem`")
 def sign(
     model: ModelArgument,
-    key: Annotated[Path, typer.Option("--key", help="The private key: an elliptic curve's, as PEM.")],
+    key: Annotated[Path, typer.Option("--key", help="The private key of an elliptic curve, in PEM.")],
     password_file: Annotated[
-        Path | None, typer.Option("--password-file", help="Its first line opens the key; else the command asks.")
+        Path | None,
+        typer.Option("--password-file", help="Its first line is the key's password; default: a prompt."),
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Sign a version, its files verified: `model.sig` in its folder says who made it."""
+    """Verify the files of a version and sign it: `model.sig` in its folder proves who made it."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.bundle import sign_published  # noqa: PLC0415
     from abstain.models.bundles.signatures import check_private_key, is_encrypted, read_password  # noqa: PLC0415
@@ -32,7 +33,7 @@ def sign(
     password = read_password(password_file) if password_file else None
     if password is None and is_encrypted(key):
         password = str(typer.prompt(f"Password of {key}", hide_input=True, err=True)).encode()
-    # Before the files are read, which may take long.
+    # Checked first, because reading the files may take long.
     check_private_key(key, password)
     signature = sign_published(store, name, version, key, password)
     if as_json:
@@ -48,7 +49,7 @@ def verify(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every file of a version, and that the key has signed it."""
+    """Check every file of a version, and that it is signed with the key."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.bundle import verify_published  # noqa: PLC0415
     from abstain.models.bundles.signatures import read_public_keys  # noqa: PLC0415
@@ -60,4 +61,4 @@ def verify(
     if as_json:
         print_json({"model": name, "version": version, "key": str(signer), "files": files, "digest": manifest.digest})
     else:
-        typer.echo(f"{name}:{version} is signed by {signer}; its {files} files are as they were signed")
+        typer.echo(f"{name}:{version} is signed by {signer}; its {files} files are unchanged")

@@ -29,8 +29,8 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
             fault = str(error)
         versions: list[dict[str, Any]] = []
         for version in stores.versions(store, name):
-            pointing = sorted(label for label, target in labels.items() if target == version)
-            entry: dict[str, Any] = {"version": version, "labels": pointing}
+            own_labels = sorted(label for label, target in labels.items() if target == version)
+            entry: dict[str, Any] = {"version": version, "labels": own_labels}
             try:
                 manifest = read_published(store, name, version)
                 entry |= {
@@ -69,7 +69,7 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
 
 @commands.command(epilog="Example: `abstain show digits@stable`")
 def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Show the manifest and the diagnostics of one version, its files verified."""
+    """Verify the files of one version, and show its manifest and diagnostics."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.bundle import read_published, verify_files  # noqa: PLC0415
 
@@ -84,10 +84,10 @@ def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: Json
         key: value for key, value in content["diagnostics"].items() if key not in {"loss", "reports", "trace"}
     }
     content["metrics"].pop("reliability", None)
-    content["files"] = f"{len(content['files'])} files, all as written"
-    told = stores.read_labels(store, name).labels
-    content["labels"] = [label for label, target in told.items() if target == version]
-    # What one comes to know first: whether it is served, may be relied on, is good, and when it says no.
+    content["files"] = f"{len(content['files'])} files, all unchanged"
+    labels = stores.read_labels(store, name).labels
+    content["labels"] = [label for label, target in labels.items() if target == version]
+    # The most important facts first: is it served, is it reliable, how good is it, and when does it reject.
     first = ("labels", "shortfalls", "notes", "metrics", "calibration", "method", "draws", "data")
     print_table(["", f"{name}:{version}"], _flat_rows({key: content.pop(key) for key in first} | content))
 
@@ -96,11 +96,11 @@ def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: Json
 def label(
     model: Annotated[str, typer.Argument(metavar="MODEL:VERSION")],
     label: Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, …")],
-    force: Annotated[bool, typer.Option("--force", help="Even where the fit fell short.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if the version failed publication checks.")] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Point a label at a version; `stable` is refused to one whose fit fell short."""
+    """Point a label at a version; a version that failed publication checks cannot be `stable`."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.bundle import check_gate, read_published  # noqa: PLC0415
     from abstain.models.bundles.references import STABLE  # noqa: PLC0415
@@ -109,24 +109,24 @@ def label(
     if label == STABLE and not force:
         check_gate(read_published(store, name, version))
     stores.set_label(store, name, version, label)
-    _say_label(name, label, version, as_json)
+    _print_label(name, label, version, as_json)
 
 
 @commands.command(epilog="Example: `abstain rollback digits`")
 def rollback(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="its name")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The name of the model.")],
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Put the previous `stable` version back."""
+    """Make the previous `stable` version stable again."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.references import STABLE, parse_reference  # noqa: PLC0415
 
     name = parse_reference(model).name
-    _say_label(name, STABLE, stores.rollback(store, name), as_json)
+    _print_label(name, STABLE, stores.rollback(store, name), as_json)
 
 
-def _say_label(name: str, label: str, version: int, as_json: bool) -> None:
+def _print_label(name: str, label: str, version: int, as_json: bool) -> None:
     if as_json:
         print_json({"name": name, "label": label, "version": version})
     else:

@@ -1,6 +1,6 @@
-"""The console: the page at `/`, the files it is made of, and what it needs to know of a version.
+"""The console: the page at `/`, its files, and the facts of a version that it needs.
 
-Files are read once, when a worker starts, and served from a table of their names: no path is made of what a client sent.
+The files are read once, when a worker starts, and found by their names: no file path is made from a client's request.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 _LIBRARY = ("uPlot.esm.js", "uPlot.min.css")
 
 _REPORT_BYTES = 64 * 2**20
-"""A report may have."""
+"""The largest report that is sent."""
 _FILE = "/console/{file}"
 _VERSION = "/console/models/{model}/versions/{version}"
 _REPORT = f"{_VERSION}/report.html"
@@ -41,7 +41,7 @@ _PAGE_HEADERS = _SAFE | {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 }
-# A report is one file with its style and pictures inside, and no script.
+# A report is one file that includes its style and pictures, and has no script.
 _REPORT_HEADERS = _SAFE | {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; sandbox"
@@ -49,7 +49,7 @@ _REPORT_HEADERS = _SAFE | {
 
 
 class Page(NamedTuple):
-    """A file as it is sent."""
+    """The content and the headers of a file."""
 
     content: bytes
     media_type: str
@@ -57,13 +57,13 @@ class Page(NamedTuple):
 
 
 def read_pages() -> dict[str, Page]:
-    """The console's files by name, from the installed package."""
+    """Reads the console's files from the installed package, by name."""
     own = [path for path in _HERE.iterdir() if path.suffix in _TYPES]
     return {path.name: _page(path) for path in [*own, *(_HERE / "uplot" / name for name in _LIBRARY)]}
 
 
-def template(path: str) -> str | None:
-    """The route of one of the console's paths, for metrics; None for any other path."""
+def route_template(path: str) -> str | None:
+    """Returns the route that one of the console's paths belongs to, for metrics; None for any other path."""
     match path.split("/"):
         case ["", "console", name] if name:
             return _FILE
@@ -76,22 +76,22 @@ def template(path: str) -> str | None:
 
 
 def routes(serving: LiveVersions) -> list[Route]:
-    """The console's routes."""
+    """Makes the console's routes."""
     pages = read_pages()
 
     async def index(request: Request) -> Response:
-        return _sent(request, pages["index.html"])
+        return _respond(request, pages["index.html"])
 
     async def file(request: Request) -> Response:
         page = pages.get(request.path_params["file"])
         if page is None:
             raise HTTPError(404, f"no such route: {request.url.path[:200]}")
-        return _sent(request, page)
+        return _respond(request, page)
 
     async def version(request: Request) -> Response:
         live = serving.find(_reference(request))
-        told = await asyncio.to_thread(lambda: orjson.dumps(describe(live.name, live.version, live.bundle)))
-        return _sent(request, Page(told, "application/json", _etag(told)))
+        content = await asyncio.to_thread(lambda: orjson.dumps(describe(live.name, live.version, live.bundle)))
+        return _respond(request, Page(content, "application/json", _etag(content)))
 
     async def report(request: Request) -> Response:
         folder = serving.folder(_reference(request))
@@ -99,14 +99,14 @@ def routes(serving: LiveVersions) -> list[Route]:
             content = await asyncio.to_thread(_read_report, folder, serving.trusted)
         except BundleError as error:
             log.error("a report cannot be sent: %s", error)
-            raise HTTPError(503, serving.within(str(error))) from error
-        return _sent(request, Page(content, "text/html", _etag(content)), _REPORT_HEADERS)
+            raise HTTPError(503, serving.hide_folders(str(error))) from error
+        return _respond(request, Page(content, "text/html", _etag(content)), _REPORT_HEADERS)
 
     return [Route("/", index), Route(_REPORT, report), Route(_VERSION, version), Route(_FILE, file)]
 
 
-def _sent(request: Request, page: Page, headers: dict[str, str] = _PAGE_HEADERS) -> Response:
-    """The page, or 304 to a client that has it."""
+def _respond(request: Request, page: Page, headers: dict[str, str] = _PAGE_HEADERS) -> Response:
+    """Responds with the page, or with 304 to a client that already has it."""
     headers = headers | {"ETag": page.etag}
     if page.etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
@@ -127,11 +127,11 @@ def _reference(request: Request) -> str:
 
 
 def _read_report(folder: Path, trusted: TrustedKeys | None = None) -> bytes:
-    """The report of the bundle in a folder, as it was published.
+    """Reads and verifies the report of the bundle in a folder.
 
     Raises:
-        UnknownModel: the version has none.
-        BundleError: it is not what was published, or none of the trusted keys has signed the version.
+        UnknownModel: the version has no report.
+        BundleError: the report has changed since publication, or no trusted key has signed the version.
     """
     path, files = folder / "report.html", read_manifest(folder, trusted).files
     if path.name not in files:

@@ -1,62 +1,62 @@
-// What is said of one row, drawn: the verdict, the probabilities or the interval, the parts of the doubt, every score.
+// Draws the prediction of one row: the verdict, the probabilities or the interval, the parts of the uncertainty, every score.
 
 import { el, number, ordinal, percent, placed, plain, svg } from "./dom.js";
 
 const MEANING = {
   classification: {
-    std: "widest spread of a class's probability over draws",
-    entropy: "doubt of either kind, in nats",
-    mutual_information: "what the draws disagree about, in nats",
-    expected_entropy: "doubt that every draw has, in nats",
+    std: "largest standard deviation of a class's probability over the draws",
+    entropy: "total uncertainty, in nats",
+    mutual_information: "epistemic uncertainty: disagreement of the draws, in nats",
+    expected_entropy: "aleatoric uncertainty: mean entropy of the draws, in nats",
     max_probability: "1 − the largest probability",
-    variation_ratio: "draws that name another class",
-    energy: "how little any class speaks up",
-    gen: "how far from sure the probabilities are",
+    variation_ratio: "share of the draws that predict another class",
+    energy: "large if the network gives no class a large logit",
+    gen: "generalized entropy of the probabilities",
   },
-  regression: { std: "spread of the draws' means", total_std: "that spread and the noise together" },
+  regression: { std: "standard deviation of the draws' means", total_std: "standard deviation including the noise" },
 };
-/** The least standard deviation that a whisker is drawn for: what is printed as 0.00 has none. */
-const SEEN = 0.005;
+/** The smallest standard deviation that gets a whisker; a smaller one is printed as 0.00. */
+const SMALLEST_WHISKER = 0.005;
 const WIDE = matchMedia("(min-width: 56rem)");
 
 const OF_ANY = {
-  combined: "several scores together, calibrated as one",
-  range: "how far a feature lies outside its training range",
-  mahalanobis: "distance from the training rows, as the network sees them",
-  relative_mahalanobis: "distance from the nearest class, beside that from all",
-  subspace: "what the training rows' main directions leave over",
-  local_subspace: "what those of the predicted class leave over",
-  feature_subspace: "the same, as the network sees it",
-  knn: "distance to the nearest training rows, as the network sees them",
+  combined: "several scores combined, and calibrated together",
+  range: "how far a column is outside its training range",
+  mahalanobis: "distance of the features from the training rows",
+  relative_mahalanobis: "distance of the features from the nearest class, relative to the distance from all rows",
+  subspace: "distance from the main directions of the training rows",
+  local_subspace: "distance from the main directions of the predicted class",
+  feature_subspace: "distance of the features from their main directions",
+  knn: "distance of the features to the nearest training rows",
   input_knn: "distance to the nearest training rows",
-  vim: "what the network's main directions leave over, beside its logits",
+  vim: "distance of the features from their main directions, relative to the logits",
 };
 
-/** The verdict in words; `prediction` null: nothing has been asked yet. */
-export function showVerdict(place, description, prediction, percentile) {
+/** Shows the verdict in words; `prediction` is null before the first prediction. */
+export function showVerdict(container, description, prediction, percentile) {
   if (!prediction) {
-    place.className = "verdict";
-    place.replaceChildren(
-      el("p", { class: "word muted" }, "Nothing asked yet"),
-      el("p", { class: "why" }, "Draw something, or take an example: the answer comes by itself."),
+    container.className = "verdict";
+    container.replaceChildren(
+      el("p", { class: "word muted" }, "No prediction yet"),
+      el("p", { class: "why" }, "Draw something, or choose an example: the prediction appears at once."),
     );
     return;
   }
   const doubtful = close(prediction.scores[description.decision], percentile) || fitsNone(prediction);
-  place.className = prediction.reject ? "verdict unknown" : `verdict accepted${doubtful ? " doubtful" : ""}`;
-  place.replaceChildren(
-    el("p", { class: "word" }, prediction.reject ? "I don’t know" : `accepted: ${named(description, prediction)}`),
+  container.className = prediction.reject ? "verdict unknown" : `verdict accepted${doubtful ? " doubtful" : ""}`;
+  container.replaceChildren(
+    el("p", { class: "word" }, prediction.reject ? "I don’t know" : `accepted: ${valueOf(description, prediction)}`),
     el("p", { class: "why" }, reason(description, prediction, percentile)),
   );
 }
 
-const named = (description, prediction) =>
+const valueOf = (description, prediction) =>
   description.task === "classification" ? prediction.label : `${number(prediction.mean)}`;
 
-/** Whether a row would be rejected at twice the rate asked for, or at one of five points more. */
+/** Whether a row would be rejected at twice the requested rate, or at a rate five percentage points larger. */
 const close = ({ p_value: p }, percentile) => 100 * p < 100 - percentile + Math.min(100 - percentile, 5);
 
-const fitsNone = ({ prediction_set: among }) => among?.length === 0;
+const fitsNone = ({ prediction_set: members }) => members?.length === 0;
 
 function reason(description, prediction, percentile) {
   const decision = prediction.scores[description.decision];
@@ -64,19 +64,19 @@ function reason(description, prediction, percentile) {
     ? [capital(prediction.reasons.map(plain).join("; "))]
     : [accepted(description, prediction, decision, percentile)];
   if (prediction.reject && decision.extrapolated) {
-    sentences.push(`Stranger than every one of ${rowsOf(description, prediction)}`);
+    sentences.push(`Stranger than all of ${rowsOf(description, prediction)}`);
   }
   if (description.task === "classification") {
     if (fitsNone(prediction)) sentences.push(`No class fits at a coverage of ${percent(description.coverage, 0)}`);
-    if (prediction.reject) sentences.push(`Forced to choose, it would say ${prediction.label}`);
+    if (prediction.reject) sentences.push(`The most probable class is ${prediction.label}`);
   }
   return sentences.map((sentence) => `${sentence}.`).join(" ");
 }
 
 function accepted(description, prediction, decision, percentile) {
   const limit = `${close(decision, percentile) ? "close to" : "within"} the limit of ${percentile} %`;
-  const by = description.combination.length ? "By its scores together" : `By ${plain(description.decision)}`;
-  const share = decision.percentile > 0 ? `than ${placeOf(decision, percentile)} of` : "than none of";
+  const by = description.combination.length ? "By its combined score" : `By ${plain(description.decision)}`;
+  const share = decision.percentile > 0 ? `than ${shareBelow(decision, percentile)} of` : "than none of";
   return `${by} it is stranger ${share} ${rowsOf(description, prediction)}, ${limit}`;
 }
 
@@ -84,58 +84,58 @@ function accepted(description, prediction, decision, percentile) {
 const rowsOf = ({ per_class: perClass }, { label }) =>
   perClass ? `the calibration rows that are predicted as ${label}` : "the calibration rows";
 
-/** What share of the calibration rows a score is above; never rounded to the limit, nor to all of them. */
-function placeOf({ percentile: place, extrapolated }, limit) {
-  if (extrapolated) return "every one";
+/** The share of the calibration rows below a score, as text; never rounded to the limit or to 100 %. */
+function shareBelow({ percentile, extrapolated }, limit) {
+  if (extrapolated) return "all";
   const digits = [1, 2, 3].find((count) => {
-    const shown = Number(place.toFixed(count));
-    return shown < 100 && (shown < limit) === (place < limit);
+    const rounded = Number(percentile.toFixed(count));
+    return rounded < 100 && (rounded < limit) === (percentile < limit);
   });
-  return `${place.toFixed(digits ?? 4)} %`;
+  return `${percentile.toFixed(digits ?? 4)} %`;
 }
 
 const capital = (text) => text.replace(/^./, (first) => first.toUpperCase());
 
-/** All that stands behind the verdict. */
-export function showEvidence(place, description, prediction, percentile) {
-  if (!prediction) return place.replaceChildren();
+/** Shows the details of the verdict. */
+export function showDetails(container, description, prediction, percentile) {
+  if (!prediction) return container.replaceChildren();
   const parts =
     description.task === "classification"
-      ? [probabilities(prediction, description.class_names), split("Doubt", "nats", entropyParts(prediction))]
+      ? [probabilities(prediction, description.class_names), split("Uncertainty", "nats", entropyParts(prediction))]
       : [
           interval(prediction, description),
-          split("Variance", "in the target’s units squared", varianceParts(prediction)),
+          split("Variance", "in squared units of the target", varianceParts(prediction)),
         ];
-  return place.replaceChildren(...parts, scores(prediction, description, percentile));
+  return container.replaceChildren(...parts, scores(prediction, description, percentile));
 }
 
 // ---- classes --------------------------------------------------------------------------------------------------------
 
-function probabilities({ probabilities: means, std, index, prediction_set: among }, names) {
-  const rows = means.map((mean, place) => {
-    const low = Math.max(0, mean - std[place]);
-    const high = Math.min(1, mean + std[place]);
+function probabilities({ probabilities: means, std, index: predicted, prediction_set: members }, names) {
+  const rows = means.map((mean, index) => {
+    const low = Math.max(0, mean - std[index]);
+    const high = Math.min(1, mean + std[index]);
     const bar = el(
       "div",
       { class: "track", "aria-hidden": "true" },
       placed(el("span", { class: "fill" }), { width: 100 * mean }),
-      std[place] < SEEN
+      std[index] < SMALLEST_WHISKER
         ? null
         : placed(el("span", { class: "whisker" }), { left: 100 * low, width: 100 * (high - low) }),
     );
     return el(
       "tr",
-      { class: place === index ? "top" : null },
-      el("th", { scope: "row" }, names[place]),
+      { class: index === predicted ? "top" : null },
+      el("th", { scope: "row" }, names[index]),
       el("td", { class: "bar-cell" }, bar),
       el("td", {}, mean.toFixed(2)),
-      el("td", { class: "muted" }, `± ${std[place].toFixed(2)}`),
+      el("td", { class: "muted" }, `± ${std[index].toFixed(2)}`),
     );
   });
   const order =
     rows.length > 12
       ? means
-          .map((_, place) => place)
+          .map((_, index) => index)
           .sort((a, b) => means[b] - means[a])
           .slice(0, 12)
       : rows.keys();
@@ -156,14 +156,14 @@ function probabilities({ probabilities: means, std, index, prediction_set: among
           ...["class", "bar", "probability", "standard deviation"].map((head) => el("th", { scope: "col" }, head)),
         ),
       ),
-      el("tbody", {}, ...[...order].map((place) => rows[place])),
+      el("tbody", {}, ...[...order].map((index) => rows[index])),
     ),
     el(
       "p",
       { class: "small" },
-      rows.length > 12 ? `The 12 likeliest of ${rows.length}. ` : "",
+      rows.length > 12 ? `The 12 most probable of ${rows.length} classes. ` : "",
       "Whiskers: one standard deviation over the draws. ",
-      `Prediction set: ${among.length ? among.join(", ") : "empty, no class fits"}.`,
+      `Prediction set: ${members.length ? members.join(", ") : "empty, no class fits"}.`,
     ),
   );
 }
@@ -172,7 +172,7 @@ const entropyParts = (prediction) => ({
   total: ["entropy", prediction.entropy],
   parts: [
     ["mutual information", prediction.mutual_information, "the draws disagree", "epistemic"],
-    ["aleatoric entropy", prediction.aleatoric_entropy, "each draw is unsure", "aleatoric"],
+    ["aleatoric entropy", prediction.aleatoric_entropy, "each draw is uncertain", "aleatoric"],
   ],
 });
 
@@ -184,8 +184,8 @@ const varianceParts = (prediction) => ({
   ],
 });
 
-/** A whole and the two parts that add up to it. */
-function split(title, unit, { total: [whole, sum], parts }) {
+/** A total and the two parts that add up to it. */
+function split(title, unit, { total: [name, sum], parts }) {
   return el(
     "section",
     {},
@@ -193,22 +193,22 @@ function split(title, unit, { total: [whole, sum], parts }) {
     el(
       "div",
       { class: "stack", "aria-hidden": "true" },
-      ...parts.map(([, value, , kind]) =>
-        placed(el("span", { class: kind }), { width: sum > 0 ? (100 * value) / sum : 0 }),
+      ...parts.map(([, value, , type]) =>
+        placed(el("span", { class: type }), { width: sum > 0 ? (100 * value) / sum : 0 }),
       ),
     ),
     el(
       "dl",
       { class: "split-terms", id: "split" },
-      ...parts.map(([name, value, said, kind]) =>
+      ...parts.map(([part, value, meaning, type]) =>
         el(
           "div",
           {},
-          el("dt", {}, el("span", { class: `key ${kind}`, "aria-hidden": "true" }), name),
-          el("dd", {}, number(value), el("span", { class: "small" }, ` ${said}`)),
+          el("dt", {}, el("span", { class: `key ${type}`, "aria-hidden": "true" }), part),
+          el("dd", {}, number(value), el("span", { class: "small" }, ` ${meaning}`)),
         ),
       ),
-      el("div", {}, el("dt", {}, `= ${whole}`), el("dd", {}, number(sum), el("span", { class: "small" }, ` ${unit}`))),
+      el("div", {}, el("dt", {}, `= ${name}`), el("dd", {}, number(sum), el("span", { class: "small" }, ` ${unit}`))),
     ),
   );
 }
@@ -233,7 +233,7 @@ function interval({ mean, std, quantiles, interval: [lower, upper] }, { target_n
   const facts = [
     ["mean", number(mean)],
     ["standard deviation", number(std)],
-    [`interval, ${percent(coverage, 0)}`, `${number(lower)} to ${number(upper)}`],
+    [`prediction interval, ${percent(coverage, 0)}`, `${number(lower)} to ${number(upper)}`],
     ...Object.entries(quantiles).map(([level, value]) => [`quantile ${level}`, number(value)]),
   ];
   return el(
@@ -249,7 +249,7 @@ function interval({ mean, std, quantiles, interval: [lower, upper] }, { target_n
     el(
       "p",
       { class: "small" },
-      "Thin: the calibrated interval. Thick: from the 0.025 to the 0.975 quantile of the draws’ mixture.",
+      "Thin: the prediction interval. Thick: from the 0.025 to the 0.975 quantile of the mixture of the draws.",
     ),
   );
 }
@@ -258,23 +258,23 @@ function interval({ mean, std, quantiles, interval: [lower, upper] }, { target_n
 
 function scores(prediction, description, percentile) {
   const { decision, combination } = description;
-  const known = Object.keys(prediction.scores).filter((name) => description.scores[name]);
-  const own = known.filter((name) => name !== decision && combination.includes(name));
-  const rest = known.filter((name) => name !== decision && !combination.includes(name));
+  const names = Object.keys(prediction.scores).filter((name) => description.scores[name]);
+  const combined = names.filter((name) => name !== decision && combination.includes(name));
+  const rest = names.filter((name) => name !== decision && !combination.includes(name));
   const strip = (name, large) => scoreStrip(name, prediction, description, percentile, large);
-  const several = (names) => el("div", { class: "multiples" }, ...names.map((name) => strip(name, false)));
+  const several = (some) => el("div", { class: "multiples" }, ...some.map((name) => strip(name, false)));
   return el(
     "section",
     { id: "scores" },
-    el("h2", {}, "Against the calibration rows"),
-    known.includes(decision) ? strip(decision, true) : null,
-    own.length ? el("h3", {}, "What it is made of") : null,
-    own.length ? several(own) : null,
+    el("h2", {}, "Scores, compared with the calibration rows"),
+    names.includes(decision) ? strip(decision, true) : null,
+    combined.length ? el("h3", {}, "Scores of the combination") : null,
+    combined.length ? several(combined) : null,
     rest.length
       ? el(
           "details",
           {
-            open: restOpen ?? (WIDE.matches && !own.length),
+            open: restOpen ?? (WIDE.matches && !combined.length),
             ontoggle: (event) => {
               restOpen = event.target.open;
             },
@@ -286,21 +286,21 @@ function scores(prediction, description, percentile) {
   );
 }
 
-/** Whether the other scores are shown: as the reader left them, whatever is asked next. */
+/** Whether the other scores are open; kept for the next predictions. */
 let restOpen = null;
 
-/** A score on the distribution function of the calibration rows, and the threshold it is held against. */
+/** A score on the distribution function of the calibration rows, with its threshold. */
 function scoreStrip(name, prediction, description, percentile, large) {
   const score = prediction.scores[name];
   const { quantiles } = description.scores[name];
-  const [low, most] = [quantiles[0], Math.max(quantiles.at(-1), score.threshold)];
-  const width = most - low || 1;
-  const high = Math.min(Math.max(most, score.value), most + width) + 0.04 * width;
+  const [low, top] = [quantiles[0], Math.max(quantiles.at(-1), score.threshold)];
+  const width = top - low || 1;
+  const high = Math.min(Math.max(top, score.value), top + width) + 0.04 * width;
   const left = Math.max(Math.min(low, score.value), low - width) - 0.04 * width;
   const at = (value) => Math.min(100, Math.max(0, (100 * (value - left)) / (high - left)));
   const above = !(score.value <= score.threshold);
   const share = Math.min(100, Math.max(0, score.percentile));
-  const curve = quantiles.map((value, place) => `${at(value).toFixed(2)},${(100 - place).toFixed(2)}`);
+  const curve = quantiles.map((value, percent) => `${at(value).toFixed(2)},${(100 - percent).toFixed(2)}`);
   const picture = svg(
     "svg",
     { viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" },
@@ -331,9 +331,9 @@ function scoreStrip(name, prediction, description, percentile, large) {
         "span",
         { class: "small" },
         large
-          ? `${meaning ? `${meaning}. ` : ""}Above ${placeOf(score, percentile)} of ` +
+          ? `${meaning ? `${meaning}. ` : ""}Above ${shareBelow(score, percentile)} of ` +
               `${rowsOf(description, prediction)}; p = ${number(score.p_value)}`
-          : `above ${placeOf(score, percentile)} · limit ${number(score.threshold)}`,
+          : `above ${shareBelow(score, percentile)} · limit ${number(score.threshold)}`,
       ),
     ),
     el("div", { class: "plot", title: meaning || null }, picture, dot),
@@ -349,7 +349,7 @@ function scoreStrip(name, prediction, description, percentile, large) {
   );
 }
 
-/** A text under a place, kept within the plot. */
+/** A text below a position, kept within the plot. */
 function limitLabel(text, at) {
   return placed(el("span", { class: "limit" }, text), at > 50 ? { right: 100 - at } : { left: at });
 }

@@ -1,8 +1,8 @@
-// The console: which version, which view, which theme. `#view/model:version` is where one is.
+// The console: the version, the view and the theme. The address `#view/model:version` names a view of a version.
 
 import { el, fetchJSON, keepKey } from "./dom.js";
 import * as model from "./model.js";
-import * as tried from "./try.js";
+import * as tryIt from "./try.js";
 import * as watch from "./watch.js";
 
 const VIEWS = ["try", "watch", "model"];
@@ -16,26 +16,26 @@ const theme = document.getElementById("theme");
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 let models = [];
-let shown = null;
+let current = null;
 
 async function begin() {
   theme.addEventListener("click", switchTheme);
-  dark.addEventListener("change", themed);
-  window.addEventListener("hashchange", follow);
-  document.addEventListener("refused", refused);
-  signIn.addEventListener("submit", signedIn);
-  select.addEventListener("change", () => go(place().view, select.value));
-  themed();
+  dark.addEventListener("change", applyTheme);
+  window.addEventListener("hashchange", openAddress);
+  document.addEventListener("refused", showSignIn);
+  signIn.addEventListener("submit", useKey);
+  select.addEventListener("change", () => go(readAddress().view, select.value));
+  applyTheme();
   watch.start();
-  await list();
+  await listVersions();
 }
 
-/** Reads which versions answer; asks again until there is one. */
-async function list() {
+/** Reads the ready versions; tries again until there is one. */
+async function listVersions() {
   try {
     ({ models } = await fetchJSON("models"));
   } catch (error) {
-    return signIn.hidden ? later(error.message) : undefined;
+    return signIn.hidden ? retryLater(error.message) : undefined;
   }
   const ready = models.flatMap(({ name, versions }) =>
     versions.filter(({ state }) => state === "ready").map((version) => ({ name, ...version })),
@@ -44,14 +44,14 @@ async function list() {
     const why = models.flatMap(({ name, versions }) =>
       versions.filter(({ state }) => state !== "idle").map(({ version, state }) => `${name}:${version} is ${state}`),
     );
-    return later(why.join("; ") || "the store has no models");
+    return retryLater(why.join("; ") || "the store has no models");
   }
   select.replaceChildren(
     ...ready.map(({ name, version, labels, sound }) =>
       el(
         "option",
         { value: `${name}:${version}` },
-        [`${name}:${version}`, ...labels, ...(sound ? [] : ["fell short"])].join(" · "),
+        [`${name}:${version}`, ...labels, ...(sound ? [] : ["has shortfalls"])].join(" · "),
       ),
     ),
   );
@@ -59,11 +59,11 @@ async function list() {
   select.value = `${stable.name}:${stable.version}`;
   select.disabled = false;
   notice.hidden = true;
-  await follow();
+  await openAddress();
 }
 
-/** This server wants a key, or another one. */
-function refused({ detail }) {
+/** Shows the form for a key, with the reason of the server. */
+function showSignIn({ detail }) {
   document.getElementById("sign-in-why").textContent = detail;
   if (!signIn.hidden) return;
   signIn.hidden = false;
@@ -71,55 +71,56 @@ function refused({ detail }) {
   signIn.elements.key.focus();
 }
 
-async function signedIn(event) {
+async function useKey(event) {
   event.preventDefault();
   keepKey(signIn.elements.key.value.trim());
   signIn.reset();
   signIn.hidden = true;
-  await list();
+  await listVersions();
 }
 
-function later(why) {
-  tell(`Not ready: ${why}`);
-  setTimeout(list, RETRY);
+function retryLater(why) {
+  showNotice(`Not ready: ${why}`);
+  setTimeout(listVersions, RETRY);
 }
 
-function tell(text) {
+function showNotice(text) {
   notice.textContent = text;
   notice.hidden = false;
 }
 
-/** The view and the version that the address names. */
-function place() {
+/** The view and the version in the address. */
+function readAddress() {
   const [view, reference] = location.hash.slice(1).split("/").map(decodeURIComponent);
-  const known = [...select.options].some((option) => option.value === reference);
-  return { view: VIEWS.includes(view) ? view : "try", reference: known ? reference : select.value };
+  const exists = [...select.options].some((option) => option.value === reference);
+  return { view: VIEWS.includes(view) ? view : "try", reference: exists ? reference : select.value };
 }
 
 function go(view, reference) {
   location.hash = `${view}/${encodeURIComponent(reference)}`;
 }
 
-async function follow() {
+/** Shows the view and the version in the address. */
+async function openAddress() {
   if (select.disabled) return;
-  const { view, reference } = place();
+  const { view, reference } = readAddress();
   select.value = reference;
-  if (shown?.reference !== reference) {
+  if (current?.reference !== reference) {
     const [name, version] = [
       reference.slice(0, reference.lastIndexOf(":")),
       reference.slice(reference.lastIndexOf(":") + 1),
     ];
     try {
-      const found = await fetchJSON(`console/models/${encodeURIComponent(name)}/versions/${version}`);
-      if (place().reference !== reference) return;
-      shown = { reference, found };
+      const description = await fetchJSON(`console/models/${encodeURIComponent(name)}/versions/${version}`);
+      if (readAddress().reference !== reference) return;
+      current = { reference, description };
       notice.hidden = true;
     } catch (error) {
-      tell(error.message);
+      showNotice(error.message);
       return;
     }
-    tried.use(shown.found);
-    model.show(shown.found, models);
+    tryIt.use(current.description);
+    model.showModel(current.description, models);
   }
   for (const name of VIEWS) document.getElementById(name).hidden = name !== view;
   for (const link of document.querySelectorAll("nav a")) {
@@ -128,8 +129,8 @@ async function follow() {
     else link.removeAttribute("aria-current");
   }
   document.title = `${NAMES[view]} · ${reference} · abstain`;
-  watch.use(shown.found);
-  tried.repaint();
+  watch.use(current.description);
+  tryIt.repaint();
 }
 
 // ---- light and dark -------------------------------------------------------------------------------------------------
@@ -142,15 +143,15 @@ function switchTheme() {
   try {
     localStorage.setItem("abstain-theme", chosen);
   } catch {
-    // Not remembered, then.
+    // Without storage the choice is lost when the page closes.
   }
-  themed();
+  applyTheme();
 }
 
-function themed() {
+function applyTheme() {
   theme.textContent = isDark() ? "Light" : "Dark";
   theme.setAttribute("aria-label", `Switch to the ${isDark() ? "light" : "dark"} theme`);
-  tried.repaint();
+  tryIt.repaint();
   watch.repaint();
 }
 

@@ -1,4 +1,4 @@
-"""What the console needs to know of a version: its inputs, its calibration, and how it was made."""
+"""The facts of a version that the console shows: its inputs, its calibration, and its fit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ QUANTILES = 101
 
 
 def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
-    """The answer of `GET /console/models/{model}/versions/{version}`; every number in it is finite."""
+    """Returns the response of `GET /console/models/{model}/versions/{version}`; every number in it is finite."""
     manifest = bundle.manifest
-    model, calibration, terms = manifest.model, bundle.calibration, manifest.calibration
+    model, calibration, settings = manifest.model, bundle.calibration, manifest.calibration
     return {
         "name": name,
         "version": version,
@@ -30,16 +30,16 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
         "features": features(bundle),
         "class_names": model.class_names,
         "target_name": model.target_name,
-        "decision": terms.decision,
-        "combination": terms.combination.scores if terms.combination else (),
-        "per_class": terms.per_class,
-        "percentile": terms.percentile,
-        "coverage": terms.coverage,
-        "calibration_rows": terms.rows,
+        "decision": settings.decision,
+        "combination": settings.combination.scores if settings.combination else (),
+        "per_class": settings.per_class,
+        "percentile": settings.percentile,
+        "coverage": settings.coverage,
+        "calibration_rows": settings.rows,
         "scores": {
-            name: {"quantiles": quantiles(ascending), "threshold": terms.thresholds[name]}
+            name: {"quantiles": quantiles(ascending), "threshold": settings.thresholds[name]}
             for name, ascending in calibration.ascending.items()
-            if name in terms.thresholds
+            if name in settings.thresholds
         },
         "reliability": reliability(manifest),
         "draws": manifest.draws,
@@ -58,15 +58,15 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
 
 
 def quantiles(ascending: Float[np.ndarray, " rows"]) -> list[float]:
-    """The scores at 0, 1, … 100 % of the calibration rows: of the ECDF's steps, each the row at or below."""
-    places = np.linspace(0, len(ascending) - 1, QUANTILES).astype(int)
-    return ascending[places].astype(float).tolist()
+    """Returns the scores at 0, 1, … 100 % of the calibration rows; between two rows the lower one's."""
+    rows = np.linspace(0, len(ascending) - 1, QUANTILES).astype(int)
+    return ascending[rows].astype(float).tolist()
 
 
 def features(bundle: Bundle) -> list[dict[str, Any]]:
-    """Each feature of a flat row: name, categories, where training rows lie (from, to), and a typical value.
+    """Describes each column of a flat row: name, categories, range of the training rows, and a typical value.
 
-    From the training rows' own range where the bundle has it, else from the terms of preprocessing.
+    The range is that of the score `range` if the bundle has it, else an estimate from the preprocessing parameters.
     """
     model = bundle.manifest.model
     names = model.feature_names or ("",) * model.features
@@ -84,7 +84,7 @@ def features(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _ranges(bundle: Bundle) -> tuple[list[float], list[float], list[float]]:
-    """Of each feature: from, to, and the middle."""
+    """Returns the lower end, the upper end and the middle of each column's range."""
     model = bundle.manifest.model
     shift, scale = (
         np.broadcast_to(np.asarray(values, float), (model.features,))
@@ -103,22 +103,22 @@ def _ranges(bundle: Bundle) -> tuple[list[float], list[float], list[float]]:
 
 
 def reliability(manifest: Manifest) -> list[dict[str, float]] | None:
-    """The reliability diagram of the test part, bin by bin, from the manifest: `report.html` draws the same bins.
+    """Reads the bins of the reliability diagram of the test part from the manifest; `report.html` draws the same bins.
 
     Returns:
-        For each bin its mean confidence, its accuracy and its number of rows; None where the manifest has no such bins,
-        as for regressions.
+        The mean confidence, accuracy and number of rows of each bin; None if the manifest has no valid bins, for example
+        for regressions.
     """
     try:
         bins = _Bins.model_validate(manifest.metrics.get("reliability"))
-    # A manifest that another program wrote may have anything there.
+    # A manifest of another program may have any value there.
     except ValidationError:
         return None
     if not len(bins.rows) == len(bins.confidence) == len(bins.accuracy) > 0:
         return None
     return [
-        {"confidence": stated, "accuracy": right, "rows": rows}
-        for stated, right, rows in zip(bins.confidence, bins.accuracy, bins.rows, strict=True)
+        {"confidence": confidence, "accuracy": accuracy, "rows": rows}
+        for confidence, accuracy, rows in zip(bins.confidence, bins.accuracy, bins.rows, strict=True)
     ]
 
 

@@ -1,18 +1,18 @@
-// Elements and numbers. Text from the server only ever becomes text nodes and attributes here.
+// Elements and numbers. Text from the server becomes only text nodes and attributes here.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element with attributes and children; `on…` attributes are listeners, null ones are left out. */
+/** Makes an element with attributes and children; `on…` attributes are listeners, null ones are ignored. */
 export function el(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
+  return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same in SVG. */
+/** Makes an SVG element in the same way. */
 export function svg(tag, attributes = {}, ...children) {
-  return filled(document.createElementNS(SVG, tag), attributes, children);
+  return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
-function filled(element, attributes, children) {
+function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value === true) element.setAttribute(name, "");
@@ -22,13 +22,13 @@ function filled(element, attributes, children) {
   return element;
 }
 
-/** Places an element by percentages, which a strict Content-Security-Policy lets scripts do but not markup. */
-export function placed(element, places) {
-  for (const [side, value] of Object.entries(places)) element.style[side] = `${value}%`;
+/** Sets sizes and positions of an element in percent; the Content-Security-Policy allows it in scripts, not in markup. */
+export function placed(element, sides) {
+  for (const [side, value] of Object.entries(sides)) element.style[side] = `${value}%`;
   return element;
 }
 
-/** A number in three or four digits, as short as it can be said. */
+/** A number with three or four digits. */
 export function number(value) {
   return digits(value).replace("-", "−");
 }
@@ -72,9 +72,9 @@ export function keepKey(key) {
 /** Whether requests are sent with a key. */
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
-/** Asks this server, with the key if there is one. Dispatches the event `refused` where the server does not take the key. */
-export async function ask(address, options = {}) {
-  // Until there is another key, the answer would be the same.
+/** Sends a request to this server, with the key if there is one. Dispatches the event `refused` if the server refuses it. */
+export async function request(address, options = {}) {
+  // Until there is another key, the response would be the same.
   if (refusal) throw new Error(refusal);
   const key = sessionStorage.getItem(KEY);
   const response = await fetch(address, {
@@ -89,17 +89,17 @@ export async function ask(address, options = {}) {
   return response;
 }
 
-/** The JSON that a request is answered with. Throws an Error with the server's own words. */
+/** Returns the JSON of a response. Throws an Error with the server's error. */
 export async function fetchJSON(address, options = {}) {
-  const response = await ask(address, options);
-  const told = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(told.error ?? `the server answered ${response.status}`);
-  return told;
+  const response = await request(address, options);
+  const content = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(content.error ?? `the server responded with status ${response.status}`);
+  return content;
 }
 
-/** Saves what is at an address as a file. Throws an Error with the server's own words. */
+/** Saves the content of an address as a file. Throws an Error with the server's error. */
 export async function save(address, name) {
-  const response = await ask(address);
+  const response = await request(address);
   if (!response.ok) throw new Error((await response.json()).error);
   const url = URL.createObjectURL(await response.blob());
   const link = el("a", { href: url, download: name });

@@ -1,18 +1,18 @@
-// From a pen's strokes to an image like those a model was trained on. Pure: no page, no canvas.
+// Converts a pen's strokes to an image like the training images. Pure functions: no page, no canvas.
 //
-// Strokes are lists of [x, y], y downwards, in any unit: what is drawn is fitted to the image's own box, as handwriting
-// was before it became a training image. An image is a flat list of rows · columns numbers between `low` and `high`.
+// Strokes are lists of [x, y] with y downwards, in any unit: the drawing is fitted to the image's box, as the handwriting
+// of the training images was. An image is a flat list of rows · columns numbers between `low` and `high`.
 
-// Each pixel is made of so many dots squared. The digits of 8×8 counted the dots of 4×4 blocks.
+// Each pixel has DOTS × DOTS dots. The pixels of the 8×8 digits are counts of 4×4 dots.
 const DOTS = 4;
 const BISECTIONS = 10;
 
 /**
- * How images of this size are made.
+ * The settings for images of this size.
  *
- * 28×28 is MNIST's way: a box of 20×20, centred by mass, a pen of about 2.5 pixels. 8×8 is that of the optical
- * recognition digits: the whole height, centred by the box, and nearly the same ink in every image, so the pen gets
- * wider where the strokes are short. Other sizes are given a margin of a tenth.
+ * 28×28 as in MNIST: a box of 20×20, centred by mass, a pen of about 2.5 pixels. 8×8 as in the optical recognition
+ * digits: the whole height, centred by the box, and almost the same ink in every image, so the pen is wider if the
+ * strokes are short. Other sizes have a margin of a tenth.
  */
 export function recipe(rows, columns) {
   if (rows === 28 && columns === 28) return { height: 20, width: 20, centre: "mass", pen: 2.5 };
@@ -20,7 +20,7 @@ export function recipe(rows, columns) {
   return { height: 0.8 * rows, width: 0.8 * columns, centre: "box", pen: Math.max(1, 0.09 * Math.min(rows, columns)) };
 }
 
-/** The image of strokes, or null where there are none. */
+/** The image of strokes; null if there are none. */
 export function image(strokes, { rows, columns, low, high }) {
   if (!strokes.some((stroke) => stroke.length)) return null;
   const how = recipe(rows, columns);
@@ -50,7 +50,7 @@ function penFor(strokes, rows, columns, how) {
   return (thin + thick) / 2;
 }
 
-/** The strokes in pixels: the pen's outline fills the recipe's box in one direction and is centred in the image. */
+/** The strokes in pixels: with the pen's width they fill the recipe's box in one direction, centred in the image. */
 function fitted(strokes, rows, columns, how, pen) {
   const points = strokes.flat();
   const [left, right] = extent(points.map(([x]) => x));
@@ -73,26 +73,26 @@ function inked(strokes, rows, columns, pen) {
   const reach = (pen / 2) * DOTS;
   const dots = new Uint8Array(width * height);
   for (const stroke of strokes) {
-    for (let place = 0; place < stroke.length; place++) {
+    for (let index = 0; index < stroke.length; index++) {
       cover(
         dots,
         width,
         height,
         reach,
-        stroke[Math.max(0, place - 1)].map((v) => v * DOTS),
-        stroke[place].map((v) => v * DOTS),
+        stroke[Math.max(0, index - 1)].map((v) => v * DOTS),
+        stroke[index].map((v) => v * DOTS),
       );
     }
   }
   const pixels = new Array(rows * columns).fill(0);
-  dots.forEach((dot, place) => {
-    const row = Math.floor(place / width / DOTS);
-    pixels[row * columns + Math.floor((place % width) / DOTS)] += dot / DOTS ** 2;
+  dots.forEach((dot, index) => {
+    const row = Math.floor(index / width / DOTS);
+    pixels[row * columns + Math.floor((index % width) / DOTS)] += dot / DOTS ** 2;
   });
   return pixels;
 }
 
-/** Marks the dots whose centres lie within reach of a segment. */
+/** Marks the dots with a centre within reach of a segment. */
 function cover(dots, width, height, reach, [ax, ay], [bx, by]) {
   const long = (bx - ax) ** 2 + (by - ay) ** 2;
   const between = (low, value, high) => Math.min(high, Math.max(low, value));
@@ -114,17 +114,17 @@ function cover(dots, width, height, reach, [ax, ay], [bx, by]) {
 /** The centre of mass, in pixels. */
 function middle(ink, columns) {
   let [mass, x, y] = [0, 0, 0];
-  ink.forEach((share, place) => {
+  ink.forEach((share, index) => {
     mass += share;
-    x += share * ((place % columns) + 0.5);
-    y += share * (Math.floor(place / columns) + 0.5);
+    x += share * ((index % columns) + 0.5);
+    y += share * (Math.floor(index / columns) + 0.5);
   });
   return [x / mass, y / mass];
 }
 
-// ---- examples, for those who do not draw ----------------------------------------------------------------------------
+// ---- examples, for users who do not draw ----------------------------------------------------------------------------
 
-/** Points along an ellipse's arc, in degrees: 0 is to the right, 90 down. */
+/** Points on an arc of an ellipse, in degrees: 0 is right, 90 is down. */
 function arc(x, y, rx, ry, from, to) {
   const steps = 24;
   return Array.from({ length: steps + 1 }, (_, step) => {
@@ -133,7 +133,7 @@ function arc(x, y, rx, ry, from, to) {
   });
 }
 
-/** Strokes in the unit square, by what a person would call them. */
+/** Strokes in the unit square, by name. */
 export const EXAMPLES = {
   0: [arc(0.5, 0.5, 0.24, 0.36, -90, 270)],
   3: [[...arc(0.46, 0.32, 0.2, 0.18, -150, 90), ...arc(0.46, 0.68, 0.24, 0.18, -90, 150)]],

@@ -1,21 +1,21 @@
-// Where a row comes from: an image that is drawn, or a form of features. Both are `{ element, row() }`.
+// Editors of a row: a canvas for an image, or a form with a field for each column. Both are `{ element, row() }`.
 
 import { el, number } from "./dom.js";
 import { EXAMPLES, image } from "./drawing.js";
 
 const PAD = 280;
 const DIGITS = 4;
-const MOST_FEATURES = 300;
+const MAX_FIELDS = 300;
 const MANY = 24;
 const SMALLEST_IMAGE = 8;
 
-/** The editor for a version's rows; `changed` is called whenever there is another row to ask about. */
+/** The editor for a version's rows; it calls `changed` whenever the row changes. */
 export function editorFor(description, changed) {
   const shape = imageShape(description);
   return shape ? drawingEditor(description, shape, changed) : rowEditor(description, changed);
 }
 
-/** Rows and columns of a one-channel image; flat rows without names that fill a square are one. Null for a table. */
+/** The size of an image with one channel; rows without column names that form a square are images. Null for a table. */
 export function imageShape({ feature_shape: shape, features }) {
   if (shape.length === 2 || (shape.length === 3 && shape[2] === 1)) return { rows: shape[0], columns: shape[1] };
   const side = Math.sqrt(features.length);
@@ -30,7 +30,7 @@ export function imageShape({ feature_shape: shape, features }) {
 function drawingEditor(description, { rows, columns }, changed) {
   const low = Math.min(...description.features.map((feature) => feature.low));
   const high = Math.max(...description.features.map((feature) => feature.high));
-  const terms = { rows, columns, low, high };
+  const format = { rows, columns, low, high };
   let strokes = [];
   let pixels = null;
   let cursor = 0;
@@ -49,34 +49,34 @@ function drawingEditor(description, { rows, columns }, changed) {
     tabindex: "0",
     role: "application",
     "aria-label": `What the model sees: ${rows} by ${columns} pixels. Arrow keys move, space changes a pixel.`,
-    "aria-describedby": "pixel-told",
+    "aria-describedby": "pixel-value",
   });
-  const told = el("p", { id: "pixel-told", class: "hidden-text", "aria-live": "polite" });
+  const pixelValue = el("p", { id: "pixel-value", class: "hidden-text", "aria-live": "polite" });
   const hint = el("p", { class: "pad-hint", "aria-hidden": "true" }, "Draw here");
 
-  function drawn() {
-    pixels = image(strokes, terms);
+  function updateImage() {
+    pixels = image(strokes, format);
     paint();
     changed();
   }
   function begin(event) {
     if (event.button > 0) return;
     pad.setPointerCapture(event.pointerId);
-    strokes.push([place(event)]);
+    strokes.push([position(event)]);
     paint();
     event.preventDefault();
   }
   function move(event) {
     if (!pad.hasPointerCapture(event.pointerId)) return;
-    for (const point of event.getCoalescedEvents?.() ?? [event]) strokes.at(-1).push(place(point));
-    pixels = image(strokes, terms);
+    for (const point of event.getCoalescedEvents?.() ?? [event]) strokes.at(-1).push(position(point));
+    pixels = image(strokes, format);
     paint();
   }
   function end(event) {
     if (pad.hasPointerCapture(event.pointerId)) pad.releasePointerCapture(event.pointerId);
-    drawn();
+    updateImage();
   }
-  function place(event) {
+  function position(event) {
     const box = pad.getBoundingClientRect();
     return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
   }
@@ -85,7 +85,7 @@ function drawingEditor(description, { rows, columns }, changed) {
   pad.addEventListener("pointerup", end);
   pad.addEventListener("pointercancel", end);
 
-  function keyed(event) {
+  function pressKey(event) {
     const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
     if (step) {
       const row = Math.min(rows - 1, Math.max(0, Math.floor(cursor / columns) + step[0]));
@@ -94,15 +94,15 @@ function drawingEditor(description, { rows, columns }, changed) {
       flip(cursor);
     } else return;
     event.preventDefault();
-    say();
+    announce();
     paint();
   }
-  function clicked(event) {
+  function clickPixel(event) {
     const box = grid.getBoundingClientRect();
     const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
     cursor = row * columns + Math.floor(((event.clientX - box.left) / box.width) * columns);
     flip(cursor);
-    say();
+    announce();
   }
   function flip(at) {
     pixels ??= new Array(rows * columns).fill(low);
@@ -111,24 +111,24 @@ function drawingEditor(description, { rows, columns }, changed) {
     paint();
     changed();
   }
-  function say() {
+  function announce() {
     const shade = pixels?.[cursor] ?? low;
     const [row, column] = [Math.floor(cursor / columns) + 1, (cursor % columns) + 1];
-    told.textContent = `row ${row}, column ${column}: ${number(shade)} of ${number(high)}`;
+    pixelValue.textContent = `row ${row}, column ${column}: ${number(shade)} of ${number(high)}`;
   }
-  grid.addEventListener("keydown", keyed);
-  grid.addEventListener("click", clicked);
+  grid.addEventListener("keydown", pressKey);
+  grid.addEventListener("click", clickPixel);
   grid.addEventListener("focus", paint);
   grid.addEventListener("blur", paint);
 
   function paint() {
     hint.hidden = strokes.length > 0;
     paintStrokes(pad, strokes);
-    paintPixels(grid, pixels, terms, document.activeElement === grid ? cursor : null);
+    paintPixels(grid, pixels, format, document.activeElement === grid ? cursor : null);
   }
-  function show(example) {
+  function drawExample(example) {
     strokes = EXAMPLES[example].map((stroke) => stroke.map((point) => [...point]));
-    drawn();
+    updateImage();
   }
   function clear() {
     [strokes, pixels] = [[], null];
@@ -146,14 +146,14 @@ function drawingEditor(description, { rows, columns }, changed) {
       el("figure", {}, el("div", { class: "pad-frame" }, pad, hint), el("figcaption", {}, "Your drawing")),
       el("figure", {}, grid, el("figcaption", {}, `What the model sees, ${rows}×${columns}`)),
     ),
-    told,
+    pixelValue,
     el(
       "div",
       { class: "buttons", role: "group", "aria-label": "Examples" },
       ...names.map((name) =>
         el(
           "button",
-          { type: "button", "data-example": name, "aria-label": `Example: ${spoken(name)}`, onclick: () => show(name) },
+          { type: "button", "data-example": name, "aria-label": `Example: ${spoken(name)}`, onclick: () => drawExample(name) },
           name,
         ),
       ),
@@ -187,9 +187,9 @@ function paintPixels(canvas, pixels, { rows, columns, low, high }, cursor) {
   const [width, height] = [canvas.width / columns, canvas.height / rows];
   pen.clearRect(0, 0, canvas.width, canvas.height);
   pen.fillStyle = colour(canvas, "--ink");
-  pixels?.forEach((value, place) => {
+  pixels?.forEach((value, index) => {
     pen.globalAlpha = (value - low) / (high - low);
-    pen.fillRect((place % columns) * width, Math.floor(place / columns) * height, width + 0.5, height + 0.5);
+    pen.fillRect((index % columns) * width, Math.floor(index / columns) * height, width + 0.5, height + 0.5);
   });
   pen.globalAlpha = 1;
   if (cursor === null) return;
@@ -204,16 +204,16 @@ const colour = (element, name) => getComputedStyle(element).getPropertyValue(nam
 
 function rowEditor({ features }, changed) {
   const inputs =
-    features.length <= MOST_FEATURES ? features.map((feature, place) => input(feature, place, changed)) : [];
+    features.length <= MAX_FIELDS ? features.map((feature, index) => input(feature, index, changed)) : [];
   const trouble = el("p", { class: "trouble", role: "alert", hidden: true });
   const typical = features.map((feature) => feature.typical);
-  let held = typical;
+  let pastedRow = typical;
 
   const pasted = el("textarea", {
     id: "pasted",
     rows: "3",
     spellcheck: "false",
-    "aria-describedby": "paste-told",
+    "aria-describedby": "paste-hint",
     oninput: () => pasted.value.trim() && paste(),
   });
   function paste() {
@@ -221,7 +221,7 @@ function rowEditor({ features }, changed) {
       .trim()
       .split(/[\s,;]+/)
       .filter(Boolean);
-    const row = cells.map((cell, place) => code(features[place], cell));
+    const row = cells.map((cell, index) => code(features[index], cell));
     const wrong = row.findIndex((value) => !Number.isFinite(value));
     trouble.hidden = cells.length === features.length && wrong < 0;
     if (cells.length !== features.length) {
@@ -237,23 +237,23 @@ function rowEditor({ features }, changed) {
     fill(row);
   }
   function fill(row) {
-    held = row;
-    inputs.forEach((field, place) => {
-      field.value = features[place].categories.length ? row[place] : short(row[place]);
+    pastedRow = row;
+    inputs.forEach((field, index) => {
+      field.value = features[index].categories.length ? row[index] : short(row[index]);
     });
     changed();
   }
   function row() {
-    if (!inputs.length) return held;
+    if (!inputs.length) return pastedRow;
     const values = inputs.map((field) => (field.value === "" ? Number.NaN : Number(field.value)));
-    inputs.forEach((field, place) => {
-      field.setAttribute("aria-invalid", String(!Number.isFinite(values[place])));
-      field.closest(".field").classList.toggle("outside", !within(features[place], values[place]));
+    inputs.forEach((field, index) => {
+      field.setAttribute("aria-invalid", String(!Number.isFinite(values[index])));
+      field.closest(".field").classList.toggle("outside", !within(features[index], values[index]));
     });
     return values.every(Number.isFinite) ? values : null;
   }
-  const beyond = features.map((feature, place) =>
-    feature.categories.length ? feature.typical : feature.high + (1 + (place % 2)) * (feature.high - feature.low),
+  const beyond = features.map((feature, index) =>
+    feature.categories.length ? feature.typical : feature.high + (1 + (index % 2)) * (feature.high - feature.low),
   );
 
   const element = el(
@@ -282,8 +282,8 @@ function rowEditor({ features }, changed) {
       el("summary", {}, "Paste a row"),
       el(
         "label",
-        { for: "pasted", class: "small", id: "paste-told" },
-        `${features.length} values, between commas or spaces`,
+        { for: "pasted", class: "small", id: "paste-hint" },
+        `${features.length} values, separated by commas or spaces`,
       ),
       pasted,
       trouble,
@@ -293,10 +293,10 @@ function rowEditor({ features }, changed) {
   return { element, row, repaint: () => {} };
 }
 
-/** One feature's label, field and range. */
-function input(feature, place, changed) {
-  const id = `feature-${place}`;
-  const name = feature.name || `feature ${place}`;
+/** The label, field and range of one column. */
+function input(feature, index, changed) {
+  const id = `feature-${index}`;
+  const name = feature.name || `feature ${index}`;
   const field = feature.categories.length
     ? el(
         "select",
@@ -321,7 +321,7 @@ function input(feature, place, changed) {
       { class: "range small", id: `${id}-range` },
       feature.categories.length
         ? `${feature.categories.length} categories`
-        : `trained on ${number(feature.low)} to ${number(feature.high)}`,
+        : `training rows: ${number(feature.low)} to ${number(feature.high)}`,
     ),
   );
   return field;
@@ -329,8 +329,8 @@ function input(feature, place, changed) {
 
 function code(feature, cell) {
   if (!feature) return Number.NaN;
-  const known = feature.categories.indexOf(cell);
-  return feature.categories.length && known >= 0 ? known : Number(cell);
+  const index = feature.categories.indexOf(cell);
+  return feature.categories.length && index >= 0 ? index : Number(cell);
 }
 
 const within = (feature, value) => feature.categories.length > 0 || (value >= feature.low && value <= feature.high);

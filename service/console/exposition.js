@@ -1,4 +1,4 @@
-// Prometheus's text format, and what is computed of two readings of it. Pure.
+// Parses Prometheus's text format, and computes differences of two readings. Pure functions.
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)/;
 const LABEL = /([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"/g;
@@ -21,20 +21,20 @@ export function parse(text) {
 
 const toNumber = (text) => (text.endsWith("Inf") ? (text.startsWith("-") ? -Infinity : Infinity) : Number(text));
 
-/** A metric's samples that have these labels; a label may be told by a function. */
+/** A metric's samples with these labels; a label may be given by a function. */
 export function matching(samples, name, labels = {}) {
-  const agrees = (found, wanted) => (typeof wanted === "function" ? wanted(found) : found === wanted);
+  const agrees = (found, expected) => (typeof expected === "function" ? expected(found) : found === expected);
   return (samples.get(name) ?? []).filter((sample) =>
-    Object.entries(labels).every(([label, wanted]) => agrees(sample.labels[label], wanted)),
+    Object.entries(labels).every(([label, expected]) => agrees(sample.labels[label], expected)),
   );
 }
 
-/** The sum of a metric's samples that have these labels; 0 where there are none. */
+/** The sum of a metric's samples with these labels; 0 if there are none. */
 export function total(samples, name, labels) {
   return matching(samples, name, labels).reduce((sum, sample) => sum + sample.value, 0);
 }
 
-/** A histogram, of all samples with these labels together: `{ bounds, counts }`, the counts of the buckets alone. */
+/** The histogram of all samples with these labels together: `{ bounds, counts }`, with the count of each bucket. */
 export function histogram(samples, name, labels) {
   const upTo = new Map();
   for (const { labels: own, value } of matching(samples, `${name}_bucket`, labels)) {
@@ -42,27 +42,27 @@ export function histogram(samples, name, labels) {
     upTo.set(bound, (upTo.get(bound) ?? 0) + value);
   }
   const bounds = [...upTo.keys()].sort((a, b) => a - b);
-  return { bounds, counts: bounds.map((bound, place) => upTo.get(bound) - (place ? upTo.get(bounds[place - 1]) : 0)) };
+  return { bounds, counts: bounds.map((bound, index) => upTo.get(bound) - (index ? upTo.get(bounds[index - 1]) : 0)) };
 }
 
-/** What a histogram has gained since an earlier reading. */
+/** The difference of a histogram and an earlier reading of it. */
 export function since(later, earlier) {
-  return { bounds: later.bounds, counts: later.counts.map((count, place) => count - (earlier?.counts[place] ?? 0)) };
+  return { bounds: later.bounds, counts: later.counts.map((count, index) => count - (earlier?.counts[index] ?? 0)) };
 }
 
-/** A quantile of a histogram, by a straight line within its bucket; null where it is empty. */
+/** A quantile of a histogram, by linear interpolation within its bucket; null if it is empty. */
 export function quantile({ bounds, counts }, level) {
   const all = counts.reduce((sum, count) => sum + count, 0);
   if (!(all > 0)) return null;
   let below = 0;
-  for (let place = 0; place < bounds.length; place++) {
-    if (below + counts[place] >= level * all && counts[place] > 0) {
-      const low = place ? bounds[place - 1] : 0;
-      return Number.isFinite(bounds[place])
-        ? low + ((bounds[place] - low) * (level * all - below)) / counts[place]
+  for (let index = 0; index < bounds.length; index++) {
+    if (below + counts[index] >= level * all && counts[index] > 0) {
+      const low = index ? bounds[index - 1] : 0;
+      return Number.isFinite(bounds[index])
+        ? low + ((bounds[index] - low) * (level * all - below)) / counts[index]
         : low;
     }
-    below += counts[place];
+    below += counts[index];
   }
   return bounds.at(-2) ?? null;
 }

@@ -1,18 +1,18 @@
-// Model: how the version was made, how good it was found to be, and what else the store has.
+// Model: how a version was made, its metrics, and the other versions in the store.
 
 import { el, hasKey, number, percent, plain, save, svg } from "./dom.js";
 
-const place = document.getElementById("described");
+const container = document.getElementById("description");
 
 /** Shows a version, and the versions of all models. */
-export function show(found, models) {
+export function showModel(found, models) {
   const { data, method } = found;
   // The rates and the diagram are shown below the list.
   const { reject_rate: rejected, reliability: _, ...headline } = found.metrics;
-  place.replaceChildren(
+  container.replaceChildren(
     ...[
-      said("Not fit to be relied on", found.shortfalls, "shortfall"),
-      said("Worth knowing", found.notes, "note"),
+      remarks("Failed publication checks", found.shortfalls, "shortfall"),
+      remarks("Notes", found.notes, "note"),
       el(
         "div",
         { class: "columns" },
@@ -21,7 +21,7 @@ export function show(found, models) {
           {},
           el("h2", {}, `${found.name}:${found.version}`),
           facts([
-            ["made", new Date(found.created).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })],
+            ["created", new Date(found.created).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" })],
             ["method", `${method.kind}, ${found.draws} draws`],
             [
               "network",
@@ -60,7 +60,7 @@ export function show(found, models) {
         el(
           "section",
           {},
-          el("h2", {}, "On the test part"),
+          el("h2", {}, "Metrics of the test part"),
           facts(flat(headline).map(([name, value]) => [plain(name), value])),
           rates(rejected),
           reliability(found),
@@ -78,7 +78,7 @@ export function show(found, models) {
   );
 }
 
-/** A link to a version's report. A link sends no key: where there is one, the report is fetched with it and saved as a file. */
+/** A link to a version's report. A link sends no key; if there is one, the report is fetched with it and saved as a file. */
 function reportLink(name, version, text, attributes = {}) {
   const address = `console/models/${encodeURIComponent(name)}/versions/${version}/report.html`;
   const link = el("a", { href: address, ...attributes }, text);
@@ -102,18 +102,18 @@ function facts(rows) {
   );
 }
 
-function said(title, sentences, kind) {
+function remarks(title, sentences, type) {
   return sentences.length
     ? el(
         "aside",
-        { class: `said ${kind}` },
+        { class: `remarks ${type}` },
         el("h2", {}, title),
         el("ul", {}, ...sentences.map((sentence) => el("li", {}, sentence))),
       )
     : null;
 }
 
-/** What share of the test part each score alone would reject, the decision first. */
+/** The share of the test part that each score alone would reject; the decision comes first. */
 function rates(rejected) {
   if (!rejected) return null;
   const { reject, ...others } = rejected;
@@ -121,8 +121,8 @@ function rates(rejected) {
   return el(
     "div",
     {},
-    facts([["rejected", percent(reject, 2)]]),
-    el("details", {}, el("summary", {}, "What each score alone would reject"), facts(Object.entries(others).map(row))),
+    facts([["reject rate", percent(reject, 2)]]),
+    el("details", {}, el("summary", {}, "Reject rate of each score alone"), facts(Object.entries(others).map(row))),
   );
 }
 
@@ -135,7 +135,7 @@ function flat(tree, prefix = "") {
   return [[prefix, texts.join(", ")]];
 }
 
-/** The manifest's bins of the test part, as in the report: stated confidence against the share that was right. */
+/** The reliability diagram of the test part, with the bins of the manifest as in the report. */
 function reliability({ reliability: bins }) {
   if (!bins) return null;
   const size = 200;
@@ -166,14 +166,14 @@ function reliability({ reliability: bins }) {
         svg("text", { x: at(share), y: size + 14, "text-anchor": "middle" }, String(share)),
         svg("text", { x: -6, y: size - at(share) + 4, "text-anchor": "end" }, String(share)),
       ]),
-      svg("text", { x: size / 2, y: size + 30, "text-anchor": "middle" }, "stated probability"),
-      svg("text", { x: 6, y: 14 }, "share that was right"),
+      svg("text", { x: size / 2, y: size + 30, "text-anchor": "middle" }, "confidence"),
+      svg("text", { x: 6, y: 14 }, "accuracy"),
     ),
     el(
       "p",
       { class: "small" },
       `On the ${number(rows)} test rows, in ${number(bins.length)} bins of equal mass. `,
-      "On the dashed line, the stated probability is the share that was right.",
+      "On the dashed line, confidence equals accuracy.",
     ),
     el(
       "details",
@@ -182,7 +182,7 @@ function reliability({ reliability: bins }) {
       el(
         "table",
         {},
-        el("thead", {}, el("tr", {}, ...["stated", "right", "rows"].map((head) => el("th", { scope: "col" }, head)))),
+        el("thead", {}, el("tr", {}, ...["confidence", "accuracy", "rows"].map((head) => el("th", { scope: "col" }, head)))),
         el(
           "tbody",
           {},
@@ -213,7 +213,7 @@ function versions(models) {
           "td",
           {},
           version.state,
-          version.shortfalls.length && version.state !== "refused" ? el("span", { class: "tag" }, "fell short") : null,
+          version.shortfalls.length && version.state !== "refused" ? el("span", { class: "tag" }, "has shortfalls") : null,
           version.why ? el("span", { class: "small block" }, version.why) : null,
         ),
         el("td", {}, version.method ?? "–"),

@@ -1,10 +1,10 @@
-// Before the page is drawn: the theme that was chosen last, if one was. A script of its own, for none is inline.
+// Sets the last chosen theme before the page is drawn. A separate file, because the page has no inline scripts.
 "use strict";
 (() => {
   try {
     const chosen = localStorage.getItem("abstain-theme");
     if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
   } catch {
-    // Storage is refused to this page: the system's theme will do.
+    // Without storage the page uses the system's theme.
   }
 })();

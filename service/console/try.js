@@ -1,22 +1,22 @@
-// Try it: a row is edited, the server is asked, its answer is shown. The latest row wins, however late answers come.
+// Try it: sends the edited row to the server and shows its prediction. Only the prediction of the latest row is shown.
 
-import { showEvidence, showVerdict } from "./answer.js";
+import { showDetails, showVerdict } from "./answer.js";
 import { el, fetchJSON } from "./dom.js";
 import { editorFor } from "./editors.js";
 
-const places = Object.fromEntries(
-  ["editor", "verdict", "trouble", "evidence", "unsound"].map((id) => [id, document.getElementById(id)]),
+const elements = Object.fromEntries(
+  ["editor", "verdict", "trouble", "details", "unsound"].map((id) => [id, document.getElementById(id)]),
 );
 
 let description = null;
 let editor = null;
 let percentile = null;
-let asking = false;
+let predicting = false;
 let again = false;
 
 /** Shows the editor for a version's rows. */
-export function use(found) {
-  description = found;
+export function use(version) {
+  description = version;
   editor = null;
   percentile = el("input", {
     id: "percentile",
@@ -24,13 +24,13 @@ export function use(found) {
     min: "1",
     max: "99.99",
     step: "any",
-    value: found.percentile,
-    onchange: ask,
+    value: version.percentile,
+    onchange: update,
   });
-  warn(found);
-  show(null);
-  editor = editorFor(found, ask);
-  places.editor.replaceChildren(
+  warn(version);
+  showPrediction(null);
+  editor = editorFor(version, update);
+  elements.editor.replaceChildren(
     editor.element,
     el(
       "p",
@@ -39,58 +39,58 @@ export function use(found) {
       percentile,
     ),
   );
-  ask();
+  update();
 }
 
-/** A banner above every answer of a version whose fit fell short. */
+/** Shows a banner above the predictions of a version with shortfalls. */
 function warn({ shortfalls, name, version }) {
-  places.unsound.hidden = !shortfalls.length;
-  places.unsound.replaceChildren(
-    el("h2", {}, "Not fit to be relied on"),
+  elements.unsound.hidden = !shortfalls.length;
+  elements.unsound.replaceChildren(
+    el("h2", {}, "Failed publication checks"),
     el(
       "p",
       {},
-      `The fit of ${name}:${version} fell short in ${shortfalls.length === 1 ? "one way" : `${shortfalls.length} ways`}, `,
-      "so its answers, and when it says “I don’t know”, may be wrong. ",
-      el("a", { href: `#model/${encodeURIComponent(`${name}:${version}`)}` }, "What it fell short in"),
+      `${name}:${version} has ${shortfalls.length === 1 ? "one shortfall" : `${shortfalls.length} shortfalls`}: `,
+      "its predictions and reject flags may be wrong. ",
+      el("a", { href: `#model/${encodeURIComponent(`${name}:${version}`)}` }, "Show shortfalls"),
     ),
   );
 }
 
-/** Draws again what depends on the theme. */
+/** Draws the parts that depend on the theme again. */
 export function repaint() {
   editor?.repaint();
 }
 
-async function ask() {
+async function update() {
   if (!editor) return;
-  if (asking) {
+  if (predicting) {
     again = true;
     return;
   }
   const row = editor.row();
   if (!row) {
-    show(null);
+    showPrediction(null);
     return;
   }
-  asking = true;
-  const asked = description;
+  predicting = true;
+  const requested = description;
   try {
-    const answer = await predict(asked, row, Number(percentile.value));
-    if (asked === description) show(answer.predictions[0], answer.percentile);
+    const response = await predict(requested, row, Number(percentile.value));
+    if (requested === description) showPrediction(response.predictions[0], response.percentile);
   } catch (error) {
-    if (asked === description) show(null, null, error.message);
+    if (requested === description) showPrediction(null, null, error.message);
   }
-  asking = false;
+  predicting = false;
   if (again) {
     again = false;
-    ask();
+    update();
   }
 }
 
-/** The answer to one flat row. */
-function predict({ name, version }, row, percentileAsked) {
-  const body = { inputs: [row], model: `${name}:${version}`, percentile: percentileAsked };
+/** The response for one flat row. */
+function predict({ name, version }, row, requestedPercentile) {
+  const body = { inputs: [row], model: `${name}:${version}`, percentile: requestedPercentile };
   return fetchJSON("predict", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
@@ -98,9 +98,9 @@ function predict({ name, version }, row, percentileAsked) {
   });
 }
 
-function show(prediction, at = null, trouble = "") {
-  showVerdict(places.verdict, description, prediction, at);
-  showEvidence(places.evidence, description, prediction, at);
-  places.trouble.hidden = !trouble;
-  places.trouble.textContent = trouble;
+function showPrediction(prediction, at = null, trouble = "") {
+  showVerdict(elements.verdict, description, prediction, at);
+  showDetails(elements.details, description, prediction, at);
+  elements.trouble.hidden = !trouble;
+  elements.trouble.textContent = trouble;
 }

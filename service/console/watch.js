@@ -1,51 +1,51 @@
-// Watch it: /metrics is read every two seconds while the page is seen, and what has changed is drawn.
+// Watch it: reads /metrics every two seconds while the page is visible, and draws the changes.
 
-import { ask, el, number, ordinal, percent, placed, plain } from "./dom.js";
+import { el, number, ordinal, percent, placed, plain, request } from "./dom.js";
 import { histogram, matching, parse, quantile, since, total } from "./exposition.js";
 import uPlot from "./uPlot.esm.js";
 
 const PERIOD = 2000;
 const KEPT = 150;
-/** Readings over which a rate is taken. */
+/** The number of readings over which a rate is computed. */
 const SPAN = 5;
 const PREDICTIONS = { route: (route) => route === "/predict" || route.endsWith("/infer") };
 
-const places = Object.fromEntries(["watched", "pulse", "pause"].map((id) => [id, document.getElementById(id)]));
+const elements = Object.fromEntries(["watched", "pulse", "pause"].map((id) => [id, document.getElementById(id)]));
 
 let description = null;
 let readings = [];
-/** The first of all, which is kept when those after it are let go. */
+/** The first reading, which is kept when later ones are dropped. */
 let opening = null;
 let charts = [];
 let paused = false;
-let whole = true;
+let sinceStart = true;
 let score = null;
 let parts = null;
 
 /** Starts reading; called once. */
 export function start() {
-  places.pause.addEventListener("click", () => {
+  elements.pause.addEventListener("click", () => {
     paused = !paused;
-    places.pause.setAttribute("aria-pressed", String(paused));
-    places.pause.textContent = paused ? "Resume" : "Pause";
-    say(paused ? "paused" : "");
+    elements.pause.setAttribute("aria-pressed", String(paused));
+    elements.pause.textContent = paused ? "Resume" : "Pause";
+    setStatus(paused ? "paused" : "");
     if (!paused) read();
   });
   document.addEventListener("visibilitychange", () => document.hidden || read());
   window.addEventListener("resize", () =>
-    charts.forEach(({ plot, place }) => plot.setSize({ width: place.clientWidth, height: 160 })),
+    charts.forEach(({ plot, container }) => plot.setSize({ width: container.clientWidth, height: 160 })),
   );
   read();
 }
 
 /** Watches a version. */
-export function use(found) {
-  description = found;
-  score = found.decision;
+export function use(version) {
+  description = version;
+  score = version.decision;
   build();
 }
 
-/** Draws anew: the view has been opened, or the theme has changed. */
+/** Draws the view again after it has been opened or the theme has changed. */
 export function repaint() {
   if (description) build();
 }
@@ -56,31 +56,31 @@ async function read() {
   clearTimeout(timer);
   if (paused || document.hidden) return;
   try {
-    const response = await ask("metrics", { cache: "no-store" });
-    if (!response.ok) throw new Error(`the server answered ${response.status}`);
+    const response = await request("metrics", { cache: "no-store" });
+    if (!response.ok) throw new Error(`the server responded with status ${response.status}`);
     const reading = { time: Date.now() / 1000, samples: parse(await response.text()) };
     if (paused) return;
-    // A server that has started again counts from 0: what was read before is of another.
+    // A restarted server counts from 0, so earlier readings are dropped.
     const before = readings.at(-1);
     const counted = (one) => total(one.samples, "abstain_requests_total");
     if (!before || counted(reading) < counted(before)) [readings, opening] = [[], reading];
     readings = [...readings, reading].slice(-KEPT);
-    say(`read at ${new Date().toLocaleTimeString("en-GB")}`, true);
+    setStatus(`read at ${new Date().toLocaleTimeString("en-GB")}`, true);
     update();
   } catch (error) {
-    say(`no metrics: ${error.message}`);
+    setStatus(`no metrics: ${error.message}`);
   }
   clearTimeout(timer);
   timer = setTimeout(read, PERIOD);
 }
 
-/** What the head of the view says; `quiet`, what repeats, is not for a screen reader to read out. */
-function say(text, quiet = false) {
-  places.pulse.setAttribute("aria-live", quiet ? "off" : "polite");
-  places.pulse.textContent = text;
+/** Sets the status in the head of the view; screen readers do not read a `quiet` one, which repeats. */
+function setStatus(text, quiet = false) {
+  elements.pulse.setAttribute("aria-live", quiet ? "off" : "polite");
+  elements.pulse.textContent = text;
 }
 
-// ---- what is there --------------------------------------------------------------------------------------------------
+// ---- the elements of the view --------------------------------------------------------------------------------------------------
 
 function build() {
   charts.forEach(({ plot }) => plot.destroy());
@@ -94,8 +94,8 @@ function build() {
         "figcaption",
         {},
         title,
-        ...keys.map(([kind, name]) =>
-          el("span", { class: "small" }, el("span", { class: `key ${kind}`, "aria-hidden": "true" }), name),
+        ...keys.map(([style, name]) =>
+          el("span", { class: "small" }, el("span", { class: `key ${style}`, "aria-hidden": "true" }), name),
         ),
       ),
       el("div", { id, role: "img", "aria-label": title }),
@@ -120,9 +120,9 @@ function build() {
       el("input", {
         type: "radio",
         name: "since",
-        checked: whole === value,
+        checked: sinceStart === value,
         onchange: () => {
-          whole = value;
+          sinceStart = value;
           update();
         },
       }),
@@ -130,7 +130,7 @@ function build() {
     );
 
   parts = { spread: el("div", { id: "spread" }), drift: el("div", { id: "drift" }) };
-  places.watched.replaceChildren(
+  elements.watched.replaceChildren(
     el(
       "fieldset",
       { class: "since" },
@@ -141,9 +141,9 @@ function build() {
     el(
       "dl",
       { class: "tiles" },
-      tile("reject-rate", "rejected"),
+      tile("reject-rate", "reject rate"),
       tile("rows", "rows"),
-      tile("rate", "requests a second, now"),
+      tile("rate", "requests per second, now"),
       tile("median", "median latency"),
       tile("slow", "99th percentile latency"),
     ),
@@ -151,17 +151,17 @@ function build() {
       "div",
       { class: "charts" },
       chart("chart-reject", "Reject rate, %", ["unknown", "rejected"], ["muted", "expected"]),
-      chart("chart-rate", "Requests a second"),
+      chart("chart-rate", "Requests per second"),
       chart("chart-latency", "Latency, ms", ["accept", "median"], ["muted", "99th percentile"]),
     ),
     el(
       "section",
       {},
-      el("h2", {}, "Scores against their calibration"),
+      el("h2", {}, "Scores, compared with the calibration rows"),
       el(
         "p",
         { class: "small" },
-        "Familiar rows fall evenly over the calibration’s percentiles: each bar then ends at its mark.",
+        "Familiar rows are spread evenly over the percentiles of the calibration rows: each bar then ends at its mark.",
       ),
       el("p", {}, el("label", { for: "watched-score" }, "Score "), select),
       parts.spread,
@@ -175,23 +175,23 @@ function build() {
     ),
   );
   charts = [
-    drawn(
+    makeChart(
       "chart-reject",
       [line("rejected", "--unknown"), line("expected", "--muted", { dash: [4, 4], width: 1 })],
       () => [series(({ now, then }) => 100 * rejectRate(now, then)), readings.map(() => 100 - description.percentile)],
     ),
-    drawn("chart-rate", [line("requests", "--accept")], () => [
+    makeChart("chart-rate", [line("requests", "--accept")], () => [
       series(({ now, then, seconds }) => gained(now, then, "abstain_requests_total", PREDICTIONS) / seconds),
     ]),
-    drawn("chart-latency", [line("median", "--accept"), line("99th percentile", "--muted")], () =>
+    makeChart("chart-latency", [line("median", "--accept"), line("99th percentile", "--muted")], () =>
       [0.5, 0.99].map((level) => series(({ now, then }) => milliseconds(latency(now, then), level))),
     ),
   ];
   update();
 }
 
-function drawn(id, lines, values) {
-  const place = document.getElementById(id);
+function makeChart(id, lines, values) {
+  const container = document.getElementById(id);
   const axis = {
     stroke: tint("--muted"),
     grid: { stroke: tint("--line"), width: 1 },
@@ -200,7 +200,7 @@ function drawn(id, lines, values) {
   };
   const plot = new uPlot(
     {
-      width: Math.max(200, place.clientWidth),
+      width: Math.max(200, container.clientWidth),
       height: 160,
       legend: { show: false },
       cursor: { show: false },
@@ -215,9 +215,9 @@ function drawn(id, lines, values) {
       series: [{}, ...lines],
     },
     [[], ...lines.map(() => [])],
-    place,
+    container,
   );
-  return { plot, place, values };
+  return { plot, container, values };
 }
 
 /** A line of a chart, in one of the page's colours. */
@@ -227,15 +227,15 @@ function line(label, colour, more = {}) {
 
 const tint = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// ---- what it comes to -----------------------------------------------------------------------------------------------
+// ---- computed values -----------------------------------------------------------------------------------------------
 
 const model = () => ({ model: description.name, version: String(description.version) });
 
-/** For every reading, what `figure` says of it and of one a few readings before; null where that is no number. */
+/** For every reading, the value of `figure` for it and an earlier one; null if that is not a number. */
 function series(figure) {
-  return readings.map((now, place) => {
-    if (!place) return null;
-    const then = readings[Math.max(0, place - SPAN)];
+  return readings.map((now, index) => {
+    if (!index) return null;
+    const then = readings[Math.max(0, index - SPAN)];
     const value = figure({ now: now.samples, then: then.samples, seconds: now.time - then.time });
     return Number.isFinite(value) ? value : null;
   });
@@ -259,35 +259,35 @@ function milliseconds(durations, level) {
 function update() {
   if (!description || !readings.length || document.getElementById("watch").hidden) return;
   const now = readings.at(-1).samples;
-  const then = whole ? null : opening.samples;
+  const then = sinceStart ? null : opening.samples;
   const rows = gained(now, then, "abstain_rows_total", model());
   const durations = latency(now, then);
-  const tell = (id, text) => {
+  const setText = (id, text) => {
     document.getElementById(id).textContent = text;
   };
   const rate = series(
     ({ now: a, then: b, seconds }) => gained(a, b, "abstain_requests_total", PREDICTIONS) / seconds,
   ).at(-1);
-  tell("rows", number(rows));
-  tell("reject-rate", rows ? percent(rejectRate(now, then)) : "–");
-  tell("rate", rate === null ? "–" : rate.toFixed(1));
-  tell("median", durations.counts.some(Boolean) ? `${number(milliseconds(durations, 0.5))} ms` : "–");
-  tell("slow", durations.counts.some(Boolean) ? `${number(milliseconds(durations, 0.99))} ms` : "–");
+  setText("rows", number(rows));
+  setText("reject-rate", rows ? percent(rejectRate(now, then)) : "–");
+  setText("rate", rate === null ? "–" : rate.toFixed(1));
+  setText("median", durations.counts.some(Boolean) ? `${number(milliseconds(durations, 0.5))} ms` : "–");
+  setText("slow", durations.counts.some(Boolean) ? `${number(milliseconds(durations, 0.99))} ms` : "–");
   showSpread(now, then);
   showDrift(now);
   const times = readings.map((reading) => reading.time);
-  for (const { plot, place, values } of charts) {
+  for (const { plot, container, values } of charts) {
     const data = values();
     plot.setData([times, ...data]);
     const last = data[0].findLast?.((value) => value !== null);
-    place.setAttribute(
+    container.setAttribute(
       "aria-label",
-      `${place.previousSibling.firstChild.textContent}: ${last === undefined ? "nothing yet" : `now ${number(last)}`}`,
+      `${container.previousSibling.firstChild.textContent}: ${last === undefined ? "no data yet" : `now ${number(last)}`}`,
     );
   }
 }
 
-/** The share of the rows in each span of percentiles, beside the share that belongs there. */
+/** The share of the rows in each range of percentiles, and the expected share. */
 function showSpread(now, then) {
   const of = (samples) => histogram(samples, "abstain_score_percentile", { ...model(), score });
   const { bounds, counts } = then ? since(of(now), of(then)) : of(now);
@@ -297,9 +297,9 @@ function showSpread(now, then) {
     return;
   }
   const finite = bounds
-    .map((bound, place) => ({ bound, count: counts[place] }))
+    .map((bound, index) => ({ bound, count: counts[index] }))
     .filter(({ bound }) => Number.isFinite(bound));
-  // Square roots, so that a hundredth of the rows is seen beside a quarter of them.
+  // Square roots, so that a hundredth of the rows is visible next to a quarter of them.
   const long = (share) => 100 * Math.sqrt(share);
   parts.spread.replaceChildren(
     el(
@@ -313,8 +313,8 @@ function showSpread(now, then) {
       el(
         "tbody",
         {},
-        ...finite.map(({ bound, count }, place) => {
-          const from = place ? finite[place - 1].bound : 0;
+        ...finite.map(({ bound, count }, index) => {
+          const from = index ? finite[index - 1].bound : 0;
           const [share, expected] = [count / rows, (bound - from) / 100];
           return el(
             "tr",
@@ -339,8 +339,8 @@ function showSpread(now, then) {
     el(
       "p",
       { class: "small" },
-      `${number(rows)} rows. The calibration’s ${ordinal(description.percentile)} percentile is the limit of what is `,
-      "accepted, if the score decides. Lengths are square roots.",
+      `${number(rows)} rows. If this score decides, rows above the ${ordinal(description.percentile)} percentile of the `,
+      "calibration rows are rejected. The lengths are square roots.",
     ),
   );
 }
@@ -351,8 +351,8 @@ const DRIFT = "abstain_drift_log_martingale";
 
 function showDrift(now) {
   const found = matching(now, DRIFT, model());
-  const place = document.getElementById("chart-drift");
-  place.parentElement.hidden = !found.length;
+  const container = document.getElementById("chart-drift");
+  container.parentElement.hidden = !found.length;
   if (!found.length) {
     parts.drift.replaceChildren(el("p", { class: "muted", id: "no-drift" }, "Not measured yet."));
     return;
@@ -397,10 +397,10 @@ function showDrift(now) {
   );
 }
 
-/** A figure of the last rows, which the server gives once a worker has seen enough of them (models/decisions/drift.py, FEWEST). */
+/** A statistic of the last rows; the server gives it once a worker has enough of them (models/decisions/drift.py, FEWEST). */
 const windowed = (value) => (value === undefined ? "needs 300 rows" : number(value));
 
-/** The martingales over time; made when there are any, and again when there are others. */
+/** Draws the martingales over time; makes the chart again when the scores change. */
 function drawDrift(names, level) {
   const key = names.join(" ");
   const old = charts.find((chart) => chart.key);
@@ -416,5 +416,5 @@ function drawDrift(names, level) {
     ...names.map((own) => line(plain(own), own === description.decision ? "--accept" : "--muted")),
     line("alarm", "--unknown", { dash: [4, 4], width: 1 }),
   ];
-  charts = [...charts.filter((chart) => chart !== old), { ...drawn("chart-drift", lines, values), key }];
+  charts = [...charts.filter((chart) => chart !== old), { ...makeChart("chart-drift", lines, values), key }];
 }

@@ -1,8 +1,8 @@
-"""Watches for drift: what was judged goes, once a second and beside the requests, to `models/decisions/drift.py`'s mathematics.
+"""Detects drift: once a second, a thread gives the scores of new decisions to `models/decisions/drift.py`.
 
-Each worker watches the rows that it answered, with nothing shared. All workers and scores of a version share the
-probability of a false alarm; the metrics show the worst worker. Where `ABSTAIN_STATE` names a folder a watch outlives
-its process (`service/monitoring/drift_state.py`); else every process begins at epoch 1, and has the whole probability to itself.
+Each worker watches the rows of its own responses and shares no state. All workers and scores of a version share the
+probability of a false alarm; the metrics show the worst worker. If `ABSTAIN_STATE` names a folder, a watch continues after
+a restart (`service/monitoring/drift_state.py`); otherwise every process starts at epoch 1 with the whole probability.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.scores import SCORES
 from abstain.service.live import Live
 from abstain.service.monitoring import metrics
-from abstain.service.monitoring.drift_state import Saved, StateFile
+from abstain.service.monitoring.drift_state import SavedWatch, StateFile
 from abstain.service.process import Process
 
 log = logging.getLogger("abstain.drift")
 _OWN = psutil.Process()
 
 ALPHA = 0.01
-"""The probability that a version's watch ever alarms falsely."""
+"""The probability that a version's watch ever raises a false alarm."""
 SECONDS = 1.0
-"""Between two looks."""
-MOST_ROWS = 1_024
-"""Of one look; what comes beyond is not watched, whatever it is."""
+"""The time between two updates."""
+MAX_ROWS = 1_024
+"""The most rows of one update; further rows are not watched, whatever their scores."""
 
 REST = 9.0
-"""Seconds of rest for each of work: requests in the meantime would be held up by all of it."""
+"""Seconds of rest for each second of work, because the work delays requests."""
 
 
 LAST_SECONDS = 0.5
-"""How long a worker that stops waits for the step under way."""
+"""How long a worker that stops waits for the running step."""
 
 
-def _never(_seconds: float) -> None:
-    """No rest."""
+def _no_rest(_seconds: float) -> None:
+    """Does not rest."""
 
 
-class Seen(NamedTuple):
-    """What was judged together."""
+class DecidedRows(NamedTuple):
+    """The decisions of rows of a version that were decided together."""
 
     live: Live
     judgement: Judgement
 
 
 class VersionWatch:
-    """One version's watch in this worker: the epoch, the last rows, and the gauges that show them.
+    """One version's watch in this worker: the epoch, the last rows, and their gauges.
 
     Args:
-        process: this worker's place among the workers; all scores of all workers share `ALPHA`.
-        state: the folder to keep the watch in over restarts; None keeps nothing.
+        process: this worker's index and the number of workers; all scores of all workers share `ALPHA`.
+        state: the folder that keeps the watch over restarts; None keeps nothing.
     """
 
     def __init__(self, live: Live, process: Process, state: Path | None = None) -> None:
@@ -70,11 +70,11 @@ class VersionWatch:
         self._scores = tuple(calibration)
         self._rounding = _rounding(live.bundle.manifest.model, live.bundle.calibration, self._scores)
         self._random = np.random.default_rng()
-        self._calibration = np.sort(self._dithered(np.stack(list(calibration.values()))))
+        self._calibration = np.sort(self._dither(np.stack(list(calibration.values()))))
         self._streams = len(self._scores) * process.workers
         self._model = (live.name, str(live.version))
         self._file = _state_file(live, process, state)
-        saved = Saved(1, np.zeros(len(self._scores)))
+        saved = SavedWatch(1, np.zeros(len(self._scores)))
         if self._file is not None:
             saved = self._file.load(*self._calibration.shape)
         self._epoch, self._crossed = saved.epoch, saved.crossed
@@ -84,76 +84,76 @@ class VersionWatch:
         self._save_epoch()
         for name, crossed in zip(self._scores, self._crossed.tolist(), strict=True):
             metrics.DRIFT_CROSSED.labels(*self._model, name).set(crossed)
-        self._tell()
+        self._set_martingale_gauges()
 
-    def saw(self, judgements: list[Judgement]) -> Iterator[None]:
-        """Takes in what was judged, in its order; a step at a time."""
-        values = self._dithered(
+    def add(self, judgements: list[Judgement]) -> Iterator[None]:
+        """Adds the scores of decisions, in their order; yields after every step."""
+        values = self._dither(
             np.stack(
                 [np.concatenate([judgement.scores[name].value for judgement in judgements]) for name in self._scores]
             )
         )
         self._window = np.concatenate([self._window, values], axis=1)[:, -drift.WINDOW :]
-        place = 0
-        while place < values.shape[1]:
-            end = min(values.shape[1], place + drift.room(self._watch))
-            part = values[:, place:end]
+        start = 0
+        while start < values.shape[1]:
+            end = min(values.shape[1], start + drift.room(self._watch))
+            part = values[:, start:end]
             self._watch = drift.watched(self._watch, part, self._random.random(part.shape))
-            self._look()
+            self._record_alarms()
             if self._watch.rows == drift.EPOCH:
                 self._epoch += 1
                 self._watch = drift.begin(self._calibration)
                 self._save_epoch()
-            place = end
+            start = end
             yield
 
-    def tell(self) -> Iterator[None]:
-        """Sets the gauges; a step at a time. Those of the window only where it has enough rows."""
-        self._tell()
+    def set_gauges(self) -> Iterator[None]:
+        """Sets the gauges; yields after every step. The gauges of the window need enough rows."""
+        self._set_martingale_gauges()
         if self._window.shape[1] < drift.FEWEST:
             return
-        for name, known, window in zip(self._scores, self._calibration, self._window, strict=True):
-            statistic, p_value = drift.kolmogorov_smirnov(known, window)
+        for name, calibration, window in zip(self._scores, self._calibration, self._window, strict=True):
+            statistic, p_value = drift.kolmogorov_smirnov(calibration, window)
             metrics.DRIFT_KS.labels(*self._model, name).set(statistic)
             metrics.DRIFT_KS_P.labels(*self._model, name).set(p_value)
-            if len(known) >= drift.FEWEST:
-                metrics.DRIFT_PSI.labels(*self._model, name).set(drift.stability_index(known, window))
+            if len(calibration) >= drift.FEWEST:
+                metrics.DRIFT_PSI.labels(*self._model, name).set(drift.stability_index(calibration, window))
             yield
 
     def close(self) -> None:
-        """Writes down the whole watch, for the process that comes after this one; nothing may be watched after."""
+        """Saves the whole watch for the process after this one; no rows may be added after."""
         if self._file is not None:
-            self._file.save(Saved(self._epoch, self._crossed, self._watch, self._window))
+            self._file.save(SavedWatch(self._epoch, self._crossed, self._watch, self._window))
             self._file.close()
 
     def _save_epoch(self) -> None:
-        """Writes down that this epoch has begun."""
+        """Saves that this epoch has begun."""
         if self._file is not None:
-            self._file.save(Saved(self._epoch, self._crossed))
+            self._file.save(SavedWatch(self._epoch, self._crossed))
 
-    def _dithered(self, values: Float[np.ndarray, "scores rows"]) -> Float[np.ndarray, "scores rows"]:
+    def _dither(self, values: Float[np.ndarray, "scores rows"]) -> Float[np.ndarray, "scores rows"]:
         return drift.dithered(values, self._rounding, self._random.random(values.shape))
 
-    def _tell(self) -> None:
+    def _set_martingale_gauges(self) -> None:
         level = drift.alarm_level(ALPHA, self._streams, self._epoch)
         metrics.DRIFT_ROWS.labels(*self._model).set(self._watch.rows)
         for name, value in zip(self._scores, drift.log_martingale(self._watch).tolist(), strict=True):
             metrics.DRIFT_MARTINGALE.labels(*self._model, name).set(value)
             metrics.DRIFT_LEVEL.labels(*self._model, name).set(level)
 
-    def _look(self) -> None:
-        """Records when a martingale is at its level, and writes it down when it comes there."""
+    def _record_alarms(self) -> None:
+        """Records the time of every martingale at its alarm level, and saves it when one reaches the level."""
         above = drift.log_martingale(self._watch) >= drift.alarm_level(ALPHA, self._streams, self._epoch)
         self._crossed = np.where(above, time.time(), self._crossed)
-        for place in np.flatnonzero(above).tolist():
-            metrics.DRIFT_CROSSED.labels(*self._model, self._scores[place]).set(float(self._crossed[place]))
+        for index in np.flatnonzero(above).tolist():
+            metrics.DRIFT_CROSSED.labels(*self._model, self._scores[index]).set(float(self._crossed[index]))
         if (above & ~self._above).any():
             self._save_epoch()
         self._above = above
 
 
 def _rounding(model: Model, calibration: Calibration, scores: tuple[str, ...]) -> Float[np.ndarray, " scores"]:
-    """How exactly a model's scores are computed near 0: standard deviations of a target are in the target's units."""
+    """Returns the rounding error of each score near 0; standard deviations of a target are in the target's units."""
     in_target_units = SCORES["regression"] if model.law.task == "regression" else ()
     units = {name: model.preprocessing.target_scale if name in in_target_units else 1.0 for name in scores}
     combined = drift.combined_rounding(calibration.evidence_maps, units)
@@ -161,7 +161,7 @@ def _rounding(model: Model, calibration: Calibration, scores: tuple[str, ...]) -
 
 
 def _state_file(live: Live, process: Process, state: Path | None) -> StateFile | None:
-    """The watch's file; None where none is asked for, or none is to be had, which the log says."""
+    """Opens the watch's file; None if no folder is set, or if the file cannot be used, which is logged."""
     if state is None:
         return None
     try:
@@ -169,7 +169,7 @@ def _state_file(live: Live, process: Process, state: Path | None) -> StateFile |
     except OSError as error:
         log.error(
             "%s:%d: the drift watch cannot keep its state in ABSTAIN_STATE=%s: %s; expected a folder that this process "
-            "can write and no other server uses; the watch begins at epoch 1 and nothing is kept",
+            "can write to and no other server uses; the watch starts at epoch 1 and its state is not saved",
             live.name,
             live.version,
             state,
@@ -179,55 +179,55 @@ def _state_file(live: Live, process: Process, state: Path | None) -> StateFile |
 
 
 class DriftWatch:
-    """This worker's watch over every version that it answers for; a version that is new begins anew.
+    """Watches the decisions of every version in this worker.
 
     Args:
-        state: the folder to keep watches in over restarts; None keeps nothing.
+        state: the folder that keeps the watches over restarts; None keeps nothing.
     """
 
     def __init__(self, process: Process, state: Path | None = None) -> None:
         self._process = process
         self._state = state
-        self._seen: deque[Seen] = deque()
+        self._pending: deque[DecidedRows] = deque()
         self._rows = 0
         self._versions: dict[tuple[str, int], VersionWatch] = {}
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def note(self, live: Live, judgement: Judgement) -> None:
-        """Keeps for the next look what has been judged; costs next to nothing."""
-        if self._rows < MOST_ROWS:
+        """Keeps decisions for the next update; costs almost nothing."""
+        if self._rows < MAX_ROWS:
             self._rows += len(judgement.reject)
-            self._seen.append(Seen(live, judgement))
+            self._pending.append(DecidedRows(live, judgement))
 
     def start(self) -> None:
-        """Looks once a second, in a thread, as long as the worker lives."""
+        """Starts a thread that updates the watches once a second until the worker stops."""
 
         def watch() -> None:
             while not self._stopping.is_set():
-                self.look(self._stopping.wait)
+                self.update(self._stopping.wait)
                 self._stopping.wait(SECONDS)
 
         self._thread = threading.Thread(target=watch, name="drift", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, takes in what is left, and saves every watch; called once, when the worker stops."""
+        """Ends the thread, adds the remaining decisions, and saves every watch; called once, when the worker stops."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(LAST_SECONDS)
             if self._thread.is_alive():
-                log.warning("the watch for drift did not end in time; its state is that of the epoch's start")
+                log.warning("drift detection did not end in time; its saved state is that of the epoch's start")
                 return
-        self.look()
+        self.update()
         for version in self._versions.values():
             version.close()
 
-    def look(self, rest: Callable[[float], object] = _never) -> None:
-        """Takes in what has been judged since the last look, and sets the gauges; whatever fails, requests must not.
+    def update(self, rest: Callable[[float], object] = _no_rest) -> None:
+        """Adds the decisions since the last update and sets the gauges; an error is logged and does not affect requests.
 
         Args:
-            rest: is called after every step with the seconds for which others should have the interpreter.
+            rest: is called after every step with the seconds to rest, in which other threads can run.
         """
         try:
             began = time.perf_counter()
@@ -235,23 +235,23 @@ class DriftWatch:
                 rest(REST * (time.perf_counter() - began))
                 began = time.perf_counter()
         except Exception:
-            log.exception("the watch for drift failed")
-        _tell_resources(self._process.index or 0)
+            log.exception("drift detection failed")
+        _set_resource_gauges(self._process.index or 0)
 
     def _steps(self) -> Iterator[None]:
         self._rows = 0
-        judged: dict[tuple[str, int], list[Judgement]] = {}
-        while self._seen:
-            live, judgement = self._seen.popleft()
+        decided: dict[tuple[str, int], list[Judgement]] = {}
+        while self._pending:
+            live, judgement = self._pending.popleft()
             key = live.name, live.version
             if key not in self._versions:
                 self._versions[key] = VersionWatch(live, self._process, self._state)
-            judged.setdefault(key, []).append(judgement)
-        for key, judgements in judged.items():
-            yield from self._versions[key].saw(judgements)
-            yield from self._versions[key].tell()
+            decided.setdefault(key, []).append(judgement)
+        for key, judgements in decided.items():
+            yield from self._versions[key].add(judgements)
+            yield from self._versions[key].set_gauges()
 
 
-def _tell_resources(worker: int) -> None:
+def _set_resource_gauges(worker: int) -> None:
     metrics.WORKER_MEMORY.labels(str(worker)).set(_OWN.memory_info().rss)
     metrics.WORKER_CPU.labels(str(worker)).set(time.process_time())

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's outputs: which a model has, and their columns as JSON or as binary data."""
+"""The Open Inference Protocol's outputs: those that a model has, and their values as JSON or as binary data."""
 
 from __future__ import annotations
 
@@ -25,51 +25,51 @@ _SCORE = "score_"
 
 
 class Output(NamedTuple):
-    """An output's type, and the shape of one row's part of it."""
+    """The type of an output, and its shape for one row."""
 
     datatype: str
     shape: tuple[int, ...] = ()
 
 
-class Asked(NamedTuple):
-    """An output that a client wants, and whether as binary data."""
+class RequestedOutput(NamedTuple):
+    """An output that a client requests, and whether as binary data."""
 
     name: str
     binary: bool
 
 
-class Named(NamedTuple):
-    """A column of names, of which there are few: the place of each row's among them."""
+class NameColumn(NamedTuple):
+    """A column of names: the few possible names, and the index of each row's name among them."""
 
     names: tuple[str, ...]
-    places: Int[np.ndarray, " rows"]
+    indices: Int[np.ndarray, " rows"]
 
 
-Column = np.ndarray | Named
+OutputColumn = np.ndarray | NameColumn
 
 
 class Records(NamedTuple):
-    """All outputs of each row side by side, as one row's binary data has them.
+    """All outputs of each row, in the order of one row's binary data.
 
     Attributes:
-        numbers: a structured array, a field an output; without the label.
-        label: names, of classes alone; they come first.
-        finite: which rows' numbers all are.
+        numbers: a structured array with a field for each output except the label.
+        label: the class labels, which come first; None for a regression.
+        finite: which rows have only finite numbers.
     """
 
     numbers: np.ndarray
-    label: Named | None
+    label: NameColumn | None
     finite: Bool[np.ndarray, " rows"]
 
 
 def outputs_of(model: Model, calibration: Calibration) -> Mapping[str, Output]:
-    """Every output of a model, in the order in which they are told."""
+    """Returns every output of a model, in the order of the metadata."""
     wide = model.preprocessing.float64_target
     return _outputs(model.law.task, len(model.class_names), tuple(calibration.all_scores), wide)
 
 
 def input_of(model: Model) -> Output:
-    """The type of the rows that lose nothing, and the shape of one; others are taken, too."""
+    """Returns the input type that loses no precision, and the shape of one row; other types are accepted, too."""
     return Output("FP64" if model.preprocessing.origin else "FP32", model.feature_shape)
 
 
@@ -87,31 +87,28 @@ def _outputs(
             **dict.fromkeys(("entropy", "aleatoric_entropy", "mutual_information"), number),
         }
     else:
-        place = Output("FP64" if wide else "FP32")
+        location = Output("FP64" if wide else "FP32")
         own = {
-            "mean": place,
+            "mean": location,
             **dict.fromkeys(("std", "aleatoric_std", "epistemic_std", "entropy"), number),
-            "quantiles": place._replace(shape=(len(QUANTILES),)),
-            **dict.fromkeys(("lower", "upper"), place),
+            "quantiles": location._replace(shape=(len(QUANTILES),)),
+            **dict.fromkeys(("lower", "upper"), location),
         }
     return {**own, "p_value": number, "reject": Output("BOOL"), **{_SCORE + name: number for name in scores}}
 
 
-def all_in_binary(outputs: Mapping[str, Output]) -> tuple[Asked, ...]:
-    """Every output asked for as binary data, in the order in which they are told."""
+def all_in_binary(outputs: Mapping[str, Output]) -> tuple[RequestedOutput, ...]:
+    """Requests every output as binary data, in the order of the metadata."""
     return _all_in_binary(tuple(outputs))
 
 
 @lru_cache(64)
-def _all_in_binary(names: tuple[str, ...]) -> tuple[Asked, ...]:
-    return tuple(Asked(name, binary=True) for name in names)
+def _all_in_binary(names: tuple[str, ...]) -> tuple[RequestedOutput, ...]:
+    return tuple(RequestedOutput(name, binary=True) for name in names)
 
 
-def column(name: str, model: Model, prediction: Prediction, judgement: Judgement) -> Column:
-    """One output of every row; only what is asked for is computed.
-
-    `p_value` is the decision's.
-    """
+def compute_output(name: str, model: Model, prediction: Prediction, judgement: Judgement) -> OutputColumn:
+    """Computes one output of every row; `p_value` is that of the decision score."""
     summary = prediction.summary
     if name.startswith(_SCORE):
         return judgement.scores[name.removeprefix(_SCORE)].value
@@ -122,7 +119,7 @@ def column(name: str, model: Model, prediction: Prediction, judgement: Judgement
     if isinstance(summary, ClassificationSummary):
         if name in {"label", "index"}:
             index = np.asarray(summary.mean).argmax(axis=1)
-            return Named(model.class_names, index) if name == "label" else index
+            return NameColumn(model.class_names, index) if name == "label" else index
         return np.asarray(getattr(summary, "mean" if name == "probabilities" else name))
     if name in {"lower", "upper"} and judgement.interval is not None:
         return judgement.interval[:, 0 if name == "lower" else 1]
@@ -134,57 +131,57 @@ def column(name: str, model: Model, prediction: Prediction, judgement: Judgement
     return np.asarray(getattr(summary, name))
 
 
-def on_the_wire(values: Column, output: Output) -> Column:
-    """A column in the type that the metadata states; a float64 beyond float32's range becomes its largest number."""
-    if isinstance(values, Named):
+def to_wire_type(values: OutputColumn, output: Output) -> OutputColumn:
+    """Converts a column to the type in the metadata; a float64 beyond float32's range becomes float32's largest number."""
+    if isinstance(values, NameColumn):
         return values
     if output.datatype == "FP32" and values.dtype != np.float32:
         values = np.clip(values, -_FLOAT32_MAX, _FLOAT32_MAX)
     return np.ascontiguousarray(values, _DTYPES[output.datatype])
 
 
-def own_rows(values: Column, rows: slice) -> Column:
-    """Some rows of a column."""
-    return Named(values.names, values.places[rows]) if isinstance(values, Named) else values[rows]
+def select_rows(values: OutputColumn, rows: slice) -> OutputColumn:
+    """Selects rows of a column."""
+    return NameColumn(values.names, values.indices[rows]) if isinstance(values, NameColumn) else values[rows]
 
 
-def joined(parts: list[Column]) -> Column:
-    """Parts of one column, in order, as one."""
+def join_parts(parts: list[OutputColumn]) -> OutputColumn:
+    """Joins the parts of a column, in order."""
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
-    if isinstance(first, Named):
-        return Named(first.names, np.concatenate([cast("Named", part).places for part in parts]))
+    if isinstance(first, NameColumn):
+        return NameColumn(first.names, np.concatenate([cast("NameColumn", part).indices for part in parts]))
     return np.concatenate(cast("list[np.ndarray]", parts))
 
 
 def encode(
     head: Mapping[str, Any],
-    columns: Mapping[str, Column],
-    asked: tuple[Asked, ...],
+    columns: Mapping[str, OutputColumn],
+    requested: tuple[RequestedOutput, ...],
     outputs: Mapping[str, Output],
     accept: str,
 ) -> tuple[dict[str, str], bytes]:
-    """Headers and body of an answer: the head's keys, and the outputs asked for.
+    """Returns the headers and the body of a response: the keys of `head`, and the requested outputs.
 
     Args:
-        columns: each as `on_the_wire` makes it.
-        accept: the request's `Accept-Encoding`; only what is asked for there is compressed.
+        columns: the outputs, as `to_wire_type` makes them.
+        accept: the request's `Accept-Encoding`; the body is compressed only if it accepts a supported coding.
     """
-    told: list[dict[str, Any]] = []
+    tensors: list[dict[str, Any]] = []
     tail: list[bytes] = []
-    for name, binary in asked:
+    for name, binary in requested:
         values = columns[name]
         datatype, shape = outputs[name]
-        rows = len(values.places if isinstance(values, Named) else values)
+        rows = len(values.indices if isinstance(values, NameColumn) else values)
         tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [rows, *shape]}
         if binary:
             tail.append(_to_bytes(values))
             tensor["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
             tensor["data"] = _to_json(values)
-        told.append(tensor)
-    body = orjson.dumps({**head, "outputs": told}, option=orjson.OPT_SERIALIZE_NUMPY)
+        tensors.append(tensor)
+    body = orjson.dumps({**head, "outputs": tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
     headers = {"Content-Type": "application/json"}
     if tail:
         headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(body))}
@@ -196,32 +193,36 @@ def encode(
     return headers, body
 
 
-def records(columns: Mapping[str, Column], outputs: Mapping[str, Output]) -> Records:
-    """Of every output of a batch, as `on_the_wire` makes them."""
-    label = next((values for values in columns.values() if isinstance(values, Named)), None)
-    told = {name: values for name, values in columns.items() if isinstance(values, np.ndarray)}
-    kind = np.dtype([(name, values.dtype, outputs[name].shape) for name, values in told.items()])
-    numbers = np.empty(len(next(iter(told.values()))), kind)
-    for name, values in told.items():
+def make_records(columns: Mapping[str, OutputColumn], outputs: Mapping[str, Output]) -> Records:
+    """Makes records of every output of a batch.
+
+    Args:
+        columns: the outputs, as `to_wire_type` makes them.
+    """
+    label = next((values for values in columns.values() if isinstance(values, NameColumn)), None)
+    arrays = {name: values for name, values in columns.items() if isinstance(values, np.ndarray)}
+    dtype = np.dtype([(name, values.dtype, outputs[name].shape) for name, values in arrays.items()])
+    numbers = np.empty(len(next(iter(arrays.values()))), dtype)
+    for name, values in arrays.items():
         numbers[name] = values
-    finite = [np.isfinite(values).reshape(len(values), -1).all(axis=1) for values in told.values()]
+    finite = [np.isfinite(values).reshape(len(values), -1).all(axis=1) for values in arrays.values()]
     return Records(numbers, label, np.logical_and.reduce(finite))
 
 
 def encode_row(
-    head: Mapping[str, Any], whole: Records, row: int, outputs: Mapping[str, Output]
+    head: Mapping[str, Any], records: Records, row: int, outputs: Mapping[str, Output]
 ) -> tuple[dict[str, str], bytes]:
-    """What `encode` makes of one row of all outputs as binary data, uncompressed."""
-    label = b"" if whole.label is None else _packed(whole.label.names)[int(whole.label.places[row])]
-    told = _told(tuple(outputs.items()), len(label))
-    body = orjson.dumps({**head, "outputs": orjson.Fragment(told)})
+    """Returns what `encode` returns for one row of all outputs as binary data, uncompressed."""
+    label = b"" if records.label is None else _pack_names(records.label.names)[int(records.label.indices[row])]
+    tensors = _row_tensors(tuple(outputs.items()), len(label))
+    body = orjson.dumps({**head, "outputs": orjson.Fragment(tensors)})
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(body))}
-    return headers, b"".join((body, label, whole.numbers[row].tobytes()))
+    return headers, b"".join((body, label, records.numbers[row].tobytes()))
 
 
 @lru_cache(256)
-def _told(outputs: tuple[tuple[str, Output], ...], label_bytes: int) -> bytes:
-    """How one row's outputs are told of."""
+def _row_tensors(outputs: tuple[tuple[str, Output], ...], label_bytes: int) -> bytes:
+    """Encodes the JSON that describes the binary outputs of one row."""
     sizes = {
         name: _DTYPES[datatype].itemsize * math.prod(shape) if datatype in _DTYPES else label_bytes
         for name, (datatype, shape) in outputs
@@ -239,19 +240,19 @@ def _told(outputs: tuple[tuple[str, Output], ...], label_bytes: int) -> bytes:
     )
 
 
-def _to_bytes(values: Column) -> bytes:
-    if isinstance(values, Named):
-        return b"".join(map(_packed(values.names).__getitem__, values.places.tolist()))
+def _to_bytes(values: OutputColumn) -> bytes:
+    if isinstance(values, NameColumn):
+        return b"".join(map(_pack_names(values.names).__getitem__, values.indices.tolist()))
     return values.tobytes()
 
 
 @lru_cache(64)
-def _packed(names: tuple[str, ...]) -> list[bytes]:
-    """Each name as a BYTES element: its length in four bytes, little-endian, then itself in UTF-8."""
+def _pack_names(names: tuple[str, ...]) -> list[bytes]:
+    """Packs each name as a BYTES element: its length in four bytes, little-endian, then the name in UTF-8."""
     return [struct.pack("<I", len(name)) + name for name in (name.encode() for name in names)]
 
 
-def _to_json(values: Column) -> Any:
-    if isinstance(values, Named):
-        return list(map(values.names.__getitem__, values.places.tolist()))
+def _to_json(values: OutputColumn) -> Any:
+    if isinstance(values, NameColumn):
+        return list(map(values.names.__getitem__, values.indices.tolist()))
     return values.reshape(-1)

@@ -1,7 +1,6 @@
-"""The Open Inference Protocol v2 under `/v2`: what clients of KServe and Triton call.
+"""The Open Inference Protocol v2 under `/v2`, for clients of KServe and Triton.
 
-The routes and their documents are here; how a request's tensor is read is in `tensors`, how outputs are written in
-`outputs`. Whatever is not a prediction is answered from what the engine lists.
+This module has the routes and their documents; `tensors` reads a request's tensor, and `outputs` writes the outputs.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ from abstain.service.json_objects import flag_of, parse_object
 from abstain.service.live import Live
 from abstain.service.live_versions import LiveVersions, in_one_line
 from abstain.service.open_inference.outputs import (
-    Column,
     Output,
+    OutputColumn,
     Records,
     all_in_binary,
-    column,
+    compute_output,
     encode,
     encode_row,
     input_of,
-    joined,
-    on_the_wire,
+    join_parts,
+    make_records,
     outputs_of,
-    own_rows,
-    records,
+    select_rows,
+    to_wire_type,
 )
-from abstain.service.open_inference.statistics import Tally
+from abstain.service.open_inference.statistics import VersionStatistics
 from abstain.service.open_inference.tensors import INPUT, InferRequest, Signature, decode
 from abstain.service.process import Process, Traffic
 from abstain.service.rows import check_finite
@@ -50,38 +49,38 @@ from abstain.service.settings import Settings
 
 T = TypeVar("T")
 ReadBody = Callable[[Request, int], Awaitable[bytes]]
-Tallies = defaultdict[tuple[str, int], Tally]
+Statistics = defaultdict[tuple[str, int], VersionStatistics]
 PLATFORM = "abstain_bundle"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository(index)", "statistics")
-# Work on more bytes than these leaves the event loop; less would cost more to hand over than to do.
-_FEW_BYTES = 64 * 1024
+# Larger bodies are decoded in a thread; for smaller ones, starting the thread costs more than the work.
+_SMALL_BODY_BYTES = 64 * 1024
 _OUTPUT, _RECORDS = "output", "records"
-"""What an answer keeps for all requests that share it."""
+"""Keys of the values that a batch keeps for all requests that share it."""
 
 
 class Engine(NamedTuple):
-    """What answers: the versions, their queue, and the process that they are in."""
+    """The live versions, their queue, and the process that they run in."""
 
     serving: LiveVersions
     batcher: Batcher
     process: Process
 
-    def hindrances(self) -> list[str]:
-        """What stands in the way of this worker, and that others are not ready."""
-        why, ready, workers = self.serving.hindrances(), self.process.ready_workers(), self.process.workers
+    def reasons_not_ready(self) -> list[str]:
+        """Returns why this worker, or another one, is not ready; an empty list if all are ready."""
+        why, ready, workers = self.serving.reasons_not_ready(), self.process.ready_workers(), self.process.workers
         return why if ready >= workers else [*why, f"{ready} of {workers} workers are ready"]
 
 
 def routes(
     engine: Engine, settings: Settings, traffic: Traffic, read_body: ReadBody
 ) -> tuple[Callable[[Request], Awaitable[Response]], list[Route]]:
-    """The handler of inference, and all routes of the protocol, its own among them.
+    """Makes the handler of inference requests, and all routes of the protocol, including those of this handler.
 
     Args:
-        read_body: reads a body that may not be longer than so many bytes.
+        read_body: reads a body up to a limit in bytes.
     """
-    tallies: Tallies = defaultdict(Tally)
-    infer = _inferring(engine, settings, traffic, read_body, tallies)
+    statistics: Statistics = defaultdict(VersionStatistics)
+    infer = _make_infer_handler(engine, settings, traffic, read_body, statistics)
 
     async def server(_: Request) -> Response:
         return _json({"name": "abstain", "version": _own_version(), "extensions": EXTENSIONS})
@@ -90,7 +89,7 @@ def routes(
         return _json({"live": True})
 
     async def ready(_: Request) -> Response:
-        why = [*engine.hindrances()]
+        why = engine.reasons_not_ready()
         if traffic.draining:
             why.append("draining: this server is about to stop")
         if why:
@@ -105,63 +104,65 @@ def routes(
 
     async def model(request: Request) -> Response:
         live = engine.serving.find(_reference(request))
-        return _json(_metadata(live, await versions_meant(request, live)))
+        return _json(_metadata(live, await requested_versions(request, live)))
 
     async def config(request: Request) -> Response:
         live = engine.serving.find(_reference(request))
-        return _json(_config(live, await versions_meant(request, live), settings.max_rows))
+        return _json(_config(live, await requested_versions(request, live), settings.max_rows))
 
     async def stats(request: Request) -> Response:
         live = engine.serving.find(_reference(request))
-        return told([(live.name, version) for version in await versions_meant(request, live)])
+        return respond_stats([(live.name, version) for version in await requested_versions(request, live)])
 
     async def all_stats(_: Request) -> Response:
-        return told([(name, version) for name, version, state, *_ in await listed() if state == "ready"])
+        return respond_stats(
+            [(name, version) for name, version, state, *_ in await list_versions() if state == "ready"]
+        )
 
     async def index(request: Request) -> Response:
         body = await read_body(request, settings.max_body_bytes)
         content, _ = parse_object(body or b"{}", ("ready",))
         ready_only = flag_of(content, "ready", "body")
-        known = [_indexed(*version) for version in await listed()]
-        return _json([entry for entry in known if entry["state"] == "READY" or not ready_only])
+        entries = [_index_entry(*version) for version in await list_versions()]
+        return _json([entry for entry in entries if entry["state"] == "READY" or not ready_only])
 
-    def told(versions: list[tuple[str, int]]) -> Response:
-        return _json({"model_stats": [tallies[version].document(*version) for version in versions]})
+    def respond_stats(versions: list[tuple[str, int]]) -> Response:
+        return _json({"model_stats": [statistics[version].document(*version) for version in versions]})
 
-    async def listed() -> list[tuple[str, int, str, str | None, list[str]]]:
-        """Name, version, state, why, and shortfalls, of all in the store; off the event loop, for it may read the disk."""
-        listing = await asyncio.to_thread(engine.serving.listing)
+    async def list_versions() -> list[tuple[str, int, str, str | None, list[str]]]:
+        """Returns name, version, state, why and shortfalls of all versions; uses a thread, because it may read the disk."""
+        models = await asyncio.to_thread(engine.serving.list_models)
         return [
             (model["name"], entry["version"], entry["state"], entry["why"], entry["shortfalls"])
-            for model in listing["models"]
+            for model in models["models"]
             for entry in model["versions"]
         ]
 
-    async def versions_meant(request: Request, live: Live) -> list[int]:
-        """All that answer, of a model named without version or label; else the one that is meant."""
+    async def requested_versions(request: Request, live: Live) -> list[int]:
+        """Returns the version that a request names; all live ones of a model named without version or label."""
         if _reference(request) != live.name:
             return [live.version]
-        return [version for name, version, state, *_ in await listed() if name == live.name and state == "ready"]
+        return [version for name, version, state, *_ in await list_versions() if name == live.name and state == "ready"]
 
     of_models = {"": model, "/ready": model_ready, "/config": config, "/stats": stats}
     return infer, [
-        *(Route(place + "/infer", infer, methods=["POST"]) for place in _PLACES),
+        *(Route(path + "/infer", infer, methods=["POST"]) for path in _MODEL_PATHS),
         Route("/v2", server),
         Route("/v2/health/live", live),
         Route("/v2/health/ready", ready),
-        # Before the models' own routes, for no model answers here: one called "stats" is asked with its version.
+        # Before the routes of models, so that it is found first: a model named "stats" needs its version in the path.
         Route("/v2/models/stats", all_stats),
-        *(Route(place + what, endpoint) for place in _PLACES for what, endpoint in of_models.items()),
+        *(Route(path + what, endpoint) for path in _MODEL_PATHS for what, endpoint in of_models.items()),
         Route("/v2/repository/index", index, methods=["POST"]),
     ]
 
 
-_PLACES = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
-_TEMPLATES = frozenset(place + what for place in _PLACES for what in ("", "/infer", "/ready", "/config", "/stats"))
+_MODEL_PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+_TEMPLATES = frozenset(path + what for path in _MODEL_PATHS for what in ("", "/infer", "/ready", "/config", "/stats"))
 
 
-def place_of(path: str) -> dict[str, str] | None:
-    """Which model, and perhaps version, a path asks an inference of; None for any other path."""
+def match_path(path: str) -> dict[str, str] | None:
+    """Returns the model, and perhaps the version, in the path of an inference request; None for any other path."""
     match path.split("/"):
         case ["", "v2", "models", model, "infer"] if model:
             return {"model": model}
@@ -171,43 +172,43 @@ def place_of(path: str) -> dict[str, str] | None:
             return None
 
 
-def template(path: str) -> str:
-    """A model's path as its route has it, for metrics; "other" for any path that is none of theirs."""
+def route_template(path: str) -> str:
+    """Returns the route that a path belongs to, for metrics; "other" for any path that is not of a model."""
     parts = path.split("/")
-    for place, word in ((3, "{model}"), (5, "{version}")):
-        # An empty name is no name: its route is not there.
-        if parts[place : place + 1] > [""] and parts[place - 1] in {"models", "versions"}:
-            parts[place] = word
+    for index, word in ((3, "{model}"), (5, "{version}")):
+        # An empty name has no route.
+        if parts[index : index + 1] > [""] and parts[index - 1] in {"models", "versions"}:
+            parts[index] = word
     route = "/".join(parts)
     return route if route in _TEMPLATES else "other"
 
 
-def _inferring(
-    engine: Engine, settings: Settings, traffic: Traffic, read_body: ReadBody, tallies: Tallies
+def _make_infer_handler(
+    engine: Engine, settings: Settings, traffic: Traffic, read_body: ReadBody, statistics: Statistics
 ) -> Callable[[Request], Awaitable[Response]]:
-    """The way of a prediction: body → checked rows → prediction → outputs → body."""
+    """Makes the handler of inference requests: body → checked rows → prediction → outputs → body."""
 
     async def infer(request: Request) -> Response:
         started = time.perf_counter_ns()
         traffic.refuse_if_draining()
         body = await read_body(request, settings.max_body_bytes)
         live = engine.serving.find(_reference(request))
-        tally = tallies[live.name, live.version]
+        version_statistics = statistics[live.name, live.version]
         arrived = time.perf_counter_ns()
         try:
             with engine.batcher.place():
-                few = len(body) <= _FEW_BYTES and "content-encoding" not in request.headers
-                asked = await _near(few, lambda: _decoded(request, body, live, settings))
+                small = len(body) <= _SMALL_BODY_BYTES and "content-encoding" not in request.headers
+                parsed = await _run(small, lambda: _decode_request(request, body, live, settings))
                 decoded, spent = time.perf_counter_ns(), Spent()
-                encoded = partial(_answer, live, asked, request.headers.get("accept-encoding", ""))
-                terms = asked.percentile, asked.coverage
-                headers, answer = await engine.batcher.submit(live, asked.rows, *terms, encoded, spent)
+                encode_shares = partial(_encode_response, live, parsed, request.headers.get("accept-encoding", ""))
+                levels = parsed.percentile, parsed.coverage
+                headers, content = await engine.batcher.submit(live, parsed.rows, *levels, encode_shares, spent)
         except BaseException:
-            tally.failed(time.perf_counter_ns() - started)
+            version_statistics.count_failure(time.perf_counter_ns() - started)
             raise
         ended = time.perf_counter_ns()
-        tally.succeeded(
-            len(asked.rows),
+        version_statistics.count_success(
+            len(parsed.rows),
             spent.batches,
             success=ended - started,
             queue=spent.queue,
@@ -215,13 +216,13 @@ def _inferring(
             compute_infer=spent.compute,
             compute_output=max(0, ended - decoded - spent.queue - spent.compute),
         )
-        return Response(answer, headers=headers)
+        return Response(content, headers=headers)
 
     return infer
 
 
-async def _near(few: bool, work: Callable[[], T]) -> T:
-    return work() if few else await asyncio.to_thread(work)
+async def _run(small: bool, work: Callable[[], T]) -> T:
+    return work() if small else await asyncio.to_thread(work)
 
 
 def _reference(request: Request) -> str:
@@ -229,7 +230,7 @@ def _reference(request: Request) -> str:
     return model if version is None else f"{model}:{version}"
 
 
-def _decoded(request: Request, body: bytes, live: Live, settings: Settings) -> InferRequest:
+def _decode_request(request: Request, body: bytes, live: Live, settings: Settings) -> InferRequest:
     model = live.bundle.manifest.model
     outputs = outputs_of(model, live.bundle.calibration)
     names = (live.name, request.path_params["model"])
@@ -237,45 +238,48 @@ def _decoded(request: Request, body: bytes, live: Live, settings: Settings) -> I
     return decode(request.headers, body, signature, max_rows=settings.max_rows, max_bytes=settings.max_body_bytes)
 
 
-def _answer(live: Live, asked: InferRequest, accept: str, shares: list[Share]) -> tuple[dict[str, str], bytes]:
-    """From the shares of a request to headers and body."""
+def _encode_response(
+    live: Live, request: InferRequest, accept: str, shares: list[Share]
+) -> tuple[dict[str, str], bytes]:
+    """Returns the headers and the body of the response to a request with these shares."""
     outputs = outputs_of(live.bundle.manifest.model, live.bundle.calibration)
     judgement = shares[0].answer.judgement
     head: dict[str, Any] = {"model_name": live.name, "model_version": str(live.version)}
-    if asked.id is not None:
-        head["id"] = asked.id
+    if request.id is not None:
+        head["id"] = request.id
     head["parameters"] = {"percentile": judgement.percentile, "coverage": judgement.coverage}
-    if len(asked.rows) == 1 and not accept and asked.outputs == all_in_binary(outputs):
-        # What clients in a hurry ask for: it is cut from the batch whole, and not put together of thirty parts.
-        whole, row = shares[0].answer.once(_RECORDS, partial(_records, outputs)), shares[0].rows.start
-        if whole.finite[row]:
-            return encode_row(head, whole, row, outputs)
+    if len(request.rows) == 1 and not accept and request.outputs == all_in_binary(outputs):
+        # The request of latency-critical clients: copies one record of the batch instead of joining thirty outputs.
+        records, row = shares[0].answer.once(_RECORDS, partial(_records, outputs)), shares[0].rows.start
+        if records.finite[row]:
+            return encode_row(head, records, row, outputs)
     columns = {
-        name: joined(
+        name: join_parts(
             [
-                own_rows(share.answer.once((_OUTPUT, name), partial(_output, name, outputs[name])), share.rows)
+                select_rows(share.answer.once((_OUTPUT, name), partial(_output, name, outputs[name])), share.rows)
                 for share in shares
             ]
         )
-        for name, _ in asked.outputs
+        for name, _ in request.outputs
     }
     check_finite([values for values in columns.values() if isinstance(values, np.ndarray)])
-    return encode(head, columns, asked.outputs, outputs, accept)
+    return encode(head, columns, request.outputs, outputs, accept)
 
 
-def _output(name: str, output: Output, answer: Answer) -> Column:
-    """An output of every row of an answer, in its type on the wire."""
-    return on_the_wire(column(name, answer.live.bundle.manifest.model, answer.prediction, answer.judgement), output)
+def _output(name: str, output: Output, answer: Answer) -> OutputColumn:
+    """Computes one output of every row of a batch, in the type of the metadata."""
+    values = compute_output(name, answer.live.bundle.manifest.model, answer.prediction, answer.judgement)
+    return to_wire_type(values, output)
 
 
 def _records(outputs: Mapping[str, Output], answer: Answer) -> Records:
-    """All outputs of every row of an answer, side by side."""
-    made = {name: answer.once((_OUTPUT, name), partial(_output, name, output)) for name, output in outputs.items()}
-    return records(made, outputs)
+    """Makes the records of all outputs of a batch."""
+    columns = {name: answer.once((_OUTPUT, name), partial(_output, name, output)) for name, output in outputs.items()}
+    return make_records(columns, outputs)
 
 
 def _metadata(live: Live, versions: list[int]) -> dict[str, Any]:
-    """What clients ask before they send rows; the first axis of every shape is the batch."""
+    """Returns a model's metadata; the first axis of every shape is the batch."""
     model = live.bundle.manifest.model
 
     def tensor(name: str, output: Output) -> dict[str, Any]:
@@ -291,13 +295,13 @@ def _metadata(live: Live, versions: list[int]) -> dict[str, Any]:
 
 
 def _config(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
-    """Triton's model configuration: `dims` leave the batch out, since `max_batch_size` is not 0."""
+    """Returns Triton's model configuration: `dims` do not include the batch, because `max_batch_size` is not 0."""
     manifest, calibration = live.bundle.manifest, live.bundle.calibration
     model = manifest.model
 
     def tensor(name: str, output: Output) -> dict[str, Any]:
-        kind = "STRING" if output.datatype == "BYTES" else output.datatype
-        return {"name": name, "data_type": f"TYPE_{kind}", "dims": list(output.shape)}
+        data_type = "STRING" if output.datatype == "BYTES" else output.datatype
+        return {"name": name, "data_type": f"TYPE_{data_type}", "dims": list(output.shape)}
 
     facts = {
         "digest": manifest.digest,
@@ -320,19 +324,19 @@ def _config(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
     }
 
 
-def _indexed(name: str, version: int, state: str, why: str | None, shortfalls: list[str]) -> dict[str, Any]:
-    """One entry of Triton's repository index, whose words for states are its own."""
+def _index_entry(name: str, version: int, state: str, why: str | None, shortfalls: list[str]) -> dict[str, Any]:
+    """Returns one entry of Triton's repository index, with Triton's names of states."""
     word = {"ready": "READY", "loading": "LOADING"}.get(state, "UNAVAILABLE")
     reason = why or ("not served: it has no label" if state == "idle" else "")
     if not why and shortfalls:
-        reason = f"{reason}; its fit fell short: {in_one_line(shortfalls)}".removeprefix("; ")
+        reason = f"{reason}; failed publication checks: {in_one_line(shortfalls)}".removeprefix("; ")
     return {"name": name, "version": str(version), "state": word, "reason": reason}
 
 
 def _own_version() -> str:
     try:
         return version("abstain")
-    except PackageNotFoundError:  # In a Bento the code is there, but not installed.
+    except PackageNotFoundError:  # In a Bento, the code is present but not installed.
         return "unknown"
 
 

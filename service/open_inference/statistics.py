@@ -1,4 +1,4 @@
-"""What Triton calls statistics: how often, and for how long, each version was asked; of this worker, since its start."""
+"""Statistics as Triton defines them: the counts and durations of each version's requests in this worker since its start."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SPANS = (
 )
 
 
-class Tally:
-    """One version's counts; changed and read by the event loop alone, so it needs no lock."""
+class VersionStatistics:
+    """The statistics of one version; only the event loop changes and reads them, so they need no lock."""
 
     def __init__(self) -> None:
         self._last_milliseconds = 0
@@ -26,21 +26,21 @@ class Tally:
         self._calls = 0
         self._spans = {name: [0, 0] for name in SPANS}
 
-    def succeeded(self, rows: int, calls: int, **nanoseconds: int) -> None:
-        """Counts a request that was answered.
+    def count_success(self, rows: int, calls: int, **nanoseconds: int) -> None:
+        """Counts a successful request.
 
         Args:
-            calls: of the compiled program.
-            nanoseconds: what each of some of the `SPANS` took.
+            calls: how often the compiled program was called.
+            nanoseconds: the durations of some of the `SPANS`.
         """
         self._last_milliseconds = time.time_ns() // 1_000_000
         self._rows += rows
         self._calls += calls
-        for name, took in nanoseconds.items():
-            self._add(name, took)
+        for name, duration in nanoseconds.items():
+            self._add(name, duration)
 
-    def failed(self, nanoseconds: int) -> None:
-        """Counts a request that was refused, or not answered."""
+    def count_failure(self, nanoseconds: int) -> None:
+        """Counts a request that was refused or failed."""
         self._add("fail", nanoseconds)
 
     def _add(self, span: str, nanoseconds: int) -> None:
@@ -48,7 +48,7 @@ class Tally:
         self._spans[span][1] += nanoseconds
 
     def document(self, name: str, version: int) -> dict[str, Any]:
-        """One entry of Triton's `model_stats`."""
+        """Returns one entry of Triton's `model_stats`."""
         return {
             "name": name,
             "version": str(version),

@@ -1,8 +1,8 @@
 """The Open Inference Protocol's input tensor: from bytes to checked rows.
 
-Pure functions. A binary tensor is a view of the body and never becomes Python numbers; a JSON one is parsed by orjson
-and made an array at once. Only where these find a mistake, or could hide one, are the rows walked in Python, by the
-function that checks `POST /predict`, so that both doors name a mistake in the same words.
+Pure functions. A binary tensor is a view of the body and never becomes Python numbers; a JSON tensor is parsed by orjson
+and becomes an array at once. Only if these find an error, or could hide one, are the rows checked in Python, by the
+function that checks `POST /predict`, so that both routes give the same error texts.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from jaxtyping import Float, Num
 
-from abstain.models.errors import InputError, clip_repr
+from abstain.models.errors import InputError, clip_repr, suggest
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import first_unknown_code
 from abstain.service.compression import decompress
 from abstain.service.json_objects import (
     HEADER_LENGTH,
-    checked_object,
+    check_object,
+    describe_key,
+    describe_value,
     flag_of,
-    found_at,
-    kind,
     number_between,
     parse_object,
     text_of,
 )
-from abstain.service.open_inference.outputs import Asked, Output, all_in_binary
+from abstain.service.open_inference.outputs import Output, RequestedOutput, all_in_binary
 from abstain.service.rows import check_rows, dtype_of
 
 INPUT = "inputs"
@@ -43,7 +43,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class Signature(NamedTuple):
-    """What `decode` needs to know of a model: what it takes, what it gives, and the names it answers to."""
+    """The facts of a model that `decode` needs: its inputs, its outputs, and the names that requests may use for it."""
 
     model: Model
     outputs: Mapping[str, Output]
@@ -54,7 +54,7 @@ class InferRequest(NamedTuple):
     """A checked request: `rows` in the model's feature shape, as `check_rows` returns them."""
 
     rows: Float[np.ndarray, "rows ..."]
-    outputs: tuple[Asked, ...]
+    outputs: tuple[RequestedOutput, ...]
     id: str | None
     percentile: float | None
     coverage: float | None
@@ -63,30 +63,32 @@ class InferRequest(NamedTuple):
 def decode(
     headers: Mapping[str, str], body: bytes, signature: Signature, *, max_rows: int, max_bytes: int
 ) -> InferRequest:
-    """The request in the body of `POST …/infer`.
+    """Decodes and checks the body of `POST …/infer`.
 
     Args:
-        headers: of the request; names are looked up in lower case.
-        max_bytes: of the body after decompression.
+        headers: the request's headers, with names in lower case.
+        max_bytes: the largest size of the decompressed body.
 
     Raises:
-        InputError: naming the field, or the row and the feature, at fault.
-        HTTPError: 413, the body unfolds to more than the limit; 415, it is compressed in a way not known.
+        InputError: names the invalid field, or the row and the column.
+        HTTPError: 413, the decompressed body is too large; 415, its compression is not supported.
     """
     body = decompress(body, headers.get("content-encoding", ""), max_bytes)
     text, tail = _split(body, headers.get(HEADER_LENGTH.lower()))
     if tail and not text:
         return _raw(tail, signature, max_rows)
     content, plain = parse_object(text, ("id", "model_name", "parameters", "inputs", "outputs"))
-    parameters = checked_object(
+    parameters = check_object(
         content.get("parameters", {}), "parameters", ("percentile", "coverage", "binary_data_output")
     )
-    named = text_of(content, "model_name", "body")
-    if named is not None and named not in signature.names:
-        raise InputError(where="model_name", expected=f"{signature.names[0]}, as in the path", found=clip_repr(named))
+    name = text_of(content, "model_name", "body")
+    if name is not None and name not in signature.names:
+        raise InputError(where="model_name", expected=f"{signature.names[0]}, as in the path", found=clip_repr(name))
     return InferRequest(
         rows=_rows(_only_input(content), plain, tail, signature.model, max_rows),
-        outputs=_asked(content.get("outputs", []), signature, flag_of(parameters, "binary_data_output", "parameters")),
+        outputs=_requested_outputs(
+            content.get("outputs", []), signature, flag_of(parameters, "binary_data_output", "parameters")
+        ),
         id=text_of(content, "id", "body"),
         percentile=number_between(parameters, "percentile", 100),
         coverage=number_between(parameters, "coverage", 1),
@@ -94,7 +96,7 @@ def decode(
 
 
 def _split(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
-    """The JSON and what follows it."""
+    """Splits a body into the JSON and the binary data after it."""
     if length is None:
         return body, memoryview(b"")
     if not (length.isascii() and length.isdigit()) or len(length) > 18 or int(length) > len(body):
@@ -106,7 +108,7 @@ def _split(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
 
 
 def _raw(data: memoryview, signature: Signature, max_rows: int) -> InferRequest:
-    """A body of nothing but FP32: Triton's raw binary request, answered in binary."""
+    """Decodes a body of FP32 only (Triton's raw binary request); the response has all outputs as binary data."""
     model = signature.model
     size = 4 * model.features
     if len(data) % size:
@@ -114,21 +116,21 @@ def _raw(data: memoryview, signature: Signature, max_rows: int) -> InferRequest:
             where="body", expected=f"rows of {model.features} FP32, {size} bytes each", found=f"{len(data)} bytes"
         )
     shape = _check_rows_count(len(data) // size, max_rows), *model.feature_shape
-    rows = _checked(np.frombuffer(data, "<f4").reshape(shape), model, max_rows)
+    rows = _check_array(np.frombuffer(data, "<f4").reshape(shape), model, max_rows)
     return InferRequest(rows, all_in_binary(signature.outputs), None, None, None)
 
 
 def _only_input(content: dict[str, Any]) -> dict[str, Any]:
     tensors = content.get("inputs")
     if not isinstance(tensors, list):
-        found = kind(tensors) if "inputs" in content else "no such key"
-        raise InputError("inputs", where="body", expected=f"a list of one tensor, named {INPUT}", found=found)
+        expected = f"a list of one tensor, named {INPUT}"
+        raise InputError("inputs", where="body", expected=expected, found=describe_key(content, "inputs"))
     tensors = cast("list[Any]", tensors)
     if len(tensors) != 1:
         raise InputError("inputs", where="body", expected=f"one tensor, named {INPUT}", found=len(tensors))
-    tensor = checked_object(tensors[0], INPUT, ("name", "shape", "datatype", "parameters", "data"))
+    tensor = check_object(tensors[0], INPUT, ("name", "shape", "datatype", "parameters", "data"))
     if tensor.get("name") != INPUT:
-        raise InputError("name", where=INPUT, expected=INPUT, found=found_at(tensor, "name"))
+        raise InputError("name", where=INPUT, expected=INPUT, found=describe_key(tensor, "name"))
     return tensor
 
 
@@ -141,10 +143,10 @@ def _rows(
             "datatype",
             where=INPUT,
             expected=f"FP32, or one of {', '.join(DATATYPES)}",
-            found=found_at(tensor, "datatype"),
+            found=describe_key(tensor, "datatype"),
         )
     shape = _shape(tensor, model, max_rows)
-    parameters = checked_object(tensor.get("parameters", {}), f"{INPUT}: parameters", ("binary_data_size",))
+    parameters = check_object(tensor.get("parameters", {}), f"{INPUT}: parameters", ("binary_data_size",))
     numbers = shape[0] * model.features
     if "binary_data_size" in parameters:
         return _binary_rows(tensor, parameters, tail, shape, model, max_rows)
@@ -152,12 +154,14 @@ def _rows(
         raise InputError(
             "binary data",
             where=INPUT,
-            expected="none, without the parameter binary_data_size",
-            found=f"{len(tail)} bytes behind the JSON",
+            expected="the parameter binary_data_size, or no bytes after the JSON",
+            found=f"{len(tail)} bytes after the JSON",
         )
     data = tensor.get("data")
     if not isinstance(data, list):
-        raise InputError("data", where=INPUT, expected=f"a list of {numbers} numbers", found=found_at(tensor, "data"))
+        raise InputError(
+            "data", where=INPUT, expected=f"a list of {numbers} numbers", found=describe_key(tensor, "data")
+        )
     rows = _json_rows(cast("list[Any]", data), plain, shape, model, max_rows)
     _refuse_other_numbers(cast("list[Any]", data), rows.shape, datatype)
     return rows
@@ -169,7 +173,7 @@ def _shape(tensor: dict[str, Any], model: Model, max_rows: int) -> tuple[int, ..
     if len(model.feature_shape) > 1:
         expected += f" or [n, {model.features}]"
     if not isinstance(shape, list) or not all(type(size) is int for size in cast("list[Any]", shape)):
-        found = clip_repr(cast("list[Any]", shape)) if isinstance(shape, list) else found_at(tensor, "shape")
+        found = clip_repr(cast("list[Any]", shape)) if isinstance(shape, list) else describe_key(tensor, "shape")
         raise InputError("shape", where=INPUT, expected=expected, found=found)
     sizes = tuple(cast("list[int]", shape))
     if sizes[1:] not in {model.feature_shape, (model.features,)}:
@@ -196,38 +200,38 @@ def _binary_rows(
     max_rows: int,
 ) -> Float[np.ndarray, "rows ..."]:
     dtype = DATATYPES[tensor["datatype"]]
-    said, needed = parameters["binary_data_size"], shape[0] * model.features * dtype.itemsize
+    size, needed = parameters["binary_data_size"], shape[0] * model.features * dtype.itemsize
     if "data" in tensor:
         raise InputError("data", where=INPUT, expected="either data or binary_data_size", found="both")
-    if type(said) is not int or said != needed:
+    if type(size) is not int or size != needed:
         raise InputError(
             "binary_data_size",
             where=INPUT,
             expected=f"{needed}, for {tensor['datatype']} of shape {list(shape)}",
-            found=clip_repr(said) if type(said) is int else kind(said),
+            found=clip_repr(size) if type(size) is int else describe_value(size),
         )
     if len(tail) != needed:
         raise InputError(
             "binary data",
             where=INPUT,
-            expected=f"{needed} bytes behind the JSON",
+            expected=f"{needed} bytes after the JSON",
             found=len(tail),
-            fix=f"the header {HEADER_LENGTH} says how long the JSON is",
+            fix=f"give the length of the JSON in the header {HEADER_LENGTH}",
         )
-    return _checked(np.frombuffer(tail, dtype).reshape(shape), model, max_rows)
+    return _check_array(np.frombuffer(tail, dtype).reshape(shape), model, max_rows)
 
 
 def _json_rows(
     data: list[Any], plain: bool, shape: tuple[int, ...], model: Model, max_rows: int
 ) -> Float[np.ndarray, "rows ..."]:
-    """Rows of nested data or, as the protocol has it, flat."""
+    """Makes rows of data that is nested or, as in the protocol, flat."""
     nested = bool(data) and isinstance(data[0], list)
     needed = shape[0] if nested else shape[0] * model.features
     if len(data) != needed:
         raise InputError("data", where=INPUT, expected=f"{needed} {'rows' if nested else 'numbers'}", found=len(data))
     if not nested and plain:
         try:
-            return _checked(np.array(data, np.float64).reshape(shape), model, max_rows)
+            return _check_array(np.array(data, np.float64).reshape(shape), model, max_rows)
         except (ValueError, TypeError, OverflowError):
             plain = False
     if not nested:
@@ -236,8 +240,8 @@ def _json_rows(
     return check_rows(data, plain, model, max_rows)
 
 
-def _checked(array: Num[np.ndarray, "rows ..."], model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
-    """An array as rows in the feature shape, after what is refused of `POST /predict` is refused of it."""
+def _check_array(array: Num[np.ndarray, "rows ..."], model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
+    """Returns an array in the model's feature shape; refuses the values that `POST /predict` refuses."""
     if array.dtype.kind != "f":
         fits = True
     elif array.dtype.itemsize > 4:
@@ -252,61 +256,67 @@ def _checked(array: Num[np.ndarray, "rows ..."], model: Model, max_rows: int) ->
 
 
 def _refuse_other_numbers(data: list[Any], shape: tuple[int, ...], datatype: str) -> None:
-    """Refuses numbers in JSON that the datatype cannot hold: fractions, and those beyond its limits, to the last digit.
+    """Refuses numbers in JSON that the datatype cannot hold: fractions of integers, and numbers beyond its exact limits.
 
     Args:
-        data: numbers that are known to be finite, nested or flat: as they were sent, for float32 rounds integers.
-        shape: of the rows.
+        data: finite numbers, nested or flat, as the client sent them, because float32 rounds integers.
+        shape: the shape of the rows.
     """
-    kind_of, bits = DATATYPES[datatype].kind, 8 * DATATYPES[datatype].itemsize
-    if kind_of == "f" and bits > 16:
+    kind, bits = DATATYPES[datatype].kind, 8 * DATATYPES[datatype].itemsize
+    if kind == "f" and bits > 16:
         return
     while data and isinstance(data[0], list):
         data = list(chain.from_iterable(data))
     numbers = np.array(data, np.float64)
-    if kind_of == "f":
+    if kind == "f":
         limits, what = np.finfo(np.float16), "a number"
         fits = np.abs(numbers) <= float(limits.max)
     else:
         limits, what = np.iinfo(DATATYPES[datatype]), "an integer"
         fits = (numbers == np.trunc(numbers)) & (numbers >= float(limits.min)) & (numbers <= float(limits.max))
-        # Beyond 2⁵³ float64 rounds integers as well.
-        for place in np.flatnonzero(fits & (np.abs(numbers) >= 2.0**53)):
-            fits[place] = int(limits.min) <= int(data[place]) <= int(limits.max)
+        # Beyond 2⁵³, float64 rounds integers as well.
+        for index in np.flatnonzero(fits & (np.abs(numbers) >= 2.0**53)):
+            fits[index] = int(limits.min) <= int(data[index]) <= int(limits.max)
     if not fits.all():
         first = int(np.argmin(fits))
         raise InputError(
             INPUT + "".join(f"[{index}]" for index in np.unravel_index(first, shape)),
-            expected=f"{what} from {limits.min} to {limits.max}, as {datatype} is",
+            expected=f"{what} from {limits.min} to {limits.max} ({datatype})",
             found=data[first],
         )
 
 
-def _asked(outputs: Any, signature: Signature, binary: bool) -> tuple[Asked, ...]:
-    """The outputs asked for; all, where none is."""
+def _requested_outputs(outputs: Any, signature: Signature, binary: bool) -> tuple[RequestedOutput, ...]:
+    """Returns the requested outputs; all if none are requested."""
     if not isinstance(outputs, list):
-        raise InputError("outputs", where="body", expected="a list of outputs", found=kind(outputs))
-    asked: dict[str, Asked] = {}
+        raise InputError("outputs", where="body", expected="a list of outputs", found=describe_value(outputs))
+    requested: dict[str, RequestedOutput] = {}
     for number, item in enumerate(cast("list[Any]", outputs)):
         where = f"outputs[{number}]"
-        output = checked_object(item, where, ("name", "parameters"))
+        output = check_object(item, where, ("name", "parameters"))
         name = output.get("name")
         if not isinstance(name, str) or name not in signature.outputs:
             raise InputError(
-                "name", where=where, expected=f"one of {', '.join(signature.outputs)}", found=found_at(output, "name")
+                "name",
+                where=where,
+                expected=f"one of {', '.join(signature.outputs)}",
+                found=describe_key(output, "name"),
+                fix=suggest(name, signature.outputs) if isinstance(name, str) else None,
             )
-        if name in asked:
+        if name in requested:
             raise InputError("name", where=where, expected="each output once", found=clip_repr(name))
         parameters = output.get("parameters", {})
         if isinstance(parameters, dict) and "classification" in parameters:
             raise InputError(
                 "classification",
                 where=where,
-                expected="no such parameter: the classification extension is not spoken here",
-                fix="ask for the outputs label and probabilities",
+                expected="no classification parameter, because this server does not have the classification extension",
+                fix="request the outputs label and probabilities",
             )
-        parameters = checked_object(parameters, f"{where}: parameters", ("binary_data",))
-        asked[name] = Asked(name, flag_of(parameters, "binary_data", f"{where}: parameters", binary))
-    if asked:
-        return tuple(asked.values())
-    return all_in_binary(signature.outputs) if binary else tuple(Asked(name, False) for name in signature.outputs)
+        parameters = check_object(parameters, f"{where}: parameters", ("binary_data",))
+        requested[name] = RequestedOutput(name, flag_of(parameters, "binary_data", f"{where}: parameters", binary))
+    if requested:
+        return tuple(requested.values())
+    if binary:
+        return all_in_binary(signature.outputs)
+    return tuple(RequestedOutput(name, binary=False) for name in signature.outputs)

@@ -1,8 +1,8 @@
-"""The body of `POST /predict`: from bytes to a checked request, the row and the field of every mistake named.
+"""The body of `POST /predict`: from bytes to a checked request; every error names the row and the field.
 
-orjson and numpy do the work; only where they find or could hide a mistake is the body walked in Python. numpy would
-take `true`, `null` and `"99"` for numbers, and orjson keeps the last of two equal keys: a count of the quotes and a
-search for three words tell, without a walk, that a body can hold none of these.
+orjson and numpy do the work; the body is checked in Python only if they find an error or could hide one. numpy accepts
+`true`, `null` and `"99"` as numbers, and orjson keeps only the last of two equal keys. Counts of quotes and of two letters
+show quickly that a body has none of these.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import orjson
 
-from abstain.models.errors import InputError, clip_repr
-from abstain.service.json_objects import each_key_once, refuse_many_objects
-from abstain.service.rows import kind_of_value, refuse_many_rows
+from abstain.models.errors import InputError
+from abstain.service.json_objects import (
+    check_object,
+    describe_level,
+    describe_value,
+    refuse_duplicate_keys,
+    refuse_many_objects,
+)
+from abstain.service.rows import refuse_many_rows
 
 KEYS = ("inputs", "model", "percentile", "coverage", "fields")
 
 
 class PredictRequest(NamedTuple):
-    """A request whose shape is right; its rows are checked by `check_rows`, when the model is known."""
+    """A request with valid keys and types; `check_rows` checks the rows, once the model is known."""
 
     inputs: Any
     plain: bool
@@ -32,11 +38,10 @@ class PredictRequest(NamedTuple):
 
 
 def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
-    """The request in a body.
+    """Parses a body.
 
     Raises:
-        InputError: the body is not a JSON object of the known keys, each of the right type; or it has too many rows, or
-            very many objects.
+        InputError: the body is not a JSON object with the known keys and types, or it has too many rows or objects.
     """
     refuse_many_objects(body)
     try:
@@ -46,19 +51,14 @@ def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
     else:
         plain = _is_plain(content, body)
         if isinstance(content, dict):
-            # Before Python's parser makes as much again of every row.
+            # Refuses them before Python's parser makes a second copy of the rows.
             refuse_many_rows(cast("dict[str, Any]", content).get("inputs"), max_rows)
         if not plain:
-            content = None  # Lest it be in memory twice.
-            content = _parse_each_key_once(body)
-    if not isinstance(content, dict):
-        raise InputError(where="body", expected="a JSON object", found=kind_of_value(content))
-    content = cast("dict[str, Any]", content)
-    for key in content:
-        if key not in KEYS:
-            raise InputError("unknown key", where="body", expected=f"one of {', '.join(KEYS)}", found=clip_repr(key))
+            content = None  # Frees the first copy before the second is made.
+            content = _parse_with_unique_keys(body)
+    content = check_object(content, "body", KEYS)
     if "inputs" not in content:
-        raise InputError("inputs", where="body", expected="a list of rows", found="no such key")
+        raise InputError("inputs", where="body", expected="a list of rows", found="no key 'inputs'")
     return PredictRequest(
         inputs=content["inputs"],
         plain=plain,
@@ -70,10 +70,10 @@ def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
 
 
 def _is_plain(content: Any, body: bytes) -> bool:
-    """Whether a body's only texts are the keys and texts of a flat object, and the rest is numbers.
+    """Whether a body is a flat object and its rows hold only numbers.
 
-    Of the words `true`, `false` and `null` each has a letter that no number has: two counts tell, and two more that no
-    text is hidden among the numbers. Where a text is escaped the counts differ, and the body is walked.
+    Each of the words `true`, `false` and `null` has a "u" or an "a", which numbers do not have. So the body is plain if all
+    of its quotes and of these two letters belong to the keys and texts of the object. Escaped text makes the counts differ.
     """
     if not isinstance(content, dict):
         return False
@@ -86,30 +86,31 @@ def _is_plain(content: Any, body: bytes) -> bool:
             texts += [text for text in cast("list[Any]", value) if isinstance(text, str)]
     if body.count(b'"') != 2 * len(texts):
         return False
-    known = "".join(texts)
-    return body.count(b"u") == known.count("u") and body.count(b"a") == known.count("a")
+    joined = "".join(texts)
+    return body.count(b"u") == joined.count("u") and body.count(b"a") == joined.count("a")
 
 
 def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
-    """What Python's parser, which takes NaN and 1e999, makes of a body that orjson refused, to say where the fault is."""
+    """Parses a body that orjson refused with Python's parser, which accepts NaN and 1e999, so that an error can locate them."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as failure:
-        raise InputError(where="body", expected="JSON in UTF-8", found=f"a wrong byte at {failure.start}") from error
+        found = f"an invalid byte at position {failure.start}"
+        raise InputError(where="body", expected="JSON in UTF-8", found=found) from error
     try:
-        return json.loads(text, object_pairs_hook=each_key_once)
+        return json.loads(text, object_pairs_hook=refuse_duplicate_keys)
     except (ValueError, RecursionError):
-        raise InputError(where="body", expected="JSON", found=str(error) if text.strip() else "nothing") from error
+        found = str(error) if text.strip() else "an empty body"
+        raise InputError(where="body", expected="JSON", found=found) from error
 
 
-def _parse_each_key_once(body: bytes) -> Any:
-    """What Python's parser makes of a body that orjson has taken: it sees keys that come twice."""
+def _parse_with_unique_keys(body: bytes) -> Any:
+    """Parses a body that orjson accepted with Python's parser, which finds duplicate keys."""
     try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=each_key_once)
+        return json.loads(body.decode("utf-8"), object_pairs_hook=refuse_duplicate_keys)
     except RecursionError as error:
-        raise InputError(
-            where="body", expected="an object of the known keys", found="objects nested too deep"
-        ) from error
+        expected = f"a JSON object with the keys {', '.join(KEYS)}"
+        raise InputError(where="body", expected=expected, found="objects nested too deep") from error
 
 
 def _text(content: dict[str, Any], key: str) -> str | None:
@@ -141,10 +142,10 @@ def number_between(content: dict[str, Any], key: str, end: int) -> float | None:
         return None
     value = content[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < end:
-        _refuse(key, f"a number above 0 and below {end}", value)
+        expected = f"a number above 0 and below {end}"
+        raise InputError(where=key, expected=expected, found=describe_level(value))
     return float(value)
 
 
 def _refuse(key: str, expected: str, value: Any) -> NoReturn:
-    found = clip_repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else kind_of_value(value)
-    raise InputError(where=key, expected=expected, found=found)
+    raise InputError(where=key, expected=expected, found=describe_value(value))

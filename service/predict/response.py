@@ -1,4 +1,4 @@
-"""Answers: what is said of each row, over HTTP and by `abstain predict` alike."""
+"""The fields of each prediction, for responses over HTTP and for the files of `abstain predict`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from abstain.models.decisions.decision import COMBINED
 from abstain.models.decisions.ranks import ordinal
 from abstain.models.decisions.records import Judgement
-from abstain.models.errors import InputError, clip_repr
+from abstain.models.errors import InputError, clip_repr, suggest
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import QUANTILES, ClassificationSummary, RegressionSummary
@@ -45,67 +45,70 @@ FIELDS: dict[Literal["classification", "regression"], tuple[str, ...]] = {
 
 
 def check_fields(model: Model, fields: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The fields asked for, or all there are.
+    """Returns the requested fields, or all if none are requested.
 
     Raises:
-        InputError: naming the field that the model's answers do not have; or one is asked for twice.
+        InputError: a field is unknown, or requested twice.
     """
     known = FIELDS[model.law.task]
     for field in fields or ():
         if field not in known:
-            raise InputError(where="fields", expected=f"some of {', '.join(known)}", found=clip_repr(field))
+            expected = f"some of {', '.join(known)}"
+            raise InputError(where="fields", expected=expected, found=clip_repr(field), fix=suggest(field, known))
     if fields and len(set(fields)) < len(fields):
-        raise InputError(
-            where="fields", expected="each field once", found=f"{len(fields)}, of which {len(set(fields))} differ"
-        )
+        found = f"{len(fields)} fields, {len(set(fields))} of them different"
+        raise InputError(where="fields", expected="each field once", found=found)
     return fields or known
 
 
-def columns(model: Model, prediction: Prediction, judgement: Judgement) -> dict[str, list[Any]]:
-    """Every field of the answer, one entry a row."""
+def make_columns(model: Model, prediction: Prediction, judgement: Judgement) -> dict[str, list[Any]]:
+    """Makes every field of the predictions, each with one entry per row."""
     summary = prediction.summary
     if isinstance(summary, ClassificationSummary):
-        told = _classification(model, summary, judgement)
+        columns = _classification(model, summary, judgement)
     else:
-        told = _regression(summary, judgement)
-    told |= {
+        columns = _regression(summary, judgement)
+    columns |= {
         "reject": judgement.reject.tolist(),
-        "reasons": reasons(model, prediction, judgement),
+        "reasons": reject_reasons(model, prediction, judgement),
         "scores": _scores(judgement),
     }
-    return {field: told[field] for field in FIELDS[model.law.task]}
+    return {field: columns[field] for field in FIELDS[model.law.task]}
 
 
-def rows(told: dict[str, list[Any]], fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The answer row by row, with the fields asked for."""
-    return [dict(zip(fields, values, strict=True)) for values in zip(*(told[field] for field in fields), strict=True)]
+def make_rows(columns: dict[str, list[Any]], fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Makes one object per row from columns, with the requested fields."""
+    return [
+        dict(zip(fields, values, strict=True)) for values in zip(*(columns[field] for field in fields), strict=True)
+    ]
 
 
-def reasons(model: Model, prediction: Prediction, judgement: Judgement) -> list[list[str]]:
-    """Which scores spoke against each rejected row: of a combination, those above their own percentile, loudest first.
+def reject_reasons(model: Model, prediction: Prediction, judgement: Judgement) -> list[list[str]]:
+    """Names the scores that explain each rejection; an empty list for an accepted row.
 
-    Loudest is what adds most to the decision, weights and all. Several scores may each be below it and yet together be too much; then the loudest is named, with its own place.
+    For a combined decision these are the scores above their own percentile, the one with the largest weighted contribution
+    first. If no score is above it, the one with the largest contribution is named with its percentile.
     """
-    told: list[list[str]] = [[] for _ in judgement.reject]
+    reasons: list[list[str]] = [[] for _ in judgement.reject]
     for row in np.flatnonzero(judgement.reject).tolist():
         if judgement.decision != COMBINED:
-            told[row] = [_reason(judgement.decision, judgement, row, model, prediction)]
+            reasons[row] = [_reason(judgement.decision, judgement, row, model, prediction)]
             continue
-        loud = sorted(judgement.contributions, key=lambda name: -judgement.contributions[name][row])
-        above = [name for name in loud if judgement.scores[name].above[row]]
-        told[row] = [_reason(name, judgement, row, model, prediction) for name in above] or [
-            f"{COMBINED} above its {ordinal(judgement.percentile)} percentile, loudest {judgement.loudest[row]}: "
-            f"{judgement.scores[judgement.loudest[row]].percentile[row]:.2f} of 100"
+        ordered = sorted(judgement.contributions, key=lambda name: -judgement.contributions[name][row])
+        above = [name for name in ordered if judgement.scores[name].above[row]]
+        reasons[row] = [_reason(name, judgement, row, model, prediction) for name in above] or [
+            f"{COMBINED} above its {ordinal(judgement.percentile)} percentile, mostly {judgement.loudest[row]}: "
+            f"percentile {judgement.scores[judgement.loudest[row]].percentile[row]:.2f}"
         ]
-    return told
+    return reasons
 
 
 def _reason(name: str, judgement: Judgement, row: int, model: Model, prediction: Prediction) -> str:
-    said = f"{name} above its {ordinal(judgement.percentile)} percentile"
+    reason = f"{name} above its {ordinal(judgement.percentile)} percentile"
     if name != "range" or prediction.farthest is None:
-        return said
-    place = int(prediction.farthest[row])
-    return f"{said}: {model.feature_names[place] if model.feature_names else f'feature {place}'}"
+        return reason
+    index = int(prediction.farthest[row])
+    return f"{reason}: {model.feature_names[index] if model.feature_names else f'feature {index}'}"
 
 
 def _classification(model: Model, summary: ClassificationSummary, judgement: Judgement) -> dict[str, list[Any]]:
@@ -170,24 +173,24 @@ def _scores(judgement: Judgement) -> list[dict[str, dict[str, float | bool]]]:
 
 
 def _entries(judgement: Judgement, name: str) -> list[dict[str, float | bool]]:
-    """One score of every row; for a part of the combination also its evidence, −ln p in nats."""
+    """Makes the entries of one score, one per row; a score of the combination also has its evidence, −ln p in nats."""
     score = judgement.scores[name]
     columns = (score.value, score.percentile, score.threshold, score.p_value, score.extrapolated)
     lists = [column.tolist() for column in columns]
-    # Written out: of all that an answer is made of this is most, and `dict(zip(…))` takes twice as long.
+    # Written out: these entries are the largest part of a response, and `dict(zip(…))` takes twice as long.
     if name not in judgement.evidence:
         return [
-            {"value": value, "percentile": place, "threshold": limit, "p_value": p, "extrapolated": beyond}
-            for value, place, limit, p, beyond in zip(*lists, strict=True)
+            {"value": value, "percentile": percentile, "threshold": limit, "p_value": p, "extrapolated": beyond}
+            for value, percentile, limit, p, beyond in zip(*lists, strict=True)
         ]
     return [
         {
             "value": value,
-            "percentile": place,
+            "percentile": percentile,
             "threshold": limit,
             "p_value": p,
             "extrapolated": beyond,
             "evidence": nats,
         }
-        for value, place, limit, p, beyond, nats in zip(*lists, judgement.evidence[name].tolist(), strict=True)
+        for value, percentile, limit, p, beyond, nats in zip(*lists, judgement.evidence[name].tolist(), strict=True)
     ]

@@ -1,4 +1,4 @@
-"""`POST /predict`: from the body of a request to the body of its response."""
+"""`POST /predict`: makes the body of a response from the body of a request."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from abstain.service.settings import Settings
 
 PATH = "/predict"
 LARGE_BODY = 64 * 1024
-"""Bytes beyond which a body is decoded in a thread, and not between other requests."""
+"""Longer bodies, in bytes, are decoded in a thread so that they do not block the event loop."""
 _COLUMNS = "predict"
 
 
 class ParsedRequest(NamedTuple):
-    """A request that was read and checked, and the version that it means."""
+    """A checked request, and the version that it names."""
 
     live: Live
     rows: Float[np.ndarray, "rows ..."]
@@ -41,8 +41,8 @@ class ParsedRequest(NamedTuple):
     fields: tuple[str, ...]
 
 
-def place_of(path: str) -> dict[str, str] | None:
-    """The path parameters of this route, of which there are none; None for any other path."""
+def match_path(path: str) -> dict[str, str] | None:
+    """Returns the path parameters of this route, which has none; None for any other path."""
     return {} if path == PATH else None
 
 
@@ -53,7 +53,7 @@ def make_handler(
     traffic: Traffic,
     read_body: Callable[[Request, int], Awaitable[bytes]],
 ) -> Handler:
-    """The handler of `POST /predict`."""
+    """Makes the handler of `POST /predict`."""
 
     async def predict(request: Request) -> Response:
         traffic.refuse_if_draining()
@@ -88,7 +88,7 @@ def read_request(versions: LiveVersions, max_rows: int, body: bytes) -> ParsedRe
 
 
 def encode_response(parsed: ParsedRequest, own_id: str, shares: list[Share]) -> bytes:
-    """The body of the response, from the shares that the request has in one or more batches."""
+    """Encodes the body of the response, from the request's shares of one or more batches."""
     live, judgement = parsed.live, shares[0].answer.judgement
     rows = [row for share in shares for row in _rows(share, parsed.fields)]
     return orjson.dumps(
@@ -104,7 +104,7 @@ def encode_response(parsed: ParsedRequest, own_id: str, shares: list[Share]) -> 
 
 
 def respond_now(versions: LiveVersions, max_rows: int, body: bytes, own_id: str, stages: Stages) -> bytes:
-    """The body of the response to a body of `POST /predict`, computed in the caller's thread and past the queue.
+    """Makes the body of the response to a body of `POST /predict`, in the caller's thread and without the queue.
 
     Raises:
         AbstainError: as `read_request` and `Batcher.submit` do.
@@ -120,8 +120,8 @@ def respond_now(versions: LiveVersions, max_rows: int, body: bytes, own_id: str,
 
 def _rows(share: Share, fields: tuple[str, ...]) -> list[dict[str, Any]]:
     columns = share.answer.once(_COLUMNS, _columns)
-    return response.rows({field: columns[field][share.rows] for field in fields}, fields)
+    return response.make_rows({field: columns[field][share.rows] for field in fields}, fields)
 
 
 def _columns(answer: Answer) -> dict[str, list[Any]]:
-    return response.columns(answer.live.bundle.manifest.model, answer.prediction, answer.judgement)
+    return response.make_columns(answer.live.bundle.manifest.model, answer.prediction, answer.judgement)

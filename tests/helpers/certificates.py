@@ -1,4 +1,4 @@
-"""Certificates that tests make for themselves."""
+"""Makes certificates for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 
 
 def write_certificate(folder: Path, name: str = "server") -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1 that vouches for itself, and its key: NAME.crt and NAME.key."""
+    """Writes a self-signed certificate of 127.0.0.1 and its key: NAME.crt and NAME.key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)

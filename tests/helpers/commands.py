@@ -1,4 +1,4 @@
-"""Running the `abstain` command as a user does."""
+"""Runs the `abstain` command as a user does."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.helpers.processes import PATIENCE
 def abstain(
     *arguments: str | Path, timeout: float = 3 * PATIENCE, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the console command as a user would."""
+    """Runs the installed command in the project's folder."""
     return subprocess.run(
         [Path(sys.executable).with_name("abstain"), *map(str, arguments)],
         capture_output=True,

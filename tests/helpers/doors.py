@@ -1,4 +1,4 @@
-"""Who can reach the processes of a server, as the kernel has it."""
+"""Checks which users and ports can reach the processes of a server."""
 
 import os
 import subprocess
@@ -14,13 +14,13 @@ LISTENING = "0A"
 
 
 def processes_of(server: Server) -> list[int]:
-    """The server's main process, its workers and whatever they have started."""
+    """The server's main process, its workers, and all processes that they have started."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(stat.parent.name)] = int(stat.read_text("ascii", "replace").rsplit(")", 1)[1].split()[1])
         except OSError:
-            continue  # it has ended
+            continue  # the process has ended
     found = [server.process.pid]
     for process in found:
         found += [child for child, parent in parents.items() if parent == process]
@@ -28,7 +28,7 @@ def processes_of(server: Server) -> list[int]:
 
 
 def listening_ports(server: Server) -> set[int]:
-    """The TCP ports, of whatever address, that a process of the server listens on."""
+    """The TCP ports that a process of the server listens on, at any address."""
     sockets = set()
     for process in processes_of(server):
         for descriptor in Path(f"/proc/{process}/fd").iterdir():
@@ -56,13 +56,13 @@ def run_folder_of(server: Server) -> Path:
 
 
 def check_closed(server: Server) -> None:
-    """The server listens on its own port alone; its user reaches the process manager, and no other user does."""
+    """Checks that the server listens only on its own port, and that only its user reaches the process manager."""
     assert listening_ports(server) == {server.address[1]}
     folder = run_folder_of(server)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert CircusClient(endpoint=f"ipc://{folder}/commands", timeout=PATIENCE).send_message("list")["status"] == "ok"
     if os.getuid() == 0:
-        seen = subprocess.run(
+        attempt = subprocess.run(
             ["/bin/sh", "-c", f"test -e '{folder}/commands' || ls '{folder}'"],
             user=NOBODY,
             group=NOBODY,
@@ -71,4 +71,4 @@ def check_closed(server: Server) -> None:
             text=True,
             check=False,
         )
-        assert "Permission denied" in seen.stderr
+        assert "Permission denied" in attempt.stderr

@@ -1,4 +1,4 @@
-"""Models of every kind with fitted feature scores."""
+"""Models of every type with fitted feature scores."""
 
 from functools import cache
 
@@ -43,7 +43,7 @@ PIXELS = Preprocessing(scale=(255.0,))
 
 
 def model_of(network, likelihood, preprocessing, shape, classes=0, **more):
-    """A model of so many classes."""
+    """A model with this number of classes."""
     names = tuple("abcdefgh"[:classes])
     return Model(
         network=network,
@@ -68,21 +68,21 @@ CASES = {
 
 
 def posterior_of(model, draws=7, seed=0):
-    """Normal draws, by their inputs so small that nothing saturates."""
+    """Normal draws, scaled by the number of inputs so that nothing saturates."""
     rng = np.random.default_rng(seed)
 
-    def drawn(leaf):
+    def draw(leaf):
         scale = 2 / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
         return rng.normal(0, scale, (draws, *leaf.shape)).astype(np.float32)
 
     shapes = model.parameter_shapes()
     noise = {"noise": rng.uniform(0.2, 0.6, draws).astype(np.float32)} if "noise" in shapes else {}
-    return Posterior(model, {"network": jax.tree.map(drawn, shapes["network"])} | noise)
+    return Posterior(model, {"network": jax.tree.map(draw, shapes["network"])} | noise)
 
 
 @cache
 def fitted(name, draws=7):
-    """A case's posterior, and its densities."""
+    """A case's posterior and its fitted feature scores."""
     model, rows = CASES[name]
     posterior = posterior_of(model, draws)
     return posterior, fit_densities(posterior, rows, 0)

@@ -1,4 +1,4 @@
-"""Fits of small models, and folders that all processes of a test run share."""
+"""Fits small models, and makes folders that all processes of a test run share."""
 
 import fcntl
 import os
@@ -15,20 +15,20 @@ from abstain.training.runs.journal import Journal
 
 
 def silent(done: int, total: int, passage: str = "", **facts: float) -> None:
-    """No progress shown."""
+    """Reports no progress."""
 
 
 def draws_of_config(config: Config) -> Draws:
-    """The draws that a fit of the config publishes, without the stages that follow inference."""
+    """The draws that a fit of the config would publish, without the stages after inference."""
     dataset = load_dataset(config, None)
     problem = pose(config, build_model(config, dataset), dataset, Path("no store"))
     return infer(config, problem, Journal()).posterior.draws
 
 
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A copy of a folder that `make` fills: by the first of the run's processes that needs it, the others wait."""
+    """Copies a folder that `make` fills; the first process of the run that needs it makes it, and the others wait."""
     own = tmp_path_factory.getbasetemp()
-    # Each process of pytest-xdist has its folder in the run's.
+    # Each process of pytest-xdist has its folder inside that of the run.
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     made = shared / f"{name}-made-once"
     with (shared / f"{name}.lock").open("w") as lock:

@@ -1,6 +1,6 @@
-"""Bundles made to harm whoever loads them, their hashes right, and what each is refused with.
+"""Hostile bundles with correct hashes, and the error that each must be refused with.
 
-Every one is a real bundle, copied and altered, and then signed as its attacker would: anyone can write a sha256.
+Each is a copy of a real bundle, changed and then hashed again as an attacker would: anybody can write a SHA-256.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from abstain.models.bundles.checkpoint import open_checkpoint, read_arrays, writ
 DRAWS, KERNEL = "draws", "network.Dense_0.kernel"
 
 
-# ---- what an attacker does -------------------------------------------------------------------------------------------
+# ---- changes by an attacker -------------------------------------------------------------------------------------------
 
 
 def sign(folder: Path, **changes: object) -> None:
-    """Puts other values into the manifest, and hashes every regular file and the manifest itself.
+    """Writes other values to the manifest, and hashes every regular file and the manifest itself.
 
     Args:
-        changes: new values by dotted path, the dots written as two underscores.
+        changes: new values by dotted path, with two underscores for each dot.
     """
     path = folder / "manifest.json"
     content = orjson.loads(path.read_bytes())
@@ -39,8 +39,8 @@ def sign(folder: Path, **changes: object) -> None:
         for file in sorted(folder.rglob("*"))
         if file.is_file() and not file.is_symlink() and file != path
     }
-    for place, value in changes.items():
-        *parents, last = place.split("__")
+    for path_of_value, value in changes.items():
+        *parents, last = path_of_value.split("__")
         branch = content
         for key in parents:
             branch = branch[key]
@@ -56,18 +56,18 @@ def seal(path: Path, content: dict[str, object]) -> None:
 
 
 def signed(**changes: object) -> Callable[[Path], None]:
-    """Signs the manifest with other values."""
+    """Returns a change that writes other values to the manifest."""
     return lambda folder: sign(folder, **changes)
 
 
 def database(folder: Path) -> tensorstore.KvStore:
-    """A checkpoint's keys and values, to be written to."""
+    """Opens a checkpoint's keys and values for writing."""
     spec = {"driver": "ocdbt", "base": f"file://{folder}/", "config": {"max_inline_value_bytes": 1024}}
     return tensorstore.KvStore.open(spec).result()
 
 
 def value(key: str, make: Callable[[], bytes], part: str = DRAWS) -> Callable[[Path], None]:
-    """Puts other bytes at a key of a checkpoint; none: removes it."""
+    """Returns a change that writes other bytes to a key of a checkpoint; empty bytes remove the key."""
 
     def alter(folder: Path) -> None:
         content, keys = make(), database(folder / part)
@@ -80,7 +80,7 @@ def value(key: str, make: Callable[[], bytes], part: str = DRAWS) -> Callable[[P
 
 
 def zarray(**changes: object) -> Callable[[Path], None]:
-    """Says something else of a kernel's shape, dtype or coding."""
+    """Returns a change of a kernel's declared shape, dtype or coding."""
 
     def alter(folder: Path) -> None:
         keys = database(folder / DRAWS)
@@ -98,13 +98,13 @@ def arrays_in(folder: Path) -> dict[str, Any]:
 
 
 def put_arrays(folder: Path, tree: dict[str, Any]) -> None:
-    """Other arrays in a checkpoint's place."""
+    """Replaces the arrays of a checkpoint."""
     shutil.rmtree(folder)
     write_checkpoint(folder, tree)
 
 
 def without_reference(folder: Path) -> None:
-    """A combination of scores of which each calibration row must be ranked among all others."""
+    """Makes a combination of scores that would rank each calibration row among all others."""
     rows = arrays_in(folder / "calibration")
     del rows["reference"]
     put_arrays(folder / "calibration", rows)
@@ -113,7 +113,7 @@ def without_reference(folder: Path) -> None:
 
 
 def wide_convolutions(folder: Path) -> None:
-    """300 kB of zeros that fit their manifest: a LeNet whose first convolution makes 16 MiB of each row."""
+    """Makes 300 kB of zeros that match their manifest: the first convolution of a LeNet makes 16 MiB of each row."""
     shapes = {
         "Conv_0": ((5, 5, 1, 1024), (1024,)),
         "Conv_1": ((5, 5, 1024, 1), (1,)),
@@ -125,10 +125,10 @@ def wide_convolutions(folder: Path) -> None:
         for layer, pair in shapes.items()
     }
     put_arrays(folder / DRAWS, {"network": zeros})
-    own = ("energy", "entropy", "mutual_information", "std")
+    scores = ("energy", "entropy", "mutual_information", "std")
     rows = arrays_in(folder / "calibration")
     for part in ("scores", "reference"):
-        rows[part] = {name: rows[part][name] for name in own}
+        rows[part] = {name: rows[part][name] for name in scores}
     rows.pop("plain", None)
     put_arrays(folder / "calibration", rows)
     shutil.rmtree(folder / "densities")
@@ -146,7 +146,7 @@ def wide_convolutions(folder: Path) -> None:
 
 
 def metadata(file: str, old: str, new: str) -> Callable[[Path], None]:
-    """Replaces a text in one of Orbax's JSON files."""
+    """Returns a change that replaces a text in one of Orbax's JSON files."""
 
     def alter(folder: Path) -> None:
         path = folder / DRAWS / file
@@ -159,7 +159,7 @@ def metadata(file: str, old: str, new: str) -> Callable[[Path], None]:
 
 
 def bomb(mebibytes: int, head: bytes = b"") -> bytes:
-    """Zeros after a head, compressed by zstd to a 30,000th."""
+    """Zeros after a head, compressed by zstd to 1/30,000 of their size."""
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(head)
@@ -169,12 +169,12 @@ def bomb(mebibytes: int, head: bytes = b"") -> bytes:
 
 
 def number(value: int) -> bytes:
-    """As the index has it: 7 bits a byte, the lowest first."""
+    """A number as in the index: 7 bits per byte, the lowest first."""
     return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + number(value >> 7)
 
 
 def envelope(magic: str, body: bytes, compressed: int = 0) -> bytes:
-    """A part of an index: its head, and CRC-32C, so that TensorStore would read it."""
+    """A part of an index with its head and CRC-32C, so that TensorStore would read it."""
     content = bytes.fromhex(magic) + struct.pack("<Q", len(body) + 18) + bytes([0, compressed]) + body
     checksum = 0xFFFFFFFF
     for byte in content:
@@ -185,23 +185,23 @@ def envelope(magic: str, body: bytes, compressed: int = 0) -> bytes:
 
 
 def many_values(count: int) -> bytes:
-    """A leaf of so many values, each of 2²⁰ zeros: a TensorStore that opens it takes that memory."""
-    keys = number(8) * count + b"".join(b"%08d" % place for place in range(count))
+    """A leaf of `count` values, each of 2²⁰ zeros: a TensorStore that opens it would allocate that memory."""
+    keys = number(8) * count + b"".join(b"%08d" % index for index in range(count))
     head = number(0) + number(0) + number(count) + number(0) * (count - 1) + keys + number(2**20) * count + bytes(count)
     return envelope("0cdb20de", bomb(count, head), compressed=1)
 
 
 def root(data_file: str, offset: int, length: int, height: int = 0, kind: int = 0) -> bytes:
-    """A manifest.ocdbt of one version, its tree in that file."""
+    """A manifest.ocdbt of one version, with its tree in a data file."""
     head = bytes(16) + number(kind) + number(1024) + number(10**8) + bytes([4, 0])
     table = number(1) + number(len(data_file)) + number(0) + data_file.encode()
-    place = number(0) + number(offset) + number(length)
+    location = number(0) + number(offset) + number(length)
     rest = number(1) + number(length) + number(0) + bytes(8) + number(0)
-    return envelope("0cdb3a2a", head + table + number(1) + number(1) + bytes([height]) + place + rest)
+    return envelope("0cdb3a2a", head + table + number(1) + number(1) + bytes([height]) + location + rest)
 
 
 def index(content: Callable[[str, int], bytes]) -> Callable[[Path], None]:
-    """Another manifest.ocdbt for the draws, made of the name and the size of one of their data files."""
+    """Returns a change of the draws' manifest.ocdbt; `content` gets the name and the size of one of their data files."""
 
     def alter(folder: Path) -> None:
         data_file = next((folder / DRAWS / "d").iterdir())
@@ -212,7 +212,7 @@ def index(content: Callable[[str, int], bytes]) -> Callable[[Path], None]:
 
 
 def leaf(make: Callable[[], bytes]) -> Callable[[Path], None]:
-    """Another leaf for the draws, in a data file that a new manifest.ocdbt points to."""
+    """Returns a change of the draws' leaf, in a data file that a new manifest.ocdbt points to."""
 
     def alter(folder: Path) -> None:
         content = make()
@@ -225,7 +225,7 @@ def leaf(make: Callable[[], bytes]) -> Callable[[Path], None]:
 
 
 def put(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
-    """Puts something in the place of a file or folder, or where nothing is; the manifest stays."""
+    """Returns a change that adds or replaces a file or folder; the manifest is unchanged."""
 
     def alter(folder: Path) -> None:
         path = folder / name
@@ -239,7 +239,7 @@ def put(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
 
 
 def listen(path: Path) -> None:
-    """A socket. Its path may have 107 bytes, so it is made elsewhere."""
+    """Makes a socket by a relative path, because the path of a socket can have only 107 bytes."""
     here = Path.cwd()
     os.chdir(path.parent)
     try:
@@ -250,7 +250,7 @@ def listen(path: Path) -> None:
 
 
 def device(path: Path) -> None:
-    """Endless zeros; only root can make them."""
+    """Makes a device of endless zeros; only root can."""
     try:
         os.mknod(path, 0o600 | 0o020000, os.makedev(1, 5))
     except PermissionError:
@@ -258,17 +258,17 @@ def device(path: Path) -> None:
 
 
 def sparse(path: Path) -> None:
-    """A terabyte that takes no disk."""
+    """Makes a file of a terabyte that needs no disk space."""
     with path.open("wb") as file:
         file.truncate(2**40)
 
 
 def link_to_moved(path: Path) -> None:
-    """A link to what lay there."""
+    """Makes a link to the moved original."""
     path.symlink_to(path.parents[2] / "moved")
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
+# ---- hostile bundles and their errors -------------------------------------------------------------------------------------------------
 
 FOLDERS = {
     "an extra file": (put("notes.txt", lambda path: path.write_text("x")), "notes.txt: is not listed in the manifest"),
@@ -277,7 +277,10 @@ FOLDERS = {
     "an extra named pipe": (put("pipe", os.mkfifo), "pipe: is not listed in the manifest: expected only what"),
     "an extra link": (put("link", lambda path: path.symlink_to("/none")), "link: is not listed in the manifest"),
     "an extra file that commands the terminal": (put("\x1b[2J\n", Path.touch), r"/\x1b[2J\n: is not listed in the man"),
-    "an extra file whose name is no text": (put(os.fsdecode(b"\xff"), Path.touch), r"/\udcff: is not listed in the"),
+    "an extra file with a name that is no text": (
+        put(os.fsdecode(b"\xff"), Path.touch),
+        r"/\udcff: is not listed in the",
+    ),
     "a named pipe as report": (
         put("report.html", os.mkfifo),
         "report.html: is no regular file: expected a regular file, found a named pipe",
@@ -308,7 +311,7 @@ FOLDERS = {
     "a terabyte of arrays": (put("draws/_METADATA", sparse), "files: expected at most"),
     "a manifest without end": (put("manifest.json", sparse), "manifest.json: is too large: expected at most"),
     "no files": (signed(files={}), "manifest.json: files: expected 1 to 10,000 files, found 0"),
-    "too many files": (signed(files={f"{place}": "" for place in range(10_001)}), "found 10001"),
+    "too many files": (signed(files={f"{index}": "" for index in range(10_001)}), "found 10001"),
     "a path out": (signed(files={"../1/report.html": ""}), "files: expected paths inside the bundle"),
     "a path that ends early": (
         signed(files={"report.html\0": ""}),
@@ -360,7 +363,7 @@ MANIFESTS = {
 }
 
 HUGE = 2**46
-"""float32 numbers take 256 TB."""
+"""This number of float32 values needs 256 TB."""
 ARRAYS = {
     "a handler to import": (
         metadata("_CHECKPOINT_METADATA", "orbax.checkpoint._src.", "os."),
@@ -448,7 +451,7 @@ HOSTILE = FOLDERS | MANIFESTS | ARRAYS | SOUND_LOOKING
 
 
 def gigabyte(path: Path) -> None:
-    """Nothing but zeros, which take no disk."""
+    """Makes a file of zeros that needs no disk space."""
     with path.open("wb") as file:
         file.truncate(2**30)
 
@@ -477,8 +480,8 @@ HOSTILE_LABELS: dict[str, tuple[Callable[[Path], object], str]] = {
         r'labels."\x1b[2J\n": expected ',
     ),
     "many labels": (
-        lambda path: path.write_bytes(orjson.dumps({"labels": {f"a{place}": place + 2 for place in range(50_000)}})),
+        lambda path: path.write_bytes(orjson.dumps({"labels": {f"a{index}": index + 2 for index in range(50_000)}})),
         "labels: expected Dictionary should have at most 256 items",
     ),
 }
-"""What lies in the place of `labels.json`, beside a sound version; and what it is refused with."""
+"""Hostile `labels.json` of a sound version, and the error that each must be refused with."""

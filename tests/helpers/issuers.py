@@ -17,7 +17,7 @@ class Issuer:
 
     def __init__(self, url):
         self.url = url
-        self.asked = []
+        self.requests = []
         self.away = False
         self.dripping = self.huge = False
         self.redirect = None
@@ -25,21 +25,21 @@ class Issuer:
         self.keys = {"first": ec.generate_private_key(ec.SECP256R1())}
 
     def content(self, path):
-        """What is answered at a path."""
+        """The document at a path."""
         if path == "/keys":
-            known = {
+            keys = {
                 name: json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key())) for name, key in self.keys.items()
             }
-            return {"keys": [{**key, "kid": name, "use": "sig", "alg": "ES256"} for name, key in known.items()]}
+            return {"keys": [{**key, "kid": name, "use": "sig", "alg": "ES256"} for name, key in keys.items()]}
         return self.document
 
     def token(self, *, kid="first", key=None, algorithm="ES256", header=None, **claims):
-        """A token that is valid, but for the claims that are given; None leaves one out."""
+        """A valid token, with other claims if given; None removes one."""
         now = int(time.time())
-        whole = {"iss": self.url, "aud": AUDIENCE, "sub": "app", "exp": now + 60, "scope": "openid predict"} | claims
-        whole = {name: value for name, value in whole.items() if value is not None}
+        content = {"iss": self.url, "aud": AUDIENCE, "sub": "app", "exp": now + 60, "scope": "openid predict"} | claims
+        content = {name: value for name, value in content.items() if value is not None}
         return jwt.encode(
-            whole,
+            content,
             key or (self.keys["first"] if algorithm != "none" else None),
             algorithm,
             {"kid": kid} | (header or {}),
@@ -48,11 +48,11 @@ class Issuer:
 
 @contextmanager
 def running_issuer():
-    """The provider, on loopback."""
+    """Runs a provider on loopback."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            issuer.asked.append(self.path)
+            issuer.requests.append(self.path)
             content = json.dumps(issuer.content(self.path)).encode()
             self.send_response(302 if issuer.redirect else 503 if issuer.away else 200)
             if issuer.redirect:

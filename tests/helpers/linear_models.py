@@ -1,4 +1,4 @@
-"""Linear models, whose posteriors are known."""
+"""Linear models with known posteriors."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ ROWS = 30
 
 
 def linear():
-    """Linear regression, a network without hidden layers, and the design matrix and targets that it sees."""
+    """Linear regression (a network without hidden layers), its observations, design matrix and targets."""
     rng = np.random.default_rng(3)
     x = rng.normal(size=(ROWS, 2))
     x[:, 1] += 0.8 * x[:, 0]
@@ -30,7 +30,7 @@ def columns(draws):
 
 
 def classifier():
-    """Softmax regression of three classes, and the rows that it sees."""
+    """Softmax regression of three classes, and its observations."""
     rng = np.random.default_rng(5)
     x, y = rng.normal(size=(ROWS, 2)), np.arange(ROWS) % 3
     network = MLPSpec(hidden=())
@@ -39,7 +39,7 @@ def classifier():
 
 
 def linear_posterior(design, y):
-    """Exact mean and variance of weights, bias and noise: normal given the noise, the noise integrated on a grid."""
+    """The exact mean and variance of weights, bias and noise: normal given the noise, which is integrated on a grid."""
     noise = np.linspace(0.2, 1.5, 2000)
     gram, moment = design.T @ design, design.T @ y
     log_mass, means, seconds = [], [], []

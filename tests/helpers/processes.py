@@ -1,4 +1,4 @@
-"""Processes of a test: those that a process has started, and waiting for a condition."""
+"""Processes of a test: finds the children of a process, and waits for conditions."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ than it has to."""
 
 
 def children(pid: int) -> set[int]:
-    """The processes that a process has started and that are alive."""
+    """The running processes that a process has started."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -25,7 +25,7 @@ def children(pid: int) -> set[int]:
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Those that still run."""
+    """The processes that still run."""
     running = set()
     for pid in pids:
         try:
@@ -37,13 +37,13 @@ def alive(pids: set[int]) -> set[int]:
 
 
 def kill_all(workers: set[int]) -> None:
-    """Ends what a failed test has left behind."""
+    """Ends processes that a failed test has left."""
     for worker in alive(workers):
         os.kill(worker, signal.SIGKILL)
 
 
 def until(condition: Callable[[], object], seconds: float = PATIENCE) -> bool:
-    """Whether a condition comes true before the deadline."""
+    """Waits for a condition; returns whether it is true before the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Samples of `/metrics`, and requests that move them."""
+"""Reads samples of `/metrics`, and sends requests that change them."""
 
 import httpx
 import numpy as np
@@ -11,7 +11,7 @@ Sample = tuple[str, frozenset[tuple[str, str]]]
 
 
 def read(server: Server) -> dict[Sample, float]:
-    """Every sample of `/metrics`, read over a new connection."""
+    """Every sample of `/metrics`, over a new connection."""
     text = httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -21,10 +21,10 @@ def read(server: Server) -> dict[Sample, float]:
 
 
 def of(samples: dict[Sample, float], name: str, **labels: str) -> float:
-    """The sum of a metric's samples that have these labels."""
-    return sum(value for (found, has), value in samples.items() if found == name and set(labels.items()) <= has)
+    """The sum of a metric's samples with these labels."""
+    return sum(value for (metric, own), value in samples.items() if metric == name and set(labels.items()) <= own)
 
 
-def ask(server: Server, rows: np.ndarray, model: str, **more) -> httpx.Response:
-    """The answer over a new connection."""
+def predict(server: Server, rows: np.ndarray, model: str, **more) -> httpx.Response:
+    """The response of `POST /predict` over a new connection."""
     return httpx.post(f"{server.url}/predict", json={"inputs": rows.tolist(), "model": model, **more}, timeout=PATIENCE)

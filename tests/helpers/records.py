@@ -1,11 +1,11 @@
-"""Records as a hostile file may hold them."""
+"""Makes records as a hostile file may contain them."""
 
 import copy
 
 
 def altered(calibration, **changes):
-    """What a file may hold, though the types of the record forbid it."""
-    found = copy.copy(calibration)
+    """Returns a copy with other values, also those that the types of the record forbid."""
+    changed = copy.copy(calibration)
     for name, value in changes.items():
-        object.__setattr__(found, name, value)
-    return found
+        object.__setattr__(changed, name, value)
+    return changed

@@ -1,4 +1,4 @@
-"""Real servers on loopback: started, waited for, stopped."""
+"""Starts real servers on loopback, waits for them and stops them."""
 
 import os
 import socket
@@ -31,12 +31,12 @@ class Server:
 
 
 def start_server(store: Path, folder: Path, *, workers: int = 1, wait: bool = True, **environment: str) -> Server:
-    """`abstain serve` on a free port of loopback; returns when it is ready."""
+    """Starts `abstain serve` on a free port of loopback, and waits until it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / f"server-{port}.log"
-    # What anyone could leave in a folder that is shared: no server may run it for it is started there.
+    # Anybody could leave such a file in a shared folder: a server that is started there must not run it.
     (folder / "grp.py").write_text("raise SystemExit('a file of the working folder was imported')\n")
     command = [Path(sys.executable).with_name("abstain"), "serve", "--port", str(port), "--workers", str(workers)]
     with log.open("wb") as file:
@@ -54,7 +54,7 @@ def start_server(store: Path, folder: Path, *, workers: int = 1, wait: bool = Tr
 
 
 def wait_until_ready(server: Server, seconds: float = PATIENCE) -> None:
-    """Returns once `/readyz` is 200; fails with the server's log if that takes too long."""
+    """Waits until `/readyz` is 200; fails with the server's log if that takes too long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.process.poll() is None:
         try:

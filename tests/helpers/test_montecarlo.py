@@ -1,4 +1,4 @@
-"""The bounds of the stochastic tests: right samples pass with any key, samples 10 % off do not."""
+"""The bounds of the stochastic tests: correct samples pass with any random key, samples 10 % off fail."""
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ def samples(key, rho=0.3):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_right_samples_pass(seed):
-    """Of 30 keys, all."""
+def test_correct_samples_pass(seed):
+    """With all of 30 random keys."""
     values = samples(seed)
     assert_means(values, 0)
     assert_variances(values, 0, np.ones(5))
@@ -28,22 +28,22 @@ def test_right_samples_pass(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("scale", [0.9, 1.1])
-def test_a_standard_deviation_ten_percent_off_is_seen(seed, scale):
+def test_a_standard_deviation_ten_percent_off_fails(seed, scale):
     """In one column of five."""
     values = samples(seed) * [1, 1, scale, 1, 1]
     with pytest.raises(AssertionError):
         assert_variances(values, 0, np.ones(5))
 
 
-def test_too_few_samples_to_see_it_are_refused():
-    """They would let anything pass."""
+def test_too_few_samples_fail():
+    """Their bounds would be too wide."""
     with pytest.raises(AssertionError):
         assert_variances(samples(0)[:, :60], 0, np.ones(5))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_biased_mean_and_a_chain_apart_are_seen(seed):
-    """A fifth of a standard deviation off in all chains; half of one in a single chain."""
+def test_a_biased_mean_and_a_chain_that_disagrees_fail(seed):
+    """All chains are off by a fifth of a standard deviation; one chain by half of one."""
     with pytest.raises(AssertionError):
         assert_means(samples(seed) + 0.2, 0)
     values = samples(seed)

@@ -1,4 +1,4 @@
-"""The checker of annotations while tests run: beartype, for which an int is a float, as it is for type checkers."""
+"""Checks annotations while tests run, with beartype; an int is a float, as for type checkers."""
 
 from beartype import BeartypeConf, beartype
 

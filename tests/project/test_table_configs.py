@@ -5,7 +5,7 @@ import pytest
 
 from abstain.models.bundles.bundle import load
 from abstain.models.decisions.calibration import judge
-from abstain.service.predict.response import columns
+from abstain.service.predict.response import make_columns
 from abstain.training.calibration.pipeline import decision_of
 from abstain.training.config.reading import read_config
 from abstain.training.evaluate import evaluate_version
@@ -80,7 +80,7 @@ def test_a_column_out_of_its_range_is_named(fitted):
         reach = float(np.ptp(file["x_train"][:, column].astype(np.float32)))
     row[0, column] += 50 * reach
     prediction = bundle.predictor((1,))(row)
-    told = columns(model, prediction, judge(bundle.calibration, prediction))
+    told = make_columns(model, prediction, judge(bundle.calibration, prediction))
     called = model.feature_names[column] if model.feature_names else f"feature {column}"
     assert told["reject"] == [True]
     assert [said for said in told["reasons"][0] if "range" in said] == [f"range above its 99th percentile: {called}"]

@@ -1,4 +1,4 @@
-"""The queue in front of the ensemble: batches, turns, pieces, deadlines; nobody's error is a neighbour's."""
+"""The queue of a worker: batches, turns of models, pieces, deadlines; an error affects only its own request."""
 
 import asyncio
 import sys
@@ -14,7 +14,7 @@ from abstain.service.batcher import FEW, Batcher, rows_to_take
 from abstain.service.batches import Share, Spent, Stages
 from abstain.service.errors import HTTPError
 from abstain.service.live import Live
-from abstain.service.rows import overflow
+from abstain.service.rows import overflow_error
 
 BUCKETS = (1, 8, 32, 128, 256)
 
@@ -37,7 +37,7 @@ BUCKETS = (1, 8, 32, 128, 256)
     ],
 )
 def test_a_batch_fills_a_bucket(waiting, expected):
-    """The bucket that all fit, if they fill half of it or it is small; else the largest full one."""
+    """The bucket that holds all rows, if they fill half of it or it is small; else the largest full one."""
     assert rows_to_take(waiting, BUCKETS) == expected
 
 
@@ -51,18 +51,18 @@ class Recorder(Live):
         self.predictor = self
 
     def launch(self, rows):
-        """The rows themselves, once they are waited for; an error where one is below zero."""
+        """Starts a computation that returns the rows; it fails if one is below zero."""
         self.batches.append(rows[:, 0].tolist())
-        return Launched(rows, self.gate)
+        return Computation(rows, self.gate)
 
     def read(self, whole, rows):
-        """The rows as a prediction."""
+        """Returns the rows as a prediction."""
         assert whole.shape == (1, rows)
         return Prediction(whole.T, {})
 
 
-class Launched:
-    """Rows that are computed until a gate opens."""
+class Computation:
+    """A computation of rows that ends when a gate opens."""
 
     def __init__(self, rows, gate):
         self.rows, self.gate = rows, gate
@@ -76,20 +76,20 @@ class Launched:
 
 
 def judge(_live, prediction, percentile, _coverage):
-    """A decision that holds the rows; the percentile 50 is refused."""
+    """Makes decisions that contain the rows; refuses the percentile 50."""
     if percentile == 50:
         raise AbstainError("too small")
     return Judgement(99.0, 0.95, "std", prediction.summary, {}, {}, {}, [], None, None)
 
 
 def ignore(*_):
-    """Counts nothing."""
+    """Does not count."""
 
 
 STAGES = Stages(
     judge=judge,
     finite=lambda packed: np.isfinite(packed).all(axis=1),
-    overflow=overflow,
+    overflow=overflow_error,
     count_wait=ignore,
     count_batch=ignore,
     count_answer=ignore,
@@ -97,17 +97,17 @@ STAGES = Stages(
 
 
 def numbers(*values):
-    """Rows of one feature."""
+    """Rows of one column."""
     return np.array(values, np.float32)[:, None]
 
 
 def encode(shares: list[Share]):
-    """The numbers of a request's own rows."""
+    """The numbers of a request's rows."""
     return [value for share in shares for value in share.answer.judgement.reject[share.rows][:, 0].tolist()]
 
 
 async def submit(queue, live, *values, percentile=None):
-    """The result of a request of these rows; an error as itself."""
+    """The result of a request with these rows, or its error."""
     try:
         with queue.place():
             return await queue.submit(live, numbers(*values), percentile, None, encode)
@@ -116,7 +116,7 @@ async def submit(queue, live, *values, percentile=None):
 
 
 async def while_busy(queue, live, *requests):
-    """The answers to requests that arrive while a first one is computed."""
+    """The results of a first request, and of requests that arrive while it is computed."""
     live.gate = threading.Event()
     first = asyncio.ensure_future(submit(queue, live, 100))
     while not live.batches:
@@ -127,8 +127,8 @@ async def while_busy(queue, live, *requests):
     return await asyncio.gather(first, *rest)
 
 
-def test_an_idle_server_waits_for_nothing_and_a_busy_one_gathers():
-    """The first is computed alone, what arrives meanwhile together; each gets its own rows."""
+def test_an_idle_server_computes_at_once_and_a_busy_one_makes_batches():
+    """The first request is computed alone, those that arrive meanwhile together; each gets its own rows."""
     live, queue = Recorder(), Batcher(99, 20, STAGES)
     results = asyncio.run(
         while_busy(queue, live, submit(queue, live, 1), submit(queue, live, 2, 3), submit(queue, live, 4))
@@ -137,11 +137,11 @@ def test_an_idle_server_waits_for_nothing_and_a_busy_one_gathers():
     assert live.batches == [[100], [1, 2, 3, 4]]
 
 
-def test_a_whole_bucket_is_begun_before_the_last_is_done_and_no_more():
-    """The device knows of the batch after this one, if that is not small; of none after that."""
+def test_the_next_batch_starts_before_the_last_is_done_if_it_is_not_small():
+    """The device has at most two batches at a time."""
     live, queue = Recorder((1, 8)), Batcher(99, 20, STAGES)
 
-    async def story():
+    async def scenario():
         live.gate = threading.Event()
         waiting = [asyncio.ensure_future(submit(queue, live, number)) for number in range(8)]
         await asyncio.sleep(0.05)
@@ -152,14 +152,14 @@ def test_a_whole_bucket_is_begun_before_the_last_is_done_and_no_more():
         live.gate.set()
         return small, whole, await asyncio.gather(*waiting)
 
-    small, whole, results = asyncio.run(story())
+    small, whole, results = asyncio.run(scenario())
     assert (small, whole) == (1, 2)
     assert live.batches[:2] == [[0], list(range(1, 9))]
     assert results == [[number] for number in range(30)]
 
 
 def test_an_error_stays_with_its_request():
-    """A row that overflows, and a percentile that is refused: neighbours of the same batch are answered."""
+    """A row that overflows, or a refused percentile, does not affect other requests of the batch."""
     live, queue = Recorder(), Batcher(99, 20, STAGES)
     results = asyncio.run(
         while_busy(
@@ -177,21 +177,21 @@ def test_an_error_stays_with_its_request():
     assert str(results[3]) == "too small"
 
 
-def test_what_breaks_the_computation_is_results_to_all_who_wait_and_the_next_is_answered():
-    """And the queue is empty afterwards."""
+def test_an_error_of_the_computation_is_the_result_of_all_requests_of_its_batch():
+    """The next request succeeds, and the queue is empty after it."""
     live, queue = Recorder(), Batcher(3, 20, STAGES)
 
-    async def story():
+    async def scenario():
         results = await while_busy(queue, live, submit(queue, live, -1), submit(queue, live, 2))
         return results, [await submit(queue, live, number) for number in range(5)]
 
-    results, after = asyncio.run(story())
+    results, after = asyncio.run(scenario())
     assert [type(error) for error in results[1:]] == [ValueError, ValueError]
     assert after == [[0], [1], [2], [3], [4]]
 
 
-def test_many_rows_go_in_pieces_between_which_others_have_theirs():
-    """Of 28 rows with a largest bucket of 8, a later request of one row does not wait for the last."""
+def test_many_rows_are_computed_in_pieces_with_other_requests_between_them():
+    """A request of one row does not wait for the last of 28 rows, if the largest bucket is 8."""
     live, queue = Recorder((1, 8)), Batcher(99, 20, STAGES)
     results = asyncio.run(while_busy(queue, live, submit(queue, live, *range(28)), submit(queue, live, 50)))
     assert results[1:] == [list(range(28)), [50]]
@@ -201,7 +201,7 @@ def test_many_rows_go_in_pieces_between_which_others_have_theirs():
 
 @pytest.fixture
 def threads_that_switch_often():
-    """What two threads do at once in a thousand requests, they do in one."""
+    """Makes threads switch so often that a race shows in one request instead of a thousand."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -210,37 +210,37 @@ def threads_that_switch_often():
 
 @pytest.mark.usefixtures("threads_that_switch_often")
 def test_pieces_that_two_threads_finish_at_once_are_all_counted():
-    """Batches of more rows than the event loop judges are judged in threads, two at a time."""
+    """Batches with many rows are decided in two threads."""
     size, pieces = FEW + 1, 400
     live, queue = Recorder((size,)), Batcher(99, 60, STAGES)
     values = list(range(size * pieces))
     spent = Spent()
 
-    async def story():
+    async def scenario():
         return await queue.submit(live, numbers(*values), None, None, encode, spent)
 
-    assert asyncio.run(story()) == values
+    assert asyncio.run(scenario()) == values
     assert spent.batches == pieces
 
 
 @pytest.mark.parametrize(("rows", "in_loop"), [(1, True), (FEW, True), (FEW + 1, False), (10_000, False)])
-def test_a_large_answer_is_not_encoded_in_the_event_loop(rows, in_loop):
-    """Nor if the last piece of its rows, with which it is encoded, is small: everyone else would wait."""
+def test_a_large_response_is_not_encoded_in_the_event_loop(rows, in_loop):
+    """Not even if the last piece of its rows is small: all other requests would wait."""
     live, queue, threads = Recorder((1, 8, 32, 256)), Batcher(99, 60, STAGES), []
 
     def encode_and_note(shares):
         threads.append(threading.current_thread() is threading.main_thread())
         return encode(shares)
 
-    async def story():
+    async def scenario():
         return await queue.submit(live, numbers(*range(rows)), None, None, encode_and_note)
 
-    assert asyncio.run(story()) == list(range(rows))
+    assert asyncio.run(scenario()) == list(range(rows))
     assert threads == [in_loop]
 
 
 def test_models_take_turns():
-    """What waits for one model is not behind all that waits for another."""
+    """A request for one model does not wait for all requests for another."""
     one, other, queue = Recorder((1,)), Recorder((1,)), Batcher(99, 20, STAGES)
     order = []
     one.batches = other.batches = order
@@ -251,10 +251,10 @@ def test_models_take_turns():
 
 
 def test_a_full_queue_and_a_deadline():
-    """429 at once; 504 when it is time, and what was not begun is never computed."""
+    """429 at once; 504 after the deadline, and requests that were not started are never computed."""
     live, queue = Recorder(), Batcher(2, 0.2, STAGES)
 
-    async def story():
+    async def scenario():
         live.gate = threading.Event()
         held = asyncio.ensure_future(submit(queue, live, 1))
         while not live.batches:
@@ -263,7 +263,7 @@ def test_a_full_queue_and_a_deadline():
         live.gate.set()
         return await held, late, refused, await submit(queue, live, 4)
 
-    held, late, refused, after = asyncio.run(story())
+    held, late, refused, after = asyncio.run(scenario())
     assert isinstance(refused, HTTPError)
     assert (refused.status, refused.headers) == (429, {"Retry-After": "1"})
     assert [error.status for error in (held, late)] == [504, 504]
@@ -271,11 +271,11 @@ def test_a_full_queue_and_a_deadline():
     assert live.batches == [[1], [4]]
 
 
-def test_who_goes_away_is_not_computed():
-    """A request whose client is gone before its turn takes no room in a batch."""
+def test_a_cancelled_request_is_not_computed():
+    """A request of a client that disconnects before its turn is not part of a batch."""
     live, queue = Recorder(), Batcher(9, 20, STAGES)
 
-    async def story():
+    async def scenario():
         live.gate = threading.Event()
         first = asyncio.ensure_future(submit(queue, live, 1))
         while not live.batches:
@@ -287,5 +287,5 @@ def test_who_goes_away_is_not_computed():
         live.gate.set()
         return await first, await stays
 
-    assert asyncio.run(story()) == ([1], [3])
+    assert asyncio.run(scenario()) == ([1], [3])
     assert live.batches == [[1], [3]]

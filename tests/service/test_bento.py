@@ -1,4 +1,4 @@
-"""BentoML's own ways in: `bentoml serve`, `bentoml build`, its client, and a call within Python."""
+"""BentoML's interfaces: `bentoml serve`, `bentoml build`, its client, and a call within Python."""
 
 import json
 import os
@@ -27,13 +27,13 @@ POINTS = [[0.25], [-1.5]]
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """A user's environment: BentoML's home in a folder of the test, no store but the one that is given."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ABSTAIN_", "BENTOML_"))}
-    return {**kept, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", **more}
+    """A user's environment, with BentoML's home in a folder of the test and no other settings of abstain."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("ABSTAIN_", "BENTOML_"))}
+    return {**plain, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", **more}
 
 
 def bentoml_serve(*arguments: str, cwd: Path, folder: Path, **more: str) -> Server:
-    """`bentoml serve` on a free port; returns when it is ready."""
+    """Starts `bentoml serve` on a free port and waits until it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -52,7 +52,7 @@ def bentoml_serve(*arguments: str, cwd: Path, folder: Path, **more: str) -> Serv
 
 
 def predictions(server: Server, inputs: list, model: str) -> list[dict]:
-    """The rows of an answer over HTTP."""
+    """The predictions over HTTP."""
     response = httpx.post(f"{server.url}/predict", json={"inputs": inputs, "model": model}, timeout=PATIENCE)
     assert response.status_code == 200, response.text
     return response.json()["predictions"]
@@ -65,8 +65,8 @@ def client(server):
         yield client
 
 
-def test_bentomls_client_asks_and_reads(server, client):
-    """It learns `predict` from the server, sends arguments by name or place, and gives back the whole answer."""
+def test_bentomls_client_predicts(server, client):
+    """It reads `predict` from the server, sends arguments by name or position, and returns the whole response."""
     assert client.is_ready()
     answer = client.predict(inputs=IMAGES, model="digits")
     assert answer["predictions"] == predictions(server, IMAGES, "digits")
@@ -79,27 +79,27 @@ def test_bentomls_client_asks_and_reads(server, client):
 def test_bentomls_client_sends_arrays(client):
     """A numpy array is a batch."""
     for rows, model in ((np.array(IMAGES, np.float64), "digits"), (np.array(POINTS), "wave")):
-        told = client.predict(inputs=rows, model=model)["predictions"]
-        assert told == client.predict(inputs=rows.tolist(), model=model)["predictions"]
+        found = client.predict(inputs=rows, model=model)["predictions"]
+        assert found == client.predict(inputs=rows.tolist(), model=model)["predictions"]
 
 
-def test_bentomls_client_raises_what_the_server_says(client):
-    """400 and 404 become its exceptions, with our sentence in them."""
+def test_bentomls_client_raises_the_servers_errors(client):
+    """400 and 404 become its exceptions, with the text of the error."""
     with pytest.raises(InvalidArgument, match=r"inputs\[0\]: expected 64 numbers, found 1"):
         client.predict(inputs=[[1]], model="digits")
     with pytest.raises(NotFound, match="expected one of digits, wave, found 'nope'"):
         client.predict(inputs=IMAGES, model="nope")
-    with pytest.raises(InvalidArgument, match="model: expected one of digits, wave, found no such key"):
+    with pytest.raises(InvalidArgument, match="model: expected one of digits, wave, found no key 'model'"):
         client.predict(inputs=IMAGES)
 
 
 def test_bentoml_serve_in_the_projects_root_is_the_same_server(server, store, tmp_path):
-    """It needs no argument but the store, and answers with the same numbers as `abstain serve`."""
+    """It needs no argument except the store, and gives the same numbers as `abstain serve`."""
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         to_proxy = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         more = {"ABSTAIN_STORE": str(store), "BENTOML_DO_NOT_TRACK": "False", "HTTPS_PROXY": to_proxy}
         running = bentoml_serve(cwd=PROJECT, folder=tmp_path, **more)
-        # Reports of its use go out as a server starts: they would have come to the proxy.
+        # Usage reports are sent when a server starts: the proxy would have received them.
         proxy.setblocking(False)
         with pytest.raises(BlockingIOError):
             proxy.accept()
@@ -120,7 +120,7 @@ def test_bentoml_serve_in_the_projects_root_is_the_same_server(server, store, tm
 
 
 def test_bentoml_serve_does_not_listen_beyond_loopback_without_keys(store, tmp_path):
-    """Its own default is every address: it ends in one line, and has listened nowhere."""
+    """Its default is every address: it ends with one line, and does not listen."""
     ended = subprocess.run(
         [BENTOML, "serve", "--port", "1"],
         cwd=PROJECT,
@@ -131,12 +131,12 @@ def test_bentoml_serve_does_not_listen_beyond_loopback_without_keys(store, tmp_p
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr.startswith("abstain: --host 0.0.0.0: others could reach this server, and need no key: expected")
+    assert ended.stderr.startswith("abstain: --host 0.0.0.0: other machines could use this server without a key: exp")
     assert "Traceback" not in ended.stderr
 
 
-def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
-    """`bentoml build`, then `bentoml serve` by tag from an empty folder: the Bento's own code serves its own models."""
+def test_a_built_bento_contains_code_and_models(server, store, tmp_path):
+    """`bentoml build`, then `bentoml serve` by tag from an empty folder: the Bento's code serves the Bento's models."""
     project, empty = tmp_path / "project", tmp_path / "empty"
     empty.mkdir()
     for name in ("abstain", "models", "service", "training"):
@@ -144,8 +144,8 @@ def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
     for name in ("bentofile.yaml", "pyproject.toml", "requirements-serving.lock", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, project / name)
     shutil.copytree(store / "wave", project / "artifacts" / "wave")
-    story = project / "service" / "responses.py"
-    story.write_text(story.read_text("utf-8").replace("no such route", "no such road"), "utf-8")
+    module = project / "service" / "responses.py"
+    module.write_text(module.read_text("utf-8").replace("no such route", "no such road"), "utf-8")
 
     built = subprocess.run(
         [BENTOML, "build", "--output", "tag"],
@@ -184,20 +184,20 @@ def test_a_built_bento_carries_code_and_models(server, store, tmp_path):
     assert list(empty.iterdir()) == []
 
 
-def test_a_call_within_python_answers_as_over_http(server, store, tmp_path):
-    """`Abstain().predict(...)`, with no server at all: the same rows, the same errors."""
+def test_a_call_within_python_equals_http(server, store, tmp_path):
+    """`Abstain().predict(...)` without a server gives the same predictions and errors."""
     code = f"""
 import json, sys
 from abstain.service.app import Abstain
 from abstain.models.errors import InputError
 service = Abstain()
-told = [service.predict(inputs={IMAGES!r}, model="digits"), service.predict(inputs={POINTS!r}, model="wave")]
+full = [service.predict(inputs={IMAGES!r}, model="digits"), service.predict(inputs={POINTS!r}, model="wave")]
 some = service.predict(inputs={IMAGES!r}, model="digits:1", percentile=50, coverage=0.5, fields=["label"])
 try:
     service.predict(inputs=[[1.0, 2.0]], model="wave")
 except InputError as error:
     refused = str(error)
-json.dump([told, some, refused], sys.stdout)
+json.dump([full, some, refused], sys.stdout)
 """
     finished = subprocess.run(
         [sys.executable, "-c", code],

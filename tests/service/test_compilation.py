@@ -1,4 +1,4 @@
-"""Programs kept on disk: found again by the next process, never where others could put some, and run only unchanged."""
+"""Compiled programs on disk: reused by the next process, only from a folder of the same user, and only unchanged."""
 
 import json
 import logging
@@ -23,23 +23,23 @@ keep_compiled(folder)
 print(float(jax.jit(lambda x: jnp.sin(x).sum())(jnp.ones(8))), *sorted(p.name for p in folder.rglob("*-cache")))
 """
 
-# One process, for the cache that JAX has in a process is its own: every fault, and after each of them the same program.
+# One process for all faults, because JAX has one cache per process; it runs the same program after each fault.
 FAULTS = """
 import json, logging, os, pathlib, shutil, sys
 import jax, jax.numpy as jnp
 from abstain.service.compilation import keep_compiled, read_program
 
 folder, elsewhere = map(pathlib.Path, sys.argv[1:3])
-said = []
+messages = []
 handler = logging.Handler()
-handler.emit = lambda record: said.append(record.getMessage())
+handler.emit = lambda record: messages.append(record.getMessage())
 logging.getLogger("abstain").addHandler(handler)
 compiles = []
 jax.monitoring.register_event_listener(lambda event, **_: compiles.append(event) if event.endswith("cache_misses") else None)
 
 def run():
     jax.clear_caches()
-    said.clear(), compiles.clear()
+    messages.clear(), compiles.clear()
     return float(jax.jit(lambda x: jnp.sin(x).sum())(rows))
 
 keep_compiled(folder)
@@ -51,10 +51,10 @@ good = entry.read_bytes()
 others = next(path for path in folder.glob("*-cache") if path != entry).read_bytes()
 uids = [65534] if os.getuid() == 0 else []
 
-def flip(place):
+def flip(position):
     def put():
         spoiled = bytearray(good)
-        spoiled[place] ^= 1 << place % 8
+        spoiled[position] ^= 1 << position % 8
         entry.write_bytes(spoiled)
     return put
 
@@ -62,8 +62,8 @@ def link():
     (elsewhere / "entry").write_bytes(good)
     entry.symlink_to(elsewhere / "entry")
 
-faults = {f"flip {place}": flip(place) for place in range(0, len(good), len(good) // 23)}
-faults |= {f"flip {place}": flip(place) for place in (17, 18, 49, 50, len(good) - 1)}
+faults = {f"flip {position}": flip(position) for position in range(0, len(good), len(good) // 23)}
+faults |= {f"flip {position}": flip(position) for position in (17, 18, 49, 50, len(good) - 1)}
 faults |= {
     "truncated": lambda: entry.write_bytes(good[: len(good) // 2]),
     "empty": lambda: entry.write_bytes(b""),
@@ -77,23 +77,23 @@ faults |= {
     "folder": lambda: entry.mkdir(),
 }
 faults |= {f"owner {uid}": lambda uid=uid: (entry.write_bytes(good), os.chown(entry, uid, uid)) for uid in uids}
-told = {}
+results = {}
 for name, put in faults.items():
     entry.unlink()
     put()
-    told[name] = {"value": run(), "said": [*said], "compiled": len(compiles)}
+    results[name] = {"value": run(), "messages": [*messages], "compiled": len(compiles)}
     if entry.is_dir():
         entry.rmdir()
         run()
     read_program(entry, key)
-    told[name]["again"] = [run(), len(compiles), *said]
-print(json.dumps({"right": right, "entry": str(entry), "told": told, "left": sorted(os.listdir(folder))}))
+    results[name]["again"] = [run(), len(compiles), *messages]
+print(json.dumps({"right": right, "entry": str(entry), "results": results, "left": sorted(os.listdir(folder))}))
 """
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What one process said and computed, fault by fault; a read that hangs fails it."""
+def report(tmp_path_factory):
+    """The messages and results of one process for each fault; a read that hangs fails it."""
     folder, elsewhere = tmp_path_factory.mktemp("compiled"), tmp_path_factory.mktemp("elsewhere")
     folder.chmod(0o700)
     command = [sys.executable, "-c", FAULTS, str(folder), str(elsewhere)]
@@ -102,17 +102,18 @@ def told(tmp_path_factory):
     return json.loads(done.stdout)
 
 
-def test_an_entry_that_is_not_as_it_was_written_is_named_and_compiled_again(told):
-    """A bit flipped anywhere, one cut short, a link, a pipe: the answer is right, and the entry replaced by a sound one."""
-    assert sum(name.startswith("flip") for name in told["told"]) >= 20
-    for name, after in told["told"].items():
-        assert after["value"] == told["right"], name
+def test_a_changed_entry_is_reported_and_compiled_again(report):
+    """A flipped bit, a truncated file, a link, a pipe: the result is right, and the entry is replaced by a valid one."""
+    assert sum(name.startswith("flip") for name in report["results"]) >= 20
+    for name, after in report["results"].items():
+        assert after["value"] == report["right"], name
         assert after["compiled"] == 1, name
-        assert after["said"][0].startswith(f"a kept program is not run but compiled again: {told['entry']}: "), name
-        assert len(after["said"]) == (2 if name == "folder" else 1), name
-        assert after["again"] == [told["right"], 0], name
-    assert "a compiled program is not kept" in told["told"]["folder"]["said"][1]
-    assert not [name for name in told["left"] if not name.endswith("-cache")]
+        message = f"a kept program is not run but compiled again: {report['entry']}: "
+        assert after["messages"][0].startswith(message), name
+        assert len(after["messages"]) == (2 if name == "folder" else 1), name
+        assert after["again"] == [report["right"], 0], name
+    assert "a compiled program is not kept" in report["results"]["folder"]["messages"][1]
+    assert not [name for name in report["left"] if not name.endswith("-cache")]
 
 
 @pytest.mark.parametrize(
@@ -128,19 +129,19 @@ def test_an_entry_that_is_not_as_it_was_written_is_named_and_compiled_again(told
         ("folder", "found a folder"),
     ],
 )
-def test_the_log_says_why_an_entry_is_not_run(fault, reason, told):
-    """In words that tell a failing disk from a file that somebody has put there."""
-    assert reason in told["told"][fault]["said"][0]
+def test_the_log_gives_the_reason_why_an_entry_is_not_run(fault, reason, report):
+    """The reason distinguishes a failing disk from a file of somebody else."""
+    assert reason in report["results"][fault]["messages"][0]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file to another user")
-def test_an_entry_of_another_user_is_not_run(told):
-    """Although it is, byte for byte, what was written."""
-    assert "found owner 65534" in told["told"]["owner 65534"]["said"][0]
+def test_an_entry_of_another_user_is_not_run(report):
+    """Although its bytes are unchanged."""
+    assert "found owner 65534" in report["results"]["owner 65534"]["messages"][0]
 
 
-def test_an_entry_is_its_owners_alone_whatever_the_umask(tmp_path):
-    """Else a umask of 0 would have every entry refused."""
+def test_only_its_owner_can_access_an_entry_with_any_umask(tmp_path):
+    """Otherwise every entry would be refused with a umask of 0."""
     path = tmp_path / "key-cache"
     before = os.umask(0)
     try:
@@ -154,7 +155,7 @@ def test_an_entry_is_its_owners_alone_whatever_the_umask(tmp_path):
 
 
 def test_an_entry_too_large_is_neither_written_nor_read(tmp_path, monkeypatch, caplog):
-    """It would be compiled again at every start, and a file of a terabyte is not read into memory."""
+    """It is compiled again at every start; a file of a terabyte must not be read into memory."""
     programs = Programs(tmp_path)
     programs.put("key", bytes(100))
     monkeypatch.setattr(compilation, "MOST", 120)
@@ -165,8 +166,8 @@ def test_an_entry_too_large_is_neither_written_nor_read(tmp_path, monkeypatch, c
     assert len(caplog.messages) == 2
 
 
-def test_processes_that_write_one_entry_at_once_never_show_half_of_it(tmp_path, caplog):
-    """Readers find it whole, or not yet."""
+def test_concurrent_writers_of_an_entry_never_show_half_of_it(tmp_path, caplog):
+    """Readers find the whole entry or none."""
     programs, value = Programs(tmp_path), os.urandom(2**20)
 
     def put_and_get(_) -> bytes | None:
@@ -197,7 +198,7 @@ def initialize():
     compilation_cache._cache = make(path)[0] if path else None
 compilation_cache._initialize_cache = initialize
 """
-"""A JAX that makes its cache in another way."""
+"""A JAX that makes its cache differently."""
 
 
 @pytest.mark.parametrize(
@@ -207,10 +208,10 @@ compilation_cache._initialize_cache = initialize
         BYPASS,
         "compilation_cache.CacheInterface.__abstractmethods__ = frozenset({'get', 'put', 'load'})",
     ],
-    ids=["no such function", "another way", "asked for more"],
+    ids=["no such function", "another way", "more methods"],
 )
 def test_a_jax_that_cannot_be_checked_keeps_nothing(change, tmp_path):
-    """It goes on, says so once, and no folder of the environment is used in place of ours."""
+    """It continues, logs this once, and uses no folder of the environment instead."""
     folder, environments = tmp_path / "compiled", tmp_path / "environment"
     environments.mkdir()
     done = subprocess.run(
@@ -226,19 +227,21 @@ def test_a_jax_that_cannot_be_checked_keeps_nothing(change, tmp_path):
     assert list(folder.iterdir()) == list(environments.iterdir()) == []
 
 
-def test_the_next_process_finds_what_one_has_compiled(tmp_path):
-    """The folder is made for its owner alone; a second process adds nothing to it."""
+def test_the_next_process_reuses_compiled_programs(tmp_path):
+    """Only the owner can access the folder; a second process adds nothing to it."""
     folder = tmp_path / "deep" / "compiled"
     command = [sys.executable, "-c", COMPILE, str(folder)]
-    told = [subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout for _ in range(2)]
-    assert told[0] == told[1]
-    assert len(told[0].split()) >= 2
+    first, second = (
+        subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    assert first == second
+    assert len(first.split()) >= 2
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("fault", ["others may write", "a file", "another's"])
-def test_a_folder_that_is_not_ones_own_is_left_alone(fault, tmp_path, caplog, monkeypatch):
-    """A server goes on without it, and its log says why and what to do."""
+def test_a_folder_of_others_is_not_used(fault, tmp_path, caplog, monkeypatch):
+    """The server continues without it, and its log has the reason and the fix."""
     set_to = []
     monkeypatch.setattr(compilation.jax.config, "update", lambda *setting: set_to.append(setting))
     folder = tmp_path / "compiled"
@@ -257,8 +260,8 @@ def test_a_folder_that_is_not_ones_own_is_left_alone(fault, tmp_path, caplog, mo
     )
 
 
-def test_a_user_without_a_home_has_a_folder_of_his_own(monkeypatch):
-    """In a container whose user is not known there is no home; the setting still has a default."""
+def test_a_user_without_a_home_has_a_default_folder(monkeypatch):
+    """For example an unknown user in a container."""
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert str(os.getuid()) in str(read_settings({}).compiled)

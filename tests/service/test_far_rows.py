@@ -1,6 +1,6 @@
-"""Rows that float32 can hardly hold: `/predict` and `/v2` give the same finite verdict, and the same refusals.
+"""Rows near float32's limit: `/predict` and `/v2` give the same finite decisions, and the same errors.
 
-Of a table, of images and of a regression, with random draws and fitted densities: no fit is needed to serve them.
+For a table, for images and for a regression, with random draws and fitted feature scores, so that no fit is needed.
 """
 
 import asyncio
@@ -26,22 +26,22 @@ GROWING = (1e4, 1e8, 1e12, 1e20, 1e30, 1e38)
 
 
 class OneModel:
-    """A `LiveVersions` of one live version that was never on a disk."""
+    """Stands for `LiveVersions`, with one version that is not on disk."""
 
     def __init__(self, live):
         self.live = live
 
     def find(self, _text):
-        """The version."""
+        """Returns the version."""
         return self.live
 
-    def hindrances(self):
-        """None."""
+    def reasons_not_ready(self):
+        """Returns no reasons."""
         return []
 
 
 def live_of(kind):
-    """A live version of a kind of model, with the default decision."""
+    """A live version of a type of model, with the default decision."""
     predictor, rows = predictor_of(kind, (8,)), CASES[kind][1]
     model = CASES[kind][0]
     decision = decision_of(CalibrationConfig(), model)
@@ -51,8 +51,8 @@ def live_of(kind):
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def ask(request, tmp_path_factory):
-    """Sends rows to both routes; returns the two answers, each with its code."""
+def send(request, tmp_path_factory):
+    """Sends rows to both routes; returns the two responses."""
     live, folder = live_of(request.param), tmp_path_factory.mktemp("far")
     process = Process(1, 1, folder)
     app = build_app(Settings(store=folder), process, Traffic(), OneModel(live), None, lambda *_: None)
@@ -69,18 +69,18 @@ def ask(request, tmp_path_factory):
             second = await client.post(f"/v2/models/{live.name}/infer", content=f'{{"inputs":[{tensor}]}}')
         return first, second
 
-    def ask(cells):
+    def send_to_both(cells):
         return asyncio.run(both(cells))
 
-    ask.live = live
-    return ask
+    send_to_both.live = live
+    return send_to_both
 
 
-def with_cells(live, value, places):
-    """A training row as JSON numbers, some of them replaced."""
+def with_cells(live, value, columns):
+    """A training row as JSON numbers, with a value in some columns."""
     row = [repr(float(cell)) for cell in CASES[live.name][1].x[0].ravel()]
-    for place in places:
-        row[place] = value
+    for column in columns:
+        row[column] = value
     return row
 
 
@@ -103,41 +103,41 @@ def numbers(tree):
 
 
 @pytest.mark.parametrize("where", ["one", "all"])
-def test_both_routes_reject_rows_far_beyond_every_training_row(ask, where):
-    """With 200, the same verdict, and numbers that are finite; each of the rows among ordinary neighbours."""
-    live = ask.live
-    places = range(live.bundle.manifest.model.features) if where == "all" else [1]
-    rows = [with_cells(live, repr(size), places) for size in SIZES]
-    first, second = ask([with_cells(live, "0.0", []), *rows])
+def test_both_routes_reject_rows_far_beyond_every_training_row(send, where):
+    """Status 200, the same decisions, and finite numbers, in one batch with an ordinary row."""
+    live = send.live
+    changed = range(live.bundle.manifest.model.features) if where == "all" else [1]
+    rows = [with_cells(live, repr(size), changed) for size in SIZES]
+    first, second = send([with_cells(live, "0.0", []), *rows])
     assert (first.status_code, second.status_code) == (200, 200), (first.text, second.text)
-    told = first.json()["predictions"]
-    assert np.isfinite(numbers(told)).all()
+    predictions = first.json()["predictions"]
+    assert np.isfinite(numbers(predictions)).all()
     assert "null" not in second.text
     found = columns(second)
     assert all(np.isfinite(values).all() for values in found.values())
-    assert [row["reject"] for row in told[1:]] == [True] * len(SIZES)
-    assert found["reject"].tolist() == [row["reject"] for row in told]
+    assert [row["reject"] for row in predictions[1:]] == [True] * len(SIZES)
+    assert found["reject"].tolist() == [row["reject"] for row in predictions]
     for name in live.bundle.calibration.all_scores:
-        values = [row["scores"][name]["value"] for row in told]
+        values = [row["scores"][name]["value"] for row in predictions]
         np.testing.assert_allclose(found[f"score_{name}"], np.clip(values, -LARGEST, LARGEST), rtol=1e-6)
 
 
-def test_the_farther_of_two_rows_never_has_less_evidence(ask):
+def test_the_farther_of_two_rows_never_has_less_evidence(send):
     """The decision score grows with the distance, at every size that float32 holds, on both routes."""
-    rows = [with_cells(ask.live, repr(size), [1]) for size in GROWING]
-    first, second = ask(rows)
-    name = ask.live.bundle.calibration.decision.name
+    rows = [with_cells(send.live, repr(size), [1]) for size in GROWING]
+    first, second = send(rows)
+    name = send.live.bundle.calibration.decision.name
     values = np.array([row["scores"][name]["value"] for row in first.json()["predictions"]])
     assert (np.diff(values) > 0).all(), values
     assert (np.diff(columns(second)[f"score_{name}"]) >= 0).all()
 
 
-def test_scores_beyond_every_calibration_row_are_called_extrapolated(ask):
-    """Exactly those whose p-value is 1/(n + 1); a calibration row has none but its own score's largest."""
-    live, x = ask.live, CASES[ask.live.name][1].x
+def test_scores_beyond_every_calibration_row_are_extrapolated(send):
+    """Exactly those with the p-value 1/(n + 1)."""
+    live, x = send.live, CASES[send.live.name][1].x
     calibration = live.bundle.calibration
     inside = [[repr(float(cell)) for cell in row.ravel()] for row in x[:20]]
-    first, _ = ask([*inside, with_cells(live, "1e30", [1])])
+    first, _ = send([*inside, with_cells(live, "1e30", [1])])
     rows = first.json()["predictions"]
     for row in rows:
         for name, score in row["scores"].items():
@@ -148,13 +148,13 @@ def test_scores_beyond_every_calibration_row_are_called_extrapolated(ask):
 
 
 @pytest.mark.parametrize("cell", ["1e39", "-3.5e38", "1e999", "NaN", "Infinity", "9" * 50])
-def test_numbers_beyond_float32_are_refused_by_row_and_feature_on_both_routes(ask, cell):
-    """In the same words."""
-    first, second = ask([with_cells(ask.live, "0.0", []), with_cells(ask.live, cell, [4])])
+def test_numbers_beyond_float32_are_refused_by_row_and_feature_on_both_routes(send, cell):
+    """With the same error text."""
+    first, second = send([with_cells(send.live, "0.0", []), with_cells(send.live, cell, [4])])
     assert (first.status_code, second.status_code) == (400, 400)
-    shape = ask.live.bundle.manifest.model.feature_shape
-    place = "".join(f"[{index}]" for index in np.unravel_index(4, shape))
+    shape = send.live.bundle.manifest.model.feature_shape
+    position = "".join(f"[{index}]" for index in np.unravel_index(4, shape))
     assert first.json()["error"].startswith("inputs[1][4]: expected a finite number within float32's range")
-    said = second.json()["error"]
-    assert said.startswith((f"inputs[1]{place}: expected", "inputs[1][4]: expected"))
-    assert said.split(": ", 1)[1] == first.json()["error"].split(": ", 1)[1]
+    error = second.json()["error"]
+    assert error.startswith((f"inputs[1]{position}: expected", "inputs[1][4]: expected"))
+    assert error.split(": ", 1)[1] == first.json()["error"].split(": ", 1)[1]

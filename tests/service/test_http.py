@@ -1,6 +1,6 @@
-"""The HTTP contract of a healthy server: what it answers, and that the answers are right.
+"""The HTTP contract of a healthy server: the form of its responses, and that their numbers are right.
 
-The oracle is the obvious program: a Python loop over the draws, one matrix product after another, in float64.
+The oracle is a simple program: a Python loop over the draws, with one matrix product after another in float64.
 """
 
 import http.client
@@ -39,27 +39,27 @@ SIZES = (1, 2, 7, 8, 9, 33, 300)
 
 @pytest.fixture(scope="module")
 def client(server):
-    """A client that keeps its connection."""
+    """A client with one connection."""
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    """Digits that the model has not seen, and as many rows of noise that are none."""
-    held_out = load_dataset(read_config(CONFIGS / "digits-vi.toml"), None).test.x[:150]
-    noise = np.random.default_rng(0).integers(0, 17, held_out.shape)
-    return np.stack([held_out, noise], axis=1).reshape(-1, 8, 8).astype(np.float64)
+    """Digits of the test part, alternating with rows of noise."""
+    test_digits = load_dataset(read_config(CONFIGS / "digits-vi.toml"), None).test.x[:150]
+    noise = np.random.default_rng(0).integers(0, 17, test_digits.shape)
+    return np.stack([test_digits, noise], axis=1).reshape(-1, 8, 8).astype(np.float64)
 
 
 @pytest.fixture(scope="module")
 def points() -> np.ndarray:
-    """Inputs of `wave`, within its data and far outside."""
+    """Inputs of `wave`, inside the range of its data and far outside."""
     return np.random.default_rng(1).uniform(-3, 4, (300, 1))
 
 
-def ask(client: httpx.Client, rows: np.ndarray | list, model: str, **more) -> dict:
-    """The whole answer of `POST /predict`."""
+def predict(client: httpx.Client, rows: np.ndarray | list, model: str, **more) -> dict:
+    """The response of `POST /predict`."""
     inputs = rows.tolist() if isinstance(rows, np.ndarray) else rows
     response = client.post("/predict", json={"inputs": inputs, "model": model, **more})
     assert response.status_code == 200, response.text
@@ -67,17 +67,17 @@ def ask(client: httpx.Client, rows: np.ndarray | list, model: str, **more) -> di
 
 
 def predictions(client: httpx.Client, rows: np.ndarray | list, model: str, **more) -> list[dict]:
-    """The rows of the answer."""
-    return ask(client, rows, model, **more)["predictions"]
+    """The predictions of the response."""
+    return predict(client, rows, model, **more)["predictions"]
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
-    """In nats, over the last axis."""
+    """The entropy over the last axis, in nats."""
     return -np.sum(np.where(probabilities > 0, probabilities * np.log(np.maximum(probabilities, 1e-300)), 0), axis=-1)
 
 
 def outputs(bundle, row: np.ndarray, draw: int, activation) -> np.ndarray:
-    """What the network with one draw's parameters makes of one row: the naive forward pass, float64."""
+    """The outputs of the network with one draw's parameters for one row: a simple forward pass in float64."""
     preprocessing = bundle.manifest.model.preprocessing
     hidden = (row.ravel() - np.array(preprocessing.shift)) / np.array(preprocessing.scale)
     layers = bundle.posterior.draws["network"]
@@ -90,7 +90,7 @@ def outputs(bundle, row: np.ndarray, draw: int, activation) -> np.ndarray:
 
 
 def naive_digit(bundle, row: np.ndarray) -> dict:
-    """A classification row, by a loop over the draws."""
+    """The prediction of a classification row, by a loop over the draws."""
     draws = []
     for draw in range(bundle.posterior.size):
         logits = outputs(bundle, row, draw, lambda x: np.maximum(x, 0))
@@ -114,7 +114,7 @@ def naive_digit(bundle, row: np.ndarray) -> dict:
 
 
 def naive_wave(bundle, row: np.ndarray) -> dict:
-    """A regression row, by a loop over the draws."""
+    """The prediction of a regression row, by a loop over the draws."""
     preprocessing = bundle.manifest.model.preprocessing
     scale = preprocessing.target_scale
     means, variances = [], []
@@ -145,7 +145,7 @@ def numbers(tree) -> np.ndarray:
 
 
 def words(tree) -> list:
-    """All that is no number in a piece of JSON, in the order of its keys' names."""
+    """All keys and values that are not numbers in a piece of JSON, in the order of its keys' names."""
     if isinstance(tree, dict):
         return [word for key, value in sorted(tree.items()) for word in (key, *words(value))]
     if isinstance(tree, list):
@@ -158,8 +158,8 @@ def rank(rows: int, level: float) -> int:
     return math.ceil((rows + 1) * Fraction(str(level)))
 
 
-def test_a_classification_answer_has_the_contracts_shape(client, digits, images):
-    """Every field of the contract, of its type, and no other."""
+def test_a_classification_response_has_the_fields_of_the_contract(client, digits, images):
+    """Every field of the contract with its type, and no other."""
     response = client.post(
         "/predict", json={"inputs": images[:3].tolist(), "model": "digits"}, headers={"X-Request-Id": "a-1"}
     )
@@ -188,9 +188,9 @@ def test_a_classification_answer_has_the_contracts_shape(client, digits, images)
             ) | {"extrapolated": bool}
 
 
-def test_a_regression_answer_has_the_contracts_shape(client, wave, points):
-    """Every field of the contract, of its type, and no other."""
-    answer = ask(client, points[:3], "wave")
+def test_a_regression_response_has_the_fields_of_the_contract(client, wave, points):
+    """Every field of the contract with its type, and no other."""
+    answer = predict(client, points[:3], "wave")
     rows = answer.pop("predictions")
     assert len(answer.pop("id")) >= 16
     assert answer == {
@@ -210,7 +210,7 @@ def test_a_regression_answer_has_the_contracts_shape(client, wave, points):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_digits_equal_a_naive_loop_over_the_draws(client, digits, images, size):
-    """Any batch size gives every row what a loop in Python gives it, within 1e-5."""
+    """With any batch size, every row equals a loop in Python within 1e-5."""
     found = predictions(client, images[:size], "digits")
     assert len(found) == size
     for row, answer in zip(images, found, strict=False):
@@ -224,7 +224,7 @@ def test_digits_equal_a_naive_loop_over_the_draws(client, digits, images, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_wave_equals_a_naive_loop_over_the_draws(client, wave, points, size):
-    """The same for a regression, whose quantiles must invert the mixture's distribution function."""
+    """The same for a regression; its quantiles must invert the mixture's distribution function."""
     found = predictions(client, points[:size], "wave")
     assert len(found) == size
     for row, answer in zip(points, found, strict=False):
@@ -241,12 +241,12 @@ def test_wave_equals_a_naive_loop_over_the_draws(client, wave, points, size):
 
 @pytest.mark.parametrize("model", ["digits", "wave"])
 def test_http_equals_offline_scoring(client, store, model, images, points, tmp_path, request):
-    """`abstain predict` says of a file what HTTP says of its rows, whatever the batch: equal words, close numbers."""
+    """`abstain predict` gives the same predictions for a file as HTTP for its rows, in any batch: equal words, close numbers."""
     bundle = request.getfixturevalue(model)
     rows = {"digits": images.astype(np.uint8), "wave": points}[model]
     np.savez(tmp_path / "rows.npz", x=rows)
-    predict_file(bundle, tmp_path / "rows.npz", tmp_path / "told.jsonl")
-    offline = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
+    predict_file(bundle, tmp_path / "rows.npz", tmp_path / "out.jsonl")
+    offline = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     for size in SIZES:
         online = predictions(client, rows[:size], model)
         assert words(online) == words(offline[:size])
@@ -254,26 +254,26 @@ def test_http_equals_offline_scoring(client, store, model, images, points, tmp_p
 
 
 @pytest.mark.parametrize("model", ["digits", "wave"])
-def test_a_rows_answer_is_bit_identical_within_a_bucket(client, model, images, points):
-    """Whatever its neighbours and its place, to the last digit; between buckets, within 1e-6."""
+def test_a_prediction_is_bit_identical_within_a_bucket(client, model, images, points):
+    """With any neighbours and at any position; between buckets, equal within 1e-6."""
     rows = {"digits": images, "wave": points}[model]
-    random, asked = np.random.default_rng(2), rows[5]
-    reference = predictions(client, asked[None], model)[0]
+    random, row = np.random.default_rng(2), rows[5]
+    reference = predictions(client, row[None], model)[0]
     below = 0
     for bucket in BUCKETS:
-        told = []
+        found = []
         for size in sorted({below + 1, (below + bucket) // 2 + 1, bucket}):
-            for place in {0, size // 2, size - 1}:
+            for index in {0, size // 2, size - 1}:
                 batch = rows[random.integers(0, len(rows), size)]
-                batch[place] = asked
-                told.append(predictions(client, batch, model)[place])
-        assert all(answer == told[0] for answer in told)
-        np.testing.assert_allclose(numbers(told[0]), numbers(reference), rtol=1e-6, atol=1e-6)
+                batch[index] = row
+                found.append(predictions(client, batch, model)[index])
+        assert all(prediction == found[0] for prediction in found)
+        np.testing.assert_allclose(numbers(found[0]), numbers(reference), rtol=1e-6, atol=1e-6)
         below = bucket
 
 
-def test_the_last_rows_of_a_long_request_are_answered_as_the_first(client, images):
-    """More rows than the largest bucket are answered in parts, in order."""
+def test_the_last_rows_of_a_long_request_are_predicted_as_the_first(client, images):
+    """More rows than the largest bucket are computed in parts, and returned in order."""
     rows = np.concatenate([images, images[::-1]])
     found = predictions(client, rows, "digits")
     for answer, mirrored in zip(found[:300], found[:299:-1], strict=True):
@@ -281,7 +281,7 @@ def test_the_last_rows_of_a_long_request_are_answered_as_the_first(client, image
         np.testing.assert_allclose(numbers(answer), numbers(mirrored), rtol=1e-6, atol=1e-6)
 
 
-def test_pixels_are_the_same_whatever_their_type_and_nesting(client, images):
+def test_pixels_may_have_any_type_and_nesting(client, images):
     """Integers and floats, nested rows and flat ones, and both in one request."""
     reference = predictions(client, images[:8], "digits")
     integers = images[:8].astype(int)
@@ -291,25 +291,25 @@ def test_pixels_are_the_same_whatever_their_type_and_nesting(client, images):
     assert predictions(client, mixed, "digits") == reference
 
 
-def test_fields_choose_what_is_told(client, images):
-    """Each field alone and some in any order: the same values as in the full answer, in the order asked for."""
+def test_fields_select_the_fields_of_predictions(client, images):
+    """Each field alone and several in any order: the same values as in the full response, in the requested order."""
     full = predictions(client, images[:4], "digits")
-    for asked in (*([field] for field in FIELDS["classification"]), ["reject", "label", "std"]):
-        told = predictions(client, images[:4], "digits", fields=asked)
-        assert [list(row) for row in told] == [asked] * 4
-        assert told == [{field: row[field] for field in asked} for row in full]
+    for fields in (*([field] for field in FIELDS["classification"]), ["reject", "label", "std"]):
+        selected = predictions(client, images[:4], "digits", fields=fields)
+        assert [list(row) for row in selected] == [fields] * 4
+        assert selected == [{field: row[field] for field in fields} for row in full]
 
 
 @pytest.mark.parametrize("model", ["digits", "wave"])
 @pytest.mark.parametrize("percentile", [50, 90.0, 95.5, 99, 99.8])
-def test_thresholds_and_p_values_come_from_the_calibration_split(client, model, percentile, images, points, request):
-    """By their formulas, naively, from the bundle's own arrays; `reject` is the decision score above threshold + τ."""
+def test_thresholds_and_p_values_follow_from_the_calibration_part(client, model, percentile, images, points, request):
+    """Computed simply from the bundle's arrays; `reject` means that the decision score is above threshold + τ."""
     bundle = request.getfixturevalue(model)
     calibration, target_scale = bundle.calibration, bundle.manifest.model.preprocessing.target_scale
     units = {"relative_mahalanobis": 500, "vim": 100, "subspace": 100}
     units |= {"std": target_scale, "total_std": target_scale} if model == "wave" else {}
     rows = {"digits": images, "wave": points}[model][:40]
-    answer = ask(client, rows, model, percentile=percentile)
+    answer = predict(client, rows, model, percentile=percentile)
     assert answer["percentile"] == percentile
     rejected = 0
     for row in answer["predictions"]:
@@ -332,11 +332,11 @@ def test_thresholds_and_p_values_come_from_the_calibration_split(client, model, 
 
 
 @pytest.mark.parametrize("coverage", [0.1, 0.5, 0.9, 0.99])
-def test_prediction_sets_come_from_the_calibration_split(client, digits, images, coverage):
-    """The classes whose 1 − probability is within the conformal radius, the likeliest first."""
+def test_prediction_sets_follow_from_the_calibration_part(client, digits, images, coverage):
+    """The classes with 1 − probability within the conformal radius, the most probable first."""
     split = np.sort(digits.calibration.nonconformity)
     radius = split[rank(len(split), coverage) - 1]
-    answer = ask(client, images[:60], "digits", coverage=coverage)
+    answer = predict(client, images[:60], "digits", coverage=coverage)
     assert answer["coverage"] == coverage
     for row in answer["predictions"]:
         p = np.float32(row["probabilities"])
@@ -345,7 +345,7 @@ def test_prediction_sets_come_from_the_calibration_split(client, digits, images,
 
 
 @pytest.mark.parametrize("coverage", [0.1, 0.5, 0.9, 0.99])
-def test_intervals_come_from_the_calibration_split(client, wave, points, coverage):
+def test_intervals_follow_from_the_calibration_part(client, wave, points, coverage):
     """The mean, plus and minus the conformal radius times the total standard deviation."""
     split = np.sort(wave.calibration.nonconformity)
     radius = float(split[rank(len(split), coverage) - 1])
@@ -354,24 +354,24 @@ def test_intervals_come_from_the_calibration_split(client, wave, points, coverag
         assert row["interval"] == pytest.approx([low, high], abs=1e-5)
 
 
-def test_the_models_own_terms_stand_in(client, images, digits):
-    """What a request leaves out is what it says when it names the model's own percentile and coverage."""
-    terms = digits.manifest.calibration
-    spoken = predictions(client, images[:5], "digits", percentile=terms.percentile, coverage=terms.coverage)
-    assert spoken == predictions(client, images[:5], "digits")
+def test_the_models_own_levels_are_the_default(client, images, digits):
+    """A request without percentile and coverage gets the same as one that names the model's own."""
+    own = digits.manifest.calibration
+    explicit = predictions(client, images[:5], "digits", percentile=own.percentile, coverage=own.coverage)
+    assert explicit == predictions(client, images[:5], "digits")
 
 
 def test_strange_rows_are_rejected_and_familiar_ones_are_not(client, images):
-    """At the model's own percentile about one digit in a hundred is rejected, and noise far more often."""
-    told = predictions(client, images, "digits")
-    digits, noise = (np.mean([row["reject"] for row in told[start::2]]) for start in (0, 1))
+    """At the model's own percentile, about one digit in a hundred is rejected, and noise much more often."""
+    found = predictions(client, images, "digits")
+    digits, noise = (np.mean([row["reject"] for row in found[start::2]]) for start in (0, 1))
     assert digits <= 0.06
     assert noise > digits + 0.1
 
 
 @pytest.mark.parametrize("model", ["digits", "wave"])
 def test_every_number_is_finite_and_the_identities_hold(client, model, images, points):
-    """For rows of any size up to what float32 holds: no NaN, probabilities that sum to 1, variances that add up."""
+    """For rows up to float32's limit: no NaN, probabilities that sum to 1, variances that add up."""
     shape = {"digits": (64,), "wave": (1,)}[model]
     random = np.random.default_rng(3)
     strange = [np.full(shape, value) for value in (0.0, -0.0, 1e-45, 1e4, -1e6, 1e15, -1e30, 3e38)]
@@ -389,69 +389,69 @@ def test_every_number_is_finite_and_the_identities_hold(client, model, images, p
 
 
 @pytest.mark.parametrize("name", ["digits", "digits:1", "digits@stable"])
-def test_a_model_is_named_in_three_ways(client, images, digits, name):
-    """All three mean the stable version, though a newer one lies in the store."""
-    answer = ask(client, images[:1], name)
+def test_a_model_can_be_named_in_three_ways(client, images, digits, name):
+    """All three select the stable version, although the store has a newer one."""
+    answer = predict(client, images[:1], name)
     assert answer["model"] == {"name": "digits", "version": 1, "digest": digits.manifest.digest}
 
 
-def test_an_unlabelled_model_is_served_in_its_newest_version(client, points, wave):
-    """`wave` has no label at all."""
-    assert ask(client, points[:1], "wave:1")["model"] == ask(client, points[:1], "wave")["model"]
+def test_the_newest_version_of_an_unlabelled_model_is_served(client, points, wave):
+    """`wave` has no label."""
+    assert predict(client, points[:1], "wave:1")["model"] == predict(client, points[:1], "wave")["model"]
 
 
-def test_the_id_is_echoed_or_made(client, points):
-    """`X-Request-Id` comes back as it was, also over the same connection; without it each answer has one of its own."""
+def test_the_id_is_that_of_the_client_or_random(client, points):
+    """The response returns `X-Request-Id` unchanged; without it, each response has its own id."""
     body = {"inputs": points[:1].tolist(), "model": "wave"}
-    for told in ("7f9c", "a b/c=+", "x" * 500, '"quoted"', "42"):
-        assert client.post("/predict", json=body, headers={"X-Request-Id": told}).json()["id"] == told
-    made = [client.post("/predict", json=body).json()["id"] for _ in range(20)]
-    assert len(set(made)) == 20
-    assert all(isinstance(one, str) and len(one) >= 16 for one in made)
+    for own in ("7f9c", "a b/c=+", "x" * 500, '"quoted"', "42"):
+        assert client.post("/predict", json=body, headers={"X-Request-Id": own}).json()["id"] == own
+    random = [client.post("/predict", json=body).json()["id"] for _ in range(20)]
+    assert len(set(random)) == 20
+    assert all(isinstance(one, str) and len(one) >= 16 for one in random)
 
 
-def test_a_name_beyond_ascii_comes_back_as_utf8(client, points):
-    """A header's bytes are Latin-1 by the book, and JSON is UTF-8."""
+def test_an_id_beyond_ascii_is_returned_in_utf8(client, points):
+    """The bytes of a header are Latin-1 by the standard, and JSON is UTF-8."""
     content = json.dumps({"inputs": points[:1].tolist(), "model": "wave"})
     headers = [(b"Content-Type", b"application/json"), (b"X-Request-Id", b"caf\xe9")]
     response = client.post("/predict", content=content, headers=headers)
     assert json.loads(response.content.decode("utf-8"))["id"] == "café"
 
 
-def test_many_clients_at_once_get_their_own_answers(server, client, images):
-    """Good and bad requests of sixteen clients, side by side: each answer is the sender's, and right."""
+def test_concurrent_clients_get_their_own_responses(server, client, images):
+    """Sixteen clients send valid and invalid requests at once; each gets the right response to its own request."""
     expected = predictions(client, images, "digits", fields=["probabilities"])
 
-    def talk(number: int) -> None:
+    def send_requests(number: int) -> None:
         random = np.random.default_rng(number)
         with httpx.Client(base_url=server.url, timeout=PATIENCE) as own:
             for turn in range(12):
-                told = f"{number}-{turn}"
+                own_id = f"{number}-{turn}"
                 chosen = random.integers(0, len(images), random.integers(1, 12))
                 inputs = images[chosen].tolist()
                 if turn % 3 == 2:
-                    inputs[-1][7][7] = f"cell {told}"
+                    inputs[-1][7][7] = f"cell {own_id}"
                 response = own.post(
                     "/predict",
                     json={"inputs": inputs, "model": "digits", "fields": ["probabilities"]},
-                    headers={"X-Request-Id": told},
+                    headers={"X-Request-Id": own_id},
                 )
                 if turn % 3 == 2:
                     assert response.status_code == 400
                     where = f"inputs[{len(chosen) - 1}][7][7]"
-                    error = f"{where}: expected a number, found the string 'cell {told}'"
-                    assert response.json() == {"error": error, "code": "invalid_input", "where": where, "id": told}
+                    error = f"{where}: expected a number, found the string 'cell {own_id}'"
+                    assert response.json() == {"error": error, "code": "invalid_input", "where": where, "id": own_id}
                 else:
-                    assert response.json()["id"] == told
+                    assert response.json()["id"] == own_id
                     found = numbers(response.json()["predictions"])
                     np.testing.assert_allclose(found, numbers([expected[row] for row in chosen]), rtol=1e-6, atol=1e-6)
 
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(talk, range(16)))
+        list(pool.map(send_requests, range(16)))
 
 
-def test_live_and_ready_say_so_in_json(client):
-    """200 from both, with both workers counted."""
+def test_live_and_ready_are_reported_in_json(client):
+    """200 from both routes, with both workers counted."""
     assert client.get("/livez").json() == {"live": True}
     response = client.get("/readyz")
     assert (response.status_code, response.json()["ready"]) == (200, True)
@@ -459,14 +459,14 @@ def test_live_and_ready_say_so_in_json(client):
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/models", "/metrics", "/docs.json", "/schema.json"])
-def test_what_can_be_read_answers_head_as_well(client, path):
-    """As probes and proxies ask."""
+def test_routes_for_get_also_accept_head(client, path):
+    """Probes and proxies use it."""
     response = client.head(path)
     assert (response.status_code, response.content) == (200, b"")
 
 
 def test_the_models_are_listed(client, digits, wave, store):
-    """Names, versions, labels, digests, methods, states and soundness; what is in the store but not served is idle."""
+    """Names, versions, labels, digests, methods, states and soundness; a version that is not served is idle."""
     second = json.loads((store / "digits" / "2" / "manifest.json").read_text())
     shared = {"why": None, "sound": True, "shortfalls": []}
     short = {"sound": False, "shortfalls": texts(wave.manifest.shortfalls)}
@@ -492,8 +492,8 @@ def test_the_models_are_listed(client, digits, wave, store):
     }
 
 
-def test_the_api_is_described_for_clients_and_people(client):
-    """`/docs.json` is an OpenAPI document and `/schema.json` what BentoML's clients read; both know the five keys."""
+def test_the_api_has_two_descriptions(client):
+    """`/docs.json` is an OpenAPI document, `/schema.json` is for BentoML's clients; both have the five keys."""
     keys = {"inputs", "model", "percentile", "coverage", "fields"}
     openapi = client.get("/docs.json").json()
     assert openapi["openapi"].startswith("3.")
@@ -503,44 +503,44 @@ def test_the_api_is_described_for_clients_and_people(client):
         schema = openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
     assert set(schema["properties"]) == keys
     assert schema["required"] == ["inputs"]
-    described = client.get("/schema.json").json()
-    (route,) = [route for route in described["routes"] if route["route"] == "/predict"]
+    document = client.get("/schema.json").json()
+    (route,) = [route for route in document["routes"] if route["route"] == "/predict"]
     assert set(route["input"]["properties"]) == keys
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 @pytest.mark.parametrize("path", ["/nope", "/predict/", "/predict/x", "/Predict", "/v1/predict"])
 def test_an_unknown_route_is_404_in_json(client, method, path):
-    """Whatever the method; the route is named."""
+    """For any method; the error names the route."""
     response = client.request(method, path)
     assert response.status_code == 404
     assert response.json()["error"] == f"no such route: {path}"
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_predict_takes_post_only(client, method):
-    """405 with what is allowed, in the header and in the text."""
+def test_predict_accepts_only_post(client, method):
+    """405 with the allowed method, in the header and in the text."""
     response = client.request(method, "/predict")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert response.json()["error"] == f"method: expected POST, found {method}"
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/models", "/metrics"])
-def test_what_is_read_cannot_be_written(client, path):
-    """405 to POST."""
+def test_routes_for_get_refuse_post(client, path):
+    """405 with the allowed methods."""
     response = client.post(path, json={})
     assert response.status_code == 405
     assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
     assert response.json()["error"].startswith("method: expected ")
 
 
-def test_an_answer_does_not_wait_for_another_clients_slow_body(server, client, points):
-    """A client that sends half a body and pauses holds up nobody else."""
-    held = threading.Event()
+def test_a_response_does_not_wait_for_another_clients_slow_body(server, client, points):
+    """A client that sends half a body and pauses does not delay other clients."""
+    resume = threading.Event()
 
     def slowly():
         yield b'{"model":"wave",'
-        held.wait(20)
+        resume.wait(20)
         yield b'"inputs":[[1]]}'
 
     with ThreadPoolExecutor(4) as pool:
@@ -556,20 +556,18 @@ def test_an_answer_does_not_wait_for_another_clients_slow_body(server, client, p
         ]
         assert len(predictions(client, points[:1], "wave")) == 1
         assert not any(future.done() for future in slow)
-        held.set()
+        resume.set()
         assert {future.result().status_code for future in slow} == {200}
 
 
 @pytest.fixture
 def broken(store):
-    """Our application, served by uvicorn with a bug in it: what describes the API raises."""
+    """The application, served by uvicorn, with a bug: the route of the API description raises."""
 
-    async def described(*_) -> None:
+    async def fail(*_) -> None:
         raise RuntimeError("a secret of the server")
 
-    app = build_app(
-        Settings(store=store), Process(1, 1, store), Traffic(), LiveVersions(store), described, lambda *_: None
-    )
+    app = build_app(Settings(store=store), Process(1, 1, store), Traffic(), LiveVersions(store), fail, lambda *_: None)
     config = uvicorn.Config(app, port=0, log_level="critical")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -580,8 +578,8 @@ def broken(store):
         running.join(10)
 
 
-def test_a_bug_is_500_and_tells_nothing(broken):
-    """JSON without the exception's words; and the connection lives on, or the answer says that it does not."""
+def test_a_bug_is_500_without_details(broken):
+    """JSON without the exception's text; the connection stays open, or the response says that it closes."""
     connection = http.client.HTTPConnection(*broken, timeout=PATIENCE)
     connection.request("GET", "/docs.json")
     response = connection.getresponse()
@@ -594,8 +592,8 @@ def test_a_bug_is_500_and_tells_nothing(broken):
     connection.close()
 
 
-def test_one_model_alone_need_not_be_named(store, tmp_path):
-    """Where one model is served the name may be left out; a label adds a served version."""
+def test_the_name_of_the_only_model_is_optional(store, tmp_path):
+    """If one model is served; a label adds a served version."""
     alone = tmp_path / "store"
     (alone / "digits").mkdir(parents=True)
     for version in ("1", "2"):
@@ -609,7 +607,7 @@ def test_one_model_alone_need_not_be_named(store, tmp_path):
     labelled.load_all(buckets=(1,))
     assert labelled.find(None).version == labelled.find("digits").version == labelled.find("digits@stable").version == 1
     assert labelled.find("digits@canary").version == labelled.find("digits:2").version == 2
-    assert labelled.hindrances() == []
+    assert labelled.reasons_not_ready() == []
 
 
 @pytest.mark.parametrize(
@@ -625,8 +623,8 @@ def test_one_model_alone_need_not_be_named(store, tmp_path):
         ("GET", "/nope", b"", "not_found", None),
     ],
 )
-def test_an_error_has_a_code_a_place_and_an_id(client, method, path, content, code, where):
-    """For programs: the code is stable, `where` names the field at fault, `id` is the client's or a random one."""
+def test_an_error_has_a_code_a_field_and_an_id(client, method, path, content, code, where):
+    """For programs: the code is stable, `where` names the invalid field, `id` is the client's or a random one."""
     headers = {"Content-Type": "application/json", "X-Request-Id": "mine-1"}
     found = client.request(method, path, content=content, headers=headers).json()
     assert list(found) == ["error", "code", "where", "id"]

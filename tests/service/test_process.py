@@ -1,6 +1,6 @@
-"""Processes: readiness, models that fail, workers that die, queues that fill, and how a server ends.
+"""Processes: readiness, models that fail, workers that die, full queues, and how a server ends.
 
-Servers of their own, shared between tests where a test does not end them; every process ended here was started here.
+The tests start their own servers, and share those that no test ends; they end only processes that they started.
 """
 
 import os
@@ -24,7 +24,7 @@ ROW = [7] * 64
 
 
 def get(server: Server, path: str, timeout: float = 10) -> httpx.Response | None:
-    """An answer over a new connection; None if there is none."""
+    """The response over a new connection; None if there is none."""
     try:
         return httpx.get(f"{server.url}{path}", timeout=timeout)
     except httpx.TransportError:
@@ -32,29 +32,29 @@ def get(server: Server, path: str, timeout: float = 10) -> httpx.Response | None
 
 
 def predict(server: Server, rows: int = 1, model: str = "digits") -> httpx.Response:
-    """The answer to some rows of `digits`."""
+    """The response to some rows."""
     width = {"digits": 64, "wave": 1}[model.split(":", maxsplit=1)[0]]
     body = {"inputs": [ROW[:width]] * rows, "model": model, "fields": ["reject"]}
     return httpx.post(f"{server.url}/predict", json=body, timeout=PATIENCE)
 
 
-def computing(server: Server) -> float:
-    """How many requests have come to be computed so far."""
+def started_requests(server: Server) -> float:
+    """How many requests have started to be computed so far."""
     lines = get(server, "/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("abstain_queue_seconds_count"))
 
 
 def slow_request(server: Server, pool: ThreadPoolExecutor, rows: int):
-    """A request that is being computed when this returns."""
-    before = computing(server)
+    """Sends a request, and returns when it is being computed."""
+    before = started_requests(server)
     future = pool.submit(predict, server, rows)
-    assert until(lambda: computing(server) > before)
+    assert until(lambda: started_requests(server) > before)
     return future
 
 
 @pytest.fixture(scope="module")
 def small(store, tmp_path_factory) -> Path:
-    """A store with the stable digits alone, which loads fast."""
+    """A store with only the stable digits, which loads fast."""
     root = tmp_path_factory.mktemp("small")
     (root / "digits").mkdir()
     shutil.copytree(store / "digits" / "1", root / "digits" / "1")
@@ -74,32 +74,32 @@ def damage(version: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def watched(small, tmp_path_factory):
-    """Two workers, and what `/readyz` and `/predict` said from their first breath until they were ready."""
+    """Two workers, and the responses of `/readyz` and `/predict` from their start until they were ready."""
     folder = tmp_path_factory.mktemp("watched")
     server = start_server(small, folder, workers=2, wait=False, TMPDIR=str(folder))
     workers: set[int] = set()
     try:
         assert until(lambda: get(server, "/livez"))
         workers = children(server.process.pid)
-        seen, refused = [], []
+        readiness, refused = [], []
         deadline = time.monotonic() + 90
-        while time.monotonic() < deadline and (not seen or seen[-1][0] != 200):
-            answer = get(server, "/readyz")
-            seen.append((answer.status_code, answer.json()["ready"], answer.json()["workers_ready"]))
-            told = predict(server)
-            if told.status_code != 200:
-                refused.append((told.status_code, told.json()["error"]))
+        while time.monotonic() < deadline and (not readiness or readiness[-1][0] != 200):
+            response = get(server, "/readyz")
+            readiness.append((response.status_code, response.json()["ready"], response.json()["workers_ready"]))
+            response = predict(server)
+            if response.status_code != 200:
+                refused.append((response.status_code, response.json()["error"]))
             assert get(server, "/livez").json() == {"live": True}
-        yield server, seen, refused
+        yield server, readiness, refused
     finally:
         stop_server(server)
         kill_all(workers)
 
 
 def test_ready_means_every_worker(watched):
-    """503 until both workers have compiled all, also from the one that is done; then 200. Live at once."""
-    _, seen, refused = watched
-    *before, last = seen
+    """503 until both workers have compiled all versions, also from the worker that is ready; then 200. Live at once."""
+    _, readiness, refused = watched
+    *before, last = readiness
     assert last == (200, True, 2)
     assert before
     assert all(code == 503 and not ready and count < 2 for code, ready, count in before)
@@ -120,7 +120,7 @@ def test_workers_end_with_a_main_process_that_is_killed(watched):
 
 
 def test_workers_end_with_a_main_process_that_is_killed_as_they_start(small, tmp_path):
-    """Nor does it when a worker finds its parent gone before it has begun to look."""
+    """Also if the main process ends before a worker starts to watch it."""
     server = start_server(small, tmp_path, workers=2, wait=False, TMPDIR=str(tmp_path))
     workers: set[int] = set()
     try:
@@ -136,7 +136,7 @@ def test_workers_end_with_a_main_process_that_is_killed_as_they_start(small, tmp
 
 
 def test_sigterm_ends_a_server_that_is_still_starting(small, tmp_path):
-    """As soon as it can be asked anything, it can be told to stop: code 0, and no worker left."""
+    """As soon as it is live, SIGTERM ends it with code 0 and no worker left."""
     server = start_server(small, tmp_path, workers=2, wait=False)
     workers: set[int] = set()
     try:
@@ -152,7 +152,7 @@ def test_sigterm_ends_a_server_that_is_still_starting(small, tmp_path):
 
 @pytest.fixture(scope="module")
 def pair(small, tmp_path_factory):
-    """Two workers that take many rows; started again where a test has ended them."""
+    """Two workers that accept many rows; started again if a test has ended them."""
     running: list[Server] = []
 
     def start() -> Server:
@@ -167,7 +167,7 @@ def pair(small, tmp_path_factory):
 
 
 def test_a_dead_worker_is_noticed_and_replaced(pair):
-    """Killed outright: not ready, the other answers meanwhile, and a new one makes the server whole again."""
+    """After SIGKILL the server is not ready, the other worker serves, and a new worker makes the server ready again."""
     server = pair()
     workers = children(server.process.pid)
     assert len(workers) == 2
@@ -183,56 +183,56 @@ def test_a_dead_worker_is_noticed_and_replaced(pair):
     assert predict(server).status_code == 200
 
 
-def test_a_worker_told_to_stop_is_not_ready_while_it_ends_its_work(pair):
-    """The other says 503 from then on, the request under way is answered whole, and a new worker takes the place."""
+def test_a_worker_that_must_stop_is_not_ready_while_it_ends_its_work(pair):
+    """The other reports 503 from then on, the running request succeeds, and a new worker replaces the old one."""
     server = pair()
     idle, busy = sorted(children(server.process.pid))
     with ThreadPoolExecutor(1) as pool:
         os.kill(idle, signal.SIGSTOP)
         try:
-            asked = slow_request(server, pool, 40_000)
+            running = slow_request(server, pool, 40_000)
         finally:
             os.kill(idle, signal.SIGCONT)
         os.kill(busy, signal.SIGTERM)
         assert until(lambda: get(server, "/readyz").status_code == 503)
-        assert alive({busy}), "the request must still be under way here"
-        assert asked.result().status_code == 200
+        assert alive({busy}), "the request must still be running here"
+        assert running.result().status_code == 200
     assert until(lambda: not alive({busy}))
     wait_until_ready(server, 60)
     assert len(children(server.process.pid)) == 2
 
 
 def test_sigterm_lets_requests_end_and_leaves_nothing(pair):
-    """The request under way is answered whole; then code 0, no worker, no port, and no folder of the run."""
+    """The running request succeeds; then code 0, no worker, no port, and no folder of the run."""
     server = pair()
     workers = children(server.process.pid)
     assert list(server.log.parent.glob("abstain-run-*"))
     with ThreadPoolExecutor(1) as pool:
-        asked = slow_request(server, pool, 60_000)
-        told = time.monotonic()
+        running = slow_request(server, pool, 60_000)
+        terminated = time.monotonic()
         server.process.terminate()
-        answer = asked.result()
-        assert (answer.status_code, len(answer.json()["predictions"])) == (200, 60_000)
+        response = running.result()
+        assert (response.status_code, len(response.json()["predictions"])) == (200, 60_000)
         assert server.process.wait(timeout=PATIENCE) == 0
-    assert time.monotonic() - told < 15
+    assert time.monotonic() - terminated < 15
     assert alive(workers) == set()
     assert get(server, "/livez") is None
     assert not list(server.log.parent.glob("abstain-run-*"))
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_server_that_ends_its_work_says_so(small, tmp_path):
-    """Told to stop with a request under way: whoever asks in the meantime hears 503 at once, and is not left hanging."""
+def test_a_server_that_ends_its_work_refuses_new_requests(small, tmp_path):
+    """After SIGTERM with a running request, new requests get 503 at once and do not wait."""
     server = start_server(small, tmp_path, ABSTAIN_MAX_ROWS="200000", TMPDIR=str(tmp_path))
     try:
         with ThreadPoolExecutor(1) as pool:
-            asked = slow_request(server, pool, 100_000)
+            running = slow_request(server, pool, 100_000)
             server.process.terminate()
             assert until(lambda: (answer := get(server, "/readyz", timeout=1)) and answer.status_code == 503)
             refused = predict(server)
             assert (refused.status_code, refused.json()["code"]) == (503, "draining")
-            assert not asked.done(), "the request must still be under way here"
-            assert asked.result().status_code == 200
+            assert not running.done(), "the request must still be running here"
+            assert running.result().status_code == 200
         assert server.process.wait(timeout=PATIENCE) == 0
     finally:
         stop_server(server)
@@ -240,7 +240,7 @@ def test_a_server_that_ends_its_work_says_so(small, tmp_path):
 
 @pytest.fixture(scope="module")
 def strict(small, tmp_path_factory):
-    """One worker with a short queue, little patience and a short grace."""
+    """One worker with a short queue, a short timeout and a short grace time."""
     server = start_server(
         small,
         tmp_path_factory.mktemp("strict"),
@@ -254,22 +254,22 @@ def strict(small, tmp_path_factory):
     stop_server(server)
 
 
-def test_a_full_queue_is_429_and_a_late_answer_504(strict):
-    """Of many that ask for much, some are told to come again at once, and some that it took too long; later all is well."""
+def test_a_full_queue_is_429_and_a_late_response_504(strict):
+    """Of several large requests, some get 429 at once and some 504 after the deadline; later requests succeed."""
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: predict(strict, 60_000), range(6)))
-    told = {answer.status_code: answer for answer in answers}
-    assert told.keys() >= {429, 504}
-    assert told[429].headers["Retry-After"] == "1"
-    assert told[429].json()["error"] == "the queue is full: expected at most 2 waiting"
-    assert told[504].json()["error"] == "past its deadline: expected a response within 0.3 s"
+    by_status = {answer.status_code: answer for answer in answers}
+    assert by_status.keys() >= {429, 504}
+    assert by_status[429].headers["Retry-After"] == "1"
+    assert by_status[429].json()["error"] == "the queue is full: expected at most 2 waiting"
+    assert by_status[504].json()["error"] == "past its deadline: expected a response within 0.3 s"
     assert get(strict, "/livez").status_code == 200
     assert until(lambda: predict(strict).status_code == 200)
     assert get(strict, "/readyz").status_code == 200
 
 
-def test_a_body_may_be_as_long_as_the_setting_says(strict):
-    """The limit in the message is the one that was set."""
+def test_the_limit_of_a_body_is_the_setting(strict):
+    """The error gives the limit of the setting."""
     response = httpx.post(
         f"{strict.url}/predict", content=b" " * 40_000_001, headers={"Content-Type": "application/json"}, timeout=30
     )
@@ -278,22 +278,22 @@ def test_a_body_may_be_as_long_as_the_setting_says(strict):
 
 
 def test_the_grace_ends(strict):
-    """A server told to stop does not wait for ever for a request whose body never comes."""
+    """After SIGTERM, a server does not wait forever for a body that never arrives."""
     workers = children(strict.process.pid)
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 999\r\n"
     with socket.create_connection(strict.address, timeout=PATIENCE) as line:
         line.sendall(head + b"Expect: 100-continue\r\n\r\n")
         assert line.recv(100).startswith(b"HTTP/1.1 100 ")
-        told = time.monotonic()
+        terminated = time.monotonic()
         strict.process.terminate()
         assert strict.process.wait(timeout=PATIENCE) == 0
-        assert 0.9 < time.monotonic() - told < 6
+        assert 0.9 < time.monotonic() - terminated < 6
     assert alive(workers) == set()
 
 
 @pytest.fixture(scope="module")
 def failing(store, tmp_path_factory):
-    """A server whose `wave` is damaged and whose `digits` is not, and the damaged file."""
+    """A server with a damaged `wave` and a valid `digits`, and the damaged file."""
     root = tmp_path_factory.mktemp("failing") / "store"
     shutil.copytree(store, root)
     file = damage(root / "wave" / "1")
@@ -305,12 +305,12 @@ def failing(store, tmp_path_factory):
 
 
 def within_store(file):
-    """A file of the version `wave:1`, as errors name it: relative to the store."""
+    """The path of a file of `wave:1` relative to the store, as in errors."""
     return file.as_posix()[file.as_posix().index("wave/1/") :]
 
 
 def test_a_model_that_fails_keeps_the_server_from_being_ready(failing):
-    """`/readyz` stays 503 and names the file by its place in the store; `/livez` is 200; the log has the whole path."""
+    """`/readyz` stays 503 and names the file relative to the store; `/livez` is 200; the log has the whole path."""
     server, file = failing
     answer = get(server, "/readyz")
     assert answer.status_code == 503
@@ -322,8 +322,8 @@ def test_a_model_that_fails_keeps_the_server_from_being_ready(failing):
     assert get(server, "/livez").status_code == 200
 
 
-def test_a_model_that_fails_takes_no_other_down(failing):
-    """The others answer; itself says 503 and why; a version that is not there is still 404."""
+def test_a_model_that_fails_does_not_affect_others(failing):
+    """The others are served; its own requests get 503 with the reason, and those for an unknown version still 404."""
     server, file = failing
     assert predict(server).status_code == 200
     refused = predict(server, model="wave")
@@ -333,8 +333,8 @@ def test_a_model_that_fails_takes_no_other_down(failing):
     assert predict(server, model="wave:7").status_code == 404
 
 
-def test_the_listing_says_why_a_model_failed(failing):
-    """State `failed`, and the same reason."""
+def test_the_listing_shows_why_a_model_failed(failing):
+    """State `failed` with the same reason."""
     server, file = failing
     states = {
         (model["name"], version["version"]): (version["state"], version["why"])
@@ -349,7 +349,7 @@ def test_the_listing_says_why_a_model_failed(failing):
 
 
 def test_loads_are_counted_by_their_outcome(failing):
-    """One loaded, one failed; only what is loaded has an info."""
+    """One loaded, one failed; only the loaded version has an info metric."""
     text = get(failing[0], "/metrics").text
     assert 'abstain_model_loads_total{model="digits",outcome="loaded",version="1"} 1.0' in text
     assert 'abstain_model_loads_total{model="wave",outcome="failed",version="1"} 1.0' in text
@@ -359,13 +359,13 @@ def test_loads_are_counted_by_their_outcome(failing):
 
 
 def test_serve_warns_of_a_damaged_model(failing):
-    """The command said so before the server started, and started it nevertheless."""
+    """The command reports it and starts the server nevertheless."""
     server, file = failing
     assert f"abstain: {file}: is damaged or was altered" in server.log.read_text()
 
 
 def test_ctrl_c_ends_a_server(failing):
-    """SIGINT to the main process, as a shell sends it to the foreground: no worker is left."""
+    """SIGINT to the main process, which a shell sends to the foreground, leaves no worker."""
     server, _ = failing
     workers = children(server.process.pid)
     assert workers
@@ -376,7 +376,7 @@ def test_ctrl_c_ends_a_server(failing):
 
 @pytest.mark.parametrize("made", [True, False], ids=["empty", "missing"])
 def test_nothing_to_serve_ends_the_command(tmp_path, made):
-    """A store without models: code 1, and what to do."""
+    """A store without models: code 1, and an error with a fix."""
     root = tmp_path / "store"
     if made:
         root.mkdir()
@@ -384,22 +384,22 @@ def test_nothing_to_serve_ends_the_command(tmp_path, made):
     assert result.returncode == 1
     assert result.stdout == ""
     found = "no models" if made else "no such folder"
-    fix = "publish a model with abstain fit, or name another folder with --store"
-    assert result.stderr == f"abstain: {root}: nothing to serve: found {found}; {fix}\n"
+    fix = "publish a model with abstain fit, or choose another folder with --store"
+    assert result.stderr == f"abstain: {root}: no version to serve: found {found}; {fix}\n"
 
 
-def test_nothing_but_a_damaged_model_ends_the_command(small, tmp_path):
-    """Code 1, and the file is named."""
+def test_a_store_with_only_a_damaged_model_ends_the_command(small, tmp_path):
+    """Code 1, and the error names the file."""
     root = tmp_path / "store"
     shutil.copytree(small, root)
     file = damage(root / "digits" / "1")
     result = abstain("serve", "--store", root, timeout=PATIENCE)
     assert result.returncode == 1
-    assert result.stderr.startswith(f"abstain: {root}: nothing to serve: found {file}: is damaged or was altered")
+    assert result.stderr.startswith(f"abstain: {root}: no version to serve: found {file}: is damaged or was altered")
 
 
 def test_a_port_in_use_ends_the_command_with_its_number(small):
-    """Code 1 and a sentence, not a traceback."""
+    """Code 1 and one line, not a traceback."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -411,8 +411,8 @@ def test_a_port_in_use_ends_the_command_with_its_number(small):
     assert "Traceback" not in result.stderr
 
 
-def test_a_label_that_points_nowhere_is_no_readiness(small, tmp_path):
-    """A stable version that was removed is missed: the server must not be ready as if all were well."""
+def test_a_server_with_a_label_of_a_missing_version_is_not_ready(small, tmp_path):
+    """For example after the stable version was removed."""
     root = tmp_path / "store"
     shutil.copytree(small, root)
     (root / "digits" / "labels.json").write_text('{"labels": {"stable": 9}, "previous": {}}')
@@ -420,11 +420,11 @@ def test_a_label_that_points_nowhere_is_no_readiness(small, tmp_path):
     ready = threading.Event()
     serving.load_all(buckets=(1,), on_ready=ready.set)
     assert not ready.is_set()
-    assert any("digits" in hindrance for hindrance in serving.hindrances())
+    assert any("digits" in reason for reason in serving.reasons_not_ready())
 
 
-def test_labels_that_cannot_be_read_take_no_other_model_down(small, tmp_path):
-    """One model's damaged labels are its own: the others are served, and the file is named."""
+def test_invalid_labels_do_not_affect_other_models(small, tmp_path):
+    """The other models are served, and the error names the file."""
     root = tmp_path / "store"
     shutil.copytree(small, root)
     shutil.copytree(small / "digits", root / "other")
@@ -432,4 +432,4 @@ def test_labels_that_cannot_be_read_take_no_other_model_down(small, tmp_path):
     serving = LiveVersions(root)
     serving.load_all(buckets=(1,))
     assert serving.find("digits").version == 1
-    assert any("other:1: other/labels.json: " in hindrance for hindrance in serving.hindrances())
+    assert any("other:1: other/labels.json: " in reason for reason in serving.reasons_not_ready())

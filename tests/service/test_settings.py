@@ -1,4 +1,4 @@
-"""What the environment says of a server, and what is said of an environment that is wrong."""
+"""The settings from the environment, and the errors for an invalid environment."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from tests.helpers.commands import abstain
 from tests.helpers.paths import PROJECT
 from tests.helpers.processes import PATIENCE
 
-GIVEN = [
+VARIABLES = [
     ("workers", "4", 4),
     ("max_body_bytes", "1000", 1000),
     ("max_rows", "7", 7),
@@ -42,7 +42,7 @@ TOGETHER = {
 
 
 def test_an_empty_environment_is_a_working_server(monkeypatch, tmp_path):
-    """One worker, bounded bodies, rows, queue and time; the store is `artifacts` here, and stays here."""
+    """One worker, limits for bodies, rows, queue and time; the store is `artifacts` in the current folder."""
     monkeypatch.chdir(tmp_path)
     settings = read_settings({})
     assert settings == Settings(
@@ -57,48 +57,51 @@ def test_an_empty_environment_is_a_working_server(monkeypatch, tmp_path):
     assert settings.store.is_absolute()
 
 
-@pytest.mark.parametrize(("name", "text", "value"), GIVEN)
+@pytest.mark.parametrize(("name", "text", "value"), VARIABLES)
 def test_each_setting_has_its_variable(name, text, value):
     """`ABSTAIN_<NAME>` sets it, and nothing else."""
-    given = read_settings({f"ABSTAIN_{name.upper()}": text, name.upper(): "wrong", "UNRELATED": "x"})
-    assert getattr(given, name) == value
-    assert given == read_settings({}).model_copy(update={name: value})
+    settings = read_settings({f"ABSTAIN_{name.upper()}": text, name.upper(): "wrong", "UNRELATED": "x"})
+    assert getattr(settings, name) == value
+    assert settings == read_settings({}).model_copy(update={name: value})
 
 
-def test_every_setting_is_tried_above():
-    """A new setting comes with a line in the test of the variables."""
-    assert {name for name, _, _ in GIVEN} | set(TOGETHER) == set(Settings.model_fields)
+def test_every_setting_is_tested_above():
+    """A new setting needs a line in the test of the variables."""
+    assert {name for name, _, _ in VARIABLES} | set(TOGETHER) == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize(
-    ("left_out", "wanted"),
+    ("missing", "text"),
     [
-        ("tls_key", "ABSTAIN_TLS_KEY: expected a value, for ABSTAIN_TLS_CERT has one, found none"),
-        ("tls_cert", "ABSTAIN_TLS_CERT: expected a value, for ABSTAIN_TLS_KEY has one, found none"),
-        ("oidc_audience", "ABSTAIN_OIDC_AUDIENCE: expected a value, for ABSTAIN_OIDC_ISSUER has one, found none"),
-        ("oidc_issuer", "ABSTAIN_OIDC_ISSUER: expected a value, for ABSTAIN_OIDC_AUDIENCE has one, found none"),
+        ("tls_key", "ABSTAIN_TLS_KEY: expected a value, because ABSTAIN_TLS_CERT has one, found no value"),
+        ("tls_cert", "ABSTAIN_TLS_CERT: expected a value, because ABSTAIN_TLS_KEY has one, found no value"),
+        (
+            "oidc_audience",
+            "ABSTAIN_OIDC_AUDIENCE: expected a value, because ABSTAIN_OIDC_ISSUER has one, found no value",
+        ),
+        ("oidc_issuer", "ABSTAIN_OIDC_ISSUER: expected a value, because ABSTAIN_OIDC_AUDIENCE has one, found no value"),
     ],
 )
-def test_settings_that_need_each_other(left_out, wanted):
-    """Together they are taken, one without the other is named."""
-    given = {f"ABSTAIN_{name.upper()}": str(value) for name, value in TOGETHER.items()}
-    settings = read_settings(given)
+def test_settings_that_need_each_other(missing, text):
+    """Together they are accepted; if one is missing, the error names it."""
+    environment = {f"ABSTAIN_{name.upper()}": str(value) for name, value in TOGETHER.items()}
+    settings = read_settings(environment)
     assert {name: getattr(settings, name) for name in TOGETHER} == TOGETHER
-    del given[f"ABSTAIN_{left_out.upper()}"]
-    with pytest.raises(ConfigError, match=wanted):
-        read_settings(given)
+    del environment[f"ABSTAIN_{missing.upper()}"]
+    with pytest.raises(ConfigError, match=text):
+        read_settings(environment)
 
 
 @pytest.mark.parametrize("text", ["proxy", "10.0.0.7/8", "10.0.0.256", "*"])
 def test_proxies_are_addresses(text):
-    """A name could come to mean another machine."""
+    """A host name is refused, because it could later resolve to another machine."""
     with pytest.raises(ConfigError, match="ABSTAIN_PROXIES"):
         read_settings({"ABSTAIN_PROXIES": text})
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_an_empty_variable_is_one_not_set(name):
-    """As compose files and shells write it."""
+def test_an_empty_variable_counts_as_not_set(name):
+    """Compose files and shells write it."""
     assert read_settings({f"ABSTAIN_{name.upper()}": ""}) == read_settings({})
 
 
@@ -117,8 +120,8 @@ def test_an_empty_variable_is_one_not_set(name):
         ("grace_seconds", "soon"),
     ],
 )
-def test_a_wrong_value_names_its_variable(name, text):
-    """And says what was expected and found."""
+def test_an_invalid_value_is_an_error_with_its_variable(name, text):
+    """The error also says what was expected and found."""
     with pytest.raises(ConfigError) as caught:
         read_settings({f"ABSTAIN_{name.upper()}": text})
     message = str(caught.value)
@@ -126,8 +129,8 @@ def test_a_wrong_value_names_its_variable(name, text):
     assert message.endswith(f"found '{text}'")
 
 
-def test_a_wrong_setting_ends_the_command_with_its_message(store):
-    """`abstain serve` says which variable is wrong, in a sentence, and exits 1."""
+def test_an_invalid_setting_ends_the_command_with_its_error(store):
+    """`abstain serve` names the variable in one line, with exit code 1."""
     result = abstain("serve", "--store", store, "--port", "1", ABSTAIN_MAX_ROWS="many", timeout=PATIENCE)
     assert result.returncode == 1
     assert "environment: ABSTAIN_MAX_ROWS: expected" in result.stderr
@@ -135,8 +138,8 @@ def test_a_wrong_setting_ends_the_command_with_its_message(store):
     assert "Traceback" not in result.stderr
 
 
-def test_the_settings_are_read_where_the_server_starts_and_nowhere_else(tmp_path):
-    """Importing the parts of the service touches neither the environment nor the disk."""
+def test_the_settings_are_read_only_where_the_server_starts(tmp_path):
+    """Importing other parts of the service changes neither the environment nor the disk."""
     code = """
 import os
 before = dict(os.environ)

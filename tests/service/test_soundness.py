@@ -1,6 +1,6 @@
-"""A version whose fit fell short is never served in silence, and not at all where the operator says so.
+"""A version with shortfalls is served with a warning, and refused if the operator requires sound versions.
 
-The session's `wave` is one: its chains are far too short. `digits` is sound.
+The session's `wave` has shortfalls, because its chains are much too short. `digits` is sound.
 """
 
 import os
@@ -20,31 +20,31 @@ from tests.helpers.processes import PATIENCE
 
 @pytest.fixture(scope="module")
 def shortfalls(store):
-    """What `wave` falls short in."""
+    """The shortfalls of `wave`."""
     found = texts(read_manifest(store / "wave" / "1").shortfalls)
     assert found
     assert read_manifest(store / "digits" / "1").shortfalls == ()
     return found
 
 
-def loaded(root, **settings):
-    """The versions of a store, and whether the server would be ready."""
+def load(root, **settings):
+    """Loads the versions of a store; also returns whether the server would be ready."""
     serving, ready = LiveVersions(root, **settings), threading.Event()
     serving.load_all(buckets=(1,), on_ready=ready.set)
     return serving, ready.is_set()
 
 
 def versions(serving):
-    """Every version of the listing by name and number."""
+    """Every version in the listing, by name and number."""
     return {
         (model["name"], version["version"]): version
-        for model in serving.listing()["models"]
+        for model in serving.list_models()["models"]
         for version in model["versions"]
     }
 
 
-def test_the_listing_says_which_versions_are_sound(server, shortfalls):
-    """`GET /models`: `sound`, and the shortfalls in the manifest's words; they answer nevertheless."""
+def test_the_listing_shows_which_versions_are_sound(server, shortfalls):
+    """`GET /models` has `sound` and the shortfalls of the manifest; both versions are ready."""
     listed = {
         model["name"]: model["versions"]
         for model in httpx.get(f"{server.url}/models", timeout=PATIENCE).json()["models"]
@@ -54,26 +54,26 @@ def test_the_listing_says_which_versions_are_sound(server, shortfalls):
     assert (wave["state"], wave["sound"], wave["shortfalls"]) == ("ready", False, list(shortfalls))
 
 
-def test_the_metric_and_the_log_say_it_too(server, shortfalls):
-    """A gauge of 0 and 1, and a warning at load."""
+def test_the_metric_and_the_log_report_shortfalls(server, shortfalls):
+    """A gauge of 0 or 1, and a warning at load."""
     text = httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text
     assert 'abstain_model_sound{model="digits",version="1"} 1.0' in text
     assert 'abstain_model_sound{model="wave",version="1"} 0.0' in text
     log = server.log.read_text()
-    assert "wave:1 is served although its fit fell short: " in log
+    assert "wave:1 is served although it failed publication checks: " in log
     assert shortfalls[-1] in log
     assert "digits:1 is served although" not in log
 
 
-def test_the_open_inference_protocol_says_it(server, shortfalls):
-    """The repository index gives it as the reason; the configuration among its parameters."""
+def test_the_open_inference_protocol_reports_shortfalls(server, shortfalls):
+    """In the reason of the repository index, and in the parameters of the configuration."""
     index = {
         (entry["name"], entry["version"]): entry
         for entry in httpx.post(f"{server.url}/v2/repository/index", timeout=PATIENCE).json()
     }
     assert index["digits", "1"]["reason"] == ""
     assert index["wave", "1"]["state"] == "READY"
-    assert "its fit fell short: " in index["wave", "1"]["reason"]
+    assert "failed publication checks: " in index["wave", "1"]["reason"]
     assert shortfalls[0] in index["wave", "1"]["reason"]
     config = httpx.get(f"{server.url}/v2/models/wave/config", timeout=PATIENCE).json()
     assert shortfalls[0][:20] in config["parameters"]["shortfalls"]["string_value"]
@@ -81,48 +81,48 @@ def test_the_open_inference_protocol_says_it(server, shortfalls):
 
 @pytest.mark.parametrize("label", [None, "stable"], ids=["newest", "labelled by force"])
 def test_require_sound_refuses_such_a_version_and_serves_the_others(store, tmp_path, shortfalls, label):
-    """State `refused` with the reason; requests for it are 503; the server is ready without it."""
+    """Its state is `refused` with the reason; requests for it get 503; the server is ready without it."""
     root = tmp_path / "store"
     for version in ("digits/1", "wave/1"):
         shutil.copytree(store / version, root / version)
     if label:
         set_label(root, "wave", 1, label)
-    serving, ready = loaded(root, require_sound=True)
+    serving, ready = load(root, require_sound=True)
     assert ready
-    assert serving.hindrances() == []
+    assert serving.reasons_not_ready() == []
     assert serving.find("digits").version == 1
     refused = versions(serving)["wave", 1]
     assert (refused["state"], refused["sound"]) == ("refused", False)
-    assert refused["why"].startswith("its fit fell short: ")
+    assert refused["why"].startswith("failed publication checks: ")
     assert shortfalls[0] in refused["why"]
     for name in ("wave", "wave:1", *(["wave@stable"] if label else [])):
-        with pytest.raises(HTTPError, match="wave:1 is refused: its fit fell short") as error:
+        with pytest.raises(HTTPError, match="wave:1 is refused: failed publication checks") as error:
             serving.find(name)
         assert error.value.status == 503
 
 
 def test_a_server_that_has_refused_everything_never_becomes_ready(store, tmp_path):
-    """As with an empty or a damaged store, it says why."""
+    """It reports the reason, as with an empty or a damaged store."""
     shutil.copytree(store / "wave" / "1", tmp_path / "wave" / "1")
-    serving, ready = loaded(tmp_path, require_sound=True)
+    serving, ready = load(tmp_path, require_sound=True)
     assert not ready
-    (why,) = serving.hindrances()
-    assert why.startswith("wave:1: its fit fell short: ")
+    (why,) = serving.reasons_not_ready()
+    assert why.startswith("wave:1: failed publication checks: ")
 
 
-def test_the_command_ends_where_nothing_is_left_to_serve(run, store, tmp_path, monkeypatch):
-    """Exit code 1 and the reason, by the option and by the environment alike."""
+def test_the_command_ends_if_all_versions_are_refused(run, store, tmp_path, monkeypatch):
+    """Exit code 1 and the reason, with the option and with the environment variable."""
     shutil.copytree(store / "wave", tmp_path / "wave")
-    code, _, said = run("serve", "--store", tmp_path, "--require-sound")
+    code, _, error = run("serve", "--store", tmp_path, "--require-sound")
     assert code == 1
-    assert f"{tmp_path}: nothing to serve: found wave:1 is refused, its fit fell short: " in said
+    assert f"{tmp_path}: no version to serve: found wave:1 is refused: it failed publication checks: " in error
     monkeypatch.setenv("ABSTAIN_REQUIRE_SOUND", "true")
     assert run("serve", "--store", tmp_path)[0] == 1
 
 
 @pytest.mark.parametrize(("options", "passed"), [(("--require-sound",), "1"), ((), "0")])
-def test_the_command_hands_the_option_to_the_server(run, store, monkeypatch, options, passed):
-    """By the environment, which `bentoml serve` reads as well; what is refused is said before the start."""
+def test_the_command_passes_the_option_to_the_server(run, store, monkeypatch, options, passed):
+    """In the environment, which `bentoml serve` reads as well; refused versions are reported before the start."""
     started = []
 
     def execv(*_):
@@ -132,7 +132,7 @@ def test_the_command_hands_the_option_to_the_server(run, store, monkeypatch, opt
     monkeypatch.setattr("os.execv", execv)
     monkeypatch.setattr("abstain.service.commands.serve._check_port", lambda *_: None)
     monkeypatch.setattr("os.environ", dict(os.environ))
-    code, _, said = run("serve", "--store", store, *options)
+    code, _, output = run("serve", "--store", store, *options)
     assert (code, started) == (0, [passed])
-    assert ("wave:1 is refused" in said) == bool(options)
-    assert ("loading digits:1, wave:1" in said) != bool(options)
+    assert ("wave:1 is refused" in output) == bool(options)
+    assert ("loading digits:1, wave:1" in output) != bool(options)

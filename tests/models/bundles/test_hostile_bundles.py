@@ -27,7 +27,7 @@ from abstain.models.errors import BundleError, StoreError
 from abstain.models.files.regular import check_contents, open_regular
 from abstain.models.networks.architectures import LeNetSpec, MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.service.live_versions import LiveVersions, said
+from abstain.service.live_versions import LiveVersions, in_one_line
 from tests.helpers.hostile_bundles import DRAWS, HOSTILE, HOSTILE_LABELS, database, put, put_arrays, sign
 from tests.helpers.paths import PROJECT
 
@@ -246,10 +246,10 @@ def test_sound_models_are_served_beside_hostile_ones(store, tmp_path, bounded):
     serving.load_all((8,))
     prediction = serving.find("wave").predictor(np.zeros((1, 1)))
     assert np.isfinite(prediction.summary.mean).all()
-    states = {model["name"]: model["versions"][0]["state"] for model in serving.listing()["models"]}
+    states = {model["name"]: model["versions"][0]["state"] for model in serving.list_models()["models"]}
     assert states.pop("wave") == "ready"
     assert states == {name: "failed" for name in model_names(tmp_path / "store") if name != "wave"}
-    assert len(serving.hindrances()) == len(kinds) + 2
+    assert len(serving.reasons_not_ready()) == len(kinds) + 2
 
 
 def test_abstain_models_does_not_wait_for_a_fifo(hostile_store, bounded, run):
@@ -310,10 +310,10 @@ def test_a_published_bundle_passes_every_check(store):
 def test_clients_are_told_names_of_files_and_no_folders_of_the_machine(tmp_path, text, told):
     """Those of the store are told from there."""
     serving = LiveVersions(tmp_path)
-    assert serving.within(text.replace("ROOT", str(tmp_path))) == told
+    assert serving.hide_folders(text.replace("ROOT", str(tmp_path))) == told
 
 
 def test_what_a_manifest_says_is_one_printable_line_in_the_log():
     """It may hold line breaks, with which it would forge lines, and commands to a terminal."""
-    assert said(["bad\n2026 [CRITICAL] forged \x1b[31m"]) == r"bad\n2026 [CRITICAL] forged \x1b[31m"
-    assert said(["a\r", "b\u009b"]) == r"(1) a\r; (2) b\x9b"
+    assert in_one_line(["bad\n2026 [CRITICAL] forged \x1b[31m"]) == r"bad\n2026 [CRITICAL] forged \x1b[31m"
+    assert in_one_line(["a\r", "b\u009b"]) == r"(1) a\r; (2) b\x9b"

@@ -620,7 +620,7 @@ def test_what_an_unsigned_version_holds_is_not_shown(strict):
 
 
 def test_refusals_are_counted(strict):
-    """As those of versions whose fit fell short, but they say nothing of the fit."""
+    """As those of versions with shortfalls, but the reason is not the fit."""
     text = httpx.get(f"{strict.url}/metrics", timeout=PATIENCE).text
     assert 'abstain_model_loads_total{model="unsigned",outcome="refused",version="1"} 1.0' in text
     assert 'abstain_model_sound{model="unsigned"' not in text
@@ -633,7 +633,7 @@ def test_a_server_that_trusts_no_key_serves_all_but_what_is_no_file(mixed, tmp_p
     UNTRUSTED["a named pipe"][0](Path(shutil.copytree(mixed / "foreign", tmp_path / "pipe")) / "1", None)
     serving = LiveVersions(tmp_path)
     serving.load_all(buckets=(1,))
-    states = {model["name"]: model["versions"][0]["state"] for model in serving.listing()["models"]}
+    states = {model["name"]: model["versions"][0]["state"] for model in serving.list_models()["models"]}
     assert states == {"foreign": "ready", "pipe": "failed", "unsigned": "ready"}
 
 
@@ -642,7 +642,7 @@ def test_a_server_that_has_refused_everything_is_not_ready(mixed, trusted, tmp_p
     shutil.copytree(mixed / "unsigned", tmp_path / "unsigned")
     serving = LiveVersions(tmp_path, trusted=trusted)
     serving.load_all(buckets=(1,))
-    (why,) = serving.hindrances()
+    (why,) = serving.reasons_not_ready()
     assert why.startswith("unsigned:1: unsigned/1: is not signed: ")
 
 
@@ -650,11 +650,11 @@ def test_a_signed_version_whose_fit_fell_short_is_refused_for_that(run, original
     """Under `require_sound`, by the server and by its command: a signature says who made it, not how well."""
     serving = LiveVersions(original, trusted=trusted, require_sound=True)
     serving.load_all(buckets=(1,))
-    (why,) = serving.hindrances()
-    assert why.startswith("toy:2: its fit fell short: ")
+    (why,) = serving.reasons_not_ready()
+    assert why.startswith("toy:2: failed publication checks: ")
     monkeypatch.setenv("ABSTAIN_TRUSTED_KEYS", str(keys / "release.pem"))
     code, _, said = run("serve", "--store", original, "--require-sound")
-    assert (code, "found toy:2 is refused, its fit fell short: " in said) == (1, True)
+    assert (code, "found toy:2 is refused: it failed publication checks: " in said) == (1, True)
 
 
 def test_the_commands_refuse_what_no_trusted_key_has_signed(run, mixed, keys, tmp_path, monkeypatch):

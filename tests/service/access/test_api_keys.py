@@ -1,4 +1,4 @@
-"""Keys: a file of names and hashes, made, listed and revoked by the command, and followed by a running server."""
+"""API keys: a file of names and hashes; commands make, list and revoke keys, and a running server reloads the file."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from abstain.service.access.api_keys import Key, KeyFile, Keys, add_key, read_ke
 
 @pytest.fixture
 def path(tmp_path):
-    """Where a file of keys is to be."""
+    """The path of a file of keys that does not exist yet."""
     return tmp_path / "deep" / "keys.json"
 
 
-def test_a_key_is_printed_once_and_kept_as_its_hash(run, path):
-    """`new` prints nothing but the key; the file is its owner's alone and does not hold it; `list` tells names and scopes."""
+def test_a_key_is_printed_once_and_stored_as_its_hash(run, path):
+    """`new` prints only the key; only its owner can read the file, which does not contain it; `list` has names and scopes."""
     code, out, _ = run("key", "new", "app", "--scope", "predict", "--scope", "read", "--keys", path)
     key = out.strip()
     assert (code, len(key) > 40) == (0, True)
@@ -35,8 +35,8 @@ def test_a_key_is_printed_once_and_kept_as_its_hash(run, path):
     assert read_keys(path).find(key.encode()) is None
 
 
-def test_a_rate_is_kept_and_shown(run, path):
-    """Requests a second; what is no rate is refused, and makes no key."""
+def test_a_rate_is_stored_and_listed(run, path):
+    """In requests per second; an invalid rate is refused and makes no key."""
     assert run("key", "new", "app", "--scope", "predict", "--rate", "2.5", "--keys", path)[0] == 0
     code, out, _ = run("key", "list", "--keys", path, "--json")
     assert (code, json.loads(out)["keys"][0]["rate"]) == (0, 2.5)
@@ -48,16 +48,16 @@ def test_a_rate_is_kept_and_shown(run, path):
     assert [key.name for key in read_keys(path).keys] == ["app"]
 
 
-def test_what_to_do_with_a_key_is_said(run, path, monkeypatch):
-    """A file of keys alone guards nothing: the server must be told of it."""
+def test_the_command_says_how_to_use_a_key(run, path, monkeypatch):
+    """The server uses a file of keys only if ABSTAIN_KEYS is set."""
     monkeypatch.delenv("ABSTAIN_KEYS", raising=False)
     assert f"started with ABSTAIN_KEYS={path}" in run("key", "new", "app", "--scope", "read", "--keys", path)[2]
     monkeypatch.setenv("ABSTAIN_KEYS", str(path))
     assert run("key", "new", "other", "--scope", "read")[2] == ""
 
 
-def test_a_file_that_others_may_read_stays_so(path):
-    """As a container's user must; a change of keys writes another file, with the mode of the old one."""
+def test_a_change_of_keys_keeps_the_mode_of_the_file(path):
+    """A container's user may need to read it."""
     add_key(path, "a", ("read",))
     path.chmod(0o644)
     add_key(path, "b", ("read",))
@@ -65,16 +65,16 @@ def test_a_file_that_others_may_read_stays_so(path):
 
 
 def test_keys_differ_and_names_are_unique(run, path):
-    """A name that is there is refused, and stays as it was."""
+    """A name that is in use is refused, and its key is unchanged."""
     first, second = add_key(path, "a", ("predict",)), add_key(path, "b", ("predict",))
     assert first != second
     code, _, err = run("key", "new", "a", "--scope", "read", "--keys", path)
-    assert (code, "expected a name that no key has, found a" in err) == (1, True)
+    assert (code, "expected a name that no other key has, found a" in err) == (1, True)
     assert read_keys(path).find(first.encode()).scopes == ("predict",)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "text"),
     [
         (
             ("new", "a", "--scope", "everything"),
@@ -83,50 +83,55 @@ def test_keys_differ_and_names_are_unique(run, path):
         ),
         (("new", "a"), 2, "--scope"),
         (("new", "a b", "--scope", "read"), 1, "name: expected 1 to 64 letters, digits"),
-        (("revoke", "b"), 1, "no such key: expected one of a, found b"),
+        (("new", "b", "--scope", "read", "--rate", "0"), 2, "expected a number above 0, at most 1e+06, found 0"),
+        (("revoke", "b"), 1, "unknown key: expected one of a, found b"),
+        (("revoke", "A"), 1, "unknown key: expected one of a, found A"),
     ],
 )
-def test_wrong_wishes_are_refused_in_words(run, path, arguments, code, told):
-    """And change nothing."""
+def test_invalid_arguments_are_refused(run, path, arguments, code, text):
+    """The file is unchanged."""
     add_key(path, "a", ("read",))
     before = path.read_bytes()
     found, _, err = run("key", *arguments, "--keys", path)
-    assert (found, told in err) == (code, True), err
+    assert (found, text in err) == (code, True), err
     assert path.read_bytes() == before
 
 
 def test_many_writers_lose_no_key(path):
-    """They take turns."""
-    writers = [threading.Thread(target=add_key, args=(path, f"k{place}", ("read",))) for place in range(12)]
+    """A lock lets one process at a time change the file."""
+    writers = [threading.Thread(target=add_key, args=(path, f"k{number}", ("read",))) for number in range(12)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert {key.name for key in read_keys(path).keys} == {f"k{place}" for place in range(12)}
+    assert {key.name for key in read_keys(path).keys} == {f"k{number}" for number in range(12)}
 
 
 def folder(path):
-    """A folder in its place."""
+    """Replaces the file by a folder."""
     path.unlink()
     path.mkdir()
 
 
 def pipe(path):
-    """A pipe in its place, that nobody writes to."""
+    """Replaces the file by a pipe without a writer."""
     path.unlink()
     os.mkfifo(path, 0o600)
 
 
 SPOILED = {
     "absent": (lambda path: path.unlink(), "keys cannot be read: found No such file"),
-    "a folder": (folder, "expected a file of at most"),
-    "a pipe": (pipe, "expected a file of at most"),
+    "a folder": (folder, "expected a regular file of at most"),
+    "a pipe": (pipe, "expected a regular file of at most"),
     "for others to write": (
         lambda path: path.chmod(0o666),
         "expected a file or folder that only its owner may write to",
     ),
     "no JSON": (lambda path: path.write_text("{"), "Invalid JSON"),
-    "huge": (lambda path: path.write_bytes(b" " * (keys_module.LARGEST_FILE + 1)), "expected a file of at most"),
+    "huge": (
+        lambda path: path.write_bytes(b" " * (keys_module.MAX_FILE_BYTES + 1)),
+        "expected a regular file of at most",
+    ),
     "a list": (lambda path: path.write_text("[]"), "expected Input should be"),
     "another word": (lambda path: path.write_text('{"keyes": []}'), "keyes"),
     "a name twice": (
@@ -145,20 +150,20 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("how", SPOILED)
-def test_a_spoiled_file_is_refused_at_the_start_and_ignored_later(path, monkeypatch, how):
-    """A server does not start with it; one that runs goes on with the keys it has, so that no slip lets anybody in or out."""
+def test_an_invalid_file_is_refused_at_the_start_and_ignored_later(path, monkeypatch, how):
+    """A server does not start with it; a running one keeps its keys, so that an error changes nobody's access."""
     key = add_key(path, "a", ("read",))
     monkeypatch.setattr(keys_module, "CHECK_SECONDS", 0.0)
     running = KeyFile(path)
-    spoil, told = SPOILED[how]
+    spoil, text = SPOILED[how]
     spoil(path)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=text):
         KeyFile(path)
     assert running.current().find(key.encode()).name == "a"
 
 
-def test_a_running_server_follows_the_file(path, monkeypatch):
-    """New keys are taken and revoked ones refused, after at most a second; the file is not read for every request."""
+def test_a_running_server_reloads_the_file(path, monkeypatch):
+    """It accepts new keys and refuses revoked ones after at most a second; not every request reads the file."""
     moment = [1000.0]
     monkeypatch.setattr(keys_module.time, "monotonic", lambda: moment[0])
     first = add_key(path, "a", ("read",))
@@ -171,32 +176,32 @@ def test_a_running_server_follows_the_file(path, monkeypatch):
     assert running.current().find(second.encode()).name == "b"
 
 
-def test_a_file_that_is_mended_by_its_mode_alone_is_read(path, monkeypatch, caplog):
-    """A key revoked while others could write to the file is refused once they cannot; the fault is logged once."""
+def test_a_file_is_read_again_after_only_its_mode_is_repaired(path, monkeypatch, caplog):
+    """A key that was revoked while others could write to the file is then refused; the fault is logged once."""
     key = add_key(path, "a", ("read",))
     monkeypatch.setattr(keys_module, "CHECK_SECONDS", 0.0)
     running = KeyFile(path)
     revoke_key(path, "a")
     path.chmod(0o666)
     assert [running.current().find(key.encode()).name for _ in range(3)] == ["a"] * 3
-    assert sum("the keys stay as they were" in record.message for record in caplog.records) == 1
+    assert sum("the keys are not reloaded" in record.message for record in caplog.records) == 1
     path.chmod(0o600)
     assert running.current().find(key.encode()) is None
 
 
-def test_every_key_is_compared_whichever_is_presented(monkeypatch):
-    """In constant time each, so that the time of an answer depends on no key."""
+def test_every_key_is_compared_whichever_is_sent(monkeypatch):
+    """Each comparison takes constant time, so the time of a response does not depend on the key."""
     compared = []
     honest = keys_module.hmac.compare_digest
     monkeypatch.setattr(keys_module.hmac, "compare_digest", lambda *pair: compared.append(pair) or honest(*pair))
-    presented = [f"key {place}".encode() for place in range(5)]
-    known = Keys(
+    secrets = [f"key {number}".encode() for number in range(5)]
+    keys = Keys(
         keys=tuple(
-            Key(name=f"k{place}", sha256=keys_module.hashlib.sha256(key).hexdigest(), scopes=("read",))
-            for place, key in enumerate(presented)
+            Key(name=f"k{number}", sha256=keys_module.hashlib.sha256(secret).hexdigest(), scopes=("read",))
+            for number, secret in enumerate(secrets)
         )
     )
-    for key in (*presented, b"", b"another", np.random.default_rng(0).bytes(5000)):
+    for key in (*secrets, b"", b"another", np.random.default_rng(0).bytes(5000)):
         compared.clear()
-        known.find(key)
+        keys.find(key)
         assert len(compared) == 5

@@ -1,4 +1,4 @@
-"""Who may ask what of a server: hosts, origins and keys, for every route, through a real server."""
+"""The guard: hosts, origins and keys for every route of a real server."""
 
 import asyncio
 import os
@@ -66,7 +66,7 @@ def issuer():
 
 @pytest.fixture(scope="module")
 def guarded(store, keys, issuer, tmp_path_factory):
-    """Two workers that want keys or tokens, that a page of another origin may ask, and that stand behind a proxy."""
+    """Two workers that need keys or tokens, accept pages of another origin, and trust a proxy."""
     more = {
         "ABSTAIN_CORS_ORIGINS": "https://app.example.org",
         "ABSTAIN_OIDC_ISSUER": issuer.url,
@@ -74,55 +74,55 @@ def guarded(store, keys, issuer, tmp_path_factory):
         "ABSTAIN_PROXIES": "127.0.0.1",
     }
     folder = tmp_path_factory.mktemp("guarded")
-    # As people start it: by a path from the folder that they are in, which is not the one that BentoML changes to.
+    # A path relative to the current folder, which is not the folder that BentoML changes to.
     more["ABSTAIN_KEYS"] = os.path.relpath(keys[0], folder)
     running = start_server(store, folder, workers=2, **more)
     yield running
     stop_server(running)
 
 
-def ask(server, method, path, **headers):
-    """A request with the body that its route wants."""
+def send(server, method, path, **headers):
+    """Sends a request with the body that its route needs."""
     body = TENSOR if path.endswith("/infer") else {"inputs": ROW, "model": "digits"}
-    given = {"json": body} if method == "POST" and "index" not in path else {}
-    return CLIENT.request(method, server.url + path, headers=headers, **given)
+    content = {"json": body} if method == "POST" and "index" not in path else {}
+    return CLIENT.request(method, server.url + path, headers=headers, **content)
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES, ids=str)
-def test_every_route_wants_a_key_with_its_scope(guarded, keys, method, path, scope):
-    """401 without a key or with a wrong one, 403 with one for something else, and the route's own answer with the right one."""
-    known = keys[1]
+def test_every_route_needs_a_key_with_its_scope(guarded, keys, method, path, scope):
+    """401 without a key or with an unknown one, 403 with a key of another scope, and the route's response with the right one."""
+    by_scope = keys[1]
     for headers in ({}, {"X-API-Key": "abstain_wrong"}, {"Authorization": "Basic abcd"}, {"Authorization": "Bearer"}):
-        response = ask(guarded, method, path, **headers)
+        response = send(guarded, method, path, **headers)
         assert response.status_code == 401, headers
         assert response.headers["www-authenticate"].startswith("Bearer")
         assert "expected" in response.json()["error"]
-    for other, key in known.items():
-        response = ask(guarded, method, path, Authorization=f"Bearer {key}")
+    for other, key in by_scope.items():
+        response = send(guarded, method, path, Authorization=f"Bearer {key}")
         allowed = other in {scope, "admin"}
         assert (response.status_code != 403) == allowed, other
         if not allowed:
             assert f"expected a key with the scope {scope}, found {other}" in response.json()["error"]
     code = 404 if path == "/nope" else 405 if (method, path) == ("GET", "/predict") else 200
-    assert ask(guarded, method, path, **{"X-API-Key": known[scope]}).status_code == code
-    assert ask(guarded, method, path, authorization=f"bearer {known[scope]}").status_code == code
+    assert send(guarded, method, path, **{"X-API-Key": by_scope[scope]}).status_code == code
+    assert send(guarded, method, path, authorization=f"bearer {by_scope[scope]}").status_code == code
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), ROUTES, ids=str)
 @pytest.mark.parametrize("end", ["%0a", "%0A%0a", "%0d", "%00", "%c2%85", "%e2%80%a8"])
-def test_a_path_that_a_router_may_take_for_another_is_refused(guarded, keys, method, path, scope, end):
-    """Whoever asks: of `/predict` and a line break, the scope of `/predict` would not be asked for."""
+def test_a_path_that_a_router_may_confuse_with_another_is_refused(guarded, keys, method, path, scope, end):
+    """With any key: `/predict` and a line break would not need the scope of `/predict`."""
     for key in (keys[1]["admin"], keys[1]["read"], "abstain_wrong"):
-        response = ask(guarded, method, path + end, **{"X-API-Key": key})
+        response = send(guarded, method, path + end, **{"X-API-Key": key})
         assert (response.status_code, "path: expected printable characters" in response.text) == (400, True)
 
 
 def hold(server, content, seconds=20):
-    """What a raw connection gets that sends a request in pieces and then waits; None if nothing comes."""
+    """The response of a raw connection that sends a request in parts and then waits; None if there is none."""
     with socket.create_connection(server.address, timeout=seconds) as connection:
         try:
-            for place in range(0, len(content), 65_536):
-                connection.sendall(content[place : place + 65_536])
+            for start in range(0, len(content), 65_536):
+                connection.sendall(content[start : start + 65_536])
         except ConnectionError:
             pass
         try:
@@ -149,8 +149,8 @@ LINE = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
     ],
     ids=["URL", "header", "headers without end", "too many headers", "name", "trailer", "chunk extension"],
 )
-def test_the_head_of_a_request_is_bounded(guarded, content):
-    """Before any key is asked for: the answer is 431, or the connection ends; in memory there is no more than the bound."""
+def test_the_head_of_a_request_is_limited(guarded, content):
+    """Before any key is checked: the response is 431, or the connection closes."""
     answer = hold(guarded, content)
     assert answer is not None
     assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
@@ -159,37 +159,37 @@ def test_the_head_of_a_request_is_bounded(guarded, content):
     assert CLIENT.get(f"{guarded.url}/livez").status_code == 200
 
 
-def test_a_usual_head_is_not_too_large(guarded, keys):
-    """Cookies and tokens of proxies take some kilobytes."""
+def test_a_usual_head_is_accepted(guarded, keys):
+    """Cookies and tokens of proxies need some kilobytes."""
     more = {f"X-Header-{number}": "a" * 200 for number in range(100)}
-    assert ask(guarded, "GET", "/models", **{"X-API-Key": keys[1]["read"]}, **more).status_code == 200
-    assert ask(guarded, "GET", "/models?" + "a" * 20_000, **{"X-API-Key": keys[1]["read"]}).status_code == 200
+    assert send(guarded, "GET", "/models", **{"X-API-Key": keys[1]["read"]}, **more).status_code == 200
+    assert send(guarded, "GET", "/models?" + "a" * 20_000, **{"X-API-Key": keys[1]["read"]}).status_code == 200
 
 
 @pytest.mark.parametrize("path", OPEN)
 def test_probes_and_the_consoles_files_need_no_key(guarded, path):
-    """A page must be there to sign in by, and kubelets have no key."""
+    """Users need the page to sign in, and kubelets have no key."""
     assert CLIENT.get(guarded.url + path).status_code == (404 if "nope" in path else 200)
 
 
 def test_a_revoked_key_is_refused_while_the_server_runs(guarded, keys):
-    """And a new one is taken, each within a second or two."""
+    """A new key is accepted and a revoked one refused, each within a second or two."""
     path, _ = keys
     key = add_key(path, "guest", ("read",))
 
     def code():
-        return ask(guarded, "GET", "/models", **{"X-API-Key": key}).status_code
+        return send(guarded, "GET", "/models", **{"X-API-Key": key}).status_code
 
     assert until(lambda: code() == 200)
     revoke_key(path, "guest")
     assert until(lambda: code() == 401)
 
 
-def test_a_token_of_the_provider_is_as_good_as_a_key(guarded, issuer):
-    """With its scopes: 403 for what they do not name, 401 for a token of another."""
+def test_a_token_of_the_provider_works_as_a_key(guarded, issuer):
+    """With its scopes: 403 for a missing scope, 401 for a token for another audience."""
 
     def code(path, **claims):
-        return ask(guarded, "GET", path, Authorization=f"Bearer {issuer.token(**claims)}").status_code
+        return send(guarded, "GET", path, Authorization=f"Bearer {issuer.token(**claims)}").status_code
 
     assert code("/models", scope="openid read") == 200
     assert code("/models", scope=["admin"]) == 200
@@ -197,34 +197,34 @@ def test_a_token_of_the_provider_is_as_good_as_a_key(guarded, issuer):
     assert code("/metrics", scope="") == 403
     assert code("/models", scope="read", aud="https://other.example.org") == 401
     strange = issuer.token(scope="read", sub="\x00\n\ud800" * 1000)
-    response = ask(guarded, "GET", "/metrics", Authorization=f"Bearer {strange}")
+    response = send(guarded, "GET", "/metrics", Authorization=f"Bearer {strange}")
     assert response.status_code == 403
     assert response.json()["error"].isprintable()
     assert len(response.text) < 500
 
 
 def test_a_keys_rate_holds_over_all_workers(guarded, keys):
-    """429 with the time to come again, over connections that reach either worker; other keys are not concerned."""
+    """429 with the time to wait, over connections to either worker; other keys are not affected."""
     key = add_key(keys[0], "slow", ("read",), rate=0.01)
 
-    def answer(presented):
-        return httpx.get(f"{guarded.url}/models", headers={"X-API-Key": presented}, timeout=PATIENCE)
+    def respond(sent):
+        return httpx.get(f"{guarded.url}/models", headers={"X-API-Key": sent}, timeout=PATIENCE)
 
-    assert until(lambda: answer(key).status_code != 401)
-    # By now both workers know the key, and one of them has taken the one request that there may be in 100 s.
+    assert until(lambda: respond(key).status_code != 401)
+    # Now both workers know the key, and one of them has accepted the only request that is allowed in 100 s.
     time.sleep(2 * CHECK_SECONDS)
-    refused = [answer(key) for _ in range(12)]
+    refused = [respond(key) for _ in range(12)]
     assert [response.status_code for response in refused] == [429] * 12
-    assert "rate: expected at most 0.01 requests a second with the key slow" in refused[-1].text
+    assert "rate: expected at most 0.01 requests per second with the key slow" in refused[-1].text
     assert 1 <= int(refused[-1].headers["retry-after"]) <= 100
-    assert answer(keys[1]["read"]).status_code == 200
+    assert respond(keys[1]["read"]).status_code == 200
 
 
-def test_what_a_listed_proxy_says_is_believed(guarded, keys):
-    """The name that it was asked for must be this server's; the host of its own request no longer counts."""
+def test_the_headers_of_a_listed_proxy_are_used(guarded, keys):
+    """The host in its X-Forwarded-Host must be this server's; the Host of its own request is ignored."""
 
     def code(**headers):
-        return ask(guarded, "GET", "/models", **{"X-API-Key": keys[1]["read"]}, **headers).status_code
+        return send(guarded, "GET", "/models", **{"X-API-Key": keys[1]["read"]}, **headers).status_code
 
     assert code(Host="inner.example", **{"X-Forwarded-Host": "localhost"}) == 200
     assert code(**{"X-Forwarded-Host": "evil.example"}) == 421
@@ -234,14 +234,14 @@ def test_what_a_listed_proxy_says_is_believed(guarded, keys):
 
     def logged():
         # Unknown keys are logged once a second, and another test may have sent one.
-        ask(guarded, "GET", "/models", **{"X-API-Key": "x", "X-Forwarded-For": "203.0.113.7, 127.0.0.1"})
+        send(guarded, "GET", "/models", **{"X-API-Key": "x", "X-Forwarded-For": "203.0.113.7, 127.0.0.1"})
         return "'203.0.113.7' sent an unknown key for '/models'" in guarded.log.read_text()
 
     assert until(logged)
 
 
-def test_what_others_say_of_the_host_is_not_believed(server):
-    """Without listed proxies, the headers mean nothing."""
+def test_the_forwarded_headers_of_others_are_ignored(server):
+    """If no proxies are listed."""
     for header in ("X-Forwarded-Host", "X-Forwarded-For", "Forwarded"):
         assert CLIENT.get(f"{server.url}/models", headers={header: "evil.example"}).status_code == 200
     response = CLIENT.get(f"{server.url}/models", headers={"Host": "evil.example", "X-Forwarded-Host": "localhost"})
@@ -249,7 +249,7 @@ def test_what_others_say_of_the_host_is_not_believed(server):
 
 
 def test_web_sockets_are_refused(guarded):
-    """Nothing speaks over them, and BentoML's own application stands behind the guard."""
+    """The server has none, and BentoML's application must not accept them without the guard."""
     upgrade = {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
@@ -261,22 +261,22 @@ def test_web_sockets_are_refused(guarded):
 
 
 def test_a_refused_request_is_not_read(guarded):
-    """Of a body of 30 MB without a key, the client still gets the answer."""
+    """A client that sends a body of 30 MB without a key still gets the response."""
     response = CLIENT.post(f"{guarded.url}/predict", content=b" " * 30_000_000)
     assert response.status_code == 401
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-def test_the_console_asks_for_a_key_and_keeps_it_in_its_tab(guarded, keys):
-    """A wrong one is refused in words; a right one shows the console, also after a reload, and is nowhere but in the tab."""
+def test_the_console_requests_a_key_and_keeps_it_in_its_tab(guarded, keys):
+    """It shows the error for an unknown key; a known one opens the console, also after a reload, and stays in the tab."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
-    expect, known = playwright.expect, keys[1]
+    expect, admin = playwright.expect, keys[1]["admin"]
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         context = browser.new_context()
         page = context.new_page()
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
+        urls = []
+        page.on("request", lambda request: urls.append(request.url))
         page.goto(f"{guarded.url}/")
         field = page.get_by_label("Key", exact=True)
         expect(field).to_be_focused()
@@ -284,7 +284,7 @@ def test_the_console_asks_for_a_key_and_keeps_it_in_its_tab(guarded, keys):
         field.fill("abstain_wrong")
         page.get_by_role("button", name="Sign in").click()
         expect(page.locator("#sign-in-why")).to_have_text(re.compile("expected a key of this server"))
-        field.fill(known["admin"])
+        field.fill(admin)
         field.press("Enter")
         expect(page.get_by_role("heading", name="Try it")).to_be_visible()
         expect(field).to_be_hidden()
@@ -299,7 +299,7 @@ def test_the_console_asks_for_a_key_and_keeps_it_in_its_tab(guarded, keys):
         expect(page.locator("#pulse")).to_have_text(re.compile("read at"))
         assert page.evaluate("JSON.stringify(localStorage)") == "{}"
         assert context.cookies() == []
-        assert not any(known["admin"] in url for url in asked)
+        assert not any(admin in url for url in urls)
         other = context.new_page()
         other.goto(f"{guarded.url}/")
         expect(other.get_by_label("Key", exact=True)).to_be_visible()
@@ -309,38 +309,38 @@ def test_the_console_asks_for_a_key_and_keeps_it_in_its_tab(guarded, keys):
 FOREIGN = {"Origin": "https://evil.example"}
 
 
-def test_a_foreign_page_is_refused_and_a_listed_one_may_ask(guarded, keys):
-    """By any method and content type; with the answer to the question that a browser asks before."""
+def test_a_foreign_page_is_refused_and_a_listed_one_is_accepted(guarded, keys):
+    """Also the preflight request of a browser."""
     right = {"X-API-Key": keys[1]["predict"]}
     for headers in (FOREIGN, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"}, {"Origin": ""}):
-        response = ask(guarded, "POST", "/predict", **right, **headers)
+        response = send(guarded, "POST", "/predict", **right, **headers)
         assert (response.status_code, "Origin: expected" in response.text) == (403, True)
         assert "access-control-allow-origin" not in response.headers
     own = {"Origin": guarded.url}
-    assert ask(guarded, "POST", "/predict", **right, **own).status_code == 200
+    assert send(guarded, "POST", "/predict", **right, **own).status_code == 200
     listed = {"Origin": "https://app.example.org"}
-    response = ask(guarded, "POST", "/predict", **right, **listed)
+    response = send(guarded, "POST", "/predict", **right, **listed)
     assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, listed["Origin"])
-    asked = {**listed, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
-    before = CLIENT.options(f"{guarded.url}/predict", headers=asked)
+    preflight = {**listed, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    before = CLIENT.options(f"{guarded.url}/predict", headers=preflight)
     assert (before.status_code, before.headers["access-control-allow-origin"]) == (200, listed["Origin"])
     assert "x-api-key" in before.headers["access-control-allow-headers"].lower()
-    assert CLIENT.options(f"{guarded.url}/predict", headers={**asked, **FOREIGN}).status_code == 400
+    assert CLIENT.options(f"{guarded.url}/predict", headers={**preflight, **FOREIGN}).status_code == 400
 
 
-def test_a_foreign_page_cannot_ask_a_server_without_keys(server):
-    """Not by text/plain either, for which browsers ask no permission; a client that is no browser sends no Origin."""
+def test_a_foreign_page_cannot_use_a_server_without_keys(server):
+    """Not with text/plain either, for which browsers send no preflight; clients that are not browsers send no Origin."""
     for path in ("/predict", "/v2/models/digits/infer"):
-        assert ask(server, "POST", path, **FOREIGN).status_code == 403
-        assert ask(server, "POST", path, **FOREIGN, **{"Content-Type": "text/plain"}).status_code == 403
-        assert ask(server, "POST", path).status_code == 200
+        assert send(server, "POST", path, **FOREIGN).status_code == 403
+        assert send(server, "POST", path, **FOREIGN, **{"Content-Type": "text/plain"}).status_code == 403
+        assert send(server, "POST", path).status_code == 200
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1.evil.example:3000", "localhost.evil", "", "[::2]:80", "127.0.0.2"]
 )
 def test_another_name_for_this_server_is_refused(server, host):
-    """As DNS rebinding has it."""
+    """DNS rebinding would use such a name."""
     response = CLIENT.get(f"{server.url}/models", headers={"Host": host})
     assert (response.status_code, "Host: expected one of" in response.text) == (421, True)
     assert CLIENT.get(f"{server.url}/livez", headers={"Host": host}).status_code == 200
@@ -348,17 +348,17 @@ def test_another_name_for_this_server_is_refused(server, host):
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:3000", "localhost.", "127.0.0.1:80", "[::1]:3000", "[::1]"])
 def test_names_of_loopback_are_this_servers(server, host):
-    """With a port and without."""
+    """With and without a port."""
     assert CLIENT.get(f"{server.url}/models", headers={"Host": host}).status_code == 200
 
 
 def test_every_response_has_the_headers_that_keep_browsers_safe(server, guarded):
-    """Pages have their own policy of content; data is no page."""
+    """Pages have their own content policy; data must not be shown as a page."""
     for response in (
         CLIENT.get(f"{server.url}/models"),
         CLIENT.get(f"{server.url}/nope"),
         CLIENT.get(f"{server.url}/metrics"),
-        ask(server, "POST", "/predict"),
+        send(server, "POST", "/predict"),
         CLIENT.post(f"{server.url}/predict", content=b"{"),
         CLIENT.get(f"{guarded.url}/models"),
         CLIENT.get(f"{server.url}/"),
@@ -385,15 +385,15 @@ def test_every_response_has_the_headers_that_keep_browsers_safe(server, guarded)
     ],
 )
 def test_the_host_of_an_authority(authority, host):
-    """Without port, brackets, capitals and the dot of the root."""
+    """Without port, brackets and final dot, in lower case."""
     assert host_of(authority) == host
 
 
 @pytest.mark.parametrize(
     "path", ["//predict", "/predict/", "/Predict", "/livez/", "/v2/health/live/", "/console/a/b", "/console"]
 )
-def test_paths_that_are_like_an_open_one_need_a_key(path):
-    """Only what is exactly open is."""
+def test_paths_similar_to_an_open_one_need_a_key(path):
+    """Only the exact paths are open."""
     assert scope_of("GET", path) == "read"
 
 
@@ -406,8 +406,8 @@ def request(path="/models", method="GET", **headers):
     }
 
 
-def test_several_hosts_are_all_looked_at(tmp_path):
-    """Of two, one that is right does not help."""
+def test_all_host_headers_are_checked(tmp_path):
+    """One valid header of two is not enough."""
     guard = Guard(Settings(), tmp_path)
     scope = request()
     scope["headers"] = [(b"host", b"localhost"), (b"host", b"evil.example")]
@@ -418,15 +418,15 @@ def test_several_hosts_are_all_looked_at(tmp_path):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_loopback_needs_no_keys(host):
-    """Whoever is on the machine."""
+    """Any user of the machine may send requests."""
     check_address(Settings(), host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])  # noqa: S104
-def test_beyond_loopback_keys_are_needed_or_it_is_said_that_none_are_wanted(tmp_path, host):
-    """Rather than open to everybody by a slip."""
+def test_beyond_loopback_keys_or_insecure_are_needed(tmp_path, host):
+    """So that no server is open to everybody by mistake."""
     with pytest.raises(
-        ConfigError, match="others could reach this server, and need no key: expected an address of loopback"
+        ConfigError, match="other machines could use this server without a key: expected a loopback address"
     ):
         check_address(Settings(), host)
     check_address(Settings(keys=tmp_path / "keys.json"), host)
@@ -434,7 +434,7 @@ def test_beyond_loopback_keys_are_needed_or_it_is_said_that_none_are_wanted(tmp_
 
 
 def test_lists_in_the_environment_are_separated_by_commas():
-    """With blanks and without."""
+    """With and without spaces."""
     settings = read_settings(
         {"ABSTAIN_HOSTS": "a.b, c", "ABSTAIN_CORS_ORIGINS": "https://x.y,", "ABSTAIN_INSECURE": "1"}
     )

@@ -1,4 +1,4 @@
-"""Access tokens of an identity provider: a real one on loopback, which signs, turns its keys and goes away."""
+"""Access tokens of an identity provider: a real provider on loopback signs, changes its keys and becomes unavailable."""
 
 import asyncio
 import base64
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from abstain.models.errors import ConfigError
 from abstain.service.access import oidc
-from abstain.service.access.oidc import Provider, is_token, scopes_in
+from abstain.service.access.oidc import Provider, is_token, parse_scopes
 from abstain.service.errors import HTTPError
 from tests.helpers.issuers import AUDIENCE, running_issuer
 from tests.helpers.processes import until
@@ -20,20 +20,20 @@ from tests.helpers.processes import until
 
 @pytest.fixture
 def issuer():
-    """A provider of this test alone."""
+    """A provider for one test."""
     with running_issuer() as running:
         yield running
 
 
 @pytest.fixture
 def provider(issuer):
-    """What a server makes of it."""
+    """The server's side of the provider."""
     return Provider(issuer.url, AUDIENCE, None, "scope")
 
 
-def ask(provider, token):
-    """Who the token is of."""
-    return asyncio.run(provider.caller(token))
+def check(provider, token):
+    """The holder of a token."""
+    return asyncio.run(provider.check_token(token))
 
 
 @pytest.mark.parametrize(
@@ -49,20 +49,20 @@ def ask(provider, token):
         ([["predict"]], ()),
     ],
 )
-def test_scopes_are_those_of_ours_in_the_claim(issuer, provider, scope, expected):
-    """As words or as a list; what is for others is left out."""
-    caller = ask(provider, issuer.token(scope=scope))
+def test_the_scopes_are_those_of_abstain_in_the_claim(issuer, provider, scope, expected):
+    """In words or in a list; scopes of other services are ignored."""
+    caller = check(provider, issuer.token(scope=scope))
     assert caller == ("app", expected, None)
-    assert scopes_in(scope) == expected
+    assert parse_scopes(scope) == expected
 
 
 def encoded(content):
-    """Base64 as tokens have it."""
+    """Base64 without padding, as in tokens."""
     return base64.urlsafe_b64encode(content).decode().rstrip("=")
 
 
 def signed_with_the_public_key(issuer):
-    """The classic confusion: the public key, taken for a shared secret. By hand, for the library refuses to."""
+    """A token signed with the public key as a shared secret; made by hand, because the library refuses it."""
     public = issuer.keys["first"].public_key()
     secret = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     head = encoded(json.dumps({"alg": "HS256", "typ": "JWT", "kid": "first"}).encode())
@@ -71,7 +71,7 @@ def signed_with_the_public_key(issuer):
 
 
 def altered(issuer):
-    """Another content under a signature that was valid."""
+    """A token with changed content and its old signature."""
     head, body, signature = issuer.token().split(".")
     content = json.loads(base64.urlsafe_b64decode(body + "==")) | {"scope": "admin"}
     return f"{head}.{encoded(json.dumps(content).encode())}.{signature}"
@@ -104,35 +104,35 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_token_that_is_not_valid_is_refused(issuer, provider, name):
-    """401, whatever is wrong with it; and the provider is asked only where it says that its keys are."""
+    """401 for any fault; only the discovery document and the keys are fetched."""
     with pytest.raises(HTTPError, match="token: expected a token of") as error:
-        ask(provider, WRONG[name](issuer))
+        check(provider, WRONG[name](issuer))
     assert error.value.status == 401
-    assert set(issuer.asked) <= {"/.well-known/openid-configuration", "/keys"}
-    assert ask(provider, issuer.token()).name == "app"
+    assert set(issuer.requests) <= {"/.well-known/openid-configuration", "/keys"}
+    assert check(provider, issuer.token()).name == "app"
 
 
-def test_the_providers_keys_are_asked_for_once(issuer, provider):
-    """And a flood of tokens that name unknown keys does not become one of requests to the provider."""
+def test_the_providers_keys_are_fetched_once(issuer, provider):
+    """Also many tokens that name unknown keys do not cause many requests to the provider."""
     for _ in range(5):
-        ask(provider, issuer.token())
+        check(provider, issuer.token())
     for number in range(20):
         with pytest.raises(HTTPError):
-            ask(provider, issuer.token(kid=f"unknown-{number}"))
-    assert issuer.asked == ["/.well-known/openid-configuration", "/keys"]
+            check(provider, issuer.token(kid=f"unknown-{number}"))
+    assert issuer.requests == ["/.well-known/openid-configuration", "/keys"]
 
 
-def test_a_new_key_of_the_provider_is_taken(issuer, provider, monkeypatch):
-    """A token that names an unknown key leads to one more look, once the last one is long enough ago."""
+def test_a_new_key_of_the_provider_is_accepted(issuer, provider, monkeypatch):
+    """A token that names an unknown key causes another fetch, if the last one is long enough ago."""
     monkeypatch.setattr(oidc, "UNKNOWN_SECONDS", 0.0)
-    ask(provider, issuer.token())
+    check(provider, issuer.token())
     issuer.keys["second"] = ec.generate_private_key(ec.SECP256R1())
-    assert ask(provider, issuer.token(kid="second", key=issuer.keys["second"])).name == "app"
+    assert check(provider, issuer.token(kid="second", key=issuer.keys["second"])).name == "app"
 
 
 def test_a_key_that_the_provider_no_longer_has_is_refused(issuer, provider, monkeypatch):
-    """Once its keys have been read again."""
-    ask(provider, issuer.token())
+    """After its keys have been fetched again."""
+    check(provider, issuer.token())
     withdrawn = issuer.token()
     issuer.keys = {"second": ec.generate_private_key(ec.SECP256R1())}
     monkeypatch.setattr(oidc, "KEYS_SECONDS", 0.0)
@@ -140,7 +140,7 @@ def test_a_key_that_the_provider_no_longer_has_is_refused(issuer, provider, monk
 
     def refused():
         try:
-            ask(provider, withdrawn)
+            check(provider, withdrawn)
         except HTTPError as error:
             return error.status == 401
         return False
@@ -148,36 +148,36 @@ def test_a_key_that_the_provider_no_longer_has_is_refused(issuer, provider, monk
     assert until(refused)
 
 
-def test_a_provider_that_is_away_is_503_and_left_alone_for_a_while(issuer, provider, monkeypatch):
-    """The keys are not asked for by every request; and once it is back, tokens are taken."""
+def test_an_unavailable_provider_is_503_and_not_retried_for_a_while(issuer, provider, monkeypatch):
+    """Not every request fetches the keys; when the provider is available again, tokens are accepted."""
     issuer.away = True
     for _ in range(5):
-        with pytest.raises(HTTPError, match="keys cannot be read now") as error:
-            ask(provider, issuer.token())
+        with pytest.raises(HTTPError, match="found none, because they cannot be read now") as error:
+            check(provider, issuer.token())
         assert error.value.status == 503
         assert error.value.headers == {"Retry-After": "5"}
-    assert len(issuer.asked) == 1
+    assert len(issuer.requests) == 1
     issuer.away = False
     monkeypatch.setattr(oidc, "RETRY_SECONDS", 0.0)
-    assert ask(provider, issuer.token()).name == "app"
+    assert check(provider, issuer.token()).name == "app"
 
 
 @pytest.mark.parametrize("fault", ["away", "dripping", "huge"])
 def test_known_keys_are_used_whatever_the_provider_does(issuer, provider, monkeypatch, fault):
-    """Tokens that anyone can make, of unknown keys, must not keep those of others waiting, or make them invalid."""
+    """Tokens of unknown keys, which anybody can make, must not delay or invalidate other tokens."""
     monkeypatch.setattr(oidc, "UNKNOWN_SECONDS", 0.0)
     monkeypatch.setattr(oidc, "ANSWER_SECONDS", 0.5)
-    ask(provider, issuer.token())
+    check(provider, issuer.token())
     setattr(issuer, fault, True)
 
     async def both():
-        stranger = asyncio.ensure_future(provider.caller(issuer.token(kid="unknown")))
+        unknown = asyncio.ensure_future(provider.check_token(issuer.token(kid="unknown")))
         await asyncio.sleep(0)
         began = time.monotonic()
-        assert (await provider.caller(issuer.token())).name == "app"
+        assert (await provider.check_token(issuer.token())).name == "app"
         waited = time.monotonic() - began
         with pytest.raises(HTTPError) as error:
-            await stranger
+            await unknown
         return waited, error.value.status
 
     for _ in range(3):
@@ -187,49 +187,52 @@ def test_known_keys_are_used_whatever_the_provider_does(issuer, provider, monkey
 
 
 @pytest.mark.parametrize("fault", ["dripping", "huge"])
-def test_an_answer_without_end_keeps_nobody_waiting(issuer, provider, monkeypatch, fault, caplog):
-    """Requests are answered 503 after a while; no more is read than such a document can have."""
+def test_a_response_without_end_does_not_block_requests(issuer, provider, monkeypatch, fault, caplog):
+    """They get 503 after a while; no more is read than the limit of a document."""
     monkeypatch.setattr(oidc, "ANSWER_SECONDS", 0.5)
     monkeypatch.setattr(oidc, "RETRY_SECONDS", 0.0)
     setattr(issuer, fault, True)
     for _ in range(4):
         with pytest.raises(HTTPError, match="keys cannot be read now"):
-            ask(provider, issuer.token())
+            check(provider, issuer.token())
     setattr(issuer, fault, False)
     assert until(lambda: provider._fetching is None or provider._fetching.done())
-    assert ask(provider, issuer.token()).name == "app"
-    expected = {"dripping": "not read to its end", "huge": "expected at most 1048576 bytes, found more"}
+    assert check(provider, issuer.token()).name == "app"
+    expected = {
+        "dripping": "expected a complete response within 0.5 s",
+        "huge": "expected at most 1048576 bytes, found more",
+    }
     assert expected[fault] in caplog.text
 
 
-def test_no_redirection_is_followed(issuer, provider):
-    """It could lead from https to a place that others on the way can alter."""
+def test_no_redirect_is_followed(issuer, provider):
+    """It could lead from https to a URL with traffic that others can change."""
     issuer.redirect = f"{issuer.url}/keys"
     with pytest.raises(HTTPError, match="keys cannot be read now"):
-        ask(provider, issuer.token())
-    assert issuer.asked == ["/.well-known/openid-configuration"]
+        check(provider, issuer.token())
+    assert issuer.requests == ["/.well-known/openid-configuration"]
 
 
 @pytest.mark.parametrize(
     "document",
     [[], {}, {"issuer": "https://other.example.org", "jwks_uri": "https://other.example.org/keys"}, "x"],
 )
-def test_a_discovery_document_of_another_is_not_taken(issuer, provider, document, monkeypatch):
-    """Neither are places that others on the way could alter, nor what is no place."""
+def test_an_invalid_discovery_document_is_refused(issuer, provider, document, monkeypatch):
+    """Of another issuer, not an object, with a URL that is not https, or without a URL."""
     issuer.document = document
     with pytest.raises(HTTPError, match="keys cannot be read now"):
-        ask(provider, issuer.token())
+        check(provider, issuer.token())
     monkeypatch.setattr(oidc, "RETRY_SECONDS", 0.0)
-    for place in ("http://example.org/keys", "file:///etc/passwd", 7, ""):
-        issuer.document = {"issuer": issuer.url, "jwks_uri": place}
+    for url in ("http://example.org/keys", "file:///etc/passwd", 7, ""):
+        issuer.document = {"issuer": issuer.url, "jwks_uri": url}
         with pytest.raises(HTTPError, match="keys cannot be read now"):
-            ask(provider, issuer.token())
-    assert "/keys" not in issuer.asked
+            check(provider, issuer.token())
+    assert "/keys" not in issuer.requests
 
 
 @pytest.mark.parametrize("url", ["http://login.example.org", "login.example.org", "file:///etc", "https://", ""])
-def test_a_provider_is_named_by_https(url):
-    """Its keys say whom to believe."""
+def test_the_url_of_a_provider_is_https(url):
+    """Its keys decide which tokens are valid."""
     with pytest.raises(ConfigError, match="expected an https URL"):
         Provider(url, AUDIENCE, None, "scope")
     with pytest.raises(ConfigError, match="ABSTAIN_OIDC_JWKS: expected an https URL"):
@@ -237,15 +240,15 @@ def test_a_provider_is_named_by_https(url):
 
 
 @pytest.mark.parametrize(
-    ("presented", "token"), [(b"a.b.c", True), (b"abstain_x-Y_z", False), (b"", False), (b"a.b", False)]
+    ("secret", "token"), [(b"a.b.c", True), (b"abstain_x-Y_z", False), (b"", False), (b"a.b", False)]
 )
-def test_keys_and_tokens_are_told_apart(presented, token):
-    """By their form."""
-    assert is_token(presented) == token
+def test_keys_and_tokens_differ_in_form(secret, token):
+    """A token has three parts."""
+    assert is_token(secret) == token
 
 
-def test_what_is_missing_is_said(monkeypatch):
-    """Without the extra, in one line."""
+def test_a_missing_package_is_an_error_with_a_fix(monkeypatch):
+    """Without the extra `oidc`."""
     monkeypatch.setitem(__import__("sys").modules, "jwt", None)
     with pytest.raises(ConfigError, match=r"pip install 'abstain\[oidc\]'"):
         Provider("https://login.example.org", AUDIENCE, None, "scope")

@@ -1,4 +1,4 @@
-"""Rate limits: how many requests a key may send, over several workers."""
+"""Rate limits: the number of requests that a key may send, over several workers."""
 
 import threading
 import time
@@ -20,8 +20,8 @@ def clock(monkeypatch):
 
 
 @pytest.mark.parametrize("rate", [0.5, 1, 3, 10, 1000])
-def test_as_many_pass_as_are_allowed(tmp_path, clock, rate):
-    """Over 100 seconds of asking ten times as often, the rate's share passes, and one second's more at the start."""
+def test_as_many_requests_pass_as_the_rate_allows(tmp_path, clock, rate):
+    """In 100 seconds with ten times the rate, the requests of the rate pass, plus those of one second at the start."""
     limits = RateLimits(tmp_path)
     passed, steps = 0, int(1000 * max(rate, 1))
     for step in range(steps):
@@ -30,8 +30,8 @@ def test_as_many_pass_as_are_allowed(tmp_path, clock, rate):
     assert 100 * rate - 1 <= passed <= 101 * rate + 1
 
 
-def test_what_is_refused_tells_when_to_come_again(tmp_path, clock):
-    """Who waits so long is taken, who comes earlier is not."""
+def test_a_refused_request_gets_the_time_to_wait(tmp_path, clock):
+    """After that time the next request is accepted, before it is not."""
     limits = RateLimits(tmp_path)
     while limits.take("app", 4) == 0:
         pass
@@ -44,7 +44,7 @@ def test_what_is_refused_tells_when_to_come_again(tmp_path, clock):
 
 
 def test_one_keys_requests_do_not_count_for_another(tmp_path, clock):
-    """Also if names are no names of files."""
+    """Also with names that are not valid file names."""
     limits = RateLimits(tmp_path)
     names = ["app", "app2", "../../etc", "a" * 5000, "ü\n"]
     for name in names:
@@ -54,15 +54,15 @@ def test_one_keys_requests_do_not_count_for_another(tmp_path, clock):
 
 
 def test_workers_count_together(tmp_path):
-    """Four that ask at once, each with the files of its own: together the rate, not four times that."""
+    """Four workers at once, each with its own open files, accept the rate together, not each."""
     until, passed = time.monotonic() + 1.5, []
 
-    def ask():
+    def take_often():
         limits = RateLimits(tmp_path)
         while time.monotonic() < until:
             passed.append(limits.take("app", 50) == 0)
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=take_often) for _ in range(4)]
     began = time.monotonic()
     for thread in threads:
         thread.start()

@@ -1,4 +1,4 @@
-"""TLS: a real server with a certificate, which is renewed while it runs."""
+"""TLS: a real server with a certificate that is renewed while it runs."""
 
 import os
 import shutil
@@ -24,14 +24,14 @@ ROW = [[16.0] * 64]
 
 @pytest.fixture(scope="module")
 def pem(tmp_path_factory):
-    """The files that the server reads, and a folder with other certificates."""
+    """The files that the server reads."""
     folder = tmp_path_factory.mktemp("pem")
     return PemFiles(*write_certificate(folder))
 
 
 @pytest.fixture(scope="module")
 def encrypted(store, pem, tmp_path_factory):
-    """A server that answers over TLS alone."""
+    """A server that accepts only TLS."""
     more = {"ABSTAIN_TLS_CERT": str(pem.certificate), "ABSTAIN_TLS_KEY": str(pem.key)}
     started = start_server(store, tmp_path_factory.mktemp("tls"), wait=False, **more)
     running = replace(started, url=started.url.replace("http:", "https:"))
@@ -53,7 +53,7 @@ def encrypted(store, pem, tmp_path_factory):
 
 
 def trusting(certificate):
-    """A client's context that trusts one certificate alone."""
+    """A client's context that trusts only one certificate."""
     return ssl.create_default_context(cafile=str(certificate))
 
 
@@ -63,39 +63,39 @@ def served(server):
 
 
 def test_predictions_over_tls(encrypted, pem):
-    """The client checks the certificate; what is said at start names https."""
+    """The client checks the certificate; the command prints an https address at start."""
     with httpx.Client(verify=trusting(pem.certificate), timeout=PATIENCE) as client:
         response = client.post(f"{encrypted.url}/predict", json={"inputs": ROW, "model": "digits"})
         origin = client.post(
             f"{encrypted.url}/predict", json={"inputs": ROW, "model": "digits"}, headers={"Origin": encrypted.url}
         )
     assert response.status_code == origin.status_code == 200
-    assert f"to be served at {encrypted.url}/" in encrypted.log.read_text()
+    assert f"address {encrypted.url}/" in encrypted.log.read_text()
 
 
-def test_nothing_is_answered_without_tls(encrypted):
-    """Neither plain HTTP nor TLS of a version that is broken."""
+def test_connections_without_secure_tls_are_refused(encrypted):
+    """Plain HTTP, and an insecure version of TLS."""
     plain = encrypted.url.replace("https:", "http:")
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{plain}/livez", timeout=PATIENCE)
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
-    with warnings.catch_warnings(action="ignore"):  # that it is old
+    with warnings.catch_warnings(action="ignore"):  # about the old version
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
     port = int(encrypted.url.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port)) as raw, pytest.raises((ssl.SSLError, ConnectionError)):
         old.wrap_socket(raw)
 
 
-def test_a_renewed_certificate_is_taken_while_the_server_runs(encrypted, pem, tmp_path):
-    """Open connections go on; a certificate without its key, or a damaged one, changes nothing and is said."""
+def test_a_renewed_certificate_is_loaded_while_the_server_runs(encrypted, pem, tmp_path):
+    """Open connections continue; a certificate without its key, or a damaged one, changes nothing and is logged."""
     before = pem.certificate.read_text()
     with httpx.Client(verify=trusting(pem.certificate), timeout=PATIENCE) as client:
         assert client.get(f"{encrypted.url}/livez").status_code == 200
         new = PemFiles(*write_certificate(tmp_path, "renewed"))
-        # First the certificate alone, as a client of a certificate authority may write it.
+        # First only the certificate, as a client of a certificate authority may write it.
         shutil.copy(new.certificate, pem.certificate)
-        assert until(lambda: "the certificate stays as it was" in encrypted.log.read_text())
+        assert until(lambda: "the certificate is not reloaded" in encrypted.log.read_text())
         assert served(encrypted) == before
         pem.key.write_text("no key at all")
         pem.certificate.unlink()
@@ -111,20 +111,20 @@ def test_a_renewed_certificate_is_taken_while_the_server_runs(encrypted, pem, tm
 
 
 def encrypt_key(files):
-    """A key that nobody is there to say the passphrase of."""
+    """Encrypts the key with a passphrase."""
     key = serialization.load_pem_private_key(files.key.read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     files.key.write_bytes(private_pem(key, serialization.BestAvailableEncryption(b"secret")))
 
 
 def pipe(files):
-    """A named pipe, which waits for its writer."""
+    """Replaces the key by a named pipe, on which a reader waits."""
     files.key.unlink()
     os.mkfifo(files.key)
 
 
 WRONG = {
-    "no file": (lambda files: files.certificate.unlink(), "cannot be read: expected a file in PEM, found No such file"),
+    "no file": (lambda files: files.certificate.unlink(), "cannot be read: expected a PEM file, found No such file"),
     "not PEM": (lambda files: files.certificate.write_text("x"), "TLS: expected a certificate in PEM"),
     "empty": (lambda files: files.certificate.write_text(""), "TLS: expected a certificate in PEM"),
     "the two exchanged": (lambda files: files.certificate.rename(files.key), "cannot be read"),
@@ -141,8 +141,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_certificate_that_cannot_be_used_is_refused_by_name(tmp_path, name):
-    """And none of them waits."""
+def test_a_certificate_that_cannot_be_used_is_refused(tmp_path, name):
+    """The error names the reason, and no check waits."""
     alter, message = WRONG[name]
     files = PemFiles(*write_certificate(tmp_path))
     check_certificate(files)
@@ -154,7 +154,7 @@ def test_a_certificate_that_cannot_be_used_is_refused_by_name(tmp_path, name):
 
 
 def test_links_are_followed(tmp_path):
-    """Those who renew certificates let a link point to the newest."""
+    """Renewing a certificate may change the target of a link."""
     files = write_certificate(tmp_path)
     links = PemFiles(tmp_path / "live.crt", tmp_path / "live.key")
     for link, target in zip(links, files, strict=True):
@@ -162,16 +162,16 @@ def test_links_are_followed(tmp_path):
     check_certificate(links)
 
 
-def test_a_server_with_a_wrong_certificate_does_not_start(run, store, tmp_path, monkeypatch):
-    """One line, before anything is loaded; and a certificate needs its key."""
+def test_a_server_with_an_invalid_certificate_does_not_start(run, store, tmp_path, monkeypatch):
+    """It prints one line before a model is loaded; a certificate needs its key."""
     certificate, key = write_certificate(tmp_path)
     key.write_text("")
     for name in ("ABSTAIN_TLS_CERT", "ABSTAIN_TLS_KEY", "ABSTAIN_INSECURE"):
         monkeypatch.setenv(name, "")
-    code, _, said = run("serve", "--store", store, "--tls-cert", certificate, "--tls-key", key)
+    code, _, error = run("serve", "--store", store, "--tls-cert", certificate, "--tls-key", key)
     assert code == 1
-    assert said.startswith(f"abstain: {certificate}, {key}: TLS: expected a certificate in PEM")
+    assert error.startswith(f"abstain: {certificate}, {key}: TLS: expected a certificate in PEM")
     monkeypatch.setenv("ABSTAIN_TLS_KEY", "")
-    code, _, said = run("serve", "--store", store, "--tls-cert", certificate)
+    code, _, error = run("serve", "--store", store, "--tls-cert", certificate)
     assert code == 2
-    assert "--tls-key: expected a file, for --tls-cert has one, found none" in said
+    assert "--tls-key: expected a file, because --tls-cert has one, found none" in error

@@ -1,4 +1,4 @@
-"""The command: exit codes, what goes to stdout, one JSON document, and files in and out."""
+"""The command: exit codes, stdout, JSON documents, and input and output files."""
 
 import json
 import re
@@ -32,17 +32,17 @@ def own(store, tmp_path_factory):
 
 
 def table_of(rows):
-    """Flat rows as a table, a column for each feature."""
+    """Flat rows as a table, with a column for each feature."""
     flat = rows.reshape(len(rows), -1)
-    return pa.table({f"pixel {place}": flat[:, place] for place in range(flat.shape[1])})
+    return pa.table({f"pixel {index}": flat[:, index] for index in range(flat.shape[1])})
 
 
 # ---- usage -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_with_an_example(run, command):
-    """-h and --help exit 0 and show, on stdout, a command line that begins with this command."""
+def test_every_command_has_help_with_an_example(run, command):
+    """-h and --help exit 0 and print, on stdout, an example of the command."""
     for flag in ("-h", "--help"):
         code, out, err = run(command, flag)
         assert (code, err) == (0, "")
@@ -50,14 +50,14 @@ def test_every_command_explains_itself_with_an_example(run, command):
 
 
 def test_the_installed_command_lists_all_commands():
-    """`abstain -h` as a process names every command."""
+    """`abstain -h` as a process prints every command."""
     result = abstain("-h")
     assert (result.returncode, result.stderr) == (0, "")
     assert [command for command in COMMANDS if not re.search(rf"\b{command}\b", result.stdout)] == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "text"),
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["models", "--nonsense"], "No such option: --nonsense"),
@@ -85,15 +85,15 @@ def test_the_installed_command_lists_all_commands():
         ),
     ],
 )
-def test_wrong_usage_exits_2(run, arguments, told):
-    """What is wrong with the command line is told on stderr, and stdout stays empty."""
+def test_wrong_usage_exits_2(run, arguments, text):
+    """The error of the command line is on stderr, and stdout stays empty."""
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
-    assert told in err
+    assert text in err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "text"),
     [
         (["show", "letters"], "no model named 'letters': expected digits, wave, found 'letters'"),
         (["show", "digits:7"], "digits has no version 7: expected 1, 2, found 7"),
@@ -123,12 +123,12 @@ def test_wrong_usage_exits_2(run, arguments, told):
         ),
     ],
 )
-def test_failed_work_exits_1(run, store, arguments, told):
-    """What failed is told in one line of stderr that begins with the program's name; stdout stays empty."""
+def test_failed_work_exits_1(run, store, arguments, text):
+    """The error is one line on stderr that begins with the program's name; stdout stays empty."""
     code, out, err = run(*arguments, "--store", store)
     assert (code, out) == (1, "")
     assert err.startswith("abstain: ")
-    assert told in err
+    assert text in err
 
 
 # ---- the store -------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ VERSIONS = (("digits", "1"), ("digits", "2"), ("wave", "1"))
 
 
 def test_models_lists_versions_and_labels(store):
-    """`abstain models`, as a process and with the store from the environment, as JSON and as a table."""
+    """`abstain models --json` as a process, with the store from the environment."""
     result = abstain("models", "--json", ABSTAIN_STORE=str(store))
     listed = {model["name"]: model["versions"] for model in json.loads(result.stdout)["models"]}
     assert (result.returncode, result.stderr) == (0, "")
@@ -151,7 +151,7 @@ def test_models_lists_versions_and_labels(store):
 
 
 def test_models_as_a_table_and_of_an_empty_store(run, store, tmp_path):
-    """A line for each version; of an empty store no line, and on stderr what to do."""
+    """A line for each version; no line for an empty store, and a hint on stderr."""
     code, out, _ = run("models", "--store", store)
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["model", "digits:1", "digits:2", "wave:1"]
@@ -168,8 +168,8 @@ def test_models_as_a_table_and_of_an_empty_store(run, store, tmp_path):
     assert (code, json.loads(out)) == (0, {"models": []})
 
 
-def test_show_tells_the_manifest_of_the_version_meant(run, store, digits):
-    """A bare name is the stable version; as JSON the manifest as it stands on disk, as text its figures."""
+def test_show_prints_the_manifest_of_the_named_version(run, store, digits):
+    """A name alone is the stable version; JSON is the manifest on disk, text has its values."""
     for reference, version in (("digits", 1), ("digits:2", 2), ("digits@stable", 1)):
         code, out, _ = run("show", reference, "--store", store, "--json")
         assert code == 0
@@ -181,8 +181,8 @@ def test_show_tells_the_manifest_of_the_version_meant(run, store, digits):
     assert lines["digest"].strip() == digits.manifest.digest
 
 
-def test_show_refuses_an_altered_file(run, own):
-    """A version with a damaged file is refused by the file's name, and `models` still lists the others."""
+def test_show_refuses_a_changed_file(run, own):
+    """The error names the file."""
     report = own / "digits" / "2" / "report.html"
     whole = report.read_bytes()
     report.write_bytes(whole + b" ")
@@ -193,7 +193,7 @@ def test_show_refuses_an_altered_file(run, own):
 
 
 def test_labels_move_and_roll_back(run, own):
-    """`label` points, `rollback` puts the previous stable back, once for each time it was moved."""
+    """`label` points a label at a version, `rollback` makes the previous stable version stable again, once per change."""
     assert run("label", "digits:2", "stable", "--store", own)[:2] == (0, "digits@stable is digits:2\n")
     assert json.loads(run("show", "digits", "--store", own, "--json")[1])["version"] == 2
     code, out, _ = run("label", "digits@stable", "canary", "--store", own, "--json")
@@ -207,7 +207,7 @@ def test_labels_move_and_roll_back(run, own):
 
 
 def test_evaluate_prints_one_json_document(store, tmp_path):
-    """As a process: the contract's keys and the function's figures on stdout."""
+    """As a process: the keys of the contract and the values of the function, on stdout."""
     np.savez(tmp_path / "noise.npz", x=16 * np.random.default_rng(0).random((40, 8, 8)))
     options = ["--percentile", "90", "--ood", f"noise={tmp_path / 'noise.npz'}", "--store", store, "--json"]
     result = abstain("evaluate", "digits", "--data", "digits", *options)
@@ -222,7 +222,7 @@ def test_evaluate_prints_one_json_document(store, tmp_path):
 
 
 def test_evaluate_prints_tables(run, store, wave):
-    """Without --json, names and figures in lines that fit a terminal, of a regression as well."""
+    """Without --json, names and values in lines that fit a terminal, also for a regression."""
     code, out, _ = run("evaluate", "wave", "--data", "wave", "--store", store)
     lines = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
     assert code == 0
@@ -235,10 +235,10 @@ def test_evaluate_prints_tables(run, store, wave):
 
 
 def test_evaluate_prints_ood_sets_decision_first_and_draws_plots(run, store, tmp_path):
-    """A block for each OOD set and its variant; a twin from the store; the pictures named in the JSON are there."""
+    """A block for each OOD set and its variant; a twin from the store; the plots in the JSON exist."""
     np.savez(tmp_path / "noise.npz", x=16 * np.random.default_rng(0).random((40, 8, 8)))
-    asked = ["evaluate", "digits", "--data", "digits", "--ood", f"noise={tmp_path / 'noise.npz'}", "--store", store]
-    code, out, _ = run(*asked, "--twin", "digits:2")
+    arguments = ["evaluate", "digits", "--data", "digits", "--ood", f"noise={tmp_path / 'noise.npz'}", "--store", store]
+    code, out, _ = run(*arguments, "--twin", "digits:2")
     assert code == 0
     assert "twin: digits:2" in out
     assert max(map(len, out.splitlines())) <= 120
@@ -248,7 +248,7 @@ def test_evaluate_prints_ood_sets_decision_first_and_draws_plots(run, store, tmp
         assert block[1].startswith(" decision (mutual information) ")
         assert re.search(r"\d\.\d{4} … \d\.\d{4}$", block[1])
         assert any(line.startswith("  twin, entropy: AUROC 0.") for line in block)
-    code, out, err = run(*asked, "--plots", tmp_path / "plots", "--json")
+    code, out, err = run(*arguments, "--plots", tmp_path / "plots", "--json")
     assert code == 0
     assert "noise: 40/40" in err
     assert sorted(json.loads(out)["plots"]) == sorted(path.name for path in (tmp_path / "plots").iterdir())
@@ -257,8 +257,8 @@ def test_evaluate_prints_ood_sets_decision_first_and_draws_plots(run, store, tmp
 # ---- predict ---------------------------------------------------------------------------------------------------------
 
 
-def read_answers(path):
-    """An answers' file as columns, whatever its kind; JSON lines flattened as the other kinds are."""
+def read_predictions(path):
+    """A file of predictions as columns, for any ending; JSON lines are flattened as in the other formats."""
     if path.suffix == ".npz":
         with np.load(path) as file:
             return {name: file[name].tolist() for name in file.files}
@@ -272,7 +272,7 @@ def read_answers(path):
         if isinstance(value, dict):
             return {k: v for key, part in value.items() for k, v in flat(part, f"{name}.{key}".strip(".")).items()}
         if isinstance(value, list) and not all(isinstance(part, str) for part in value):
-            return {f"{name}.{place}": part for place, part in enumerate(value)}
+            return {f"{name}.{index}": part for index, part in enumerate(value)}
         return {name: "|".join(value) if isinstance(value, list) else value}
 
     rows = [flat(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
@@ -288,7 +288,7 @@ WRITERS = {
 
 @pytest.fixture(scope="module")
 def expected(digits):
-    """What the served code says of the images at the 90th percentile."""
+    """The predictions and decisions of the served code for the images, at the 90th percentile."""
     prediction = digits.predictor(buckets_for(len(IMAGES)))(IMAGES)
     return prediction, judge(digits.calibration, prediction, 90.0)
 
@@ -297,18 +297,18 @@ def expected(digits):
     ("source", "end"), [(".npz", ".npz"), (".csv", ".csv"), (".parquet", ".parquet"), (".npz", ".jsonl")]
 )
 def test_predict_gives_the_served_numbers(run, store, tmp_path, expected, source, end):
-    """Rows from any kind of file, answers in any kind of file: every number is the Predictor's, to the last bit."""
+    """For all input and output formats, every number is exactly that of the Predictor."""
     WRITERS[source](IMAGES, tmp_path / f"rows{source}")
     out_path = tmp_path / "new folder" / f"answers{end}"
     arguments = ["--data", tmp_path / f"rows{source}", "--out", out_path, "--percentile", "90", "--store", store]
     code, out, _ = run("predict", "digits", *arguments)
-    assert (code, out) == (0, f"300 rows scored by digits:1 into {out_path}\n")
+    assert (code, out) == (0, f"digits:1 predicted 300 rows into {out_path}\n")
     assert list(out_path.parent.iterdir()) == [out_path]
-    found = read_answers(out_path)
+    found = read_predictions(out_path)
     prediction, judgement = expected
-    for place in range(10):
-        np.testing.assert_array_equal(prediction.summary.mean[:, place], np.float32(found[f"probabilities.{place}"]))
-        np.testing.assert_array_equal(prediction.summary.std[:, place], np.float32(found[f"std.{place}"]))
+    for index in range(10):
+        np.testing.assert_array_equal(prediction.summary.mean[:, index], np.float32(found[f"probabilities.{index}"]))
+        np.testing.assert_array_equal(prediction.summary.std[:, index], np.float32(found[f"std.{index}"]))
     for field in ("entropy", "aleatoric_entropy", "mutual_information"):
         np.testing.assert_array_equal(getattr(prediction.summary, field), np.float32(found[field]))
     for name, score in judgement.scores.items():
@@ -317,7 +317,7 @@ def test_predict_gives_the_served_numbers(run, store, tmp_path, expected, source
         np.testing.assert_array_equal(score.threshold, np.float32(found[f"scores.{name}.threshold"]))
     assert found["reject"] == judgement.reject.tolist()
     assert found["index"] == prediction.summary.mean.argmax(axis=1).tolist()
-    assert found["label"] == [str(place) for place in found["index"]]
+    assert found["label"] == [str(index) for index in found["index"]]
     reason = "mutual_information above its 90th percentile"
     assert [text or "" for text in found["reasons"]] == [reason if rejected else "" for rejected in judgement.reject]
     members = [sorted(set(np.flatnonzero(row).astype(str))) for row in judgement.members]
@@ -326,19 +326,19 @@ def test_predict_gives_the_served_numbers(run, store, tmp_path, expected, source
 
 
 def test_predict_reads_the_rows_before_it_compiles(run, store, tmp_path, monkeypatch):
-    """A missing file or a wrong column is said at once."""
+    """A missing file or a wrong column is an error at once."""
     monkeypatch.setattr(
         "abstain.models.bundles.bundle.Predictor", lambda *_, **__: pytest.fail("something was compiled")
     )
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    for name, told in (("absent.csv", "absent.csv"), ("other.csv", "expected shape (8, 8), found shape (2,)")):
+    for name, text in (("absent.csv", "absent.csv"), ("other.csv", "expected shape (8, 8), found shape (2,)")):
         arguments = ["--data", tmp_path / name, "--out", tmp_path / "out.csv", "--store", store]
         code, _, err = run("predict", "digits", *arguments)
-        assert (code, told in err) == (1, True), err
+        assert (code, text in err) == (1, True), err
 
 
 def test_predict_of_a_regression(run, store, tmp_path, wave):
-    """Mean, spread, quantiles and interval of every row, one JSON document on stdout, at the model's own percentile."""
+    """Mean, standard deviations, quantiles and interval of every row, and one JSON document on stdout."""
     rows = np.linspace(-3, 3, 7)[:, None]
     csv.write_csv(table_of(rows), tmp_path / "rows.csv")
     out_path = tmp_path / "answers.parquet"
@@ -347,7 +347,7 @@ def test_predict_of_a_regression(run, store, tmp_path, wave):
     )
     assert code == 0
     assert json.loads(out) == {"model": "wave", "version": 1, "rows": 7, "out": str(out_path)}
-    found = read_answers(out_path)
+    found = read_predictions(out_path)
     prediction = wave.predictor((8,))(rows)
     judgement = judge(wave.calibration, prediction)
     np.testing.assert_array_equal(prediction.summary.mean, np.float32(found["mean"]))
@@ -383,7 +383,7 @@ reports = 1
 
 
 def flats(rows=500):
-    """Rents that follow from size, heating and floor, the last two categories, with gaps in all three."""
+    """Rents that depend on size, heating and floor, with missing values in all three; the last two are categories."""
     rng = np.random.default_rng(0)
     size = rng.uniform(20, 120, rows)
     heating, floor = rng.integers(0, 3, rows), rng.integers(0, 3, rows)
@@ -402,7 +402,7 @@ def flats(rows=500):
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """A folder with the table and the config, and the store that `abstain fit --data`, a process, has published into."""
+    """A folder with the table, the config and the store, and the finished process `abstain fit --data`."""
     folder = tmp_path_factory.mktemp("flats")
     csv.write_csv(flats(), folder / "flats.csv")
     (folder / "flats.toml").write_text(FLATS)
@@ -410,8 +410,8 @@ def fitted(tmp_path_factory):
     return folder, abstain("fit", folder / "flats.toml", *options)
 
 
-def test_fit_prints_the_version_and_nothing_else(fitted):
-    """Stdout is `name:version`; the bar and the figures are on stderr."""
+def test_fit_prints_only_the_version(fitted):
+    """Stdout is `name:version`; progress and metrics are on stderr."""
     folder, result = fitted
     assert (result.returncode, result.stdout) == (0, "flats:1\n"), result.stderr
     assert "flats by vi, vi: 600/600" in result.stderr
@@ -428,65 +428,65 @@ def test_fit_prints_the_version_and_nothing_else(fitted):
 
 
 @pytest.fixture(scope="module")
-def scored(fitted):
-    """A function that scores a table with the model of flats, and gives the answers."""
+def predict_table(fitted):
+    """A function that predicts a table with the model of flats; it returns the predictions or the error."""
     folder, _ = fitted
 
-    def scored(run, table, end=".parquet"):
+    def predict(run, table, end=".parquet"):
         writer = csv.write_csv if end == ".csv" else parquet.write_table
         writer(table, folder / f"in{end}")
         arguments = ["--data", folder / f"in{end}", "--out", folder / "answers.parquet", "--store", folder / "store"]
         code, _, err = run("predict", "flats", *arguments)
-        return read_answers(folder / "answers.parquet") if code == 0 else err
+        return read_predictions(folder / "answers.parquet") if code == 0 else err
 
-    return scored
+    return predict
 
 
-def test_evaluate_and_predict_agree_on_a_table(run, fitted, scored):
-    """The RMSE that `evaluate` tells of the test part is that of `predict`'s means on the same rows, found by target."""
+def test_evaluate_and_predict_agree_on_a_table(run, fitted, predict_table):
+    """The RMSE of `evaluate` on the test part equals that of `predict`'s means for the same rows, found by their target."""
     folder, _ = fitted
     code, out, _ = run("evaluate", "flats", "--data", folder / "flats.csv", "--store", folder / "store", "--json")
-    told = json.loads(out)
+    evaluated = json.loads(out)
     table = csv.read_csv(folder / "flats.csv")
     manifest = load(folder / "store" / "flats" / "1").manifest
     config = DataConfig.model_validate(manifest.data.settings)
     source = read_source(str(folder / "flats.csv"), config, manifest.model, classify=False)
     test = np.isin(table["rent"].to_numpy(), split(source, config, 5).test.y)
-    error = np.array(scored(run, table)["mean"])[test] - table["rent"].to_numpy()[test]
-    assert (code, told["rows"], test.sum()) == (0, 120, 120)
-    assert told["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
-    assert told["rmse"] == pytest.approx(manifest.metrics["rmse"], rel=1e-9)
+    error = np.array(predict_table(run, table)["mean"])[test] - table["rent"].to_numpy()[test]
+    assert (code, evaluated["rows"], test.sum()) == (0, 120, 120)
+    assert evaluated["rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+    assert evaluated["rmse"] == pytest.approx(manifest.metrics["rmse"], rel=1e-9)
 
 
-def test_a_tables_columns_count_by_name(run, scored):
-    """Another order, no target, other columns beside, csv or parquet: the same answers, bit for bit."""
+def test_the_columns_of_a_table_are_found_by_name(run, predict_table):
+    """Another order, no target, additional columns, CSV or Parquet: exactly the same predictions."""
     few = flats().slice(0, 40)
-    assert scored(run, few.select(["floor", "id", "size", "heating"])) == scored(run, few, ".csv")
+    assert predict_table(run, few.select(["floor", "id", "size", "heating"])) == predict_table(run, few, ".csv")
 
 
-def test_a_gap_is_answered_as_what_stands_in_for_it(run, fitted, scored):
-    """A row with a missing number or category is the row with the model's own value for it."""
+def test_a_missing_value_equals_its_replacement(run, fitted, predict_table):
+    """A row with a missing number or category has the prediction of the row with the model's replacement."""
     folder, _ = fitted
     columns = load(folder / "store" / "flats" / "1").manifest.model.preprocessing.columns
-    stand_in = [columns[0].missing, *(column.categories[int(column.missing)] for column in columns[1:])]
-    pairs = pa.table({column.name: [None, value] for column, value in zip(columns, stand_in, strict=True)})
-    answers = scored(run, pairs)
+    replacements = [columns[0].missing, *(column.categories[int(column.missing)] for column in columns[1:])]
+    pairs = pa.table({column.name: [None, value] for column, value in zip(columns, replacements, strict=True)})
+    answers = predict_table(run, pairs)
     assert len(answers["mean"]) == 2
     assert [name for name, values in answers.items() if values[0] != values[1]] == []
 
 
 @pytest.mark.parametrize(
-    ("column", "values", "told"),
+    ("column", "values", "text"),
     [
         ("floor", [1, 3], "row 1: column 'floor' holds a category .*: expected one of 1, 10, 2, found '3'"),
         ("size", None, "columns are missing: expected size, found heating, floor"),
     ],
 )
-def test_wrong_cells_are_told_by_row_and_column(run, scored, column, values, told):
-    """An unknown category and a missing column are told with what the model knows."""
+def test_errors_in_a_table_name_row_and_column(run, predict_table, column, values, text):
+    """The error for an unknown category or a missing column lists what the model expects."""
     table = pa.table({"size": [50.0, 60.0], "heating": ["gas", "coal"], "floor": [1, 2]})
-    place = table.column_names.index(column)
-    table = table.remove_column(place) if values is None else table.set_column(place, column, pa.array(values))
-    err = scored(run, table)
+    index = table.column_names.index(column)
+    table = table.remove_column(index) if values is None else table.set_column(index, column, pa.array(values))
+    err = predict_table(run, table)
     assert isinstance(err, str)
-    assert re.search(told, err)
+    assert re.search(text, err)

@@ -1,4 +1,4 @@
-"""Files that `abstain predict` writes: no cell is run as a formula, and a killed writer's draft does not stay."""
+"""Files that `abstain predict` writes: no cell is a formula, and the draft of a killed writer is removed."""
 
 import csv
 import json
@@ -62,19 +62,19 @@ HARMLESS = [
 
 
 def write(path, **columns):
-    """An answers' file of these columns."""
+    """Writes a file of predictions with these columns."""
     predict_file._write(columns, path)
 
 
 def cells(path):
-    """The rows of a CSV as a spreadsheet takes them apart, the header first."""
+    """The rows of a CSV as a spreadsheet reads them, the header first."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
 
 
 @pytest.mark.parametrize("text", FORMULAS + TRICKY)
 def test_text_that_begins_as_a_formula_gets_an_apostrophe(tmp_path, text):
-    """As a label, as the first word of a list, and as a column's name; quotes and line breaks stay within the cell."""
+    """As a label, as the first word of a list, and as a column's name; quotes and line breaks stay inside the cell."""
     out = tmp_path / "out.csv"
     write(out, label=[text, "plain"], prediction_set=[[text, "plain"], []], **{text: [1, 2]})
     assert cells(out) == [
@@ -85,20 +85,20 @@ def test_text_that_begins_as_a_formula_gets_an_apostrophe(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_other_text_stays_as_it_is(tmp_path, text):
-    """Also names of classes that are numbers."""
+def test_other_text_is_unchanged(tmp_path, text):
+    """Also class labels that are numbers."""
     write(tmp_path / "out.csv", label=[text])
     assert cells(tmp_path / "out.csv")[1:] == [[text]]
 
 
 def test_numbers_stay_numbers(tmp_path):
-    """A negative number is not text, whatever its type, and true and false are neither."""
+    """Negative numbers of all types and booleans get no apostrophe."""
     write(tmp_path / "out.csv", mean=[-1.5, 2.0], index=[-3, 4], tiny=[-1e-30, -0.0], reject=[True, False])
     assert cells(tmp_path / "out.csv")[1:] == [["-1.5", "-3", "-1e-30", "true"], ["2", "4", "-0", "false"]]
 
 
-def test_other_kinds_of_file_hold_the_names_unchanged(tmp_path):
-    """They are not opened by spreadsheets."""
+def test_other_formats_have_the_names_unchanged(tmp_path):
+    """Spreadsheets do not open them."""
     for ending in (".parquet", ".jsonl", ".npz"):
         write(tmp_path / f"out{ending}", label=FORMULAS)
     assert parquet.read_table(tmp_path / "out.parquet").column("label").to_pylist() == FORMULAS
@@ -108,10 +108,10 @@ def test_other_kinds_of_file_hold_the_names_unchanged(tmp_path):
 
 
 def test_the_command_writes_no_formula(run, store, tmp_path):
-    """Through the whole path: a model whose classes are all named like formulas."""
+    """With class labels that look like formulas."""
     folder = tmp_path / "store" / "digits" / "1"
     shutil.copytree(store / "digits" / "1", folder)
-    sign(folder, model__class_names=[f"=cmd|'/C {place}'!A0" for place in range(10)])
+    sign(folder, model__class_names=[f"=cmd|'/C {index}'!A0" for index in range(10)])
     names = load(folder).manifest.model.class_names
     np.savez(tmp_path / "rows.npz", x=np.eye(8)[None] * np.arange(20)[:, None, None])
     out = tmp_path / "answers.csv"
@@ -126,7 +126,7 @@ def test_the_command_writes_no_formula(run, store, tmp_path):
 
 
 def test_a_label_that_is_read_again_keeps_its_apostrophe(tmp_path):
-    """It is another class to `fit`; `evaluate` refuses it by row, since the model does not have it."""
+    """`fit` reads it as another class; `evaluate` refuses the row, because the model does not have this class."""
     out = tmp_path / "out.csv"
     write(out, label=["=a", "b"] * 4, entropy=[0.5, 1.0] * 4)
     assert read_table(out).column("label").to_pylist()[:2] == ["'=a", "b"]
@@ -154,7 +154,7 @@ predict_file._write({"label": [sys.argv[2]]}, Path(sys.argv[1]))
 
 @contextmanager
 def writer(out, label="late"):
-    """A process that has written its draft, and waits for the end of its input before it goes on."""
+    """A process that has written its draft, and continues at the end of its input."""
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(out), label],
         stdin=subprocess.PIPE,
@@ -175,8 +175,8 @@ def drafts(folder):
     return sorted(folder.glob(f"{PREFIX}*"))
 
 
-def test_a_killed_writers_draft_goes_with_the_next_answers(tmp_path):
-    """Killed outright, it leaves its draft; whoever writes into that folder next removes it, and the lock with it."""
+def test_the_next_writer_removes_the_draft_of_a_killed_one(tmp_path):
+    """With its lock."""
     out = tmp_path / "out.csv"
     with writer(out) as killed:
         killed.kill()
@@ -188,7 +188,7 @@ def test_a_killed_writers_draft_goes_with_the_next_answers(tmp_path):
 
 
 def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
-    """A living writer's draft is never swept: both end, and the file is whole and the last one's."""
+    """The draft of a running writer is never removed; both finish, and the file is that of the last one."""
     out = tmp_path / "out.csv"
     with writer(out, "first") as first, writer(out, "second") as second:
         assert len(drafts(tmp_path)) == 2
@@ -204,7 +204,7 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
 
 
 def test_many_writers_at_once_leave_one_whole_file(tmp_path):
-    """Each sweeps while others make, lock, rename and remove their drafts; none of them fails."""
+    """Each removes old drafts while others make, lock, rename and remove theirs; none of them fails."""
     out = tmp_path / "out.csv"
 
     def write_often(label):
@@ -231,7 +231,7 @@ def folder_of(*names):
 
 
 def folder_in_folder(path):
-    """A lock, and a folder of the user's in place of the draft."""
+    """A lock, and a folder of the user instead of the draft."""
     folder_of(LOCK)(path)
     (path / "draft").mkdir()
     (path / "draft" / "novel.txt").write_text("mine")
@@ -251,8 +251,8 @@ def folder_in_folder(path):
     ],
     ids=["file", "link", "pipe", "empty", "another's", "no lock", "one file too many", "folder"],
 )
-def test_what_only_has_the_name_of_a_draft_stays(tmp_path, make):
-    """A user's file or folder is not touched, and no lock is left in it."""
+def test_a_file_or_folder_with_the_name_of_a_draft_stays(tmp_path, make):
+    """A user's file or folder is not changed, and no lock is left in it."""
     folder_of(LOCK, "draft.csv")(tmp_path / "elsewhere")
     mine = tmp_path / f"{PREFIX}mine.csv"
     make(mine)
@@ -262,7 +262,7 @@ def test_what_only_has_the_name_of_a_draft_stays(tmp_path, make):
 
 
 def test_a_failed_writer_leaves_the_old_file_and_no_draft(tmp_path):
-    """Also where it fails before it has written anything."""
+    """Also if it fails before it has written."""
     out = tmp_path / "out.csv"
     out.write_text("before")
 
@@ -277,8 +277,8 @@ def test_a_failed_writer_leaves_the_old_file_and_no_draft(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
-def test_answers_are_written_where_there_are_no_locks(tmp_path, monkeypatch):
-    """Some file systems have none. A draft there is kept out of no one's way, and is no one's to sweep."""
+def test_predictions_are_written_without_locks(tmp_path, monkeypatch):
+    """Some file systems have no locks; an old draft there is not removed."""
 
     def no_locks(*_):
         raise OSError(37, "No locks available")
@@ -289,8 +289,8 @@ def test_answers_are_written_where_there_are_no_locks(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{PREFIX}left", "out.csv"]
 
 
-def test_a_draft_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
-    """Between the making of its folder and of its lock."""
+def test_a_draft_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    """Between making its folder and making its lock."""
     made = []
 
     def hold_late(lock: Path, *, blocking: bool = True):

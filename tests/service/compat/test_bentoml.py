@@ -1,4 +1,4 @@
-"""What is changed in BentoML: its process manager takes commands from its own user alone, and reports go nowhere."""
+"""The changes to BentoML: its process manager accepts commands only from its own user, and usage reports are off."""
 
 import socket
 from types import SimpleNamespace
@@ -11,12 +11,12 @@ from tests.helpers.doors import check_closed
 
 
 def test_the_process_manager_of_abstain_serve_is_closed(server):
-    """`tests/service/test_bento.py` holds the same of `bentoml serve` and of a Bento."""
+    """`tests/service/test_bento.py` checks the same for `bentoml serve` and for a Bento."""
     check_closed(server)
 
 
 def test_a_worker_of_an_open_process_manager_does_not_start(tmp_path):
-    """As after a change of BentoML: nothing takes commands where it should; nor is a mere file such a socket."""
+    """For example after a change of BentoML: the socket for commands is missing, or is a regular file."""
     with pytest.raises(ConfigError, match="the process manager is not closed: expected the socket"):
         compat.check_process_manager(tmp_path)
     (tmp_path / compat.COMMANDS).write_text("")
@@ -29,11 +29,11 @@ def test_a_worker_of_an_open_process_manager_does_not_start(tmp_path):
 
 
 def allow(host):
-    """Any address may be listened on."""
+    """Allows to listen on any address."""
 
 
 class Arbiter:
-    """Circus's, as far as it is changed."""
+    """The part of circus's class that is changed."""
 
     def __init__(
         self,
@@ -52,14 +52,14 @@ class Arbiter:
 
 @pytest.fixture
 def arbiter(monkeypatch):
-    """A class of its own for each test, in place of circus's."""
+    """A new class for each test, instead of circus's."""
     own = type("Arbiter", (Arbiter,), {"__init__": Arbiter.__init__})
     monkeypatch.setattr(compat, "Arbiter", own)
     return own
 
 
-def test_ports_that_are_asked_for_become_sockets_in_the_folder(arbiter, tmp_path):
-    """By name or by place, of the class and of those derived from it, as BentoML has one."""
+def test_requested_ports_become_sockets_in_the_folder(arbiter, tmp_path):
+    """As named or positional arguments, of the class and of a derived class, which BentoML has."""
     compat.close_process_manager(tmp_path, allow)
     derived = type("Derived", (arbiter,), {})
     expected = f"ipc://{tmp_path}/commands", f"ipc://{tmp_path}/events"
@@ -69,14 +69,14 @@ def test_ports_that_are_asked_for_become_sockets_in_the_folder(arbiter, tmp_path
 
 @pytest.mark.parametrize("way", ["statsd", "stats_endpoint", "multicast_endpoint", "httpd", "ssh_server"])
 def test_no_further_way_to_the_process_manager_is_opened(arbiter, tmp_path, way):
-    """Circus has more of them, and BentoML might come to use one."""
+    """Circus has more of them, and a later BentoML might use one."""
     compat.close_process_manager(tmp_path, allow)
     with pytest.raises(ConfigError, match=f"expected no further way to reach it, found {way}"):
         arbiter([], "tcp://127.0.0.1:1", "tcp://127.0.0.1:2", **{way: "tcp://127.0.0.1:3"})
 
 
 def test_an_unknown_circus_is_refused(monkeypatch, tmp_path):
-    """Rather than left open."""
+    """Otherwise its process manager would stay open."""
     monkeypatch.setattr(compat, "Arbiter", type("Arbiter", (), {"__init__": lambda self, watchers, address: None}))
     with pytest.raises(ConfigError, match=r"cannot be closed: .* found no endpoint, pubsub_endpoint"):
         compat.close_process_manager(tmp_path, allow)
@@ -89,8 +89,8 @@ def test_a_path_too_long_for_a_socket_is_refused(arbiter, tmp_path):
         arbiter([], "tcp://127.0.0.1:1", "tcp://127.0.0.1:2")
 
 
-def test_an_address_that_must_not_be_listened_on_ends_the_process(arbiter, tmp_path):
-    """In one line, before anything is bound; sockets of the file system are none of the network's."""
+def test_an_address_that_is_not_allowed_ends_the_process(arbiter, tmp_path):
+    """With one line, before a socket is bound; Unix sockets are always allowed."""
 
     def refuse(host):
         raise ConfigError("others could reach this server", where=host)
@@ -103,8 +103,8 @@ def test_an_address_that_must_not_be_listened_on_ends_the_process(arbiter, tmp_p
         arbiter([], "tcp://127.0.0.1:1", "tcp://127.0.0.1:2", sockets=[unix, public])
 
 
-def test_usage_reports_are_off_even_if_asked_for_before(monkeypatch):
-    """The command `bentoml serve` has looked, and kept the answer, by the time that it imports the service."""
+def test_usage_reports_are_off_even_if_the_setting_was_read_before(monkeypatch):
+    """The command `bentoml serve` has read and cached the setting before it imports the service."""
     monkeypatch.setenv("BENTOML_DO_NOT_TRACK", "False")
     compat.usage_stats.do_not_track.cache_clear()
     assert not compat.usage_stats.do_not_track()

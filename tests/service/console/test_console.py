@@ -1,6 +1,6 @@
-"""The console over HTTP: the page and its files, what it is told of a version, and reports.
+"""The console over HTTP: the page and its files, the facts of a version, and reports.
 
-In a browser it is tested in `service/console/test_console_browser.py`.
+`test_console_browser.py` tests it in a browser.
 """
 
 import json
@@ -15,7 +15,7 @@ import pytest
 from abstain.models.bundles.bundle import read_manifest
 from abstain.models.decisions.calibration import judge
 from abstain.models.errors import BundleError, UnknownModel
-from abstain.service.console import read_pages, template
+from abstain.service.console import read_pages, route_template
 from abstain.service.console.descriptions import describe, reliability
 from abstain.service.live_versions import LiveVersions
 from abstain.training.config.reading import read_config
@@ -31,22 +31,22 @@ VERSION = "/console/models/digits/versions/1"
 
 @pytest.fixture(scope="module")
 def client(server):
-    """A client that keeps its connection."""
+    """A client with one connection."""
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         yield client
 
 
 def directives(response: httpx.Response) -> dict[str, str]:
-    """The answer's Content-Security-Policy."""
-    said = response.headers["content-security-policy"].split(";")
-    return {name: rest for name, _, rest in (directive.strip().partition(" ") for directive in said)}
+    """The response's Content-Security-Policy."""
+    parts = response.headers["content-security-policy"].split(";")
+    return {name: rest for name, _, rest in (part.strip().partition(" ") for part in parts)}
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_is_served_at_the_root(client):
-    """HTML, at `/`, with every file it names at the address it names."""
+    """HTML at `/`; every file that it names is served."""
     page = client.get("/")
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -58,7 +58,7 @@ def test_the_page_is_served_at_the_root(client):
 
 
 def test_every_module_that_is_imported_is_served(client):
-    """Each by its name and as a script, and the chart library as its package has it."""
+    """Each as a script; the chart library is that of its package."""
     for path in FOLDER.glob("*.js"):
         for name in [path.name, *re.findall(r'from "\./([^"]+)"', path.read_text("utf-8"))]:
             found = client.get(f"/console/{name}")
@@ -68,7 +68,7 @@ def test_every_module_that_is_imported_is_served(client):
 
 
 def test_the_page_may_load_nothing_from_elsewhere(client):
-    """Neither a script nor a style from another host, nor one written into the page."""
+    """No script or style from another host, and none inside the page."""
     for path in ("/", "/console/app.js", VERSION):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
@@ -81,14 +81,14 @@ def test_the_page_may_load_nothing_from_elsewhere(client):
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
 
 
-def test_addresses_of_other_hosts_stand_in_no_file():
-    """Our own files name none but that of SVG's namespace."""
+def test_the_files_contain_no_address_of_another_host():
+    """Except SVG's namespace."""
     for path in [*FOLDER.glob("*.js"), *FOLDER.glob("*.css"), *FOLDER.glob("*.html"), *FOLDER.glob("*.svg")]:
         assert set(re.findall(r"https?://[^\s\"']+", path.read_text("utf-8"))) <= {"http://www.w3.org/2000/svg"}
 
 
-def test_a_file_that_a_browser_has_is_not_sent_again(client):
-    """By its tag; changed files have another."""
+def test_an_unchanged_file_is_not_sent_again(client):
+    """Its ETag shows that it is unchanged; changed files have another."""
     first = client.get("/console/app.js")
     tag = first.headers["etag"]
     assert first.headers["cache-control"] == "no-cache"
@@ -98,8 +98,8 @@ def test_a_file_that_a_browser_has_is_not_sent_again(client):
     assert len({page.etag for page in read_pages().values()}) == len(read_pages())
 
 
-def test_head_says_what_get_would(client):
-    """The same headers, and no body."""
+def test_head_has_the_headers_of_get(client):
+    """Without the body."""
     for path in ("/", "/console/console.css", VERSION, f"{VERSION}/report.html"):
         head, get = client.head(path), client.get(path)
         assert (head.status_code, head.content) == (200, b"")
@@ -118,7 +118,7 @@ def test_head_says_what_get_would(client):
     ],
 )  # fmt: skip
 def test_no_other_file_is_reached(server, path):
-    """Neither by a name that is not the console's nor by a way around it."""
+    """Not with another name, nor with a path that leads to another folder."""
     host, port = server.address
     with httpx.Client(base_url=f"http://{host}:{port}", timeout=PATIENCE) as client:
         request = client.build_request("GET", "/")
@@ -128,20 +128,20 @@ def test_no_other_file_is_reached(server, path):
     assert list(response.json()) == ["error", "code", "where", "id"]
 
 
-def test_what_is_not_asked_with_get_is_refused(client):
-    """405, with what is allowed."""
+def test_other_methods_than_get_are_refused(client):
+    """405 with the allowed methods."""
     for path in ("/", "/console/app.js", VERSION):
         response = client.post(path)
         assert response.status_code == 405
         assert "GET" in response.headers["allow"]
 
 
-def test_the_paths_are_few_to_prometheus(server):
-    """Each route is one, whatever file, model or version is asked for."""
-    assert template("/console/app.js") == template("/console/nope") == "/console/{file}"
-    assert template("/console/models/a/versions/1") == "/console/models/{model}/versions/{version}"
-    assert template("/predict") is None
-    assert template("/console/models/a/versions/1/nope") is None
+def test_the_metrics_have_few_routes(server):
+    """One label for each route, whatever file, model or version a request names."""
+    assert route_template("/console/app.js") == route_template("/console/nope") == "/console/{file}"
+    assert route_template("/console/models/a/versions/1") == "/console/models/{model}/versions/{version}"
+    assert route_template("/predict") is None
+    assert route_template("/console/models/a/versions/1/nope") is None
     before = read(server)
     for path in ("/", "/console/app.js", "/console/nope", VERSION, "/console/models/nope/versions/9"):
         httpx.get(f"{server.url}{path}", timeout=PATIENCE)
@@ -161,27 +161,31 @@ def test_the_paths_are_few_to_prometheus(server):
 
 
 @pytest.mark.parametrize("name", ["digits", "wave"])
-def test_a_version_is_described_as_its_bundle_is(client, name, request):
-    """Names, terms and thresholds of the manifest; the distribution of every score of the calibration rows."""
+def test_the_description_of_a_version_is_that_of_its_bundle(client, name, request):
+    """Names, settings and thresholds of the manifest; the distribution of every score of the calibration rows."""
     bundle = request.getfixturevalue(name)
     manifest, calibration = bundle.manifest, bundle.calibration
-    told = client.get(f"/console/models/{name}/versions/1").json()
-    assert (told["name"], told["version"], told["digest"]) == (name, 1, manifest.digest)
-    assert told["task"] == manifest.model.law.task
-    assert tuple(told["class_names"]) == manifest.model.class_names
-    assert tuple(told["feature_shape"]) == manifest.model.feature_shape
-    assert (told["decision"], told["percentile"]) == (manifest.calibration.decision, manifest.calibration.percentile)
-    assert told["metrics"] == manifest.model_dump(mode="json")["metrics"]
-    assert told["report"] is True
-    assert {score: facts["threshold"] for score, facts in told["scores"].items()} == manifest.calibration.thresholds
-    for score, facts in told["scores"].items():
+    description = client.get(f"/console/models/{name}/versions/1").json()
+    assert (description["name"], description["version"], description["digest"]) == (name, 1, manifest.digest)
+    assert description["task"] == manifest.model.law.task
+    assert tuple(description["class_names"]) == manifest.model.class_names
+    assert tuple(description["feature_shape"]) == manifest.model.feature_shape
+    assert (description["decision"], description["percentile"]) == (
+        manifest.calibration.decision,
+        manifest.calibration.percentile,
+    )
+    assert description["metrics"] == manifest.model_dump(mode="json")["metrics"]
+    assert description["report"] is True
+    thresholds = {score: facts["threshold"] for score, facts in description["scores"].items()}
+    assert thresholds == manifest.calibration.thresholds
+    for score, facts in description["scores"].items():
         values = np.sort(calibration.all_scores[score])
         expected = np.quantile(values, np.linspace(0, 1, 101), method="lower")
         np.testing.assert_allclose(facts["quantiles"], expected, rtol=1e-12)
 
 
-def test_features_have_the_training_rows_ranges(digits, wave, client):
-    """Pixels from 0 to 16; a point within what was trained on, and in its middle."""
+def test_features_have_the_ranges_of_the_training_rows(digits, wave, client):
+    """Pixels from 0 to 16; a column with its range and its middle."""
     pixels = client.get("/console/models/digits/versions/1").json()["features"]
     assert len(pixels) == 64
     assert (min(pixel["low"] for pixel in pixels), max(pixel["high"] for pixel in pixels)) == (0, 16)
@@ -194,7 +198,7 @@ def test_features_have_the_training_rows_ranges(digits, wave, client):
 
 
 def test_the_report_and_the_console_show_the_same_reliability(digits, store, client):
-    """Bin by bin the console has the points of the report's diagram; both are of the test rows."""
+    """The console has the points of the report's diagram, which are of the test part."""
     bins = client.get(VERSION).json()["reliability"]
     points = diagram_points((store / "digits" / "1" / "report.html").read_text("utf-8"))
     assert [(one["confidence"], one["accuracy"]) for one in bins] == [
@@ -221,7 +225,7 @@ def test_the_report_and_the_console_show_the_same_reliability(digits, store, cli
     ],
 )
 def test_reliability_is_whole_or_none(digits, wave, stored):
-    """A regression has no diagram, and neither has a manifest whose bins are not whole columns of numbers."""
+    """A regression has no diagram, nor has a manifest with incomplete or invalid bins."""
     assert reliability(wave.manifest) is None
     metrics = {key: value for key, value in digits.manifest.metrics.items() if key != "reliability"}
     if stored != "absent":
@@ -230,15 +234,15 @@ def test_reliability_is_whole_or_none(digits, wave, stored):
 
 
 def test_the_threshold_shown_is_the_one_that_decides(digits, client):
-    """A row's answer and the description agree on every score's threshold."""
+    """The response and the description have the same threshold for every score."""
     row = np.zeros((1, 8, 8))
     answer = client.post("/predict", json={"inputs": row.tolist(), "model": "digits:1"}).json()["predictions"][0]
-    told = client.get(VERSION).json()
+    description = client.get(VERSION).json()
     assert {name: score["threshold"] for name, score in answer["scores"].items()} == {
-        name: facts["threshold"] for name, facts in told["scores"].items()
+        name: facts["threshold"] for name, facts in description["scores"].items()
     }
-    judged = judge(digits.calibration, digits.predictor((8,))(row.astype(np.float32)))
-    assert bool(judged.reject[0]) is answer["reject"]
+    decisions = judge(digits.calibration, digits.predictor((8,))(row.astype(np.float32)))
+    assert bool(decisions.reject[0]) is answer["reject"]
 
 
 @pytest.mark.parametrize(
@@ -253,8 +257,8 @@ def test_the_threshold_shown_is_the_one_that_decides(digits, client):
         (".", "1", "no such route"),
     ],
 )
-def test_a_version_that_is_not_there_is_named(client, name, version, error):
-    """404, with what there is."""
+def test_an_unknown_version_is_404(client, name, version, error):
+    """The error lists the known ones."""
     response = client.get(f"/console/models/{name}/versions/{version}")
     assert response.status_code == 404
     assert error in response.json()["error"]
@@ -264,7 +268,7 @@ def test_a_version_that_is_not_there_is_named(client, name, version, error):
 
 
 def test_a_report_is_served_as_it_was_published(client, store):
-    """Of every version that the store has, served or not, and with no right to run anything."""
+    """For every version in the store, served or not; it cannot run scripts."""
     for version in (1, 2):
         response = client.get(f"/console/models/digits/versions/{version}/report.html")
         assert response.status_code == 200
@@ -277,13 +281,13 @@ def test_a_report_is_served_as_it_was_published(client, store):
 
 
 @pytest.mark.parametrize("path", ["nope/versions/1", "digits/versions/99", "digits/versions/..", "..%2f/versions/1"])
-def test_a_report_that_is_not_there_is_404(client, path):
-    """Whatever stands in place of a model or a version."""
+def test_a_missing_report_is_404(client, path):
+    """For an unknown model or version, or a path in their place."""
     assert client.get(f"/console/models/{path}/report.html").status_code == 404
 
 
 def test_a_report_that_was_changed_is_not_served(store, tmp_path):
-    """Its hash is held against the manifest's, and one that was never published is not looked for."""
+    """Its hash is compared with that of the manifest."""
     from abstain.service.console import _read_report
 
     shutil.copytree(store / "wave" / "1", tmp_path / "1")
@@ -296,10 +300,10 @@ def test_a_report_that_was_changed_is_not_served(store, tmp_path):
         _read_report(tmp_path / "1")
 
 
-def test_folders_are_found_among_the_stores_own(store):
-    """By name and version; nothing else is a folder of a version."""
+def test_only_folders_of_the_store_are_found(store):
+    """By name and version."""
     serving = LiveVersions(store)
-    serving._survey()
+    serving._read_store()
     assert serving.folder("digits:2") == store / "digits" / "2"
     assert read_manifest(serving.folder("wave:1")).name == "wave"
     for text in ("digits:3", "nope:1", "../digits:1", "digits:1/..", ""):
@@ -307,6 +311,6 @@ def test_folders_are_found_among_the_stores_own(store):
             serving.folder(text)
 
 
-def test_every_number_told_is_one(digits):
+def test_every_number_of_the_description_is_finite(digits):
     """JSON has no NaN: a browser would refuse the whole description."""
     json.dumps(describe("digits", 1, digits), allow_nan=False)

@@ -1,6 +1,6 @@
-"""The console as people use it: in headless Chromium, with a mouse, a finger's width, and a keyboard alone.
+"""The console in headless Chromium, with a mouse, on a narrow screen, and with only a keyboard.
 
-No test waits for a while: each waits for what it wants to see.
+No test waits for a fixed time: each waits for what it expects.
 """
 
 import json
@@ -33,12 +33,12 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright
 expect = playwright.expect
 
 
-# ---- what is served, and a browser to look at it ---------------------------------------------------------------------
+# ---- a server and a browser ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A server of the demo's digits, a table with categories, and a regression."""
+    """A server with the demo's digits, a table with categories, and a regression."""
     root, folder = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("run")
     fit(read_config(CONFIGS / "digits-vi.toml", ("reports=1",)), None, root, silent)
     set_label(root, "digits", 1, "stable")
@@ -51,7 +51,7 @@ def site(tmp_path_factory):
 
 
 def table_config(folder):
-    """A classifier of a table with a number and a category; one city has a name that is markup."""
+    """A classifier of a table with a number and a category; the name of one city is markup."""
     rng = np.random.default_rng(0)
     cities = ["Bern", "Zug", STRANGE_CITY]
     lines = ["age,city,risk"]
@@ -89,24 +89,24 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium, site):
-    """Opens the console; at the test's end, nothing may have gone wrong in it or have been asked of another host."""
-    contexts, wrong, elsewhere = [], [], []
+    """Opens the console; at the test's end it must have no errors and no requests to other hosts."""
+    contexts, errors, foreign = [], [], []
 
     def note(request):
         if not request.url.startswith((f"{site}/", "data:")):
-            elsewhere.append(request.url)
+            foreign.append(request.url)
 
-    def opened(view="try/digits:1", before=None, refused=False, **context):
+    def open_console(view="try/digits:1", before=None, refused=False, **context):
         contexts.append(chromium.new_context(**context))
         page = contexts[-1].new_page()
 
-        def hear(message):
-            # Of a refusal the browser itself makes a note.
+        def note_message(message):
+            # The browser itself logs a refused request.
             if message.type in {"error", "warning"} and not (refused and "status of 400" in message.text):
-                wrong.append(message.text)
+                errors.append(message.text)
 
-        page.on("console", hear)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", note_message)
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", note)
         if before:
             before(page)
@@ -114,14 +114,14 @@ def opened(chromium, site):
         expect(page.locator("nav a[aria-current]")).to_have_attribute("data-view", view.split("/")[0])
         return page
 
-    yield opened
+    yield open_console
     for context in contexts:
         context.close()
-    assert (wrong, elsewhere) == ([], [])
+    assert (errors, foreign) == ([], [])
 
 
 def arc(x, y, rx, ry, start, stop):
-    """Points along an ellipse's arc, in degrees: 0 is to the right, 90 down."""
+    """Points on an arc of an ellipse, in degrees: 0 is right, 90 is down."""
     return [
         (x + rx * math.cos(math.radians(turn)), y + ry * math.sin(math.radians(turn)))
         for turn in np.linspace(start, stop, 16)
@@ -140,9 +140,9 @@ STROKES = {
 
 
 def draw(page, name, scale=1.0, shift=0.0):
-    """Draws with the mouse, stroke by stroke; returns the answer to the last stroke."""
+    """Draws with the mouse, stroke by stroke; returns the prediction after the last stroke."""
     box = page.locator("#pad").bounding_box()
-    for place, stroke in enumerate(STROKES[name]):
+    for index, stroke in enumerate(STROKES[name]):
         points = [
             (box["x"] + (scale * x + shift) * box["width"], box["y"] + (scale * y + shift) * box["height"])
             for x, y in stroke
@@ -151,7 +151,7 @@ def draw(page, name, scale=1.0, shift=0.0):
         page.mouse.down()
         for point in points[1:]:
             page.mouse.move(*point)
-        if place < len(STROKES[name]) - 1:
+        if index < len(STROKES[name]) - 1:
             with page.expect_response("**/predict"):
                 page.mouse.up()
     with page.expect_response("**/predict") as answer:
@@ -164,7 +164,7 @@ def draw(page, name, scale=1.0, shift=0.0):
 
 @pytest.mark.parametrize("name", ["0", "3"])
 def test_a_digit_drawn_with_the_mouse_is_accepted_and_named(opened, name):
-    """The verdict says which, and what stands beside it is what the server said."""
+    """The verdict names the digit, and the details are those of the response."""
     page = opened()
     answer = draw(page, name)
     assert (answer["label"], answer["reject"]) == (name, False)
@@ -172,26 +172,24 @@ def test_a_digit_drawn_with_the_mouse_is_accepted_and_named(opened, name):
     expect(page.locator("#verdict")).to_contain_text("mutual information")
     rows = page.locator("#probabilities tbody tr")
     expect(rows).to_have_count(10)
-    for place, (mean, std) in enumerate(zip(answer["probabilities"], answer["std"], strict=True)):
-        expect(rows.nth(place)).to_have_text(f"{place}{mean:.2f}± {std:.2f}")
-    shown = [page.locator("#split dd").nth(place).inner_text().split()[0] for place in range(3)]
+    for index, (mean, std) in enumerate(zip(answer["probabilities"], answer["std"], strict=True)):
+        expect(rows.nth(index)).to_have_text(f"{index}{mean:.2f}± {std:.2f}")
+    texts = [page.locator("#split dd").nth(index).inner_text().split()[0] for index in range(3)]
     expected = [answer["mutual_information"], answer["aleatoric_entropy"], answer["entropy"]]
-    np.testing.assert_allclose([float(text.replace("−", "-")) for text in shown], expected, atol=5e-3)
+    np.testing.assert_allclose([float(text.replace("−", "-")) for text in texts], expected, atol=5e-3)
 
 
 def test_the_letter_b_drawn_with_the_mouse_is_rejected(opened):
-    """I don't know, with the reason in words, and the decision score beyond its threshold first of all scores."""
+    """I don't know, with the reason in words; the decision score is first, above its threshold."""
     page = opened()
     answer = draw(page, "B")
     assert answer["reject"] is True
     expect(page.locator("#verdict .word")).to_have_text("I don’t know")
-    beyond = (
-        "Stranger than every one of the calibration rows. " * answer["scores"]["mutual_information"]["extrapolated"]
-    )
+    beyond = "Stranger than all of the calibration rows. " * answer["scores"]["mutual_information"]["extrapolated"]
     none_fits = "No class fits at a coverage of 90 %. " * (answer["prediction_set"] == [])
     expect(page.locator("#verdict .why")).to_have_text(
         f"Mutual information above its 99th percentile. {beyond}{none_fits}"
-        f"Forced to choose, it would say {answer['label']}."
+        f"The most probable class is {answer['label']}."
     )
     first = page.locator("#scores .strip").first
     expect(first).to_have_attribute("data-score", "mutual_information")
@@ -201,11 +199,11 @@ def test_the_letter_b_drawn_with_the_mouse_is_rejected(opened):
 
 
 def test_a_small_drawing_in_a_corner_is_the_same_digit(opened):
-    """Where and how large one draws does not matter: the image is fitted as the training images were."""
+    """The position and size of the drawing do not matter: the image is fitted as the training images were."""
     page = opened()
     large = draw(page, "3")
     page.get_by_role("button", name="Clear").click()
-    expect(page.locator("#verdict .word")).to_have_text("Nothing asked yet")
+    expect(page.locator("#verdict .word")).to_have_text("No prediction yet")
     small = draw(page, "3", scale=0.5, shift=0.05)
     assert small["label"] == "3"
     assert small["reject"] is False
@@ -213,7 +211,7 @@ def test_a_small_drawing_in_a_corner_is_the_same_digit(opened):
 
 
 def test_another_percentile_changes_the_verdict(opened):
-    """And one that the calibration is too small for is refused in the server's own words, until it is mended."""
+    """A percentile that needs more calibration rows shows the server's error until it is corrected."""
     page = opened(refused=True)
     draw(page, "B")
     page.get_by_label("above the percentile").fill("99.99")
@@ -226,22 +224,22 @@ def test_another_percentile_changes_the_verdict(opened):
 
 
 def test_a_row_of_features_is_edited(opened):
-    """Numbers and categories by their names; a range that is left is said, a hole is not sent."""
+    """Numbers, and categories by name; a row with an empty field is not sent."""
     page = opened("try/table:1")
     word = page.locator("#verdict .word")
     expect(word).to_contain_text("accepted")
-    with page.expect_request("**/predict") as asked:
+    with page.expect_request("**/predict") as sent:
         page.get_by_label("city").select_option("Zug")
     order = page.get_by_label("city").locator("option").all_inner_texts()
     assert set(order) == {"Bern", "Zug", STRANGE_CITY}
-    assert json.loads(asked.value.post_data)["inputs"][0][1] == order.index("Zug")
-    with page.expect_request("**/predict") as asked:
+    assert json.loads(sent.value.post_data)["inputs"][0][1] == order.index("Zug")
+    with page.expect_request("**/predict") as sent:
         page.get_by_label("age", exact=True).fill("900")
-    assert json.loads(asked.value.post_data)["inputs"][0] == [900, order.index("Zug")]
+    assert json.loads(sent.value.post_data)["inputs"][0] == [900, order.index("Zug")]
     expect(word).to_have_text("I don’t know")
     expect(page.locator("#verdict .why")).to_contain_text("age")
     page.get_by_label("age", exact=True).fill("")
-    expect(word).to_have_text("Nothing asked yet")
+    expect(word).to_have_text("No prediction yet")
     page.get_by_text("Paste a row").click()
     page.get_by_label("2 values").fill("30, Bern")
     expect(word).to_contain_text("accepted")
@@ -251,12 +249,12 @@ def test_a_row_of_features_is_edited(opened):
 
 
 def test_a_regression_shows_its_interval(opened, site):
-    """Mean, interval and quantiles, as the server says them."""
+    """Mean, interval and quantiles of the response."""
     page = opened("try/wave:1")
     expect(page.locator("#verdict .word")).to_contain_text("accepted")
-    with page.expect_response("**/predict") as answered:
+    with page.expect_response("**/predict") as response:
         page.get_by_label("feature 0").fill("0.5")
-    answer = answered.value.json()["predictions"][0]
+    answer = response.value.json()["predictions"][0]
     expect(page.locator("#interval div").filter(has_text="mean")).to_contain_text(f"{answer['mean']:.3f}")
     lower, upper = (f"{end:.3f}".replace("-", "−") for end in answer["interval"])
     expect(page.locator("#interval div").filter(has_text="interval, 90")).to_contain_text(f"{lower} to {upper}")
@@ -268,7 +266,7 @@ ROWS = "the calibration rows"
 
 
 @pytest.mark.parametrize(
-    ("view", "place", "fitting", "changes", "said"),
+    ("view", "percentile", "classes", "changes", "text"),
     [
         ("digits", 98.6, [], {}, f"By mutual information it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."
          " No class fits at a coverage of 90 %."),
@@ -280,75 +278,75 @@ ROWS = "the calibration rows"
         ("digits", 0.0, ["3"], {},
          f"By mutual information it is stranger than none of {ROWS}, within the limit of 99 %."),
         ("table", 98.6, ["low"], {},
-         f"By its scores together it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."),
+         f"By its combined score it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."),
         ("wave", 98.6, None, {},
          f"By std it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."),
     ],
 )  # fmt: skip
-def test_an_accepted_row_is_told_how_close_it_is_to_the_limit(opened, view, place, fitting, changes, said):
-    """By one score, per class, by several, and of a number; never that a strange row is familiar."""
+def test_an_accepted_row_shows_how_close_it_is_to_the_limit(opened, view, percentile, classes, changes, text):
+    """By one score, per class, by several scores, and for a regression; a strange row is never called familiar."""
     labels = []
 
-    def answer(route):
-        told = route.fetch().json()
-        row = told["predictions"][0]
+    def respond(route):
+        content = route.fetch().json()
+        row = content["predictions"][0]
         scores = row["scores"]
         decision = next(scores[name] for name in ("combined", "mutual_information", "std") if name in scores)
-        decision |= {"percentile": place, "p_value": 1 - place / 100, "extrapolated": False}
-        row |= {"reject": False, "reasons": []} | ({} if fitting is None else {"prediction_set": fitting})
+        decision |= {"percentile": percentile, "p_value": 1 - percentile / 100, "extrapolated": False}
+        row |= {"reject": False, "reasons": []} | ({} if classes is None else {"prediction_set": classes})
         labels.append(row.get("label"))
-        route.fulfill(json=told)
+        route.fulfill(json=content)
 
     def describe(route):
         route.fulfill(json=route.fetch().json() | changes)
 
     def mock(page):
-        page.route("**/predict", answer)
+        page.route("**/predict", respond)
         page.route("**/console/models/*/versions/1", describe)
 
     page = opened(f"try/{view}:1", before=mock)
     if view == "digits":
         draw(page, "3")
     expect(page.locator("#verdict .word")).to_contain_text("accepted")
-    expect(page.locator("#verdict .why")).to_have_text(said.replace("LABEL", str(labels[-1])))
-    expect(page.locator("#verdict.doubtful")).to_have_count(int("close to" in said))
+    expect(page.locator("#verdict .why")).to_have_text(text.replace("LABEL", str(labels[-1])))
+    expect(page.locator("#verdict.doubtful")).to_have_count(int("close to" in text))
 
 
-def test_a_version_whose_fit_fell_short_has_a_banner_in_both_views(opened):
-    """With the shortfalls one step away; a sound version has none. `wave` has chains that are far too short."""
+def test_a_version_with_shortfalls_has_a_banner_in_both_views(opened):
+    """With a link to the shortfalls; a sound version has no banner. The chains of `wave` are much too short."""
     page = opened("try/wave:1")
     banner = page.locator("#unsound")
-    expect(banner).to_contain_text("Not fit to be relied on")
-    banner.get_by_role("link", name="What it fell short in").click()
-    expect(page.locator("#described .shortfall")).to_contain_text("Not fit to be relied on")
-    expect(page.locator("#versions tr").filter(has_text="wave:1")).to_contain_text("fell short")
+    expect(banner).to_contain_text("Failed publication checks")
+    banner.get_by_role("link", name="Show shortfalls").click()
+    expect(page.locator("#description .shortfall")).to_contain_text("Failed publication checks")
+    expect(page.locator("#versions tr").filter(has_text="wave:1")).to_contain_text("has shortfalls")
     page.get_by_label("Model and version").select_option("digits:1")
-    expect(page.locator("#described .shortfall")).to_have_count(0)
+    expect(page.locator("#description .shortfall")).to_have_count(0)
     page.get_by_role("link", name="Try it").click()
     expect(banner).to_be_hidden()
 
 
 def test_text_of_the_server_is_only_text(opened):
-    """A category that is named like an element is not one."""
+    """A category with the name of an element stays text."""
     page = opened("try/table:1")
     expect(page.get_by_label("city").locator("option", has_text=STRANGE_CITY)).to_have_count(1)
     assert page.locator("img").count() == 0
 
 
-# ---- the way from strokes to pixels ----------------------------------------------------------------------------------
+# ---- from strokes to pixels ----------------------------------------------------------------------------------
 
 
 def pixels(page, strokes, rows, high):
-    """What `drawing.js` makes of strokes, as an array; None where it makes nothing."""
+    """The image that `drawing.js` makes of strokes, as an array; None if it makes none."""
     made = page.evaluate(
-        "async ([strokes, terms]) => (await import('/console/drawing.js')).image(strokes, terms)",
+        "async ([strokes, format]) => (await import('/console/drawing.js')).image(strokes, format)",
         [strokes, {"rows": rows, "columns": rows, "low": 0, "high": high}],
     )
     return None if made is None else np.reshape(made, (rows, rows))
 
 
 def test_images_are_made_as_those_of_mnist(opened):
-    """In a box of 20×20, its mass in the middle of 28×28, wherever and however large it was drawn."""
+    """In a box of 20×20, centred by mass in 28×28, for any position and size of the drawing."""
     page = opened()
     for name, strokes in STROKES.items():
         image = pixels(page, strokes, 28, 255)
@@ -363,7 +361,7 @@ def test_images_are_made_as_those_of_mnist(opened):
 
 
 def test_images_are_made_as_those_of_the_small_digits(opened):
-    """Counts of 4×4 dots from 0 to 16, over the whole height, with the ink that the training images have."""
+    """Counts of 4×4 dots from 0 to 16, over the whole height, with the ink of the training images."""
     page = opened()
     for name, strokes in STROKES.items():
         image = pixels(page, strokes, 8, 16)
@@ -373,7 +371,7 @@ def test_images_are_made_as_those_of_the_small_digits(opened):
 
 
 def test_no_strokes_make_no_image(opened):
-    """And a dot makes one with ink in its middle."""
+    """A dot makes an image with ink in its middle."""
     page = opened()
     assert pixels(page, [], 28, 255) is None
     assert pixels(page, [[(0.1, 0.9)]], 28, 255)[13:15, 13:15].min() == 255
@@ -384,12 +382,12 @@ def test_no_strokes_make_no_image(opened):
 
 
 def test_the_watch_view_shows_the_requests_just_made(opened, site):
-    """Rows and rejections are those that were answered, since the server's start and the page's; drift comes soon."""
+    """Rows and rejections since the start of the server and since the page was opened; then drift."""
     page = opened("watch/digits:1")
     expect(page.locator("#pulse")).to_contain_text("read at")
     rows = np.random.default_rng(3).integers(0, 17, (40, 64)).tolist()
     for _ in range(3):
-        told = httpx.post(f"{site}/predict", json={"inputs": rows, "model": "digits"}, timeout=PATIENCE).json()[
+        predicted = httpx.post(f"{site}/predict", json={"inputs": rows, "model": "digits"}, timeout=PATIENCE).json()[
             "predictions"
         ]
     families = {
@@ -404,7 +402,7 @@ def test_the_watch_view_shows_the_requests_just_made(opened, site):
             if sample.name == f"{name}_total" and sample.labels["model"] == "digits"
         )
 
-    assert any(row["reject"] for row in told)
+    assert any(row["reject"] for row in predicted)
     expect(page.locator("#rows")).to_have_text(f"{counted('abstain_rows'):.0f}")
     share = counted("abstain_rejected") / counted("abstain_rows")
     expect(page.locator("#reject-rate")).to_have_text(f"{100 * share:.1f} %")
@@ -416,9 +414,9 @@ def test_the_watch_view_shows_the_requests_just_made(opened, site):
     assert page.locator(".u-wrap canvas").count() >= 3
 
 
-def test_drift_is_shown_where_it_is_measured(opened):
-    """The log martingale, the other two, and since when the alarm rings; by the names of the metrics."""
-    told = """
+def test_drift_is_shown_if_it_is_measured(opened):
+    """The log martingale, the other two statistics, and the time of the alarm, from the metrics."""
+    samples = """
 abstain_drift_alarm_level 4.6
 abstain_drift_log_martingale{model="digits",version="1",score="entropy"} 7.25
 abstain_drift_log_martingale{model="digits",version="1",score="std"} -0.5
@@ -429,12 +427,12 @@ abstain_drift_ks{model="digits",version="1",score="entropy"} 0.22
 """
 
     def measured(page):
-        def answer(route):
+        def respond(route):
             response = route.fetch()
             lines = [line for line in response.text().splitlines() if "abstain_drift_" not in line]
-            route.fulfill(response=response, body="\n".join(lines) + told)
+            route.fulfill(response=response, body="\n".join(lines) + samples)
 
-        page.route("**/metrics", answer)
+        page.route("**/metrics", respond)
 
     page = opened("watch/digits:1", before=measured)
     rows = page.locator("#drift tbody tr")
@@ -446,12 +444,12 @@ abstain_drift_ks{model="digits",version="1",score="entropy"} 0.22
 
 
 def test_a_pause_stops_the_reading(opened):
-    """While it is paused no metrics are asked for, however long; then they are again."""
-    asked = []
+    """While the view is paused, it requests no metrics; afterwards it does again."""
+    urls = []
 
     def counting(page):
         page.clock.install()
-        page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/metrics") else None)
+        page.on("request", lambda request: urls.append(request.url) if request.url.endswith("/metrics") else None)
 
     page = opened("watch/digits:1", before=counting)
     expect(page.locator("#pulse")).to_contain_text("read at")
@@ -459,25 +457,25 @@ def test_a_pause_stops_the_reading(opened):
     button.click()
     expect(page.locator("#pulse")).to_have_text("paused")
     expect(page.get_by_role("button", name="Resume")).to_have_attribute("aria-pressed", "true")
-    before = len(asked)
+    before = len(urls)
     page.clock.run_for(60_000)
-    assert len(asked) == before
+    assert len(urls) == before
     with page.expect_request("**/metrics"):
         page.get_by_role("button", name="Resume").click()
 
 
 def test_metrics_are_read_as_prometheus_reads_them(opened, site):
-    """Every sample of a real exposition, and labels that are escaped; quantiles of a histogram by a straight line."""
+    """Every sample of a real exposition, escaped labels, and quantiles of a histogram by linear interpolation."""
     page = opened()
     httpx.post(f"{site}/predict", json={"inputs": [[0.0] * 64], "model": "digits"}, timeout=PATIENCE)
     text = httpx.get(f"{site}/metrics", timeout=PATIENCE).text + 'odd{name="a\\"b\\\\c\\nd"} 1.5e3\nbeyond +Inf\n'
     load = "async ([text, ...more]) => { const read = await import('/console/exposition.js'); "
-    told = page.evaluate(
+    parsed = page.evaluate(
         load
         + "return [...read.parse(text)].map(([name, found]) => [name, found.map(s => [s.labels, String(s.value)])]); }",
         [text],
     )
-    found = {(name, frozenset(labels.items())): float(value) for name, samples in told for labels, value in samples}
+    found = {(name, frozenset(labels.items())): float(value) for name, samples in parsed for labels, value in samples}
     expected = {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -497,23 +495,23 @@ def test_metrics_are_read_as_prometheus_reads_them(opened, site):
 # ---- the model -------------------------------------------------------------------------------------------------------
 
 
-def test_the_model_view_tells_what_the_store_tells(opened, site):
+def test_the_model_view_shows_the_facts_of_the_store(opened, site):
     """Method, data, metrics, a dot for every bin of reliability, and every version with its labels and its report."""
     page = opened("model/digits:1")
-    told = httpx.get(f"{site}/console/models/digits/versions/1", timeout=PATIENCE).json()
-    described = page.locator("#described")
-    expect(described).to_contain_text(f"{told['method']['kind']}, {told['draws']} draws")
-    expect(described).to_contain_text(told["digest"])
-    expect(described).to_contain_text(f"{told['metrics']['accuracy']:.3f}")
-    expect(page.locator(".reliability circle")).to_have_count(len(told["reliability"]))
+    facts = httpx.get(f"{site}/console/models/digits/versions/1", timeout=PATIENCE).json()
+    description = page.locator("#description")
+    expect(description).to_contain_text(f"{facts['method']['kind']}, {facts['draws']} draws")
+    expect(description).to_contain_text(facts["digest"])
+    expect(description).to_contain_text(f"{facts['metrics']['accuracy']:.3f}")
+    expect(page.locator(".reliability circle")).to_have_count(len(facts["reliability"]))
     expect(page.locator("#versions tbody tr")).to_have_count(3)
     expect(page.locator("#versions tbody tr").filter(has_text="digits:1")).to_contain_text("stable")
     page.get_by_role("link", name="The full report").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("digits:1")
 
 
-def test_another_version_is_chosen_and_the_address_keeps_it(opened, site):
-    """From the list; the page opened again by that address shows it, in that view."""
+def test_the_address_keeps_the_chosen_version(opened, site):
+    """The same address opens the same view of the version again."""
     page = opened()
     page.get_by_label("Model and version").select_option("wave:1")
     expect(page.get_by_label("feature 0")).to_be_visible()
@@ -524,11 +522,11 @@ def test_another_version_is_chosen_and_the_address_keeps_it(opened, site):
     expect(page).to_have_title(re.compile(r"Model · wave:1"))
 
 
-# ---- for everyone ----------------------------------------------------------------------------------------------------
+# ---- accessibility ----------------------------------------------------------------------------------------------------
 
 
-def test_it_is_used_by_keyboard_alone(opened):
-    """An example by Tab and Enter, pixels by arrows and space, a view by its link; what has the focus is seen to."""
+def test_the_keyboard_is_enough(opened):
+    """Examples with Tab and Enter, pixels with arrows and space; the focus is visible."""
     page = opened()
     focused = page.locator(":focus")
 
@@ -538,19 +536,19 @@ def test_it_is_used_by_keyboard_alone(opened):
             if locator.evaluate("element => element === document.activeElement"):
                 assert focused.evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
                 return
-        pytest.fail("no Tab leads there")
+        pytest.fail("the element cannot be reached with Tab")
 
     page.keyboard.press("Tab")
     expect(focused).to_have_text("Skip to content")
     tab_to(page.locator("#pixels"))
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
-    expect(page.locator("#pixel-told")).to_have_text("row 2, column 2: 0 of 16")
-    with page.expect_request("**/predict") as asked:
+    expect(page.locator("#pixel-value")).to_have_text("row 2, column 2: 0 of 16")
+    with page.expect_request("**/predict") as sent:
         page.keyboard.press("Space")
-    row = json.loads(asked.value.post_data)["inputs"][0]
-    assert [place for place, value in enumerate(row) if value] == [9]
-    expect(page.locator("#pixel-told")).to_have_text("row 2, column 2: 16 of 16")
+    row = json.loads(sent.value.post_data)["inputs"][0]
+    assert [index for index, value in enumerate(row) if value] == [9]
+    expect(page.locator("#pixel-value")).to_have_text("row 2, column 2: 16 of 16")
     tab_to(page.get_by_role("button", name="Example: the letter B"))
     page.keyboard.press("Enter")
     expect(page.locator("#verdict .word")).to_have_text("I don’t know")
@@ -562,8 +560,8 @@ def test_it_is_used_by_keyboard_alone(opened):
     expect(page.locator("#verdict .word")).to_have_text("accepted: 3")
 
 
-def test_a_screen_reader_finds_its_way(opened):
-    """Landmarks, one heading a view, a name for everything that is operated, a verdict that is spoken."""
+def test_a_screen_reader_can_use_the_page(opened):
+    """Landmarks, one heading per view, a name for every control, a verdict that is read aloud."""
     page = opened()
     draw(page, "3")
     for role in ("banner", "navigation", "main"):
@@ -575,13 +573,13 @@ def test_a_screen_reader_finds_its_way(opened):
         for control in page.locator(
             "button:visible, select:visible, input:visible, textarea:visible, canvas[role]:visible"
         ).all():
-            named = control.evaluate(NAME_OF)
-            assert named.strip(), control.evaluate("e => e.outerHTML")
+            name = control.evaluate(NAME_OF)
+            assert name.strip(), control.evaluate("e => e.outerHTML")
 
 
 @pytest.mark.parametrize("model", ["digits:1", "table:1", "wave:1"])
-def test_a_phone_need_not_scroll_sideways(opened, model):
-    """At 360 pixels, in every view, with an answer shown."""
+def test_a_phone_does_not_scroll_sideways(opened, model):
+    """At 360 pixels, in every view, with a prediction."""
     page = opened(f"try/{model}", viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     if model == "digits:1":
         page.get_by_role("button", name="Example: the letter B").tap()
@@ -589,7 +587,7 @@ def test_a_phone_need_not_scroll_sideways(opened, model):
         page.get_by_text("other scores").tap()
         expect(page.locator(".multiples .strip").first).to_be_visible()
     else:
-        expect(page.locator("#evidence h2").first).to_be_visible()
+        expect(page.locator("#details h2").first).to_be_visible()
     for view in ("Try it", "Watch it", "Model"):
         page.get_by_role("link", name=view, exact=True).tap()
         expect(page.get_by_role("heading", level=1)).to_have_text(view)
@@ -624,8 +622,8 @@ CONTRAST = """
 """
 
 
-def test_it_is_dark_where_the_system_is_and_a_choice_is_remembered(opened):
-    """And its colours can be told apart in both themes (WCAG 2 AA, 4.5 to 1)."""
+def test_the_theme_is_that_of_the_system_until_another_is_chosen(opened):
+    """The contrast is at least 4.5 to 1 in both themes (WCAG 2 AA), and a choice is stored."""
     page = opened(color_scheme="dark")
     paper = "() => getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(paper)
@@ -640,19 +638,19 @@ def test_it_is_dark_where_the_system_is_and_a_choice_is_remembered(opened):
     assert opened(color_scheme="light").evaluate(paper) == light
 
 
-def test_nothing_moves_by_itself(opened):
-    """No animation and no transition, for those who asked for none and for all others."""
+def test_nothing_is_animated(opened):
+    """There are no animations and no transitions."""
     page = opened("watch/digits:1", reduced_motion="reduce")
     expect(page.locator("#pulse")).to_contain_text("read at")
     assert page.evaluate("document.getAnimations().length") == 0
 
 
-def test_what_is_not_ready_is_said(opened):
-    """A store without a version that answers, then one with: the page waits and goes on by itself."""
+def test_the_page_waits_until_a_version_is_ready(opened):
+    """The store first has no ready version, then one."""
     waiting = []
 
     def loading(page):
-        def answer(route):
+        def respond(route):
             if waiting:
                 route.continue_()
                 return
@@ -660,7 +658,7 @@ def test_what_is_not_ready_is_said(opened):
             versions = [{"version": 1, "labels": [], "digest": None, "method": None, "state": "loading", "why": None}]
             route.fulfill(json={"models": [{"name": "digits", "versions": versions}]})
 
-        page.route("**/models", answer)
+        page.route("**/models", respond)
 
     page = opened(before=loading)
     expect(page.locator("#notice")).to_be_hidden()

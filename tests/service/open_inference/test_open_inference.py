@@ -22,18 +22,18 @@ from abstain.models.prediction.preprocessing import Column, Preprocessing
 from abstain.service.compression import accepted_coding
 from abstain.service.errors import status_of
 from abstain.service.open_inference.outputs import (
-    Asked,
-    Named,
+    NameColumn,
     Output,
+    RequestedOutput,
     all_in_binary,
     encode,
     encode_row,
-    on_the_wire,
+    make_records,
     outputs_of,
-    own_rows,
-    records,
+    select_rows,
+    to_wire_type,
 )
-from abstain.service.open_inference.routes import template
+from abstain.service.open_inference.routes import route_template
 from abstain.service.open_inference.tensors import DATATYPES, InferRequest, Signature, decode
 from tests.helpers.paths import PROJECT
 from tests.helpers.processes import PATIENCE
@@ -47,18 +47,18 @@ CLASSIFICATION = ("probabilities", "std", "entropy", "aleatoric_entropy", "mutua
 
 
 def tensor(rows: np.ndarray = ROWS, datatype: str = "FP32", **more) -> dict:
-    """The input tensor in JSON, its data flat."""
+    """The input tensor in JSON, with flat data."""
     data = rows.ravel().tolist()
     return {"name": "inputs", "shape": list(rows.shape), "datatype": datatype, "data": data, **more}
 
 
 def request_body(**more) -> bytes:
-    """A good request in JSON, or one with other keys."""
+    """A valid request in JSON, with optional other keys."""
     return json.dumps({"inputs": [tensor()], **more}).encode()
 
 
 def binary(rows: np.ndarray = ROWS, datatype: str = "FP32", **more) -> tuple[bytes, dict[str, str]]:
-    """Body and header of a request whose tensor is binary data."""
+    """The body and header of a request with a binary tensor."""
     data = rows.astype(DATATYPES[datatype]).tobytes()
     sent = {key: value for key, value in tensor(rows, datatype).items() if key != "data"}
     head = orjson.dumps({"inputs": [{**sent, "parameters": {"binary_data_size": len(data)}}], **more})
@@ -66,7 +66,7 @@ def binary(rows: np.ndarray = ROWS, datatype: str = "FP32", **more) -> tuple[byt
 
 
 def read(headers, body: bytes) -> tuple[dict, dict[str, np.ndarray | list]]:
-    """An answer's JSON, and its outputs as arrays; BYTES as a list of strings."""
+    """The JSON of a response, and its outputs as arrays; BYTES as a list of strings."""
     length = int(headers.get(HEADER_LENGTH, len(body)))
     content, tail = json.loads(body[:length]), body[length:]
     outputs = {}
@@ -86,63 +86,63 @@ def read(headers, body: bytes) -> tuple[dict, dict[str, np.ndarray | list]]:
 
 
 def strings(data: bytes) -> list[str]:
-    """BYTES elements, one by one."""
-    told = []
+    """The elements of a BYTES tensor."""
+    elements = []
     while data:
         size = int.from_bytes(data[:4], "little")
-        told.append(data[4 : 4 + size].decode())
+        elements.append(data[4 : 4 + size].decode())
         data = data[4 + size :]
-    return told
+    return elements
 
 
-def ask(client, body: bytes, headers: dict | None = None, path: str = INFER) -> tuple[dict, dict[str, np.ndarray]]:
-    """The whole answer of a request that must be answered; nothing is compressed unless the headers ask for it."""
+def infer(client, body: bytes, headers: dict | None = None, path: str = INFER) -> tuple[dict, dict[str, np.ndarray]]:
+    """The response of a request that must succeed; not compressed unless the headers accept it."""
     response = client.post(path, content=body, headers={"Accept-Encoding": "identity", **(headers or {})})
     assert response.status_code == 200, response.text
     return read(response.headers, response.content)
 
 
-def predicted(client, rows: np.ndarray, model: str = "digits", **more) -> list[dict]:
-    """What `POST /predict` says of the rows."""
+def predict(client, rows: np.ndarray, model: str = "digits", **more) -> list[dict]:
+    """The predictions of `POST /predict` for the rows."""
     response = client.post("/predict", json={"inputs": rows.tolist(), "model": model, **more})
     assert response.status_code == 200, response.text
     return response.json()["predictions"]
 
 
-def assert_same(outputs: dict[str, np.ndarray], told: list[dict], names: tuple[str, ...]) -> None:
-    """Every number and word of the outputs is the one in the rows of `/predict`."""
+def assert_same(outputs: dict[str, np.ndarray], predictions: list[dict], names: tuple[str, ...]) -> None:
+    """Checks that every value of the outputs equals that of `/predict`."""
     for name in names:
-        np.testing.assert_array_equal(outputs[name], np.float32([row[name] for row in told]), name)
-    assert outputs["reject"].tolist() == [row["reject"] for row in told]
-    for score in told[0]["scores"]:
+        np.testing.assert_array_equal(outputs[name], np.float32([row[name] for row in predictions]), name)
+    assert outputs["reject"].tolist() == [row["reject"] for row in predictions]
+    for score in predictions[0]["scores"]:
         np.testing.assert_array_equal(
-            outputs[f"score_{score}"], np.float32([row["scores"][score]["value"] for row in told]), score
+            outputs[f"score_{score}"], np.float32([row["scores"][score]["value"] for row in predictions]), score
         )
 
 
 @pytest.fixture(scope="module")
 def client(server):
-    """A client that keeps its connection."""
+    """A client with one connection."""
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def signature(digits) -> Signature:
-    """What decoding needs to know of `digits`."""
+    """The facts of `digits` that decoding needs."""
     model = digits.manifest.model
     return Signature(model, outputs_of(model, digits.calibration), ("digits",))
 
 
 @pytest.fixture(scope="module")
-def decoded(signature):
+def decode_digits(signature):
     """Decodes a body for `digits`."""
 
-    def decoded(body: bytes, headers: dict[str, str] | None = None, max_bytes: int = LIMIT) -> InferRequest:
+    def decode_body(body: bytes, headers: dict[str, str] | None = None, max_bytes: int = LIMIT) -> InferRequest:
         lower = {name.lower(): value for name, value in (headers or {}).items()}
         return decode(lower, body, signature, max_rows=10_000, max_bytes=max_bytes)
 
-    return decoded
+    return decode_body
 
 
 @pytest.mark.parametrize(
@@ -154,19 +154,19 @@ def decoded(signature):
         ("UINT64", (0, 2**64 - 1)),
     ],
 )
-def test_the_least_and_the_largest_integers_are_taken(decoded, datatype, ends):
-    """To the last digit, flat and nested; one more is refused, as WRONG_TENSORS has it."""
+def test_the_smallest_and_the_largest_integers_are_accepted(decode_digits, datatype, ends):
+    """Exactly, flat and nested; WRONG_TENSORS checks that the next integer is refused."""
     for data in ([*ends] * 32, [[*ends] * 32]):
         sent = {"name": "inputs", "datatype": datatype, "shape": [1, 64], "data": data}
-        request = decoded(json.dumps({"inputs": [sent]}).encode())
+        request = decode_digits(json.dumps({"inputs": [sent]}).encode())
         np.testing.assert_array_equal(request.rows.ravel()[:2], np.float32(ends))
 
 
 @pytest.mark.parametrize("binary_output", [True, False])
 @pytest.mark.parametrize("coding", [None, "gzip", "deflate"])
-def test_json_and_binary_and_predict_say_the_same(client, digits, coding, binary_output):
-    """Any form of the same rows, in and out, compressed or not: the same bits as `/predict`."""
-    told = predicted(client, ROWS, percentile=95, coverage=0.8)
+def test_json_binary_and_predict_give_the_same_numbers(client, digits, coding, binary_output):
+    """All forms of the same rows and outputs, compressed or not, give the same bits as `/predict`."""
+    predictions = predict(client, ROWS, percentile=95, coverage=0.8)
     parameters = {"percentile": 95, "coverage": 0.8, "binary_data_output": binary_output}
     bodies = [
         (request_body(parameters=parameters), {}),
@@ -178,67 +178,69 @@ def test_json_and_binary_and_predict_say_the_same(client, digits, coding, binary
     pack = {None: bytes, "gzip": gzip.compress, "deflate": zlib.compress}[coding]
     for body, headers in bodies:
         more = {} if coding is None else {"Content-Encoding": coding, "Accept-Encoding": coding}
-        content, outputs = ask(client, pack(body), {**headers, **more})
+        content, outputs = infer(client, pack(body), {**headers, **more})
         assert content["parameters"] == {"percentile": 95, "coverage": 0.8}
         assert (content["model_name"], content["model_version"], "id" in content) == ("digits", "1", False)
-        assert outputs["label"].tolist() == [row["label"] for row in told]
-        assert outputs["index"].tolist() == [row["index"] for row in told]
+        assert outputs["label"].tolist() == [row["label"] for row in predictions]
+        assert outputs["index"].tolist() == [row["index"] for row in predictions]
         decision = digits.calibration.decision.name
         np.testing.assert_array_equal(
-            outputs["p_value"], np.float32([row["scores"][decision]["p_value"] for row in told])
+            outputs["p_value"], np.float32([row["scores"][decision]["p_value"] for row in predictions])
         )
-        assert_same(outputs, told, CLASSIFICATION)
+        assert_same(outputs, predictions, CLASSIFICATION)
 
 
-def test_a_regression_says_the_same_as_predict(client):
-    """Its outputs are its own: mean, parts of the variance, quantiles and the interval's ends."""
+def test_the_outputs_of_a_regression_equal_predict(client):
+    """Mean, parts of the variance, quantiles and the ends of the interval."""
     points = np.random.default_rng(1).uniform(-3, 4, (40, 1))
-    told = predicted(client, points, "wave", coverage=0.5)
+    predictions = predict(client, points, "wave", coverage=0.5)
     body, headers = binary(points, "FP64", parameters={"coverage": 0.5, "binary_data_output": True})
-    _, outputs = ask(client, body, headers, "/v2/models/wave/infer")
-    assert_same(outputs, told, REGRESSION)
-    np.testing.assert_array_equal(outputs["quantiles"], np.float32([list(row["quantiles"].values()) for row in told]))
+    _, outputs = infer(client, body, headers, "/v2/models/wave/infer")
+    assert_same(outputs, predictions, REGRESSION)
+    np.testing.assert_array_equal(
+        outputs["quantiles"], np.float32([list(row["quantiles"].values()) for row in predictions])
+    )
     ends = np.stack([outputs["lower"], outputs["upper"]], axis=1)
-    np.testing.assert_array_equal(ends, np.float32([row["interval"] for row in told]))
+    np.testing.assert_array_equal(ends, np.float32([row["interval"] for row in predictions]))
 
 
 @pytest.mark.parametrize("rows", [1, 33, 300, 700])
 def test_any_number_of_rows_is_answered_in_order(client, rows):
-    """Few are judged at once and many in another thread; outputs are aligned with rows all the same."""
+    """Few rows are decided in the event loop and many in a thread; outputs stay aligned with rows."""
     images = np.random.default_rng(rows).integers(0, 17, (rows, 8, 8))
     body, headers = binary(images, "UINT8", outputs=[{"name": "probabilities", "parameters": {"binary_data": True}}])
-    _, outputs = ask(client, body, headers)
-    told = predicted(client, images, fields=["probabilities"])
-    np.testing.assert_array_equal(outputs["probabilities"], np.float32([row["probabilities"] for row in told]))
+    _, outputs = infer(client, body, headers)
+    predictions = predict(client, images, fields=["probabilities"])
+    np.testing.assert_array_equal(outputs["probabilities"], np.float32([row["probabilities"] for row in predictions]))
 
 
-def test_only_the_outputs_asked_for_are_told_each_in_its_form(client):
-    """In the order asked for, JSON beside binary, the request's id echoed, and no more than that."""
-    asked = [{"name": "reject"}, {"name": "label", "parameters": {"binary_data": True}}, {"name": "std"}]
-    content, outputs = ask(client, request_body(id="café-1", outputs=asked))
+def test_only_the_requested_outputs_are_sent_each_in_its_form(client):
+    """In the requested order, JSON and binary mixed, with the id of the request."""
+    requested = [{"name": "reject"}, {"name": "label", "parameters": {"binary_data": True}}, {"name": "std"}]
+    content, outputs = infer(client, request_body(id="café-1", outputs=requested))
     assert content["id"] == "café-1"
     assert list(outputs) == ["reject", "label", "std"]
     assert ["data" in output for output in content["outputs"]] == [True, False, True]
-    told = predicted(client, ROWS)
-    assert outputs["label"].tolist() == [row["label"] for row in told]
-    np.testing.assert_array_equal(outputs["std"], np.float32([row["std"] for row in told]))
+    predictions = predict(client, ROWS)
+    assert outputs["label"].tolist() == [row["label"] for row in predictions]
+    np.testing.assert_array_equal(outputs["std"], np.float32([row["std"] for row in predictions]))
     assert all(type(number) in {bool, float} for output in content["outputs"] for number in output.get("data", []))
 
 
-def test_no_outputs_asked_for_means_all_as_the_request_says(client, signature):
-    """In binary with `binary_data_output`, which each output can overrule."""
-    content, _ = ask(client, request_body(outputs=[], parameters={"binary_data_output": True}))
+def test_without_requested_outputs_all_are_sent(client, signature):
+    """In binary with `binary_data_output`, which each output can override."""
+    content, _ = infer(client, request_body(outputs=[], parameters={"binary_data_output": True}))
     assert [output["name"] for output in content["outputs"]] == list(signature.outputs)
     assert all("binary_data_size" in output["parameters"] for output in content["outputs"])
-    spoken = {"outputs": [{"name": "std", "parameters": {"binary_data": False}}, {"name": "index"}]}
-    content, _ = ask(client, request_body(parameters={"binary_data_output": True}, **spoken))
+    requested = {"outputs": [{"name": "std", "parameters": {"binary_data": False}}, {"name": "index"}]}
+    content, _ = infer(client, request_body(parameters={"binary_data_output": True}, **requested))
     assert ["data" in output for output in content["outputs"]] == [True, False]
 
 
-def test_a_raw_binary_request_is_rows_and_nothing_else(client):
-    """A header of no length: the body is FP32, the answer is binary."""
-    content, outputs = ask(client, ROWS.astype("<f4").tobytes(), {HEADER_LENGTH: "0"})
-    assert_same(outputs, predicted(client, ROWS), CLASSIFICATION)
+def test_a_raw_binary_request_is_only_rows(client):
+    """With a JSON length of 0 the body is FP32, and the response is binary."""
+    content, outputs = infer(client, ROWS.astype("<f4").tobytes(), {HEADER_LENGTH: "0"})
+    assert_same(outputs, predict(client, ROWS), CLASSIFICATION)
     assert all("data" not in output for output in content["outputs"])
 
 
@@ -246,15 +248,15 @@ def test_a_raw_binary_request_is_rows_and_nothing_else(client):
     "path", ["digits@stable/infer", "digits:1/infer", "digits/versions/1/infer", "digits%40stable/infer"]
 )
 @pytest.mark.parametrize("kind", [None, "application/json", "application/octet-stream", "text/plain"])
-def test_a_model_is_named_in_every_way_and_any_content_type_will_do(client, path, kind):
-    """The path says which model, and the headers how long the JSON is; nothing hangs on the content's type."""
-    content, _ = ask(client, request_body(), {"Content-Type": kind} if kind else {}, f"/v2/models/{path}")
+def test_a_model_can_be_named_in_every_way_with_any_content_type(client, path, kind):
+    """The path names the model and a header gives the length of the JSON; the content type does not matter."""
+    content, _ = infer(client, request_body(), {"Content-Type": kind} if kind else {}, f"/v2/models/{path}")
     assert (content["model_name"], content["model_version"]) == ("digits", "1")
 
 
-def test_kserves_clients_may_name_the_model_once_more(client):
-    """Its Python client writes `model_name` into every request; another one than the path's is refused."""
-    assert ask(client, request_body(model_name="digits"))[0]["model_name"] == "digits"
+def test_the_body_may_repeat_the_model_name(client):
+    """KServe's Python client writes `model_name` into every request; a name that differs from the path is refused."""
+    assert infer(client, request_body(model_name="digits"))[0]["model_name"] == "digits"
     response = client.post(INFER, content=request_body(model_name="wave"))
     assert response.status_code == 400
     assert response.json()["error"] == "model_name: expected digits, as in the path, found 'wave'"
@@ -276,13 +278,13 @@ def test_kserves_clients_may_name_the_model_once_more(client):
         ("gzip;q=x", None),
     ],
 )
-def test_answers_are_compressed_only_when_asked(accept, coding):
-    """By what the client likes best of the two that are spoken."""
+def test_responses_are_compressed_only_on_request(accept, coding):
+    """With the coding that the client prefers."""
     assert accepted_coding(accept) == coding
 
 
 def test_documents_of_the_server_and_its_models(client, signature):
-    """Server and model metadata, configuration, and the repository's index, as Triton's clients read them."""
+    """Server and model metadata, model configuration and repository index, in Triton's format."""
     server = client.get("/v2").json()
     assert server["name"] == "abstain"
     assert {"binary_tensor_data", "model_configuration", "statistics"} <= set(server["extensions"])
@@ -305,17 +307,17 @@ def test_documents_of_the_server_and_its_models(client, signature):
     assert client.post("/v2/repository/index", json={"redy": True}).status_code == 400
 
 
-def test_metadata_tells_what_an_answer_holds(client):
-    """Of both tasks, output by output: name, type, and shape but for the batch."""
+def test_metadata_describes_the_outputs_of_a_response(client):
+    """For both tasks: name, type and shape of each output, except the batch axis."""
     for model, rows in (("digits", ROWS), ("wave", np.ones((5, 1)))):
-        told = client.get(f"/v2/models/{model}").json()["outputs"]
-        content, _ = ask(client, request_body(inputs=[tensor(rows)]), path=f"/v2/models/{model}/infer")
+        metadata = client.get(f"/v2/models/{model}").json()["outputs"]
+        content, _ = infer(client, request_body(inputs=[tensor(rows)]), path=f"/v2/models/{model}/infer")
         found = [{key: output[key] for key in ("name", "datatype", "shape")} for output in content["outputs"]]
-        assert found == [{**output, "shape": [5, *output["shape"][1:]]} for output in told]
+        assert found == [{**output, "shape": [5, *output["shape"][1:]]} for output in metadata]
 
 
 def test_live_and_ready(client):
-    """Of the server and of its models."""
+    """The server and its models report that they are live and ready."""
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
     for path in ("digits", "digits/versions/1", "digits@stable"):
@@ -326,22 +328,22 @@ def test_live_and_ready(client):
 @pytest.mark.parametrize("model", ["nope", "digits@nope", "digits:9", "digits/versions/9", "digits/versions/x", "a b"])
 @pytest.mark.parametrize("what", ["", "/ready", "/config", "/stats", "/infer"])
 def test_an_unknown_model_or_version_is_404(client, model, what):
-    """Whatever is asked of it."""
+    """On every route of a model."""
     response = client.request("POST" if what == "/infer" else "GET", f"/v2/models/{model}{what}")
     assert response.status_code == 404
     assert list(response.json()) == ["error", "code", "where", "id"]
 
 
-def test_routes_that_are_not_there_and_methods_that_are_not_taken(client):
-    """404 and 405, in the protocol's form."""
+def test_unknown_routes_and_methods_are_refused(client):
+    """404 and 405, in the format of the protocol."""
     assert client.post("/v2/repository/models/digits/load").status_code == 404
     assert client.get("/v2/models").status_code == 404
     assert client.get(INFER).json()["error"] == "method: expected POST, found GET"
     assert client.post("/v2/health/live").status_code == 405
 
 
-def test_statistics_count_what_a_worker_answered(client, server):
-    """Rows, calls of the program, and refusals, over one connection, hence by one worker."""
+def test_statistics_count_the_requests_of_a_worker(client, server):
+    """Rows, program calls and failures; one connection is served by one worker."""
 
     def counts() -> tuple[int, int, int, int]:
         stats = client.get("/v2/models/digits/stats").json()["model_stats"][0]
@@ -352,27 +354,29 @@ def test_statistics_count_what_a_worker_answered(client, server):
         return stats["inference_count"], stats["execution_count"], spans["success"]["count"], spans["fail"]["count"]
 
     before = counts()
-    ask(client, request_body())
-    ask(client, *binary(np.zeros((300, 64))))
+    infer(client, request_body())
+    infer(client, *binary(np.zeros((300, 64))))
     assert client.post(INFER, content=b"{}").status_code == 400
     assert tuple(np.subtract(counts(), before)) == (305, 3, 2, 1)
-    told = client.get("/v2/models/stats").json()["model_stats"]
-    assert [(stats["name"], stats["version"]) for stats in told] == [("digits", "1"), ("wave", "1")]
+    all_stats = client.get("/v2/models/stats").json()["model_stats"]
+    assert [(stats["name"], stats["version"]) for stats in all_stats] == [("digits", "1"), ("wave", "1")]
 
 
 def test_metrics_count_by_route_and_rows_by_model(client):
-    """A label is the route's template, never the path."""
-    ask(client, request_body(), path="/v2/models/digits/versions/1/infer")
+    """The label is the route's template, never the path."""
+    infer(client, request_body(), path="/v2/models/digits/versions/1/infer")
     client.get("/v2/models/another-one-9/ready")
     text = client.get("/metrics").text
     assert 'abstain_requests_total{code="200",route="/v2/models/{model}/versions/{version}/infer"}' in text
     assert 'abstain_requests_total{code="404",route="/v2/models/{model}/ready"}' in text
     assert "another-one-9" not in text
-    assert {template(path) for path in ("/v2/models/a/b/infer", "/v2/models", "/v2/models//infer", "")} == {"other"}
+    assert {route_template(path) for path in ("/v2/models/a/b/infer", "/v2/models", "/v2/models//infer", "")} == {
+        "other"
+    }
 
 
 WRONG_TENSORS = [
-    ({"name": "x"}, "inputs: name: expected inputs, found 'x'"),
+    ({"name": "x"}, "inputs: name: expected inputs, found the string 'x'"),
     ({"datatype": "BYTES"}, "inputs: datatype: expected FP32, or one of FP16, FP32, "),
     ({"datatype": None}, "inputs: datatype: expected FP32, or one of "),
     ({"shape": [5, 63]}, "inputs: shape: expected [n, 8, 8] or [n, 64], found [5, 63]"),
@@ -385,7 +389,7 @@ WRONG_TENSORS = [
     ({"shape": [10_001, 64]}, "inputs: expected at most 10000 rows, found 10001; send them in several requests"),
     ({"shape": [4, 64]}, "inputs: data: expected 256 numbers, found 320"),
     ({"data": None}, "inputs: data: expected a list of 320 numbers, found null"),
-    ({"data": "5"}, "inputs: data: expected a list of 320 numbers, found '5'"),
+    ({"data": "5"}, "inputs: data: expected a list of 320 numbers, found the string '5'"),
     ({"data": []}, "inputs: data: expected 320 numbers, found 0"),
     ({"data": [[1] * 64] * 4}, "inputs: data: expected 5 rows, found 4"),
     ({"data": [[1] * 64] * 4 + [[1] * 63]}, "inputs[4]: expected 64 numbers, found 63"),
@@ -404,7 +408,7 @@ WRONG_TENSORS = [
     ({"data": [0] * 319 + [[1]]}, "inputs[4][7][7]: expected a number, found a list of 1"),
     ({"data": [0] * 319 + [{}]}, "inputs[4][7][7]: expected a number, found an object"),
     ({"data": [[[0] * 8] * 8] * 4 + [[[0] * 8] * 7 + [[0] * 7 + ["7"]]]}, "inputs[4][7][7]: expected a number, found"),
-    ({"datatype": "UINT8", "data": [0] * 319 + [256]}, "inputs[4][7][7]: expected an integer from 0 to 255, as UINT8"),
+    ({"datatype": "UINT8", "data": [0] * 319 + [256]}, "inputs[4][7][7]: expected an integer from 0 to 255 (UINT8)"),
     (
         {"datatype": "INT64", "data": [0] * 319 + [0.5]},
         "inputs[4][7][7]: expected an integer from -9223372036854775808",
@@ -425,7 +429,7 @@ WRONG_TENSORS = [
     ),
     (
         {"datatype": "UINT8", "data": [[[0] * 8] * 8] * 4 + [[[0] * 8] * 7 + [[0] * 7 + [256]]]},
-        "inputs[4][7][7]: expected an integer from 0 to 255, as UINT8 is, found 256",
+        "inputs[4][7][7]: expected an integer from 0 to 255 (UINT8), found 256",
     ),
     ({"datatype": "FP16", "data": [65505] + [0] * 319}, "inputs[0][0][0]: expected a number from -65504.0 to 65504.0"),
     ({"parameters": {"binary_data_size": 1280}}, "inputs: data: expected either data or binary_data_size, found both"),
@@ -437,10 +441,10 @@ WRONG_TENSORS = [
     ({"more": 1}, "inputs: unknown key: expected one of name, shape, datatype, parameters, data, found 'more'"),
 ]
 WRONG_BODIES = [
-    (b"", "body: expected JSON, found nothing"),
+    (b"", "body: expected JSON, found an empty body"),
     (b"hello", "body: expected JSON, found "),
     (b"[]", "body: expected a JSON object, found a list of 0"),
-    (b"\xff\xfe", "body: expected JSON in UTF-8, found a wrong byte at 0; where binary data follows"),
+    (b"\xff\xfe", "body: expected JSON in UTF-8, found an invalid byte at position 0; if binary data follows"),
     (b'{"inputs":' + b"[" * 5000 + b"]" * 5000 + b"}", "body: expected JSON, found "),
     (b'{"id":"\\ud800","inputs":[]}', "inputs: expected one tensor, named inputs, found 0"),
     (request_body()[:-1] + b',"inputs":[]}', "body: duplicate key: expected each key once, found 'inputs'"),
@@ -448,12 +452,12 @@ WRONG_BODIES = [
         request_body(more=1),
         "body: unknown key: expected one of id, model_name, parameters, inputs, outputs, found 'more'",
     ),
-    (b"{}", "body: inputs: expected a list of one tensor, named inputs, found no such key"),
+    (b"{}", "body: inputs: expected a list of one tensor, named inputs, found no key 'inputs'"),
     (request_body(inputs={}), "body: inputs: expected a list of one tensor, named inputs, found an object"),
     (request_body(inputs=[]), "body: inputs: expected one tensor, named inputs, found 0"),
     (request_body(inputs=[tensor(), tensor()]), "body: inputs: expected one tensor, named inputs, found 2"),
-    (request_body(inputs=[1]), "inputs: expected a JSON object, found 1"),
-    (request_body(id=7), "body: id: expected a string, found 7"),
+    (request_body(inputs=[1]), "inputs: expected a JSON object, found the number 1"),
+    (request_body(id=7), "body: id: expected a string, found the number 7"),
     (request_body(id="\ud800"), "body: id: expected Unicode text, found '\\ud800'"),
     (request_body(id=None), "body: id: expected a string, found null"),
     (request_body(parameters={"percentile": 100}), "parameters: percentile: expected a number above 0 and below 100,"),
@@ -472,17 +476,19 @@ WRONG_BODIES = [
         "parameters: binary_data_output: expected true or false, found",
     ),
     (request_body(outputs={}), "body: outputs: expected a list of outputs, found an object"),
-    (request_body(outputs=["label"]), "outputs[0]: expected a JSON object, found 'label'"),
+    (request_body(outputs=["label"]), "outputs[0]: expected a JSON object, found the string 'label'"),
+    (request_body(outputs=[{"name": "lable"}]), "found the string 'lable'; did you mean 'label'?"),
+    (request_body(output=[]), "found 'output'; did you mean 'outputs'?"),
     (request_body(outputs=[{"name": "std"}, {"name": "x"}]), "outputs[1]: name: expected one of label, index, prob"),
     (request_body(outputs=[{"name": "std"}] * 2), "outputs[1]: name: expected each output once, found 'std'"),
     (request_body(outputs=[{}]), "outputs[0]: name: expected one of label, index, "),
     (
         request_body(outputs=[{"name": "label", "parameters": {"classification": 3}}]),
-        "outputs[0]: classification: expected no such parameter: the classification extension is not spoken here; ask",
+        "outputs[0]: classification: expected no classification parameter, because this server does not have the classif",
     ),
     (
         request_body(outputs=[{"name": "label", "parameters": {"binary_data": 1}}]),
-        "outputs[0]: parameters: binary_data: expected true or false, found 1",
+        "outputs[0]: parameters: binary_data: expected true or false, found the number 1",
     ),
     *((request_body(inputs=[tensor() | change]), text) for change, text in WRONG_TENSORS),
 ]
@@ -490,7 +496,7 @@ WRONG_BODIES = [
 
 @pytest.fixture
 def line(server):
-    """One connection, over which whatever is refused is followed by a good request."""
+    """One connection: after each refused request, a valid one must succeed over it."""
     connection = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
     connection.connect()
     own = connection.sock
@@ -511,22 +517,22 @@ def line(server):
     connection.close()
 
 
-def test_wrong_json_is_400_and_named(line):
-    """What, where, expected and found, for every mistake; and the connection lives on."""
+def test_invalid_json_is_400_and_named(line):
+    """Every error says what, where, expected and found; the connection stays open."""
     for body, text in WRONG_BODIES:
         status, error = line(body)
         assert status == 400, (body[:200], error)
         assert text in error
 
 
-def test_wrong_binary_data_is_400_and_named(line):
-    """Short, superfluous, of another size than said, or holding what is no number."""
+def test_invalid_binary_data_is_400_and_named(line):
+    """Too short, too long, of another size than the JSON says, or with a value that is not finite."""
     body, headers = binary()
     length = int(headers[HEADER_LENGTH])
     for sent, where, text in (
-        (body[:-1], headers, "inputs: binary data: expected 1280 bytes behind the JSON, found 1279; the header"),
-        (body + b"x", headers, "inputs: binary data: expected 1280 bytes behind the JSON, found 1281; the header"),
-        (body[:length], {}, "inputs: binary data: expected 1280 bytes behind the JSON, found 0"),
+        (body[:-1], headers, "inputs: binary data: expected 1280 bytes after the JSON, found 1279; the header"),
+        (body + b"x", headers, "inputs: binary data: expected 1280 bytes after the JSON, found 1281; the header"),
+        (body[:length], {}, "inputs: binary data: expected 1280 bytes after the JSON, found 0"),
         (body, {}, "body: expected JSON"),
         (body, {HEADER_LENGTH: "x"}, f"{HEADER_LENGTH}: expected a number of bytes, at most the body's "),
         (body, {HEADER_LENGTH: "-1"}, f"{HEADER_LENGTH}: expected a number of bytes, at most the body's "),
@@ -551,9 +557,13 @@ def test_wrong_binary_data_is_400_and_named(line):
             headers,
             "inputs: binary_data_size: expected 320, for INT8 of shape [5, 8, 8]",
         ),
-        (request_body() + b"1234", {HEADER_LENGTH: str(len(request_body()))}, "inputs: binary data: expected none, "),
+        (
+            request_body() + b"1234",
+            {HEADER_LENGTH: str(len(request_body()))},
+            "inputs: binary data: expected the parameter",
+        ),
         (b"\0" * 255, {HEADER_LENGTH: "0"}, "body: expected rows of 64 FP32, 256 bytes each, found 255 bytes"),
-        (b"", {HEADER_LENGTH: "0"}, "body: expected JSON, found nothing"),
+        (b"", {HEADER_LENGTH: "0"}, "body: expected JSON, found an empty body"),
     ):
         status, error = line(sent, where)
         assert status == 400, error
@@ -565,15 +575,15 @@ def test_wrong_binary_data_is_400_and_named(line):
         assert line(*binary(rows, datatype)) == (400, found)
 
 
-def test_wrong_compression_is_refused(line):
-    """Damaged, cut off, followed by more, of another kind, or a bomb; the limit is of what it unfolds to."""
+def test_invalid_compression_is_refused(line):
+    """Damaged, incomplete, followed by other bytes, not supported, or a bomb: the limit is for the decompressed body."""
     good = request_body()
     for coding, sent, status, text in (
         ("gzip", good, 400, "body: expected gzip data, as Content-Encoding says, found other or damaged bytes"),
-        ("gzip", gzip.compress(good)[:-9], 400, "body: expected gzip data, whole, found no end"),
-        ("gzip", gzip.compress(good) + b"x", 400, "body: expected gzip data, whole, found bytes behind its end"),
-        ("gzip", b"", 400, "body: expected gzip data, whole, found no end"),
-        ("deflate", zlib.compress(good)[:-9], 400, "body: expected deflate data, whole, found no end"),
+        ("gzip", gzip.compress(good)[:-9], 400, "body: expected complete gzip data, found incomplete data"),
+        ("gzip", gzip.compress(good) + b"x", 400, "body: expected complete gzip data, found bytes after its end"),
+        ("gzip", b"", 400, "body: expected complete gzip data, found incomplete data"),
+        ("deflate", zlib.compress(good)[:-9], 400, "body: expected complete deflate data, found incomplete data"),
         ("br", good, 415, "Content-Encoding: expected gzip or deflate, found 'br'"),
         ("gzip, gzip", good, 415, "Content-Encoding: expected gzip or deflate, found 'gzip, gzip'"),
         (
@@ -589,7 +599,7 @@ def test_wrong_compression_is_refused(line):
 
 
 def test_a_body_too_long_is_413_before_it_is_read(server):
-    """From its Content-Length alone, as for `/predict`."""
+    """By its Content-Length, as for `/predict`."""
     connection = http.client.HTTPConnection(*server.address, timeout=PATIENCE)
     connection.request("POST", INFER, b" " * (LIMIT + 1))
     response = connection.getresponse()
@@ -597,8 +607,8 @@ def test_a_body_too_long_is_413_before_it_is_read(server):
     connection.close()
 
 
-def test_rows_that_overflow_the_network_are_answered_or_named(line, client):
-    """Never a number that is not finite."""
+def test_rows_that_overflow_the_network_get_finite_numbers_or_an_error(line, client):
+    """The error names the row."""
     for model, width in (("digits", 64), ("wave", 1)):
         body, headers = binary(np.full((2, width), 3e38), parameters={"binary_data_output": True})
         response = client.post(f"/v2/models/{model}/infer", content=body, headers=headers)
@@ -606,20 +616,20 @@ def test_rows_that_overflow_the_network_are_answered_or_named(line, client):
             _, outputs = read(response.headers, response.content)
             assert all(np.isfinite(values).all() for values in outputs.values() if values.dtype.kind == "f")
         else:
-            assert response.json()["error"].startswith("inputs[0]: its prediction overflows float32")
+            assert response.json()["error"].startswith("inputs[0]: the prediction overflows float32")
 
 
-def test_a_binary_tensor_is_a_view_of_the_body(decoded):
-    """No number is copied, and none becomes a Python object, before the network's own padding."""
+def test_a_binary_tensor_is_a_view_of_the_body(decode_digits):
+    """No number is copied or becomes a Python object before rows are padded to a bucket."""
     body, headers = binary()
-    rows = decoded(body, headers).rows
+    rows = decode_digits(body, headers).rows
     assert not rows.flags.owndata
     assert (rows.dtype, rows.shape) == (np.float32, (5, 8, 8))
     np.testing.assert_array_equal(rows, ROWS)
 
 
-def test_every_form_decodes_to_the_same_rows(decoded):
-    """JSON flat, nested and half nested, with an output in binary or not, and raw deflate, which some call deflate."""
+def test_every_form_decodes_to_the_same_rows(decode_digits):
+    """JSON flat, nested and half nested, with binary outputs or not, and raw deflate, which some clients call deflate."""
     bare = zlib.compressobj(wbits=-15)
     packed = bare.compress(request_body()) + bare.flush()
     for body, headers in (
@@ -631,13 +641,13 @@ def test_every_form_decodes_to_the_same_rows(decoded):
         (packed, {"Content-Encoding": "deflate"}),
         (b" \n" + request_body() + b"\n", {}),
     ):
-        rows = decoded(body, headers).rows
+        rows = decode_digits(body, headers).rows
         assert rows.dtype == np.float32
         np.testing.assert_array_equal(rows, ROWS)
 
 
 def test_codes_of_categories_are_checked_as_for_predict(digits):
-    """A table's column of categories takes codes alone, in binary too, and the error says which there are."""
+    """A column of categories accepts only codes, also in binary, and the error lists them."""
     columns = (Column(name="size"), Column(name="colour", categories=("red", "blue")))
     table = digits.manifest.model.model_copy(
         update={
@@ -655,15 +665,15 @@ def test_codes_of_categories_are_checked_as_for_predict(digits):
     assert isinstance(table, Model)
 
 
-def test_names_are_bytes_with_their_length_before_them():
-    """Four bytes, little-endian, then UTF-8; the JSON form is the name itself."""
-    named = Named(("é", "b", ""), np.array([0, 2, 1, 0]))
+def test_names_are_bytes_after_their_length():
+    """The length in four bytes, little-endian, then UTF-8; in JSON the name itself."""
+    column = NameColumn(("é", "b", ""), np.array([0, 2, 1, 0]))
     outputs = {"label": Output("BYTES")}
-    headers, body = encode({"model_name": "m"}, {"label": named}, (Asked("label", True),), outputs, "")
+    headers, body = encode({"model_name": "m"}, {"label": column}, (RequestedOutput("label", True),), outputs, "")
     content, tail = json.loads(body[: int(headers[HEADER_LENGTH])]), body[int(headers[HEADER_LENGTH]) :]
     assert tail == b"\2\0\0\0\xc3\xa9" + b"\0\0\0\0" + b"\1\0\0\0b" + b"\2\0\0\0\xc3\xa9"
     assert content["outputs"][0]["parameters"] == {"binary_data_size": len(tail)}
-    _, body = encode({}, {"label": named}, (Asked("label", False),), outputs, "")
+    _, body = encode({}, {"label": column}, (RequestedOutput("label", False),), outputs, "")
     assert json.loads(body)["outputs"][0]["data"] == ["é", "", "b", "é"]
 
 
@@ -683,30 +693,30 @@ patient = settings(max_examples=300, deadline=None, suppress_health_check=[Healt
 
 @pytest.mark.parametrize("model", ["digits", "wave"])
 @pytest.mark.parametrize("head", [{"model_name": "a"}, {"model_name": "a", "id": "7", "parameters": {"x": 0.5}}])
-def test_one_row_cut_from_its_batch_is_what_is_put_together_of_its_outputs(request, model, head):
-    """Byte for byte, headers too, for every row; numbers that are not finite are known by row."""
+def test_a_row_of_records_equals_its_encoded_outputs(request, model, head):
+    """Bytes and headers are equal for every row; rows with numbers that are not finite are marked."""
     bundle = request.getfixturevalue(model)
     outputs = outputs_of(bundle.manifest.model, bundle.calibration)
     random, rows = np.random.default_rng(0), 5
     columns = {
-        name: Named(bundle.manifest.model.class_names, random.integers(0, 10, rows))
+        name: NameColumn(bundle.manifest.model.class_names, random.integers(0, 10, rows))
         if datatype == "BYTES"
-        else on_the_wire(random.integers(0, 2, (rows, *shape)).astype(float), Output(datatype, shape))
+        else to_wire_type(random.integers(0, 2, (rows, *shape)).astype(float), Output(datatype, shape))
         for name, (datatype, shape) in outputs.items()
     }
     columns["entropy"][3] = np.inf
-    whole = records(columns, outputs)
-    assert whole.finite.tolist() == [True, True, True, False, True]
+    records = make_records(columns, outputs)
+    assert records.finite.tolist() == [True, True, True, False, True]
     for row in range(rows):
-        own = {name: own_rows(values, slice(row, row + 1)) for name, values in columns.items()}
-        assert encode_row(head, whole, row, outputs) == encode(head, own, all_in_binary(outputs), outputs, "")
+        own = {name: select_rows(values, slice(row, row + 1)) for name, values in columns.items()}
+        assert encode_row(head, records, row, outputs) == encode(head, own, all_in_binary(outputs), outputs, "")
 
 
-def survives(decoded, body: bytes, headers: dict[str, str]) -> None:
-    """Either rows that a network can take, or an error that is the client's."""
+def check_decoded(decode_digits, body: bytes, headers: dict[str, str]) -> None:
+    """Checks that a body gives valid rows or a client error."""
     request, status = None, 0
     try:
-        request = decoded(body, headers)
+        request = decode_digits(body, headers)
     except AbstainError as error:
         status = status_of(error)
     if request is None:
@@ -724,16 +734,16 @@ def survives(decoded, body: bytes, headers: dict[str, str]) -> None:
     st.none() | st.integers(0, 250).map(str) | st.text(max_size=5),
     st.sampled_from(["", "gzip", "deflate"]),
 )
-def test_any_bytes_are_rows_or_an_error_of_the_client(decoded, body, length, coding):
-    """Whatever the body and the headers."""
+def test_any_bytes_are_rows_or_a_client_error(decode_digits, body, length, coding):
+    """With any headers."""
     headers = {"Content-Encoding": coding} | ({} if length is None else {HEADER_LENGTH: length})
-    survives(decoded, body, headers)
+    check_decoded(decode_digits, body, headers)
 
 
 @patient
 @given(st.sampled_from(PLACES), JUNK, st.booleans())
-def test_any_value_anywhere_is_rows_or_an_error_of_the_client(decoded, place, junk, ascii_only):
-    """A good request with one of its values replaced by another."""
+def test_any_value_anywhere_is_rows_or_a_client_error(decode_digits, place, junk, ascii_only):
+    """A valid request with one of its values replaced."""
     content = json.loads(
         request_body(id="a", parameters={"percentile": 99}, outputs=[{"name": "std", "parameters": {}}])
     )
@@ -743,19 +753,19 @@ def test_any_value_anywhere_is_rows_or_an_error_of_the_client(decoded, place, ju
         inner = inner[key]
     inner[place[-1]] = junk
     text = json.dumps(content, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-    survives(decoded, text, {})
+    check_decoded(decode_digits, text, {})
 
 
 @patient
 @given(st.integers(0, 1500), st.binary(max_size=4), st.integers(0, 3), st.sampled_from(sorted(DATATYPES)))
-def test_a_binary_request_with_bytes_changed_is_rows_or_an_error_of_the_client(decoded, place, junk, dropped, datatype):
-    """Bytes replaced, inserted or left out, in the JSON or in the data."""
+def test_a_binary_request_with_changed_bytes_is_rows_or_a_client_error(decode_digits, place, junk, dropped, datatype):
+    """Bytes are replaced, inserted or removed, in the JSON or in the data."""
     body, headers = binary(ROWS, datatype)
-    survives(decoded, body[:place] + junk + body[place + dropped :], headers)
+    check_decoded(decode_digits, body[:place] + junk + body[place + dropped :], headers)
 
 
-def test_the_guides_requests_are_answered(server):
-    """The curl command's body, and the Python that speaks bytes; Triton's client is not among our dependencies."""
+def test_the_requests_of_the_guide_work(server):
+    """The body of the curl command, and the Python code for binary data; Triton's client is not a dependency."""
     guide = (PROJECT / "docs" / "open-inference.md").read_text("utf-8")
     body = re.search(r"-d '(\{.*?\})'", guide, re.DOTALL).group(1)
     content, outputs = read(

@@ -1,4 +1,4 @@
-"""What a body of `POST /predict` may hold: the fast way in says what the slow one says, every mistake is named."""
+"""The body of `POST /predict`: the fast and the slow parser agree, and every error names the field."""
 
 import json
 import math
@@ -40,31 +40,31 @@ TABLE = Model(
 
 
 def rows_of(body: str | bytes, model: Model = PAIRS) -> np.ndarray:
-    """The rows in a body, by the whole way in."""
+    """The rows of a body, parsed and checked."""
     request = parse_predict(body if isinstance(body, bytes) else body.encode(), LIMIT)
     return check_rows(request.inputs, request.plain, model, LIMIT)
 
 
 def refusal(body: str | bytes, model: Model = PAIRS) -> str:
-    """The text of the error that a body is refused with."""
+    """The text of the error for a refused body."""
     with pytest.raises(InputError) as caught:
         rows_of(body, model)
     return str(caught.value)
 
 
 def is_number(cell: object) -> bool:
-    """Whether a cell is a number that float32 can hold: the oracle."""
+    """Whether a cell is a number within float32's range; the oracle of the tests."""
     return isinstance(cell, int | float) and not isinstance(cell, bool) and abs(cell) <= FLOAT32_MAX
 
 
-def test_a_whole_request_is_read():
-    """Every key arrives with its value, numbers as floats."""
+def test_a_request_with_all_keys_is_parsed():
+    """Every key has its value, numbers as floats."""
     body = b'{"inputs":[[1,2]],"model":"m@stable","percentile":95,"coverage":0.5,"fields":["label","std"]}'
     assert parse_predict(body, LIMIT) == PredictRequest([[1, 2]], True, "m@stable", 95.0, 0.5, ("label", "std"))
 
 
-def test_all_but_the_inputs_may_be_left_out():
-    """What is left out is None, and the model's own values stand in later."""
+def test_all_keys_except_the_inputs_are_optional():
+    """A missing key is None; the model's own value replaces it later."""
     assert parse_predict(b'{"inputs":[[1]]}', LIMIT) == PredictRequest([[1]], True, None, None, None, None)
 
 
@@ -74,7 +74,7 @@ def test_the_keys_are_those_of_the_contract():
 
 
 def test_rows_are_float32_in_the_models_shape():
-    """Integers and floats become float32, in order."""
+    """Integers and floats become float32, in the same order."""
     rows = rows_of('{"inputs":[[1,2.5],[-3,4e2]]}')
     assert rows.dtype == np.float32
     np.testing.assert_array_equal(rows, np.array([[1, 2.5], [-3, 400]], np.float32))
@@ -82,7 +82,7 @@ def test_rows_are_float32_in_the_models_shape():
 
 @pytest.mark.parametrize("model", [IMAGES, COLOURED], ids=["grey", "coloured"])
 def test_an_image_row_is_nested_or_flat(model):
-    """Both ways of writing give the same array, also mixed in one request."""
+    """Both forms give the same array, also mixed in one request."""
     rows = np.arange(3 * model.features, dtype=np.float32).reshape(3, *model.feature_shape)
     nested, flat = rows.tolist(), rows.reshape(3, -1).tolist()
     for inputs in (nested, flat, [nested[0], flat[1], nested[2]]):
@@ -110,8 +110,8 @@ def test_an_image_row_is_nested_or_flat(model):
         ("-" + "9" * 400, "found an integer of 400 digits"),
     ],
 )
-def test_a_cell_that_is_no_number_is_named(cell, found):
-    """The message gives the row, the feature and what was found there."""
+def test_a_cell_that_is_not_a_number_is_named(cell, found):
+    """The error gives the row, the column and the value."""
     text = refusal(f'{{"inputs":[[1,2],[3,4],[5,{cell}]]}}')
     assert text.startswith("inputs[2][1]: expected a ")
     assert text.endswith(found)
@@ -135,14 +135,14 @@ def test_a_cell_that_is_no_number_is_named(cell, found):
     ],
 )
 def test_a_row_of_another_shape_is_named(row, model, text):
-    """The message gives the row, the place in it, and both sizes."""
+    """The error gives the row, the position in it, and both sizes."""
     good = [0] * model.features
     assert refusal(json.dumps({"inputs": [good, row]}), model) == text
 
 
 @pytest.mark.parametrize("cell", ["[]", "[1]", "[[1]]", "[" * 200 + "]" * 200])
-def test_a_list_in_the_place_of_a_number_is_named(cell):
-    """A flat row with one list in it is told which feature that is, whatever the model's shape."""
+def test_a_list_instead_of_a_number_is_named(cell):
+    """The error for a list in a flat row names the column, for any shape of the model."""
     assert refusal(f'{{"inputs":[[1,{cell}]]}}').startswith("inputs[0][1]: expected a number, found a list")
     assert refusal(f'{{"inputs":[[1,2,3,{cell},5,6]]}}', IMAGES).startswith("inputs[0][3]: expected a number")
 
@@ -158,19 +158,19 @@ def test_a_list_in_the_place_of_a_number_is_named(cell):
     ],
 )
 def test_inputs_must_be_a_list_of_rows(inputs, text):
-    """Nothing but a list with a row in it will do."""
+    """All other values are refused."""
     assert refusal(f'{{"inputs":{inputs}}}') == text
 
 
 def test_rows_beyond_the_limit_are_refused_with_both_numbers():
-    """As many rows as the limit are taken, one more is not."""
+    """The limit itself is accepted, one more row is not."""
     assert len(rows_of(json.dumps({"inputs": [[1, 2]] * LIMIT}))) == LIMIT
     text = refusal(json.dumps({"inputs": [[1, 2]] * (LIMIT + 1)}))
     assert text == "inputs: expected at most 100 rows, found 101; send them in several requests"
 
 
-def test_float32s_largest_number_is_the_last_to_be_taken():
-    """The bound is that of float32, on both sides."""
+def test_float32s_largest_number_is_accepted_and_a_larger_one_refused():
+    """The limit is that of float32, on both sides."""
     np.testing.assert_array_equal(
         rows_of(f'{{"inputs":[[{FLOAT32_MAX!r},{-FLOAT32_MAX!r}]]}}'), np.float32([[FLOAT32_MAX, -FLOAT32_MAX]])
     )
@@ -181,18 +181,18 @@ def test_float32s_largest_number_is_the_last_to_be_taken():
 
 @pytest.mark.parametrize("number", [2**53 + 1, 2**63, 2**64, -(2**63) - 1, 10**38])
 def test_large_integers_are_numbers(number):
-    """An integer beyond what 64 bits hold is the float32 next to it."""
+    """An integer beyond 64 bits becomes the nearest float32."""
     np.testing.assert_array_equal(rows_of(f'{{"inputs":[[{number},0]]}}'), np.float32([[number, 0]]))
 
 
-def test_a_tables_features_are_called_by_name():
-    """A mistake in a named column tells the name."""
+def test_an_error_in_a_table_names_the_column():
+    """If the model has feature names."""
     assert refusal('{"inputs":[["x",0]]}', TABLE).startswith("inputs[0][0] (age): expected a number")
 
 
 @pytest.mark.parametrize("code", [2, -1, 0.5])
 def test_an_unknown_category_is_refused_with_the_known_ones(code):
-    """A number that is no category's code is refused, and the codes are listed."""
+    """A number that is not the code of a category is refused, and the codes are listed."""
     text = refusal(json.dumps({"inputs": [[40, 1], [40, code]]}), TABLE)
     assert text == (f"inputs[1][1] (town): expected a category's code (0 = Bonn, 1 = Ulm), found {np.float64(code)}")
 
@@ -200,8 +200,8 @@ def test_an_unknown_category_is_refused_with_the_known_ones(code):
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        (b"", "body: expected JSON, found nothing"),
-        (b" \n", "body: expected JSON, found nothing"),
+        (b"", "body: expected JSON, found an empty body"),
+        (b" \n", "body: expected JSON, found an empty body"),
         (b"hello", "body: expected JSON, found "),
         (b'{"inputs":[[1,2', "body: expected JSON, found unexpected end of data"),
         (b'{"inputs":[[1,2]]} x', "body: expected JSON, found unexpected content"),
@@ -215,11 +215,11 @@ def test_an_unknown_category_is_refused_with_the_known_ones(code):
         (b"5", "body: expected a JSON object, found the number 5"),
         (b"true", "body: expected a JSON object, found true"),
         (b"NaN", "body: expected a JSON object, found the number nan"),
-        (b"{}", "body: inputs: expected a list of rows, found no such key"),
-        (b'{"model":"caf\xe9","inputs":[[1,2]]}', "body: expected JSON in UTF-8, found a wrong byte at 13"),
-        ('{"inputs":[[1,2]]}'.encode("utf-16"), "body: expected JSON in UTF-8, found a wrong byte at 0"),
+        (b"{}", "body: inputs: expected a list of rows, found no key 'inputs'"),
+        (b'{"model":"caf\xe9","inputs":[[1,2]]}', "body: expected JSON in UTF-8, found an invalid byte at position 13"),
+        ('{"inputs":[[1,2]]}'.encode("utf-16"), "body: expected JSON in UTF-8, found an invalid byte at position 0"),
         ('{"inputs":[[1,2]]}'.encode("utf-16-le"), "body: expected JSON, found "),
-        ('{"inputs":[[1,2]]}'.encode("utf-32"), "body: expected JSON in UTF-8, found a wrong byte at 0"),
+        ('{"inputs":[[1,2]]}'.encode("utf-32"), "body: expected JSON in UTF-8, found an invalid byte at position 0"),
         (b'\xef\xbb\xbf{"inputs":[[1,2]]}', "body: expected JSON, found UTF-8 byte order mark"),
         (b'{"inputs":[[1,2]],"rows":1}', "body: unknown key: expected one of inputs, model, percentile, coverage"),
         (b'{"inputs":[[1,2]],"Model":"m"}', "body: unknown key: "),
@@ -229,7 +229,7 @@ def test_an_unknown_category_is_refused_with_the_known_ones(code):
     ],
 )
 def test_a_body_that_is_not_a_request_is_refused(body, text):
-    """The message says of the body what was expected and found."""
+    """The error gives what is expected of the body and what was found."""
     assert refusal(body).startswith(text)
 
 
@@ -259,13 +259,13 @@ def test_a_level_must_be_a_number_within_its_range(key, value, found):
 
 @pytest.mark.parametrize("value", ["null", "3", "true", "[]", '["m"]', "{}"])
 def test_a_models_name_must_be_a_string(value):
-    """Null is no way of leaving it out."""
+    """Null is refused, too."""
     assert refusal(f'{{"inputs":[[1,2]],"model":{value}}}').startswith("model: expected a string, found ")
 
 
 @pytest.mark.parametrize("value", ["null", "3", '"label"', "[]", "{}", "[1]", "[null]", '["label",["std"]]'])
 def test_fields_must_be_a_list_of_strings(value):
-    """An empty list asks for nothing, which nobody means."""
+    """An empty list is refused, too."""
     assert refusal(f'{{"inputs":[[1,2]],"fields":{value}}}').startswith("fields: expected a list of field names")
 
 
@@ -282,12 +282,12 @@ def test_fields_must_be_a_list_of_strings(value):
     ],
 )
 def test_duplicate_keys_are_refused(body, key):
-    """Two equal keys leave open which was meant, however they are written and wherever they stand."""
+    """Two equal keys are ambiguous, in any spelling and at any position."""
     assert refusal(body) == f"body: duplicate key: expected each key once, found '{key}'"
 
 
 def test_quotes_within_a_text_do_not_make_a_duplicate():
-    """A model's name may hold what looks like keys, words and quotes; it is but a name that nobody has."""
+    """A model's name may contain keys, words and quotes; no model has this name."""
     name = 'true "inputs": null, "inputs": \\ false'
     request = parse_predict(json.dumps({"inputs": [[1, 2]], "model": name}).encode(), LIMIT)
     assert request.model == name
@@ -296,14 +296,14 @@ def test_quotes_within_a_text_do_not_make_a_duplicate():
 
 @pytest.mark.parametrize("depth", [500, 990, 1005, 1020, 1100, 100_000])
 @pytest.mark.parametrize(("opening", "closing"), [('{"a":', "}"), ("[", "]")], ids=["objects", "lists"])
-def test_deep_nesting_is_a_mistake_of_the_sender(depth, opening, closing):
-    """However deep a body is nested, it is refused as an input; no parser's limit shows."""
+def test_deep_nesting_is_a_client_error(depth, opening, closing):
+    """At any depth: no limit of a parser becomes a server error."""
     assert refusal(f'{{"inputs":[[1,2],{opening * depth}1{closing * depth}]}}')
     assert refusal(f'{{"inputs":[[1,2]],"model":{opening * depth}1{closing * depth}}}')
 
 
 def peak_of(act: Callable[[], object]) -> int:
-    """Bytes that Python takes at most while something is done."""
+    """The peak of memory that Python allocates during a call, in bytes."""
     tracemalloc.start()
     try:
         assert act()
@@ -313,7 +313,7 @@ def peak_of(act: Callable[[], object]) -> int:
 
 
 def test_a_body_of_objects_is_refused_before_it_is_parsed():
-    """They would take a hundred times their bytes."""
+    """Parsed, they would need a hundred times their bytes."""
     body = b'{"inputs":[' + b",".join([b'{"a":{}}'] * 200_000) + b"]}"
     assert refusal(body) == "body: expected at most 1,000 JSON objects, found 400,001 opening braces"
     assert peak_of(lambda: refusal(body)) < len(body)
@@ -331,15 +331,15 @@ MANY_LISTS = b",".join([b"[[]]"] * 200_000)
     ids=["too many rows", "one row"],
 )
 def test_a_body_is_in_memory_once(body, found):
-    """A body that Python's parser must see, for it may hold a key twice: not where orjson has found too many rows in it, and
-    never while what orjson has made of it is there as well.
+    """Python's parser, which finds duplicate keys, does not run if orjson found too many rows, and never while orjson's
+    result is still in memory.
     """
     assert refusal(body).startswith(found)
     assert peak_of(lambda: refusal(body)) < 1.2 * peak_of(lambda: orjson.loads(body))
 
 
 def test_a_body_of_the_open_inference_protocol_is_in_memory_once():
-    """So it is behind the other door; and as few objects are taken there."""
+    """The same holds for `/v2`, with the same limit of objects."""
     body = b'{"inputs":[{"name":"inputs","data":[null,%s]}]}' % MANY_LISTS
     content, plain = parse_object(body, ("inputs",))
     assert not plain
@@ -352,7 +352,7 @@ def test_a_body_of_the_open_inference_protocol_is_in_memory_once():
 
 
 def test_many_keys_take_time_in_proportion_to_their_number():
-    """A few hundred kilobytes of keys are no way to keep a server busy."""
+    """A few hundred kilobytes of keys cannot keep a server busy."""
     keys = ",".join(f'"k{number}":1' for number in range(30_000))
     started = time.perf_counter()
     assert refusal(f'{{"inputs":[{{{keys}}}]}}').startswith("inputs[0]: expected a list of 2 numbers")
@@ -360,13 +360,13 @@ def test_many_keys_take_time_in_proportion_to_their_number():
 
 
 def test_a_prediction_that_is_not_finite_names_its_row():
-    """The first row that overflows is named, whichever output it shows in."""
+    """The first row that overflows is named, whichever output is not finite."""
     fine = np.zeros((4, 2), np.float32)
     wrong = fine.copy()
     wrong[2, 1] = np.inf
     check_finite([fine, fine[:, 0]])
     with pytest.raises(
-        InputError, match=r"^inputs\[2\]: its prediction overflows float32: expected a row on the scale"
+        InputError, match=r"^inputs\[2\]: the prediction overflows float32: expected a row on the scale"
     ):
         check_finite([fine, wrong])
     wrong[1, 0] = np.nan
@@ -383,8 +383,8 @@ PAIR = st.tuples(NUMBERS, NUMBERS)
 
 @settings(deadline=None)
 @given(rows=st.lists(PAIR, min_size=1, max_size=6), place=st.integers(0, 11), cell=CELLS)
-def test_a_cell_is_taken_if_and_only_if_it_is_a_number(rows, place, cell):
-    """Against the oracle of one `isinstance` and one comparison, for any cell anywhere."""
+def test_a_cell_is_accepted_if_and_only_if_it_is_a_number(rows, place, cell):
+    """Compared with the oracle `is_number`, for any cell at any position."""
     inputs = [list(row) for row in rows]
     row, feature = (place // 2) % len(inputs), place % 2
     inputs[row][feature] = cell
@@ -397,8 +397,8 @@ def test_a_cell_is_taken_if_and_only_if_it_is_a_number(rows, place, cell):
 
 @settings(deadline=None)
 @given(rows=st.lists(PAIR, min_size=1, max_size=6))
-def test_the_slow_way_in_finds_the_same_rows(rows):
-    """The walk in Python, which only strange bodies take, agrees with numpy to the last bit."""
+def test_the_check_of_each_cell_returns_the_same_rows(rows):
+    """The check in Python, which only unusual bodies need, agrees with numpy exactly."""
     request = parse_predict(json.dumps({"inputs": rows}).encode(), LIMIT)
     assert request.plain
     slow = check_rows(request.inputs, False, PAIRS, LIMIT)
@@ -416,8 +416,8 @@ JSON = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(content=st.dictionaries(st.sampled_from([*KEYS, "other"]), JSON, max_size=6))
-def test_no_json_gets_past_the_abstain_errors(content):
-    """Whatever JSON holds, it becomes rows of the right shape or an error of ours."""
+def test_any_json_is_rows_or_an_abstain_error(content):
+    """No other exception is raised."""
     try:
         rows = rows_of(json.dumps(content))
     except AbstainError:
@@ -428,8 +428,8 @@ def test_no_json_gets_past_the_abstain_errors(content):
 
 @settings(max_examples=300, deadline=None)
 @given(body=st.binary(max_size=40))
-def test_no_bytes_get_past_the_abstain_errors(body):
-    """Nor does anything that is no JSON at all."""
+def test_any_bytes_are_an_abstain_error(body):
+    """No other exception is raised for a body that is not JSON."""
     with pytest.raises(AbstainError, match=r"^body: "):
         parse_predict(body, LIMIT)
 
@@ -439,8 +439,8 @@ def test_no_bytes_get_past_the_abstain_errors(body):
     keys=st.lists(st.sampled_from(["inputs", "model", "percentile", "coverage", "fields"]), min_size=1, max_size=7),
     escaped=st.lists(st.booleans(), min_size=7, max_size=7),
 )
-def test_a_key_given_twice_is_always_found(keys, escaped):
-    """Any order and any spelling of the keys: refused as a duplicate exactly if one comes twice."""
+def test_a_duplicate_key_is_always_found(keys, escaped):
+    """With any order and spelling of the keys."""
     values = {
         "inputs": "[[1,2]]",
         "model": '"a \\" true"',
@@ -448,7 +448,7 @@ def test_a_key_given_twice_is_always_found(keys, escaped):
         "coverage": "0.5",
         "fields": '["std","null"]',
     }
-    spelt = [f"\\u{ord(key[0]):04x}{key[1:]}" if slanted else key for key, slanted in zip(keys, escaped, strict=False)]
+    spelt = [f"\\u{ord(key[0]):04x}{key[1:]}" if escape else key for key, escape in zip(keys, escaped, strict=False)]
     body = "{" + ",".join(f'"{text}":{values[key]}' for text, key in zip(spelt, keys, strict=True)) + "}"
     if len(set(keys)) < len(keys):
         assert refusal(body).startswith("body: duplicate key: ")

@@ -23,7 +23,7 @@ from abstain.models.prediction.predictive import uniform_of
 from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.prediction.scores import SCORES
 from abstain.service.commands.predict_file import predict_file
-from abstain.service.predict.response import columns, rows
+from abstain.service.predict.response import make_columns, make_rows
 from abstain.training.calibration.pipeline import DEFAULT, calibrate_posterior, check_terms, decision_of, record_of
 from abstain.training.calibration.record import beta_bounds, reject_rate_bounds, threshold_bounds
 from abstain.training.config.calibration import CalibrationConfig
@@ -318,7 +318,7 @@ def test_an_answer_says_which_score_spoke_and_by_how_much(bundle, strange):
     prediction = bundle.predictor((32,))(strange)
     judgement = judge(bundle.calibration, prediction)
     model = bundle.manifest.model
-    answers = rows(columns(model, prediction, judgement), ("reject", "reasons", "scores"))
+    answers = make_rows(make_columns(model, prediction, judgement), ("reject", "reasons", "scores"))
     for place, answer in enumerate(answers):
         scores = answer["scores"]
         assert {name for name, score in scores.items() if "evidence" in score} == set(NAMES)
@@ -334,7 +334,7 @@ def test_an_answer_says_which_score_spoke_and_by_how_much(bundle, strange):
             assert answer["reasons"] == [f"{name} above its 90th percentile" for name in above]
         else:
             loud = judgement.loudest[place]
-            said = f"combined above its 90th percentile, loudest {loud}: {scores[loud]['percentile']:.2f} of 100"
+            said = f"combined above its 90th percentile, mostly {loud}: percentile {scores[loud]['percentile']:.2f}"
             assert answer["reasons"] == [said]
 
 
@@ -343,7 +343,7 @@ def test_a_combination_answers_the_same_from_disk_by_command_and_over_http(combi
     prediction = bundle.predictor((256,))(strange)
     model = bundle.manifest.model
     fields = ("label", "reject", "reasons", "prediction_set", "scores")
-    expected = rows(columns(model, prediction, judge(bundle.calibration, prediction)), fields)
+    expected = make_rows(make_columns(model, prediction, judge(bundle.calibration, prediction)), fields)
     np.savez(tmp_path / "rows.npz", x=strange)
     predict_file(bundle, tmp_path / "rows.npz", tmp_path / "told.jsonl")
     offline = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
