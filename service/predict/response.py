@@ -133,8 +133,8 @@ def prediction_sets(
     """The names of the classes in each row's prediction set, the most probable first."""
     order = np.argsort(-mean, axis=1, kind="stable").tolist()
     return [
-        [names[place] for place in places if among[place]]
-        for places, among in zip(order, members.tolist(), strict=True)
+        [names[index] for index in indices if is_member[index]]
+        for indices, is_member in zip(order, members.tolist(), strict=True)
     ]
 
 
@@ -154,7 +154,7 @@ def _regression(summary: RegressionSummary, judgement: Judgement) -> dict[str, l
 
 
 class StandardDeviations(NamedTuple):
-    """Of each row's predictive distribution, and of its two parts."""
+    """The standard deviations of each row's predictive distribution, and of its two parts."""
 
     total: Float[np.ndarray, " rows"]
     aleatoric: Float[np.ndarray, " rows"]

@@ -256,17 +256,17 @@ def test_a_full_queue_and_a_deadline():
 
     async def scenario():
         live.gate = threading.Event()
-        held = asyncio.ensure_future(submit(queue, live, 1))
+        running = asyncio.ensure_future(submit(queue, live, 1))
         while not live.batches:
             await asyncio.sleep(0.001)
         late, refused = await asyncio.gather(submit(queue, live, 2), submit(queue, live, 3))
         live.gate.set()
-        return await held, late, refused, await submit(queue, live, 4)
+        return await running, late, refused, await submit(queue, live, 4)
 
-    held, late, refused, after = asyncio.run(scenario())
+    running, late, refused, after = asyncio.run(scenario())
     assert isinstance(refused, HTTPError)
     assert (refused.status, refused.headers) == (429, {"Retry-After": "1"})
-    assert [error.status for error in (held, late)] == [504, 504]
+    assert [error.status for error in (running, late)] == [504, 504]
     assert after == [4]
     assert live.batches == [[1], [4]]
 

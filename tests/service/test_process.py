@@ -255,7 +255,7 @@ def strict(small, tmp_path_factory):
 
 
 def test_a_full_queue_is_429_and_a_late_response_504(strict):
-    """Of several large requests, some get 429 at once and some 504 after the deadline; later requests succeed."""
+    """Some of several large requests get 429 at once and some 504 after the deadline; later requests succeed."""
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: predict(strict, 60_000), range(6)))
     by_status = {answer.status_code: answer for answer in answers}

@@ -218,7 +218,7 @@ def test_no_redirect_is_followed(issuer, provider):
     [[], {}, {"issuer": "https://other.example.org", "jwks_uri": "https://other.example.org/keys"}, "x"],
 )
 def test_an_invalid_discovery_document_is_refused(issuer, provider, document, monkeypatch):
-    """Of another issuer, not an object, with a URL that is not https, or without a URL."""
+    """It names another issuer, is not an object, or its URL is missing or not https."""
     issuer.document = document
     with pytest.raises(HTTPError, match="keys cannot be read now"):
         check(provider, issuer.token())

@@ -682,7 +682,7 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
-PLACES = [
+PATHS = [
     ("id",), ("parameters",), ("parameters", "percentile"), ("inputs",), ("inputs", 0), ("inputs", 0, "shape"),
     ("inputs", 0, "shape", 1), ("inputs", 0, "datatype"), ("inputs", 0, "name"), ("inputs", 0, "parameters"),
     ("inputs", 0, "parameters", "binary_data_size"), ("inputs", 0, "data"), ("inputs", 0, "data", 7), ("outputs",),
@@ -741,27 +741,29 @@ def test_any_bytes_are_rows_or_a_client_error(decode_digits, body, length, codin
 
 
 @patient
-@given(st.sampled_from(PLACES), JUNK, st.booleans())
-def test_any_value_anywhere_is_rows_or_a_client_error(decode_digits, place, junk, ascii_only):
+@given(st.sampled_from(PATHS), JUNK, st.booleans())
+def test_any_value_anywhere_is_rows_or_a_client_error(decode_digits, position, junk, ascii_only):
     """A valid request with one of its values replaced."""
     content = json.loads(
         request_body(id="a", parameters={"percentile": 99}, outputs=[{"name": "std", "parameters": {}}])
     )
     content["inputs"][0]["parameters"] = {}
     inner = content
-    for key in place[:-1]:
+    for key in position[:-1]:
         inner = inner[key]
-    inner[place[-1]] = junk
+    inner[position[-1]] = junk
     text = json.dumps(content, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     check_decoded(decode_digits, text, {})
 
 
 @patient
 @given(st.integers(0, 1500), st.binary(max_size=4), st.integers(0, 3), st.sampled_from(sorted(DATATYPES)))
-def test_a_binary_request_with_changed_bytes_is_rows_or_a_client_error(decode_digits, place, junk, dropped, datatype):
+def test_a_binary_request_with_changed_bytes_is_rows_or_a_client_error(
+    decode_digits, position, junk, dropped, datatype
+):
     """Bytes are replaced, inserted or removed, in the JSON or in the data."""
     body, headers = binary(ROWS, datatype)
-    check_decoded(decode_digits, body[:place] + junk + body[place + dropped :], headers)
+    check_decoded(decode_digits, body[:position] + junk + body[position + dropped :], headers)
 
 
 def test_the_requests_of_the_guide_work(server):

@@ -382,11 +382,11 @@ PAIR = st.tuples(NUMBERS, NUMBERS)
 
 
 @settings(deadline=None)
-@given(rows=st.lists(PAIR, min_size=1, max_size=6), place=st.integers(0, 11), cell=CELLS)
-def test_a_cell_is_accepted_if_and_only_if_it_is_a_number(rows, place, cell):
+@given(rows=st.lists(PAIR, min_size=1, max_size=6), cell_index=st.integers(0, 11), cell=CELLS)
+def test_a_cell_is_accepted_if_and_only_if_it_is_a_number(rows, cell_index, cell):
     """Compared with the oracle `is_number`, for any cell at any position."""
     inputs = [list(row) for row in rows]
-    row, feature = (place // 2) % len(inputs), place % 2
+    row, feature = (cell_index // 2) % len(inputs), cell_index % 2
     inputs[row][feature] = cell
     body = json.dumps({"inputs": inputs})
     if is_number(cell):

@@ -40,7 +40,7 @@ def constant_model(likelihood: str, biases: np.ndarray, **more) -> Predicted:
     return model, Predictor(Posterior(model, draws), (2,))(np.array([[0.0], [5.0]]))
 
 
-def terms(scores: dict[str, np.ndarray], nonconformity: np.ndarray, *decision: str) -> Calibration:
+def calibration_of(scores: dict[str, np.ndarray], nonconformity: np.ndarray, *decision: str) -> Calibration:
     """A calibration at the 90th percentile and coverage 0.5; the decision is `std` by default."""
     return Calibration(
         scores=scores,
@@ -75,14 +75,14 @@ def regression() -> Predicted:
 def evenly() -> Calibration:
     """A classifier's calibration: every score has 19 even steps from 0.05 to 0.95."""
     steps = (np.arange(1, RANKS + 1) / 20).astype(np.float32)
-    return terms(dict.fromkeys(SCORES["classification"], steps), steps)
+    return calibration_of(dict.fromkeys(SCORES["classification"], steps), steps)
 
 
 @pytest.fixture(scope="module")
 def tenths() -> Calibration:
     """A regression's calibration with steps of a tenth."""
     steps = np.arange(1, RANKS + 1) / 10
-    return terms(dict.fromkeys(SCORES["regression"], steps.astype(np.float32)), steps)
+    return calibration_of(dict.fromkeys(SCORES["regression"], steps.astype(np.float32)), steps)
 
 
 def entropy(probabilities: np.ndarray) -> float:
@@ -182,7 +182,7 @@ def test_reject_is_the_decision_score_above_its_threshold(classifier, evenly):
     value = predictions(classifier, evenly)[0]["scores"]["std"]["value"]
     exactly = np.sort(np.full(RANKS, value, np.float32))
     for steps, rejected in ((exactly, False), (exactly * (1 - 5e-5), False), (exactly * (1 - 2e-4), True)):
-        calibration = terms({**evenly.scores, "std": steps}, evenly.nonconformity)
+        calibration = calibration_of({**evenly.scores, "std": steps}, evenly.nonconformity)
         answer = predictions(classifier, calibration, percentile=91.0)[0]
         assert answer["reject"] is rejected
         assert answer["scores"]["std"]["p_value"] == ((1 if rejected else RANKS + 1) / (RANKS + 1))
@@ -194,7 +194,7 @@ def test_only_the_decision_score_rejects(classifier, evenly, decision):
     """One score is above every calibration row; the row is rejected only if that score is the decision."""
     strange = {name: evenly.scores[name] if name != "entropy" else evenly.scores[name] / 100 for name in evenly.scores}
     above = {name: steps + 10 for name, steps in strange.items() if name != "entropy"}
-    calibration = terms(strange | above, evenly.nonconformity, decision)
+    calibration = calibration_of(strange | above, evenly.nonconformity, decision)
     answer = predictions(classifier, calibration)[0]
     assert answer["reject"] is (decision == "entropy")
     assert answer["reasons"] == (["entropy above its 90th percentile"] if decision == "entropy" else [])
@@ -281,7 +281,7 @@ def test_a_long_unknown_field_is_cut_in_the_error(classifier):
 def test_a_reason_has_an_english_ordinal(classifier, evenly, percentile, text):
     """1st, 2nd, 3rd, 4th, 11th, and so on."""
     lowered = {name: steps - 1 for name, steps in evenly.scores.items()}
-    calibration = terms(lowered, evenly.nonconformity)
+    calibration = calibration_of(lowered, evenly.nonconformity)
     assert predictions(classifier, calibration, percentile=percentile)[0]["reasons"] == [
         f"std above its {text} percentile"
     ]
