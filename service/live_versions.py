@@ -127,7 +127,7 @@ class LiveVersions:
         }
         if not served:
             raise UnknownModel(
-                "model",
+                where="model",
                 expected=f"one of {', '.join(self._entries) or 'none'}",
                 found=repr(text),
                 fix=suggest(reference.name, self._entries),

@@ -121,13 +121,15 @@ def _raw(data: memoryview, signature: Signature, max_rows: int) -> InferRequest:
 
 
 def _only_input(content: dict[str, Any]) -> dict[str, Any]:
-    tensors = content.get("inputs")
+    expected = f"a list of one tensor, named {INPUT}"
+    if "inputs" not in content:
+        raise InputError("inputs", where="body", expected=expected, found="no key 'inputs'")
+    tensors = content["inputs"]
     if not isinstance(tensors, list):
-        expected = f"a list of one tensor, named {INPUT}"
-        raise InputError("inputs", where="body", expected=expected, found=describe_key(content, "inputs"))
+        raise InputError(where="inputs", expected=expected, found=describe_value(tensors))
     tensors = cast("list[Any]", tensors)
     if len(tensors) != 1:
-        raise InputError("inputs", where="body", expected=f"one tensor, named {INPUT}", found=len(tensors))
+        raise InputError(where="inputs", expected=f"one tensor, named {INPUT}", found=len(tensors))
     tensor = check_object(tensors[0], INPUT, ("name", "shape", "datatype", "parameters", "data"))
     if tensor.get("name") != INPUT:
         raise InputError("name", where=INPUT, expected=INPUT, found=describe_key(tensor, "name"))

@@ -193,7 +193,7 @@ def test_a_response_without_end_does_not_block_requests(issuer, provider, monkey
     monkeypatch.setattr(oidc, "RETRY_SECONDS", 0.0)
     setattr(issuer, fault, True)
     for _ in range(4):
-        with pytest.raises(HTTPError, match="keys cannot be read now"):
+        with pytest.raises(HTTPError, match="because they cannot be read now"):
             check(provider, issuer.token())
     setattr(issuer, fault, False)
     assert until(lambda: provider._fetching is None or provider._fetching.done())
@@ -208,7 +208,7 @@ def test_a_response_without_end_does_not_block_requests(issuer, provider, monkey
 def test_no_redirect_is_followed(issuer, provider):
     """It could lead from https to a URL with traffic that others can change."""
     issuer.redirect = f"{issuer.url}/keys"
-    with pytest.raises(HTTPError, match="keys cannot be read now"):
+    with pytest.raises(HTTPError, match="because they cannot be read now"):
         check(provider, issuer.token())
     assert issuer.requests == ["/.well-known/openid-configuration"]
 
@@ -220,12 +220,12 @@ def test_no_redirect_is_followed(issuer, provider):
 def test_an_invalid_discovery_document_is_refused(issuer, provider, document, monkeypatch):
     """It names another issuer, is not an object, or its URL is missing or not https."""
     issuer.document = document
-    with pytest.raises(HTTPError, match="keys cannot be read now"):
+    with pytest.raises(HTTPError, match="because they cannot be read now"):
         check(provider, issuer.token())
     monkeypatch.setattr(oidc, "RETRY_SECONDS", 0.0)
     for url in ("http://example.org/keys", "file:///etc/passwd", 7, ""):
         issuer.document = {"issuer": issuer.url, "jwks_uri": url}
-        with pytest.raises(HTTPError, match="keys cannot be read now"):
+        with pytest.raises(HTTPError, match="because they cannot be read now"):
             check(provider, issuer.token())
     assert "/keys" not in issuer.requests
 

@@ -453,9 +453,9 @@ WRONG_BODIES = [
         "body: unknown key: expected one of id, model_name, parameters, inputs, outputs, found 'more'",
     ),
     (b"{}", "body: inputs: expected a list of one tensor, named inputs, found no key 'inputs'"),
-    (request_body(inputs={}), "body: inputs: expected a list of one tensor, named inputs, found an object"),
-    (request_body(inputs=[]), "body: inputs: expected one tensor, named inputs, found 0"),
-    (request_body(inputs=[tensor(), tensor()]), "body: inputs: expected one tensor, named inputs, found 2"),
+    (request_body(inputs={}), "inputs: expected a list of one tensor, named inputs, found an object"),
+    (request_body(inputs=[]), "inputs: expected one tensor, named inputs, found 0"),
+    (request_body(inputs=[tensor(), tensor()]), "inputs: expected one tensor, named inputs, found 2"),
     (request_body(inputs=[1]), "inputs: expected a JSON object, found the number 1"),
     (request_body(id=7), "body: id: expected a string, found the number 7"),
     (request_body(id="\ud800"), "body: id: expected Unicode text, found '\\ud800'"),
@@ -530,8 +530,8 @@ def test_invalid_binary_data_is_400_and_named(line):
     body, headers = binary()
     length = int(headers[HEADER_LENGTH])
     for sent, where, text in (
-        (body[:-1], headers, "inputs: binary data: expected 1280 bytes after the JSON, found 1279; the header"),
-        (body + b"x", headers, "inputs: binary data: expected 1280 bytes after the JSON, found 1281; the header"),
+        (body[:-1], headers, "inputs: binary data: expected 1280 bytes after the JSON, found 1279; give the length"),
+        (body + b"x", headers, "inputs: binary data: expected 1280 bytes after the JSON, found 1281; give the length"),
         (body[:length], {}, "inputs: binary data: expected 1280 bytes after the JSON, found 0"),
         (body, {}, "body: expected JSON"),
         (body, {HEADER_LENGTH: "x"}, f"{HEADER_LENGTH}: expected a number of bytes, at most the body's "),
