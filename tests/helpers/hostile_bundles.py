@@ -322,7 +322,10 @@ FOLDERS = {
 
 MODEL = "model__preprocessing__"
 MANIFESTS = {
-    "a key that commands the terminal": (signed(**{"\x1b[2J\n": 1}), r"manifest.json: \x1b[2J\n: expected Extra"),
+    "a key that commands the terminal": (
+        signed(**{"\x1b[2J\n": 1}),
+        r"""manifest.json: unknown key '"\x1b[2J\n"': expected""",
+    ),
     "a name that is a path": (signed(name="../../etc"), "name: expected letters"),
     "another's name": (signed(name="wave"), "name and version: expected those of its folder, digits:1, found 'wave:1'"),
     "another version": (signed(version=77), "found 'digits:77'"),

@@ -502,7 +502,7 @@ def test_what_is_no_trusted_key_is_refused_at_start_by_name(run, original, tmp_p
 def test_a_setting_that_names_no_key_is_refused():
     """It would mean that any version is believed."""
     with pytest.raises(
-        ConfigError, match=r"ABSTAIN_TRUSTED_KEYS: expected .*paths of public keys, separated by commas"
+        ConfigError, match=r"ABSTAIN_TRUSTED_KEYS: expected .*at least one path of a public key, separated by commas"
     ):
         read_settings({"ABSTAIN_TRUSTED_KEYS": " , "})
     assert read_settings({}).trusted_keys == ()
@@ -663,7 +663,7 @@ def test_the_commands_refuse_what_no_trusted_key_has_signed(run, mixed, keys, tm
     shutil.copytree(mixed / "unsigned", tmp_path / "store" / "unsigned")
     code, _, said = run("serve", "--store", tmp_path / "store")
     assert code == 1
-    assert f"nothing to serve: found {tmp_path}/store/unsigned/1: is not signed" in said
+    assert f"no version to serve: found {tmp_path}/store/unsigned/1: is not signed" in said
     np.savez(tmp_path / "rows.npz", x=np.zeros((3, 1)))
     asked = ("--data", tmp_path / "rows.npz", "--out", tmp_path / "out.csv", "--store", mixed)
     code, _, said = run("predict", "unsigned", *asked)
@@ -686,6 +686,6 @@ def test_the_command_says_what_it_refuses_before_it_starts(run, mixed, keys, mon
     monkeypatch.chdir(keys)
     code, _, said = run("serve", "--store", mixed)
     assert (code, started) == (0, [str(keys / "release.pem")])
-    assert "loading sound:1, to be served" in said
+    assert "loading sound:1; address " in said
     for name in ("foreign", "pipe", "rewritten", "unsigned"):
         assert f"{mixed}/{name}/1" in said

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2: the same numbers as `/predict` whatever the form, and every mistake is said.
+"""The Open Inference Protocol v2: the same numbers as `/predict` in every form, and an error for every fault.
 
-`POST /predict` is the oracle of the numbers, and has its own: `service/test_http.py` holds it against a naive loop.
+`POST /predict` is the oracle of the numbers; `service/test_http.py` compares it with a simple loop.
 """
 
 import gzip
