@@ -10,14 +10,17 @@ import httpx
 import numpy as np
 import pytest
 
+from abstain.models.bundles.bundle import Bundle
 from abstain.models.decisions.calibration import calibrate
 from abstain.service.http import build_app
 from abstain.service.live import Live
+from abstain.service.live_versions import LiveVersions
 from abstain.service.process import Process, Traffic
 from abstain.service.settings import Settings
 from abstain.training.calibration.pipeline import decision_of
 from abstain.training.config.calibration import CalibrationConfig
 from tests.helpers.feature_score_cases import CASES, predictor_of
+from tests.helpers.records import stand_in
 
 KINDS = ("mlp", "lenet", "regression")
 LARGEST = float(np.finfo(np.float32).max)
@@ -25,7 +28,7 @@ SIZES = (1e15, 1e30, -1e30, 1e38, -3e38, LARGEST)
 GROWING = (1e4, 1e8, 1e12, 1e20, 1e30, 1e38)
 
 
-class OneModel:
+class OneModel(LiveVersions):
     """Stands for `LiveVersions`, with one version that is not on disk."""
 
     def __init__(self, live):
@@ -40,6 +43,10 @@ class OneModel:
         return []
 
 
+async def nothing_described(_scope, _receive, _send):
+    """Stands for BentoML's application, which no test here reaches."""
+
+
 def live_of(kind):
     """A live version of a type of model, with the default decision."""
     predictor, rows = predictor_of(kind, (8,)), CASES[kind][1]
@@ -47,7 +54,8 @@ def live_of(kind):
     decision = decision_of(CalibrationConfig(), model)
     calibration = calibrate(predictor(rows.x[:200]), rows.y[:200], decision=decision, percentile=99.0)
     manifest = SimpleNamespace(model=model, digest="sha256:0")
-    return Live(kind, 1, SimpleNamespace(manifest=manifest, calibration=calibration), predictor)
+    bundle = stand_in(Bundle, manifest=manifest, calibration=calibration)
+    return Live(kind, 1, bundle, predictor)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -55,7 +63,7 @@ def send(request, tmp_path_factory):
     """Sends rows to both routes; returns the two responses."""
     live, folder = live_of(request.param), tmp_path_factory.mktemp("far")
     process = Process(1, 1, folder)
-    app = build_app(Settings(store=folder), process, Traffic(), OneModel(live), None, lambda *_: None)
+    app = build_app(Settings(store=folder), process, Traffic(), OneModel(live), nothing_described, lambda *_: None)
     shape = live.bundle.manifest.model.feature_shape
 
     async def both(cells: list[list[str]]):

@@ -2,7 +2,6 @@
 
 import math
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from scipy import stats
 from abstain.models.decisions import drift
 from abstain.models.decisions.calibration import judge
 from abstain.models.decisions.decision import evidence, evidence_map
+from abstain.service.live import Live
 from abstain.service.monitoring.drift import ALPHA, MAX_ROWS, DriftWatch
 from abstain.service.monitoring.drift_state import StateFile
 from abstain.service.process import Process
@@ -22,6 +22,7 @@ from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS
 from tests.helpers.processes import wait_for
 from tests.helpers.prometheus import of, predict, read
+from tests.helpers.records import stand_in
 from tests.helpers.servers import start_server, stop_server
 
 LEVEL = math.log(100)
@@ -337,7 +338,7 @@ def test_many_rows_are_watched_in_part_and_each_version_separately(digits, tmp_p
     """Rows beyond the limit of an update are dropped; the next update accepts as many again; another version starts at 0."""
     rows = np.random.default_rng(0).integers(0, 17, (256, *digits.manifest.model.feature_shape))
     judgement = judge(digits.calibration, digits.predictor((256,))(rows))
-    first, second = (SimpleNamespace(name="flood", version=version, bundle=digits) for version in (1, 2))
+    first, second = (stand_in(Live, name="flood", version=version, bundle=digits) for version in (1, 2))
     watch = DriftWatch(Process(1, 1, tmp_path))
     for updates in (1, 2):
         for _ in range(3 * MAX_ROWS // 256):

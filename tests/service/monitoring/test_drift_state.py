@@ -7,21 +7,29 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from abstain.models.bundles.bundle import Bundle
 from abstain.models.decisions import drift
-from abstain.models.decisions.records import Calibration
+from abstain.models.decisions.records import Calibration, Judgement
+from abstain.models.networks.architectures import MLPSpec
+from abstain.models.prediction.posterior import Model
+from abstain.service.live import Live
 from abstain.service.monitoring.drift import ALPHA, VersionWatch
 from abstain.service.monitoring.drift_state import SavedWatch, StateFile
 from abstain.service.process import Process
+from tests.helpers.records import stand_in
 
 SCORES = ("entropy", "std")
 CALIBRATION = {name: np.random.default_rng(index).exponential(size=200) for index, name in enumerate(SCORES)}
 DIGEST = "sha256:" + "ab" * 32
-LIVE = SimpleNamespace(
+MODEL = Model(network=MLPSpec(hidden=()), likelihood="categorical", feature_shape=(2,), class_names=("a", "b"))
+LIVE = stand_in(
+    Live,
     name="kept",
     version=1,
-    bundle=SimpleNamespace(
+    bundle=stand_in(
+        Bundle,
         calibration=Calibration(scores=CALIBRATION, nonconformity=np.zeros(200)),
-        manifest=SimpleNamespace(digest=DIGEST, model=SimpleNamespace(law=SimpleNamespace(task="classification"))),
+        manifest=SimpleNamespace(digest=DIGEST, model=MODEL),
     ),
 )
 
@@ -35,7 +43,7 @@ def add_rows(watch, rows, factor=1.0, seed=0):
     """Adds rows to the watch."""
     random = np.random.default_rng(seed)
     values = {name: SimpleNamespace(value=factor * random.exponential(size=rows)) for name in SCORES}
-    for _ in watch.add([SimpleNamespace(scores=values)]):
+    for _ in watch.add([Judgement(99.0, 0.95, "std", np.zeros(rows, bool), values, {}, {}, [], None, None)]):
         pass
 
 
@@ -195,9 +203,9 @@ def test_a_failed_write_is_logged(tmp_path, caplog, monkeypatch):
     assert start(tmp_path)._epoch == 2
 
 
-def test_without_a_folder_every_process_starts_at_epoch_one():
+def test_without_a_folder_every_process_starts_at_epoch_one(tmp_path):
     """Each process then has the whole probability of a false alarm."""
-    watch = VersionWatch(LIVE, Process(1, 1, None))
+    watch = VersionWatch(LIVE, Process(1, 1, tmp_path))
     add_rows(watch, 10)
     watch.close()
     assert (watch._epoch, watch._file) == (1, None)

@@ -334,7 +334,7 @@ def test_an_answer_says_which_score_spoke_and_by_how_much(bundle, strange):
             assert answer["reasons"] == [f"{name} above its 90th percentile" for name in above]
         else:
             loud = judgement.loudest[place]
-            said = f"combined above its 90th percentile, mostly {loud}: percentile {scores[loud]['percentile']:.2f}"
+            said = f"combined above its 90th percentile, loudest {loud}: {scores[loud]['percentile']:.2f} of 100"
             assert answer["reasons"] == [said]
 
 
