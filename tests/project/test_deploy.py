@@ -362,7 +362,13 @@ class Sender:
     """Sends rows and keeps count of what was sent and what was said."""
 
     def __init__(self, watched: Watched) -> None:
-        self._client = httpx.Client(base_url=watched.server.url, headers={"X-API-Key": watched.key}, timeout=PATIENCE)
+        # A connection for each request: on a loaded machine the server would close one that waits.
+        self._client = httpx.Client(
+            base_url=watched.server.url,
+            headers={"X-API-Key": watched.key},
+            timeout=PATIENCE,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
         self.sent: Counter[tuple[str, ...]] = Counter()
 
     def predict(self, rows: np.ndarray, model: str) -> None:
