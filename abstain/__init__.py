@@ -1,18 +1,18 @@
 """abstain: predictions of Bayesian neural networks, with their uncertainty and a calibrated reject flag.
 
 Examples:
-    Fit a model, load it, and ask about rows that it has never met:
+    Fit a model, load it, and predict new rows:
 
     >>> import abstain
     >>> abstain.fit("training/configs/digits-vi.toml")
     FitResult(digits:1, sound, in artifacts/digits/1)
     >>> model = abstain.load("digits")
-    >>> answers = model.predict(rows)
-    >>> answers.label[~answers.reject]
+    >>> predictions = model.predict(rows)
+    >>> predictions.label[~predictions.reject]
     array(['3', '8', '1'], dtype=object)
 
-    Everything that abstain raises on purpose is an `AbstainError`, in one line that says what is wrong, where, and what to
-    do about it:
+    Every error that abstain raises on purpose is an `AbstainError`. Its one line says what is wrong, where, and how to fix
+    it:
 
     >>> try:
     ...     model.predict([[0.5, None]])
@@ -20,16 +20,16 @@ Examples:
     ...     print(error)
     inputs[0][1]: expected a number, found null
 
-To import the package imports nothing else: JAX is loaded with the first name that needs it, so that the environment
-(`JAX_PLATFORMS`, `NPROC` …) can be set after `import abstain`, and before.
+`import abstain` imports nothing else. The first name that needs JAX loads it, so you can still set the environment
+(`JAX_PLATFORMS`, `NPROC` …) after `import abstain`.
 
-Where the code lies:
+Subpackages:
 
-    abstain.models     what both stages share: networks, bundles, scores, the decision
+    abstain.models     what training and serving share: networks, bundles, scores, the decision
     abstain.training   from a config and data to a published bundle
-    abstain.service    from a bundle to answers over HTTP
+    abstain.service    from a bundle to responses over HTTP
 
-Installed, these lie in this package. In a checkout and in a Bento they lie in folders of the same names next to it.
+In an installation they are inside this package. In a checkout and in a Bento they are folders of the same names next to it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ __all__ = [
     "load",
 ]
 
-_HOMES = {
+_MODULES = {
     "FitResult": "abstain.fitting",
     "fit": "abstain.fitting",
     "LoadedModel": "abstain.loaded_model",
@@ -95,13 +95,13 @@ _HOMES = {
     "RegressionPredictions": "abstain.predictions",
     "Score": "abstain.predictions",
 }
-"""The module of each name that is not an error; imported when the name is first used (PEP 562)."""
+"""The module of each name that is not an error; it is imported when the name is first used (PEP 562)."""
 
-# A type checker reads the imports above; with this function it would take any misspelt name for one of ours.
+# A type checker reads the imports above. If it saw this function, it would accept every misspelt name.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        """A public name, imported at its first use. A Bento has no metadata of the package, and so no version."""
+        """Imports a public name at its first use. A Bento has no metadata of the package, so its version is unknown."""
         if name == "__version__":
             try:
                 return version("abstain")
@@ -109,9 +109,9 @@ if not TYPE_CHECKING:
                 return "unknown"
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = getattr(import_module(_HOMES.get(name, "abstain.models.errors")), name)
-        globals()[name] = found
-        return found
+        value = getattr(import_module(_MODULES.get(name, "abstain.models.errors")), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`fit`: from a config and data to a published version, as the command `abstain fit` does it."""
+"""`fit`: fits a model from a config and data and publishes it, as the command `abstain fit` does."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 StrPath = str | os.PathLike[str]
 
 
-class Progress(Protocol):
-    """What is called to say how far a fit is."""
+class ProgressCallback(Protocol):
+    """A function that `fit` calls to report its progress."""
 
     def __call__(self, done: int, total: int, passage: str = "", **facts: float) -> None:
-        """`done` of `total` steps of a passage are done, and these are its latest figures."""
+        """Reports that `done` of `total` steps of a passage are done, and the passage's latest figures."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -34,8 +34,8 @@ class FitResult:
         version: its version, 1 for the first.
         path: the version's folder, with `report.html`.
         metrics: the quality on the test part; the keys are those of `abstain evaluate --json`.
-        shortfalls: what the fit lacks to be relied on, in plain words; empty for a sound version.
-        notes: what else is worth knowing.
+        shortfalls: why the fit cannot be relied on, in sentences; empty for a sound version.
+        notes: other remarks about the fit.
 
     Examples:
         >>> result = abstain.fit("training/configs/digits-vi.toml")
@@ -57,9 +57,9 @@ class FitResult:
         return f"{self.name}:{self.version}"
 
     def __repr__(self) -> str:
-        """What was published, and where."""
-        worth = "falls short: see shortfalls" if self.shortfalls else "sound"
-        return f"FitResult({self.reference}, {worth}, in {self.path})"
+        """Names the version, its state and its folder."""
+        state = "falls short: see shortfalls" if self.shortfalls else "sound"
+        return f"FitResult({self.reference}, {state}, in {self.path})"
 
 
 def fit(
@@ -68,24 +68,24 @@ def fit(
     overrides: Iterable[str] = (),
     data: StrPath | None = None,
     store: StrPath = "artifacts",
-    progress: Progress | bool = True,
+    progress: ProgressCallback | bool = True,
     resume: bool = False,
     netcdf: StrPath | None = None,
     tensorboard: StrPath | None = None,
 ) -> FitResult:
     """Fits a posterior, calibrates and evaluates it, and publishes it as a new version of the model that the config names.
 
-    Needs the extra `training`.
+    Requires the extra `training`.
 
     Args:
-        config: a TOML file; a dict of the tables that such a file would have; or a `Config`, as
-            `abstain.training.config.config.read_config` gives it.
-        overrides: `KEY=VALUE` texts, as after `--set`: `"method.steps=500"`, or `"steps=500"` where only one table has
-            the key.
-        data: a path, or the name of an embedded set; the config's own source if None.
+        config: the path of a TOML file; a dict with the tables of such a file; or a `Config`, as
+            `abstain.training.config.config.read_config` returns it.
+        overrides: `KEY=VALUE` texts, as after `--set`: `"method.steps=500"`, or `"steps=500"` if only one table has the
+            key.
+        data: a path, or the name of an embedded data set; if None, the config's own source.
         store: the folder of models.
-        progress: True for a bar on stderr, False for none, or what is to be called after every block of steps.
-        resume: whether to go on with a fit of these settings that was cut off, or to lengthen one that was finished.
+        progress: True for a progress bar on stderr, False for none, or a function to call after every block of steps.
+        resume: whether to continue an interrupted fit with the same settings, or to extend a finished one.
         netcdf: a file to write all samples to, as ArviZ InferenceData.
         tensorboard: a folder to write traces to, for TensorBoard.
 
@@ -93,8 +93,8 @@ def fit(
         ConfigError: the config or an override is wrong; or the packages of the extra `training` are not installed.
         DataError: the data is wrong.
         CalibrationError: there are too few calibration rows for the config's percentile or coverage.
-        FitError: inference came to no posterior.
-        StoreError: the store cannot be written, or a fit of the same settings is under way.
+        FitError: inference found no posterior.
+        StoreError: the store cannot be written, or another fit with the same settings is running.
 
     Examples:
         >>> abstain.fit("training/configs/digits-vi.toml", overrides=["steps=500"], store="/srv/models")
@@ -103,10 +103,10 @@ def fit(
         FitResult(iris:1, sound, in artifacts/iris/1)
     """
     _check_training()
-    from abstain.training.config.config import Config  # noqa: PLC0415 - of the extra
-    from abstain.training.config.reading import config_of, read_config  # noqa: PLC0415 - of the extra
-    from abstain.training.fit import fit as fit_and_publish  # noqa: PLC0415 - as above
-    from abstain.training.report.export import Exports  # noqa: PLC0415 - as above
+    from abstain.training.config.config import Config  # noqa: PLC0415 - needs the extra
+    from abstain.training.config.reading import config_of, read_config  # noqa: PLC0415 - needs the extra
+    from abstain.training.fit import fit as fit_and_publish  # noqa: PLC0415 - needs the extra
+    from abstain.training.report.export import Exports  # noqa: PLC0415 - needs the extra
 
     changes = (overrides,) if isinstance(overrides, str) else tuple(overrides)
     if isinstance(config, str | os.PathLike):
@@ -118,7 +118,7 @@ def fit(
     root = Path(store)
     exports = Exports(netcdf=_path(netcdf), tensorboard=_path(tensorboard))
     source = None if data is None else os.fspath(data)
-    with _network_allowed(settings), _reporting(progress, settings) as report:
+    with _allow_network(settings), _report_progress(progress, settings) as report:
         published = fit_and_publish(settings, source, root, report, resume=resume, exports=exports)
     return FitResult(
         name=settings.name,
@@ -131,10 +131,10 @@ def fit(
 
 
 def _check_training() -> None:
-    """Refuses to go on where the training stage, or a package that it needs, is not there.
+    """Checks that the training stage and the packages that it needs are installed.
 
     Raises:
-        ConfigError: saying what to install.
+        ConfigError: something is missing; the text says what to install.
     """
     try:
         from abstain.training.extra import check_extra  # noqa: PLC0415 - absent in a Bento
@@ -145,27 +145,30 @@ def _check_training() -> None:
     check_extra("abstain.fit")
 
 
-def _network_allowed(settings: Config) -> AbstractContextManager[None]:
-    """Who wrote the config has named the code to run; a bundle that anybody may have written allows nothing."""
-    from abstain.models.networks.allowed import allowed_module  # noqa: PLC0415 - so that a refusal comes at once
+def _allow_network(settings: Config) -> AbstractContextManager[None]:
+    """Allows the module that the config names as its network, during the fit.
+
+    The author of the config chose this code. A bundle cannot do the same, because anybody may have written it.
+    """
+    from abstain.models.networks.allowed import allowed_module  # noqa: PLC0415 - so that errors are raised at once
 
     return allowed_module(settings.network.module) if settings.network.kind == "module" else nullcontext()
 
 
 @contextmanager
-def _reporting(progress: Progress | bool, settings: Config) -> Generator[Progress]:
-    from abstain.training.runs.progress import progress_bar  # noqa: PLC0415 - of the extra
+def _report_progress(progress: ProgressCallback | bool, settings: Config) -> Generator[ProgressCallback]:
+    from abstain.training.runs.progress import progress_bar  # noqa: PLC0415 - needs the extra
 
     if progress is True:
         with progress_bar(f"{settings.name} by {settings.method.kind}") as bar:
             yield bar
     else:
-        yield _silent if progress is False else progress
+        yield _ignore_progress if progress is False else progress
 
 
-def _silent(done: int, total: int, passage: str = "", **facts: float) -> None:
-    """No progress shown."""
+def _ignore_progress(done: int, total: int, passage: str = "", **facts: float) -> None:
+    """Does nothing."""
 
 
-def _path(given: StrPath | None) -> Path | None:
-    return None if given is None else Path(given)
+def _path(path: StrPath | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -1,4 +1,4 @@
-"""`load`: a version of a model, verified, and what it predicts in this process; no server is needed."""
+"""`load`: loads and verifies a version of a model, to predict in this process without a server."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ StrPath = str | os.PathLike[str]
 def load(
     model: str, store: StrPath = "artifacts", trusted_keys: StrPath | Iterable[StrPath] | None = None
 ) -> LoadedModel:
-    """Loads a version of a model after every check that a server makes.
+    """Loads a version of a model, with all checks that a server makes.
 
-    Nothing is compiled yet: `LoadedModel.predict` compiles a batch size the first time that it needs it.
+    It compiles nothing: `LoadedModel.predict` compiles each batch size when it is first needed.
 
     Args:
         model: `name` (the version labelled `stable`, else the newest), `name:version` or `name@label`.
         store: the folder of models.
-        trusted_keys: public keys, or folders of them, of which one must have signed the version. If None, the keys that
-            `ABSTAIN_TRUSTED_KEYS` names; where that is not set either, no signature is needed.
+        trusted_keys: public keys, or folders of them; one of them must have signed the version. If None, the keys in
+            `ABSTAIN_TRUSTED_KEYS`; if that is not set either, no signature is needed.
 
     Raises:
         UnknownModel: the store has no such model, version or label.
-        BundleError: the version is damaged, or made by another release; or its network's code is not allowed
+        BundleError: the version is damaged, its schema is not supported, or its network's code is not allowed
             (`ABSTAIN_MODULES`).
         SignatureError: none of the trusted keys has signed it.
         StoreError: the store cannot be read.
-        ConfigError: a key cannot be read, or there is none in `trusted_keys`.
+        ConfigError: a key cannot be read, or `trusted_keys` is empty.
 
     Examples:
         >>> abstain.load("digits@stable")
@@ -60,15 +60,15 @@ def load(
 
 
 class LoadedModel:
-    """A version of a model, loaded and verified; made by `load`.
+    """A loaded and verified version of a model; `load` makes it.
 
-    It may be used by several threads at once.
+    Several threads may use it at once.
 
     Examples:
         >>> model = abstain.load("digits@stable")
         >>> model.name, model.version, model.class_names[:3]
         ('digits', 1, ('0', '1', '2'))
-        >>> answers = model.predict(images, percentile=95)
+        >>> predictions = model.predict(images, percentile=95)
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -88,27 +88,27 @@ class LoadedModel:
 
     @property
     def digest(self) -> str:
-        """The sha256 that stands for every byte of the version."""
+        """The sha256 of the manifest, which holds the sha256 of every other file of the version."""
         return self._bundle.manifest.digest
 
     @property
     def task(self) -> Literal["classification", "regression"]:
-        """What the model predicts: a class, or a number."""
+        """Whether the model predicts classes or numbers."""
         return self._bundle.manifest.model.law.task
 
     @property
     def draws(self) -> int:
-        """How many draws of the posterior there are."""
+        """The number of posterior draws."""
         return self._bundle.manifest.draws
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes; empty for regression."""
+        """The names of the classes; empty for regression."""
         return self._bundle.manifest.model.class_names
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """One name for each feature of a flat row; empty where features have none, as pixels."""
+        """The name of each feature of a flat row; empty if features have no names, as pixels."""
         return self._bundle.manifest.model.feature_names
 
     @property
@@ -118,68 +118,67 @@ class LoadedModel:
 
     @property
     def percentile(self) -> float:
-        """The percentile of the decision, unless `predict` is given another one."""
+        """The percentile of the decision that `predict` uses by default."""
         return self._bundle.calibration.percentile
 
     @property
     def coverage(self) -> float:
-        """The coverage of prediction sets and intervals, unless `predict` is given another one."""
+        """The coverage of prediction sets and intervals that `predict` uses by default."""
         return self._bundle.calibration.coverage
 
     @property
     def shortfalls(self) -> tuple[str, ...]:
-        """What the fit lacks to be relied on, in plain words; empty for a sound version."""
+        """Why the fit cannot be relied on, in sentences; empty for a sound version."""
         return tuple(texts(self._bundle.manifest.shortfalls))
 
     def predict(
         self, rows: Rows, percentile: float | None = None, coverage: float | None = None
     ) -> ClassificationPredictions | RegressionPredictions:
-        """Predicts rows: the numbers that `POST /predict` answers, and the same checks.
+        """Predicts rows, with the same numbers and the same checks as `POST /predict`.
 
-        The numbers are equal to the bit where as many threads compute (`NPROC`) and the same batches are computed;
-        otherwise their last digits may differ. The first call for a number of rows may compile, for seconds: later ones of
-        that size, or of one that shares its batch size (1, 8, 32, 128, 256), do not.
+        The numbers are equal to the last bit if the number of threads (`NPROC`) and the batches are the same; otherwise
+        their last digits may differ. Rows are computed in batches of 1, 8, 32, 128 or 256; the first call that needs a
+        batch size takes seconds to compile it.
 
         Args:
             rows: an array `[rows, …features]` of numpy, JAX or PyTorch; a list of lists of numbers; or a table (a
-                DataFrame of pandas or Polars, a table of pyarrow), whose columns are found by the names of the features
-                and hold categories as text. In arrays and lists a category is its code. A row of an image may be nested
-                or flat.
+                DataFrame of pandas or Polars, a table of pyarrow) with a column for each feature name, in which
+                categories are text. In arrays and lists a category is its code. An image may be nested or flat.
             percentile: of the decision, above 0 and below 100; the model's own if None.
             coverage: of prediction sets and intervals, above 0 and below 1; the model's own if None.
 
         Returns:
-            `ClassificationPredictions` or `RegressionPredictions`, as `task` says.
+            `ClassificationPredictions` or `RegressionPredictions`, depending on `task`.
 
         Raises:
-            InputError: naming the row and the feature that is wrong: `inputs[3][5]: expected a number, found null`.
-            DataError: naming the column and the row of a table that is wrong.
+            InputError: a value is wrong; the text names row and feature: `inputs[3][5]: expected a number, found null`.
+            DataError: a value of a table is wrong; the text names column and row.
             CalibrationError: there are too few calibration rows for the percentile or the coverage.
 
         Examples:
             >>> model.predict([[5.1, 3.5, 1.4, 0.2]]).label
             array(['setosa'], dtype=object)
-            >>> model.predict(pandas.read_csv("new.csv"), percentile=95).to_pandas().to_csv("answers.csv")
+            >>> model.predict(pandas.read_csv("new.csv"), percentile=95).to_pandas().to_csv("predictions.csv")
         """
-        terms = {"percentile": percentile, "coverage": coverage}
-        given = {key: _plain(value) for key, value in terms.items() if value is not None}
-        asked = number_between(given, "percentile", 100), number_between(given, "coverage", 1)
+        options = {"percentile": percentile, "coverage": coverage}
+        parameters = {key: _python_number(value) for key, value in options.items() if value is not None}
+        levels = number_between(parameters, "percentile", 100), number_between(parameters, "coverage", 1)
         manifest = self._bundle.manifest
-        checked = rows_of(rows, manifest.model)
-        prediction = self._compiled_for(len(checked))(checked)
+        array = rows_of(rows, manifest.model)
+        prediction = self._predictor_for(len(array))(array)
         check_finite(jax.tree.leaves(prediction))
-        judgement = judge(self._bundle.calibration, prediction, *asked)
+        judgement = judge(self._bundle.calibration, prediction, *levels)
         version = manifest.name, manifest.version, manifest.digest
         return predictions_of(manifest.model, version, prediction, judgement, _index_of(rows))
 
     def __repr__(self) -> str:
-        """What it is, in one line."""
-        what = f"classification of {len(self.class_names)} classes" if self.class_names else "regression"
-        worth = "falls short: see shortfalls" if self.shortfalls else "sound"
-        return f"LoadedModel({self.name}:{self.version}, {what}, {self.draws} draws, {worth})"
+        """Describes the model in one line."""
+        task = f"classification of {len(self.class_names)} classes" if self.class_names else "regression"
+        state = "falls short: see shortfalls" if self.shortfalls else "sound"
+        return f"LoadedModel({self.name}:{self.version}, {task}, {self.draws} draws, {state})"
 
-    def _compiled_for(self, rows: int) -> Predictor:
-        """The predictor, with the batch sizes compiled that a server would use for so many rows."""
+    def _predictor_for(self, rows: int) -> Predictor:
+        """Returns the predictor, with the batch sizes compiled that a server would use for this number of rows."""
         needed = buckets_for(rows)
         with self._lock:
             if self._predictor is None:
@@ -188,22 +187,22 @@ class LoadedModel:
             return self._predictor
 
 
-def _trusted(given: StrPath | Iterable[StrPath] | None) -> TrustedKeys | None:
-    """The keys that are given, or those of the environment."""
-    if given is None:
+def _trusted(keys: StrPath | Iterable[StrPath] | None) -> TrustedKeys | None:
+    """Reads these keys, or those of the environment if None."""
+    if keys is None:
         return read_trusted(read_settings(os.environ).trusted_keys)
-    paths = [given] if isinstance(given, str | os.PathLike) else list(given)
+    paths = [keys] if isinstance(keys, str | os.PathLike) else list(keys)
     if not paths:
-        # A pattern that matches no file must not mean that any version will do.
+        # A pattern that matches no file must not mean that no signature is needed.
         raise ConfigError("trusted_keys", expected="at least one public key, or None", found="none")
     return read_trusted([Path(path).absolute() for path in paths])
 
 
-def _plain(value: Any) -> Any:
-    """A number of numpy as one of Python."""
+def _python_number(value: Any) -> Any:
+    """Converts a number of numpy to one of Python."""
     return cast("Any", value).item() if isinstance(value, np.generic) else value
 
 
 def _index_of(rows: Any) -> Any:
-    """The index of a DataFrame of pandas; None for anything else."""
+    """Returns the index of a pandas DataFrame; None for anything else."""
     return rows.index if is_pandas(rows) else None

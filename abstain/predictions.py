@@ -1,6 +1,6 @@
-"""`Predictions`: what a model says of rows, as numpy arrays; the same numbers as `POST /predict` answers.
+"""`Predictions`: a model's predictions for rows, as numpy arrays; the same numbers as the response of `POST /predict`.
 
-Axis 0 of every array is the rows, in the order in which they were given.
+Axis 0 of every array is the rows, in the caller's order.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 Words = tuple[tuple[str, ...], ...]
 """Some words for each row."""
-SHOWN = 5
-"""Rows that `repr` shows."""
+REPR_ROWS = 5
+"""Number of rows that `repr` shows."""
 _QUANTILE_NAMES = tuple(map(str, QUANTILES))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Score:
-    """One score of every row, and its place among the calibration rows.
+    """One score of every row, compared with the calibration rows.
 
     Attributes:
-        value: the score; it grows with strangeness.
+        value: the score; the stranger the row, the larger.
         percentile: 100·(1 − `p_value`).
-        threshold: what `value` is compared with; it differs between rows where thresholds are per class.
+        threshold: the threshold of `value`; it differs between rows if thresholds are per class.
         p_value: the conformal p-value.
-        extrapolated: whether the value lies beyond every calibration row.
-        evidence: −ln p in nats, of the scores that are combined into the decision; None of the others.
+        extrapolated: whether the value is above that of every calibration row.
+        evidence: −ln p in nats, for scores that are combined into the decision; None for other scores.
     """
 
     value: Float[np.ndarray, " rows"]
@@ -54,29 +54,29 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Predictions:
-    """What a model says of rows: the part that classification and regression share.
+    """A model's predictions for rows: the fields that classification and regression share.
 
-    `LoadedModel.predict` returns one of its two kinds, `ClassificationPredictions` and `RegressionPredictions`.
+    `LoadedModel.predict` returns one of its two subclasses, `ClassificationPredictions` or `RegressionPredictions`.
 
     Attributes:
         name: the model's name.
         version: its version.
-        digest: the sha256 that stands for every byte of that version.
-        percentile: of the decision; a row whose decision score is above it is rejected.
+        digest: the sha256 of that version's manifest, which holds the sha256 of its files.
+        percentile: of the decision; rows with a decision score above it are rejected.
         coverage: of prediction sets and intervals.
-        decision: which of `scores` decides.
+        decision: the name of the score that decides, a key of `scores`.
         reject: whether each row is unlike the calibration rows.
         p_value: the decision's p-value; the smaller it is, the stranger the row.
         reasons: for each rejected row, the scores that are above their thresholds, the most extreme first.
         scores: each score by its name.
 
     Examples:
-        >>> answers = model.predict(rows)
-        >>> len(answers), answers.reject.sum()
+        >>> predictions = model.predict(rows)
+        >>> len(predictions), predictions.reject.sum()
         (300, 4)
-        >>> answers.reasons[17]
+        >>> predictions.reasons[17]
         ('entropy above its 99th percentile',)
-        >>> answers.scores["entropy"].p_value.min()
+        >>> predictions.scores["entropy"].p_value.min()
         0.00199600798403193
     """
 
@@ -91,27 +91,27 @@ class Predictions:
     reasons: Words
     scores: Mapping[str, Score]
     _frame_index: Any = field(default=None)
-    """The index of the pandas DataFrame that the rows came in."""
+    """The index of the pandas DataFrame of the rows; None for other rows."""
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Returns the number of rows."""
         return len(self.reject)
 
     def __repr__(self) -> str:
-        """The first rows as a table."""
+        """Shows the first rows as a table."""
         rejected = f"{int(self.reject.sum())} of {len(self)} rows rejected"
         head = f"{type(self).__name__}: {self.name}:{self.version}, {rejected} at the {ordinal(self.percentile)} percentile"
-        columns = {"row": list(map(str, range(min(len(self), SHOWN)))), **self._shown()}
+        columns = {"row": list(map(str, range(min(len(self), REPR_ROWS)))), **self._repr_columns()}
         lines = _table(columns)
-        left = len(self) - SHOWN
+        left = len(self) - REPR_ROWS
         return "\n".join([head, *lines, *([f"  … and {left} more"] if left > 0 else [])])
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row for each row, and one column for each number.
+        """Returns a DataFrame with one row for each row, and one column for each number.
 
         The columns are those that `abstain predict` writes, such as `probabilities.3` and `scores.entropy.value`, and
-        `p_value`. The words of `reasons` and of `prediction_set` are one text, with a bar between them. Where the rows
-        came in a DataFrame, this one has its index, so that the two can be joined.
+        `p_value`. The words of `reasons` and of `prediction_set` are joined to one text by `|`. If the rows were a pandas
+        DataFrame, the result has its index, so that the two can be joined.
 
         Raises:
             ConfigError: pandas is not installed.
@@ -120,23 +120,23 @@ class Predictions:
             >>> frame.join(model.predict(frame).to_pandas()[["mean", "std", "reject"]])
         """
         try:
-            import pandas  # noqa: PLC0415 - only who wants a DataFrame needs it
+            import pandas  # noqa: PLC0415 - an optional package
         except ImportError as error:
             raise ConfigError(
                 "to_pandas needs a package that is not installed", found="no pandas", fix="pip install pandas"
             ) from error
         return pandas.DataFrame(dict(self._columns()), index=self._frame_index)
 
-    def _shown(self) -> dict[str, list[str]]:
-        """The columns of `repr`."""
+    def _repr_columns(self) -> dict[str, list[str]]:
+        """Returns the columns that `repr` shows."""
         return {
             "p_value": _figures(self.p_value),
-            "reject": ["yes" if row else "no" for row in self.reject[:SHOWN].tolist()],
-            "reasons": ["; ".join(words) for words in self.reasons[:SHOWN]],
+            "reject": ["yes" if row else "no" for row in self.reject[:REPR_ROWS].tolist()],
+            "reasons": ["; ".join(words) for words in self.reasons[:REPR_ROWS]],
         }
 
     def _fields(self) -> tuple[str, ...]:
-        """The names of the fields that have something of every row, in the order of an answer over HTTP."""
+        """Returns the names of the fields with a value for every row, in the order of a response over HTTP."""
         raise NotImplementedError
 
     def _columns(self) -> Iterator[tuple[str, Any]]:
@@ -148,26 +148,26 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ClassificationPredictions(Predictions):
-    """What a classifier says of rows; entropies are in nats.
+    """A classifier's predictions for rows; entropies are in nats.
 
     Attributes:
         class_names: the classes, in the order of the columns of `probabilities`.
         label: the name of the most probable class.
-        index: its place among `class_names`.
+        index: the index of `label` in `class_names`.
         probabilities: the mean over draws of each class's probability.
         std: the standard deviation over draws of each class's probability.
-        entropy: of `probabilities`; the sum of the two parts that follow.
-        aleatoric_entropy: the mean entropy of the draws: the doubt that each draw has by itself.
-        mutual_information: what the draws disagree about.
-        prediction_set: the classes that hold the true one with probability at least `coverage`, the most probable first.
+        entropy: of `probabilities`; the sum of the next two fields.
+        aleatoric_entropy: the mean entropy of the draws: the uncertainty within each draw.
+        mutual_information: the disagreement between the draws.
+        prediction_set: classes that include the true one with probability at least `coverage`, the most probable first.
 
     Examples:
-        >>> answers = model.predict(images)
-        >>> answers.label[:3]
+        >>> predictions = model.predict(images)
+        >>> predictions.label[:3]
         array(['3', '8', '1'], dtype=object)
-        >>> answers.probabilities.shape
+        >>> predictions.probabilities.shape
         (300, 10)
-        >>> answers.prediction_set[1]
+        >>> predictions.prediction_set[1]
         ('8', '3')
     """
 
@@ -181,11 +181,11 @@ class ClassificationPredictions(Predictions):
     mutual_information: Float[np.ndarray, " rows"]
     prediction_set: Words
 
-    def _shown(self) -> dict[str, list[str]]:
+    def _repr_columns(self) -> dict[str, list[str]]:
         return {
-            "label": list(map(str, self.label[:SHOWN].tolist())),
-            "probability": _figures(self.probabilities[:SHOWN].max(axis=1)),
-            **super()._shown(),
+            "label": list(map(str, self.label[:REPR_ROWS].tolist())),
+            "probability": _figures(self.probabilities[:REPR_ROWS].max(axis=1)),
+            **super()._repr_columns(),
         }
 
     def _fields(self) -> tuple[str, ...]:
@@ -194,24 +194,24 @@ class ClassificationPredictions(Predictions):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RegressionPredictions(Predictions):
-    """What a regression says of rows, in the target's units.
+    """A regression's predictions for rows, in the target's units.
 
     Attributes:
-        target_name: what is predicted.
+        target_name: the name of the predicted number.
         mean: of the predictive distribution.
-        std: of the predictive distribution; the squares of the two parts that follow add up to its square.
-        aleatoric_std: the noise.
-        epistemic_std: the spread of the draws' means.
+        std: of the predictive distribution; its square is the sum of the squares of the next two fields.
+        aleatoric_std: the standard deviation of the noise.
+        epistemic_std: the standard deviation over draws of the mean.
         entropy: of the normal distribution with this mean and `std`, in nats.
         quantile_levels: the levels of the columns of `quantiles`.
         quantiles: of the mixture over draws.
-        interval: the lower and the upper end; it holds the target with probability at least `coverage`.
+        interval: the lower and the upper end; it includes the target with probability at least `coverage`.
 
     Examples:
-        >>> answers = model.predict([[0.25], [-1.5]])
-        >>> answers.mean, answers.std
+        >>> predictions = model.predict([[0.25], [-1.5]])
+        >>> predictions.mean, predictions.std
         (array([0.61, -0.33], dtype=float32), array([0.11, 0.12], dtype=float32))
-        >>> lower, upper = answers.interval.T
+        >>> lower, upper = predictions.interval.T
     """
 
     target_name: str
@@ -224,13 +224,13 @@ class RegressionPredictions(Predictions):
     interval: Float[np.ndarray, "rows 2"]
     quantile_levels: tuple[float, ...] = QUANTILES
 
-    def _shown(self) -> dict[str, list[str]]:
+    def _repr_columns(self) -> dict[str, list[str]]:
         ends = zip(_figures(self.interval[:, 0]), _figures(self.interval[:, 1]), strict=True)
         return {
             "mean": _figures(self.mean),
             "std": _figures(self.std),
             "interval": [f"[{lower}, {upper}]" for lower, upper in ends],
-            **super()._shown(),
+            **super()._repr_columns(),
         }
 
     def _fields(self) -> tuple[str, ...]:
@@ -240,7 +240,7 @@ class RegressionPredictions(Predictions):
 def predictions_of(
     model: Model, version: tuple[str, int, str], prediction: Prediction, judgement: Judgement, frame_index: Any = None
 ) -> ClassificationPredictions | RegressionPredictions:
-    """The record of a prediction and what the calibration says of it.
+    """Builds the record of a prediction and of the calibration's judgement of it.
 
     Args:
         version: the model's name, its version, and the version's digest.
@@ -268,7 +268,7 @@ def predictions_of(
         return ClassificationPredictions(
             **shared,
             class_names=model.class_names,
-            # Objects: a text of numpy's own takes as much for every row as the longest name, and loses NULs at its end.
+            # Objects: numpy's own text type takes the longest name's memory for every row, and drops trailing NULs.
             label=np.array(model.class_names, dtype=object)[index],
             index=index,
             probabilities=mean,
@@ -296,7 +296,7 @@ def _score(judgement: ScoreJudgement, evidence: Float[np.ndarray, " rows"] | Non
     return Score(
         value=judgement.value,
         percentile=judgement.percentile,
-        # Often one number for all rows, which numpy then lets nobody write to.
+        # Often one number broadcast to all rows, which numpy makes read-only.
         threshold=judgement.threshold.copy(),
         p_value=judgement.p_value,
         extrapolated=judgement.extrapolated,
@@ -309,7 +309,7 @@ def _words(rows: list[list[str]]) -> Words:
 
 
 def _flat(name: str, values: Any) -> Iterator[tuple[str, Any]]:
-    """A field as columns of one number, or one text, for each row."""
+    """Splits a field into columns with one number, or one text, for each row."""
     if name == "scores":
         for score, own in cast("Mapping[str, Score]", values).items():
             for key, column in vars(own).items():
@@ -318,18 +318,18 @@ def _flat(name: str, values: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(values, tuple):
         yield name, ["|".join(words) for words in cast("Words", values)]
     elif values.ndim == 2:
-        places = _QUANTILE_NAMES if name == "quantiles" else map(str, range(values.shape[1]))
-        yield from zip((f"{name}.{place}" for place in places), values.T, strict=True)
+        keys = _QUANTILE_NAMES if name == "quantiles" else map(str, range(values.shape[1]))
+        yield from zip((f"{name}.{key}" for key in keys), values.T, strict=True)
     else:
         yield name, values
 
 
 def _figures(values: Float[np.ndarray, " rows"]) -> list[str]:
-    return [f"{value:.4g}" for value in values[:SHOWN].tolist()]
+    return [f"{value:.4g}" for value in values[:REPR_ROWS].tolist()]
 
 
 def _table(columns: dict[str, list[str]]) -> list[str]:
-    """Columns of text as lines, each as wide as its longest cell."""
+    """Renders columns of text as aligned lines."""
     widths = [max(map(len, [name, *cells])) for name, cells in columns.items()]
     rows = [tuple(columns), *zip(*columns.values(), strict=True)]
     return [

@@ -1,4 +1,5 @@
-"""The shared core: pure functions over small records.
+"""The code that training and serving share: pure functions over small records.
 
-`models` imports neither `training` nor `service`, knows no HTTP, no inference algorithm, and no files but bundles and tables of rows.
+`models` imports neither `training` nor `service`. It contains no HTTP and no inference method, and its only files are
+bundles and tables of rows.
 """

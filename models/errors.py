@@ -1,17 +1,17 @@
-"""Every error abstain raises on purpose.
+"""All errors that abstain raises on purpose.
 
-    AbstainError             what, where, expected, found, and what to do
+    AbstainError             what, where, expected, found, and how to fix it
     ├── InputError           a row, or a parameter of a request, is wrong
-    ├── UnknownModel         no such model, version or label
-    ├── BundleError          a version on disk is damaged, or of another schema
+    ├── UnknownModel         the model, version or label does not exist
+    ├── BundleError          a version on disk is damaged, or its schema is not supported
     │   └── SignatureError   … or is not signed by a trusted key
-    ├── StoreError           the store cannot do what was asked
-    ├── CalibrationError     too few calibration rows for the percentile or coverage asked
+    ├── StoreError           an operation on the store failed
+    ├── CalibrationError     too few calibration rows for the requested percentile or coverage
     ├── ConfigError          a config file, or a --set, is wrong        (raised by training)
     ├── DataError            a data source is wrong                     (raised by training and by offline scoring)
-    └── FitError             inference did not come to a posterior      (raised by training)
+    └── FitError             inference found no posterior               (raised by training)
 
-HTTP codes are given to these in `service/errors.py`, exit codes in `service/commands/cli.py`, and nowhere else.
+Only `service/errors.py` maps them to HTTP codes, and only `service/commands/cli.py` to exit codes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from difflib import get_close_matches
 
 
 class AbstainError(Exception):
-    """An error of abstain, kept in parts; `str` renders them as one printable line.
+    """An error of abstain, stored in parts; `str` renders them as one printable line.
 
     Attributes:
-        code: names the kind of error for programs, in snake_case; stable.
-        what: what is wrong; empty where `expected` and `found` say it.
-        where: the file, field, row or setting at fault.
-        expected: what would have been right.
-        found: what was there instead.
-        fix: what to do about it.
+        code: the error's name for programs, in snake_case; stable.
+        what: what is wrong; empty if `expected` and `found` say it.
+        where: the file, field, row or setting with the error.
+        expected: what would be right.
+        found: what was found instead.
+        fix: how to fix it.
     """
 
     code: str = "error"
@@ -50,7 +50,7 @@ class AbstainError(Exception):
         self.code = code or self.code
 
     def __str__(self) -> str:
-        """The parts as one line: `where: what: expected …, found …; fix`."""
+        """Renders the parts as one line: `where: what: expected …, found …; fix`."""
         sentence = ": ".join(part for part in (self.where, self.what) if part)
         details = [
             f"{word} {value}"
@@ -71,13 +71,13 @@ class InputError(AbstainError):
 
 
 class UnknownModel(AbstainError):
-    """No such model, version or label."""
+    """The model, version or label does not exist."""
 
     code = "unknown_model"
 
 
 class BundleError(AbstainError):
-    """A version on disk is damaged, or of another schema."""
+    """A version on disk is damaged, or its schema is not supported."""
 
     code = "invalid_bundle"
 
@@ -89,13 +89,13 @@ class SignatureError(BundleError):
 
 
 class StoreError(AbstainError):
-    """The store cannot do what was asked."""
+    """An operation on the store failed."""
 
     code = "store_error"
 
 
 class CalibrationError(AbstainError):
-    """There are too few calibration rows for the percentile or the coverage asked."""
+    """There are too few calibration rows for the requested percentile or coverage."""
 
     code = "calibration_too_small"
 
@@ -113,24 +113,24 @@ class DataError(AbstainError):
 
 
 class FitError(AbstainError):
-    """Inference did not come to a posterior."""
+    """Inference found no posterior."""
 
     code = "fit_failed"
 
 
 def printable(text: str) -> str:
-    """The text with escapes in place of what is not printable: names of files and keys may hold anything.
+    """Replaces unprintable characters by escapes: names of files and keys may contain anything.
 
-    A line break could forge a line of the log, an escape sequence could command the reader's terminal, and half a surrogate
-    pair, as Python has it for bytes that are no UTF-8, cannot be sent as JSON.
+    A line break could forge a line of the log, an escape sequence could control the reader's terminal, and a lone
+    surrogate, which Python makes of bytes that are not UTF-8, cannot be sent as JSON.
     """
     if text.isprintable():
         return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def clip_repr(value: object, limit: int = 60) -> str:
-    """`repr`, cut where an error message would drown in it; the type's name where there is none (10**5000)."""
+    """Returns `repr(value)`, cut to at most `limit` characters; the type's name if `repr` fails, as for 10**5000."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):
@@ -139,6 +139,6 @@ def clip_repr(value: object, limit: int = 60) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str | None:
-    """The nearest of the known names as a question, for the `fix` of an error; None where none is near."""
+    """Asks, for the `fix` of an error, whether the nearest known name is meant; returns None if none is near."""
     near = get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else None

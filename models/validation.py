@@ -1,10 +1,10 @@
-"""What pydantic refuses, in the words of every other error: what, where, expected, found, and what to do.
+"""Turns pydantic's validation errors into errors of abstain: what, where, expected, found, and how to fix it.
 
-    refuse(error, kind, record, …)   a ValidationError as an error of abstain
-    first_fault(error, record)       the same in parts, where the caller writes a sentence of its own
+    refuse(error, kind, record, …)   converts a ValidationError into an error of abstain
+    first_fault(error, record)       returns its parts, for callers that write their own sentence
 
-Only the first fault is reported: it is what the reader mends first. A key is named as its writer wrote it, by a dotted path; the
-tags that pydantic puts into a path to say which member of a union it tried are left out.
+Only the first fault is reported. A key is named by a dotted path, as in the user's file; the tags that pydantic adds to a
+path to say which member of a union it tried are left out.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ Kind = TypeVar("Kind", bound=AbstainError)
 Location = Sequence[int | str]
 
 _PLAIN_KEY = re.compile(r"[\w-]+")
-_OF_THE_KEY = "[key]"
-"""What pydantic puts at a path's end where the key itself is refused, and not its value."""
+_KEY_ITSELF = "[key]"
+"""The part that pydantic adds to the end of a path if the key itself is wrong, not its value."""
+_SHOULD = re.compile(r"(\w+) should (be|have|match) (.+)", re.DOTALL)
+_QUOTED = re.compile(r"'([^']*)'")
 
 
 class Fault(NamedTuple):
-    """The first thing that was refused.
+    """The first fault that pydantic found.
 
     Attributes:
-        key: its dotted path; empty where it is the whole.
-        unknown: whether there is no such key; `expected` then lists those there are, and `suggestion` asks whether the
-            nearest of them is meant.
-        found: shortened; None where there was nothing to show.
+        key: its dotted path; empty if the content as a whole is wrong.
+        unknown: whether the key is unknown; `expected` then lists the known ones.
+        found: the value, shortened; None if there is nothing to show.
+        suggestion: asks whether the nearest known key or value is meant.
+        missing: whether the key is missing.
     """
 
     key: str
@@ -42,6 +45,7 @@ class Fault(NamedTuple):
     expected: str
     found: str | None
     suggestion: str | None = None
+    missing: bool = False
 
 
 def refuse(
@@ -54,16 +58,18 @@ def refuse(
     named: Callable[[str], str] = str,
     fix: str | None = None,
 ) -> Kind:
-    """The error to raise for what pydantic has refused.
+    """Returns the error to raise for a ValidationError.
 
     Args:
-        record: what was validated.
-        whole: what to call the content where no key of it is at fault.
-        named: what the reader calls a key, given its dotted path.
-        fix: what to do; for an unknown key it follows the nearest known one.
+        record: the class that was validated.
+        whole: the name of the content, used if it is wrong as a whole.
+        named: returns the user's name of a key, given its dotted path.
+        fix: how to fix it; it follows the suggestion of the nearest known name.
     """
     fault = first_fault(error, record)
     what = named(fault.key) if fault.key else whole
+    if fault.missing:
+        return kind(f"{what}: the key is missing", where=where, fix=fix)
     return kind(
         f"unknown key {what!r}" if fault.unknown else what,
         where=where,
@@ -74,43 +80,64 @@ def refuse(
 
 
 def first_fault(error: ValidationError, record: type[BaseModel]) -> Fault:
-    """What pydantic refused first of a record's content."""
+    """Returns the first fault of a ValidationError of this record."""
     first = error.errors(include_url=False)[0]
-    path, members = _followed(first["loc"], record)
+    path, members = _resolve_path(first["loc"], record)
     key = dotted(path)
     if first["type"] == "extra_forbidden":
         known = sorted({name for member in members if _is_record(member) for name in member.model_fields})
         return Fault(key, True, f"one of {', '.join(known)}", None, suggest(str(path[-1]), known))
-    # Of a key that is missing pydantic shows the whole table, which says nothing.
-    found = None if first["type"] == "missing" else clip_repr(first["input"])
-    return Fault(key, False, first["msg"], found)
+    if first["type"] == "missing":
+        # Pydantic shows the whole table that lacks the key, which does not help.
+        return Fault(key, False, "a value", None, missing=True)
+    context = first.get("ctx", {})
+    tag_key = dotted([*path, context.get("discriminator", "").strip("'")])
+    if first["type"] == "union_tag_not_found":
+        return Fault(tag_key, False, "a value", None, missing=True)
+    if first["type"] == "union_tag_invalid":
+        known = _QUOTED.findall(context["expected_tags"])
+        return Fault(tag_key, False, f"one of {', '.join(known)}", context["tag"], suggest(context["tag"], known))
+    known = _QUOTED.findall(context.get("expected", "")) if first["type"] == "literal_error" else []
+    return Fault(key, False, _expected(first["msg"]), clip_repr(first["input"]), suggest(str(first["input"]), known))
+
+
+def _expected(message: str) -> str:
+    """Shortens a message of pydantic to what follows "expected": `Input should be a valid integer` → `a valid integer`."""
+    match = _SHOULD.fullmatch(message)
+    if match is None:
+        return message.removeprefix("Value error, ")
+    subject, verb, rest = match.groups()
+    if subject == "Input" and verb == "be":
+        return f"a number {rest}" if rest.startswith(("greater", "less")) else rest
+    joint = {"be": "that is", "have": "with", "match": "that matches"}[verb]
+    return f"a {'value' if subject == 'Input' else subject.lower()} {joint} {rest}"
 
 
 def dotted(path: Location) -> str:
-    """`prior.layers."*.bias".scale`: parts with other signs than letters, digits, `_` and `-` in quotation marks."""
+    """Joins a path by dots, quoting parts that are not plain keys: `prior.layers."*.bias".scale`."""
     return ".".join(part if _PLAIN_KEY.fullmatch(part) else f'"{part}"' for part in map(str, path))
 
 
-def _followed(location: Location, record: type[BaseModel]) -> tuple[list[int | str], list[Any]]:
-    """The path that pydantic's location stands for, and the types that may lie where its last part does."""
+def _resolve_path(location: Location, record: type[BaseModel]) -> tuple[list[int | str], list[Any]]:
+    """Returns the path of keys in pydantic's location, and the types that may hold its last key."""
     path: list[int | str] = []
     inside: list[Any] = [record]
     holders = inside
     for part in location:
-        if part == _OF_THE_KEY:
+        if part == _KEY_ITSELF:
             continue
-        tagged = _tagged(inside, part) if len(inside) > 1 else []
+        tagged = _members_with_tag(inside, part) if len(inside) > 1 else []
         if tagged:
             inside = tagged
         elif not (inside and all(map(_is_scalar, inside))):
             path.append(part)
             holders = inside
-            inside = [member for held in inside for member in _held(held, part)]
+            inside = [member for holder in inside for member in _value_types(holder, part)]
     return path, holders
 
 
-def _tagged(members: list[Any], part: int | str) -> list[Any]:
-    """The members of a union that a tag of pydantic's names: by the value of their `kind`, or by their class."""
+def _members_with_tag(members: list[Any], part: int | str) -> list[Any]:
+    """Returns the members of a union that a tag of pydantic names, by the value of `kind` or by the class."""
     records = [member for member in members if _is_record(member)]
     return [
         member
@@ -123,8 +150,8 @@ def _kinds(record: type[BaseModel]) -> list[Any]:
     return [record.model_fields["kind"]] if "kind" in record.model_fields else []
 
 
-def _held(holder: Any, part: int | str) -> list[Any]:
-    """The types of what a type holds under a key, or at a place."""
+def _value_types(holder: Any, part: int | str) -> list[Any]:
+    """Returns the types that a value of the holder's type may have under a key or an index."""
     if _is_record(holder):
         field = holder.model_fields.get(str(part))
         return _members(field.annotation) if field else []
@@ -137,7 +164,7 @@ def _held(holder: Any, part: int | str) -> list[Any]:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types that an annotation allows, out of all unions in it."""
+    """Returns the types that an annotation allows, with all unions in it expanded."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
     if get_origin(annotation) in {Union, types.UnionType}:
@@ -150,7 +177,7 @@ def _is_record(member: Any) -> bool:
 
 
 def _is_scalar(member: Any) -> bool:
-    """Whether a type holds nothing, so that what follows it in a location is a tag."""
+    """Whether a type has no keys or items, so that a part after it in a location is a tag."""
     if get_origin(member) is Literal:
         return True
     return isinstance(member, type) and issubclass(member, (str, bytes, int, float, Path, types.NoneType))

@@ -1,1 +1,1 @@
-"""Files on disk: locks, drafts that are renamed into place, regular files, and files of rows."""
+"""Files on disk: locks, drafts that become the final file by a rename, regular files, and files of rows."""

@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them, and errors of full, read-only or failing disks."""
+"""Locks that end with the process that holds them, and errors for full, read-only or failing disks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.
 
 @contextmanager
 def hold(lock: Path, *, blocking: bool = True) -> Generator[None]:
-    """Holds the lock of a file, which is made where there is none, until the block or the process ends.
+    """Holds the lock of a file until the block or the process ends; creates the file if needed.
 
-    The file is opened for writing: NFS takes an exclusive lock by no other descriptor, and by none of a folder.
+    The file is opened for writing: NFS locks exclusively only through such a descriptor, and never a folder.
 
     Raises:
-        BlockingIOError: another holds it, and `blocking` is False.
-        FileNotFoundError: its folder is not there.
+        BlockingIOError: another process or thread holds it, and `blocking` is False.
+        FileNotFoundError: its folder does not exist.
         StoreError: the file cannot be opened for writing, or its file system has no locks.
     """
     descriptor = _lock(lock, blocking=blocking)
@@ -38,7 +38,7 @@ def _lock(lock: Path, *, blocking: bool) -> int:
         descriptor = _open(lock)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-            # Who held it before may have removed the file: a lock on what has no name keeps no one out.
+            # The previous holder may have removed the file: then the lock is on a file that nobody else can find.
             if _is_at(descriptor, lock):
                 return descriptor
         except BlockingIOError:
@@ -59,16 +59,16 @@ def _lock(lock: Path, *, blocking: bool) -> int:
 def _open(lock: Path) -> int:
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-        # Whoever may write to the folder may take its lock, whatever this process's umask is.
-        wanted = lock.parent.stat().st_mode & 0o666
-        facts = os.fstat(descriptor)
-        if facts.st_uid == os.geteuid() and facts.st_mode & 0o777 != wanted:
-            os.fchmod(descriptor, wanted)
+        # Everyone who may write to the folder may take its lock, whatever this process's umask is.
+        mode = lock.parent.stat().st_mode & 0o666
+        status = os.fstat(descriptor)
+        if status.st_uid == os.geteuid() and status.st_mode & 0o777 != mode:
+            os.fchmod(descriptor, mode)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise StoreError(
-            "cannot be opened for writing, as a lock must be",
+            "the lock cannot be opened for writing",
             where=str(lock),
             found=os.strerror(error.errno or 0),
             fix="give this user write permission for the file and its folder, and free space there",
@@ -87,10 +87,10 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def disk_errors(
     where: Path, remedy: str = REMEDY, kind: type[AbstainError] = StoreError, what: str = "cannot be written"
 ) -> Generator[None]:
-    """Turns what a full, read-only or failing disk raises in the block into our own error; all else comes through.
+    """Converts errors of a full, read-only or failing disk in the block into errors of abstain; others pass through.
 
     Raises:
-        AbstainError: of `kind`, naming `where`, the system's reason, and the remedy.
+        AbstainError: of `kind`; names `where`, the system's reason, and the remedy.
     """
     try:
         yield
@@ -104,9 +104,9 @@ def disk_errors(
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """The system's reason in an error of a disk, None for any other error.
+    """Returns the system's reason for a disk error, None for any other error.
 
-    TensorStore, below Orbax, raises it as a ValueError, with the system's sentence in a text of many lines.
+    TensorStore, which Orbax uses, raises a ValueError with the system's message in a text of many lines.
     """
     if isinstance(error, OSError):
         return (str(error).splitlines() or ["an error of the system"])[0]

@@ -1,7 +1,7 @@
-"""Regular files: what lies in a store is opened only where it is a plain file, and read only up to a size.
+"""Regular files: entries of a store are opened only if they are regular files, and read only up to a size limit.
 
-A named pipe keeps whoever opens it waiting, a device may do anything, and a symbolic link leads out of the store. All three
-are refused by name, by a look at the entry that opens nothing.
+Opening a named pipe waits for its writer, opening a device may do anything, and a symbolic link may lead out of the store.
+All three are refused by their metadata, before anything is opened.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _KINDS = {
 
 
 def kind_of(mode: int) -> str:
-    """What an entry of a folder is, in words, by its `st_mode`."""
+    """Returns the type of a folder's entry in words, from its `st_mode`."""
     return _KINDS.get(stat.S_IFMT(mode), "a device")
 
 
 def not_a_file(path: Path) -> str | None:
-    """What lies at a path, or where its symbolic links lead, in place of a file, in words.
+    """Returns in words what a path is if it is not a file, after following symbolic links.
 
-    None for a file, and for a path that does not exist or may not be looked at.
+    None for a file, and for a path that does not exist or cannot be inspected.
     """
     try:
         mode = path.stat().st_mode
@@ -42,14 +42,14 @@ def not_a_file(path: Path) -> str | None:
 
 
 def open_regular(path: Path, refusal: type[AbstainError]) -> BufferedReader:
-    """The file, open for reading.
+    """Opens a regular file for reading.
 
     Raises:
-        AbstainError: of the type `refusal`, the path is no regular file.
+        AbstainError: of type `refusal`; the path is not a regular file.
         OSError: it does not exist, or may not be read.
     """
     _check_regular(path, path.lstat().st_mode, refusal)
-    # Another entry may have been put in its place since: without O_NONBLOCK a named pipe would wait for its writer.
+    # The entry may have been replaced since: without O_NONBLOCK, opening a named pipe would wait for its writer.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
     try:
         _check_regular(path, os.fstat(file.fileno()).st_mode, refusal)
@@ -60,10 +60,10 @@ def open_regular(path: Path, refusal: type[AbstainError]) -> BufferedReader:
 
 
 def read_bounded(path: Path, most: int, refusal: type[AbstainError]) -> bytes:
-    """The contents of a regular file of at most so many bytes.
+    """Reads a regular file of at most `most` bytes.
 
     Raises:
-        AbstainError: of the type `refusal`, the path is no regular file, or a larger one.
+        AbstainError: of type `refusal`; the path is not a regular file, or the file is larger.
         OSError: it does not exist, or may not be read.
     """
     with open_regular(path, refusal) as file:
@@ -74,15 +74,15 @@ def read_bounded(path: Path, most: int, refusal: type[AbstainError]) -> bytes:
 
 
 def others_may_write(mode: int) -> bool:
-    """Whether the `st_mode` of a file or folder lets its group, or everyone, write to it."""
+    """Whether a file's or folder's `st_mode` lets its group, or everyone, write to it."""
     return bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def refuse_other_writers(path: Path, mode: int, what: str) -> None:
-    """Refuses a file or folder that others could put keys of their own into.
+    """Refuses a file or folder of keys that other users can write to.
 
     Args:
-        mode: its `st_mode`. The owner is not compared: in a container it is often a user of the host.
+        mode: its `st_mode`. The owner is not checked: in a container it is often a user of the host.
         what: the setting that names it.
 
     Raises:
@@ -99,13 +99,13 @@ def refuse_other_writers(path: Path, mode: int, what: str) -> None:
 
 
 def check_contents(folder: Path, listed: Collection[str]) -> dict[str, int]:
-    """The size in bytes of each file in the folder, by its path there; nothing is opened.
+    """Returns the size in bytes of each file in the folder, by its path there; opens no file.
 
     Args:
-        listed: the paths of the files that may lie there; those that do not are absent from the answer.
+        listed: the paths of the files that the folder may contain; files that do not exist are not in the result.
 
     Raises:
-        BundleError: naming an entry that is not listed, or that is no regular file.
+        BundleError: an entry is not listed, or is not a regular file.
     """
     files = set(listed)
     folders = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
@@ -115,17 +115,17 @@ def check_contents(folder: Path, listed: Collection[str]) -> dict[str, int]:
         inside = PurePosixPath(waiting.pop())
         try:
             with os.scandir(folder / inside) as entries:
-                # The first that does not belong ends the walk, so a folder of a million files is not listed whole.
+                # The first unlisted entry ends the walk, so a folder of a million files is not read to its end.
                 for entry in entries:
                     name = (inside / entry.name).as_posix()
-                    found = entry.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(found.st_mode) and name in folders:
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(status.st_mode) and name in folders:
                         waiting.append(name)
                     elif name in files:
-                        _check_regular(folder / name, found.st_mode, BundleError)
-                        sizes[name] = found.st_size
+                        _check_regular(folder / name, status.st_mode, BundleError)
+                        sizes[name] = status.st_size
                     else:
-                        _refuse_unlisted(folder / name, found.st_mode)
+                        _refuse_unlisted(folder / name, status.st_mode)
         except OSError as error:
             where = str(folder / inside)
             raise BundleError("cannot be read", where=where, found=error.strerror, fix=RESTORE) from error

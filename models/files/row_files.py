@@ -1,9 +1,9 @@
-"""The files that rows come in, for training and for offline scoring: .npz arrays, .csv and .parquet tables.
+"""Reads files of rows, for training and for offline scoring: .npz arrays, .csv and .parquet tables.
 
-Everything here only reads and refuses; nothing is unpickled, and no NaN or infinity gets past `checked_inputs`.
+Nothing is unpickled, and `checked_inputs` refuses NaN and infinities.
 
-A small file may hold more than any memory does: what its rows take is known from its headers, and counted again while
-they are read. More than `data_limit` is refused.
+A small compressed file may hold more rows than fit into memory. So their size is computed from the file's headers, and
+counted again while the rows are read. More than `data_limit` is refused.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ TABLES = {".csv", ".parquet"}
 DATA_BYTES = "ABSTAIN_DATA_BYTES"
 DEFAULT_DATA_BYTES = 4 * 2**30
 LINE_BYTES = 16 * 2**20
-"""Of a line of a .csv file, the header's among them, with the line breaks within its quotes."""
+"""Largest size of a line of a .csv file, also of the header, including line breaks within quotes."""
 CELL_BYTES = 8
-"""Of a cell of a table, at least: it becomes a float64. The bytes of text come on top."""
+"""Least memory of a table's cell, which becomes a float64; the bytes of text are added."""
 COLUMN_BYTES = 4096
-"""That the readers of tables take for a column, however few rows there are."""
+"""Memory that the readers of tables take for each column, however few rows there are."""
 _PLAIN = "an .npz of plain arrays"
 _NPY_HEADER_BYTES = 16_384
-"""More than any header that numpy reads has."""
+"""More than the longest header that numpy reads."""
 _BATCH_CELLS = 2**22
 
 
 def data_limit(environ: Mapping[str, str]) -> int:
-    """The bytes that the rows of one source may take in memory: 4 GiB, or `ABSTAIN_DATA_BYTES`.
+    """Returns how many bytes of memory the rows of one source may take: `ABSTAIN_DATA_BYTES`, or 4 GiB.
 
     Raises:
-        ConfigError: the variable is no whole number above 0.
+        ConfigError: the variable is not a whole number above 0.
     """
     text = environ.get(DATA_BYTES, "").strip()
     if not text:
@@ -65,14 +65,14 @@ def data_limit(environ: Mapping[str, str]) -> int:
 
 
 def check_room(needed: int, where: str, what: str = "the rows", already: int = 0) -> int:
-    """Refuses rows that take more than `data_limit`; returns what all take together.
+    """Refuses rows that take more memory than `data_limit`; returns `needed + already`.
 
     Args:
         needed: bytes in memory.
         already: bytes that the source's other rows take.
 
     Raises:
-        DataError: saying how much they take, the limit, and how to raise it.
+        DataError: they take more; the text names their size, the limit, and how to raise it.
     """
     limit = data_limit(os.environ)
     if needed + already > limit:
@@ -81,16 +81,16 @@ def check_room(needed: int, where: str, what: str = "the rows", already: int = 0
             where=where,
             expected=f"at most {limit:,} bytes",
             found=f"{needed + already:,} bytes or more",
-            fix=f"give fewer rows or columns; or, if this machine has several times that memory, set {DATA_BYTES} higher",
+            fix=f"use fewer rows or columns, or set {DATA_BYTES} higher if this machine has several times that memory",
         )
     return needed + already
 
 
 def check_is_file(path: Path) -> None:
-    """Refuses what must not even be opened: to open a named pipe may wait for ever.
+    """Refuses a path that is not a file, without opening it: opening a named pipe may wait for ever.
 
     Raises:
-        DataError: a folder, a named pipe, a socket or a device lies there.
+        DataError: the path is a folder, a named pipe, a socket or a device.
     """
     found = not_a_file(path)
     if found:
@@ -101,11 +101,11 @@ def check_is_file(path: Path) -> None:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, by name.
+    """Reads the arrays of an .npz file; returns them by name.
 
     Raises:
-        DataError: there is no such file, it is no .npz, an array in it would have to be unpickled, or they take more
-            than `data_limit`.
+        DataError: the file does not exist, is not an .npz, contains a pickled array, or takes more memory than
+            `data_limit`.
     """
     check_is_file(path)
     try:
@@ -117,21 +117,21 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     except AbstainError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for a damaged file.
-        # numpy recommends unpickling where it finds no array; nobody should.
+        # numpy recommends unpickling if it finds no array; the user should not do that.
         found = "no archive, or Python objects in it" if "pickle" in str(error) else str(error)
         raise DataError("cannot be read", where=str(path), expected=_PLAIN, found=found) from error
     for name, array in arrays.items():
-        # numpy hands out the bytes of a member that is no array.
+        # For a member that is not an array, numpy returns its bytes.
         if array.dtype.hasobject or (array.dtype.kind == "S" and not array.shape):
             raise DataError("cannot be read", where=f"{path}, {name}", expected=_PLAIN, found="something else")
     return arrays
 
 
 def _check_members(path: Path) -> None:
-    """Refuses an archive whose headers claim more than its members hold, or than memory may be taken by.
+    """Refuses an archive if its headers claim more than its members hold, or more memory than `data_limit`.
 
-    A compressed member is never read beyond the size that the archive's directory states for it, so that size and the
-    array's own header are all there is to check.
+    A compressed member is never read beyond the size that the archive's directory states, so checking this size and the
+    array's own header is enough.
     """
     taken = 0
     with zipfile.ZipFile(path) as archive:
@@ -145,7 +145,7 @@ def _check_members(path: Path) -> None:
 
 
 def _check_npy(head: bytes, size: int, where: str, taken: int) -> int:
-    """Holds an array's header against the bytes there are; returns what all arrays up to this one take.
+    """Compares an array's header with its number of bytes; returns the memory of all arrays up to this one.
 
     Raises:
         DataError: they take more than `data_limit`.
@@ -154,16 +154,16 @@ def _check_npy(head: bytes, size: int, where: str, taken: int) -> int:
     stream = io.BytesIO(head)
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    # A header of version 3 is one of version 2 in UTF-8, which only names of fields need, and no rows have fields.
+    # Version 3 is version 2 in UTF-8. Only field names need UTF-8, and arrays of rows have no fields.
     if version not in {(1, 0), (2, 0), (3, 0)}:
         raise ValueError(f"version {version} of the array format")
     shape, _, dtype = read(stream)
     if dtype.hasobject:
-        raise ValueError("Python objects in it, which only pickle reads")
+        raise ValueError("Python objects, which only pickle can read")
     claimed, held = dtype.itemsize * math.prod(shape), size - stream.tell()
     if claimed != held or not dtype.itemsize or any(length < 0 for length in shape):
         raise ValueError(f"{held:,} bytes for {dtype} {shape} in {Path(where).name}, which needs {claimed:,}")
-    # An axis of length 0 hides what the others claim, and they may be walked along.
+    # With an axis of length 0 the array is empty, but numpy may still loop over the other axes.
     return check_room(dtype.itemsize * math.prod(length or 1 for length in shape), where, "the array's numbers", taken)
 
 
@@ -171,15 +171,15 @@ def _check_npy(head: bytes, size: int, where: str, taken: int) -> int:
 
 
 def read_table(path: Path) -> ArrowTable:
-    """A .csv or .parquet file.
+    """Reads a .csv or .parquet file.
 
     Raises:
-        DataError: it cannot be read, has no rows or two columns of one name, or takes more than `data_limit`.
+        DataError: it cannot be read, has no rows, has two columns of one name, or takes more memory than `data_limit`.
     """
     check_is_file(path)
     try:
         table = _read_csv(path) if path.suffix == ".csv" else _read_parquet(path)
-        _ = table.column_names  # decoded only when asked for
+        _ = table.column_names  # pyarrow decodes them only now, and may raise
     except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
         if isinstance(error, FileNotFoundError):
             raise DataError(
@@ -195,8 +195,8 @@ def read_table(path: Path) -> ArrowTable:
 def _read_csv(path: Path) -> ArrowTable:
     _check_width(path)
     try:
-        # As text: a category must not change its name with the company it keeps (01 among numbers is 1).
-        # Line breaks in quotes are allowed: only so does the reader notice a quote that is never closed.
+        # As text, because the other cells must not change a category's name (01 among numbers would become 1).
+        # With line breaks in quotes allowed, because only then the reader notices a quote that is never closed.
         with csv.open_csv(
             path,
             read_options=csv.ReadOptions(block_size=LINE_BYTES),
@@ -206,7 +206,7 @@ def _read_csv(path: Path) -> ArrowTable:
             ),
         ) as reader:
             check_column_names(reader.schema, str(path))
-            table = _gathered(reader, reader.schema, str(path))
+            table = _to_table(reader, reader.schema, str(path))
     except pa.ArrowInvalid as error:
         if not _is_too_long(error, path):
             raise
@@ -229,24 +229,27 @@ def _read_csv(path: Path) -> ArrowTable:
 
 
 def _check_width(path: Path) -> None:
-    """Refuses a header of more columns than memory may be taken by; the reader makes room for each of them at once."""
+    """Refuses a header with too many columns: the reader allocates memory for each of them at once."""
     with path.open("rb") as file:
         head = file.read(LINE_BYTES).partition(b"\n")[0]
     check_room(COLUMN_BYTES * (head.count(b",") + 1), str(path), "the columns")
 
 
 def _is_too_long(error: Exception, path: Path) -> bool:
-    """Whether the reader found no end of a line in its block; of the header it only says that the block has no column."""
-    said = str(error)
-    if "cannot infer number of columns" in said:
+    """Whether the reader found no end of a line in its block.
+
+    For the header, the reader only reports that it found no column.
+    """
+    message = str(error)
+    if "cannot infer number of columns" in message:
         with path.open("rb") as file:
             head = file.read(LINE_BYTES)
         return len(head) == LINE_BYTES or b'"' in head
-    return "straddling object" in said or "out of sync with chunker" in said
+    return "straddling object" in message or "out of sync with chunker" in message
 
 
 def _ends_within_quotes(table: ArrowTable, path: Path) -> bool:
-    """Whether the file's last cell holds line breaks, and no quote closes it: the reader takes the end of the file for one."""
+    """Whether the last cell contains line breaks and no quote closes it: the reader accepts the end of the file instead."""
     last = table.column(table.num_columns - 1)[-1].as_py() if table.num_rows else table.column_names[-1]
     if "\n" not in (last or ""):
         return False
@@ -259,34 +262,34 @@ def _read_parquet(path: Path) -> ArrowTable:
     with parquet.ParquetFile(path) as file:
         metadata, schema = file.metadata, file.schema_arrow
         check_column_names(schema, str(path))
-        check_room(_stated(file), str(path))
+        check_room(_stated_bytes(file), str(path))
     nested = {field.name for field in schema if pa.types.is_nested(field.type)}
     flat = pa.schema([field for field in schema if field.name not in nested])
-    # Text is read as a dictionary and its codes: some bytes of a file may stand for gigabytes of one long text.
+    # Text is read as a dictionary and codes: a small file may contain one long text so often that it takes gigabytes.
     texts = [field.name for field in flat if _is_text(field.type)]
     with parquet.ParquetFile(path, metadata=metadata, read_dictionary=texts) as file:
         batch_rows = max(1, min(2**16, _BATCH_CELLS // max(len(flat), 1)))
         batches = file.iter_batches(batch_size=batch_rows, columns=flat.names if nested else None)
-        table = _gathered(batches, flat, str(path))
-    # A nested column is no feature, whatever is in it: it is there to be dropped, or refused by its type.
-    for place, field in enumerate(schema):
+        table = _to_table(batches, flat, str(path))
+    # A nested column cannot be a feature. Its values are not read: the column is dropped, or refused because of its type.
+    for index, field in enumerate(schema):
         if field.name in nested:
-            table = table.add_column(place, field, pa.nulls(table.num_rows, field.type))
+            table = table.add_column(index, field, pa.nulls(table.num_rows, field.type))
     return table
 
 
-def _stated(file: Any) -> int:
-    """Bytes that a parquet file's footer says its columns take, at least: read, or unpacked."""
+def _stated_bytes(file: Any) -> int:
+    """Returns the least number of bytes that a parquet file's columns take, decompressed, according to its footer."""
     metadata, schema = file.metadata, file.schema
-    widths = [max(CELL_BYTES, schema.column(place).length or 0) for place in range(metadata.num_columns)]
+    widths = [max(CELL_BYTES, schema.column(index).length or 0) for index in range(metadata.num_columns)]
     cells, unpacked = metadata.num_rows * sum(widths), 0
     for number in range(metadata.num_row_groups):
         unpacked += max(metadata.row_group(number).total_byte_size, 0)
     return max(cells, unpacked, COLUMN_BYTES * metadata.num_columns)
 
 
-def _gathered(batches: Iterator[Any], schema: Any, where: str) -> ArrowTable:
-    """Batches as a table of that schema, text decoded only once it is known to fit."""
+def _to_table(batches: Iterator[Any], schema: Any, where: str) -> ArrowTable:
+    """Joins batches to a table of this schema; decodes text only after checking its size."""
     taken, parts = 0, list[Any]()
     for batch in batches:
         taken = check_room(sum(map(_bytes_of, batch.columns)), where, already=taken)
@@ -297,7 +300,7 @@ def _gathered(batches: Iterator[Any], schema: Any, where: str) -> ArrowTable:
 
 
 def _bytes_of(column: Any) -> int:
-    """What a column takes as float64, or as text; of a dictionary and its codes, what it takes decoded."""
+    """Returns the memory of a column as float64 or text; for a dictionary and its codes, that of the decoded text."""
     least = CELL_BYTES * len(column)
     if pa.types.is_dictionary(column.type) and _is_text(column.type.value_type):
         lengths = pc.binary_length(column.dictionary).take(column.indices)
@@ -314,10 +317,10 @@ def _is_text(dtype: Any) -> bool:
 
 
 def checked_inputs(x: np.ndarray, where: str) -> Num[np.ndarray, "rows ..."]:
-    """Numbers `[rows, …features]`, a feature axis added where there is none, all within float32's range.
+    """Returns numbers `[rows, …features]`, all within float32's range; adds a feature axis if there is none.
 
     Raises:
-        DataError: naming the row and feature at fault.
+        DataError: a value is wrong; the text names its row and feature.
     """
     if x.ndim < 1 or x.dtype.kind not in "iufb":
         raise DataError("inputs", where=where, expected="numbers [rows, …features]", found=f"{x.dtype} {x.shape}")
@@ -328,8 +331,8 @@ def checked_inputs(x: np.ndarray, where: str) -> Num[np.ndarray, "rows ..."]:
     if np.issubdtype(x.dtype, np.floating):
         fits = np.isfinite(x) & (np.abs(x) <= np.finfo(np.float32).max)
         if not fits.all():
-            place = tuple(int(i) for i in np.argwhere(~fits)[0])
+            index = tuple(int(i) for i in np.argwhere(~fits)[0])
             raise DataError(
-                f"row {place[0]}, feature {list(place[1:])}", where=where, expected="a finite number", found=x[place]
+                f"row {index[0]}, feature {list(index[1:])}", where=where, expected="a finite number", found=x[index]
             )
     return x

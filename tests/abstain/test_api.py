@@ -460,9 +460,9 @@ def test_a_dict_is_the_config_that_a_file_with_its_tables_is(path):
     [
         ("none.toml", (), "none.toml: cannot be read: found No such file or directory"),
         ({"name": "a", "stpes": 1}, (), "config: unknown key 'stpes': expected one of calibration, data"),
-        ({"name": "a", "draws": "many"}, (), "config: draws: expected Input should be a valid integer, found 'many'"),
+        ({"name": "a", "draws": "many"}, (), "config: draws: expected a valid integer, found 'many'"),
         ({"name": "a"}, ["stpes=1"], "--set stpes: expected a key of the config"),
-        ({"name": "a"}, "draws=0", "config with 'draws=0': draws: expected Input should be greater than 0, found 0"),
+        ({"name": "a"}, "draws=0", "config with 'draws=0': draws: expected a number greater than 0, found 0"),
         ({"name": "a", "seed": 2**70}, (), "config: seed: expected a whole number below"),
         ({"name": "a"}, (), "data.source: expected a path or an embedded set, found nothing"),
         (Config(name="a"), (), "data.source: expected a path or an embedded set, found nothing"),

@@ -125,10 +125,10 @@ def test_other_training_rows_are_refused(calibrate, own, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--set", "percentile=0", "percentile: expected Input should be greater than 0, found 0"),
-        ("--set", "percentile=100", "percentile: expected Input should be less than 100, found 100"),
-        ("--coverage", 0, "coverage: expected Input should be greater than 0, found 0.0"),
-        ("--coverage", 1, "coverage: expected Input should be less than 1, found 1.0"),
+        ("--set", "percentile=0", "percentile: expected a number greater than 0, found 0"),
+        ("--set", "percentile=100", "percentile: expected a number less than 100, found 100"),
+        ("--coverage", 0, "coverage: expected a number greater than 0, found 0.0"),
+        ("--coverage", 1, "coverage: expected a number less than 1, found 1.0"),
         (
             "--percentile",
             99.9,

@@ -479,7 +479,7 @@ def config(folder, text=SMALL):
         ),
         (
             "[method]\nkind = 'hmc'\nleapfrogs = 1000000000000",
-            "method.leapfrogs: expected Input should be less than 2147483648",
+            "method.leapfrogs: expected a number less than 2147483648",
         ),
         ("x = " + "[" * 100_000 + "]" * 100_000, "is nested too deeply: expected at most 32"),
         ("x = " + "{a = " * 5000 + "1" + "}" * 5000, "is nested too deeply: expected at most 32"),

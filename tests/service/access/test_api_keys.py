@@ -132,7 +132,7 @@ SPOILED = {
         lambda path: path.write_bytes(b" " * (keys_module.MAX_FILE_BYTES + 1)),
         "expected a regular file of at most",
     ),
-    "a list": (lambda path: path.write_text("[]"), "expected Input should be"),
+    "a list": (lambda path: path.write_text("[]"), "expected "),
     "another word": (lambda path: path.write_text('{"keyes": []}'), "keyes"),
     "a name twice": (
         lambda path: path.write_text(json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "scopes": ["read"]}] * 2})),
