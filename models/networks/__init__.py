@@ -1,1 +1,1 @@
-"""Networks: the architectures that a config can name, and Flax modules of the user, imported by name from a list."""
+"""Networks: the architectures that a config can name, and the user's own Flax modules, imported only if allowed."""

@@ -1,7 +1,7 @@
-"""Which code a bundle may have imported: the modules of networks that somebody else wrote, each allowed by name.
+"""The allow-list of modules: which user-written networks a bundle may import.
 
-A bundle is data, and whoever can write to a store could name any module in one. So the name decides nothing: the
-environment of the process does, before anything is imported. It is read here and nowhere else.
+A bundle is data, and everybody who can write to a store could name any module in one. So the name in the bundle is not
+enough: the environment variable `ABSTAIN_MODULES` must allow it before anything is imported. Only this file reads it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from abstain.models.errors import AbstainError, ConfigError, clip_repr
 
 MODULES = "ABSTAIN_MODULES"
 _IDENTIFIER = "_?[A-Za-z][A-Za-z0-9_]*"
-# No name with two leading underscores: those are Python's own, and lead from any object to all others.
+# No name with two leading underscores: Python's own attributes would give access to all other objects.
 _FILE_PATTERN = rf"{_IDENTIFIER}(\.{_IDENTIFIER})*"
 MODULE_PATTERN = rf"{_FILE_PATTERN}:{_IDENTIFIER}"
 """`package.file:ClassName`, absolute."""
 
 
 def read_modules(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """What `ABSTAIN_MODULES` allows: `package.file:ClassName`, or `package.file` for every class of that file.
+    """Reads the entries of `ABSTAIN_MODULES`: `package.file:ClassName`, or `package.file` for every class of a file.
 
     Raises:
-        ConfigError: an entry is neither.
+        ConfigError: an entry has neither form.
     """
     entries = tuple(entry.strip() for entry in environ.get(MODULES, "").split(",") if entry.strip())
     for entry in entries:
@@ -41,7 +41,7 @@ def read_modules(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 @contextmanager
 def allowed_module(name: str) -> Generator[None]:
-    """Allows one module, and no other, within the block: that of a config, whose writer has named the code to run."""
+    """Allows exactly one module within the block: that of a config, which its author chose to run."""
     before = os.environ.get(MODULES)
     os.environ[MODULES] = name
     try:
@@ -57,7 +57,7 @@ def check_allowed(name: str) -> None:
     """Refuses a module, `package.file:ClassName`, that this process may not import.
 
     Raises:
-        AbstainError: saying how it is allowed.
+        AbstainError: the module is not allowed; the text says how to allow it.
         ConfigError: `ABSTAIN_MODULES` is not a list of modules.
     """
     allowed = read_modules(os.environ)

@@ -1,7 +1,7 @@
-"""Networks: Flax Linen modules written for ONE example, and the small specs that name them in configs and manifests.
+"""Networks: Flax Linen modules for ONE example, and the specs that name them in configs and manifests.
 
-A network maps one preprocessed example to a vector of outputs; what the outputs mean is the likelihood's business.
-Batches and posterior draws are mapped over in `predictive.py`, and nowhere else.
+A network maps one preprocessed example to a vector of outputs; the likelihood defines what the outputs mean. Only
+`predictive.py` maps over batches and posterior draws.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from abstain.models.networks.user_module import ModuleSpec, OneExample, check_ne
 
 Activation = Literal["relu", "tanh", "gelu", "silu", "softplus", "sigmoid"]
 Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, max_length=256)]
-"""A list in TOML and JSON; strictness is about what is in it. No network in use has more layers."""
+"""A list in TOML and JSON; only its items are checked strictly. No network in use has more layers."""
 Parameters = Any  # a pytree of arrays, as Flax makes it
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -36,8 +36,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class MLP(nn.Module):
     """A multi-layer perceptron; an input of any shape is flattened.
 
-    `rows_last` says where rows lie that are mapped over outside: along the last axis of every product, so that the
-    activations of a narrow layer are computed along many rows and not along few units. The numbers are the same.
+    With `rows_last`, if the module is mapped over rows, these are the last axis of every product: a narrow layer is then
+    vectorised along many rows, not along few units. The numbers are the same.
     """
 
     hidden: tuple[int, ...]
@@ -47,7 +47,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " outputs"]:
-        """The outputs for one example."""
+        """Returns the outputs for one example."""
         product = cast("Any", _kernel_first) if self.rows_last else None
         hidden = jnp.ravel(x)
         for width in self.hidden:
@@ -58,7 +58,7 @@ class MLP(nn.Module):
 def _kernel_first(
     x: Float[Array, " inputs"], kernel: Float[Array, "inputs outputs"], _dimensions: Any, **options: Any
 ) -> Float[Array, " outputs"]:
-    """The product with the kernel on the left: what is mapped over on the right stays last in the result."""
+    """Multiplies with the kernel on the left: an axis that is mapped over on the right stays last in the result."""
     return jax.lax.dot_general(kernel, x, (((0,), (0,)), ((), ())), **options)
 
 
@@ -72,7 +72,7 @@ class LeNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "height width ..."]) -> Float[Array, " outputs"]:
-        """The outputs for one image."""
+        """Returns the outputs for one image."""
         activation = ACTIVATIONS[self.activation]
         image = x[..., None] if x.ndim == 2 else x
         for width, padding in zip(self.channels, ("SAME", "VALID"), strict=True):
@@ -85,7 +85,7 @@ class LeNet(nn.Module):
 
 
 class MLPSpec(BaseModel):
-    """`kind = "mlp"`: hidden widths and the activation between them."""
+    """`kind = "mlp"`: the widths of the hidden layers and their activation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: Literal["mlp"] = "mlp"
@@ -93,12 +93,12 @@ class MLPSpec(BaseModel):
     activation: Activation = "relu"
 
     def build(self, outputs: int) -> nn.Module:
-        """The module with `outputs` numbers at its end."""
+        """Builds the module with `outputs` output units."""
         return MLP(hidden=self.hidden, outputs=outputs, activation=self.activation)
 
 
 class LeNetSpec(BaseModel):
-    """`kind = "lenet"`: two 5×5 convolutions with pooling, then dense layers; wants images of at least 12×12."""
+    """`kind = "lenet"`: two 5×5 convolutions with pooling, then dense layers; needs images of at least 12×12."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: Literal["lenet"] = "lenet"
@@ -107,22 +107,24 @@ class LeNetSpec(BaseModel):
     activation: Activation = "relu"
 
     def build(self, outputs: int) -> nn.Module:
-        """The module with `outputs` numbers at its end."""
+        """Builds the module with `outputs` output units."""
         return LeNet(outputs=outputs, channels=self.channels, hidden=self.hidden, activation=self.activation)
 
 
 NetworkSpec = Annotated[MLPSpec | LeNetSpec | ModuleSpec, Field(discriminator="kind")]
 Network = nn.Module | OneExample
-"""For one example: `init(key, x)`, and `apply({"params": …}, x)`."""
+"""A network for one example: `init(key, x)` and `apply({"params": …}, x)`."""
 
 
 def parameter_shapes(network: Network, example_shape: tuple[int, ...]) -> Parameters:
-    """The tree of `jax.ShapeDtypeStruct` of the network's parameters for one preprocessed example.
+    """Returns the shapes of the network's parameters, a tree of `jax.ShapeDtypeStruct`, without computing them.
+
+    Args:
+        example_shape: the shape of one preprocessed example.
 
     Raises:
-        AbstainError: the network cannot take that shape, or keeps state beside its parameters (batch statistics,
-            caches): a posterior over such a network would not be defined by its draws. Of your own network, also what
-            `check_network` refuses.
+        AbstainError: the network cannot take that shape, or has state other than its parameters (batch statistics,
+            caches), which posterior draws would not contain; or `check_network` refuses the user's own network.
     """
     name = network.name if isinstance(network, OneExample) else type(network).__name__
     example = jax.ShapeDtypeStruct(example_shape, jnp.float32)
@@ -138,7 +140,7 @@ def parameter_shapes(network: Network, example_shape: tuple[int, ...]) -> Parame
     extra = sorted(set(variables) - {"params"})
     if extra:
         raise AbstainError(
-            f"{name} keeps mutable collections",
+            f"{name} has mutable collections",
             where="network",
             expected="parameters only",
             found=", ".join(extra),
@@ -150,7 +152,7 @@ def parameter_shapes(network: Network, example_shape: tuple[int, ...]) -> Parame
         raise AbstainError(
             f"{name} has a layer without weights for an example of shape {example_shape}",
             where="network",
-            expected="every layer to see at least one input",
+            expected="at least one input for every layer",
             found="an empty parameter",
             fix="choose another network, or larger inputs",
         )

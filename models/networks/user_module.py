@@ -1,6 +1,6 @@
-"""Your own network: a Flax Linen class named in the config, imported from the allow-list, and held to what all need.
+"""The user's own network: a Flax Linen class that the config names, imported only if allowed, and then checked.
 
-It may be written for one example or for a batch; everything else sees a network for ONE example.
+It may be written for one example or for a batch; for the rest of abstain it is a network for ONE example.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flax.errors import InvalidRngError
 from jaxtyping import Array, Float
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
-from abstain.models.errors import AbstainError, clip_repr
+from abstain.models.errors import AbstainError, clip_repr, suggest
 from abstain.models.networks.allowed import MODULE_PATTERN, check_allowed
 
 _IMPORTABLE = "install its package, or put the folder that holds it on PYTHONPATH"
@@ -39,25 +39,25 @@ class ModuleSpec(BaseModel):
 
     @field_validator("arguments")
     @classmethod
-    def _survives_the_manifest(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A number that JSON cannot hold would be lost at the end of a fit, not at its start."""
+    def _check_json(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Refuses values that JSON cannot hold at the start of a fit; writing the manifest at its end would lose them."""
         try:
-            kept = orjson.loads(orjson.dumps(arguments))
+            restored = orjson.loads(orjson.dumps(arguments))
         except TypeError as error:
             raise ValueError(f"values that JSON holds: {error}") from error
-        if kept != arguments:
+        if restored != arguments:
             raise ValueError("values that JSON holds: no NaN and no infinity")
         return arguments
 
     def __hash__(self) -> int:
-        """By what has a hash; equal specs have the same."""
+        """Hashes the hashable parts, so that equal specs have equal hashes."""
         return hash((self.module, frozenset(self.arguments)))
 
     def build(self, outputs: int) -> OneExample:
-        """The network with `outputs` numbers at its end.
+        """Builds the network with `outputs` output units.
 
         Raises:
-            AbstainError: the module is not allowed, cannot be imported, is no Linen class, or refuses its arguments.
+            AbstainError: the module is not allowed, cannot be imported, is not a Linen class, or refuses its arguments.
         """
         check_allowed(self.module)
         network = OneExample(self.module, orjson.dumps(self.arguments, option=orjson.OPT_SORT_KEYS), outputs)
@@ -67,65 +67,66 @@ class ModuleSpec(BaseModel):
 
 @dataclass(frozen=True)
 class OneExample:
-    """A module as a network for ONE example, its parameters under their own names. Made by `ModuleSpec.build`.
+    """A user's module as a network for ONE example, with the module's parameter names. `ModuleSpec.build` makes it.
 
-    Which of the two it was written for is found by the shapes it gives; a batch module is given a batch of one.
+    The shapes of its outputs show whether the module takes one example or a batch; the latter gets a batch of one.
     """
 
     name: str
     arguments: bytes
-    """JSON: told apart, and hashed, where 1, 1.0 and true are equal."""
+    """JSON, because 1, 1.0 and true are equal in Python but must be different networks."""
     outputs: int
 
     def init(self, key: Any, x: Float[Array, "..."]) -> Any:
-        """The module's variables for one example."""
+        """Returns the module's initial variables for one example."""
         return _instance(self).init(key, x[None] if takes_batches(self, x.shape) else x)
 
     def apply(self, variables: Any, x: Float[Array, "..."]) -> Any:
-        """The outputs for one example."""
+        """Returns the outputs for one example."""
         module = _instance(self)
         return module.apply(variables, x[None])[0] if takes_batches(self, x.shape) else module.apply(variables, x)
 
 
 @lru_cache(maxsize=64)
 def takes_batches(network: OneExample, example_shape: tuple[int, ...]) -> bool:
-    """Whether the module wants a batch; if it takes both, and to the same end, one example.
+    """Whether the module takes only batches; False if it takes one example, or both with the same result.
 
     Raises:
-        AbstainError: neither gives the outputs that the likelihood needs, or the two are different networks.
+        AbstainError: neither an example nor a batch gives the outputs that the likelihood needs, or both do but with
+            different results.
     """
     module, outputs = _instance(network), network.outputs
     example = jax.ShapeDtypeStruct(example_shape, jnp.float32)
     batch = jax.ShapeDtypeStruct((1, *example_shape), jnp.float32)
-    of_example, of_batch = _Trial.of(module, example), _Trial.of(module, batch)
-    fits = (of_example.gives((outputs,)), of_batch.gives((1, outputs)))
+    example_trial, batch_trial = _Trial.run(module, example), _Trial.run(module, batch)
+    fits = (example_trial.gives((outputs,)), batch_trial.gives((1, outputs)))
     if not any(fits):
         raise AbstainError(
             f"{network.name} does not fit",
             where="network",
             expected=f"float32 {(outputs,)} from an example of shape {example_shape}, or {(1, outputs)} from a batch "
             "of one",
-            found=of_example.told
-            if of_example.told == of_batch.told
-            else f"{of_example.told}, and from the batch {of_batch.told}",
-            fix="check its arguments and its last layer; the field outputs, if the class has one, is filled in",
+            found=example_trial.description
+            if example_trial.description == batch_trial.description
+            else f"{example_trial.description}, and from the batch {batch_trial.description}",
+            fix="check its arguments and its last layer; abstain sets the field outputs if the class has one",
         )
-    if all(fits) and not _same_network(module, of_example, of_batch, example_shape):
+    if all(fits) and not _same_network(module, example_trial, batch_trial, example_shape):
         raise AbstainError(
-            f"{network.name} takes one example and a batch, and means different things by them",
+            f"{network.name} takes one example and a batch, but gives different outputs for them",
             where="network",
-            expected=f"only one of the shapes {example_shape} and {(1, *example_shape)} to be taken",
+            expected=f"a network that takes only one of the shapes {example_shape} and {(1, *example_shape)}",
             found="both",
-            fix="let __call__ begin by naming its axes, as in: batch, height, width = x.shape",
+            fix="begin __call__ by naming the axes, as in: batch, height, width = x.shape",
         )
     return not fits[0]
 
 
 def check_network(network: OneExample, parameters: Any, example: jax.ShapeDtypeStruct) -> None:
-    """Refuses parameters that no posterior is inferred over, and a network that wants more than its parameters.
+    """Refuses parameters that inference does not support, and a network that needs more than its parameters.
 
     Raises:
-        AbstainError: naming the parameter, or what is wanted.
+        AbstainError: names the parameter, or what the network needs.
     """
     leaves = list(_leaves(network, parameters))
     if not leaves:
@@ -143,31 +144,31 @@ def check_network(network: OneExample, parameters: Any, example: jax.ShapeDtypeS
         jax.eval_shape(network.apply, {"params": parameters}, example)
     except InvalidRngError as error:
         raise AbstainError(
-            f"{network.name} draws random numbers as it predicts",
+            f"{network.name} draws random numbers when it predicts",
             where="network",
-            expected="outputs that the parameters and the input decide",
-            found=_told(error),
-            fix="leave dropout out, or make it deterministic=True: the draws of the posterior are the randomness",
+            expected="outputs that depend only on the parameters and the input",
+            found=_one_line(error),
+            fix="remove dropout, or set deterministic=True: the draws of the posterior are the randomness",
         ) from error
-    except Exception as error:  # Whatever somebody's code raises is told, not shown as a traceback.
+    except Exception as error:  # The user's code may raise anything; it becomes a message without a traceback.
         raise AbstainError(
-            f"{network.name} cannot be applied to its parameters alone", where="network", found=_told(error)
+            f"{network.name} cannot be applied with its parameters alone", where="network", found=_one_line(error)
         ) from error
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a module makes of an input's shape."""
+    """The result of applying a module to an input's shape: parameters and output, or an error."""
 
     parameters: Any
     output: Any
     error: Exception | None = None
 
     @staticmethod
-    def of(module: nn.Module, x: jax.ShapeDtypeStruct) -> _Trial:
+    def run(module: nn.Module, x: jax.ShapeDtypeStruct) -> _Trial:
         try:
             output, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
-        except Exception as error:  # Somebody's code may raise anything; that, too, is an answer.
+        except Exception as error:  # The user's code may raise anything; that is a result too.
             return _Trial({}, None, error)
         return _Trial(variables.get("params", {}), output)
 
@@ -178,52 +179,56 @@ class _Trial:
         )
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         if self.error:
-            return _told(self.error)
+            return _one_line(self.error)
         if isinstance(self.output, jax.ShapeDtypeStruct):
             return f"{self.output.dtype} {self.output.shape}"
         return f"a {type(self.output).__name__}"
 
 
-def _same_network(module: nn.Module, of_example: _Trial, of_batch: _Trial, shape: tuple[int, ...]) -> bool:
-    """Whether both readings have the same parameters, and give the same outputs for random ones.
+def _same_network(module: nn.Module, example_trial: _Trial, batch_trial: _Trial, shape: tuple[int, ...]) -> bool:
+    """Whether an example and a batch of one give the same parameters, and the same outputs for random ones.
 
-    Dense layers alone do not care; a mean over axes 1 and 2 takes an image's width and channels for height and width.
+    For dense layers alone they do. A mean over axes 1 and 2 averages an example over width and channels, but a batch over
+    height and width.
     """
-    if of_example.parameters != of_batch.parameters:
+    if example_trial.parameters != batch_trial.parameters:
         return False
     rng = np.random.default_rng(0)
-    parameters: Any = jax.tree.map(partial(_random, rng), of_example.parameters)
+    parameters: Any = jax.tree.map(partial(_random, rng), example_trial.parameters)
     x = rng.standard_normal(shape, np.float32)
     apply: Any = jax.jit(module.apply)
     try:
         with jax.ensure_compile_time_eval():
             alone, batched = apply({"params": parameters}, x), apply({"params": parameters}, x[None])[0]
-    except Exception:  # `check_network` says why it cannot be applied.
+    except Exception:  # `check_network` reports why it cannot be applied.
         return True
-    # Wide enough for the coarse products of an accelerator: two networks differ by more.
+    # Wide enough for an accelerator's rounded products; two different networks differ by more.
     return bool(np.allclose(alone, batched, rtol=0, atol=1e-2 * np.abs(alone).max(), equal_nan=True))
 
 
 @lru_cache(maxsize=64)
 def _instance(network: OneExample) -> nn.Module:
-    """The Linen module; its name has been checked against the allow-list by `build`."""
-    cls = _imported(network.name)
-    given = _with_tuples(orjson.loads(network.arguments))
-    # Linen's own fields say where a module stands within another.
-    taken = {key: field for key, field in inspect.signature(cls).parameters.items() if key not in {"parent", "name"}}
-    unknown = [key for key in given if key not in taken]
+    """Makes the Linen module; `build` has checked its name against the allow-list."""
+    cls = _import_class(network.name)
+    arguments = _with_tuples(orjson.loads(network.arguments))
+    # "parent" and "name" are Linen's own: they say where a module is within another one.
+    fields = {key: field for key, field in inspect.signature(cls).parameters.items() if key not in {"parent", "name"}}
+    unknown = [key for key in arguments if key not in fields]
     if unknown:
         raise AbstainError(
             "unknown arguments",
             where=f"network, {network.name}",
-            expected=f"some of {', '.join(taken)}" if taken else "none",
+            expected=f"some of {', '.join(fields)}" if fields else "none",
             found=", ".join(unknown),
+            fix=suggest(unknown[0], fields),
         )
-    if "outputs" in taken:
-        given.setdefault("outputs", network.outputs)
-    missing = [key for key, field in taken.items() if field.default is inspect.Parameter.empty and key not in given]
+    if "outputs" in fields:
+        arguments.setdefault("outputs", network.outputs)
+    missing = [
+        key for key, field in fields.items() if field.default is inspect.Parameter.empty and key not in arguments
+    ]
     if missing:
         raise AbstainError(
             "arguments are missing",
@@ -232,38 +237,39 @@ def _instance(network: OneExample) -> nn.Module:
             fix="set them under [network] arguments",
         )
     try:
-        return cls(**given)
+        return cls(**arguments)
     except (Exception, SystemExit) as error:  # A class may check its fields as it likes.
-        raise AbstainError("refuses its arguments", where=f"network, {network.name}", found=_told(error)) from error
+        raise AbstainError("refuses its arguments", where=f"network, {network.name}", found=_one_line(error)) from error
 
 
-def _imported(name: str) -> type[nn.Module]:
+def _import_class(name: str) -> type[nn.Module]:
     file, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(file)
-    except (Exception, SystemExit) as error:  # Importing runs somebody's code.
+    except (Exception, SystemExit) as error:  # Importing runs the user's code.
         absent = isinstance(error, ModuleNotFoundError) and f"{file}.".startswith(f"{error.name}.")
         raise AbstainError(
-            f"module {file!r} {'cannot be found' if absent else 'raises as it is imported'}",
+            f"module {file!r} {'cannot be found' if absent else 'raises an error when it is imported'}",
             where="network",
             expected=name,
-            found=_told(error),
+            found=_one_line(error),
             fix=_IMPORTABLE if absent else None,
         ) from error
-    found: Any = getattr(module, attribute, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        there = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]
+    value: Any = getattr(module, attribute, None)
+    if not (isinstance(value, type) and issubclass(value, nn.Module)):
+        classes = [key for key, item in vars(module).items() if isinstance(item, type) and issubclass(item, nn.Module)]
         raise AbstainError(
             f"{attribute!r} is no flax.linen.Module" if hasattr(module, attribute) else f"no class {attribute!r}",
             where=f"network, {getattr(module, '__file__', None) or file}",
-            expected=f"one of {', '.join(sorted(there))}" if there else "a subclass of flax.linen.Module",
-            found="nothing of that name" if found is None else clip_repr(cast("object", found)),
+            expected=f"one of {', '.join(sorted(classes))}" if classes else "a subclass of flax.linen.Module",
+            found=None if value is None else clip_repr(cast("object", value)),
+            fix=suggest(attribute, classes),
         )
-    return found
+    return value
 
 
 def _leaves(network: OneExample, tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every parameter by its dotted path: what a bundle, and every site of the inference, is named by."""
+    """Yields every parameter with its dotted path, which names it in bundles and in inference."""
     for name, value in cast("dict[str, Any]", tree).items():
         here = f"{path}.{name}" if path else name
         if "." in name or "/" in name:
@@ -281,7 +287,7 @@ def _leaves(network: OneExample, tree: Any, path: str = "") -> Iterator[tuple[st
 
 
 def _random(rng: np.random.Generator, parameter: Any) -> np.ndarray:
-    """Normal, and by its inputs so small that nothing overflows on the way."""
+    """Draws normal numbers, scaled by the number of inputs so that nothing overflows."""
     shape: tuple[int, ...] = parameter.shape
     return np.asarray(rng.standard_normal(shape, np.float32) / np.float32(max(1, math.prod(shape[:-1])) ** 0.5))
 
@@ -294,8 +300,9 @@ def _with_tuples(value: Any) -> Any:
     return value
 
 
-def _told(error: BaseException) -> str:
-    # Flax ends its messages in an address.
+def _one_line(error: BaseException) -> str:
+    """Returns an error's type and the first line of its message."""
+    # Flax ends its messages with the address of a page.
     lines = (re.sub(r" \(https://\S+\)$", "", line.strip()) for line in str(error).splitlines())
     line = next(filter(None, lines), "")
     return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__

@@ -1,1 +1,1 @@
-"""Prediction: preprocessing, a network, its posterior draws, and the summaries and scores of their predictions."""
+"""Prediction: preprocessing, networks with posterior draws, and the summaries and scores of their predictions."""

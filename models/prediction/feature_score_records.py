@@ -1,4 +1,4 @@
-"""The fitted arrays of each feature score, and what a score is computed from."""
+"""The records of fitted arrays, one for each feature score, and of the values that a score is computed from."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Leaf = Any
 """numpy on the host, JAX within a compiled call."""
 
 
-class View(NamedTuple):
-    """What a density sees of ONE row: the row as it came, preprocessed, and through the members' networks."""
+class ScoreInputs(NamedTuple):
+    """The values of ONE row that feature scores are computed from: raw, preprocessed, and from the members' networks."""
 
     row: Float[Array, " features"]
     inputs: Float[Array, " inputs"]
@@ -25,7 +25,11 @@ class View(NamedTuple):
 
 
 class VirtualLogit(NamedTuple):
-    """`origin` [members, width]; `residual` [members, width, left], an orthonormal basis of what is not principal; `weight` [members]."""
+    """The arrays of virtual-logit matching.
+
+    `origin` [members, width]; `residual` [members, width, left], an orthonormal basis of the complement of the principal
+    subspace; `weight` [members].
+    """
 
     origin: Leaf
     residual: Leaf
@@ -33,8 +37,9 @@ class VirtualLogit(NamedTuple):
 
 
 class Mahalanobis(NamedTuple):
-    """Features of unit length to principal components, [members, width, kept], and whitened there.
+    """The arrays of Mahalanobis distances: unit-length features are projected to principal components and whitened.
 
+    `components` [members, width, kept] are the principal components.
     `within` and `overall` [members, kept, kept] whiten by the covariance within classes and by that of all rows;
     `means` [members, kept, classes] and `mean` [members, kept] are the whitened means. Regression has one class.
     """
@@ -47,9 +52,10 @@ class Mahalanobis(NamedTuple):
 
 
 class Subspace(NamedTuple):
-    """Inputs, of unit length where `unit` is 1: `means` [classes, inputs], orthonormal `basis` [inputs, classes, kept].
+    """Principal subspaces of the classes' inputs, scaled to unit length if `unit` is 1.
 
-    `centres` [classes, kept], the means within their own subspaces, are written and no longer read.
+    `means` [classes, inputs], orthonormal `basis` [inputs, classes, kept]. `centres` [classes, kept], the means within
+    their own subspaces, are written but no longer read.
     """
 
     unit: Leaf
@@ -59,11 +65,11 @@ class Subspace(NamedTuple):
 
 
 class LocalSubspaces(NamedTuple):
-    """Clusters of projected training rows, `(x − mean) @ components` [kept], each with a principal subspace of its own.
+    """Clusters of projected training rows, `(x − mean) @ components` [kept], each with its own principal subspace.
 
-    `labels` [clusters] is each one's class, `centres` [kept, clusters] its mean, `basis` [kept, local, clusters] its
-    orthonormal directions, and `inside` [local, clusters] the mean along them. Clusters are last, for sums over the other
-    axes are then taken many clusters at a time.
+    For each cluster, `labels` [clusters] is its class, `centres` [kept, clusters] its mean, `basis` [kept, local, clusters]
+    its orthonormal directions, and `inside` [local, clusters] the mean along them. Clusters are the last axis, so that sums
+    over the other axes are vectorised over clusters.
     """
 
     unit: Leaf
@@ -76,9 +82,9 @@ class LocalSubspaces(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """A bank [groups, kept] of means of near training rows, `(x − mean) @ components`, and half of each squared length.
+    """The `bank` [groups, kept] of means of groups of near training rows, projected by `(x − mean) @ components`.
 
-    In bundles from before groups the bank holds single training rows.
+    `half_squares` [groups] is half of each squared length. In older bundles the bank holds single training rows.
     """
 
     unit: Leaf
@@ -89,14 +95,14 @@ class Neighbours(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Least and largest value of each feature [features] of the training rows."""
+    """The least and the largest value of each feature [features] in the training rows."""
 
     low: Leaf
     high: Leaf
 
 
 class Densities(NamedTuple):
-    """Which draws are the members, and the fitted records by the score's name."""
+    """Fitted feature scores: the indices of the member draws, and each score's record by its name."""
 
     members: Leaf
     records: dict[str, Any]

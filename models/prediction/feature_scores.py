@@ -1,17 +1,17 @@
-"""Densities: scores fitted to the training rows once the posterior is there, and stored in the bundle.
+"""Feature scores: scores that are fitted to the training rows after inference, and stored in the bundle.
 
     vim                   virtual-logit matching of penultimate features (Wang et al., 2022)
-    relative_mahalanobis  of penultimate features: to the nearest class, less that to all classes (Ren et al., 2021)
-    mahalanobis           its regression counterpart: to all training rows (Lee et al., 2018, with one class)
-    subspace              what the predicted class's principal subspace of the inputs leaves over
-    local_subspace        the same by many small subspaces of each class, one for each of its clusters: of the inputs
-    feature_subspace      … and of penultimate features (mixtures of local principal components; Kambhatla & Leen, 1997)
-    knn                   distance to the nearest group of training rows, by penultimate features (after Sun et al., 2022)
-    input_knn             the same by inputs
-    range                 how far the worst feature lies outside its training range, in widths of it
+    relative_mahalanobis  distance of penultimate features to the nearest class, minus that to all rows (Ren et al., 2021)
+    mahalanobis           the same for regression: distance to all training rows (Lee et al., 2018, with one class)
+    subspace              residual of the inputs from the predicted class's principal subspace
+    local_subspace        residual of the inputs from many small subspaces of the class, one for each of its clusters
+    feature_subspace      … of penultimate features (mixtures of local principal components; Kambhatla & Leen, 1997)
+    knn                   distance of penultimate features to the nearest group of training rows (after Sun et al., 2022)
+    input_knn             distance of the inputs to the nearest group of training rows
+    range                 distance of the most extreme feature from its training range, in widths of the range
 
-Each is a record of arrays, fitted by `training/calibration/feature_scores.py`, and a function of ONE row's `View`. Features are those of
-a few draws, the members; a score is the mean over them.
+Each score is a record of arrays, which `training/calibration/feature_scores.py` fits, and a function of ONE row's
+`ScoreInputs`. Features come from a few draws, the members; a score is the mean over them.
 """
 
 from __future__ import annotations
@@ -33,214 +33,220 @@ from abstain.models.prediction.feature_score_records import (
     Neighbours,
     Range,
     Scalar,
+    ScoreInputs,
     Subspace,
-    View,
     VirtualLogit,
 )
 
-ROUNDING = 1e-4
-"""Of a feature's range, that a row may lie outside without being told so: another way to the same number."""
-NOTHING = 1e-4
-"""Of a vector's length, that its residual may have and count as none: float32 would rank rows there by their rounding."""
-NOTHING_OF_SQUARES = 1e-6
-"""The same of squared lengths, where the residual's is their difference."""
+RANGE_TOLERANCE = 1e-4
+"""Share of a feature's range by which a row may be outside of it and count as inside: the difference may be rounding."""
+RESIDUAL_TOLERANCE = 1e-4
+"""Residuals up to this share of the vector's length count as 0: float32 would rank such rows by their rounding."""
+SQUARED_TOLERANCE = 1e-6
+"""The same for squared residuals that are a difference of squared lengths."""
 NEGLIGIBLE = 1e-5
-"""Of a squared distance, by which a nearer neighbour would not change the score beyond its tolerance."""
-LOOKED_AT = 4
-"""How many neighbours are looked at one by one before all of them are."""
-ROUNDED = 4 * float(np.finfo(np.float32).eps)
-"""Of an input's size, what may be its rounding: what is left of it once a mean far from zero is taken off."""
+"""A neighbour that is nearer by less than this share of the squared distance does not change the score beyond its tolerance."""
+SINGLE_NEIGHBOURS = 4
+"""Number of neighbours whose distance is computed one by one; after that, all distances are computed."""
+INPUT_ROUNDING = 4 * float(np.finfo(np.float32).eps)
+"""Rounding error of an input relative to its size; it is large after subtracting a mean far from zero."""
 
 
-def virtual_logit(record: VirtualLogit, view: View) -> Scalar:
-    """α ‖residual‖ − log Σ exp(logit): the log-odds of the virtual class against all others."""
+def virtual_logit(record: VirtualLogit, inputs: ScoreInputs) -> Scalar:
+    """Returns α ‖residual‖ − log Σ exp(logit): the log-odds of the virtual class against all others."""
 
-    def of_member(origin: Array, residual: Array, weight: Array, features: Array, logits: Array) -> Array:
+    def member_score(origin: Array, residual: Array, weight: Array, features: Array, logits: Array) -> Array:
         return weight * norm((features - origin) @ residual) - jax.nn.logsumexp(logits)
 
-    logits = class_logits(view.logits)
-    return jax.vmap(of_member)(record.origin, record.residual, record.weight, view.features, logits).mean()
+    logits = class_logits(inputs.logits)
+    return jax.vmap(member_score)(record.origin, record.residual, record.weight, inputs.features, logits).mean()
 
 
 def class_logits(outputs: Leaf) -> Leaf:
-    """`[..., outputs]` → `[..., classes]`: the single logit z of `bernoulli` becomes the pair (−z/2, z/2).
+    """Returns a logit for each class, `[..., outputs]` → `[..., classes]`.
 
-    The pair has the same probabilities as (0, z), and treats both classes alike.
+    The single logit z of `bernoulli` becomes (−z/2, z/2), which has the same probabilities as (0, z) but treats both
+    classes alike.
     """
     if outputs.shape[-1] > 1:
         return outputs
     return outputs * np.array([-0.5, 0.5], np.float32)
 
 
-def relative_mahalanobis(record: Mahalanobis, view: View) -> Scalar:
-    """The squared distance to the nearest class, less the squared distance to all rows."""
-    whitened, overall = _whitened(record, view)
-    # Differences first: the whitened means lie far from zero beside their distances.
+def relative_mahalanobis(record: Mahalanobis, inputs: ScoreInputs) -> Scalar:
+    """Returns the squared distance to the nearest class minus the squared distance to the mean of all rows."""
+    whitened, overall = _whiten(record, inputs)
+    # Differences first: the whitened means are far from zero compared with their distances.
     nearest = ((record.means - whitened[:, :, None]) ** 2).sum(axis=1).min(axis=-1)
     return (nearest - ((record.mean - overall) ** 2).sum(axis=-1)).mean()
 
 
-def mahalanobis(record: Mahalanobis, view: View) -> Scalar:
-    """The distance to all rows."""
-    _, overall = _whitened(record, view)
+def mahalanobis(record: Mahalanobis, inputs: ScoreInputs) -> Scalar:
+    """Returns the distance to the mean of all rows."""
+    _, overall = _whiten(record, inputs)
     return jnp.sqrt(((record.mean - overall) ** 2).sum(axis=-1)).mean()
 
 
-def _whitened(record: Mahalanobis, view: View) -> tuple[Array, Array]:
-    projected = jnp.einsum("mw,mwk->mk", unit_length(view.features), record.components)
+def _whiten(record: Mahalanobis, inputs: ScoreInputs) -> tuple[Array, Array]:
+    projected = jnp.einsum("mw,mwk->mk", unit_length(inputs.features), record.components)
     return jnp.einsum("mk,mkj->mj", projected, record.within), jnp.einsum("mk,mkj->mj", projected, record.overall)
 
 
-def subspace(record: Subspace, view: View) -> Scalar:
-    """The norm of what is left of an input when its predicted class's principal subspace is taken out."""
-    x = _scaled(record.unit, view.inputs)
-    centred = x - record.means[view.label]
-    # Squares of what float32 holds may overflow.
+def subspace(record: Subspace, inputs: ScoreInputs) -> Scalar:
+    """Returns the norm of an input's residual from the principal subspace of its predicted class."""
+    x = _scale(record.unit, inputs.inputs)
+    centred = x - record.means[inputs.label]
+    # Squares of large float32 numbers overflow.
     shrink = jnp.where(jnp.abs(centred).max() > 1e15, jnp.float32(1e-25), jnp.float32(1.0))
-    # All classes at once is one matrix product; the predicted one's basis would be copied for every row.
-    inside = jnp.einsum("d,dck->ck", centred * shrink, record.basis)[view.label]
+    # All classes at once are one matrix product; selecting the predicted class first would copy its basis for every row.
+    inside = jnp.einsum("d,dck->ck", centred * shrink, record.basis)[inputs.label]
     whole = ((centred * shrink) ** 2).sum()
     left = whole - (inside**2).sum()
-    rounding = NOTHING_OF_SQUARES * whole + ((ROUNDED * shrink * x) ** 2).sum()
-    # What is no number is not nothing.
+    rounding = SQUARED_TOLERANCE * whole + ((INPUT_ROUNDING * shrink * x) ** 2).sum()
+    # NaN stays NaN: the comparison is False.
     return jnp.where(left <= rounding, 0.0, jnp.sqrt(left) / shrink)
 
 
-def local_subspace(record: LocalSubspaces, view: View) -> Scalar:
-    """The least norm that a cluster of the predicted class leaves over of an input."""
-    return _local_residual(record, _scaled(record.unit, view.inputs), view.label)
+def local_subspace(record: LocalSubspaces, inputs: ScoreInputs) -> Scalar:
+    """Returns the least norm of an input's residual from the subspaces of the predicted class's clusters."""
+    return _local_residual(record, _scale(record.unit, inputs.inputs), inputs.label)
 
 
-def feature_subspace(record: LocalSubspaces, view: View) -> Scalar:
-    """The same of the members' features, side by side; of unit length each, for pixels."""
-    return _local_residual(record, _scaled(record.unit, view.features).ravel(), view.label)
+def feature_subspace(record: LocalSubspaces, inputs: ScoreInputs) -> Scalar:
+    """Returns the same for the members' features, concatenated; for pixels each member's have unit length."""
+    return _local_residual(record, _scale(record.unit, inputs.features).ravel(), inputs.label)
 
 
 def _local_residual(record: LocalSubspaces, x: Array, label: Array) -> Scalar:
-    place = (x - record.mean) @ record.components
-    inside = jnp.einsum("d,dkc->kc", place, record.basis) - record.inside
-    left = _squared_distances(place, record.centres) - (inside**2).sum(axis=0)
-    # A class without rows has no cluster: then any will do.
+    point = (x - record.mean) @ record.components
+    inside = jnp.einsum("d,dkc->kc", point, record.basis) - record.inside
+    left = _squared_distances(point, record.centres) - (inside**2).sum(axis=0)
+    # A class without rows has no cluster: then all clusters are used.
     own = (record.labels == label) | ~(record.labels == label).any()
-    size = (place**2).sum()
-    # What these differences of squares may have lost in float32.
-    lost = NOTHING_OF_SQUARES * (size + (record.centres**2).sum(axis=0))
-    nothing = NOTHING**2 * size
+    size = (point**2).sum()
+    # The rounding error of these differences of squares in float32.
+    lost = SQUARED_TOLERANCE * (size + (record.centres**2).sum(axis=0))
+    nothing = RESIDUAL_TOLERANCE**2 * size
 
     def may_improve(state: tuple[Array, Array]) -> Array:
         least, best = state
         return (least.min() < best) & (best > nothing)
 
     def improve(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Computes the residual of the cluster with the least bound, and leaves that cluster out from then on."""
+        """Computes the residual of the cluster with the least bound, and removes that cluster."""
         least, best = state
         nearest = least.argmin()
-        centred, basis = place - record.centres[:, nearest], record.basis[:, :, nearest]
+        centred, basis = point - record.centres[:, nearest], record.basis[:, :, nearest]
         squared = ((centred - basis @ (centred @ basis)) ** 2).sum()
         return jnp.where(jnp.arange(least.size) == nearest, jnp.inf, least), jnp.minimum(best, squared)
 
-    # The residual itself of every cluster that may leave the least: mostly of one. Else rounding would choose among those
-    # that leave little, and another batch size another.
+    # Computes the exact residual of every cluster whose bound may be the least, usually one. Otherwise rounding, which
+    # depends on the batch size, would choose among clusters with small residuals.
     bounds = jnp.where(own, left - lost, jnp.inf)
-    _, best = jax.lax.while_loop(may_improve, improve, (bounds, jnp.full((), jnp.inf, place.dtype)))
+    _, best = jax.lax.while_loop(may_improve, improve, (bounds, jnp.full((), jnp.inf, point.dtype)))
     return jnp.where(best <= nothing, 0.0, jnp.sqrt(best))
 
 
-def _squared_distances(place: Float[Array, " kept"], points: Float[Array, "kept points"]) -> Float[Array, " points"]:
-    """By one product: differences of every coordinate to every point would be many more numbers than the answer."""
-    return (place**2).sum() - 2 * place @ points + (points**2).sum(axis=0)
+def _squared_distances(point: Float[Array, " kept"], others: Float[Array, "kept points"]) -> Float[Array, " points"]:
+    """Returns squared distances by one matrix product, because the differences of all coordinates need much more memory."""
+    return (point**2).sum() - 2 * point @ others + (others**2).sum(axis=0)
 
 
-def features_knn(record: Neighbours, view: View) -> Scalar:
-    """The distance of the members' features, side by side, to the nearest of the bank; of unit length each, for pixels."""
-    return _nearest_distance(record, _scaled(record.unit, view.features).ravel())
+def features_knn(record: Neighbours, inputs: ScoreInputs) -> Scalar:
+    """Returns the distance of the members' features, concatenated, to the nearest point of the bank.
+
+    For pixels each member's features have unit length.
+    """
+    return _nearest_distance(record, _scale(record.unit, inputs.features).ravel())
 
 
-def input_knn(record: Neighbours, view: View) -> Scalar:
-    """The distance of the preprocessed input to the nearest of the bank."""
-    return _nearest_distance(record, _scaled(record.unit, view.inputs))
+def input_knn(record: Neighbours, inputs: ScoreInputs) -> Scalar:
+    """Returns the distance of the preprocessed input to the nearest point of the bank."""
+    return _nearest_distance(record, _scale(record.unit, inputs.inputs))
 
 
-def _scaled(unit: Leaf, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+def _scale(unit: Leaf, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
     return jnp.where(unit > 0, unit_length(x), x)
 
 
 def _nearest_distance(record: Neighbours, x: Array) -> Scalar:
-    """The distance to the nearest of the bank: exact, though one matrix product looks for it and rounds small ones off."""
-    place = (x - record.mean) @ record.components
-    # Squares of what float32 holds may overflow.
-    shrink = jnp.where(jnp.abs(place).max() > 1e15, jnp.float32(1e-25), jnp.float32(1.0))
-    small = place * shrink
+    """Returns the exact distance to the nearest point of the bank; a matrix product, which rounds, only searches for it."""
+    point = (x - record.mean) @ record.components
+    # Squares of large float32 numbers overflow.
+    shrink = jnp.where(jnp.abs(point).max() > 1e15, jnp.float32(1e-25), jnp.float32(1.0))
+    small = point * shrink
     sizes = (small**2).sum() + 2 * record.half_squares * shrink**2
-    # No square of a distance is less, whatever the product's rounding.
-    bounds = (1 - NOTHING_OF_SQUARES) * sizes - 2 * shrink * (record.bank @ small)
+    # Lower bounds of the squared distances, whatever the product's rounding.
+    bounds = (1 - SQUARED_TOLERANCE) * sizes - 2 * shrink * (record.bank @ small)
     order = jnp.arange(bounds.size)
-    nothing = norm(NOTHING * place)
+    nothing = norm(RESIDUAL_TOLERANCE * point)
 
-    def least_of_others(looked_at: Array) -> Array:
-        return jnp.where((order[:, None] == looked_at).any(axis=1), jnp.inf, bounds).min()
+    def least_of_others(done: Array) -> Array:
+        return jnp.where((order[:, None] == done).any(axis=1), jnp.inf, bounds).min()
 
     def distance_to(bound: Array) -> tuple[Array, Array]:
-        # The largest place is found many at a time, the first one not.
+        # Finding the largest index is vectorised; finding the first one is not.
         nearest = jnp.where(bounds == bound, order, 0).max()
-        return nearest, norm(jnp.asarray(record.bank)[nearest] - place)
+        return nearest, norm(jnp.asarray(record.bank)[nearest] - point)
 
     def may_be_nearer(best: Array, rest: Array) -> Array:
         return (rest < (1 - NEGLIGIBLE) * (best * shrink) ** 2) & (best > nothing)
 
-    def look_at_one(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        """Computes the distance to the neighbour with the least bound of those not looked at."""
-        best, rest, looked_at, count = state
+    def compute_one(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        """Computes the distance to the neighbour with the least bound among the remaining ones."""
+        best, rest, done, count = state
         nearest, distance = distance_to(rest)
-        looked_at = looked_at.at[count].set(nearest)
-        return jnp.minimum(best, distance), least_of_others(looked_at), looked_at, count + 1
+        done = done.at[count].set(nearest)
+        return jnp.minimum(best, distance), least_of_others(done), done, count + 1
 
-    def look_at_all(state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def compute_all(state: tuple[Array, Array]) -> tuple[Array, Array]:
         """Computes the distance to every neighbour by differences."""
-        # Tied to the state, lest XLA compute the differences ahead of the loop, needed or not.
-        best, rest, own = jax.lax.optimization_barrier((*state, place))
+        # The barrier ties them to the state, so that XLA does not compute them before the loop, needed or not.
+        best, rest, own = jax.lax.optimization_barrier((*state, point))
         squared = (((record.bank - own) * shrink) ** 2).sum(axis=1)
         return jnp.minimum(best, jnp.sqrt(squared.min()) / shrink), jnp.full_like(rest, jnp.inf)
 
-    # Mostly one is looked at. Where many are as near as rounding can tell, as in tight clusters, all differences are taken:
-    # else rounding would choose among them, and another batch size another.
+    # Usually one distance is computed. If rounding cannot tell which of many neighbours is nearest, as in tight clusters, all
+    # are computed: otherwise rounding, which depends on the batch size, would choose among them.
     nearest, best = distance_to(bounds.min())
-    looked_at = jnp.full(LOOKED_AT, nearest)
-    state = (best, least_of_others(nearest[None]), looked_at, jnp.ones((), jnp.int32))
-    few = jax.lax.while_loop(lambda state: may_be_nearer(*state[:2]) & (state[3] < LOOKED_AT), look_at_one, state)
-    distance, _ = jax.lax.while_loop(lambda state: may_be_nearer(*state), look_at_all, few[:2])
-    # A row that is in the bank is at distance 0, not at that of its rounding; what is no number is not near.
+    done = jnp.full(SINGLE_NEIGHBOURS, nearest)
+    state = (best, least_of_others(nearest[None]), done, jnp.ones((), jnp.int32))
+    few = jax.lax.while_loop(
+        lambda state: may_be_nearer(*state[:2]) & (state[3] < SINGLE_NEIGHBOURS), compute_one, state
+    )
+    distance, _ = jax.lax.while_loop(lambda state: may_be_nearer(*state), compute_all, few[:2])
+    # A row that is in the bank has distance 0, not its rounding error; NaN stays NaN.
     return jnp.where(distance <= nothing, 0.0, distance)
 
 
-def range_excess(record: Range, view: View) -> Scalar:
-    """How far outside its range the worst feature is; 0 for a row within."""
-    return _outside(record, view).max()
+def range_excess(record: Range, inputs: ScoreInputs) -> Scalar:
+    """Returns how far the most extreme feature is outside its range, in widths of the range; 0 for a row inside."""
+    return _outside(record, inputs).max()
 
 
-def farthest_feature(record: Range, view: View) -> Int[Array, ""]:
-    """Which feature that is; the first, for a row within."""
-    return _outside(record, view).argmax()
+def farthest_feature(record: Range, inputs: ScoreInputs) -> Int[Array, ""]:
+    """Returns the index of the feature that is farthest outside its range; 0 for a row inside."""
+    return _outside(record, inputs).argmax()
 
 
-def _outside(record: Range, view: View) -> Float[Array, " features"]:
-    """Each feature's distance from its range, in widths of it. A gap is within."""
+def _outside(record: Range, inputs: ScoreInputs) -> Float[Array, " features"]:
+    """Returns each feature's distance from its range, in widths of the range; 0 for a missing value."""
     width = jnp.where(record.high > record.low, record.high - record.low, 1.0)
-    outside = jnp.maximum(record.low - view.row, view.row - record.high) / width
-    return jnp.where(outside > ROUNDING, outside, 0.0)
+    outside = jnp.maximum(record.low - inputs.row, inputs.row - record.high) / width
+    return jnp.where(outside > RANGE_TOLERANCE, outside, 0.0)
 
 
 def norm(x: Float[Array, "... width"]) -> Float[Array, "..."]:
-    """The Euclidean norm over the last axis; squares of what float32 holds may overflow, hence the scale."""
+    """Returns the Euclidean norm over the last axis, scaled internally because squares may overflow float32."""
     largest = jnp.maximum(jnp.abs(x).max(axis=-1), np.finfo(np.float32).tiny)
-    # XLA divides by its reciprocal, and that of the largest numbers is rounded to 0.
+    # XLA multiplies by the reciprocal, which is rounded to 0 for the largest numbers.
     shrink = jnp.where(largest > 1e30, jnp.float32(1e-10), jnp.float32(1.0))
     within = (x * shrink[..., None]) / (largest * shrink)[..., None]
     return largest * jnp.sqrt((within**2).sum(axis=-1))
 
 
 def unit_length(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-    """`x` divided by its norm; zeros stay zeros."""
+    """Returns `x` divided by its norm; zeros stay zeros."""
     largest = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
     # In two steps: the norm itself may be too large for float32.
     shrink = jnp.where(largest > 1e30, jnp.float32(1e-10), jnp.float32(1.0))
@@ -249,7 +255,7 @@ def unit_length(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
 
 
 class Density(NamedTuple):
-    """A score's record and function."""
+    """The record type and the function of a feature score."""
 
     record: type
     score: Callable[..., Scalar]
@@ -280,15 +286,15 @@ OF_TASK: dict[str, tuple[str, ...]] = {
 }
 
 
-def density_scores(densities: Densities, view: View) -> dict[str, Scalar]:
-    """Every density's score of ONE row; what float32 cannot hold is as strange as can be."""
+def density_scores(densities: Densities, inputs: ScoreInputs) -> dict[str, Scalar]:
+    """Computes every feature score of ONE row; NaN and infinity become the largest float32 number."""
     largest = float(np.finfo(np.float32).max)
-    scores = {name: DENSITIES[name].score(record, view) for name, record in densities.records.items()}
+    scores = {name: DENSITIES[name].score(record, inputs) for name, record in densities.records.items()}
     return {name: jnp.nan_to_num(score, nan=largest, posinf=largest) for name, score in scores.items()}
 
 
 def as_tree(densities: Densities) -> dict[str, Any]:
-    """The arrays as nested dicts, as they lie in a bundle."""
+    """Returns the arrays as nested dicts, as a bundle stores them."""
     return {"members": densities.members} | {
         name: {field: np.asarray(leaf) for field, leaf in record._asdict().items()}
         for name, record in densities.records.items()
@@ -296,7 +302,7 @@ def as_tree(densities: Densities) -> dict[str, Any]:
 
 
 def shapes_of(densities: Densities) -> dict[str, dict[str, tuple[int, ...]]]:
-    """The shape of every array, by score and field."""
+    """Returns the shape of every array, by score and field."""
     return {
         name: {field: tuple(np.shape(leaf)) for field, leaf in record._asdict().items()}
         for name, record in densities.records.items()
@@ -304,10 +310,10 @@ def shapes_of(densities: Densities) -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def check_shapes(tree: dict[str, Any], shapes: dict[str, dict[str, tuple[int, ...]]], draws: int, where: str) -> None:
-    """Holds the arrays of a bundle against the shapes that its manifest gives; leaves need not be arrays.
+    """Compares a bundle's arrays with the shapes in its manifest; leaves only need a shape and a dtype.
 
     Raises:
-        BundleError: an array is missing, superfluous, or of another shape or dtype; or an unknown density.
+        BundleError: an array is missing, unexpected, or of another shape or dtype; or a feature score is unknown.
     """
     found = {
         name: sorted(cast("dict[str, Any]", fields)) if isinstance(fields, dict) else "an array"
@@ -333,10 +339,10 @@ def _refused_leaf(name: str, field: str, shape: tuple[int, ...], leaf: Any, wher
 
 
 def from_tree(tree: dict[str, Any], shapes: dict[str, dict[str, tuple[int, ...]]], draws: int, where: str) -> Densities:
-    """The records of a bundle, held against the shapes that its manifest gives.
+    """Makes the records of a bundle's arrays, after comparing them with the shapes in its manifest.
 
     Raises:
-        BundleError: an array is missing, superfluous, of another shape, or not finite; or an unknown density.
+        BundleError: an array is missing, unexpected, of another shape, or not finite; or a feature score is unknown.
     """
     check_shapes(tree, shapes, draws, where)
     members = tree["members"]

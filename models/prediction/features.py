@@ -1,4 +1,4 @@
-"""Penultimate features: what the last dense layer of a network is given, taken from the same pass as its outputs."""
+"""Penultimate features: the input of a network's last dense layer, taken from the forward pass that computes its outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from abstain.models.prediction.posterior import Draws, Model
 from abstain.models.prediction.preprocessing import transform
 
 FEATURE_LAYER = nn.Dense
-"""The kind of layer whose input is a row's features."""
+"""The class of the layer that takes a row's features as input."""
 
 
 class LayerCall(NamedTuple):
@@ -35,10 +35,10 @@ class LayerCall(NamedTuple):
 
 @lru_cache(maxsize=64)
 def last_layer(network: Network, shape: tuple[int, ...], kind: type[nn.Module] = nn.Module) -> LayerCall | None:
-    """The last call of a layer in a forward pass, for a preprocessed row of a shape; None where there is no layer.
+    """Returns the last call of a layer in a forward pass, for a preprocessed row of a shape; None if there is no layer.
 
-    A layer is a module that keeps parameters and has no further layers in it. The order is that of the calls, not of
-    the parameters: of `a(relu(b(a(x))))` the last layer is `a`, although `b` is the last to be made.
+    A layer is a module with parameters and without inner layers. The order is that of the calls, not of the parameters:
+    in `a(relu(b(a(x))))` the last layer is `a`, although `b` was made last.
 
     Args:
         kind: only layers of this class count.
@@ -48,9 +48,9 @@ def last_layer(network: Network, shape: tuple[int, ...], kind: type[nn.Module] =
     last: list[LayerCall] = []
 
     def trace(parameters: Any, x: Array) -> None:
-        # Nothing traced may be kept: of the input, only its shape.
-        for path, given in _call_layers(network, parameters, x, kind)[1][-1:]:
-            shape = jax.ShapeDtypeStruct(given.shape, given.dtype) if isinstance(given, jax.Array) else None
+        # Traced values must not leave the trace: of the input, only its shape is kept.
+        for path, value in _call_layers(network, parameters, x, kind)[1][-1:]:
+            shape = jax.ShapeDtypeStruct(value.shape, value.dtype) if isinstance(value, jax.Array) else None
             last.append(LayerCall(path, shape))
 
     jax.eval_shape(trace, parameters, example)
@@ -60,7 +60,7 @@ def last_layer(network: Network, shape: tuple[int, ...], kind: type[nn.Module] =
 def outputs_and_features(
     model: Model, draw: Draws, x: Float[Array, "..."]
 ) -> tuple[Float[Array, " outputs"], Float[Array, " width"]]:
-    """ONE draw's outputs for ONE row, and its penultimate features; the outputs stand in where there are none."""
+    """Returns ONE draw's outputs and penultimate features for ONE row; without features, the outputs twice."""
     network, prepared = model.module, transform(model.preprocessing, x)
     if _feature_layer(network, prepared.shape) is None:
         with nn.intercept_methods(kernel_first):
@@ -73,17 +73,17 @@ def outputs_and_features(
 def feature_weights(
     model: Model, draw: Draws, x: Float[Array, "..."]
 ) -> tuple[Float[Array, "width outputs"], Float[Array, " outputs"]] | None:
-    """Kernel and bias of the layer that the features go into; None where the outputs stand in for them."""
+    """Returns kernel and bias of the layer that takes the features; None if the outputs replace the features."""
     layer = _feature_layer(model.module, transform(model.preprocessing, x).shape)
     if layer is None:
         return None
-    parameters = _at(draw["network"], layer.path)
+    parameters = _parameters_at(draw["network"], layer.path)
     kernel = parameters["kernel"]
     return kernel, parameters.get("bias", jnp.zeros(kernel.shape[-1], kernel.dtype))
 
 
 def _feature_layer(network: Network, shape: tuple[int, ...]) -> LayerCall | None:
-    """The last dense layer, if its input is one vector outside of transformations; not one vector for each part of a row."""
+    """Returns the last dense layer if its input is a single vector, and not inside a scan or another transformation."""
     layer = last_layer(network, shape, FEATURE_LAYER)
     if layer is None or layer.input is None or layer.input.size != layer.input.shape[-1]:
         return None
@@ -93,14 +93,18 @@ def _feature_layer(network: Network, shape: tuple[int, ...]) -> LayerCall | None
 def _call_layers(
     network: Network, parameters: Any, x: Float[Array, "..."], kind: type[nn.Module]
 ) -> tuple[Any, list[LayerCall]]:
-    """The network's outputs, and every call of its layers of a kind, in order."""
+    """Returns the network's outputs, and every call of its layers of this class, in order."""
     calls: list[LayerCall] = []
     outside = cast("Any", current_trace())
 
     def record(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
-        if isinstance(module, kind) and context.method_name != "setup" and _is_layer(_at(parameters, module.path)):
-            # What is traced within a scan or another transformation is no value out here.
+        if (
+            isinstance(module, kind)
+            and context.method_name != "setup"
+            and _is_layer(_parameters_at(parameters, module.path))
+        ):
+            # A value traced inside a scan or another transformation cannot be used outside of it.
             calls.append(LayerCall(module.path, args[0] if args and current_trace() == outside else None))
         return call(*args, **kwargs)
 
@@ -109,13 +113,13 @@ def _call_layers(
     return outputs, calls
 
 
-def _at(parameters: Any, path: tuple[str, ...]) -> Any:
-    """What a module keeps, its parts' parameters included; nothing where it keeps none."""
+def _parameters_at(parameters: Any, path: tuple[str, ...]) -> Any:
+    """Returns the parameters of the module at a path, with those of its submodules; {} if it has none."""
     for name in path:
         parameters = parameters.get(name, {})
     return parameters
 
 
 def _is_layer(parameters: Mapping[str, Any]) -> bool:
-    """Whether these are the parameters of one layer: some arrays, and nothing deeper."""
+    """Whether these are the parameters of one layer: arrays only, and at least one."""
     return bool(parameters) and not any(isinstance(value, Mapping) for value in parameters.values())

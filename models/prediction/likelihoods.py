@@ -1,12 +1,12 @@
-"""Likelihoods: the probability of a target given a network's outputs, and what one draw predicts.
+"""Likelihoods: the probability of a target given a network's outputs, and the prediction of one draw.
 
 Each likelihood is a record of pure functions over ONE example and ONE draw. `noise` is the draw of the likelihood's
-own parameter (the standard deviation of `normal`), and 0 where a likelihood has none.
+own parameter (the standard deviation of `normal`), and 0 if a likelihood has none.
 
     categorical             outputs = logits [classes]           y in 0 … classes − 1
     bernoulli               outputs = one logit                  y in {0, 1}; served as two classes
     normal                  outputs = mean                       one standard deviation for all inputs, inferred
-    heteroscedastic_normal  outputs = (mean, log variance)       a variance of its own for every input
+    heteroscedastic_normal  outputs = (mean, log variance)       a separate variance for every input
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from jaxtyping import Array, Float, Scalar
 
 LikelihoodName = Literal["categorical", "bernoulli", "normal", "heteroscedastic_normal"]
 
-# exp(±30) brackets any variance that float32 and a standardised target can mean; beyond it lie overflows.
+# exp(±30) includes every meaningful variance of a standardised target in float32; larger values overflow.
 LOG_VARIANCE_BOUND = 30.0
 
 
 class Likelihood(NamedTuple):
-    """How outputs become probabilities; see the module's table."""
+    """The functions of a likelihood; the module's docstring lists all likelihoods."""
 
     name: LikelihoodName
     task: Literal["classification", "regression"]
     outputs: Callable[[int], int]
-    """Network outputs needed for a number of classes (ignored by regression)."""
+    """Returns the number of network outputs for a number of classes (ignored by regression)."""
     has_noise: bool
-    """Whether a standard deviation is inferred beside the network's parameters."""
+    """Whether a standard deviation is inferred in addition to the network's parameters."""
     log_prob: Callable[[Float[Array, " outputs"], Scalar, Scalar], Scalar]
     """Log density, in nats, of a target (on the model's own scale) under one draw."""
     predict: Callable[[Float[Array, "outputs ..."], Scalar], Float[Array, "parts ..."]]
-    """What one draw predicts, for one row or for many along later axes: log probabilities `[classes, …]`, or
+    """The prediction of one draw, for one row or for many along later axes: log probabilities `[classes, …]`, or
     `[mean and variance, …]` on the model's own scale."""
 
 
@@ -67,7 +67,7 @@ def _heteroscedastic_moments(outputs: Float[Array, "2 ..."], _noise: Scalar) -> 
 
 
 def normal_log_density(y: Array, mean: Array, variance: Array) -> Array:
-    """Log N(y; mean, variance) in nats, elementwise."""
+    """Returns log N(y; mean, variance) in nats, elementwise."""
     return -0.5 * (jnp.log(2 * jnp.pi * variance) + (y - mean) ** 2 / variance)
 
 

@@ -1,17 +1,17 @@
-"""The packed ensemble: how draws lie in memory, and how layers are computed, so that a call moves no weights.
+"""The packed ensemble: the memory layout of draws and the order of products, so that a call never copies weights.
 
-Draws come first and outputs right behind them: `[draw, out, in]`. With the kernel as the left factor a dense layer over
-all draws and rows is then
+The draws are the first axis and the outputs the second: `[draw, out, in]`. With the kernel as the left factor, a dense
+layer over all draws and rows is
 
     first layer    [draw · out, in] @ [in, batch]                   one plain matrix product
-    later layers   [out, in] @ [in, batch], for every draw          products of matrices that lie whole in memory
+    later layers   [out, in] @ [in, batch], for every draw          products of contiguous matrices
 
-and rows stay last, so that what follows runs along many of them. Nothing is transposed, copied or gathered but the
-rows' own numbers. The layers are Flax's own, told apart by class: those of a module of one's own are computed this way
-too, and any other layer as it is written.
+and rows stay the last axis, so that later operations are vectorised along rows. Only the numbers of the rows are ever
+transposed, copied or gathered. This applies to every `nn.Dense` of Flax, also in a user's module; all other layers are
+computed as written.
 
-Draws are taken in chunks whose activations stay in a processor's cache, and a network with convolutions draw by draw:
-with kernels of many draws XLA makes one grouped convolution of them, which is slower than as many plain ones.
+Draws are computed in chunks whose activations stay in a processor's cache, and networks with convolutions draw by draw:
+for the kernels of many draws XLA makes one grouped convolution, which is slower than many plain ones.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from jaxtyping import Array
 from abstain.models.prediction.posterior import Draws
 
 CHUNK_BYTES = 8_000_000
-"""Of one layer's activations: draws are taken in chunks whose activations stay in a processor's cache."""
+"""Largest size of a layer's activations in a chunk of draws, so that they stay in a processor's cache."""
 
 
 def pack(draws: Draws) -> Draws:
-    """Draws with every leaf's output axis right behind the draws': `[draw, out, in]`, biases `[draw, out]`."""
+    """Moves every leaf's output axis to the second place: kernels `[draw, out, in]`, biases `[draw, out]`."""
     return jax.tree.map(_pack_leaf, draws)
 
 
@@ -42,7 +42,7 @@ def _pack_leaf(leaf: np.ndarray) -> np.ndarray:
 
 
 def unpack(packed: Draws) -> Draws:
-    """The draws as their network knows them; within a compiled call nothing is moved, only read in this order."""
+    """Restores the order of axes that the network needs; within a compiled call this copies nothing."""
     return jax.tree.map(_unpack_leaf, packed)
 
 
@@ -51,7 +51,7 @@ def _unpack_leaf(leaf: Any) -> Any:
 
 
 def kernel_first(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-    """A Flax interceptor that computes plain dense layers with the kernel as the left factor."""
+    """Computes plain dense layers with the kernel as the left factor; an interceptor for Flax."""
     layer: Any = context.module
     if type(layer) is not nn.Dense or context.method_name != "__call__" or len(args) != 1 or not _is_plain(layer):
         return call(*args, **kwargs)
@@ -63,34 +63,34 @@ def kernel_first(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.m
 
 
 def _is_plain(layer: nn.Dense) -> bool:
-    """Whether a layer has no precision, type or product of its own."""
+    """Whether a layer has the default precision, dtype and product."""
     own = (layer.dtype, layer.precision, layer.dot_general, layer.dot_general_cls)
     return all(setting is None for setting in own)
 
 
 def chunk_of(function: Callable[[Draws, Array], Any], draw: Draws, row: Any, batch: int, draws: int) -> int:
-    """How many draws to compute together.
+    """Returns how many draws to compute together.
 
-    A rule and not a measurement: workers must not differ in their rounding.
+    This is a fixed rule, not a measurement, so that all workers round alike.
 
     Args:
-        function: of one draw and one row.
-        draw: its shapes.
-        row: its shape.
-        batch: how many rows there are.
-        draws: and how many draws.
+        function: a function of one draw and one row.
+        draw: the shapes of one draw.
+        row: the shape of one row.
+        batch: the number of rows.
+        draws: the number of draws.
     """
     jaxpr = jax.make_jaxpr(function)(draw, row).jaxpr
     of_draw, of_row = set(jaxpr.invars[:-1]), {jaxpr.invars[-1]}
     largest = 1
     for equation in jaxpr.eqns:
-        given = {variable for variable in equation.invars if isinstance(variable, Var)}
-        of_draw |= set(equation.outvars) if given & of_draw else set()
-        of_row |= set(equation.outvars) if given & of_row else set()
+        inputs = {variable for variable in equation.invars if isinstance(variable, Var)}
+        of_draw |= set(equation.outvars) if inputs & of_draw else set()
+        of_row |= set(equation.outvars) if inputs & of_row else set()
         activations = [variable.aval.size for variable in equation.outvars if variable in of_draw & of_row]
         if activations and equation.primitive.name == "conv_general_dilated":
             return 1
         largest = max([largest, *activations])
     most = max(1, CHUNK_BYTES // (4 * largest * batch))
-    # As few chunks as that allows, and these alike.
+    # The fewest chunks that this allows, all of equal size.
     return draws // -(-draws // most)

@@ -1,6 +1,6 @@
-"""`Model`: everything about a network that is known before its parameters are. `Posterior`: a model and its draws.
+"""`Model`: the definition of a model without its parameters. `Posterior`: a model and the draws of its parameters.
 
-Every inference method ends in a `Posterior`, and nothing downstream can tell which method made it.
+Every inference method returns a `Posterior`; later code does not depend on the method.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from abstain.models.prediction.likelihoods import LIKELIHOODS, Likelihood, Likel
 from abstain.models.prediction.preprocessing import Preprocessing, transformed_shape
 
 Draws = Any
-"""`{"network": Flax parameters, "noise": [draws]}`, numpy leaves, sample axis 0; no "noise" where none is inferred."""
+"""`{"network": Flax parameters, "noise": [draws]}`: numpy leaves with the draws as axis 0; "noise" only if inferred."""
 
 
 class Model(BaseModel):
-    """Network, likelihood and preprocessing, with the names a person reads: a row in, a prediction's shape out."""
+    """Network, likelihood and preprocessing, with the shape of a row and the names of features and classes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     network: NetworkSpec
@@ -33,31 +33,31 @@ class Model(BaseModel):
     preprocessing: Preprocessing = Preprocessing()
     feature_shape: tuple[int, ...]
     feature_names: tuple[str, ...] = ()
-    """One for each feature of a flat row; empty where features have no names (pixels)."""
+    """One for each feature of a flat row; empty if features have no names (pixels)."""
     class_names: tuple[str, ...] = ()
     """Empty for regression."""
     target_name: str = "y"
 
     @property
     def law(self) -> Likelihood:
-        """The likelihood's functions."""
+        """The functions of the model's likelihood."""
         return LIKELIHOODS[self.likelihood]
 
     @property
     def features(self) -> int:
-        """Numbers in one row."""
+        """The number of features in a row."""
         return math.prod(self.feature_shape)
 
     @property
     def is_image(self) -> bool:
-        """Whether a row is a picture: `[height, width]` or `[height, width, channels]`."""
+        """Whether a row is an image: `[height, width]` or `[height, width, channels]`."""
         return is_image_shape(self.feature_shape)
 
     @property
     def is_pixel_like(self) -> bool:
-        """Whether a row is a picture on one scale, so that its direction means something without its length.
+        """Whether a row is an image with one scale for all pixels, so that its direction has a meaning without its length.
 
-        The columns of a table may be on one scale because nobody has scaled them.
+        Tables are excluded: one scale for all their columns may only mean that nobody has scaled them.
         """
         return self.is_image and len(self.preprocessing.scale) == 1 and self.features > 1
 
@@ -67,7 +67,7 @@ class Model(BaseModel):
         return self.network.build(self.law.outputs(len(self.class_names)))
 
     def parameter_shapes(self) -> Any:
-        """The tree of `jax.ShapeDtypeStruct` of one draw: `{"network": …, "noise": …}`."""
+        """Returns the shapes of one draw, `{"network": …, "noise": …}`, as a tree of `jax.ShapeDtypeStruct`."""
         shapes = {"network": parameter_shapes(self.module, transformed_shape(self.preprocessing, self.feature_shape))}
         if self.law.has_noise:
             shapes["noise"] = jax.ShapeDtypeStruct((), jnp.float32)
@@ -75,20 +75,20 @@ class Model(BaseModel):
 
 
 def is_image_shape(shape: tuple[int, ...]) -> bool:
-    """Whether rows of this shape are pictures: `[height, width]` or `[height, width, channels]`."""
+    """Whether rows of this shape are images: `[height, width]` or `[height, width, channels]`."""
     return len(shape) in {2, 3}
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """A model and draws of all its parameters; `draws` has numpy leaves of float32, sample axis 0."""
+    """A model and draws of all its parameters; `draws` has numpy leaves of float32 with the draws as axis 0."""
 
     model: Model
     draws: Draws
 
     @cached_property
     def size(self) -> int:
-        """How many draws there are."""
+        """The number of draws."""
         return jax.tree.leaves(self.draws)[0].shape[0]
 
 
@@ -96,35 +96,35 @@ def check_draws(model: Model, draws: Draws, where: str) -> None:
     """Refuses draws that do not fit the model.
 
     Raises:
-        BundleError: a leaf is missing, superfluous, of another shape or dtype, or not finite; or there is no network
-            to hold them against, since its module is not allowed or not there.
+        BundleError: a leaf is missing, unexpected, of another shape or dtype, or not finite; or the network cannot be
+            built, because its module is not allowed or not installed.
     """
     check_draw_shapes(expected_shapes(model, where), draws, where)
     check_finite_draws(draws, where)
 
 
 def expected_shapes(model: Model, where: str) -> Any:
-    """`model.parameter_shapes()` of a model that a bundle holds.
+    """Returns `model.parameter_shapes()` for a bundle's model.
 
     Raises:
-        BundleError: there is no such network, or its module is not allowed or not there.
+        BundleError: the network cannot be built, or its module is not allowed or not installed.
     """
     try:
         return model.parameter_shapes()
     except AbstainError as error:
         raise BundleError(str(error), where=where) from error
-    except Exception as error:  # A size that nobody chose: JAX raises many kinds, none documented.
+    except Exception as error:  # For nonsensical sizes JAX raises many types of errors, none of them documented.
         raise BundleError("network", where=where, found=f"{type(error).__name__}: {clip_repr(str(error))}") from error
 
 
 def check_draw_shapes(shapes: Any, draws: Any, where: str) -> None:
-    """Refuses draws that do not fit the network, by their shapes alone: leaves need not be arrays.
+    """Refuses draws that do not fit the network; leaves only need a shape and a dtype.
 
     Args:
-        shapes: of one draw.
+        shapes: the expected shapes of one draw.
 
     Raises:
-        BundleError: a leaf is missing, superfluous, or of another shape or dtype.
+        BundleError: a leaf is missing, unexpected, or of another shape or dtype.
     """
     expected, found = _by_path(shapes), _by_path(draws)
     if set(expected) != set(found):
@@ -149,7 +149,7 @@ def check_finite_draws(draws: Draws, where: str) -> None:
     """Refuses draws that are not finite.
 
     Raises:
-        BundleError: naming the leaf.
+        BundleError: names the leaf.
     """
     for path, leaf in _by_path(draws).items():
         if not np.isfinite(leaf).all():

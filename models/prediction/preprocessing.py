@@ -1,7 +1,7 @@
-"""Preprocessing as part of the model: from a row on the scale of the training arrays to what the network sees.
+"""Preprocessing as part of the model: from a row on the scale of the training arrays to the network's input.
 
-It is fitted once by training, kept as plain numbers and names in the manifest, and runs inside the compiled call.
-A table's text never reaches it: `encode_table` turns categories into their codes and gaps into NaN on the host.
+Training fits it once, the manifest stores it as numbers and names, and it runs inside the compiled call. It takes numbers
+only: `encode_table` turns a table's categories into codes and missing values into NaN on the host.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ ArrowColumn = Any
 
 
 FAR = 1e10
-"""Preprocessed inputs beyond this size are compressed by `bounded`: far beyond any training row, far below overflow."""
+"""`bounded` compresses preprocessed inputs beyond this size: far outside any training row, far below overflow."""
 
-# What people write for a number that is not there. A category of such a name is a category: NA is a country.
+# Common words for a missing number. In a column of categories they are categories: NA is a country.
 _NO_NUMBER = ("", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "NAN")
 _OTHER_COLUMN = (
     "if it holds names, list it in data.categorical; if dates or times, set data.time to it; if ids, list it in data.drop, "
@@ -39,23 +39,23 @@ _OTHER_COLUMN = (
 
 
 class Column(BaseModel):
-    """One column of a table: its name, its categories (none: it is numeric), and what stands in for a gap."""
+    """One column of a table: its name, its categories (empty if numeric), and the replacement of a missing value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     categories: tuple[str, ...] = ()
     missing: float = math.nan
-    """The value, or the category's code, that replaces a missing cell; NaN before it is fitted."""
+    """The value, or the category's code, that replaces a missing value; NaN before the fit."""
 
 
 class Preprocessing(BaseModel):
-    """`(x − shift) / scale`, gaps filled and categories one-hot encoded; and the scale of a regression target.
+    """`(x − shift) / scale`, with missing values filled and categories one-hot encoded; and the scale of a regression target.
 
     `shift` and `scale` hold one number for all features, or one for each. `columns` is empty unless the data is a table.
 
-    `origin` and `unit` are empty but for features that float32 cannot hold as they are, such as seconds since 1970. Then
-    the compiled program is given `(x − origin) / unit`, computed on the host in float64 by `on_host`, and `shift` and
-    `scale` are those of these numbers. Column.missing stays on the scale of the data.
+    `origin` and `unit` are used only for features that float32 cannot hold exactly enough, such as seconds since 1970. Then
+    the compiled program takes `(x − origin) / unit`, which `on_host` computes in float64, and `shift` and `scale` apply to
+    these numbers. `Column.missing` stays on the scale of the data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,17 +72,17 @@ class Preprocessing(BaseModel):
 
 
 def on_host(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]) -> Num[np.ndarray, "rows ..."]:
-    """The numbers that the compiled program is given, to be cast to float32: `rows` themselves but for an `origin`.
+    """Returns the input of the compiled program: `(rows − origin) / unit` in float32, or `rows` without an `origin`.
 
     Args:
-        rows: on the scale of the data; float64 where there is an origin, for float32 has lost its digits already.
+        rows: on the scale of the data; must be float64 if there is an `origin`, because float32 has lost the digits.
     """
     if not preprocessing.origin:
         return rows
     shape = rows.shape[1:] if len(preprocessing.origin) > 1 else ()
-    origin, unit = (np.reshape(terms, shape) for terms in (preprocessing.origin, preprocessing.unit))
+    origin, unit = (np.reshape(values, shape) for values in (preprocessing.origin, preprocessing.unit))
     largest = float(np.finfo(np.float32).max)
-    # A row far outside is to be called strange, not infinite.
+    # A row far outside must become strange, not infinite.
     with np.errstate(over="ignore"):
         return np.clip((rows.astype(np.float64) - origin) / unit, -largest, largest).astype(np.float32)
 
@@ -90,17 +90,17 @@ def on_host(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]) -> 
 def in_data_units(
     preprocessing: Preprocessing, numbers: Float[np.ndarray, "*rows features"]
 ) -> Float[np.ndarray, "*rows features"]:
-    """What `on_host` makes these numbers of."""
+    """Inverts `on_host`: returns the numbers on the scale of the data."""
     if not preprocessing.origin:
         return numbers
     return numbers * np.asarray(preprocessing.unit) + np.asarray(preprocessing.origin)
 
 
 def transform(preprocessing: Preprocessing, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """What the network sees of one row: the standardised numeric features, then a one-hot block per category.
+    """Returns the network's input for one row: the standardised numeric features, then a one-hot block for each column of categories.
 
     Args:
-        x: one row as `on_host` gives it, float32. NaN marks a gap, and only in tables.
+        x: one row as `on_host` returns it, float32. NaN means a missing value, only in tables.
     """
     columns = preprocessing.columns
     if columns:
@@ -110,7 +110,7 @@ def transform(preprocessing: Preprocessing, x: Float[Array, "..."]) -> Float[Arr
     if not any(column.categories for column in columns):
         return numbers
     counts = _category_counts(columns)
-    # One comparison for all categories: one for each column would take minutes to compile where columns are many.
+    # One comparison for all categories: one for each of many columns would take minutes to compile.
     owners = np.repeat(np.arange(len(columns)), counts)
     codes = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
     ones = (x.astype(jnp.int32)[owners] == codes).astype(jnp.float32)
@@ -118,22 +118,22 @@ def transform(preprocessing: Preprocessing, x: Float[Array, "..."]) -> Float[Arr
 
 
 def _category_counts(columns: tuple[Column, ...]) -> Int[np.ndarray, " columns"]:
-    """How many categories each column has; 0: it is numeric."""
+    """Returns the number of categories of each column; 0 if it is numeric."""
     return np.array([len(column.categories) for column in columns], int)
 
 
 def bounded(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x` itself up to `FAR`, and beyond it sign(x) · `FAR` · (1 + log(|x| / `FAR`)): at most 67 times `FAR`.
+    """Returns `x` up to `FAR`, and sign(x) · `FAR` · (1 + log(|x| / `FAR`)) beyond it: at most 67 times `FAR`.
 
-    Without a bound the outputs of a network, or their squares, overflow float32 for a row of 1e30, and the row has no
-    finite answer. The logarithm keeps such rows in order of their distance, which a clip would not.
+    Without a bound, a network's outputs or their squares would overflow float32 for a row of 1e30, so its prediction would
+    not be finite. Unlike a clip, the logarithm keeps such rows in order of their distance.
     """
     size = jnp.clip(jnp.abs(x), FAR, np.finfo(np.float32).max)
     return jnp.where(jnp.abs(x) > FAR, jnp.sign(x) * FAR * (1 + jnp.log(size / FAR)), x)
 
 
 def transformed_shape(preprocessing: Preprocessing, feature_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of `transform`'s answer for a row of shape `feature_shape`."""
+    """Returns the shape of `transform`'s result for a row of shape `feature_shape`."""
     widths = [len(column.categories) or 1 for column in preprocessing.columns]
     return (sum(widths),) if widths else feature_shape
 
@@ -143,7 +143,7 @@ def _per_feature(values: tuple[float, ...], shape: tuple[int, ...]) -> Array:
 
 
 def first_unknown_code(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]) -> tuple[int, int] | None:
-    """Row and column of the first number that is no code of its column's categories; None if all are."""
+    """Returns row and column of a number that is not a code of its column's categories; None if there is none."""
     counts = _category_counts(preprocessing.columns)
     categorical = np.flatnonzero(counts)
     if not categorical.size:
@@ -152,15 +152,15 @@ def first_unknown_code(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows
     known = np.isnan(codes) | ((codes >= 0) & (codes < counts[categorical]) & (codes == np.floor(codes)))
     if known.all():
         return None
-    place = int(np.argmin(known.all(axis=0)))
-    return int(np.argmin(known[:, place])), int(categorical[place])
+    column = int(np.argmin(known.all(axis=0)))
+    return int(np.argmin(known[:, column])), int(categorical[column])
 
 
 def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> Float[np.ndarray, "rows columns"]:
-    """A table's named columns as float64 rows: numbers as they are, categories as their codes, gaps as NaN.
+    """Encodes columns of a table as float64 rows: numbers unchanged, categories as codes, missing values as NaN.
 
     Raises:
-        DataError: a column is missing, holds text where numbers belong, an infinity, or a category never seen.
+        DataError: a column is missing, or contains text instead of numbers, an infinity, or an unknown category.
     """
     check_column_names(table.schema, where)
     present = set(table.column_names)
@@ -177,7 +177,7 @@ def check_column_names(schema: ArrowSchema, where: str) -> None:
     """Refuses two columns of one name.
 
     Raises:
-        DataError: naming the column.
+        DataError: names the column.
     """
     names: list[str] = schema.names
     name, count = Counter(names).most_common(1)[0] if names else ("", 0)
@@ -192,7 +192,7 @@ def check_column_names(schema: ArrowSchema, where: str) -> None:
 
 
 def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.ndarray, " rows"]:
-    """One column of `encode_table`."""
+    """Encodes one column as `encode_table` does."""
     if not column.categories:
         return numeric_column(values, column.name, where)
     texts = category_texts(values)
@@ -211,14 +211,17 @@ def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.n
 
 
 def numeric_column(values: ArrowColumn, name: str, where: str, fix: str = _OTHER_COLUMN) -> Float[np.ndarray, " rows"]:
-    """A column as float64, gaps (null, or NaN) as NaN; text that is no number and infinities are refused by row.
+    """Converts a column to float64, with missing values (null, or NaN) as NaN.
 
     Args:
-        fix: what to do about a column of text.
+        fix: what the error proposes for a column of text.
+
+    Raises:
+        DataError: a value is not a number, or infinite; the text names its row.
     """
     dtype: Any = values.type
     if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
-        values = _parsed(values, name, where, fix)
+        values = _parse(values, name, where, fix)
     elif not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_null(dtype)):
         raise _no_number(name, where, 0, f"values of type {dtype}", fix)
     found = np.asarray(pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
@@ -230,8 +233,8 @@ def numeric_column(values: ArrowColumn, name: str, where: str, fix: str = _OTHER
     return found
 
 
-def _parsed(values: ArrowColumn, name: str, where: str, fix: str) -> ArrowColumn:
-    """Text as numbers; empty cells as gaps."""
+def _parse(values: ArrowColumn, name: str, where: str, fix: str) -> ArrowColumn:
+    """Parses text as numbers; empty cells become null."""
     trimmed = pc.utf8_trim_whitespace(values)
     trimmed = pc.if_else(pc.is_in(trimmed, pa.array(_NO_NUMBER, trimmed.type)), pa.scalar(None, trimmed.type), trimmed)
     try:
@@ -261,15 +264,15 @@ def _no_number(name: str, where: str, row: int, found: str, fix: str) -> DataErr
 
 
 def category_texts(values: ArrowColumn) -> list[str | None]:
-    """The cells as text, None for a gap: `1` and `"1"` are one category, however a file types the column.
+    """Returns the cells as text, None for a missing value: `1` and `"1"` are one category, whatever the column's type.
 
-    Equal cells share one text: a column of long texts that repeat takes no more memory than its different ones.
+    Equal cells share one text, so a column of repeated long texts takes the memory of its distinct texts only.
     """
     try:
         encoded = values if pa.types.is_dictionary(values.type) else pc.dictionary_encode(values)
         if isinstance(encoded, pa.ChunkedArray):
             encoded = encoded.unify_dictionaries().combine_chunks()
-    except pa.ArrowNotImplementedError:  # of types that have no equality
+    except pa.ArrowNotImplementedError:  # for types without equality
         return [_text(value) for value in values.to_pylist()]
     words = [_text(value) for value in encoded.dictionary.to_pylist()]
     return [None if code is None else words[code] for code in encoded.indices.to_pylist()]

@@ -1,7 +1,7 @@
-"""What an ensemble says of a batch of rows: the records `predictive` fills, and the formulas that fill them.
+"""The summary of an ensemble's predictions for a batch of rows: its records and their formulas.
 
-The records are NamedTuples, hence pytrees: they go through jit, and `jax.tree.map` slices and joins them. Axis 0 of
-every field is the batch.
+The records are NamedTuples, hence pytrees: jit takes and returns them, and `jax.tree.map` slices and joins them. Axis 0
+of every field is the batch.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from jaxtyping import Array, Float
 
 QUANTILES = (0.025, 0.5, 0.975)
 LARGEST_VARIANCE = 1e35
-"""In the target's units squared. Larger ones are given as this, so that their sum, widened, is within float32."""
+"""In squared units of the target. Larger variances are replaced by it, so that a widened sum of two stays within float32."""
 _BISECTIONS = 40
 
 
 class ClassificationSummary(NamedTuple):
     """Mean and standard deviation over draws of each class's probability; entropies in nats.
 
-    Of S draws `std` divides by S, not S − 1: it is the spread of the draws kept, √(1 − 1/S) of an unbiased estimate.
+    For S draws `std` divides by S, not S − 1: it describes these draws and is √(1 − 1/S) times the unbiased estimate.
 
-    `entropy` = `aleatoric_entropy` + `mutual_information`: the entropy of the mean is the mean of the entropies plus
-    what the draws disagree about (Depeweg et al., 2018).
+    `entropy` = `aleatoric_entropy` + `mutual_information`: the entropy of the mean is the mean of the entropies plus the
+    disagreement between the draws (Depeweg et al., 2018).
     """
 
     mean: Float[Array, "batch classes"]
@@ -37,11 +37,11 @@ class ClassificationSummary(NamedTuple):
 
 
 class RegressionSummary(NamedTuple):
-    """Mean, variance split in two, entropy in nats and quantiles of the mixture over draws, in the target's units.
+    """Mean, two parts of the variance, entropy in nats and quantiles of the mixture over draws, in the target's units.
 
-    The law of total variance: aleatoric = mean of the variances, epistemic = variance of the means, of S draws with
-    divisor S, so that the two add up to the mixture's own variance. `entropy` is that of the normal with that variance,
-    an upper bound of the mixture's own (maximum entropy property).
+    Law of total variance: aleatoric = mean of the variances, epistemic = variance of the means (with divisor S for S
+    draws), so that their sum is the mixture's variance. `entropy` is that of a normal distribution with this variance, an
+    upper bound of the mixture's entropy (maximum entropy property).
     """
 
     mean: Float[Array, " batch"]
@@ -55,16 +55,16 @@ PredictiveSummary = ClassificationSummary | RegressionSummary
 
 
 def summarise_classification(log_probabilities: Float[Array, "draws batch classes"]) -> ClassificationSummary:
-    """Mean, std, and the entropies of an ensemble of categorical predictions.
+    """Computes mean, std and entropies of an ensemble of categorical predictions.
 
     Mutual information is the mean divergence of a draw from the mean, E KL(p_s ‖ p̄), which equals H(p̄) − E H(p_s).
     """
-    # Rows last, as the ensemble leaves them: sums over few classes then run along many rows.
+    # Rows are the last axis, so that sums over few classes are vectorised along many rows.
     logs = jnp.swapaxes(log_probabilities, 1, 2)
     probabilities = jnp.exp(logs)
     mean = probabilities.mean(axis=0)
     std = probabilities.std(axis=0)
-    # A class that every draw gives probability 0 has log 0; its terms are 0 and must not become 0 · inf.
+    # If every draw gives a class probability 0, its terms are 0 and must not become 0 · inf.
     log_mean = jnp.log(jnp.maximum(mean, np.finfo(np.float32).tiny))
     finite_log = jnp.where(probabilities > 0, logs, 0.0)
     aleatoric = -(probabilities * finite_log).sum(axis=1).mean(axis=0)
@@ -74,9 +74,9 @@ def summarise_classification(log_probabilities: Float[Array, "draws batch classe
 
 
 def with_mean(summary: ClassificationSummary, mean: Float[Array, "batch classes"]) -> ClassificationSummary:
-    """The summary with other mean probabilities: `entropy` is theirs, its two parts keep their shares of it.
+    """Replaces the mean probabilities and recomputes `entropy`; its two parts keep their shares of it.
 
-    A temperature on the pooled probabilities says nothing of the draws; `std` stays what it is over them.
+    A temperature on the pooled probabilities does not change the draws, so `std` does not change.
     """
     entropy = -(mean * jnp.log(jnp.maximum(mean, np.finfo(np.float32).tiny))).sum(axis=-1)
     share = summary.mutual_information / jnp.maximum(summary.entropy, np.finfo(np.float32).tiny)
@@ -87,19 +87,19 @@ def with_mean(summary: ClassificationSummary, mean: Float[Array, "batch classes"
 
 
 def with_labels_of(summary: ClassificationSummary, other: ClassificationSummary) -> ClassificationSummary:
-    """Another summary of the same rows, but for those whose most probable class is another one there."""
+    """Returns `other` for the rows whose most probable class is the same in both summaries, else `summary`."""
     same = summary.mean.argmax(axis=-1) == other.mean.argmax(axis=-1)
 
-    def chosen(own: Array, others: Array) -> Array:
+    def select(own: Array, others: Array) -> Array:
         return jnp.where(same[:, None] if own.ndim == 2 else same, others, own)
 
-    return ClassificationSummary(*map(chosen, summary, other))
+    return ClassificationSummary(*map(select, summary, other))
 
 
 def summarise_regression(
     means: Float[Array, "draws batch"], variances: Float[Array, "draws batch"]
 ) -> RegressionSummary:
-    """Moments, entropy and quantiles of an equally weighted mixture of normals."""
+    """Computes moments, entropy and quantiles of an equally weighted mixture of normal distributions."""
     aleatoric = variances.mean(axis=0)
     epistemic = means.var(axis=0)
     entropy = 0.5 * jnp.log(2 * jnp.pi * jnp.e * (aleatoric + epistemic))
@@ -107,7 +107,7 @@ def summarise_regression(
 
 
 def widen(summary: RegressionSummary, factor: float) -> RegressionSummary:
-    """The summary with every standard deviation, and the quantiles' distances from the mean, times a factor."""
+    """Multiplies the standard deviations, and the quantiles' distances from the mean, by a factor."""
     mean = summary.mean[:, None]
     return summary._replace(
         aleatoric_variance=factor**2 * summary.aleatoric_variance,
@@ -118,9 +118,9 @@ def widen(summary: RegressionSummary, factor: float) -> RegressionSummary:
 
 
 def in_target_units(summary: RegressionSummary, shift: float, scale: float) -> RegressionSummary:
-    """A summary on the fit's scale, as one of `shift + scale · y`.
+    """Converts a summary of y on the fit's scale to a summary of `shift + scale · y`.
 
-    Done last, not draw by draw: a spread of 1 about a mean of a million is lost in float32's differences.
+    This is done last, not for each draw: in float32, differences lose a spread of 1 around a mean of a million.
     """
     return RegressionSummary(
         mean=shift + scale * summary.mean,
@@ -132,7 +132,7 @@ def in_target_units(summary: RegressionSummary, shift: float, scale: float) -> R
 
 
 def within_float32(summary: RegressionSummary) -> RegressionSummary:
-    """The summary with variances of at most `LARGEST_VARIANCE`, for what is computed in float32."""
+    """Limits the variances to `LARGEST_VARIANCE`, for computations in float32."""
     return summary._replace(
         aleatoric_variance=jnp.minimum(summary.aleatoric_variance, LARGEST_VARIANCE),
         epistemic_variance=jnp.minimum(summary.epistemic_variance, LARGEST_VARIANCE),
@@ -142,10 +142,10 @@ def within_float32(summary: RegressionSummary) -> RegressionSummary:
 def mixture_quantiles(
     means: Float[Array, "draws batch"], variances: Float[Array, "draws batch"]
 ) -> Float[Array, "batch quantiles"]:
-    """`QUANTILES` of an equally weighted mixture of normals, by bisection of its distribution function.
+    """Computes `QUANTILES` of an equally weighted mixture of normal distributions by bisection.
 
-    The bracket [min, max over draws of mean ∓ 6 std] holds every quantile between 1e-9 and 1 − 1e-9; forty halvings
-    leave less than float32 can tell.
+    The bracket [min, max over draws of mean ∓ 6 std] contains every quantile between 1e-9 and 1 − 1e-9; after forty
+    halvings it is narrower than float32's precision.
     """
     stds = jnp.sqrt(variances)
     levels = jnp.asarray(QUANTILES)[:, None]

@@ -1,8 +1,8 @@
-"""Recalibration: one number that makes stated uncertainty match observed error, applied to every answer.
+"""Recalibration: one number that makes stated uncertainty match observed error, applied to every prediction.
 
-A temperature on class probabilities, either on the ensemble's mean or on every draw's own, or a factor on a
-regression's standard deviations. None of them changes a label or a mean: what is the answer stays the answer.
-`training/calibration/temperature.py` fits the number on the calibration split.
+It is a temperature on class probabilities, either of the ensemble's mean or of every draw, or a factor on a regression's
+standard deviations. None of them changes a label or a mean. `training/calibration/temperature.py` fits the number on the
+calibration split.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Kind = Literal["none", "pooled", "draws", "variance"]
 
 
 class Recalibration(BaseModel):
-    """What is done to a model's uncertainty, and by how much.
+    """The type and the number of a recalibration.
 
     Attributes:
         kind: "pooled" and "draws" are temperatures (`temper_pooled`, `temper_draws`), "variance" a factor on standard
-            deviations, "none" nothing.
-        factor: the temperature, above 1 where the model was too sure, or the factor; 1 changes nothing.
+            deviations, "none" no recalibration.
+        factor: the temperature, above 1 if the model was overconfident, or the factor; 1 changes nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,9 +34,9 @@ class Recalibration(BaseModel):
 def temper_pooled(
     mean: Float[Array, "rows classes"], temperature: float | Float[Array, ""]
 ) -> Float[Array, "rows classes"]:
-    """p̄^(1/T), normalised; T = 1 gives back `mean` itself, and no T moves a row's first largest class."""
+    """Returns p̄^(1/T), normalised; T = 1 returns `mean` itself, and no T changes a row's label."""
     tempered = jax.nn.softmax(jnp.log(mean) / temperature, axis=-1)
-    # Classes that differ by a rounding may come out equal, and the first of equals would be the label.
+    # Classes that differ by rounding may become equal; then the first of them would be the label.
     winner = jnp.argmax(mean, axis=-1, keepdims=True)
     lost = jnp.argmax(tempered, axis=-1, keepdims=True) != winner
     ahead = jnp.nextafter(tempered.max(axis=-1, keepdims=True), jnp.float32(2))
@@ -47,5 +47,8 @@ def temper_pooled(
 def temper_draws(
     log_probabilities: Float[Array, "draws rows classes"], temperature: float | Float[Array, ""]
 ) -> Float[Array, "draws rows classes"]:
-    """Every draw's log p_s / T, normalised; T = 1 gives back its input. Their mean may name another label: `with_labels_of`."""
+    """Returns every draw's log p_s / T, normalised; T = 1 returns the input.
+
+    The label of their mean may differ; `with_labels_of` restores it.
+    """
     return jnp.where(temperature == 1, log_probabilities, jax.nn.log_softmax(log_probabilities / temperature, axis=-1))

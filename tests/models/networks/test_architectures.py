@@ -155,7 +155,7 @@ def test_a_network_with_running_statistics_is_refused_by_name():
     with pytest.raises(AbstainError) as error:
         parameter_shapes(Normalised(), (3,))
     assert str(error.value) == (
-        "network: Normalised keeps mutable collections: expected parameters only, found batch_stats; "
+        "network: Normalised has mutable collections: expected parameters only, found batch_stats; "
         "use layers without running statistics (LayerNorm or GroupNorm instead of BatchNorm)"
     )
 

@@ -224,11 +224,11 @@ def test_the_principal_components_are_scikit_learns():
 
 def view_of(row, features=None, label=0):
     """One row as it is, with features and logits that nobody looks at."""
-    from abstain.models.prediction.feature_score_records import View
+    from abstain.models.prediction.feature_score_records import ScoreInputs
 
     x = jnp.asarray(row, jnp.float32)
     h = jnp.ones((1, 2)) if features is None else jnp.asarray(features, jnp.float32)
-    return View(row=x, inputs=x, features=h, logits=jnp.zeros((len(h), 2)), label=jnp.int32(label))
+    return ScoreInputs(row=x, inputs=x, features=h, logits=jnp.zeros((len(h), 2)), label=jnp.int32(label))
 
 
 def test_mahalanobis_distances_are_those_of_explicit_covariances():
