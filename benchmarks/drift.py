@@ -111,20 +111,20 @@ def online(
     random: np.random.Generator,
     *,
     dither: bool = True,
-    together: int = drift.TOGETHER,
-) -> Iterator[drift.Watch]:
+    together: int = drift.STEP_ROWS,
+) -> Iterator[drift.EpochState]:
     """The watch after each part of a stream of one score, as a server keeps it."""
     if dither:
         rounding = np.array([drift.ABSOLUTE_ROUNDING])
         calibration, stream = (
-            drift.dithered(values[None], rounding, random.random((1, len(values))))[0]
+            drift.dither(values[None], rounding, random.random((1, len(values))))[0]
             for values in (calibration, stream)
         )
-    watch = drift.begin(calibration[None])
+    watch = drift.start_epoch(calibration[None])
     place = 0
     while place < len(stream):
-        part = stream[None, place : place + min(drift.room(watch), together)]
-        watch = drift.watched(watch, part, random.random(part.shape))
+        part = stream[None, place : place + min(drift.rows_allowed(watch), together)]
+        watch = drift.observe(watch, part, random.random(part.shape))
         place += part.shape[1]
         yield watch
 
@@ -196,11 +196,11 @@ def of_letters(store: Path, model: str, data: Path) -> dict[str, float]:
         shaped = rows.reshape(len(rows), *bundle.manifest.model.feature_shape)
         judgement = judge(bundle.calibration, predictor(shaped))
         values = np.stack([judgement.scores[name].value for name in names])
-        return drift.dithered(values, rounding, coins.random(values.shape))
+        return drift.dither(values, rounding, coins.random(values.shape))
 
     digits, letters = scored("mnist.npz"), scored("emnist_letters_test.npz")
     values = np.stack(list(calibrated.values()))
-    calibration = drift.dithered(values, rounding, coins.random(values.shape))
+    calibration = drift.dither(values, rounding, coins.random(values.shape))
     level, found = drift.alarm_level(0.01, 2 * len(names), 1), {}
     for share in (0.0, 0.05, 0.2):
         delays = []
@@ -221,11 +221,11 @@ def of_letters(store: Path, model: str, data: Path) -> dict[str, float]:
 
 def rows_to_alarm(calibration: np.ndarray, stream: np.ndarray, level: float, random: np.random.Generator) -> float:
     """Rows until any score's log martingale is at its level; infinite where none is."""
-    watch = drift.begin(calibration)
+    watch = drift.start_epoch(calibration)
     while watch.rows < stream.shape[1]:
-        end = watch.rows + min(drift.room(watch), TOGETHER)
+        end = watch.rows + min(drift.rows_allowed(watch), TOGETHER)
         part = stream[:, watch.rows : end]
-        watch = drift.watched(watch, part, random.random(part.shape))
+        watch = drift.observe(watch, part, random.random(part.shape))
         if (drift.log_martingale(watch) >= level).any():
             return watch.rows
     return math.inf

@@ -1,1 +1,1 @@
-"""Decisions: calibrated thresholds and p-values, the reject flag, conformal sets and intervals, and drift."""
+"""Decisions: calibrated thresholds and p-values, the reject flag, prediction sets and intervals, and drift."""

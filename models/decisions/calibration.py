@@ -1,10 +1,9 @@
-"""Calibration: what a score means, learned from rows that were neither trained on nor are reported on.
+"""Calibration: the distribution of scores on calibration rows, which are neither training rows nor test rows.
 
-A `Calibration` keeps every score of every calibration row: the scores' empirical distribution functions. From them come,
-at any percentile, the threshold above which a row is rejected, a conformal p-value for any score, the one decision, and
-prediction sets and intervals. With exchangeable rows a threshold at percentile P rejects at most 100 − P percent on
-average over calibration splits (Vovk et al., 2005). With `per_class` the same holds within each predicted class
-(Mondrian; Vovk et al., 2003).
+A `Calibration` stores every score of every calibration row. From these it computes, at any percentile, the threshold above
+which a row is rejected, and a conformal p-value for any score, the decision, and prediction sets and intervals. With
+exchangeable rows a threshold at percentile P rejects at most 100 − P percent on average over calibration splits (Vovk et
+al., 2005). With `per_class` the same holds within each predicted class (Mondrian; Vovk et al., 2003).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from abstain.models.decisions.decision import (
     Decision,
     combine,
     contributions,
-    loudest,
+    main_scores,
 )
 from abstain.models.decisions.ranks import (
     coverage_rank,
@@ -29,18 +28,18 @@ from abstain.models.decisions.ranks import (
     share_at_least,
 )
 from abstain.models.decisions.records import STD, Calibration, Judgement, ScoreJudgement
-from abstain.models.errors import CalibrationError
+from abstain.models.errors import CalibrationError, suggest
 from abstain.models.prediction.feature_scores import DENSITIES
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.scores import SCORES
 from abstain.models.prediction.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
 
 PROBABILITY_ROUNDING = 1e-5
-"""Rounding of a probability, relative to it; …"""
+"""Rounding error of a probability, relative to it."""
 LEAST_PROBABILITY_ROUNDING = 1e-7
-"""… of one near 0; …"""
+"""Rounding error of a probability near 0."""
 SUM_ROUNDING = 2e-6
-"""… and of a sum of the most probable ones."""
+"""Rounding error of a sum of the most probable classes' probabilities."""
 
 
 def calibrate(
@@ -56,20 +55,25 @@ def calibrate(
     reference: dict[str, Float[np.ndarray, " reference"]] | None = None,
     target_scale: float = 1.0,
 ) -> Calibration:
-    """The calibration of a model from its predictions for the calibration split and that split's targets.
+    """Calibrates a model from its predictions for the calibration split and the targets of this split.
 
     Args:
         targets: class indices, or numbers in the target's units.
         reference: each score's values on the reference rows; without them a combined decision rejects less than stated.
-        target_scale: of a regression, the target's standard deviation.
+        target_scale: the target's standard deviation, for regression.
 
     Raises:
-        CalibrationError: the decision names no score, or the split (or, `per_class`, the rows of some predicted class)
-            is too small for the percentile or coverage.
+        CalibrationError: the decision names an unknown score, a score is not finite, or the split (with `per_class`, the
+            rows of a predicted class) is too small for the percentile or coverage.
     """
     for name in decision.scores:
         if name not in prediction.scores:
-            raise CalibrationError("decision", expected=f"some of {', '.join(prediction.scores)}", found=name)
+            raise CalibrationError(
+                "decision",
+                expected=f"some of {', '.join(prediction.scores)}",
+                found=name,
+                fix=suggest(name, prediction.scores),
+            )
     nonconformity = nonconformity_of(prediction, targets, sets, intervals)
     for name, values in {**prediction.scores, "nonconformity": nonconformity}.items():
         _check_finite(name, np.asarray(values), "calibration row")
@@ -104,10 +108,10 @@ def check_sizes(calibration: Calibration, classes: int, percentile: float) -> No
     """Refuses a split that is too small for a percentile.
 
     Args:
-        classes: that the model knows; where the calibration is per class, each of them needs enough rows.
+        classes: the number of classes; if the calibration is per class, each of them needs enough rows.
 
     Raises:
-        CalibrationError: naming the rows needed and, per class, the first class that has too few.
+        CalibrationError: names the number of rows needed and, per class, the first class with too few rows.
     """
     if not calibration.per_class:
         percentile_rank(percentile, calibration.rows)
@@ -125,31 +129,31 @@ def check_sizes(calibration: Calibration, classes: int, percentile: float) -> No
 def judge(
     calibration: Calibration, prediction: Prediction, percentile: float | None = None, coverage: float | None = None
 ) -> Judgement:
-    """The decision, the scores' places, and the conformal sets or intervals of a batch.
+    """Judges a batch: the decision, each score's p-value and threshold, and the prediction sets or intervals.
 
     Args:
-        percentile: instead of the calibration's own, strictly between 0 and 100.
-        coverage: instead of the calibration's own, strictly between 0 and 1.
+        percentile: strictly between 0 and 100; if None, the calibration's own.
+        coverage: strictly between 0 and 1; if None, the calibration's own.
 
     Raises:
-        CalibrationError: the calibration split is too small for what is asked.
+        CalibrationError: the calibration split is too small for the percentile or coverage.
     """
     percentile = calibration.percentile if percentile is None else percentile
     coverage = calibration.coverage if coverage is None else coverage
     check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
     decision = calibration.decision
-    # A bundle of before knows fewer scores than are computed now; what was not calibrated says nothing.
+    # An older bundle may have calibrated fewer scores than are computed now; the others are left out.
     values = {name: np.asarray(prediction.scores[name]) for name in calibration.scores}
-    # All scores at once, here and below: one by one, numpy's calls would be most of the time of judging a row.
+    # All scores at once, here and below: with one call for each score, numpy's overhead would dominate for a single row.
     edges = less_tolerance(np.stack(list(values.values())), calibration.units)
-    heard, added = {}, {}
+    evidence, added = {}, {}
     if decision.name == COMBINED:
-        # Values and edges side by side: half the calls.
+        # Values and edges in one array: half the calls.
         lowered = dict(zip(values, edges, strict=True))
         both = {name: np.concatenate([values[name], lowered[name]]) for name in decision.scores}
         evidence_of_both = calibration.evidence_of(both)
         rows = edges.shape[1]
-        heard = {name: nats[:rows] for name, nats in evidence_of_both.items()}
+        evidence = {name: nats[:rows] for name, nats in evidence_of_both.items()}
         whole = np.stack(list(evidence_of_both.values()))
         combined = combine(decision, whole)
         values[COMBINED], edges = combined[:rows], np.concatenate([edges, combined[None, rows:]])
@@ -164,9 +168,9 @@ def judge(
         decision=decision.name,
         reject=scores[decision.name].above,
         scores=scores,
-        evidence=heard,
+        evidence=evidence,
         contributions=added,
-        loudest=loudest(added) if added else [decision.name] * len(prediction.summary.mean),
+        main_scores=main_scores(added) if added else [decision.name] * len(prediction.summary.mean),
         members=members,
         interval=ends,
     )
@@ -179,25 +183,25 @@ def _judge_scores(
     labels: Int[np.ndarray, " batch"] | None,
     percentile: float,
 ) -> dict[str, ScoreJudgement]:
-    """Every score's place among the calibration rows or, given each row's predicted class, among those of its class."""
+    """Ranks every score among the calibration rows or, if `labels` are given, among the rows of the same predicted class."""
     if labels is None:
-        return _ranked(calibration.ascending, values, edges, percentile)
+        return _rank(calibration.ascending, values, edges, percentile)
     numbers, flags = np.empty((3, *edges.shape)), np.empty((2, *edges.shape), bool)
     whole = {
-        name: ScoreJudgement(np.empty_like(values[name]), *numbers[:, place], *flags[:, place])
-        for place, name in enumerate(values)
+        name: ScoreJudgement(np.empty_like(values[name]), *numbers[:, index], *flags[:, index])
+        for index, name in enumerate(values)
     }
     for label in np.unique(labels).tolist():
         own = labels == label
         of_class = {name: calibration.by_class[name][label] for name in values}
-        parts = _ranked(of_class, {name: value[own] for name, value in values.items()}, edges[:, own], percentile)
+        parts = _rank(of_class, {name: value[own] for name, value in values.items()}, edges[:, own], percentile)
         for name, part in parts.items():
-            for into, found in zip(whole[name], part, strict=True):
-                into[own] = found
+            for target, source in zip(whole[name], part, strict=True):
+                target[own] = source
     return whole
 
 
-def _ranked(
+def _rank(
     ascending: dict[str, Float[np.ndarray, " rows"]],
     values: dict[str, Float[np.ndarray, " batch"]],
     edges: Float[np.ndarray, "scores batch"],
@@ -208,7 +212,7 @@ def _ranked(
     p_values = np.array([share_at_least(of_score, own) for of_score, own in zip(known, edges, strict=True)])
     rank = percentile_rank(percentile, rows)
     limits = np.array([[of_score[rank - 1]] for of_score in known])
-    # No calibration row is at least as large where p is the least that there is, 1/(n + 1).
+    # If no calibration row is at least as large, p has its smallest value, 1/(n + 1).
     extrapolated = p_values * (rows + 1) < 1.5
     columns = (100 * (1 - p_values), np.broadcast_to(limits, edges.shape), p_values, ~(edges <= limits), extrapolated)
     return {
@@ -218,7 +222,7 @@ def _ranked(
 
 
 def predicted_labels(summary: PredictiveSummary) -> Int[np.ndarray, " rows"] | None:
-    """Each row's most probable class; None for regression."""
+    """Returns each row's most probable class; None for regression."""
     return np.asarray(summary.mean).argmax(axis=1) if isinstance(summary, ClassificationSummary) else None
 
 
@@ -228,11 +232,11 @@ def nonconformity_of(
     sets: SetKind = "lac",
     intervals: IntervalKind = "normalised",
 ) -> Float[np.ndarray, " rows"]:
-    """How ill each target fits its prediction, as `models/decisions/conformal.py` measures it."""
+    """Returns how badly each target fits its prediction, as defined in `models/decisions/conformal.py`."""
     summary = prediction.summary
     if isinstance(summary, ClassificationSummary):
         return _set_scores(sets, prediction)[np.arange(len(targets)), targets.astype(int)]
-    return interval_scores(intervals, *_interval_terms(summary), targets)
+    return interval_scores(intervals, *_interval_inputs(summary), targets)
 
 
 def _conformal(
@@ -241,7 +245,7 @@ def _conformal(
     radius = float(calibration.ascending_nonconformity[coverage_rank(coverage, calibration.rows) - 1])
     if isinstance(prediction.summary, ClassificationSummary):
         return _set_scores(calibration.sets, prediction) <= radius + _set_tolerance(calibration.sets, prediction), None
-    return None, interval(calibration.intervals, *_interval_terms(prediction.summary), radius)
+    return None, interval(calibration.intervals, *_interval_inputs(prediction.summary), radius)
 
 
 def _set_scores(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"]:
@@ -251,18 +255,18 @@ def _set_scores(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "row
 
 
 def _set_tolerance(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"] | float:
-    """By how much a class may fit worse than the radius through rounding.
+    """Returns by how much a class's score may exceed the radius because of rounding.
 
-    The score of "lac" is 1 − p, whose rounding is that of p: of an improbable class far less than of a sure one. The others
-    are sums of probabilities.
+    The score of "lac" is 1 − p with the rounding error of p, which is far smaller for an improbable class than for a
+    probable one. The other scores are sums of probabilities.
     """
     if kind != "lac":
         return SUM_ROUNDING
     return PROBABILITY_ROUNDING * np.asarray(prediction.summary.mean, np.float64) + LEAST_PROBABILITY_ROUNDING
 
 
-def _interval_terms(summary: RegressionSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, total standard deviation, and the outer quantiles."""
+def _interval_inputs(summary: RegressionSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns mean, total standard deviation, and the lowest and the highest quantile."""
     total = np.sqrt(np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance))
     quantiles = np.asarray(summary.quantiles)
     return np.asarray(summary.mean), total, quantiles[:, 0], quantiles[:, -1]
@@ -271,14 +275,14 @@ def _interval_terms(summary: RegressionSummary) -> tuple[np.ndarray, np.ndarray,
 def check_calibration(
     calibration: Calibration, task: str, densities: tuple[str, ...], where: str, *, classes: int
 ) -> None:
-    """Refuses a stored calibration that does not fit the model's task, is not finite, or is too small for its terms.
+    """Refuses a stored calibration that does not fit the model's task, is not finite, or is too small for its settings.
 
     Args:
-        densities: those that the bundle has.
-        classes: how many the model tells apart; 0 for regression.
+        densities: the names of the bundle's feature scores.
+        classes: the number of classes; 0 for regression.
 
     Raises:
-        CalibrationError: naming the score or the term at fault.
+        CalibrationError: names the wrong score or setting.
     """
     for name, value, limit in (("percentile", calibration.percentile, 100), ("coverage", calibration.coverage, 1)):
         if not 0 < value < limit:

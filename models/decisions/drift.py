@@ -1,29 +1,28 @@
-"""Drift without labels: whether the rows of a stream are still like those that a model was calibrated on.
+"""Drift without labels: tests whether the rows of a stream are still like the calibration rows.
 
-Among calibration rows and the stream so far, the rank of a new row's score is uniform as long as all are exchangeable,
-and independent of the ranks before it (Vovk et al., 2005, theorem 8.2): where calibration alone is ranked against, it
-is not, and false alarms are several times as many. A *test martingale* bets against that uniformity. It starts at 1 and
-exceeds 1/α, at any time, with probability at most α (Ville, 1939): one may look as often as one likes.
+As long as all rows are exchangeable, the rank of a new row's score among the calibration rows and the stream so far is
+uniform, and independent of the ranks before it (Vovk et al., 2005, theorem 8.2). Ranks among the calibration rows alone are
+not independent, and would raise several times as many false alarms. A *test martingale* bets against uniform ranks. It
+starts at 1 and ever exceeds 1/α with probability at most α (Ville, 1939), so it may be checked at any time.
 
-Bets are made on a histogram of the ranks that is learnt while betting, from a Dirichlet prior around the uniform
-(a plug-in martingale: Fedorova et al., 2012; the mixture has a closed form). One that has seen thousands of
-ordinary rows would be slow to learn; so another begins every `EVERY` rows, and the martingale is their weighted mean
-(Volkhonskiy et al., 2017, begin a bet at every row).
+A bet is a histogram of the ranks that is learned while betting, from a Dirichlet prior around the uniform distribution (a
+plug-in martingale: Fedorova et al., 2012; the mixture has a closed form). After thousands of ordinary rows it learns
+slowly; so another bet starts every `BET_ROWS` rows, and the martingale is their weighted mean (Volkhonskiy et al., 2017,
+start a bet at every row).
 
-A stream has no end, and what it is ranked against must: an *epoch* is `EPOCH` rows, after which all but the calibration
-is forgotten. The j-th is given the share 6/(π²j²) of α, so that all of them together keep to α.
+A stream may be endless, but the memory for its values is not: an *epoch* is `EPOCH` rows, after which all values but the
+calibration's are dropped. The j-th epoch gets the share 6/(π²j²) of α, so that the total is α.
 
-The score of one and the same row is rounded differently in batches of different sizes, and on different processors.
-Where rows repeat (categories, integers, flags), calibration rows and equal rows of the stream would then differ in the
-last bits, and their ranks would not be uniform. So every value, the calibration's too, is first `dithered`: shifted by a
-random share of `BLUR` times its rounding error. A fixed random function applied to every value keeps exchangeable values
-exchangeable, hence ranks exactly uniform; and two roundings of the same value have the same distribution up to
-1/`BLUR` in total variation. A fixed grid would do neither better nor worse for most values, but a value that happens to
-lie at an edge of a cell would be in one cell in one batch size and in the next cell in another.
+The score of the same row is rounded differently in batches of different sizes and on different processors. If rows repeat
+(categories, integers, flags), calibration rows and equal rows of the stream would then differ in the last bits, and their
+ranks would not be uniform. So `dither` first shifts every value, also the calibration's, by a random share of
+`DITHER_WIDTH` times its rounding error. The same random function for every value keeps exchangeable values exchangeable,
+hence ranks exactly uniform; and two roundings of a value have the same distribution up to 1/`DITHER_WIDTH` in total
+variation. With a fixed grid instead, a value near the edge of a cell would fall into different cells in different batches.
 
-Beside it, of the last `WINDOW` rows, what people expect to see: the two-sample Kolmogorov–Smirnov test, and the
-population stability index. Both look once; looked at all the time, they alarm sooner or later. From fewer than `FEWEST`
-rows the index is mostly noise: of ordinary windows of 10 rows 84 % are above .25.
+For the last `WINDOW` rows there are two common statistics as well: the two-sample Kolmogorov–Smirnov test, and the
+population stability index. They are valid for one look; repeated looks raise an alarm sooner or later. With fewer than
+`LEAST_ROWS` rows the index is mostly noise: for ordinary windows of 10 rows, 84 % are above .25.
 """
 
 from __future__ import annotations
@@ -38,40 +37,43 @@ from jaxtyping import Float, Int
 from abstain.models.decisions.decision import COMBINED, EvidenceMap, steepness
 
 EDGES = np.array([0, 0.01, 0.05, 0.2, 0.6, 1.0])
-"""Of the histogram's bins: narrow where strange rows are."""
+"""Edges of the histogram's bins, narrow for the ranks of strange rows."""
 CONCENTRATION = 100.0
-"""Of the Dirichlet prior, in rows: how many it takes to be unlearnt."""
+"""Weight of the Dirichlet prior, in rows."""
 EPOCH = 20_000
-EVERY = 1_000
-TOGETHER = 128
-"""Rows that are ranked at a time, after which the martingale is looked at."""
+"""Rows of an epoch."""
+BET_ROWS = 1_000
+"""Rows after which another bet starts."""
+STEP_ROWS = 128
+"""Most rows that are ranked at a time; the martingale is checked after each step."""
 WINDOW = 1_000
-FEWEST = 300
-"""Rows of the window, and calibration rows, from which the population stability index means something."""
-BLUR = 1_000.0
+"""Rows of the window for the Kolmogorov–Smirnov test and the population stability index."""
+LEAST_ROWS = 300
+"""Least number of rows, of the window and of the calibration, for a meaningful population stability index."""
+DITHER_WIDTH = 1_000.0
 """Width of the dither, in rounding errors."""
 RELATIVE_ROUNDING = 1e-6
 """Largest rounding error of a score relative to its value, between batch sizes and processors (measured: up to 1e-6)."""
 ABSOLUTE_ROUNDING = 2.5e-7
-"""Rounding error of a score near 0, in its unit: a few float32 epsilons of numbers near 1."""
+"""Rounding error of a score near 0, in its unit: a few float32 epsilons."""
 LARGER_ROUNDING = {"relative_mahalanobis": 5e-5, "vim": 1e-5, "subspace": 1e-6, COMBINED: 5e-5}
-"""The same of scores that are differences of larger numbers, or made of such scores (measured on digits and tables)."""
-PARTS = 10
-"""Of the population stability index: the calibration's deciles."""
+"""The same for differences of larger numbers, and for combinations of such scores (measured on digits and tables)."""
+PSI_BINS = 10
+"""Bins of the population stability index: the calibration's deciles."""
 FIRST_WEIGHT = 0.5
-"""Of the bet that begins with the epoch; the others share what is left."""
+"""Weight of the bet that starts with the epoch; the others share the rest."""
 
 _SHARES = np.diff(EDGES)
 
 
-class Watch(NamedTuple):
-    """What is remembered of a stream within an epoch.
+class EpochState(NamedTuple):
+    """The state of the drift test within an epoch.
 
     Attributes:
-        ranked: of each score the calibration's values and the epoch's so far, ascending.
-        counts: of the epoch's ranks in each bin.
-        begun: those counts when each bet began.
-        rows: of the epoch.
+        ranked: the values of each score, of the calibration and of the epoch so far, ascending.
+        counts: the number of the epoch's ranks in each bin.
+        begun: the counts at the start of each bet.
+        rows: the number of the epoch's rows so far.
     """
 
     ranked: tuple[Float[np.ndarray, " known"], ...]
@@ -83,23 +85,23 @@ class Watch(NamedTuple):
 def absolute_rounding(
     names: tuple[str, ...], units: Float[np.ndarray, " scores"], combined: float = 0.0
 ) -> Float[np.ndarray, " scores"]:
-    """The rounding error that each score has near 0, in the score's own units.
+    """Returns the rounding error of each score near 0, in the score's own unit.
 
     Args:
-        names: of the scores.
-        units: the size of 1 on the scale that each score is computed on: 1, or a regression target's scale.
-        combined: of the combined evidence, nats (`combined_rounding`), if it is more than usual.
+        names: the names of the scores.
+        units: the unit of each score: 1, or a regression target's scale.
+        combined: the rounding error of the combined evidence, in nats (`combined_rounding`), if larger than usual.
     """
     rounding = LARGER_ROUNDING | {COMBINED: max(LARGER_ROUNDING[COMBINED], combined)}
     return np.array([rounding.get(name, ABSOLUTE_ROUNDING) for name in names]) * units
 
 
 def combined_rounding(maps: dict[str, EvidenceMap], units: dict[str, float]) -> float:
-    """The rounding error of combined evidence, nats: no rule moves it further than its score that moves furthest.
+    """Returns the rounding error of the combined evidence, in nats: the largest among its scores, for every rule.
 
     Args:
-        maps: from each score of the decision to its evidence.
-        units: of these scores; 1 where left out.
+        maps: the evidence map of each score of the decision.
+        units: the units of these scores; 1 by default.
     """
     errors = [
         steepness(fixed)
@@ -112,63 +114,66 @@ def combined_rounding(maps: dict[str, EvidenceMap], units: dict[str, float]) -> 
     return max(errors, default=0.0)
 
 
-def dithered(
+def dither(
     values: Float[np.ndarray, "scores rows"],
     rounding: Float[np.ndarray, " scores"],
     uniform: Float[np.ndarray, "scores rows"],
 ) -> Float[np.ndarray, "scores rows"]:
-    """The values, in float64, each shifted by a random share of `BLUR` times its rounding error.
+    """Shifts each value by a random share of `DITHER_WIDTH` times its rounding error; returns float64.
 
-    Values that differ by their rounding cannot be told apart afterwards; values further apart keep their order.
+    Values that differ only by rounding become indistinguishable; values that differ by more keep their order.
 
     Args:
         rounding: `absolute_rounding` of the scores.
-        uniform: independent uniform numbers in [0, 1), drawn anew for every value.
+        uniform: independent uniform numbers in [0, 1), new ones for every value.
     """
     wide = values.astype(np.float64)
-    return wide + BLUR * (RELATIVE_ROUNDING * np.abs(wide) + rounding[:, None]) * uniform
+    return wide + DITHER_WIDTH * (RELATIVE_ROUNDING * np.abs(wide) + rounding[:, None]) * uniform
 
 
-def begin(calibration: Float[np.ndarray, "scores rows"]) -> Watch:
-    """The start of an epoch.
+def start_epoch(calibration: Float[np.ndarray, "scores rows"]) -> EpochState:
+    """Returns the state at the start of an epoch.
 
     Args:
-        calibration: the values of each score on the calibration split, `dithered` as the stream's will be.
+        calibration: the values of each score on the calibration split, after `dither`.
     """
     counts = np.zeros((len(calibration), len(_SHARES)), np.int64)
-    return Watch(tuple(np.sort(values) for values in calibration), counts, counts[None], 0)
+    return EpochState(tuple(np.sort(values) for values in calibration), counts, counts[None], 0)
 
 
-def room(watch: Watch) -> int:
-    """How many rows may be watched next: until the epoch or its bet ends, and no more than are ranked at a time."""
-    return min(TOGETHER, EPOCH - watch.rows, EVERY - watch.rows % EVERY)
+def rows_allowed(state: EpochState) -> int:
+    """Returns how many rows `observe` may take next: at most `STEP_ROWS`, and not beyond the end of the epoch or bet."""
+    return min(STEP_ROWS, EPOCH - state.rows, BET_ROWS - state.rows % BET_ROWS)
 
 
-def watched(watch: Watch, values: Float[np.ndarray, "scores rows"], ties: Float[np.ndarray, "scores rows"]) -> Watch:
-    """The watch after some more rows, no more than there is `room` for.
+def observe(
+    state: EpochState, values: Float[np.ndarray, "scores rows"], ties: Float[np.ndarray, "scores rows"]
+) -> EpochState:
+    """Returns the state after some more rows, at most `rows_allowed`.
 
     Args:
-        values: `dithered`.
-        ties: uniform numbers in [0, 1), drawn anew: the place of each value among its equals, of which it is one.
+        values: the scores after `dither`.
+        ties: new uniform numbers in [0, 1): the position of each value among equal values, itself included.
     """
-    counts = watch.counts.copy()
+    counts = state.counts.copy()
     ranked: list[np.ndarray] = []
-    for score, (known, new, tie) in enumerate(zip(watch.ranked, values, ties, strict=True)):
+    for score, (known, new, tie) in enumerate(zip(state.ranked, values, ties, strict=True)):
         bins = np.searchsorted(EDGES[1:-1], online_ranks(known, new, tie), side="right")
         counts[score] += np.bincount(bins, minlength=len(_SHARES))
         order = np.sort(new)
         ranked.append(np.insert(known, np.searchsorted(known, order), order))
-    rows = watch.rows + values.shape[1]
-    begun = watch.begun if rows % EVERY or rows == EPOCH else np.concatenate([watch.begun, counts[None]])
-    return Watch(tuple(ranked), counts, begun, rows)
+    rows = state.rows + values.shape[1]
+    begun = state.begun if rows % BET_ROWS or rows == EPOCH else np.concatenate([state.begun, counts[None]])
+    return EpochState(tuple(ranked), counts, begun, rows)
 
 
 def online_ranks(
     known: Float[np.ndarray, " known"], values: Float[np.ndarray, " rows"], ties: Float[np.ndarray, " rows"]
 ) -> Float[np.ndarray, " rows"]:
-    """The share of what came before that is at least as strange as each value: among `known` and the values before it.
+    """Returns for each value the share of earlier values, `known` and those before it, that are at least as strange.
 
-    Itself and its equals count by a random part: exchangeable values' shares are exactly uniform, and independent.
+    The value itself and equal ones count by a random part, so that the shares of exchangeable values are exactly uniform
+    and independent.
 
     Args:
         known: ascending.
@@ -181,37 +186,37 @@ def online_ranks(
     return (greater + ties * equal) / (len(known) + np.arange(1, len(values) + 1))
 
 
-def log_martingale(watch: Watch) -> Float[np.ndarray, " scores"]:
-    """The logarithm of each score's martingale, in nats; 0 at the start of an epoch."""
-    own, all_rows = _rising()
-    counts = watch.counts - watch.begun
+def log_martingale(state: EpochState) -> Float[np.ndarray, " scores"]:
+    """Returns the logarithm of each score's martingale, in nats; 0 at the start of an epoch."""
+    own, all_rows = _log_rising_factorials()
+    counts = state.counts - state.begun
     bins = np.arange(len(_SHARES))
-    # A Dirichlet-multinomial's probability over the uniform's: products of rising factorials.
+    # The probability under a Dirichlet-multinomial divided by that under the uniform: products of rising factorials.
     bets = (own[bins, counts] - counts * np.log(_SHARES)).sum(axis=-1) - all_rows[counts.sum(axis=-1)]
     largest = np.maximum(bets.max(axis=0), 0.0)
     weights = _weights()
-    # The bets that have not begun are worth what they were given.
+    # Bets that have not started yet keep their weight.
     idle = weights[len(bets) :].sum()
     mean = (weights[: len(bets), None] * np.exp(bets - largest)).sum(axis=0) + idle * np.exp(-largest)
     return np.log(mean) + largest
 
 
 def alarm_level(alpha: float, streams: int, epoch: int) -> float:
-    """What the log martingale must reach for an alarm, nats.
+    """Returns the level at which the log martingale raises an alarm, in nats.
 
-    With it the probability that any of the streams ever alarms falsely, in any epoch, is at most `alpha`.
+    With this level the probability of any false alarm, in any stream and epoch, is at most `alpha`.
 
     Args:
         alpha: strictly between 0 and 1.
-        streams: how many martingales are watched side by side.
-        epoch: which one it is, from 1.
+        streams: the number of martingales in parallel.
+        epoch: the number of the epoch, from 1.
     """
     return math.log(streams / alpha) + math.log(math.pi**2 / 6) + 2 * math.log(epoch)
 
 
 @lru_cache(maxsize=1)
-def _rising() -> tuple[Float[np.ndarray, "bins counts"], Float[np.ndarray, " counts"]]:
-    """Logarithms of the rising factorials of each bin's pseudo-count, and of the concentration."""
+def _log_rising_factorials() -> tuple[Float[np.ndarray, "bins counts"], Float[np.ndarray, " counts"]]:
+    """Returns the logarithms of the rising factorials of each bin's pseudo-count, and of the concentration."""
     steps = np.arange(EPOCH)
     starts = CONCENTRATION * _SHARES[:, None]
     whole = np.concatenate([[0.0], np.cumsum(np.log(CONCENTRATION + steps))])
@@ -220,28 +225,28 @@ def _rising() -> tuple[Float[np.ndarray, "bins counts"], Float[np.ndarray, " cou
 
 @lru_cache(maxsize=1)
 def _weights() -> Float[np.ndarray, " bets"]:
-    bets = EPOCH // EVERY
+    bets = EPOCH // BET_ROWS
     return np.array([FIRST_WEIGHT, *np.full(bets - 1, (1 - FIRST_WEIGHT) / (bets - 1))])
 
 
 def kolmogorov_smirnov(
     ascending: Float[np.ndarray, " rows"], window: Float[np.ndarray, " window"]
 ) -> tuple[float, float]:
-    """The two-sample statistic, the largest difference of the distribution functions, and its p-value.
+    """Returns the two-sample statistic, the largest difference of the distribution functions, and its p-value.
 
-    The p-value is asymptotic, with the correction for few rows of Stephens (1970): of a handful of rows it is too small,
-    of values that tie too large.
+    The p-value is asymptotic, with the correction of Stephens (1970) for few rows: it is too small for a handful of rows,
+    and too large for values that tie.
 
     Args:
         ascending: the calibration's values.
         window: at least one value.
     """
-    latest, places = np.sort(window), np.concatenate([ascending, window])
-    shares = [np.searchsorted(values, places, side="right") / len(values) for values in (ascending, latest)]
+    latest, points = np.sort(window), np.concatenate([ascending, window])
+    shares = [np.searchsorted(values, points, side="right") / len(values) for values in (ascending, latest)]
     statistic = float(np.abs(shares[0] - shares[1]).max())
     root = math.sqrt(len(ascending) * len(latest) / (len(ascending) + len(latest)))
     scaled = (root + 0.12 + 0.11 / root) * statistic
-    if scaled < 0.2:  # The series converges slowly there, to a probability that is 1 to ten digits.
+    if scaled < 0.2:  # Here the series converges slowly, to a probability of 1 up to ten digits.
         return statistic, 1.0
     terms = np.arange(1, 101)
     p_value = 2 * ((-1.0) ** (terms - 1) * np.exp(-2 * (terms * scaled) ** 2)).sum()
@@ -249,16 +254,16 @@ def kolmogorov_smirnov(
 
 
 def stability_index(ascending: Float[np.ndarray, " rows"], window: Float[np.ndarray, " window"]) -> float:
-    """The population stability index Σ (q − p) ln(q/p), nats, over the calibration's deciles (Siddiqi, 2006).
+    """Returns the population stability index Σ (q − p) ln(q/p), in nats, over the calibration's deciles (Siddiqi, 2006).
 
-    By custom, below .1 nothing has happened, beyond .25 something has. Each decile has half a row more than was
-    counted, so that an empty one is not infinite; deciles that ties make one are one.
+    By convention, below .1 means no change, above .25 a change. Half a row is added to each decile, so that an empty one
+    does not give infinity; deciles with equal edges are merged.
 
     Args:
         ascending: the calibration's values.
         window: at least one value.
     """
-    edges = np.unique(ascending[np.arange(1, PARTS) * len(ascending) // PARTS])
+    edges = np.unique(ascending[np.arange(1, PSI_BINS) * len(ascending) // PSI_BINS])
     counts = [
         np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
         for values in (ascending, window)

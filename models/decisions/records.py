@@ -1,4 +1,4 @@
-"""The records of a decision: what a calibration knows, and the decisions on a batch of rows."""
+"""The records of a decision: the calibration, and the judgement of a batch of rows."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ STD = Decision(scores=("std",))
 IN_TARGET_UNITS = {"std", "total_std"}
 """Scores of a regression that are in the target's units."""
 ROUNDED_MORE = {"relative_mahalanobis": 500.0, "vim": 100.0, "subspace": 100.0}
-"""Scores that are differences of larger numbers: how many times the least tolerance theirs is, near 0."""
+"""For scores that are differences of larger numbers: the factor of the least tolerance near 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The calibration split's scores, and what is asked of them unless a request says otherwise.
+    """The scores of the calibration split, and the default settings of a request.
 
     Attributes:
         scores: each score's values, one for every row of the split, in the split's order.
-        nonconformity: how ill each row's true target fits its prediction.
-        labels: each row's predicted class; None for regression, and in bundles of before.
-        decision: the score, or the combination of scores, whose threshold `reject` compares with.
+        nonconformity: how badly each row's true target fits its prediction.
+        labels: each row's predicted class; None for regression, and in older bundles.
+        decision: the score, or the combination of scores, that `reject` compares with its threshold.
         percentile: of the decision, strictly between 0 and 100.
         coverage: of prediction sets and intervals, strictly between 0 and 1.
-        per_class: whether a row is ranked among the calibration rows of its own predicted class alone.
-        sets: how prediction sets are made.
-        intervals: how intervals are made.
-        reference: each score's values on the reference rows (`models/decisions/decision.py`); None in bundles of schema 1, where
-            each calibration row is ranked among the others instead.
-        target_scale: of a regression, the unit of the scores in `IN_TARGET_UNITS`.
-        plain_scores: where the calibration rows were augmented, each score's values of the rows as they came; drift is
-            watched against these. None where nothing was augmented, and in older bundles.
+        per_class: whether a row is ranked only among the calibration rows of its own predicted class.
+        sets: the score of prediction sets.
+        intervals: the score of intervals.
+        reference: each score's values on the reference rows (`models/decisions/decision.py`); None in bundles of schema 1,
+            which rank each calibration row among the others instead.
+        target_scale: the unit of the scores in `IN_TARGET_UNITS`, for regression.
+        plain_scores: each score's values before augmentation of the calibration rows, which the drift test compares with.
+            None without augmentation, and in older bundles.
     """
 
     scores: dict[str, Float[np.ndarray, " rows"]]
@@ -64,17 +64,17 @@ class Calibration:
 
     @property
     def rows(self) -> int:
-        """How many rows the split has."""
+        """The number of rows of the split."""
         return len(self.nonconformity)
 
     @property
     def reference_rows(self) -> int:
-        """How many reference rows there are; 0 without them."""
+        """The number of reference rows; 0 if there are none."""
         return 0 if self.reference is None else len(next(iter(self.reference.values())))
 
     @cached_property
     def all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
-        """The scores, and the decision's combination of them, if it is one."""
+        """The scores, and the decision's combination of them if it combines several."""
         if self.decision.name != COMBINED:
             return self.scores
         if self.reference is not None:
@@ -84,7 +84,7 @@ class Calibration:
 
     @cached_property
     def plain_all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
-        """Every score of the calibration rows before augmentation, the decision's combination included."""
+        """The scores of the calibration rows before augmentation, including the decision's combination."""
         if self.plain_scores is None:
             return self.all_scores
         if self.decision.name != COMBINED:
@@ -93,17 +93,17 @@ class Calibration:
 
     @cached_property
     def ascending(self) -> dict[str, Float[np.ndarray, " rows"]]:
-        """Every score's values, ascending."""
+        """The values of every score, ascending."""
         return {name: np.sort(values) for name, values in self.all_scores.items()}
 
     @cached_property
     def evidence_maps(self) -> dict[str, EvidenceMap]:
-        """Of each score of the decision, from a value to its evidence."""
+        """The map from values to evidence of each score of the decision."""
         reference = self.scores if self.reference is None else self.reference
         return {name: evidence_map(reference[name], *self.least_scale(name)) for name in self.decision.scores}
 
     def least_scale(self, name: str) -> tuple[float, float]:
-        """The least scale of a score's tail, and the score's unit."""
+        """Returns the least scale of a score's tail, and the score's unit."""
         return LEAST_SCALE.get(name, 0.0), self.target_scale if name in IN_TARGET_UNITS else 1.0
 
     @cached_property
@@ -113,18 +113,18 @@ class Calibration:
         return np.array([[units.get(name, 1.0)] for name in self.scores])
 
     def combined(self, values: dict[str, Float[np.ndarray, " batch"]]) -> Float[np.ndarray, " batch"]:
-        """The combined evidence of rows with these scores, nats."""
+        """Computes the combined evidence of rows with these scores, in nats."""
         return combine(self.decision, np.stack(list(self.evidence_of(values).values())))
 
     def evidence_of(self, values: dict[str, Float[np.ndarray, " batch"]]) -> dict[str, Float[np.ndarray, " batch"]]:
-        """The evidence of each of the decision's scores, nats."""
+        """Computes the evidence of each of the decision's scores, in nats."""
         return {name: evidence(fixed, values[name]) for name, fixed in self.evidence_maps.items()}
 
     @cached_property
     def by_class(self) -> dict[str, dict[int, Float[np.ndarray, " own"]]]:
-        """Every score's values among the rows of each predicted class, ascending."""
+        """The values of every score by predicted class, ascending."""
         labels = np.zeros(self.rows, int) if self.labels is None else self.labels
-        # One sort for all classes: to look through all rows for each would take the square of them where classes are many.
+        # One sort for all classes: a search through all rows for each of many classes would take quadratic time.
         known, starts = np.unique(np.sort(labels), return_index=True)
         return {
             name: dict(zip(known.tolist(), np.split(values[np.lexsort((values, labels))], starts[1:]), strict=True))
@@ -133,21 +133,22 @@ class Calibration:
 
     @cached_property
     def ascending_nonconformity(self) -> Float[np.ndarray, " rows"]:
-        """The nonconformity, ascending."""
+        """The nonconformity scores, ascending."""
         return np.sort(self.nonconformity)
 
     def prepare(self) -> None:
-        """Computes now what `judge` would compute at its first call: of many rows, it takes seconds."""
+        """Computes now what the first call of `judge` would compute, which takes seconds for many rows."""
         _ = self.ascending, self.ascending_nonconformity, self.evidence_maps, self.units
         if self.per_class:
             _ = self.by_class
 
 
 class ScoreJudgement(NamedTuple):
-    """One score of a batch, and where it lies among the calibration split's.
+    """One score of a batch, compared with the calibration split.
 
-    `above` says whether each value is above its threshold by more than the tolerance (`models.ranks.less_tolerance`); a
-    value that is not a number is. `extrapolated` says whether it is above every calibration row that it is ranked among.
+    Attributes:
+        above: whether each value is above its threshold by more than the tolerance (`less_tolerance`), or NaN.
+        extrapolated: whether each value is above those of all calibration rows that it is ranked among.
     """
 
     value: Float[np.ndarray, " batch"]
@@ -159,14 +160,14 @@ class ScoreJudgement(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What calibration says of a batch: the decision, each score, and a prediction set or interval.
+    """The calibration's judgement of a batch: the decision, each score, and a prediction set or interval.
 
     Attributes:
         decision: the name of the decision score among `scores`.
         reject: whether the decision score is above its threshold.
-        evidence: −ln p of each score of a combination, in nats; empty where one score decides.
-        contributions: what each score of a combination adds to it, weighed; empty where one score decides.
-        loudest: for each row, the score that adds most.
+        evidence: −ln p of each score of a combination, in nats; empty if a single score decides.
+        contributions: the weighted evidence of each score of a combination; empty if a single score decides.
+        main_scores: for each row, the score that contributes most.
         members: `[batch, classes]`, the classes in each row's prediction set; None for regression.
         interval: `[batch, 2]`, lower and upper end in the target's units; None for classification.
     """
@@ -178,6 +179,6 @@ class Judgement(NamedTuple):
     scores: dict[str, ScoreJudgement]
     evidence: dict[str, Float[np.ndarray, " batch"]]
     contributions: dict[str, Float[np.ndarray, " batch"]]
-    loudest: list[str]
+    main_scores: list[str]
     members: Bool[np.ndarray, "batch classes"] | None
     interval: Float[np.ndarray, "batch 2"] | None

@@ -79,7 +79,7 @@ class VersionWatch:
             saved = self._file.load(*self._calibration.shape)
         self._epoch, self._crossed = saved.epoch, saved.crossed
         self._window = self._calibration[:, :0] if saved.window is None else saved.window
-        self._watch = drift.begin(self._calibration) if saved.watch is None else saved.watch
+        self._watch = drift.start_epoch(self._calibration) if saved.watch is None else saved.watch
         self._above = np.zeros(len(self._scores), bool)
         self._save_epoch()
         for name, crossed in zip(self._scores, self._crossed.tolist(), strict=True):
@@ -96,13 +96,13 @@ class VersionWatch:
         self._window = np.concatenate([self._window, values], axis=1)[:, -drift.WINDOW :]
         start = 0
         while start < values.shape[1]:
-            end = min(values.shape[1], start + drift.room(self._watch))
+            end = min(values.shape[1], start + drift.rows_allowed(self._watch))
             part = values[:, start:end]
-            self._watch = drift.watched(self._watch, part, self._random.random(part.shape))
+            self._watch = drift.observe(self._watch, part, self._random.random(part.shape))
             self._record_alarms()
             if self._watch.rows == drift.EPOCH:
                 self._epoch += 1
-                self._watch = drift.begin(self._calibration)
+                self._watch = drift.start_epoch(self._calibration)
                 self._save_epoch()
             start = end
             yield
@@ -110,13 +110,13 @@ class VersionWatch:
     def set_gauges(self) -> Iterator[None]:
         """Sets the gauges; yields after every step. The gauges of the window need enough rows."""
         self._set_martingale_gauges()
-        if self._window.shape[1] < drift.FEWEST:
+        if self._window.shape[1] < drift.LEAST_ROWS:
             return
         for name, calibration, window in zip(self._scores, self._calibration, self._window, strict=True):
             statistic, p_value = drift.kolmogorov_smirnov(calibration, window)
             metrics.DRIFT_KS.labels(*self._model, name).set(statistic)
             metrics.DRIFT_KS_P.labels(*self._model, name).set(p_value)
-            if len(calibration) >= drift.FEWEST:
+            if len(calibration) >= drift.LEAST_ROWS:
                 metrics.DRIFT_PSI.labels(*self._model, name).set(drift.stability_index(calibration, window))
             yield
 
@@ -132,7 +132,7 @@ class VersionWatch:
             self._file.save(SavedWatch(self._epoch, self._crossed))
 
     def _dither(self, values: Float[np.ndarray, "scores rows"]) -> Float[np.ndarray, "scores rows"]:
-        return drift.dithered(values, self._rounding, self._random.random(values.shape))
+        return drift.dither(values, self._rounding, self._random.random(values.shape))
 
     def _set_martingale_gauges(self) -> None:
         level = drift.alarm_level(ALPHA, self._streams, self._epoch)

@@ -45,7 +45,7 @@ class SavedWatch(NamedTuple):
 
     epoch: int
     crossed: Float[np.ndarray, " scores"]
-    watch: drift.Watch | None = None
+    watch: drift.EpochState | None = None
     window: Float[np.ndarray, "scores rows"] | None = None
 
 
@@ -154,7 +154,7 @@ def _parse(content: bytes, epoch: int, scores: int, calibration_rows: int) -> Sa
             return SavedWatch(epoch, crossed)
         ranked, counts, begun, window = (arrays[name] for name in ("ranked", "counts", "begun", "window"))
     rows = int(counts.sum() // scores)
-    bets = 1 + rows // drift.EVERY
+    bets = 1 + rows // drift.BET_ROWS
     bins = len(drift.EDGES) - 1
     _check(counts.shape == (scores, bins) and bool((counts >= 0).all()), f"counts of {bins} bins for {scores} scores")
     _check(bool((counts.sum(axis=1) == rows).all()) and rows < drift.EPOCH, "equally many ranks of every score")
@@ -162,7 +162,7 @@ def _parse(content: bytes, epoch: int, scores: int, calibration_rows: int) -> Sa
     _check(ranked.shape == (scores, calibration_rows + rows), "the values of the calibration and of the epoch's rows")
     _check(bool((np.diff(ranked, axis=1) >= 0).all()), "ascending values")
     _check(window.ndim == 2 and len(window) == scores and bool(np.isfinite(window).all()), "a finite window")
-    return SavedWatch(epoch, crossed, drift.Watch(tuple(ranked), counts, begun, rows), window[:, -drift.WINDOW :])
+    return SavedWatch(epoch, crossed, drift.EpochState(tuple(ranked), counts, begun, rows), window[:, -drift.WINDOW :])
 
 
 def _check(holds: bool, expected: str) -> None:

@@ -145,7 +145,7 @@ def record_prediction(name: str, version: int, prediction: Prediction, judgement
     """Counts the rows of an answer, and where they lie."""
     model = (name, str(version))
     ROWS.labels(*model).inc(len(judgement.reject))
-    for reason, rejected in Counter(compress(judgement.loudest, judgement.reject)).items():
+    for reason, rejected in Counter(compress(judgement.main_scores, judgement.reject)).items():
         REJECTED.labels(*model, reason).inc(rejected)
     summary = prediction.summary
     ENTROPY.labels(*model).observe_all(np.asarray(summary.entropy))

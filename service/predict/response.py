@@ -97,8 +97,8 @@ def reject_reasons(model: Model, prediction: Prediction, judgement: Judgement) -
         ordered = sorted(judgement.contributions, key=lambda name: -judgement.contributions[name][row])
         above = [name for name in ordered if judgement.scores[name].above[row]]
         reasons[row] = [_reason(name, judgement, row, model, prediction) for name in above] or [
-            f"{COMBINED} above its {ordinal(judgement.percentile)} percentile, loudest {judgement.loudest[row]}: "
-            f"{judgement.scores[judgement.loudest[row]].percentile[row]:.2f} of 100"
+            f"{COMBINED} above its {ordinal(judgement.percentile)} percentile, loudest {judgement.main_scores[row]}: "
+            f"{judgement.scores[judgement.main_scores[row]].percentile[row]:.2f} of 100"
         ]
     return reasons
 

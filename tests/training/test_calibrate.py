@@ -133,7 +133,7 @@ def test_other_training_rows_are_refused(calibrate, own, tmp_path):
             "--percentile",
             99.9,
             "calibration.percentile: the 99.9th percentile needs a larger calibration split: expected at least 999 rows, "
-            "found 500 rows; ask for less, or calibrate on more; data.calibration_size sets how many rows",
+            "found 500 rows; request a lower value, or calibrate with more rows; data.calibration_size sets how many rows",
         ),
         ("--coverage", 0.999, "calibration.coverage: coverage 0.999 needs a larger calibration split"),
     ],

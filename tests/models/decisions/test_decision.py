@@ -20,7 +20,7 @@ from abstain.models.decisions.decision import (
     evidence,
     evidence_map,
     leave_one_out,
-    loudest,
+    main_scores,
 )
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import CalibrationError
@@ -186,7 +186,7 @@ def test_the_loudest_score_is_the_one_that_adds_most():
     """The largest weighed part: shares multiply a sum's parts, and divide p-values."""
 
     def told(**terms):
-        return loudest(dict(zip(NAMES, contributions(Decision(scores=NAMES, **terms), PARTS), strict=True)))
+        return main_scores(dict(zip(NAMES, contributions(Decision(scores=NAMES, **terms), PARTS), strict=True)))
 
     assert told() == ["gen", "vim", "knn"]
     assert told(rule="weighted", weights=(1, 1, 9)) == ["knn", "knn", "knn"]
@@ -399,7 +399,7 @@ def test_a_class_of_too_few_rows_is_refused_by_name():
         calibrate(predicted(values, labels), labels, percentile=99.0, per_class=True)
     assert str(error.value) == (
         "calibration rows predicted to be of class 2: the 99th percentile needs a larger calibration split: "
-        "expected at least 99 rows, found 98 rows; ask for less, or calibrate on more"
+        "expected at least 99 rows, found 98 rows; request a lower value, or calibrate with more rows"
     )
     split = calibrate(predicted(values, labels), labels, percentile=95.0, per_class=True)
     with pytest.raises(CalibrationError, match=r"predicted to be of class 2: .* at least 99 rows, found 98 rows"):
@@ -431,6 +431,6 @@ def test_a_combined_decision_by_hand():
     # The ⌈10 · 0.8⌉-th smallest of nine.
     assert told.scores["combined"].threshold.tolist() == pytest.approx([np.sort(expected)[7]] * 3, rel=1e-9)
     assert told.reject.tolist() == [False, False, True]
-    assert told.loudest == ["std", "std", "std"]
+    assert told.main_scores == ["std", "std", "std"]
     assert told.scores["combined"].p_value.tolist() == [1.0, 0.3, 0.1]
     assert told.scores["std"].p_value.tolist() == [0.6, 0.2, 0.1]

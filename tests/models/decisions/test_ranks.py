@@ -75,7 +75,7 @@ def test_too_few_rows_are_refused_with_the_number_needed(percentile, needed):
         threshold(np.arange(needed - 1.0), float(percentile))
     assert str(error.value) == (
         f"the {percentile}th percentile needs a larger calibration split: "
-        f"expected at least {needed} rows, found {needed - 1} rows; ask for less, or calibrate on more"
+        f"expected at least {needed} rows, found {needed - 1} rows; request a lower value, or calibrate with more rows"
     )
 
 

@@ -28,12 +28,12 @@ from tests.helpers.servers import start_server, stop_server
 LEVEL = math.log(100)
 
 
-def follow(calibration, stream, seed=0, together=drift.TOGETHER):
+def follow(calibration, stream, seed=0, together=drift.STEP_ROWS):
     """Yields the watch after each part of a stream of one score."""
-    random, watch, start = np.random.default_rng(seed), drift.begin(calibration[None]), 0
+    random, watch, start = np.random.default_rng(seed), drift.start_epoch(calibration[None]), 0
     while start < len(stream):
-        part = stream[None, start : start + min(drift.room(watch), together)]
-        watch = drift.watched(watch, part, random.random(part.shape))
+        part = stream[None, start : start + min(drift.rows_allowed(watch), together)]
+        watch = drift.observe(watch, part, random.random(part.shape))
         start += part.shape[1]
         yield watch
 
@@ -71,9 +71,9 @@ def test_every_bet_is_fair():
     """From any state, the mean of the next martingale over a uniform rank is the present value."""
     random = np.random.default_rng(1)
     for rows, skewed in ((0, 1.0), (700, 1.0), (1_500, 0.5), (3_250, 2.0)):
-        watch = drift.begin(random.exponential(size=(1, 50)))
+        watch = drift.start_epoch(random.exponential(size=(1, 50)))
         for _ in range(rows // 250):
-            watch = drift.watched(watch, random.exponential(skewed, size=(1, 250)), random.random((1, 250)))
+            watch = drift.observe(watch, random.exponential(skewed, size=(1, 250)), random.random((1, 250)))
         now = drift.log_martingale(watch)[0]
         shares = np.diff(drift.EDGES)
         after = [
@@ -87,25 +87,25 @@ def test_the_closed_form_equals_one_bet_after_another():
     """A mixture of bets, each by the shares of ranks since its own start."""
     stream = np.random.default_rng(2).exponential(1.5, size=2_300)
     calibration = np.random.default_rng(3).exponential(size=400)
-    watch = drift.begin(calibration[None])
+    watch = drift.start_epoch(calibration[None])
     ties = np.random.default_rng(4).random(len(stream))
     shares = np.diff(drift.EDGES)
-    bets = drift.EPOCH // drift.EVERY
+    bets = drift.EPOCH // drift.BET_ROWS
     counts = np.zeros((bets, len(shares)))
     wealth = np.array([drift.FIRST_WEIGHT, *[(1 - drift.FIRST_WEIGHT) / (bets - 1)] * (bets - 1)])
     before = np.sort(calibration)
     for row, (value, tie) in enumerate(zip(stream, ties, strict=True)):
         rank = drift.online_ranks(before, np.array([value]), np.array([tie]))[0]
         chosen = int(np.searchsorted(drift.EDGES[1:-1], rank, side="right"))
-        begun = np.arange(bets) * drift.EVERY <= row
+        begun = np.arange(bets) * drift.BET_ROWS <= row
         stakes = (counts + drift.CONCENTRATION * shares) / (counts.sum(1, keepdims=True) + drift.CONCENTRATION)
         wealth *= np.where(begun, stakes[:, chosen] / shares[chosen], 1)
         counts[begun, chosen] += 1
         before = np.sort(np.append(before, value))
     start = 0
     while start < len(stream):
-        end = min(len(stream), start + drift.room(watch))
-        watch = drift.watched(watch, stream[None, start:end], ties[None, start:end])
+        end = min(len(stream), start + drift.rows_allowed(watch))
+        watch = drift.observe(watch, stream[None, start:end], ties[None, start:end])
         start = end
     assert drift.log_martingale(watch)[0] == pytest.approx(math.log(wealth.sum()), rel=1e-9)
 
@@ -152,7 +152,7 @@ def peak(calibration, stream, random, dithered=True):
     if dithered:
         rounding = np.array([drift.ABSOLUTE_ROUNDING])
         calibration, stream = (
-            drift.dithered(values[None], rounding, random.random((1, len(values))))[0]
+            drift.dither(values[None], rounding, random.random((1, len(values))))[0]
             for values in (calibration, stream)
         )
     seed = int(random.integers(2**31))
@@ -187,7 +187,7 @@ def test_without_dither_rounding_would_alarm():
 def test_the_dither_has_a_limited_width(value, share):
     """The result is finite, and between the value and 1,000 rounding errors above it."""
     rounding = np.array([drift.ABSOLUTE_ROUNDING])
-    found = drift.dithered(np.array([[value]], np.float32), rounding, np.array([[share]]))[0, 0]
+    found = drift.dither(np.array([[value]], np.float32), rounding, np.array([[share]]))[0, 0]
     width = 1_000 * (1e-6 * abs(value) + rounding[0])
     assert value <= found <= value + width * (1 + 1e-9)
 
@@ -243,7 +243,7 @@ def test_an_epoch_ends_and_does_not_depend_on_its_parts():
     random = np.random.default_rng(5)
     calibration, stream = random.exponential(size=100), random.exponential(size=drift.EPOCH)
     *_, last = follow(calibration, stream)
-    assert (last.rows, drift.room(last), len(last.begun)) == (drift.EPOCH, 0, drift.EPOCH // drift.EVERY)
+    assert (last.rows, drift.rows_allowed(last), len(last.begun)) == (drift.EPOCH, 0, drift.EPOCH // drift.BET_ROWS)
     assert last.counts.sum() == drift.EPOCH
     np.testing.assert_array_equal(last.ranked[0], np.sort(np.concatenate([calibration, stream])))
 
@@ -319,13 +319,13 @@ def test_the_stability_index_of_few_rows_is_noise():
     def moved(rows):
         return np.mean(
             [
-                drift.stability_index(np.sort(random.normal(size=drift.FEWEST)), random.normal(size=rows)) > 0.25
+                drift.stability_index(np.sort(random.normal(size=drift.LEAST_ROWS)), random.normal(size=rows)) > 0.25
                 for _ in range(200)
             ]
         )
 
     assert moved(10) > 0.6
-    assert moved(drift.FEWEST) == 0
+    assert moved(drift.LEAST_ROWS) == 0
 
 
 def watched_rows(live):

@@ -195,13 +195,13 @@ def test_augmented_calibration_keeps_the_rows_as_they_came(recalibrate, held_out
         random = np.random.default_rng(0)
         test = judge(calibration, found.predictor(held_out[1].x)).scores
         known, stream = (
-            drift.dithered(values, rounding, random.random(values.shape))
+            drift.dither(values, rounding, random.random(values.shape))
             for values in (np.stack(list(ranked.values())), np.stack([test[name].value for name in names]))
         )
-        watch = drift.begin(known)
+        watch = drift.start_epoch(known)
         for start in range(0, stream.shape[1] - 100, 100):
             part = stream[:, start : start + 100]
-            watch = drift.watched(watch, part, random.random(part.shape))
+            watch = drift.observe(watch, part, random.random(part.shape))
         return drift.log_martingale(watch).max()
 
     level = drift.alarm_level(0.01, len(calibration.all_scores), 1)
@@ -333,7 +333,7 @@ def test_an_answer_says_which_score_spoke_and_by_how_much(bundle, strange):
         elif above:
             assert answer["reasons"] == [f"{name} above its 90th percentile" for name in above]
         else:
-            loud = judgement.loudest[place]
+            loud = judgement.main_scores[place]
             said = f"combined above its 90th percentile, loudest {loud}: {scores[loud]['percentile']:.2f} of 100"
             assert answer["reasons"] == [said]
 
