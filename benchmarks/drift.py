@@ -117,8 +117,7 @@ def online(
     if dither:
         rounding = np.array([drift.ABSOLUTE_ROUNDING])
         calibration, stream = (
-            drift.dither(values[None], rounding, random.random((1, len(values))))[0]
-            for values in (calibration, stream)
+            drift.dither(values[None], rounding, random.random((1, len(values))))[0] for values in (calibration, stream)
         )
     watch = drift.start_epoch(calibration[None])
     place = 0

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from abstain.models.bundles.bundle import SCHEMA_VERSION, Bundle, Manifest, load_published
 from abstain.models.bundles.shortfalls import Shortfall, ShortfallCode, texts
 from abstain.models.bundles.store import check_writable, resolve
-from abstain.models.bundles.trained_rows import TrainedRows, most_by_chance, read_trained, trained_on
+from abstain.models.bundles.trained_rows import TrainedRows, find_trained, most_by_chance, read_trained
 from abstain.models.errors import ConfigError, DataError
 from abstain.models.prediction.feature_score_records import Densities
 from abstain.models.prediction.feature_scores import shapes_of
@@ -191,7 +191,7 @@ def check_new(trained: TrainedRows, manifest: Manifest, rows: Rows, where: str) 
     Raises:
         DataError: more than that do.
     """
-    known = trained_on(trained, manifest.model.preprocessing, rows.x)
+    known = find_trained(trained, manifest.model.preprocessing, rows.x)
     count, expected = int(known.sum()), trained.repeats
     if not count:
         return ()

@@ -11,7 +11,7 @@ from jaxtyping import Num
 
 from abstain.models.bundles.bundle import Bundle, Manifest, load_published
 from abstain.models.bundles.store import resolve
-from abstain.models.bundles.trained_rows import TrainedRows, most_by_chance, read_trained, trained_on
+from abstain.models.bundles.trained_rows import TrainedRows, find_trained, most_by_chance, read_trained
 from abstain.models.decisions.calibration import judge
 from abstain.models.decisions.ranks import percentile_rank
 from abstain.models.errors import DataError
@@ -173,7 +173,7 @@ def overlap_notes(manifest: Manifest, rows: Rows, trained: TrainedRows | None) -
     """Says so where more rows than chance explains equal training rows, or where that cannot be known."""
     if trained is None:
         return ["this version keeps no hashes of its training rows: whether it was trained on these rows is not known"]
-    known = int(trained_on(trained, manifest.model.preprocessing, rows.x).sum())
+    known = int(find_trained(trained, manifest.model.preprocessing, rows.x).sum())
     said = f"{known:,} of {len(rows):,} rows equal rows that the model was trained on"
     allowed = most_by_chance(trained, len(rows))
     if known and allowed >= len(rows):

@@ -13,7 +13,7 @@ from jaxtyping import Num
 from abstain.models.bundles.bundle import DataRecord, Manifest, MethodRecord, load_published, read_published
 from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.bundles.store import check_writable, resolve
-from abstain.models.bundles.trained_rows import most_by_chance, read_trained, remember, trained_on
+from abstain.models.bundles.trained_rows import find_trained, hash_training_rows, most_by_chance, read_trained
 from abstain.models.errors import ConfigError, FitError
 from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.prediction.likelihoods import LIKELIHOODS
@@ -121,7 +121,7 @@ def fit(
         with stage(progress, "report and bundle"):
             write_exports(exports, problem, fitted)
             manifest = describe(config, dataset, fitted, calibrated, metrics)
-            trained = remember(model.preprocessing, dataset.train.x, dataset.calibration.x)
+            trained = hash_training_rows(model.preprocessing, dataset.train.x, dataset.calibration.x)
             version = publish_version(store, manifest, fitted.posterior, calibrated, shown, trained, RESUME)
         close_journal(journal, keep=can_be_lengthened(config))
     return Published(version.number, metrics, fitted.shortfalls, version.notes)
@@ -189,7 +189,7 @@ def start_notes(config: Config, dataset: Dataset, store: Path) -> tuple[str, ...
     trained = read_trained(folder, manifest.files)
     if trained is None:
         return ()
-    known = int(trained_on(trained, manifest.model.preprocessing, dataset.calibration.x).sum())
+    known = int(find_trained(trained, manifest.model.preprocessing, dataset.calibration.x).sum())
     if known <= most_by_chance(trained, len(dataset.calibration)):
         return ()
     return (

@@ -1,1 +1,1 @@
-"""Bundles: one version of a model on disk, its checkpoint, its signature, and the store of all versions."""
+"""Bundles: a version of a model on disk, its checkpoint and signature, and the store of all versions."""

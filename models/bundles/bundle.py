@@ -1,20 +1,21 @@
-"""A bundle: one version of a model on disk, whole and verifiable.
+"""A bundle: a version of a model on disk that can be verified as a whole.
 
-    manifest.json   all that one needs to know without loading a draw; holds the sha256 of every other file
-    draws/          the posterior's draws (`models/bundles/checkpoint.py`, numpy leaves, sample axis 0)
-    calibration/    the calibration split's scores (the same)
-    densities/      what scores are computed from that were fitted to the training rows (the same)
+    manifest.json   a description of the version, with the sha256 of every other file
+    draws/          the posterior's draws (`models/bundles/checkpoint.py`, numpy leaves, the draws as axis 0)
+    calibration/    the scores of the calibration split (the same format)
+    densities/      the arrays of the feature scores (the same format)
     rows/           keyed hashes of the training rows, for `abstain calibrate` (`models/bundles/trained_rows.py`)
-    report.html     for people
-    model.sig       who made it, if it is signed (`models/bundles/signatures.py`); the one file that the manifest does not list
+    report.html     the report for people
+    model.sig       the signature, if there is one (`models/bundles/signatures.py`); the only file not in the manifest
 
-The digest of a bundle is the sha256 of its manifest's canonical bytes, so it stands for every byte of the version.
-Nothing is unpickled, and nothing is trusted before its hash, shape, dtype and finiteness have been checked.
+The digest of a bundle is the sha256 of its manifest's canonical bytes. It covers every byte of the version, because the
+manifest holds the other hashes. Nothing is unpickled, and no file is used before its hash, shape, dtype and finiteness have
+been checked.
 
-A hash only says that a bundle is what its writer made. Who wrote it is not known, unless keys are trusted and one of them
-has signed it. So `load` asks in this order: are the manifest's numbers possible; has a trusted key signed it, where one
-must; does the folder hold the listed files and nothing else, and no more bytes than the numbers ask for; are their hashes
-right; do the arrays have the promised shapes. Only then is memory taken for them.
+Hashes show that a bundle was not altered, but not who wrote it; a signature by a trusted key shows that. `load` checks in
+this order: the manifest's numbers are plausible; a trusted key has signed it, if required; the folder contains exactly the
+listed files, and no more bytes than the numbers imply; the hashes are right; the arrays have the stated shapes. Only then
+memory is allocated for the arrays.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ import orjson
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from abstain.models.bundles.checkpoint import Stored, open_checkpoint, read_arrays, write_checkpoint
-from abstain.models.bundles.plausible import Claim, of_batch, of_members, of_model, of_shape, refuse_implausible, within
+from abstain.models.bundles.plausible import (
+    Claim,
+    batch_memory_claim,
+    member_memory_claim,
+    model_claims,
+    refuse_implausible,
+    shape_claim,
+    within,
+)
 from abstain.models.bundles.references import NAME_PATTERN
 from abstain.models.bundles.shortfalls import ShortfallSentence
 from abstain.models.bundles.signatures import SIGNATURE, SIGNATURE_BYTES, TrustedKeys, check_signature, make_signature
@@ -52,26 +61,27 @@ from abstain.models.validation import refuse
 
 SCHEMA_VERSION = 2
 READ_SCHEMA_VERSIONS = (1, 2)
-"""`docs/compatibility.md` says what a bundle of each means."""
+"""Supported schema versions; `docs/compatibility.md` describes them."""
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 16 * 2**20
-"""The manifest may have; one of digits has 20,000."""
+"""Largest size of the manifest; that of digits has 20,000 bytes."""
 BUNDLE_BYTES = 64 * 2**30
-"""All files together may have: a sparse file costs nothing and takes for ever to hash."""
+"""Largest size of all files together: a sparse file takes no disk space but very long to hash."""
 SPARE_BYTES = 64 * 2**20
-"""A folder of arrays may have beyond four times its numbers, for Orbax writes small arrays several times."""
+"""Bytes that a folder of arrays may have in addition to four times its numbers: Orbax writes small arrays several times."""
 MOST_FILES = 10_000
 MOST_DRAWS = 10**7
 MOST_ROWS = 10**9
-_DEEPEST = 8
-_LONGEST = 512
-"""Characters of a file's path in the bundle."""
+_MAX_DEPTH = 8
+"""Most parts of a file's path in the bundle."""
+_MAX_PATH_LENGTH = 512
+"""Most characters of a file's path in the bundle."""
 _ROW_BYTES = 8 * 100
-"""A calibration row may take: all scores there are, several times."""
+"""Most bytes of a calibration row: several times all scores."""
 
 
 class MethodRecord(BaseModel):
-    """Which inference method made the draws, with all its settings; for people, never for code to branch on."""
+    """The inference method of the draws and its settings; for people only, code must not depend on it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str
@@ -79,49 +89,49 @@ class MethodRecord(BaseModel):
 
 
 class CalibrationRecord(BaseModel):
-    """The calibration's terms, and the thresholds they come to.
+    """The calibration's settings, and the resulting thresholds.
 
-    Bounds are at 95 %, for a split of this size: of the reject rate and of the coverage that this very split came to on
-    rows like its own (Beta; Vovk, 2012), and of each score's true percentile (by order statistics). They are exact where
-    the decision score does not tie; ties only lower the reject rate.
+    Bounds hold with 95 % probability for a split of this size: for the reject rate and the coverage on new rows like those
+    of the split (Beta; Vovk, 2012), and for each score's true percentile (by order statistics). They are exact if the
+    decision score has no ties; ties only lower the reject rate.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     rows: int
     decision: str
-    """The decision score's name."""
+    """The name of the decision score."""
     percentile: float
     coverage: float
     thresholds: dict[str, float]
     combination: Decision | None = None
-    """How the decision score is made of others, if it is."""
+    """The scores and the rule of a combined decision score; None if a single score decides."""
     reference_rows: int = 0
-    """Training rows that fix the evidence of each score (`models/decisions/decision.py`); 0 in a bundle of schema 1."""
+    """Number of training rows that define the evidence of each score (`models/decisions/decision.py`); 0 in schema 1."""
     per_class: bool = False
     sets: SetKind = "lac"
     intervals: IntervalKind = "normalised"
     recalibration: Recalibration = Recalibration()
     class_thresholds: dict[str, float] = {}
-    """The decision's, by class, where thresholds are per class."""
+    """The decision's thresholds by predicted class, if thresholds are per class."""
     threshold_bounds: dict[str, tuple[float | None, float | None]] = {}
-    """By score; none where thresholds are per class. None at an end: beyond the calibration rows."""
+    """By score; empty if thresholds are per class. An end is None if it is beyond the calibration rows."""
     reject_rate_bounds: tuple[float, float] | None = None
-    """Shares; None where thresholds are per class."""
+    """Bounds of the share of rejected rows; None if thresholds are per class."""
     class_threshold_bounds: dict[str, tuple[float | None, float | None]] = {}
-    """The decision's, by class, where thresholds are per class."""
+    """Bounds of the decision's thresholds by predicted class, if thresholds are per class."""
     class_reject_rate_bounds: dict[str, tuple[float, float]] = {}
-    """Of the rows predicted to be of each class, where thresholds are per class."""
+    """Bounds of the share of rejected rows by predicted class, if thresholds are per class."""
     coverage_bounds: tuple[float, float] | None = None
     augmented_reject_rate: float | None = None
-    """Share of the augmented calibration rows that the decision rejects; None where nothing was augmented."""
+    """Share of the augmented calibration rows that the decision rejects; None without augmentation."""
     plain_reject_rate: float | None = None
-    """Share of the same rows before augmentation: what ordinary traffic is rejected at."""
+    """Share of the same rows rejected before augmentation: the expected rate for ordinary rows."""
     settings: dict[str, JsonValue] = {}
-    """The config's `[calibration]`; for people, and for `abstain calibrate` to start from."""
+    """The config's table `[calibration]`; for people, and the initial settings of `abstain calibrate`."""
 
 
 class DataRecord(BaseModel):
-    """Where the rows came from, the config's terms for them, and the sha256 of the arrays."""
+    """The source of the rows, the config's settings for them, and the sha256 of the arrays."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     source: str
@@ -133,7 +143,7 @@ class DataRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """All that one needs to know about a bundle without loading its draws."""
+    """The description of a bundle; reading it does not load the draws."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     schema_version: int = SCHEMA_VERSION
@@ -146,10 +156,10 @@ class Manifest(BaseModel):
     method: MethodRecord
     calibration: CalibrationRecord
     densities: dict[str, dict[str, tuple[int, ...]]] = {}
-    """The shapes of the arrays under densities/, by score."""
+    """The shapes of the feature scores' arrays, by score and field."""
     diagnostics: dict[str, JsonValue]
     shortfalls: tuple[ShortfallSentence, ...] = ()
-    """What the fit lacks to be relied on, sentences in the JSON; the label `stable` is refused to such a version."""
+    """Why the fit cannot be relied on, sentences in the JSON; such a version cannot get the label `stable`."""
     notes: tuple[str, ...] = ()
     metrics: dict[str, JsonValue]
     data: DataRecord
@@ -163,7 +173,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A version, loaded and verified."""
+    """A loaded and verified version."""
 
     manifest: Manifest
     posterior: Posterior
@@ -171,7 +181,7 @@ class Bundle:
     densities: Densities | None = None
 
     def predictor(self, buckets: tuple[int, ...] = BUCKETS, devices: int = 1) -> Predictor:
-        """The version's ensemble with all its scores, compiled, its draws spread over the first so many devices."""
+        """Compiles the version's ensemble with all its scores, its draws spread over the first `devices` devices."""
         return Predictor(
             self.posterior,
             buckets,
@@ -182,7 +192,7 @@ class Bundle:
 
 
 def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration, densities: Densities | None) -> None:
-    """Writes `draws/`, `calibration/` and `densities/` into the folder of a bundle in the making."""
+    """Writes `draws/`, `calibration/` and `densities/` into the folder of a new bundle."""
     write_checkpoint(folder / "draws", posterior.draws)
     rows: dict[str, Any] = {"scores": calibration.scores, "nonconformity": calibration.nonconformity}
     if calibration.labels is not None:
@@ -197,9 +207,9 @@ def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration, d
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Writes the manifest, with the hashes of all that lies in the folder; returns it, digest included.
+    """Writes the manifest, with the hashes of all files in the folder; returns it with its digest.
 
-    A signature that lies there is removed: it was of another manifest.
+    Removes a signature in the folder, because it belongs to another manifest.
     """
     (folder / SIGNATURE).unlink(missing_ok=True)
     files = {
@@ -214,14 +224,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def read_manifest(folder: Path, trusted: TrustedKeys | None = None) -> Manifest:
-    """The manifest of the bundle in a folder.
+    """Reads and checks the manifest of the bundle in a folder.
 
     Args:
-        trusted: the keys of which one must have signed it; None if it need not be signed.
+        trusted: keys, one of which must have signed the bundle; None if no signature is needed.
 
     Raises:
-        BundleError: it is missing, no regular file, of another schema version, not what was written, not a manifest at
-            all, or one whose numbers cannot be.
+        BundleError: the manifest is missing, not a regular file, of an unsupported schema version, altered, malformed, or
+            has implausible numbers.
         SignatureError: none of the trusted keys has signed it.
     """
     manifest, covered = _read_covered(folder)
@@ -231,7 +241,7 @@ def read_manifest(folder: Path, trusted: TrustedKeys | None = None) -> Manifest:
 
 
 def _read_covered(folder: Path) -> tuple[Manifest, dict[str, str]]:
-    """The manifest, and what a signature is of: the sha256 of each file that it lists, and of the bytes just read."""
+    """Reads the manifest; returns it, and the hashes that a signature covers: those of all listed files and its own."""
     path = folder / MANIFEST
     try:
         written = read_bounded(path, MANIFEST_BYTES, BundleError)
@@ -248,7 +258,7 @@ def _read_covered(folder: Path) -> tuple[Manifest, dict[str, str]]:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         raise refuse(error, BundleError, Manifest, where=str(path), fix=RESTORE) from error
-    # The raw JSON is held against its digest, not the record: that may have gained fields since the bundle was written.
+    # The digest is that of the raw JSON, not of the record, which may have more fields than when the bundle was written.
     if not _is_canonical(content, written) or manifest.digest != _digest_of(content):
         raise BundleError("digest", where=str(path), expected=manifest.digest, found="altered contents", fix=RESTORE)
     refuse_implausible(_claims(manifest), str(path))
@@ -256,95 +266,99 @@ def _read_covered(folder: Path) -> tuple[Manifest, dict[str, str]]:
 
 
 def read_published(store: Path, name: str, version: int, trusted: TrustedKeys | None = None) -> Manifest:
-    """The manifest of a version of a store.
+    """Reads and checks the manifest of a version in a store.
 
     Args:
         trusted: as in `read_manifest`.
 
     Raises:
-        StoreError: it or its model is a symbolic link.
-        BundleError: as `read_manifest`; or it is another version's, or another model's.
+        StoreError: the folder of the version or the model is a symbolic link.
+        BundleError: as `read_manifest`; or it is the manifest of another version or model.
+        SignatureError: none of the trusted keys has signed it.
     """
     folder = version_folder(store, name, version)
     manifest = read_manifest(folder, trusted)
-    _check_place(manifest, folder)
+    _check_name(manifest, folder)
     return manifest
 
 
 def load_published(store: Path, name: str, version: int, trusted: TrustedKeys | None = None) -> Bundle:
-    """A version of a store, after every check.
+    """Loads a version of a store, with all checks.
 
     Args:
         trusted: as in `read_manifest`.
 
     Raises:
-        StoreError: it or its model is a symbolic link.
-        BundleError: as `load`; or it is another version's, or another model's.
+        StoreError: the folder of the version or the model is a symbolic link.
+        BundleError: as `load`; or it is the bundle of another version or model.
+        SignatureError: none of the trusted keys has signed it.
     """
     read_published(store, name, version)
     folder = version_folder(store, name, version)
     bundle = load(folder, trusted)
-    # Again, of what was loaded: another version, signed as well, may have been put there meanwhile.
-    _check_place(bundle.manifest, folder)
+    # Checked again, because another signed version may have been put there meanwhile.
+    _check_name(bundle.manifest, folder)
     return bundle
 
 
 def sign_published(store: Path, name: str, version: int, key: Path, password: bytes | None = None) -> Path:
-    """Signs a version of a store, once its files are what its manifest lists; returns the signature's path.
+    """Verifies the files of a version in a store and signs it; returns the signature's path.
 
-    An earlier signature is replaced. What is signed are the hashes that were checked, whatever lies there by then.
+    Replaces an earlier signature. The hashes that were checked are signed, even if files have changed since.
 
     Raises:
-        StoreError: it or its model is a symbolic link, or the signature cannot be written.
+        StoreError: the folder of the version or the model is a symbolic link, or the signature cannot be written.
         BundleError: as `read_published` and `verify_files`.
         ConfigError: as `make_signature`.
     """
     folder = version_folder(store, name, version)
     manifest, covered = _read_covered(folder)
-    _check_place(manifest, folder)
+    _check_name(manifest, folder)
     verify_files(folder, manifest)
     put_signature(store / name, folder / SIGNATURE, make_signature(folder, covered, key, password))
     return folder / SIGNATURE
 
 
 def verify_published(store: Path, name: str, version: int, trusted: TrustedKeys) -> tuple[Manifest, Path]:
-    """The manifest of a version of a store, all its files verified, and the key that has signed it.
+    """Verifies all files and the signature of a version in a store; returns its manifest and the key that signed it.
 
     Raises:
-        StoreError: it or its model is a symbolic link.
+        StoreError: the folder of the version or the model is a symbolic link.
         BundleError: as `read_published` and `verify_files`.
         SignatureError: none of the trusted keys has signed it.
     """
     folder = version_folder(store, name, version)
     manifest, covered = _read_covered(folder)
-    _check_place(manifest, folder)
+    _check_name(manifest, folder)
     signer = check_signature(folder, covered, trusted)
     verify_files(folder, manifest)
     return manifest, signer
 
 
 def _claims(manifest: Manifest) -> Iterator[Claim]:
-    """What must hold of a manifest's numbers, whoever wrote them; Pydantic has checked their types."""
-    name, terms = manifest.name, manifest.calibration
+    """Yields the plausibility checks of a manifest's values; Pydantic has checked their types."""
+    name, calibration = manifest.name, manifest.calibration
     yield Claim("name", bool(re.fullmatch(NAME_PATTERN, name)), "letters, digits, dots, dashes, underscores", name)
     yield within("version", manifest.version, 1, 10**9 - 1)
     yield within("draws", manifest.draws, 1, MOST_DRAWS)
     for part in ("train", "calibration", "test"):
         yield within(f"data.{part}_rows", getattr(manifest.data, f"{part}_rows"), 0, MOST_ROWS)
-    yield within("calibration.rows", terms.rows, 1, MOST_ROWS)
-    # Without them each calibration row is ranked among the others, which only schema 1 means.
-    fewest = int(manifest.schema_version > 1 and terms.combination is not None and len(terms.combination.scores) > 1)
-    yield within("calibration.reference_rows", terms.reference_rows, fewest, MOST_ROWS)
-    yield Claim("calibration.percentile", 0 < terms.percentile < 100, "between 0 and 100", terms.percentile)
-    yield Claim("calibration.coverage", 0 < terms.coverage < 1, "between 0 and 1", terms.coverage)
-    yield from of_model(manifest.model)
+    yield within("calibration.rows", calibration.rows, 1, MOST_ROWS)
+    # Without reference rows each calibration row is ranked among the others, which only schema 1 does.
+    combination = calibration.combination
+    fewest = int(manifest.schema_version > 1 and combination is not None and len(combination.scores) > 1)
+    yield within("calibration.reference_rows", calibration.reference_rows, fewest, MOST_ROWS)
+    percentile, coverage = calibration.percentile, calibration.coverage
+    yield Claim("calibration.percentile", 0 < percentile < 100, "between 0 and 100", percentile)
+    yield Claim("calibration.coverage", 0 < coverage < 1, "between 0 and 1", coverage)
+    yield from model_claims(manifest.model)
     for score, fields in manifest.densities.items():
         for field, shape in fields.items():
-            yield of_shape(f"densities.{score}.{field}", shape)
-    yield of_batch(manifest.model, manifest.draws, manifest.densities)
+            yield shape_claim(f"densities.{score}.{field}", shape)
+    yield batch_memory_claim(manifest.model, manifest.draws, manifest.densities)
 
 
-def _check_place(manifest: Manifest, folder: Path) -> None:
+def _check_name(manifest: Manifest, folder: Path) -> None:
     expected, found = f"{folder.parent.name}:{folder.name}", f"{manifest.name}:{manifest.version}"
     if found != expected:
         raise BundleError(
@@ -352,30 +366,30 @@ def _check_place(manifest: Manifest, folder: Path) -> None:
             where=str(folder / MANIFEST),
             expected=f"those of its folder, {expected}",
             found=clip_repr(found),
-            fix="put it back where it was published",
+            fix="move it back to the folder where it was published",
         )
 
 
 def check_gate(manifest: Manifest) -> None:
-    """Refuses a version whose fit fell short.
+    """Refuses a version with shortfalls.
 
     Raises:
-        StoreError: saying in what.
+        StoreError: lists the shortfalls.
     """
     if manifest.shortfalls:
         raise StoreError(
             "cannot be labelled stable, its fit fell short",
             where=f"{manifest.name}:{manifest.version}",
-            found="; ".join(f"({place}) {lack.text}" for place, lack in enumerate(manifest.shortfalls, start=1)),
-            fix="fit it again, or pass --force to label it all the same",
+            found="; ".join(f"({number}) {item.text}" for number, item in enumerate(manifest.shortfalls, start=1)),
+            fix="fit it again, or pass --force to label it anyway",
         )
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Checks that the bundle holds the manifest's files and nothing else but a signature, and every file's sha256.
+    """Checks that the bundle contains exactly the manifest's files and perhaps a signature, and every file's sha256.
 
     Raises:
-        BundleError: naming a file that is missing, altered, not listed, or no regular file.
+        BundleError: a file is missing, altered, not listed, or not a regular file; the text names it.
     """
     file_sizes(folder, manifest)
     for name, expected in manifest.files.items():
@@ -392,10 +406,10 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
 
 
 def file_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
-    """Bytes of every file of the bundle, by its path there; none is opened.
+    """Returns the size in bytes of every file of the bundle, by its path there; opens none.
 
     Raises:
-        BundleError: naming a file that is missing, not listed, or no regular file; or the bundle is too large.
+        BundleError: a file is missing, not listed, or not a regular file; or the bundle is too large.
     """
     _check_paths(manifest.files, str(folder / MANIFEST))
     sizes = check_contents(folder, [*manifest.files, MANIFEST, SIGNATURE])
@@ -409,21 +423,22 @@ def file_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
 
 
 def load(folder: Path, trusted: TrustedKeys | None = None) -> Bundle:
-    """The bundle in a folder, after every check.
+    """Loads the bundle in a folder, with all checks.
 
     Args:
         trusted: as in `read_manifest`.
 
     Raises:
-        BundleError: a file is missing, truncated, altered, not listed or no regular file, or does not hold what the
-            manifest says.
+        BundleError: a file is missing, truncated, altered, not listed or not a regular file, or does not match the
+            manifest.
+        SignatureError: none of the trusted keys has signed it.
     """
     manifest = read_manifest(folder, trusted)
     found = file_sizes(folder, manifest)
     sizes = {part: _sizes_in(part, found) for part in ("draws", "calibration", "densities")}
     shapes = expected_shapes(manifest.model, str(folder / "draws"))
-    for part, promised in _promised_bytes(manifest, shapes).items():
-        _check_bytes(sizes[part], 4 * promised + SPARE_BYTES, folder / part)
+    for part, stated in _stated_bytes(manifest, shapes).items():
+        _check_bytes(sizes[part], 4 * stated + SPARE_BYTES, folder / part)
     verify_files(folder, manifest)
     draws = _read_draws(folder, sizes["draws"], manifest, shapes)
     densities = _read_densities(folder / "densities", sizes["densities"], manifest)
@@ -433,30 +448,30 @@ def load(folder: Path, trusted: TrustedKeys | None = None) -> Bundle:
 
 
 def without_stale_vim(bundle: Bundle, where: str) -> Bundle:
-    """The bundle without `vim`, if it is of schema 1 and of two classes by one logit.
+    """Returns a bundle of schema 1 without the score `vim` if it has two classes by one logit.
 
-    Its weight and calibration scores were made by a formula that took one of the classes for stranger than the other.
+    The formula of its weight and calibration scores treated one class as stranger than the other.
 
     Raises:
-        BundleError: nothing else decides.
+        BundleError: `vim` is the only score that decides.
     """
     densities, calibration = bundle.densities, bundle.calibration
     if bundle.manifest.model.likelihood != "bernoulli" or densities is None or "vim" not in densities.records:
         return bundle
     decision = calibration.decision
-    kept = [place for place, name in enumerate(decision.scores) if name != "vim"]
+    kept = [index for index, name in enumerate(decision.scores) if name != "vim"]
     if not kept:
         raise BundleError(
             "decision",
             where=where,
-            expected="a score other than vim, whose formula for two classes by one logit has changed",
+            expected="a score other than vim, because its formula for two classes by one logit has changed",
             found="vim",
             fix="fit the model again",
         )
-    weights = tuple(decision.weights[place] for place in kept) if decision.weights else ()
+    weights = tuple(decision.weights[index] for index in kept) if decision.weights else ()
     scores = {name: values for name, values in calibration.scores.items() if name != "vim"}
     records = {name: record for name, record in densities.records.items() if name != "vim"}
-    rest = Decision(scores=tuple(decision.scores[place] for place in kept), rule=decision.rule, weights=weights)
+    rest = Decision(scores=tuple(decision.scores[index] for index in kept), rule=decision.rule, weights=weights)
     return replace(
         bundle,
         calibration=replace(calibration, scores=scores, decision=rest),
@@ -475,18 +490,18 @@ def _check_paths(files: Collection[str], where: str) -> None:
             name in {MANIFEST, SIGNATURE}
             or not inside
             or path.as_posix() != name
-            or len(path.parts) > _DEEPEST
-            or len(name) > _LONGEST
+            or len(path.parts) > _MAX_DEPTH
+            or len(name) > _MAX_PATH_LENGTH
         ):
-            raise BundleError("files", where=where, expected="paths inside the bundle", found=name[:_LONGEST])
+            raise BundleError("files", where=where, expected="paths inside the bundle", found=name[:_MAX_PATH_LENGTH])
 
 
 def _sizes_in(part: str, sizes: dict[str, int]) -> dict[str, int]:
     return {name.removeprefix(f"{part}/"): size for name, size in sizes.items() if name.startswith(f"{part}/")}
 
 
-def _promised_bytes(manifest: Manifest, shapes: Any) -> dict[str, int]:
-    """What the arrays of each folder take, or may take, by the manifest alone."""
+def _stated_bytes(manifest: Manifest, shapes: Any) -> dict[str, int]:
+    """Returns the bytes that the arrays of each folder take, or may take, according to the manifest."""
     records = [math.prod(shape) for fields in manifest.densities.values() for shape in fields.values()]
     return {
         "draws": 4 * manifest.draws * sum(leaf.size for leaf in jax.tree.leaves(shapes)),
@@ -515,19 +530,21 @@ def _read_draws(folder: Path, sizes: dict[str, int], manifest: Manifest, shapes:
     return draws
 
 
-def _check_rows(stored: dict[str, Any], terms: CalibrationRecord, where: str) -> None:
-    """Holds the calibration's arrays against the numbers of rows that the manifest gives, before any is read."""
+def _check_rows(stored: dict[str, Any], record: CalibrationRecord, where: str) -> None:
+    """Compares the shapes of the calibration's arrays with the manifest's numbers of rows, before reading any array."""
     known = ["labels", "nonconformity", "plain", "reference", "scores"]
     if not {"scores", "nonconformity"} <= {*stored} <= {*known}:
         raise BundleError("calibration", where=where, expected=f"some of {known}", found=clip_repr(sorted(stored)))
     nonconformity = stored["nonconformity"]
-    if isinstance(nonconformity, Stored) and len(nonconformity.shape) == 1 and nonconformity.shape != (terms.rows,):
-        raise BundleError("rows", where=where, expected=terms.rows, found=nonconformity.shape[0])
+    if isinstance(nonconformity, Stored) and len(nonconformity.shape) == 1 and nonconformity.shape != (record.rows,):
+        raise BundleError("rows", where=where, expected=record.rows, found=nonconformity.shape[0])
     for part, content in stored.items():
-        rows = terms.reference_rows if part == "reference" else terms.rows
+        rows = record.reference_rows if part == "reference" else record.rows
         by_name = part in {"scores", "reference", "plain"}
         if by_name != isinstance(content, dict):
-            raise BundleError(part, where=where, expected="arrays by score" if by_name else "one array")
+            kinds = ("a folder of arrays, one for each score", "one array")
+            expected, found = kinds if by_name else kinds[::-1]
+            raise BundleError(part, where=where, expected=expected, found=found, fix=RESTORE)
         arrays = cast("dict[str, Any]", content) if by_name else {"": content}
         for name, array in arrays.items():
             found = array.shape if isinstance(array, Stored) else "a folder of arrays"
@@ -536,21 +553,21 @@ def _check_rows(stored: dict[str, Any], terms: CalibrationRecord, where: str) ->
 
 
 def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -> Calibration:
-    terms = manifest.calibration
+    record = manifest.calibration
     stored = open_checkpoint(folder, sizes)
-    _check_rows(stored, terms, str(folder))
+    _check_rows(stored, record, str(folder))
     tree = read_arrays(folder, stored)
     try:
         calibration = Calibration(
             scores=tree["scores"],
             nonconformity=tree["nonconformity"],
             labels=tree.get("labels"),
-            decision=terms.combination or Decision(scores=(terms.decision,)),
-            percentile=terms.percentile,
-            coverage=terms.coverage,
-            per_class=terms.per_class,
-            sets=terms.sets,
-            intervals=terms.intervals,
+            decision=record.combination or Decision(scores=(record.decision,)),
+            percentile=record.percentile,
+            coverage=record.coverage,
+            per_class=record.per_class,
+            sets=record.sets,
+            intervals=record.intervals,
             reference=tree.get("reference"),
             target_scale=manifest.model.preprocessing.target_scale,
             plain_scores=tree.get("plain"),
@@ -562,8 +579,8 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
             where=str(folder),
             classes=len(manifest.model.class_names),
         )
-        if terms.reference_rows != calibration.reference_rows:
-            expected, found = terms.reference_rows, calibration.reference_rows
+        if record.reference_rows != calibration.reference_rows:
+            expected, found = record.reference_rows, calibration.reference_rows
             raise CalibrationError("reference rows", where=str(folder), expected=expected, found=found)
     except CalibrationError as error:
         raise BundleError(str(error)) from error
@@ -571,15 +588,15 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
 
 
 def _read_densities(folder: Path, sizes: dict[str, int], manifest: Manifest) -> Densities | None:
-    """Those that the manifest tells of; a bundle of before has none."""
+    """Reads the feature scores that the manifest lists; older bundles have none."""
     if not manifest.densities:
         return None
     stored = open_checkpoint(folder, sizes)
     check_shapes(stored, manifest.densities, manifest.draws, where=str(folder))
-    refuse_implausible([of_members(manifest.model, stored["members"].shape[0])], str(folder))
+    refuse_implausible([member_memory_claim(manifest.model, stored["members"].shape[0])], str(folder))
     found = from_tree(read_arrays(folder, stored), manifest.densities, manifest.draws, where=str(folder))
     for field, leaf in found.records["range"]._asdict().items():
-        # Any other shape that broadcasts would compare a feature with another's range.
+        # Another shape might broadcast, and compare a feature with the range of another one.
         if leaf.shape != (manifest.model.features,):
             raise BundleError(
                 f"range.{field}", where=str(folder), expected=f"{manifest.model.features} features", found=leaf.shape
@@ -596,19 +613,19 @@ def _check_schema_version(content: Any, path: Path) -> None:
             where=str(path),
             expected=" or ".join(map(str, READ_SCHEMA_VERSIONS)),
             found=found,
-            fix="fit the model again with this version of abstain, or serve it with the one that wrote it",
+            fix="fit the model again with this version of abstain, or serve it with the version that wrote it",
         )
 
 
 def _dumped(content: dict[str, Any]) -> bytes:
-    """The canonical bytes of a manifest's content."""
+    """Returns the canonical bytes of a manifest's content."""
     return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
 
 
 def _is_canonical(content: dict[str, Any], written: bytes) -> bool:
     try:
         return _dumped(content) == written
-    except orjson.JSONEncodeError:  # nested deeper than orjson writes, though not than it reads
+    except orjson.JSONEncodeError:  # orjson reads deeper nesting than it writes
         return False
 
 

@@ -1,18 +1,18 @@
-"""Checkpoint: a tree of arrays as Orbax writes it, and a reader that knows every size before it takes the memory.
+"""Checkpoint: writes a tree of arrays with Orbax, and reads it with a reader that checks every size before allocating.
 
-    _CHECKPOINT_METADATA  which handler of Orbax wrote it
-    _METADATA             the names of the arrays, and of what type each was
-    manifest.ocdbt        where the index lies: a B+tree of one leaf, for so few keys
+    _CHECKPOINT_METADATA  the handler of Orbax that wrote it
+    _METADATA             the names and types of the arrays
+    manifest.ocdbt        the position of the index: a B+tree with one leaf, because there are few keys
     d/, ocdbt.process_0/  data files: the index, and chunks too large for it
 
 The index holds `NAME/.zarray`, an array's shape and dtype in JSON, and `NAME/0.0`, its numbers: one chunk, compressed by
 zstd. Format: https://google.github.io/tensorstore/kvstore/ocdbt/index.html#storage-format, and Zarr version 2.
 
-Orbax writes these files and does not read them here. It and TensorStore take what memory a file asks for: a few
-kilobytes can hold an index of gigabytes or a chunk of terabytes, and the process ends in C++ before Python is told. A
-child process with little memory would bound that, at the price of a start for every load and of limits that depend on
-the machine. The format is small, so this reader decompresses everything by itself, never more than is expected, and no
-name in a file leads to an import. What Orbax does not write for a tree of numpy arrays is refused.
+Orbax writes these files but does not read them here. Orbax and TensorStore allocate whatever a file states: a few
+kilobytes can state an index of gigabytes or a chunk of terabytes, and then C++ ends the process before Python can react. A
+child process with limited memory would prevent that, but would need a start for every load, and limits that depend on the
+machine. The format is small, so this reader decompresses everything itself, never more than expected, and imports nothing
+that a file names. It refuses everything that Orbax does not write for a tree of numpy arrays.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ import orjson
 import pyarrow
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from abstain.models.bundles.checkpoint_index import MOST_ARRAYS, Place, open_stream, read_index, read_place
+from abstain.models.bundles.checkpoint_index import MOST_ARRAYS, ByteRange, open_stream, read_index, read_range
 from abstain.models.errors import BundleError, clip_repr
 from abstain.models.files.regular import RESTORE, read_bounded
 from abstain.models.validation import refuse
 
 METADATA_BYTES = 8 * 2**20
-"""Of each of the two JSON files: `MOST_ARRAYS` take half of it."""
+"""Largest size of each of the two JSON files; `MOST_ARRAYS` arrays take half of it."""
 FREE_BYTES = 256 * 2**20
-"""Of arrays, whatever the files' size: a chain that never moves compresses to almost nothing."""
+"""Bytes of arrays that are allowed for files of any size: a chain that never moves compresses to almost nothing."""
 MOST_COMPRESSED = 100
-"""Bytes of arrays for each byte on disk, beyond `FREE_BYTES`; float32 draws compress to nine tenths."""
+"""Most bytes of arrays for each byte on disk, in addition to `FREE_BYTES`; float32 draws compress to nine tenths."""
 
 _DTYPES = {"<f4": np.dtype("float32"), "<f8": np.dtype("float64"), "<i4": np.dtype("int32"), "<i8": np.dtype("int64")}
 _CHUNK_HEAD = 1024
-"""Bytes that zstd may add to what it cannot compress, besides a 128th."""
+"""Bytes that zstd may add to incompressible content, in addition to a 128th of it."""
 # pyarrow ships no types.
 pa: Any = pyarrow
 _Record = TypeVar("_Record", bound=BaseModel)
@@ -110,33 +110,34 @@ class _Zarray(_Strict):
 
 @dataclass(frozen=True)
 class Stored:
-    """An array that has not been read: its shape and dtype, and its compressed numbers or where they lie."""
+    """An array that has not been read yet: its shape, its dtype, and its compressed numbers or their position."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    chunk: bytes | Place
+    chunk: bytes | ByteRange
 
     @property
     def nbytes(self) -> int:
-        """The memory that it takes."""
+        """The memory of the array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_checkpoint(folder: Path, tree: Any) -> None:
-    """Writes nested dicts of numpy arrays into a new folder, by Orbax."""
-    ocp: Any = importlib.import_module("orbax.checkpoint")  # half a second; reading needs none of it
+    """Writes nested dicts of numpy arrays into a new folder, with Orbax."""
+    ocp: Any = importlib.import_module("orbax.checkpoint")  # takes half a second, and only writing needs it
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), tree)
 
 
 def open_checkpoint(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
-    """What arrays a checkpoint holds: nested dicts of `Stored`. No array is read.
+    """Reads the index of a checkpoint; returns nested dicts of `Stored`, without reading any array.
 
     Args:
-        sizes: bytes of every file of the folder, by its path there, as `check_contents` found them.
+        sizes: the size in bytes of every file of the folder, by its path there, from `check_contents`.
 
     Raises:
-        BundleError: it is damaged, not of the form that Orbax writes for numpy arrays, or holds more than its files can.
+        BundleError: it is damaged, not in the form that Orbax writes for numpy arrays, or its arrays are implausibly large
+            for its files.
     """
     try:
         _metadata(folder / "_CHECKPOINT_METADATA", _Handler)
@@ -158,10 +159,10 @@ def open_checkpoint(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def read_arrays(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
-    """The arrays that `open_checkpoint` found in the folder, read; their shapes have been held against the manifest.
+    """Reads the arrays that `open_checkpoint` returned; the caller has compared their shapes with the manifest.
 
     Raises:
-        BundleError: a chunk is damaged, or does not hold exactly the array's bytes.
+        BundleError: a chunk is damaged, or does not contain exactly the array's bytes.
     """
     try:
         return _read(folder, tree)
@@ -183,10 +184,10 @@ def _metadata(path: Path, record: type[_Record]) -> _Record:
 
 
 def _names(tree: _Tree) -> dict[str, tuple[str, ...]]:
-    """By the name of each array, its keys in the nested dicts.
+    """Returns the keys of each array in the nested dicts, by the array's name.
 
     Raises:
-        ValueError: two arrays of one name, or one where another has arrays below it.
+        ValueError: two arrays have one name, or an array has the name of a dict.
     """
     paths = [tuple(key.key for key in leaf.key_metadata) for leaf in tree.tree_metadata.values()]
     names = {".".join(path): path for path in paths}
@@ -196,13 +197,10 @@ def _names(tree: _Tree) -> dict[str, tuple[str, ...]]:
     return names
 
 
-# ---- the index -------------------------------------------------------------------------------------------------------
-
-
 # ---- arrays ----------------------------------------------------------------------------------------------------------
 
 
-def _stored(name: str, index: dict[str, bytes | Place]) -> Stored:
+def _stored(name: str, index: dict[str, bytes | ByteRange]) -> Stored:
     written = index.get(f"{name}/.zarray")
     if not isinstance(written, bytes):
         raise ValueError(f"{name}: expected its shape in the index, found none")
@@ -217,7 +215,7 @@ def _stored(name: str, index: dict[str, bytes | Place]) -> Stored:
     if chunk is None:
         raise ValueError(f"{name}: expected its numbers in the index, found none")
     array = Stored(shape, _DTYPES[head.dtype], chunk)
-    length = chunk.length if isinstance(chunk, Place) else len(chunk)
+    length = chunk.length if isinstance(chunk, ByteRange) else len(chunk)
     if length > array.nbytes + array.nbytes // 128 + _CHUNK_HEAD:
         raise ValueError(f"{name}: a chunk of {length:,} bytes for {array.nbytes:,} bytes of numbers")
     return array
@@ -252,7 +250,7 @@ def _read(folder: Path, tree: dict[str, Any]) -> dict[str, Any]:
 
 def _array(folder: Path, name: str, stored: Stored) -> np.ndarray:
     array = np.empty(stored.shape, stored.dtype)
-    chunk = stored.chunk if isinstance(stored.chunk, bytes) else read_place(folder, stored.chunk)
+    chunk = stored.chunk if isinstance(stored.chunk, bytes) else read_range(folder, stored.chunk)
     stream, target, done = open_stream(chunk), memoryview(cast("Any", array.reshape(-1).view(np.uint8))), 0
     while done < len(target) and (size := stream.readinto(target[done:])):
         done += size

@@ -1,4 +1,4 @@
-"""The index of an Orbax checkpoint: which bytes of which file hold each array. Every size is checked before memory is taken."""
+"""Reads the index of an Orbax checkpoint: the position of each array's bytes. Checks every size before allocating memory."""
 
 from __future__ import annotations
 
@@ -13,61 +13,49 @@ from abstain.models.errors import BundleError, clip_repr
 from abstain.models.files.regular import open_regular, read_bounded
 
 MOST_ARRAYS = 10_000
-"""In one checkpoint."""
-
-
+"""Most arrays in one checkpoint."""
 INDEX_BYTES = 32 * 2**20
-"""Of an index, decompressed: `MOST_ARRAYS` take a third of it."""
-
-
+"""Largest size of a decompressed index; `MOST_ARRAYS` arrays take a third of it."""
 _MANIFEST_MAGIC = bytes.fromhex("0cdb3a2a")
-
-
 _NODE_MAGIC = bytes.fromhex("0cdb20de")
-
-
 _NAME_BYTES = 1024
-
-
 _VERSIONS = 1024
-
-
 _DATA_FILES = 1024
 
 
 @dataclass(frozen=True)
-class Place:
-    """Bytes of a data file."""
+class ByteRange:
+    """A range of bytes in a data file."""
 
     file: str
     offset: int
     length: int
 
 
-class _Fields:
+class _FieldReader:
     """Reads numbers and bytes one after another.
 
-    Every method raises ValueError at the end of the content, and takes no more memory than the content has bytes.
+    Every method raises ValueError at the end of the content, and takes at most as much memory as the content.
     """
 
     def __init__(self, content: bytes) -> None:
         self._content = content
-        self._at = 0
+        self._position = 0
 
     def take(self, size: int) -> bytes:
-        """So many bytes."""
-        taken = self._content[self._at : self._at + size]
+        """Reads a number of bytes."""
+        taken = self._content[self._position : self._position + size]
         if len(taken) != size:
             raise ValueError("the index ends too early")
-        self._at += size
+        self._position += size
         return taken
 
     def byte(self) -> int:
-        """One byte as a number."""
+        """Reads one byte as a number."""
         return self.take(1)[0]
 
     def number(self) -> int:
-        """An unsigned number of 7 bits a byte, the lowest first."""
+        """Reads an unsigned number with 7 bits in each byte, the lowest bits first."""
         value = 0
         for shift in range(0, 63, 7):
             part = self.byte()
@@ -77,18 +65,21 @@ class _Fields:
         raise ValueError("a number of the index is too large")
 
     def numbers(self, count: int) -> list[int]:
-        """So many numbers."""
+        """Reads a list of numbers."""
         return [self.number() for _ in range(count)]
 
     def count(self, most: int) -> int:
-        """A number of things that follow."""
+        """Reads the number of the entries that follow, at most `most`."""
         found = self.number()
         if found > most:
-            raise ValueError(f"the index tells of {found} entries, expected at most {most}")
+            raise ValueError(f"the index states {found} entries, expected at most {most}")
         return found
 
     def texts(self, count: int, per_text: int = 0) -> tuple[list[str], list[int]]:
-        """So many texts, each given as what it shares with the one before and what follows; and a number for each."""
+        """Reads texts, each stored as the length of its prefix shared with the previous one and the rest.
+
+        Also returns `per_text` numbers for each text.
+        """
         shared = [0, *self.numbers(count - 1)] if count else []
         own = self.numbers(count)
         numbers = self.numbers(count * per_text)
@@ -102,20 +93,20 @@ class _Fields:
         return texts, numbers
 
     def end(self) -> None:
-        """Checks that nothing follows."""
-        if self._at != len(self._content):
-            raise ValueError("the index goes on where it should end")
+        """Checks that the content has been read to its end."""
+        if self._position != len(self._content):
+            raise ValueError("the index is longer than it states")
 
 
-def read_index(folder: Path, sizes: dict[str, int]) -> dict[str, bytes | Place]:
-    """Every key of the checkpoint, with its value or where that lies."""
-    place = _root(read_bounded(folder / "manifest.ocdbt", INDEX_BYTES, BundleError), sizes)
-    return {} if place is None else _leaf(read_place(folder, place), sizes)
+def read_index(folder: Path, sizes: dict[str, int]) -> dict[str, bytes | ByteRange]:
+    """Reads every key of the checkpoint; returns its value, or the value's position in a data file."""
+    root = _read_root(read_bounded(folder / "manifest.ocdbt", INDEX_BYTES, BundleError), sizes)
+    return {} if root is None else _read_leaf(read_range(folder, root), sizes)
 
 
-def _root(manifest: bytes, sizes: dict[str, int]) -> Place | None:
-    """Where the newest leaf lies; None for an empty tree."""
-    fields = _enveloped(manifest, _MANIFEST_MAGIC)
+def _read_root(manifest: bytes, sizes: dict[str, int]) -> ByteRange | None:
+    """Returns the position of the newest leaf; None for an empty tree."""
+    fields = _open_envelope(manifest, _MANIFEST_MAGIC)
     fields.take(16)  # the database's id
     if fields.number():
         raise ValueError("manifest.ocdbt: expected the index's versions in this file")
@@ -131,14 +122,14 @@ def _root(manifest: bytes, sizes: dict[str, int]) -> Place | None:
     if not versions or not files:
         return None
     if heights[-1]:
-        raise ValueError(f"an index of one leaf expected, found {heights[-1] + 1} levels")
-    return _place(files, sizes, chosen[-1], offsets[-1], lengths[-1])
+        raise ValueError(f"expected an index of one leaf, found {heights[-1] + 1} levels")
+    return _byte_range(files, sizes, chosen[-1], offsets[-1], lengths[-1])
 
 
-def _leaf(node: bytes, sizes: dict[str, int]) -> dict[str, bytes | Place]:
-    fields = _enveloped(node, _NODE_MAGIC)
+def _read_leaf(node: bytes, sizes: dict[str, int]) -> dict[str, bytes | ByteRange]:
+    fields = _open_envelope(node, _NODE_MAGIC)
     if fields.byte():
-        raise ValueError("an index of one leaf expected")
+        raise ValueError("expected an index of one leaf, found more levels")
     files = _data_files(fields, sizes)
     count = fields.count(2 * MOST_ARRAYS)
     keys, _ = fields.texts(count)
@@ -147,53 +138,56 @@ def _leaf(node: bytes, sizes: dict[str, int]) -> dict[str, bytes | Place]:
     apart = sum(kind == 1 for kind in outside)
     chosen, offsets = fields.numbers(apart), fields.numbers(apart)
     if any(kind > 1 for kind in outside):
-        raise ValueError("a value of the index is neither in it nor in a data file")
-    places = zip(chosen, offsets, strict=True)
-    values: dict[str, bytes | Place] = {}
+        raise ValueError("a value of the index is neither in the index nor in a data file")
+    positions = zip(chosen, offsets, strict=True)
+    values: dict[str, bytes | ByteRange] = {}
     for key, length, kind in zip(keys, lengths, outside, strict=True):
-        values[key] = _place(files, sizes, *next(places), length) if kind else fields.take(length)
+        values[key] = _byte_range(files, sizes, *next(positions), length) if kind else fields.take(length)
     fields.end()
     return values
 
 
-def _enveloped(content: bytes, magic: bytes) -> _Fields:
-    """What lies between the head of a part of the index and its checksum: the bundle's sha256 has covered that."""
+def _open_envelope(content: bytes, magic: bytes) -> _FieldReader:
+    """Returns a reader of a part of the index, without its header and its checksum.
+
+    The checksum is not needed, because the bundle's sha256 covers these bytes.
+    """
     if len(content) < 18 or content[:4] != magic or struct.unpack("<Q", content[4:12])[0] != len(content):
-        raise ValueError("a part of the index has another head than its kind and its length")
+        raise ValueError("a part of the index has a header that does not match its type and length")
     version, compressed = content[12], content[13]
     if version or compressed > 1:
         raise ValueError(f"the index is of version {version}, compression {compressed}; expected 0, and 0 or 1")
     body = content[14:-4]
-    return _Fields(decompress(body, INDEX_BYTES) if compressed else body)
+    return _FieldReader(decompress(body, INDEX_BYTES) if compressed else body)
 
 
-def _data_files(fields: _Fields, sizes: dict[str, int]) -> list[str]:
-    """The table of data files, each of which lies in the checkpoint."""
+def _data_files(fields: _FieldReader, sizes: dict[str, int]) -> list[str]:
+    """Reads the table of data files, and checks that each of them is in the checkpoint."""
     count = fields.count(_DATA_FILES)
     files, _ = fields.texts(count, per_text=1)
     if unknown := set(files) - sizes.keys():
-        raise ValueError(f"the index names a data file that is none of the checkpoint's, {clip_repr(min(unknown))}")
+        raise ValueError(f"the index names a data file that the checkpoint does not have, {clip_repr(min(unknown))}")
     return files
 
 
-def _place(files: list[str], sizes: dict[str, int], chosen: int, offset: int, length: int) -> Place:
+def _byte_range(files: list[str], sizes: dict[str, int], chosen: int, offset: int, length: int) -> ByteRange:
     if chosen >= len(files) or offset + length > sizes[files[chosen]]:
-        raise ValueError("a value of the index lies beyond its data file")
-    return Place(files[chosen], offset, length)
+        raise ValueError("a value of the index is beyond the end of its data file")
+    return ByteRange(files[chosen], offset, length)
 
 
-def read_place(folder: Path, place: Place) -> bytes:
-    """The bytes of one place of the checkpoint."""
-    with open_regular(folder / place.file, BundleError) as file:
-        file.seek(place.offset)
-        return file.read(place.length)
+def read_range(folder: Path, position: ByteRange) -> bytes:
+    """Reads a range of bytes of the checkpoint."""
+    with open_regular(folder / position.file, BundleError) as file:
+        file.seek(position.offset)
+        return file.read(position.length)
 
 
 def decompress(content: bytes, most: int) -> bytes:
-    """Content that zstd has compressed, whole.
+    """Decompresses content that zstd has compressed.
 
     Raises:
-        ValueError: it has more than `most` bytes.
+        ValueError: the result has more than `most` bytes.
     """
     found = cast("bytes", open_stream(content).read(most + 1))
     if len(found) > most:
@@ -202,5 +196,5 @@ def decompress(content: bytes, most: int) -> bytes:
 
 
 def open_stream(content: bytes) -> Any:
-    """Content that zstd has compressed, as a stream: only as much is decompressed as is read."""
+    """Opens content that zstd has compressed as a stream, which decompresses only what is read."""
     return cast("Any", pa.CompressedInputStream(pa.BufferReader(content), "zstd"))

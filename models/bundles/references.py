@@ -19,7 +19,7 @@ _REFERENCE = re.compile(rf"({NAME_PATTERN})(?::([1-9][0-9]{{0,8}})|@({LABEL_PATT
 
 
 class Reference(NamedTuple):
-    """A model as people name it: `name`, `name:version` or `name@label`."""
+    """A parsed reference: `name`, `name:version` or `name@label`."""
 
     name: str
     version: int | None
@@ -27,10 +27,10 @@ class Reference(NamedTuple):
 
 
 def parse_reference(text: str) -> Reference:
-    """The three forms of a model's name.
+    """Parses a reference in one of its three forms.
 
     Raises:
-        UnknownModel: the text is none of them.
+        UnknownModel: the text has none of these forms.
     """
     match = _REFERENCE.fullmatch(text)
     if not match:
@@ -40,10 +40,10 @@ def parse_reference(text: str) -> Reference:
 
 
 def resolve_among(reference: Reference, present: list[int], labels: dict[str, int]) -> int:
-    """The version that a reference means, among those present and labelled.
+    """Returns the version that a reference means, given the existing versions and labels.
 
     Raises:
-        UnknownModel: no such version or label.
+        UnknownModel: the version or label does not exist.
     """
     name = reference.name
     if reference.label:

@@ -1,8 +1,8 @@
-"""Shortfalls: what a fit lacks to be relied on, each with the code of the check that found it.
+"""Shortfalls: reasons why a fit cannot be relied on, each with the code of the check that found it.
 
-A manifest holds their sentences alone, and so do all answers and printouts. The code is for the program: which shortfalls
-a new calibration checks again, say. Where a manifest is read, `recognise` gives it back; that is the one place where
-a sentence is taken apart.
+Manifests, responses and printed output contain only the sentences. The code is for programs, for example to select the
+shortfalls that a new calibration checks again. When a manifest is read, `recognise` finds the code; only this function
+parses a sentence.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ _BEGINNINGS: dict[ShortfallCode, re.Pattern[str]] = {
     "still_member": re.compile(r"member \d+ left the numbers at every step "),
     "unchecked_chains": re.compile(r"The diagnostics of the chains could not be made: "),
 }
-"""How each check's sentence begins, in this version and in all earlier ones."""
+"""The beginning of each check's sentence, in this version of abstain and all earlier ones."""
 
 
 @dataclass(frozen=True)
 class Shortfall:
-    """One thing that a fit lacks.
+    """One reason why a fit cannot be relied on.
 
     Attributes:
-        code: of the check that found it; None where an earlier or later version of abstain, or another program, wrote a
-            sentence that this one does not know.
+        code: of the check that found it; None if another version of abstain, or another program, wrote a sentence that
+            this version does not know.
         text: the sentence, for people.
     """
 
@@ -68,12 +68,12 @@ class Shortfall:
 
 
 def recognise(text: str) -> Shortfall:
-    """The shortfall that a manifest's sentence stands for, its code found by how the sentence begins."""
+    """Converts a manifest's sentence to a shortfall; the beginning of the sentence gives the code."""
     return Shortfall(next((code for code, beginning in _BEGINNINGS.items() if beginning.match(text)), None), text)
 
 
 def texts(shortfalls: Iterable[Shortfall]) -> list[str]:
-    """The sentences of some shortfalls."""
+    """Returns the sentences of shortfalls."""
     return [shortfall.text for shortfall in shortfalls]
 
 
@@ -86,4 +86,4 @@ def _read(value: Any) -> Shortfall:
 
 
 ShortfallSentence = Annotated[Shortfall, PlainValidator(_read), PlainSerializer(str, return_type=str)]
-"""A shortfall as a field of a record: a sentence in its JSON."""
+"""A shortfall as a field of a record; in JSON it is a sentence."""

@@ -1,12 +1,12 @@
-"""Signatures: who made a version, shown by a key pair, in one file of the version's folder.
+"""Signatures: prove with a key pair who made a version; one file of the version's folder.
 
-    model.sig       what `model_signing sign key` of OpenSSF's model-signing writes: an in-toto statement with the sha256 of
-                    `manifest.json` and of every file that it lists, signed by an elliptic curve key (a Sigstore bundle)
+    model.sig       the output of `model_signing sign key` of OpenSSF's model-signing: an in-toto statement with the sha256
+                    of `manifest.json` and of every file that it lists, signed by an elliptic curve key (a Sigstore bundle)
 
-The statement is held against the hashes of the manifest that was read, not against files on disk: the same bytes of the
-manifest are verified and then believed. `models/bundles/bundle.py` checks the files against the manifest.
+The statement is compared with the hashes in the manifest that was read, not with files on disk, so the bytes that are
+verified are the bytes that are used. `models/bundles/bundle.py` compares the files with the manifest.
 
-The library is the extra `signing`, and is imported where a key is read: not at all where nothing is signed.
+The library is the extra `signing`. It is imported only when a key is read.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ from abstain.models.files.regular import read_bounded, refuse_other_writers
 
 SIGNATURE = "model.sig"
 SIGNATURE_BYTES = 4 * 2**20
-"""The file may have; of a version of 36 files it has 10,000. It lists every file."""
+"""Largest size of the file, which lists every file of the version; for 36 files it has 10,000 bytes."""
 KEY_BYTES = 2**16
-"""A file of a key may have; a few hundred are usual."""
+"""Largest size of a key's file; a few hundred bytes are usual."""
 PASSWORD_BYTES = 2**12
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
-"""NIST's P-256, P-384 and P-521: those that the library signs with."""
-_LONGEST = 300
-"""Characters of the library's reason in an error."""
-_SHOWN = 40
+"""NIST's P-256, P-384 and P-521, which the library supports."""
+_MAX_REASON = 300
+"""Most characters of the library's reason in an error."""
+_MAX_FOUND = 40
+"""Most bytes of a malformed signature in an error."""
 
 
 @dataclass(frozen=True)
 class TrustedKeys:
-    """Public keys: a version is believed if one of them has signed it."""
+    """Public keys; a version is trusted if one of them has signed it."""
 
     verifiers: Mapping[str, tuple[Path, Any]]
-    """The key's file and the library's settings for it, by the fingerprint that a signature names its key by."""
+    """The key's file and the library's settings for it, by the key's fingerprint, which signatures contain."""
 
     def __str__(self) -> str:
         names = [str(path) for path, _ in self.verifiers.values()]
@@ -60,34 +61,34 @@ class _Material(BaseModel):
 
 
 class _Envelope(BaseModel):
-    """As much of a signature as says which key is to be asked; the library reads and checks the rest."""
+    """The part of a signature that names its key; the library reads and checks the rest."""
 
     material: _Material = Field(alias="verificationMaterial")
 
 
 def read_trusted(paths: Iterable[Path]) -> TrustedKeys | None:
-    """As `read_public_keys`; None where no path is given: then no signature is needed."""
-    named = tuple(paths)
-    return read_public_keys(*named) if named else None
+    """Reads keys like `read_public_keys`; returns None, which means that no signature is needed, if there are no paths."""
+    key_paths = tuple(paths)
+    return read_public_keys(*key_paths) if key_paths else None
 
 
 def read_public_keys(*paths: Path) -> TrustedKeys:
-    """The public keys in files, or in the `*.pem` of folders.
+    """Reads public keys from files, or from the files `*.pem` of folders.
 
     Raises:
-        ConfigError: a path is missing, can be written to by others, or holds no public key; or the library is missing.
+        ConfigError: a path does not exist, others can write to it, or it has no public key; or the library is missing.
     """
     return TrustedKeys(dict(_verifier(file) for path in paths for file in _key_files(path)))
 
 
 def check_signature(folder: Path, covered: Mapping[str, str], trusted: TrustedKeys) -> Path:
-    """The file of the trusted key that has signed the version in a folder.
+    """Verifies the signature of the version in a folder; returns the file of the trusted key that has signed it.
 
     Args:
-        covered: the sha256 that every file must have by the manifest, and the manifest's own, by path in the folder.
+        covered: the sha256 of every file according to the manifest, and of the manifest itself, by path in the folder.
 
     Raises:
-        SignatureError: it is not signed, or by no trusted key, or something else was signed; or the signature is none.
+        SignatureError: the signature is missing or malformed, is not by a trusted key, or is for other content.
     """
     path = folder / SIGNATURE
     written = _read_signature(path, trusted)
@@ -101,14 +102,14 @@ def check_signature(folder: Path, covered: Mapping[str, str], trusted: TrustedKe
             fix=_sign_again(folder),
         )
     key, verifier = found
-    # The library reads a path. It gets the bytes that were read above: by now another file may lie in their place.
+    # The library reads a path. It gets a copy of the bytes that were read above, because the file may have been replaced.
     with tempfile.TemporaryDirectory(prefix="abstain-signature-") as private:
         private_copy = Path(private) / SIGNATURE
         private_copy.write_bytes(written)
         try:
-            # A copy, for another thread may check another version by the same key.
+            # A copy of the settings, because another thread may check another version with the same key.
             copy(verifier).set_hashing_config(_listed(folder, covered)).verify(folder, private_copy)
-        except Exception as error:  # whatever a file that anyone may have written makes the library raise
+        except Exception as error:  # the library may raise anything for a malformed file
             raise SignatureError(
                 "does not fit the version",
                 where=str(path),
@@ -120,14 +121,14 @@ def check_signature(folder: Path, covered: Mapping[str, str], trusted: TrustedKe
 
 
 def make_signature(folder: Path, covered: Mapping[str, str], key: Path, password: bytes | None = None) -> bytes:
-    """The contents of `model.sig` for the version in a folder; nothing is written there.
+    """Returns the contents of `model.sig` for the version in a folder; writes nothing there.
 
     Args:
         covered: as in `check_signature`.
         key: the file of a private key.
 
     Raises:
-        ConfigError: the key is missing, is none, or the password does not open it; or the library is missing.
+        ConfigError: the key is missing or malformed, or the password is wrong; or the library is missing.
         SignatureError: the version has so many files that the signature is too large.
     """
     check_private_key(key, password)
@@ -135,7 +136,7 @@ def make_signature(folder: Path, covered: Mapping[str, str], key: Path, password
 
     with tempfile.TemporaryDirectory(prefix="abstain-signature-") as private:
         draft = Path(private) / SIGNATURE
-        # Its annotation says str; what reads the key takes bytes only.
+        # Its annotation says str, but the code that reads the key takes only bytes.
         signer = signing.Config().use_elliptic_key_signer(private_key=key, password=cast("Any", password))
         signer.set_hashing_config(_listed(folder, covered)).sign(folder, draft)
         written = draft.read_bytes()
@@ -148,11 +149,11 @@ def make_signature(folder: Path, covered: Mapping[str, str], key: Path, password
 
 
 def check_private_key(path: Path, password: bytes | None = None) -> None:
-    """Refuses a file that is no private key to sign with.
+    """Checks that a file is a private key for signing.
 
     Raises:
-        ConfigError: it is missing, is no elliptic curve key of `CURVES`, or the password does not open it; or the library
-            is missing.
+        ConfigError: it is missing, is not an elliptic curve key of `CURVES`, or the password is wrong; or the library is
+            missing.
     """
     check_library(str(path))
     from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
@@ -170,12 +171,12 @@ def is_encrypted(path: Path) -> bool:
 
 
 def read_password(path: Path) -> bytes:
-    """The first line of a file, without its end.
+    """Reads a password: the first line of a file, without the line break.
 
     Raises:
         ConfigError: the file cannot be read, or its first line is empty.
     """
-    content = _read_named(path, PASSWORD_BYTES, "a file with the key's password")
+    content = _read_user_file(path, PASSWORD_BYTES, "a file with the key's password")
     line = content.partition(b"\n")[0].rstrip(b"\r")
     if not line:
         raise ConfigError("password", where=str(path), expected="a password on the first line", found="an empty line")
@@ -183,10 +184,10 @@ def read_password(path: Path) -> bytes:
 
 
 def check_library(where: str) -> None:
-    """Refuses to go on without the library.
+    """Checks that the library is installed.
 
     Raises:
-        ConfigError: it, or something that it needs, is not installed.
+        ConfigError: it, or a package that it needs, is not installed.
     """
     try:
         import_module("model_signing")
@@ -204,14 +205,14 @@ def _key_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     refuse_other_writers(path, path.stat().st_mode, "trusted keys")
-    found = sorted(path.glob("*.pem"))
-    if not found:
+    files = sorted(path.glob("*.pem"))
+    if not files:
         raise ConfigError("no keys", where=str(path), expected="public keys in files named *.pem", found="none")
-    return found
+    return files
 
 
 def _verifier(path: Path) -> tuple[str, tuple[Path, Any]]:
-    """A public key's fingerprint; its file, and the library's settings to verify with it."""
+    """Returns a public key's fingerprint; its file, and the library's settings to verify with it."""
     check_library(str(path))
     from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415
         Encoding,
@@ -227,11 +228,11 @@ def _verifier(path: Path) -> tuple[str, tuple[Path, Any]]:
 
 
 def _load(path: Path, load: Callable[[bytes], Any], kind: str, other: str) -> Any:
-    """The key in a file, by one of cryptography's readers.
+    """Loads the key in a file with a function of cryptography.
 
     Args:
         kind: "public" or "private".
-        other: what the first line of a key of the other kind says.
+        other: the words in the first line of a key of the other type.
     """
     content = _read_key(path, kind)
     expected = f"a {kind} key of an elliptic curve ({', '.join(CURVES)}), as PEM"
@@ -240,7 +241,7 @@ def _load(path: Path, load: Callable[[bytes], Any], kind: str, other: str) -> An
         raise ConfigError("key", where=str(path), expected=expected, found=f"a {other.lower()}", fix=fix)
     try:
         key = load(content)
-    except Exception as error:  # ValueError, TypeError, UnsupportedAlgorithm, and what OpenSSL makes of a damaged file
+    except Exception as error:  # ValueError, TypeError, UnsupportedAlgorithm, and OpenSSL's errors for a damaged file
         raise ConfigError("key", where=str(path), expected=expected, found=_reason(error)) from error
     curve = getattr(getattr(key, "curve", None), "name", None)
     if curve not in CURVES:
@@ -251,14 +252,14 @@ def _load(path: Path, load: Callable[[bytes], Any], kind: str, other: str) -> An
 
 
 def _read_key(path: Path, kind: str) -> bytes:
-    content = _read_named(path, KEY_BYTES, f"a {kind} key as PEM")
+    content = _read_user_file(path, KEY_BYTES, f"a {kind} key as PEM")
     if kind == "public":
         refuse_other_writers(path, path.stat().st_mode, "trusted keys")
     return content
 
 
-def _read_named(path: Path, most: int, expected: str) -> bytes:
-    """A file that the user named: links are followed, as a mounted secret is one."""
+def _read_user_file(path: Path, most: int, expected: str) -> bytes:
+    """Reads a file that the user named; follows links, because mounted secrets are links."""
     try:
         return read_bounded(Path(os.path.realpath(path)), most, ConfigError)
     except OSError as error:
@@ -281,7 +282,7 @@ def _read_signature(path: Path, trusted: TrustedKeys) -> bytes:
 
 
 def _key_of(written: bytes, path: Path) -> str:
-    """The fingerprint of the key that a signature says it is by; it only chooses among keys that are trusted."""
+    """Returns the fingerprint that a signature states; it is only used to select one of the trusted keys."""
     try:
         return _Envelope.model_validate_json(written).material.public_key.hint
     except ValidationError as error:
@@ -289,17 +290,17 @@ def _key_of(written: bytes, path: Path) -> str:
             "is no signature",
             where=str(path),
             expected="what abstain sign or model_signing sign key writes",
-            found=clip_repr(written[:_SHOWN]),
+            found=clip_repr(written[:_MAX_FOUND]),
             fix=_sign_again(path.parent),
         ) from error
 
 
 def _listed(folder: Path, covered: Mapping[str, str]) -> Any:
-    """The library's settings for hashing, which give it the hashes that are known instead of reading every file again."""
+    """Returns the library's hashing settings; they give it the known hashes, so that it does not read every file again."""
     from model_signing import hashing, manifest  # noqa: PLC0415
     from model_signing._hashing.hashing import Digest  # noqa: PLC0415
 
-    # As `model_signing sign key` would list the folder, so that its `verify key` takes the signature.
+    # The same list that `model_signing sign key` makes, so that its `verify key` accepts the signature.
     kind = manifest.SerializationType.from_args(
         {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": [SIGNATURE]}
     )
@@ -314,19 +315,19 @@ def _listed(folder: Path, covered: Mapping[str, str]) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """An error of the library in one line."""
+    """Describes an error of the library in one line."""
     name = type(error).__name__
     if name == "InvalidSignature":
-        return "one of other bytes"
-    said = " ".join(str(error).split())
-    if said.startswith("Signature mismatch"):
-        # The library goes on with the raw bytes of every digest that differs.
-        return "one of other files or hashes"
-    return clip_repr(said, _LONGEST) if said else name
+        return "a signature of other bytes"
+    message = " ".join(str(error).split())
+    if message.startswith("Signature mismatch"):
+        # The library's message goes on with the raw bytes of every digest that differs.
+        return "a signature of other files or hashes"
+    return clip_repr(message, _MAX_REASON) if message else name
 
 
 def _sign_again(folder: Path) -> str:
     return (
-        f"if you know who made it, sign it (abstain sign {folder.parent.name}:{folder.name} --key PRIVATE.pem), and restart "
-        "the servers that have refused it"
+        f"if you trust its author, sign it (abstain sign {folder.parent.name}:{folder.name} --key PRIVATE.pem), and restart "
+        "the servers that refused it"
     )

@@ -1,12 +1,12 @@
 """A store: a folder of models, each a folder of numbered versions, with labels that point at versions.
 
-    STORE/NAME/3/           a bundle, renamed into place: it exists whole or not at all
+    STORE/NAME/3/           a bundle; it gets its name by a rename, so it exists whole or not at all
     STORE/NAME/labels.json  {"labels": {"stable": 3}, "previous": {"stable": [1, 2]}}
-    STORE/NAME/.writing-*   a bundle in the making; held by a lock that dies with its writer, then swept away
-    STORE/NAME/.lock        by which writers of one model take turns
+    STORE/NAME/.writing-*   a draft of a bundle; its lock ends with its writer, and then the next writer removes it
+    STORE/NAME/.lock        the lock of the model, for one writer at a time
 
-Readers need no lock, for all they see is renamed into place. Locks are flocks on files opened for writing
-(`models/files/locks.py`); they hold on NFS too.
+Readers need no lock, because everything that they read gets its name by a rename. Locks are flocks on files opened for
+writing (`models/files/locks.py`); they work on NFS too.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from abstain.models.validation import refuse
 
 LABELS = "labels.json"
 LABELS_BYTES = 2**20
-"""The file may have; a change of a label takes about ten."""
+"""Largest size of the file; each change of a label adds about ten bytes."""
 MOST_LABELS = 256
-"""Of one model: a server looks at each of them whenever it lists its models."""
+"""Most labels of one model: a server reads all of them whenever it lists its models."""
 LOCK = ".lock"
 
 
@@ -50,7 +50,7 @@ _Label = Annotated[str, Field(pattern=f"^{LABEL_PATTERN}$")]
 
 
 class Labels(BaseModel):
-    """Where a model's labels point, and where they pointed before (oldest first)."""
+    """The versions that a model's labels point at, and those that they pointed at before (oldest first)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     labels: Annotated[dict[_Label, _Version], Field(max_length=MOST_LABELS)] = {}
@@ -58,7 +58,7 @@ class Labels(BaseModel):
 
 
 def model_names(store: Path) -> list[str]:
-    """The models of a store that have a version, in order."""
+    """Returns the sorted names of the store's models that have a version."""
     if not store.is_dir():
         return []
     return sorted(
@@ -69,7 +69,7 @@ def model_names(store: Path) -> list[str]:
 
 
 def versions(store: Path, name: str) -> list[int]:
-    """The versions of a model, ascending; none if there is no such model."""
+    """Returns the versions of a model, ascending; empty if the model does not exist."""
     folder = store / name
     if not folder.is_dir():
         return []
@@ -78,10 +78,10 @@ def versions(store: Path, name: str) -> list[int]:
 
 
 def version_folder(store: Path, name: str, version: int) -> Path:
-    """Where a version lies.
+    """Returns the folder of a version.
 
     Raises:
-        StoreError: it or its model is a symbolic link, which may lead out of the store, or may not be looked at.
+        StoreError: it or the model's folder is a symbolic link, which may lead out of the store, or cannot be inspected.
     """
     folder = store / name / str(version)
     _refuse_link(folder.parent)
@@ -93,22 +93,22 @@ def _refuse_link(folder: Path) -> None:
     try:
         linked = folder.is_symlink()
     except OSError as error:
-        raise StoreError("cannot be looked at", where=str(folder), found=error.strerror) from error
+        raise StoreError("cannot be read", where=str(folder), found=error.strerror) from error
     if linked:
         raise StoreError(
             "is a symbolic link",
             where=str(folder),
             expected="a folder",
-            found="a link",  # where it leads is not told to clients of a server
+            found="a link",  # without its target, which clients of a server must not learn
             fix="put the folder itself there (ls -l shows where the link leads)",
         )
 
 
 def read_labels(store: Path, name: str) -> Labels:
-    """The labels of a model.
+    """Reads the labels of a model.
 
     Raises:
-        StoreError: `labels.json` is not what abstain writes, or the model's folder is a symbolic link.
+        StoreError: `labels.json` is malformed, or the model's folder is a symbolic link.
     """
     path = store / name / LABELS
     _refuse_link(store / name)
@@ -119,15 +119,15 @@ def read_labels(store: Path, name: str) -> Labels:
     except OSError as error:
         raise StoreError("cannot be read", where=str(path), found=error.strerror) from error
     except ValidationError as error:
-        fix = f"mend the file, or remove it and label again with abstain label {name}:VERSION LABEL"
+        fix = f"correct the file, or remove it and set the labels again with abstain label {name}:VERSION LABEL"
         raise refuse(error, StoreError, Labels, where=str(path), whole="is not JSON", fix=fix) from error
 
 
 def resolve(store: Path, text: str) -> tuple[str, int]:
-    """Name and version that a reference means: a bare name is `@stable` where that label exists, else the newest.
+    """Returns the name and version that a reference means: a bare name is `@stable` if that label exists, else the newest.
 
     Raises:
-        UnknownModel: no such model, version or label.
+        UnknownModel: the model, version or label does not exist.
     """
     reference = parse_reference(text)
     present = versions(store, reference.name)
@@ -148,18 +148,18 @@ def _unknown_model(store: Path, name: str, found: str) -> UnknownModel:
 
 
 def served_versions(store: Path, name: str) -> list[int]:
-    """What a server serves of a model: `@stable` (else the newest), and every labelled version."""
+    """Returns the versions that a server serves: `@stable` (else the newest), and every labelled version."""
     labels = read_labels(store, name).labels
     present = versions(store, name)
     return sorted({labels.get(STABLE, max(present, default=0)), *labels.values()} & set(present))
 
 
 def check_writable(store: Path, name: str) -> None:
-    """Refuses a name or a store that could not be published to, before the work that would be lost; makes no folder.
+    """Checks that a version could be published, before the work that would be lost otherwise; creates no folder.
 
     Raises:
-        StoreError: the name is not one, the model's folder is a symbolic link, which would not be served, or the nearest
-            folder that exists cannot be written.
+        StoreError: the name is invalid, the model's folder is a symbolic link, which would not be served, or the nearest
+            existing folder cannot be written.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise StoreError(
@@ -171,11 +171,11 @@ def check_writable(store: Path, name: str) -> None:
     _refuse_link(home)
     nearest = next(folder for folder in (home, *home.parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        fault = os.strerror(_why_not(nearest) if nearest.is_dir() else errno.ENOTDIR)
-        raise StoreError("cannot be written", where=str(home), found=f"{nearest}: {fault}")
+        reason = os.strerror(_write_errno(nearest) if nearest.is_dir() else errno.ENOTDIR)
+        raise StoreError("cannot be written", where=str(home), found=f"{nearest}: {reason}")
 
 
-def _why_not(folder: Path) -> int:
+def _write_errno(folder: Path) -> int:
     return errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
 
 
@@ -186,15 +186,15 @@ def publish(
     seal: Callable[[Path, int], None],
     remedy: str = REMEDY,
 ) -> int:
-    """Publishes a new version: written beside, renamed into place; returns its number.
+    """Publishes a new version: writes a draft and renames it to its final name; returns the version's number.
 
     Args:
-        write: fills the folder of the bundle in the making; may take its time.
+        write: fills the draft's folder; may take long.
         seal: called last, under the model's lock, with the folder and the version's number.
-        remedy: what to do where the disk is full, read-only or fails.
+        remedy: what the error proposes if the disk is full, read-only or fails.
 
     Raises:
-        StoreError: the name is not one, or the store cannot be written.
+        StoreError: the name is invalid, or the store cannot be written.
     """
     check_writable(store, name)
     home = store / name
@@ -212,21 +212,24 @@ def publish(
 
 
 def _next_version(store: Path, name: str) -> int:
-    """One more than any number in use: a version removed by hand leaves its labels, and they must not slip to another."""
+    """Returns one more than the largest number in use.
+
+    Labels count too: if a version was removed by hand, its labels must not point at a new version.
+    """
     try:
         labels = read_labels(store, name)
     except StoreError:
-        labels = Labels()  # damaged labels are told wherever they are asked for; a finished fit is not lost to them
+        labels = Labels()  # other commands report damaged labels; here they must not prevent publishing a finished fit
     pointed = [*labels.labels.values(), *(version for past in labels.previous.values() for version in past)]
     return max([0, *versions(store, name), *pointed]) + 1
 
 
 def set_label(store: Path, name: str, version: int, label: str) -> None:
-    """Points a label at a version, remembering where it pointed before.
+    """Points a label at a version, and records the version that it pointed at before.
 
     Raises:
-        StoreError: the label is not one, or one too many.
-        UnknownModel: no such version.
+        StoreError: the label is invalid, or the model has too many labels.
+        UnknownModel: the version does not exist.
     """
     if not re.fullmatch(LABEL_PATTERN, label):
         raise StoreError(
@@ -235,7 +238,7 @@ def set_label(store: Path, name: str, version: int, label: str) -> None:
             found=clip_repr(label),
         )
     resolve_among(Reference(name, version, None), versions(store, name), {})
-    with _labelling(store / name):
+    with _lock_labels(store / name):
         old = read_labels(store, name)
         if old.labels.get(label) == version:
             return
@@ -244,8 +247,8 @@ def set_label(store: Path, name: str, version: int, label: str) -> None:
                 "labels",
                 where=str(store / name / LABELS),
                 expected=f"at most {MOST_LABELS}",
-                found="one more",
-                fix="move a label that is there",
+                found=f"{MOST_LABELS + 1}",
+                fix="move an existing label",
             )
         before = old.previous.get(label, [])
         if label in old.labels:
@@ -257,15 +260,15 @@ def set_label(store: Path, name: str, version: int, label: str) -> None:
 
 
 def rollback(store: Path, name: str) -> int:
-    """Puts the previous `stable` back; returns the version it points at now.
+    """Points `stable` at its previous version again; returns this version.
 
     Raises:
-        UnknownModel: no such model.
+        UnknownModel: the model does not exist.
         StoreError: there is no previous `stable`.
     """
     if not versions(store, name):
         raise _unknown_model(store, name, name)
-    with _labelling(store / name):
+    with _lock_labels(store / name):
         old = read_labels(store, name)
         others = set(versions(store, name)) - {old.labels.get(STABLE)}
         earlier = list(old.previous.get(STABLE, []))
@@ -275,7 +278,7 @@ def rollback(store: Path, name: str) -> int:
             raise StoreError(
                 f"{name} has no previous stable version",
                 where=str(store / name / LABELS),
-                fix=f"point the label yourself: abstain label {name}:VERSION stable",
+                fix=f"set the label yourself: abstain label {name}:VERSION stable",
             )
         version = earlier.pop()
         _write_labels(
@@ -286,15 +289,15 @@ def rollback(store: Path, name: str) -> int:
 
 
 @contextmanager
-def _labelling(home: Path) -> Generator[None]:
-    """The model's lock, for one who changes its labels; what a full or read-only disk raises names the labels' file."""
+def _lock_labels(home: Path) -> Generator[None]:
+    """Holds the model's lock for a change of its labels; errors of the disk name the labels' file."""
     with disk_errors(home / LABELS), hold(home / LOCK):
         _sweep(home)
         yield
 
 
 def put_signature(home: Path, path: Path, content: bytes) -> None:
-    """Puts a file of its own into the folder of a published version of the model in `home`: it exists whole or not at all.
+    """Writes the signature of a published version of the model in `home`: it exists whole or not at all.
 
     Raises:
         StoreError: it cannot be written.
@@ -310,7 +313,7 @@ def _write_labels(home: Path, labels: Labels) -> None:
 
 
 def _put(home: Path, prefix: str, path: Path, content: bytes) -> None:
-    """Writes in the model's folder and renames into place, under the model's lock."""
+    """Writes a draft in the model's folder and renames it to `path`, under the model's lock."""
     descriptor, name = tempfile.mkstemp(dir=home, prefix=prefix)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -327,28 +330,28 @@ def _put(home: Path, prefix: str, path: Path, content: bytes) -> None:
 
 @contextmanager
 def _draft(home: Path) -> Generator[Path]:
-    """A new folder for a bundle in the making, locked as long as its writer lives.
+    """Yields a new folder for a draft of a bundle, locked while its writer lives.
 
-    It lies in a folder of its own beside its lock, for all that lies in the bundle's folder is published.
+    The draft and its lock share a parent folder, because everything inside the draft is published.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with hold(home / LOCK):
             _sweep(home)
-            place = Path(tempfile.mkdtemp(dir=home, prefix=".writing-"))
-            # Undone in reverse: NFS keeps a file that is open under another name, and so its folder.
-            held.callback(shutil.rmtree, place, ignore_errors=True)
-            held.enter_context(hold(place / "lock"))
-            draft = place / "bundle"
+            parent = Path(tempfile.mkdtemp(dir=home, prefix=".writing-"))
+            # The stack closes the lock before it removes the folder: NFS keeps a deleted file as long as it is open.
+            stack.callback(shutil.rmtree, parent, ignore_errors=True)
+            stack.enter_context(hold(parent / "lock"))
+            draft = parent / "bundle"
             draft.mkdir()
             draft.chmod(0o755)
         yield draft
 
 
 def _sweep(home: Path) -> None:
-    """Removes what writers that were killed have left; called under the model's lock.
+    """Removes the drafts of killed writers; called under the model's lock.
 
-    Who makes a draft makes its lock before it lets go of the model's, so a draft without a lock is abandoned. Labels and
-    signatures are written under the model's lock from beginning to end, so all drafts of them are.
+    A writer locks its draft before it releases the model's lock, so an unlocked draft is abandoned. Labels and signatures
+    are written entirely under the model's lock, so all their drafts are abandoned.
     """
     for abandoned in (*home.glob(".labels-*"), *home.glob(".signature-*")):
         with suppress(OSError):
@@ -360,7 +363,7 @@ def _sweep(home: Path) -> None:
             with hold(abandoned / "lock", blocking=False):
                 pass
         except (BlockingIOError, FileNotFoundError, StoreError):
-            continue  # its writer lives, or removes it just now, or is another user
+            continue  # its writer lives, is removing it, or is another user
         shutil.rmtree(abandoned, ignore_errors=True)
 
 

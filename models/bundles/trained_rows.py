@@ -1,11 +1,11 @@
-"""Trained rows: keyed hashes of the rows that a model was trained on, so that `abstain calibrate` knows them again.
+"""Trained rows: keyed hashes of the rows that a model was trained on, so that `abstain calibrate` can recognise them.
 
     rows/trained.npz    key [16] uint8, hashes [distinct rows] uint32, repeats []
 
-A row's hash is the first 32 bits of BLAKE2b under a key of the bundle's own (RFC 7693), of the float32 numbers that the
-compiled program is given: neither the dtype of a file nor the order of its rows matters. No row can be computed from its
-hash. But who holds the bundle, and so the key, can test whether a row he already has was probably trained on; one row in
-2³² / (number of training rows) that was not is taken for one that was.
+A row's hash is the first 32 bits of BLAKE2b (RFC 7693), with the bundle's own key, of the float32 input of the compiled
+program. So neither the dtype of a file nor the order of its rows matters. A row cannot be computed from its hash. But
+everybody who has the bundle, and so the key, can test whether a known row was probably a training row; one in
+2³² / (number of training rows) other rows is mistaken for a training row.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ FILE = "rows/trained.npz"
 KEY_BYTES = 16
 _DIGEST_BYTES = 4
 REPEATS = 0.02
-"""Share of new rows that may equal training rows, beyond those that do by chance."""
+"""Share of new rows that may equal training rows, in addition to those expected by chance."""
 
 
 class TrainedRows(NamedTuple):
-    """The key, the sorted hashes, and how often rows repeat.
+    """The hashes of training rows.
 
     Attributes:
-        repeats: the share of the fit's own calibration rows that equal a training row: what to expect of new rows.
+        key: of the hash function.
+        hashes: the distinct hashes, sorted.
+        repeats: the share of the fit's own calibration rows that equal a training row; the same is expected of new rows.
     """
 
     key: UInt8[np.ndarray, " bytes"]
@@ -43,27 +45,31 @@ class TrainedRows(NamedTuple):
     repeats: float
 
 
-def remember(
+def hash_training_rows(
     preprocessing: Preprocessing, train: Num[np.ndarray, "rows ..."], calibration: Num[np.ndarray, "others ..."]
 ) -> TrainedRows:
-    """Hashes of training rows under a new random key."""
+    """Hashes training rows with a new random key.
+
+    Args:
+        calibration: the fit's own calibration rows, for `repeats`.
+    """
     key = np.frombuffer(secrets.token_bytes(KEY_BYTES), np.uint8)
     bare = TrainedRows(key, np.unique(row_hashes(key, preprocessing, train)), 0.0)
-    return bare._replace(repeats=float(trained_on(bare, preprocessing, calibration).mean()))
+    return bare._replace(repeats=float(find_trained(bare, preprocessing, calibration).mean()))
 
 
-def trained_on(
+def find_trained(
     trained: TrainedRows, preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]
 ) -> Bool[np.ndarray, " rows"]:
-    """Which rows equal a training row."""
+    """Returns for each row whether it equals a training row."""
     return np.isin(row_hashes(trained.key, preprocessing, rows), trained.hashes)
 
 
 def most_by_chance(trained: TrainedRows, rows: int) -> float:
-    """How many of so many new rows may equal training rows by chance; more, and they are not new.
+    """Returns how many of `rows` new rows may equal training rows by chance; if more do, the rows are not new.
 
-    The share that chance gives is that of the fit's own calibration rows: in tables of few distinct rows, new ones repeat
-    old ones. `REPEATS` is added to it, or four standard errors if that is more.
+    The share expected by chance is that of the fit's own calibration rows: in tables with few distinct rows, new rows
+    repeat training rows. `REPEATS` is added to it, or four standard errors if that is more.
     """
     share = trained.repeats
     return rows * (share + max(REPEATS, 4 * (share * (1 - share) / rows) ** 0.5))
@@ -72,10 +78,10 @@ def most_by_chance(trained: TrainedRows, rows: int) -> float:
 def row_hashes(
     key: UInt8[np.ndarray, " bytes"], preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]
 ) -> UInt32[np.ndarray, " rows"]:
-    """The hash of each row's numbers in float32; 0 and −0 are one number, and so are all NaN."""
+    """Returns the hash of each row's numbers in float32; 0 and −0 are one number, and so are all NaN."""
     numbers = on_host(preprocessing, rows).reshape(len(rows), -1).astype("<f4") + np.float32(0)
     numbers[np.isnan(numbers)] = np.nan
-    # Rows whose columns lie together in memory are the same rows.
+    # The hash must not depend on the memory layout.
     numbers = np.ascontiguousarray(numbers)
     start = hashlib.blake2b(key=key.tobytes(), digest_size=_DIGEST_BYTES)
     digests: list[bytes] = []
@@ -87,17 +93,17 @@ def row_hashes(
 
 
 def write_trained(folder: Path, trained: TrainedRows) -> None:
-    """Writes `rows/trained.npz` into the folder of a bundle in the making."""
+    """Writes `rows/trained.npz` into the folder of a new bundle."""
     path = folder / FILE
     path.parent.mkdir()
     np.savez(path, key=trained.key, hashes=trained.hashes, repeats=np.float64(trained.repeats))
 
 
 def read_trained(folder: Path, files: dict[str, str]) -> TrainedRows | None:
-    """The hashes in a bundle whose files have been verified; None for a bundle from before there were any.
+    """Reads the hashes from a bundle after its files have been verified; None for an older bundle without them.
 
     Raises:
-        BundleError: the file is not what `write_trained` writes.
+        BundleError: the file does not have the form that `write_trained` writes.
     """
     if FILE not in files:
         return None
@@ -108,7 +114,7 @@ def read_trained(folder: Path, files: dict[str, str]) -> TrainedRows | None:
             key, hashes, repeats = arrays["key"], arrays["hashes"], float(arrays["repeats"])
     except BundleError:
         raise
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds.
+    except Exception as error:  # zipfile, zlib and numpy raise many types of errors for a damaged file.
         raise BundleError("cannot be read", where=str(folder / FILE), found=str(error)) from error
     if key.dtype != np.uint8 or key.shape != (KEY_BYTES,) or hashes.dtype != np.uint32 or hashes.ndim != 1:
         found = f"key {key.dtype} {key.shape}, hashes {hashes.dtype} {hashes.shape}"
@@ -117,7 +123,7 @@ def read_trained(folder: Path, files: dict[str, str]) -> TrainedRows | None:
 
 
 def _check_uncompressed(file: BufferedReader) -> None:
-    """A compressed array may be a thousand times as large as its file; `write_trained` compresses none."""
+    """Refuses compressed arrays, which may be a thousand times as large as the file; `write_trained` does not compress."""
     with zipfile.ZipFile(file) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("arrays that are compressed")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 
-from abstain.models.bundles.plausible import of_batch
+from abstain.models.bundles.plausible import batch_memory_claim
 from abstain.models.errors import ConfigError
 from abstain.models.networks.architectures import LeNetSpec, MLPSpec, NetworkSpec
 from abstain.models.networks.user_module import ModuleSpec
@@ -81,7 +81,7 @@ def check_servable(config: Config, model: Model) -> None:
     Raises:
         ConfigError: naming what it would take.
     """
-    claim = of_batch(model, config.draws, {})
+    claim = batch_memory_claim(model, config.draws, {})
     if not claim.holds:
         raise ConfigError(
             "draws",

@@ -270,7 +270,7 @@ def test_another_schema_version_is_refused(bundle, version):
     path = rewrite(bundle, schema_version=version)
     assert refusal(bundle) == (
         f"{path}: schema_version: expected 1 or 2, found {version}; "
-        "fit the model again with this version of abstain, or serve it with the one that wrote it"
+        "fit the model again with this version of abstain, or serve it with the version that wrote it"
     )
 
 

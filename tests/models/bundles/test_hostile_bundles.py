@@ -19,7 +19,7 @@ import pytest
 
 from abstain.models.bundles.bundle import load, load_published, read_manifest, read_published, verify_files
 from abstain.models.bundles.checkpoint import open_checkpoint, read_arrays, write_checkpoint
-from abstain.models.bundles.plausible import BATCH_BYTES, of_batch, of_members
+from abstain.models.bundles.plausible import BATCH_BYTES, batch_memory_claim, member_memory_claim
 from abstain.models.bundles.store import LABELS, check_writable, model_names, read_labels, resolve
 from abstain.models.bundles.trained_rows import FILE, read_trained
 from abstain.models.decisions.calibration import judge
@@ -119,7 +119,7 @@ def test_models_of_ordinary_size_have_room(store):
         (Model(network=MLPSpec(hidden=()), likelihood="normal", feature_shape=(10_000,)), 1_000),
     ]
     for model, draws in models:
-        for claim in (of_batch(model, draws, digits), of_members(model, 5)):
+        for claim in (batch_memory_claim(model, draws, digits), member_memory_claim(model, 5)):
             assert claim.holds
             assert int(str(claim.found).partition(" ")[0].strip(",").replace(",", "")) < BATCH_BYTES / 3
 
@@ -127,8 +127,8 @@ def test_models_of_ordinary_size_have_room(store):
 def test_every_draws_features_are_no_members():
     """All of them would be kept at once, for the densities."""
     model = Model(network=MLPSpec(hidden=(1024,)), likelihood="normal", feature_shape=(1,))
-    assert of_batch(model, 100_000, {}).holds
-    assert not of_members(model, 100_000).holds
+    assert batch_memory_claim(model, 100_000, {}).holds
+    assert not member_memory_claim(model, 100_000).holds
 
 
 def test_an_older_calibration_is_prepared_before_the_first_request(tmp_path, bounded):

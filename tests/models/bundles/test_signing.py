@@ -349,14 +349,14 @@ UNFIT = f"{SIGNATURE}: does not fit the version: expected a signature by "
 UNTRUSTED = {
     "unsigned": (lambda folder, keys: (folder / SIGNATURE).unlink(), "is not signed: expected model.sig"),
     "by another key": (by_another_key, "is not by a trusted key: expected a signature by "),
-    "by another key in disguise": (by_another_key_in_disguise, "found one of other bytes"),
+    "by another key in disguise": (by_another_key_in_disguise, "found a signature of other bytes"),
     "a manifest rewritten": (rewritten, UNFIT),
-    "a manifest rewritten and listed": (rewritten_and_listed, "found one of other bytes"),
+    "a manifest rewritten and listed": (rewritten_and_listed, "found a signature of other bytes"),
     "of another version": (
         lambda folder, keys: shutil.copy(folder.with_name("2") / SIGNATURE, folder / SIGNATURE),
-        "found one of other files or hashes",
+        "found a signature of other files or hashes",
     ),
-    "of fewer files": (of_fewer_files, "found one of other files or hashes"),
+    "of fewer files": (of_fewer_files, "found a signature of other files or hashes"),
     "with other hashes": (
         lambda folder, keys: signed_by_library(folder, keys / "release.key", hashing_algorithm="blake3"),
         UNFIT,

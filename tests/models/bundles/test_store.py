@@ -236,7 +236,7 @@ def test_labels_move_and_stable_rolls_back_twice(tmp_path):
         set_label(tmp_path, "toy", version, label)
     assert [rollback(tmp_path, "toy"), rollback(tmp_path, "toy")] == [2, 1]
     assert read_labels(tmp_path, "toy").labels == {"stable": 1, "canary": 3}
-    with pytest.raises(StoreError, match="toy has no previous stable version; point the label yourself"):
+    with pytest.raises(StoreError, match="toy has no previous stable version; set the label yourself"):
         rollback(tmp_path, "toy")
     assert resolve(tmp_path, "toy") == ("toy", 1)
 
@@ -354,7 +354,9 @@ def test_damaged_labels_are_refused_by_file_and_field(tmp_path, content, field):
         with pytest.raises(StoreError) as error:
             ask()
         assert str(error.value).startswith(f"{path}: {field}")
-        assert "mend the file, or remove it and label again with abstain label toy:VERSION LABEL" in str(error.value)
+        assert "correct the file, or remove it and set the labels again with abstain label toy:VERSION LABEL" in str(
+            error.value
+        )
     assert path.read_bytes() == content
 
 
@@ -390,7 +392,7 @@ def test_a_model_has_so_many_labels_and_no_more(tmp_path):
     publish_some(tmp_path, count=2)
     for place in range(MOST_LABELS):
         set_label(tmp_path, "toy", 1, f"label{place}")
-    with pytest.raises(StoreError, match=r"labels\.json: labels: expected at most 256, found one more; move a label"):
+    with pytest.raises(StoreError, match=r"labels\.json: labels: expected at most 256, found 257; move an existing label"):
         set_label(tmp_path, "toy", 1, "another")
     set_label(tmp_path, "toy", 2, "label7")
     labels = read_labels(tmp_path, "toy").labels

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from abstain.models.bundles.bundle import read_manifest
-from abstain.models.bundles.trained_rows import FILE, read_trained, remember, trained_on, write_trained
+from abstain.models.bundles.trained_rows import FILE, find_trained, hash_training_rows, read_trained, write_trained
 from abstain.models.errors import BundleError
 from abstain.models.prediction.preprocessing import Preprocessing
 
@@ -17,50 +17,50 @@ NUMBERS = RNG.normal(size=(500, 5))
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
 def test_training_rows_are_known_in_any_dtype_and_order(dtype):
     """All of a subset, shuffled; of rows that only resemble them, none."""
-    trained = remember(PLAIN, PIXELS[:300], PIXELS[300:])
+    trained = hash_training_rows(PLAIN, PIXELS[:300], PIXELS[300:])
     some = RNG.permutation(500)
-    assert np.array_equal(trained_on(trained, PLAIN, PIXELS[some].astype(dtype)), some < 300)
+    assert np.array_equal(find_trained(trained, PLAIN, PIXELS[some].astype(dtype)), some < 300)
     assert trained.repeats == 0
-    assert np.array_equal(trained_on(trained, PLAIN, np.asfortranarray(PIXELS[some], dtype)), some < 300)
-    assert remember(PLAIN, np.asfortranarray(PIXELS[:300], dtype), PIXELS[:100]).repeats == 1
+    assert np.array_equal(find_trained(trained, PLAIN, np.asfortranarray(PIXELS[some], dtype)), some < 300)
+    assert hash_training_rows(PLAIN, np.asfortranarray(PIXELS[:300], dtype), PIXELS[:100]).repeats == 1
     changed = PIXELS[:300].copy()
     changed[:, 3, 4] ^= 1
-    assert not trained_on(trained, PLAIN, changed.astype(dtype)).any()
+    assert not find_trained(trained, PLAIN, changed.astype(dtype)).any()
 
 
 def test_float32_and_float64_files_of_the_same_rows_are_the_same():
     """So are 0 and −0, and gaps of any bit pattern."""
     odd = np.array([[0.0, np.nan, 1, 2, 3]])
-    trained = remember(PLAIN, np.concatenate([NUMBERS, odd]), NUMBERS[:1])
-    assert trained_on(trained, PLAIN, NUMBERS.astype(np.float32)).all()
-    assert trained_on(trained, PLAIN, np.array([[-0.0, -np.nan, 1, 2, 3]])).all()
+    trained = hash_training_rows(PLAIN, np.concatenate([NUMBERS, odd]), NUMBERS[:1])
+    assert find_trained(trained, PLAIN, NUMBERS.astype(np.float32)).all()
+    assert find_trained(trained, PLAIN, np.array([[-0.0, -np.nan, 1, 2, 3]])).all()
 
 
 def test_rows_with_an_offset_are_told_apart():
     """Seconds since 1970 that float32 merges are hashed as the program sees them, with the offset taken off."""
     x = 1.7e9 + np.arange(200.0)[:, None]
     terms = Preprocessing(origin=(1.7e9,), unit=(50.0,))
-    trained = remember(terms, x[::2], x[1::2])
-    assert (trained.repeats, trained_on(trained, terms, x).sum()) == (0, 100)
+    trained = hash_training_rows(terms, x[::2], x[1::2])
+    assert (trained.repeats, find_trained(trained, terms, x).sum()) == (0, 100)
 
 
 def test_repeats_are_the_share_of_calibration_rows_seen_in_training():
     """In a table of eight distinct rows every new row repeats an old one."""
     bits = RNG.integers(0, 2, (400, 3))
-    assert remember(PLAIN, bits[:300], bits[300:]).repeats == 1
-    assert remember(PLAIN, bits[:300], np.concatenate([bits[300:], bits[300:] + 5])).repeats == 0.5
+    assert hash_training_rows(PLAIN, bits[:300], bits[300:]).repeats == 1
+    assert hash_training_rows(PLAIN, bits[:300], np.concatenate([bits[300:], bits[300:] + 5])).repeats == 0.5
 
 
 def test_each_bundle_has_a_key_of_its_own():
     """The same rows have other hashes in another bundle, so that two bundles cannot be compared without the rows."""
-    one, other = remember(PLAIN, NUMBERS, NUMBERS), remember(PLAIN, NUMBERS, NUMBERS)
+    one, other = hash_training_rows(PLAIN, NUMBERS, NUMBERS), hash_training_rows(PLAIN, NUMBERS, NUMBERS)
     assert not np.intersect1d(one.hashes, other.hashes).size
     assert one.hashes.nbytes == 4 * len(NUMBERS)
 
 
 def test_hashes_come_back_from_their_file(tmp_path):
     """And a file of other arrays is refused by name."""
-    trained = remember(PLAIN, NUMBERS, NUMBERS[:3])
+    trained = hash_training_rows(PLAIN, NUMBERS, NUMBERS[:3])
     write_trained(tmp_path, trained)
     found = read_trained(tmp_path, {FILE: "a hash"})
     assert all(np.array_equal(one, other) for one, other in zip(trained, found, strict=True))

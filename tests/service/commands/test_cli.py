@@ -102,7 +102,7 @@ def test_wrong_usage_exits_2(run, arguments, text):
         (["label", "digits:7", "canary"], "digits has no version 7"),
         (["label", "digits:1", "7th"], "label: expected 1 to 32 letters, digits, dashes or underscores"),
         (["rollback", "letters"], "no model named 'letters'"),
-        (["rollback", "wave"], "wave has no previous stable version; point the label yourself: abstain label wave:"),
+        (["rollback", "wave"], "wave has no previous stable version; set the label yourself: abstain label wave:"),
         (["fit", "none.toml"], "none.toml: cannot be read: found No such file or directory"),
         (["fit", CONFIGS / "wave-nuts.toml", "--set", "stpes=1"], "--set stpes: expected a key of the config"),
         (

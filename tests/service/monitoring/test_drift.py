@@ -152,8 +152,7 @@ def peak(calibration, stream, random, dithered=True):
     if dithered:
         rounding = np.array([drift.ABSOLUTE_ROUNDING])
         calibration, stream = (
-            drift.dither(values[None], rounding, random.random((1, len(values))))[0]
-            for values in (calibration, stream)
+            drift.dither(values[None], rounding, random.random((1, len(values))))[0] for values in (calibration, stream)
         )
     seed = int(random.integers(2**31))
     return max(drift.log_martingale(watch)[0] for watch in follow(calibration, stream, seed))

@@ -433,7 +433,7 @@ def test_stable_is_refused_to_it_and_nothing_else_is(run, fitted):
     code, out, err = run("label", "mode:1", "stable", "--store", store)
     assert (code, out) == (1, "")
     assert err.startswith(f"abstain: mode:1: cannot be labelled stable, its fit fell short: found (1) {SAID}")
-    assert err.endswith("fit it again, or pass --force to label it all the same")
+    assert err.endswith("fit it again, or pass --force to label it anyway")
     assert read_labels(store, "mode").labels == {"canary": 1}
     assert run("label", "mode:1", "stable", "--force", "--store", store)[:2] == (0, "mode@stable is mode:1\n")
     assert read_labels(store, "mode").labels == {"canary": 1, "stable": 1}
