@@ -2,11 +2,11 @@
 
     python deploy/audit.py [--tools .venv-audit/bin] [--out build/audit] [--strict]
 
-Run by the environment whose licences are judged, that of `make test`. The programs that it starts, pip-audit and
-cyclonedx-py, have an environment of their own, so that no test depends on them.
+Run it with the Python of the environment to check, that of `make test`. It starts pip-audit and cyclonedx-py, which have
+their own environment, so that no test depends on them.
 
-Ends with 1 if a vulnerability is known, a list cannot be written, or a licence is not admitted. Where the service that
-knows vulnerabilities cannot be reached, it says "not checked" and ends with 0; with --strict, with 1.
+Exits with 1 if a vulnerability is known, an SBOM cannot be written, or a licence is not admitted. If the vulnerability
+service cannot be reached, prints "not checked" and exits with 0, or with 1 if --strict is set.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from packaging.utils import canonicalize_name
 PROJECT = Path(__file__).resolve().parents[1]
 OURS = "abstain"
 SECONDS = 900
-"""That pip-audit has for all packages together."""
+"""Time limit of pip-audit for all packages together."""
 
 ADMITTED = frozenset({
     "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSD-3-Clause-Clear", "BSL-1.0", "CC0-1.0", "HPND", "ISC", "MIT",
     "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Python-2.0", "Unlicense", "Zlib",
 })  # fmt: skip
-"""SPDX licences of packages that code under Apache-2.0 may depend on without a condition for itself."""
+"""SPDX licences that put no conditions on code under Apache-2.0 that depends on the package."""
 TOOLS: Mapping[str, str] = {}
-"""Packages with another licence, by name, and why they may be used: only those that neither serving nor training needs."""
-WORDS = {
+"""The reason for each package with another licence; only packages that neither serving nor training needs."""
+SPDX_NAMES = {
     "apache 2.0": "Apache-2.0",
     "apache license 2.0": "Apache-2.0",
     "apache software license": "Apache-2.0",
-    # How many clauses is not said; each of these licences is admitted.
+    # The number of clauses is not stated; each of these licences is admitted.
     "bsd": "BSD-3-Clause",
     "bsd license": "BSD-3-Clause",
     "3-clause bsd license": "BSD-3-Clause",
@@ -59,13 +59,13 @@ WORDS = {
     "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0",
     "python software foundation license": "PSF-2.0",
 }
-"""What packages without an SPDX expression call their licence; a name that is not here is refused until somebody looks."""
+"""SPDX expressions for other names of licences, in lower case; a name that is not here is refused until somebody adds it."""
 UNREACHABLE = ("requests.exceptions.", "Could not connect", "your network may be blocking")
-"""What pip-audit says where the service does not answer; it has no exit code of its own for that."""
+"""Texts of pip-audit if the service does not respond; it has no separate exit code for that."""
 
 
 class Verdict(IntEnum):
-    """Of a licence; of two that hold together the lower counts, of two to choose from the higher."""
+    """The verdict on a licence. For `A AND B` the lower one counts, for `A OR B` the higher one."""
 
     REFUSED = 0
     NAMED = 1
@@ -73,7 +73,7 @@ class Verdict(IntEnum):
 
 
 class Status(IntEnum):
-    """Of one check, the worst first."""
+    """The status of a check, the worst first."""
 
     FAILED = 0
     NOT_CHECKED = 1
@@ -82,7 +82,7 @@ class Status(IntEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check came to."""
+    """The result of a check."""
 
     check: str
     status: Status
@@ -91,7 +91,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Package:
-    """An installed package: what it is needed for, and what it says of its licence."""
+    """An installed package, its purpose, and its stated licences."""
 
     name: str
     version: str
@@ -100,17 +100,17 @@ class Package:
 
     @property
     def licence(self) -> str:
-        """All that is stated, in one line."""
+        """All stated licences in one line."""
         return "; ".join(self.stated) or "none stated"
 
 
 def main() -> int:
-    """Checks, prints, and writes the lists."""
+    """Runs all checks, prints their results, and writes the SBOMs and the table of licences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tools", type=Path, default=PROJECT / ".venv-audit" / "bin", help="of the programs")
-    parser.add_argument("--out", type=Path, default=PROJECT / "build" / "audit", help="folder of the lists")
-    parser.add_argument("--osv-url", help="of another OSV service")
-    parser.add_argument("--strict", action="store_true", help="what could not be checked counts as a finding")
+    parser.add_argument("--tools", type=Path, default=PROJECT / ".venv-audit" / "bin", help="folder of the programs")
+    parser.add_argument("--out", type=Path, default=PROJECT / "build" / "audit", help="folder for the results")
+    parser.add_argument("--osv-url", help="URL of another OSV service")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if something could not be checked")
     options = parser.parse_args()
     absent = [name for name in ("pip-audit", "cyclonedx-py") if not (options.tools / name).is_file()]
     if absent:
@@ -118,7 +118,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     outcomes = [
         check_vulnerabilities(options.tools, options.osv_url),
-        *write_lists(options.tools, options.out),
+        *write_sboms(options.tools, options.out),
         check_licences(read_packages(), options.out / "licences.csv"),
     ]
     print()
@@ -130,7 +130,7 @@ def main() -> int:
 
 def check_vulnerabilities(tools: Path, osv_url: str | None) -> Outcome:
     """Asks OSV about every package of requirements.lock, of which the serving lock is a part."""
-    say("asking OSV about the packages of requirements.lock")
+    print_progress("asking OSV about the packages of requirements.lock")
     lock = str(PROJECT / "requirements.lock")
     command = [str(tools / "pip-audit"), "--requirement", lock, "--require-hashes", "--disable-pip"]
     command += ["--vulnerability-service", "osv", "--format", "json", "--desc", "off", "--progress-spinner", "off"]
@@ -139,49 +139,48 @@ def check_vulnerabilities(tools: Path, osv_url: str | None) -> Outcome:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Outcome("vulnerabilities", Status.NOT_CHECKED, f"OSV did not answer within {SECONDS} s")
+        return Outcome("vulnerabilities", Status.NOT_CHECKED, f"OSV did not respond within {SECONDS} s")
     status, detail = judge_vulnerabilities(done.stdout, done.stderr)
     return Outcome("vulnerabilities", status, f"OSV: {detail}")
 
 
 def judge_vulnerabilities(stdout: str, stderr: str) -> tuple[Status, str]:
-    """What pip-audit's JSON says; its exit code is 1 for a vulnerability and for a failure alike.
+    """Returns status and detail from pip-audit's JSON, because its exit code is 1 both for a vulnerability and a failure.
 
-    A package that the service does not know is skipped, and pip-audit then says that nothing was found: here, that it was
-    not checked.
+    pip-audit skips packages that the service does not know, and reports that nothing was found; here they are not checked.
     """
     try:
         packages = orjson.loads(stdout)["dependencies"]
     except (orjson.JSONDecodeError, KeyError):
-        last = (stderr.strip().splitlines() or ["pip-audit said nothing"])[-1]
-        unreachable = any(words in stderr for words in UNREACHABLE)
+        last = (stderr.strip().splitlines() or ["pip-audit printed nothing"])[-1]
+        unreachable = any(text in stderr for text in UNREACHABLE)
         return (Status.NOT_CHECKED, f"cannot be reached: {last}") if unreachable else (Status.FAILED, last)
     skipped = [package for package in packages if "skip_reason" in package]
-    found = [_vulnerable(package) for package in packages if package.get("vulns")]
-    if found:
-        return Status.FAILED, "; ".join(found)
+    vulnerable = [_describe_vulnerabilities(package) for package in packages if package.get("vulns")]
+    if vulnerable:
+        return Status.FAILED, "; ".join(vulnerable)
     if skipped or not packages:
         reason = f", such as: {skipped[0]['skip_reason']}" if skipped else ""
         return Status.NOT_CHECKED, f"{len(skipped)} of {len(packages)} packages could not be looked up{reason}"
     return Status.PASSED, f"none known of {len(packages)} packages"
 
 
-def write_lists(tools: Path, out: Path) -> Iterator[Outcome]:
-    """Two SBOMs: what serving installs, with hashes; and this environment, with licences and who needs what."""
+def write_sboms(tools: Path, out: Path) -> Iterator[Outcome]:
+    """Writes two SBOMs: the packages of serving with hashes, and this environment with licences and dependencies."""
     program, pyproject = str(tools / "cyclonedx-py"), ("--pyproject", str(PROJECT / "pyproject.toml"))
-    lists = {
+    commands = {
         "serving": [program, "requirements", str(PROJECT / "requirements-serving.lock"), *pyproject],
         "environment": [program, "environment", sys.executable, *pyproject],
     }
-    for name, command in lists.items():
+    for name, command in commands.items():
         path = out / f"{name}.cdx.json"
-        say(f"writing {path}")
+        print_progress(f"writing {path}")
         path.unlink(missing_ok=True)
         done = subprocess.run(
             [*command, "--output-reproducible", "--output-file", str(path)], capture_output=True, text=True, check=False
         )
         if done.returncode or not path.exists():
-            last = (done.stderr.strip().splitlines() or ["cyclonedx-py said nothing"])[-1]
+            last = (done.stderr.strip().splitlines() or ["cyclonedx-py printed nothing"])[-1]
             yield Outcome(f"SBOM {name}", Status.FAILED, last)
         else:
             components = orjson.loads(path.read_bytes())["components"]
@@ -189,8 +188,8 @@ def write_lists(tools: Path, out: Path) -> Iterator[Outcome]:
 
 
 def read_packages() -> list[Package]:
-    """The installed packages but ours, by name."""
-    serving, training = needed(""), needed("training")
+    """Returns all installed packages except abstain, sorted by name."""
+    serving, training = find_dependencies(""), find_dependencies("training")
     packages: dict[str, Package] = {}
     for installed in distributions():
         name = canonicalize_name(installed.metadata["Name"])
@@ -199,27 +198,27 @@ def read_packages() -> list[Package]:
     return [packages[name] for name in sorted(packages) if name != OURS]
 
 
-def needed(extra: str) -> set[str]:
-    """The packages that ours needs here, with an extra of its own or "" for none: directly or through others."""
-    seen: set[tuple[str, str]] = set()
+def find_dependencies(extra: str) -> set[str]:
+    """Returns the direct and indirect dependencies of abstain with an extra, or without one ("")."""
+    visited: set[tuple[str, str]] = set()
     waiting = [(OURS, extra)]
     while waiting:
-        name, asked = key = waiting.pop()
-        if key in seen:
+        name, own_extra = key = waiting.pop()
+        if key in visited:
             continue
-        seen.add(key)
+        visited.add(key)
         try:
             lines = distribution(name).requires or []
-        except PackageNotFoundError:  # of another platform, as its lock says
+        except PackageNotFoundError:  # a package of another platform
             continue
         for requirement in map(Requirement, lines):
-            if requirement.marker is None or requirement.marker.evaluate({"extra": asked}):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": own_extra}):
                 waiting += [(canonicalize_name(requirement.name), more) for more in ("", *requirement.extras)]
-    return {name for name, _ in seen}
+    return {name for name, _ in visited}
 
 
 def stated_licences(metadata: PackageMetadata) -> tuple[str, ...]:
-    """What a package says of its licence: its SPDX expression, or else its classifiers and its field if that is one line."""
+    """Returns a package's SPDX expression, or else its licence classifiers and its licence field if that is one line."""
     expressions = metadata.get_all("License-Expression")
     if expressions:
         return tuple(expressions)
@@ -230,10 +229,10 @@ def stated_licences(metadata: PackageMetadata) -> tuple[str, ...]:
 
 
 def judge(package: Package, tools: Mapping[str, str] = TOOLS) -> tuple[Verdict, str]:
-    """Whether a package may be used, and why not plainly; all that it states must be admitted."""
+    """Returns the verdict on a package and its reason; all stated licences must be admitted."""
     verdict = min((judge_licence(text) for text in package.stated), default=Verdict.REFUSED)
     if verdict is Verdict.NAMED:
-        return verdict, "LGPL: installed beside ours and not changed, so that anyone can replace it"
+        return verdict, "LGPL: a separate package that is not modified, so that anyone can replace it"
     if verdict is Verdict.REFUSED and package.purpose == "development" and package.name in tools:
         return Verdict.NAMED, tools[package.name]
     if verdict is Verdict.REFUSED:
@@ -242,12 +241,12 @@ def judge(package: Package, tools: Mapping[str, str] = TOOLS) -> tuple[Verdict, 
 
 
 def judge_licence(text: str) -> Verdict:
-    """Of an SPDX expression, or of a name in `WORDS`; of what is neither, REFUSED."""
+    """Returns the verdict on an SPDX expression or a name in `SPDX_NAMES`; REFUSED for any other text."""
     try:
-        expression = canonicalize_license_expression(WORDS.get(text.lower(), text))
+        expression = canonicalize_license_expression(SPDX_NAMES.get(text.lower(), text))
     except InvalidLicenseExpression:
         return Verdict.REFUSED
-    tokens = re.findall(r"[()]|[^\s()]+", expression)[::-1]  # the next one is the last
+    tokens = re.findall(r"[()]|[^\s()]+", expression)[::-1]  # reversed, so that pop() returns the next one
     return _judge_choice(tokens)
 
 
@@ -281,42 +280,42 @@ def _judge_one(tokens: list[str]) -> Verdict:
 
 
 def check_licences(packages: Sequence[Package], path: Path) -> Outcome:
-    """Writes a table of all packages, prints them by licence, and names those that are not plainly admitted."""
-    say(f"judging the licences of {len(packages)} packages, listed in {path}")
-    judged = [(package, *judge(package)) for package in packages]
+    """Writes a table of all packages, prints them by licence, and lists those with another verdict than ADMITTED."""
+    print_progress(f"checking the licences of {len(packages)} packages, listed in {path}")
+    verdicts = [(package, *judge(package)) for package in packages]
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("package", "version", "needed for", "licence", "verdict"))
-        for package, verdict, _ in judged:
+        for package, verdict, _ in verdicts:
             table.writerow((package.name, package.version, package.purpose, package.licence, verdict.name.lower()))
     by_licence: dict[str, list[str]] = defaultdict(list)
-    for package, _, _ in judged:
+    for package, _, _ in verdicts:
         by_licence[package.licence].append(package.name)
     for licence, names in sorted(by_licence.items(), key=lambda item: -len(item[1])):
         print(f"  {len(names):>3}  {licence}: {', '.join(names)}")
-    for package, verdict, why in judged:
+    for package, verdict, reason in verdicts:
         if verdict is not Verdict.ADMITTED:
-            print(f"  {package.name} {package.version} ({package.purpose}): {package.licence}: {verdict.name}: {why}")
-    counts = [sum(verdict is kind for _, verdict, _ in judged) for kind in Verdict]
-    status = Status.FAILED if counts[Verdict.REFUSED] or not judged else Status.PASSED
+            print(f"  {package.name} {package.version} ({package.purpose}): {package.licence}: {verdict.name}: {reason}")
+    counts = [sum(verdict is value for _, verdict, _ in verdicts) for value in Verdict]
+    status = Status.FAILED if counts[Verdict.REFUSED] or not verdicts else Status.PASSED
     return Outcome(
         "licences",
         status,
-        f"{len(judged)} packages: {counts[Verdict.ADMITTED]} admitted, {counts[Verdict.NAMED]} named, "
+        f"{len(verdicts)} packages: {counts[Verdict.ADMITTED]} admitted, {counts[Verdict.NAMED]} named, "
         f"{counts[Verdict.REFUSED]} refused",
     )
 
 
-def say(text: str) -> None:
-    """A line of progress."""
+def print_progress(text: str) -> None:
+    """Prints a line of progress."""
     print(f"· {text}", flush=True)
 
 
-def _vulnerable(package: Mapping[str, Any]) -> str:
-    told = ", ".join(
+def _describe_vulnerabilities(package: Mapping[str, Any]) -> str:
+    vulnerabilities = ", ".join(
         f"{item['id']} (fixed in {', '.join(item['fix_versions']) or 'no version'})" for item in package["vulns"]
     )
-    return f"{package['name']} {package['version']}: {told}"
+    return f"{package['name']} {package['version']}: {vulnerabilities}"
 
 
 if __name__ == "__main__":
