@@ -59,7 +59,7 @@ def measure_cost(rounds: int, seconds: float) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
-        say("publishing a model of 100 random draws of 784-64-64-10, with densities and thresholds")
+        say("publishing a model of 100 random draws of 784-64-64-10, with feature scores and thresholds")
         publish_blobs(folder / "store", "blobs")
         keys = folder / "keys.json"
         for number in range(KEYS - 2):

@@ -117,22 +117,32 @@ def serve(folder: Path) -> None:
 
 
 def prepare(scoring: Any, name: str) -> tuple[Any, ...]:
-    """An example's posterior, densities, rows and calibration."""
+    """An example's posterior, feature scores, rows and calibration."""
     posterior, rows = scoring.example(**scoring.SHAPES[name])
-    densities = scoring.fit_densities(posterior, rows, seed=0)
-    whole = scoring.Predictor(posterior, (256,), densities=densities)
+    fit_feature_scores = getattr(scoring, "fit_feature_scores", None) or scoring.fit_densities
+    feature_scores = fit_feature_scores(posterior, rows, seed=0)
+    whole = make_predictor(scoring, posterior, 256, feature_scores)
     more = {}
     if "reference" in inspect.signature(scoring.calibrate).parameters:
         scores = whole(rows.x[5000:6000]).scores
         more["reference"] = {score: np.asarray(values) for score, values in scores.items()}
     decision = scoring.DEFAULT["images"]
     calibration = scoring.calibrate(whole(rows.x[:5000]), rows.y[:5000], decision=decision, **more)
-    return posterior, densities, rows, calibration
+    return posterior, feature_scores, rows, calibration
 
 
-def call_of(scoring: Any, posterior: Any, densities: Any, rows: Any, calibration: Any, batch: int) -> Callable[[], Any]:
+def make_predictor(scoring: Any, posterior: Any, batch: int, feature_scores: Any) -> Any:
+    """Compiles a predictor; commits before the rename call its feature scores `densities`."""
+    known = inspect.signature(scoring.Predictor).parameters
+    keyword = "feature_scores" if "feature_scores" in known else "densities"
+    return scoring.Predictor(posterior, (batch,), **{keyword: feature_scores})
+
+
+def call_of(
+    scoring: Any, posterior: Any, feature_scores: Any, rows: Any, calibration: Any, batch: int
+) -> Callable[[], Any]:
     """A call from rows to judgement."""
-    predictor, x = scoring.Predictor(posterior, (batch,), densities=densities), rows.x[:batch]
+    predictor, x = make_predictor(scoring, posterior, batch, feature_scores), rows.x[:batch]
     return lambda: scoring.judge(calibration, predictor(x))
 
 

@@ -24,7 +24,7 @@ from pyarrow import csv
 from abstain.models.decisions.calibration import judge
 from abstain.models.files.row_files import read_table
 from abstain.models.prediction.preprocessing import encode_table
-from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.calibration.pipeline import calibrate_posterior
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.config import Config
@@ -58,8 +58,10 @@ def rates(folder: Path, seed: int, groups: int, rows: int, group: str | None) ->
     with open_journal(folder, config, dataset.fingerprint, {}, None, resume=False) as journal:
         posterior = infer(config, pose(config, model, dataset, folder), journal).posterior
     reference, rest = set_aside(dataset.train, seed)
-    densities = fit_densities(posterior, rest, seed)
-    calibrated = calibrate_posterior(config.calibration, posterior, densities, dataset.calibration, reference, seed)
+    feature_scores = fit_feature_scores(posterior, rest, seed)
+    calibrated = calibrate_posterior(
+        config.calibration, posterior, feature_scores, dataset.calibration, reference, seed
+    )
     new = encode_table(model.preprocessing.columns, read_table(folder / "new.csv"), "new.csv")
     predictions = [calibrated.predictor(x) for x in (dataset.test.x, new)]
     found = [

@@ -3,7 +3,7 @@
     python benchmarks/kernel.py [--cores 0,1] [--quick] [--only 784-64-64-10,lenet] [--rounds 15]
 
     ours    models.predictive.Predictor: padding, the pass, the summary (mean, standard deviations, entropies) and
-            the ensemble's own scores (GEN, energy, variation ratio …), and the answer as numpy; no densities
+            the ensemble's own scores (GEN, energy, variation ratio …), and the answer as numpy; no feature scores
     vmap    jax.vmap over draws stored sample-first, and the same summary, but no scores
     scan    lax.scan over draws, in one compiled call
     loop    one compiled network, a Python loop over draws
@@ -218,7 +218,7 @@ def operations(name: str, posterior: Posterior, batch: int) -> float:
 
 
 def ours(posterior: Posterior, batch: int) -> Call:
-    """As it is served, but for densities."""
+    """As it is served, but without feature scores."""
     predictor = Predictor(posterior, (batch,))
     return lambda rows: predictor(rows).summary.mean  # type: ignore[union-attr]
 

@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from abstain.models.prediction.feature_score_records import Densities
+from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Predictor
-from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.config import Config
 from abstain.training.data.rows import Rows
@@ -55,7 +55,7 @@ class Fitted(NamedTuple):
     """A law's model, its reference rows, and a pool of rows from the law that it has not seen."""
 
     posterior: Posterior
-    densities: Densities
+    feature_scores: FeatureScores
     reference: Rows
     pool: Rows
 
@@ -144,7 +144,7 @@ def fit_law(law: Law, pool_rows: int, seed: int = 0) -> Fitted:
         rows = read_source(str(pool), config.data, model, classify=True).train
     assert rows is not None  # noqa: S101 - a table that says no parts is all training rows
     reference, rest = set_aside(dataset.train, config.seed)
-    return Fitted(posterior, fit_densities(posterior, rest, config.seed), reference, rows)
+    return Fitted(posterior, fit_feature_scores(posterior, rest, config.seed), reference, rows)
 
 
 def write_table(columns: dict[str, Any], path: Path) -> None:
@@ -155,4 +155,4 @@ def write_table(columns: dict[str, Any], path: Path) -> None:
 
 def predictor_of(fitted: Fitted, bucket: int) -> Predictor:
     """The law's model, compiled for one batch size."""
-    return Predictor(fitted.posterior, (bucket,), densities=fitted.densities)
+    return Predictor(fitted.posterior, (bucket,), feature_scores=fitted.feature_scores)

@@ -3,8 +3,8 @@
     python benchmarks/scoring.py [--rounds 30]
 
 For networks of three sizes and every bucket it prints, in milliseconds a call (medians; the two are called in turns):
-the pass alone, from rows to mean, standard deviations and entropies; the same call with every score, densities included;
-and with the judgement on the host on top: p-values, the combined decision, prediction sets. Then the densities' size on
+the pass alone, from rows to mean, standard deviations and entropies; the same call with every score, feature scores included;
+and with the judgement on the host on top: p-values, the combined decision, prediction sets. Then the feature scores' size on
 disk. Weights and rows are random: no cost depends on them.
 """
 
@@ -29,7 +29,7 @@ from abstain.models.prediction.packing import pack
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Predictor, predict_packed
 from abstain.models.prediction.preprocessing import Preprocessing
-from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.calibration.pipeline import DEFAULT
 from abstain.training.data.rows import Rows
 
@@ -55,12 +55,14 @@ def main() -> int:
 
 
 def measure(rounds: int, *, hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, draws: int) -> Any:
-    """One network's milliseconds, by batch, and the densities' megabytes."""
+    """One network's milliseconds, by batch, and the feature scores' megabytes."""
     posterior, rows = example(hidden=hidden, shape=shape, classes=classes, draws=draws)
-    densities = fit_densities(posterior, rows, seed=0)
-    times = {batch: timed(posterior, densities, rows, batch, rounds) for batch in BATCHES}
+    feature_scores = fit_feature_scores(posterior, rows, seed=0)
+    times = {batch: timed(posterior, feature_scores, rows, batch, rounds) for batch in BATCHES}
     return {
-        "megabytes": {name: sum(leaf.nbytes for leaf in record) / 1e6 for name, record in densities.records.items()},
+        "megabytes": {
+            name: sum(leaf.nbytes for leaf in record) / 1e6 for name, record in feature_scores.records.items()
+        },
         "batches": {str(batch): time for batch, time in times.items()},
     }
 
@@ -85,10 +87,10 @@ def example(*, hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, dr
     return Posterior(model, {"network": network}), Rows(np.clip(x, 0, 255) if pixels else x, y)
 
 
-def timed(posterior: Posterior, densities: Any, rows: Rows, batch: int, rounds: int) -> dict[str, float]:
+def timed(posterior: Posterior, feature_scores: Any, rows: Rows, batch: int, rounds: int) -> dict[str, float]:
     """Medians of milliseconds a call, taken in turns."""
-    predictor = Predictor(posterior, (batch,), densities=densities)
-    whole = Predictor(posterior, (256,), densities=densities)
+    predictor = Predictor(posterior, (batch,), feature_scores=feature_scores)
+    whole = Predictor(posterior, (256,), feature_scores=feature_scores)
     reference = {name: np.asarray(values) for name, values in whole(rows.x[5000:6000]).scores.items()}
     calibration = calibrate(whole(rows.x[:5000]), rows.y[:5000], decision=DEFAULT["images"], reference=reference)
     x = rows.x[:batch]
@@ -119,7 +121,7 @@ def report(found: dict[str, Any]) -> None:
     """The table."""
     for name, one in found.items():
         sizes = ", ".join(f"{score} {size:.1f}" for score, size in one["megabytes"].items())
-        print(f"\n{name}; densities {sum(one['megabytes'].values()):.1f} MB ({sizes})")
+        print(f"\n{name}; feature scores {sum(one['megabytes'].values()):.1f} MB ({sizes})")
         print("batch   pass alone ms   + every score ms      + judgement ms")
         for batch, times in one["batches"].items():
             alone = times["pass"]

@@ -16,7 +16,7 @@ Only training images of MNIST and of Fashion-MNIST are used: the first 50,000 ar
 Photographs: parts of scikit-learn's two, grey, also as bright as familiar ones, beside every task. Made ones: two
 classes' halves above or beside each other, a picture turned by 90°, its quarters in another order, and
 digits that are no digit in a mirror. Each task is fitted by `abstain fit` with `training/configs/mnist-strong.toml`, of
-two starts and 4,000 steps; a `--store` keeps the draws, and densities and calibration are made anew from them each time.
+two starts and 4,000 steps; a `--store` keeps the draws, and feature scores and calibration are made anew from them each time.
 The combinations are few and were fixed beforehand, and so was the rule of choice: the highest detection at 1 %, averaged
 over tasks, within a task over its kinds (other classes, another data set, photographs, made ones), and within a kind
 over its sets;
@@ -54,7 +54,7 @@ from abstain.models.decisions.calibration import judge
 from abstain.models.decisions.decision import Decision, Rule
 from abstain.models.decisions.records import Calibration, Judgement
 from abstain.models.prediction.predictive import Prediction
-from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.calibration.pipeline import calibrate_posterior
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.calibration import CalibrationConfig
@@ -224,10 +224,10 @@ def measure(task: Task, data: Path, store: Path, folder: Path) -> Found:
     path = write_task(task, data, folder)
     bundle, dataset = fitted(task.name, path, store)
     reference, rest = set_aside(dataset.train, bundle.manifest.seed)
-    densities = fit_densities(bundle.posterior, rest, bundle.manifest.seed)
+    feature_scores = fit_feature_scores(bundle.posterior, rest, bundle.manifest.seed)
     terms = CalibrationConfig(decision="std", recalibrate="auto", percentile=PERCENTILE)
     made_anew = calibrate_posterior(
-        terms, bundle.posterior, densities, dataset.calibration, reference, bundle.manifest.seed
+        terms, bundle.posterior, feature_scores, dataset.calibration, reference, bundle.manifest.seed
     )
     names = np.array(bundle.manifest.model.class_names)
     sets = strange_to(task, data, dataset.test.x, dataset.test.y.astype(int), names)

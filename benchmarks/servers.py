@@ -135,7 +135,7 @@ def random_rows(count: int, seed: int = 1) -> Any:
 
 
 def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), draws: int = 100, seed: int = 0) -> None:
-    """A version with every default score: random networks, densities and thresholds of blobs of pixels in [0, 1]."""
+    """A version with every default score: random networks, feature scores and thresholds of blobs of pixels in [0, 1]."""
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
@@ -144,7 +144,7 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
     from abstain.models.prediction.feature_scores import shapes_of  # noqa: PLC0415
     from abstain.models.prediction.posterior import Model, Posterior  # noqa: PLC0415
     from abstain.models.prediction.preprocessing import Preprocessing  # noqa: PLC0415
-    from abstain.training.calibration.feature_scores import fit_densities  # noqa: PLC0415
+    from abstain.training.calibration.feature_scores import fit_feature_scores  # noqa: PLC0415
     from abstain.training.calibration.pipeline import calibrate_posterior, record_of  # noqa: PLC0415
     from abstain.training.calibration.reference import set_aside  # noqa: PLC0415
     from abstain.training.config.calibration import CalibrationConfig  # noqa: PLC0415
@@ -166,9 +166,9 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
     network = jax.device_get(start(jax.random.split(jax.random.key(seed), draws)))
     posterior = Posterior(model, {"network": network})
     reference, rest = set_aside(Rows(x[:TRAINED], y[:TRAINED]), seed)
-    densities = fit_densities(posterior, rest, seed)
+    feature_scores = fit_feature_scores(posterior, rest, seed)
     terms = CalibrationConfig()
-    calibrated = calibrate_posterior(terms, posterior, densities, Rows(x[TRAINED:], y[TRAINED:]), reference, seed)
+    calibrated = calibrate_posterior(terms, posterior, feature_scores, Rows(x[TRAINED:], y[TRAINED:]), reference, seed)
     manifest = Manifest(
         name=name,
         version=0,
@@ -177,7 +177,7 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
         draws=draws,
         method=MethodRecord(kind="random", settings={}),
         calibration=record_of(calibrated, terms, model),
-        densities=shapes_of(calibrated.densities),
+        densities=shapes_of(calibrated.feature_scores),
         diagnostics={},
         metrics={},
         data=DataRecord(

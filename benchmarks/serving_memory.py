@@ -4,7 +4,7 @@
 
 It may be that of a Python process with the same imports after jax's first operation, + 2 × the weights, + 25 MB a
 compiled bucket, + 60 MB. One server for each of two networks and for both together, 100 draws, every default score, five
-buckets; then 50 requests of 1 to 300 rows to each model. Weights are the draws' bytes: densities are within the allowance.
+buckets; then 50 requests of 1 to 300 rows to each model. Weights are the draws' bytes: feature scores are within the allowance.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def main() -> int:
     stay_on(options.cores)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        say("publishing two models of 100 random draws of 784-64-64-10, with densities and thresholds")
+        say("publishing two models of 100 random draws of 784-64-64-10, with feature scores and thresholds")
         for seed, name in enumerate(MODELS):
             publish_blobs(folder / "store", name, seed=seed)
         seconds = in_turns(folder, options.rounds)

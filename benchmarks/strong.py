@@ -11,7 +11,7 @@ given more of them (`docs/scores.md` has the figures of both looks); the setting
 images that it was not fitted to. (Not a wide posterior: each guide is narrow about a mode, and five modes are pooled.)
 
 Then the second operating point, for those who must not turn away digits from elsewhere: `abstain calibrate` with the
-same draws, and densities of training digits that are shifted, as the network saw them (`TOLERANT`). For both points it
+same draws, and feature scores of training digits that are shifted, as the network saw them (`TOLERANT`). For both points it
 prints the share of test digits accepted that are shifted, turned, thicker, or thinner, as scipy makes them, and what
 tolerance costs on the strange sets. Eroded by 3 × 3 a digit's strokes, three pixels wide, are as good as gone: that one
 is printed, and no target is set for it.

@@ -37,7 +37,7 @@ from abstain.models.decisions.calibration import calibrate, judge
 from abstain.models.decisions.decision import Decision, Rule
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
-from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.config import Config
 from abstain.training.config.reading import read_config
@@ -194,7 +194,7 @@ def measure(task: Task, folder: Path) -> list[dict[str, Any]]:
     dataset = load_dataset(task.config, str(path))
     posterior = fitted(task.config, dataset)
     aside, rest = set_aside(dataset.train, task.config.seed)
-    predictor = Predictor(posterior, (256,), densities=fit_densities(posterior, rest, task.config.seed))
+    predictor = Predictor(posterior, (256,), feature_scores=fit_feature_scores(posterior, rest, task.config.seed))
     strange = task.strange | {"shuffled": shuffled(dataset.train.x)}
     reference, known, familiar = (predictor(rows.x) for rows in (aside, dataset.calibration, dataset.test))
     found = {kind: predictor(x) for kind, x in strange.items()}

@@ -114,7 +114,7 @@ def commands_of(store: Path, wanted: list[str]) -> dict[str, Callable[[int], lis
     if unknown:
         sys.exit(f"--only: expected some of {', '.join(commands)}, found {', '.join(sorted(unknown))}")
     if "ours" in wanted:
-        say("publishing a model of 100 random draws of 784-64-64-10, with densities and thresholds")
+        say("publishing a model of 100 random draws of 784-64-64-10, with feature scores and thresholds")
         publish_blobs(store, "blobs")
     return {name: command for name, command in commands.items() if name in wanted}
 

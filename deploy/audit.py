@@ -295,7 +295,9 @@ def check_licences(packages: Sequence[Package], path: Path) -> Outcome:
         print(f"  {len(names):>3}  {licence}: {', '.join(names)}")
     for package, verdict, reason in verdicts:
         if verdict is not Verdict.ADMITTED:
-            print(f"  {package.name} {package.version} ({package.purpose}): {package.licence}: {verdict.name}: {reason}")
+            print(
+                f"  {package.name} {package.version} ({package.purpose}): {package.licence}: {verdict.name}: {reason}"
+            )
     counts = [sum(verdict is value for _, verdict, _ in verdicts) for value in Verdict]
     status = Status.FAILED if counts[Verdict.REFUSED] or not verdicts else Status.PASSED
     return Outcome(

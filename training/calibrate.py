@@ -21,11 +21,11 @@ from abstain.models.bundles.shortfalls import Shortfall, ShortfallCode, texts
 from abstain.models.bundles.store import check_writable, resolve
 from abstain.models.bundles.trained_rows import TrainedRows, find_trained, most_by_chance, read_trained
 from abstain.models.errors import ConfigError, DataError
-from abstain.models.prediction.feature_score_records import Densities
+from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.validation import refuse
 from abstain.training.calibration.far_rows import ACCEPTS_FAR_ROWS, try_far_rows
-from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.calibration.pipeline import Calibrated, ScoreValues, calibrate_posterior, check_terms, record_of
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.calibration import CalibrationConfig
@@ -92,7 +92,7 @@ class Material(NamedTuple):
 class Basis(NamedTuple):
     """What a new calibration is made with: densities, reference rows or their scores, and the rows to rank among."""
 
-    densities: Densities
+    feature_scores: FeatureScores
     reference: Rows | ScoreValues
     calibration: Rows
 
@@ -121,7 +121,7 @@ def calibrate_version(
     check_terms(terms, manifest.model, basis.calibration.y)
     strange = strange_sets(ood or {}, (material.test or material.calibration).x, manifest.model)
     calibrated = calibrate_posterior(
-        terms, bundle.posterior, basis.densities, basis.calibration, basis.reference, manifest.seed
+        terms, bundle.posterior, basis.feature_scores, basis.calibration, basis.reference, manifest.seed
     )
     shown = show(bundle, calibrated, material, strange, f"{name}:{version}")
     made = described(bundle, calibrated, terms, material, f"{name}:{version}", shown.view)
@@ -236,13 +236,13 @@ def basis_of(bundle: Bundle, terms: CalibrationConfig, material: Material, where
         DataError: densities must be fitted anew, and the source has no training rows.
     """
     manifest = bundle.manifest
-    earlier, densities = bundle.calibration.reference, bundle.densities
+    earlier, feature_scores = bundle.calibration.reference, bundle.feature_scores
     stale = terms.densities != new_terms(manifest, ()).densities
-    if material.train is not None and (stale or densities is None or earlier is None):
+    if material.train is not None and (stale or feature_scores is None or earlier is None):
         reference, rest = set_aside(material.train, manifest.seed)
-        fitted = fit_densities(bundle.posterior, rest, manifest.seed, terms.densities)
+        fitted = fit_feature_scores(bundle.posterior, rest, manifest.seed, terms.densities)
         return Basis(fitted, reference, material.calibration)
-    if stale or densities is None:
+    if stale or feature_scores is None:
         raise DataError(
             f"training rows for the densities of {manifest.name}:{manifest.version}",
             where=where,
@@ -250,9 +250,9 @@ def basis_of(bundle: Bundle, terms: CalibrationConfig, material: Material, where
             found="new rows",
         )
     if earlier is not None:
-        return Basis(densities, earlier, material.calibration)
+        return Basis(feature_scores, earlier, material.calibration)
     reference, rest = set_aside(material.calibration, manifest.seed)
-    return Basis(densities, reference, rest)
+    return Basis(feature_scores, reference, rest)
 
 
 def show(
@@ -310,7 +310,7 @@ def described(
             "schema_version": SCHEMA_VERSION,
             "created": now(),
             "calibration": record_of(calibrated, terms, old.model),
-            "densities": shapes_of(calibrated.densities),
+            "densities": shapes_of(calibrated.feature_scores),
             "metrics": metrics,
             "shortfalls": (
                 *(lack for lack in old.shortfalls if lack.code not in CHECKED_AGAIN),

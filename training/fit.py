@@ -19,7 +19,7 @@ from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.prediction.likelihoods import LIKELIHOODS
 from abstain.models.prediction.posterior import Model, Posterior, check_draws
 from abstain.training.calibration.far_rows import try_far_rows
-from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.calibration.pipeline import Calibrated, calibrate_posterior, check_terms, record_of
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.config import Config
@@ -108,10 +108,10 @@ def fit(
         fitted = infer(config, problem, journal)
         with stage(progress, "densities"):
             reference, rest = set_aside(dataset.train, config.seed)
-            densities = fit_densities(fitted.posterior, rest, config.seed, config.calibration.densities)
+            feature_scores = fit_feature_scores(fitted.posterior, rest, config.seed, config.calibration.densities)
         with stage(progress, "calibration"):
             calibrated = calibrate_posterior(
-                config.calibration, fitted.posterior, densities, dataset.calibration, reference, config.seed
+                config.calibration, fitted.posterior, feature_scores, dataset.calibration, reference, config.seed
             )
         with stage(progress, "evaluation"):
             shown, missing = show(config, fitted, calibrated, dataset, strange)
@@ -276,7 +276,7 @@ def describe(
         draws=fitted.posterior.size,
         method=MethodRecord(kind=config.method.kind, settings=settings["method"] | {"prior": settings["prior"]}),
         calibration=record_of(calibrated, config.calibration, fitted.posterior.model),
-        densities=shapes_of(calibrated.densities),
+        densities=shapes_of(calibrated.feature_scores),
         diagnostics=fitted.diagnostics,
         shortfalls=fitted.shortfalls,
         notes=fitted.notes,

@@ -54,7 +54,7 @@ def publish_version(
 
     def write(folder: Path) -> None:
         with _without_log_of("absl"):
-            write_arrays(folder, posterior, calibration, calibrated.densities)
+            write_arrays(folder, posterior, calibration, calibrated.feature_scores)
         if trained is not None:
             write_trained(folder, trained)
 

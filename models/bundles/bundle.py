@@ -52,7 +52,7 @@ from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import BundleError, CalibrationError, StoreError, clip_repr
 from abstain.models.files.regular import RESTORE, check_contents, open_regular, read_bounded
-from abstain.models.prediction.feature_score_records import Densities
+from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import as_tree, check_shapes, from_tree
 from abstain.models.prediction.posterior import Model, Posterior, check_draw_shapes, check_finite_draws, expected_shapes
 from abstain.models.prediction.predictive import BUCKETS, Predictor
@@ -178,20 +178,22 @@ class Bundle:
     manifest: Manifest
     posterior: Posterior
     calibration: Calibration
-    densities: Densities | None = None
+    feature_scores: FeatureScores | None = None
 
     def predictor(self, buckets: tuple[int, ...] = BUCKETS, devices: int = 1) -> Predictor:
         """Compiles the version's ensemble with all its scores, its draws spread over the first `devices` devices."""
         return Predictor(
             self.posterior,
             buckets,
-            densities=self.densities,
+            feature_scores=self.feature_scores,
             recalibration=self.manifest.calibration.recalibration,
             devices=cast("list[Any]", jax.devices())[:devices],
         )
 
 
-def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration, densities: Densities | None) -> None:
+def write_arrays(
+    folder: Path, posterior: Posterior, calibration: Calibration, feature_scores: FeatureScores | None
+) -> None:
     """Writes `draws/`, `calibration/` and `densities/` into the folder of a new bundle."""
     write_checkpoint(folder / "draws", posterior.draws)
     rows: dict[str, Any] = {"scores": calibration.scores, "nonconformity": calibration.nonconformity}
@@ -202,8 +204,8 @@ def write_arrays(folder: Path, posterior: Posterior, calibration: Calibration, d
     if calibration.plain_scores is not None:
         rows["plain"] = calibration.plain_scores
     write_checkpoint(folder / "calibration", rows)
-    if densities is not None:
-        write_checkpoint(folder / "densities", as_tree(densities))
+    if feature_scores is not None:
+        write_checkpoint(folder / "densities", as_tree(feature_scores))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -441,9 +443,9 @@ def load(folder: Path, trusted: TrustedKeys | None = None) -> Bundle:
         _check_bytes(sizes[part], 4 * stated + SPARE_BYTES, folder / part)
     verify_files(folder, manifest)
     draws = _read_draws(folder, sizes["draws"], manifest, shapes)
-    densities = _read_densities(folder / "densities", sizes["densities"], manifest)
+    feature_scores = _read_feature_scores(folder / "densities", sizes["densities"], manifest)
     calibration = _read_calibration(folder / "calibration", sizes["calibration"], manifest)
-    bundle = Bundle(manifest, Posterior(manifest.model, draws), calibration, densities)
+    bundle = Bundle(manifest, Posterior(manifest.model, draws), calibration, feature_scores)
     return without_stale_vim(bundle, str(folder)) if manifest.schema_version == 1 else bundle
 
 
@@ -455,8 +457,8 @@ def without_stale_vim(bundle: Bundle, where: str) -> Bundle:
     Raises:
         BundleError: `vim` is the only score that decides.
     """
-    densities, calibration = bundle.densities, bundle.calibration
-    if bundle.manifest.model.likelihood != "bernoulli" or densities is None or "vim" not in densities.records:
+    feature_scores, calibration = bundle.feature_scores, bundle.calibration
+    if bundle.manifest.model.likelihood != "bernoulli" or feature_scores is None or "vim" not in feature_scores.records:
         return bundle
     decision = calibration.decision
     kept = [index for index, name in enumerate(decision.scores) if name != "vim"]
@@ -470,12 +472,12 @@ def without_stale_vim(bundle: Bundle, where: str) -> Bundle:
         )
     weights = tuple(decision.weights[index] for index in kept) if decision.weights else ()
     scores = {name: values for name, values in calibration.scores.items() if name != "vim"}
-    records = {name: record for name, record in densities.records.items() if name != "vim"}
+    records = {name: record for name, record in feature_scores.records.items() if name != "vim"}
     rest = Decision(scores=tuple(decision.scores[index] for index in kept), rule=decision.rule, weights=weights)
     return replace(
         bundle,
         calibration=replace(calibration, scores=scores, decision=rest),
-        densities=densities._replace(records=records),
+        feature_scores=feature_scores._replace(records=records),
     )
 
 
@@ -587,7 +589,7 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
     return calibration
 
 
-def _read_densities(folder: Path, sizes: dict[str, int], manifest: Manifest) -> Densities | None:
+def _read_feature_scores(folder: Path, sizes: dict[str, int], manifest: Manifest) -> FeatureScores | None:
     """Reads the feature scores that the manifest lists; older bundles have none."""
     if not manifest.densities:
         return None

@@ -28,7 +28,7 @@ BATCH_BYTES = 4 * 2**30
 about 10 MB, 500 draws of 1,000 classes 2.6 GB. Without a limit, kilobytes on disk could require terabytes of memory."""
 _COPIES = 5
 """Number of arrays of every draw's outputs that exist at once while a summary and its scores are computed."""
-_DENSITY_AXES: dict[str, tuple[tuple[str, tuple[int, ...]], ...]] = {
+_FEATURE_SCORE_AXES: dict[str, tuple[tuple[str, tuple[int, ...]], ...]] = {
     "vim": (("residual", (0, 2)),),
     "relative_mahalanobis": (("within", (0, 2)), ("means", (0, 2))),
     "mahalanobis": (("within", (0, 2)),),
@@ -76,17 +76,17 @@ def shape_claim(field: str, shape: tuple[int, ...]) -> Claim:
     return Claim(field, sound, f"at most {MOST_AXES} sizes from 1 to {WIDEST:,}", shape)
 
 
-def batch_memory_claim(model: Model, draws: int, densities: dict[str, dict[str, tuple[int, ...]]]) -> Claim:
+def batch_memory_claim(model: Model, draws: int, feature_scores: dict[str, dict[str, tuple[int, ...]]]) -> Claim:
     """Checks the memory for computing the largest batch.
 
     Draws are computed in chunks small enough for a processor's cache, or one by one if a single draw is larger. So at most
     one large draw's activations exist at a time, but the outputs of all draws.
 
     Args:
-        densities: the shapes of the feature scores' arrays, by score and field.
+        feature_scores: the shapes of the feature scores' arrays, by score and field.
     """
     parts = len(model.class_names) or 2
-    widest, answers, kept = _widest(model), _COPIES * draws * parts, _numbers_of(densities)
+    widest, answers, kept = _widest(model), _COPIES * draws * parts, _numbers_of(feature_scores)
     taken = 4 * BUCKETS[-1] * (widest + answers + kept)
     return Claim(
         "model, the memory that a batch takes",
@@ -141,13 +141,13 @@ def _feature_width(model: Model) -> int:
     return hidden[-1] if hidden else _widest(model)
 
 
-def _numbers_of(densities: dict[str, dict[str, tuple[int, ...]]]) -> int:
+def _numbers_of(feature_scores: dict[str, dict[str, tuple[int, ...]]]) -> int:
     """Returns how many numbers the feature scores compute for a row; other code refuses unknown arrays."""
     shapes = [
-        [densities[name][field][axis] for axis in axes if axis < len(densities[name][field])]
-        for name, fields in _DENSITY_AXES.items()
+        [feature_scores[name][field][axis] for axis in axes if axis < len(feature_scores[name][field])]
+        for name, fields in _FEATURE_SCORE_AXES.items()
         for field, axes in fields
-        if field in densities.get(name, {})
+        if field in feature_scores.get(name, {})
     ]
     return sum(map(math.prod, shapes))
 

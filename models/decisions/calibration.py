@@ -29,7 +29,7 @@ from abstain.models.decisions.ranks import (
 )
 from abstain.models.decisions.records import STD, Calibration, Judgement, ScoreJudgement
 from abstain.models.errors import CalibrationError, suggest
-from abstain.models.prediction.feature_scores import DENSITIES
+from abstain.models.prediction.feature_scores import FEATURE_SCORES
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.scores import SCORES
 from abstain.models.prediction.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
@@ -273,12 +273,12 @@ def _interval_inputs(summary: RegressionSummary) -> tuple[np.ndarray, np.ndarray
 
 
 def check_calibration(
-    calibration: Calibration, task: str, densities: tuple[str, ...], where: str, *, classes: int
+    calibration: Calibration, task: str, feature_scores: tuple[str, ...], where: str, *, classes: int
 ) -> None:
     """Refuses a stored calibration that does not fit the model's task, is not finite, or is too small for its settings.
 
     Args:
-        densities: the names of the bundle's feature scores.
+        feature_scores: the names of the bundle's feature scores.
         classes: the number of classes; 0 for regression.
 
     Raises:
@@ -287,8 +287,8 @@ def check_calibration(
     for name, value, limit in (("percentile", calibration.percentile, 100), ("coverage", calibration.coverage, 1)):
         if not 0 < value < limit:
             raise CalibrationError(name, where=where, expected=f"a number above 0 and below {limit}", found=value)
-    known = {*SCORES["classification" if task == "classification" else "regression"], *densities}
-    if not set(calibration.scores) <= known or not set(densities) <= set(DENSITIES):
+    known = {*SCORES["classification" if task == "classification" else "regression"], *feature_scores}
+    if not set(calibration.scores) <= known or not set(feature_scores) <= set(FEATURE_SCORES):
         raise CalibrationError("scores", where=where, expected=sorted(known), found=sorted(calibration.scores))
     for name in calibration.decision.scores:
         if name not in calibration.scores:

@@ -101,7 +101,7 @@ class Range(NamedTuple):
     high: Leaf
 
 
-class Densities(NamedTuple):
+class FeatureScores(NamedTuple):
     """Fitted feature scores: the indices of the member draws, and each score's record by its name."""
 
     members: Leaf

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from abstain.models.errors import BundleError, clip_repr
 from abstain.models.prediction.feature_score_records import (
-    Densities,
+    FeatureScores,
     Leaf,
     LocalSubspaces,
     Mahalanobis,
@@ -254,23 +254,23 @@ def unit_length(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
     return within / jnp.maximum(norm(within), np.finfo(np.float32).tiny)[..., None]
 
 
-class Density(NamedTuple):
+class FeatureScore(NamedTuple):
     """The record type and the function of a feature score."""
 
     record: type
     score: Callable[..., Scalar]
 
 
-DENSITIES: dict[str, Density] = {
-    "vim": Density(VirtualLogit, virtual_logit),
-    "relative_mahalanobis": Density(Mahalanobis, relative_mahalanobis),
-    "mahalanobis": Density(Mahalanobis, mahalanobis),
-    "subspace": Density(Subspace, subspace),
-    "local_subspace": Density(LocalSubspaces, local_subspace),
-    "feature_subspace": Density(LocalSubspaces, feature_subspace),
-    "knn": Density(Neighbours, features_knn),
-    "input_knn": Density(Neighbours, input_knn),
-    "range": Density(Range, range_excess),
+FEATURE_SCORES: dict[str, FeatureScore] = {
+    "vim": FeatureScore(VirtualLogit, virtual_logit),
+    "relative_mahalanobis": FeatureScore(Mahalanobis, relative_mahalanobis),
+    "mahalanobis": FeatureScore(Mahalanobis, mahalanobis),
+    "subspace": FeatureScore(Subspace, subspace),
+    "local_subspace": FeatureScore(LocalSubspaces, local_subspace),
+    "feature_subspace": FeatureScore(LocalSubspaces, feature_subspace),
+    "knn": FeatureScore(Neighbours, features_knn),
+    "input_knn": FeatureScore(Neighbours, input_knn),
+    "range": FeatureScore(Range, range_excess),
 }
 OF_TASK: dict[str, tuple[str, ...]] = {
     "classification": (
@@ -286,26 +286,26 @@ OF_TASK: dict[str, tuple[str, ...]] = {
 }
 
 
-def density_scores(densities: Densities, inputs: ScoreInputs) -> dict[str, Scalar]:
+def compute_feature_scores(feature_scores: FeatureScores, inputs: ScoreInputs) -> dict[str, Scalar]:
     """Computes every feature score of ONE row; NaN and infinity become the largest float32 number."""
     largest = float(np.finfo(np.float32).max)
-    scores = {name: DENSITIES[name].score(record, inputs) for name, record in densities.records.items()}
+    scores = {name: FEATURE_SCORES[name].score(record, inputs) for name, record in feature_scores.records.items()}
     return {name: jnp.nan_to_num(score, nan=largest, posinf=largest) for name, score in scores.items()}
 
 
-def as_tree(densities: Densities) -> dict[str, Any]:
+def as_tree(feature_scores: FeatureScores) -> dict[str, Any]:
     """Returns the arrays as nested dicts, as a bundle stores them."""
-    return {"members": densities.members} | {
+    return {"members": feature_scores.members} | {
         name: {field: np.asarray(leaf) for field, leaf in record._asdict().items()}
-        for name, record in densities.records.items()
+        for name, record in feature_scores.records.items()
     }
 
 
-def shapes_of(densities: Densities) -> dict[str, dict[str, tuple[int, ...]]]:
+def shapes_of(feature_scores: FeatureScores) -> dict[str, dict[str, tuple[int, ...]]]:
     """Returns the shape of every array, by score and field."""
     return {
         name: {field: tuple(np.shape(leaf)) for field, leaf in record._asdict().items()}
-        for name, record in densities.records.items()
+        for name, record in feature_scores.records.items()
     }
 
 
@@ -321,7 +321,7 @@ def check_shapes(tree: dict[str, Any], shapes: dict[str, dict[str, tuple[int, ..
         if name != "members"
     }
     expected = {name: sorted(fields) for name, fields in shapes.items()}
-    if found != expected or not {*found} <= {*DENSITIES} or "range" not in found:
+    if found != expected or not {*found} <= {*FEATURE_SCORES} or "range" not in found:
         raise BundleError("densities", where=where, expected=clip_repr(expected, 2000), found=clip_repr(found, 2000))
     shape = None if isinstance(tree.get("members", {}), dict) else tree["members"].shape
     if shape is None or len(shape) != 1 or not 1 <= shape[0] <= draws:
@@ -338,7 +338,9 @@ def _refused_leaf(name: str, field: str, shape: tuple[int, ...], leaf: Any, wher
     return BundleError(f"{name}.{field}", where=where, expected=f"finite float32 {tuple(shape)}", found=found)
 
 
-def from_tree(tree: dict[str, Any], shapes: dict[str, dict[str, tuple[int, ...]]], draws: int, where: str) -> Densities:
+def from_tree(
+    tree: dict[str, Any], shapes: dict[str, dict[str, tuple[int, ...]]], draws: int, where: str
+) -> FeatureScores:
     """Makes the records of a bundle's arrays, after comparing them with the shapes in its manifest.
 
     Raises:
@@ -353,6 +355,6 @@ def from_tree(tree: dict[str, Any], shapes: dict[str, dict[str, tuple[int, ...]]
             if not np.isfinite(tree[name][field]).all():
                 raise _refused_leaf(name, field, shape, tree[name][field], where)
     try:
-        return Densities(members, {name: DENSITIES[name].record(**tree[name]) for name in sorted(shapes)})
+        return FeatureScores(members, {name: FEATURE_SCORES[name].record(**tree[name]) for name in sorted(shapes)})
     except TypeError as error:
         raise BundleError("densities", where=where, found=str(error)) from error

@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Num
 
 from abstain.models.errors import AbstainError
-from abstain.models.prediction.feature_score_records import Densities, ScoreInputs
-from abstain.models.prediction.feature_scores import density_scores, farthest_feature
+from abstain.models.prediction.feature_score_records import FeatureScores, ScoreInputs
+from abstain.models.prediction.feature_scores import compute_feature_scores, farthest_feature
 from abstain.models.prediction.features import outputs_and_features
 from abstain.models.prediction.packing import chunk_of, pack, unpack
 from abstain.models.prediction.posterior import Draws, Model, Posterior
@@ -81,7 +81,7 @@ def predict_packed(
     model: Model,
     packed: Draws,
     rows: Float[Array, "batch ..."],
-    densities: Densities | None = None,
+    feature_scores: FeatureScores | None = None,
     recalibration: Recalibration = NONE,
     mesh: Mesh | None = None,
 ) -> Prediction:
@@ -91,7 +91,7 @@ def predict_packed(
         packed: the draws as `packing.pack` returns them; the members, which feature scores use, are the first.
         mesh: the devices that the draws are spread over.
     """
-    members = 0 if densities is None else len(densities.members)
+    members = 0 if feature_scores is None else len(feature_scores.members)
     rows_last, features = over_draws(model, packed, rows, members, mesh)
     noise = packed.get("noise", jnp.zeros(len(rows_last)))
     parts = jnp.swapaxes(jax.vmap(model.law.predict)(rows_last, noise), 1, 2)
@@ -101,12 +101,12 @@ def predict_packed(
     scores = scores_of(summary, parts, outputs)
     summary = _recalibrate(summary, parts, recalibration)
     plain = Prediction(summary, scores, uniform=jax.vmap(uniform_of)(rows))
-    if densities is None:
+    if feature_scores is None:
         return plain
     inputs = _score_inputs(model, rows, jnp.moveaxis(features, -1, 1), outputs[:members], summary)
     return plain._replace(
-        scores=scores | jax.vmap(partial(density_scores, densities))(inputs),
-        farthest=jax.vmap(partial(farthest_feature, densities.records["range"]))(inputs),
+        scores=scores | jax.vmap(partial(compute_feature_scores, feature_scores))(inputs),
+        farthest=jax.vmap(partial(farthest_feature, feature_scores.records["range"]))(inputs),
     )
 
 
@@ -224,11 +224,11 @@ def _mix(bits: Array) -> Array:
     return bits ^ (bits >> 16)
 
 
-def members_first(draws: Draws, densities: Densities | None) -> Draws:
+def members_first(draws: Draws, feature_scores: FeatureScores | None) -> Draws:
     """Reorders the draws: the members, which feature scores use, become the first."""
-    if densities is None:
+    if feature_scores is None:
         return draws
-    members: Any = np.asarray(densities.members)
+    members: Any = np.asarray(feature_scores.members)
     order: Any = np.append(members, np.setdiff1d(np.arange(len(jax.tree.leaves(draws)[0])), members))
     return jax.tree.map(itemgetter(order), draws)
 
@@ -239,7 +239,7 @@ class Predictor:
     Args:
         posterior: the model and its draws.
         buckets: batch sizes to compile, ascending; more rows than the largest are computed in several calls.
-        densities: scores fitted to the training rows; without them there are only the ensemble's own scores.
+        feature_scores: scores fitted to the training rows; without them there are only the ensemble's own scores.
         recalibration: of the predictions.
         devices: devices to spread the draws over in equal shares; as many of them are used as divide the number of draws.
             If None, the first device.
@@ -250,7 +250,7 @@ class Predictor:
         posterior: Posterior,
         buckets: tuple[int, ...] = BUCKETS,
         *,
-        densities: Densities | None = None,
+        feature_scores: FeatureScores | None = None,
         recalibration: Recalibration = NONE,
         devices: Sequence[Any] | None = None,
     ) -> None:
@@ -260,8 +260,8 @@ class Predictor:
         self.buckets = buckets
         self._mesh = mesh_of(devices or cast("list[Any]", jax.devices()[:1]), self.draws)
         self._recalibration = recalibration
-        self._packed = self._put_on_devices(pack(members_first(posterior.draws, densities)), P(DRAWS))
-        self._densities = self._put_on_devices(densities, P())
+        self._packed = self._put_on_devices(pack(members_first(posterior.draws, feature_scores)), P(DRAWS))
+        self._feature_scores = self._put_on_devices(feature_scores, P())
         compiled = self._compile_all(buckets)
         self._layout = compiled[0][1]
         self._executables = {bucket: call for bucket, (call, _) in zip(buckets, compiled, strict=True)}
@@ -289,22 +289,22 @@ class Predictor:
     def _rows(self, bucket: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((bucket, *self.model.feature_shape), jnp.float32)
 
-    def _predict(self, packed: Draws, rows: Array, densities: Densities | None) -> Prediction:
-        return predict_packed(self.model, packed, rows, densities, self._recalibration, self._mesh)
+    def _predict(self, packed: Draws, rows: Array, feature_scores: FeatureScores | None) -> Prediction:
+        return predict_packed(self.model, packed, rows, feature_scores, self._recalibration, self._mesh)
 
-    def _compile(self, bucket: int) -> tuple[Callable[[Draws, np.ndarray, Densities | None], Array], Layout]:
+    def _compile(self, bucket: int) -> tuple[Callable[[Draws, np.ndarray, FeatureScores | None], Array], Layout]:
         """Compiles a function from padded rows to one array `[parts, bucket]`; returns it and the array's layout.
 
         One array is fetched from a device faster than thirty. The function is two programs: in a single program, the
         rounding of a number would depend on its position in the array.
         """
-        predict: Any = jax.jit(self._predict).lower(self._packed, self._rows(bucket), self._densities)
+        predict: Any = jax.jit(self._predict).lower(self._packed, self._rows(bucket), self._feature_scores)
         compiled = predict.compile()
         shapes = jax.tree.map(_with_sharding, predict.out_info, compiled.output_shardings)
         join = jax.jit(_join).lower(shapes).compile()
         leaves, tree = cast("tuple[list[Any], Any]", jax.tree.flatten(shapes))
         layout = Layout([leaf.shape[1:] for leaf in leaves], [leaf.dtype for leaf in leaves], tree)
-        return lambda packed, rows, densities: join(compiled(packed, rows, densities)), layout
+        return lambda packed, rows, feature_scores: join(compiled(packed, rows, feature_scores)), layout
 
     def __call__(self, rows: Num[np.ndarray, "rows ..."]) -> Prediction:
         """Predicts any number of rows (at least one); returns numpy leaves."""
@@ -325,7 +325,7 @@ class Predictor:
         bucket = next(size for size in self.buckets if size >= len(rows))
         padded = np.zeros((bucket, *self.model.feature_shape), np.float32)
         padded[: len(rows)] = on_host(self.model.preprocessing, rows)
-        return self._executables[bucket](self._packed, padded, self._densities)
+        return self._executables[bucket](self._packed, padded, self._feature_scores)
 
     def read(self, whole: Float[np.ndarray, "parts bucket"], rows: int) -> Prediction:
         """Makes the prediction of the first rows from the array that `launch` started."""

@@ -90,7 +90,7 @@ def _ranges(bundle: Bundle) -> tuple[list[float], list[float], list[float]]:
         np.broadcast_to(np.asarray(values, float), (model.features,))
         for values in (model.preprocessing.shift, model.preprocessing.scale)
     )
-    record = bundle.densities.records.get("range") if bundle.densities else None
+    record = bundle.feature_scores.records.get("range") if bundle.feature_scores else None
     if record is not None:
         low, high = np.asarray(record.low, float), np.asarray(record.high, float)
     elif len(model.preprocessing.shift) == 1:

@@ -9,7 +9,7 @@ from abstain.models.networks.architectures import LeNetSpec, MLPSpec
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Predictor
 from abstain.models.prediction.preprocessing import Preprocessing
-from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.data.rows import Rows
 
 RNG = np.random.default_rng(0)
@@ -85,14 +85,14 @@ def fitted(name, draws=7):
     """A case's posterior and its fitted feature scores."""
     model, rows = CASES[name]
     posterior = posterior_of(model, draws)
-    return posterior, fit_densities(posterior, rows, 0)
+    return posterior, fit_feature_scores(posterior, rows, 0)
 
 
 @cache
 def predictor_of(name, buckets=(1, 8, 32)):
     """A case's predictor with all its scores."""
-    posterior, densities = fitted(name)
-    return Predictor(posterior, buckets, densities=densities)
+    posterior, feature_scores = fitted(name)
+    return Predictor(posterior, buckets, feature_scores=feature_scores)
 
 
 def scores_by_row(prediction):

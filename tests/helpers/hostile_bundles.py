@@ -355,8 +355,11 @@ MANIFESTS = {
         signed(densities__knn__bank=[2**24, 1]),
         "the memory that a batch takes: expected at most",
     ),
-    "a negative density": (signed(densities__range__low=[-64]), "densities.range.low: expected at most 8 sizes"),
-    "a density of another shape": (signed(densities__range__low=[63]), "range.low: expected finite float32 (63,)"),
+    "a negative size": (signed(densities__range__low=[-64]), "densities.range.low: expected at most 8 sizes"),
+    "a feature score of another shape": (
+        signed(densities__range__low=[63]),
+        "range.low: expected finite float32 (63,)",
+    ),
     "scale 0": (signed(**{f"{MODEL}scale": [0.0]}), "model.preprocessing.scale: expected a number above 0"),
     "scale 0 in float32": (signed(**{f"{MODEL}scale": [1e-60]}), "scale: expected a number above 0 in float32"),
     "scales of others": (signed(**{f"{MODEL}scale": [1.0, 1.0]}), "scale: expected one number, or 64, found 2"),

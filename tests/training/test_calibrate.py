@@ -46,7 +46,7 @@ def test_the_fits_own_data_calibrate_on_the_part_kept_for_it(calibrate, own):
     assert (code, out, err) == (0, "digits:2\n", kept)
     assert read_manifest(own / "digits" / "1") == before
     old, new = load(own / "digits" / "1"), load(own / "digits" / "2")
-    for one, other in ((old.posterior.draws, new.posterior.draws), (old.densities, new.densities)):
+    for one, other in ((old.posterior.draws, new.posterior.draws), (old.feature_scores, new.feature_scores)):
         assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
     for name, values in old.calibration.scores.items():
         np.testing.assert_array_equal(values, new.calibration.scores[name])

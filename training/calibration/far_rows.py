@@ -14,7 +14,7 @@ from jaxtyping import Float
 from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.decisions.calibration import judge
 from abstain.models.prediction.feature_score_records import Range
-from abstain.models.prediction.feature_scores import DENSITIES
+from abstain.models.prediction.feature_scores import FEATURE_SCORES
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import in_data_units
 from abstain.training.calibration.pipeline import Calibrated
@@ -46,7 +46,7 @@ def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
 def accepted_far_rows(calibrated: Calibrated) -> tuple[int, int]:
     """How many of the far rows the decision accepts at the calibration's percentile, and how many there are."""
     model = calibrated.predictor.model
-    rows = far_rows(model, calibrated.densities.records["range"])
+    rows = far_rows(model, calibrated.feature_scores.records["range"])
     if not len(rows):
         return 0, 0
     prediction = calibrated.predictor(rows.reshape(-1, *model.feature_shape))
@@ -74,6 +74,6 @@ def try_far_rows(calibrated: Calibrated) -> FarRows:
         f"{ACCEPTS_FAR_ROWS}{accepted} of {rows} rows whose features all lie {WIDTHS[0]:g} or more widths outside their "
         f"training range; the decision is of {', '.join(decision.scores)}; add range to calibration.decision"
     )
-    if set(decision.scores) & set(DENSITIES):
+    if set(decision.scores) & set(FEATURE_SCORES):
         return FarRows(shortfalls=(Shortfall("accepts_far_rows", text),))
     return FarRows(notes=(text,))

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from abstain.models.prediction.feature_score_records import (
-    Densities,
+    FeatureScores,
     LocalSubspaces,
     Mahalanobis,
     Neighbours,
@@ -66,7 +66,9 @@ LEAST_RESIDUAL = 1e-2
 Matrix = Float[np.ndarray, "rows width"]
 
 
-def fit_densities(posterior: Posterior, train: Rows, seed: int, changed: AugmentConfig | None = None) -> Densities:
+def fit_feature_scores(
+    posterior: Posterior, train: Rows, seed: int, changed: AugmentConfig | None = None
+) -> FeatureScores:
     """Every density of the model's task, from at most `ROWS` training rows that the seed chooses.
 
     Args:
@@ -101,7 +103,7 @@ def fit_densities(posterior: Posterior, train: Rows, seed: int, changed: Augment
         "range": lambda: feature_range(model, train),
     }
     records = {name: _as_float32(fitted[name]()) for name in OF_TASK[model.law.task]}
-    return Densities(members.astype(np.int32), records)
+    return FeatureScores(members.astype(np.int32), records)
 
 
 def member_draws(draws: int) -> Int[np.ndarray, " members"]:

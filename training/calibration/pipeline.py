@@ -21,7 +21,7 @@ from abstain.models.decisions.decision import Decision, Rule
 from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import CalibrationError, ConfigError
-from abstain.models.prediction.feature_score_records import Densities
+from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import OF_TASK
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import NONE, Prediction, Predictor, predict_draw
@@ -66,7 +66,7 @@ class Calibrated(NamedTuple):
 
     predictor: Predictor
     calibration: Calibration
-    densities: Densities
+    feature_scores: FeatureScores
     recalibration: Recalibration
     reject_rates: RejectRates | None = None
 
@@ -148,7 +148,7 @@ def check_terms(terms: CalibrationConfig, model: Model, targets: Num[np.ndarray,
 def calibrate_posterior(
     terms: CalibrationConfig,
     posterior: Posterior,
-    densities: Densities,
+    feature_scores: FeatureScores,
     rows: Rows,
     reference: Rows | ScoreValues,
     seed: int,
@@ -162,7 +162,7 @@ def calibrate_posterior(
     if terms.augment.changes_rows:
         rows = Rows(transform_rows(seed, rows.x, terms.augment), rows.y)
     recalibration = fit_recalibration(posterior, rows) if terms.recalibrate == "auto" else NONE
-    predictor = Predictor(posterior, BUCKETS, densities=densities, recalibration=recalibration)
+    predictor = Predictor(posterior, BUCKETS, feature_scores=feature_scores, recalibration=recalibration)
     prediction = predictor(rows.x)
     calibration = calibrate(
         prediction,
@@ -177,10 +177,10 @@ def calibrate_posterior(
         target_scale=posterior.model.preprocessing.target_scale,
     )
     if not terms.augment.changes_rows:
-        return Calibrated(predictor, calibration, densities, recalibration)
+        return Calibrated(predictor, calibration, feature_scores, recalibration)
     unchanged = predictor(natural)
     rates = RejectRates(*(float(judge(calibration, found).reject.mean()) for found in (prediction, unchanged)))
-    return Calibrated(predictor, with_plain_scores(calibration, unchanged), densities, recalibration, rates)
+    return Calibrated(predictor, with_plain_scores(calibration, unchanged), feature_scores, recalibration, rates)
 
 
 def with_plain_scores(calibration: Calibration, plain: Prediction) -> Calibration:

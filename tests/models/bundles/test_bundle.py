@@ -22,7 +22,7 @@ from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import BundleError
 from abstain.models.networks.architectures import MLPSpec
-from abstain.models.prediction.feature_score_records import Densities, Mahalanobis, Range
+from abstain.models.prediction.feature_score_records import FeatureScores, Mahalanobis, Range
 from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import Column, Preprocessing
@@ -69,7 +69,7 @@ CALIBRATION = Calibration(
     reference={"std": numbers(5, 40), "total_std": numbers(6, 40), "mahalanobis": numbers(7, 40)},
 )
 RECALIBRATION = Recalibration(kind="variance", factor=1 / 3)
-DENSITIES = Densities(
+FEATURE_SCORES = FeatureScores(
     np.array([0, 2], np.int32),
     {
         "mahalanobis": Mahalanobis(
@@ -83,8 +83,8 @@ DENSITIES = Densities(
 )
 
 
-def manifest_of(densities_of=None, **changes):
-    """A manifest for the model, calibration and densities above."""
+def manifest_of(shapes_of_scores=None, **changes):
+    """A manifest for the model, calibration and feature scores above."""
     record = Manifest(
         name="toy",
         version=1,
@@ -93,7 +93,7 @@ def manifest_of(densities_of=None, **changes):
         draws=3,
         method=MethodRecord(kind="vi", settings={"steps": 400, "rates": [0.1, None]}),
         calibration=calibration_record(CALIBRATION, RECALIBRATION, ()),
-        densities=shapes_of(DENSITIES) if densities_of is None else densities_of,
+        densities=shapes_of(FEATURE_SCORES) if shapes_of_scores is None else shapes_of_scores,
         diagnostics={"elbo": [-1.5, 0.1 + 0.2]},
         metrics={"rmse": 1 / 3},
         data=DataRecord(
@@ -106,10 +106,10 @@ def manifest_of(densities_of=None, **changes):
     return record.model_copy(update=changes)
 
 
-def write_bundle(folder, draws=None, calibration=CALIBRATION, densities=DENSITIES, **changes):
+def write_bundle(folder, draws=None, calibration=CALIBRATION, feature_scores=FEATURE_SCORES, **changes):
     """A bundle in a new folder; its hashes are right whatever it holds."""
     folder.mkdir()
-    write_arrays(folder, Posterior(MODEL, draws_of(MODEL) if draws is None else draws), calibration, densities)
+    write_arrays(folder, Posterior(MODEL, draws_of(MODEL) if draws is None else draws), calibration, feature_scores)
     (folder / "report.html").write_text("<p>Report")
     return write_manifest(folder, manifest_of(**changes))
 
@@ -157,8 +157,8 @@ def test_a_round_trip_is_exact_to_the_bit(original):
         name: bits(values) for name, values in CALIBRATION.scores.items()
     }
     assert bits(found.nonconformity) == bits(CALIBRATION.nonconformity)
-    assert bits(loaded.densities.members) == bits(DENSITIES.members)
-    assert jax.tree.map(bits, loaded.densities.records) == jax.tree.map(bits, DENSITIES.records)
+    assert bits(loaded.feature_scores.members) == bits(FEATURE_SCORES.members)
+    assert jax.tree.map(bits, loaded.feature_scores.records) == jax.tree.map(bits, FEATURE_SCORES.records)
     assert loaded.manifest.calibration.recalibration == RECALIBRATION
     assert loaded.posterior.model == MODEL
     assert loaded.manifest.model_copy(update={"files": {}, "digest": ""}) == manifest_of()
@@ -412,37 +412,54 @@ def test_calibration_rows_are_as_many_as_the_manifest_says(tmp_path):
 def test_a_range_of_other_features_than_the_models_is_refused(tmp_path):
     """One that broadcasts over them, though the manifest lists it so."""
     narrow = Range(np.zeros(1, np.float32), np.ones(1, np.float32))
-    densities = with_density("range", narrow)
-    write_bundle(tmp_path / "1", densities=densities, densities_of=shapes_of(densities))
+    feature_scores = with_feature_score("range", narrow)
+    write_bundle(tmp_path / "1", feature_scores=feature_scores, shapes_of_scores=shapes_of(feature_scores))
     assert refusal(tmp_path / "1").endswith("densities: range.low: expected 2 features, found (1,)")
 
 
-def with_density(name, record, members=DENSITIES.members):
-    """The densities, one record of them another."""
-    return Densities(members, {key: value for key, value in (DENSITIES.records | {name: record}).items() if value})
+def with_feature_score(name, record, members=FEATURE_SCORES.members):
+    """The feature scores, with one record replaced."""
+    return FeatureScores(
+        members, {key: value for key, value in (FEATURE_SCORES.records | {name: record}).items() if value}
+    )
 
 
-WHITENING = DENSITIES.records["mahalanobis"]
+WHITENING = FEATURE_SCORES.records["mahalanobis"]
 
 
 @pytest.mark.parametrize(
-    ("densities", "message"),
+    ("feature_scores", "message"),
     [
-        (with_density("mahalanobis", WHITENING._replace(mean=WHITENING.mean[:1])), "mahalanobis.mean: expected finite"),
-        (with_density("mahalanobis", WHITENING._replace(mean=WHITENING.mean * np.nan)), "mahalanobis.mean: expected"),
-        (with_density("mahalanobis", WHITENING._replace(mean=np.zeros((2, 2)))), "found float64 (2, 2)"),
-        (with_density("mahalanobis", None), "densities: expected"),
-        (with_density("range", None), "densities: expected"),
-        (with_density("input_range", DENSITIES.records["range"]), "densities: expected"),
-        (Densities(np.array([0, 3], np.int32), DENSITIES.records), "members: expected draws from 0 to 2, found [0 3]"),
-        (Densities(np.array([-1], np.int32), DENSITIES.records), "members: expected draws from 0 to 2, found [-1]"),
-        (Densities(np.array([0.0], np.float32), DENSITIES.records), "members: expected draws from 0 to 2, found [0.]"),
+        (
+            with_feature_score("mahalanobis", WHITENING._replace(mean=WHITENING.mean[:1])),
+            "mahalanobis.mean: expected finite",
+        ),
+        (
+            with_feature_score("mahalanobis", WHITENING._replace(mean=WHITENING.mean * np.nan)),
+            "mahalanobis.mean: expected",
+        ),
+        (with_feature_score("mahalanobis", WHITENING._replace(mean=np.zeros((2, 2)))), "found float64 (2, 2)"),
+        (with_feature_score("mahalanobis", None), "densities: expected"),
+        (with_feature_score("range", None), "densities: expected"),
+        (with_feature_score("input_range", FEATURE_SCORES.records["range"]), "densities: expected"),
+        (
+            FeatureScores(np.array([0, 3], np.int32), FEATURE_SCORES.records),
+            "members: expected draws from 0 to 2, found [0 3]",
+        ),
+        (
+            FeatureScores(np.array([-1], np.int32), FEATURE_SCORES.records),
+            "members: expected draws from 0 to 2, found [-1]",
+        ),
+        (
+            FeatureScores(np.array([0.0], np.float32), FEATURE_SCORES.records),
+            "members: expected draws from 0 to 2, found [0.]",
+        ),
     ],
     ids=["shape", "nan", "float64", "missing", "no range", "superfluous", "beyond", "negative", "no whole number"],
 )
-def test_densities_that_do_not_fit_the_manifest_are_refused(tmp_path, densities, message):
+def test_feature_scores_that_do_not_fit_the_manifest_are_refused(tmp_path, feature_scores, message):
     """Hashes right, contents wrong: the array, what the manifest and the draws make one expect, and what was found."""
-    write_bundle(tmp_path / "1", densities=densities)
+    write_bundle(tmp_path / "1", feature_scores=feature_scores)
     found = refusal(tmp_path / "1")
     assert found.startswith(f"{tmp_path / '1' / 'densities'}: ")
     assert message in found
@@ -451,21 +468,23 @@ def test_densities_that_do_not_fit_the_manifest_are_refused(tmp_path, densities,
 @pytest.mark.parametrize(
     ("name", "fields"), [("flow", {"low": (2,), "high": (2,)}), ("knn", {"low": (2,), "high": (2,)})]
 )
-def test_densities_that_nobody_knows_are_refused(tmp_path, name, fields):
-    """A name that this abstain does not have, or whose record has other fields, is no density, though listed."""
-    densities = with_density(name, DENSITIES.records["range"])
-    write_bundle(tmp_path / "1", densities=densities, densities_of=shapes_of(DENSITIES) | {name: fields})
+def test_unknown_feature_scores_are_refused(tmp_path, name, fields):
+    """A name that this version does not have, or a record with other fields, is refused although the manifest lists it."""
+    feature_scores = with_feature_score(name, FEATURE_SCORES.records["range"])
+    write_bundle(
+        tmp_path / "1", feature_scores=feature_scores, shapes_of_scores=shapes_of(FEATURE_SCORES) | {name: fields}
+    )
     assert refusal(tmp_path / "1").startswith(f"{tmp_path / '1' / 'densities'}: densities: ")
 
 
-def test_a_bundle_without_densities_has_none(tmp_path):
+def test_a_bundle_without_feature_scores_has_none(tmp_path):
     """As those of before: no folder, nothing listed, and nothing asked of it."""
     own = Calibration(scores={"std": numbers(1)}, nonconformity=numbers(3))
     write_arrays(tmp_path, Posterior(MODEL, draws_of(MODEL)), own, None)
     terms = calibration_record(own, Recalibration(), ())
     write_manifest(tmp_path, manifest_of({}).model_copy(update={"calibration": terms}))
     assert not (tmp_path / "densities").exists()
-    assert load(tmp_path).densities is None
+    assert load(tmp_path).feature_scores is None
 
 
 @pytest.mark.parametrize("folder", ["draws", "calibration", "densities"])

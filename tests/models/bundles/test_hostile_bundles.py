@@ -125,7 +125,7 @@ def test_models_of_ordinary_size_have_room(store):
 
 
 def test_every_draws_features_are_no_members():
-    """All of them would be kept at once, for the densities."""
+    """All of them would be kept at once, for the feature scores."""
     model = Model(network=MLPSpec(hidden=(1024,)), likelihood="normal", feature_shape=(1,))
     assert batch_memory_claim(model, 100_000, {}).holds
     assert not member_memory_claim(model, 100_000).holds

@@ -211,7 +211,7 @@ def test_a_new_version_does_not_carry_the_signature(original, tmp_path):
     """Of what `calibrate` publishes nothing is signed, nor of a folder that gets a new manifest."""
     old = load(original / "toy" / "1")
     # What is published does not need the predictor.
-    calibrated = Calibrated(None, old.calibration, old.densities, old.manifest.calibration.recalibration)
+    calibrated = Calibrated(None, old.calibration, old.feature_scores, old.manifest.calibration.recalibration)
     number = publish_version(tmp_path, old.manifest, old.posterior, calibrated).number
     assert not (tmp_path / "toy" / str(number) / SIGNATURE).exists()
     folder = Path(shutil.copytree(original / "toy" / "1", tmp_path / "copy"))

@@ -392,7 +392,9 @@ def test_a_model_has_so_many_labels_and_no_more(tmp_path):
     publish_some(tmp_path, count=2)
     for place in range(MOST_LABELS):
         set_label(tmp_path, "toy", 1, f"label{place}")
-    with pytest.raises(StoreError, match=r"labels\.json: labels: expected at most 256, found 257; move an existing label"):
+    with pytest.raises(
+        StoreError, match=r"labels\.json: labels: expected at most 256, found 257; move an existing label"
+    ):
         set_label(tmp_path, "toy", 1, "another")
     set_label(tmp_path, "toy", 2, "label7")
     labels = read_labels(tmp_path, "toy").labels

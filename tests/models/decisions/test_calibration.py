@@ -265,7 +265,7 @@ SCORES_OF = dict.fromkeys(NAMES, ROWS)
     ],
 )
 def test_a_stored_calibration_that_cannot_be_right_is_refused(change, named):
-    """A score of another task or of no density, another length, no numbers, no classes: refused by the name."""
+    """A score of another task or an unknown one, another length, no numbers, no classes: refused by the name."""
     right = Calibration(scores=SCORES_OF, nonconformity=ROWS, labels=np.zeros(100, int))
     check_calibration(right, "classification", (), "calibration", classes=3)
     with pytest.raises(CalibrationError) as error:
@@ -289,8 +289,8 @@ def test_the_rows_of_each_class_are_found_in_one_sort():
     assert time.process_time() - started < 2
 
 
-def test_a_stored_density_needs_no_more_than_its_name():
-    """The scores of the bundle's own densities are known; a density that nobody knows is not."""
+def test_a_stored_feature_score_needs_only_its_name():
+    """The bundle may have scores of its own feature scores; an unknown feature score is refused."""
     calibration = Calibration(scores=SCORES_OF | {"vim": ROWS}, nonconformity=ROWS)
     check_calibration(calibration, "classification", ("vim", "range"), "calibration", classes=2)
     with pytest.raises(CalibrationError, match="calibration: scores: expected"):

@@ -1,4 +1,4 @@
-"""Densities: each against the plain loop of its definition in float64, its fit against scikit-learn, and the extremes."""
+"""Feature scores: each against the plain loop of its definition in float64, its fit against scikit-learn, and the extremes."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ from sklearn.neighbors import NearestNeighbors
 from abstain.models.decisions.calibration import calibrate, judge
 from abstain.models.decisions.decision import Decision
 from abstain.models.networks.architectures import MLPSpec
-from abstain.models.prediction.feature_score_records import Densities
+from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import (
-    DENSITIES,
+    FEATURE_SCORES,
     OF_TASK,
     as_tree,
     from_tree,
@@ -28,7 +28,7 @@ from abstain.models.prediction.predictive import BUCKETS, Predictor
 from abstain.models.prediction.preprocessing import Column, Preprocessing
 from abstain.models.prediction.scores import SCORES
 from abstain.training.calibration import feature_scores as fitting
-from abstain.training.calibration.feature_scores import fit_densities, member_draws, rounded_outwards
+from abstain.training.calibration.feature_scores import fit_feature_scores, member_draws, rounded_outwards
 from abstain.training.calibration.pipeline import DEFAULT, decision_of
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.data.rows import Rows
@@ -59,10 +59,10 @@ def double(record):
 
 def seen(name, row):
     """What the members' networks make of one row, and the preprocessed row, float64; and each one's last layer."""
-    posterior, densities = fitted(name)
+    posterior, feature_scores = fitted(name)
     model = posterior.model
     x = jnp.asarray(row, jnp.float32)
-    draws = [jax.tree.map(lambda leaf, m=m: jnp.asarray(leaf[m]), posterior.draws) for m in densities.members]
+    draws = [jax.tree.map(lambda leaf, m=m: jnp.asarray(leaf[m]), posterior.draws) for m in feature_scores.members]
     views = [outputs_and_features(model, draw, x) for draw in draws]
     terms = model.preprocessing
     inputs = (np.asarray(row, np.float64).ravel() - terms.shift) / terms.scale
@@ -82,11 +82,11 @@ def by_class(logits):
 
 
 def by_hand(name, row, label):
-    """Every density of one row by its definition, in loops, from the fitted arrays; and the size of a difference's parts."""
-    posterior, densities = fitted(name)
+    """Every feature score of one row by its definition, in loops, from the fitted arrays; and the size of a difference's parts."""
+    posterior, feature_scores = fitted(name)
     inputs, features, logits, _ = seen(name, row)
     told, sizes = {}, {}
-    for score, fitted_record in densities.records.items():
+    for score, fitted_record in feature_scores.records.items():
         record = double(fitted_record)
         terms = []
         if score == "vim":
@@ -130,7 +130,7 @@ def by_hand(name, row, label):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_densities_are_the_loops_of_their_definitions(name):
+def test_feature_scores_are_the_loops_of_their_definitions(name):
     """Familiar rows, rows between, and rows outside: float32 in one compiled call gives what float64 loops give."""
     rows = CASES[name][1].x[:6].astype(np.float64)
     rows = np.concatenate([rows, rows[:3] + rows[3:], -2 * rows[:2] - 5])
@@ -153,12 +153,12 @@ def test_vim_of_a_bernoulli_network_is_the_same_when_its_classes_change_names():
     posterior = posterior_of(model)
     layer = posterior.draws["network"]["Dense_1"]
     negated = {"network": posterior.draws["network"] | {"Dense_1": {name: -leaf for name, leaf in layer.items()}}}
-    fits = [fit_densities(each, rows, 0).records["vim"] for each in (posterior, Posterior(model, negated))]
+    fits = [fit_feature_scores(each, rows, 0).records["vim"] for each in (posterior, Posterior(model, negated))]
     np.testing.assert_allclose(fits[0].weight, fits[1].weight, rtol=1e-4)
     features, z = fitting.member_features(posterior, member_draws(posterior.size), rows.take(np.arange(20)))
     for row in range(20):
         views = [view_of(rows.x[row], features=features[:, row])._replace(logits=sign * z[:, row]) for sign in (1, -1)]
-        values = [float(DENSITIES["vim"].score(record, view)) for record, view in zip(fits, views, strict=True)]
+        values = [float(FEATURE_SCORES["vim"].score(record, view)) for record, view in zip(fits, views, strict=True)]
         assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-3), row
 
 
@@ -196,8 +196,8 @@ def test_vims_origin_is_where_the_logits_are_the_biases_own(name):
     _, _, _, layers = seen(name, rows[0])
     for (kernel, bias), origin in zip(layers, record.origin, strict=True):
         np.testing.assert_allclose(np.asarray(kernel).T @ origin + bias, 0, atol=1e-5)
-    posterior, densities = fitted(name)
-    for member, (origin, residual, weight) in zip(densities.members, zip(*record, strict=True), strict=True):
+    posterior, feature_scores = fitted(name)
+    for member, (origin, residual, weight) in zip(feature_scores.members, zip(*record, strict=True), strict=True):
         draw = jax.tree.map(lambda leaf, m=member: jnp.asarray(leaf[m]), posterior.draws)
         of_row = jax.jit(jax.vmap(lambda x, draw=draw: outputs_and_features(posterior.model, draw, x)))
         z, h = map(np.float64, of_row(jnp.asarray(rows, jnp.float32)))
@@ -216,7 +216,7 @@ def test_the_principal_components_are_scikit_learns():
     np.testing.assert_allclose(record.components @ record.components.T, pca.components_.T @ pca.components_, atol=1e-8)
     np.testing.assert_allclose(record.mean, pca.mean_)
     new = np.random.default_rng(3).normal(size=(20, 100)) * 20
-    found = [DENSITIES["input_knn"].score(fitting._as_float32(record), view_of(row)) for row in new]
+    found = [FEATURE_SCORES["input_knn"].score(fitting._as_float32(record), view_of(row)) for row in new]
     nearest = NearestNeighbors(n_neighbors=1).fit(record.bank)
     places = (new - pca.mean_) @ record.components
     np.testing.assert_allclose(found, nearest.kneighbors(places)[0][:, -1], rtol=1e-4)
@@ -249,8 +249,10 @@ def test_mahalanobis_distances_are_those_of_explicit_covariances():
         near = min((row - mean) @ inside @ (row - mean) for mean in means)
         far = (row - overall.location_) @ outside @ (row - overall.location_)
         view = view_of(row, features=3.7 * row[None])
-        assert DENSITIES["relative_mahalanobis"].score(record, view) == pytest.approx(near - far, rel=1e-3, abs=1e-3)
-        assert DENSITIES["mahalanobis"].score(record, view) == pytest.approx(np.sqrt(far), rel=1e-3)
+        assert FEATURE_SCORES["relative_mahalanobis"].score(record, view) == pytest.approx(
+            near - far, rel=1e-3, abs=1e-3
+        )
+        assert FEATURE_SCORES["mahalanobis"].score(record, view) == pytest.approx(np.sqrt(far), rel=1e-3)
 
 
 def test_a_classes_subspace_is_scikit_learns():
@@ -263,7 +265,7 @@ def test_a_classes_subspace_is_scikit_learns():
         pca = PCA(fitting.EXPLAINED, svd_solver="full").fit(x[labels == label])
         for row in rng.normal(0, 10, (10, 8)):
             left = row - pca.inverse_transform(pca.transform(row[None]))[0]
-            found = DENSITIES["subspace"].score(record, view_of(row, label=label))
+            found = FEATURE_SCORES["subspace"].score(record, view_of(row, label=label))
             assert found == pytest.approx(np.linalg.norm(left), rel=1e-3)
 
 
@@ -283,7 +285,7 @@ def test_a_fit_is_the_seeds_and_no_more_than_so_many_rows(monkeypatch):
     posterior, rows = fitted("mlp")[0], CASES["mlp"][1]
     monkeypatch.setattr(fitting, "ROWS", 100)
     monkeypatch.setattr(fitting, "TABLE_BANK", 20)
-    first, again, other = (fit_densities(posterior, rows, seed) for seed in (1, 1, 2))
+    first, again, other = (fit_feature_scores(posterior, rows, seed) for seed in (1, 1, 2))
     assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
     assert len(first.records["knn"].bank) == 20
     assert not np.array_equal(first.records["knn"].bank, other.records["knn"].bank)
@@ -308,7 +310,7 @@ def table():
     ages = np.append(np.linspace(20, 60, 99), np.nan)
     rows = Rows(np.stack([ages, np.arange(100) % 2, np.full(100, 5.0)], axis=1).astype(np.float32), np.arange(100) % 2)
     posterior = posterior_of(model)
-    return Predictor(posterior, (8,), densities=fit_densities(posterior, rows, 0))
+    return Predictor(posterior, (8,), feature_scores=fit_feature_scores(posterior, rows, 0))
 
 
 def test_the_range_by_hand(table):
@@ -331,9 +333,9 @@ def test_a_table_on_one_scale_is_no_picture(terms):
     """Unscaled, or scaled as a whole: lengths count, and every feature has a range of its own."""
     table, picture = model_of(MLPSpec(hidden=(5,)), "categorical", terms, (6,), 3), CASES["lenet"][0]
     assert (table.is_pixel_like, picture.is_pixel_like) == (False, True)
-    densities = fit_densities(posterior_of(table), Rows(TABLE, TABLE_Y), 0)
-    assert {float(record.unit) for record in densities.records.values() if hasattr(record, "unit")} == {0.0}
-    np.testing.assert_allclose(densities.records["range"].low, rounded_outwards(*RANGE)[0], rtol=1e-6)
+    feature_scores = fit_feature_scores(posterior_of(table), Rows(TABLE, TABLE_Y), 0)
+    assert {float(record.unit) for record in feature_scores.records.values() if hasattr(record, "unit")} == {0.0}
+    np.testing.assert_allclose(feature_scores.records["range"].low, rounded_outwards(*RANGE)[0], rtol=1e-6)
     assert decision_of(CalibrationConfig(), table) == DEFAULT["tables"]
 
 
@@ -350,7 +352,7 @@ def test_a_narrow_tables_subspace_leaves_something_over():
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("direction", range(3))
 def test_points_ever_farther_off_are_finite_and_ordered(name, direction):
-    """Up to 10⁶ × the training range: every score is finite, a density is float64's own, and distances grow."""
+    """Up to 10⁶ × the training range: every score is finite, a feature score equals the float64 loop, and distances grow."""
     row = CASES[name][1].x[direction].astype(np.float64) + 1.0
     rows = np.stack([factor * row for factor in FACTORS])
     prediction = predictor_of(name)(rows)
@@ -381,12 +383,12 @@ def test_distances_in_feature_space_grow_as_features_leave_the_training_rows():
     bank = fitting._as_float32(fitting.neighbours(directions, 1.0))
     for score, record in (("relative_mahalanobis", relative), ("mahalanobis", relative), ("knn", bank)):
         values = [
-            DENSITIES[score].score(record, view_of(h[0], features=(h[0] + step * across)[None])) for step in steps
+            FEATURE_SCORES[score].score(record, view_of(h[0], features=(h[0] + step * across)[None])) for step in steps
         ]
         assert np.all(np.diff(values) > 0), score
-    record = DENSITIES["vim"].record(np.zeros((1, 6)), np.eye(6)[None, :, 2:], np.array([0.5]))
+    record = FEATURE_SCORES["vim"].record(np.zeros((1, 6)), np.eye(6)[None, :, 2:], np.array([0.5]))
     values = [
-        DENSITIES["vim"].score(fitting._as_float32(record), view_of(h[0], features=(h[0] + step * across)[None]))
+        FEATURE_SCORES["vim"].score(fitting._as_float32(record), view_of(h[0], features=(h[0] + step * across)[None]))
         for step in steps
     ]
     assert np.all(np.diff(values) > 0)
@@ -414,12 +416,15 @@ def test_sparse_training_sets_have_finite_scores(train, likelihood, draws):
     model = model_of(MLPSpec(hidden=(5,)), likelihood, terms, (6,), 3 if likelihood == "categorical" else 0)
     posterior = posterior_of(model, draws)
     targets = rows.y if likelihood == "categorical" else rows.y.astype(np.float32)
-    densities = fit_densities(posterior, Rows(rows.x, targets), 0)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(densities))
-    assert from_tree(as_tree(densities), shapes_of(densities), draws, "here").records.keys() == densities.records.keys()
+    feature_scores = fit_feature_scores(posterior, Rows(rows.x, targets), 0)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(feature_scores))
+    assert (
+        from_tree(as_tree(feature_scores), shapes_of(feature_scores), draws, "here").records.keys()
+        == feature_scores.records.keys()
+    )
     x = rows.x[0].astype(np.float64)
     far = np.stack([x, 1000 * (x + 1), 1e6 * (x + 1), -1e6 * (x + 1), np.zeros(6), np.full(6, 3.0)])
-    prediction = Predictor(posterior, (8,), densities=densities)(far)
+    prediction = Predictor(posterior, (8,), feature_scores=feature_scores)(far)
     for score, values in prediction.scores.items():
         assert np.isfinite(values).all(), score
 
@@ -463,7 +468,7 @@ def test_a_table_far_from_zero_has_residuals(offset, spread):
     moved = (x + offset).astype(np.float32)
     record = fitting._as_float32(fitting.subspace(moved[:600], labels[:600], 3, 0.0))
     on_device = jax.tree.map(jnp.asarray, record)
-    score = jax.jit(jax.vmap(lambda row, label: DENSITIES["subspace"].score(on_device, view_of(row, label=label))))
+    score = jax.jit(jax.vmap(lambda row, label: FEATURE_SCORES["subspace"].score(on_device, view_of(row, label=label))))
     found = np.asarray(score(moved[600:], labels[600:]))
     assert (found == 0).mean() < 0.01
     for value, row, label in zip(found, moved[600:].astype(np.float64), labels[600:], strict=True):
@@ -481,7 +486,7 @@ def test_a_residual_that_is_only_rounding_is_none(offset):
     for rows in (rng.normal(size=(300, 1)), along, np.zeros((300, 4))):
         moved = (rows + offset).astype(np.float32)
         record = fitting._as_float32(fitting.subspace(moved, np.zeros(300, int), 1, 0.0))
-        found = [float(DENSITIES["subspace"].score(record, view_of(row))) for row in moved[:50]]
+        found = [float(FEATURE_SCORES["subspace"].score(record, view_of(row))) for row in moved[:50]]
         assert found == [0.0] * 50
 
 
@@ -517,16 +522,16 @@ def test_scores_are_the_same_bits_whatever_place_and_neighbours(name, bucket):
 
 @pytest.mark.parametrize("name", ["mlp", "lenet", "regression", "bernoulli"])
 def test_buckets_score_within_a_millionth(name):
-    """The same rows through every bucket: within 1e-6 of a score's spread, of its size or of 1; a density of few more.
+    """The same rows through every bucket: within 1e-6 of a score's spread, of its size or of 1; for a few feature scores more.
 
-    Densities take differences of what nearly cancels; that of features that hardly vary is the worst.
+    Feature scores are differences of nearly equal numbers; those of features that hardly vary are the least exact.
     """
     # Not the rows fitted to: their distance to themselves is nothing but rounding.
     predictor, rows = predictor_of(name, BUCKETS), 1.01 * CASES[name][1].x[:256].astype(np.float64)
     expected = scores_by_row(predictor(rows))
     names = list(predictor(rows[:1]).scores)
     millionths = np.array(
-        [{"relative_mahalanobis": 50.0}.get(score, 3.0 if score in DENSITIES else 1.0) for score in names]
+        [{"relative_mahalanobis": 50.0}.get(score, 3.0 if score in FEATURE_SCORES else 1.0) for score in names]
     )
     limits = 1e-6 * millionths * np.maximum(np.ptp(expected, axis=0), np.abs(expected).max(axis=0)).clip(1)
     for bucket in BUCKETS[:-1]:
@@ -548,14 +553,14 @@ def test_networks_of_ones_own_have_every_density(name, tmp_path, monkeypatch):
     monkeypatch.setenv("ABSTAIN_MODULES", "densities_of_mine")
     model = model_of(ModuleSpec(module=f"densities_of_mine:{name}"), "categorical", PIXELS, (12, 12), 4)
     posterior = posterior_of(model)
-    densities = fit_densities(posterior, CASES["lenet"][1], 0)
-    prediction = Predictor(posterior, (8,), densities=densities)(IMAGES[:8])
+    feature_scores = fit_feature_scores(posterior, CASES["lenet"][1], 0)
+    prediction = Predictor(posterior, (8,), feature_scores=feature_scores)(IMAGES[:8])
     for score, values in prediction.scores.items():
         assert np.isfinite(values).all(), score
     if name != "Batch":
         x = jnp.asarray(IMAGES[0], jnp.float32)
-        record, terms = double(densities.records["vim"]), []
-        for member, origin, residual, weight in zip(densities.members, *record, strict=True):
+        record, terms = double(feature_scores.records["vim"]), []
+        for member, origin, residual, weight in zip(feature_scores.members, *record, strict=True):
             draw = jax.tree.map(lambda leaf, m=member: jnp.asarray(leaf[m]), posterior.draws)
             z = np.asarray(outputs_and_features(model, draw, x)[0], np.float64)
             left = residual @ (residual.T @ (z - origin))
@@ -566,7 +571,7 @@ def test_networks_of_ones_own_have_every_density(name, tmp_path, monkeypatch):
 def test_densities_come_back_from_their_tree():
     """What is stored is what was fitted, for every task."""
     for name in ("mlp", "regression"):
-        densities = fitted(name)[1]
-        back = from_tree(as_tree(densities), shapes_of(densities), 7, "here")
-        assert isinstance(back, Densities)
-        assert jax.tree.all(jax.tree.map(np.array_equal, back, densities))
+        feature_scores = fitted(name)[1]
+        back = from_tree(as_tree(feature_scores), shapes_of(feature_scores), 7, "here")
+        assert isinstance(back, FeatureScores)
+        assert jax.tree.all(jax.tree.map(np.array_equal, back, feature_scores))

@@ -68,12 +68,12 @@ def test_convolutions_go_draw_by_draw():
 @pytest.mark.parametrize("bytes_", [1, 1500])
 def test_chunked_is_whole(name, bytes_, monkeypatch):
     """Chunks of one draw, of some with a remainder, of fewer than the members: every number is that of all at once."""
-    posterior, densities = fitted(name)
+    posterior, feature_scores = fitted(name)
     rows = 1.01 * CASES[name][1].x[:8].astype(np.float64)
     monkeypatch.setattr(packing, "CHUNK_BYTES", 10**9)
-    whole = Predictor(posterior, (8,), densities=densities)(rows)
+    whole = Predictor(posterior, (8,), feature_scores=feature_scores)(rows)
     monkeypatch.setattr(packing, "CHUNK_BYTES", bytes_)
-    chunked = Predictor(posterior, (8,), densities=densities)(rows)
+    chunked = Predictor(posterior, (8,), feature_scores=feature_scores)(rows)
     for expected, found in zip(jax.tree.leaves(whole.summary), jax.tree.leaves(chunked.summary), strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(scores_by_row(chunked), scores_by_row(whole), rtol=1e-4, atol=1e-4)
@@ -92,10 +92,10 @@ from tests.helpers.feature_score_cases import CASES, fitted, scores_by_row
 assert jax.device_count() == 4
 assert mesh_of(jax.devices(), 7) is None and mesh_of(jax.devices(), 9).size == 3 and mesh_of(jax.devices(), 8).size == 4
 for name in ("mlp", "regression", "lenet"):
-    posterior, densities = fitted(name, 8)
+    posterior, feature_scores = fitted(name, 8)
     rows = 1.01 * CASES[name][1].x[:8].astype(np.float64)
-    one = Predictor(posterior, (8,), densities=densities)(rows)
-    four = Predictor(posterior, (8,), densities=densities, devices=jax.devices())
+    one = Predictor(posterior, (8,), feature_scores=feature_scores)(rows)
+    four = Predictor(posterior, (8,), feature_scores=feature_scores, devices=jax.devices())
     for shard in jax.tree.leaves(four._packed)[0].addressable_shards:
         assert shard.data.shape[0] == 2
     four = four(rows)

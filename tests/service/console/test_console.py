@@ -191,7 +191,7 @@ def test_features_have_the_ranges_of_the_training_rows(digits, wave, client):
     assert (min(pixel["low"] for pixel in pixels), max(pixel["high"] for pixel in pixels)) == (0, 16)
     (point,) = client.get("/console/models/wave/versions/1").json()["features"]
     assert -1 <= point["low"] < point["typical"] < point["high"] <= 1
-    (without,) = describe("wave", 1, replace(wave, densities=None))["features"]
+    (without,) = describe("wave", 1, replace(wave, feature_scores=None))["features"]
     shift, scale = wave.manifest.model.preprocessing.shift[0], wave.manifest.model.preprocessing.scale[0]
     assert without["low"] <= shift <= without["high"]
     assert without["high"] - without["low"] >= scale

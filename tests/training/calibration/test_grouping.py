@@ -7,7 +7,7 @@ import pytest
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import Preprocessing
-from abstain.training.calibration.feature_scores import fit_densities, rounded_outwards
+from abstain.training.calibration.feature_scores import fit_feature_scores, rounded_outwards
 from abstain.training.calibration.grouping import BLOCK, LEAST, group_means, without_small
 from abstain.training.config.priors import PriorConfig
 from abstain.training.data.rows import Rows
@@ -76,7 +76,7 @@ def test_no_stored_array_holds_a_training_row(likelihood):
     )
     start = BNN(model, PriorConfig()).start
     draws = BNN(model, PriorConfig()).draws(np.stack([start(jax.random.key(seed)) for seed in range(3)]))
-    records = fit_densities(Posterior(model, draws), Rows(x, y if classes else y.astype(float)), 0).records
+    records = fit_feature_scores(Posterior(model, draws), Rows(x, y if classes else y.astype(float)), 0).records
     z = (x - x.mean(axis=0)) / x.std(axis=0)
     stored = {"subspace": records["subspace"].means, "local": _inputs_of(records["local_subspace"], "centres")}
     if likelihood == "normal":

@@ -116,7 +116,7 @@ def test_vim_of_two_classes_by_one_logit_is_left_out_of_schema_1(digits):
     both = Decision(scores=("vim", "knn", "std"), rule="weighted", weights=(5.0, 2.0, 1.0))
     old = replace(old, calibration=replace(old.calibration, decision=both))
     found = without_stale_vim(old, "here")
-    assert "vim" not in {**found.calibration.scores, **found.densities.records}
+    assert "vim" not in {**found.calibration.scores, **found.feature_scores.records}
     assert found.calibration.decision == Decision(scores=("knn", "std"), rule="weighted", weights=(2.0, 1.0))
     alone = replace(old, calibration=replace(old.calibration, decision=Decision(scores=("vim",))))
     with pytest.raises(BundleError, match=r"^here: decision: expected a score other than vim.*; fit the model again$"):
@@ -140,7 +140,7 @@ def recalibrate(digits, held_out):
 
     def calibrated(**asked):
         known = digits.calibration.reference
-        return calibrate_posterior(terms(**asked), digits.posterior, digits.densities, held_out[0], known, 0)
+        return calibrate_posterior(terms(**asked), digits.posterior, digits.feature_scores, held_out[0], known, 0)
 
     return calibrated
 
@@ -368,7 +368,7 @@ def test_a_regressions_terms_come_back(wave, held_out):
     asked = terms(decision=["std", "range"], recalibrate="auto", intervals="quantiles", percentile=90.0)
     dataset = load_dataset(read_config(CONFIGS / "wave-nuts.toml"), None)
     known = wave.calibration.reference
-    found = calibrate_posterior(asked, wave.posterior, wave.densities, dataset.calibration, known, 0)
+    found = calibrate_posterior(asked, wave.posterior, wave.feature_scores, dataset.calibration, known, 0)
     assert (found.calibration.intervals, found.recalibration.kind) == ("quantiles", "variance")
     summary = found.predictor(dataset.calibration.x).summary
     total = summary.aleatoric_variance + summary.epistemic_variance

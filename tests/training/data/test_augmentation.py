@@ -10,7 +10,7 @@ from abstain.models.bundles.bundle import load
 from abstain.models.errors import ConfigError, DataError
 from abstain.models.prediction.preprocessing import transform
 from abstain.training.calibrate import calibrate_version
-from abstain.training.calibration.feature_scores import fit_densities
+from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.config.data import AugmentConfig
@@ -265,11 +265,13 @@ def test_densities_may_be_fitted_to_changed_rows_and_calibrated_anew(tmp_path):
     _, train = set_aside(load_dataset(plain, None).train, config.seed)
     # The rows are all of the training part but for reference rows, in its order; a range is of rows as they come.
     rows = Rows(transform_rows(config.seed, train.x, settings, "calibration.densities"), train.y)
-    expected = fit_densities(asked.posterior, rows, config.seed).records | {"range": before.densities.records["range"]}
+    expected = fit_feature_scores(asked.posterior, rows, config.seed).records | {
+        "range": before.feature_scores.records["range"]
+    }
     for found in (asked, after, kept):
-        jax.tree.map(np.testing.assert_array_equal, found.densities.records, expected)
+        jax.tree.map(np.testing.assert_array_equal, found.feature_scores.records, expected)
         jax.tree.map(np.testing.assert_array_equal, found.posterior.draws, before.posterior.draws)
-    assert not np.array_equal(before.densities.records["vim"].weight, expected["vim"].weight)
+    assert not np.array_equal(before.feature_scores.records["vim"].weight, expected["vim"].weight)
     assert kept.manifest.calibration.settings["densities"] == settings.model_dump()
     with pytest.raises(ConfigError, match=r"calibration.densities.shift: expected less than the images' 8, found 9"):
         calibrate_version(store, "plain", "digits", ("densities.shift=9",))

@@ -248,7 +248,7 @@ def test_answers_are_right_in_the_targets_own_units(tiny, offset, unit):
         Predictor(
             Posterior(tiny.manifest.model.model_copy(update={"preprocessing": own}), tiny.posterior.draws),
             (8,),
-            densities=tiny.densities,
+            feature_scores=tiny.feature_scores,
         )(x)
         for own in (plain, moved)
     )

@@ -483,7 +483,9 @@ def test_a_decision_that_accepts_far_rows_says_so(digits, scores, kind):
         name: np.full_like(values, np.finfo(np.float32).max) for name, values in digits.calibration.scores.items()
     }
     mute = replace(digits.calibration, scores=silent, decision=Decision(scores=scores))
-    calibrated = Calibrated(digits.predictor((8,)), mute, digits.densities, digits.manifest.calibration.recalibration)
+    calibrated = Calibrated(
+        digits.predictor((8,)), mute, digits.feature_scores, digits.manifest.calibration.recalibration
+    )
     found = try_far_rows(calibrated)
     said = found.notes[0] if kind == "notes" else only(found.shortfalls, "accepts_far_rows")
     assert said.startswith("its decision accepts rows far outside the training data: 6 of 6 rows")
