@@ -94,7 +94,7 @@ class LoadedModel:
     @property
     def task(self) -> Literal["classification", "regression"]:
         """Whether the model predicts classes or numbers."""
-        return self._bundle.manifest.model.law.task
+        return self._bundle.manifest.model.likelihood_functions.task
 
     @property
     def draws(self) -> int:

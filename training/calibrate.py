@@ -162,7 +162,7 @@ def read_material(manifest: Manifest, where: str, trained: TrainedRows | None = 
     """
     config = DataConfig.model_validate(manifest.data.settings)
     model = manifest.model
-    source = read_source(where, config, model, classify=model.law.task == "classification")
+    source = read_source(where, config, model, classify=model.likelihood_functions.task == "classification")
     material = _material(source, manifest, config, where)
     shape = material.calibration.x.shape[1:]
     if shape != model.feature_shape:

@@ -147,7 +147,9 @@ def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = N
         DataError: the source has no rows, or not the model's.
     """
     config = DataConfig.model_validate(manifest.data.settings)
-    source = read_source(where, config, manifest.model, classify=manifest.model.law.task == "classification")
+    source = read_source(
+        where, config, manifest.model, classify=manifest.model.likelihood_functions.task == "classification"
+    )
     rows = source.test
     if rows is None:
         fitted = split_again(source, config, manifest.seed, manifest.data.fingerprint)

@@ -576,7 +576,7 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
         )
         check_calibration(
             calibration,
-            manifest.model.law.task,
+            manifest.model.likelihood_functions.task,
             tuple(manifest.densities),
             where=str(folder),
             classes=len(manifest.model.class_names),

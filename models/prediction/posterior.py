@@ -39,7 +39,7 @@ class Model(BaseModel):
     target_name: str = "y"
 
     @property
-    def law(self) -> Likelihood:
+    def likelihood_functions(self) -> Likelihood:
         """The functions of the model's likelihood."""
         return LIKELIHOODS[self.likelihood]
 
@@ -64,12 +64,12 @@ class Model(BaseModel):
     @property
     def module(self) -> Network:
         """The network, for one preprocessed example."""
-        return self.network.build(self.law.outputs(len(self.class_names)))
+        return self.network.build(self.likelihood_functions.outputs(len(self.class_names)))
 
     def parameter_shapes(self) -> Any:
         """Returns the shapes of one draw, `{"network": …, "noise": …}`, as a tree of `jax.ShapeDtypeStruct`."""
         shapes = {"network": parameter_shapes(self.module, transformed_shape(self.preprocessing, self.feature_shape))}
-        if self.law.has_noise:
+        if self.likelihood_functions.has_noise:
             shapes["noise"] = jax.ShapeDtypeStruct((), jnp.float32)
         return shapes
 

@@ -74,7 +74,7 @@ class Layout(NamedTuple):
 def predict_draw(model: Model, draw: Draws, x: Float[Array, "..."]) -> Float[Array, " parts"]:
     """Predicts ONE row with ONE draw: log probabilities `[classes]`, or `[mean, variance]` on the fit's scale."""
     outputs: Any = model.module.apply({"params": draw["network"]}, transform(model.preprocessing, x))
-    return model.law.predict(outputs, draw.get("noise", jnp.float32(0)))
+    return model.likelihood_functions.predict(outputs, draw.get("noise", jnp.float32(0)))
 
 
 def predict_packed(
@@ -94,7 +94,7 @@ def predict_packed(
     members = 0 if feature_scores is None else len(feature_scores.members)
     rows_last, features = over_draws(model, packed, rows, members, mesh)
     noise = packed.get("noise", jnp.zeros(len(rows_last)))
-    parts = jnp.swapaxes(jax.vmap(model.law.predict)(rows_last, noise), 1, 2)
+    parts = jnp.swapaxes(jax.vmap(model.likelihood_functions.predict)(rows_last, noise), 1, 2)
     outputs = jnp.swapaxes(rows_last, 1, 2)
     summary = _summary(model, parts)
     # Scores use the draws before recalibration, which must not change what is rejected.
@@ -181,7 +181,7 @@ def _score_inputs(
 
 
 def _summary(model: Model, parts: Float[Array, "draws batch parts"]) -> PredictiveSummary:
-    if model.law.task == "classification":
+    if model.likelihood_functions.task == "classification":
         return summarise_classification(parts)
     preprocessing = model.preprocessing
     summary = summarise_regression(parts[..., 0], parts[..., 1])

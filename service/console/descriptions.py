@@ -25,7 +25,7 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
         "version": version,
         "digest": manifest.digest,
         "created": manifest.created,
-        "task": model.law.task,
+        "task": model.likelihood_functions.task,
         "feature_shape": model.feature_shape,
         "features": features(bundle),
         "class_names": model.class_names,

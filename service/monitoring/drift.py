@@ -154,7 +154,7 @@ class VersionWatch:
 
 def _rounding(model: Model, calibration: Calibration, scores: tuple[str, ...]) -> Float[np.ndarray, " scores"]:
     """Returns the rounding error of each score near 0; standard deviations of a target are in the target's units."""
-    in_target_units = SCORES["regression"] if model.law.task == "regression" else ()
+    in_target_units = SCORES["regression"] if model.likelihood_functions.task == "regression" else ()
     units = {name: model.preprocessing.target_scale if name in in_target_units else 1.0 for name in scores}
     combined = drift.combined_rounding(calibration.evidence_maps, units)
     return drift.absolute_rounding(scores, np.array(list(units.values())), combined)

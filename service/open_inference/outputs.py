@@ -65,7 +65,7 @@ class Records(NamedTuple):
 def outputs_of(model: Model, calibration: Calibration) -> Mapping[str, Output]:
     """Returns every output of a model, in the order of the metadata."""
     wide = model.preprocessing.float64_target
-    return _outputs(model.law.task, len(model.class_names), tuple(calibration.all_scores), wide)
+    return _outputs(model.likelihood_functions.task, len(model.class_names), tuple(calibration.all_scores), wide)
 
 
 def input_of(model: Model) -> Output:

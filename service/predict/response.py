@@ -50,7 +50,7 @@ def check_fields(model: Model, fields: tuple[str, ...] | None) -> tuple[str, ...
     Raises:
         InputError: a field is unknown, or requested twice.
     """
-    known = FIELDS[model.law.task]
+    known = FIELDS[model.likelihood_functions.task]
     for field in fields or ():
         if field not in known:
             expected = f"some of {', '.join(known)}"
@@ -73,7 +73,7 @@ def make_columns(model: Model, prediction: Prediction, judgement: Judgement) -> 
         "reasons": reject_reasons(model, prediction, judgement),
         "scores": _scores(judgement),
     }
-    return {field: columns[field] for field in FIELDS[model.law.task]}
+    return {field: columns[field] for field in FIELDS[model.likelihood_functions.task]}
 
 
 def make_rows(columns: dict[str, list[Any]], fields: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -153,7 +153,7 @@ def test_the_numbers_are_those_of_the_server(alone, server, case):
 
 
 def test_the_p_value_is_the_decisions(digits_model):
-    """It is the one whose score rejects."""
+    """It belongs to the score that rejects."""
     answers = digits_model.predict(IMAGES[:20])
     np.testing.assert_array_equal(answers.p_value, answers.scores[answers.decision].p_value)
     assert answers.reject.any()
@@ -174,7 +174,7 @@ def test_the_p_value_is_the_decisions(digits_model):
         lambda rows: pa.table({f"{place}": column for place, column in enumerate(rows.reshape(len(rows), -1).T)}),
     ],
 )
-def test_rows_may_come_in_any_form(digits_model, form):
+def test_rows_may_have_any_form(digits_model, form):
     """Nested or flat, lists, tuples, arrays of any type, lists of arrays, and a table: the same rows, the same numbers."""
     expected = digits_model.predict(IMAGES[:8])
     answers = digits_model.predict(form(IMAGES[:8]))
@@ -199,7 +199,7 @@ def test_the_models_facts_are_the_manifests(digits_model, wave_model, digits, wa
         assert (model.shortfalls, model.draws, model.task) == (
             tuple(texts(manifest.shortfalls)),
             manifest.draws,
-            manifest.model.law.task,
+            manifest.model.likelihood_functions.task,
         )
         assert model.feature_shape == manifest.model.feature_shape
     assert repr(digits_model).startswith("LoadedModel(digits:1, classification of 10 classes, 20 draws, ")
@@ -282,7 +282,7 @@ def test_a_list_within_itself_is_refused(digits_model):
 @pytest.mark.parametrize(
     "terms", [{"percentile": 0}, {"percentile": 100}, {"percentile": True}, {"coverage": 1}, {"coverage": "a"}]
 )
-def test_wrong_terms_have_the_error_of_the_server(digits_model, server, terms):
+def test_wrong_parameters_have_the_error_of_the_server(digits_model, server, terms):
     """A percentile or a coverage out of its range, or no number."""
     assert refusal(digits_model.predict, [ROW], **terms) == answer(server, [ROW], "digits", **terms)["error"]
 
@@ -306,7 +306,7 @@ def test_what_is_not_in_the_store_is_refused(store, tmp_path):
 
 
 def test_only_signed_versions_where_keys_are_trusted(store, tmp_path, monkeypatch):
-    """Keys that are given, or named by `ABSTAIN_TRUSTED_KEYS`; an empty list means none of both, and is refused."""
+    """Keys that are given, or named by `ABSTAIN_TRUSTED_KEYS`; an empty list is neither, and is refused."""
     check_library("this test")
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -413,7 +413,7 @@ def test_without_pandas_to_pandas_says_what_to_install(wave_model, monkeypatch):
 
 
 def test_a_fit_from_python_is_published(tmp_path):
-    """The record says what was published, and where; the progress is reported; the model can be loaded and asked."""
+    """The record names what was published, and where; progress is reported; the model can be loaded and predicts."""
     x = np.random.default_rng(2).normal(size=(400, 2))
     np.savez(tmp_path / "rows.npz", x=x, y=x @ [1.0, -2.0] + 0.1 * x[:, 0] ** 2)
     config = {
@@ -534,7 +534,7 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & (set(heavy) - {"
 
 
 def test_every_public_name_is_there():
-    """Each of `__all__`, imported when first used; every error is one; another name is refused as Python does it."""
+    """Each name of `__all__` is imported when first used; every error is an `AbstainError`; another name raises AttributeError."""
     for name in abstain.__all__:
         assert getattr(abstain, name) is not None
     from abstain.models import errors

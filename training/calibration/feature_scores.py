@@ -82,8 +82,8 @@ def fit_feature_scores(
     rows = train.take(np.sort(chosen))
     if changed is not None and changed.changes_rows:
         rows = Rows(transform_rows(seed, rows.x, changed, "calibration.densities"), rows.y)
-    classes = len(model.class_names) if model.law.task == "classification" else 1
-    labels = rows.y.astype(int) if model.law.task == "classification" else np.zeros(len(rows), int)
+    classes = len(model.class_names) if model.likelihood_functions.task == "classification" else 1
+    labels = rows.y.astype(int) if model.likelihood_functions.task == "classification" else np.zeros(len(rows), int)
     members = member_draws(posterior.size)
     features, logits = member_features(posterior, members, rows)
     unit = float(model.is_pixel_like)
@@ -102,7 +102,7 @@ def fit_feature_scores(
         "input_knn": lambda: neighbours(scaled, unit),
         "range": lambda: feature_range(model, train),
     }
-    records = {name: _as_float32(fitted[name]()) for name in OF_TASK[model.law.task]}
+    records = {name: _as_float32(fitted[name]()) for name in OF_TASK[model.likelihood_functions.task]}
     return FeatureScores(members.astype(np.int32), records)
 
 

@@ -77,7 +77,7 @@ def decision_of(terms: CalibrationConfig, model: Model) -> Decision:
     Raises:
         ConfigError: it names no score of the likelihood's task, one twice, or a weight for none of its scores.
     """
-    task = model.law.task
+    task = model.likelihood_functions.task
     known = (*SCORES[task], *OF_TASK[task])
     if terms.decision is None:
         classes = "images" if model.is_pixel_like else "tables"
@@ -196,7 +196,7 @@ def reference_scores(predictor: Predictor, reference: Rows, terms: CalibrationCo
 
 def fit_recalibration(posterior: Posterior, rows: Rows) -> Recalibration:
     """The temperature, on the pooled probabilities or on each draw's, that these rows are likeliest under; or a factor."""
-    if posterior.model.law.task == "classification":
+    if posterior.model.likelihood_functions.task == "classification":
         return choose_temperature(draw_log_probabilities(posterior, rows.x), rows.y.astype(int))
     summary = cast("RegressionSummary", Predictor(posterior, BUCKETS)(rows.x).summary)
     variance = np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance)

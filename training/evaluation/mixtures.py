@@ -24,7 +24,7 @@ from abstain.training.data.rows import Rows
 
 def pooled_log_likelihood(posterior: Posterior, rows: Rows) -> Float[np.ndarray, " rows"]:
     """Log of the mean over draws of each row's likelihood in nats, as the draws have it, without recalibration."""
-    if posterior.model.law.task == "regression":
+    if posterior.model.likelihood_functions.task == "regression":
         moments = draw_moments(posterior, rows.x)
         return mixture_log_density(moments[..., 0], np.sqrt(moments[..., 1]), rows.y)
 

@@ -98,7 +98,7 @@ def reliability(prediction: Prediction, rows: Rows) -> ReliabilityBins:
 def look_along(model: Model, calibrated: Calibrated, train: Rows) -> tuple[Curve | None, dict[str, str]]:
     """What a regression says along its one input; None, and no reason, where it has several, or one of categories."""
     columns = model.preprocessing.columns
-    if model.law.task != "regression" or model.features != 1 or (columns and columns[0].categories):
+    if model.likelihood_functions.task != "regression" or model.features != 1 or (columns and columns[0].categories):
         return None, {}
     along = _seen(calibrated, stretched(train.x).reshape(-1, *model.feature_shape), "the curve")
     if isinstance(along, str):

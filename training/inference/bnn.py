@@ -117,7 +117,7 @@ def log_likelihood(model: Model, draw: Draws, observations: Observations) -> Flo
 
     def of_row(x: Array, y: Array) -> Array:
         outputs: Any = module.apply({"params": draw["network"]}, x)
-        return model.law.log_prob(outputs, noise, y)
+        return model.likelihood_functions.log_prob(outputs, noise, y)
 
     return jax.vmap(of_row)(observations.x, observations.y)
 
@@ -134,7 +134,7 @@ def observe(model: Model, rows: Rows) -> Observations:
         lambda x: jax.lax.map(lambda row: transform(model.preprocessing, row.astype(jnp.float32)), x, batch_size=4096)
     )
     targets = rows.y
-    if model.law.task == "regression":
+    if model.likelihood_functions.task == "regression":
         targets = ((rows.y - model.preprocessing.target_shift) / model.preprocessing.target_scale).astype(np.float32)
     # Wider numbers are cut here, not by jax, which would first copy them as they are.
     x = on_host(model.preprocessing, rows.x)

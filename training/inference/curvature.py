@@ -124,7 +124,7 @@ def fisher_root(problem: Problem) -> Root:
     def root(parts: Parts, x: Array) -> Array:
         draw = as_draw(joined(target, parts))
         outputs: Any = model.module.apply({"params": draw["network"]}, x)
-        return root_of_law(model.law, outputs, draw.get("noise", jnp.float32(0)))
+        return root_of_law(model.likelihood_functions, outputs, draw.get("noise", jnp.float32(0)))
 
     return root
 

@@ -45,8 +45,8 @@ def function_values(bnn: BNN, z: Vector, x: Float[Array, "rows ..."]) -> Float[A
     module = network(model)
     outputs = jax.vmap(lambda row: module.apply({"params": draw["network"]}, row))(x)
     noise = draw.get("noise", jnp.float32(0))
-    parts = jax.vmap(lambda out: model.law.predict(out, noise))(outputs)
-    return jnp.exp(parts).ravel() if model.law.task == "classification" else parts[:, 0]
+    parts = jax.vmap(lambda out: model.likelihood_functions.predict(out, noise))(outputs)
+    return jnp.exp(parts).ravel() if model.likelihood_functions.task == "classification" else parts[:, 0]
 
 
 @dataclass(frozen=True)

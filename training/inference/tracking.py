@@ -47,12 +47,14 @@ def quality(bnn: BNN, zs: Float[Array, "draws dim"], rows: Observations) -> dict
     def of_draw(z: Vector) -> tuple[Array, Array]:
         draw = as_draw(bnn.target.constrain(z))
         outputs = jax.vmap(lambda x: model.module.apply({"params": draw["network"]}, x))(rows.x)
-        parts = jax.vmap(lambda out: model.law.predict(out, draw.get("noise", jnp.float32(0))))(outputs)
+        parts = jax.vmap(lambda out: model.likelihood_functions.predict(out, draw.get("noise", jnp.float32(0))))(
+            outputs
+        )
         return parts, log_likelihood(model, draw, rows)
 
     parts, log_probs = jax.lax.map(of_draw, zs)
     figures = {"log_likelihood": log_probs.mean()}
-    if model.law.task == "classification":
+    if model.likelihood_functions.task == "classification":
         return figures | {"accuracy": (jnp.exp(parts).mean(axis=0).argmax(axis=-1) == rows.y).mean()}
     error = parts[..., 0].mean(axis=0) - rows.y
     return figures | {"rmse": jnp.sqrt((error**2).mean()) * model.preprocessing.target_scale}

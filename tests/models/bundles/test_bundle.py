@@ -1,4 +1,4 @@
-"""A bundle comes back to the last bit, or is refused by the name of the file at fault."""
+"""A bundle is read to the last bit, or refused with the name of the damaged file."""
 
 import shutil
 from pathlib import Path
@@ -301,7 +301,7 @@ def test_paths_out_of_the_bundle_are_refused(bundle, name):
 
 
 def test_a_link_in_place_of_a_file_is_refused(bundle, tmp_path):
-    """Even one whose target has the right bytes."""
+    """Even if its target has the right bytes."""
     shutil.move(bundle / "report.html", tmp_path / "report.html")
     (bundle / "report.html").symlink_to(tmp_path / "report.html")
     assert refusal(bundle).startswith(
@@ -385,7 +385,7 @@ def test_calibration_that_cannot_be_right_is_refused(tmp_path, scores, nonconfor
 
 
 def test_plain_scores_of_augmented_rows_are_kept_and_checked(tmp_path):
-    """They come back to the bit; of other scores, of another length or no numbers they are refused by name."""
+    """They are read to the bit; with other scores, another length or no numbers they are refused by name."""
     plain = {name: values + 1 for name, values in CALIBRATION.scores.items()}
     write_bundle(tmp_path / "1", calibration=altered(CALIBRATION, plain_scores=plain))
     found = load(tmp_path / "1").calibration.plain_scores
@@ -478,7 +478,7 @@ def test_unknown_feature_scores_are_refused(tmp_path, name, fields):
 
 
 def test_a_bundle_without_feature_scores_has_none(tmp_path):
-    """As those of before: no folder, nothing listed, and nothing asked of it."""
+    """As older bundles: no folder, nothing listed, and nothing required."""
     own = Calibration(scores={"std": numbers(1)}, nonconformity=numbers(3))
     write_arrays(tmp_path, Posterior(MODEL, draws_of(MODEL)), own, None)
     terms = calibration_record(own, Recalibration(), ())

@@ -11,7 +11,7 @@ GOLDEN = PROJECT / "tests" / "data" / "golden"
 
 
 def test_a_bundle_is_kept_of_every_schema_that_is_read():
-    """And of no other."""
+    """And of no other schema."""
     assert sorted(int(folder.name) for folder in GOLDEN.iterdir() if folder.is_dir()) == sorted(READ_SCHEMA_VERSIONS)
 
 

@@ -39,7 +39,7 @@ MEBIBYTES = 512
 
 @pytest.fixture
 def hostile_store(store: Path, tmp_path: Path) -> Path:
-    """A store whose one version of digits may be altered."""
+    """A store with one version of digits that may be altered."""
     shutil.copytree(store / "digits" / "1", tmp_path / "store" / "digits" / "1")
     return tmp_path / "store"
 
@@ -297,7 +297,7 @@ def test_a_published_bundle_passes_every_check(store):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("ROOT/digits/2/draws: damaged", "digits/2/draws: damaged"),
         ("ROOT: is a file", "the store: is a file"),
@@ -307,10 +307,10 @@ def test_a_published_bundle_passes_every_check(store):
         ("as https://login.example.org/a/b says, 3/4 of them", "as https://login.example.org/a/b says, 3/4 of them"),
     ],
 )
-def test_clients_are_told_names_of_files_and_no_folders_of_the_machine(tmp_path, text, told):
-    """Those of the store are told from there."""
+def test_clients_get_names_of_files_but_no_folders_of_the_machine(tmp_path, text, message):
+    """Paths in the store are relative to it."""
     serving = LiveVersions(tmp_path)
-    assert serving.hide_folders(text.replace("ROOT", str(tmp_path))) == told
+    assert serving.hide_folders(text.replace("ROOT", str(tmp_path))) == message
 
 
 def test_what_a_manifest_says_is_one_printable_line_in_the_log():

@@ -135,13 +135,13 @@ def test_a_version_is_signed_and_verified_by_the_command(run, tmp_path, keys, tr
     folder = publish(tmp_path, "toy")
     before = read_manifest(folder)
     (tmp_path / "toy" / ".signature-of-a-killed-writer").touch()
-    code, out, said = run("sign", "toy", "--key", keys / "release.key", "--store", tmp_path, "--json")
-    assert code == 0, said
+    code, out, stderr = run("sign", "toy", "--key", keys / "release.key", "--store", tmp_path, "--json")
+    assert code == 0, stderr
     assert orjson.loads(out)["signature"] == str(folder / SIGNATURE)
-    code, out, said = run("verify", "toy:1", "--key", keys / "release.pem", "--store", tmp_path, "--json")
-    assert code == 0, said
-    told = orjson.loads(out)
-    assert (told["key"], told["files"]) == (str(keys / "release.pem"), len(before.files) + 1)
+    code, out, stderr = run("verify", "toy:1", "--key", keys / "release.pem", "--store", tmp_path, "--json")
+    assert code == 0, stderr
+    result = orjson.loads(out)
+    assert (result["key"], result["files"]) == (str(keys / "release.pem"), len(before.files) + 1)
     assert load_published(tmp_path, "toy", 1, trusted).manifest == load(folder).manifest == before
     assert not list((tmp_path / "toy").glob(".signature-*"))
 
@@ -171,7 +171,7 @@ def test_a_signature_by_the_library_s_own_command_is_taken(store, keys, trusted)
 
 
 def test_a_folder_of_keys_is_many_trusted_keys(store, keys):
-    """A version by any of them is believed, and it is said whose it is."""
+    """A version by any of them is trusted, and the key is named."""
     both = read_public_keys(keys)
     sign_published(store, "toy", 2, keys / "other.key")
     signers = [verify_published(store, "toy", version, both)[1].name for version in (1, 2)]
@@ -187,20 +187,20 @@ def test_larger_curves_sign_too(store, tmp_path, curve):
 
 
 def test_a_key_with_a_password(run, store, tmp_path):
-    """From a file, or asked for; a wrong one is said in one line."""
+    """From a file; a wrong one is reported in one line."""
     private, public = write_pair(tmp_path, "hidden", password=b"open sesame")
     for name, content in (("right", "open sesame\n"), ("wrong", "open barley\n"), ("empty", "\n")):
         (tmp_path / name).write_text(content)
-    asked = ("sign", "toy:1", "--store", store, "--key", private)
-    code, _, said = run(*asked, "--password-file", tmp_path / "wrong")
-    assert (code, said.startswith(f"abstain: {private}: key: expected a private key")) == (1, True), said
-    code, _, said = run(*asked, "--password-file", tmp_path / "empty")
-    assert (code, f"{tmp_path / 'empty'}: password: expected a password" in said) == (1, True), said
-    assert run(*asked, "--password-file", tmp_path / "right")[0] == 0
+    command = ("sign", "toy:1", "--store", store, "--key", private)
+    code, _, stderr = run(*command, "--password-file", tmp_path / "wrong")
+    assert (code, stderr.startswith(f"abstain: {private}: key: expected a private key")) == (1, True), stderr
+    code, _, stderr = run(*command, "--password-file", tmp_path / "empty")
+    assert (code, f"{tmp_path / 'empty'}: password: expected a password" in stderr) == (1, True), stderr
+    assert run(*command, "--password-file", tmp_path / "right")[0] == 0
     assert verify_published(store, "toy", 1, read_public_keys(public))[1] == public
 
 
-def test_a_password_is_asked_for(run, store, tmp_path, monkeypatch):
+def test_a_password_is_requested(run, store, tmp_path, monkeypatch):
     """Where the key needs one and no file is given."""
     private, _ = write_pair(tmp_path, "hidden", password=b"open sesame")
     monkeypatch.setattr("typer.prompt", lambda *_, **__: "open sesame")
@@ -462,7 +462,7 @@ def test_the_manifest_that_was_verified_is_the_one_that_is_loaded(store, trusted
 
 
 def unfit_keys(folder, keys):
-    """Paths that are no trusted keys, and what is said of them."""
+    """Paths that are not trusted keys, and the error for each."""
     _, rsa_public = write_pair(folder, "rsa", rsa.generate_private_key(65537, 2048))
     _, edwards = write_pair(folder, "edwards", ed25519.Ed25519PrivateKey.generate())
     _, koblitz = write_pair(folder, "koblitz", ec.generate_private_key(ec.SECP256K1()))
@@ -516,20 +516,20 @@ def test_a_link_to_a_key_is_followed(keys, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["model_signing", "OpenSSL"])
-def test_a_missing_library_is_said_in_one_line(original, keys, missing):
-    """Of the server's command before anything starts, of `sign` and of `verify`: how to install it."""
+def test_a_missing_library_is_reported_in_one_line(original, keys, missing):
+    """By the server's command before anything starts, by `sign` and by `verify`: how to install it."""
     code = f"""
 import sys
 sys.modules[{missing!r}] = None
 from abstain.service.commands.cli import main
 main()
 """
-    asked = [
+    commands = [
         ("serve", "--store", original),
         ("sign", "toy:1", "--key", keys / "release.key", "--store", original),
         ("verify", "toy:1", "--key", keys / "release.pem", "--store", original),
     ]
-    for arguments in asked if missing == "model_signing" else asked[-1:]:
+    for arguments in commands if missing == "model_signing" else commands[-1:]:
         result = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
             env={**os.environ, "ABSTAIN_TRUSTED_KEYS": str(keys / "release.pem")},
@@ -593,17 +593,17 @@ def test_a_server_serves_the_signed_version_and_refuses_the_others_by_name(stric
     expected = {f"{name}:1": "refused" for name in ("unsigned", "foreign", "rewritten", "pipe")}
     assert states == {"sound:1": "ready", "sound:2": "idle", **expected}
     assert (listed["sound", 1]["why"], listed["sound", 1]["sound"]) == (None, True)
-    for name, said in (
+    for name, reason in (
         ("unsigned", "unsigned/1: is not signed: expected model.sig"),
         ("foreign", "foreign/1/model.sig: is not by a trusted key"),
         ("rewritten", "rewritten/1/model.sig: does not fit the version"),
         ("pipe", "pipe/1/model.sig: is no regular file"),
     ):
-        assert listed[name, 1]["why"].startswith(said)
+        assert listed[name, 1]["why"].startswith(reason)
         assert (listed[name, 1]["digest"], listed[name, 1]["sound"]) == (None, False)
         answer = httpx.post(f"{strict.url}/predict", json={"model": name, "inputs": [[0.0]]}, timeout=PATIENCE)
         assert answer.status_code == 503
-        assert f"{name}:1 is refused: {said}" in answer.json()["error"]
+        assert f"{name}:1 is refused: {reason}" in answer.json()["error"]
     answer = httpx.post(f"{strict.url}/predict", json={"model": "sound", "inputs": [[0.0]]}, timeout=PATIENCE)
     assert answer.status_code == 200
     assert np.isfinite(answer.json()["predictions"][0]["mean"])
@@ -627,7 +627,7 @@ def test_refusals_are_counted(strict):
 
 
 def test_a_server_that_trusts_no_key_serves_all_but_what_is_no_file(mixed, tmp_path):
-    """Nobody has asked for signatures."""
+    """No signatures are required."""
     for name in ("unsigned", "foreign"):
         shutil.copytree(mixed / name, tmp_path / name)
     UNTRUSTED["a named pipe"][0](Path(shutil.copytree(mixed / "foreign", tmp_path / "pipe")) / "1", None)
@@ -646,7 +646,7 @@ def test_a_server_that_has_refused_everything_is_not_ready(mixed, trusted, tmp_p
     assert why.startswith("unsigned:1: unsigned/1: is not signed: ")
 
 
-def test_a_signed_version_whose_fit_fell_short_is_refused_for_that(run, original, keys, trusted, monkeypatch):
+def test_a_signed_version_with_shortfalls_is_refused_for_them(run, original, keys, trusted, monkeypatch):
     """Under `require_sound`, by the server and by its command: a signature says who made it, not how well."""
     serving = LiveVersions(original, trusted=trusted, require_sound=True)
     serving.load_all(buckets=(1,))
@@ -661,15 +661,15 @@ def test_the_commands_refuse_what_no_trusted_key_has_signed(run, mixed, keys, tm
     """`serve` where nothing is left to serve, and `predict`."""
     monkeypatch.setenv("ABSTAIN_TRUSTED_KEYS", str(keys / "release.pem"))
     shutil.copytree(mixed / "unsigned", tmp_path / "store" / "unsigned")
-    code, _, said = run("serve", "--store", tmp_path / "store")
+    code, _, stderr = run("serve", "--store", tmp_path / "store")
     assert code == 1
     assert f"no version to serve: found {tmp_path}/store/unsigned/1: is not signed" in said
     np.savez(tmp_path / "rows.npz", x=np.zeros((3, 1)))
-    asked = ("--data", tmp_path / "rows.npz", "--out", tmp_path / "out.csv", "--store", mixed)
-    code, _, said = run("predict", "unsigned", *asked)
-    assert (code, "unsigned/1: is not signed: expected model.sig" in said) == (1, True)
+    command = ("--data", tmp_path / "rows.npz", "--out", tmp_path / "out.csv", "--store", mixed)
+    code, _, stderr = run("predict", "unsigned", *command)
+    assert (code, "unsigned/1: is not signed: expected model.sig" in stderr) == (1, True)
     assert not (tmp_path / "out.csv").exists()
-    assert run("predict", "sound", *asked)[0] == 0
+    assert run("predict", "sound", *command)[0] == 0
 
 
 def test_the_command_says_what_it_refuses_before_it_starts(run, mixed, keys, monkeypatch):
@@ -684,8 +684,8 @@ def test_the_command_says_what_it_refuses_before_it_starts(run, mixed, keys, mon
     monkeypatch.setattr("abstain.service.commands.serve._check_port", lambda *_: None)
     monkeypatch.setattr("os.environ", {**os.environ, "ABSTAIN_TRUSTED_KEYS": "release.pem"})
     monkeypatch.chdir(keys)
-    code, _, said = run("serve", "--store", mixed)
+    code, _, stderr = run("serve", "--store", mixed)
     assert (code, started) == (0, [str(keys / "release.pem")])
     assert "loading sound:1; address " in said
     for name in ("foreign", "pipe", "rewritten", "unsigned"):
-        assert f"{mixed}/{name}/1" in said
+        assert f"{mixed}/{name}/1" in stderr

@@ -47,12 +47,12 @@ def publish_some(store, name="toy", count=1):
 
 
 def leftovers(store, name="toy"):
-    """What lies in a model's folder beside its versions, labels and lock."""
+    """The entries of a model's folder except its versions, labels and lock."""
     return sorted(path.name for path in (store / name).iterdir() if path.name.startswith(".") and path.name != LOCK)
 
 
 def test_versions_count_from_one(tmp_path):
-    """Each model has its own numbers, and ten comes after nine; what was written is there, with nothing beside it."""
+    """Each model has its own numbers, and ten comes after nine; what was written is there, and nothing else."""
     assert (model_names(tmp_path / "store"), list(tmp_path.iterdir())) == ([], [])
     assert publish_some(tmp_path, "toy", 11) == versions(tmp_path, "toy") == list(range(1, 12))
     assert (publish_some(tmp_path, "other"), versions(tmp_path, "nosuch")) == ([1], [])
@@ -76,7 +76,7 @@ def test_what_is_no_version_is_not_listed(tmp_path):
 @pytest.mark.parametrize("stage", ["write", "seal"])
 @pytest.mark.parametrize("failure", [ValueError("diverged"), KeyboardInterrupt()])
 def test_a_failing_writer_leaves_nothing(tmp_path, stage, failure):
-    """Its error comes through, no version is listed, no file stays, and the next one gets the number."""
+    """Its error is raised, no version is listed, no file stays, and the next one gets the number."""
 
     def fail(folder, version=None):
         (folder / "half").write_text("half")
@@ -136,8 +136,8 @@ def test_threads_that_publish_at_once_get_different_versions(tmp_path):
 def test_processes_that_publish_at_once_get_different_versions(tmp_path):
     """Three processes, five versions each: 1 to 15."""
     writers = [start(tmp_path, 5, subprocess.DEVNULL) for _ in range(3)]
-    told = "".join(writer.communicate(timeout=PATIENCE)[0] for writer in writers)
-    found = [int(word) for word in told.split() if word != "writing"]
+    output = "".join(writer.communicate(timeout=PATIENCE)[0] for writer in writers)
+    found = [int(word) for word in output.split() if word != "writing"]
     assert sorted(found) == versions(tmp_path, "toy") == list(range(1, 16))
     assert leftovers(tmp_path) == []
 
@@ -190,7 +190,7 @@ BAD += ["a@", "a@1", "a@b/c", "a@b@c", "a:1:2", ":1", "@stable", "a:9999999999",
 
 @pytest.mark.parametrize("text", BAD)
 def test_anything_else_is_no_reference(tmp_path, text):
-    """Refused before the file system is asked, with the three forms and what was found."""
+    """Refused before the file system is used, with the three forms and what was found."""
     for ask in (parse_reference, lambda text: resolve(tmp_path, text)):
         with pytest.raises(UnknownModel) as error:
             ask(text)
@@ -219,7 +219,7 @@ def test_a_bare_name_is_stable_or_else_the_newest(tmp_path):
         ("other@canary", "other has no label 'canary'; abstain label other:VERSION LABEL sets one"),
     ],
 )
-def test_what_is_not_there_is_named_beside_what_is(tmp_path, text, message):
+def test_an_error_names_what_is_missing_and_what_exists(tmp_path, text, message):
     """Unknown models, versions and labels, and those there are."""
     publish_some(tmp_path, "toy", 2)
     publish_some(tmp_path, "other")
@@ -242,7 +242,7 @@ def test_labels_move_and_stable_rolls_back_twice(tmp_path):
 
 
 def test_labels_are_json_that_others_can_read(tmp_path):
-    """The file is what the documentation shows, readable by all, with nothing left beside it."""
+    """The file is what the documentation shows, readable by all, and no draft is left."""
     publish_some(tmp_path, count=2)
     for version in (1, 2, 2):
         set_label(tmp_path, "toy", version, "stable")
@@ -262,7 +262,7 @@ def test_a_vanished_version_is_rolled_over(tmp_path):
 
 
 def test_rolling_back_to_where_one_is_is_no_rollback(tmp_path):
-    """Stable was 1, 2, and 1 again; 2 is gone: nothing else is left to put back, and that is said."""
+    """Stable was 1, 2, and 1 again; 2 is gone: nothing else is left to put back, and the error reports it."""
     publish_some(tmp_path, count=2)
     for version in (1, 2, 1):
         set_label(tmp_path, "toy", version, "stable")
@@ -280,7 +280,7 @@ def test_stable_rolls_back_and_forth_as_it_was_moved(tmp_path):
 
 
 def test_a_label_at_a_vanished_version_is_refused_not_guessed(tmp_path):
-    """A bare name whose `@stable` is gone is not quietly the newest."""
+    """If `@stable` is gone, a bare name is not silently the newest version."""
     publish_some(tmp_path, count=2)
     set_label(tmp_path, "toy", 1, "stable")
     shutil.rmtree(tmp_path / "toy" / "1")

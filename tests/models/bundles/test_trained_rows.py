@@ -36,7 +36,7 @@ def test_float32_and_float64_files_of_the_same_rows_are_the_same():
     assert find_trained(trained, PLAIN, np.array([[-0.0, -np.nan, 1, 2, 3]])).all()
 
 
-def test_rows_with_an_offset_are_told_apart():
+def test_rows_with_an_offset_are_distinguished():
     """Seconds since 1970 that float32 merges are hashed as the program sees them, with the offset taken off."""
     x = 1.7e9 + np.arange(200.0)[:, None]
     terms = Preprocessing(origin=(1.7e9,), unit=(50.0,))
@@ -44,7 +44,7 @@ def test_rows_with_an_offset_are_told_apart():
     assert (trained.repeats, find_trained(trained, terms, x).sum()) == (0, 100)
 
 
-def test_repeats_are_the_share_of_calibration_rows_seen_in_training():
+def test_repeats_are_the_share_of_calibration_rows_among_training_rows():
     """In a table of eight distinct rows every new row repeats an old one."""
     bits = RNG.integers(0, 2, (400, 3))
     assert hash_training_rows(PLAIN, bits[:300], bits[300:]).repeats == 1
@@ -58,7 +58,7 @@ def test_each_bundle_has_a_key_of_its_own():
     assert one.hashes.nbytes == 4 * len(NUMBERS)
 
 
-def test_hashes_come_back_from_their_file(tmp_path):
+def test_hashes_are_read_from_their_file(tmp_path):
     """And a file of other arrays is refused by name."""
     trained = hash_training_rows(PLAIN, NUMBERS, NUMBERS[:3])
     write_trained(tmp_path, trained)

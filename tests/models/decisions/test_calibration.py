@@ -36,7 +36,7 @@ def scored(scores):
 
 
 def regressed(mean, std):
-    """A regression's prediction, a fifth of whose variance is epistemic."""
+    """A regression's prediction with a fifth of epistemic variance."""
     mean, variance = np.asarray(mean, np.float32), np.square(np.asarray(std, np.float32))
     zeros = np.zeros_like(mean)
     summary = RegressionSummary(mean, 0.8 * variance, 0.2 * variance, zeros, np.zeros((len(mean), 3), np.float32))
@@ -86,8 +86,8 @@ def test_the_decision_is_one_score():
     assert judge(base, only_entropy).reject.tolist() == [True]
 
 
-def test_a_request_may_ask_for_another_percentile_and_coverage():
-    """The calibration's own terms are what holds when nothing is asked."""
+def test_a_request_may_set_another_percentile_and_coverage():
+    """Without them the calibration's own values are used."""
     calibration = calibrated(range(1, 100), percentile=90.0, coverage=0.9)
     judgement = judge(calibration, scored([95]), percentile=98.0, coverage=0.5)
     assert (judgement.percentile, judgement.coverage, judgement.reject.tolist()) == (98.0, 0.5, [False])
@@ -144,7 +144,7 @@ def simulated_coverage(draw, coverage, covers):
     return average(rates)
 
 
-def test_prediction_sets_cover_the_truth_as_often_as_asked():
+def test_prediction_sets_cover_the_truth_at_the_requested_rate():
     """Labels drawn from other probabilities than the predicted: the sets still hold 80 % of them."""
     rng = np.random.default_rng(11)
 
@@ -158,7 +158,7 @@ def test_prediction_sets_cover_the_truth_as_often_as_asked():
     assert abs(rate - 0.8) < 4 * error < 0.02
 
 
-def test_intervals_cover_the_truth_as_often_as_asked():
+def test_intervals_cover_the_truth_at_the_requested_rate():
     """Heavy tails the model knows nothing of: the intervals still hold 90 % of the targets."""
     rng = np.random.default_rng(12)
 
@@ -174,7 +174,7 @@ def test_intervals_cover_the_truth_as_often_as_asked():
 
 
 def test_a_prediction_set_by_hand():
-    """The classes whose probability is at least 1 − the radius; ties belong to the set."""
+    """The classes with a probability of at least 1 − the radius; ties belong to the set."""
     fits = np.linspace(0.95, 0.05, 19)
     prediction = classified(np.stack([fits, 1 - fits], axis=1))
     calibration = calibrate(prediction, np.zeros(19, int), percentile=90.0, coverage=0.5)
@@ -203,7 +203,7 @@ def test_nonconformity_by_hand():
 
 
 def test_an_unknown_decision_is_refused_by_name():
-    """The scores there are, and the one asked for."""
+    """The error lists the existing scores and the requested one."""
     with pytest.raises(CalibrationError) as error:
         calibrated(range(200), decision=Decision(scores=("std", "surprise")))
     assert str(error.value) == f"decision: expected some of {', '.join(NAMES)}, found surprise"
@@ -211,7 +211,7 @@ def test_an_unknown_decision_is_refused_by_name():
 
 @pytest.mark.parametrize("terms", [{"percentile": 99.9}, {"coverage": 0.999}])
 def test_a_split_too_small_for_its_own_terms_is_refused(terms):
-    """Calibration fails when it is made, not when it is first asked."""
+    """Calibration fails when it is made, not when it is first used."""
     with pytest.raises(CalibrationError, match="expected at least 999 rows, found 998 rows"):
         calibrated(range(998), **terms)
 

@@ -132,9 +132,9 @@ def test_rounding_is_forgiven_and_an_improbable_class_is_not(kind, larger):
     rng = np.random.default_rng(4)
     mean = np.full((2_000, 10), 2e-5, np.float32)
     labels = rng.integers(0, 10, 2_000)
-    said = np.where(rng.random(2_000) < 0.02, (labels + 1) % 10, labels)
-    mean[np.arange(2_000), said] = 1 - 9 * 2e-5
-    mean[:, 0] = np.where(said == 0, mean[:, 0], 1e-6)
+    predicted = np.where(rng.random(2_000) < 0.02, (labels + 1) % 10, labels)
+    mean[np.arange(2_000), predicted] = 1 - 9 * 2e-5
+    mean[:, 0] = np.where(predicted == 0, mean[:, 0], 1e-6)
     zeros = np.zeros(2_000, np.float32)
     summary = ClassificationSummary(mean, mean, zeros, zeros, zeros)
     prediction = Prediction(summary, {"std": zeros}, uniform=rng.random(2_000).astype(np.float32))

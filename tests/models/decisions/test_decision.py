@@ -182,20 +182,20 @@ def test_the_rules_are_tippetts_goods_and_wilsons():
     assert np.exp(-mean) == pytest.approx(stats.hmean(p))
 
 
-def test_the_loudest_score_is_the_one_that_adds_most():
+def test_the_main_score_contributes_most():
     """The largest weighed part: shares multiply a sum's parts, and divide p-values."""
 
-    def told(**terms):
+    def main_scores_of(**terms):
         return main_scores(dict(zip(NAMES, contributions(Decision(scores=NAMES, **terms), PARTS), strict=True)))
 
-    assert told() == ["gen", "vim", "knn"]
-    assert told(rule="weighted", weights=(1, 1, 9)) == ["knn", "knn", "knn"]
-    assert told(rule="min", weights=(1, 1, 2)) == ["gen", "knn", "knn"]
-    assert told(rule="harmonic", weights=(1, 4, 1)) == ["gen", "gen", "knn"]
+    assert main_scores_of() == ["gen", "vim", "knn"]
+    assert main_scores_of(rule="weighted", weights=(1, 1, 9)) == ["knn", "knn", "knn"]
+    assert main_scores_of(rule="min", weights=(1, 1, 2)) == ["gen", "knn", "knn"]
+    assert main_scores_of(rule="harmonic", weights=(1, 4, 1)) == ["gen", "gen", "knn"]
 
 
 @pytest.mark.parametrize(
-    ("terms", "said"),
+    ("terms", "message"),
     [
         ({"scores": ()}, "at least 1 item"),
         ({"scores": ("a", "b", "a")}, "every score once, found a, b, a"),
@@ -204,9 +204,9 @@ def test_the_loudest_score_is_the_one_that_adds_most():
         ({"scores": ("a",), "rule": "fisher"}, "'min', 'weighted' or 'harmonic'"),
     ],
 )
-def test_a_decision_that_cannot_be_is_refused(terms, said):
+def test_a_decision_that_cannot_be_is_refused(terms, message):
     """No score, one twice, too few weights, a weight of nothing, a rule that nobody knows."""
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=message):
         Decision(**terms)
 
 
@@ -240,7 +240,7 @@ def tied(rng, rows):
 
 
 def mixed(rng, rows):
-    """A discrete score beside two continuous ones."""
+    """A discrete score and two continuous ones."""
     return np.stack([rng.poisson(1.0, rows), *rng.normal(size=(2, rows))])
 
 
@@ -315,7 +315,7 @@ def test_a_calibration_of_schema_1_rejects_no_more_than_stated(rule):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("rows", [99, 199, 1000])
 def test_no_calibration_row_silences_the_decision(rule, rows):
-    """Columns of 1 to 16 features: a row far outside their ranges is rejected at every percentile that can be asked.
+    """Columns of 1 to 16 features: a row far outside their ranges is rejected at every possible percentile.
 
     `range` is 0 for nearly all rows, and just above 0 for one or two: their excess once set the scale of the tail.
     """
@@ -423,14 +423,16 @@ def test_a_combined_decision_by_hand():
     expected = np.maximum(own, own[::-1]) - np.log(2)
     np.testing.assert_allclose(split.all_scores["combined"], expected, rtol=1e-12)
     new = predicted(np.array([[5, 8.5, 30], [5, 1, 1], [0, 0, 0]]))
-    told = judge(split, new)
+    judgement = judge(split, new)
     evidence_of_std = np.log(2) * np.array([5 / 8, 1, 1]) + np.log1p(np.array([0, 0.5, 22]) / 3.5)
-    np.testing.assert_allclose(told.evidence["std"], evidence_of_std, rtol=1e-6)
-    np.testing.assert_allclose(told.evidence["entropy"], np.log(2) * np.array([5 / 8, 1 / 8, 1 / 8]), rtol=1e-6)
-    np.testing.assert_allclose(told.scores["combined"].value, np.max(list(told.evidence.values()), axis=0) - np.log(2))
+    np.testing.assert_allclose(judgement.evidence["std"], evidence_of_std, rtol=1e-6)
+    np.testing.assert_allclose(judgement.evidence["entropy"], np.log(2) * np.array([5 / 8, 1 / 8, 1 / 8]), rtol=1e-6)
+    np.testing.assert_allclose(
+        judgement.scores["combined"].value, np.max(list(judgement.evidence.values()), axis=0) - np.log(2)
+    )
     # The ⌈10 · 0.8⌉-th smallest of nine.
-    assert told.scores["combined"].threshold.tolist() == pytest.approx([np.sort(expected)[7]] * 3, rel=1e-9)
-    assert told.reject.tolist() == [False, False, True]
-    assert told.main_scores == ["std", "std", "std"]
-    assert told.scores["combined"].p_value.tolist() == [1.0, 0.3, 0.1]
-    assert told.scores["std"].p_value.tolist() == [0.6, 0.2, 0.1]
+    assert judgement.scores["combined"].threshold.tolist() == pytest.approx([np.sort(expected)[7]] * 3, rel=1e-9)
+    assert judgement.reject.tolist() == [False, False, True]
+    assert judgement.main_scores == ["std", "std", "std"]
+    assert judgement.scores["combined"].p_value.tolist() == [1.0, 0.3, 0.1]
+    assert judgement.scores["std"].p_value.tolist() == [0.6, 0.2, 0.1]

@@ -49,7 +49,7 @@ def test_the_threshold_is_the_rank_of_exact_arithmetic(n, percent):
     ],
 )
 def test_ranks_where_floats_would_slip(n, percentile, rank):
-    """Percentiles whose product with n + 1 is a whole number that floats miss."""
+    """For these percentiles the product with n + 1 is a whole number, but not in floats."""
     assert threshold(np.arange(1.0, n + 1), percentile) == rank
 
 
@@ -70,7 +70,7 @@ def test_the_rows_needed_suffice_and_one_less_does_not(level):
 
 @pytest.mark.parametrize(("percentile", "needed"), [("99", 99), ("99.9", 999), ("97.5", 39)])
 def test_too_few_rows_are_refused_with_the_number_needed(percentile, needed):
-    """What was asked, the rows needed, the rows there are, and what to do."""
+    """The request, the rows needed, the rows there are, and how to fix it."""
     with pytest.raises(CalibrationError) as error:
         threshold(np.arange(needed - 1.0), float(percentile))
     assert str(error.value) == (
@@ -86,8 +86,8 @@ def test_a_percentile_beyond_every_split_is_refused_like_any_other(percentile):
         threshold(np.arange(1000.0), percentile)
 
 
-def test_a_refusal_names_the_percentile_that_was_asked():
-    """99.99999 is not rounded to "the 100th percentile", which nobody asked for."""
+def test_a_refusal_names_the_requested_percentile():
+    """99.99999 is not rounded to "the 100th percentile", which was not requested."""
     with pytest.raises(CalibrationError, match=r"99\.99999"):
         threshold(np.arange(1000.0), 99.99999)
 

@@ -76,7 +76,7 @@ def npy(shape, descr="<f8", version=1, pad=""):
 
 
 def archive(path, **members):
-    """An .npz whose members have these bytes."""
+    """An .npz file with these bytes as members."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         for name, content in members.items():
             file.writestr(name.replace("_npy", ".npy"), content)
@@ -107,7 +107,7 @@ def repeated(text, rows):
 
 
 def with_schema(path, table, schema):
-    """A table whose file does not say that its text is a dictionary."""
+    """A table; its file does not state that its text is a dictionary."""
     pq.write_table(table, path, store_schema=False)
     assert pq.read_schema(path) == schema
 
@@ -226,17 +226,17 @@ for path in sorted(folder.iterdir()):
     for door, read in doors.items():
         if door == "predict" and not path.suffix:
             continue
-        before, kind, said = peak(), "AbstainError", ""
+        before, kind, message = peak(), "AbstainError", ""
         signal.alarm(seconds)
         try:
             read(path)
             kind = "read"
         except AbstainError as error:
-            said = str(error)
+            message = str(error)
         except BaseException as error:
-            kind, said = type(error).__name__, str(error)[:300]
+            kind, message = type(error).__name__, str(error)[:300]
         signal.alarm(0)
-        print(json.dumps([path.name, door, kind, said, peak() - before]), flush=True)
+        print(json.dumps([path.name, door, kind, message, peak() - before]), flush=True)
 """
 
 
@@ -262,21 +262,21 @@ def answers(tmp_path_factory):
     folder.mkdir()
     for name, (make, _) in HOSTILE.items():
         make(folder / name)
-    told = child(READER, folder, SECONDS, **{DATA_BYTES: str(LIMIT)})
+    output = child(READER, folder, SECONDS, **{DATA_BYTES: str(LIMIT)})
     shutil.rmtree(folder)
-    return [json.loads(line) for line in told.splitlines()]
+    return [json.loads(line) for line in output.splitlines()]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_is_refused_by_name(answers, name):
     """By fit and by predict: our own error, which names the file and what is wrong, within seconds."""
-    here = {door: (kind, said) for file, door, kind, said, _ in answers if file == name}
+    here = {door: (kind, message) for file, door, kind, message, _ in answers if file == name}
     assert set(here) == ({"fit", "predict"} if "." in name else {"fit"})
-    for kind, said in here.values():
-        assert kind == "AbstainError", said
-        assert f"/{name}" in said
-        assert HOSTILE[name][1] in said
-        assert len(said) < 1000
+    for kind, message in here.values():
+        assert kind == "AbstainError", message
+        assert f"/{name}" in message
+        assert HOSTILE[name][1] in message
+        assert len(message) < 1000
 
 
 def test_hostile_files_take_little_memory(answers):
@@ -323,8 +323,8 @@ for name, arguments in commands.items():
     for path in sorted(folder.iterdir())[:: strides[name]]:
         if path.suffix or name != "predict":
             before, began = peak(), time.monotonic()
-            told = work(arguments(str(path)))
-            print(json.dumps([path.name, name, *told, peak() - before, time.monotonic() - began]), flush=True)
+            result = work(arguments(str(path)))
+            print(json.dumps([path.name, name, *result, peak() - before, time.monotonic() - began]), flush=True)
 """
 
 
@@ -346,8 +346,8 @@ def test_commands_end_with_one_line_for_a_hostile_file(store, hostile_files):
     """
     folder = hostile_files
     path = config(folder.parent, SMALL.replace('source = "sine"', 'target = "y"'))
-    told = child(COMMANDS, folder, store, path, SECONDS, **{DATA_BYTES: str(LIMIT)})
-    answers = [json.loads(line) for line in told.splitlines()]
+    output = child(COMMANDS, folder, store, path, SECONDS, **{DATA_BYTES: str(LIMIT)})
+    answers = [json.loads(line) for line in output.splitlines()]
     assert len({name for name, *_ in answers}) >= 40
     assert {command for _, command, *_ in answers} == {"predict", "evaluate", "fit"}
     for name, command, code, out, err, _, seconds in answers:
@@ -382,7 +382,7 @@ def test_commands_as_processes_end_with_one_line_for_a_hostile_file(store, hosti
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_too_much_is_told_with_the_limit_and_what_to_do(tmp_path, monkeypatch):
+def test_an_error_for_too_much_names_the_limit_and_the_fix(tmp_path, monkeypatch):
     """The bytes found, those allowed, and the setting that allows more; which then does."""
     np.savez(tmp_path / "rows.npz", x=np.zeros((1000, 10)), y=np.zeros(1000))
     monkeypatch.setenv(DATA_BYTES, "50000")
@@ -403,7 +403,7 @@ def test_the_limit_is_four_gigabytes_or_as_set():
 
 
 def test_more_rows_than_memory_are_not_drawn():
-    """An embedded set has as many rows as are asked for."""
+    """An embedded data set has as many rows as requested."""
     with pytest.raises(DataError, match=r"data.calibration_size = 1000000000000: the rows to be drawn take too much"):
         EMBEDDED["sine"](10**12, 0.2)
 
@@ -415,7 +415,7 @@ def test_line_breaks_within_quotes_are_read(tmp_path):
     assert read_table(path).column("y").to_pylist() == ["a\nb", "c\nd"]
 
 
-def test_text_of_a_parquet_file_comes_back_as_it_was(tmp_path):
+def test_text_of_a_parquet_file_is_read_unchanged(tmp_path):
     """Text, gaps, long repeats, categories and numbers, over several row groups; a nested column can be dropped."""
     rows = 200_000
     table = pa.table(
@@ -464,7 +464,7 @@ def config(folder, text=SMALL):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("seed = 1" + "0" * 30, "seed: expected a whole number below 9,223,372,036,854,775,808, found 1000"),
         ("seed = " + "1" * 5000, "is not TOML: found Exceeds the limit"),
@@ -491,17 +491,17 @@ def config(folder, text=SMALL):
     ],
     ids=range(13),
 )
-def test_a_hostile_config_is_refused_by_name(tmp_path, text, told):
+def test_a_hostile_config_is_refused_by_name(tmp_path, text, message):
     """Whatever it holds: the file and what is wrong, in an instant."""
     path = config(tmp_path, text if isinstance(text, bytes) else 'name = "a"\n' + text)
     with within(SECONDS), pytest.raises(ConfigError) as error:
         read_config(path)
-    assert str(error.value).startswith(f"{path}: {told}")
+    assert str(error.value).startswith(f"{path}: {message}")
     assert len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("seed=" + "1" * 5000, "--set: is not TOML"),
         ("seed=" + "[" * 5000, "--set: is nested too deeply"),
@@ -510,11 +510,11 @@ def test_a_hostile_config_is_refused_by_name(tmp_path, text, told):
     ],
     ids=range(4),
 )
-def test_a_hostile_override_is_refused(tmp_path, override, told):
+def test_a_hostile_override_is_refused(tmp_path, override, message):
     """Like the file's own keys."""
     with within(SECONDS), pytest.raises(ConfigError) as error:
         read_config(config(tmp_path), (override,))
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert len(str(error.value)) < 700
 
 
@@ -560,13 +560,13 @@ HMC = ("method={kind='hmc', chains=2, warmup=4, samples=8}",)
 )
 def test_what_no_memory_holds_is_refused_before_the_fit(tmp_path, key, overrides):
     """By the key's name, with what it would need and what the machine has; no file is made."""
-    asked = read_config(config(tmp_path), overrides)
+    settings = read_config(config(tmp_path), overrides)
     with within(SECONDS), pytest.raises(ConfigError) as error:
-        fit(asked, None, tmp_path / "store", silent)
-    said = str(error.value)
-    assert said.startswith(f"config of small: {key}: expected what needs no more than this machine's memory of ")
-    assert f"{memory_of_machine():,} bytes" in said
-    assert " or more; lower it" in said
+        fit(settings, None, tmp_path / "store", silent)
+    message = str(error.value)
+    assert message.startswith(f"config of small: {key}: expected what needs no more than this machine's memory of ")
+    assert f"{memory_of_machine():,} bytes" in message
+    assert " or more; lower it" in message
     assert not (tmp_path / "store").exists()
 
 
@@ -629,10 +629,10 @@ except StoreError as error:
 """
 
 
-def test_what_orbax_raises_for_a_disk_is_told_in_one_line(tmp_path):
+def test_orbax_errors_of_a_disk_become_one_line(tmp_path):
     """A real checkpoint, in a process that may not write so large a file."""
-    said = child(ORBAX, tmp_path)
-    assert said.startswith(f"{tmp_path / 'toy'}: cannot be written: found File too large; free space there")
+    message = child(ORBAX, tmp_path)
+    assert message.startswith(f"{tmp_path / 'toy'}: cannot be written: found File too large; free space there")
     assert left(tmp_path / "toy") == []
 
 
@@ -692,14 +692,14 @@ def test_a_block_on_a_full_disk_names_resume(tmp_path, monkeypatch):
 
 def test_a_fit_on_a_full_disk_names_resume_and_can_be_resumed(tmp_path, monkeypatch):
     """At its very end, when the bundle is written; nothing is done twice."""
-    asked, store, told = read_config(config(tmp_path)), tmp_path / "store", []
+    settings, store, passages = read_config(config(tmp_path)), tmp_path / "store", []
     with monkeypatch.context() as patched:
         patched.setattr("abstain.training.publish.write_arrays", as_tensorstore)
         with pytest.raises(StoreError, match=r"small: cannot be written: found No space left .* --resume"):
-            fit(asked, None, store, silent)
+            fit(settings, None, store, silent)
     assert left(store / "small") == [FOLDER]
-    fit(asked, None, store, lambda done, total, passage="", **_: told.append(passage), resume=True)
-    assert "map" not in told
+    fit(settings, None, store, lambda done, total, passage="", **_: passages.append(passage), resume=True)
+    assert "map" not in passages
     assert versions(store, "small") == [1]
 
 
@@ -767,16 +767,16 @@ def nfs(tmp_path_factory):
 
 def test_locks_hold_on_nfs(tmp_path, nfs):
     """Publishing, labelling, rolling back, and a fit that keeps another out."""
-    told = child(WRITER, tmp_path, LD_PRELOAD=nfs).splitlines()
-    assert told[0] == "1 {'stable': 1}"
-    assert told[1].split(": ")[1].startswith("a fit of the same settings is under way")
-    assert len(told) == 2
+    output = child(WRITER, tmp_path, LD_PRELOAD=nfs).splitlines()
+    assert output[0] == "1 {'stable': 1}"
+    assert output[1].split(": ")[1].startswith("a fit of the same settings is under way")
+    assert len(output) == 2
 
 
-def test_a_file_system_without_locks_is_told(tmp_path, nfs):
+def test_a_file_system_without_locks_is_reported(tmp_path, nfs):
     """The lock's file, the system's reason, and what to do."""
-    (told,) = child(WRITER, tmp_path, LD_PRELOAD=nfs, TEST_HAS_NO_LOCKS="1").splitlines()
-    assert told.startswith(
+    (output,) = child(WRITER, tmp_path, LD_PRELOAD=nfs, TEST_HAS_NO_LOCKS="1").splitlines()
+    assert output.startswith(
         f"{tmp_path / 'toy' / LOCK}: cannot be locked: found {os.strerror(errno.ENOLCK)}; mount its file"
     )
 
@@ -843,9 +843,9 @@ def test_drafts_of_labels_are_swept_but_never_a_living_writers(tmp_path):
 
 def test_what_could_not_be_served_is_refused_before_the_fit(tmp_path):
     """A small network fits into any memory, but a batch of its answers does not: no load would take the bundle."""
-    asked = read_config(config(tmp_path), (*VI, "hidden=[1]", "draws=2000000"))
+    settings = read_config(config(tmp_path), (*VI, "hidden=[1]", "draws=2000000"))
     with within(SECONDS), pytest.raises(ConfigError) as error:
-        fit(asked, None, tmp_path / "store", silent)
+        fit(settings, None, tmp_path / "store", silent)
     assert str(error.value).startswith(
         "config of small: draws: expected a batch that takes at most 4,294,967,296 bytes"
     )

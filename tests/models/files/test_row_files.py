@@ -15,7 +15,7 @@ SEEN = []
 
 
 class Trap:
-    """Tells when it is unpickled."""
+    """Fails the test if it is unpickled."""
 
     def __reduce__(self):
         return SEEN.append, ("unpickled",)
@@ -29,7 +29,7 @@ def refusal(read, *arguments):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_arrays_come_back_as_they_were_written(tmp_path, save):
+def test_arrays_are_read_as_they_were_written(tmp_path, save):
     """Every array by its name, its dtype and its bits."""
     arrays = {"x": np.arange(6, dtype=np.uint8).reshape(2, 3), "y": np.array([0.1, np.nan]), "names": np.array(["a"])}
     save(tmp_path / "rows.npz", **arrays)
@@ -40,7 +40,7 @@ def test_arrays_come_back_as_they_were_written(tmp_path, save):
 
 
 def test_object_arrays_are_refused_and_never_unpickled(tmp_path):
-    """The file's name is told, and nothing in it is run."""
+    """The error names the file, and nothing in it is run."""
     path = tmp_path / "rows.npz"
     np.savez(path, x=np.zeros((2, 2)), y=np.array([Trap(), Trap()], dtype=object))
     assert refusal(read_npz, path) == (
@@ -70,7 +70,7 @@ def test_a_single_array_is_no_npz(tmp_path):
 
 
 def test_a_zip_of_other_files_is_no_npz(tmp_path):
-    """Members that are no arrays do not come back as bytes."""
+    """Members that are not arrays are not returned as bytes."""
     with zipfile.ZipFile(tmp_path / "rows.npz", "w") as file:
         file.writestr("x", "1 2 3")
     assert "expected an .npz of plain arrays" in refusal(read_npz, tmp_path / "rows.npz")
@@ -186,8 +186,8 @@ def test_a_wrong_cell_of_a_csv_is_named_by_row_and_column(tmp_path, text, messag
 
 
 @pytest.mark.parametrize("text", ["age,answer\n1,maybe\n2,true\n", "age,answer\n2,true\n", "age,answer\n2,TRUE\n"])
-def test_a_category_means_the_same_whatever_rows_are_beside_it(tmp_path, text):
-    """A file whose every answer is `true` is read as booleans by some readers; its cells are text all the same."""
+def test_a_category_does_not_depend_on_the_other_rows(tmp_path, text):
+    """Some readers read a column of only `true` as booleans; here its cells are text."""
     columns = (COLUMNS[0], Column(name="answer", categories=("TRUE", "maybe", "true"), missing=1.0))
     last = text.split(",")[-1].strip()
     found = encode_table(columns, read_table(written(tmp_path, text)), "rows.csv")

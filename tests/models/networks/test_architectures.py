@@ -126,7 +126,7 @@ def test_lenet_has_the_layers_of_1998():
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 9), max_size=3), st.integers(1, 6), st.integers(1, 6))
 def test_parameter_shapes_are_those_of_an_initialised_network(hidden, features, outputs):
-    """Shapes are told without computing a parameter, and are right."""
+    """Shapes are right, and no parameter is computed."""
     widths = [features, *hidden, outputs]
     shapes = parameter_shapes(MLPSpec(hidden=tuple(hidden)).build(outputs), (features,))
     found = [shapes[f"Dense_{i}"]["kernel"].shape for i in range(len(shapes))]

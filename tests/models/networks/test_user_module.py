@@ -1,4 +1,4 @@
-"""Somebody's own Linen class: for one example or a batch, allowed or not, fitted, scored and served from disk."""
+"""The user's own Linen class: for one example or a batch, allowed or not, fitted, scored and served from disk."""
 
 import json
 import os
@@ -357,7 +357,7 @@ def test_a_network_first_met_inside_a_program_is_read_as_well(allow):
 
 
 def test_a_spec_survives_json_and_has_a_hash():
-    """What the manifest holds is what was configured; equal specs have equal hashes, different ones are told apart."""
+    """What the manifest holds is what was configured; equal specs have equal hashes, and different specs are not equal."""
     given = ModuleSpec(module="a.b:C", arguments={"widths": [1, [2.0, None]], "kind": {"x": True}})
     assert TypeAdapter(NetworkSpec).validate_json(given.model_dump_json()) == given
     assert hash(given) == hash(given.model_copy())
@@ -407,7 +407,7 @@ def test_arguments_that_no_manifest_holds_are_refused(arguments):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "told"),
+    ("name", "arguments", "message"),
     [
         ("Missing", {}, r"network, .*own_nets.py: no class 'Missing': expected one of .*Batch"),
         ("function", {}, r"'function' is no flax.linen.Module: expected one of .*, found <function function at"),
@@ -436,9 +436,9 @@ def test_arguments_that_no_manifest_holds_are_refused(arguments):
         ("Ambiguous", {"channels": 8}, r"takes one example and a batch, but gives different outputs for them"),
     ],
 )  # fmt: skip
-def test_a_network_that_cannot_be_served_is_refused_by_name(allow, name, arguments, told):
+def test_a_network_that_cannot_be_served_is_refused_by_name(allow, name, arguments, message):
     """Before anything is fitted: what is wrong with the class, what was expected, and what to do."""
-    assert re.search(told, refusal(name, **arguments))
+    assert re.search(message, refusal(name, **arguments))
 
 
 def test_quiet_dropout_is_taken(allow):
@@ -447,7 +447,7 @@ def test_quiet_dropout_is_taken(allow):
 
 
 @pytest.mark.parametrize(
-    ("module", "told"),
+    ("module", "message"),
     [
         ("no_such_file:C", r"module 'no_such_file' cannot be found: expected no_such_file:C, .*or put the folder that holds"),
         ("own_nets.deeper:C", r"module 'own_nets.deeper' cannot be found: .*PYTHONPATH"),
@@ -457,17 +457,17 @@ def test_quiet_dropout_is_taken(allow):
         ("os:system", r"'system' is no flax.linen.Module: expected a subclass of flax.linen.Module, found <built-in"),
     ],
 )  # fmt: skip
-def test_a_module_that_cannot_be_imported_is_refused(allow, module, told):
-    """Absent, raising, ending the process, or lacking a package of its own: each is told apart."""
+def test_a_module_that_cannot_be_imported_is_refused(allow, module, message):
+    """Absent, raising, ending the process, or lacking a package: each has its own error."""
     allow(module)
-    with pytest.raises(AbstainError, match=told):
+    with pytest.raises(AbstainError, match=message):
         ModuleSpec(module=module).build(2)
 
 
 def test_a_config_names_the_key(tmp_path):
     """The tag of the union, which is also the name of a key, does not hide it."""
     path = tmp_path / "a.toml"
-    for text, told in (
+    for text, message in (
         ('module = "os.system"', "network.module: expected a string that matches pattern"),
         ("", "network.module: the key is missing"),
         ('module = "a:C"\nmodul = 1', "unknown key 'network.modul': expected one of arguments, kind, module"),
@@ -477,7 +477,7 @@ def test_a_config_names_the_key(tmp_path):
         path.write_text(f'name = "a"\n[network]\nkind = "module"\n{text}\n', "utf-8")
         with pytest.raises(ConfigError) as caught:
             read_config(path)
-        assert str(caught.value).startswith(f"{path}: {told}")
+        assert str(caught.value).startswith(f"{path}: {message}")
     path.write_text('name = "a"\n[network]\nkind = "module"\nmodule = "a:C"\narguments = { a = 1 }\n', "utf-8")
     config = read_config(path, ("network.arguments.a=[2]", "module=b.c:D"))
     assert config.network == ModuleSpec(module="b.c:D", arguments={"a": [2]})
@@ -566,8 +566,8 @@ def run(monkeypatch, capsys):
     return run
 
 
-def test_what_imports_nothing_needs_no_leave(run, store, monkeypatch):
-    """`models` and `show` tell of a bundle whose module is neither allowed nor there."""
+def test_commands_that_import_nothing_need_no_permission(run, store, monkeypatch):
+    """`models` and `show` work for a bundle with a module that is neither allowed nor installed."""
     monkeypatch.delenv("ABSTAIN_MODULES", raising=False)
     assert run("models", "--store", store)[0] == 0
     code, out, _ = run("show", "own", "--store", store, "--json")
@@ -579,10 +579,10 @@ def test_what_imports_nothing_needs_no_leave(run, store, monkeypatch):
     }
 
 
-def test_what_imports_needs_leave(run, store, tmp_path, monkeypatch):
-    """`predict` and `evaluate` refuse a bundle whose module is not allowed, or is not there, and say what to do."""
+def test_commands_that_import_need_permission(run, store, tmp_path, monkeypatch):
+    """`predict` and `evaluate` refuse a bundle with a module that is not allowed or not installed, and say how to fix it."""
     np.savez(tmp_path / "rows.npz", x=np.zeros((2, 8, 8)))
-    for entries, told in (("", "set ABSTAIN_MODULES=mynets:SmallCNN"), ("mynets", "'mynets' cannot be found")):
+    for entries, message in (("", "set ABSTAIN_MODULES=mynets:SmallCNN"), ("mynets", "'mynets' cannot be found")):
         monkeypatch.setenv("ABSTAIN_MODULES", entries)
         for command in (
             ("predict", "own", "--data", tmp_path / "rows.npz", "--out", tmp_path / "out.jsonl"),
@@ -590,7 +590,7 @@ def test_what_imports_needs_leave(run, store, tmp_path, monkeypatch):
         ):
             code, out, err = run(*command, "--store", store)
             assert (code, out) == (1, "")
-            assert told in err
+            assert message in err
             assert len(err.splitlines()) == 1
 
 

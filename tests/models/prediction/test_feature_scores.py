@@ -85,7 +85,7 @@ def by_hand(name, row, label):
     """Every feature score of one row by its definition, in loops, from the fitted arrays; and the size of a difference's parts."""
     posterior, feature_scores = fitted(name)
     inputs, features, logits, _ = seen(name, row)
-    told, sizes = {}, {}
+    expected, sizes = {}, {}
     for score, fitted_record in feature_scores.records.items():
         record = double(fitted_record)
         terms = []
@@ -93,7 +93,7 @@ def by_hand(name, row, label):
             for h, z, origin, residual, weight in zip(features, by_class(logits), *record, strict=True):
                 across = residual @ residual.T
                 terms.append(weight * np.linalg.norm(across @ (h - origin)) - special.logsumexp(z))
-            told[score] = np.mean(terms)
+            expected[score] = np.mean(terms)
         elif score in {"relative_mahalanobis", "mahalanobis"}:
             for h, components, within, overall, means, mean in zip(features, *record, strict=True):
                 place = unit(h) @ components
@@ -101,11 +101,11 @@ def by_hand(name, row, label):
                 near = min(((place @ within - own) ** 2).sum() for own in means.T)
                 terms.append(near - far if score == "relative_mahalanobis" else np.sqrt(far))
                 sizes[score] = max(sizes.get(score, 0), far)
-            told[score] = np.mean(terms)
+            expected[score] = np.mean(terms)
         elif score == "subspace":
             x = unit(inputs) if record.unit else inputs
             basis, mean = record.basis[:, label], record.means[label]
-            told[score] = np.linalg.norm((x - mean) - basis @ (basis.T @ (x - mean)))
+            expected[score] = np.linalg.norm((x - mean) - basis @ (basis.T @ (x - mean)))
         elif score in {"local_subspace", "feature_subspace"}:
             own_view = inputs if score == "local_subspace" else features
             x = (unit(own_view) if record.unit else own_view).ravel()
@@ -114,19 +114,19 @@ def by_hand(name, row, label):
             for cluster in np.flatnonzero(record.labels == label):
                 centred, basis = place - record.centres[:, cluster], record.basis[:, :, cluster]
                 residuals.append(np.linalg.norm(centred - basis @ (basis.T @ centred)))
-            told[score], sizes[score] = min(residuals), 1e-3 * np.linalg.norm(place)
+            expected[score], sizes[score] = min(residuals), 1e-3 * np.linalg.norm(place)
         elif score in {"knn", "input_knn"}:
             own_view = features if score == "knn" else inputs
             x = (unit(own_view) if record.unit else own_view).ravel()
             place = (x - record.mean) @ record.components
-            told[score] = min(np.linalg.norm(place - known) for known in record.bank)
+            expected[score] = min(np.linalg.norm(place - known) for known in record.bank)
         elif score == "range":
             flat, outside = np.asarray(row, np.float64).ravel(), []
             for value, low, high in zip(flat, record.low, record.high, strict=True):
                 outside.append(max(low - value, value - high, 0) / (high - low))
-            told[score] = max(outside)
-    assert set(told) == set(OF_TASK[posterior.model.law.task])
-    return told, sizes
+            expected[score] = max(outside)
+    assert set(expected) == set(OF_TASK[posterior.model.likelihood_functions.task])
+    return expected, sizes
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -356,7 +356,7 @@ def test_points_ever_farther_off_are_finite_and_ordered(name, direction):
     row = CASES[name][1].x[direction].astype(np.float64) + 1.0
     rows = np.stack([factor * row for factor in FACTORS])
     prediction = predictor_of(name)(rows)
-    task = CASES[name][0].law.task
+    task = CASES[name][0].likelihood_functions.task
     assert set(prediction.scores) == {*SCORES[task], *OF_TASK[task]}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(prediction))
     mean = np.asarray(prediction.summary.mean)
@@ -440,18 +440,18 @@ def test_a_calibration_split_of_one_class_judges_the_absurd(rule):
         decision=Decision(scores=names, rule=rule),
         percentile=90.0,
     )
-    told = judge(split, predictor_of("mlp")(np.stack([1e3 * (rows[0] + 1), 1e6 * (rows[0] + 1)])))
-    assert told.reject.tolist() == [True, True]
-    for score in told.scores.values():
+    judgement = judge(split, predictor_of("mlp")(np.stack([1e3 * (rows[0] + 1), 1e6 * (rows[0] + 1)])))
+    assert judgement.reject.tolist() == [True, True]
+    for score in judgement.scores.values():
         assert np.isfinite(score.value).all()
         assert np.all((score.p_value > 0) & (score.p_value <= 1))
-    assert all(np.isfinite(values).all() for values in told.evidence.values())
-    assert told.scores["combined"].value[0] < told.scores["combined"].value[1]
+    assert all(np.isfinite(values).all() for values in judgement.evidence.values())
+    assert judgement.scores["combined"].value[0] < judgement.scores["combined"].value[1]
 
 
 @pytest.mark.parametrize("scale", [1e-37, 1e-20, 1.0, 1e20, 1e30, 3e38])
 def test_norms_neither_overflow_nor_vanish(scale):
-    """Lengths whose squares float32 cannot hold; a unit vector of them; zeros stay zeros."""
+    """Lengths with squares that overflow float32; their unit vectors; zeros stay zeros."""
     x = jnp.asarray([0.6 * scale, 0.0, -0.8 * scale], jnp.float32)
     assert float(norm(x)) == pytest.approx(scale, rel=1e-5)
     np.testing.assert_allclose(unit_length(x), [0.6, 0, -0.8], rtol=1e-5)
@@ -461,7 +461,7 @@ def test_norms_neither_overflow_nor_vanish(scale):
 @pytest.mark.parametrize("spread", [0.5, 3.0])
 @pytest.mark.parametrize("offset", [0, 10, 100, 300, 1000, 2000])
 def test_a_table_far_from_zero_has_residuals(offset, spread):
-    """Raw features, a mean of hundreds beside a spread of one: what the subspaces leave over is what they leave at 0."""
+    """Raw features with a mean of hundreds and a spread of one: the residuals equal those at mean 0."""
     rng = np.random.default_rng(8)
     x = rng.normal(0, spread, (900, 8)) * np.geomspace(1, 0.3, 8)
     labels = rng.integers(0, 3, 900)
@@ -545,7 +545,7 @@ def test_buckets_score_within_a_millionth(name):
 
 @pytest.mark.parametrize("name", ["Batch", "NoDense", "Scanned", "Tokens"])
 def test_networks_of_ones_own_have_every_density(name, tmp_path, monkeypatch):
-    """A batch module, and those whose outputs stand in for features: fitted, compiled, finite, and as the loops."""
+    """A batch module, and modules without features: fitted, compiled, finite, and as the loops."""
     from abstain.models.networks.user_module import ModuleSpec
 
     (tmp_path / "densities_of_mine.py").write_text(CLASSES)

@@ -161,7 +161,7 @@ def by_hand(name):
     """Summary and scores of 33 rows by the loop, in float64."""
     model, posterior = MODELS[name], posterior_of(MODELS[name])
     outputs = looped(posterior, rows_of(name)[:33])
-    if model.law.task == "classification":
+    if model.likelihood_functions.task == "classification":
         return classes_by_hand(outputs, model.likelihood == "bernoulli")
     return numbers_by_hand(outputs, posterior.draws.get("noise"), model.preprocessing)
 
@@ -259,7 +259,7 @@ def test_calling_a_predictor_compiles_nothing():
 
 
 def test_an_answer_is_numpy():
-    """What comes out waits for no device and holds no padding: numpy, one row for each row."""
+    """The result is numpy arrays on the host without padding, one row for each row."""
     found = jax.tree.leaves(predictor_of("mlp", SMALL)(IMAGES[:3]))
     assert {(type(leaf), len(leaf), leaf.dtype.name) for leaf in found} == {(np.ndarray, 3, "float32")}
 

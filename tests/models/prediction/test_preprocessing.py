@@ -55,7 +55,7 @@ def test_standardising_is_sklearns():
 
 
 def test_categories_become_sklearns_one_hot_blocks():
-    """Numeric columns come first, standardised, then a block per category."""
+    """Standardised numeric columns first, then a block for each column of categories."""
     rows = np.array([[20, 0, 1.5], [45, 2, 2.0], [30, 1, 1.0]])
     numbers = (rows[:, [0, 2]] - [30, 1.5]) / [10, 0.25]
     blocks = OneHotEncoder(categories=[range(3)], sparse_output=False).fit_transform(rows[:, [1]])

@@ -1,4 +1,4 @@
-"""Equal rows get equal answers: in every batch size, beside any neighbours, and on processors that round otherwise."""
+"""Equal rows get equal predictions: in every batch size, with any other rows, and on processors that round differently."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ def answers(bundle, rows, bucket):
 
 
 def test_equal_rows_get_equal_answers_in_every_batch_size(passengers):
-    """Distinct rows in another order, and so beside others, in batches of 1 to 128, against batches of 256."""
+    """Distinct rows in another order, and so among others, in batches of 1 to 128, against batches of 256."""
     folder, rows = passengers
     bundle = load(folder)
     first = answers(bundle, rows, 256)
@@ -92,7 +92,7 @@ def clustered(rng, rows):
     ],
 )
 def test_distinct_rows_get_the_same_verdict_in_every_batch_size(draw, terms, tmp_path):
-    """Where nearly all features lie within the subspaces of their clusters, or have many neighbours as near as can be told.
+    """Where nearly all features lie within the subspaces of their clusters, or have many neighbours at nearly the same distance.
 
     Before, 4 % of the first verdicts differed, and 5 % of the second: rounding chose the cluster, and the neighbour.
     """
@@ -115,7 +115,7 @@ def test_distinct_rows_get_the_same_verdict_in_every_batch_size(draw, terms, tmp
 
 
 def test_equal_rows_get_equal_answers_on_another_processor(passengers, tmp_path):
-    """The same bundle under the oldest instruction set and one thread, whose products are rounded otherwise."""
+    """The same bundle under the oldest instruction set and one thread, with other rounding of products."""
     folder, rows = passengers
     np.save(tmp_path / "rows.npy", rows)
     command = [sys.executable, "-c", ANSWERS, str(folder), str(tmp_path / "rows.npy"), "1"]

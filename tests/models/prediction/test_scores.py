@@ -145,7 +145,7 @@ def test_class_scores_grow_as_draws_come_to_disagree():
 
 
 def test_regression_scores_grow_as_draws_come_to_disagree():
-    """Draws whose means part, at one noise: both scores ascend, in the target's units."""
+    """Draws with diverging means and equal noise: both scores ascend, in the target's units."""
     spread = np.array([0.0, 1.0, 5.0], np.float32)
     means = jnp.asarray([[-1], [0], [1]], jnp.float32) * spread
     found = scored(summarise_regression(means, jnp.full_like(means, 0.25)), means[..., None])

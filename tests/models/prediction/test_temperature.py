@@ -59,7 +59,7 @@ def test_no_temperature_moves_a_label(weights, temperature):
 
 
 def test_neighbouring_probabilities_keep_their_order():
-    """Two classes one rounding apart come out equal at T = 20, and the label would be the wrong one."""
+    """Two classes that differ by one rounding become equal at T = 20, and the label would change."""
     half = FLOAT(0.5)
     mean = jnp.array([[np.nextafter(half, FLOAT(0)), half]])
     assert jnp.argmax(jax.nn.softmax(jnp.log(mean) / 20), axis=-1).tolist() == [0]

@@ -167,7 +167,7 @@ def test_the_description_of_a_version_is_that_of_its_bundle(client, name, reques
     manifest, calibration = bundle.manifest, bundle.calibration
     description = client.get(f"/console/models/{name}/versions/1").json()
     assert (description["name"], description["version"], description["digest"]) == (name, 1, manifest.digest)
-    assert description["task"] == manifest.model.law.task
+    assert description["task"] == manifest.model.likelihood_functions.task
     assert tuple(description["class_names"]) == manifest.model.class_names
     assert tuple(description["feature_shape"]) == manifest.model.feature_shape
     assert (description["decision"], description["percentile"]) == (

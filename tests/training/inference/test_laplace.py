@@ -98,7 +98,7 @@ def dense_gauss_newton(problem, z):
     @jax.jit
     def of_row(x):
         outputs = seen(z, x)
-        return jax.jacrev(seen)(z, x), divergence_hessian(model.law, outputs[:-1], outputs[-1])
+        return jax.jacrev(seen)(z, x), divergence_hessian(model.likelihood_functions, outputs[:-1], outputs[-1])
 
     rows = [jax.device_get(of_row(x)) for x in problem.train.x]
     jacobians, lams = (np.stack(column).astype(np.float64) for column in zip(*rows, strict=True))

@@ -122,7 +122,7 @@ def check_subset(model: Model, settings: LaplaceConfig) -> None:
     Raises:
         ConfigError: saying why, and what to use instead.
     """
-    if settings.subset == "diagonal" and model.law.task == "classification":
+    if settings.subset == "diagonal" and model.likelihood_functions.task == "classification":
         raise ConfigError(
             "method.subset",
             expected=f'"last_layer", for likelihood "{model.likelihood}"',
@@ -133,7 +133,7 @@ def check_subset(model: Model, settings: LaplaceConfig) -> None:
 
 def alternative(model: Model) -> str:
     """What to use where `last_layer` cannot be."""
-    if model.law.task == "classification":
+    if model.likelihood_functions.task == "classification":
         return 'use method.kind = "vi" or "ensemble"'
     return 'set method.subset = "diagonal"'
 
