@@ -1,6 +1,6 @@
-"""The Grafana dashboard, as code: `python deploy/grafana/dashboard.py` writes `dashboards/abstain.json`.
+"""The Grafana dashboard as code: `python deploy/grafana/dashboard.py` writes `dashboards/abstain.json`.
 
-Read top-down, as a person at night reads it: is it up, is it asked strange things, is it slow, and why.
+Its rows answer, from top to bottom: is it up, does it get strange rows, is it slow, and why.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 FILE = Path(__file__).with_name("dashboards") / "abstain.json"
 WIDTH = 24
-"""Of the dashboard, in Grafana's columns."""
+"""Width of the dashboard in Grafana's columns."""
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 VERSION = 'model=~"$model",version=~"$version"'
@@ -24,7 +24,7 @@ Steps = tuple[tuple[float, str], ...]
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of Prometheus, and what its lines are called."""
+    """A query of Prometheus, and the legend of its lines."""
 
     expr: str
     legend: str = ""
@@ -32,7 +32,7 @@ class Query:
     instant: bool = False
 
     def as_json(self, ref: str) -> dict[str, Any]:
-        """As Grafana keeps it."""
+        """Returns the query in Grafana's format."""
         return {
             "datasource": SOURCE,
             "editorMode": "code",
@@ -47,16 +47,16 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel without its place.
+    """A panel without its position.
 
     Args:
-        about: what one sees, and when to worry.
+        about: what the panel shows, and which values are a problem.
         unit: Grafana's name of a unit, or "suffix: …".
         base: the colour below all steps.
-        steps: from which value on which colour, ascending.
-        bottom, top: of the axis; None: as the values have it.
-        custom: how lines are drawn.
-        dashed: lines whose names match are levels to compare with, not measurements.
+        steps: values and the colour from each value on, ascending.
+        bottom, top: limits of the axis; None for automatic limits.
+        custom: Grafana's options for lines.
+        dashed: a pattern for the names of lines that are reference levels, not measurements.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class Panel:
     transformations: tuple[dict[str, Any], ...] = ()
 
     def as_json(self, number: int, x: int, y: int) -> dict[str, Any]:
-        """As Grafana keeps it, at its place."""
+        """Returns the panel at a position in Grafana's format."""
         steps = [
             {"color": self.base, "value": None},
             *({"color": color, "value": value} for value, color in self.steps),
@@ -107,7 +107,7 @@ class Panel:
 
 
 def dashed_line(names: str) -> dict[str, Any]:
-    """Draws the lines whose names match dashed and grey."""
+    """Returns the override that draws lines with matching names dashed and grey."""
     return {
         "matcher": {"id": "byRegexp", "options": f"/{names}/"},
         "properties": [
@@ -119,7 +119,7 @@ def dashed_line(names: str) -> dict[str, Any]:
 
 
 def stat(title: str, about: str, expr: str, *, unit: str = "short", base: str = GREEN, steps: Steps = ()) -> Panel:
-    """The newest value, large, on the colour of its threshold."""
+    """Makes a panel with the newest value, large, on the colour of its threshold."""
     options = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "colorMode": "background",
@@ -141,7 +141,7 @@ def lines(
     stacked: bool = False,
     dashed: str | None = None,
 ) -> Panel:
-    """Values over time, with a legend that tells the newest and the largest."""
+    """Makes a panel of values over time; its legend shows the newest and the largest value."""
     custom = {
         "lineWidth": 1,
         "fillOpacity": 25 if stacked else 8,
@@ -158,7 +158,7 @@ def lines(
 
 
 def heat(title: str, about: str, metric: str, unit: str, selector: str = VERSION) -> Panel:
-    """A histogram over time: the darker, the more."""
+    """Makes a panel of a histogram over time; darker cells have more rows."""
     options = {
         "calculate": False,
         "cellGap": 1,
@@ -173,9 +173,9 @@ def heat(title: str, about: str, metric: str, unit: str, selector: str = VERSION
 
 
 def table(title: str, about: str, expr: str, columns: tuple[str, ...], *, width: int = 12, height: int = 8) -> Panel:
-    """The labels of what there is now, as rows."""
-    shown = {"include": {"names": list(columns)}}
-    order = {"indexByName": {name: place for place, name in enumerate(columns)}}
+    """Makes a table of the labels of the current time series."""
+    included = {"include": {"names": list(columns)}}
+    order = {"indexByName": {name: index for index, name in enumerate(columns)}}
     return Panel(
         "table",
         title,
@@ -184,27 +184,27 @@ def table(title: str, about: str, expr: str, columns: tuple[str, ...], *, width:
         width=width,
         height=height,
         options={"showHeader": True, "cellHeight": "sm"},
-        transformations=({"id": "filterFieldsByName", "options": shown}, {"id": "organize", "options": order}),
+        transformations=({"id": "filterFieldsByName", "options": included}, {"id": "organize", "options": order}),
     )
 
 
 def quantiles(metric: str, selector: str = "") -> tuple[Query, ...]:
-    """Median, 95th and 99th percentile of a histogram."""
-    chosen = f"{{{selector}}}" if selector else ""
+    """Returns queries for the median, the 95th and the 99th percentile of a histogram."""
+    labels = f"{{{selector}}}" if selector else ""
     return tuple(
-        Query(f"histogram_quantile({quantile}, sum by (le) (rate({metric}_bucket{chosen}{RATE})))", name)
+        Query(f"histogram_quantile({quantile}, sum by (le) (rate({metric}_bucket{labels}{RATE})))", name)
         for quantile, name in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
     )
 
 
 def rejected_share(by: str) -> str:
-    """Rejected rows of all rows; zero where none was rejected."""
+    """Returns the expression for the share of rejected rows; zero if none was rejected."""
     rows = f"sum by ({by}) (rate(abstain_rows_total{{{VERSION}}}{RATE}))"
     return f"(sum by ({by}) (rate(abstain_rejected_total{{{VERSION}}}{RATE})) or 0 * {rows}) / {rows}"
 
 
 def beyond(percentile: str) -> Query:
-    """The share of rows whose score lies beyond this percentile of the calibration rows."""
+    """Returns a query for the share of rows with a score beyond this percentile of the calibration rows."""
     parts = "sum by (model, version, score) (rate(abstain_score_percentile_"
     return Query(
         f'1 - {parts}bucket{{{VERSION},le="{percentile}"}}{RATE})) / {parts}count{{{VERSION}}}{RATE}))',
@@ -215,17 +215,17 @@ def beyond(percentile: str) -> Query:
 UP = (
     stat(
         "Workers ready",
-        "Workers that have loaded, verified and compiled every served version, of those that there should be. Below 100 % "
-        "for longer than a start takes: GET /readyz says why.",
+        "Share of workers that have loaded, verified and compiled every served version. If it is below 100 % for longer than "
+        "a start takes, GET /readyz says why.",
         "sum(abstain_workers_ready) / sum(abstain_workers)",
         unit="percentunit",
         base=RED,
         steps=((1, GREEN),),
     ),
     stat(
-        "Servers that answer Prometheus",
-        "Share of servers whose /metrics is read. Below 100 %, a server is down or cannot be reached; no value at all means "
-        "that Prometheus watches none.",
+        "Servers that respond to Prometheus",
+        "Share of servers with a readable /metrics. Below 100 %, a server is down or cannot be reached; no value at all means "
+        "that Prometheus has no server to watch.",
         'avg(up{job="abstain"})',
         unit="percentunit",
         base=RED,
@@ -233,19 +233,19 @@ UP = (
     ),
     stat(
         "Alerts",
-        "Firing alerts of abstain; the table below names them. Any is a reason to read on.",
+        "Number of firing alerts of abstain; the table below names them.",
         'count(ALERTS{alertname=~"Abstain.+",alertstate="firing"}) or vector(0)',
         steps=((1, RED),),
     ),
     stat(
         "Requests",
-        "Requests for predictions a second. None where there should be some: look at what stands before the server.",
+        "Requests for predictions per second. If there are none but should be, check the load balancer and the clients.",
         f"sum(rate(abstain_requests_total{{{ANSWERS}}}{RATE}))",
         unit="reqps",
     ),
     stat(
         "Rejected",
-        "Share of rows that the models do not know. At percentile 99 about 1 %; several times that for minutes is strange.",
+        "Share of rejected rows. At percentile 99 it is about 1 %; several times that for minutes is unusual.",
         f"(sum(rate(abstain_rejected_total{{{VERSION}}}{RATE})) or vector(0))"
         f" / sum(rate(abstain_rows_total{{{VERSION}}}{RATE}))",
         unit="percentunit",
@@ -253,21 +253,21 @@ UP = (
     ),
     stat(
         "99th percentile of latency",
-        "99 of 100 answers are faster. The objective is 0.25 s.",
+        "99 of 100 responses are faster. The objective is 0.25 s.",
         quantiles("abstain_request_seconds", ANSWERS)[2].expr,
         unit="s",
         steps=((0.1, YELLOW), (0.25, RED)),
     ),
     table(
         "Alerts that are firing or pending",
-        "Pending: the condition holds, but not for long enough yet. What to do about each is in docs/watching.md.",
+        "Pending: the condition holds, but not for long enough yet. docs/watching.md says how to handle each alert.",
         'ALERTS{alertname=~"Abstain.+"}',
         ("alertname", "alertstate", "severity", "model", "version", "score", "instance"),
     ),
     lines(
         "Workers ready, and how many there should be",
-        "A gap to the dashed line is a worker that starts, or one that cannot load a version. A gap that stays for five "
-        "minutes is an alert.",
+        "A gap to the dashed line means that a worker is starting, or cannot load a version. A gap of five minutes raises an "
+        "alert.",
         Query("abstain_workers_ready", "{{instance}} ready"),
         Query("abstain_workers", "{{instance}} workers"),
         unit="short",
@@ -276,21 +276,22 @@ UP = (
     ),
     lines(
         "Traffic by route",
-        "Every request, probes and scrapes too. A route that falls to nothing is a client that is gone.",
+        "All requests, including probes and scrapes. If a route falls to zero, a client has stopped.",
         Query(f"sum by (route) (rate(abstain_requests_total{RATE}))", "{{route}}"),
         unit="reqps",
         stacked=True,
     ),
     lines(
-        "Answers by code",
-        "Answers to requests for predictions. 4xx are clients' mistakes, but 429 is a full queue; 5xx are ours.",
+        "Responses by code",
+        "Responses to requests for predictions. 4xx are errors of clients, but 429 is a full queue; 5xx are errors of the "
+        "server.",
         Query(f"sum by (code) (rate(abstain_requests_total{{{ANSWERS}}}{RATE}))", "{{code}}"),
         unit="reqps",
         stacked=True,
     ),
     lines(
         "Errors and refusals",
-        "Share of answers that are 5xx, and that are 429 for the queue is full. Above 1 % and 5 % they are alerts.",
+        "Shares of responses with 5xx, and with 429 because the queue is full. Above 1 % and 5 % they raise alerts.",
         *(
             Query(
                 f'(sum(rate(abstain_requests_total{{{ANSWERS},code=~"{code}"}}{RATE})) or vector(0))'
@@ -307,8 +308,8 @@ UP = (
 STRANGE = (
     lines(
         "Rejected rows",
-        "Share of rows rejected by each version, and what it is calibrated to (dashed). Over twice that, by more than chance "
-        "explains, is an alert. Far below it for long: the rows are more familiar than the calibration rows were.",
+        "Share of rows that each version rejects, and the share that it is calibrated to (dashed). Over twice that, by more "
+        "than chance explains, raises an alert. Far below it for long, the rows are more familiar than the calibration rows.",
         Query(rejected_share("model, version"), "{{model}}:{{version}}"),
         Query(
             f"max by (model, version) (version:abstain_reject_ratio:expected{{{VERSION}}})",
@@ -319,7 +320,7 @@ STRANGE = (
     ),
     lines(
         "Rejected rows, by reason",
-        "Rows a second, by the score that spoke loudest. One score alone that rises says what kind of strange it is.",
+        "Rows per second, by the score that contributed most. If a single score rises, it shows in which way rows are strange.",
         Query(
             f"sum by (model, version, reason) (rate(abstain_rejected_total{{{VERSION}}}{RATE}))",
             "{{model}}:{{version}} {{reason}}",
@@ -329,16 +330,16 @@ STRANGE = (
     ),
     lines(
         "Rows by version",
-        "Rows predicted a second. Small numbers make shares jump: look here before you believe them.",
+        "Rows predicted per second. With few rows, shares vary much: check this before you rely on them.",
         Query(f"sum by (model, version) (rate(abstain_rows_total{{{VERSION}}}{RATE}))", "{{model}}:{{version}}"),
         unit="suffix: rows/s",
         stacked=True,
     ),
     lines(
         "Drift: the test martingale against its level",
-        "Evidence, in nats, that rows are not those that the version was calibrated on: of the worst worker, for each score. "
-        "Familiar rows reach the dashed level in at most one start of a hundred (with ABSTAIN_STATE: one version of a hundred, "
-        "in its whole life). Reached: it is drift.",
+        "Evidence, in nats, that rows are unlike those that the version was calibrated on: of the worst worker, for each "
+        "score. Familiar rows reach the dashed level in at most one start of a hundred (with ABSTAIN_STATE: one version of a "
+        "hundred, in its whole life). Above the level, it is drift.",
         Query(f"abstain_drift_log_martingale{{{VERSION}}}", "{{model}}:{{version}} {{score}} {{instance}}"),
         Query(f"max by (model, version) (abstain_drift_alarm_level{{{VERSION}}})", "{{model}}:{{version}} level"),
         unit="suffix: nats",
@@ -348,36 +349,37 @@ STRANGE = (
     lines(
         "Drift: Kolmogorov–Smirnov distance",
         "Largest difference between the distribution functions of a score over the last 1,000 rows and over the calibration "
-        "rows. With as many calibration rows, chance reaches 0.07 once in a hundred looks: it is looked at again and "
-        "again, so believe the martingale first.",
+        "rows. With as many calibration rows, chance exceeds 0.07 in one of a hundred looks. Because it is computed again and "
+        "again, rely on the martingale first.",
         Query(f"abstain_drift_ks{{{VERSION}}}", "{{model}}:{{version}} {{score}} {{instance}}"),
         unit="short",
         steps=((0.1, RED),),
     ),
     lines(
         "Drift: population stability index",
-        "The same windows, by shares of bins, once they have 300 rows. By custom: below 0.1 nothing, up to 0.25 look at it, beyond that it has moved.",
+        "The same windows, by shares of bins, from 300 rows on. By convention: below 0.1 no change, up to 0.25 watch it, above "
+        "0.25 a change.",
         Query(f"abstain_drift_psi{{{VERSION}}}", "{{model}}:{{version}} {{score}} {{instance}}"),
         unit="short",
         steps=((0.1, YELLOW), (0.25, RED)),
     ),
     lines(
         "Drift: p-value of the window",
-        "Of the Kolmogorov–Smirnov distance. For familiar rows it is anywhere between 0 and 1; near 0 for many minutes is not.",
+        "Of the Kolmogorov–Smirnov distance. For familiar rows it varies between 0 and 1; near 0 for many minutes is a change.",
         Query(f"abstain_drift_ks_p_value{{{VERSION}}}", "{{model}}:{{version}} {{score}} {{instance}}"),
         unit="short",
         top=1,
     ),
     lines(
         "Drift: rows watched",
-        "Of the present epoch, of all workers together: at 20,000 a worker begins anew. A few hundred are needed before the "
-        "martingale can say anything; level while there is traffic, watching has failed, and the log says why.",
+        "In the current epoch, of all workers together: a worker starts a new epoch at 20,000. The martingale needs a few "
+        "hundred rows. If the line is flat despite traffic, the drift test has failed, and the log says why.",
         Query(f"abstain_drift_rows{{{VERSION}}}", "{{model}}:{{version}} {{instance}}"),
         unit="suffix: rows",
     ),
     lines(
         "Drift: time since the last crossing",
-        "A line that falls to zero and rises from there is a crossing; within the first hour the alert fires.",
+        "A line that falls to zero and rises again is a crossing; the alert fires in the first hour after it.",
         Query(
             f"time() - (abstain_drift_crossed_timestamp_seconds{{{VERSION}}} > 0)"
             f" or 0 * abstain_drift_crossed_timestamp_seconds{{{VERSION}}}",
@@ -387,45 +389,45 @@ STRANGE = (
     ),
     lines(
         "Scores beyond the calibration's 99th percentile",
-        "Were rows like the calibration rows, percentiles would be uniform and 1 % lie beyond (dashed). More: the far is more "
-        "frequent, for that score.",
+        "For rows like the calibration rows, percentiles are uniform and 1 % is beyond (dashed). Above it, this score has more "
+        "extreme values.",
         beyond("99.0"),
         unit="percentunit",
         steps=((0.01, RED),),
     ),
     lines(
         "Scores beyond the calibration's 90th percentile",
-        "As beside, with 10 % (dashed). It moves before the 99th does when all rows grow a little stranger.",
+        "As the previous panel, with 10 % (dashed). It rises earlier if all rows become a little stranger.",
         beyond("90.0"),
         unit="percentunit",
         steps=((0.1, RED),),
     ),
     lines(
         "Scores beyond the calibration's median",
-        "As beside, with 50 % (dashed). Away from it in either direction: these are other rows, strange or all too easy.",
+        "As the previous panel, with 50 % (dashed). A deviation in either direction means other rows, strange or very easy.",
         beyond("50.0"),
         unit="percentunit",
         steps=((0.5, RED),),
         top=1,
     ),
     heat(
-        "Where scores lie among the calibration's",
-        "Percentiles of all scores together; rows of the picture are of unequal width. A band that darkens at the top is rows "
-        "that are stranger than nearly all calibration rows.",
+        "Percentiles of scores among the calibration's",
+        "Of all scores together; the bands have unequal widths. If the top band becomes darker, there are rows that are "
+        "stranger than nearly all calibration rows.",
         "abstain_score_percentile",
         "suffix: th",
     ),
     heat(
         "Entropy",
-        "Of predictions, in nats: all that is uncertain. Ten classes that are equally likely have 2.3. A second band that "
-        "rises is a second kind of rows.",
+        "Of predictions, in nats: the total uncertainty. Ten equally likely classes have 2.3. A second band at the top means "
+        "a second type of rows.",
         "abstain_entropy_nats",
         "suffix: nats",
     ),
     heat(
         "Mutual information",
-        "What the draws disagree about, in nats: what more training data would remove. Classifiers only. Rising: rows that "
-        "training has not seen.",
+        "The disagreement between draws, in nats, which more training data would reduce. Classifiers only. If it rises, rows "
+        "are unlike the training rows.",
         "abstain_mutual_information_nats",
         "suffix: nats",
     ),
@@ -434,14 +436,15 @@ STRANGE = (
 SLOW = (
     lines(
         "Latency",
-        "From a request's head to its answer's end, of all requests for predictions. The line is the objective, 0.25 s for 99 %.",
+        "From a request's head to the end of its response, for all requests for predictions. The line is the objective, 0.25 s "
+        "for 99 %.",
         *quantiles("abstain_request_seconds", ANSWERS),
         unit="s",
         steps=((0.25, RED),),
     ),
     lines(
         "Latency by route: 99th percentile",
-        "Which door is slow. /metrics and /docs.json are seldom asked and slower; they do not count.",
+        "Shows the slow route. /metrics and /docs.json are rarely requested and slower; they do not count.",
         Query(
             f"histogram_quantile(0.99, sum by (le, route) (rate(abstain_request_seconds_bucket{RATE})))", "{{route}}"
         ),
@@ -449,8 +452,8 @@ SLOW = (
     ),
     lines(
         "Burn rate of the latency objective",
-        "How many times faster than allowed the error budget is spent: share of answers slower than 0.25 s, over 1 %. An alert "
-        "above 14.4 (over 1 h and 5 min) and above 6 (over 6 h and 30 min).",
+        "How many times faster than allowed the error budget is spent: the share of responses slower than 0.25 s, divided by "
+        "1 %. Alerts above 14.4 (over 1 h and 5 min) and above 6 (over 6 h and 30 min).",
         *(
             Query(f"max(job:abstain_slow_answers:ratio_rate{window}) / 0.01", window)
             for window in ("5m", "30m", "1h", "6h")
@@ -460,20 +463,20 @@ SLOW = (
     ),
     lines(
         "Time in the queue",
-        "What a request waits before it is computed. As long as the latency: there is more to do than these workers can; else "
-        "it is computing, or long requests.",
+        "The time that a request waits before it is computed. If it is as long as the latency, the workers are overloaded; "
+        "otherwise computing is slow, or requests are large.",
         *quantiles("abstain_queue_seconds"),
         unit="s",
     ),
     heat(
         "Batch sizes",
-        "Rows computed together. Large ones under load are as they should be.",
+        "Rows computed together. Under load, large batches are normal.",
         "abstain_batch_rows",
         "suffix: rows",
     ),
     lines(
         "Rows in a batch, on average",
-        "At 1 requests are computed one by one: the server is idle enough. It grows with load.",
+        "At 1, requests are computed one by one, because the load is low. It grows with load.",
         Query(
             f"sum by (model, version) (rate(abstain_batch_rows_sum{{{VERSION}}}{RATE}))"
             f" / sum by (model, version) (rate(abstain_batch_rows_count{{{VERSION}}}{RATE}))",
@@ -486,33 +489,33 @@ SLOW = (
 WHY = (
     lines(
         "CPU per worker",
-        "Cores in use. At its share of the cores, a worker computes all the time, and what arrives must wait.",
+        "Cores in use. If a worker uses its full share of the cores, new requests must wait.",
         Query(f"rate(abstain_worker_cpu_seconds{RATE})", "{{instance}} worker {{worker}}"),
         unit="suffix: cores",
     ),
     lines(
         "Memory per worker",
-        "Resident bytes. Level once the versions are loaded; a steady rise ends in the kernel's kill.",
+        "Resident bytes. Constant after the versions are loaded; after a steady rise, the kernel kills the worker.",
         Query("abstain_worker_memory_bytes", "{{instance}} worker {{worker}}"),
         unit="bytes",
     ),
     lines(
         "Workers replaced",
-        "A worker's CPU seconds fell: another has taken its place. Now and then is a deployment; again and again is not.",
+        "A worker's CPU seconds fell, so another worker has replaced it. Normal at a deployment, but not again and again.",
         Query(f"resets(abstain_worker_cpu_seconds{RATE})", "{{instance}} worker {{worker}}"),
         unit="short",
     ),
     lines(
         "Compiled programs",
-        "Programs that XLA compiled. It rises at a start and where a worker is replaced, and never otherwise: then a request "
-        "waits for a compiler, which is a fault of abstain's.",
+        "Programs that XLA compiled. It rises at a start and when a worker is replaced. At other times, a request waits for "
+        "the compiler, which is a bug in abstain.",
         Query("sum by (instance) (abstain_compiles_total)", "{{instance}}"),
         unit="short",
     ),
     lines(
         "Loads of versions",
-        "How often each version was loaded, or could not be, by all workers since the server's start. A line that is failed is "
-        "an alert.",
+        "How often all workers have loaded each version, or failed to, since the server's start. A line of failures raises an "
+        "alert.",
         Query(
             f"sum by (model, version, outcome) (abstain_model_loads_total{{{VERSION}}})",
             "{{model}}:{{version}} {{outcome}}",
@@ -521,32 +524,32 @@ WHY = (
     ),
     lines(
         "Servers by version",
-        "How many servers serve each version. Versions change where one line ends and another begins.",
+        "Number of servers that serve each version. At a change of versions one line ends and another begins.",
         Query(f"sum by (model, version) (abstain_model_info{{{VERSION}}})", "{{model}}:{{version}}"),
         unit="short",
     ),
     table(
         "Versions served",
-        "What answers now: method, number of draws, and the digest that GET /models and every answer name.",
+        "The current versions: method, number of draws, and the digest in GET /models and in every response.",
         f"abstain_model_info{{{VERSION}}} == 1",
         ("model", "version", "method", "draws", "digest", "instance"),
         width=16,
     ),
     lines(
         "Soundness of versions",
-        "1 where a version's fit met every criterion, 0 where it fell short: chains that disagree, a model that has learned "
-        "nothing. A line at 0 is an alert; GET /models names the shortfalls.",
+        "1 if a version's fit met every criterion, 0 if it has shortfalls, such as chains that disagree or a model that has "
+        "learned nothing. A line at 0 raises an alert; GET /models names the shortfalls.",
         Query(f"min by (model, version) (abstain_model_sound{{{VERSION}}})", "{{model}}:{{version}}"),
         unit="short",
         top=1,
     ),
 )
 
-ROWS = (("Is it up?", UP), ("Is it asked strange things?", STRANGE), ("Is it slow?", SLOW), ("Why?", WHY))
+ROWS = (("Is it up?", UP), ("Does it get strange rows?", STRANGE), ("Is it slow?", SLOW), ("Why?", WHY))
 
 
-def placed() -> list[dict[str, Any]]:
-    """All panels, row by row, each beside the last one as long as there is room."""
+def place_panels() -> list[dict[str, Any]]:
+    """Returns all panels, row by row, each to the right of the previous one while there is space."""
     panels: list[dict[str, Any]] = []
     y = 0
     for title, row in ROWS:
@@ -562,13 +565,13 @@ def placed() -> list[dict[str, Any]]:
 
 
 def heading(number: int, title: str, y: int) -> dict[str, Any]:
-    """The title of a row of panels."""
-    place = {"x": 0, "y": y, "w": WIDTH, "h": 1}
-    return {"id": number, "type": "row", "title": title, "collapsed": False, "gridPos": place, "panels": []}
+    """Returns the title of a row of panels."""
+    position = {"x": 0, "y": y, "w": WIDTH, "h": 1}
+    return {"id": number, "type": "row", "title": title, "collapsed": False, "gridPos": position, "panels": []}
 
 
 def variable(name: str, label: str, query: str) -> dict[str, Any]:
-    """A choice among a label's values, all of them at first."""
+    """Returns a variable for the selection of a label's values; all are selected by default."""
     return {
         "name": name,
         "label": label,
@@ -586,7 +589,7 @@ def variable(name: str, label: str, query: str) -> dict[str, Any]:
 
 
 def annotation(name: str, expr: str, title: str, color: str) -> dict[str, Any]:
-    """A mark in every panel where a query has a value."""
+    """Returns an annotation: a mark in every panel at the times when a query has a value."""
     return {
         "name": name,
         "datasource": SOURCE,
@@ -599,13 +602,13 @@ def annotation(name: str, expr: str, title: str, color: str) -> dict[str, Any]:
 
 
 def dashboard() -> dict[str, Any]:
-    """The whole dashboard, as Grafana reads it."""
+    """Returns the whole dashboard in Grafana's format."""
     source = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "refresh": 1}
     now, before = (f"group by (model, version) (abstain_model_info{when} == 1)" for when in ("", " offset 1m"))
     return {
         "uid": "abstain",
         "title": "abstain",
-        "description": "A model server that knows when to say: I don't know. What to do at night: docs/watching.md.",
+        "description": "A model server that rejects rows it does not know. How to handle alerts: docs/watching.md.",
         "tags": ["abstain"],
         "schemaVersion": 39,
         "version": 1,
@@ -639,12 +642,12 @@ def dashboard() -> dict[str, Any]:
             ]
         },
         "links": [],
-        "panels": placed(),
+        "panels": place_panels(),
     }
 
 
 def text() -> str:
-    """The file's content."""
+    """Returns the content of the dashboard's file."""
     return json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -47,7 +47,7 @@ SQUARED_TOLERANCE = 1e-6
 NEGLIGIBLE = 1e-5
 """A neighbour that is nearer by less than this share of the squared distance does not change the score beyond its tolerance."""
 SINGLE_NEIGHBOURS = 4
-"""Number of neighbours whose distance is computed one by one; after that, all distances are computed."""
+"""Number of distances that are computed one by one; after that, all distances are computed."""
 INPUT_ROUNDING = 4 * float(np.finfo(np.float32).eps)
 """Rounding error of an input relative to its size; it is large after subtracting a mean far from zero."""
 
@@ -140,7 +140,7 @@ def _local_residual(record: LocalSubspaces, x: Array, label: Array) -> Scalar:
         squared = ((centred - basis @ (centred @ basis)) ** 2).sum()
         return jnp.where(jnp.arange(least.size) == nearest, jnp.inf, least), jnp.minimum(best, squared)
 
-    # Computes the exact residual of every cluster whose bound may be the least, usually one. Otherwise rounding, which
+    # Computes the exact residual of every cluster that may have the least, usually one. Otherwise rounding, which
     # depends on the batch size, would choose among clusters with small residuals.
     bounds = jnp.where(own, left - lost, jnp.inf)
     _, best = jax.lax.while_loop(may_improve, improve, (bounds, jnp.full((), jnp.inf, point.dtype)))

@@ -68,7 +68,7 @@ class Preprocessing(BaseModel):
     unit: tuple[float, ...] = ()
     float64_target: bool = False
     """Whether `target_shift` and `target_scale` are applied on the host in float64: to targets such as 1.7e9 ± 10 or
-    1e-20, which float32 would round to one number, or whose variance it cannot hold."""
+    1e-20, which float32 would round to one number, or with a variance that it cannot hold."""
 
 
 def on_host(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]) -> Num[np.ndarray, "rows ..."]:

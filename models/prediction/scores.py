@@ -68,7 +68,7 @@ def energy(outputs: Float[Array, "draws batch outputs"]) -> Float[Array, " batch
 
 
 def variation_ratio(log_probabilities: Float[Array, "draws batch classes"]) -> Float[Array, " batch"]:
-    """Returns 1 − the share of draws whose most probable class is the commonest one (Freeman, 1965).
+    """Returns 1 − the share of draws with the commonest label (Freeman, 1965).
 
     If classes tie within a draw, the first one counts.
     """

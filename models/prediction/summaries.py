@@ -87,7 +87,7 @@ def with_mean(summary: ClassificationSummary, mean: Float[Array, "batch classes"
 
 
 def with_labels_of(summary: ClassificationSummary, other: ClassificationSummary) -> ClassificationSummary:
-    """Returns `other` for the rows whose most probable class is the same in both summaries, else `summary`."""
+    """Returns `other` for the rows with the same most probable class in both summaries, else `summary`."""
     same = summary.mean.argmax(axis=-1) == other.mean.argmax(axis=-1)
 
     def select(own: Array, others: Array) -> Array:
