@@ -178,7 +178,7 @@ def _preprocessing_claims(preprocessing: Preprocessing, features: int) -> Iterat
 
 
 def _divisor(field: str, value: float, *, in_float32: bool) -> Claim:
-    """Checks a divisor in the dtype of its division: in float32 the smallest numbers of float64 are 0, the largest infinite."""
+    """Checks a divisor in its dtype: in float32 the smallest numbers of float64 are 0, the largest infinite."""
     limits = np.finfo(np.float32 if in_float32 else np.float64)
     holds = float(limits.smallest_subnormal) <= value <= float(limits.max)
     return Claim(field, holds, f"a number above 0{' in float32' if in_float32 else ''}", value)

@@ -22,7 +22,7 @@ COMBINED = "combined"
 TAIL_ROWS = 8
 """Least number of reference rows to estimate the tail from, so that no single row sets its scale."""
 LEAST_STEP = 0.05
-"""Least distance of two knots as a fraction of the tail's scale, so that evidence grows strictly and does not jump at ties."""
+"""Least distance of two knots as a fraction of the tail's scale: evidence grows strictly and does not jump at ties."""
 ROUNDED = 1e-4
 """Least scale of every tail, in the score's unit; ten times this, relative to the top knot. Less may be rounding."""
 LEAST_SCALE = {"range": 0.05}

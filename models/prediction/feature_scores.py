@@ -45,7 +45,7 @@ RESIDUAL_TOLERANCE = 1e-4
 SQUARED_TOLERANCE = 1e-6
 """The same for squared residuals that are a difference of squared lengths."""
 NEGLIGIBLE = 1e-5
-"""A neighbour that is nearer by less than this share of the squared distance does not change the score beyond its tolerance."""
+"""A share of the squared distance: a neighbour nearer by less does not change the score beyond its tolerance."""
 SINGLE_NEIGHBOURS = 4
 """Number of distances that are computed one by one; after that, all distances are computed."""
 INPUT_ROUNDING = 4 * float(np.finfo(np.float32).eps)

@@ -10,8 +10,9 @@ and rows stay the last axis, so that later operations are vectorised along rows.
 transposed, copied or gathered. This applies to every `nn.Dense` of Flax, also in a user's module; all other layers are
 computed as written.
 
-Draws are computed in chunks small enough for their activations to stay in a processor's cache, and networks with convolutions draw by draw:
-for the kernels of many draws XLA makes one grouped convolution, which is slower than many plain ones.
+Draws are computed in chunks small enough for their activations to stay in a processor's cache, and networks with
+convolutions draw by draw: for the kernels of many draws XLA makes one grouped convolution, which is slower than many plain
+ones.
 """
 
 from __future__ import annotations

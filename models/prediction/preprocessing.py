@@ -49,7 +49,7 @@ class Column(BaseModel):
 
 
 class Preprocessing(BaseModel):
-    """`(x − shift) / scale`, with missing values filled and categories one-hot encoded; and the scale of a regression target.
+    """`(x − shift) / scale`, missing values filled and categories one-hot encoded; and the scale of a regression target.
 
     `shift` and `scale` hold one number for all features, or one for each. `columns` is empty unless the data is a table.
 
@@ -97,7 +97,7 @@ def in_data_units(
 
 
 def transform(preprocessing: Preprocessing, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns the network's input for one row: the standardised numeric features, then a one-hot block for each column of categories.
+    """Returns the network's input for one row: standardised numeric features, then one-hot blocks of the categories.
 
     Args:
         x: one row as `on_host` returns it, float32. NaN means a missing value, only in tables.

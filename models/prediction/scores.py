@@ -45,7 +45,7 @@ def one_minus_max_probability(summary: ClassificationSummary) -> Float[Array, " 
 
 
 def generalised_entropy(summary: ClassificationSummary) -> Float[Array, " batch"]:
-    """Returns GEN, Σ pᵞ (1 − p)ᵞ over classes (Liu et al., 2023): an entropy that is sensitive to improbable classes too."""
+    """Returns GEN, Σ pᵞ (1 − p)ᵞ over classes (Liu et al., 2023): an entropy that also depends on improbable classes."""
     # For the most probable class, 1 − p is computed as the sum of the others: float32 would lose the difference.
     others = summary.mean.sum(axis=-1, keepdims=True) - summary.mean
     largest = summary.mean.argmax(axis=-1)[:, None] == jnp.arange(summary.mean.shape[-1])
@@ -89,7 +89,7 @@ def total_std(summary: RegressionSummary) -> Float[Array, " batch"]:
     return jnp.sqrt(summary.aleatoric_variance + summary.epistemic_variance)
 
 
-_OF_CLASSES: dict[str, Callable[[ClassificationSummary], Array]] = {
+_CLASSIFICATION_SCORES: dict[str, Callable[[ClassificationSummary], Array]] = {
     "std": largest_std,
     "entropy": predictive_entropy,
     "expected_entropy": expected_entropy,
@@ -97,11 +97,11 @@ _OF_CLASSES: dict[str, Callable[[ClassificationSummary], Array]] = {
     "max_probability": one_minus_max_probability,
     "gen": generalised_entropy,
 }
-_OF_NUMBERS: dict[str, Callable[[RegressionSummary], Array]] = {"std": epistemic_std, "total_std": total_std}
+_REGRESSION_SCORES: dict[str, Callable[[RegressionSummary], Array]] = {"std": epistemic_std, "total_std": total_std}
 
 SCORES: dict[Literal["classification", "regression"], tuple[str, ...]] = {
-    "classification": (*_OF_CLASSES, "energy", "variation_ratio"),
-    "regression": tuple(_OF_NUMBERS),
+    "classification": (*_CLASSIFICATION_SCORES, "energy", "variation_ratio"),
+    "regression": tuple(_REGRESSION_SCORES),
 }
 """The names of the scores that every ensemble has, by task."""
 
@@ -118,8 +118,8 @@ def scores_of(
         outputs: the network's outputs for each draw; ignored for regression.
     """
     if isinstance(summary, RegressionSummary):
-        return {name: score(summary) for name, score in _OF_NUMBERS.items()}
-    return {name: score(summary) for name, score in _OF_CLASSES.items()} | {
+        return {name: score(summary) for name, score in _REGRESSION_SCORES.items()}
+    return {name: score(summary) for name, score in _CLASSIFICATION_SCORES.items()} | {
         "energy": energy(outputs),
         "variation_ratio": variation_ratio(log_probabilities),
     }

@@ -653,8 +653,8 @@ def test_a_signed_version_with_shortfalls_is_refused_for_them(run, original, key
     (why,) = serving.reasons_not_ready()
     assert why.startswith("toy:2: failed publication checks: ")
     monkeypatch.setenv("ABSTAIN_TRUSTED_KEYS", str(keys / "release.pem"))
-    code, _, said = run("serve", "--store", original, "--require-sound")
-    assert (code, "found toy:2 is refused: it failed publication checks: " in said) == (1, True)
+    code, _, stderr = run("serve", "--store", original, "--require-sound")
+    assert (code, "found toy:2 is refused: it failed publication checks: " in stderr) == (1, True)
 
 
 def test_the_commands_refuse_what_no_trusted_key_has_signed(run, mixed, keys, tmp_path, monkeypatch):
