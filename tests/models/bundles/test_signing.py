@@ -663,7 +663,7 @@ def test_the_commands_refuse_what_no_trusted_key_has_signed(run, mixed, keys, tm
     shutil.copytree(mixed / "unsigned", tmp_path / "store" / "unsigned")
     code, _, stderr = run("serve", "--store", tmp_path / "store")
     assert code == 1
-    assert f"no version to serve: found {tmp_path}/store/unsigned/1: is not signed" in said
+    assert f"no version to serve: found {tmp_path}/store/unsigned/1: is not signed" in stderr
     np.savez(tmp_path / "rows.npz", x=np.zeros((3, 1)))
     command = ("--data", tmp_path / "rows.npz", "--out", tmp_path / "out.csv", "--store", mixed)
     code, _, stderr = run("predict", "unsigned", *command)
@@ -686,6 +686,6 @@ def test_the_command_says_what_it_refuses_before_it_starts(run, mixed, keys, mon
     monkeypatch.chdir(keys)
     code, _, stderr = run("serve", "--store", mixed)
     assert (code, started) == (0, [str(keys / "release.pem")])
-    assert "loading sound:1; address " in said
+    assert "loading sound:1; address " in stderr
     for name in ("foreign", "pipe", "rewritten", "unsigned"):
         assert f"{mixed}/{name}/1" in stderr
