@@ -104,7 +104,7 @@ def fit(
     """
     _check_training()
     from abstain.training.config.config import Config  # noqa: PLC0415 - needs the extra
-    from abstain.training.config.reading import config_of, read_config  # noqa: PLC0415 - needs the extra
+    from abstain.training.config.reading import config_from_dict, read_config  # noqa: PLC0415 - needs the extra
     from abstain.training.fit import fit as fit_and_publish  # noqa: PLC0415 - needs the extra
     from abstain.training.report.export import Exports  # noqa: PLC0415 - needs the extra
 
@@ -112,9 +112,9 @@ def fit(
     if isinstance(config, str | os.PathLike):
         settings = read_config(Path(config), changes)
     elif isinstance(config, Config):
-        settings = config_of(config.model_dump(), changes) if changes else config
+        settings = config_from_dict(config.model_dump(), changes) if changes else config
     else:
-        settings = config_of(config, changes)
+        settings = config_from_dict(config, changes)
     root = Path(store)
     exports = Exports(netcdf=_path(netcdf), tensorboard=_path(tensorboard))
     source = None if data is None else os.fspath(data)

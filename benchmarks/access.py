@@ -1,11 +1,11 @@
-"""What keys cost, and whether the time of their comparison tells anything about them.
+"""The cost of API keys, and whether the time of a comparison reveals anything about them.
 
     python benchmarks/access.py [--cores 0,1] [--rounds 15] [--seconds 1] [--calls 100000] [--only cost,timing]
 
-Cost: the server without keys beside the same with 20 keys of which the last is asked with, and the same with a limit of rate;
+Cost: the server without keys, with 20 keys of which requests use the last, and with a rate limit;
 over 8 connections, one row of 784 floats a request, in turns. Ratios are taken within a round.
 
-Timing: `Keys.find` of 20 keys, asked with keys of six kinds in random order. As dudect has it (Reparaz, Balasch, Verbauwhede,
+Timing: `Keys.find` of 20 keys, called with keys of six kinds in random order. As dudect has it (Reparaz, Balasch, Verbauwhede,
 2017): each call is timed, the slowest twentieth, which is the machine's, is left out, and each kind is compared with random
 keys by Welch's t; beyond 4.5 a difference would be known. Of a right key the answer says that it is right, so only wrong ones must
 not differ.
@@ -95,9 +95,9 @@ def measure_cost(rounds: int, seconds: float) -> dict[str, Any]:
     for way in held:
         rates = [one[way] for one in found]
         shares = [one[way] / one["no keys"] for one in found]
-        said = f"{median(shares):.3f} ({min(shares):.3f}–{max(shares):.3f})"
+        ratio = f"{median(shares):.3f} ({min(shares):.3f}–{max(shares):.3f})"
         missed = "" if median(shares) >= LEAST_SHARE else "   MISSED"
-        print(f"{way:<20} {median(rates):>7.0f} requests/s   ÷ no keys {said}   asked for ≥ {LEAST_SHARE}{missed}")
+        print(f"{way:<20} {median(rates):>7.0f} requests/s   ÷ no keys {ratio}   required ≥ {LEAST_SHARE}{missed}")
     return {"rounds": found}
 
 
@@ -121,7 +121,7 @@ def compare_times(calls: int) -> dict[str, Any]:
     def wrong(start: str) -> bytes:
         return (start + secrets.token_urlsafe(length))[:length].encode()
 
-    asked = {
+    keys_by_kind = {
         "random": lambda: wrong(""),
         "random, once more": lambda: wrong(""),
         "the first key": held[0].encode,
@@ -129,11 +129,11 @@ def compare_times(calls: int) -> dict[str, Any]:
         "all but its last letter": lambda: wrong(held[0][:-1]),
         "half of it": lambda: wrong(held[0][: length // 2]),
     }
-    kinds = [*asked]
+    kinds = [*keys_by_kind]
     chosen = np.random.default_rng(0).permutation(np.repeat(np.arange(len(kinds)), calls))
     times = np.empty(len(chosen))
-    # Made before, and in the order of the calls: what was just made, or asked with before, would be in the processor's cache.
-    made = [bytes(bytearray(asked[kinds[kind]]())) for kind in chosen]
+    # Made before, and in the order of the calls: what was just made, or used before, would be in the processor's cache.
+    made = [bytes(bytearray(keys_by_kind[kinds[kind]]())) for kind in chosen]
     for place, presented in enumerate(made):
         began = time.perf_counter_ns()
         keys.find(presented)
@@ -151,8 +151,8 @@ def compare_times(calls: int) -> dict[str, Any]:
             else 0.0
         )
         found[name] = {"mean": float(sample.mean()), "t": float(t)}
-        told = "   (right)" if name in RIGHT else "" if abs(t) < MOST_T else "   DIFFERS"
-        print(f"{name:<24} mean {sample.mean():>8.1f}   apart {apart:>+7.2f}   t {t:>+6.2f}{told}")
+        verdict = "   (right)" if name in RIGHT else "" if abs(t) < MOST_T else "   DIFFERS"
+        print(f"{name:<24} mean {sample.mean():>8.1f}   apart {apart:>+7.2f}   t {t:>+6.2f}{verdict}")
     return found
 
 

@@ -35,15 +35,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--only", default="", help="networks whose name begins so")
+    parser.add_argument("--only", default="", help="only networks with this prefix")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.before)
         return 0
     children = [start(folder) for folder in (options.before.resolve(), HERE)]
-    cases = json.loads(asked(children[0], "cases"))
-    assert cases == json.loads(asked(children[1], "cases"))  # noqa: S101
+    cases = json.loads(answer_of(children[0], "cases"))
+    assert cases == json.loads(answer_of(children[1], "cases"))  # noqa: S101
     found = {case: measured(children, case, options.rounds) for case in cases if case.startswith(options.only)}
     for child in children:
         child.communicate()
@@ -54,11 +54,11 @@ def main() -> int:
 def measured(children: list[subprocess.Popen[str]], case: str, rounds: int) -> dict[str, float]:
     """Both medians of one case, and the ratio of after to before with its quartiles; printed, too."""
     for child in children:
-        asked(child, case)
+        answer_of(child, case)
     turns = np.empty((rounds, 2))
     for number in range(rounds):
         for place in (0, 1) if number % 2 else (1, 0):
-            turns[number, place] = float(asked(children[place], case))
+            turns[number, place] = float(answer_of(children[place], case))
     before, after = np.median(turns, axis=0).tolist()
     low, ratio, high = np.quantile(turns[:, 1] / turns[:, 0], [0.25, 0.5, 0.75]).tolist()
     print(
@@ -80,7 +80,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def asked(child: subprocess.Popen[str], line: str) -> str:
+def answer_of(child: subprocess.Popen[str], line: str) -> str:
     """A child's answer to one line."""
     assert child.stdin is not None  # noqa: S101
     assert child.stdout is not None  # noqa: S101
@@ -90,7 +90,7 @@ def asked(child: subprocess.Popen[str], line: str) -> str:
 
 
 def serve(folder: Path) -> None:
-    """In a child: the time of a call of each case that a line names, milliseconds."""
+    """In a child process: measures a call of each case that a line names, in milliseconds."""
     sys.path[:0] = [str(folder), str(folder / "benchmarks")]
     import scoring  # noqa: PLC0415 - of that checkout
 
@@ -126,7 +126,7 @@ def prepare(scoring: Any, name: str) -> tuple[Any, ...]:
     if "reference" in inspect.signature(scoring.calibrate).parameters:
         scores = whole(rows.x[5000:6000]).scores
         more["reference"] = {score: np.asarray(values) for score, values in scores.items()}
-    decision = scoring.DEFAULT["images"]
+    decision = (getattr(scoring, "DEFAULT_DECISIONS", None) or scoring.DEFAULT)["images"]
     calibration = scoring.calibrate(whole(rows.x[:5000]), rows.y[:5000], decision=decision, **more)
     return posterior, feature_scores, rows, calibration
 

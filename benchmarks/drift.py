@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def print_false_alarms(streams: int) -> dict[str, float]:
-    """Of each law and of the combination, and of two of them as they are."""
+    """Prints the rates of false alarms of every law and of the combination."""
     bound = 0.01 + 3 * math.sqrt(0.01 * 0.99 / streams)
     sys.stdout.write(f"{streams} streams each; at most 1 % is allowed, {100 * bound:.2f} % with 3 standard errors\n")
     found = {}
@@ -209,12 +209,12 @@ def of_letters(store: Path, model: str, data: Path) -> dict[str, float]:
             strange = (np.arange(stream.shape[1]) >= ORDINARY) & (random.random(stream.shape[1]) < share)
             stream[:, strange] = letters[:, random.integers(0, letters.shape[1], int(strange.sum()))]
             delays.append(rows_to_alarm(calibration, stream, level, random))
-        heard = [delay - ORDINARY for delay in delays if math.isfinite(delay)]
-        told = f"{len(heard)} of {ORDERS} orders alarm"
+        waits = [delay - ORDINARY for delay in delays if math.isfinite(delay)]
+        summary = f"{len(waits)} of {ORDERS} orders alarm"
         if share:
-            told += f", after {np.median(heard):g} rows, median; the latest after {max(heard)}"
-        sys.stdout.write(f"{name}:{version}, {100 * share:g} % letters: {told}\n")
-        found[f"{name}, {100 * share:g} % letters"] = float(np.median(heard)) if heard else math.inf
+            summary += f", after {np.median(waits):g} rows, median; the latest after {max(waits)}"
+        sys.stdout.write(f"{name}:{version}, {100 * share:g} % letters: {summary}\n")
+        found[f"{name}, {100 * share:g} % letters"] = float(np.median(waits)) if waits else math.inf
     return found
 
 

@@ -59,11 +59,11 @@ def main() -> int:
     whole = {"fits": options.fits, "gate": 0, "accepted": 0, "rows": 0}
     for place in range(options.fits):
         columns, rows = sizes[place % len(sizes)]
-        gate, accepted, asked = fit_and_try(columns, rows, seed=place)
+        gate, accepted, tried_rows = fit_and_try(columns, rows, seed=place)
         whole = whole | {
             "gate": whole["gate"] + gate,
             "accepted": whole["accepted"] + accepted,
-            "rows": whole["rows"] + asked,
+            "rows": whole["rows"] + tried_rows,
         }
         say(f"fit {place + 1} of {options.fits}: {columns} columns, {rows} calibration rows")
     print(

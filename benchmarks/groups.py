@@ -4,7 +4,7 @@
 
 The law: every group has a centre of its own, standard normal in six dimensions, and its rows lie about it with standard
 deviation 0.3; a row's class is the sign of a fixed linear function. A table of so many groups of so many rows is fitted
-twice: its three parts drawn at random, and by group. Both are then asked about as many groups again, which neither has
+twice: its three parts drawn at random, and by group. Both then predict as many new groups, which neither has
 seen. Printed are the mean reject rates over seeds with their standard error, on the fit's own test part and on new
 groups, and the bound for new groups: a group's rows count for about one, so with G calibration groups of one size the
 rate is on average at most alpha + (1 - alpha)/(G + 1), from the p-values of Lee, Barber & Willett (2023) for hierarchical
@@ -30,7 +30,7 @@ from abstain.training.calibration.reference import set_aside
 from abstain.training.config.config import Config
 from abstain.training.config.data import DataConfig
 from abstain.training.config.methods import MAPConfig
-from abstain.training.fit import build_model, infer, load_dataset, pose
+from abstain.training.fit import build_model, build_problem, infer, load_dataset
 from abstain.training.runs.resume import open_journal
 
 PERCENTILES = (90.0, 95.0, 99.0)
@@ -56,7 +56,7 @@ def rates(folder: Path, seed: int, groups: int, rows: int, group: str | None) ->
     model = build_model(config, dataset)
     # What `abstain fit` does, without a report and a bundle, which take most of the time.
     with open_journal(folder, config, dataset.fingerprint, {}, None, resume=False) as journal:
-        posterior = infer(config, pose(config, model, dataset, folder), journal).posterior
+        posterior = infer(config, build_problem(config, model, dataset, folder), journal).posterior
     reference, rest = set_aside(dataset.train, seed)
     feature_scores = fit_feature_scores(posterior, rest, seed)
     calibrated = calibrate_posterior(

@@ -10,7 +10,7 @@ import httpx
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from laws import TRAIN_ROWS, Law, config_of, fit_law, predictor_of, write_table
+from laws import TRAIN_ROWS, Law, config_from_dict, fit_law, predictor_of, write_table
 from scipy import stats
 from servers import free_port, running, serve_ours
 
@@ -19,7 +19,7 @@ from abstain.models.decisions.calibration import calibrate, judge
 from abstain.models.decisions.ranks import percentile_rank
 from abstain.models.decisions.records import Judgement
 from abstain.models.prediction.predictive import BUCKETS, Prediction
-from abstain.training.calibration.pipeline import DEFAULT
+from abstain.training.calibration.pipeline import DEFAULT_DECISIONS
 from abstain.training.data.sources import read_source
 from abstain.training.fit import fit
 
@@ -48,7 +48,7 @@ def measure_law(law: Law, splits: int, pool_rows: int) -> dict[str, Any]:
             calibration = calibrate(
                 taken(scored[CALIBRATED_IN], known),
                 fitted.pool.y[known],
-                decision=DEFAULT["tables"],
+                decision=DEFAULT_DECISIONS["tables"],
                 percentile=percentile,
                 reference=reference,
                 sets="aps",
@@ -144,7 +144,7 @@ def measure_served(law: Law) -> dict[str, str]:
     rng = np.random.default_rng(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = config_of(law, percentile=90.0)
+        config = config_from_dict(law, percentile=90.0)
         write_table(law.draw(rng, TRAIN_ROWS + 400), folder / "table.csv")
         write_table(law.draw(rng, SERVED_ROWS), folder / "new.csv")
         fit(config, str(folder / "table.csv"), folder / "store", lambda *_, **__: None)
@@ -157,16 +157,16 @@ def measure_served(law: Law) -> dict[str, str]:
             running("abstain", port, serve_ours(port, folder / "store"), folder) as server,
             httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client,
         ):
-            told = {
+            rejections = {
                 f"{route}, {size} a request": np.concatenate(
                     [ask(client, route, x[start : start + size]) for start in range(0, len(x), size)]
                 )
                 for route in ("/predict", "/v2")
                 for size in (1, 7, 256)
             }
-    first = next(iter(told.values()))
-    rates = {f"ties at 90 over {way}": f"{verdict.mean():.2%} rejected" for way, verdict in told.items()}
-    changed = max(int((verdict != first).sum()) for verdict in told.values())
+    first = next(iter(rejections.values()))
+    rates = {f"ties at 90 over {way}": f"{verdict.mean():.2%} rejected" for way, verdict in rejections.items()}
+    changed = max(int((verdict != first).sum()) for verdict in rejections.values())
     return rates | {"verdicts that differ between ways": f"{changed} of {len(first)}"}
 
 

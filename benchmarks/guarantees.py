@@ -16,7 +16,7 @@ Printed are, for the reject rate at percentiles 90, 95, 99 and 99.9 overall, at 
 (Mondrian), and for the coverage of prediction sets at 80, 90 and 95 %, and of intervals where a regression is named: the
 mean, and in how many splits the rate on the test rows lies within the exact 95 % band. That band is of the beta-binomial
 law which every split conformal rate has, whatever the model; the share of splits within it should be what the band's own
-mass says, but for its binomial error, which is printed beside it.
+mass says, but for its binomial error, which is printed next to it.
 """
 
 from __future__ import annotations

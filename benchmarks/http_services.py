@@ -1,4 +1,4 @@
-"""What ours is measured against over HTTP: services as a user would write them today, and two that compute nothing.
+"""Services for comparison over HTTP: two as a user would write them, and two that compute nothing.
 
     Empty       BentoML, decodes the rows and answers a constant
     Plain       BentoML, the ensemble by `vmap` over draws as they are stored
@@ -36,7 +36,7 @@ class Empty:
 
     @bentoml.api
     async def predict(self, inputs: np.ndarray) -> dict[str, Any]:  # noqa: ARG002 - decoded all the same
-        """A constant; no thread is asked for it, which makes it a seventh faster."""
+        """Returns a constant without a thread, which makes it a seventh faster."""
         return CONSTANT
 
 
@@ -49,7 +49,7 @@ class Plain:
 
     @bentoml.api
     def predict(self, inputs: np.ndarray) -> dict[str, Any]:
-        """What the draws say of every row."""
+        """The predictions of all draws for every row."""
         return {name: values.tolist() for name, values in answered(self.call, inputs).items()}
 
 
@@ -104,7 +104,7 @@ def ensemble() -> Callable[[np.ndarray], dict[str, Any]]:
 
 
 def answered(call: Callable[[np.ndarray], dict[str, Any]], inputs: np.ndarray) -> dict[str, Any]:
-    """For any number of rows up to the largest size."""
+    """Predicts any number of rows up to the largest size."""
     padded = np.zeros((next(size for size in BUCKETS if size >= len(inputs)), SIZES[0]), np.float32)
     padded[: len(inputs)] = inputs
     return {name: values[: len(inputs)] for name, values in call(padded).items()}

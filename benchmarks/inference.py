@@ -1,13 +1,13 @@
-"""`make bench`, inference: what a step costs, and what an independent sample costs, beside stock NumPyro.
+"""`make bench`, inference: what a step costs, and what an independent sample costs, compared with stock NumPyro.
 
 All on one regression, 40 points of y = x sin 5x + 0.1 ε and a network of ten tanh units (32 parameters with the noise),
 in one process, interleaved, compilation not counted:
 
-vi         steps per second of mean-field VI with ten particles, beside a Python loop over NumPyro's `svi.update`
-samplers   least ESS of f at 50 inputs on [−1.5, 1.5], per second of sampling, beside NumPyro's NUTS: `MCMC` with its
+vi         steps per second of mean-field VI with ten particles, compared with a Python loop over NumPyro's `svi.update`
+samplers   least ESS of f at 50 inputs on [−1.5, 1.5], per second of sampling, compared with NumPyro's NUTS: `MCMC` with its
            defaults, and the same kernel in a bare scan without `MCMC` around it, its chains in lockstep or one after
            the other; and how far mean and std of f are from a long reference, in Monte Carlo standard errors
-gradient   the cost of a gradient within a sampler, beside a bare one in a scan over as many chains
+gradient   the cost of a gradient within a sampler, compared with a bare one in a scan over as many chains
 boxes      5,000 draws of HMC, 4 leapfrog steps, for a network of 20 parameters and 80 points
 """
 
@@ -174,7 +174,7 @@ def bench_gradients(rounds: int, steps: int = 2000, chains: int = 8) -> dict[str
 
 
 def bench_samplers(rounds: int) -> dict[str, Any]:
-    """The least ESS of f per second of every sampler, beside stock NUTS; and whether its answer is right."""
+    """The least ESS of f per second of every sampler, compared with stock NUTS; and whether its answer is right."""
     problem = wave_problem()
     reference, check = reference_moments(problem)
     agree = max(offsets(check, reference))
@@ -212,9 +212,9 @@ def bench_samplers(rounds: int) -> dict[str, Any]:
 
 def warm_starts(problem: Problem, settings: ChainSettings, seed: int) -> jax.Array:
     """Modes for MILE to start from; found outside of what is timed, as compilation is."""
-    from abstain.training.inference.starts import starts  # noqa: PLC0415
+    from abstain.training.inference.starts import find_starts  # noqa: PLC0415
 
-    return starts(jax.random.key(seed), problem, settings, settings.chains, Journal())
+    return find_starts(jax.random.key(seed), problem, settings, settings.chains, Journal())
 
 
 def _run(kernel: Kernel, problem: Problem, settings: ChainSettings, starts: jax.Array, seed: int = 0) -> Chains:

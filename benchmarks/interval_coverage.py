@@ -14,7 +14,13 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats
 
-from abstain.training.evaluation.bootstrap import Interval, auroc_interval, limits, resampled, share_interval
+from abstain.training.evaluation.bootstrap import (
+    Interval,
+    auroc_interval,
+    central_interval,
+    resample_rows,
+    share_interval,
+)
 
 SIMULATIONS = 2_000
 BOOTSTRAPS = 500
@@ -66,7 +72,7 @@ def coverage(truth: float, intervals: list[Interval]) -> float:
 def bootstrapped(hits: int, rows: int) -> Interval:
     """The percentile bootstrap of a proportion."""
     right = np.arange(rows) < hits
-    return limits(np.concatenate([right[drawn].mean(axis=1) for drawn in resampled(rows, 1_000, hits)]))
+    return central_interval(np.concatenate([right[drawn].mean(axis=1) for drawn in resample_rows(rows, 1_000, hits)]))
 
 
 def plain_delong(familiar: np.ndarray, strange: np.ndarray) -> Interval:

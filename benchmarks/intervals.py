@@ -120,8 +120,8 @@ def measure(path: Path, index: int) -> dict[str, Any]:
 
 def intervals(predictor: Predictor, dataset: Dataset, factor: float) -> dict[str, Float[np.ndarray, "rows 2"]]:
     """Lower and upper ends for the test part, by kind."""
-    known, asked = predictor(dataset.calibration.x), predictor(dataset.test.x)
-    summary = cast("RegressionSummary", asked.summary)
+    calibration_prediction, test_prediction = predictor(dataset.calibration.x), predictor(dataset.test.x)
+    summary = cast("RegressionSummary", test_prediction.summary)
     mean, quantiles = np.asarray(summary.mean), np.asarray(summary.quantiles)
     half = WITHIN_95 * factor * np.sqrt(np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance))
     found = {
@@ -130,8 +130,10 @@ def intervals(predictor: Predictor, dataset: Dataset, factor: float) -> dict[str
     }
     for kind in ("normalised", "quantiles"):
         # Thresholds are not looked at here; 90 is one that the smallest calibration part has rows for.
-        terms = calibrate(known, dataset.calibration.y, percentile=90.0, coverage=COVERAGE, intervals=kind)
-        found[kind] = cast("np.ndarray", judge(terms, asked).interval)
+        terms = calibrate(
+            calibration_prediction, dataset.calibration.y, percentile=90.0, coverage=COVERAGE, intervals=kind
+        )
+        found[kind] = cast("np.ndarray", judge(terms, test_prediction).interval)
     return found
 
 

@@ -1,4 +1,4 @@
-"""`make bench`, one compiled call: an ensemble's answer for a batch, beside what one would write and what the machine allows.
+"""`make bench`, one compiled call: an ensemble's answer for a batch, compared with what one would write and what the machine allows.
 
     python benchmarks/kernel.py [--cores 0,1] [--quick] [--only 784-64-64-10,lenet] [--rounds 15]
 
@@ -11,11 +11,11 @@
 
 The floor is max(bytes of weights ÷ rate of reading memory, operations of the networks ÷ rate of a 2048³ product). Both
 rates are measured by jax in the same rounds, with the same threads: of an array of 1 GiB, by the fastest of three ways to
-read it, and beside it of an array as large as the weights, which a cache may hold: where that is faster, `× cached` tells
+read it, and also of an array as large as the weights, which a cache may hold: where that is faster, `× cached` tells
 how far ours is from that floor. Calls are made in turns; printed are ratios, medians, and quartiles in brackets. Answers
 are compared before anything is timed. What would need more than 2 GB or 20 s is left out (–).
 
-Last, the cost of ours over the number of draws, as a line, and with more models loaded beside it. With a GPU that jax
+Last, the cost of ours over the number of draws, as a line, and with more models loaded. With a GPU that jax
 finds, everything but numpy runs there.
 """
 
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 class Machine:
-    """What the device can do: a large array to be read in several ways, and a large product."""
+    """The device's limits: reading a large array in several ways, and a large matrix product."""
 
     def __init__(self) -> None:
         self._large = jnp.ones((LARGE // 4096, 4096), jnp.float32)
@@ -109,12 +109,12 @@ class Machine:
         self._timed(self._product, self._square, self._square)
 
     def bytes_per_second(self, array: jax.Array | None = None) -> float:
-        """Of reading the large array, or another one, by the way that was fastest."""
+        """The rate of reading the large array, or another one, in the fastest way."""
         array = self._large if array is None else array
         return array.nbytes / self._timed(self._best, array)
 
     def operations_per_second(self) -> float:
-        """Of a product of two square matrices; a multiplication and an addition are two."""
+        """The rate of a product of two square matrices; a multiplication and an addition count as two."""
         return 2 * SIDE**3 / self._timed(self._product, self._square, self._square)
 
     @staticmethod
@@ -182,7 +182,7 @@ def random_posterior(name: str, draws: int) -> Posterior:
 
 
 def ways_of(posterior: Posterior, batch: int) -> dict[str, Callable[[], Call]]:
-    """What is measured, but for those that would need too much memory or time."""
+    """The measured cases, without those that need too much memory or time."""
     weights, numbers = weight_bytes(posterior), posterior.size * batch * widest(posterior) * 4
     all_at_once = 2 * weights + 2 * numbers <= MOST_BYTES
     makers: dict[str, tuple[bool, Callable[[], Call]]] = {
@@ -196,7 +196,7 @@ def ways_of(posterior: Posterior, batch: int) -> dict[str, Callable[[], Call]]:
 
 
 def weight_bytes(posterior: Posterior) -> int:
-    """Of all draws, float32."""
+    """Bytes of all draws in float32."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(posterior.draws))
 
 
@@ -209,7 +209,7 @@ def widest(posterior: Posterior) -> int:
 
 
 def operations(name: str, posterior: Posterior, batch: int) -> float:
-    """Of all matrix products and convolutions, a multiplication and an addition as two."""
+    """Operations of all matrix products and convolutions; a multiplication and an addition count as two."""
     kernels = [leaf.shape[1:] for leaf in jax.tree.leaves(posterior.draws) if leaf.ndim > 2]
     places = {5: {1: 28 * 28, 6: 10 * 10}} if name == "lenet" else {}
     times = [places[shape[0]][shape[2]] if len(shape) == 4 else 1 for shape in kernels]
@@ -218,7 +218,7 @@ def operations(name: str, posterior: Posterior, batch: int) -> float:
 
 
 def ours(posterior: Posterior, batch: int) -> Call:
-    """As it is served, but without feature scores."""
+    """The served call, without feature scores."""
     predictor = Predictor(posterior, (batch,))
     return lambda rows: predictor(rows).summary.mean  # type: ignore[union-attr]
 
@@ -287,7 +287,7 @@ def _pooled(images: np.ndarray) -> np.ndarray:
 
 
 def _summarised(logits: np.ndarray) -> np.ndarray:
-    """What the others' summary has; returns the mean."""
+    """Computes what the other summaries have; returns the mean."""
     logits = logits - logits.max(-1, keepdims=True)
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     probabilities = np.exp(log_probabilities)
@@ -309,11 +309,11 @@ def growth_of(name: str, batch: int, rounds: int) -> dict[str, Any] | None:
     slope, start = np.polyfit(counts, list(milliseconds.values()), 1)
     fitted = start + slope * np.array(counts)
     measured = np.array(list(milliseconds.values()))
-    beside = [ours(random_posterior(name, LINE[0]), batch) for _ in range(LOADED[1] - 1)]
-    for call in beside:
+    other_models = [ours(random_posterior(name, LINE[0]), batch) for _ in range(LOADED[1] - 1)]
+    for call in other_models:
         call(rows)
     more = _in_turns({LINE[0]: calls[LINE[0]]}, rows, 2 * rounds)[LINE[0]]
-    del calls, beside
+    del calls, other_models
     alone = _in_turns({LINE[0]: ours(random_posterior(name, LINE[0]), batch)}, rows, 2 * rounds)[LINE[0]]
     return {
         "network": name,
@@ -346,7 +346,7 @@ def report(found: dict[str, Any]) -> None:
     )
     print("medians (quartiles); × floor: ours ÷ floor; × vmap …: that ÷ ours\n")
     heads = "".join(f"{f'× {way}':>8}" for way in WAYS[1:])
-    print(f"{'network':<15}{'draws':>5} {'batch':>5} {'× floor':>8} {'asked':>6} {'× cached':>9} {heads}   floor is")
+    print(f"{'network':<15}{'draws':>5} {'batch':>5} {'× floor':>8} {'bound':>6} {'× cached':>9} {heads}   floor is")
     for cell in cells:
         print(_ratios(cell))
     heads = "".join(f"{f'{way} ms':<23}" for way in WAYS)
@@ -375,14 +375,14 @@ def _ms(value: float) -> str:
 def _ratios(cell: dict[str, Any]) -> str:
     middle = {way: q[1] for way, q in cell["quartiles_ms"].items()}
     over = middle["ours"] / cell["floor_ms"]
-    asked = FLOOR_BOUNDS[cell["batch"]] if (cell["network"], cell["draws"]) in PROMISED else None
+    bound = FLOOR_BOUNDS[cell["batch"]] if (cell["network"], cell["draws"]) in PROMISED else None
     slower = [middle[way] / middle["ours"] if way in middle else None for way in WAYS[1:]]
-    missed = [f"floor ≤ {asked:g}"] if asked and over > asked else []
-    if asked and cell["batch"] in VMAP_BATCHES and slower[0] is not None and slower[0] < VMAP_BOUND:
+    missed = [f"floor ≤ {bound:g}"] if bound and over > bound else []
+    if bound and cell["batch"] in VMAP_BATCHES and slower[0] is not None and slower[0] < VMAP_BOUND:
         missed.append(f"vmap ≥ {VMAP_BOUND:g}")
     ratios = "".join("       –" if ratio is None else f"{ratio:>8.1f}" for ratio in slower)
     return (
-        f"{cell['network']:<15}{cell['draws']:>5} {cell['batch']:>5} {over:>8.2f} {f'≤ {asked}' if asked else '':>6} "
+        f"{cell['network']:<15}{cell['draws']:>5} {cell['batch']:>5} {over:>8.2f} {f'≤ {bound}' if bound else '':>6} "
         f"{middle['ours'] / cell['floor_cached_ms']:>9.2f} {ratios}   {cell['floor_is']}"
         f"{'   MISSED ' + ', '.join(missed) if missed else ''}"
     )

@@ -28,7 +28,7 @@ from abstain.training.calibration.reference import set_aside
 from abstain.training.config.config import Config
 from abstain.training.data.rows import Rows
 from abstain.training.data.sources import read_source
-from abstain.training.fit import build_model, infer, load_dataset, pose
+from abstain.training.fit import build_model, build_problem, infer, load_dataset
 from abstain.training.runs.journal import Journal
 
 TRAIN_ROWS = 500
@@ -114,7 +114,7 @@ LAWS: dict[str, Law] = {
 }
 
 
-def config_of(law: Law, **calibration: Any) -> Config:
+def config_from_dict(law: Law, **calibration: Any) -> Config:
     """The config of a law's model."""
     method = {"kind": "vi", "steps": 400, "learning_rate": 1e-2, "kl_weight": 0.1, "reports": 1} | law.method
     return Config.model_validate(
@@ -133,14 +133,14 @@ def config_of(law: Law, **calibration: Any) -> Config:
 def fit_law(law: Law, pool_rows: int, seed: int = 0) -> Fitted:
     """Fits the law's model to a table of its own, and draws a pool."""
     rng = np.random.default_rng(seed)
-    config = config_of(law)
+    config = config_from_dict(law)
     with tempfile.TemporaryDirectory() as folder:
         table, pool = Path(folder) / "table.csv", Path(folder) / "pool.csv"
         write_table(law.draw(rng, TRAIN_ROWS + 400), table)
         write_table(law.draw(rng, pool_rows), pool)
         dataset = load_dataset(config, str(table))
         model = build_model(config, dataset)
-        posterior = infer(config, pose(config, model, dataset, Path(folder)), Journal(None, None)).posterior
+        posterior = infer(config, build_problem(config, model, dataset, Path(folder)), Journal(None, None)).posterior
         rows = read_source(str(pool), config.data, model, classify=True).train
     assert rows is not None  # noqa: S101 - a table that says no parts is all training rows
     reference, rest = set_aside(dataset.train, config.seed)

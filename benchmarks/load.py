@@ -1,13 +1,13 @@
-"""The load generator: requests as fast as answers come, or at a steady rate, over a few kept connections.
+"""The load generator: requests as fast as possible, or at a steady rate, over a few kept connections.
 
     echo '{"port": 3000, "requests": ["file"], "connections": 8, "seconds": 3}' | python benchmarks/load.py
 
-A process of its own, so that what it costs can be told from what the server costs. Requests are bytes made in advance;
+A process of its own, so that its cost is separate from the server's. Requests are bytes made in advance;
 of an answer only the status and the length are read, and whoever does not answer 200 is counted. Sockets are waited
 for with `select`, whose timeouts count microseconds: a steady rate of thousands a second needs that, and for a few
 connections nothing costs less.
 
-At a rate, requests are due at fixed times (`"arrivals": "even"`, or `"poisson"`), whether answers come or not, and
+At a rate, requests are due at fixed times (`"arrivals": "even"`, or `"poisson"`), whether answers arrive or not, and
 their latency counts from when they were due: a slow answer is not hidden by the requests that it holds up.
 """
 
@@ -50,7 +50,7 @@ class Connection:
         self.socket.sendall(request)
 
     def answered(self) -> bool:
-        """Reads what has come; whether that is all."""
+        """Reads what has arrived; returns whether that is all."""
         piece = self.socket.recv(1 << 18)
         if not piece:
             raise ConnectionError("the server closed the connection")
@@ -68,7 +68,7 @@ class Connection:
 
     @property
     def status(self) -> str:
-        """Of the answer."""
+        """The status of the answer."""
         return bytes(self.read[9:12]).decode("ascii", "replace")
 
 

@@ -1,7 +1,7 @@
-"""`make bench`, memory: the peak of a fit by every method, beside what it may be.
+"""`make bench`, memory: the peak of a fit by every method, compared with what it may be.
 
 A fit of 784-64-64-10 to as many random images as MNIST has, each in a process of its own, the whole story from file to
-bundle; the peak resident set, less that after all imports, beside draws + 2 × the data in float32 + 300 MB.
+bundle; the peak resident set, less that after all imports, compared with draws + 2 × the data in float32 + 300 MB.
 """
 
 from __future__ import annotations

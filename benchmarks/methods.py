@@ -23,7 +23,7 @@ from abstain.models.prediction.predictive import Predictor
 from abstain.training.config.config import Config
 from abstain.training.data.dataset import Dataset
 from abstain.training.data.sources import read_source
-from abstain.training.evaluate import quality
+from abstain.training.evaluate import prediction_quality
 from abstain.training.fit import METHODS, build_model
 from abstain.training.inference.bnn import BNN, observe
 from abstain.training.inference.problem import Problem
@@ -188,7 +188,7 @@ def measure(settings: dict[str, Any]) -> dict[str, float]:
     method = METHODS[config.method.kind]
     fitted = method(jax.random.key(config.seed), problem, config.method, config.draws, Journal())
     seconds = time.perf_counter() - began
-    figures = quality(fitted.posterior, Predictor(fitted.posterior, (256,))(dataset.test.x), dataset.test)
+    figures = prediction_quality(fitted.posterior, Predictor(fitted.posterior, (256,))(dataset.test.x), dataset.test)
     function = fitted.diagnostics.get("function", {})
     return {**figures, "seconds": seconds, "rhat": function.get("rhat"), "ess": function.get("ess_bulk")}
 

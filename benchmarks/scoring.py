@@ -1,4 +1,4 @@
-"""`make bench`, the cost of scores: an ensemble's answer with every default score, beside the ensemble's pass alone.
+"""`make bench`, the cost of scores: an ensemble's answer with every default score, compared with the ensemble's pass alone.
 
     python benchmarks/scoring.py [--rounds 30]
 
@@ -30,7 +30,7 @@ from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Predictor, predict_packed
 from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.training.calibration.feature_scores import fit_feature_scores
-from abstain.training.calibration.pipeline import DEFAULT
+from abstain.training.calibration.pipeline import DEFAULT_DECISIONS
 from abstain.training.data.rows import Rows
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -92,7 +92,9 @@ def timed(posterior: Posterior, feature_scores: Any, rows: Rows, batch: int, rou
     predictor = Predictor(posterior, (batch,), feature_scores=feature_scores)
     whole = Predictor(posterior, (256,), feature_scores=feature_scores)
     reference = {name: np.asarray(values) for name, values in whole(rows.x[5000:6000]).scores.items()}
-    calibration = calibrate(whole(rows.x[:5000]), rows.y[:5000], decision=DEFAULT["images"], reference=reference)
+    calibration = calibrate(
+        whole(rows.x[:5000]), rows.y[:5000], decision=DEFAULT_DECISIONS["images"], reference=reference
+    )
     x = rows.x[:batch]
     calls: dict[str, Callable[[], Any]] = {
         "pass": pass_alone(posterior, batch, x),

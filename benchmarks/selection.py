@@ -3,7 +3,7 @@
     python benchmarks/selection.py [--data FOLDER] [--store FOLDER] [--only selection|confirmation]
 
 Only training images of MNIST and of Fashion-MNIST are used: the first 50,000 are fitted to and calibrated on, the last
-10,000 are the familiar rows. MNIST's test images, Fashion-MNIST beside MNIST, Omniglot and EMNIST are not looked at.
+10,000 are the familiar rows. MNIST's test images, Fashion-MNIST against MNIST, Omniglot and EMNIST are not looked at.
 
     task            familiar                          strange
     digits-no37     digits but 3 and 7                3s and 7s; pictures made of familiar ones
@@ -13,14 +13,14 @@ Only training images of MNIST and of Fashion-MNIST are used: the first 50,000 ar
     fashion-no14    clothes but trousers and coats    trousers and coats; digits, so too; made ones    (confirmation)
     fashion         all ten clothes                   digits, so too; made ones                        (confirmation)
 
-Photographs: parts of scikit-learn's two, grey, also as bright as familiar ones, beside every task. Made ones: two
-classes' halves above or beside each other, a picture turned by 90°, its quarters in another order, and
+Photographs: parts of scikit-learn's two, grey, also as bright as familiar ones, for every task. Made ones: two
+classes' halves above or next to each other, a picture turned by 90°, its quarters in another order, and
 digits that are no digit in a mirror. Each task is fitted by `abstain fit` with `training/configs/mnist-strong.toml`, of
 two starts and 4,000 steps; a `--store` keeps the draws, and feature scores and calibration are made anew from them each time.
 The combinations are few and were fixed beforehand, and so was the rule of choice: the highest detection at 1 %, averaged
 over tasks, within a task over its kinds (other classes, another data set, photographs, made ones), and within a kind
 over its sets;
-of those within half a point of it, the fewest scores. (The default has `range` beside them, which adds the same to all
+of those within half a point of it, the fewest scores. (The default also has `range`, which adds the same to all
 that is a picture: it is there for arrays that are none.)
 
 This is the second choice. The first was made without photographs, G and H, and came to C; one look at the final test
@@ -141,8 +141,8 @@ def main() -> int:
                 print_task(task, found[task.name])
     best = {part: print_part(part, found) for part in dict.fromkeys(task.part for task in TASKS)}
     RESULTS.mkdir(exist_ok=True)
-    said = {"combinations": COMBINATIONS, "chosen": best["selection"], "tasks": found}
-    (RESULTS / "selection.json").write_bytes(orjson.dumps(said, option=orjson.OPT_INDENT_2))
+    content = {"combinations": COMBINATIONS, "chosen": best["selection"], "tasks": found}
+    (RESULTS / "selection.json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     return 0
 
 
@@ -202,14 +202,19 @@ def made(rng: np.random.Generator, x: Images, y: np.ndarray, digits: np.ndarray 
     order, partners = rng.permutation(len(x)), rng.permutation(len(x))
     order, partners = (places[y[order] != y[partners]][:ROWS] for places in (order, partners))
     half = x.shape[1] // 2
-    above, beside = x[order].copy(), x[order].copy()
+    above, side_by_side = x[order].copy(), x[order].copy()
     above[:, half:] = x[partners, half:]
-    beside[:, :, half:] = x[partners][:, :, half:]
+    side_by_side[:, :, half:] = x[partners][:, :, half:]
     some = x[order]
     quarters = np.block(
         [[some[:, half:, :half], some[:, :half, :half]], [some[:, half:, half:], some[:, :half, half:]]]
     )
-    sets = {"halves above": above, "halves beside": beside, "turned": np.rot90(some, axes=(1, 2)), "quarters": quarters}
+    sets = {
+        "halves above": above,
+        "halves beside": side_by_side,
+        "turned": np.rot90(some, axes=(1, 2)),
+        "quarters": quarters,
+    }
     if digits is not None:
         lopsided = np.flatnonzero(np.isin(digits[y], MIRRORED))[:ROWS]
         sets["mirrored"] = x[lopsided][:, :, ::-1]
@@ -265,7 +270,7 @@ def decisions(calibration: Calibration) -> list[tuple[str, Decision]]:
 
 
 def judged(calibration: Calibration, decision: Decision, predictions: dict[str, Prediction]) -> dict[str, Any]:
-    """What one decision makes of the familiar rows and of each strange set."""
+    """The rates of one decision on the familiar rows and on each strange set."""
     by_set = {name: judge(replace(calibration, decision=decision), found) for name, found in predictions.items()}
     familiar = by_set.pop("familiar")
     return {"familiar": {"rejected": float(familiar.reject.mean())}} | {

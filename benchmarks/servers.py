@@ -1,4 +1,4 @@
-"""What the benchmarks of the service share: cores, models made of random networks, servers that are started and ended.
+"""Shared by the benchmarks of the service: cores, models of random networks, starting and stopping servers.
 
 Servers listen on loopback, are started by their command as a user would, and ended by their process alone.
 """
@@ -81,7 +81,7 @@ def serve_bare(port: int) -> list[str]:
 
 
 def free_port() -> int:
-    """Of loopback."""
+    """A free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -145,7 +145,7 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
     from abstain.models.prediction.posterior import Model, Posterior  # noqa: PLC0415
     from abstain.models.prediction.preprocessing import Preprocessing  # noqa: PLC0415
     from abstain.training.calibration.feature_scores import fit_feature_scores  # noqa: PLC0415
-    from abstain.training.calibration.pipeline import calibrate_posterior, record_of  # noqa: PLC0415
+    from abstain.training.calibration.pipeline import build_record, calibrate_posterior  # noqa: PLC0415
     from abstain.training.calibration.reference import set_aside  # noqa: PLC0415
     from abstain.training.config.calibration import CalibrationConfig  # noqa: PLC0415
     from abstain.training.data.rows import Rows  # noqa: PLC0415
@@ -176,7 +176,7 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
         model=model,
         draws=draws,
         method=MethodRecord(kind="random", settings={}),
-        calibration=record_of(calibrated, terms, model),
+        calibration=build_record(calibrated, terms, model),
         densities=shapes_of(calibrated.feature_scores),
         diagnostics={},
         metrics={},

@@ -1,4 +1,4 @@
-"""`make bench`, memory of a worker: its resident set once ready and once it has answered, beside what it may be.
+"""`make bench`, memory of a worker: its resident set once ready and once it has answered, compared with what it may be.
 
     python benchmarks/serving_memory.py [--cores 0,1]
 
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def baseline(imports: str, folder: Path) -> dict[str, float]:
-    """Of a process that has imported and computed, and nothing else."""
+    """The resident set of a process that has only imported and computed."""
     done = subprocess.run(
         [PYTHON, "-c", imports + OPERATION],
         stdout=subprocess.PIPE,
@@ -135,14 +135,14 @@ def ask(url: str, model: str, size: int) -> None:
 
 
 def parameters(hidden: tuple[int, ...]) -> int:
-    """Of one network."""
+    """The number of parameters of one network."""
     sizes = (PIXELS, *hidden, CLASSES)
     return sum((before + 1) * after for before, after in pairwise(sizes))
 
 
 def report(found: dict[str, Any]) -> None:
     """Ratios first."""
-    print("MB of a worker's resident set; asked for: ready ÷ allowed ≤ 1\n")
+    print("MB of a worker's resident set; required: ready ÷ allowed ≤ 1\n")
     print(f"{'models':<32} {'÷ allowed':>10} {'ready':>7} {'peak':>7} {'answered':>9} {'allowed':>8} {'weights':>8}")
     for line in found["servers"]:
         ratio = line["ready_mb"]["VmRSS"] / line["allowed_mb"]

@@ -1,4 +1,4 @@
-"""`make bench`, start-up: seconds to ready beside an empty BentoML service, and whether anything compiles afterwards.
+"""`make bench`, start-up: seconds to ready, compared with an empty BentoML service, and whether anything compiles afterwards.
 
     python benchmarks/startup.py [--cores 0,1] [--rounds 3]
 
@@ -110,16 +110,16 @@ def various(count: int) -> Iterator[tuple[str, dict[str, str], bytes]]:
     json = {"Content-Type": "application/json"}
     for number in range(count):
         size = chance.choice([1, 2, 7, 8, 9, 31, 32, 33, 127, 128, 129, 255, 256, 257, 300, chance.randint(1, 300)])
-        asked: dict[str, Any] = {"inputs": rows[:size], "model": chance.choice(MODELS)}
+        body: dict[str, Any] = {"inputs": rows[:size], "model": chance.choice(MODELS)}
         if chance.random() < 0.5:
-            asked["percentile"] = chance.choice([50.0, 90, 95.5, 99, 99.9, chance.uniform(40, 99)])
+            body["percentile"] = chance.choice([50.0, 90, 95.5, 99, 99.9, chance.uniform(40, 99)])
         if chance.random() < 0.5:
-            asked["coverage"] = chance.uniform(0.5, 0.99)
+            body["coverage"] = chance.uniform(0.5, 0.99)
         if chance.random() < 0.5:
-            asked["fields"] = chance.sample(names, chance.randint(1, len(names)))
+            body["fields"] = chance.sample(names, chance.randint(1, len(names)))
         if number % 4 == 3:
-            asked |= chance.choice(_BAD)
-        yield "/predict", json, orjson.dumps(asked, option=orjson.OPT_SERIALIZE_NUMPY)
+            body |= chance.choice(_BAD)
+        yield "/predict", json, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         if number % 4 == 1:
             yield _binary(rows[:size], chance)
         if number % 16 == 5:

@@ -137,7 +137,7 @@ def measure(store: Path, seed: int, mnist: Path, strange: dict[str, Path]) -> di
 
 
 def abstain(*arguments: object) -> dict[str, Any]:
-    """What a command prints with `--json`."""
+    """Runs a command with `--json` and returns its output."""
     command = [ABSTAIN, *map(str, arguments), "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return json.loads(done.stdout)
@@ -225,8 +225,8 @@ def report(found: list[dict[str, Any]]) -> None:
             for point in (first, tolerant)
         ]
         print(f"{name:<28}{cells[0]} → {cells[1]}    {cells[2]} → {cells[3]}")
-    said = [answer for answer in met if answer is not None]
-    print(f"\n{sum(said)} of {len(said)} targets met by the mean")
+    verdict = [answer for answer in met if answer is not None]
+    print(f"\n{sum(verdict)} of {len(verdict)} targets met by the mean")
 
 
 def row(label: str, values: list[float], *, at_least: float | None = None, at_most: float | None = None) -> bool | None:
@@ -234,20 +234,20 @@ def row(label: str, values: list[float], *, at_least: float | None = None, at_mo
     average, spread = mean(values), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     target = at_least if at_least is not None else at_most
     met = None if target is None else (average >= target if at_least is not None else average <= target)
-    said = (
+    verdict = (
         "" if target is None else f"  [{'≥' if at_least is not None else '≤'} {target:g}] {'met' if met else 'MISSED'}"
     )
-    print(f"{label:<46}{average:.4f} ± {spread:.4f}   ({' '.join(f'{value:.4f}' for value in values)}){said}")
+    print(f"{label:<46}{average:.4f} ± {spread:.4f}   ({' '.join(f'{value:.4f}' for value in values)}){verdict}")
     return met
 
 
 def print_changed(name: str, points: list[list[dict[str, float]]]) -> None:
     """A way of changing: the share accepted at both points, the accuracy of all and of the accepted at the second."""
     default, tolerant = ([figures["accepted"] for figures in point] for point in points)
-    said = "" if name in UNTARGETED else f"[≥ {ACCEPTED:.0%}] {'met' if mean(tolerant) >= ACCEPTED else 'MISSED'}"
+    verdict = "" if name in UNTARGETED else f"[≥ {ACCEPTED:.0%}] {'met' if mean(tolerant) >= ACCEPTED else 'MISSED'}"
     accuracies = [mean(figures[key] for figures in points[1]) for key in ("accuracy", "accuracy of accepted")]
     print(
-        f"{name:<28}{mean(default):.1%} → {mean(tolerant):.1%} {said:<14}"
+        f"{name:<28}{mean(default):.1%} → {mean(tolerant):.1%} {verdict:<14}"
         f"    accuracy {accuracies[0]:.1%}, of the accepted {accuracies[1]:.1%}"
     )
 

@@ -110,8 +110,8 @@ def main() -> int:
         if found[of]:
             report(of, combinations, found[of])
     RESULTS.mkdir(exist_ok=True)
-    said = {"combinations": {"classes": OF_CLASSES, "numbers": OF_NUMBERS}, "sets": found}
-    (RESULTS / "table_selection.json").write_bytes(orjson.dumps(said, option=orjson.OPT_INDENT_2))
+    content = {"combinations": {"classes": OF_CLASSES, "numbers": OF_NUMBERS}, "sets": found}
+    (RESULTS / "table_selection.json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     return 0
 
 

@@ -158,7 +158,7 @@ def measure(name: str, task: Task, data: Path, folder: Path, seed: int) -> dict[
 
 
 def run(*arguments: str | Path) -> dict[str, Any]:
-    """What an `abstain` command of this checkout prints."""
+    """Runs an `abstain` command of this checkout and returns its output."""
     paths = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [ABSTAIN, *map(str, arguments), "--json"],

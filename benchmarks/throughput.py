@@ -1,4 +1,4 @@
-"""`make bench`, over HTTP: ours beside an empty BentoML endpoint, BentoML with the same ensemble, and bare uvicorn.
+"""`make bench`, over HTTP: ours compared with an empty BentoML endpoint, BentoML with the same ensemble, and bare uvicorn.
 
     python benchmarks/throughput.py [--cores 0,1] [--rounds 3] [--seconds 3] [--only ours,empty]
 
@@ -120,7 +120,7 @@ def commands_of(store: Path, wanted: list[str]) -> dict[str, Callable[[int], lis
 
 
 def write_requests(folder: Path, servers: dict[str, Server], count: int = 16) -> dict[str, list[Path]]:
-    """For each way whose server answers it, files of whole HTTP requests; the same rows for all."""
+    """Writes files of whole HTTP requests for each way that has a server; all have the same rows."""
     rows = random_rows(count)
     files: dict[str, list[Path]] = {}
     for way, name in WAYS.items():
@@ -141,7 +141,7 @@ def write_requests(folder: Path, servers: dict[str, Server], count: int = 16) ->
 
 
 def input_shape(server: Server) -> list[int] | None:
-    """Of one row, as the v2 protocol's metadata have it; None where it is not spoken."""
+    """The shape of a row from the v2 protocol's metadata; None if the server does not speak it."""
     try:
         with urllib.request.urlopen(f"{server.url}/v2/models/blobs", timeout=10) as response:  # noqa: S310
             return orjson.loads(response.read())["inputs"][0]["shape"][1:]
@@ -158,9 +158,9 @@ def json_request(row: Any) -> bytes:
 
 
 def binary_request(row: Any, shape: list[int]) -> bytes:
-    """`POST /v2/models/blobs/infer` with a binary tensor, all outputs asked for in binary."""
+    """`POST /v2/models/blobs/infer` with a binary tensor, all outputs requested in binary."""
     tensor = row.tobytes()
-    asked = {
+    request = {
         "inputs": [
             {
                 "name": "inputs",
@@ -171,7 +171,7 @@ def binary_request(row: Any, shape: list[int]) -> bytes:
         ],
         "parameters": {"binary_data_output": True},
     }
-    head = orjson.dumps(asked)
+    head = orjson.dumps(request)
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
     return _request("/v2/models/blobs/infer", headers, head + tensor)
 
@@ -183,7 +183,7 @@ def _request(path: str, headers: dict[str, str], body: bytes) -> bytes:
 
 
 def ask_generator(port: int, files: list[Path], **task: Any) -> dict[str, Any]:
-    """What the load generator finds, in a process of its own."""
+    """Runs the load generator in a separate process and returns its result."""
     given = orjson.dumps({"port": port, "requests": [str(path) for path in files], **task})
     done = subprocess.run([PYTHON, GENERATOR], input=given, stdout=subprocess.PIPE, timeout=300, check=True)
     return orjson.loads(done.stdout)
@@ -217,7 +217,7 @@ def at_share(loader: Callable[..., dict[str, Any]], rounds: Rounds, options: arg
 
 
 def promises(rounds: Rounds, paced: dict[str, Any]) -> list[dict[str, Any]]:
-    """The ratios that are asked of ours, within each round, as far as they were measured."""
+    """The required ratios within each round, as far as they were measured."""
 
     def answered(way: str, connections: int) -> Callable[[dict[str, Any]], float]:
         return lambda one: one[way][str(connections)]["per_second"]
@@ -264,13 +264,13 @@ def report(found: dict[str, Any]) -> None:
     """Ratios first, then what they are made of."""
     print(f"one row of {PIXELS} floats a request; {found['cores']} cores for a server's one worker and the generator")
     print(f"{len(found['rounds'])} rounds of {found['seconds']:g} s a cell: median (least–greatest)\n")
-    print(f"{'ratio within a round':<42} {'median':>7} {'spread':>15}   asked for")
+    print(f"{'ratio within a round':<42} {'median':>7} {'spread':>15}   required")
     for line in found["promises"]:
         low, high = min(line["ratios"]), max(line["ratios"])
-        asked = (
+        bound = (
             "" if line["bound"] is None else f"{line['sign']} {line['bound']:g}{'' if line['kept'] else '   MISSED'}"
         )
-        print(f"{line['what']:<42} {line['median']:>7.2f} {f'({low:.2f}–{high:.2f})':>15}   {asked}")
+        print(f"{line['what']:<42} {line['median']:>7.2f} {f'({low:.2f}–{high:.2f})':>15}   {bound}")
     print(f"\n{'':<20} {'conn.':>5} {'requests/s':>22} {'p50 ms':>8} {'p99 ms':>8} {'generator':>17}   not 200")
     for way in found["rounds"][0]:
         for connections in CONNECTIONS:

@@ -113,7 +113,7 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: IO[bytes]) 
 
 
 def ask(url: str, images: list[list[list[float]]]) -> list[dict[str, Any]]:
-    """What the server says of each image, by `POST /predict`."""
+    """Sends the images to `POST /predict` and returns the answers."""
     body = json.dumps({"inputs": images, "model": "digits"}).encode()
     request = urllib.request.Request(f"{url}/predict", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as response:

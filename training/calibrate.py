@@ -1,9 +1,9 @@
-"""The story of `abstain calibrate`: a version's draws, a new calibration, a new version beside the old one.
+"""The steps of `abstain calibrate`: the draws of a version → a new calibration → a new version; the old one stays.
 
-Draws stay as they are, bit for bit, and so do densities and reference rows, unless the version has none or the terms ask
-for ones of rows changed in another way.
-The rows must be ones that the model has not learned from: the calibration part of the very data it was fitted with,
-known by its fingerprint, or labelled rows that are new.
+The draws do not change, bit for bit. Feature scores and reference rows do not change either, unless the version has none
+or `calibration.densities` changes.
+The model must not have learned from the rows: they are the calibration part of the data of the fit, recognised by its
+fingerprint, or new labelled rows.
 """
 
 from __future__ import annotations
@@ -26,41 +26,52 @@ from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.validation import refuse
 from abstain.training.calibration.far_rows import ACCEPTS_FAR_ROWS, try_far_rows
 from abstain.training.calibration.feature_scores import fit_feature_scores
-from abstain.training.calibration.pipeline import Calibrated, ScoreValues, calibrate_posterior, check_terms, record_of
+from abstain.training.calibration.pipeline import (
+    Calibrated,
+    ScoreValues,
+    build_record,
+    calibrate_posterior,
+    check_calibration,
+)
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.config.data import DataConfig
 from abstain.training.config.reading import apply_override
 from abstain.training.data.dataset import split_again
-from abstain.training.data.ood_sets import strange_sets
+from abstain.training.data.ood_sets import read_ood_sets
 from abstain.training.data.rows import Rows, Source
 from abstain.training.data.sources import read_source
 from abstain.training.data.splitting import SPLIT_BY, part_notes
 from abstain.training.evaluation.checks import decision_shortfalls, metric_shortfalls
-from abstain.training.evaluation.records import Shown, View
-from abstain.training.evaluation.report_data import look, look_along, metrics_of, metrics_without_view
+from abstain.training.evaluation.records import ReportData, ReportView
+from abstain.training.evaluation.report_data import (
+    predict_curve,
+    predict_test_part,
+    served_quality,
+    served_quality_without_view,
+)
 from abstain.training.evaluation.results import JsonObject
 from abstain.training.publish import git_commit, installed_packages, now, publish_version
 
-NEW = (
-    "the rows are taken to be new, for this version keeps no hashes of its training rows to tell: on rows that it was "
-    "trained on it would learn to reject more than is asked for",
+TAKEN_AS_NEW = (
+    "the rows are taken to be new, because this version has no hashes of its training rows: calibrated on training rows "
+    "it would reject more than requested",
 )
 
-MOVED = {"reject_rate", "ood", "ood_rows"}
-"""The metrics that every new calibration changes, or that it may know other sets of."""
+CHANGED_METRICS = {"reject_rate", "ood", "ood_rows"}
+"""The metrics that every new calibration changes, or that belong to OOD sets which may differ."""
 CHECKED_AGAIN: set[ShortfallCode | None] = {"constant_decision", "accepts_far_rows", "not_finite"}
-"""The checks that every new calibration repeats; other shortfalls are those of the fit, and stay."""
-UNMOVED = {"accuracy", "rmse"}
+"""The checks that every new calibration repeats; other shortfalls are about the fit, and stay."""
+UNCHANGED_METRICS = {"accuracy", "rmse"}
 """The metrics that no recalibration changes."""
 
 
-DRAWS_OF = "draws of "
-"""How the note begins that says what a calibration anew was made of."""
+DRAWS_FROM = "draws of "
+"""The beginning of the note that says what a new calibration was made from."""
 
 
-class Recalibrated(NamedTuple):
-    """The model's name, the new version's number, its shortfalls, notes on the rows, and which rows were used."""
+class CalibrateResult(NamedTuple):
+    """The result of a calibration: the new version, its shortfalls, notes on the rows, and which rows were used."""
 
     name: str
     version: int
@@ -69,7 +80,7 @@ class Recalibrated(NamedTuple):
     basis: str
 
     def to_json(self) -> JsonObject:
-        """What `abstain calibrate --json` prints."""
+        """The JSON that `abstain calibrate --json` prints."""
         return {
             "name": self.name,
             "version": self.version,
@@ -79,18 +90,18 @@ class Recalibrated(NamedTuple):
         }
 
 
-class Material(NamedTuple):
-    """The rows to calibrate on; those to report on and to fit missing densities to, if the source has them."""
+class CalibrationMaterial(NamedTuple):
+    """The rows to calibrate on, and the test and training rows, if the source has them."""
 
     calibration: Rows
     test: Rows | None
     train: Rows | None
     note: str
-    beware: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-class Basis(NamedTuple):
-    """What a new calibration is made with: densities, reference rows or their scores, and the rows to rank among."""
+class CalibrationInputs(NamedTuple):
+    """The inputs of a new calibration: feature scores, reference rows or their scores, and calibration rows."""
 
     feature_scores: FeatureScores
     reference: Rows | ScoreValues
@@ -99,41 +110,41 @@ class Basis(NamedTuple):
 
 def calibrate_version(
     store: Path, model: str, where: str, overrides: tuple[str, ...] = (), ood: dict[str, str] | None = None
-) -> Recalibrated:
+) -> CalibrateResult:
     """Publishes a new version of a model, with its draws and a new calibration.
 
     Args:
         where: a path or the name of an embedded set.
-        overrides: `KEY=VALUE`, keys of the config's `[calibration]`; the rest stays as the version has it.
-        ood: sets of strange inputs to report on: paths, or embedded sets, by name.
+        overrides: `KEY=VALUE` for keys of `[calibration]`; other keys keep the version's values.
+        ood: OOD sets for the report: paths or embedded sets, by name.
 
     Raises:
-        ConfigError, DataError, CalibrationError: the terms, the rows, or their number do not do.
+        ConfigError, DataError, CalibrationError: the settings or the rows cannot be used, or there are too few rows.
     """
     name, version = resolve(store, model)
     check_writable(store, name)
     bundle = load_published(store, name, version)
     manifest = bundle.manifest
-    terms = new_terms(manifest, overrides)
+    settings = new_settings(manifest, overrides)
     trained = read_trained(store / name / str(version), manifest.files)
-    material = read_material(manifest, where, trained)
-    basis = basis_of(bundle, terms, material, where)
-    check_terms(terms, manifest.model, basis.calibration.y)
-    strange = strange_sets(ood or {}, (material.test or material.calibration).x, manifest.model)
+    material = read_calibration_rows(manifest, where, trained)
+    basis = choose_inputs(bundle, settings, material, where)
+    check_calibration(settings, manifest.model, basis.calibration.y)
+    strange = read_ood_sets(ood or {}, (material.test or material.calibration).x, manifest.model)
     calibrated = calibrate_posterior(
-        terms, bundle.posterior, basis.feature_scores, basis.calibration, basis.reference, manifest.seed
+        settings, bundle.posterior, basis.feature_scores, basis.calibration, basis.reference, manifest.seed
     )
-    shown = show(bundle, calibrated, material, strange, f"{name}:{version}")
-    made = described(bundle, calibrated, terms, material, f"{name}:{version}", shown.view)
-    version = publish_version(store, made, bundle.posterior, calibrated, shown, trained).number
-    return Recalibrated(name, version, made.shortfalls, material.beware, material.note)
+    report_data = remake_report_data(bundle, calibrated, material, strange, f"{name}:{version}")
+    new_manifest = update_manifest(bundle, calibrated, settings, material, f"{name}:{version}", report_data.view)
+    version = publish_version(store, new_manifest, bundle.posterior, calibrated, report_data, trained).number
+    return CalibrateResult(name, version, new_manifest.shortfalls, material.warnings, material.note)
 
 
-def new_terms(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationConfig:
-    """The version's own terms, with `KEY=VALUE` written over them.
+def new_settings(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationConfig:
+    """The version's calibration settings, with `KEY=VALUE` overrides applied.
 
     Raises:
-        ConfigError: an unknown key, or a value that it cannot take.
+        ConfigError: a key is unknown, or a value is not allowed.
     """
     record = manifest.calibration
     old: dict[str, Any] = dict(record.settings) or {
@@ -150,74 +161,80 @@ def new_terms(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationConf
         raise refuse(error, ConfigError, CalibrationConfig, where="--set", whole="calibration") from error
 
 
-def read_material(manifest: Manifest, where: str, trained: TrainedRows | None = None) -> Material:
-    """The rows that a source gives to calibrate on.
+def read_calibration_rows(manifest: Manifest, where: str, trained: TrainedRows | None = None) -> CalibrationMaterial:
+    """Reads the rows to calibrate on.
 
     Args:
-        trained: hashes of the rows that the model was trained on; None if its bundle has none.
+        trained: hashes of the training rows; None if the bundle has none.
 
     Raises:
-        DataError: the source is not the data that the model was fitted with, and does not say which rows are new; or
-            its rows are not the model's; or the model was trained on them.
+        DataError: the source is not the data of the fit and does not say which rows are new; or its rows have another
+            shape; or the model was trained on them.
     """
     config = DataConfig.model_validate(manifest.data.settings)
     model = manifest.model
     source = read_source(where, config, model, classify=model.likelihood_functions.task == "classification")
-    material = _material(source, manifest, config, where)
+    material = _choose_rows(source, manifest, config, where)
     shape = material.calibration.x.shape[1:]
     if shape != model.feature_shape:
         raise DataError("feature shape", where=where, expected=model.feature_shape, found=shape)
-    if material.beware != NEW:
+    if material.warnings != TAKEN_AS_NEW:
         return material
-    overlap = NEW if trained is None else check_new(trained, manifest, material.calibration, where)
-    return material._replace(beware=(*overlap, *split_notes(source, config, material.calibration)))
+    overlap = TAKEN_AS_NEW if trained is None else check_new(trained, manifest, material.calibration, where)
+    return material._replace(warnings=(*overlap, *split_notes(source, config, material.calibration)))
 
 
 def split_notes(source: Source, config: DataConfig, rows: Rows) -> tuple[str, ...]:
-    """Notes on new rows where the fit split by groups or by time: how many groups they are of, if they say so."""
+    """Notes on new rows, if the fit split by group or by time: how many groups they have, if the source has the column."""
     if config.split_by is None:
         return ()
     if config.group is not None and source.key is not None and rows is source.train:
         return part_notes(source, config, np.arange(len(rows)))
     return (
-        f"{SPLIT_BY}data.{config.split_kind} = {config.split_by!r} in the fit, which the rows given do not name: the stated "
-        f"reject rate is that of rows like these, and may be exceeded on a new {config.split_kind}",
+        f"{SPLIT_BY}data.{config.split_kind} = {config.split_by!r} in the fit, but these rows do not have it: the stated "
+        f"reject rate holds for rows like these, and may be exceeded on a new {config.split_kind}",
     )
 
 
 def check_new(trained: TrainedRows, manifest: Manifest, rows: Rows, where: str) -> tuple[str, ...]:
-    """Notes about rows said to be new: how many equal a training row, if no more than chance explains.
+    """A note on how many new rows equal a training row by chance.
 
     Raises:
-        DataError: more than that do.
+        DataError: more rows equal training rows than chance explains.
     """
-    known = find_trained(trained, manifest.model.preprocessing, rows.x)
-    count, expected = int(known.sum()), trained.repeats
+    equal_rows = find_trained(trained, manifest.model.preprocessing, rows.x)
+    count, expected = int(equal_rows.sum()), trained.repeats
     if not count:
         return ()
-    said = f"{count:,} of {len(rows):,} rows equal rows that the model was trained on"
+    overlap = f"{count:,} of {len(rows):,} rows equal rows that the model was trained on"
     if count > most_by_chance(trained, len(rows)):
         raise DataError(
             "rows to calibrate on",
             where=where,
             expected=f"rows that the model was not trained on, or about {expected:.1%} that equal such rows by chance",
-            found=f"{said}, the first of them row {int(np.argmax(known))}",
-            fix="leave them out: the thresholds learned from them would reject far more than is asked for; or give the "
-            "file that the model was fitted with, unchanged",
+            found=f"{overlap}, the first is row {int(np.argmax(equal_rows))}",
+            fix="remove them: thresholds from training rows would reject far more than requested; or pass the "
+            "unchanged file that the model was fitted with",
         )
-    return (f"{said}; about {expected * len(rows):,.0f} were to be expected",)
+    return (f"{overlap}; about {expected * len(rows):,.0f} were expected by chance",)
 
 
-def _material(source: Source, manifest: Manifest, config: DataConfig, where: str) -> Material:
-    said = f"calibrated anew on {{rows:,}} rows of {Path(where).name}"
+def _choose_rows(source: Source, manifest: Manifest, config: DataConfig, where: str) -> CalibrationMaterial:
+    basis = f"calibrated anew on {{rows:,}} rows of {Path(where).name}"
     dataset = split_again(source, config, manifest.seed, manifest.data.fingerprint)
     if dataset is not None:
-        note = said.format(rows=len(dataset.calibration))
-        return Material(dataset.calibration, dataset.test, dataset.train, f"{note}, the part kept for it by the fit")
+        note = basis.format(rows=len(dataset.calibration))
+        return CalibrationMaterial(
+            dataset.calibration, dataset.test, dataset.train, f"{note}, the calibration part of the fit"
+        )
     if source.calibration is not None:
-        return Material(source.calibration, source.test, None, said.format(rows=len(source.calibration)), NEW)
+        return CalibrationMaterial(
+            source.calibration, source.test, None, basis.format(rows=len(source.calibration)), TAKEN_AS_NEW
+        )
     if source.train is not None and source.test is None:
-        return Material(source.train, None, None, f"{said.format(rows=len(source.train))}, all taken to be new", NEW)
+        return CalibrationMaterial(
+            source.train, None, None, f"{basis.format(rows=len(source.train))}, all taken to be new", TAKEN_AS_NEW
+        )
     raise DataError(
         "rows to calibrate on",
         where=where,
@@ -226,103 +243,111 @@ def _material(source: Source, manifest: Manifest, config: DataConfig, where: str
     )
 
 
-def basis_of(bundle: Bundle, terms: CalibrationConfig, material: Material, where: str) -> Basis:
-    """The version's own densities and reference rows, or new ones where it has none or the terms ask for others.
+def choose_inputs(
+    bundle: Bundle, settings: CalibrationConfig, material: CalibrationMaterial, where: str
+) -> CalibrationInputs:
+    """The version's feature scores and reference rows, or new ones if it has none or the settings change them.
 
-    A version of schema 1 has no reference rows. They are set aside from the training rows if the source has these, and
-    then the densities are fitted anew on the rest; else from the rows to calibrate on.
+    A version of schema 1 has no reference rows. They are taken from the training rows if the source has them, and the
+    feature scores are fitted again on the rest; otherwise they are taken from the calibration rows.
 
     Raises:
-        DataError: densities must be fitted anew, and the source has no training rows.
+        DataError: feature scores must be fitted again, and the source has no training rows.
     """
     manifest = bundle.manifest
     earlier, feature_scores = bundle.calibration.reference, bundle.feature_scores
-    stale = terms.densities != new_terms(manifest, ()).densities
+    stale = settings.densities != new_settings(manifest, ()).densities
     if material.train is not None and (stale or feature_scores is None or earlier is None):
         reference, rest = set_aside(material.train, manifest.seed)
-        fitted = fit_feature_scores(bundle.posterior, rest, manifest.seed, terms.densities)
-        return Basis(fitted, reference, material.calibration)
+        fitted = fit_feature_scores(bundle.posterior, rest, manifest.seed, settings.densities)
+        return CalibrationInputs(fitted, reference, material.calibration)
     if stale or feature_scores is None:
         raise DataError(
-            f"training rows for the densities of {manifest.name}:{manifest.version}",
+            f"training rows for the feature scores of {manifest.name}:{manifest.version}",
             where=where,
             expected="the data that it was fitted with",
             found="new rows",
         )
     if earlier is not None:
-        return Basis(feature_scores, earlier, material.calibration)
+        return CalibrationInputs(feature_scores, earlier, material.calibration)
     reference, rest = set_aside(material.calibration, manifest.seed)
-    return Basis(feature_scores, reference, rest)
+    return CalibrationInputs(feature_scores, reference, rest)
 
 
-def show(
-    bundle: Bundle, calibrated: Calibrated, material: Material, strange: dict[str, Num[np.ndarray, "..."]], origin: str
-) -> Shown:
-    """What the report is drawn from: as much of a fit's as there are rows for; of the rest it says where it is."""
+def remake_report_data(
+    bundle: Bundle,
+    calibrated: Calibrated,
+    material: CalibrationMaterial,
+    strange: dict[str, Num[np.ndarray, "..."]],
+    origin: str,
+) -> ReportData:
+    """Computes what the report can show from these rows; for the rest it names the report that has it."""
     manifest = bundle.manifest
     view, curve = None, None
     absent = {} if strange else {"ood": "No OOD set was given: abstain calibrate takes --ood NAME=PATH."}
     if material.test is None:
-        absent["test"] = f"The given rows have no test part: its figures and pictures are in the report of {origin}."
+        absent["test"] = f"These rows have no test part: its metrics and plots are in the report of {origin}."
         if strange:
-            absent["ood"] = "OOD sets are compared with a test part, and the given rows have none."
+            absent["ood"] = "OOD sets are compared with a test part, and these rows have none."
     else:
-        view, why = look(manifest.name, bundle.posterior, calibrated, material.test, strange)
-        absent |= why
+        view, reasons = predict_test_part(manifest.name, bundle.posterior, calibrated, material.test, strange)
+        absent |= reasons
     if material.train is None:
-        absent["curve"] = f"Not drawn: the training rows were not given. The report of {origin} may have it."
+        absent["curve"] = f"Not drawn: there are no training rows. The report of {origin} may have it."
     else:
-        curve, why = look_along(manifest.model, calibrated, material.train)
-        absent |= why
+        curve, reasons = predict_curve(manifest.model, calibrated, material.train)
+        absent |= reasons
     if "trace" in manifest.diagnostics:
         absent["chains"] = (
-            f"Ranks, and R-hat and ESS by prediction, are of all samples, of which a version keeps {manifest.draws} "
-            f"draws: they are in the report of {origin}, if that is a fit's."
+            f"Ranks, R-hat and ESS of predictions need all samples, and a version keeps only {manifest.draws} "
+            f"draws: see the report of {origin}, if it was published by a fit."
         )
-    return Shown(view, curve, None, absent)
+    return ReportData(view, curve, None, absent)
 
 
-def described(
+def update_manifest(
     bundle: Bundle,
     calibrated: Calibrated,
-    terms: CalibrationConfig,
-    material: Material,
+    settings: CalibrationConfig,
+    material: CalibrationMaterial,
     origin: str,
-    view: View | None,
+    view: ReportView | None,
 ) -> Manifest:
-    """The new version's manifest: the old one's, but for what the calibration changes.
+    """Builds the new manifest: the old one with what the calibration changes.
 
-    Without test rows, metrics that another recalibration would have changed are left out.
+    Without test rows, metrics that a different recalibration changes are left out.
     """
     old, test, far = bundle.manifest, material.test, try_far_rows(calibrated)
-    # What the fit said of its split does not hold for rows from elsewhere.
-    replaced = (ACCEPTS_FAR_ROWS, DRAWS_OF) if material.train is not None else (ACCEPTS_FAR_ROWS, DRAWS_OF, SPLIT_BY)
+    # The fit's notes on its split do not hold for rows from another source.
+    replaced = (
+        (ACCEPTS_FAR_ROWS, DRAWS_FROM) if material.train is not None else (ACCEPTS_FAR_ROWS, DRAWS_FROM, SPLIT_BY)
+    )
     same = calibrated.recalibration == old.calibration.recalibration
-    kept = old.metrics.keys() - MOVED if same else UNMOVED
+    kept = old.metrics.keys() - CHANGED_METRICS if same else UNCHANGED_METRICS
     metrics: JsonObject = {key: value for key, value in old.metrics.items() if key in kept}
     if view is not None:
-        metrics = metrics_of(view).to_json()
+        metrics = served_quality(view).to_json()
     elif test is not None:
-        metrics = metrics_without_view(bundle.posterior, calibrated, test).to_json()
+        metrics = served_quality_without_view(bundle.posterior, calibrated, test).to_json()
     return old.model_copy(
         update={
             "version": 0,
             "schema_version": SCHEMA_VERSION,
             "created": now(),
-            "calibration": record_of(calibrated, terms, old.model),
+            "calibration": build_record(calibrated, settings, old.model),
             "densities": shapes_of(calibrated.feature_scores),
             "metrics": metrics,
             "shortfalls": (
-                *(lack for lack in old.shortfalls if lack.code not in CHECKED_AGAIN),
+                *(shortfall for shortfall in old.shortfalls if shortfall.code not in CHECKED_AGAIN),
                 *metric_shortfalls(metrics),
                 *decision_shortfalls(calibrated.calibration),
                 *far.shortfalls,
             ),
             "notes": (
-                *(said for said in old.notes if not said.startswith(replaced)),
+                *(note for note in old.notes if not note.startswith(replaced)),
                 *far.notes,
-                f"{DRAWS_OF}{origin}, {material.note}",
-                *material.beware,
+                f"{DRAWS_FROM}{origin}, {material.note}",
+                *material.warnings,
             ),
             "data": old.data.model_copy(update={"calibration_rows": calibrated.calibration.rows}),
             "packages": installed_packages(),

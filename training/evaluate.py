@@ -1,4 +1,4 @@
-"""THE STORY of `abstain evaluate`: a version, rows and OOD sets → predictions → judgements → figures and plots."""
+"""The steps of `abstain evaluate`: a version, rows and OOD sets → predictions → decisions → metrics and plots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
 from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import split_again
-from abstain.training.data.ood_sets import strange_sets
+from abstain.training.data.ood_sets import read_ood_sets
 from abstain.training.data.rows import Rows
 from abstain.training.data.sources import read_source
 from abstain.training.evaluation.bootstrap import share_interval
@@ -29,27 +29,27 @@ from abstain.training.evaluation.quality import (
     check_finite,
     class_quality,
     conformal_quality,
-    headline,
+    headline_metrics,
+    metric_terms,
+    ood_detection,
     part_quality,
-    quality,
+    prediction_quality,
     rates_of,
     reject_rates,
-    seen_detection,
     selective_risk,
-    terms_of,
     twin_detection,
 )
-from abstain.training.evaluation.records import Seen, Twin, View
+from abstain.training.evaluation.records import JudgedRows, ReportView, Twin
 from abstain.training.evaluation.results import Evaluation, TwinQuality
-from abstain.training.runs.journal import Progress
+from abstain.training.runs.journal import ProgressCallback
 
-__all__ = ["evaluate_version", "quality", "reject_rates"]
+__all__ = ["evaluate_version", "prediction_quality", "reject_rates"]
 BUCKETS = (256,)
 REPORT_EVERY = 32 * BUCKETS[0]
 
 
-def quiet(done: int, total: int, passage: str = "", **facts: float) -> None:
-    """No progress shown."""
+def no_progress(done: int, total: int, passage: str = "", **facts: float) -> None:
+    """Ignores progress."""
 
 
 def evaluate_version(
@@ -59,18 +59,18 @@ def evaluate_version(
     percentile: float | None,
     ood: dict[str, str],
     *,
-    beside: str | None = None,
+    twin_model: str | None = None,
     plots: Path | None = None,
-    progress: Progress = quiet,
+    progress: ProgressCallback = no_progress,
 ) -> Evaluation:
-    """What `abstain evaluate` prints: the quality of a version on a source's test part, and on OOD sets.
+    """Evaluates a version on a source's test part and on OOD sets.
 
     Args:
         where: a path or the name of an embedded set.
-        ood: paths, or embedded sets, by the name to report them under.
-        beside: another version to compare with; the middle one of the posterior's own networks if None.
+        ood: paths or embedded sets, by name.
+        twin_model: another version to compare with; if None, the middle draw of the posterior.
         plots: a folder to write pictures into.
-        progress: told how many rows of each set have been predicted.
+        progress: called with the number of predicted rows of each set.
 
     Raises:
         DataError: the rows, or an OOD set, cannot be read, do not fit the model, or have no finite prediction.
@@ -81,20 +81,20 @@ def evaluate_version(
     trained = read_trained(store / manifest.name / str(manifest.version), manifest.files)
     percentile_rank(calibration.percentile if percentile is None else percentile, calibration.rows)
     rows, notes = rows_to_test(manifest, where, trained)
-    sets = strange_sets(ood, rows.x, manifest.model)
-    everything = [(where, rows.x), *sets.items()]
+    sets = read_ood_sets(ood, rows.x, manifest.model)
+    named_inputs = [(where, rows.x), *sets.items()]
 
     predictor = bundle.predictor(BUCKETS)
-    predictions = [predict_rows(predictor, x, label, progress) for label, x in everything]
+    predictions = [predict_rows(predictor, x, label, progress) for label, x in named_inputs]
     familiar, *others = (
-        Seen(x, prediction, judge(calibration, prediction, percentile))
-        for (_, x), prediction in zip(everything, predictions, strict=True)
+        JudgedRows(x, prediction, judge(calibration, prediction, percentile))
+        for (_, x), prediction in zip(named_inputs, predictions, strict=True)
     )
     strange = dict(zip(sets, others, strict=True))
-    twin = find_twin(store, name, bundle, beside, everything, progress)
+    twin = find_twin(store, name, bundle, twin_model, named_inputs, progress)
 
-    terms = terms_of(bundle.posterior, familiar.prediction, rows)
-    figures, intervals = headline(familiar.prediction, terms)
+    terms = metric_terms(bundle.posterior, familiar.prediction, rows)
+    figures, intervals = headline_metrics(familiar.prediction, terms)
     rejected = familiar.judgement.reject
     names = manifest.model.class_names
     result = Evaluation(
@@ -112,7 +112,7 @@ def evaluate_version(
         coverage=coverage_by_decision(familiar.judgement, rows.y),
         accepted=part_quality(terms, ~rejected),
         rejected=part_quality(terms, rejected),
-        ood={label: seen_detection(familiar, found) for label, found in strange.items()},
+        ood={label: ood_detection(familiar, found) for label, found in strange.items()},
         notes=tuple(notes),
         classes=class_quality(names, terms, familiar.judgement, rows.y) if names else None,
         twin=twin_quality(twin, rows) if twin else None,
@@ -121,30 +121,29 @@ def evaluate_version(
         return result
     from abstain.training.report.plots import write_plots  # noqa: PLC0415 - a second to import, and fit draws none of these
 
-    written = write_plots(plots, View(name, bundle.posterior, rows, familiar, strange, twin))
+    written = write_plots(plots, ReportView(name, bundle.posterior, rows, familiar, strange, twin))
     return replace(result, plots=tuple(written))
 
 
-# ---- what is evaluated -----------------------------------------------------------------------------------------------
+# ---- rows and predictions -----------------------------------------------------------------------------------------------
 
 
 def load_version(store: Path, model: str) -> tuple[str, Bundle]:
-    """A version of the store by any of its names, and what it is called in full."""
+    """Loads a version by `NAME`, `NAME:VERSION` or `NAME@LABEL`; returns `NAME:VERSION` and the bundle."""
     name, version = resolve(store, model)
     return f"{name}:{version}", load_published(store, name, version)
 
 
 def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = None) -> tuple[Rows, list[str]]:
-    """The rows of a source to evaluate on, and notes about them.
+    """Reads the rows to evaluate on, and returns notes about them.
 
-    They are the source's own test part; else, of the data that the model was fitted with, the part that the fit kept for
-    testing; else all rows.
+    The rows are the source's own test part; or the test part of the fit, if the source is the data of the fit; or all rows.
 
     Args:
-        trained: hashes of the rows that the model was trained on; None if its bundle has none.
+        trained: hashes of the training rows; None if the bundle has none.
 
     Raises:
-        DataError: the source has no rows, or not the model's.
+        DataError: the source has no rows, or rows of another shape.
     """
     config = DataConfig.model_validate(manifest.data.settings)
     source = read_source(
@@ -163,32 +162,37 @@ def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = N
     notes = overlap_notes(manifest, rows, trained)
     if source.test is None:
         notes = [
-            f"not the data that the model was fitted with: every row is evaluated, {len(rows):,} in all; rows that "
-            "this version was calibrated on are not recognised: leave them out yourself, for on them its rates are right by "
-            "construction",
+            f"not the data that the model was fitted with: all {len(rows):,} rows are evaluated; calibration rows of this "
+            "version are not recognised: remove them yourself, because on them the rates are right by construction",
             *notes,
         ]
     return rows, notes
 
 
 def overlap_notes(manifest: Manifest, rows: Rows, trained: TrainedRows | None) -> list[str]:
-    """Says so where more rows than chance explains equal training rows, or where that cannot be known."""
+    """A note if more rows equal training rows than chance explains, or if that cannot be known."""
     if trained is None:
-        return ["this version keeps no hashes of its training rows: whether it was trained on these rows is not known"]
+        return ["this version has no hashes of its training rows: whether it was trained on these rows is not known"]
     known = int(find_trained(trained, manifest.model.preprocessing, rows.x).sum())
-    said = f"{known:,} of {len(rows):,} rows equal rows that the model was trained on"
-    allowed = most_by_chance(trained, len(rows))
-    if known and allowed >= len(rows):
-        return [f"{said}; so do new rows of this table, so whether the model was trained on these is not known"]
-    if known <= allowed:
+    count = f"{known:,} of {len(rows):,} rows equal rows that the model was trained on"
+    most = most_by_chance(trained, len(rows))
+    if known and most >= len(rows):
+        return [f"{count}; so do new rows of this table, so whether the model was trained on these is not known"]
+    if known <= most:
         return []
     return [
-        f"{said}, {trained.repeats * len(rows):,.0f} were to be expected by chance: the figures are better than on new rows"
+        f"{count}, {trained.repeats * len(rows):,.0f} were expected by chance: the metrics are better than on new rows"
     ]
 
 
-def predict_rows(predictor: Predictor, x: Num[np.ndarray, "rows ..."], where: str, progress: Progress) -> Prediction:
-    """The predictions for a set of inputs, all of them finite."""
+def predict_rows(
+    predictor: Predictor, x: Num[np.ndarray, "rows ..."], where: str, progress: ProgressCallback
+) -> Prediction:
+    """Predicts a set of inputs, in batches.
+
+    Raises:
+        DataError: a prediction is not finite.
+    """
     parts = []
     for start in range(0, len(x), REPORT_EVERY):
         parts.append(predictor(x[start : start + REPORT_EVERY]))
@@ -198,56 +202,62 @@ def predict_rows(predictor: Predictor, x: Num[np.ndarray, "rows ..."], where: st
     return prediction
 
 
-# ---- what stands beside it -------------------------------------------------------------------------------------------
+# ---- the twin -------------------------------------------------------------------------------------------
 
 
 def find_twin(
     store: Path,
     name: str,
     bundle: Bundle,
-    beside: str | None,
-    everything: list[tuple[str, Num[np.ndarray, "..."]]],
-    progress: Progress,
+    twin_model: str | None,
+    named_inputs: list[tuple[str, Num[np.ndarray, "..."]]],
+    progress: ProgressCallback,
 ) -> Twin | None:
-    """The deterministic twin and its predictions; None where the posterior is one network and no other is named.
+    """Predicts with the twin: another version, or one network of the posterior; None if neither exists.
 
     Raises:
-        DataError: the other version takes other inputs, or tells other classes apart.
+        DataError: the other version has other inputs or classes.
     """
-    if beside is None:
+    if twin_model is None:
         if bundle.posterior.size == 1:
             return None
         middle = bundle.posterior.size // 2
         name, posterior = f"{name}, draw {middle + 1} of {bundle.posterior.size}", one_draw(bundle.posterior, middle)
     else:
-        name, other = load_version(store, beside)
+        name, other = load_version(store, twin_model)
         posterior = other.posterior
-        check_alike(bundle.manifest.model, posterior.model, name)
+        check_comparable(bundle.manifest.model, posterior.model, name)
     predictor = Predictor(posterior, BUCKETS)
-    familiar, *strange = (predict_rows(predictor, x, f"{Path(label).name}, twin", progress) for label, x in everything)
+    familiar, *strange = (
+        predict_rows(predictor, x, f"{Path(label).name}, twin", progress) for label, x in named_inputs
+    )
     return Twin(
-        name, posterior, familiar, {label: found for (label, _), found in zip(everything[1:], strange, strict=True)}
+        name, posterior, familiar, {label: found for (label, _), found in zip(named_inputs[1:], strange, strict=True)}
     )
 
 
-def one_draw(posterior: Posterior, place: int) -> Posterior:
-    """The posterior that is one network of another."""
-    return Posterior(posterior.model, jax.tree.map(lambda leaf: leaf[place : place + 1], posterior.draws))
+def one_draw(posterior: Posterior, draw: int) -> Posterior:
+    """A posterior that has one draw of another."""
+    return Posterior(posterior.model, jax.tree.map(lambda leaf: leaf[draw : draw + 1], posterior.draws))
 
 
-def check_alike(own: Model, other: Model, name: str) -> None:
-    """Refuses a twin whose answers cannot be held against the model's."""
+def check_comparable(own: Model, other: Model, name: str) -> None:
+    """Refuses a twin with other inputs or classes.
+
+    Raises:
+        DataError: naming the difference.
+    """
     for what in ("feature_shape", "class_names"):
         expected, found = getattr(own, what), getattr(other, what)
         if expected != found:
-            raise DataError(f"{what} of the twin", where=name, expected=f"the model's, {expected}", found=found)
+            raise DataError(f"{what} of the twin", where=name, expected=f"{expected}, as the model has it", found=found)
 
 
 def twin_quality(twin: Twin, rows: Rows) -> TwinQuality:
-    """The quality of the twin, and how well its own scores tell the OOD sets apart, at no threshold."""
+    """The twin's metrics, and how well its scores separate the OOD sets from the test part."""
     return TwinQuality(
         model=twin.name,
         draws=twin.posterior.size,
-        metrics=quality(twin.posterior, twin.familiar, rows),
+        metrics=prediction_quality(twin.posterior, twin.familiar, rows),
         ood={label: twin_detection(twin.familiar, found) for label, found in twin.strange.items()},
     )

@@ -1,4 +1,4 @@
-"""The packages that fitting needs, and serving does not: those of the extra `training`."""
+"""The packages of the extra `training`, which fitting needs and serving does not."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NEEDED = (
 
 
 def check_extra(what: str) -> None:
-    """Says which extra to install where training's packages are missing.
+    """Checks that the packages of the extra `training` are installed.
 
     Args:
-        what: needs them, as the sentence's subject.
+        what: the subject of the error's sentence, such as "this command".
 
     Raises:
-        ConfigError: naming them.
+        ConfigError: naming the missing packages.
     """
     missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
     if missing:

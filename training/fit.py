@@ -1,4 +1,4 @@
-"""The story of training: config → data → split → preprocessing → posterior → densities → calibration → evaluation → bundle."""
+"""The steps of `abstain fit`: config → data → split → preprocessing → posterior → feature scores → calibration → evaluation → bundle."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ from abstain.models.prediction.likelihoods import LIKELIHOODS
 from abstain.models.prediction.posterior import Model, Posterior, check_draws
 from abstain.training.calibration.far_rows import try_far_rows
 from abstain.training.calibration.feature_scores import fit_feature_scores
-from abstain.training.calibration.pipeline import Calibrated, calibrate_posterior, check_terms, record_of
+from abstain.training.calibration.pipeline import Calibrated, build_record, calibrate_posterior, check_calibration
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.config import Config
 from abstain.training.config.requirements import check_needs, check_servable, count_parameters, least_parameters
-from abstain.training.data.augmentation import augmentation
+from abstain.training.data.augmentation import build_augmentation
 from abstain.training.data.dataset import Dataset, fit_preprocessing, split
-from abstain.training.data.ood_sets import strange_sets
+from abstain.training.data.ood_sets import read_ood_sets
 from abstain.training.data.sources import read_source
 from abstain.training.evaluation.checks import draws_notes, draws_shortfalls, metric_shortfalls, prediction_shortfalls
 from abstain.training.evaluation.quality import average_terms, proper_terms
-from abstain.training.evaluation.records import Shown
-from abstain.training.evaluation.report_data import look, look_along, metrics_of, metrics_without_view
+from abstain.training.evaluation.records import ReportData
+from abstain.training.evaluation.report_data import (
+    predict_curve,
+    predict_test_part,
+    served_quality,
+    served_quality_without_view,
+)
 from abstain.training.evaluation.results import ServedQuality
 from abstain.training.inference.bnn import BNN, observe
 from abstain.training.inference.diagnostics import agreement
@@ -41,7 +46,7 @@ from abstain.training.inference.problem import Fitted, Method, Problem
 from abstain.training.publish import git_commit, installed_packages, now, publish_version
 from abstain.training.report.export import Exports, write_exports
 from abstain.training.runs.failures import Failure, Result, attempt
-from abstain.training.runs.journal import RESUME, Journal, Progress
+from abstain.training.runs.journal import RESUME, Journal, ProgressCallback
 from abstain.training.runs.progress import stage
 from abstain.training.runs.resume import can_be_lengthened, close_journal, open_journal
 
@@ -58,13 +63,13 @@ METHODS: dict[str, Method] = {
 
 
 NO_SETS = (
-    "No OOD set was given: name some in the config's [evaluation] ood, or give them to abstain evaluate "
+    "No OOD set was given: name some in the config under [evaluation] ood, or pass them to abstain evaluate "
     "with --ood NAME=PATH."
 )
 
 
-class Published(NamedTuple):
-    """What a fit came to: the version's number, the metrics on the test part, and what it lacks to be relied on."""
+class FitResult(NamedTuple):
+    """The result of a fit: the version's number, its metrics on the test part, its shortfalls and notes."""
 
     version: int
     metrics: ServedQuality
@@ -76,37 +81,37 @@ def fit(
     config: Config,
     where: str | None,
     store: Path,
-    progress: Progress,
+    progress: ProgressCallback,
     *,
     resume: bool = False,
     exports: Exports = Exports(),  # noqa: B008 - a frozen record of two Nones
-) -> Published:
+) -> FitResult:
     """Fits a posterior and publishes it as a new version of `config.name`.
 
     Args:
-        where: a path or the name of an embedded set; the config's own source if None.
+        where: a path or the name of an embedded set; the config's source if None.
         progress: called after every block of steps, and as each stage after the last step begins and ends.
-        resume: go on with a fit of these settings that was cut off, or lengthen one that was finished.
-        exports: files to write beside the bundle.
+        resume: continue an interrupted fit of these settings, or lengthen a finished one.
+        exports: files to write in addition to the bundle.
 
     Raises:
-        ConfigError, DataError, CalibrationError: before anything is fitted.
-        FitError: inference came to no posterior.
+        ConfigError, DataError, CalibrationError: the config or the data cannot be used; nothing has been fitted.
+        FitError: inference failed.
     """
     check_needs(config, least_parameters(config.network), 1)
     dataset = load_dataset(config, where)
     model = build_model(config, dataset)
     check_needs(config, count_parameters(model), len(dataset.train))
     check_servable(config, model)
-    check_terms(config.calibration, model, dataset.calibration.y)
+    check_calibration(config.calibration, model, dataset.calibration.y)
     check_writable(store, config.name)
-    strange = strange_sets(config.evaluation.ood, dataset.test.x, model)
-    problem = pose(config, model, dataset, store)
-    beware = start_notes(config, dataset, store)
+    strange = read_ood_sets(config.evaluation.ood, dataset.test.x, model)
+    problem = build_problem(config, model, dataset, store)
+    start_warnings = start_notes(config, dataset, store)
     packages = installed_packages()
     with open_journal(store, config, dataset.fingerprint, packages, progress, resume=resume) as journal:
         fitted = infer(config, problem, journal)
-        with stage(progress, "densities"):
+        with stage(progress, "feature scores"):
             reference, rest = set_aside(dataset.train, config.seed)
             feature_scores = fit_feature_scores(fitted.posterior, rest, config.seed, config.calibration.densities)
         with stage(progress, "calibration"):
@@ -114,21 +119,26 @@ def fit(
                 config.calibration, fitted.posterior, feature_scores, dataset.calibration, reference, config.seed
             )
         with stage(progress, "evaluation"):
-            shown, missing = show(config, fitted, calibrated, dataset, strange)
-            fitted = fitted._replace(notes=(*fitted.notes, *beware, *missing))
-            metrics = evaluate_posterior(fitted.posterior, calibrated, dataset, shown)
-            fitted = judged(fitted, calibrated, shown, metrics, dataset)
+            report_data, failures = make_report_data(config, fitted, calibrated, dataset, strange)
+            fitted = fitted._replace(notes=(*fitted.notes, *start_warnings, *failures))
+            metrics = evaluate_posterior(fitted.posterior, calibrated, dataset, report_data)
+            fitted = add_shortfalls(fitted, calibrated, report_data, metrics, dataset)
         with stage(progress, "report and bundle"):
             write_exports(exports, problem, fitted)
-            manifest = describe(config, dataset, fitted, calibrated, metrics)
+            manifest = build_manifest(config, dataset, fitted, calibrated, metrics)
             trained = hash_training_rows(model.preprocessing, dataset.train.x, dataset.calibration.x)
-            version = publish_version(store, manifest, fitted.posterior, calibrated, shown, trained, RESUME)
+            version = publish_version(store, manifest, fitted.posterior, calibrated, report_data, trained, RESUME)
         close_journal(journal, keep=can_be_lengthened(config))
-    return Published(version.number, metrics, fitted.shortfalls, version.notes)
+    return FitResult(version.number, metrics, fitted.shortfalls, version.notes)
 
 
 def load_dataset(config: Config, where: str | None) -> Dataset:
-    """The config's rows, in three parts."""
+    """Reads the rows and splits them into train, calibration and test part.
+
+    Raises:
+        ConfigError: no source is set.
+        DataError: the source cannot be read or split.
+    """
     source = where or config.data.source
     if source is None:
         raise ConfigError(
@@ -139,7 +149,11 @@ def load_dataset(config: Config, where: str | None) -> Dataset:
 
 
 def build_model(config: Config, dataset: Dataset) -> Model:
-    """Network, likelihood and fitted preprocessing; refused here if they do not go together."""
+    """Builds the model: network, likelihood and fitted preprocessing.
+
+    Raises:
+        ConfigError: the likelihood does not fit the classes, or the network does not fit the inputs.
+    """
     source, train = dataset.source, dataset.train
     classify = LIKELIHOODS[config.likelihood].task == "classification"
     if config.likelihood == "bernoulli" and len(source.class_names) != 2:
@@ -162,8 +176,12 @@ def build_model(config: Config, dataset: Dataset) -> Model:
     return model
 
 
-def pose(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem:
-    """What is to be inferred, and from what: the prior is held against the network here, before anything is fitted."""
+def build_problem(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem:
+    """Builds the inference problem, and checks the prior against the network before anything is fitted.
+
+    Raises:
+        ConfigError: the prior does not fit the network's parameters.
+    """
     earlier = None
     start_from = config.method.earlier_run
     if start_from is not None:
@@ -171,15 +189,15 @@ def pose(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem
         bundle = load_published(store, name, version)
         check_draws(model, bundle.posterior.draws, where=f"method.start_from = {start_from!r}")
         earlier = bundle.posterior.draws
-    # Chains are compared at calibration inputs: the test part is looked at once, after the fit.
+    # Chains are compared at calibration inputs: the test part is used once, after the fit.
     bnn, train, monitor = BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.calibration)
-    problem = Problem(bnn, train, monitor, earlier, augmentation(config, model, dataset.train.x))
+    problem = Problem(bnn, train, monitor, earlier, build_augmentation(config, model, dataset.train.x))
     _ = problem.target.sites
     return problem
 
 
 def start_notes(config: Config, dataset: Dataset, store: Path) -> tuple[str, ...]:
-    """Says so where the run that the fit starts from was trained on rows that are to calibrate this one."""
+    """A note if the run that the fit starts from was trained on calibration rows of this fit."""
     start_from = config.method.earlier_run
     if start_from is None:
         return ()
@@ -189,84 +207,100 @@ def start_notes(config: Config, dataset: Dataset, store: Path) -> tuple[str, ...
     trained = read_trained(folder, manifest.files)
     if trained is None:
         return ()
-    known = int(find_trained(trained, manifest.model.preprocessing, dataset.calibration.x).sum())
-    if known <= most_by_chance(trained, len(dataset.calibration)):
+    equal_rows = int(find_trained(trained, manifest.model.preprocessing, dataset.calibration.x).sum())
+    if equal_rows <= most_by_chance(trained, len(dataset.calibration)):
         return ()
     return (
-        f"{known:,} of {len(dataset.calibration):,} calibration rows were training rows of {name}:{version}, which this fit "
+        f"{equal_rows:,} of {len(dataset.calibration):,} calibration rows were training rows of {name}:{version}, which this fit "
         f"starts from: new rows may be rejected more often than stated; fit with the seed of that run, {manifest.seed}",
     )
 
 
 def infer(config: Config, problem: Problem, journal: Journal) -> Fitted:
-    """The posterior, by the config's method."""
+    """Runs the config's inference method.
+
+    Raises:
+        FitError: a draw is not finite.
+    """
     method = METHODS[config.method.kind]
     fitted = method(jax.random.key(config.seed), problem, config.method, config.draws, journal)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.posterior.draws)):
         raise FitError(
             "the fit diverged",
-            where=f"{config.name} by {config.method.kind}",
+            where=f"{config.name}, method {config.method.kind}",
             expected="finite draws",
-            found="NaN or an infinity",
+            found="NaN or infinity",
             fix="lower method.learning_rate or method.step_size, narrow prior.scale, or check the scale of the data",
         )
     return fitted
 
 
-def show(
+def make_report_data(
     config: Config, fitted: Fitted, calibrated: Calibrated, dataset: Dataset, strange: dict[str, Num[np.ndarray, "..."]]
-) -> tuple[Shown, list[str]]:
-    """What the report is drawn from: the test part, the OOD sets, a regression's course, the chains; and what failed."""
-    posterior, missing, absent = fitted.posterior, list[str](), dict[str, str]()
+) -> tuple[ReportData, list[str]]:
+    """Computes what the report shows: predictions for the test part, OOD sets and curve, and the chains' agreement.
 
-    def made(key: str, what: str, make: Callable[[], Result], otherwise: Result) -> Result:
-        result = attempt(what, make, missing)
+    Returns:
+        The data, and a sentence for each part that could not be computed.
+    """
+    posterior, failures, absent = fitted.posterior, list[str](), dict[str, str]()
+
+    def try_to_make(key: str, what: str, make: Callable[[], Result], fallback: Result) -> Result:
+        result = attempt(what, make, failures)
         if isinstance(result, Failure):
             absent[key] = result.sentence
-            return otherwise
+            return fallback
         return result
 
-    view, without = made(
+    view, view_absent = try_to_make(
         "test",
-        "the view of the test part",
-        lambda: look(config.name, posterior, calibrated, dataset.test, strange),
+        "the predictions for the test part",
+        lambda: predict_test_part(config.name, posterior, calibrated, dataset.test, strange),
         (None, {}),
     )
-    curve, why = made("curve", "the curve", lambda: look_along(posterior.model, calibrated, dataset.train), (None, {}))
+    curve, curve_absent = try_to_make(
+        "curve", "the curve", lambda: predict_curve(posterior.model, calibrated, dataset.train), (None, {})
+    )
     chains = fitted.chains
-    agreed = made("chains", "the ranks", lambda: agreement(chains.column("values")) if chains else None, None)
+    chain_agreement = try_to_make(
+        "chains", "the ranks", lambda: agreement(chains.column("values")) if chains else None, None
+    )
     if not strange:
         absent["ood"] = NO_SETS
-    return Shown(view, curve, agreed, without | why | absent), missing
+    return ReportData(view, curve, chain_agreement, view_absent | curve_absent | absent), failures
 
 
-def evaluate_posterior(posterior: Posterior, calibrated: Calibrated, dataset: Dataset, shown: Shown) -> ServedQuality:
+def evaluate_posterior(
+    posterior: Posterior, calibrated: Calibrated, dataset: Dataset, report_data: ReportData
+) -> ServedQuality:
     """The metrics on the test part, and on OOD sets."""
-    if shown.view:
-        return metrics_of(shown.view)
-    return metrics_without_view(posterior, calibrated, dataset.test)
+    if report_data.view:
+        return served_quality(report_data.view)
+    return served_quality_without_view(posterior, calibrated, dataset.test)
 
 
-def judged(fitted: Fitted, calibrated: Calibrated, shown: Shown, metrics: ServedQuality, dataset: Dataset) -> Fitted:
-    """The fit, with the shortfalls of its predictions and draws added to those of its method."""
+def add_shortfalls(
+    fitted: Fitted, calibrated: Calibrated, report_data: ReportData, metrics: ServedQuality, dataset: Dataset
+) -> Fitted:
+    """Adds the shortfalls and notes of the predictions, the draws and the decision to those of the method."""
     test = dataset.test
-    prediction = shown.view.familiar.prediction if shown.view else calibrated.predictor(test.x)
-    far = try_far_rows(calibrated)
+    prediction = report_data.view.familiar.prediction if report_data.view else calibrated.predictor(test.x)
+    far_rows = try_far_rows(calibrated)
     terms, average = proper_terms(fitted.posterior, prediction, test), average_terms(prediction, test.y)
-    lacking = (
+    shortfalls = (
         *prediction_shortfalls(terms, average, test.y, dataset.train.y, calibrated.calibration),
         *draws_shortfalls(fitted, test),
         *metric_shortfalls(metrics.metrics),
-        *far.shortfalls,
+        *far_rows.shortfalls,
     )
-    notes = (*fitted.notes, *draws_notes(fitted.posterior.size), *dataset.notes, *far.notes)
-    return fitted._replace(shortfalls=(*fitted.shortfalls, *lacking), notes=notes)
+    notes = (*fitted.notes, *draws_notes(fitted.posterior.size), *dataset.notes, *far_rows.notes)
+    return fitted._replace(shortfalls=(*fitted.shortfalls, *shortfalls), notes=notes)
 
 
-def describe(
+def build_manifest(
     config: Config, dataset: Dataset, fitted: Fitted, calibrated: Calibrated, metrics: ServedQuality
 ) -> Manifest:
-    """The manifest, but for the version's number and the hashes."""
+    """Builds the manifest, without the version's number and the hashes."""
     settings = config.model_dump(mode="json")
     return Manifest(
         name=config.name,
@@ -275,7 +309,7 @@ def describe(
         model=fitted.posterior.model,
         draws=fitted.posterior.size,
         method=MethodRecord(kind=config.method.kind, settings=settings["method"] | {"prior": settings["prior"]}),
-        calibration=record_of(calibrated, config.calibration, fitted.posterior.model),
+        calibration=build_record(calibrated, config.calibration, fitted.posterior.model),
         densities=shapes_of(calibrated.feature_scores),
         diagnostics=fitted.diagnostics,
         shortfalls=fitted.shortfalls,

@@ -1,4 +1,4 @@
-"""Publishing: a manifest, a posterior and a calibration become a version in the store; and what a manifest says of its making."""
+"""Publishing: writes a manifest, a posterior and a calibration as a version into the store; records packages and commit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from abstain.models.bundles.trained_rows import TrainedRows, write_trained
 from abstain.models.files.locks import REMEDY
 from abstain.models.prediction.posterior import Posterior
 from abstain.training.calibration.pipeline import Calibrated
-from abstain.training.evaluation.records import Shown
+from abstain.training.evaluation.records import ReportData
 from abstain.training.report.page import write_report
 
 PACKAGES = ("abstain", "jax", "jaxlib", "flax", "numpyro", "blackjax", "optax", "numpy", "orbax-checkpoint")
 
 
-class Version(NamedTuple):
-    """A published version: its number, and its manifest's notes, which say what could not be drawn."""
+class PublishedVersion(NamedTuple):
+    """A published version: its number, and the notes of its manifest."""
 
     number: int
     notes: tuple[str, ...]
@@ -35,16 +35,16 @@ def publish_version(
     manifest: Manifest,
     posterior: Posterior,
     calibrated: Calibrated,
-    shown: Shown = Shown(),  # noqa: B008 - a frozen record
+    report_data: ReportData = ReportData(),  # noqa: B008 - a frozen record
     trained: TrainedRows | None = None,
     remedy: str = REMEDY,
-) -> Version:
-    """A new version in the store, whole or not at all.
+) -> PublishedVersion:
+    """Publishes a new version: all of it or nothing.
 
     Args:
-        shown: what the report is drawn from, besides.
+        shown: what the report shows in addition to manifest and calibration.
         trained: hashes of the training rows, for later calibrations.
-        remedy: what to do where the disk is full, read-only or fails.
+        remedy: the error's advice if the disk is full, read-only or fails.
 
     Raises:
         StoreError: the store cannot be written.
@@ -61,15 +61,15 @@ def publish_version(
     def seal(folder: Path, version: int) -> None:
         nonlocal notes
         numbered = manifest.model_copy(update={"version": version})
-        notes = (*manifest.notes, *write_report(folder / "report.html", numbered, calibration, shown))
+        notes = (*manifest.notes, *write_report(folder / "report.html", numbered, calibration, report_data))
         write_manifest(folder, numbered.model_copy(update={"notes": notes}))
 
-    return Version(publish(store, manifest.name, write, seal, remedy), notes)
+    return PublishedVersion(publish(store, manifest.name, write, seal, remedy), notes)
 
 
 @contextmanager
 def _without_log_of(name: str) -> Generator[None]:
-    """Orbax logs what it raises as well, with the tracebacks of all its threads."""
+    """Switches a logger off: Orbax also logs what it raises, with the tracebacks of all its threads."""
     logger = logging.getLogger(name)
     before = logger.disabled
     logger.disabled = True
@@ -80,7 +80,7 @@ def _without_log_of(name: str) -> Generator[None]:
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the second."""
+    """The current time: UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
@@ -94,10 +94,10 @@ def installed_packages() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, if it runs from a checkout; `-dirty` where files were changed since."""
+    """The commit of this code, if it runs from a checkout; with `-dirty` if files have changed since."""
     here = Path(__file__)
     try:
-        # An installed copy may lie within another project's checkout, whose commit says nothing of this code.
+        # An installed copy may lie in another project's checkout, and its commit is not the commit of this code.
         _git(here.parent, "ls-files", "--error-unmatch", here.name)
         return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip() or None
     except (OSError, subprocess.SubprocessError):

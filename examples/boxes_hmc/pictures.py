@@ -50,7 +50,7 @@ def contours(path: Path, data: Observations, places: np.ndarray, maps: dict[str,
 
 
 def chains(path: Path, runs: dict[str, Fitted]) -> None:
-    """What each chain predicts at one place as it goes on: chains that have settled cannot be told apart."""
+    """Each chain's prediction at one input over time: settled chains look the same."""
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     predicted = [class_one(fitted) for fitted in runs.values()]
     place = np.var(predicted[0].mean(axis=1), axis=0).argmax()

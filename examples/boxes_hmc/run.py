@@ -31,7 +31,7 @@ from abstain.training.config.config import Config
 from abstain.training.config.data import DataConfig
 from abstain.training.config.methods import ChainSettings, ChEESConfig, HMCConfig
 from abstain.training.config.priors import PriorConfig
-from abstain.training.fit import build_model, load_dataset, pose
+from abstain.training.fit import build_model, build_problem, load_dataset
 from abstain.training.inference.chains import Kernel
 from abstain.training.inference.diagnostics import parameter_names, table
 from abstain.training.inference.methods import chees, hmc
@@ -59,7 +59,7 @@ SQUARE = np.stack(np.meshgrid(*[np.linspace(-6, 6, 61)] * 2), axis=-1).reshape(-
 def pose_boxes() -> Problem:
     """Data, network and prior; the diagnostics look at predictions for fifty other points of the same four boxes."""
     dataset = load_dataset(CONFIG, None)
-    return pose(CONFIG, build_model(CONFIG, dataset), dataset, HERE)
+    return build_problem(CONFIG, build_model(CONFIG, dataset), dataset, HERE)
 
 
 def fixed_hmc(problem: Problem, samples: int = 5000, seed: int = 0) -> Fitted:
@@ -81,7 +81,7 @@ def tempered(problem: Problem, samples: int = 10_000, warmup: int = 500, seed: i
 
 
 def sample(title: str, kernel: Kernel, problem: Problem, settings: ChainSettings, seed: int) -> Fitted:
-    """Any sampler, with a line of progress now and then; its diagnostics and what the gate says come with it."""
+    """Runs a sampler with progress lines; returns also its diagnostics and shortfalls."""
     with progress_bar(title) as report:
         journal = Journal(progress=report)
         return fit_by_chains(jax.random.key(seed), kernel, problem, settings, min(1000, settings.samples), journal)
@@ -118,7 +118,7 @@ def maps(problem: Problem, draws: Draws) -> np.ndarray:
 
 
 def facts_of(fitted: Fitted) -> dict[str, Any]:
-    """What the gate looks at, and what it says."""
+    """The diagnostics and the shortfalls."""
     facts = fitted.diagnostics
     kept = ("samples", "acceptance", "divergences", "leapfrogs_per_sample", "sampling_seconds", "warmup_seconds")
     return {
@@ -143,13 +143,13 @@ def main() -> None:
     for name in ("fixed", "adapted", "tempered"):
         facts = numbers[name]
         print(f"\n{name}: {facts['samples']} samples in {facts['sampling_seconds']} s", facts["worst_prediction"])
-        print("\n".join(f"  falls short: {said}" for said in facts["shortfalls"]) or "  the gate lets it pass")
+        print("\n".join(f"  falls short: {message}" for message in facts["shortfalls"]) or "  no shortfalls")
     print(f"\n{numbers['seconds']:.0f} s; see {folder}")
 
 
 def tell(folder: Path, less: int = 1) -> dict[str, Any]:
     """The whole story, with `less` times less work."""
-    import pictures  # noqa: PLC0415 - beside this file, and a second to import
+    import pictures  # noqa: PLC0415 - in this folder, and a second to import
 
     began = time.perf_counter()
     figures = folder / "figures"

@@ -117,5 +117,5 @@ def kernel(target: Target) -> Kernel:
         settle,
         step,
         position=lambda state: state.point.position[0],
-        tuned=lambda state: {"step_size": state.step_size.value},
+        tuning=lambda state: {"step_size": state.step_size.value},
     )

@@ -30,7 +30,7 @@ def save(figure: Figure, path: Path) -> None:
 def traces(
     path: Path, samples: dict[str, np.ndarray], priors: dict[str, Distribution], article: dict[str, Any]
 ) -> None:
-    """The chains' way, and what they come to beside the prior and the article's interval."""
+    """The chains' traces, and their posterior with the prior and the article's interval."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots(len(samples), 2, width_ratios=(3, 2))
     for (left, right), (name, values) in zip(axes, samples.items(), strict=True):

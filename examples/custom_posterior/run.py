@@ -90,7 +90,7 @@ def network_target(bias: dist.Distribution) -> Target:
 
 
 def outputs(parameters: Parameters, x: jax.Array) -> jax.Array:
-    """What the network with these parameters says of every row: written for one row, and mapped."""
+    """Predicts every row with these parameters: a function of one row, mapped."""
     return jax.vmap(lambda row: NETWORK.apply({"params": parameters["network"]}, row)[0])(x)
 
 
@@ -113,7 +113,7 @@ def largest_difference(one: Target, other: Target, data: Observations) -> float:
 
 
 def sample(title: str, target: Target, data: Observations, settings: NUTSConfig, *, network: bool = False) -> Chains:
-    """NUTS, each chain from its own draw of the prior. Of a network, its outputs are kept beside its parameters."""
+    """Runs NUTS, each chain from its own draw of the prior. For a network it keeps outputs and parameters."""
     key_starts, key_chains = jax.random.split(jax.random.key(0))
     starts = jax.jit(jax.vmap(target.sample_prior))(jax.random.split(key_starts, settings.chains))
     watch = (lambda z: outputs(target.constrain(z), jnp.asarray(X[::2]))) if network else None
@@ -156,7 +156,7 @@ def prior_functions(target: Target, draws: int = 40) -> np.ndarray:
 
 
 def network_figures(target: Target, chains: Chains, settings: NUTSConfig, noisy: np.ndarray) -> dict[str, Any]:
-    """What there is to say of a network's chains: of its predictions, which decide, and of its parameters."""
+    """The diagnostics of a network's chains: of predictions, which decide, and of parameters."""
     facts = chain_diagnostics(target, chains, settings)
     rows = by_name(target, chains)
     worst = max(rows, key=lambda row: row["rhat"])
@@ -221,7 +221,7 @@ def main() -> None:
 
 def tell(folder: Path, less: int = 1) -> dict[str, Any]:
     """The whole story, with `less` times less work."""
-    import pictures  # noqa: PLC0415 - beside this file, and a second to import
+    import pictures  # noqa: PLC0415 - in this folder, and a second to import
 
     began, data = time.perf_counter(), points()
     figures = folder / "figures"

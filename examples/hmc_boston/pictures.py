@@ -63,9 +63,9 @@ def parity(path: Path, predicted: dict[str, dict[str, np.ndarray]], facts: dict[
         )
         axis.errorbar(truth, mean, parts["aleatoric"], fmt="none", ecolor=ACCENT, elinewidth=2.4, label="aleatoric")
         axis.plot(truth, mean, "o", color=INK, markersize=3.5)
-        said = f"log-likelihood {facts[name]['log_likelihood']:.3f} nats, RMSE {facts[name]['rmse']:.2f}"
-        said = said.replace("-0", "−0")
-        axis.set(title=f"{name}: {said}", xlabel="price (1,000 dollars)", xlim=(0, 55), ylim=(0, 55), aspect="equal")
+        message = f"log-likelihood {facts[name]['log_likelihood']:.3f} nats, RMSE {facts[name]['rmse']:.2f}"
+        message = message.replace("-0", "−0")
+        axis.set(title=f"{name}: {message}", xlabel="price (1,000 dollars)", xlim=(0, 55), ylim=(0, 55), aspect="equal")
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("predicted price (1,000 dollars)")
     handles, names = figure.axes[1].get_legend_handles_labels()

@@ -222,7 +222,7 @@ def main() -> None:
 
 def tell(folder: Path, data: Path, tensorboard: Path | None, less: int) -> dict[str, Any]:
     """The whole story, with `less` times less work."""
-    import pictures  # noqa: PLC0415 - beside this file, and a second to import
+    import pictures  # noqa: PLC0415 - in this folder, and a second to import
 
     began = time.perf_counter()
     figures = folder / "figures"

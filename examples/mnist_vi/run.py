@@ -7,7 +7,7 @@
 FOLDER holds `mnist.npz` (x_train, y_train, x_test, y_test) and `emnist_letters_test.npz` (x_test, y_test; 1 is the B).
 
 A 784-64-64-10 network, first as the article's first try (beta 1, variance 0.37), then as its second (beta 0.001,
-variance 0.001). The KL divergence is the article's reduction of it, with the full one beside it. Pictures go to
+variance 0.001). The KL divergence is the article's reduction of it, together with the full one. Pictures go to
 `figures/`, figures to `numbers.json`.
 """
 
@@ -43,7 +43,7 @@ from abstain.training.inference.bnn import BNN, Observations, observe
 from abstain.training.inference.optimization import descend
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.target import Target
-from abstain.training.inference.tracking import Views, progress_report
+from abstain.training.inference.tracking import TrackedRows, progress_report
 from abstain.training.runs.journal import Journal
 from abstain.training.runs.progress import progress_bar
 
@@ -103,9 +103,9 @@ def leaf_weights(target: Target) -> Float[np.ndarray, " dim"]:
     return np.concatenate([np.full(site.last - site.first, 1 / site.shape[0], np.float32) for site in target.sites])
 
 
-def pose(config: Config, model: Model, dataset: Dataset, folder: Path) -> Problem:
+def build_problem(config: Config, model: Model, dataset: Dataset, folder: Path) -> Problem:
     """The problem of a fit, but watched on test rows: the article draws its curves of them."""
-    return replace(fit.pose(config, model, dataset, folder), monitor=observe(model, dataset.test))
+    return replace(fit.build_problem(config, model, dataset, folder), monitor=observe(model, dataset.test))
 
 
 def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, seed: int) -> tuple[Guide, Any]:
@@ -117,8 +117,8 @@ def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, se
         parameters = target.constrain(sample(guide, key, 1)[0])
         return -target.log_likelihood(parameters, batch).mean() + beta * weights @ kl_terms(guide)
 
-    def report(guide: Guide, key: PRNGKeyArray, seen: Views) -> dict[str, Array]:
-        return metrics(problem.bnn, guide, key, seen, draws=3)
+    def report(guide: Guide, key: PRNGKeyArray, tracked_rows: TrackedRows) -> dict[str, Array]:
+        return metrics(problem.bnn, guide, key, tracked_rows, draws=3)
 
     key_start, key_fit = jax.random.split(jax.random.key(seed))
     start = guide_at(problem.bnn.start(key_start), log_variance)
@@ -132,7 +132,7 @@ def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, se
             settings,
             Journal(progress=progress),
             report=report,
-            seen=Views(problem.train.head(2000), problem.monitor.head(2000)),
+            tracked_rows=TrackedRows(problem.train.head(2000), problem.monitor.head(2000)),
         )
     return jax.tree.map(lambda leaf: leaf[0], several), traces
 
@@ -140,18 +140,20 @@ def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, se
 # What the article's tables hold
 
 
-def metrics(bnn: BNN, guide: Guide, key: PRNGKeyArray, seen: Views, draws: int) -> dict[str, Array]:
+def metrics(bnn: BNN, guide: Guide, key: PRNGKeyArray, tracked_rows: TrackedRows, draws: int) -> dict[str, Array]:
     """Accuracy of the draws' mean probabilities, and their mean log-likelihood a row; both KL divergences."""
     terms = kl_terms(guide)
     divergences = {"kl": jnp.asarray(leaf_weights(bnn.target)) @ terms, "full_kl": terms.sum()}
-    return progress_report(bnn, sample(guide, key, draws), seen) | divergences
+    return progress_report(bnn, sample(guide, key, draws), tracked_rows) | divergences
 
 
 def tabled(problem: Problem, guide: Guide, beta: float) -> dict[str, dict[str, float]]:
     """The article's five figures, and the full KL: on the test set, and on as many training rows."""
-    seen = Views(problem.train.head(10_000), problem.monitor)
-    of_guide = jax.jit(lambda guide, seen: metrics(problem.bnn, guide, jax.random.key(99), seen, draws=10))
-    facts = {name: float(value) for name, value in of_guide(guide, seen).items()}
+    tracked_rows = TrackedRows(problem.train.head(10_000), problem.monitor)
+    of_guide = jax.jit(
+        lambda guide, tracked_rows: metrics(problem.bnn, guide, jax.random.key(99), tracked_rows, draws=10)
+    )
+    facts = {name: float(value) for name, value in of_guide(guide, tracked_rows).items()}
     names = ("accuracy", "log_likelihood")
     return {
         part: with_elbo(
@@ -177,7 +179,7 @@ def posterior_of(problem: Problem, guide: Guide) -> Posterior:
     return Posterior(problem.bnn.model, problem.bnn.draws(np.asarray(zs)))
 
 
-def judged(posterior: Posterior, dataset: Dataset, letters: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+def rejection_of(posterior: Posterior, dataset: Dataset, letters: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures of the rejection, and what the picture shows; the threshold is the calibration split's."""
     predictor = Predictor(posterior, buckets=(256,))
     calibration = calibrate(predictor(dataset.calibration.x), dataset.calibration.y)
@@ -209,14 +211,14 @@ def judged(posterior: Posterior, dataset: Dataset, letters: np.ndarray) -> tuple
 
 
 def typical(prediction: Prediction, rows: np.ndarray) -> int:
-    """Of some rows, the one whose spread is their median."""
+    """The row with the median spread."""
     places = np.flatnonzero(rows)
     order = places[np.argsort(prediction.scores["std"][places])]
     return int(order[len(order) // 2])
 
 
 def spoken(prediction: Prediction, row: int, rejected: np.ndarray) -> dict[str, Any]:
-    """What is said of one image."""
+    """The prediction of one image."""
     mean = prediction.summary.mean[row]
     return {
         "label": int(mean.argmax()),
@@ -252,7 +254,7 @@ def main() -> None:
     path = folder / "numbers.json"
     before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if "seeds" in before and not given.seeds:
-        # The spread of an earlier, longer run stays beside the new figures.
+        # The spread of an earlier, longer run stays next to the new numbers.
         numbers["seeds"] = before["seeds"]
     path.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
     print_tables(numbers)
@@ -261,13 +263,13 @@ def main() -> None:
 
 def tell(folder: Path, data: Path, steps: int, seeds: int) -> dict[str, Any]:
     """The whole story."""
-    import pictures  # noqa: PLC0415 - beside this file, and a second to import
+    import pictures  # noqa: PLC0415 - in this folder, and a second to import
 
     began = time.perf_counter()
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     dataset, letters = load(data)
-    problem = pose(CONFIG, build_model(CONFIG, dataset), dataset, folder)
+    problem = build_problem(CONFIG, build_model(CONFIG, dataset), dataset, folder)
 
     loc = problem.bnn.start(jax.random.split(jax.random.key(0))[0])
     numbers: dict[str, Any] = {"article": ARTICLE}
@@ -276,7 +278,7 @@ def tell(folder: Path, data: Path, steps: int, seeds: int) -> dict[str, Any]:
     for name, choice in (("first try", FIRST_TRY), ("second try", SECOND_TRY)):
         guide, curves[name] = fit_guide(problem, **choice, steps=steps, seed=0)
         numbers[name] = tabled(problem, guide, choice["beta"])
-    numbers["rejection"], shown = judged(posterior_of(problem, guide), dataset, letters)
+    numbers["rejection"], shown = rejection_of(posterior_of(problem, guide), dataset, letters)
     pictures.metrics(figures / "metrics.png", curves, ARTICLE)
     pictures.spread(figures / "spread.png", shown["scores"], shown["limit"])
     pictures.verdicts(figures / "verdicts.png", shown["images"], shown["summaries"], shown["limit"])
@@ -290,7 +292,7 @@ def one_seed(problem: Problem, dataset: Dataset, letters: np.ndarray, steps: int
     """The claim's figures by one seed."""
     guide, _ = fit_guide(problem, **SECOND_TRY, steps=steps, seed=seed)
     parts = tabled(problem, guide, SECOND_TRY["beta"])
-    rejection, _ = judged(posterior_of(problem, guide), dataset, letters)
+    rejection, _ = rejection_of(posterior_of(problem, guide), dataset, letters)
     figures = {f"{part}_{name}": parts[part][name] for part in parts for name in ("accuracy", "log_likelihood", "elbo")}
     return (
         {"seed": seed, "kl": parts["test"]["kl"], "evidence": parts["test"]["evidence"]}
@@ -300,7 +302,7 @@ def one_seed(problem: Problem, dataset: Dataset, letters: np.ndarray, steps: int
 
 
 def print_tables(numbers: dict[str, Any]) -> None:
-    """Ours beside the article's."""
+    """Our numbers next to the article's."""
     names = ("accuracy", "elbo", "log_likelihood", "kl", "evidence")
     print(f"{'':24}" + "".join(f"{name:>24}" for name in names) + f"{'full KL':>12}")
     for table, parts in ARTICLE.items():

@@ -4,7 +4,7 @@
     python examples/wave_and_spirals/run.py --quick    # the same story, too short to believe
 
 Forty noisy points of x·sin 5x by NUTS, by ChEES-HMC and by variational inference; five choices of network and prior
-that change the answer; three spirals of points by a Bayesian classifier, beside its deterministic twin. Pictures go to
+that change the answer; three spirals of points by a Bayesian classifier and its deterministic twin. Pictures go to
 `figures/`, figures to `numbers.json`.
 """
 
@@ -72,7 +72,7 @@ def pose_wave(hidden: tuple[int, ...] = (10,), activation: str = "tanh", prior_s
 
 
 def infer(title: str, problem: Problem, settings: Any, draws: int) -> Fitted:
-    """Any of the methods, told apart by its settings, with a line of progress now and then."""
+    """Runs the method of the settings, with progress lines."""
     with progress_bar(title) as report:
         return METHODS[settings.kind](jax.random.key(1234), problem, settings, draws, Journal(progress=report))
 
@@ -85,7 +85,7 @@ def band(posterior: Posterior, x: np.ndarray = X) -> np.ndarray:
 
 
 def chain_figures(problem: Problem, fitted: Fitted) -> dict[str, Any]:
-    """What the article's table says, and whether the project's own gate lets the fit pass."""
+    """The numbers of the article's table, and the fit's shortfalls."""
     facts, chains = fitted.diagnostics, fitted.chains
     noise = parameters(problem.target, chains)["noise"]
     row = table(["noise"], noise[..., None], chains.seconds)[0]
@@ -201,7 +201,7 @@ def main() -> None:
 
 def tell(folder: Path, less: int = 1) -> dict[str, Any]:
     """The whole story, with `less` times less work."""
-    import pictures  # noqa: PLC0415 - beside this file, and a second to import
+    import pictures  # noqa: PLC0415 - in this folder, and a second to import
 
     began, numbers = time.perf_counter(), {}
     (folder / "figures").mkdir(parents=True, exist_ok=True)

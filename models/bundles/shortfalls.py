@@ -40,11 +40,13 @@ _BEGINNINGS: dict[ShortfallCode, re.Pattern[str]] = {
     "divergences": re.compile(r"\d+ of \d+ transitions diverged, "),
     "e_bfmi": re.compile(r"chain \d+ moves slowly between energies: "),
     "energy_variance": re.compile(r"the steps were too large: their energy variance is "),
-    "ess": re.compile(r"the samples of predictions are worth too few independent ones: "),
+    "ess": re.compile(
+        r"the samples of predictions (have too small an effective size|are worth too few independent ones): "
+    ),
     "learned_nothing": re.compile(r"it has learned nothing that "),
     "not_finite": re.compile(r"metrics on the test part that are not finite: "),
     "r_hat": re.compile(r"the chains disagree about predictions: "),
-    "still_member": re.compile(r"member \d+ left the numbers at every step "),
+    "still_member": re.compile(r"member \d+ (never moved: |left the numbers at every step )"),
     "unchecked_chains": re.compile(r"The diagnostics of the chains could not be made: "),
 }
 """The beginning of each check's sentence, in this version of abstain and all earlier ones."""

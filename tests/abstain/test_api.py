@@ -22,7 +22,7 @@ from abstain.models.prediction.preprocessing import Column, Preprocessing
 from abstain.service.predict.response import FIELDS
 from abstain.service.python_rows import rows_of
 from abstain.training.config.config import Config
-from abstain.training.config.reading import config_of, read_config
+from abstain.training.config.reading import config_from_dict, read_config
 from tests.helpers.paths import CONFIGS, PROJECT
 from tests.helpers.servers import Server
 
@@ -449,9 +449,9 @@ def test_a_dict_is_the_config_that_a_file_with_its_tables_is(path):
 
     content = tomllib.loads(path.read_text("utf-8"))
     config = read_config(path)
-    assert config_of(content) == config
-    assert config_of(config.model_dump()) == config
-    assert config_of(content, ("seed=5",)) == config.model_copy(update={"seed": 5})
+    assert config_from_dict(content) == config
+    assert config_from_dict(config.model_dump()) == config
+    assert config_from_dict(content, ("seed=5",)) == config.model_copy(update={"seed": 5})
     assert content == tomllib.loads(path.read_text("utf-8"))
 
 

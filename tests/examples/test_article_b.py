@@ -36,7 +36,7 @@ def bnn():
 
 @pytest.fixture(scope="module")
 def numbers():
-    """What `run.py --seeds 5` wrote."""
+    """The output of `run.py --seeds 5`."""
     return json.loads((FOLDER / "numbers.json").read_text("utf-8"))
 
 
@@ -90,13 +90,13 @@ def test_the_recorded_claim_is_the_articles(numbers):
 
 
 def test_the_recorded_threshold_rejects_a_hundredth(numbers):
-    """Of test digits, which it has not seen; and more than a tenth of the letters."""
+    """It rejects few test digits, and more than a tenth of the letters."""
     for seed in numbers["seeds"]:
         assert 0.005 < seed["test_rejected"] < 0.02
         assert seed["letters_B_rejected"] > 0.1
         assert seed["accuracy_of_accepted"] > seed["accuracy"]
     shown = numbers["rejection"]["shown"]
-    assert {name: (said["label"], said["rejected"]) for name, said in shown.items()} == {
+    assert {name: (message["label"], message["rejected"]) for name, message in shown.items()} == {
         "a digit 3": (3, False),
         "a letter B that is rejected": (8, True),
         "a letter B that passes": (8, False),
@@ -108,7 +108,7 @@ def test_the_recorded_threshold_rejects_a_hundredth(numbers):
 def test_a_short_run_learns_with_little_beta_only():
     """600 steps: nine digits in ten with beta 0.001, one in ten with 1, from the same rows."""
     dataset, letters = run.load(SHARED)
-    problem = run.pose(run.CONFIG, run.build_model(run.CONFIG, dataset), dataset, FOLDER)
+    problem = run.build_problem(run.CONFIG, run.build_model(run.CONFIG, dataset), dataset, FOLDER)
     problem = replace(problem, train=problem.train.head(10_000), monitor=problem.monitor.head(2000))
     found = {}
     for name, choice in (("first", run.FIRST_TRY), ("second", run.SECOND_TRY)):
@@ -120,11 +120,11 @@ def test_a_short_run_learns_with_little_beta_only():
     cut = replace(
         dataset, calibration=dataset.calibration.take(np.arange(1000)), test=dataset.test.take(np.arange(1000))
     )
-    facts, _ = run.judged(posterior, cut, letters[:200])
+    facts, _ = run.rejection_of(posterior, cut, letters[:200])
     assert 0 <= facts["test_rejected"] < 0.05
 
 
-def test_missing_data_is_said_plainly(tmp_path):
+def test_missing_data_is_an_error(tmp_path):
     """It names the file, and what to pass."""
     with pytest.raises(SystemExit, match=r"mnist.npz is missing; pass --data FOLDER"):
         run.load(tmp_path)

@@ -20,7 +20,7 @@ needs_data = pytest.mark.skipif(not (UCI / "boston.npz").is_file(), reason="need
 
 @pytest.fixture(scope="module")
 def numbers():
-    """What `run.py` wrote."""
+    """The output of `run.py`."""
     return json.loads((FOLDER / "numbers.json").read_text("utf-8"))
 
 
@@ -31,7 +31,7 @@ def draws(key):
 
 
 def test_both_modes_are_visited_within_200_draws(draws):
-    """By most of a hundred chains, half of them within 130: the article says 100 to 200."""
+    """Most of a hundred chains do, half of them within 130; the article says 100 to 200."""
     visits = [max(run.first_visits(chain)) for chain in draws]
     facts = run.mixture_facts(draws, visits)
     assert facts["both_visited_within_200"] > 0.7
@@ -51,7 +51,7 @@ def test_the_mixture_is_sampled_as_it_is(draws):
 
 
 def test_first_visits_count_draws():
-    """From one; a mode that was never visited counts as one draw more than there are."""
+    """Draws are counted from one; a mode that is never visited counts as one draw more than there are."""
     chain = np.array([[2.0, -2.0], [1.5, -2.0], [-2.0, 2.0]])
     assert run.first_visits(chain) == [1, 3]
     assert run.first_visits(chain[:2]) == [1, 3]
@@ -99,7 +99,7 @@ def test_a_short_run_from_the_modes_is_no_worse_and_can_be_lengthened(tmp_path):
     assert facts["first_half_is_the_finished_run"]
 
 
-def test_missing_data_is_said_plainly(tmp_path):
+def test_missing_data_is_an_error(tmp_path):
     """It names the file, and what to pass."""
     with pytest.raises(SystemExit, match=r"boston.npz is missing; pass --data FOLDER"):
         run.boston(tmp_path)

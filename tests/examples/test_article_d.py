@@ -20,7 +20,7 @@ from tests.helpers.paths import PROJECT
 
 FOLDER = PROJECT / "examples" / "boxes_hmc"
 sys.path.insert(0, str(FOLDER))
-import tempering  # noqa: E402 - beside run.py, which imports it
+import tempering  # noqa: E402 - next to run.py, which imports it
 
 _SPEC = importlib.util.spec_from_file_location("article_d", FOLDER / "run.py")
 run = importlib.util.module_from_spec(_SPEC)
@@ -42,7 +42,7 @@ def fixed(problem):
 
 @pytest.fixture(scope="module")
 def numbers():
-    """What `run.py` wrote."""
+    """The output of `run.py`."""
     return json.loads((FOLDER / "numbers.json").read_text("utf-8"))
 
 
@@ -96,7 +96,7 @@ def test_tempering_settles_soon(problem, fixed):
 
 
 def test_tempering_finds_both_modes_in_their_shares(key):
-    """Of two normals eight standard deviations apart, one of them twice as heavy, from a start within one."""
+    """The target is two normals eight standard deviations apart, one twice as heavy; all chains start in one."""
     components = dist.Normal(jnp.array([-4.0, 4.0]), 1.0)
     mixture = dist.MixtureSameFamily(dist.Categorical(jnp.array([1 / 3, 2 / 3])), components)
     wide = dist.Normal(0.0, 6.0)
@@ -117,7 +117,7 @@ def test_tempering_finds_both_modes_in_their_shares(key):
     assert_variances(within, 0, np.ones(1))
 
 
-def test_the_recorded_runs_are_as_told(numbers):
+def test_the_recorded_runs_are_as_documented(numbers):
     """The article's takes less than a twentieth of its time and is refused; so is ChEES-HMC; tempering passes."""
     assert numbers["fixed"]["sampling_seconds"] < run.ARTICLE["seconds"] / 20
     assert numbers["fixed"]["shortfalls"]

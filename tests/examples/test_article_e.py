@@ -52,7 +52,7 @@ def test_the_noise_is_the_articles(problem, fitted):
 
 
 def test_the_band_covers_the_data(problem, fitted):
-    """With the noise, the 95 % band holds 90 % of the points or more."""
+    """The 95 % band with noise contains at least 90 % of the points."""
     x, y = (np.asarray(part) for part in problem.train)
     low, _, high = run.band(fitted.posterior, x)
     noise = fitted.posterior.draws["noise"].mean()
@@ -60,13 +60,13 @@ def test_the_band_covers_the_data(problem, fitted):
 
 
 def test_the_band_widens_where_there_are_no_data(quantiles):
-    """At both ends of the picture it is several times as wide as on [−1, 1]."""
+    """The band at both ends is several times as wide as on [−1, 1]."""
     width = run.widths(quantiles)
     assert min(width["at -1.5"], width["at 1.5"]) > 3 * width["inside"]
 
 
 def test_a_narrow_prior_flattens_the_wave(quantiles):
-    """With a prior of standard deviation 0.1 the network says hardly more than a constant."""
+    """A prior of standard deviation 0.1 gives almost a constant."""
     settings = ChEESConfig(chains=4, warmup=200, samples=200, max_leapfrogs=100, reports=1)
     flat = run.band(run.infer("flat", run.pose_wave(prior_std=0.1), settings, draws=200).posterior)
     inside = np.abs(run.X[:, 0]) <= 1

@@ -10,7 +10,7 @@ import pytest
 
 from abstain.models.prediction.posterior import Draws
 from abstain.training.config.config import Config
-from abstain.training.fit import build_model, infer, load_dataset, pose
+from abstain.training.fit import build_model, build_problem, infer, load_dataset
 from abstain.training.runs.journal import Journal
 
 
@@ -21,7 +21,7 @@ def silent(done: int, total: int, passage: str = "", **facts: float) -> None:
 def draws_of_config(config: Config) -> Draws:
     """The draws that a fit of the config would publish, without the stages after inference."""
     dataset = load_dataset(config, None)
-    problem = pose(config, build_model(config, dataset), dataset, Path("no store"))
+    problem = build_problem(config, build_model(config, dataset), dataset, Path("no store"))
     return infer(config, problem, Journal()).posterior.draws
 
 

@@ -6,7 +6,7 @@ import pytest
 from abstain.models.bundles.bundle import load
 from abstain.models.decisions.calibration import judge
 from abstain.service.predict.response import make_columns
-from abstain.training.calibration.pipeline import decision_of
+from abstain.training.calibration.pipeline import choose_decision
 from abstain.training.config.reading import read_config
 from abstain.training.evaluate import evaluate_version
 from abstain.training.fit import fit
@@ -58,7 +58,7 @@ def fitted(request, tmp_path_factory):
 def test_the_benchmarks_files_are_fitted_and_evaluated_by_the_default_decision(fitted):
     """The three-part split of the file is the bundle's, and every strange set is judged by the default combination."""
     name, bundle, store, known, strange = fitted
-    assert bundle.calibration.decision == decision_of(
+    assert bundle.calibration.decision == choose_decision(
         read_config(CONFIGS / f"{name}.toml").calibration, bundle.manifest.model
     )
     with np.load(known) as file:

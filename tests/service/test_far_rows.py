@@ -17,7 +17,7 @@ from abstain.service.live import Live
 from abstain.service.live_versions import LiveVersions
 from abstain.service.process import Process, Traffic
 from abstain.service.settings import Settings
-from abstain.training.calibration.pipeline import decision_of
+from abstain.training.calibration.pipeline import choose_decision
 from abstain.training.config.calibration import CalibrationConfig
 from tests.helpers.feature_score_cases import CASES, predictor_of
 from tests.helpers.records import stand_in
@@ -51,7 +51,7 @@ def live_of(kind):
     """A live version of a type of model, with the default decision."""
     predictor, rows = predictor_of(kind, (8,)), CASES[kind][1]
     model = CASES[kind][0]
-    decision = decision_of(CalibrationConfig(), model)
+    decision = choose_decision(CalibrationConfig(), model)
     calibration = calibrate(predictor(rows.x[:200]), rows.y[:200], decision=decision, percentile=99.0)
     manifest = SimpleNamespace(model=model, digest="sha256:0")
     bundle = stand_in(Bundle, manifest=manifest, calibration=calibration)

@@ -42,7 +42,7 @@ def test_the_fits_own_data_calibrate_on_the_part_kept_for_it(calibrate, own):
     """Draws and densities to the bit, the same calibration rows, another percentile and coverage; the old one stays."""
     before = read_manifest(own / "digits" / "1")
     code, out, err = calibrate("digits", "--data", "digits", "--percentile", 95, "--coverage", 0.8)
-    kept = "calibrated anew on 500 rows of digits, the part kept for it by the fit"
+    kept = "calibrated anew on 500 rows of digits, the calibration part of the fit"
     assert (code, out, err) == (0, "digits:2\n", kept)
     assert read_manifest(own / "digits" / "1") == before
     old, new = load(own / "digits" / "1"), load(own / "digits" / "2")
@@ -72,27 +72,25 @@ def test_new_rows_calibrate_however_few_a_fit_would_need(calibrate, own, tmp_pat
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 def test_rows_that_were_trained_on_are_refused(calibrate, own, tmp_path, dtype):
-    """In another order and of another type, and a few among many new ones; the error counts them and names one."""
+    """Training rows in another order or type, or a few among many new ones; the error counts them and names one."""
     some = np.random.default_rng(0).permutation(len(DIGITS.train))[:200]
     x, y = DIGITS.train.x[some].astype(dtype), DIGITS.train.y[some]
     code, _, err = calibrate("digits", "--data", saved(tmp_path / "old.npz", x=x, y=y))
     assert code == 1
     assert "rows to calibrate on: expected rows that the model was not trained on, or about 0.0% that equal" in err
-    assert (
-        "found 200 of 200 rows equal rows that the model was trained on, the first of them row 0; leave them out" in err
-    )
+    assert "found 200 of 200 rows equal rows that the model was trained on, the first is row 0; remove them" in err
     mixed = {"x": np.concatenate([TEST.x.astype(dtype), x[:20]]), "y": np.concatenate([TEST.y, y[:20]])}
     code, _, err = calibrate("digits", "--data", saved(tmp_path / "mixed.npz", **mixed))
     assert code == 1
     assert (
-        f"found 20 of {len(TEST) + 20} rows equal rows that the model was trained on, the first of them row {len(TEST)}"
+        f"found 20 of {len(TEST) + 20} rows equal rows that the model was trained on, the first is row {len(TEST)}"
         in err
     )
     assert versions(own, "digits") == [1]
 
 
 def test_a_version_keeps_its_hashes_and_an_old_one_has_none(calibrate, own, tmp_path):
-    """A calibration anew hands them on; without them new rows are taken to be new, which is said."""
+    """A calibration anew hands them on; without them a note says that new rows are taken to be new."""
     new = saved(tmp_path / "new.npz", x=TEST.x[:300], y=TEST.y[:300])
     assert calibrate("digits", "--data", new)[0] == 0
     hashes = [(own / "digits" / version / "rows" / "trained.npz").read_bytes() for version in ("1", "2")]
@@ -101,7 +99,7 @@ def test_a_version_keeps_its_hashes_and_an_old_one_has_none(calibrate, own, tmp_
     write_manifest(own / "digits" / "2", read_manifest(own / "digits" / "2"))
     code, _, err = calibrate("digits:2", "--data", new)
     assert code == 0
-    assert err.startswith("note: the rows are taken to be new, for this version keeps no hashes")
+    assert err.startswith("note: the rows are taken to be new, because this version has no hashes")
 
 
 def test_rows_of_another_shape_are_refused(calibrate, own, tmp_path):
@@ -123,7 +121,7 @@ def test_other_training_rows_are_refused(calibrate, own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "message"),
     [
         ("--set", "percentile=0", "percentile: expected a number greater than 0, found 0"),
         ("--set", "percentile=100", "percentile: expected a number less than 100, found 100"),
@@ -138,16 +136,16 @@ def test_other_training_rows_are_refused(calibrate, own, tmp_path):
         ("--coverage", 0.999, "calibration.coverage: coverage 0.999 needs a larger calibration split"),
     ],
 )
-def test_terms_that_cannot_be_are_refused(calibrate, own, option, value, said):
+def test_terms_that_cannot_be_are_refused(calibrate, own, option, value, message):
     """0 is a number that was given, and no percentile."""
     code, _, err = calibrate("digits", "--data", "digits", option, value)
     assert code == 1
-    assert said in err
+    assert message in err
     assert versions(own, "digits") == [1]
 
 
 def test_metrics_that_the_calibration_changes_are_not_those_of_before(calibrate, own, tmp_path):
-    """Of new rows alone there is no test part: another temperature leaves the accuracy, the same one all but rates."""
+    """New rows have no test part: another temperature keeps only the accuracy, the same one all except the rates."""
     path = saved(tmp_path / "new.npz", x=TEST.x[:300], y=TEST.y[:300])
     assert calibrate("digits", "--data", path)[0] == 0
     assert calibrate("digits:1", "--data", path, "--set", 'recalibrate="auto"')[0] == 0
@@ -159,7 +157,7 @@ def test_metrics_that_the_calibration_changes_are_not_those_of_before(calibrate,
 
 def test_a_version_falls_short_of_what_its_own_calibration_lacks(calibrate, own):
     """A decision that is the same for every row is one version's; what the draws lack is also the next one's."""
-    folder, learned = own / "wave" / "1", recognise("it has learned nothing that 50 test rows show: …")
+    folder, learned = own / "wave" / "1", recognise("it has learned nothing that shows on 50 test rows: …")
     constant = recognise("its decision score, std, is the same for every calibration row (0), so that …")
     write_manifest(folder, read_manifest(folder).model_copy(update={"shortfalls": (learned, constant)}))
     code, _, err = calibrate("wave", "--data", "wave")

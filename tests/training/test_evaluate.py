@@ -26,10 +26,10 @@ from abstain.training.data.sources import read_source
 from abstain.training.evaluate import (
     evaluate_version,
     find_twin,
+    no_progress,
     one_draw,
     predict_rows,
-    quality,
-    quiet,
+    prediction_quality,
     reject_rates,
 )
 from abstain.training.evaluation.metrics import classification_quality
@@ -39,10 +39,10 @@ from abstain.training.evaluation.mixtures import (
     mixture_log_density,
     probability_integral_transform,
 )
-from abstain.training.evaluation.quality import check_finite, score_detection, seen_detection, twin_detection
-from abstain.training.evaluation.records import Seen
+from abstain.training.evaluation.quality import check_finite, ood_detection, score_detection, twin_detection
+from abstain.training.evaluation.records import JudgedRows
 from abstain.training.fit import fit
-from abstain.training.report.printout import printout
+from abstain.training.report.printout import format_evaluation
 from tests.helpers.fits import silent
 from tests.helpers.paths import CONFIGS
 
@@ -57,7 +57,7 @@ def wave_rows():
 
 @pytest.fixture(scope="module")
 def wave_prediction(wave, wave_rows):
-    """What the served code predicts for them."""
+    """The predictions of the serving code."""
     return wave.predictor((256,))(wave_rows.x)
 
 
@@ -65,9 +65,9 @@ def wave_prediction(wave, wave_rows):
 def evaluation(store, tmp_path):
     """Evaluates `digits` on arrays of the test's own."""
 
-    def evaluation(model="digits", percentile=None, ood=None, beside=None, **arrays):
+    def evaluation(model="digits", percentile=None, ood=None, twin_model=None, **arrays):
         np.savez(tmp_path / "rows.npz", **arrays)
-        return evaluate_version(store, model, str(tmp_path / "rows.npz"), percentile, ood or {}, beside=beside)
+        return evaluate_version(store, model, str(tmp_path / "rows.npz"), percentile, ood or {}, twin_model=twin_model)
 
     return evaluation
 
@@ -101,7 +101,7 @@ def by_hand(bundle, x):
 def test_regression_quality_is_of_the_mixture_in_the_targets_units(wave, wave_rows, wave_prediction):
     """RMSE, NLL and CRPS of the mixture over draws, and its central 95 % interval, from the draws by hand."""
     means, stds = by_hand(wave, wave_rows.x)
-    found = quality(wave.posterior, wave_prediction, wave_rows)
+    found = prediction_quality(wave.posterior, wave_prediction, wave_rows)
     assert list(found) == ["rmse", "nll", "crps", "coverage_95", "interval_width"]
     assert found["rmse"] == pytest.approx(np.sqrt(np.mean((means.mean(axis=1) - wave_rows.y) ** 2)), rel=1e-5)
     log_density = logsumexp(stats.norm.logpdf(wave_rows.y[:, None], means, stds), axis=1) - np.log(means.shape[1])
@@ -147,7 +147,9 @@ def test_a_widened_prediction_is_reported_as_it_is_served(wave, wave_rows, wave_
     """After variance scaling NLL and CRPS are those of the mixture spread about its mean by the factor."""
     means, stds = by_hand(wave, wave_rows.x)
     centre = means.mean(axis=1, keepdims=True)
-    found = quality(wave.posterior, wave_prediction._replace(summary=widen(wave_prediction.summary, 2.0)), wave_rows)
+    found = prediction_quality(
+        wave.posterior, wave_prediction._replace(summary=widen(wave_prediction.summary, 2.0)), wave_rows
+    )
     spread, wider = centre + 2 * (means - centre), 2 * stds
     assert found["nll"] == pytest.approx(-mixture_log_density(spread, wider, wave_rows.y).mean(), rel=1e-4)
     assert found["crps"] == pytest.approx(mixture_crps(spread, wider, wave_rows.y).mean(), rel=1e-4)
@@ -165,13 +167,13 @@ def scored(bundle, **scores):
 
 def detection(calibration, familiar, strange, percentile=None):
     """How well each score tells two sets apart, from their predictions."""
-    return seen_detection(
-        *(Seen(np.empty(0), found, judge(calibration, found, percentile)) for found in (familiar, strange))
+    return ood_detection(
+        *(JudgedRows(np.empty(0), found, judge(calibration, found, percentile)) for found in (familiar, strange))
     )
 
 
 def test_reject_rates_and_detection_follow_the_percentile(wave):
-    """Each score's share above its own threshold + τ at the percentile asked, the decision's under `reject`."""
+    """Each score's share above its own threshold + τ at the requested percentile, the decision's under `reject`."""
     ascending = wave.calibration.ascending
     familiar = scored(wave, **{name: values.astype(np.float32) for name, values in ascending.items()})
     strange = scored(wave, **{name: 2 * values.astype(np.float32) for name, values in ascending.items()})
@@ -196,7 +198,7 @@ def test_reject_rates_and_detection_follow_the_percentile(wave):
 
 
 def test_familiar_rows_are_rejected_at_the_stated_rate(wave, wave_prediction):
-    """Of 500 fresh rows each score rejects 10 % at the 90th percentile, within four standard deviations."""
+    """Each score rejects 10 % of 500 fresh rows at the 90th percentile, within four standard deviations."""
     # Beta-binomial: 500 new rows against the 451st smallest of 500.
     spread = stats.betabinom(500, 50, 451).std() / 500
     for name, rate in reject_rates(wave.calibration, wave_prediction, 90.0).items():
@@ -223,7 +225,7 @@ def test_a_twin_has_the_scores_of_one_network_and_no_threshold(digits):
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 6, 3)])
-def test_matched_images_cannot_be_told_by_their_intensity(shape):
+def test_matched_images_cannot_be_separated_by_intensity(shape):
     """Mean intensities far apart have an AUROC of one half afterwards, set by set of any size; each image one factor."""
     familiar = 10 + 200 * RNG.random((150, *shape)) * RNG.beta(2, 5, (150, *(1 for _ in shape)))
     strange = 10 + 40 * RNG.random((90, *shape)) * RNG.beta(2, 2, (90, *(1 for _ in shape)))
@@ -254,7 +256,7 @@ def test_the_kth_darkest_gets_the_kth_familiar_mean():
 
 
 def test_black_images_stay_black_and_saturated_ones_stay_in_range():
-    """Nothing can brighten an image without light; one lit pixel becomes white and no more; nothing is NaN."""
+    """A black image stays black; one lit pixel becomes at most white; nothing is NaN."""
     familiar = 200 + 55 * RNG.random((10, 4, 4))
     familiar[0, 0, 0] = 0
     strange = np.zeros((3, 4, 4))
@@ -270,18 +272,18 @@ def test_black_images_stay_black_and_saturated_ones_stay_in_range():
 
 
 def test_a_version_evaluates_as_it_did_when_it_was_fitted(store, digits, wave):
-    """On the set it was fitted on, the same test rows give the manifest's own figures."""
+    """The test rows of the set of the fit give the manifest's metrics."""
     for bundle, source in ((digits, "digits"), (wave, "wave")):
         found = evaluate_version(store, f"{bundle.manifest.name}:1", source, None, {}).to_json()
         assert found["rows"] == bundle.manifest.data.test_rows
         assert found["percentile"] == 99.0
         # The reliability diagram's bins are the manifest's alone, for those who draw it.
-        told = {key: value for key, value in bundle.manifest.metrics.items() if key != "reliability"}
-        assert {key: found[key] for key in told} == told
+        recorded = {key: value for key, value in bundle.manifest.metrics.items() if key != "reliability"}
+        assert {key: found[key] for key in recorded} == recorded
 
 
 def test_a_test_part_is_enough_to_evaluate(evaluate, digits):
-    """With x_test and y_test alone, in any dtype and with labels as text, the figures are those of the served code."""
+    """x_test and y_test alone, in any dtype and with text labels, give the metrics of the serving code."""
     probabilities = np.asarray(digits.predictor((256,))(IMAGES).summary.mean)
     expected = classification_quality(probabilities, LABELS)
     found = evaluate(x_test=IMAGES, y_test=LABELS)
@@ -331,7 +333,7 @@ def test_strange_sets_are_reported_by_name(evaluate, digits, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "ood", "told"),
+    ("arrays", "ood", "message"),
     [
         ({"x_test": IMAGES, "y_test": LABELS + 5}, None, r"y_test, row 5: expected a class 0 … 9, found 10"),
         ({"x_test": IMAGES[:, :4], "y_test": LABELS}, None, r"feature shape: expected \(8, 8\), found \(4, 8\)"),
@@ -340,9 +342,9 @@ def test_strange_sets_are_reported_by_name(evaluate, digits, tmp_path):
         ({"x_test": IMAGES, "y_test": LABELS}, {"x": "none.npz"}, r"none.npz: no such file"),
     ],
 )
-def test_wrong_rows_are_refused(evaluate, arrays, ood, told):
-    """Foreign labels, another shape, missing labels and missing files are told by name."""
-    with pytest.raises(DataError, match=told):
+def test_wrong_rows_are_refused(evaluate, arrays, ood, message):
+    """Foreign labels, another shape, missing labels and missing files are named."""
+    with pytest.raises(DataError, match=message):
         evaluate(ood=ood, **arrays)
 
 
@@ -352,14 +354,14 @@ def test_a_percentile_beyond_the_calibration_rows_is_refused(evaluate):
         evaluate(percentile=99.9, x_test=IMAGES, y_test=LABELS)
 
 
-def test_quality_of_classes_comes_from_the_served_probabilities(digits):
-    """`quality` picks the classifier's figures by what was predicted."""
+def test_quality_of_classes_uses_the_served_probabilities(digits):
+    """`prediction_quality` picks the classifier's figures by what was predicted."""
     prediction = digits.predictor((256,))(IMAGES)
     expected = classification_quality(np.asarray(prediction.summary.mean), LABELS)
-    assert quality(digits.posterior, prediction, Rows(IMAGES, LABELS)) == expected
+    assert prediction_quality(digits.posterior, prediction, Rows(IMAGES, LABELS)) == expected
 
 
-# ---- beside the headline ---------------------------------------------------------------------------------------------
+# ---- after the headline ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -412,7 +414,7 @@ def test_parts_and_classes_are_their_rows_by_hand(evaluation, digits, hard):
         exact = stats.binomtest(int(sum(hits)), len(hits)).proportion_ci(0.95, "exact")
         assert found[f"coverage_{part}_interval"] == pytest.approx([exact.low, exact.high])
     assert found["coverage_accepted"] > found["coverage_rejected"]
-    text = printout(record)
+    text = format_evaluation(record)
     assert f"of the accepted rows: {found['coverage_accepted']:.1%}" in text
     assert f"of the rejected rows: {found['coverage_rejected']:.1%}" in text
 
@@ -435,11 +437,11 @@ def test_intervals_lie_about_their_figures(evaluation, hard, store):
         if share == "accuracy":
             reference = found["ece_if_calibrated"]
             assert 0 < reference["mean"] < reference["quantile_95"] < 0.2
-            assert f"shows an ece of {reference['mean']:.4f} on average" in printout(record)
+            assert f"shows an ece of {reference['mean']:.4f} on average" in format_evaluation(record)
 
 
 def test_the_twin_is_the_middle_network_of_the_posterior(evaluate, digits):
-    """Of 20 draws the eleventh: its quality alone, by its own scores."""
+    """The twin is the eleventh of 20 draws, with its own quality and scores."""
     found = evaluate(x_test=IMAGES, y_test=LABELS)["twin"]
     middle = Predictor(one_draw(digits.posterior, 10), (256,))(IMAGES)
     expected = classification_quality(np.asarray(middle.summary.mean), LABELS)
@@ -447,8 +449,8 @@ def test_the_twin_is_the_middle_network_of_the_posterior(evaluate, digits):
 
 
 def test_a_twin_may_be_another_version(evaluate, store):
-    """`beside` names it: its figures are those of its own evaluation; a regression cannot stand beside a classifier."""
-    found = evaluate(x_test=IMAGES, y_test=LABELS, beside="digits:2")
+    """`twin_model` names it: its figures are those of its own evaluation; a regression is no twin of a classifier."""
+    found = evaluate(x_test=IMAGES, y_test=LABELS, twin_model="digits:2")
     other = evaluate("digits:2", x_test=IMAGES, y_test=LABELS)
     assert found["twin"]["model"] == "digits:2"
     assert found["twin"]["draws"] == 20
@@ -456,13 +458,13 @@ def test_a_twin_may_be_another_version(evaluate, store):
         # Without its densities a version's draws are summed in another order.
         assert found["twin"][name] == pytest.approx(other[name], rel=1e-5)
     with pytest.raises(DataError, match=r"wave:1: feature_shape of the twin: expected the model's, \(8, 8\), found"):
-        evaluate(x_test=IMAGES, y_test=LABELS, beside="wave")
+        evaluate(x_test=IMAGES, y_test=LABELS, twin_model="wave")
 
 
 def test_one_network_has_no_twin(digits, store):
     """A posterior of one draw is its own deterministic twin."""
     single = dataclasses.replace(digits, posterior=one_draw(digits.posterior, 0))
-    assert find_twin(store, "digits:1", single, None, [("rows", IMAGES)], quiet) is None
+    assert find_twin(store, "digits:1", single, None, [("rows", IMAGES)], no_progress) is None
 
 
 def test_no_figure_is_nan(evaluate, store, tmp_path):
@@ -487,7 +489,7 @@ def test_no_figure_is_nan(evaluate, store, tmp_path):
 
 
 def test_rows_without_a_finite_prediction_are_refused(digits):
-    """Where a network overflows float32 the set and the first such row are named, as is what is not finite."""
+    """If a network overflows float32, the error names the set, the first such row and the value."""
     large = Posterior(
         digits.posterior.model, jax.tree.map(lambda leaf: leaf * np.float32(1e15), digits.posterior.draws)
     )
@@ -496,8 +498,8 @@ def test_rows_without_a_finite_prediction_are_refused(digits):
     # Zeros in, biases out, finite even so large; a lit picture's products are not.
     images[281] *= 1e30
     with pytest.raises(DataError, match=r"far.npz: row \d+: expected a finite prediction, found \w+ .*nan"):
-        predict_rows(Predictor(large, (256,)), images, "far.npz", quiet)
-    assert predict_rows(digits.predictor((256,)), IMAGES, "near.npz", quiet).summary.mean.shape == (300, 10)
+        predict_rows(Predictor(large, (256,)), images, "far.npz", no_progress)
+    assert predict_rows(digits.predictor((256,)), IMAGES, "near.npz", no_progress).summary.mean.shape == (300, 10)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -510,17 +512,17 @@ def test_the_row_that_is_not_finite_is_named(wave, value):
 
 
 ALL = (
-    "not the data that the model was fitted with: every row is evaluated, {} in all; rows that this version was "
-    "calibrated on are not recognised: leave them out yourself, for on them its rates are right by construction"
+    "not the data that the model was fitted with: all {} rows are evaluated; calibration rows of this version are not "
+    "recognised: remove them yourself, because on them the rates are right by construction"
 )
 TRAINED_ON = (
-    "{} of {} rows equal rows that the model was trained on, 0 were to be expected by chance: the figures are better than "
-    "on new rows"
+    "{} of {} rows equal rows that the model was trained on, 0 were expected by chance: the metrics are better than on "
+    "new rows"
 )
 
 
 def test_another_file_is_evaluated_whole_and_its_training_rows_are_counted(tmp_path):
-    """Of the file of the fit the test part is evaluated, of another all rows, unless it names its test part."""
+    """The file of the fit is evaluated on its test part, another file on all rows, unless it has a test part."""
     settings = ("steps=5", "draws=2", "reports=1", "data.calibration_size=120", "data.inputs=range")
     config = read_config(CONFIGS / "digits-vi.toml", settings)
     where = tmp_path / "rows.npz"

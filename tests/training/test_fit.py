@@ -74,7 +74,7 @@ def test_a_fit_tells_digits_apart(store, digits):
 
 
 def test_the_manifest_says_all_there_is_to_know(store, digits):
-    """Everything the contract lists stands in manifest.json, and is what was asked for and found."""
+    """manifest.json has everything that the contract lists, with the right values."""
     manifest = json.loads((store / "digits" / "1" / "manifest.json").read_text())
     assert (manifest["schema_version"], manifest["name"], manifest["version"]) == (2, "digits", 1)
     assert datetime.now(UTC) - datetime.fromisoformat(manifest["created"]) < timedelta(hours=1)
@@ -149,7 +149,7 @@ def test_seeds_move_the_split_and_the_draws(store, digits):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "error", "told"),
+    ("overrides", "error", "message"),
     [
         (("calibration_size=50",), CalibrationError, "99th percentile .*: expected at least 99 rows, found 50 rows"),
         (("percentile=99.9",), CalibrationError, "99.9th percentile .*: expected at least 999 rows, found 500 rows"),
@@ -164,20 +164,20 @@ def test_seeds_move_the_split_and_the_draws(store, digits):
         (("test_size=1297",), AbstainError, "data.calibration_size: expected between 1 and 499 of 500 rows, found 500"),
     ],
 )
-def test_what_cannot_be_is_refused_before_the_fit(tmp_path, monkeypatch, overrides, error, told):
+def test_what_cannot_be_is_refused_before_the_fit(tmp_path, monkeypatch, overrides, error, message):
     """A calibration part too small, or terms that do not go together, cost no fitting, and leave no version."""
 
     def never(*_):
         pytest.fail("the fit was begun")
 
     monkeypatch.setitem(METHODS, "vi", never)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         fit(read_config(CONFIGS / "digits-vi.toml", overrides), None, tmp_path, silent)
     assert model_names(tmp_path) == []
 
 
 def test_a_store_that_cannot_be_written_is_refused_before_the_fit(tmp_path, monkeypatch):
-    """A store's path that is a file is told before hours are spent, not when the draws have to be put away."""
+    """A store's path that is a file is refused before hours are spent, not when the draws are written."""
 
     def never(*_):
         pytest.fail("the fit was begun")

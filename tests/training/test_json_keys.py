@@ -73,7 +73,7 @@ def test_evaluate_prints_the_keys_of_a_regression(run, store):
 
 
 def test_calibrate_prints_and_writes_the_keys_it_did(run, store, noise, tmp_path):
-    """What the command prints, and the manifest of the new version, with an OOD set."""
+    """The output of the command and the manifest of the new version, with an OOD set."""
     target = tmp_path / "store"
     (target / "digits").mkdir(parents=True)
     shutil.copytree(store / "digits" / "1", target / "digits" / "1", dirs_exist_ok=True)

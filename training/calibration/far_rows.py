@@ -1,7 +1,7 @@
-"""A trial of the decision: rows far outside every training range, which it must reject.
+"""A test of the decision with rows far outside every training range, which it must reject.
 
-They are made from the ranges of the training rows alone. Nothing is fitted or chosen by them; a decision that accepts one
-is a shortfall of the fit (`training/evaluation/checks.py`), or a note where its scores do not measure distance.
+The rows are made from the ranges of the training rows. Nothing is fitted to them or chosen by them. A decision that
+accepts one is a shortfall of the fit (`training/evaluation/checks.py`), or a note if no score measures distance.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from abstain.models.prediction.preprocessing import in_data_units
 from abstain.training.calibration.pipeline import Calibrated
 
 WIDTHS = (10.0, 1e3, 1e6)
-"""How far outside, in widths of each feature's range."""
+"""Distances from the range, in widths of each feature's range."""
 ACCEPTS_FAR_ROWS = "its decision accepts rows far outside the training data: "
-"""How the note begins that a new calibration writes anew."""
+"""The beginning of the note, which a new calibration replaces."""
 
 
 def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
-    """Rows of which every numeric feature lies far outside its training range, on either side.
+    """Makes rows whose numeric features all lie far outside their training range, on one side or the other.
 
-    Categories keep the first code: no code is outside. Without a numeric feature there are no such rows.
+    Categories keep the first code, because no code is outside. Without numeric features there are no such rows.
 
     Returns:
-        float64, on the scale of the data.
+        float64, in the units of the data.
     """
     low, high = np.asarray(ranges.low, np.float64), np.asarray(ranges.high, np.float64)
     numeric = np.array([not column.categories for column in model.preprocessing.columns] or [True] * len(low))
@@ -44,7 +44,7 @@ def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
 
 
 def accepted_far_rows(calibrated: Calibrated) -> tuple[int, int]:
-    """How many of the far rows the decision accepts at the calibration's percentile, and how many there are."""
+    """The number of far rows that the decision accepts at the calibration's percentile, and the number of far rows."""
     model = calibrated.predictor.model
     rows = far_rows(model, calibrated.feature_scores.records["range"])
     if not len(rows):
@@ -54,17 +54,17 @@ def accepted_far_rows(calibrated: Calibrated) -> tuple[int, int]:
 
 
 class FarRows(NamedTuple):
-    """What the trial comes to: shortfalls of the fit, or notes."""
+    """The result of the test: shortfalls of the fit, or notes."""
 
     shortfalls: tuple[Shortfall, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def try_far_rows(calibrated: Calibrated) -> FarRows:
-    """Says so where the decision accepts far rows.
+    """A shortfall or a note if the decision accepts far rows.
 
-    A decision that holds a score of distance from the training rows promises to reject them: a shortfall. One of the
-    ensemble's answer alone does not, for all draws may agree about an absurd row: a note.
+    A decision with a feature score promises to reject them, so accepting is a shortfall. A decision by predictions alone
+    does not, because all draws may agree about an absurd row: a note.
     """
     accepted, rows = accepted_far_rows(calibrated)
     if not accepted:
@@ -72,7 +72,7 @@ def try_far_rows(calibrated: Calibrated) -> FarRows:
     decision = calibrated.calibration.decision
     text = (
         f"{ACCEPTS_FAR_ROWS}{accepted} of {rows} rows whose features all lie {WIDTHS[0]:g} or more widths outside their "
-        f"training range; the decision is of {', '.join(decision.scores)}; add range to calibration.decision"
+        f"training range; the decision uses {', '.join(decision.scores)}; add range to calibration.decision"
     )
     if set(decision.scores) & set(FEATURE_SCORES):
         return FarRows(shortfalls=(Shortfall("accepts_far_rows", text),))

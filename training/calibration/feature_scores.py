@@ -1,8 +1,8 @@
-"""Densities, fitted to the training rows once the posterior is there: what `models/prediction/feature_scores.py` scores by.
+"""Fits the records of the feature scores (`models/prediction/feature_scores.py`) to the training rows, after inference.
 
-vim, relative_mahalanobis, knn   penultimate features of a few draws, the members
-subspace, input_knn              the preprocessed inputs
-range                            the rows as they came
+vim, relative_mahalanobis, knn   use penultimate features of a few draws, the members
+subspace, input_knn              use the preprocessed inputs
+range                            uses the raw rows
 """
 
 from __future__ import annotations
@@ -33,35 +33,35 @@ from abstain.training.data.augmentation import transform_rows
 from abstain.training.data.rows import Rows
 
 MEMBERS = 5
-"""Draws whose features are looked at; of a posterior pooled from five starts, one of each."""
+"""Draws whose features are used; of a posterior pooled from five starts, one from each."""
 ROWS = 20_000
-"""Training rows that densities are fitted to, at most."""
+"""The largest number of training rows that feature scores are fitted to."""
 BANK = 2_000
-"""Group means of images that neighbours are looked for among, at most, …"""
+"""The largest number of group means of images among which neighbours are searched …"""
 TABLE_BANK = 5_000
-"""… and of a table's rows, which are shorter; each costs time in every call."""
+"""… and of table rows, which are shorter; each group costs time in every call."""
 COMPONENTS = 64
-"""Principal components that rows are projected to before they are clustered or compared, at most."""
+"""The largest number of principal components that rows are projected to before clustering or comparison."""
 WHITENED = 128
-"""Principal components that Mahalanobis distances are taken in, at most."""
+"""The largest number of principal components for Mahalanobis distances."""
 PROJECTED = 5_000
-"""Rows that these components are found from."""
+"""The largest number of rows from which components are computed."""
 CLUSTERS = 30
-"""Of a class, at most …"""
+"""The largest number of clusters of a class …"""
 CLUSTER_ROWS = 30
-"""… and no more than leave each this many rows on average."""
+"""… which has at least this many rows for each cluster."""
 LOCAL = 10
-"""Dimensions of a cluster's subspace, at most, and at most half of its space."""
+"""The largest dimension of a cluster's subspace, which is at most half of its space."""
 SUBSPACE = 40
-"""Dimensions of a class's principal subspace, at most, and at most half of the inputs' space …"""
+"""The largest dimension of a class's principal subspace, which is at most half of the inputs' space …"""
 EXPLAINED = 0.9
-"""… and no more than explain this share of its variance."""
+"""… and explains at most about this share of the variance."""
 SHRINKAGE = 1e-3
-"""Of a covariance's mean eigenvalue, added to all: directions without spread would count without bound."""
+"""The share of a covariance's mean eigenvalue that is added to all, so that directions without spread count finitely."""
 LEAST_SPREAD = 1e-4
-"""Of features of unit length, the least mean eigenvalue that is believed: what never varies varies by its rounding."""
+"""The smallest mean eigenvalue used for features of unit length: below it is only rounding."""
 LEAST_RESIDUAL = 1e-2
-"""Of features' length, the least part outside their principal space that is believed, for the same reason."""
+"""The smallest residual used, as a share of the features' length: below it is only rounding."""
 
 Matrix = Float[np.ndarray, "rows width"]
 
@@ -69,13 +69,13 @@ Matrix = Float[np.ndarray, "rows width"]
 def fit_feature_scores(
     posterior: Posterior, train: Rows, seed: int, changed: AugmentConfig | None = None
 ) -> FeatureScores:
-    """Every density of the model's task, from at most `ROWS` training rows that the seed chooses.
+    """Fits every feature score of the model's task to at most `ROWS` training rows, chosen by the seed.
 
     Args:
-        changed: how these rows are changed before, if they are images (`transform_rows`).
+        changed: how images are changed first (`transform_rows`).
 
     Raises:
-        ConfigError: they are to be changed, and are no images.
+        ConfigError: rows are to be changed and are not images.
     """
     model = posterior.model
     chosen = np.random.default_rng([seed, 4]).permutation(len(train))[:ROWS]
@@ -87,9 +87,9 @@ def fit_feature_scores(
     members = member_draws(posterior.size)
     features, logits = member_features(posterior, members, rows)
     unit = float(model.is_pixel_like)
-    inputs = prepared(model, rows)
-    scaled = of_unit_length(inputs) if unit else inputs
-    directions = of_unit_length(features)
+    inputs = preprocess_rows(model, rows)
+    scaled = scale_to_unit_length(inputs) if unit else inputs
+    directions = scale_to_unit_length(features)
     side_by_side = np.concatenate(list(directions if unit else features), axis=1)
     fitted: dict[str, Any] = {
         "vim": lambda: virtual_logit(posterior, members, rows, features, logits),
@@ -107,7 +107,7 @@ def fit_feature_scores(
 
 
 def member_draws(draws: int) -> Int[np.ndarray, " members"]:
-    """Draws at even distances: the middles of `MEMBERS` equal parts."""
+    """Indices of evenly spaced draws: the middles of `MEMBERS` equal parts."""
     count = min(MEMBERS, draws)
     return ((np.arange(count) + 0.5) * draws / count).astype(int)
 
@@ -115,27 +115,27 @@ def member_draws(draws: int) -> Int[np.ndarray, " members"]:
 def member_features(
     posterior: Posterior, members: Int[np.ndarray, " members"], rows: Rows
 ) -> tuple[Float[np.ndarray, "members rows width"], Float[np.ndarray, "members rows outputs"]]:
-    """Penultimate features and outputs of the members' networks, one network after the other."""
+    """Penultimate features and outputs of the members' networks, computed one network at a time."""
 
     @jax.jit
-    def look(draw: Any, x: Array) -> tuple[Array, Array]:
+    def apply_network(draw: Any, x: Array) -> tuple[Array, Array]:
         of_row = lambda row: outputs_and_features(posterior.model, draw, row)  # noqa: E731
         return jax.lax.map(of_row, x.astype(jnp.float32), batch_size=512)
 
     x = on_host(posterior.model.preprocessing, rows.x)
     x = x if x.dtype.itemsize <= 4 else x.astype(np.float32)
-    looked = [look(jax.tree.map(lambda leaf, m=m: leaf[m], posterior.draws), x) for m in members]
-    return np.stack([np.asarray(features) for _, features in looked]), np.stack([np.asarray(o) for o, _ in looked])
+    outputs = [apply_network(jax.tree.map(lambda leaf, m=m: leaf[m], posterior.draws), x) for m in members]
+    return np.stack([np.asarray(features) for _, features in outputs]), np.stack([np.asarray(o) for o, _ in outputs])
 
 
-def prepared(model: Model, rows: Rows) -> Float[np.ndarray, "rows inputs"]:
-    """The preprocessed inputs, flat."""
+def preprocess_rows(model: Model, rows: Rows) -> Float[np.ndarray, "rows inputs"]:
+    """Preprocesses the inputs and flattens them."""
     prepare = jax.vmap(lambda x: jnp.ravel(transform(model.preprocessing, x)))
     return np.asarray(jax.jit(prepare)(on_host(model.preprocessing, rows.x).astype(np.float32)))
 
 
-def of_unit_length(x: Float[np.ndarray, "... width"]) -> Float[np.ndarray, "... width"]:
-    """`unit_length` on the host, one array at a time: there are many rows."""
+def scale_to_unit_length(x: Float[np.ndarray, "... width"]) -> Float[np.ndarray, "... width"]:
+    """Applies `unit_length` to one array at a time, because there are many rows."""
     parts = x if x.ndim == 3 else x[None]
     return np.stack([np.asarray(unit_length(jnp.asarray(part))) for part in parts]).reshape(x.shape)
 
@@ -147,7 +147,7 @@ def virtual_logit(
     features: Float[np.ndarray, "members rows width"],
     logits: Float[np.ndarray, "members rows outputs"],
 ) -> VirtualLogit:
-    """ViM of every member: the principal space about the point where the logits are all the bias' own."""
+    """Fits ViM for every member: the residual space about the point that the last layer maps to zero."""
     parts = []
     for member, h, z in zip(members, features, logits, strict=True):
         draw = jax.tree.map(lambda leaf, m=member: jnp.asarray(leaf[m]), posterior.draws)
@@ -156,7 +156,7 @@ def virtual_logit(
         origin = -np.linalg.pinv(np.asarray(layer[0]).T) @ np.asarray(layer[1]) if layer else h.mean(axis=0)
         centred = h.astype(np.float64) - origin
         directions, _ = principal(centred, h.shape[1])
-        # Half the width is the network's own, as ViM has it for layers that are not wide.
+        # The principal space has half the width, as in ViM for layers that are not wide.
         residual = directions[:, (h.shape[1] + 1) // 2 :]
         length = float(np.linalg.norm(centred @ residual, axis=1).mean())
         least = LEAST_RESIDUAL * float(np.linalg.norm(centred, axis=1).mean())
@@ -168,43 +168,43 @@ def virtual_logit(
 def mahalanobis(
     features: Float[np.ndarray, "members rows width"], labels: Int[np.ndarray, " rows"], classes: int
 ) -> Mahalanobis:
-    """Means and whitening of every member's features of unit length, in their principal components."""
+    """Class means and whitening matrices of every member's unit-length features, in their principal components."""
     parts = [_member_mahalanobis(h, labels, classes) for h in features]
     return Mahalanobis(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
 
 
 def _member_mahalanobis(h: Matrix, labels: Int[np.ndarray, " rows"], classes: int) -> Mahalanobis:
     mean = h.mean(axis=0)
-    components, _ = principal(centred_rows(h), min(WHITENED, h.shape[1]))
-    projected = h @ components
+    components, _ = principal(centre_rows(h), min(WHITENED, h.shape[1]))
+    coordinates = h @ components
     overall = mean @ components
-    # A class with too few rows to hide one is represented by all.
+    # A class with too few rows to hide a single one gets the mean of all rows.
     means = np.stack(
-        [projected[labels == c].mean(axis=0) if (labels == c).sum() >= LEAST else overall for c in range(classes)]
+        [coordinates[labels == c].mean(axis=0) if (labels == c).sum() >= LEAST else overall for c in range(classes)]
     )
-    within = whitening(projected - means[labels])
-    background = whitening(projected - overall)
+    within = whitening(coordinates - means[labels])
+    background = whitening(coordinates - overall)
     return Mahalanobis(components, within, background, (means @ within).T, overall @ background)
 
 
 def whitening(centred: Matrix) -> Float[np.ndarray, "width width"]:
-    """A matrix A with cov(x A) = 1, by the eigenvectors of a covariance kept from being singular."""
+    """A matrix A with cov(x A) = 1, from the eigenvectors of the regularised covariance."""
     values, vectors = np.linalg.eigh(centred.T.astype(np.float64) @ centred / len(centred))
     floor = SHRINKAGE * max(values.mean(), LEAST_SPREAD)
     return vectors / np.sqrt(np.maximum(values, 0) + floor)
 
 
-def centred_rows(rows: Matrix) -> Float[np.ndarray, "rows width"]:
-    """The rows less their mean, float64."""
+def centre_rows(rows: Matrix) -> Float[np.ndarray, "rows width"]:
+    """Subtracts the mean of the rows, in float64."""
     return rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
 
 
 def principal(centred: Matrix, count: int) -> tuple[Float[np.ndarray, "width count"], Float[np.ndarray, " values"]]:
     """The `count` leading eigenvectors of `centredᵀ centred / rows`, as columns, and its eigenvalues, descending.
 
-    Fewer rows than columns: the eigenvectors u of the smaller matrix `centred centredᵀ` give them as `centredᵀ u` (the
-    method of snapshots; Sirovich, 1987), and no `[width, width]` matrix is made. The eigenvalues are then as many as
-    the rows; the others are 0. Directions beyond the rows' span are some orthonormal completion.
+    With fewer rows than columns they are computed as `centredᵀ u` from the eigenvectors u of `centred centredᵀ` (the
+    method of snapshots; Sirovich, 1987), without a `[width, width]` matrix. Then there are as many eigenvalues as rows;
+    all others are 0. Directions beyond the rows' span are an arbitrary orthonormal completion.
     """
     rows, width = centred.shape
     centred = centred.astype(np.float64)
@@ -218,21 +218,21 @@ def principal(centred: Matrix, count: int) -> tuple[Float[np.ndarray, "width cou
 
 
 def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, unit: float) -> Subspace:
-    """Each class's mean and principal subspace, of as many dimensions as explain `EXPLAINED` of its variance.
+    """Each class's mean and principal subspace, with enough dimensions to explain `EXPLAINED` of its variance.
 
-    At most `SUBSPACE`, half of the inputs' and what its rows span: a subspace that is all of a narrow table's space leaves
-    nothing over. Classes that need fewer are filled up with zeros.
+    The dimension is at most `SUBSPACE`, half of the inputs' dimension, and the dimension that its rows span; a subspace
+    that fills the space of a narrow table would leave no residual. Smaller subspaces are padded with zeros.
     """
     overall = inputs.mean(axis=0, dtype=np.float64)
     means, bases = np.tile(overall, (classes, 1)), []
-    for place in range(classes):
-        own = inputs[labels == place]
-        # The mean of one row is that row.
+    for index in range(classes):
+        own = inputs[labels == index]
+        # The mean of very few rows would reveal them.
         own = own if len(own) >= LEAST else own[:0]
         if len(own):
-            means[place] = own.mean(axis=0, dtype=np.float64)
+            means[index] = own.mean(axis=0, dtype=np.float64)
         kept = min(SUBSPACE, max(inputs.shape[1] // 2, 1), max(len(own) - 1, 0))
-        vectors, values = principal(centred_rows(own), kept) if kept else (np.zeros((inputs.shape[1], 0)), np.zeros(1))
+        vectors, values = principal(centre_rows(own), kept) if kept else (np.zeros((inputs.shape[1], 0)), np.zeros(1))
         enough = 1 + int(np.searchsorted(np.cumsum(values), EXPLAINED * values.sum()))
         bases.append(vectors[:, : min(enough, kept)])
     widest = max(1, *(basis.shape[1] for basis in bases))
@@ -245,38 +245,38 @@ def local_subspaces(
 ) -> LocalSubspaces:
     """Each class's rows in clusters, by k-means in the rows' principal components, and each cluster's subspace."""
     mean, components = projection(rows)
-    places = projected(rows, mean, components)
+    points = project(rows, mean, components)
     large = [label for label in range(classes) if (labels == label).sum() >= LEAST]
-    # A class without a cluster is compared with all; if no class has one, all rows are one, of no class.
-    parts = [_clusters(places[labels == label], label, seed) for label in large] or [_clusters(places, -1, seed)]
+    # Rows of a class without clusters are compared with all clusters; if no class has one, all rows form one without class.
+    parts = [_clusters(points[labels == label], label, seed) for label in large] or [_clusters(points, -1, seed)]
     labels_of, centres, bases = (np.concatenate(part) for part in zip(*parts, strict=True))
     inside = np.einsum("cd,cdk->kc", centres, bases)
     return LocalSubspaces(np.array(unit), mean, components, labels_of, centres.T, bases.transpose(1, 2, 0), inside)
 
 
 def _clusters(
-    places: Matrix, label: int, seed: int
+    points: Matrix, label: int, seed: int
 ) -> tuple[
     Float[np.ndarray, " clusters"], Float[np.ndarray, "clusters kept"], Float[np.ndarray, "clusters kept local"]
 ]:
-    """Label, centre and directions of each of one class's clusters, none of fewer than `LEAST` rows if there are as many."""
+    """Label, centre and directions of each cluster of one class; every cluster has at least `LEAST` rows, if the class has."""
     from sklearn.cluster import MiniBatchKMeans  # noqa: PLC0415 - seconds, and only fit needs it
 
-    count = min(CLUSTERS, max(1, len(places) // CLUSTER_ROWS))
-    own = np.zeros(len(places), int)
+    count = min(CLUSTERS, max(1, len(points) // CLUSTER_ROWS))
+    own = np.zeros(len(points), int)
     if count > 1:
-        # Its types, taken from defaults, admit no number of starts but "auto".
+        # Its type stubs admit only "auto" as n_init.
         make: Any = MiniBatchKMeans
-        found = make(count, random_state=seed, n_init=3, batch_size=2048).fit(places)
-        own = without_small(found.labels_.astype(int), places)
-    groups = [places[own == cluster] for cluster in range(count) if (own == cluster).any()]
+        found = make(count, random_state=seed, n_init=3, batch_size=2048).fit(points)
+        own = without_small(found.labels_.astype(int), points)
+    groups = [points[own == cluster] for cluster in range(count) if (own == cluster).any()]
     centres = np.array([group.mean(axis=0) for group in groups])
     bases = np.array([_directions(group) for group in groups])
     return np.full(len(groups), float(label)), centres, bases
 
 
 def _directions(group: Matrix) -> Float[np.ndarray, "kept local"]:
-    """A cluster's principal directions; no more than its rows span, the rest of them zero."""
+    """A cluster's principal directions, as many as its rows span, padded with zeros."""
     most = min(LOCAL, group.shape[1])
     spanned = min(most, max(len(group) - 1, 0), max(group.shape[1] // 2, 1))
     vectors, _ = principal(group - group.mean(axis=0), spanned)
@@ -286,43 +286,43 @@ def _directions(group: Matrix) -> Float[np.ndarray, "kept local"]:
 def projection(rows: Matrix) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width kept"]]:
     """Mean of the rows, and the leading principal components of at most `PROJECTED` of them."""
     some = rows[np.linspace(0, len(rows) - 1, min(PROJECTED, len(rows))).round().astype(int)]
-    return rows.mean(axis=0), principal(centred_rows(some), min(COMPONENTS, rows.shape[1]))[0]
+    return rows.mean(axis=0), principal(centre_rows(some), min(COMPONENTS, rows.shape[1]))[0]
 
 
 def neighbours(rows: Matrix, unit: float) -> Neighbours:
-    """The bank: means of groups of near rows (`training/calibration/grouping.py`), in the rows' principal components."""
+    """Fits the bank: means of groups of near rows (`training/calibration/grouping.py`), in the rows' principal components."""
     mean, components = projection(rows)
-    bank = group_means(projected(rows, mean, components), BANK if unit else TABLE_BANK)
+    bank = group_means(project(rows, mean, components), BANK if unit else TABLE_BANK)
     return Neighbours(np.array(unit), mean, components, bank, 0.5 * (bank**2).sum(axis=1))
 
 
-def projected(rows: Matrix, mean: np.ndarray, components: np.ndarray) -> Float[np.ndarray, "rows kept"]:
-    """`(rows − mean) @ components` without a second copy of rows that may be wide, and many."""
+def project(rows: Matrix, mean: np.ndarray, components: np.ndarray) -> Float[np.ndarray, "rows kept"]:
+    """`(rows − mean) @ components` without a second copy of the rows."""
     return rows @ components.astype(rows.dtype) - (mean @ components).astype(rows.dtype)
 
 
 def feature_range(model: Model, train: Rows) -> Range:
-    """Each feature's range over all training rows; of images, one for all pixels; none for a category's code.
+    """Each feature's range over all training rows; one range for all pixels of images; no limits for categories.
 
-    The ends of a feature's own range are two rows' values: they are rounded outwards.
+    The ends of a range are values of rows, so they are rounded outwards.
     """
     x = on_host(model.preprocessing, train.x).reshape(len(train), -1)
     low, high = np.nanmin(x, axis=0).astype(np.float64), np.nanmax(x, axis=0).astype(np.float64)
     if model.is_pixel_like:
         low, high = np.full_like(low, low.min()), np.full_like(high, high.max())
     else:
-        low, high = rounded_outwards(low, high)
+        low, high = round_outwards(low, high)
     largest = float(np.finfo(np.float32).max)
-    for place, column in enumerate(model.preprocessing.columns):
+    for index, column in enumerate(model.preprocessing.columns):
         if column.categories:
-            low[place], high[place] = -largest, largest
+            low[index], high[index] = -largest, largest
     return Range(low, high)
 
 
-def rounded_outwards(
+def round_outwards(
     low: Float[np.ndarray, " features"], high: Float[np.ndarray, " features"]
 ) -> tuple[Float[np.ndarray, " features"], Float[np.ndarray, " features"]]:
-    """The range to multiples of a power of two between 1/128 and 1/64 of its width; a constant stays what it is."""
+    """Rounds ranges to multiples of a power of two between 1/128 and 1/64 of their width; constants do not change."""
     width = high - low
     step = np.exp2(np.floor(np.log2(np.where(width > 0, width, 1) / 64)))
     ends = np.floor(low / step) * step, np.ceil(high / step) * step

@@ -1,8 +1,8 @@
-"""Grouping: training rows in groups of several near ones, so that a bundle can keep their means and no row.
+"""Grouping: near training rows form groups, so that a bundle keeps means of groups and no row.
 
-MDAV (maximum distance to average vector; Domingo-Ferrer & Mateo-Sanz, 2002): the row farthest from the mean and its nearest
-ones are a group, again and again. All groups are of one size but for the last, so that rows far from all others are
-grouped as well, which k-means leaves alone.
+MDAV (maximum distance to average vector; Domingo-Ferrer & Mateo-Sanz, 2002) repeatedly makes a group of the row farthest
+from the mean and its nearest rows. All groups except the last have the same size, so isolated rows are grouped too, which
+k-means does not do.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 LEAST = 5
-"""Rows, at least, whose mean a bundle may hold."""
+"""The smallest number of rows whose mean a bundle may hold."""
 BLOCK = 5_000
-"""Rows grouped at a time, at most: the time grows with their square."""
+"""The largest number of rows grouped at a time: the time grows with their square."""
 
-Places = Int[np.ndarray, " _"]
-"""Rows of a group or block, each of its own size."""
+RowIndices = Int[np.ndarray, " _"]
+"""Row indices of a group or block of any size."""
 
 
 def group_means(rows: Float[np.ndarray, "rows width"], most: int) -> Float[np.ndarray, "groups width"]:
-    """Means of groups of at least `LEAST` near rows, `most` of them at most; one mean of fewer rows than that."""
+    """Means of at most `most` groups of at least `LEAST` near rows; one mean if there are fewer rows."""
     size = max(LEAST, -(-len(rows) // most))
     blocks = [np.arange(len(rows))]
     while len(blocks[0]) > BLOCK:
@@ -29,15 +29,15 @@ def group_means(rows: Float[np.ndarray, "rows width"], most: int) -> Float[np.nd
     return np.stack([rows[group].mean(axis=0, dtype=np.float64) for group in groups])
 
 
-def _halves(rows: Float[np.ndarray, "rows width"], block: Places) -> tuple[Places, Places]:
-    """A block cut at the median of the coordinate of greatest variance."""
+def _halves(rows: Float[np.ndarray, "rows width"], block: RowIndices) -> tuple[RowIndices, RowIndices]:
+    """Cuts a block at the median of the coordinate with the greatest variance."""
     own = rows[block]
     order = np.argsort(own[:, own.var(axis=0).argmax()], kind="stable")
     return block[order[: len(block) // 2]], block[order[len(block) // 2 :]]
 
 
-def _groups(rows: Float[np.ndarray, "rows width"], block: Places, size: int) -> list[Places]:
-    groups: list[Places] = []
+def _groups(rows: Float[np.ndarray, "rows width"], block: RowIndices, size: int) -> list[RowIndices]:
+    groups: list[RowIndices] = []
     while len(block) >= 2 * size:
         own = rows[block]
         farthest = ((own - own.mean(axis=0)) ** 2).sum(axis=1).argmax()
@@ -50,9 +50,9 @@ def _groups(rows: Float[np.ndarray, "rows width"], block: Places, size: int) -> 
 def without_small(
     labels: Int[np.ndarray, " rows"], rows: Float[np.ndarray, "rows width"], least: int = LEAST
 ) -> Int[np.ndarray, " rows"]:
-    """Cluster labels after each cluster of fewer rows is joined, row by row, to the nearest larger one.
+    """Moves each row of a cluster with fewer than `least` rows to the nearest larger cluster; returns the labels.
 
-    If none is larger, all rows are one cluster.
+    If all clusters are small, all rows form one cluster.
     """
     found, own, counts = np.unique(labels, return_inverse=True, return_counts=True)
     large = np.flatnonzero(counts >= least)

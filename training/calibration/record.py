@@ -1,4 +1,4 @@
-"""What the manifest says of a calibration, and how far a threshold may be off its level."""
+"""The manifest's record of a calibration, with confidence bounds of its thresholds and rates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from abstain.models.prediction.temperature import Recalibration
 def calibration_record(
     calibration: Calibration, recalibration: Recalibration, class_names: tuple[str, ...]
 ) -> CalibrationRecord:
-    """What the manifest says of a calibration."""
+    """Builds the manifest's record of a calibration."""
     decision, percentile, ascending = calibration.decision, calibration.percentile, calibration.ascending
     per_class = calibration.per_class
     by_class = calibration.by_class[decision.name] if per_class else {}
@@ -47,7 +47,7 @@ def calibration_record(
 
 
 def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Between which shares the true share of scores at or below the threshold lies, over calibration splits.
+    """Bounds of the true share of scores at or below the threshold, over calibration splits.
 
     Given one split, that share is no longer `level`: over splits it is Beta(k, n + 1 − k), k the rank (Vovk, 2012;
     Angelopoulos & Bates, 2023, section 3.2). The interval is equal-tailed, and exact where scores do not tie; ties can
@@ -55,7 +55,7 @@ def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) ->
 
     Args:
         level: strictly between 0 and 1, a coverage or a percentile's hundredth.
-        rows: n, the calibration split's.
+        rows: n, the size of the calibration split.
         confidence: strictly between 0 and 1.
 
     Raises:
@@ -68,7 +68,7 @@ def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) ->
 
 
 def reject_rate_bounds(percentile: float, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Between which rates, of 1, the true reject rate at a percentile lies, over calibration splits (`beta_bounds`).
+    """Bounds (0 … 1) of the true reject rate at a percentile, over calibration splits (`beta_bounds`).
 
     Raises:
         CalibrationError: the split is too small for the percentile.
@@ -81,10 +81,10 @@ def reject_rate_bounds(percentile: float, rows: int, confidence: float = 0.95) -
 def threshold_bounds(
     ascending: Float[np.ndarray, " rows"], percentile: float, confidence: float = 0.95
 ) -> tuple[float | None, float | None]:
-    """A confidence interval of the scores' true P-quantile: two of the scores, whatever their distribution.
+    """A distribution-free confidence interval of the scores' true P-quantile; its ends are scores.
 
-    Of n scores Binomial(n, P/100) lie below the quantile. The ends are the innermost scores that are beyond it with at
-    most (1 − confidence)/2 each (Conover, 1999, section 3.2); None is an end that lies beyond all n, which is no error.
+    The number of n scores below the quantile is Binomial(n, P/100). Each end is the innermost score that is beyond the
+    quantile with probability at most (1 − confidence)/2 (Conover, 1999, section 3.2); None if the end lies beyond all n.
 
     Args:
         ascending: the calibration scores.

@@ -1,7 +1,7 @@
-"""Reference rows: training rows that the densities are not fitted on, and that fix what each score is worth as evidence.
+"""Reference rows: training rows kept from fitting the feature scores, which map each score to evidence.
 
-They are not calibration rows: an evidence map made from calibration rows would depend on the very rows that the combined
-evidence is then ranked among (`models/decisions/decision.py`).
+They are not calibration rows: an evidence map from calibration rows would depend on the rows among which the combined
+evidence is then ranked (`models/decisions/decision.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from abstain.training.data.rows import Rows
 
 SHARE = 0.1
-"""Of the training rows, that are reference rows …"""
+"""The share of the training rows that are reference rows …"""
 FEWEST = 64
 """… but no fewer than this, …"""
 MOST = 1_000
@@ -28,5 +28,5 @@ def set_aside(rows: Rows, seed: int) -> tuple[Rows, Rows]:
     """
     count = min(max(round(SHARE * len(rows)), FEWEST), MOST, int(MOST_SHARE * len(rows)))
     order = np.random.default_rng([seed, 7]).permutation(len(rows))
-    places = np.sort(order[: max(count, 1)]), np.sort(order[max(count, 1) :])
-    return rows.take(places[0]), rows.take(places[1])
+    indices = np.sort(order[: max(count, 1)]), np.sort(order[max(count, 1) :])
+    return rows.take(indices[0]), rows.take(indices[1])

@@ -1,6 +1,6 @@
-"""Fitting a recalibration on the calibration split: a temperature for classes, a factor on deviations for numbers.
+"""Fits a recalibration to the calibration split: a temperature for classes, a factor on deviations for numbers.
 
-What a recalibration is, and how answers are changed by it, is in `models/prediction/temperature.py`.
+How a recalibration changes answers is in `models/prediction/temperature.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 
 from abstain.models.prediction.temperature import Recalibration
 
-# A model that is more than twenty times too sure, or too unsure, has a fault that no factor mends. The bounds also give
-# an answer to a split with every label right, for which likelihood alone would choose temperature 0.
+# A model that is more than twenty times too confident, or not confident enough, has a fault that no factor corrects. The
+# bounds also give a result if every label is right, where likelihood alone would choose temperature 0.
 BOUNDS = (0.05, 20.0)
 
 _SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
@@ -22,7 +22,7 @@ _GRID = 13
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _LOG_TOLERANCE = 1e-6
 _CHUNK_NUMBERS = 2_000_000
-# A billionth of a nat is the search's own rounding, and no gain.
+# A billionth of a nat is rounding of the search, and no gain.
 _GAIN_DECIMALS = 9
 
 
@@ -31,8 +31,8 @@ def fit_pooled(mean_probabilities: Float[np.ndarray, "rows classes"], labels: In
 
     Temperature scaling (Guo et al., 2017) of the logarithm of the pooled probability (Rahaman & Thiery, 2021).
     """
-    log_mean = np.log(_floored(mean_probabilities))
-    return _least(lambda temperature: -float(_tempered_log(log_mean, labels, temperature).mean()))
+    log_mean = np.log(_floor(mean_probabilities))
+    return _minimise(lambda temperature: -float(_tempered_log(log_mean, labels, temperature).mean()))
 
 
 def fit_draws(log_probabilities: Float[np.ndarray, "draws rows classes"], labels: Int[np.ndarray, " rows"]) -> float:
@@ -42,7 +42,7 @@ def fit_draws(log_probabilities: Float[np.ndarray, "draws rows classes"], labels
         log_probabilities: every draw's, normalised, in nats.
         labels: the true classes.
     """
-    return _least(lambda temperature: _draws_loss(log_probabilities, labels, temperature))
+    return _minimise(lambda temperature: _draws_loss(log_probabilities, labels, temperature))
 
 
 def fit_variance(
@@ -76,7 +76,7 @@ def choose_temperature(
     pooled, draws = fit_pooled(mean, labels), fit_draws(log_probabilities, labels)
     tempered = np.concatenate([_pooled(part, draws) for part in _row_chunks(log_probabilities)])
     kept = np.where((tempered.argmax(axis=1) == mean.argmax(axis=1))[:, None], tempered, mean)
-    log_mean = np.log(_floored(mean))
+    log_mean = np.log(_floor(mean))
     candidates = [
         (_loss(mean, labels), Recalibration()),
         (-float(_tempered_log(log_mean, labels, pooled).mean()), Recalibration(kind="pooled", factor=pooled)),
@@ -85,10 +85,10 @@ def choose_temperature(
     return min(candidates, key=lambda candidate: round(candidate[0], _GAIN_DECIMALS))[1]
 
 
-def _least(loss: Callable[[float], float]) -> float:
+def _minimise(loss: Callable[[float], float]) -> float:
     """The temperature of least loss: the best of a grid, then a golden-section search between its neighbours.
 
-    The pooled loss has one minimum, being convex in 1/T; a mixture's may have several.
+    The pooled loss is convex in 1/T and has one minimum; the loss of a mixture may have several.
     """
     grid: list[float] = np.linspace(math.log(BOUNDS[0]), math.log(BOUNDS[1]), _GRID).tolist()
     best = int(np.argmin([loss(math.exp(log)) for log in grid]))
@@ -108,7 +108,7 @@ def _least(loss: Callable[[float], float]) -> float:
 
 
 def _draws_loss(log_probabilities: np.ndarray, labels: np.ndarray, temperature: float) -> float:
-    """Nats a row."""
+    """The mean negative log-likelihood, in nats a row."""
     losses, start = 0.0, 0
     for part in _row_chunks(log_probabilities):
         rows = part.shape[1]
@@ -118,7 +118,7 @@ def _draws_loss(log_probabilities: np.ndarray, labels: np.ndarray, temperature: 
 
 
 def _row_chunks(log_probabilities: np.ndarray) -> Iterator[np.ndarray]:
-    """Runs of rows small enough that their copies in double precision are, too."""
+    """Chunks of rows whose copies in double precision stay small."""
     draws, rows, classes = log_probabilities.shape
     step = max(1, _CHUNK_NUMBERS // (draws * classes))
     for start in range(0, rows, step):
@@ -132,8 +132,8 @@ def _pooled(log_probabilities: np.ndarray, temperature: float) -> Float[np.ndarr
 
 
 def _loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Nats a row."""
-    return float(-np.log(_floored(probabilities[np.arange(len(labels)), labels])).mean())
+    """The mean negative log-likelihood, in nats a row."""
+    return float(-np.log(_floor(probabilities[np.arange(len(labels)), labels])).mean())
 
 
 def _tempered_log(log_mean: np.ndarray, labels: np.ndarray, temperature: float) -> Float[np.ndarray, " rows"]:
@@ -142,6 +142,6 @@ def _tempered_log(log_mean: np.ndarray, labels: np.ndarray, temperature: float) 
     return scaled[np.arange(len(labels)), labels] - largest - np.log(np.exp(scaled - largest[:, None]).sum(axis=-1))
 
 
-def _floored(probabilities: np.ndarray) -> Float[np.ndarray, "..."]:
-    """A true class that was given probability 0 costs much, not infinitely: else it alone would decide."""
+def _floor(probabilities: np.ndarray) -> Float[np.ndarray, "..."]:
+    """Raises probabilities of 0 to a tiny number, so that one such true class does not make the loss infinite."""
     return np.maximum(np.asarray(probabilities, np.float64), _SMALLEST_PROBABILITY)

@@ -1,1 +1,1 @@
-"""The config of a fit, and what it needs of the machine."""
+"""The config of a fit, and the memory that it needs."""

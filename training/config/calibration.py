@@ -1,4 +1,4 @@
-"""`[calibration]` and `[evaluation]`: how answers are calibrated, and which further rows a fit is evaluated on."""
+"""`[calibration]` and `[evaluation]`: how answers are calibrated, and on which OOD sets a fit is evaluated."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from abstain.training.config.section import Names, Section
 
 
 class CalibrationConfig(Section):
-    """What the bundle's reject flag, sets and intervals mean unless a request asks otherwise."""
+    """The defaults of the reject flag, prediction sets and intervals, which a request may change."""
 
     decision: str | Names | None = None
-    """A score, or several that are combined; left out, what `training/calibration/pipeline.py` has for the task."""
+    """A score, or several that are combined. Default: see `training/calibration/pipeline.py`."""
     combine: Rule | None = None
-    """Of several: by the least p-value, "min", the "weighted" sum of their logarithms, or the weighted "harmonic" mean.
+    """The rule for several scores: the least p-value ("min"), the "weighted" sum of logarithms, or the weighted "harmonic" mean.
 
-    Left out, the default decision's own rule; "min" for scores that are named.
+    Default: the rule of the default decision; "min" if scores are named.
     """
     weights: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """By score; 1 where left out."""
+    """By score. Default: 1."""
     percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
     per_class: bool = False
-    """Whether the percentile holds within each predicted class, not only over all."""
+    """Whether the percentile holds within each predicted class, instead of over all rows."""
     coverage: Annotated[float, Field(gt=0, lt=1)] = 0.9
     sets: SetKind = "lac"
     """Prediction sets: the smallest on average, or those that grow with a row's difficulty (`models/decisions/conformal.py`)."""
@@ -35,13 +35,13 @@ class CalibrationConfig(Section):
     recalibrate: Literal["none", "auto"] = "none"
     """Whether a temperature (classes), or a factor on standard deviations (numbers), is fitted before the thresholds."""
     augment: AugmentConfig = AugmentConfig()
-    """Of images: calibration rows changed, each in one way, so that rows changed like them are familiar too."""
+    """For images: changes each calibration row in one way, so that rows changed like this are accepted too."""
     densities: AugmentConfig = AugmentConfig()
-    """Of images: so are the training rows that densities are fitted to, to the same end. The rate is still the calibration rows'."""
+    """For images: changes the training rows of the feature scores in the same way. The reject rate is still that of the calibration rows."""
 
 
 class EvaluationConfig(Section):
-    """Further rows, apart from the test part, that a fit is evaluated on. Nothing is chosen by them; the figures are reported only."""
+    """OOD sets on which a fit is evaluated in addition to the test part. They are only reported on; nothing is chosen by them."""
 
     ood: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
-    """Sets of strange inputs: paths, or embedded sets, by the name to report them under."""
+    """OOD sets: paths or embedded sets, by name."""

@@ -1,4 +1,4 @@
-"""The config of a whole fit: one commented TOML file (see `configs/`), unknown keys refused.
+"""The config of a whole fit: one TOML file (see `configs/`); unknown keys are refused.
 
 Its tables are the other modules of this folder; `reading.py` reads the file.
 """
@@ -20,7 +20,7 @@ from abstain.training.config.section import Section
 
 
 class Config(Section):
-    """A whole fit."""
+    """The config of a fit."""
 
     name: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
     """The model's name in the store."""

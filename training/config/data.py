@@ -10,7 +10,7 @@ from abstain.training.config.section import Names, Section, Size
 
 
 class AugmentConfig(Section):
-    """How images are changed at random (`training/data/augmentation.py`), each way by an amount drawn within its limits; off where 0."""
+    """Random changes of images (`training/data/augmentation.py`): the limit of each change; 0 switches it off."""
 
     shift: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Whole pixels, in both directions."""
@@ -21,21 +21,21 @@ class AugmentConfig(Section):
 
     @property
     def changes_rows(self) -> bool:
-        """Whether any of the changes is switched on."""
+        """Whether any change is switched on."""
         return bool(self.shift or self.rotate or self.thickness)
 
 
 class DataConfig(Section):
-    """Where the rows are, and how they are split in three."""
+    """The source of the rows, and how they are split in three."""
 
     source: str | None = None
     """A path or the name of an embedded set; `--data` replaces it."""
     calibration_size: Size = 0.2
-    """Taken from what the source gives for training."""
+    """Taken from the source's training rows."""
     test_size: Size = 0.2
-    """Where the source has no test part of its own."""
+    """Used if the source has no test part."""
     split_index: NonNegativeInt = 0
-    """Which of a source's own splits (`train_idx`, `test_idx`)."""
+    """The index of the source's split (`train_idx`, `test_idx`)."""
     target: str | None = None
     """Tables only: the column to predict."""
     categorical: Names = ()
@@ -49,9 +49,9 @@ class DataConfig(Section):
     stratify: bool = False
     """Whether every part has each class's share of rows."""
     inputs: Literal["standardize", "range", "none"] = "standardize"
-    """Per feature to mean 0 and std 1; all features together to [0, 1] (pixels); or as they are."""
+    """Each feature to mean 0 and std 1; all features together to [0, 1] (pixels); or unchanged."""
     augment: AugmentConfig = AugmentConfig()
-    """Of images: what every gradient sees of a training row. Not for Markov chains and Laplace's approximation."""
+    """For images: changes the training rows of every gradient. Not for Markov chains and Laplace's approximation."""
 
     @property
     def split_by(self) -> str | None:
@@ -60,5 +60,5 @@ class DataConfig(Section):
 
     @property
     def split_kind(self) -> Literal["group", "time"]:
-        """What `split_by` holds."""
+        """The kind of the column `split_by`."""
         return "time" if self.time is not None else "group"

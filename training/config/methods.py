@@ -1,4 +1,4 @@
-"""`[method]`: the settings of each inference method, picked by `kind`; its code is a file in `training/inference/methods/`."""
+"""`[method]`: the settings of each inference method, chosen by `kind`; its code is a file in `training/inference/methods/`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from abstain.training.config.section import Counted, Section
 ChainMethod = Literal["vectorized", "sequential", "parallel"]
 """Chains in lockstep in one compiled call, one after the other, or one thread (or device) each."""
 Adaptation = Literal["dual_averaging", "simple", "none"]
-"""Of the step size; with "none" the mass matrix stays the unit one too."""
+"""Adaptation of the step size; with "none" the mass matrix stays the identity too."""
 MassMatrix = Literal["diagonal", "dense", "unit"]
 Acceptance = Annotated[float, Field(gt=0, lt=1)]
 
 
 class MethodSettings(Section):
-    """The settings of a method or of a search within it, and what the rest of the code must know of the method.
+    """The settings of a method, or of a search within it, and its capabilities.
 
-    What a method can do is stated here, by its class, so that no other code lists the methods that can.
+    The class states what a method can do, so that no other code lists methods.
     """
 
     allows_augmentation: ClassVar[bool] = False
-    """Whether its rows may change from step to step; a sampler and a curvature need one fixed density."""
+    """Whether rows may change from step to step; samplers and curvatures need one fixed density."""
     samples_normal: ClassVar[bool] = False
     """Whether the config's `draws` are drawn from a fitted normal, all at once, rather than chosen from samples or modes."""
 
@@ -34,32 +34,32 @@ class MethodSettings(Section):
 
     @property
     def earlier_run(self) -> str | None:
-        """The run that it starts from, `NAME:VERSION` in the same store."""
+        """The run that the fit starts from, `NAME:VERSION` in the same store."""
         return None
 
     @property
     def first_search(self) -> tuple[str, MethodSettings] | None:
-        """The search that is run first, to find starts: the key of its table, and its settings."""
+        """The search for starts that runs first: the key of its table, and its settings."""
         return None
 
     @property
     def parameter_copies(self) -> dict[str, int]:
-        """How many sets of parameters it holds at once, by the key that sets the number."""
+        """How many copies of the parameters the method holds at once, by the key that sets the number."""
         return {}
 
 
 class Optimisation(MethodSettings):
-    """Stochastic gradients: what every optimised method has."""
+    """Settings of all methods with stochastic gradients."""
 
     steps: PositiveInt = 5_000
     batch_size: PositiveInt = 128
-    """Rows per step; all of them, where there are fewer."""
+    """Rows per step; all rows, if there are fewer."""
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["constant", "cosine"] = "cosine"
     clip: PositiveFloat | None = None
-    """The largest norm of a gradient; none, if left out."""
+    """The largest norm of a gradient. Default: no limit."""
     reports: PositiveInt = 20
-    """How often, in the whole fit, metrics are taken and the fit is checkpointed."""
+    """The number of reports and checkpoints in the whole fit."""
 
     @property
     def growing_key(self) -> str | None:
@@ -71,7 +71,7 @@ class MAPSettings(Optimisation):
     """A search for the posterior mode."""
 
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the training rows kept from the search, to choose its best iterate by; 0 takes the last."""
+    """Share of the training rows that are held out to choose the best iterate; 0 takes the last iterate."""
 
 
 class MAPConfig(MAPSettings):
@@ -106,7 +106,7 @@ class LaplaceConfig(MAPSettings):
     subset: Literal["last_layer", "diagonal"] = "last_layer"
     """The last layer with its full covariance, or, for regression only, all parameters with a diagonal one."""
     prior_precision: Literal["evidence", "fixed"] = "evidence"
-    """Of the Gaussian: chosen by the marginal likelihood, or the prior's own."""
+    """The prior's precision: chosen by the marginal likelihood, or that of `[prior]`."""
 
 
 class VIConfig(Optimisation):
@@ -119,11 +119,11 @@ class VIConfig(Optimisation):
     steps: PositiveInt = 10_000
     family: Literal["mean_field", "low_rank", "full_rank"] = "mean_field"
     rank: PositiveInt = 10
-    """Of the covariance that `low_rank` adds to a diagonal."""
+    """The rank of the covariance that `low_rank` adds to a diagonal."""
     kl_weight: PositiveFloat = 1.0
     """Weight of the KL term of the ELBO; 1 is Bayes, less is a colder posterior."""
     init_scale: PositiveFloat = 0.03
-    """Standard deviation of the guide at the start, about the place where it starts."""
+    """Standard deviation of the guide at the start."""
     particles: PositiveInt = 1
     """Draws per gradient."""
     starts: PositiveInt = 1
@@ -133,7 +133,7 @@ class VIConfig(Optimisation):
     start_from: str | None = None
     """The earlier run, `NAME:VERSION` in the same store."""
     map: MAPSettings = MAPSettings()
-    """Where `start` is "map"."""
+    """Used if `start` is "map"."""
     chain_method: ChainMethod = "sequential"
 
     @property
@@ -143,7 +143,7 @@ class VIConfig(Optimisation):
 
     @property
     def first_search(self) -> tuple[str, MethodSettings] | None:
-        """A search for modes, where the guides start from them."""
+        """A search for modes, if the guides start from modes."""
         return ("map", self.map) if self.start == "map" else None
 
     @property
@@ -154,27 +154,27 @@ class VIConfig(Optimisation):
 
 
 class ChainSettings(MethodSettings):
-    """What every Markov chain has."""
+    """Settings of all Markov chains."""
 
     chains: Annotated[int, Field(ge=2)] = 4
     warmup: PositiveInt = 500
     samples: PositiveInt = 500
-    """Kept per chain, before thinning to the config's `draws`."""
+    """Samples of each chain, before thinning to the config's `draws`."""
     thin: PositiveInt = 1
-    """Transitions for each sample kept."""
+    """Transitions for each kept sample."""
     start: Literal["network", "prior", "overdispersed", "map", "vi", "run"] = "network"
     """See `training/inference/starts.py`."""
     start_from: str | None = None
     """The earlier run, `NAME:VERSION` in the same store."""
     overdispersion: PositiveFloat = 2.0
-    """What "overdispersed" multiplies prior draws by."""
+    """The factor by which "overdispersed" multiplies prior draws."""
     map: MAPSettings = MAPSettings()
-    """Where `start` is "map"."""
+    """Used if `start` is "map"."""
     vi: VIConfig = VIConfig()
-    """Where `start` is "vi"."""
+    """Used if `start` is "vi"."""
     chain_method: ChainMethod = "vectorized"
     reports: PositiveInt = 20
-    """How often, in the whole fit, progress is shown and the fit is checkpointed."""
+    """The number of progress reports and checkpoints in the whole fit."""
 
     @property
     def growing_key(self) -> str | None:
@@ -188,7 +188,7 @@ class ChainSettings(MethodSettings):
 
     @property
     def first_search(self) -> tuple[str, MethodSettings] | None:
-        """A search for modes or a fit of guides, where the chains start from either."""
+        """A search for modes or a fit of guides, if the chains start from one of them."""
         match self.start:
             case "map":
                 return "map", self.map
@@ -204,12 +204,12 @@ class ChainSettings(MethodSettings):
 
     @property
     def dense_mass_matrix(self) -> bool:
-        """Whether the mass matrix is one of parameters by parameters."""
+        """Whether the mass matrix is a full matrix, parameters × parameters."""
         return False
 
     @property
     def largest_tree_depth(self) -> int | None:
-        """The depth at which a trajectory is cut off; None where trajectories are no trees."""
+        """The depth at which a trajectory is cut off; None if trajectories are not trees."""
         return None
 
 
@@ -218,10 +218,10 @@ class HMCConfig(ChainSettings):
 
     kind: Literal["hmc"] = "hmc"
     step_size: PositiveFloat = 0.1
-    """Where adaptation starts; the step size itself, if there is none."""
+    """The first step size; the step size of all steps without adaptation."""
     leapfrogs: Counted = 10
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Each trajectory's step size is drawn from [1 − jitter, 1] of the adapted one: no resonance holds a chain for long."""
+    """Each trajectory's step size is drawn from [1 − jitter, 1] of the adapted one, which avoids resonances."""
     adaptation: Adaptation = "dual_averaging"
     target_acceptance: Acceptance = 0.8
     mass_matrix: MassMatrix = "diagonal"
@@ -261,13 +261,13 @@ class ChEESConfig(ChainSettings):
     step_size: PositiveFloat = 0.1
     target_acceptance: Acceptance = 0.8
     max_leapfrogs: Counted = 1_000
-    """In one trajectory."""
+    """The largest number of leapfrog steps in a trajectory."""
     mass_matrix: Literal["diagonal", "unit"] = "diagonal"
     # Narrower than the base class allows, which no one can write to: sections are frozen.
     chain_method: Literal["vectorized", "parallel"] = "vectorized"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """After the warm-up: all chains in lockstep, or groups of them, a thread (or device) each."""
+    """After the warm-up: all chains in lockstep, or groups of chains, one thread (or device) each."""
     groups: PositiveInt = 2
-    """Where they are parallel."""
+    """The number of groups, if `chain_method` is "parallel"."""
 
     @model_validator(mode="after")
     def _groups_are_of_one_size(self) -> ChEESConfig:
@@ -286,7 +286,7 @@ class MILEConfig(ChainSettings):
     thin: PositiveInt = 10
     start: Literal["network", "prior", "overdispersed", "map", "vi", "run"] = "map"
     energy_variance: PositiveFloat = 5e-5
-    """Per dimension, of one step: what the step size is tuned to. Less is less biased, and slower."""
+    """The target for the energy variance of a step, per dimension. Less is less biased, and slower."""
     mass_matrix: Literal["diagonal", "unit"] = "diagonal"
     chain_method: ChainMethod = "parallel"
 

@@ -20,7 +20,7 @@ class LayerPrior(Section):
     hierarchical: bool = False
     """Whether the scale is inferred as well, one for each parameter array: half-normal, with `scale` as its scale."""
     degrees: PositiveFloat = 3.0
-    """Of freedom, of `student_t`."""
+    """Degrees of freedom of `student_t`."""
     narrow_scale: PositiveFloat = 0.05
     """The narrower of the two normals of `scale_mixture` (Blundell et al., 2015), in units of `scale` …"""
     narrow_weight: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -32,11 +32,11 @@ class PriorConfig(LayerPrior):
 
     noise: Literal["half_cauchy", "half_normal", "log_normal"] = "half_cauchy"
     noise_scale: PositiveFloat = 1.0
-    """Of the noise's prior, in standard deviations of the target; of its logarithm, for `log_normal`."""
+    """Scale of the noise's prior, in standard deviations of the target; for `log_normal` the scale of its logarithm."""
     layers: dict[str, LayerPrior] = Field(default_factory=dict)
-    """By parameter, `"Dense_0.bias"`, or pattern, `"*.bias"`: what differs from the rest. The first that fits holds."""
+    """Different priors by parameter, `"Dense_0.bias"`, or pattern, `"*.bias"`. The first match counts."""
 
     @field_serializer("layers")
     def _set_keys(self, layers: dict[str, LayerPrior]) -> dict[str, Any]:
-        # A default that is written down is no longer inherited, and the record of a fit would state another prior.
+        # A default that is written out is no longer inherited, and the record of a fit would state another prior.
         return {name: layer.model_dump(exclude_unset=True) for name, layer in layers.items()}

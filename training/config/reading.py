@@ -1,4 +1,4 @@
-"""Reading a config: the TOML file, `--set KEY=VALUE` written over it, and what a refusal says."""
+"""Reads a config: the TOML file, `--set KEY=VALUE` overrides, and errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from abstain.models.errors import ConfigError, clip_repr
+from abstain.models.errors import ConfigError, clip_repr, suggest
 from abstain.models.files.regular import not_a_file
 from abstain.models.validation import refuse
 from abstain.training.config.config import Config
@@ -19,50 +19,50 @@ from abstain.training.config.section import Section
 
 CONFIG_BYTES = 512 * 1024
 DEPTH = 32
-"""Tables and lists in each other, of a config file."""
+"""The largest nesting of tables and lists in a config."""
 LARGEST = 2**63
-"""Whole numbers of a config are below it: more fit neither into a random key nor into a manifest's readers."""
+"""Whole numbers in a config are below this: larger ones fit neither into a random key nor into JSON readers."""
 _PART = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _DEEP_KEY = re.compile(rf"(?:{_PART}\s*+\.\s*+){{{DEPTH}}}")
 
 
 def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
-    """The config in a TOML file, with `KEY=VALUE` overrides applied.
+    """Reads the config in a TOML file, with `KEY=VALUE` overrides applied.
 
-    A key is dotted (`method.steps`); a bare one (`steps`) means the only place where the config has it. A value is
-    read as TOML, and as text where it is none.
+    A key is dotted (`method.steps`), or bare (`steps`) if only one table has it. A value is read as TOML, and as text if
+    it is not TOML.
 
     Raises:
         ConfigError: naming the file and the key, what was expected and what was found.
     """
-    return _overridden(_parsed(_text_of(path), str(path)), overrides, str(path))
+    return _apply_overrides(_parse_toml(_read_text(path), str(path)), overrides, str(path))
 
 
-def config_of(content: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Config:
-    """The config in a dict of the tables that a TOML file would have, with `KEY=VALUE` overrides applied.
+def config_from_dict(content: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Config:
+    """Reads the config in a dict with the tables of a TOML file, with `KEY=VALUE` overrides applied.
 
     Raises:
         ConfigError: as `read_config`.
     """
     _check_values(dict(content), "config")
-    return _overridden(copy.deepcopy(dict(content)), overrides, "config")
+    return _apply_overrides(copy.deepcopy(dict(content)), overrides, "config")
 
 
-def _overridden(content: dict[str, Any], overrides: tuple[str, ...], place: str) -> Config:
-    """The config in a file's tables, which the overrides change.
+def _apply_overrides(content: dict[str, Any], overrides: tuple[str, ...], source: str) -> Config:
+    """Applies the overrides to a file's tables and validates the config.
 
     Args:
-        place: what an error calls the file.
+        source: the file, for errors.
     """
-    before = _validated(content, place)
+    before = _validate(content, source)
     for override in overrides:
         apply_override(override, content, before)
-    where = f"{place} with {clip_repr(' '.join(overrides), 200)}" if overrides else place
+    where = f"{source} with {clip_repr(' '.join(overrides), 200)}" if overrides else source
     _check_values(content, where)
-    return _validated(content, where)
+    return _validate(content, where)
 
 
-def _text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     found = not_a_file(path)
     if found:
         raise ConfigError("cannot be read", where=str(path), expected="a file", found=found)
@@ -74,18 +74,18 @@ def _text_of(path: Path) -> str:
         return content.decode("utf-8")
     except OSError as error:
         raise ConfigError("cannot be read", where=str(path), found=error.strerror) from error
-    except ValueError as error:  # no UTF-8, or a path with a NUL byte
+    except ValueError as error:  # not UTF-8, or a path with a NUL byte
         raise ConfigError("is not TOML", where=str(path), found=str(error)) from error
 
 
-def _parsed(text: str, where: str) -> dict[str, Any]:
+def _parse_toml(text: str, where: str) -> dict[str, Any]:
     """The tables of a TOML text.
 
     Raises:
-        ConfigError: it is no TOML, nested too deeply, or holds a number that is none of the config's.
+        ConfigError: the text is not TOML, is nested too deeply, or has a number that is too large.
     """
     try:
-        # The parser takes time by the square of a key's parts.
+        # The parser's time grows with the square of the number of parts of a key.
         content = None if _DEEP_KEY.search(text) else tomllib.loads(text.replace("\r\n", "\n"))
     except RecursionError:
         content = None
@@ -98,7 +98,7 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
 
 
 def _check_values(content: dict[str, Any], where: str) -> None:
-    """Refuses what no key of the config can be, before anything is computed of it.
+    """Refuses values that no key of the config can have, before they are used.
 
     Raises:
         ConfigError: tables or lists are nested too deeply, or a whole number does not fit into 64 bits.
@@ -123,11 +123,11 @@ def _check_values(content: dict[str, Any], where: str) -> None:
 
 def _too_deep(where: str) -> ConfigError:
     return ConfigError(
-        "is nested too deeply", where=where, expected=f"at most {DEPTH} tables or lists in each other", found="more"
+        "is nested too deeply", where=where, expected=f"at most {DEPTH} nested tables or lists", found="more"
     )
 
 
-def _validated(content: dict[str, Any], where: str) -> Config:
+def _validate(content: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
@@ -135,7 +135,7 @@ def _validated(content: dict[str, Any], where: str) -> Config:
 
 
 def apply_override(override: str, content: dict[str, Any], config: Section) -> None:
-    """Writes one `KEY=VALUE` into the content of a file, or of one of its tables; `config` has the defaults of that table.
+    """Writes one `KEY=VALUE` into the content of a file or of one of its tables, with the defaults in `config`.
 
     Raises:
         ConfigError: there is no such key.
@@ -146,7 +146,7 @@ def apply_override(override: str, content: dict[str, Any], config: Section) -> N
     tree = config.model_dump()
     *tables, leaf = _full_key(key, tree)
     for table in tables:
-        # A table that the file leaves out has the default's kind, if it has one; other keys keep their defaults.
+        # A table that the file leaves out gets the default's kind, if it has one; other keys keep their defaults.
         defaults = tree.get(table)
         kind = {"kind": defaults["kind"]} if isinstance(defaults, dict) and "kind" in defaults else {}
         content = content.setdefault(table, kind)
@@ -165,7 +165,9 @@ def _full_key(key: str, tree: dict[str, Any]) -> list[str]:
     homes = [table for table, keys in tree.items() if isinstance(keys, dict) and key in keys]
     if len(homes) != 1:
         found = f"in {' and '.join(homes)}" if homes else "in none of its tables"
-        raise ConfigError(f"--set {key}", expected="a key of the config, or TABLE.KEY", found=found)
+        known = [*tree, *(name for keys in tree.values() if isinstance(keys, dict) for name in keys)]
+        fix = None if homes else suggest(key, known)
+        raise ConfigError(f"--set {key}", expected="a key of the config, or TABLE.KEY", found=found, fix=fix)
     return [homes[0], key]
 
 

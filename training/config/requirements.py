@@ -1,7 +1,7 @@
-"""What a config needs at the least, in bytes of memory: what surely cannot work is refused before it begins.
+"""Lower bounds of the memory of a config: a fit that cannot succeed is refused at once.
 
-Each bound counts one array that the fit holds as a whole at some time, and no more; a config within all of them may still
-need more memory than there is.
+Each bound counts only one array that the fit holds as a whole; a config within all bounds may still need more memory than
+there is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FLOAT32 = 4
 
 
 class Need(NamedTuple):
-    """A key of the config, its value, and the bytes that it needs at the least."""
+    """A key of the config, its value, and a lower bound of the bytes that it needs."""
 
     key: str
     value: object
@@ -34,14 +34,14 @@ class Need(NamedTuple):
 
 
 class Network(NamedTuple):
-    """The key that a network's size is set by, its value, and how many parameters it has at the least."""
+    """The key that sets a network's size, its value, and a lower bound of its parameters."""
 
     key: str
     value: object
     parameters: int
 
     def copies(self, key: str, count: int) -> Need:
-        """What so many sets of parameters need; the key is the network's where that is the larger factor."""
+        """The need of `count` copies of the parameters; the key is the network's if it is the larger factor."""
         needed = FLOAT32 * self.parameters * count
         if self.parameters > count:
             return Need(self.key, f"{self.value} with {key} = {count}", needed)
@@ -49,7 +49,7 @@ class Network(NamedTuple):
 
 
 def memory_of_machine() -> int:
-    """Physical memory, bytes."""
+    """The physical memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -57,11 +57,11 @@ def check_needs(config: Config, parameters: int, rows: int) -> None:
     """Refuses a config that needs more memory than the machine has.
 
     Args:
-        parameters: of the network, at the least.
-        rows: of the training part, at the least.
+        parameters: a lower bound of the network's parameters.
+        rows: a lower bound of the training rows.
 
     Raises:
-        ConfigError: naming the key, and what it needs.
+        ConfigError: naming the key and the bytes that it needs.
     """
     limit = memory_of_machine()
     for need in needs(config, parameters, rows):
@@ -69,17 +69,17 @@ def check_needs(config: Config, parameters: int, rows: int) -> None:
             raise ConfigError(
                 need.key,
                 where=f"config of {config.name}",
-                expected=f"what needs no more than this machine's memory of {limit:,} bytes",
+                expected=f"a value that needs at most this machine's memory of {limit:,} bytes",
                 found=f"{str(need.value)[:200]}, which needs {need.bytes:,} bytes or more",
                 fix="lower it",
             )
 
 
 def check_servable(config: Config, model: Model) -> None:
-    """Refuses what could be fitted, but would be refused when it is loaded: a batch of its answers takes too much memory.
+    """Refuses a model that could be fitted but not loaded, because a batch of its answers needs too much memory.
 
     Raises:
-        ConfigError: naming what it would take.
+        ConfigError: naming the memory of a batch.
     """
     claim = batch_memory_claim(model, config.draws, {})
     if not claim.holds:
@@ -93,7 +93,7 @@ def check_servable(config: Config, model: Model) -> None:
 
 
 def needs(config: Config, parameters: int, rows: int) -> Iterator[Need]:
-    """What each key needs; arguments as of `check_needs`."""
+    """The needs of each key; arguments as in `check_needs`."""
     method = config.method
     network = Network("network", config.network.kind, parameters)
     if isinstance(config.network, MLPSpec) and config.network.hidden:
@@ -102,31 +102,31 @@ def needs(config: Config, parameters: int, rows: int) -> Iterator[Need]:
     yield Need(network.key, network.value, 2 * FLOAT32 * parameters)
     if method.samples_normal:
         yield network.copies("draws", config.draws)
-    yield from _of_method(method, "method", network, rows)
+    yield from _method_needs(method, "method", network, rows)
 
 
-def _of_method(settings: MethodSettings, key: str, network: Network, rows: int) -> Iterator[Need]:
-    """What the keys of a method's table need."""
+def _method_needs(settings: MethodSettings, key: str, network: Network, rows: int) -> Iterator[Need]:
+    """The needs of the keys in a method's table."""
     for name, count in settings.parameter_copies.items():
         yield network.copies(f"{key}.{name}", count)
     if isinstance(settings, Optimisation):
-        yield from _of_descent(settings, key, rows)
+        yield from _optimisation_needs(settings, key, rows)
     if isinstance(settings, ChainSettings):
-        yield from _of_chains(settings, key, network)
+        yield from _chain_needs(settings, key, network)
     if settings.first_search:
         table, search = settings.first_search
-        yield from _of_method(search, f"{key}.{table}", network, rows)
+        yield from _method_needs(search, f"{key}.{table}", network, rows)
 
 
-def _of_descent(settings: Optimisation, key: str, rows: int) -> Iterator[Need]:
-    """The losses of all steps; and, as int32, which rows every step of a block takes, if it does not take all."""
+def _optimisation_needs(settings: Optimisation, key: str, rows: int) -> Iterator[Need]:
+    """Memory for the losses of all steps, and for the int32 row indices of a block's minibatches."""
     batch = settings.batch_size if settings.batch_size < rows else 0
     block = math.ceil(settings.steps / settings.reports)
     yield Need(f"{key}.steps", settings.steps, FLOAT32 * max(settings.steps, block * batch))
 
 
-def _of_chains(settings: ChainSettings, key: str, network: Network) -> Iterator[Need]:
-    """The log densities of all samples, the seconds of all steps, the energies of all transitions; a dense mass matrix."""
+def _chain_needs(settings: ChainSettings, key: str, network: Network) -> Iterator[Need]:
+    """Memory for log densities, seconds and energies of all samples and transitions, and for a dense mass matrix."""
     yield Need(f"{key}.warmup", settings.warmup, 8 * settings.warmup)
     energies = FLOAT32 * settings.chains * settings.samples
     yield Need(f"{key}.samples", settings.samples, energies)
@@ -136,12 +136,12 @@ def _of_chains(settings: ChainSettings, key: str, network: Network) -> Iterator[
 
 
 def count_parameters(model: Model) -> int:
-    """Of the network and the noise."""
+    """The number of parameters of network and noise."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.parameter_shapes()))
 
 
 def least_parameters(network: NetworkSpec) -> int:
-    """Parameters that a network has whatever its inputs and outputs are; known before its shapes are traced."""
+    """A lower bound of a network's parameters that does not depend on its inputs and outputs."""
     if isinstance(network, ModuleSpec):
         return 1
     dense = sum(network.hidden) + sum(one * other for one, other in pairwise(network.hidden))

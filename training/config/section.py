@@ -1,4 +1,4 @@
-"""What every table of the config is made of: a frozen section, and the types that several of them share."""
+"""The base of every table of the config: a frozen section, and shared types."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Counted = Annotated[int, Field(gt=0, lt=2**31)]
-"""What a compiled program counts, in 32 bits."""
+"""A positive number that a compiled program counts in 32 bits."""
 Size = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 """A number of rows, or a share of them."""
 Names = Annotated[tuple[str, ...], Field(strict=False)]
-"""A TOML list; strictness is about what is in it."""
+"""A TOML list; only its items are checked strictly."""
 
 
 class Section(BaseModel):
-    """A table of the config: frozen, no key but its own, and nothing converted in silence."""
+    """A table of the config: frozen, without unknown keys, and without implicit conversion."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,9 +1,9 @@
-"""Augmentation: images shifted, rotated, thickened and thinned at random, as other hands and scanners make them.
+"""Augmentation: shifts, rotates, thickens and thins images at random, as different hands and scanners do.
 
-augment          every gradient of `map`, `ensemble` and `vi` sees its rows changed anew; sampling cannot (see below)
-transform_rows   rows to calibrate on: each changed in one way, or left as it is
+augment          changes the rows of every gradient of `map`, `ensemble` and `vi`; not allowed for sampling
+transform_rows   changes each calibration row in one way, or not at all
 
-A Markov chain, a curvature and a step size are of ONE density; a likelihood whose rows change under way has none.
+A Markov chain and a curvature need ONE density; if the rows change from step to step, there is none.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ PIECE = 1024
 """Rows that `transform_rows` changes at once."""
 
 
-def augmentation(config: Config, model: Model, x: Num[np.ndarray, "rows ..."]) -> Augment | None:
-    """What every batch of preprocessed rows goes through, or None where the config asks for nothing.
+def build_augmentation(config: Config, model: Model, x: Num[np.ndarray, "rows ..."]) -> Augment | None:
+    """Builds the function that changes every batch of preprocessed rows; None if the config has no augmentation.
 
     Args:
-        x: the training rows as they came; the least value is the background, which lies beyond the images' edges.
+        x: the raw training rows; their smallest value is the background beyond the images' edges.
 
     Raises:
-        ConfigError: the method, or the shape of the inputs, allows none.
+        ConfigError: the method or the shape of the inputs does not allow augmentation.
     """
     settings = config.data.augment
     if not settings.changes_rows:
@@ -45,7 +45,7 @@ def augmentation(config: Config, model: Model, x: Num[np.ndarray, "rows ..."]) -
             "data.augment",
             expected=f"none for {config.method.kind}, which works on one fixed density of all rows",
             found="rows that change at random",
-            fix=f"take it out, or use method.kind = {', '.join(able)}",
+            fix=f"remove it, or use method.kind = {', '.join(able)}",
         )
     check_images("data.augment", settings, model.feature_shape)
     background, shape = float(x.min()), (1, *model.feature_shape)
@@ -54,38 +54,38 @@ def augmentation(config: Config, model: Model, x: Num[np.ndarray, "rows ..."]) -
         for terms in (model.preprocessing.shift, model.preprocessing.scale)
     )
 
-    def of_batch(key: PRNGKeyArray, x: Images) -> Images:
-        # Standardised features differ in scale from pixel to pixel: images move before, not after.
+    def augment_batch(key: PRNGKeyArray, x: Images) -> Images:
+        # Standardised features differ in scale from pixel to pixel, so images are moved in data units.
         return (augment(key, x * step + low, settings, background) - low) / step
 
-    return of_batch
+    return augment_batch
 
 
 def check_images(where: str, settings: AugmentConfig, shape: tuple[int, ...]) -> None:
-    """Refuses rows that are no images, or smaller than they are to be shifted.
+    """Refuses rows that are not images, or images smaller than the shift.
 
     Raises:
         ConfigError: naming the shape.
     """
     if not is_image_shape(shape):
         expected = "images [height, width] or [height, width, channel]"
-        raise ConfigError(where, expected=expected, found=f"rows of shape {shape}", fix="take it out")
+        raise ConfigError(where, expected=expected, found=f"rows of shape {shape}", fix="remove it")
     if settings.shift >= min(shape[:2]):
         raise ConfigError(f"{where}.shift", expected=f"less than the images' {min(shape[:2])}", found=settings.shift)
 
 
 def augment(key: PRNGKeyArray, images: Images, settings: AugmentConfig, background: float) -> Images:
-    """Each image changed in every way that the settings ask for, by an amount of its own, uniform within its limits."""
+    """Changes each image in every way that the settings switch on, by a uniform random amount within the limits."""
     rows = images.shape[0]
-    of_thickness, of_rotation, of_shift = jax.random.split(key, 3)
+    key_thickness, key_rotation, key_shift = jax.random.split(key, 3)
     if settings.thickness:
-        amounts = jax.random.uniform(of_thickness, (rows,), minval=-settings.thickness, maxval=settings.thickness)
+        amounts = jax.random.uniform(key_thickness, (rows,), minval=-settings.thickness, maxval=settings.thickness)
         images = thicken(images, amounts, background)
     if settings.rotate:
-        degrees = jax.random.uniform(of_rotation, (rows,), minval=-settings.rotate, maxval=settings.rotate)
+        degrees = jax.random.uniform(key_rotation, (rows,), minval=-settings.rotate, maxval=settings.rotate)
         images = rotate(images, degrees, background)
     if settings.shift:
-        offsets = jax.random.randint(of_shift, (rows, 2), -settings.shift, settings.shift + 1)
+        offsets = jax.random.randint(key_shift, (rows, 2), -settings.shift, settings.shift + 1)
         images = shift(images, offsets, background, limit=settings.shift)
     return images
 
@@ -93,26 +93,26 @@ def augment(key: PRNGKeyArray, images: Images, settings: AugmentConfig, backgrou
 def transform_rows(
     seed: int, images: Num[np.ndarray, "rows ..."], settings: AugmentConfig, where: str = "calibration.augment"
 ) -> Float[np.ndarray, "rows ..."]:
-    """Each image changed in one way at most: left as it is, shifted, rotated, thickened or thinned.
+    """Changes each image in at most one way: shifted, rotated, thickened, thinned, or unchanged.
 
-    Which, of those that the settings ask for, is drawn for each row with equal odds, and so is the amount within its
-    limits: rows to come that are changed in the same way are exchangeable with these.
+    The way is drawn for each row with equal probability from those that the settings switch on, and the amount uniformly
+    within its limits. Future rows that are changed like this are exchangeable with these.
 
     Args:
         images: `[rows, height, width]` or with channels last, on the scale of the training arrays; their least value is the background.
         where: the config's key for the settings.
 
     Raises:
-        ConfigError: the rows are no images.
+        ConfigError: the rows are not images.
     """
     check_images(where, settings, images.shape[1:])
-    asked = {
+    limits_by_kind = {
         "shift": settings.shift,
         "rotate": settings.rotate,
         "thick": settings.thickness,
         "thin": settings.thickness,
     }
-    kinds = ["none", *(kind for kind, limit in asked.items() if limit)]
+    kinds = ["none", *(kind for kind, limit in limits_by_kind.items() if limit)]
     rng, rows = np.random.default_rng(seed), len(images)
     kind = np.array(kinds)[rng.integers(len(kinds), size=rows)]
     offsets = rng.integers(-settings.shift, settings.shift, size=(rows, 2), endpoint=True)
@@ -127,41 +127,41 @@ def transform_rows(
         "thick": lambda part, chosen: thicken(part, jnp.float32(amounts[chosen]), background),
         "thin": lambda part, chosen: thicken(part, jnp.float32(-amounts[chosen]), background),
     }.items():
-        places = np.flatnonzero(kind == name)
-        for chosen in np.split(places, range(PIECE, len(places), PIECE)) if places.size else ():
+        indices = np.flatnonzero(kind == name)
+        for chosen in np.split(indices, range(PIECE, len(indices), PIECE)) if indices.size else ():
             changed[chosen] = change(jnp.asarray(changed[chosen]), chosen)
     return changed
 
 
 def shift(images: Images, offsets: Int[Array, "rows 2"], background: float, *, limit: int) -> Images:
-    """Images moved down and to the right by whole pixels, at most `limit` of them either way."""
+    """Moves images down and right by whole pixels, at most `limit` in each direction."""
     edges = [(limit, limit)] * 2 + [(0, 0)] * (images.ndim - 3)
 
-    def of_image(image: Array, offset: Array) -> Array:
+    def shift_image(image: Array, offset: Array) -> Array:
         padded = jnp.pad(image, edges, constant_values=background)
         first = jnp.concatenate([limit - offset, jnp.zeros(image.ndim - 2, offset.dtype)])
         return jax.lax.dynamic_slice(padded, first, image.shape)
 
-    return jax.vmap(of_image)(images, offsets)
+    return jax.vmap(shift_image)(images, offsets)
 
 
 def rotate(images: Images, degrees: Float[Array, " rows"], background: float) -> Images:
-    """Images turned about their centre, counterclockwise as they are looked at, bilinearly interpolated."""
+    """Rotates images about their centre, counterclockwise as displayed, with bilinear interpolation."""
     height, width = images.shape[1:3]
     down, right = (jnp.arange(size) - (size - 1) / 2 for size in (height, width))
 
-    def of_channel(image: Array, radians: Array) -> Array:
+    def rotate_channel(image: Array, radians: Array) -> Array:
         cos, sin = jnp.cos(radians), jnp.sin(radians)
         rows = cos * down[:, None] + sin * right[None, :] + (height - 1) / 2
         columns = -sin * down[:, None] + cos * right[None, :] + (width - 1) / 2
         return jax.scipy.ndimage.map_coordinates(image, [rows, columns], order=1, mode="constant", cval=background)
 
-    over = of_channel if images.ndim == 3 else jax.vmap(of_channel, (-1, None), -1)
+    over = rotate_channel if images.ndim == 3 else jax.vmap(rotate_channel, (-1, None), -1)
     return jax.vmap(over)(images, jnp.deg2rad(degrees))
 
 
 def thicken(images: Images, amounts: Float[Array, " rows"], background: float) -> Images:
-    """Bright strokes made thicker (amounts up to 1) or thinner (down to −1) by parts of a pixel at each edge.
+    """Makes bright strokes thicker (amounts up to 1) or thinner (down to −1) by parts of a pixel at each edge.
 
     An amount of 1 is the grey-scale dilation by a 3×3 square, −1 the erosion; between, they are blended with the image.
     """
@@ -171,9 +171,9 @@ def thicken(images: Images, amounts: Float[Array, " rows"], background: float) -
 
 
 def neighbourhood(images: Images, background: float, extreme: Callable[[Array, Array], Array]) -> Images:
-    """The largest or smallest of each pixel and the eight about it; a square is a column of rows, so one axis a time."""
+    """The largest or smallest value in the 3×3 square around each pixel, computed one axis at a time."""
     for axis in (1, 2):
-        edges = [(1, 1) if place == axis else (0, 0) for place in range(images.ndim)]
+        edges = [(1, 1) if index == axis else (0, 0) for index in range(images.ndim)]
         padded, size = jnp.pad(images, edges, constant_values=background), images.shape[axis]
         before, after = (jax.lax.slice_in_dim(padded, first, first + size, axis=axis) for first in (0, 2))
         images = extreme(extreme(before, images), after)

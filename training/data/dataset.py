@@ -1,4 +1,4 @@
-"""Data: a source in three parts, and the preprocessing that the training part alone decides.
+"""Datasets: splits a source into three parts, and fits the preprocessing to the training part.
 
 split               Source → Dataset: train, calibration, test
 fit_preprocessing   the training part → Preprocessing, by scikit-learn's transformers
@@ -21,10 +21,10 @@ from abstain.training.config.data import DataConfig
 from abstain.training.config.section import Size
 from abstain.training.data.precision import check_distinct, check_target, target_needs_float64, too_coarse
 from abstain.training.data.rows import Rows, Source
-from abstain.training.data.splitting import Rule, cut, part_notes, rule_of
+from abstain.training.data.splitting import Rule, cut, part_notes, split_rule
 
 ROUNDED_SPACINGS = 8.0
-"""Of neighbouring float64 numbers: a feature that spreads no further is a constant with rounding."""
+"""A feature whose spread is below this many float64 spacings is a constant with rounding."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Dataset:
     calibration: Rows
     test: Rows
     notes: tuple[str, ...] = ()
-    """What a fit should say of the split."""
+    """Notes on the split, for the fit."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -50,10 +50,10 @@ class Dataset:
 
 
 def split(source: Source, config: DataConfig, seed: int) -> Dataset:
-    """Train, calibration and test part: the source's own where it has them, else cut by the config's rule and the seed.
+    """Splits a source into train, calibration and test part; parts that the source has are kept.
 
     Raises:
-        ConfigError: the rule has nothing to cut.
+        ConfigError: a split rule is set, but the source has all parts.
         DataError: the source has no training rows, or too few for three parts.
     """
     train = source.train
@@ -61,7 +61,7 @@ def split(source: Source, config: DataConfig, seed: int) -> Dataset:
         expected = "x_train and y_train, or x and y"
         raise DataError("training rows", where=source.where, expected=expected, found="neither")
     order = np.random.default_rng(seed).permutation(len(train))
-    rule = rule_of(source, config, seed)
+    rule = split_rule(source, config, seed)
     test = source.test
     if test is None:
         order, chosen = _cut(rule, order, config.test_size, "data.test_size", source.where)
@@ -71,16 +71,16 @@ def split(source: Source, config: DataConfig, seed: int) -> Dataset:
         order, chosen = _cut(rule, order, config.calibration_size, "data.calibration_size", source.where)
         calibration = train.take(chosen)
     notes = (*source.hints, *part_notes(source, config, chosen))
-    # What the source was, without its rows: they would lie in memory twice as long as the fit lasts.
+    # The source without its rows, which would otherwise be in memory twice during the fit.
     bare = dataclasses.replace(source, train=None, calibration=None, test=None, key=None)
     return Dataset(bare, train.take(order), calibration, test, notes)
 
 
 def split_again(source: Source, config: DataConfig, seed: int, fingerprint: str) -> Dataset | None:
-    """The three parts that a fit split a source in; None if the fit had other data, known by its fingerprint."""
+    """Repeats the split of a fit; None if the fingerprint shows that the fit had other data."""
     try:
         dataset = split(source, config, seed)
-    except (ConfigError, DataError):  # Too few rows, no groups or times: what cannot be split was not fitted to.
+    except (ConfigError, DataError):  # A source that cannot be split is not the source of a fit.
         return None
     return dataset if dataset.fingerprint == fingerprint else None
 
@@ -98,30 +98,34 @@ def _cut(
 def fit_preprocessing(
     train: Rows, config: DataConfig, columns: tuple[Column, ...], names: tuple[str, ...] = (), *, classify: bool
 ) -> Preprocessing:
-    """What fills gaps, shift and scale of the inputs, and of a regression target, from the training part alone.
+    """Fits filling values, shift and scale of the inputs and of a regression target to the training part.
 
     Raises:
-        DataError: a column of a table has only gaps in the training part; or float32 cannot hold a feature, or the
-            target, even with its offset taken off.
+        DataError: a column of a table has only gaps in the training part; or float32 cannot represent a feature
+            or the target, even without its offset.
     """
     from sklearn.preprocessing import StandardScaler  # noqa: PLC0415 - half a second, and only fit needs it
 
-    columns = tuple(_with_filling(column, train.x[:, place]) for place, column in enumerate(columns))
+    columns = tuple(_with_filling(column, train.x[:, index]) for index, column in enumerate(columns))
     x = np.where(np.isnan(train.x), [column.missing for column in columns], train.x) if columns else train.x
-    terms: dict[str, Any] = {"columns": columns}
+    parameters: dict[str, Any] = {"columns": columns}
     if not classify:
         target: Any = StandardScaler().fit(train.y[:, None].astype(np.float64))
         shift, scale = float(target.mean_[0]), float(target.scale_[0])
         check_target(shift, scale)
-        terms |= {"target_shift": shift, "target_scale": scale, "float64_target": target_needs_float64(shift, scale)}
+        parameters |= {
+            "target_shift": shift,
+            "target_scale": scale,
+            "float64_target": target_needs_float64(shift, scale),
+        }
     if config.inputs == "standardize":
         exact = x.reshape(len(train), -1).astype(np.float64)
         scaler: Any = StandardScaler().fit(exact)
         numeric = np.array([not column.categories for column in columns] or [True] * len(scaler.mean_))
-        # A category's code is no quantity; it is one-hot encoded as it is.
+        # A category's code is not a quantity; it is one-hot encoded.
         shift, scale = _with_small_spreads(exact, scaler.mean_, scaler.scale_)
         shift, scale = np.where(numeric, shift, 0.0), np.where(numeric, scale, 1.0)
-        terms |= _standardised(x, shift, scale)
+        parameters |= _standardised(x, shift, scale)
     elif config.inputs == "range":
         numbers = x[:, [not column.categories for column in columns]] if columns else x
         low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 1.0)
@@ -130,13 +134,13 @@ def fit_preprocessing(
         )
         width = high - low or 1.0
         if coarse:
-            # Of every column on its own: a category's code reaches the program as it is.
+            # One origin and unit for each column: a category's code must not change.
             numeric = np.array([not column.categories for column in columns] or [True] * x.shape[1])
-            terms["origin"] = tuple(np.where(numeric, low, 0.0).tolist())
-            terms["unit"] = tuple(np.where(numeric, width, 1.0).tolist())
+            parameters["origin"] = tuple(np.where(numeric, low, 0.0).tolist())
+            parameters["unit"] = tuple(np.where(numeric, width, 1.0).tolist())
         else:
-            terms |= {"shift": (low,), "scale": (width,)}
-    preprocessing = Preprocessing(**terms)
+            parameters |= {"shift": (low,), "scale": (width,)}
+    preprocessing = Preprocessing(**parameters)
     check_distinct(preprocessing, train.x, tuple(column.name for column in columns) or names)
     return preprocessing
 
@@ -144,9 +148,9 @@ def fit_preprocessing(
 def _with_small_spreads(
     x: Float[np.ndarray, "rows features"], mean: Float[np.ndarray, " features"], scale: Float[np.ndarray, " features"]
 ) -> tuple[Float[np.ndarray, " features"], Float[np.ndarray, " features"]]:
-    """scikit-learn's mean and scale, computed anew for a feature that it takes for a constant but that is none.
+    """Replaces scikit-learn's mean and scale of features that it wrongly takes for constants.
 
-    Its limit, n·ε·|mean|, is what its sums may lose. Differences from the first row lose nothing.
+    Its limit, n·ε·|mean|, is the rounding error of its sums. Differences from the first row have no such error.
     """
     differences = x - x[0]
     spread = differences.std(axis=0)
@@ -158,22 +162,26 @@ def _with_small_spreads(
 def _standardised(
     x: Num[np.ndarray, "rows ..."], shift: Float[np.ndarray, " features"], scale: Float[np.ndarray, " features"]
 ) -> dict[str, tuple[float, ...]]:
-    """Shift and scale of every feature: of those that float32 cannot hold, applied on the host."""
-    terms = {"shift": shift, "scale": scale}
-    # A picture's pixels are no seconds since 1970, and augmentation needs its shift and scale.
+    """Shift and scale of every feature; for features that float32 cannot represent they are applied on the host."""
+    parameters = {"shift": shift, "scale": scale}
+    # Pixels are never so coarse, and augmentation needs their shift and scale.
     coarse = (
         too_coarse(np.abs(x).max(axis=0).astype(np.float64), x.std(axis=0, dtype=np.float64))
         if x.ndim == 2
         else np.zeros(1, bool)
     )
     if coarse.any():
-        terms["origin"], terms["unit"] = np.where(coarse, shift, 0.0), np.where(coarse, scale, 1.0)
-        terms |= {"shift": np.where(coarse, 0.0, shift), "scale": np.where(coarse, 1.0, scale)}
-    return {name: tuple(values.tolist()) for name, values in terms.items()}
+        parameters["origin"], parameters["unit"] = np.where(coarse, shift, 0.0), np.where(coarse, scale, 1.0)
+        parameters |= {"shift": np.where(coarse, 0.0, shift), "scale": np.where(coarse, 1.0, scale)}
+    return {name: tuple(values.tolist()) for name, values in parameters.items()}
 
 
 def _with_filling(column: Column, values: Float[np.ndarray, " rows"]) -> Column:
-    """The column with its median, or its most frequent category's code."""
+    """Sets the filling value of a column: its median, or the code of its most frequent category.
+
+    Raises:
+        DataError: the column has only gaps.
+    """
     from sklearn.impute import SimpleImputer  # noqa: PLC0415
 
     if np.isnan(values).all():

@@ -1,7 +1,7 @@
 """Embedded sets: small data that needs no file, named in a config or after `--data`.
 
-`digits` ships with scikit-learn. The others are drawn from the laws that the literature's first examples use, with
-fixed seeds: a small training part, and calibration and test rows of their own from the same law.
+`digits` ships with scikit-learn. The others are drawn from distributions that the literature uses as first examples, with
+fixed seeds: a small training part, and separate calibration and test rows from the same distribution.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from abstain.models.files.row_files import check_room
 
 Arrays = dict[str, np.ndarray]
-Law = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
+Sampler = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 
 
 def _sine(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,8 +58,8 @@ def _digits(_calibration_size: float, _test_size: float) -> Arrays:
     return {"x": digits.images, "y": digits.target, "class_names": digits.target_names.astype(str)}
 
 
-def _drawn(law: Law, train_rows: int, seed: int) -> Callable[[float, float], Arrays]:
-    """A set drawn from a law; sizes are numbers of rows, or shares of the training rows if below 1."""
+def _sampled_set(sampler: Sampler, train_rows: int, seed: int) -> Callable[[float, float], Arrays]:
+    """A set drawn by a sampler; sizes are numbers of rows, or shares of the training rows if below 1."""
 
     def draw(calibration_size: float, test_size: float) -> Arrays:
         sizes = {"train": train_rows, "calibration": calibration_size, "test": test_size}
@@ -67,8 +67,8 @@ def _drawn(law: Law, train_rows: int, seed: int) -> Callable[[float, float], Arr
         for stream, (part, size) in enumerate(sizes.items()):
             rows = int(size) if size >= 1 else max(1, round(size * train_rows))
             # Three numbers of 8 bytes, of one or two features and the target.
-            check_room(24 * rows, f"data.{part}_size = {size}", "the rows to be drawn")
-            arrays[f"x_{part}"], arrays[f"y_{part}"] = law(np.random.default_rng([seed, stream]), rows)
+            check_room(24 * rows, f"data.{part}_size = {size}", "the rows to draw")
+            arrays[f"x_{part}"], arrays[f"y_{part}"] = sampler(np.random.default_rng([seed, stream]), rows)
         return arrays
 
     return draw
@@ -76,9 +76,9 @@ def _drawn(law: Law, train_rows: int, seed: int) -> Callable[[float, float], Arr
 
 EMBEDDED: dict[str, Callable[[float, float], Arrays]] = {
     "digits": _digits,
-    "sine": _drawn(_sine, 100, 1),
-    "boxes": _drawn(_boxes, 80, 2),
-    "spirals": _drawn(_spirals, 300, 3),
-    "wave": _drawn(_wave, 40, 4),
-    "bimodal": _drawn(_bimodal, 200, 5),
+    "sine": _sampled_set(_sine, 100, 1),
+    "boxes": _sampled_set(_boxes, 80, 2),
+    "spirals": _sampled_set(_spirals, 300, 3),
+    "wave": _sampled_set(_wave, 40, 4),
+    "bimodal": _sampled_set(_bimodal, 200, 5),
 }

@@ -1,4 +1,4 @@
-"""Keys: the group or the time of each row, read from a table's column or an array."""
+"""Reads the group or the time of each row, its key, from a table's column or an array."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Key = Shaped[np.ndarray, " rows"]
 
 
 def column_key(column: ArrowColumn, config: DataConfig, where: str) -> Key:
-    """The key that a table's column holds: text for groups; numbers or datetime64 for times.
+    """Reads the key from a table's column: text for groups; numbers or datetime64 for times.
 
     Raises:
-        DataError: naming the row whose cell is empty, or holds no time.
+        DataError: naming the row with an empty cell or without a time.
     """
     where = f"{where}, column {config.split_by!r}"
     if config.time is not None and (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
@@ -32,17 +32,17 @@ def column_key(column: ArrowColumn, config: DataConfig, where: str) -> Key:
     texts = [cell for cell in cells if cell is not None]
     if len(texts) < len(cells):
         raise _gap(where, cells.index(None))
-    return times(texts, where) if config.time is not None else np.array(texts)
+    return parse_times(texts, where) if config.time is not None else np.array(texts)
 
 
 def array_key(arrays: dict[str, np.ndarray], part: str, rows: int, config: DataConfig, where: str) -> Key:
-    """The key of one part's rows: the array `NAME_train` for `x_train`, `NAME` for `x`.
+    """Reads the key of one part's rows: the array `NAME_train` for `x_train`, `NAME` for `x`.
 
     Args:
         part: "_train", or "" for `x`.
 
     Raises:
-        DataError: there is no such array, or it does not hold one group or time for every row.
+        DataError: the array is missing, or does not have one group or time for every row.
     """
     name = next((name for name in (f"{config.split_by}{part}", str(config.split_by)) if name in arrays), None)
     if name is None:
@@ -51,19 +51,19 @@ def array_key(arrays: dict[str, np.ndarray], part: str, rows: int, config: DataC
     values = arrays[name]
     if values.shape != (rows,):
         raise DataError(name, where=where, expected=f"shape ({rows},), one value a row", found=f"shape {values.shape}")
-    missing = np.flatnonzero(values != values)  # noqa: PLR0124 - true of NaN and NaT alone
+    missing = np.flatnonzero(values != values)  # noqa: PLR0124 - true only for NaN and NaT
     if missing.size:
         raise _gap(f"{where}, {name}", int(missing[0]))
     if config.time is None or values.dtype.kind in "iufM":
         return values
-    return times([text.decode() if isinstance(text, bytes) else str(text) for text in values], f"{where}, {name}")
+    return parse_times([text.decode() if isinstance(text, bytes) else str(text) for text in values], f"{where}, {name}")
 
 
-def times(texts: list[str], where: str) -> Key:
-    """Numbers as int64 or float64; else ISO 8601 dates and times as datetime64, those with an offset in UTC.
+def parse_times(texts: list[str], where: str) -> Key:
+    """Parses texts as int64 or float64; else as ISO 8601 dates and times (datetime64), in UTC if they have an offset.
 
     Raises:
-        DataError: naming the first row that is neither, or whose time has an offset where the first has none.
+        DataError: naming the first row that is neither, or that differs from the first row in having a UTC offset.
     """
     for kind in (np.int64, np.float64):
         try:
@@ -72,18 +72,18 @@ def times(texts: list[str], where: str) -> Key:
             continue
         if np.isfinite(values).all():
             return values
-    found = [_moment(text, row, where) for row, text in enumerate(texts)]
-    offsets = [moment.tzinfo is not None for moment in found]
+    parsed = [_parse_time(text, row, where) for row, text in enumerate(texts)]
+    offsets = [moment.tzinfo is not None for moment in parsed]
     if any(offsets) and not all(offsets):
         row = offsets.index(not offsets[0])
         raise DataError(
-            f"row {row}", where=where, expected="a UTC offset for all times or none", found=clip_repr(texts[row])
+            f"row {row}", where=where, expected="all times with a UTC offset, or none", found=clip_repr(texts[row])
         )
-    plain = [moment.astimezone(datetime.UTC).replace(tzinfo=None) if any(offsets) else moment for moment in found]
+    plain = [moment.astimezone(datetime.UTC).replace(tzinfo=None) if any(offsets) else moment for moment in parsed]
     return np.array(plain, "datetime64[us]")
 
 
-def _moment(text: str, row: int, where: str) -> datetime.datetime:
+def _parse_time(text: str, row: int, where: str) -> datetime.datetime:
     try:
         return datetime.datetime.fromisoformat(text.strip())
     except ValueError as error:

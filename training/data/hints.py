@@ -1,7 +1,7 @@
-"""Hints: columns that look like a group or a time, where the config names neither.
+"""Hints: notes on columns that look like a group or a time, if the config names neither.
 
-A random split of rows that belong together promises a reject rate that no new group will have. A hint is a note, never a
-refusal: a column may look like a group and be an ordinary feature.
+If rows that belong together are split at random, the stated reject rate does not hold for new groups. A hint is only a
+note, because an ordinary feature may look like a group.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ GROUP_WORDS = {
 }
 TIME_WORDS = {"date", "datetime", "timestamp", "year", "epoch"}
 GROUPS = 10
-"""Distinct values, at least, of a column that is taken for a group: fewer are categories, such as a user's type."""
+"""The smallest number of distinct values of a group: columns with fewer are categories, such as a user's type."""
 ROWS = 3
-"""Rows of one value, on average, at least: an identifier of its own for every row groups nothing."""
-LOOKED_AT = 20_000
-"""Rows, at most; the first ones."""
+"""The smallest average number of rows of a group: a unique identifier for each row is no group."""
+HINT_ROWS = 20_000
+"""The largest number of rows that are examined: the first ones."""
 
 
 def split_hints(columns: Mapping[str, ArrowColumn | np.ndarray]) -> tuple[str, ...]:
@@ -50,20 +50,20 @@ def split_hints(columns: Mapping[str, ArrowColumn | np.ndarray]) -> tuple[str, .
 
 
 def array_hints(arrays: Mapping[str, np.ndarray], features: Sequence[str], rows: Rows | None) -> tuple[str, ...]:
-    """The same for an .npz: its arrays of one value a row, and its named features."""
+    """`split_hints` for an .npz: its arrays with one value a row, and its named features."""
     if rows is None:
         return ()
-    beside = {
+    row_arrays = {
         name: array
         for name, array in arrays.items()
         if array.shape == (len(rows),) and re.sub("_(train|test)$", "", name) not in {"x", "y"}
     }
     named = rows.x.reshape(len(rows), -1) if features else np.empty((len(rows), 0))
-    return split_hints(beside | {name: named[:, place] for place, name in enumerate(features)})
+    return split_hints(row_arrays | {name: named[:, index] for index, name in enumerate(features)})
 
 
 def _texts(column: ArrowColumn | np.ndarray) -> list[str | None]:
-    values: Any = column[:LOOKED_AT]
+    values: Any = column[:HINT_ROWS]
     if not isinstance(values, np.ndarray):
         return category_texts(values)
     return [
@@ -75,21 +75,21 @@ def _hint(name: str, texts: list[str | None]) -> str | None:
     words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
     if _is_time(words, texts):
         return (
-            f"column {name!r} looks like a time, and rows are split at random: if the model will be asked about later "
-            f"rows, set data.time = {name!r}, for otherwise the stated rates are those of rows from the same period"
+            f"column {name!r} looks like a time, and rows are split at random: if the model will predict later "
+            f"rows, set data.time = {name!r}, otherwise the stated rates hold only for rows from the same period"
         )
-    called = bool(GROUP_WORDS & {*words[-1:]})
-    if _repeats(texts) and (called or _in_blocks(texts)):
+    has_group_name = bool(GROUP_WORDS & {*words[-1:]})
+    if _repeats(texts) and (has_group_name or _in_blocks(texts)):
         return (
-            f"column {name!r} looks like a group, and rows are split at random: if the model will be asked about new "
-            f"ones, set data.group = {name!r}, for otherwise rows of one group are trained and calibrated on, and a new "
+            f"column {name!r} looks like a group, and rows are split at random: if the model will predict new "
+            f"ones, set data.group = {name!r}, otherwise rows of one group are used for training and calibration, and a new "
             "group may be rejected far more often than stated"
         )
     return None
 
 
 def _is_time(words: list[str], texts: list[str | None]) -> bool:
-    """By the last word of the name, if the values are numbers or dates; by the values alone, if they are dates."""
+    """Whether a column is a time: its values are dates, or numbers under a name that ends in a time word."""
     filled = [text for text in texts if text]
     if len({*filled}) < GROUPS:
         return False
@@ -116,7 +116,7 @@ def _is_number(text: str) -> bool:
 
 
 def _repeats(texts: list[str | None]) -> bool:
-    """Whether the values are whole numbers or words, many, and each is of several rows."""
+    """Whether there are many distinct values, whole numbers or words, each with several rows."""
     distinct = {text for text in texts if text}
     if len(distinct) < GROUPS or len(texts) < ROWS * len(distinct):
         return False
@@ -124,6 +124,6 @@ def _repeats(texts: list[str | None]) -> bool:
 
 
 def _in_blocks(texts: list[str | None]) -> bool:
-    """Whether rows of one value stand together."""
+    """Whether rows with the same value are adjacent."""
     runs = 1 + sum(one != other for one, other in pairwise(texts))
     return runs <= 1.1 * len({*texts})

@@ -1,7 +1,7 @@
-"""OOD sets: the inputs that a model should find strange, as they are and at the familiar rows' brightness.
+"""OOD sets: inputs that a model should reject, unchanged and at the brightness of the test rows.
 
-A set of pictures that are brighter or darker than the familiar ones can be told by that alone, which is no sign that a
-score has understood anything. So each set of images is looked at twice.
+OOD images that are brighter or darker than the test rows can be separated by brightness alone, which does not show that a
+score is good. So each set of images is evaluated twice.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ SAME_INTENSITY = "_same_intensity"
 _ROUNDS = 20
 
 
-def strange_sets(
+def read_ood_sets(
     paths: dict[str, str], familiar: Num[np.ndarray, "rows ..."], model: Model
 ) -> dict[str, Num[np.ndarray, "..."]]:
-    """The inputs of every OOD set by name, and for a model of images each at the familiar intensity, under `…_same_intensity`."""
+    """Reads every OOD set, by name; for images also a copy at the test rows' intensity, as `…_same_intensity`."""
     sets = {name: read_inputs(path, model) for name, path in paths.items()}
     if not model.is_image:
         return sets
     return {
         name: x
-        for given, own in sets.items()
-        # A set that the user has named so is the user's.
-        for name, x in ((given, own), (given + SAME_INTENSITY, match_intensity(own, familiar)))
-        if name == given or name not in sets
+        for base_name, own in sets.items()
+        # A set that the user gave this name is kept.
+        for name, x in ((base_name, own), (base_name + SAME_INTENSITY, match_intensity(own, familiar)))
+        if name == base_name or name not in sets
     }
 
 
-def readable(name: str) -> str:
-    """The name of a set or score, as a person would write it."""
+def readable_name(name: str) -> str:
+    """The name of a set or score without underscores."""
     base = name.removesuffix(SAME_INTENSITY)
     return base.replace("_", " ") + (", same intensity" if base != name else "")
 
@@ -41,11 +41,11 @@ def readable(name: str) -> str:
 def match_intensity(
     strange: Num[np.ndarray, "ood ..."], familiar: Num[np.ndarray, "rows ..."]
 ) -> Float[np.ndarray, "ood ..."]:
-    """OOD images, each multiplied by one factor, so that their mean intensities are distributed as the familiar ones'.
+    """Scales each OOD image by one factor, so that their mean intensities have the distribution of the familiar images.
 
-    The k-th darkest of the OOD images gets the mean intensity of the familiar image of that rank, counted from the
-    familiar rows' smallest value (black) and cut off at their largest. Since cutting darkens, the factor is raised
-    until the mean is met, or all that is not black is white. A black image stays black.
+    The k-th darkest OOD image gets the mean intensity of the familiar image of that rank. Intensities are measured from
+    the familiar rows' smallest value (black) and cut off at their largest (white). Because cutting darkens, the factor
+    is raised until the mean is right, or until all pixels are black or white. A black image stays black.
     """
     black, white = float(familiar.min()), float(familiar.max())
     images = np.maximum(strange.reshape(len(strange), -1).astype(np.float32) - black, 0)
@@ -56,7 +56,7 @@ def match_intensity(
     for _ in range(_ROUNDS):
         found = scaled.mean(axis=1, dtype=np.float64)
         factors = np.divide(targets, found, out=np.ones_like(found), where=found > 0)
-        # A factor that overflows would make 0 · inf of the black pixels; white is reached long before.
+        # An infinite factor would turn black pixels into NaN; white is reached long before.
         images = np.minimum(images * np.minimum(factors, 1e6)[:, None].astype(np.float32), np.float32(1e30))
         scaled = np.minimum(images, np.float32(white - black))
         if np.allclose(factors, 1, atol=1e-4):

@@ -1,4 +1,4 @@
-"""Rows: inputs and targets as a source gives them, and what makes targets fit a likelihood: class indices, or numbers."""
+"""Rows: inputs and targets of a source, and the conversion of targets to class indices or numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Num, Shaped
 
-from abstain.models.errors import DataError, clip_repr
+from abstain.models.errors import DataError, clip_repr, suggest
 from abstain.models.prediction.preprocessing import Column
 
 _REGRESSION = 'set likelihood = "normal" for a regression'
@@ -24,15 +24,15 @@ class Rows:
         return len(self.x)
 
     def take(self, indices: Int[np.ndarray, " taken"]) -> Rows:
-        """The rows at some places."""
+        """The rows at some indices."""
         return Rows(self.x[indices], self.y[indices])
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a source holds: rows for training, and for testing and calibration where it says which.
+    """The content of a source: rows for training, and for testing and calibration if it has such parts.
 
-    `columns` is empty but for tables, and what fills their gaps is not known before the training part is.
+    `columns` is empty except for tables; their filling values are fitted to the training part later.
     """
 
     where: str
@@ -43,18 +43,18 @@ class Source:
     feature_names: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     key: Shaped[np.ndarray, " rows"] | None = None
-    """The group or the time of each row of `train`, where `[data]` names one and the source has it."""
+    """The group or the time of each row of `train`, if `[data]` names one and the source has it."""
     hints: tuple[str, ...] = ()
-    """What about the source a person should look at."""
+    """Notes for the user."""
 
 
 def class_indices(
     targets: dict[str, np.ndarray], names: tuple[str, ...], where: str, *, limited: bool
 ) -> tuple[dict[str, Int[np.ndarray, " rows"]], tuple[str, ...]]:
-    """Class indices of every part, and the class names they come to: whole numbers stand for themselves, text for names.
+    """Class indices of every part, and the class names; targets are whole numbers or names.
 
     Args:
-        limited: whether more classes than rows are refused, as they are where the classes are learned from the rows.
+        limited: whether to refuse more classes than rows, if the classes are learned from the rows.
     """
     if all(y.dtype.kind in "US" for y in targets.values()):
         texts = {part: [as_text(label) for label in y] for part, y in targets.items()}
@@ -76,24 +76,27 @@ def class_indices(
 
 
 def text_codes(labels: list[str], codes: dict[str, int], where: str) -> Int[np.ndarray, " rows"]:
-    """The class indices that names stand for.
+    """Converts class names to class indices.
 
     Raises:
-        DataError: naming the row whose label is none of the names.
+        DataError: naming the row with an unknown label.
     """
     for row, label in enumerate(labels):
         if label not in codes:
-            raise DataError(f"row {row}", where=where, expected=f"one of {', '.join(codes)}", found=clip_repr(label))
+            expected = f"one of {', '.join(codes)}"
+            raise DataError(
+                f"row {row}", where=where, expected=expected, found=clip_repr(label), fix=suggest(label, codes)
+            )
     return np.array([codes[label] for label in labels], np.int32)
 
 
 def natural_order(names: set[str]) -> tuple[str, ...]:
-    """Names in the order a person gives them: numbers by value, then words."""
+    """Sorts names: numbers by value, then words."""
     return tuple(sorted(names, key=_natural))
 
 
 def numbers(y: np.ndarray, where: str) -> Num[np.ndarray, " rows"]:
-    """Regression targets as float64.
+    """Converts regression targets to float64.
 
     Raises:
         DataError: naming the row whose target is not finite in float32.
@@ -121,7 +124,7 @@ def _whole_numbers(y: np.ndarray, where: str) -> Int[np.ndarray, " rows"]:
 
 
 def as_text(label: np.bytes_ | np.str_ | str | bytes) -> str:
-    """A name as text, whether numpy holds it as text or as bytes."""
+    """Converts a name, text or bytes, to text."""
     return label.decode("utf-8", "replace") if isinstance(label, bytes) else str(label)
 
 

@@ -1,10 +1,10 @@
-"""Sources: what a path or a name holds, checked, as rows for training, testing and calibration.
+"""Sources: reads and checks the rows of a path or an embedded set.
 
     .npz · a folder of IDX files · the name of an embedded set     here
     .csv · .parquet                                                `tables.py`
 
-Whatever a file holds is checked here, once. What comes out has features without NaN (gaps in tables excepted), and
-targets that fit the likelihood: class indices, or numbers.
+Files are checked here, once. The result has features without NaN (except gaps in tables) and targets that fit the
+likelihood: class indices, or numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Num
 
-from abstain.models.errors import AbstainError, DataError
+from abstain.models.errors import AbstainError, DataError, suggest
 from abstain.models.files.row_files import TABLES, check_is_file, check_room, checked_inputs, read_npz, read_table
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import encode_table
@@ -27,8 +27,8 @@ from abstain.training.data.embedded import EMBEDDED
 from abstain.training.data.group_columns import Key, array_key
 from abstain.training.data.hints import array_hints
 from abstain.training.data.rows import Rows, Source, as_text, class_indices, numbers
-from abstain.training.data.splitting import check_terms
-from abstain.training.data.tables import table_source
+from abstain.training.data.splitting import check_split_settings
+from abstain.training.data.tables import read_table_source
 
 IDX_NAMES = {
     "x_train": "train-images-idx3-ubyte",
@@ -41,26 +41,26 @@ PARTS = ("_train", "_test", "_calibration", "")
 
 
 def read_source(where: str, config: DataConfig, fitted: Model | None = None, *, classify: bool) -> Source:
-    """The rows of a source, checked.
+    """Reads and checks the rows of a source.
 
     Args:
         where: a path, or the name of an embedded set.
-        fitted: a model whose classes, and whose columns of a table, the source must share.
-        classify: whether targets are classes; else they are numbers.
+        fitted: a model whose classes and table columns the source must have.
+        classify: whether targets are classes; otherwise they are numbers.
 
     Raises:
         DataError: naming the file, the array or column and the row at fault.
     """
-    check_terms(config, classify=classify)
+    check_split_settings(config, classify=classify)
     path = Path(where)
     if path.suffix in TABLES:
-        return table_source(read_table(path), where, config, fitted, classify=classify)
+        return read_table_source(read_table(path), where, config, fitted, classify=classify)
     arrays = read_arrays(where, config.calibration_size, config.test_size)
     return _array_source(arrays, where, config, fitted, classify=classify)
 
 
 def read_inputs(where: str, model: Model) -> Num[np.ndarray, "rows ..."]:
-    """The inputs of an OOD set: every row of `x_test` if there is one, else of `x`; labels are ignored.
+    """Reads the inputs of an OOD set: `x_test` if it exists, else `x`; labels are ignored.
 
     Raises:
         DataError: the set cannot be read, is empty, or has another feature shape.
@@ -82,13 +82,19 @@ def read_inputs(where: str, model: Model) -> Num[np.ndarray, "rows ..."]:
 
 
 def read_arrays(where: str, calibration_size: Size, test_size: Size) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, of a folder of IDX files, or of an embedded set, by name."""
+    """Reads the arrays of an .npz, a folder of IDX files or an embedded set, by name."""
     if where in EMBEDDED:
         return EMBEDDED[where](calibration_size, test_size)
     path = Path(where)
     if not os.path.exists(where):
         known = ", ".join(EMBEDDED)
-        raise DataError("no such file", where=where, expected=f"a path, or one of {known}", found="nothing")
+        raise DataError(
+            "no such file",
+            where=where,
+            expected=f"a path, or one of {known}",
+            found="nothing",
+            fix=suggest(where, EMBEDDED),
+        )
     return _read_idx(path) if path.is_dir() else read_npz(path)
 
 
@@ -144,7 +150,7 @@ def _key(
     where: str,
     fitted: Model | None,
 ) -> Key | None:
-    """The group or time of every row to be split; a file for a fitted model may lack it."""
+    """The group or time of every row to split; a file for a fitted model may lack it."""
     absent = config.split_by is not None and not {config.split_by, f"{config.split_by}{part}"} & {*arrays}
     if config.split_by is None or part not in rows or (fitted and absent):
         return None
@@ -171,13 +177,13 @@ def _refuse_shared_groups(train: np.ndarray, test: np.ndarray, config: DataConfi
             "data.group",
             where=where,
             expected="the source's own training and test rows to share no group",
-            found=f"{len(shared)} groups in both, {shared[0]} for one",
+            found=f"{len(shared)} groups in both, such as {shared[0]}",
             fix="leave out group, or the source's own split",
         )
 
 
 def _pair(arrays: dict[str, np.ndarray], part: str, where: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The inputs of a part, checked, and its targets, as many."""
+    """The checked inputs of a part, and as many targets; None if it has neither."""
     x, y = arrays.get(f"x{part}"), arrays.get(f"y{part}")
     if x is None and y is None:
         return None
@@ -251,7 +257,7 @@ def _read_idx(folder: Path) -> dict[str, np.ndarray]:
     for name, file in IDX_NAMES.items():
         spellings = [f"{stem}{end}" for stem in (file, file.replace("-idx", ".idx")) for end in ("", ".gz")]
         there = [folder / spelling for spelling in spellings if (folder / spelling).exists()]
-        # Some archives of MNIST unpack into folders of these names beside the files.
+        # Some archives of MNIST also contain folders with these names.
         path = next((path for path in there if not path.is_dir()), None)
         if path is not None:
             arrays[name] = _read_idx_file(path, taken)
@@ -265,7 +271,7 @@ def _read_idx(folder: Path) -> dict[str, np.ndarray]:
 def _read_idx_file(path: Path, taken: int) -> np.ndarray:
     """One IDX file: two zero bytes, the type (8: unsigned byte), the number of axes, their lengths, the data.
 
-    No more is read, or unpacked, than the header says and memory may be taken by.
+    No more bytes are read or unpacked than the header states and memory allows.
 
     Args:
         taken: bytes that the folder's other files take.
@@ -280,7 +286,7 @@ def _read_idx_file(path: Path, taken: int) -> np.ndarray:
                 found = start.hex() or "nothing"
                 raise DataError("header", where=str(path), expected="an IDX file of unsigned bytes", found=found)
             shape = tuple(np.frombuffer(lengths, ">u4").tolist())
-            # Python's integers: a damaged header may name lengths whose product overflows numpy's.
+            # Python's integers: in a damaged header the product of the lengths may overflow numpy's.
             length = math.prod(shape)
             check_room(math.prod(axis or 1 for axis in shape), str(path), already=taken)
             content = bytearray()
@@ -288,7 +294,7 @@ def _read_idx_file(path: Path, taken: int) -> np.ndarray:
                 content += piece
     except AbstainError:
         raise
-    except Exception as error:  # gzip and zlib raise many kinds for a damaged file.
+    except Exception as error:  # gzip and zlib raise many kinds of exceptions for a damaged file.
         raise DataError("cannot be read", where=str(path), found=str(error)) from error
     if len(content) != length:
         found = f"{len(content)}" if len(content) < length else "more"

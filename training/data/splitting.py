@@ -1,10 +1,10 @@
 """Which rows go into a part: at random, with each class's share, by whole groups, or the latest.
 
-    rule_of     config, key of the rows, seed → Rule
+    split_rule  config, key of the rows, seed → Rule
     cut         Rule, rows, count             → the rows that remain, and the part
 
-Groups and times are cut alike. A group has a random rank, a time is its own rank, and a part takes the rows of the
-highest ranks until it has the rows asked for; rows of equal rank stay together.
+Groups and times are cut in the same way. A group has a random rank, a time is its own rank, and a part takes the rows of
+the highest ranks until it has the requested number; rows of equal rank stay together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from abstain.training.data.rows import Source
 
 Indices = Int[np.ndarray, " _"]
 SPLIT_BY = "split by "
-"""How the notes on a split begin."""
+"""The beginning of the notes on a split."""
 
 
 class Rule(NamedTuple):
@@ -29,13 +29,13 @@ class Rule(NamedTuple):
     kind: Literal["random", "class", "rank"]
     values: Shaped[np.ndarray, " all"]
     noun: str = "rows"
-    """What `values` are called in errors: groups, or times."""
+    """The name of `values` in errors: groups, or times."""
     names: tuple[str, ...] = ()
     """The classes' names."""
 
 
-def check_terms(config: DataConfig, *, classify: bool) -> None:
-    """Refuses `[data] group`, `time` and `stratify` where they contradict each other, or another key.
+def check_split_settings(config: DataConfig, *, classify: bool) -> None:
+    """Refuses `[data] group`, `time` and `stratify` if they contradict each other or another key.
 
     Raises:
         ConfigError: naming the keys, and which of them to leave out.
@@ -45,7 +45,7 @@ def check_terms(config: DataConfig, *, classify: bool) -> None:
             "data.group and data.time",
             expected="one of them",
             found="both",
-            fix="keep group if the model will be asked about new groups, time if about later rows of the same ones",
+            fix="keep group if the model will predict new groups, time if it will predict later rows of the same groups",
         )
     if config.stratify and config.split_by is not None:
         raise ConfigError(
@@ -68,12 +68,12 @@ def check_terms(config: DataConfig, *, classify: bool) -> None:
             )
 
 
-def rule_of(source: Source, config: DataConfig, seed: int) -> Rule:
-    """The rule that cuts the source's training rows.
+def split_rule(source: Source, config: DataConfig, seed: int) -> Rule:
+    """Chooses the rule that cuts the source's training rows.
 
     Raises:
-        ConfigError: the source has all parts of its own, so that there is nothing to cut.
-        DataError: the source does not say which group or time its rows are of.
+        ConfigError: the source has all parts, so there is nothing to cut.
+        DataError: the source lacks the group or time of its rows.
     """
     if config.split_by is None and not config.stratify:
         return Rule("random", np.empty(0))
@@ -83,7 +83,7 @@ def rule_of(source: Source, config: DataConfig, seed: int) -> Rule:
             key,
             where=source.where,
             expected="a test or a calibration part to cut",
-            found="both given by the source",
+            found="both in the source",
             fix=f"leave out {key}",
         )
     if config.stratify:
@@ -104,15 +104,15 @@ def rule_of(source: Source, config: DataConfig, seed: int) -> Rule:
 
 
 def cut(rule: Rule, order: Indices, count: int, key: str, where: str) -> tuple[Indices, Indices]:
-    """Some rows without those of a part, and the part's.
+    """Cuts a part from some rows; returns the remaining rows and the part.
 
     Args:
         order: the rows to cut from, in random order.
-        count: rows of the part. By rank it has at least as many.
-        key: of the config, for errors.
+        count: rows of the part; by rank it may get more.
+        key: the config's key, for errors.
 
     Raises:
-        DataError: too few groups or times to leave any, or a class that the part or the rest would have no row of.
+        DataError: no group or time would remain, or a class would have no row in the part or the rest.
     """
     if rule.kind == "random":
         return order[:-count], order[-count:]
@@ -134,9 +134,9 @@ def _of_highest_rank(
         raise DataError(
             f"data.{noun[:-1]}",
             where=where,
-            expected=f"{noun} enough for three parts, none in two of them",
-            found=f"{distinct} {noun} in {len(ranks)} rows, of which {count} were to be cut off",
-            fix="ask for a smaller test_size or calibration_size, or split otherwise",
+            expected=f"enough {noun} for three parts without overlap",
+            found=f"{distinct} {noun} in {len(ranks)} rows, of which {count} were to be cut",
+            fix="lower test_size or calibration_size, or leave the key out",
         )
     return ranks >= least
 
@@ -165,10 +165,10 @@ def _share_of_each_class(
 
 
 def part_notes(source: Source, config: DataConfig, calibration: Indices | None) -> tuple[str, ...]:
-    """What a fit should say of a split by groups or by time.
+    """Notes for a split by groups or by time.
 
     Args:
-        calibration: the calibration part's places among the source's training rows; None if the source has its own.
+        calibration: indices of the calibration part among the source's training rows; None if the source has its own.
     """
     if source.key is None or calibration is None:
         return ()

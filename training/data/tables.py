@@ -1,11 +1,11 @@
-"""Tables as sources: the config names the target and the columns of categories; all others are numbers."""
+"""Tables as sources: the config names the target and the categorical columns; all others are numbers."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Num
 
-from abstain.models.errors import DataError
+from abstain.models.errors import DataError, suggest
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import (
     ArrowColumn,
@@ -23,11 +23,13 @@ from abstain.training.data.rows import Rows, Source, natural_order, numbers, tex
 
 _DROP = "list it under data.drop"
 MOST_CLASSES = 20
-"""More different targets than this, and more than half as many as rows, are numbers rather than classes."""
+"""More distinct targets than this, and than half the rows, are refused as classes."""
 
 
-def table_source(table: ArrowTable, where: str, config: DataConfig, fitted: Model | None, *, classify: bool) -> Source:
-    """The rows of a table, categories as their codes and gaps as NaN.
+def read_table_source(
+    table: ArrowTable, where: str, config: DataConfig, fitted: Model | None, *, classify: bool
+) -> Source:
+    """Reads the rows of a table, with categories as codes and gaps as NaN.
 
     Raises:
         DataError: naming the column and the row at fault.
@@ -40,7 +42,9 @@ def table_source(table: ArrowTable, where: str, config: DataConfig, fitted: Mode
         aside = {target, config.split_by, *config.drop}
         features = [name for name in table.column_names if name not in aside]
         if not features:
-            raise DataError("columns", where=where, expected="at least one beside the target", found="none")
+            raise DataError(
+                "columns", where=where, expected="at least one feature in addition to the target", found="none"
+            )
         columns = tuple(_column(name, table.column(name), name in config.categorical, where) for name in features)
     known = fitted.class_names if fitted else ()
     y, names = _targets(table.column(target), target, where, known, classify=classify)
@@ -63,18 +67,19 @@ def _target(table: ArrowTable, where: str, config: DataConfig, fitted: Model | N
             found="nothing",
             fix=f"set it in the config to one of {present}",
         )
-    # A fitted model knows its columns by name; what else the table has, or lacks, is nothing to it.
+    # A fitted model knows its columns by name; other columns do not matter.
     others: dict[str, tuple[str | None, ...]] = {"categorical": config.categorical, "drop": config.drop}
     others = {} if fitted else others | {config.split_kind: (config.split_by,)}
     for key, names in {"target": (config.target,), **others}.items():
         for name in names:
             if name is not None and name not in table.column_names:
-                raise DataError(f"data.{key}", where=where, expected=f"one of {present}", found=name)
+                fix = suggest(name, table.column_names)
+                raise DataError(f"data.{key}", where=where, expected=f"one of {present}", found=name, fix=fix)
     return config.target
 
 
 def _column(name: str, values: ArrowColumn, categorical: bool, where: str) -> Column:
-    """A column, with its categories if it has any; what fills its gaps is learned from the training part, later."""
+    """A column with its categories, if any; its filling value is fitted later, to the training part."""
     from sklearn.preprocessing import OrdinalEncoder  # noqa: PLC0415 - half a second, and only fit needs it
 
     if not categorical:
@@ -122,7 +127,7 @@ def _targets(
 
 
 def _hints(table: ArrowTable, config: DataConfig) -> tuple[str, ...]:
-    """Columns that look like groups or times; a dropped one counts, for its rows still belong together."""
+    """Notes on columns that look like groups or times, dropped ones too, because their rows still belong together."""
     if config.split_by is not None:
         return ()
     return split_hints({name: table.column(name) for name in table.column_names if name != config.target})

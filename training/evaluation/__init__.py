@@ -1,1 +1,1 @@
-"""Evaluation: metrics with their intervals, checks before publication, and the records that reports are made from."""
+"""Evaluation: metrics with their intervals, checks before publication, and the records that reports use."""

@@ -1,11 +1,11 @@
-"""Intervals: how far a figure would move had other rows been drawn, at 95 %.
+"""95 % intervals of metrics: how much a metric varies over samples of rows.
 
 share_interval                    proportions: exact binomial limits (Clopper & Pearson, 1934)
 auroc_interval                    areas under a ROC curve: DeLong's variance on the logit scale, with Newcombe's interval
-mean_intervals, …                 other figures over rows: the percentile bootstrap (Efron, 1979)
-calibrated_ece                    no interval: the ECE that a perfectly calibrated model of as many rows shows
+mean_intervals, …                 other means over rows: the percentile bootstrap (Efron, 1979)
+calibrated_ece                    no interval: the ECE of a perfectly calibrated model on as many rows
 
-The model stays as it is: none of these says how another fit would do.
+The model is fixed: no interval covers the variation between fits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, special, stats
 
-from abstain.training.evaluation.metrics import Terms, equal_mass_starts, finished, tied_means
+from abstain.training.evaluation.metrics import Terms, equal_mass_starts, metric_from_means, tied_means
 from abstain.training.evaluation.results import Interval, Proportion
 
 RESAMPLES = 1000
@@ -25,25 +25,24 @@ LEVEL = 0.95
 _AT_ONCE = 2_000_000
 _AT_MOST = 20_000_000
 PROPORTIONS = {"accuracy", "coverage_95"}
-"""The metrics whose terms are 0 or 1 for every row."""
+"""The metrics that are 0 or 1 for each row."""
 
 
 def mean_intervals(terms: Terms, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
-    """Intervals of the metrics that are means over rows: exact for proportions, by the bootstrap for the others.
+    """Intervals of the metrics that are means over rows: exact for proportions, bootstrap for the others.
 
-    The percentile bootstrap is no interval for a proportion near 0 or 1: resamples of rows that are all right are all
-    right.
+    The percentile bootstrap fails for a proportion near 0 or 1: if all rows are correct, all resamples are.
     """
     rows = len(next(iter(terms.values())))
-    averaged = {name: values for name, values in terms.items() if name not in PROPORTIONS}
+    average_metrics = {name: values for name, values in terms.items() if name not in PROPORTIONS}
     found = [
-        {name: finished(name, values[drawn].mean(axis=1)) for name, values in averaged.items()}
-        for drawn in resampled(rows, resamples, seed)
+        {name: metric_from_means(name, values[drawn].mean(axis=1)) for name, values in average_metrics.items()}
+        for drawn in resample_rows(rows, resamples, seed)
     ]
     return {
         name: share_interval(int(values.sum()), rows)
         if name in PROPORTIONS
-        else limits(np.concatenate([part[name] for part in found]))
+        else central_interval(np.concatenate([part[name] for part in found]))
         for name, values in terms.items()
     }
 
@@ -53,18 +52,18 @@ def classification_intervals(
 ) -> dict[str, Interval]:
     """Intervals of accuracy (exact), NLL, Brier score, ECE and AURC (bootstrap).
 
-    A resample is never as even as the rows, so its ECE is larger on average; the interval is moved back by that
-    average rise, the bootstrap's estimate of bias (Efron & Tibshirani, 1993, chapter 10), and cut at 0.
+    The ECE of a resample is larger on average than that of the rows. The interval is shifted by this bias, as the
+    bootstrap estimates it (Efron & Tibshirani, 1993, chapter 10), and cut off at 0.
     """
     rows, correct = len(confidence), terms["accuracy"]
     rising, falling = np.argsort(confidence, kind="stable"), np.argsort(-confidence, kind="stable")
     correct = tied_means(confidence, correct)
     gaps, errors = (correct - confidence)[rising], 1 - correct[falling]
-    up, down = _places(rising), _places(falling)
+    up, down = _positions(rising), _positions(falling)
     starts, counts = equal_mass_starts(rows), np.arange(1, rows + 1)
     eces, aurcs = [], []
-    for drawn in resampled(rows, resamples, seed):
-        # Sorted places are a resample in order of its confidence.
+    for drawn in resample_rows(rows, resamples, seed):
+        # Sorted positions are a resample in order of its confidence.
         ordered = gaps[np.sort(up[drawn], axis=1)]
         eces.append(np.abs(np.add.reduceat(ordered, starts, axis=1)).sum(axis=1) / rows)
         ordered = errors[np.sort(down[drawn], axis=1)]
@@ -72,13 +71,13 @@ def classification_intervals(
     ece = np.concatenate(eces)
     bias = ece.mean() - np.abs(np.add.reduceat(gaps, starts)).sum() / rows
     return mean_intervals(terms, resamples, seed) | {
-        "ece": limits(np.maximum(ece - bias, 0)),
-        "aurc": limits(np.concatenate(aurcs)),
+        "ece": central_interval(np.maximum(ece - bias, 0)),
+        "aurc": central_interval(np.concatenate(aurcs)),
     }
 
 
-def resampled(rows: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, "chunk rows"]]:
-    """Row numbers drawn with replacement, some resamples at a time; fewer, but 200, where there are very many rows."""
+def resample_rows(rows: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, "chunk rows"]]:
+    """Draws row indices with replacement, a chunk of resamples at a time; for very many rows at least 200 resamples."""
     rng = np.random.default_rng(seed)
     resamples = min(resamples, max(200, _AT_MOST // rows))
     chunk = max(1, _AT_ONCE // rows)
@@ -86,14 +85,14 @@ def resampled(rows: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, 
         yield rng.integers(0, rows, (min(chunk, resamples - start), rows), dtype=np.int32)
 
 
-def limits(values: Float[np.ndarray, " resamples"]) -> Interval:
-    """The central 95 % of a statistic's resamples."""
+def central_interval(values: Float[np.ndarray, " resamples"]) -> Interval:
+    """The interval that holds the central 95 % of some resampled values."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return low, high
 
 
 def share_interval(hits: int | float, rows: int) -> Interval:
-    """Exact limits of a proportion, `hits` of `rows` (Clopper & Pearson, 1934)."""
+    """The exact interval of the proportion `hits` / `rows` (Clopper & Pearson, 1934)."""
     tail = (1 - LEVEL) / 2
     low = stats.beta.ppf(tail, hits, rows - hits + 1) if hits else 0.0
     high = stats.beta.ppf(1 - tail, hits + 1, rows - hits) if hits < rows else 1.0
@@ -101,19 +100,19 @@ def share_interval(hits: int | float, rows: int) -> Interval:
 
 
 def proportion(hits: Bool[np.ndarray, " rows"] | Float[np.ndarray, " rows"]) -> Proportion:
-    """The share of hits, 0 or 1 for each row, with its exact limits."""
+    """The share of hits (0 or 1 for each row) with its exact interval."""
     return Proportion(float(hits.mean()), share_interval(int(hits.sum()), len(hits)))
 
 
 def auroc_interval(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"]) -> Interval:
-    """The outer limits of two intervals of an area A under a ROC curve; never beyond 0 and 1.
+    """An interval of the area A under a ROC curve: the outer limits of two intervals, within 0 … 1.
 
     One is normal on the scale of log(A / (1 − A)), with the variance of DeLong et al. (1988); Pepe (2003, §5.2) gives it
-    for areas near 1. That variance is estimated from the pairs in the wrong order, and of few pairs it comes out too
-    small. The other, method 5 of Newcombe (2006), takes the variance that an area A has under a model, and inverts the
-    test of A. Where there is no variance to estimate, for the sets lie wholly apart or one has a single row, the first
-    interval is the exact one of a proportion, A, of as many independent pairs as the smaller set has rows: of area A,
-    the probability that no pair is in the wrong order is at most that of no such pair among them.
+    for areas near 1. That variance is estimated from the pairs in the wrong order; from few pairs it is too small. The
+    other, method 5 of Newcombe (2006), uses the variance of an area A under a model and inverts the test of A. If no
+    variance can be estimated, because the sets do not overlap or one has a single row, the first interval is the exact
+    one of a proportion A of n independent pairs, n the rows of the smaller set: given A, the probability that all pairs
+    are in the right order is at most the probability that these n are.
     """
     above = _share_below(np.sort(familiar), strange)
     below = _share_below(np.sort(strange), familiar)
@@ -126,7 +125,7 @@ def auroc_interval(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarr
 
 
 def _logit_interval(share: float, error: float) -> Interval:
-    """Normal limits on the logit scale of a share strictly between 0 and 1, by the delta method."""
+    """The normal interval of a share strictly between 0 and 1, on the logit scale (delta method)."""
     half = stats.norm.ppf((1 + LEVEL) / 2) * error / (share * (1 - share))
     low, high = (float(special.expit(special.logit(share) + side * half)) for side in (-1, 1))
     return low, high
@@ -152,10 +151,10 @@ def _newcombe_limit(area: float, first: int, second: int) -> float:
 def calibrated_ece(
     confidence: Float[np.ndarray, " rows"], resamples: int = RESAMPLES, seed: int = 0
 ) -> Float[np.ndarray, " resamples"]:
-    """The expected calibration errors of a perfectly calibrated model on as many rows with these very confidences.
+    """Samples the expected calibration error (ECE) of a perfectly calibrated model with these confidences.
 
-    Each row's answer is right with the probability that the model states (Vaicenavicius et al., 2019, §4: consistency
-    resampling, after Bröcker & Smith, 2007). The ECE is positive even then, and the more so the fewer rows there are.
+    Each row is correct with the probability that the model states (Vaicenavicius et al., 2019, §4: consistency
+    resampling, after Bröcker & Smith, 2007). Even then the ECE is positive, and larger for fewer rows.
     """
     rows = len(confidence)
     ordered = np.sort(confidence.astype(np.float64))
@@ -175,12 +174,12 @@ def calibrated_ece(
 
 
 def _share_below(ascending: Float[np.ndarray, " others"], values: Float[np.ndarray, " rows"]) -> np.ndarray:
-    """Of each value, the share of the others below it, ties counted half."""
+    """For each value, the share of `ascending` that is below it; ties count half."""
     left, right = (np.searchsorted(ascending, values, side=side) for side in ("left", "right"))
     return (left + right) / (2 * len(ascending))
 
 
-def _places(order: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
-    places = np.empty(len(order), np.int32)
-    places[order] = np.arange(len(order), dtype=np.int32)
-    return places
+def _positions(order: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+    positions = np.empty(len(order), np.int32)
+    positions[order] = np.arange(len(order), dtype=np.int32)
+    return positions

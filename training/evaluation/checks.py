@@ -1,7 +1,7 @@
-"""The gate: what a fit lacks to be relied on, in plain words.
+"""Checks before publication: the shortfalls of a fit, as sentences for people.
 
-Chains report their own shortfalls (`diagnostics.chain_shortfalls`). Here are those of the predictions, all by rows that
-the fit has not learned from: a model that has learned nothing, draws that predict far worse than the mode they were made
+The shortfalls of chains are in `diagnostics.chain_shortfalls`. Here are those of predictions, all measured on rows that
+the fit did not learn from: a model that has learned nothing, draws that predict far worse than the mode they were made
 around, and a decision that can never reject.
 """
 
@@ -26,25 +26,25 @@ from abstain.training.inference.problem import Fitted
 
 ENOUGH_DRAWS = 20
 GAIN_ERRORS = 2.33
-"""Standard errors by which a model must beat the training frequencies: one of pure noise does in 1 % of fits."""
+"""Standard errors by which a model must beat a baseline: a model of pure noise does so in 1 % of fits."""
 LEAST_GAIN = 1e-3
-"""The least gain that counts, as a share of the score to beat (of at most a nat): less may be rounding."""
+"""The smallest gain that counts, as a share of the baseline's score (at most 1 nat): less may be rounding."""
 LOSS_ERRORS, LARGEST_LOSS = 3.0, 0.1
-"""Standard errors, and nats a row, by both of which draws must fall behind their mode to fall short."""
+"""Draws fall short if they are worse than their mode by this many standard errors and this many nats a row."""
 MODE_ROWS = 2_000
-"""Test rows that draws and mode are compared on, at most."""
+"""The largest number of test rows on which draws and mode are compared."""
 
 
 def draws_notes(draws: int) -> tuple[str, ...]:
-    """What a reader should know of few draws."""
+    """A note if there are few draws."""
     if draws >= ENOUGH_DRAWS:
         return ()
     if draws == 1:
         return ("one draw is kept, which has no spread: standard deviations and mutual information are 0",)
     low = 1 - np.sqrt(1 - 1 / draws)
     return (
-        f"only {draws} draws are kept: standard deviations and mutual information are as coarse as that, and as they "
-        f"divide by {draws}, not {draws - 1}, standard deviations are {low:.0%} low on average",
+        f"only {draws} draws are kept: standard deviations and mutual information are coarse, and as they divide by "
+        f"{draws}, not {draws - 1}, standard deviations are {low:.0%} too small on average",
     )
 
 
@@ -55,14 +55,14 @@ def prediction_shortfalls(
     train: Num[np.ndarray, " train"],
     calibration: Calibration,
 ) -> tuple[Shortfall, ...]:
-    """What the predictions lack.
+    """The shortfalls of the predictions and of the decision.
 
     Args:
-        terms: of the served predictions on the test part, each row's `nll` (nats) with its `brier` for classes, or its
+        terms: the terms of the served predictions on the test part: each row's `nll` (nats) with its `brier` for classes, or its
             squared error (`rmse`) for a regression.
-        average: the same of the average of these predictions, made for every row (`quality.average_terms`).
+        average: the same for the average of these predictions (`quality.average_terms`).
         y: the test part's targets: class indices, or numbers.
-        train: the training part's.
+        train: the training part's targets.
     """
     return (*learning_shortfalls(terms, average, y, train), *decision_shortfalls(calibration))
 
@@ -70,12 +70,12 @@ def prediction_shortfalls(
 def learning_shortfalls(
     terms: Terms, average: Terms, y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]
 ) -> tuple[Shortfall, ...]:
-    """Says so where neither proper score is better than that of predictions that do not look at the row.
+    """A shortfall if neither proper score is better than that of a baseline, a prediction that ignores the row.
 
-    Two such are tried: the training part's class frequencies, or the normal with the training targets' mean and standard
-    deviation; and the model's own predictions, averaged. Accuracy would not do: of a rare event the best model there is
-    may never say that it happens. A gain counts if its mean over rows exceeds `GAIN_ERRORS` of its standard error, by
-    paired rows. By chance the training frequencies may be off by as much; the own average of a constant model is not.
+    There are two baselines: the training part's class frequencies, or the normal with the mean and standard deviation of
+    the training targets; and the average of the model's own predictions. Accuracy cannot be used: for a rare event even
+    the best model may never predict it. A gain counts if its mean over paired rows exceeds `GAIN_ERRORS` standard
+    errors. A constant model may beat the training frequencies by chance, but never its own average.
     """
     classify = "brier" in terms
     what = "the class frequencies" if classify else "a normal with the mean and standard deviation"
@@ -85,7 +85,7 @@ def learning_shortfalls(
         if not any(_is_better(name, guess[name], terms[name]) for name in guess):
             gain = guess["nll"] - terms["nll"]
             text = (
-                f"it has learned nothing that {len(y)} test rows show: its log-likelihood is {-terms['nll'].mean():.4g} "
+                f"it has learned nothing that shows on {len(y)} test rows: its log-likelihood is {-terms['nll'].mean():.4g} "
                 f"nats a row, and always predicting {words} gives {-guess['nll'].mean():.4g} (difference "
                 f"{gain.mean():.2g}, standard error {_standard_error(gain):.2g}); {_advice(gain, y, classify=classify)}"
             )
@@ -94,17 +94,17 @@ def learning_shortfalls(
 
 
 def _advice(gain: Float[np.ndarray, " rows"], y: Num[np.ndarray, " rows"], *, classify: bool) -> str:
-    """What to do: predictions that are not significantly worse either may only need more test rows."""
+    """Advice: if the predictions are not significantly worse than the baseline, more test rows may be enough."""
     if gain.mean() < -GAIN_ERRORS * _standard_error(gain):
         return "lower kl_weight or the prior's scale, or train longer"
     rarest = f", {np.unique(y, return_counts=True)[1].min()} of the rarest class," if classify else ""
-    return f"{len(y)} test rows{rarest} may be too few to show what it has learned: test on more, or train longer"
+    return f"{len(y)} test rows{rarest} may be too few to show what it has learned: use more test rows, or train longer"
 
 
 def frequency_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) -> Terms:
     """NLL and Brier score of each row under the training part's class frequencies.
 
-    A class without training rows counts as half a row: its NLL stays finite.
+    A class without training rows counts as half a row, so that its NLL is finite.
     """
     y, train = y.astype(int), train.astype(int)
     counts = np.bincount(train, minlength=1 + max(y.max(), train.max()))
@@ -121,33 +121,33 @@ def normal_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) 
 
 def _is_better(name: str, guess: Float[np.ndarray, " rows"], found: Float[np.ndarray, " rows"]) -> bool:
     gain, size = guess - found, abs(float(guess.mean()))
-    # The log density of a regression has the unit of its target as an offset: there a nat is the measure.
+    # The log density of a regression shifts with the unit of its target: there the least gain is in nats.
     least = LEAST_GAIN * (min(size, 1.0) if name == "nll" else size)
     return bool(gain.mean() > max(GAIN_ERRORS * _standard_error(gain), least))
 
 
 def _standard_error(values: Float[np.ndarray, " rows"]) -> float:
-    """Of the mean; infinite for one row."""
+    """The standard error of the mean; infinite for one row."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
 
 
 def draws_shortfalls(fitted: Fitted, test: Rows) -> tuple[Shortfall, ...]:
-    """Says so where the draws' mean prediction is far less likely than that of the mode that they were made around.
+    """A shortfall if the draws' mean prediction is far less likely than that of the mode that they were made around.
 
-    Without recalibration, which would hide part of it. Draws of a posterior may well do a little worse than its mode;
-    draws that do much worse come from an approximation that does not hold. Nothing for methods that have no mode.
+    Recalibration is left out, because it would hide part of the loss. Draws may predict a little worse than the mode;
+    much worse means that the approximation of the posterior is bad. Methods without a mode have no such shortfall.
     """
     if fitted.mode is None:
         return ()
-    places = np.linspace(0, len(test) - 1, min(MODE_ROWS, len(test))).round().astype(int)
-    rows = test.take(places)
+    positions = np.linspace(0, len(test) - 1, min(MODE_ROWS, len(test))).round().astype(int)
+    rows = test.take(positions)
     draws = pooled_log_likelihood(fitted.posterior, rows)
     mode = pooled_log_likelihood(Posterior(fitted.posterior.model, fitted.mode), rows)
     return behind_the_mode(draws, mode)
 
 
 def behind_the_mode(draws: Float[np.ndarray, " rows"], mode: Float[np.ndarray, " rows"]) -> tuple[Shortfall, ...]:
-    """The shortfall, from each row's log-likelihood (nats) under the draws and under their mode."""
+    """The shortfall of draws that predict worse than their mode; arguments are log-likelihoods (nats)."""
     loss = mode - draws
     error = _standard_error(loss)
     if loss.mean() <= max(LARGEST_LOSS, LOSS_ERRORS * error):
@@ -155,14 +155,14 @@ def behind_the_mode(draws: Float[np.ndarray, " rows"], mode: Float[np.ndarray, "
     text = (
         f"its draws predict far worse than the mode they were made around: their mean log-likelihood on {len(loss)} test "
         f"rows is {draws.mean():.4g} nats a row, and the mode's is {mode.mean():.4g} (difference {loss.mean():.2g}, "
-        f"standard error {error:.2g}); the approximation of the posterior does not hold: choose another method or "
+        f"standard error {error:.2g}); the approximation of the posterior is bad: choose another method or "
         "subset, or a narrower prior.scale"
     )
     return (Shortfall("behind_the_mode", text),)
 
 
 def metric_shortfalls(metrics: Mapping[str, object]) -> tuple[Shortfall, ...]:
-    """Which metrics are no numbers: a fit that publishes them must say so."""
+    """A shortfall that names the metrics that are not finite."""
     broken = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
     if not broken:
         return ()
@@ -171,10 +171,10 @@ def metric_shortfalls(metrics: Mapping[str, object]) -> tuple[Shortfall, ...]:
 
 
 def decision_shortfalls(calibration: Calibration) -> tuple[Shortfall, ...]:
-    """What the decision lacks."""
+    """A shortfall if the decision score is the same for every calibration row."""
     name = calibration.decision.name
     scores = calibration.ascending[name]
-    # Scores that differ by their rounding only are one score, as they are for the flag.
+    # Scores that differ only by rounding count as equal, as they do for the reject flag.
     lowered = {
         score: less_tolerance(values, float(unit))
         for (score, values), unit in zip(calibration.scores.items(), calibration.units[:, 0], strict=True)
@@ -184,6 +184,6 @@ def decision_shortfalls(calibration: Calibration) -> tuple[Shortfall, ...]:
         return ()
     text = (
         f"its decision score, {name}, is the same for every calibration row ({scores[0]:.3g}), so "
-        "that it tells nothing apart: one draw has no spread; choose another decision, or a method with more draws"
+        "it cannot separate rows: one draw has no spread; choose another decision, or a method with more draws"
     )
     return (Shortfall("constant_decision", text),)

@@ -1,7 +1,7 @@
 """Conformal coverage among the rows that are accepted and among those that are rejected.
 
-A prediction set or interval holds the target with the stated probability over all rows, before any is rejected. Among
-the accepted it usually holds it more often, among the rejected less often: the guarantee is of neither part alone.
+A prediction set or interval contains the target with the stated probability over all rows, before any is rejected. For
+accepted rows it usually contains it more often, for rejected rows less often: there is no guarantee for either part.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from jaxtyping import Bool, Num
 
 from abstain.models.decisions.records import Judgement
 from abstain.training.evaluation.bootstrap import proportion
-from abstain.training.evaluation.quality import covered
+from abstain.training.evaluation.quality import is_covered
 from abstain.training.evaluation.results import CoverageByDecision, Proportion
 
 
 def coverage_by_decision(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> CoverageByDecision:
-    """How often the prediction set, or interval, holds the target, among accepted and among rejected rows apart.
+    """How often prediction sets or intervals contain the target, separately for accepted and rejected rows.
 
     Args:
-        judgement: of the rows.
-        y: their targets: class indices, or numbers in the target's units.
+        judgement: the judgement of the rows.
+        y: the rows' targets: class indices, or numbers in the target's units.
     """
-    inside = covered(judgement, y)
+    inside = is_covered(judgement, y)
     return CoverageByDecision(_share(inside[~judgement.reject]), _share(inside[judgement.reject]))
 
 

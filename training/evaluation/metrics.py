@@ -1,11 +1,11 @@
-"""Metrics: pure functions from predictions and targets to figures, none of which knows a model.
+"""Metrics: pure functions of predictions and targets.
 
-A metric that is a mean over rows is given as its terms, one number a row, so that the same terms make the figure, its
-bootstrap interval, and the figure of the accepted rows alone.
+A metric that is a mean over rows is returned as its terms, one number a row. The same terms give the metric, its
+bootstrap interval, and the metric of the accepted rows.
 
 classification_terms, expected_calibration_error, …    how good the probabilities are
-area_under_risk_coverage, risk_at_coverage              how good the confidence is at picking the right
-separation                                              how well a score tells two sets apart
+area_under_risk_coverage, risk_at_coverage              how well the confidence ranks correct rows first
+separation                                              how well a score separates two sets
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from abstain.training.evaluation.results import ReliabilityBins, Separation
 ECE_BINS = 15
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99)
 Terms = dict[str, Float[np.ndarray, " rows"]]
-"""Of each metric that is a mean over rows, what every row adds; under `rmse` the squared errors."""
+"""The terms of each metric that is a mean over rows, one number a row; under `rmse` the squared errors."""
 
 
-def averaged(terms: Terms) -> dict[str, float]:
-    """The metrics that terms come to, of at least one row."""
-    return {name: float(finished(name, values.mean(keepdims=True))[0]) for name, values in terms.items()}
+def average_metrics(terms: Terms) -> dict[str, float]:
+    """Averages terms of at least one row to metrics."""
+    return {name: float(metric_from_means(name, values.mean(keepdims=True))[0]) for name, values in terms.items()}
 
 
-def finished(name: str, means: Float[np.ndarray, " resamples"]) -> Float[np.ndarray, " resamples"]:
-    """The metric that means of terms stand for: `rmse` is the root of its own."""
+def metric_from_means(name: str, means: Float[np.ndarray, " resamples"]) -> Float[np.ndarray, " resamples"]:
+    """Converts means of terms to metrics: `rmse` is the root of its mean."""
     return np.sqrt(means) if name == "rmse" else means
 
 
@@ -40,7 +40,7 @@ def finished(name: str, means: Float[np.ndarray, " resamples"]) -> Float[np.ndar
 def classification_terms(
     probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"]
 ) -> dict[str, Float[np.ndarray, " rows"]]:
-    """Each row's part in accuracy, in the negative log-likelihood (nats) and in the Brier score (sum over classes)."""
+    """Each row's accuracy (0 or 1), negative log-likelihood (nats) and Brier score (sum over classes)."""
     probabilities = probabilities.astype(np.float64)
     true = probabilities[np.arange(len(labels)), labels]
     one_hot = np.eye(probabilities.shape[1])[labels]
@@ -57,14 +57,14 @@ def classification_quality(
     """Accuracy; negative log-likelihood in nats; Brier score (sum over classes); ECE; area under risk–coverage."""
     terms = classification_terms(probabilities, labels)
     confidence, correct = probabilities.max(axis=1).astype(np.float64), terms["accuracy"] == 1
-    return averaged(terms) | {
+    return average_metrics(terms) | {
         "ece": expected_calibration_error(confidence, correct),
         "aurc": area_under_risk_coverage(confidence, correct),
     }
 
 
 def equal_mass_starts(rows: int, bins: int = ECE_BINS) -> Int[np.ndarray, " filled"]:
-    """Where each of the non-empty bins begins, of rows in order, cut into bins as equal as can be."""
+    """The first row of each non-empty bin, if ordered rows are cut into bins of sizes as equal as possible."""
     sizes = np.full(min(bins, rows), rows // bins)
     sizes[: rows % bins] += 1
     return np.cumsum(sizes) - sizes
@@ -73,7 +73,7 @@ def equal_mass_starts(rows: int, bins: int = ECE_BINS) -> Int[np.ndarray, " fill
 def tied_means(
     confidence: Float[np.ndarray, " rows"], values: Float[np.ndarray, " rows"]
 ) -> Float[np.ndarray, " rows"]:
-    """Each row's value, or the mean value of the rows that share its confidence: no figure is of the rows' order."""
+    """Replaces the values of rows with equal confidence by their mean, so that no metric depends on the rows' order."""
     _, group = np.unique(confidence, return_inverse=True)
     return (np.bincount(group, weights=values) / np.bincount(group))[group]
 
@@ -90,7 +90,7 @@ def expected_calibration_error(
 def reliability_bins(
     confidence: Float[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"], bins: int = ECE_BINS
 ) -> ReliabilityBins:
-    """The bins that `expected_calibration_error` is made of: it is the mean of |accuracy − confidence|, weighted by rows."""
+    """The bins of `expected_calibration_error`, which is their mean |accuracy − confidence|, weighted by rows."""
     order = np.argsort(confidence, kind="stable")
     starts = equal_mass_starts(len(order), bins)
     sizes = np.diff(starts, append=len(order))
@@ -141,7 +141,7 @@ def area_under_risk_coverage(confidence: Float[np.ndarray, " rows"], correct: Bo
 
 
 def risks(confidence: Float[np.ndarray, " rows"], losses: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-    """Mean loss among the k most confident rows, for k = 1 … rows; of tied ones, the mean over every order."""
+    """Mean loss among the k most confident rows, for k = 1 … rows; averaged over all orders of tied rows."""
     ordered = tied_means(confidence, losses)[np.argsort(-confidence, kind="stable")]
     return np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
 
@@ -152,11 +152,11 @@ def risk_at_coverage(confidence: Float[np.ndarray, " rows"], losses: Float[np.nd
     return {str(coverage): float(at[math.ceil(round(coverage * len(at), 9)) - 1]) for coverage in COVERAGES}
 
 
-# ---- telling the strange from the familiar ---------------------------------------------------------------------------
+# ---- separating OOD rows from test rows ---------------------------------------------------------------------------
 
 
 def separation(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"]) -> Separation:
-    """How well a score tells an OOD set from the test set, whatever its threshold; OOD is positive."""
+    """How well a score separates an OOD set from the test rows, at no threshold; OOD is positive."""
     truth = np.concatenate([np.zeros(len(familiar)), np.ones(len(strange))])
     values = np.concatenate([familiar, strange])
     return Separation(

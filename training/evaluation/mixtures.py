@@ -1,6 +1,6 @@
-"""What the draws say together of every row: an equally weighted mixture, of normals for a regression.
+"""The predictive mixture of each row: all draws with equal weight; normals for a regression.
 
-Log densities, CRPS and the distribution function need the draws themselves, which the served summary no longer has.
+Log densities, CRPS and the distribution function need the draws, which the served summary does not have.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from abstain.training.data.rows import Rows
 
 
 def pooled_log_likelihood(posterior: Posterior, rows: Rows) -> Float[np.ndarray, " rows"]:
-    """Log of the mean over draws of each row's likelihood in nats, as the draws have it, without recalibration."""
+    """Log of the mean over draws of each row's likelihood, in nats, without recalibration."""
     if posterior.model.likelihood_functions.task == "regression":
         moments = draw_moments(posterior, rows.x)
         return mixture_log_density(moments[..., 0], np.sqrt(moments[..., 1]), rows.y)
@@ -36,8 +36,8 @@ def pooled_log_likelihood(posterior: Posterior, rows: Rows) -> Float[np.ndarray,
     x = jnp.asarray(on_host(posterior.model.preprocessing, rows.x), jnp.float32)
     y = jnp.asarray(rows.y, jnp.int32)
     total = np.full(len(rows), -np.inf)
-    for place in range(posterior.size):
-        draw = jax.tree.map(lambda leaf, place=place: leaf[place], posterior.draws)
+    for index in range(posterior.size):
+        draw = jax.tree.map(lambda leaf, index=index: leaf[index], posterior.draws)
         total = np.logaddexp(total, np.asarray(of_draw(draw, x, y), np.float64))
     return total - np.log(posterior.size)
 
@@ -62,7 +62,7 @@ def _point_terms(
 
 
 def regression_terms(posterior: Posterior, summary: RegressionSummary, rows: Rows) -> dict[str, np.ndarray]:
-    """Each row's squared error (`rmse`), NLL (nats) and CRPS of the mixture, place in and width of the central 95 %."""
+    """Each row's squared error (`rmse`), NLL (nats) and CRPS of the mixture, and coverage and width of the central 95 %."""
     low, high = np.asarray(summary.quantiles)[:, 0], np.asarray(summary.quantiles)[:, -1]
     means, stds = served_mixture(posterior, summary, rows.x)
     return _point_terms(means, stds, summary, rows) | {
@@ -75,9 +75,9 @@ def regression_terms(posterior: Posterior, summary: RegressionSummary, rows: Row
 def served_mixture(
     posterior: Posterior, summary: RegressionSummary, x: Num[np.ndarray, "rows ..."]
 ) -> tuple[Float[np.ndarray, "rows draws"], Float[np.ndarray, "rows draws"]]:
-    """Means and standard deviations of each row's normals, spread about their mean as far as the summary says.
+    """Means and standard deviations of each row's normals, scaled to the variance of the served summary.
 
-    A recalibration widens what is served; the draws know nothing of it.
+    The summary includes the recalibration; the draws do not.
     """
     moments = draw_moments(posterior, x)
     means, variances = moments[..., 0], moments[..., 1]
@@ -90,7 +90,7 @@ def served_mixture(
 def mixture_log_density(
     means: Float[np.ndarray, "rows draws"], stds: Float[np.ndarray, "rows draws"], y: Float[np.ndarray, " rows"]
 ) -> Float[np.ndarray, " rows"]:
-    """Log of the mean over draws of each target's density, nats."""
+    """Log of the mean over draws of each target's density, in nats."""
     log_densities = norm.logpdf(y[:, None], means, stds)
     return logsumexp(log_densities, axis=1) - np.log(means.shape[1])
 
@@ -101,10 +101,11 @@ def draw_moments(posterior: Posterior, x: Num[np.ndarray, "rows ..."]) -> Float[
     def of_row(row: Array) -> Array:
         return jax.vmap(lambda draw: predict_draw(posterior.model, draw, row))(posterior.draws)
 
-    terms = posterior.model.preprocessing
-    seen = jnp.asarray(on_host(terms, x), jnp.float32)
-    standard = np.asarray(jax.jit(partial(jax.lax.map, of_row, batch_size=64))(seen), np.float64)
-    return standard * [terms.target_scale, terms.target_scale**2] + [terms.target_shift, 0.0]
+    preprocessing = posterior.model.preprocessing
+    inputs = jnp.asarray(on_host(preprocessing, x), jnp.float32)
+    standard = np.asarray(jax.jit(partial(jax.lax.map, of_row, batch_size=64))(inputs), np.float64)
+    target_scale, target_shift = preprocessing.target_scale, preprocessing.target_shift
+    return standard * [target_scale, target_scale**2] + [target_shift, 0.0]
 
 
 def mixture_crps(

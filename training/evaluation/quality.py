@@ -1,7 +1,7 @@
-"""From predictions to figures: what `fit` records and `evaluate` reports of a version on rows and on OOD sets.
+"""Metrics of predictions: what `fit` records and `evaluate` reports for test rows and OOD sets.
 
-Metrics are of the served predictions, computed by the served code (`models.predictive.Predictor`) wherever the answer
-has what they need. No figure is ever NaN: what no row speaks of is left out.
+The metrics use the served predictions, computed by the serving code (`models.predictive.Predictor`), wherever these
+have what a metric needs. No metric is NaN: a metric without rows is left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from abstain.training.evaluation.bootstrap import (
 )
 from abstain.training.evaluation.metrics import Terms
 from abstain.training.evaluation.mixtures import regression_terms, squared_errors_and_nll
-from abstain.training.evaluation.records import Seen
+from abstain.training.evaluation.records import JudgedRows
 from abstain.training.evaluation.results import (
     CalibrationErrors,
     ClassQuality,
@@ -43,20 +43,20 @@ from abstain.training.evaluation.results import (
 )
 
 TWIN_SCORES = ("max_probability", "entropy", "total_std")
-"""The scores that a single network has."""
+"""The scores that exist for a single network."""
 
 
 # ---- how good predictions are ----------------------------------------------------------------------------------------
 
 
-def quality(posterior: Posterior, prediction: Prediction, rows: Rows) -> dict[str, float]:
+def prediction_quality(posterior: Posterior, prediction: Prediction, rows: Rows) -> dict[str, float]:
     """`accuracy nll brier ece aurc`, or `rmse nll crps coverage_95 interval_width` in the target's units."""
     if isinstance(prediction.summary, ClassificationSummary):
         return metrics.classification_quality(np.asarray(prediction.summary.mean), rows.y)
-    return metrics.averaged(regression_terms(posterior, prediction.summary, rows))
+    return metrics.average_metrics(regression_terms(posterior, prediction.summary, rows))
 
 
-def terms_of(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
+def metric_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
     """The terms of the metrics that are means over rows."""
     if isinstance(prediction.summary, ClassificationSummary):
         return metrics.classification_terms(np.asarray(prediction.summary.mean), rows.y)
@@ -64,7 +64,7 @@ def terms_of(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
 
 
 def proper_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
-    """The terms of the proper scores that the gate judges by: `nll` with `brier`, or with `rmse` for a regression."""
+    """The terms of the proper scores that `checks.py` uses: `nll` and `brier`, or `nll` and `rmse` for a regression."""
     if isinstance(prediction.summary, ClassificationSummary):
         terms = metrics.classification_terms(np.asarray(prediction.summary.mean), rows.y)
         return {name: terms[name] for name in ("nll", "brier")}
@@ -72,9 +72,9 @@ def proper_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Te
 
 
 def average_terms(prediction: Prediction, y: Num[np.ndarray, " rows"]) -> Terms:
-    """The same of one prediction for all rows, the average of a model's own: what it says without looking at a row.
+    """The terms of `proper_terms` for one prediction for all rows: the average of the model's predictions.
 
-    Of a regression that is the normal with the mean and variance of its predictive distributions, pooled over rows.
+    For a regression it is the normal with the mean and variance of the predictive distributions pooled over rows.
     """
     summary = prediction.summary
     if isinstance(summary, ClassificationSummary):
@@ -86,12 +86,12 @@ def average_terms(prediction: Prediction, y: Num[np.ndarray, " rows"]) -> Terms:
     return {"nll": -stats.norm.logpdf(y, centre, np.sqrt(variance)), "rmse": (y - centre) ** 2}
 
 
-def headline(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], dict[str, Interval]]:
-    """The figures of `quality`, from terms that are there already, and their 95 % intervals."""
+def headline_metrics(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], dict[str, Interval]]:
+    """The metrics of `prediction_quality`, computed from given terms, and their 95 % intervals."""
     if not isinstance(prediction.summary, ClassificationSummary):
-        return metrics.averaged(terms), mean_intervals(terms)
+        return metrics.average_metrics(terms), mean_intervals(terms)
     certain, correct = confidence(prediction), terms["accuracy"] == 1
-    figures = metrics.averaged(terms) | {
+    figures = metrics.average_metrics(terms) | {
         "ece": metrics.expected_calibration_error(certain, correct),
         "aurc": metrics.area_under_risk_coverage(certain, correct),
     }
@@ -99,7 +99,7 @@ def headline(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], di
 
 
 def calibration_errors(prediction: Prediction, rows: Rows) -> CalibrationErrors | None:
-    """The calibration errors that are not in the headline; None for a regression."""
+    """The calibration errors apart from the ECE; None for a regression."""
     if not isinstance(prediction.summary, ClassificationSummary):
         return None
     probabilities = np.asarray(prediction.summary.mean)
@@ -113,7 +113,7 @@ def calibration_errors(prediction: Prediction, rows: Rows) -> CalibrationErrors 
 
 
 def selective_risk(prediction: Prediction, terms: Terms) -> dict[str, float]:
-    """The error, or the RMSE, among the share of the rows that the model is surest about, by that share."""
+    """The error or RMSE of the most confident rows, by the share of rows that are kept."""
     certain = confidence(prediction)
     if isinstance(prediction.summary, ClassificationSummary):
         return metrics.risk_at_coverage(certain, 1 - terms["accuracy"])
@@ -122,7 +122,7 @@ def selective_risk(prediction: Prediction, terms: Terms) -> dict[str, float]:
 
 
 def confidence(prediction: Prediction) -> Float[np.ndarray, " rows"]:
-    """How sure a prediction is of itself: the largest probability, or the negative total standard deviation."""
+    """The confidence of each prediction: the largest probability, or the negative total standard deviation."""
     summary = prediction.summary
     if isinstance(summary, ClassificationSummary):
         return np.asarray(summary.mean).max(axis=1).astype(np.float64)
@@ -135,7 +135,7 @@ def total_variance(summary: RegressionSummary) -> Float[np.ndarray, " rows"]:
 
 
 def check_finite(prediction: Prediction, where: str) -> None:
-    """Refuses predictions that are not finite: a mean over them would say nothing, and a rank little.
+    """Refuses predictions that are not finite: they have no mean and no rank.
 
     Raises:
         DataError: naming the first row.
@@ -159,20 +159,20 @@ def _finite_rows(values: Float[np.ndarray, "rows ..."]) -> Bool[np.ndarray, " ro
     return np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
 
 
-# ---- what calibration promised ---------------------------------------------------------------------------------------
+# ---- calibration's guarantees ---------------------------------------------------------------------------------------
 
 
 def conformal_quality(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> ConformalQuality:
-    """How often the prediction set, or interval, holds the target, with exact limits; and its mean size, or width."""
-    stated, inside = judgement.coverage, proportion(covered(judgement, y))
+    """How often prediction sets or intervals contain the target, with an exact interval; and their mean size or width."""
+    stated, inside = judgement.coverage, proportion(is_covered(judgement, y))
     if judgement.members is not None:
         return ConformalQuality(stated, inside, mean_size=float(judgement.members.sum(axis=1).mean()))
     assert judgement.interval is not None  # noqa: S101 - a judgement has one or the other
     return ConformalQuality(stated, inside, mean_width=float(np.diff(judgement.interval, axis=1).mean()))
 
 
-def covered(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
-    """Whether each row's prediction set, or interval, holds the target."""
+def is_covered(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+    """Whether each row's prediction set or interval contains the target."""
     if judgement.members is not None:
         return judgement.members[np.arange(len(y)), y]
     assert judgement.interval is not None  # noqa: S101 - a judgement has one or the other
@@ -180,20 +180,20 @@ def covered(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> Bool[np.ndarra
 
 
 def part_quality(terms: Terms, chosen: Bool[np.ndarray, " rows"]) -> PartQuality:
-    """The number of some of the rows, and where there is one, their metrics; an exact interval of each proportion."""
+    """The number of chosen rows and, if there are any, their metrics with exact intervals of proportions."""
     rows = int(chosen.sum())
     if not rows:
         return PartQuality(0, {}, {})
     own = {name: part[chosen] for name, part in terms.items()}
     exact = {name: share_interval(int(part.sum()), rows) for name, part in own.items() if name in PROPORTIONS}
-    return PartQuality(rows, metrics.averaged(own), exact)
+    return PartQuality(rows, metrics.average_metrics(own), exact)
 
 
 def class_quality(
     names: tuple[str, ...], terms: Terms, judgement: Judgement, y: Num[np.ndarray, " rows"]
 ) -> dict[str, ClassQuality]:
-    """For every class that has rows: their number, accuracy, reject rate, and coverage by the prediction sets."""
-    inside = covered(judgement, y)
+    """For each class with rows: their number, accuracy, reject rate and coverage of the prediction sets."""
+    inside = is_covered(judgement, y)
     found: dict[str, ClassQuality] = {}
     for label in np.unique(y).tolist():
         own = y == label
@@ -206,7 +206,7 @@ def class_quality(
     return found
 
 
-# ---- telling the strange from the familiar ---------------------------------------------------------------------------
+# ---- separating OOD rows from test rows ---------------------------------------------------------------------------
 
 
 def reject_rates(calibration: Calibration, prediction: Prediction, percentile: float | None = None) -> dict[str, float]:
@@ -215,16 +215,16 @@ def reject_rates(calibration: Calibration, prediction: Prediction, percentile: f
 
 
 def rates_of(judgement: Judgement) -> dict[str, float]:
-    """`reject_rates`, of rows that have been judged already."""
+    """`reject_rates` of rows with a judgement."""
     rates = {name: float(score.above.mean()) for name, score in judgement.scores.items()}
     return rates | {"reject": float(judgement.reject.mean())}
 
 
-def seen_detection(familiar: Seen, strange: Seen) -> SetDetection:
-    """How well each score, and the decision, tells an OOD set from the test set; OOD is positive.
+def ood_detection(familiar: JudgedRows, strange: JudgedRows) -> SetDetection:
+    """How well each score and the decision separate an OOD set from the test rows; OOD is positive.
 
-    What `metrics.separation` says of what decides (`deciding_ranks`), with the interval of the AUROC, and the share of
-    OOD rows above the threshold that calibration has set.
+    Holds `metrics.separation` of the deciding ranks (`deciding_ranks`), the interval of the AUROC, and the share of OOD
+    rows above the calibrated threshold.
     """
     scores = {
         name: score_detection(*deciding_ranks(familiar.judgement.scores[name], score), score.above)
@@ -237,10 +237,10 @@ def seen_detection(familiar: Seen, strange: Seen) -> SetDetection:
 def deciding_ranks(
     familiar: ScoreJudgement, strange: ScoreJudgement
 ) -> tuple[Float[np.ndarray, " test"], Float[np.ndarray, " ood"]]:
-    """Ranks of two sets' rows by what rejects them: the smaller p-value first, then the larger excess over the threshold.
+    """Ranks the rows of two sets in the order in which they are rejected: by p-value, then by excess over the threshold.
 
-    One threshold for all rows: the order is that of the score itself. One for each predicted class: a row is rejected by
-    its p-value among its own class, and scores of different classes cannot be compared.
+    With one threshold for all rows this is the order of the score. With a threshold for each predicted class a row is
+    rejected by its p-value within its class, because scores of different classes cannot be compared.
     """
     value, threshold, p_value = (
         np.concatenate([getattr(part, field) for part in (familiar, strange)]).astype(np.float64)
@@ -255,13 +255,13 @@ def deciding_ranks(
 def score_detection(
     familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"], detected: Bool[np.ndarray, " ood"]
 ) -> Detection:
-    """One score's row of `seen_detection`, from its values and which OOD rows it puts above the threshold."""
+    """The separation by one score, from its values and from which OOD rows are above its threshold."""
     separation = metrics.separation(familiar, strange)
     return Detection(separation, auroc_interval(familiar, strange), proportion(detected))
 
 
 def twin_detection(familiar: Prediction, strange: Prediction) -> dict[str, Separation]:
-    """How well the scores that a single network has tell the sets apart; without calibration rows, at no threshold."""
+    """How well the scores of a single network separate the sets; without calibration there is no threshold."""
     return {
         name: metrics.separation(np.asarray(familiar.scores[name]), np.asarray(strange.scores[name]))
         for name in TWIN_SCORES

@@ -1,4 +1,4 @@
-"""What evaluation has seen: the records that its figures and its plots are made from."""
+"""Records of predictions and decisions, from which metrics, plots and reports are made."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from abstain.training.inference.diagnostics import Agreement
 
 
 def regression_of(prediction: Prediction) -> RegressionSummary:
-    """The summary of a regression's prediction, where the caller knows that it is one."""
+    """The summary of a prediction of a regression; the caller knows the task."""
     assert isinstance(prediction.summary, RegressionSummary)  # noqa: S101 - the caller knows the model's task
     return prediction.summary
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Inputs, what was predicted for them, and what was decided."""
+class JudgedRows:
+    """Inputs with their predictions and decisions."""
 
     x: Num[np.ndarray, "rows ..."]
     prediction: Prediction
@@ -31,29 +31,29 @@ class Seen:
 
     @property
     def decision(self) -> ScoreJudgement:
-        """The score that decides."""
+        """The judgement by the deciding score."""
         return self.judgement.scores[self.judgement.decision]
 
     @property
     def decision_name(self) -> str:
-        """What it is called."""
+        """The name of the deciding score."""
         return self.judgement.decision
 
     @property
     def regression(self) -> RegressionSummary:
-        """The prediction's summary, of a regression."""
+        """The summary; only for a regression."""
         return regression_of(self.prediction)
 
     @property
     def interval(self) -> Float[np.ndarray, "rows 2"]:
-        """The conformal intervals, of a regression."""
+        """The conformal intervals; only for a regression."""
         assert self.judgement.interval is not None  # noqa: S101 - every regression has one
         return self.judgement.interval
 
 
 @dataclass(frozen=True)
 class Twin:
-    """What stands beside a version, one network of its posterior or another version, and what it predicts."""
+    """The twin of a version (one network of its posterior, or another version) and its predictions."""
 
     name: str
     posterior: Posterior
@@ -62,37 +62,37 @@ class Twin:
 
 
 @dataclass(frozen=True)
-class View:
-    """A version, the test rows with their targets, the OOD sets, and the twin if there is one."""
+class ReportView:
+    """A version with test rows, their targets, OOD sets, and the twin if there is one."""
 
     name: str
     posterior: Posterior
     rows: Rows
-    familiar: Seen
-    strange: dict[str, Seen]
+    familiar: JudgedRows
+    strange: dict[str, JudgedRows]
     twin: Twin | None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a regression of one input says along it, at ascending inputs, and the rows that it has learned from."""
+    """Predictions of a regression with one input, at ascending inputs, and the training rows."""
 
-    along: Seen
+    along: JudgedRows
     train: Rows
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a report shows beside a manifest and a calibration.
+class ReportData:
+    """The data of a report in addition to manifest and calibration.
 
     Attributes:
-        view: the test part and OOD sets; never a twin.
-        curve: of a regression of one input.
-        agreement: of the chains, where the method made any.
-        absent: where something is not there, why: by `test`, `ood`, `curve` or `chains`, a sentence.
+        view: test part and OOD sets, without a twin.
+        curve: only for a regression with one input.
+        agreement: of the chains, if the method has chains.
+        absent: a sentence for each missing part, by `test`, `ood`, `curve` or `chains`.
     """
 
-    view: View | None = None
+    view: ReportView | None = None
     curve: Curve | None = None
     agreement: Agreement | None = None
     absent: dict[str, str] = field(default_factory=dict)

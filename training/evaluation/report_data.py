@@ -1,6 +1,6 @@
-"""What a report is made from: the test part, OOD sets and the one input's course, as the served code sees them.
+"""The data of a report: predictions by the serving code for the test part, OOD sets and a curve along one input.
 
-Nothing here decides anything. What cannot be shown is left out with a sentence that says why; a fit is not lost by it.
+A part that cannot be computed is left out, with a sentence that says why; the fit is still published.
 """
 
 from __future__ import annotations
@@ -16,73 +16,79 @@ from abstain.models.prediction.summaries import ClassificationSummary
 from abstain.training.calibration.pipeline import Calibrated
 from abstain.training.data.rows import Rows
 from abstain.training.evaluation import metrics
-from abstain.training.evaluation.quality import check_finite, confidence, quality, rates_of, seen_detection
-from abstain.training.evaluation.records import Curve, Seen, View
+from abstain.training.evaluation.quality import (
+    check_finite,
+    confidence,
+    ood_detection,
+    prediction_quality,
+    rates_of,
+)
+from abstain.training.evaluation.records import Curve, JudgedRows, ReportView
 from abstain.training.evaluation.results import ReliabilityBins, ServedQuality
 
 POINTS = 256
-"""Of a curve: one bucket of the predictor."""
+"""Points of a curve: one bucket of the predictor."""
 BEYOND = 0.25
-"""How far a curve goes on beyond the training rows, in their range."""
+"""How far a curve extends beyond the training rows, as a share of their range."""
 Inputs = Num[np.ndarray, "rows ..."]
 
 
-def look(
+def predict_test_part(
     name: str, posterior: Posterior, calibrated: Calibrated, rows: Rows, sets: dict[str, Inputs]
-) -> tuple[View | None, dict[str, str]]:
-    """The test rows and OOD sets, predicted and judged; and what is absent, with the reason.
+) -> tuple[ReportView | None, dict[str, str]]:
+    """Predicts and judges the test rows and OOD sets; returns also the reason for each missing part.
 
-    Without a finite prediction for every test row there is nothing that curves could be drawn of.
+    If a test row has no finite prediction, there is no view, because no curve could be drawn.
     """
     absent: dict[str, str] = {}
-    familiar = _seen(calibrated, rows.x, "the test part")
+    familiar = _judge_rows(calibrated, rows.x, "the test part")
     if isinstance(familiar, str):
-        return None, {"test": f"Not drawn: {familiar}.", **_without_rows(sets)}
-    strange: dict[str, Seen] = {}
-    unseen: list[str] = []
+        return None, {"test": f"Not drawn: {familiar}.", **_no_comparison(sets)}
+    strange: dict[str, JudgedRows] = {}
+    failures: list[str] = []
     for label, x in sets.items():
-        found = _seen(calibrated, x, label)
+        found = _judge_rows(calibrated, x, label)
         if isinstance(found, str):
-            unseen.append(found)
+            failures.append(found)
         else:
             strange[label] = found
-    if unseen:
-        absent["ood"] = f"Left out: {'; '.join(unseen)}."
-    return View(name, posterior, rows, familiar, strange, None), absent
+    if failures:
+        absent["ood"] = f"Left out: {'; '.join(failures)}."
+    return ReportView(name, posterior, rows, familiar, strange, None), absent
 
 
-def _without_rows(sets: dict[str, Inputs]) -> dict[str, str]:
+def _no_comparison(sets: dict[str, Inputs]) -> dict[str, str]:
     return {"ood": "OOD sets are compared with the test part."} if sets else {}
 
 
-def _seen(calibrated: Calibrated, x: Inputs, where: str) -> Seen | str:
-    """What is predicted and judged; or in words, why it cannot be used."""
+def _judge_rows(calibrated: Calibrated, x: Inputs, where: str) -> JudgedRows | str:
+    """Predicts and judges inputs; or returns a sentence if a prediction is not finite."""
     prediction = calibrated.predictor(x)
     try:
         check_finite(prediction, where)
     except DataError as error:
         return str(error)
-    return Seen(x, prediction, judge(calibrated.calibration, prediction))
+    return JudgedRows(x, prediction, judge(calibrated.calibration, prediction))
 
 
-def metrics_of(view: View) -> ServedQuality:
-    """What a manifest keeps: quality, reject rates, the reliability diagram, and by OOD set how well it is told apart."""
+def served_quality(view: ReportView) -> ServedQuality:
+    """The metrics that a manifest keeps: quality, reject rates, reliability diagram, and separation of each OOD set."""
     prediction = view.familiar.prediction
     return ServedQuality(
-        metrics=quality(view.posterior, prediction, view.rows),
+        metrics=prediction_quality(view.posterior, prediction, view.rows),
         reject_rates=rates_of(view.familiar.judgement),
         reliability=reliability(prediction, view.rows)
         if isinstance(prediction.summary, ClassificationSummary)
         else None,
-        ood={label: seen_detection(view.familiar, seen) for label, seen in view.strange.items()},
+        ood={label: ood_detection(view.familiar, seen) for label, seen in view.strange.items()},
     )
 
 
-def metrics_without_view(posterior: Posterior, calibrated: Calibrated, rows: Rows) -> ServedQuality:
-    """The same where a test row has no finite prediction, so that there is no view: neither diagram nor OOD sets."""
+def served_quality_without_view(posterior: Posterior, calibrated: Calibrated, rows: Rows) -> ServedQuality:
+    """The metrics if a test row has no finite prediction: without reliability diagram and OOD sets."""
     prediction = calibrated.predictor(rows.x)
     return ServedQuality(
-        metrics=quality(posterior, prediction, rows),
+        metrics=prediction_quality(posterior, prediction, rows),
         reject_rates=rates_of(judge(calibrated.calibration, prediction)),
         reliability=None,
         ood={},
@@ -95,19 +101,19 @@ def reliability(prediction: Prediction, rows: Rows) -> ReliabilityBins:
     return metrics.reliability_bins(confidence(prediction), correct)
 
 
-def look_along(model: Model, calibrated: Calibrated, train: Rows) -> tuple[Curve | None, dict[str, str]]:
-    """What a regression says along its one input; None, and no reason, where it has several, or one of categories."""
+def predict_curve(model: Model, calibrated: Calibrated, train: Rows) -> tuple[Curve | None, dict[str, str]]:
+    """Predicts along the input of a regression; None without a reason for several inputs or a categorical one."""
     columns = model.preprocessing.columns
     if model.likelihood_functions.task != "regression" or model.features != 1 or (columns and columns[0].categories):
         return None, {}
-    along = _seen(calibrated, stretched(train.x).reshape(-1, *model.feature_shape), "the curve")
+    along = _judge_rows(calibrated, curve_points(train.x).reshape(-1, *model.feature_shape), "the curve")
     if isinstance(along, str):
         return None, {"curve": f"Not drawn: {along}."}
     return Curve(along, train), {}
 
 
-def stretched(x: Inputs) -> Float[np.ndarray, " points"]:
-    """Points at even distances over the range of one input, and `BEYOND` it on both sides; gaps in tables do not count."""
+def curve_points(x: Inputs) -> Float[np.ndarray, " points"]:
+    """Evenly spaced points over the range of one input, extended by `BEYOND` on both sides; missing values are ignored."""
     low, high = float(np.nanmin(x)), float(np.nanmax(x))
     room = BEYOND * ((high - low) or abs(low) or 1.0)
     return np.linspace(low - room, high + room, POINTS)

@@ -1,13 +1,13 @@
-"""What evaluation comes to: frozen records of figures with their intervals, and the JSON that each is written as.
+"""Results of evaluation: frozen records of metrics with intervals, and their JSON.
 
-    Evaluation        all that `abstain evaluate` reports of a version on one source
-    ServedQuality     what a manifest keeps of it
+    Evaluation        everything that `abstain evaluate` reports for a version on one source
+    ServedQuality     the part that a manifest keeps
     ConformalQuality, CoverageByDecision, PartQuality, ClassQuality
     Separation, Detection, SetDetection, TwinQuality
     CalibrationErrors, ReliabilityBins
 
-`to_json` gives keys and their order as they are printed and kept (`tests/training/test_json_keys.py`): a figure that no
-row speaks of has no key.
+`to_json` returns the keys in the order of the printed JSON (`tests/training/test_json_keys.py`): a metric without rows
+has no key.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ JsonObject = dict[str, JsonValue]
 
 @dataclass(frozen=True)
 class Proportion:
-    """A share of rows, with its exact limits (Clopper & Pearson, 1934)."""
+    """A share of rows with its exact interval (Clopper & Pearson, 1934)."""
 
     share: float
     interval: Interval
@@ -35,14 +35,14 @@ class Proportion:
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """The bins of a reliability diagram in ascending order, a column for each of their figures.
+    """The bins of a reliability diagram in ascending order, one column for each number.
 
     Attributes:
         rows: how many rows the bin has.
         low: the least confidence in the bin.
         high: the largest.
         confidence: the mean.
-        accuracy: of its rows, tied ones by their mean.
+        accuracy: of the bin; rows of equal confidence count by their mean.
     """
 
     rows: tuple[int, ...]
@@ -84,7 +84,7 @@ class CalibrationErrors:
     classwise_ece: float
 
     def to_json(self) -> JsonObject:
-        """The two of a calibrated model in a table of their own."""
+        """The two values of a calibrated model in an object of their own."""
         return {
             "ece_if_calibrated": {"mean": self.ece_if_calibrated, "quantile_95": self.ece_if_calibrated_95},
             "ace": self.ace,
@@ -94,7 +94,7 @@ class CalibrationErrors:
 
 @dataclass(frozen=True)
 class PartQuality:
-    """How many rows a part of the test rows has, and where it has any, their metrics.
+    """The number of rows in a part of the test rows and, if there are any, their metrics.
 
     Attributes:
         metrics: by name.
@@ -112,7 +112,7 @@ class PartQuality:
 
 @dataclass(frozen=True)
 class ClassQuality:
-    """The rows of one class: how many, and which share is right, is rejected, and lies in its prediction set."""
+    """The rows of one class: their number, accuracy, reject rate and coverage of the prediction sets."""
 
     rows: int
     accuracy: Proportion
@@ -129,16 +129,16 @@ class ClassQuality:
         )
 
 
-# ---- what calibration promised ---------------------------------------------------------------------------------------
+# ---- calibration's guarantees ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ConformalQuality:
-    """How often prediction sets, or intervals, hold the target.
+    """How often prediction sets or intervals contain the target.
 
     Attributes:
-        stated: the share that calibration promised.
-        coverage: the share that they do.
+        stated: the requested share.
+        coverage: the measured share.
         mean_size: of the sets, in classes; None for a regression.
         mean_width: of the intervals, in the target's units; None for classes.
     """
@@ -149,7 +149,7 @@ class ConformalQuality:
     mean_width: float | None = None
 
     def to_json(self) -> JsonObject:
-        """The size of sets, or the width of intervals, is last."""
+        """The coverage, then the size of sets or the width of intervals."""
         content: JsonObject = {"asked": self.stated} | _with_interval("coverage", self.coverage)
         if self.mean_size is not None:
             content["mean_size"] = self.mean_size
@@ -160,7 +160,7 @@ class ConformalQuality:
 
 @dataclass(frozen=True)
 class CoverageByDecision:
-    """How often prediction sets, or intervals, hold the target among accepted and among rejected rows; None without rows."""
+    """How often prediction sets or intervals contain the target, for accepted and rejected rows; None without rows."""
 
     accepted: Proportion | None
     rejected: Proportion | None
@@ -174,17 +174,17 @@ class CoverageByDecision:
         return content
 
 
-# ---- telling the strange from the familiar ---------------------------------------------------------------------------
+# ---- separating OOD rows from test rows ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Separation:
-    """How well a score tells an OOD set from the test part, whatever its threshold; OOD is positive.
+    """How well a score separates an OOD set from the test part, at no threshold; OOD is positive.
 
     Attributes:
         auroc: area under the ROC curve.
         aupr: average precision.
-        fpr95: the share of OOD rows that pass where at least 95 % of the test rows do.
+        fpr95: the share of OOD rows that are accepted at the threshold that accepts at least 95 % of the test rows.
     """
 
     auroc: float
@@ -192,7 +192,7 @@ class Separation:
     fpr95: float
 
     def to_json(self) -> JsonObject:
-        """The three figures."""
+        """The three numbers."""
         return {"auroc": self.auroc, "aupr": self.aupr, "fpr95": self.fpr95}
 
 
@@ -205,7 +205,7 @@ class Detection:
     detected: Proportion
 
     def to_json(self) -> JsonObject:
-        """The figures, then the intervals."""
+        """The numbers, then the intervals."""
         return {
             **self.separation.to_json(),
             "detection": self.detected.share,
@@ -214,13 +214,13 @@ class Detection:
         }
 
     def to_short_json(self) -> JsonObject:
-        """Two figures."""
+        """AUROC and detection rate."""
         return {"auroc": self.separation.auroc, "detection": self.detected.share}
 
 
 @dataclass(frozen=True)
 class SetDetection:
-    """How well an OOD set is told from the test part.
+    """How well an OOD set is separated from the test part.
 
     Attributes:
         rows: of the set.
@@ -240,7 +240,7 @@ class SetDetection:
         }
 
     def to_short_json(self) -> JsonObject:
-        """All figures of the decision; of other scores two. A manifest is read at every start."""
+        """All numbers for the decision, two for each other score, because a manifest is read at every start."""
         return {
             **{name: detection.to_short_json() for name, detection in self.scores.items()},
             "reject": self.decision.to_json(),
@@ -249,7 +249,7 @@ class SetDetection:
 
 @dataclass(frozen=True)
 class TwinQuality:
-    """The quality of the twin, and how well its own scores tell the OOD sets apart, at no threshold.
+    """The twin's metrics, and how well its scores separate the OOD sets, at no threshold.
 
     Attributes:
         model: its name.
@@ -280,12 +280,12 @@ class TwinQuality:
 
 @dataclass(frozen=True)
 class ServedQuality:
-    """What a manifest keeps of a version's quality on the test part.
+    """The metrics on the test part that a manifest keeps.
 
     Attributes:
         metrics: by name.
         reject_rates: by score, and by the decision under `reject`.
-        reliability: None for a regression, and where a prediction is not finite.
+        reliability: None for a regression, or if a prediction is not finite.
         ood: by the set's name.
     """
 
@@ -295,7 +295,7 @@ class ServedQuality:
     ood: dict[str, SetDetection]
 
     def to_json(self) -> JsonObject:
-        """Metrics first; OOD sets, where there are any, in short."""
+        """Metrics first; OOD sets, if there are any, in short form."""
         content: JsonObject = _numbers(self.metrics)
         content["reject_rate"] = _numbers(self.reject_rates)
         if self.reliability is not None:
@@ -308,20 +308,20 @@ class ServedQuality:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `abstain evaluate` reports of a version on a source's test part, and on OOD sets.
+    """Everything that `abstain evaluate` reports for a version on a source's test part and on OOD sets.
 
     Attributes:
         model: `name:version`.
-        metrics: the headline's, by name.
+        metrics: the headline metrics, by name.
         intervals: the 95 % intervals of these.
         calibration_errors: None for a regression.
-        risk_at_coverage: the error, or the RMSE, among the share of the rows that the model is surest about.
-        percentile: that the decision was made at.
+        risk_at_coverage: the error or RMSE of the most confident rows, by the share of rows that are kept.
+        percentile: of the decision.
         decision: the deciding score's name.
         reject_rates: the share of rows above each score's threshold, and under `reject` the share that is rejected.
-        reject_interval: the exact limits of the share that is rejected.
-        classes: by name, those that have rows; None for a regression.
-        plots: names of the files that were written; None where none were wanted.
+        reject_interval: the exact interval of the rejected share.
+        classes: the classes that have rows, by name; None for a regression.
+        plots: names of the written files; None if no plots were requested.
     """
 
     model: str
@@ -345,7 +345,7 @@ class Evaluation:
     plots: tuple[str, ...] | None = None
 
     def to_json(self) -> JsonObject:
-        """What `abstain evaluate --json` prints."""
+        """The JSON that `abstain evaluate --json` prints."""
         content: JsonObject = {"model": self.model, "rows": self.rows} | _numbers(self.metrics)
         if self.calibration_errors is not None:
             content |= self.calibration_errors.to_json()
@@ -366,7 +366,9 @@ class Evaluation:
             "notes": list(self.notes),
         }
         if self.classes is not None:
-            content["per_class"] = {name: quality.to_json() for name, quality in self.classes.items()}
+            content["per_class"] = {
+                name: prediction_quality.to_json() for name, prediction_quality in self.classes.items()
+            }
         if self.twin is not None:
             content["twin"] = self.twin.to_json()
         if self.plots is not None:

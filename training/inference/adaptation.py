@@ -1,18 +1,18 @@
-"""What a Hamiltonian sampler learns during its warm-up: a step size, and the scales of the parameters.
+"""The warm-up of a Hamiltonian sampler: it adapts the step size and the scales of the parameters.
 
 The step size follows the acceptance, by stochastic approximation with averaged iterates (`dual_averaging`) or by the
 simple rule of Andrieu & Thoms (2008): a hundredth up or down (`simple`). The inverse mass matrix is the regularised
 covariance of the positions in windows of doubling length, Stan's schedule.
 
 Stan's and NumPyro's constants for dual averaging (Hoffman & Gelman, 2014, §3.2) move log ε by 20 / √t times the error of
-one acceptance: after fifty transitions still by half a unit and more. The average of so wide a walk lies far below the
-step size whose acceptance is the target, because acceptance falls more steeply than it rises: .94 was reached for .8 in
-two dimensions, .88 in fifty. Here the iterates take Robbins and Monro's steps without a fixed centre,
+one acceptance: after fifty transitions still by half a unit and more. The average of such large moves is far below the
+step size with the target acceptance, because acceptance falls more steeply than it rises: a target of .8 gave .94 in two
+dimensions and .88 in fifty. Here the iterates take Robbins and Monro's steps without a fixed centre,
 
     log ε ← log ε + γ (acceptance − target),    γ = GAIN · (1 + turns)^−DECAY,
 
-whose gain is a tenth of that, and falls only when the error changes its sign (Kesten, 1958), so that a far start is left
-quickly; the result is their average (Polyak & Juditsky, 1992). `benchmarks/adaptation.py` prints what is reached.
+with a tenth of that gain, which falls only when the error changes its sign (Kesten, 1958), so that a bad start is left
+quickly; the result is their average (Polyak & Juditsky, 1992). `benchmarks/adaptation.py` prints the acceptance reached.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from abstain.training.config.methods import Adaptation, MassMatrix
 
 SIMPLE_RATE = 0.01
 GAIN, DECAY = 2.0, 0.75
-"""Of the logarithm of the step size, per unit of acceptance; after k changes of side it is GAIN · (1 + k)^−DECAY."""
+"""The gain of the log step size per unit of acceptance: GAIN · (1 + k)^−DECAY after k changes of sign."""
 FORGETTING = 0.75
 """The average gives the t-th iterate the weight t^−this."""
 LOG_RANGE = (-80.0, 80.0)
-"""Of the logarithm of a step size: float32 holds its exponential, and adaptation can return."""
+"""Limits of the log step size: float32 can represent its exponential, and adaptation can return."""
 
 Scalar = Float[Array, ""]
 
 
 class Search(NamedTuple):
-    """What the adaptation of a step size remembers."""
+    """The memory of the step size's adaptation."""
 
     average: Scalar
-    """Of the logarithm of the step size, over the latest transitions."""
+    """The average log step size over the latest transitions."""
     transitions: Scalar
     turns: Scalar
-    """How often the acceptance has changed sides of its target."""
+    """How often the sign of acceptance − target has changed."""
     side: Scalar
-    """Of the target that the last acceptance was on: −1, 0 at the start, or 1."""
+    """The sign of the last acceptance − target: −1, 0 at the start, or 1."""
 
 
 class StepSize(NamedTuple):
-    """The step size now, and what its adaptation remembers."""
+    """The current step size and the memory of its adaptation."""
 
     value: Scalar
     memory: Any
@@ -68,7 +68,7 @@ class Metric(NamedTuple):
         return self.inverse * momentum if self.inverse.ndim == 1 else momentum @ self.inverse
 
     def momentum(self, noise: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
-        """Standard normal numbers as a momentum."""
+        """Converts standard normal numbers to a momentum."""
         return self.root * noise if self.root.ndim == 1 else noise @ self.root.T
 
 
@@ -80,16 +80,16 @@ class Windows(NamedTuple):
 
 
 def first_step_size(value: float | Scalar) -> StepSize:
-    """Adaptation from a first guess."""
+    """Starts adaptation from a first guess."""
     start, none = jnp.asarray(value, jnp.float32), jnp.float32(0)
     return StepSize(start, Search(jnp.log(start), none, none, none))
 
 
 def adapt_step_size(size: StepSize, acceptance: Scalar, kind: Adaptation, target: float) -> StepSize:
-    """The step size after a transition that was accepted with a probability."""
+    """Adapts the step size after a transition with this acceptance probability."""
     match kind:
         case "dual_averaging":
-            return _searched(size, acceptance - target)
+            return _update_search(size, acceptance - target)
         case "simple":
             factor = jnp.where(acceptance > target, 1 + SIMPLE_RATE, 1 / (1 + SIMPLE_RATE))
             return size._replace(value=size.value * factor)
@@ -97,7 +97,7 @@ def adapt_step_size(size: StepSize, acceptance: Scalar, kind: Adaptation, target
             return size
 
 
-def _searched(size: StepSize, excess: Scalar) -> StepSize:
+def _update_search(size: StepSize, excess: Scalar) -> StepSize:
     memory, side = size.memory, jnp.sign(excess)
     transitions = memory.transitions + 1
     turns = memory.turns + (side * memory.side < 0)
@@ -109,13 +109,13 @@ def _searched(size: StepSize, excess: Scalar) -> StepSize:
 
 
 def restart_step_size(size: StepSize, before: Metric, after: Metric, kind: Adaptation) -> StepSize:
-    """Adaptation anew, for a new metric, from the step size that is as long as before in the fastest direction."""
+    """Restarts adaptation for a new metric, from a step that is as long as before in the fastest direction."""
     if kind != "dual_averaging":
         return size
-    return first_step_size(final_step_size(size, kind) * fastest(before, after))
+    return first_step_size(final_step_size(size, kind) * step_size_ratio(before, after))
 
 
-def fastest(before: Metric, after: Metric) -> Scalar:
+def step_size_ratio(before: Metric, after: Metric) -> Scalar:
     """The step size of the new metric over that of the old one, if the new one is the posterior's covariance.
 
     The largest stable step is 2 / ω, ω² the largest eigenvalue of M⁻¹Σ⁻¹: 1 with M⁻¹ = Σ.
@@ -131,23 +131,23 @@ def final_step_size(size: StepSize, kind: Adaptation) -> Scalar:
 
 
 def unit_metric(dim: int, kind: MassMatrix) -> Metric:
-    """Where adaptation starts."""
+    """The metric at the start: the identity."""
     unit = jnp.eye(dim) if kind == "dense" else jnp.ones(dim)
     return Metric(unit, unit)
 
 
 def no_positions(dim: int, kind: MassMatrix) -> Any:
-    """A running covariance of nothing yet."""
+    """A running covariance without positions."""
     return welford_covariance(diagonal=kind != "dense")[0](dim)
 
 
 def add_position(covariance: Any, position: Float[Array, " dim"], kind: MassMatrix) -> Any:
-    """The running covariance with one position more."""
+    """Adds a position to the running covariance."""
     return welford_covariance(diagonal=kind != "dense")[1](position, covariance)
 
 
 def metric_of(covariance: Any, kind: MassMatrix) -> Metric:
-    """The metric of a running covariance, drawn a little towards the unit matrix, as Stan does."""
+    """The metric of a running covariance, shrunk a little towards the identity, as Stan does."""
     inverse, root, _ = welford_covariance(diagonal=kind != "dense")[2](covariance, regularize=True)
     return Metric(jnp.asarray(inverse), jnp.asarray(root))
 
@@ -163,5 +163,5 @@ def windows(warmup: int) -> Windows:
 
 
 def where(condition: Array, then: Any, otherwise: Any) -> Any:
-    """One of two trees."""
+    """Selects one of two trees by a condition."""
     return jax.tree.map(lambda left, right: jnp.where(condition, left, right), then, otherwise)

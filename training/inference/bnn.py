@@ -1,9 +1,9 @@
 """The Bayesian network: priors over a network's parameters and a likelihood, as the three ingredients of a `Target`.
 
-The tree of parameters is `{"network": Flax parameters, "noise": (), "scales": {"Dense_0.kernel": ()}}`; the last two
-only where the likelihood has a noise, or the prior infers a scale. With an inferred scale s the network's array holds
-w / s, and w = s · (w / s) is what the network gets: non-centred, for then the prior's geometry is that of independent
-parameters (Papaspiliopoulos et al., 2007).
+The parameter tree is `{"network": Flax parameters, "noise": (), "scales": {"Dense_0.kernel": ()}}`; the last two
+only if the likelihood has a noise or the prior infers a scale. With an inferred scale s the network's array holds w / s,
+and the network gets w = s · (w / s). In this non-centred form the prior's parameters are independent (Papaspiliopoulos et
+al., 2007).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from abstain.training.inference.priors import distribution, noise_distribution, 
 from abstain.training.inference.target import Parameters, Target
 
 NOISE_START = 0.3
-"""The noise where a fit starts, in standard deviations of the target."""
+"""The noise at the start of a fit, in standard deviations of the target."""
 
 
 class Observations(NamedTuple):
@@ -41,9 +41,9 @@ class Observations(NamedTuple):
         """The first rows."""
         return Observations(self.x[:rows], self.y[:rows])
 
-    def take(self, places: Array) -> Observations:
+    def take(self, indices: Array) -> Observations:
         """Some of the rows."""
-        return Observations(self.x[places], self.y[places])
+        return Observations(self.x[indices], self.y[indices])
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +58,14 @@ class BNN:
         """The posterior over the tree of parameters.
 
         Raises:
-            ConfigError: the prior names a parameter that the network has not.
+            ConfigError: the prior names a parameter that the network does not have.
         """
         whole = self.model.parameter_shapes()
         leaves: dict[str, Any] = flatten_dict(whole["network"], sep=".")
         arrays: dict[str, tuple[int, ...]] = {name: leaf.shape for name, leaf in leaves.items()}
         priors = parameter_priors(self.prior, arrays)
-        laws: dict[str, Any] = {name: distribution(priors[name], shape) for name, shape in arrays.items()}
-        trees: dict[str, Any] = {"network": unflatten_dict(laws, sep=".")}
+        distributions: dict[str, Any] = {name: distribution(priors[name], shape) for name, shape in arrays.items()}
+        trees: dict[str, Any] = {"network": unflatten_dict(distributions, sep=".")}
         shapes: dict[str, Any] = {"network": unflatten_dict(arrays, sep=".")}
         if "noise" in whole:
             trees["noise"], shapes["noise"] = noise_distribution(self.prior), ()
@@ -92,16 +92,21 @@ class BNN:
             ConfigError: the prior infers scales, which a draw does not hold.
         """
         if "scales" in self.target.shapes:
-            raise ConfigError("start", expected="a prior without inferred scales", found="prior.hierarchical")
+            raise ConfigError(
+                "start",
+                expected="a prior without inferred scales",
+                found="prior.hierarchical",
+                fix="choose another start",
+            )
         return self.target.unconstrain(draw)
 
     def draws(self, z: Float[np.ndarray, "draws dim"]) -> Draws:
-        """Vectors as what a posterior holds, numpy leaves of float32, sample axis 0."""
+        """Converts vectors to draws of a posterior: numpy leaves of float32, sample axis 0."""
         return jax.device_get(jax.jit(jax.vmap(lambda row: as_draw(self.target.constrain(row))))(jnp.asarray(z)))
 
 
 def as_draw(parameters: Parameters) -> Draws:
-    """What the network and the likelihood need of the parameters: inferred scales multiplied in, and left out."""
+    """The parameters of network and likelihood, with inferred scales multiplied in."""
     draw = {name: leaf for name, leaf in parameters.items() if name != "scales"}
     scales = parameters.get("scales", {})
     if scales:
@@ -123,20 +128,20 @@ def log_likelihood(model: Model, draw: Draws, observations: Observations) -> Flo
 
 
 def network(model: Model) -> Network:
-    """The network as inference runs it: many rows through few units, for several chains at once."""
+    """The network in the memory layout of inference: many rows, few units, several chains."""
     module = model.module
     return module.clone(rows_last=True) if isinstance(module, MLP) else module
 
 
 def observe(model: Model, rows: Rows) -> Observations:
-    """Preprocessed once, so that no gradient does it again; piece by piece, so that the rows lie in memory once."""
+    """Preprocesses rows once for all gradients, in pieces, so that the rows are in memory only once."""
     prepare = jax.jit(
         lambda x: jax.lax.map(lambda row: transform(model.preprocessing, row.astype(jnp.float32)), x, batch_size=4096)
     )
     targets = rows.y
     if model.likelihood_functions.task == "regression":
         targets = ((rows.y - model.preprocessing.target_shift) / model.preprocessing.target_scale).astype(np.float32)
-    # Wider numbers are cut here, not by jax, which would first copy them as they are.
+    # Wider numbers are converted here, because jax would first copy them.
     x = on_host(model.preprocessing, rows.x)
     x = x if x.dtype.itemsize <= 4 else x.astype(np.float32)
     return Observations(prepare(x), jnp.asarray(targets))

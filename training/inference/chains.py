@@ -1,8 +1,8 @@
-"""Markov chains: a kernel, run over several chains, block by block, warm-up first and sampling after.
+"""Markov chains: runs a kernel over several chains, block by block, first the warm-up, then sampling.
 
-A kernel is written for one chain; how several are run is chosen here: in lockstep in one compiled call (`vectorized`,
+A kernel is written for one chain; this module runs several: in lockstep in one compiled call (`vectorized`,
 best for small networks, whose cost is the steps' overhead), one after the other (`sequential`), or one thread or
-device each (`parallel`, best where one gradient is work enough for a core).
+device each (`parallel`, best if one gradient keeps a core busy).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ State = Any
 Info = dict[str, Array]
 """Figures of one transition: `acceptance`, `diverging`, `leapfrogs`, `energy` (nats), `log_density` (nats)."""
 Block = Callable[[State, Data], tuple[State, dict[str, Array]]]
-"""Some steps of all chains, compiled: the states after them, and the traces."""
+"""A compiled block of steps of all chains; returns states and traces."""
 BLOCK_BYTES = 16_000_000
-"""Of positions in one block, so that what is on its way to the disk stays small."""
+"""The largest size of the positions in a block, which limits the memory before writing."""
 
 
 class Kernel(NamedTuple):
@@ -44,18 +44,18 @@ class Kernel(NamedTuple):
     """The state at the end of the warm-up, with what was adapted fixed."""
     step: Callable[[State, Data], tuple[State, Info]]
     position: Callable[[State], Vector]
-    tuned: Callable[[State], dict[str, Array]]
-    """What the warm-up settled on, for people: `step_size`, …"""
+    tuning: Callable[[State], dict[str, Array]]
+    """The settings that the warm-up found, for the report: `step_size`, …"""
     lockstep: bool = False
     split: Callable[[State], State] | None = None
-    """Of a lockstep kernel whose settled chains may go on in groups: the state with a leading group axis."""
+    """For a lockstep kernel whose chains may continue in groups: adds a leading group axis to the state."""
 
 
 class Chains(NamedTuple):
     """All samples after the warm-up.
 
-    `traces` hold, step axis 0 and chain axis 1: `position` `[steps, chains, dim]`, `values` (what was watched), and the
-    kernel's figures; `energies` `[steps, chains, thin]` of every transition, where `thin` is above 1; `seconds` by step,
+    `traces` hold, step axis 0 and chain axis 1: `position` `[steps, chains, dim]`, `values` (of `watch`), and the
+    kernel's figures; `energies` `[steps, chains, thin]` of every transition, if `thin` is above 1; `seconds` by step,
     of sampling alone, compilation not counted.
     """
 
@@ -65,11 +65,11 @@ class Chains(NamedTuple):
     compile_seconds: float
 
     def column(self, name: str) -> Shaped[np.ndarray, "chains steps ..."]:
-        """One name's values, chain axis 0."""
+        """The values of one name, chain axis 0."""
         return self.traces.column(name).swapaxes(0, 1)
 
     def energies(self, thin: int) -> Float[np.ndarray, "chains transitions"]:
-        """The energy of every transition, in nats, those between two samples included."""
+        """The energy of every transition in nats, also between samples."""
         energies = self.column("energies" if thin > 1 else "energy")
         return energies.reshape(len(energies), -1)
 
@@ -78,8 +78,8 @@ class Chains(NamedTuple):
         """Seconds of sampling."""
         return float(self.traces.column("seconds").sum())
 
-    def thinned(self, draws: int) -> Float[np.ndarray, "draws dim"]:
-        """`draws` positions at even distances over all chains, one chain after the other."""
+    def thinned_positions(self, draws: int) -> Float[np.ndarray, "draws dim"]:
+        """`draws` evenly spaced positions over all chains, one chain after the other."""
         steps, chains = self.traces.column("log_density").shape
         chosen = np.linspace(0, steps * chains - 1, min(draws, steps * chains)).round().astype(int)
         chain, step = np.divmod(chosen, steps)
@@ -90,10 +90,10 @@ class Chains(NamedTuple):
 
 @dataclass
 class Runner:
-    """A kernel run block by block. A block of a length that has been run before is not compiled again.
+    """Runs a kernel block by block; each block length is compiled once.
 
     Attributes:
-        compile_seconds: spent on compilation so far.
+        compile_seconds: seconds of compilation so far.
     """
 
     kernel: Kernel
@@ -104,13 +104,15 @@ class Runner:
     _compiled: dict[tuple[bool, int], Block] = field(default_factory=dict[tuple[bool, int], Block])
 
     def warm_up(self, state: State, steps: int) -> tuple[State, dict[str, np.ndarray], dict[str, float]]:
-        """Transitions that adapt: the states after them, the traces, and figures to show."""
+        """Runs adapting transitions; returns the states, the traces, and figures for the progress report."""
         run = partial(_scan, self.kernel.warm, 1, steps, None)
         return self._run(run, state, steps, warming=True)
 
     def sample(self, state: State, steps: int) -> tuple[State, dict[str, np.ndarray], dict[str, float]]:
-        """Samples, each of `thin` transitions: as of `warm_up`."""
-        run = partial(_scan, self.kernel.step, self.settings.thin, steps, partial(_kept, self.kernel, self.watch))
+        """Takes samples, each after `thin` transitions; returns the same as `warm_up`."""
+        run = partial(
+            _scan, self.kernel.step, self.settings.thin, steps, partial(_recorded_values, self.kernel, self.watch)
+        )
         return self._run(run, state, steps, warming=False)
 
     def _run(
@@ -126,7 +128,7 @@ class Runner:
         state, trace = jax.block_until_ready(self._compiled[warming, steps](state, self.data))
         seconds = time.perf_counter() - began
         facts = {"acceptance": float(trace["acceptance"].mean()), "divergences": float(trace["diverging"].sum())}
-        columns = {name: _step_first(leaf, self.kernel, grouped) for name, leaf in trace.items()}
+        columns = {name: _step_axis_first(leaf, self.kernel, grouped) for name, leaf in trace.items()}
         return state, columns | {"seconds": np.full(steps, seconds / steps)}, facts
 
 
@@ -143,7 +145,7 @@ def sample_chains(
     """Runs a kernel from several starts.
 
     Args:
-        watch: a function of the position, kept for every sample: predictions at held-out inputs, for the diagnostics.
+        watch: a function of the position, evaluated for every sample: predictions, for the diagnostics.
 
     Raises:
         FitError: the posterior density of a start is zero or not a number.
@@ -152,26 +154,28 @@ def sample_chains(
     init = jax.jit(kernel.init if kernel.lockstep else jax.vmap(kernel.init, in_axes=(0, 0, None)))
     keys = jax.random.split(key, len(starts))
     runner = Runner(kernel, settings, data, watch)
-    warmed = journal.run("warm-up", lambda: init(keys, starts, data), runner.warm_up, settings.warmup, settings.reports)
-    settled = jax.jit(kernel.settle if kernel.lockstep else jax.vmap(kernel.settle))(warmed.state)
-    settled = kernel.split(settled) if kernel.split else settled
+    warmup_passage = journal.run(
+        "warm-up", lambda: init(keys, starts, data), runner.warm_up, settings.warmup, settings.reports
+    )
+    settled_state = jax.jit(kernel.settle if kernel.lockstep else jax.vmap(kernel.settle))(warmup_passage.state)
+    settled_state = kernel.split(settled_state) if kernel.split else settled_state
     blocks = max(settings.reports, math.ceil(settings.samples * starts.nbytes / BLOCK_BYTES))
-    sampled = journal.run("sampling", lambda: settled, runner.sample, settings.samples, blocks)
-    warmup_seconds = float(warmed.traces.column("seconds").sum())
-    return Chains(sampled.state, sampled.traces, warmup_seconds, runner.compile_seconds)
+    sampling_passage = journal.run("sampling", lambda: settled_state, runner.sample, settings.samples, blocks)
+    warmup_seconds = float(warmup_passage.traces.column("seconds").sum())
+    return Chains(sampling_passage.state, sampling_passage.traces, warmup_seconds, runner.compile_seconds)
 
 
 def parameters(target: Target, chains: Chains) -> Any:
-    """All samples as the target's tree of parameters, numpy leaves `[chains, steps, …]`."""
+    """All samples as the target's parameter tree, numpy leaves `[chains, steps, …]`."""
     positions = jnp.asarray(chains.column("position"))
     return jax.device_get(jax.jit(jax.vmap(jax.vmap(target.constrain)))(positions))
 
 
 def check_starts(target: Target, data: Data, starts: Float[Array, "chains dim"]) -> None:
-    """Refuses a start of zero density: a chain cannot leave it.
+    """Refuses a start with zero density, which a chain cannot leave.
 
     Raises:
-        FitError: naming the chain, and whether it is the prior or the likelihood that is not finite.
+        FitError: naming the chain, and whether the prior or the likelihood is not finite.
     """
 
     @jax.jit
@@ -187,16 +191,16 @@ def check_starts(target: Target, data: Data, starts: Float[Array, "chains dim"])
             where="method.start",
             expected="a finite posterior density at every start",
             found=f"{bad.size} of {len(starts)} chains without one",
-            fix='start = "network" or "map"; or check the scale of the data and of the prior',
+            fix='set start = "network" or "map", or check the scale of the data and of the prior',
         )
 
 
 def compile_over_chains(
     function: Callable[[State, Data], Any], method: ChainMethod | None, states: State, data: Data
 ) -> Callable[[State, Data], Any]:
-    """A function of one chain as a compiled function of all: states and results have a leading chain axis.
+    """Compiles a function of one chain as a function of all chains: states and results have a leading chain axis.
 
-    Without a method the function is of all chains as it is.
+    Without a method the function already takes all chains.
     """
     match method:
         case "vectorized":
@@ -214,7 +218,7 @@ def compile_over_chains(
 
 
 def _in_threads(function: Callable[[State, Data], Any], states: State, data: Data) -> Any:
-    """One thread for each chain; XLA leaves Python's lock while it computes. Chains take turns on the devices."""
+    """One thread for each chain; XLA releases Python's lock while it computes. Chains are distributed over the devices."""
     devices = jax.local_devices()
     chains = jax.tree.leaves(states)[0].shape[0]
 
@@ -240,19 +244,19 @@ def _scan(
     state: State,
     data: Data,
 ) -> tuple[State, dict[str, Array]]:
-    return jax.lax.scan(lambda state, _: _several(step, thin, keep, state, data), state, None, length=steps)
+    return jax.lax.scan(lambda state, _: _run_thinned(step, thin, keep, state, data), state, None, length=steps)
 
 
-def _several(
+def _run_thinned(
     step: Block, thin: int, keep: Callable[[State], dict[str, Array]] | None, state: State, data: Data
 ) -> tuple[State, dict[str, Array]]:
-    """`thin` transitions: the state after them, what is kept of it, and figures that stand for all of them."""
+    """Runs `thin` transitions; returns the state, its recorded values, and figures for all of them."""
     if thin == 1:
         state, info = step(state, data)
     else:
         state, infos = jax.lax.scan(lambda state, _: step(state, data), state, None, length=thin)
-        info = {name: _REDUCED.get(name, _last)(leaf) for name, leaf in infos.items()}
-        # Differences between energies that lie `thin` transitions apart say nothing of how slowly a chain moves.
+        info = {name: _REDUCTIONS.get(name, _last)(leaf) for name, leaf in infos.items()}
+        # E-BFMI needs the energy of every transition, not only of every `thin`-th.
         info["energies"] = jnp.moveaxis(infos["energy"], 0, -1)
     return state, info | (keep(state) if keep else {})
 
@@ -261,23 +265,23 @@ def _last(leaf: Array) -> Array:
     return leaf[-1]
 
 
-_REDUCED: dict[str, Callable[[Array], Array]] = {
+_REDUCTIONS: dict[str, Callable[[Array], Array]] = {
     "acceptance": lambda leaf: leaf.mean(axis=0),
     "diverging": lambda leaf: leaf.any(axis=0),
     "leapfrogs": lambda leaf: leaf.sum(axis=0),
 }
-"""What stands for the transitions between two samples; of the rest, the last."""
+"""How figures of the transitions between two samples are combined; others take the last value."""
 
 
-def _kept(kernel: Kernel, watch: Callable[[Vector], Array] | None, state: State) -> dict[str, Array]:
+def _recorded_values(kernel: Kernel, watch: Callable[[Vector], Array] | None, state: State) -> dict[str, Array]:
     position = kernel.position(state)
     if watch is None:
         return {"position": position}
     return {"position": position, "values": jax.vmap(watch)(position) if kernel.lockstep else watch(position)}
 
 
-def _step_first(leaf: Array, kernel: Kernel, grouped: bool) -> np.ndarray:
-    """A trace with the step axis first, chains second."""
+def _step_axis_first(leaf: Array, kernel: Kernel, grouped: bool) -> np.ndarray:
+    """Moves the step axis of a trace to the front; the chain axis is second."""
     values = np.asarray(leaf)
     if grouped:
         groups, steps, chains = values.shape[:3]

@@ -1,7 +1,7 @@
-"""What the training rows and the prior say about a mode: the curvature of both, and the marginal likelihood.
+"""The curvature of likelihood and prior at a mode, and the marginal likelihood.
 
 Symbols are those of `training/inference/methods/laplace.py`: G the generalised Gauss-Newton matrix, P the curvature of
-the prior, τ what multiplies P.
+the prior, τ the multiplier of P.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from abstain.training.runs.journal import Journal
 
 CHUNK_ROWS = 512
 CHUNK_BYTES = 32_000_000
-"""Of the Jacobians of one chunk of rows."""
+"""The largest size of the Jacobians of a chunk of rows."""
 MULTIPLIERS = (1e-6, 1e6)
-"""Where τ is looked for."""
+"""The search interval of τ."""
 PRIOR_DRAWS = 4_096
 
 Parts = list[Array]
-"""The unconstrained values of all sites, each in its shape."""
+"""The unconstrained values of each site, in its shape."""
 Root = Callable[[Parts, Array], Float[Array, " roots"]]
 Matrix = Float[np.ndarray, " subset"] | Float[np.ndarray, "subset subset"]
-"""A diagonal, or the whole."""
+"""A diagonal, or a full matrix."""
 
 
 class Curvature(NamedTuple):
-    """What the training rows say about the mode; sums over the first `rows` of them."""
+    """Sums over the first `rows` training rows at the mode."""
 
     log_likelihood: Float[np.ndarray, ""]
     matrix: Matrix
@@ -49,10 +49,10 @@ class Curvature(NamedTuple):
 
 
 class LocalPrior(NamedTuple):
-    """The prior of the subset about the mode: its log density (nats) there, its slope and its precision.
+    """The prior of the subset at the mode: log density (nats), slope and precision.
 
     Attributes:
-        scaled: whether τ multiplies the precision: the network's parameters, not the noise and inferred scales.
+        scaled: whether τ multiplies the precision: true for the network's parameters, not for noise and scales.
     """
 
     log_density: float
@@ -62,7 +62,7 @@ class LocalPrior(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """The log marginal likelihood of the training rows (nats), and the multiplier τ that it is of."""
+    """The log marginal likelihood of the training rows (nats) at the multiplier τ."""
 
     multiplier: float
     log_evidence: float
@@ -77,20 +77,20 @@ def sum_curvature(
         FitError: a sum is not finite.
     """
     target, train = problem.target, problem.train
-    places = [target.sites.index(site) for site in sites]
+    indices = [target.sites.index(site) for site in sites]
     subset = sum(site.last - site.first for site in sites)
     total, full = len(train.y), settings.subset == "last_layer"
     roots = max(2, len(problem.bnn.model.class_names))
     fitting = CHUNK_BYTES // (8 * roots * subset) if full else CHUNK_ROWS
     size = max(1, min(CHUNK_ROWS, fitting, math.ceil(total / settings.reports)))
-    parts = split(target, mode)
-    add = partial(outer_products if full else squares, fisher_root(problem), places)
+    parts = split_by_site(target, mode)
+    add = partial(outer_products if full else squares, fisher_root(problem), indices)
 
     @jax.jit
     def of_chunk(parts: Parts, first: Array, end: Array, train: Observations) -> tuple[Array, Array]:
         rows = first + jnp.arange(size)
         chunk, weights = train.take(jnp.minimum(rows, total - 1)), (rows < end).astype(jnp.float32)
-        log_probs = target.log_likelihood(joined(target, parts), chunk)
+        log_probs = target.log_likelihood(join_parts(target, parts), chunk)
         return (weights * log_probs).sum(), add(parts, chunk.x, weights)
 
     def start() -> Curvature:
@@ -105,7 +105,7 @@ def sum_curvature(
         after = Curvature(np.asarray(log_likelihood), matrix, np.int64(done + count))
         return after, {"rows": np.array([done + count])}, {"log_likelihood": log_likelihood / (done + count)}
 
-    # The search may be lengthened on resuming; the sums about its earlier end are then of no use, hence the name.
+    # The name has the steps, because the sums are useless after the search has been lengthened.
     sums = journal.run(f"curvature-{settings.steps}", start, block, total, settings.reports).state
     if not (np.isfinite(sums.log_likelihood) and np.isfinite(sums.matrix).all()):
         raise FitError(
@@ -118,35 +118,37 @@ def sum_curvature(
 
 
 def fisher_root(problem: Problem) -> Root:
-    """A function of the parameters and an input whose Jacobian D gives a row's share of G: Dᵀ D = Jᵀ Λ J."""
+    """A function of parameters and input whose Jacobian D gives a row's term of G: Dᵀ D = Jᵀ Λ J."""
     target, model = problem.target, problem.bnn.model
 
     def root(parts: Parts, x: Array) -> Array:
-        draw = as_draw(joined(target, parts))
+        draw = as_draw(join_parts(target, parts))
         outputs: Any = model.module.apply({"params": draw["network"]}, x)
-        return root_of_law(model.likelihood_functions, outputs, draw.get("noise", jnp.float32(0)))
+        return likelihood_root(model.likelihood_functions, outputs, draw.get("noise", jnp.float32(0)))
 
     return root
 
 
-def root_of_law(law: Likelihood, outputs: Float[Array, " outputs"], noise: Float[Array, ""]) -> Float[Array, " roots"]:
-    """Coordinates of what is predicted in which its Fisher information is the identity: R = ∂ root, Λ = Rᵀ R.
+def likelihood_root(
+    likelihood: Likelihood, outputs: Float[Array, " outputs"], noise: Float[Array, ""]
+) -> Float[Array, " roots"]:
+    """Transforms a prediction so that its Fisher information becomes the identity: R = ∂ root, Λ = Rᵀ R.
 
     For classes Λ = Σ p (∂ log p)(∂ log p)ᵀ = Σ (∂ 2√p)(∂ 2√p)ᵀ, and for a normal Λ = ∂m ∂mᵀ / v + ∂v ∂vᵀ / 2v².
     """
-    parts = law.predict(outputs, noise)
-    if law.task == "classification":
+    parts = likelihood.predict(outputs, noise)
+    if likelihood.task == "classification":
         return 2 * jnp.exp(parts / 2)
     mean, variance = parts
     return jnp.stack([mean / jnp.sqrt(jax.lax.stop_gradient(variance)), jnp.log(variance) / jnp.sqrt(2)])
 
 
-def squares(root: Root, places: Sequence[int], parts: Parts, x: Array, weights: Array) -> Float[Array, " subset"]:
-    """The diagonal of Σ Dᵀ D: one gradient after the other, squared as it is made, so that no Jacobian is kept."""
-    chosen = [parts[place] for place in places]
+def squares(root: Root, indices: Sequence[int], parts: Parts, x: Array, weights: Array) -> Float[Array, " subset"]:
+    """The diagonal of Σ Dᵀ D, summed gradient by gradient, so that no Jacobian is kept."""
+    chosen = [parts[index] for index in indices]
 
     def of_row(sums: Parts, row: tuple[Array, Array]) -> tuple[Parts, None]:
-        value, pull = jax.vjp(lambda chosen: root(replaced(parts, places, chosen), row[0]), chosen)
+        value, pull = jax.vjp(lambda chosen: root(replace_parts(parts, indices, chosen), row[0]), chosen)
 
         def of_root(sums: Parts, unit: Array) -> tuple[Parts, None]:
             (gradient,) = pull(unit)
@@ -159,13 +161,13 @@ def squares(root: Root, places: Sequence[int], parts: Parts, x: Array, weights: 
 
 
 def outer_products(
-    root: Root, places: Sequence[int], parts: Parts, x: Array, weights: Array
+    root: Root, indices: Sequence[int], parts: Parts, x: Array, weights: Array
 ) -> Float[Array, "subset subset"]:
     """Σ Dᵀ D over some rows."""
 
     def of_row(row: Array, weight: Array) -> Array:
-        chosen = [parts[place] for place in places]
-        jacobian = jax.jacrev(lambda chosen: root(replaced(parts, places, chosen), row))(chosen)
+        chosen = [parts[index] for index in indices]
+        jacobian = jax.jacrev(lambda chosen: root(replace_parts(parts, indices, chosen), row))(chosen)
         return weight * jnp.concatenate([part.reshape(len(part), -1) for part in jacobian], axis=1)
 
     stacked = jax.vmap(of_row)(x, weights)
@@ -174,22 +176,24 @@ def outer_products(
 
 
 def local_prior(target: Target, mode: Vector, sites: Sequence[Site]) -> LocalPrior:
-    """The prior of some sites about the mode; it is taken to be independent over their numbers."""
+    """The prior of some sites at the mode, assumed independent over their values."""
     parts = [mode[site.first : site.last].reshape(site.shape) for site in sites]
 
     @jax.jit
-    def look(parts: Parts) -> tuple[Array, Parts, Parts]:
+    def evaluate_prior(parts: Parts) -> tuple[Array, Parts, Parts]:
         def density(parts: Parts) -> Array:
             return jnp.stack([site_log_prior(site, part) for site, part in zip(sites, parts, strict=True)]).sum()
 
         value, slope = jax.value_and_grad(density)(parts)
-        _, bend = jax.jvp(jax.grad(density), (parts,), ([jnp.ones_like(part) for part in parts],))
-        return value, slope, bend
+        _, second_derivative = jax.jvp(jax.grad(density), (parts,), ([jnp.ones_like(part) for part in parts],))
+        return value, slope, second_derivative
 
-    value, slope, bend = look(parts)
-    laws = jax.tree.leaves(target.priors, is_leaf=lambda leaf: isinstance(leaf, dist.Distribution))
-    floors = [least_precision(site, laws[target.sites.index(site)]) for site in sites]
-    precisions = [np.maximum(-np.asarray(part), floor).ravel() for part, floor in zip(bend, floors, strict=True)]
+    value, slope, second_derivative = evaluate_prior(parts)
+    priors = jax.tree.leaves(target.priors, is_leaf=lambda leaf: isinstance(leaf, dist.Distribution))
+    floors = [least_precision(site, priors[target.sites.index(site)]) for site in sites]
+    precisions = [
+        np.maximum(-np.asarray(part), floor).ravel() for part, floor in zip(second_derivative, floors, strict=True)
+    ]
     scaled = [np.full(site.last - site.first, site.path.startswith("network.")) for site in sites]
     return LocalPrior(
         float(value),
@@ -206,21 +210,21 @@ def site_log_prior(site: Site, unconstrained: Array) -> Float[Array, ""]:
     return density if site.is_real else density + site.bijection.log_abs_det_jacobian(unconstrained, parameter).sum()
 
 
-def least_precision(site: Site, law: dist.Distribution) -> np.ndarray:
-    """That of the normal with the prior's central 90 % interval; 0 for a normal, whose curvature is its precision.
+def least_precision(site: Site, prior: dist.Distribution) -> np.ndarray:
+    """The precision of the normal with the prior's central 90 % interval; 0 for a normal prior.
 
     Args:
-        law: the prior before it was expanded to the site's shape.
+        prior: before it was expanded to the site's shape.
     """
     if site.is_real and isinstance(getattr(site.prior, "base_dist", site.prior), dist.Normal):
         return np.zeros(())
-    values = site.bijection.inv(law.sample(jax.random.key(0), (PRIOR_DRAWS,)))
+    values = site.bijection.inv(prior.sample(jax.random.key(0), (PRIOR_DRAWS,)))
     low, high = np.quantile(np.asarray(values, np.float64), [0.05, 0.95], axis=0)
     return np.asarray((2 * 1.6449 / (high - low)) ** 2)
 
 
-def weigh(curvature: Curvature, prior: LocalPrior, *, choose: bool) -> Evidence:
-    """The log evidence, at the τ that maximises it or, where there is nothing to choose, at τ = 1."""
+def compute_evidence(curvature: Curvature, prior: LocalPrior, *, choose: bool) -> Evidence:
+    """The log evidence at the τ that maximises it, or at τ = 1 if `choose` is false."""
     scaled, precision = prior.scaled, prior.precision
     if curvature.matrix.ndim == 2:
         root = np.sqrt(precision)
@@ -239,7 +243,7 @@ def weigh(curvature: Curvature, prior: LocalPrior, *, choose: bool) -> Evidence:
 
 
 def best_multiplier(ratios: Float[np.ndarray, " subset"], penalty: float) -> float:
-    """The root τ of Σ λ / (λ + τ) = τ · penalty, or the end of `MULTIPLIERS` beyond which it lies."""
+    """The root τ of Σ λ / (λ + τ) = τ · penalty, or the nearer end of `MULTIPLIERS` if it lies outside."""
 
     def excess(log_multiplier: float) -> float:
         multiplier = math.exp(log_multiplier)
@@ -254,20 +258,20 @@ def best_multiplier(ratios: Float[np.ndarray, " subset"], penalty: float) -> flo
     return math.exp(float(root))
 
 
-def split(target: Target, z: Vector) -> Parts:
-    """A vector's numbers by site."""
+def split_by_site(target: Target, z: Vector) -> Parts:
+    """Splits a vector into the values of each site."""
     return [z[site.first : site.last].reshape(site.shape) for site in target.sites]
 
 
-def replaced(parts: Parts, places: Sequence[int], chosen: Parts) -> Parts:
-    """The parts, those at some places exchanged."""
+def replace_parts(parts: Parts, indices: Sequence[int], chosen: Parts) -> Parts:
+    """Replaces the parts at some indices."""
     after = list(parts)
-    for place, part in zip(places, chosen, strict=True):
-        after[place] = part
+    for index, part in zip(indices, chosen, strict=True):
+        after[index] = part
     return after
 
 
-def joined(target: Target, parts: Parts) -> Parameters:
-    """The parameters that the parts stand for; unlike `constrain`, no gradient is as long as the vector."""
+def join_parts(target: Target, parts: Parts) -> Parameters:
+    """The parameters of the parts; unlike in `constrain`, no gradient has the length of the vector."""
     structure = jax.tree.structure(target.priors, is_leaf=lambda leaf: isinstance(leaf, dist.Distribution))
     return jax.tree.unflatten(structure, [site.bijection(part) for site, part in zip(target.sites, parts, strict=True)])

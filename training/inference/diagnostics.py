@@ -1,8 +1,8 @@
-"""Diagnostics of Markov chains, of parameters and, what decides, of predictions.
+"""Diagnostics of Markov chains: of predictions, which decide, and of parameters.
 
 A network's parameters are not identified (its units can be permuted), so chains that agree on every prediction may
-disagree on every weight. What decides is therefore function space: each class's probability, or the mean, at held-out
-inputs. R-hat and ESS are the rank-normalised ones of Vehtari et al. (2021), E-BFMI is Betancourt's (2016), all by ArviZ.
+disagree on every weight. So convergence is judged in function space: by each class's probability, or the mean, at
+calibration inputs. R-hat and ESS are the rank-normalised ones of Vehtari et al. (2021), E-BFMI is Betancourt's (2016), all by ArviZ.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from abstain.training.inference.chains import Chains
 from abstain.training.inference.target import Target, Vector
 
 arviz: Any = array_stats
-"""Typed in part."""
+"""ArviZ is only partly typed."""
 FUNCTION_ROWS = 50
 PARAMETERS = 1_000
-"""Of a larger network, so many parameters at even distances are looked at."""
+"""The largest number of parameters that are checked; of more, evenly spaced ones."""
 
 TAIL = (0.05, 0.95)
 RHAT_LIMIT, ESS_LIMIT = 1.01, 400.0
@@ -40,7 +40,7 @@ Values = Float[np.ndarray, "chains samples values"]
 
 
 def function_values(bnn: BNN, z: Vector, x: Float[Array, "rows ..."]) -> Float[Array, " values"]:
-    """What a vector's network predicts at some inputs: each class's probability, or the mean (standardised)."""
+    """Predictions of a vector's network at some inputs: each class's probability, or the mean (standardised)."""
     draw, model = as_draw(bnn.target.constrain(z)), bnn.model
     module = network(model)
     outputs = jax.vmap(lambda row: module.apply({"params": draw["network"]}, row))(x)
@@ -51,14 +51,14 @@ def function_values(bnn: BNN, z: Vector, x: Float[Array, "rows ..."]) -> Float[A
 
 @dataclass(frozen=True)
 class Convergence:
-    """What chains say of some values, the worst over those that vary; None where none does, infinite where it cannot be known.
+    """The convergence of some values, the worst over those that vary; None if none varies, infinite if it is not known.
 
     Attributes:
         rhat: the largest R-hat.
-        ess_bulk: the least.
-        ess_tail: the least.
+        ess_bulk: the smallest bulk ESS.
+        ess_tail: the smallest tail ESS.
         mcse: the largest Monte Carlo standard error of a mean, in posterior standard deviations.
-        ess_per_second: the least bulk ESS, of sampling.
+        ess_per_second: the smallest bulk ESS per second of sampling.
         values: how many values vary.
     """
 
@@ -70,7 +70,7 @@ class Convergence:
     values: int
 
     def to_json(self) -> dict[str, JsonValue]:
-        """The figures by their names."""
+        """The numbers by name."""
         return {
             "rhat": self.rhat,
             "ess_bulk": self.ess_bulk,
@@ -83,11 +83,11 @@ class Convergence:
 
 @dataclass(frozen=True)
 class TreeDepth:
-    """The trees that NUTS has built.
+    """The depth of the trees of NUTS.
 
     Attributes:
         mean: over samples.
-        hits: how many samples came to the largest depth.
+        hits: how many samples reached the largest depth.
     """
 
     mean: float
@@ -96,15 +96,15 @@ class TreeDepth:
 
 @dataclass(frozen=True)
 class ChainDiagnostics:
-    """What there is to say about chains.
+    """The diagnostics of chains.
 
     Attributes:
-        function: of predictions, which decides.
-        parameters: of parameters, or of some of many.
+        function: convergence of predictions, which decides.
+        parameters: convergence of parameters, or of some of them.
         samples: of all chains together.
-        divergences: transitions.
+        divergences: number of divergent transitions.
         acceptance: each chain's mean.
-        ebfmi: each chain's; empty where it says nothing.
+        ebfmi: of each chain; empty if it does not apply.
         trace: each chain's log posterior density (nats) at some steps.
         tree_depth: of NUTS alone.
     """
@@ -124,7 +124,7 @@ class ChainDiagnostics:
     tree_depth: TreeDepth | None = None
 
     def to_json(self) -> dict[str, JsonValue]:
-        """What a manifest keeps."""
+        """The JSON in a manifest."""
         found: dict[str, JsonValue] = {
             "function": self.function.to_json(),
             "parameters": self.parameters.to_json(),
@@ -145,7 +145,7 @@ class ChainDiagnostics:
 
 
 def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -> ChainDiagnostics:
-    """The diagnostics of all samples of chains."""
+    """Computes the diagnostics of all samples."""
     seconds = chains.seconds
     acceptance, energy = chains.column("acceptance"), chains.energies(settings.thin).astype(np.float64)
     leapfrogs = chains.column("leapfrogs")
@@ -163,7 +163,7 @@ def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -
         sampling_seconds=seconds,
         compile_seconds=chains.compile_seconds,
         trace=_trace(chains),
-        # Of several transitions between two samples only the sum is known: then these are of their mean.
+        # With thinning only the sum of the leapfrogs of several transitions is known, so their mean is used.
         tree_depth=None if depth is None else _tree_depth(leapfrogs / settings.thin, depth),
     )
 
@@ -174,7 +174,7 @@ def _tree_depth(leapfrogs: Float[np.ndarray, "chains samples"], largest: int) ->
 
 
 def ebfmi(energies: Float[np.ndarray, "chains transitions"]) -> list[float]:
-    """Each chain's E-BFMI (Betancourt, 2016), of all its transitions; 0 where the energy never changes."""
+    """Each chain's E-BFMI (Betancourt, 2016) over all its transitions; 0 if the energy never changes."""
     changing = np.ptp(energies, axis=1) > 0
     found = np.zeros(len(energies))
     if changing.any():
@@ -183,7 +183,7 @@ def ebfmi(energies: Float[np.ndarray, "chains transitions"]) -> list[float]:
 
 
 def chain_shortfalls(facts: ChainDiagnostics) -> tuple[Shortfall, ...]:
-    """What chains lack to be relied on; function space decides, not the parameters."""
+    """The shortfalls of chains, judged in function space, not by parameters."""
     lacking: list[Shortfall] = []
 
     def lacks(code: ShortfallCode, text: str) -> None:
@@ -200,7 +200,7 @@ def chain_shortfalls(facts: ChainDiagnostics) -> tuple[Shortfall, ...]:
         if ess is not None and not ess >= ESS_LIMIT:
             lacks(
                 "ess",
-                f"the samples of predictions are worth too few independent ones: {kind} ESS is {ess:.0f}, "
+                f"the samples of predictions have too small an effective size: {kind} ESS is {ess:.0f}, "
                 f"below {ESS_LIMIT:.0f}; take more samples",
             )
     if facts.divergences > DIVERGENT_SHARE * facts.samples:
@@ -209,10 +209,10 @@ def chain_shortfalls(facts: ChainDiagnostics) -> tuple[Shortfall, ...]:
             f"{facts.divergences} of {facts.samples} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
             "parts of the posterior may be missing; raise target_acceptance or lower step_size",
         )
-    low = [place for place, value in enumerate(facts.ebfmi) if value < EBFMI_LIMIT]
+    low = [index for index, value in enumerate(facts.ebfmi) if value < EBFMI_LIMIT]
     if low:
         lacks("e_bfmi", f"chain {low[0]} moves slowly between energies: E-BFMI is below {EBFMI_LIMIT}")
-    stuck = [place for place, value in enumerate(facts.acceptance) if not value >= ACCEPTANCE_LIMIT]
+    stuck = [index for index, value in enumerate(facts.acceptance) if not value >= ACCEPTANCE_LIMIT]
     if stuck:
         lacks(
             "acceptance",
@@ -225,7 +225,7 @@ def chain_shortfalls(facts: ChainDiagnostics) -> tuple[Shortfall, ...]:
 def summary(values: Values, seconds: float) -> Convergence:
     """The worst rank-normalised split R-hat, the least ESS and the largest MCSE, over the values that vary at all.
 
-    Where a chain never moves, R-hat and MCSE are infinite.
+    If a chain never moves, R-hat and MCSE are infinite.
     """
     varying = _varying(values)
     if not varying.size:
@@ -245,10 +245,10 @@ def summary(values: Values, seconds: float) -> Convergence:
 
 
 class Agreement(NamedTuple):
-    """How well chains agree about each prediction that varies at all, for the report's pictures.
+    """How well chains agree about each prediction that varies, for the report's plots.
 
-    `worst` and `best` are the rank histograms of the predictions of the largest and of the smallest R-hat: how many of
-    each chain's samples fall into each of `RANK_BINS` equal parts of the ranks among all chains' samples (Vehtari et
+    `worst` and `best` are the rank histograms of the predictions with the largest and the smallest R-hat: how many of
+    each chain's samples fall into each of `RANK_BINS` equal parts of the ranks over all chains' samples (Vehtari et
     al., 2021, §4.1).
     """
 
@@ -260,29 +260,29 @@ class Agreement(NamedTuple):
 
 
 def agreement(values: Values) -> Agreement | None:
-    """The agreement of chains about what was watched; None where nothing varies."""
+    """The agreement of chains about the recorded values; None if none varies."""
     varying = _varying(values)
     if not varying.size:
         return None
     rhat, ess_bulk, ess_tail = _rhat_and_ess(varying)
     order = np.argsort(rhat, kind="stable")
-    worst, best = (rank_histogram(varying[..., place]) for place in (order[-1], order[0]))
+    worst, best = (rank_histogram(varying[..., index]) for index in (order[-1], order[0]))
     return Agreement(rhat, ess_bulk, ess_tail, worst, best)
 
 
 def rank_histogram(
     values: Float[np.ndarray, "chains samples"], bins: int = RANK_BINS
 ) -> Int[np.ndarray, "chains bins"]:
-    """How many samples of each chain have a rank, among all chains' samples, in each of some equal parts; ties share theirs."""
+    """Counts each chain's samples in equal parts of the ranks over all chains' samples; ties share their mean rank."""
     shares = (rankdata(values).reshape(values.shape) - 0.5) / values.size
     parts = (shares * bins).astype(int)
     return np.stack([np.bincount(chain, minlength=bins) for chain in parts])
 
 
 def _varying(values: Values) -> Float[np.ndarray, "chains samples varying"]:
-    """The values that are not the same in every sample, in float64.
+    """The values that vary over samples, in float64.
 
-    A probability that float32 rounds to 0 or 1 in every draw has no variance, hence no R-hat, and nothing to settle.
+    A probability that float32 rounds to 0 or 1 in every draw has no variance and no R-hat.
     """
     return values.astype(np.float64)[..., np.ptp(values, axis=(0, 1)) > 0]
 
@@ -292,8 +292,8 @@ def _rhat_and_ess(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each value's rank-normalised split R-hat, bulk ESS and tail ESS.
 
-    R-hat is infinite where it cannot be computed, and for every value if a chain never moves: what that chain would
-    still find, nothing says. The ESS is 0 where it cannot be computed.
+    R-hat is infinite if it cannot be computed, and for every value if a chain never moves. The ESS is 0 if it cannot
+    be computed.
     """
     rhat = _finite(_quietly(arviz.rhat, varying, method="rank"), np.inf)
     standing = np.ptp(varying, axis=1) == 0
@@ -304,7 +304,7 @@ def _rhat_and_ess(
 
 
 def _quietly(statistic: Any, values: np.ndarray, **settings: Any) -> np.ndarray:
-    """A statistic of ArviZ without numpy's warnings: chains that stand still have no variance to divide by."""
+    """Computes a statistic of ArviZ without numpy's warnings about chains without variance."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(statistic(values, chain_axis=0, draw_axis=1, **settings), np.float64)
 
@@ -314,7 +314,7 @@ def _finite(values: np.ndarray, otherwise: float) -> np.ndarray:
 
 
 def rhat_text(rhat: float | None) -> str:
-    """An R-hat in words; one that was read from a manifest is None where it was infinite: JSON has no infinity."""
+    """Formats an R-hat; None, as an infinite value is in a manifest's JSON, is "infinite"."""
     return "infinite" if rhat is None or np.isinf(rhat) else f"{rhat:.3f}"
 
 
@@ -334,17 +334,17 @@ def table(names: list[str], values: Values, seconds: float) -> list[dict[str, fl
     quantiles = np.quantile(exact, [0.025, 0.25, 0.5, 0.75, 0.975], axis=(0, 1))
     columns |= dict(zip(("2.5%", "25%", "50%", "75%", "97.5%"), quantiles, strict=True))
     return [
-        {"name": name} | {column: float(numbers[place]) for column, numbers in columns.items()}
-        for place, name in enumerate(names)
+        {"name": name} | {column: float(numbers[index]) for column, numbers in columns.items()}
+        for index, name in enumerate(names)
     ]
 
 
 def parameter_names(target: Target) -> list[str]:
     """The name of every number of the vector: `network.Dense_0.kernel[0,1]`."""
     return [
-        f"{site.path}[{','.join(map(str, place))}]" if place else site.path
+        f"{site.path}[{','.join(map(str, index))}]" if index else site.path
         for site in target.sites
-        for place in np.ndindex(site.shape)
+        for index in np.ndindex(site.shape)
     ]
 
 
@@ -355,7 +355,7 @@ def _some_parameters(chains: Chains, dim: int) -> Values:
 
 
 def _trace(chains: Chains) -> tuple[tuple[float, ...], ...]:
-    """Each chain's log posterior density at up to 200 steps at even distances, for the report's picture."""
+    """Each chain's log posterior density at up to 200 evenly spaced steps, for the report's plot."""
     densities = chains.column("log_density")
-    places = np.linspace(0, densities.shape[1] - 1, min(200, densities.shape[1])).round().astype(int)
-    return tuple(tuple(chain) for chain in densities[:, places].tolist())
+    indices = np.linspace(0, densities.shape[1] - 1, min(200, densities.shape[1])).round().astype(int)
+    return tuple(tuple(chain) for chain in densities[:, indices].tolist())

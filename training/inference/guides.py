@@ -1,4 +1,4 @@
-"""Guides, the normals that variational inference fits to a posterior, and the objective that they are fitted by.
+"""Guides, the normals that variational inference fits to a posterior, and their objective.
 
 mean_field   independent: N(m, diag s²)
 low_rank     N(m, diag s² + F Fᵀ), F of a few columns (Ong et al., 2018)
@@ -9,7 +9,7 @@ The objective is the evidence lower bound with a weight on its KL term (Blundell
     ELBO(q) = N · E_q[mean log p(y | x, θ)] − kl_weight · KL(q ‖ prior),   KL = −H(q) − E_q[log prior]
 
 The entropy H is exact; so is E_q[log prior] for normal priors, whose expectation needs only the guide's means and
-variances. For other priors it is the mean over the gradient's own draws. A weight w < 1 fits q to the colder posterior
+variances. For other priors it is the mean over the gradient's draws. A weight w < 1 fits q to the colder posterior
 p(y | x, θ)^(1/w) p(θ).
 """
 
@@ -26,34 +26,34 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from abstain.models.errors import ConfigError
 from abstain.training.config.methods import VIConfig
 from abstain.training.inference.bnn import Observations
-from abstain.training.inference.optimization import descend, described
+from abstain.training.inference.optimization import descend, summarize_descent
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.target import Site, Target
-from abstain.training.inference.tracking import Views, progress_report, views
+from abstain.training.inference.tracking import TrackedRows, progress_report, tracked_training_rows
 from abstain.training.runs.journal import Journal
 
 MONITOR_DRAWS = 10
 Guide = dict[str, Array]
-"""What is optimised."""
+"""The optimised parameters of a guide."""
 FULL_RANK_LIMIT = 5_000
 """Parameters beyond which L (100 MB at this size, three times that with Adam) is refused."""
 
 
 def guide_at(loc: Float[Array, " dim"], settings: VIConfig) -> Guide:
-    """A guide about a place, its standard deviations `init_scale`, without correlations."""
+    """A guide with mean `loc` and standard deviations `init_scale`, without correlations."""
     raw = jnp.full_like(loc, inverse_softplus(settings.init_scale))
     match settings.family:
         case "mean_field":
             return {"loc": loc, "raw_scale": raw}
         case "low_rank":
-            # Not zero, where the gradient of F would be zero too; small beside the diagonal.
+            # Not zero, because the gradient of F would be zero too; small compared with the diagonal.
             factor = jax.random.normal(jax.random.key(0), (loc.size, settings.rank))
             return {"loc": loc, "raw_scale": raw, "factor": factor * settings.init_scale / 10 / settings.rank**0.5}
         case "full_rank":
             return {"loc": loc, "raw_scale": raw, "below": jnp.zeros((loc.size, loc.size))}
 
 
-def law(guide: Guide) -> dist.Distribution:
+def guide_distribution(guide: Guide) -> dist.Distribution:
     """The guide's distribution."""
     scale = jax.nn.softplus(guide["raw_scale"])
     if "factor" in guide:
@@ -78,7 +78,7 @@ def fit_guides(
     journal: Journal,
     name: str = "vi",
 ) -> tuple[Guide, dict[str, Any]]:
-    """A guide from each start (leading axis), and what there is to say of the fit.
+    """Fits a guide from each start (leading axis); returns also the diagnostics of the fit.
 
     Raises:
         ConfigError: `full_rank` over too many parameters.
@@ -86,17 +86,20 @@ def fit_guides(
     target, rows = problem.target, len(problem.train.y)
     if settings.family == "full_rank" and target.dim > FULL_RANK_LIMIT:
         raise ConfigError(
-            "method.family", expected=f"at most {FULL_RANK_LIMIT} parameters for full_rank", found=target.dim
+            "method.family",
+            expected=f"at most {FULL_RANK_LIMIT} parameters for full_rank",
+            found=target.dim,
+            fix='use "low_rank"',
         )
 
     def loss(guide: Guide, key: PRNGKeyArray, batch: Observations) -> Array:
-        zs = jnp.asarray(law(guide).sample(key, (settings.particles,)))
+        zs = jnp.asarray(guide_distribution(guide).sample(key, (settings.particles,)))
         fitted = jax.vmap(lambda z: target.log_likelihood(target.constrain(z), batch).mean())(zs).mean()
         return -fitted + settings.kl_weight / rows * kl_divergence(target, guide, zs)
 
-    def report(guide: Guide, key: PRNGKeyArray, seen: Views) -> dict[str, Array]:
-        zs = jnp.asarray(law(guide).sample(key, (MONITOR_DRAWS,)))
-        return progress_report(problem.bnn, zs, seen) | {"kl_divergence": kl_divergence(target, guide, zs)}
+    def report(guide: Guide, key: PRNGKeyArray, tracked_rows: TrackedRows) -> dict[str, Array]:
+        zs = jnp.asarray(guide_distribution(guide).sample(key, (MONITOR_DRAWS,)))
+        return progress_report(problem.bnn, zs, tracked_rows) | {"kl_divergence": kl_divergence(target, guide, zs)}
 
     start = jax.jit(jax.vmap(lambda loc: guide_at(loc, settings)))(locs)
     guides, traces = descend(
@@ -108,16 +111,19 @@ def fit_guides(
         settings,
         journal,
         report=report,
-        seen=views(problem),
+        tracked_rows=tracked_training_rows(problem),
         augment=problem.augment,
         chain_method=settings.chain_method,
     )
-    return guides, described(traces) | {"loss_unit": "negative ELBO per training row, nats", "starts": settings.starts}
+    return guides, summarize_descent(traces) | {
+        "loss_unit": "negative ELBO per training row, nats",
+        "starts": settings.starts,
+    }
 
 
 def kl_divergence(target: Target, guide: Guide, zs: Float[Array, "draws dim"]) -> Float[Array, ""]:
-    """KL(q ‖ prior) in nats, over all parameters; exact where their priors are normal, else by the draws `zs`."""
-    q = law(guide)
+    """KL(q ‖ prior) in nats, over all parameters; exact for normal priors, else estimated from the draws `zs`."""
+    q = guide_distribution(guide)
     mean, variance = guide["loc"], jnp.asarray(q.variance)
     expected = jnp.float32(0)
     for site in target.sites:
@@ -139,10 +145,10 @@ def _site_log_prior(site: Site, values: Array) -> Array:
 
 
 def sample_guides(key: PRNGKeyArray, guides: Guide, draws: int) -> Float[Array, "draws dim"]:
-    """Draws pooled over guides in near-equal numbers, one guide after the other."""
+    """Pools draws of all guides in nearly equal numbers, one guide after the other."""
     starts = jax.tree.leaves(guides)[0].shape[0]
     each = -(-draws // starts)
     keys = jax.random.split(key, starts)
-    zs = jax.jit(jax.vmap(lambda key, guide: law(guide).sample(key, (each,))))(keys, guides)
+    zs = jax.jit(jax.vmap(lambda key, guide: guide_distribution(guide).sample(key, (each,))))(keys, guides)
     flat = zs.reshape(-1, zs.shape[-1])
     return flat[np.linspace(0, len(flat) - 1, draws).round().astype(int)]

@@ -1,7 +1,7 @@
 """Stochastic gradients: the descent that `map`, `ensemble`, `laplace`, `vi` and every warm start share.
 
-Several members descend side by side, each from its own start and through its own order of the rows: epochs, each in a
-new order. All steps between two reports are one compiled scan.
+Several members descend in parallel, each from its own start and with its own order of the rows, new in each epoch. All
+steps between two reports are one compiled scan.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from abstain.training.config.methods import ChainMethod, Optimisation
 from abstain.training.data.augmentation import Augment
 from abstain.training.inference.bnn import Observations
 from abstain.training.inference.chains import compile_over_chains
-from abstain.training.inference.tracking import Views
+from abstain.training.inference.tracking import TrackedRows
 from abstain.training.runs.journal import Journal, Traces
 
 Scalar = Float[Array, ""]
@@ -30,11 +30,11 @@ Loss = Callable[[Any, PRNGKeyArray, Observations], Scalar]
 
 
 AUGMENT = 2**31 - 1
-"""Folded into a member's key for its augmentation; steps and reports fold in other numbers."""
+"""Folded into a member's key for augmentation; steps and reports fold in other numbers."""
 
 
 class Descent(NamedTuple):
-    """One member on its way; a descent of several has a leading member axis."""
+    """The state of one member's descent; for several members with a leading member axis."""
 
     parameters: Any
     optimiser: Any
@@ -53,33 +53,33 @@ def descend(
     settings: Optimisation,
     journal: Journal,
     *,
-    report: Callable[[Any, PRNGKeyArray, Views], dict[str, Array]],
-    seen: Views,
-    score: Callable[[Any, Views], Scalar] | None = None,
+    report: Callable[[Any, PRNGKeyArray, TrackedRows], dict[str, Array]],
+    tracked_rows: TrackedRows,
+    score: Callable[[Any, TrackedRows], Scalar] | None = None,
     chosen: Int[np.ndarray, " rows"] | None = None,
     augment: Augment | None = None,
     chain_method: ChainMethod = "sequential",
 ) -> tuple[Any, Traces]:
-    """Descends from `parameters` (with a leading member axis) to where the loss is low.
+    """Minimises the loss, starting from `parameters` (with a leading member axis).
 
     Args:
-        name: of the passage in the journal.
+        name: name of the passage in the journal.
         report: figures of one member's parameters, taken between blocks.
-        seen: the rows that `report` and `score` look at.
-        score: higher is better; of the parameters at every report, the best are returned. Without it, the last.
-        chosen: which rows of the data are learned from; all, if left out.
-        augment: changes the rows of every step, anew each time they come.
+        tracked_rows: the rows for `report` and `score`.
+        score: higher is better; the best parameters of all reports are returned. Without it, the last.
+        chosen: indices of the rows to learn from; all rows if None.
+        augment: changes the rows of every step at random.
 
     Returns:
         The members' parameters, and the traces: `loss` `[steps, members]`, and the reports `[reports, members]`.
 
     Raises:
-        FitError: the loss is not finite; it says at which step, the last good loss, and what to lower.
+        FitError: the loss is not finite; names the step, the last finite loss, and what to lower.
     """
     members = jax.tree.leaves(parameters)[0].shape[0]
     chosen = np.arange(len(data.y), dtype=np.int32) if chosen is None else chosen
     rows, size = len(chosen), min(settings.batch_size, len(chosen))
-    gathered = size < len(data.y)
+    uses_batches = size < len(data.y)
     rule = optimiser(settings)
     seeds = np.asarray(jax.random.key_data(jax.random.split(jax.random.fold_in(key, 1), members)))
     keys = jax.random.split(key, members)
@@ -90,31 +90,31 @@ def descend(
         return Descent(parameters, jax.vmap(rule.init)(parameters), keys, zeros, parameters, lowest)
 
     def steps(state: tuple[Descent, Int[Array, "steps batch"]], data: Observations) -> tuple[Descent, Array]:
-        def step(descent: Descent, places: Array) -> tuple[Descent, Array]:
-            batch = data.take(places) if gathered else data
+        def step(descent: Descent, row_indices: Array) -> tuple[Descent, Array]:
+            batch = data.take(row_indices) if uses_batches else data
             if augment is not None:
                 key_rows = jax.random.fold_in(jax.random.fold_in(descent.key, AUGMENT), descent.step)
                 batch = batch._replace(x=augment(key_rows, batch.x))
             key_loss = jax.random.fold_in(descent.key, descent.step)
             value, gradient = jax.value_and_grad(loss)(descent.parameters, key_loss, batch)
             updates, memory = rule.update(gradient, descent.optimiser, descent.parameters)
-            moved = optax.apply_updates(descent.parameters, updates)
-            return descent._replace(parameters=moved, optimiser=memory, step=descent.step + 1), value
+            updated = optax.apply_updates(descent.parameters, updates)
+            return descent._replace(parameters=updated, optimiser=memory, step=descent.step + 1), value
 
         return jax.lax.scan(step, *state)
 
     @cache
     def compiled(count: int) -> Callable[[Any, Observations], tuple[Descent, Array]]:
-        places = jnp.zeros((members, count, size if gathered else 0), jnp.int32)
-        return compile_over_chains(steps, chain_method, (start(), places), data)
+        row_indices = jnp.zeros((members, count, size if uses_batches else 0), jnp.int32)
+        return compile_over_chains(steps, chain_method, (start(), row_indices), data)
 
     @jax.jit
-    def look(descent: Descent, seen: Views) -> tuple[Descent, dict[str, Array]]:
+    def report_members(descent: Descent, tracked_rows: TrackedRows) -> tuple[Descent, dict[str, Array]]:
         def of_member(member: Descent) -> tuple[Descent, dict[str, Array]]:
-            facts = report(member.parameters, jax.random.fold_in(member.key, -member.step), seen)
+            facts = report(member.parameters, jax.random.fold_in(member.key, -member.step), tracked_rows)
             if score is None:
                 return member._replace(best=member.parameters), facts
-            value = score(member.parameters, seen)
+            value = score(member.parameters, tracked_rows)
             better = value > member.best_score
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), member.parameters, member.best)
             return member._replace(best=best, best_score=jnp.where(better, value, member.best_score)), facts
@@ -125,24 +125,24 @@ def descend(
 
     def block(descent: Descent, count: int) -> tuple[Descent, dict[str, np.ndarray], dict[str, float]]:
         done = int(descent.step[0])
-        places = np.zeros((members, count, 0), np.int32)
-        if gathered:
-            places = np.stack([chosen[batch_rows(seed, rows, size, done, count)] for seed in seeds])
-        descent, losses = compiled(count)((descent, jnp.asarray(places)), data)
+        row_indices = np.zeros((members, count, 0), np.int32)
+        if uses_batches:
+            row_indices = np.stack([chosen[batch_rows(seed, rows, size, done, count)] for seed in seeds])
+        descent, losses = compiled(count)((descent, jnp.asarray(row_indices)), data)
         losses = np.asarray(losses).T
         check_losses(np.concatenate([*before, losses]), done - len(before), settings)
         before[:] = [losses[-1:]]
-        descent, facts = look(descent, seen)
+        descent, facts = report_members(descent, tracked_rows)
         reports = {f"report_{key}": np.asarray(value)[None] for key, value in facts.items()}
         trace = {"loss": losses, "report_step": np.array([done + count])} | reports
-        return descent, trace, {"loss": float(losses.mean())} | _shown(facts)
+        return descent, trace, {"loss": float(losses.mean())} | _progress_figures(facts)
 
     end = journal.run(name, start, block, settings.steps, settings.reports)
     return end.state.best, end.traces
 
 
 def optimiser(settings: Optimisation) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba, 2015), its rate constant or falling along a cosine, its gradient clipped where asked for."""
+    """Adam (Kingma & Ba, 2015), with a constant or cosine learning rate and optional gradient clipping."""
     rate = settings.learning_rate
     if settings.schedule == "cosine":
         rate = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
@@ -153,9 +153,9 @@ def optimiser(settings: Optimisation) -> optax.GradientTransformation:
 def batch_rows(
     seed: UInt[np.ndarray, " words"], rows: int, size: int, first: int, steps: int
 ) -> Int[np.ndarray, "steps batch"]:
-    """Row numbers of the minibatches of some steps, cut from an endless run of epochs, each in a new order.
+    """Row indices of the minibatches of some steps, from an endless sequence of epochs, each in a new order.
 
-    A function of the step alone, so that a resumed fit sees what the uninterrupted one would have seen.
+    They depend only on seed and step, so a resumed fit has the same minibatches as an uninterrupted one.
     """
     begin, end = first * size, (first + steps) * size
     epochs = [
@@ -167,10 +167,10 @@ def batch_rows(
 
 
 def check_losses(losses: Float[np.ndarray, "steps members"], first: int, settings: Optimisation) -> None:
-    """Refuses to go on after a loss that is no number.
+    """Refuses a loss that is not finite.
 
     Raises:
-        FitError: naming the step, the last good loss, and what to lower.
+        FitError: naming the step, the last finite loss, and what to lower.
     """
     bad = np.flatnonzero(~np.isfinite(losses).all(axis=1))
     if not bad.size:
@@ -181,13 +181,13 @@ def check_losses(losses: Float[np.ndarray, "steps members"], first: int, setting
         f"the loss is {losses[bad[0]][~np.isfinite(losses[bad[0]])][0]} at step {first + bad[0] + 1}",
         where="method",
         expected="a finite loss",
-        found=f"last good loss: {last}",
+        found=f"last finite loss: {last}",
         fix=f"lower method.learning_rate (now {settings.learning_rate:g}) or set method.clip; check the data's scale",
     )
 
 
-def described(traces: Traces) -> dict[str, Any]:
-    """A descent's loss curve and reports, averaged over members, as plain JSON."""
+def summarize_descent(traces: Traces) -> dict[str, Any]:
+    """Summarises a descent as JSON: loss curve and reports, averaged over members."""
     curve = traces.column("loss").mean(axis=1)
     steps = traces.column("report_step")
     blocks = [{name: values for name, values in trace.items() if name.startswith("report_")} for trace in traces]
@@ -202,8 +202,8 @@ def described(traces: Traces) -> dict[str, Any]:
     }
 
 
-def _shown(facts: dict[str, Array]) -> dict[str, float]:
-    """Accuracy or RMSE on held-out rows, or else on training rows; under its own name, which says which."""
+def _progress_figures(facts: dict[str, Array]) -> dict[str, float]:
+    """Accuracy or RMSE on held-out rows or, without them, on training rows; the name says on which."""
     names = (f"{part}_{figure}" for part in ("held_out", "train") for figure in ("accuracy", "rmse"))
     name = next((name for name in names if name in facts), None)
     return {name: float(facts[name].mean())} if name else {}

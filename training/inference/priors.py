@@ -1,7 +1,7 @@
-"""The prior over a network's parameters, as the config words it: a distribution for each parameter array.
+"""The prior over a network's parameters from the config: a distribution for each parameter array.
 
-`[prior]` holds for all of them, `[prior.layers."PATTERN"]` for those whose name the pattern fits (`Dense_0.bias`,
-`*.kernel`, `Dense_?.*`), and says only what differs.
+`[prior]` applies to all of them, `[prior.layers."PATTERN"]` to those with a matching name (`Dense_0.bias`,
+`*.kernel`, `Dense_?.*`), and gives only what differs.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from abstain.training.config.priors import LayerPrior, PriorConfig
 
 
 def parameter_priors(prior: PriorConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, LayerPrior]:
-    """What the config says of each parameter, by its name.
+    """The prior's settings of each parameter, by name.
 
     Raises:
-        ConfigError: a pattern fits no parameter; it names those that there are.
+        ConfigError: a pattern matches no parameter; the error lists the parameters.
     """
     for pattern in prior.layers:
         if not any(fnmatchcase(name, pattern) for name in shapes):
             raise ConfigError(
                 f'prior.layers."{pattern}"',
                 expected=f"a parameter of the network, or a pattern: {', '.join(shapes)}",
-                found="a name that fits none",
+                found="no match",
             )
     return {name: _prior_of(name, prior) for name in shapes}
 
@@ -41,7 +41,7 @@ def _prior_of(name: str, prior: PriorConfig) -> LayerPrior:
 
 
 def distribution(prior: LayerPrior, shape: tuple[int, ...]) -> dist.Distribution:
-    """The prior of one parameter array; of unit scale before fan-in, where the scale is inferred."""
+    """The prior of one parameter array; with unit scale before fan-in, if the scale is inferred."""
     scale = (1.0 if prior.hierarchical else prior.scale) / _fan_in(prior, shape) ** 0.5
     match prior.kind:
         case "normal":
@@ -64,10 +64,10 @@ def scale_distribution(prior: LayerPrior) -> dist.Distribution:
 
 def noise_distribution(prior: PriorConfig) -> dist.Distribution:
     """The prior of the standard deviation of `normal`, in standard deviations of the target."""
-    laws: dict[str, Any] = {"half_cauchy": dist.HalfCauchy, "half_normal": dist.HalfNormal}
+    distributions: dict[str, Any] = {"half_cauchy": dist.HalfCauchy, "half_normal": dist.HalfNormal}
     if prior.noise == "log_normal":
         return dist.LogNormal(0.0, prior.noise_scale)
-    return laws[prior.noise](prior.noise_scale)
+    return distributions[prior.noise](prior.noise_scale)
 
 
 def _fan_in(prior: LayerPrior, shape: tuple[int, ...]) -> int:

@@ -1,9 +1,9 @@
-"""The form every method has: what it is given, and what it gives.
+"""The interface of all inference methods.
 
     fit(key, problem, settings, draws, journal) -> Fitted
 
-A method draws nothing from anywhere but its key, and does its work in passages of the journal, so that it can be
-stopped and resumed.
+A method uses no randomness except its key, and works in passages of the journal, so that it can be interrupted and
+resumed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from abstain.training.runs.journal import Journal
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is to be inferred, and from what.
+    """An inference problem: model, prior and data.
 
     Attributes:
-        train: what is learned from.
-        monitor: rows that are not learned from. Chains are compared by what they predict at these inputs; their
-            targets are not used. A fit passes calibration rows, never test rows.
-        earlier: draws of an earlier run to start from, where the config names one.
-        augment: what every gradient changes its rows by, where the config asks for it.
+        train: rows to learn from.
+        monitor: rows at whose inputs chains' predictions are compared; their targets are not used. A fit passes
+            calibration rows, never test rows.
+        earlier: draws of an earlier run to start from, if the config names one.
+        augment: changes the rows of every gradient, if the config has augmentation.
     """
 
     bnn: BNN
@@ -48,16 +48,16 @@ class Problem:
 
 
 class Fitted(NamedTuple):
-    """A posterior, and what there is to say about how it was made.
+    """A posterior with diagnostics.
 
     Attributes:
-        diagnostics: plain JSON, of chains that of `convergence` among it.
-        shortfalls: what the fit lacks to be relied on; empty where nothing does.
-        notes: what a reader should know of it besides.
-        convergence: of Markov chains, where it could be computed.
-        chains: all samples, where the method made Markov chains.
+        diagnostics: JSON; for chains it includes `convergence`.
+        shortfalls: reasons not to rely on the fit.
+        notes: further remarks for the reader.
+        convergence: of Markov chains, if it could be computed.
+        chains: all samples, if the method has Markov chains.
         mode: the parameters that the draws were made around, as draws: the mode of `laplace`, the guides' means of `vi`,
-            the modes that chains started from; None where there are none.
+            the modes that chains started from; None if there are none.
     """
 
     posterior: Posterior
@@ -73,5 +73,5 @@ class Method(Protocol):
     """The signature of every method's `fit`."""
 
     def __call__(self, key: PRNGKeyArray, problem: Problem, settings: Any, draws: int, journal: Journal) -> Fitted:
-        """A posterior from observations; the module's text names the arguments."""
+        """Fits a posterior; the module's docstring names the arguments."""
         ...

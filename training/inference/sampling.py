@@ -1,4 +1,4 @@
-"""The story that every sampler shares: starts → chains → diagnostics → draws."""
+"""The steps of every sampler: starts → chains → diagnostics → draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from abstain.training.config.methods import ChainSettings
 from abstain.training.inference.chains import Kernel, sample_chains
 from abstain.training.inference.diagnostics import FUNCTION_ROWS, chain_diagnostics, chain_shortfalls, function_values
 from abstain.training.inference.problem import Fitted, Problem
-from abstain.training.inference.starts import starts
+from abstain.training.inference.starts import find_starts
 from abstain.training.runs.failures import Failure, attempt
 from abstain.training.runs.journal import Journal
 from abstain.training.runs.progress import stage
@@ -25,10 +25,10 @@ from abstain.training.runs.progress import stage
 def fit_by_chains(
     key: PRNGKeyArray, kernel: Kernel, problem: Problem, settings: ChainSettings, draws: int, journal: Journal
 ) -> Fitted:
-    """`draws` draws by a kernel, evenly thinned from all chains; diagnostics are of all samples, before thinning.
+    """Samples chains with a kernel and thins them evenly to `draws` draws; diagnostics use all samples.
 
     Raises:
-        ConfigError: there will be fewer samples than draws.
+        ConfigError: there are fewer samples than draws.
         FitError: a chain starts where the posterior density is zero.
     """
     if draws > settings.chains * settings.samples:
@@ -39,20 +39,20 @@ def fit_by_chains(
             fix="raise method.samples, or lower draws",
         )
     key_starts, key_chains = jax.random.split(key)
-    first = starts(key_starts, problem, settings, settings.chains, journal)
-    # Kept of every sample, with its position: predictions at the first inputs of `monitor`.
+    first = find_starts(key_starts, problem, settings, settings.chains, journal)
+    # Recorded for every sample with its position: predictions at the first inputs of `monitor`.
     watch = partial(function_values, problem.bnn, x=jnp.asarray(problem.monitor.x[:FUNCTION_ROWS]))
     chains = sample_chains(key_chains, kernel, problem.target, problem.train, first, settings, journal, watch)
-    tuned = {name: np.asarray(value).tolist() for name, value in kernel.tuned(chains.state).items()}
-    posterior = Posterior(problem.bnn.model, problem.bnn.draws(chains.thinned(draws)))
+    tuning = {name: np.asarray(value).tolist() for name, value in kernel.tuning(chains.state).items()}
+    posterior = Posterior(problem.bnn.model, problem.bnn.draws(chains.thinned_positions(draws)))
     mode = problem.bnn.draws(np.asarray(first)) if settings.start == "map" else None
     with stage(journal.progress, "diagnostics"):
         diagnostics = attempt(
             "the diagnostics of the chains", lambda: chain_diagnostics(problem.target, chains, settings), []
         )
     if isinstance(diagnostics, Failure):
-        # Chains without diagnostics are not to be relied on: a shortfall, where a missing picture is only a note.
+        # Chains without diagnostics cannot be relied on: a shortfall; a missing picture is only a note.
         lacking = (Shortfall("unchecked_chains", diagnostics.sentence),)
-        return Fitted(posterior, tuned, lacking, chains=chains, mode=mode)
-    lacking, facts = chain_shortfalls(diagnostics), diagnostics.to_json() | tuned
+        return Fitted(posterior, tuning, lacking, chains=chains, mode=mode)
+    lacking, facts = chain_shortfalls(diagnostics), diagnostics.to_json() | tuning
     return Fitted(posterior, facts, lacking, convergence=diagnostics, chains=chains, mode=mode)

@@ -1,11 +1,11 @@
-"""Where chains and guides start.
+"""The starts of chains and guides.
 
 network         initialisations of the network
 prior           draws from the prior, one for each chain
-overdispersed   prior draws multiplied, so that R-hat sees chains that come from far apart (Gelman & Rubin, 1992)
-map             posterior modes, each the best of its iterates by held-out log-probability
+overdispersed   prior draws multiplied by a factor, so that R-hat compares chains from far apart (Gelman & Rubin, 1992)
+map             posterior modes, each the best iterate by held-out log-likelihood
 vi              draws from a mean-field fit
-run             draws of an earlier run, at even distances
+run             evenly spaced draws of an earlier run
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from abstain.training.inference.problem import Problem
 from abstain.training.runs.journal import Journal
 
 
-def starts(
+def find_starts(
     key: PRNGKeyArray, problem: Problem, settings: ChainSettings | VIConfig, count: int, journal: Journal
 ) -> Float[Array, "count dim"]:
-    """`count` vectors to start from.
+    """Finds `count` vectors to start from.
 
     Raises:
-        ConfigError: an earlier run is to be started from, and none was named.
+        ConfigError: `start` is "run" and no earlier run is named.
     """
     target, keys = problem.target, jax.random.split(key, count)
     match settings.start:
@@ -45,17 +45,17 @@ def starts(
             return find_modes(key, problem, settings.map, count, journal, settings.chain_method)[0]
         case "vi":
             key_start, key_fit, key_draws = jax.random.split(key, 3)
-            locs = starts(key_start, problem, settings.vi, settings.vi.starts, journal)
+            locs = find_starts(key_start, problem, settings.vi, settings.vi.starts, journal)
             guides, _ = fit_guides(key_fit, problem, locs, settings.vi, journal)
             return sample_guides(key_draws, guides, count)
         case "run":
-            return _of_earlier_run(problem, count)
+            return _starts_from_earlier_run(problem, count)
 
 
-def _of_earlier_run(problem: Problem, count: int) -> Float[Array, "count dim"]:
+def _starts_from_earlier_run(problem: Problem, count: int) -> Float[Array, "count dim"]:
     if problem.earlier is None:
-        raise ConfigError("method.start_from", expected='NAME:VERSION, where start = "run"', found="nothing")
+        raise ConfigError("method.start_from", expected='NAME:VERSION, because start = "run"', found="nothing")
     size = jax.tree.leaves(problem.earlier)[0].shape[0]
-    places = np.linspace(0, size - 1, count).round().astype(int)
-    chosen: Any = jax.tree.map(lambda leaf: jnp.asarray(leaf[places]), problem.earlier)
+    indices = np.linspace(0, size - 1, count).round().astype(int)
+    chosen: Any = jax.tree.map(lambda leaf: jnp.asarray(leaf[indices]), problem.earlier)
     return jax.jit(jax.vmap(problem.bnn.vector))(chosen)

@@ -4,8 +4,8 @@
 
 Inference moves in ℝᵈ: a vector `z` of the unconstrained values of all parameters, one after the other. A parameter with
 a bounded support is reached through the bijection of its prior's support, and the density of `z` carries the
-bijection's Jacobian, as in Stan (Carpenter et al., 2017, §10). The trees may be nested as one likes, a network's
-parameters among them; their leaves are paired by path.
+bijection's Jacobian, as in Stan (Carpenter et al., 2017, §10). The trees may be nested, for example a network's
+parameters; their leaves are matched by path.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ CHUNK = 4096
 
 
 class Site(NamedTuple):
-    """One leaf of the trees: where it lies in the vector, and how the vector's numbers become a parameter."""
+    """One leaf of the trees: its position in the vector, and the bijection to its parameter."""
 
     path: str
     prior: dist.Distribution
     bijection: Any
     shape: tuple[int, ...]
-    """Of the unconstrained values."""
+    """The shape of the unconstrained values."""
     first: int
     last: int
 
     @property
     def is_real(self) -> bool:
-        """Whether the parameter is its own unconstrained value."""
+        """Whether the parameter equals its unconstrained value."""
         return isinstance(self.bijection, IdentityTransform)
 
 
@@ -66,19 +66,19 @@ class Target:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """The leaves in the order in which the vector holds them.
+        """The leaves in the order of the vector.
 
         Raises:
-            ConfigError: the trees differ, or a prior cannot take its parameter's shape.
+            ConfigError: the trees differ, or a prior does not fit its parameter's shape.
         """
         priors = _by_path(self.priors, lambda leaf: isinstance(leaf, dist.Distribution))
         shapes = _by_path(self.shapes, lambda leaf: isinstance(leaf, tuple))
         if list(priors) != list(shapes):
-            raise ConfigError("priors and shapes are not one tree", expected=list(shapes), found=list(priors))
+            raise ConfigError("priors and shapes differ as trees", expected=list(shapes), found=list(priors))
         sites, first = [], 0
         for path, prior in priors.items():
             shape = tuple(getattr(shapes[path], "shape", shapes[path]))
-            whole = _expanded(path, prior, shape)
+            whole = _expand_prior(path, prior, shape)
             bijection = _bijection(path, whole)
             unconstrained = tuple(bijection.inverse_shape(shape))
             last = first + math.prod(unconstrained)
@@ -88,22 +88,22 @@ class Target:
 
     @property
     def dim(self) -> int:
-        """Numbers in the vector."""
+        """The length of the vector."""
         return self.sites[-1].last
 
     def constrain(self, z: Vector) -> Parameters:
-        """The parameters that a vector stands for."""
+        """Converts a vector to parameters."""
         leaves = [site.bijection(z[site.first : site.last].reshape(site.shape)) for site in self.sites]
         return jax.tree.unflatten(self._structure, leaves)
 
     def unconstrain(self, parameters: Parameters) -> Vector:
-        """The vector that stands for parameters."""
+        """Converts parameters to a vector."""
         leaves = jax.tree.leaves(parameters)
         parts = [site.bijection.inv(jnp.asarray(leaf)) for site, leaf in zip(self.sites, leaves, strict=True)]
         return jnp.concatenate([part.ravel() for part in parts])
 
     def log_prior(self, z: Vector) -> Float[Array, ""]:
-        """Log prior density of the vector in nats, the bijections' Jacobians included."""
+        """Log prior density of the vector in nats, with the bijections' Jacobians."""
         total = jnp.float32(0)
         for site in self.sites:
             unconstrained = z[site.first : site.last].reshape(site.shape)
@@ -118,7 +118,7 @@ class Target:
         return self.log_prior(z) + self.total_log_likelihood(self.constrain(z), data)
 
     def total_log_likelihood(self, parameters: Parameters, data: Data) -> Float[Array, ""]:
-        """The sum over rows; of many, chunk by chunk, each computed again for its gradient: memory stays that of one."""
+        """The log-likelihood summed over rows; many rows in chunks that are recomputed for the gradient, to save memory."""
         rows = jax.tree.leaves(data)[0].shape[0]
         if rows <= CHUNK:
             return self.log_likelihood(parameters, data).sum()
@@ -133,7 +133,7 @@ class Target:
         return total + (of_rows(rows - rows % CHUNK, rows % CHUNK) if rows % CHUNK else 0.0)
 
     def sample_prior(self, key: PRNGKeyArray) -> Vector:
-        """One vector drawn from the prior."""
+        """Draws a vector from the prior."""
         keys = jax.random.split(key, len(self.sites))
         draws = [site.prior.sample(site_key) for site_key, site in zip(keys, self.sites, strict=True)]
         return self.unconstrain(jax.tree.unflatten(self._structure, draws))
@@ -156,8 +156,8 @@ def _bijection(path: str, prior: dist.Distribution) -> Any:
         raise ConfigError(f"prior of {path}", expected="a continuous one", found=found) from error
 
 
-def _expanded(path: str, prior: dist.Distribution, shape: tuple[int, ...]) -> dist.Distribution:
-    """The prior of one parameter, independent over the axes that it does not know of."""
+def _expand_prior(path: str, prior: dist.Distribution, shape: tuple[int, ...]) -> dist.Distribution:
+    """The prior of one parameter, independent over its batch axes."""
     batch = shape[: len(shape) - prior.event_dim]
     if batch + tuple(prior.event_shape) != shape:
         raise ConfigError(f"prior of {path}", expected=f"a shape that ends in {prior.event_shape}", found=shape)

@@ -1,4 +1,4 @@
-"""How well a few draws predict, while a fit is under way."""
+"""Progress metrics: how well a few draws predict during a fit."""
 
 from __future__ import annotations
 
@@ -15,32 +15,36 @@ from abstain.training.inference.target import Vector
 ROWS = 5_000
 
 
-class Views(NamedTuple):
-    """The rows looked at between the blocks of a fit; handed to compiled code as arguments, not as constants.
+class TrackedRows(NamedTuple):
+    """Rows for the progress metrics between the blocks of a fit; arguments of compiled code, not constants.
 
-    All are of the training part. The calibration and test parts are looked at after the fit, once.
+    All rows are training rows. The calibration and test parts are used once, after the fit.
 
     Attributes:
         train: rows that the fit learns from.
-        held_out: training rows that it does not learn from; None where a method holds out none.
+        held_out: held-out training rows; None if the method holds out none.
     """
 
     train: Observations
     held_out: Observations | None = None
 
 
-def views(problem: Problem) -> Views:
-    """The first rows, for a method that learns from all of the training part."""
-    return Views(problem.train.head(ROWS))
+def tracked_training_rows(problem: Problem) -> TrackedRows:
+    """The first training rows, for a method that learns from all of them."""
+    return TrackedRows(problem.train.head(ROWS))
 
 
-def progress_report(bnn: BNN, zs: Float[Array, "draws dim"], seen: Views) -> dict[str, Array]:
-    """`train_…` and, where rows are held out, `held_out_…`: what `quality` says of some draws on these rows."""
-    parts = {"train": seen.train} | ({"held_out": seen.held_out.head(ROWS)} if seen.held_out else {})
-    return {f"{part}_{name}": value for part, rows in parts.items() for name, value in quality(bnn, zs, rows).items()}
+def progress_report(bnn: BNN, zs: Float[Array, "draws dim"], tracked_rows: TrackedRows) -> dict[str, Array]:
+    """`train_…` and, if rows are held out, `held_out_…`: `draw_quality` of some draws on these rows."""
+    parts = {"train": tracked_rows.train} | (
+        {"held_out": tracked_rows.held_out.head(ROWS)} if tracked_rows.held_out else {}
+    )
+    return {
+        f"{part}_{name}": value for part, rows in parts.items() for name, value in draw_quality(bnn, zs, rows).items()
+    }
 
 
-def quality(bnn: BNN, zs: Float[Array, "draws dim"], rows: Observations) -> dict[str, Array]:
+def draw_quality(bnn: BNN, zs: Float[Array, "draws dim"], rows: Observations) -> dict[str, Array]:
     """The draws' mean log-likelihood a row, and the accuracy or RMSE of their mean prediction."""
     model = bnn.model
 

@@ -13,13 +13,13 @@ from abstain.models.prediction.summaries import ClassificationSummary
 from abstain.training.evaluation.bootstrap import share_interval
 from abstain.training.evaluation.metrics import ECE_BINS, reliability_bins, risks
 from abstain.training.evaluation.quality import confidence
-from abstain.training.evaluation.records import View
+from abstain.training.evaluation.records import ReportView
 from abstain.training.evaluation.results import ReliabilityBins
-from abstain.training.report.canvas import ACCENT, INK, MUTED, WARM, places, plain, titled_figure
+from abstain.training.report.canvas import ACCENT, INK, MUTED, WARM, remove_spines, thin_indices, titled_figure
 
 
-def draw_reliability(view: View) -> Figure:
-    """Accuracy against confidence in bins of equal mass, the gap in each bin, and the counts; the twin at the side.
+def draw_reliability(view: ReportView) -> Figure:
+    """Accuracy against confidence in bins of equal mass, the gap in each bin, and the counts; the twin in a second column.
 
     A confident model has most of its bins in one corner of the diagram, so the gaps are drawn again below, bin by bin.
     """
@@ -31,7 +31,7 @@ def draw_reliability(view: View) -> Figure:
     panels = figure.subplots(3, len(sides), squeeze=False, sharey="row", height_ratios=(4, 1, 1.6))
     for column, (name, prediction, color) in zip(panels.T, sides, strict=True):
         certain = confidence(prediction)
-        draw_reliability_panels(column, reliability_bins(certain, losses(prediction, view) == 0), certain, color)
+        draw_reliability_panels(column, reliability_bins(certain, row_losses(prediction, view) == 0), certain, color)
         column[0].set_title(name, fontsize=10)
     panels[0, 0].set_ylabel(f"accuracy, {ECE_BINS} bins of equal mass")
     panels[1, 0].set_ylabel("rows")
@@ -77,7 +77,7 @@ def draw_reliability_panels(
     gaps.axhline(0, color=MUTED, linewidth=1)
     gaps.errorbar(np.arange(1, len(sizes) + 1), shares - means, bars, **look)
     gaps.set(xlabel="bin, from the least to the most confident", xticks=range(1, len(sizes) + 1, 2))
-    plain(diagram, counts, gaps)
+    remove_spines(diagram, counts, gaps)
 
 
 def calibration_error(bins: ReliabilityBins) -> float:
@@ -86,7 +86,7 @@ def calibration_error(bins: ReliabilityBins) -> float:
     return float(np.average(gaps, weights=bins.rows))
 
 
-def draw_risk_coverage(view: View) -> Figure:
+def draw_risk_coverage(view: ReportView) -> Figure:
     """The error among the answered rows, if fewer are answered: by confidence, by the decision score, and the twin."""
     classify = isinstance(view.familiar.prediction.summary, ClassificationSummary)
     what = "error" if classify else "RMSE"
@@ -111,18 +111,18 @@ def draw_risk_coverage(view: View) -> Figure:
             ("twin, most confident first", confidence(view.twin.familiar), view.twin.familiar, INK, "--", 1.3)
         )
     for label, certain, prediction, color, style, width in curves:
-        risk = risks(certain, losses(prediction, view))
+        risk = risks(certain, row_losses(prediction, view))
         risk = 100 * risk if classify else np.sqrt(risk)
         # The first percent are too few rows for a share of errors.
         first = len(risk) // 100
-        kept = first + places(len(risk) - first)
+        kept = first + thin_indices(len(risk) - first)
         axis.plot((kept + 1) / len(risk) * 100, risk[kept], color=color, linestyle=style, linewidth=width, label=label)
     kept = ~view.familiar.judgement.reject
     accepted = 100 * float(kept.mean())
     axis.axvline(accepted, color=MUTED, linewidth=1)
     if kept.any():
-        # Where thresholds are per class the point may lie off the curve, which has one threshold for all.
-        risk = losses(own, view)[kept].mean()
+        # With thresholds per class the point may lie off the curve, which has one threshold for all rows.
+        risk = row_losses(own, view)[kept].mean()
         axis.plot(accepted, 100 * risk if classify else np.sqrt(risk), "o", color=WARM, markersize=7, zorder=5)
     axis.annotate(
         "accepted now",
@@ -138,11 +138,11 @@ def draw_risk_coverage(view: View) -> Figure:
     axis.set(xlabel="rows answered (%)", ylabel=f"{what} among them" + (" (%)" if classify else ""), xlim=(0, 101))
     axis.set_ylim(bottom=0)
     figure.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=3)
-    plain(axis)
+    remove_spines(axis)
     return figure
 
 
-def losses(prediction: Prediction, view: View) -> Float[np.ndarray, " rows"]:
+def row_losses(prediction: Prediction, view: ReportView) -> Float[np.ndarray, " rows"]:
     """1 for each mistake, or the squared error."""
     if isinstance(prediction.summary, ClassificationSummary):
         return (np.asarray(prediction.summary.mean).argmax(axis=1) != view.rows.y).astype(np.float64)

@@ -1,6 +1,6 @@
 """The record of what `report.html` shows: the numbers and names of each section, without any prose or HTML.
 
-`page.py` builds it, the files in `templates/` say it in words. Everything is frozen, so a template cannot change it.
+`page.py` builds it, the files in `templates/` add the words. Everything is frozen, so a template cannot change it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class OodSet:
 
 @dataclass(frozen=True)
 class Heading:
-    """What was fitted, and how."""
+    """The model, and how it was fitted."""
 
     name: str
     created: str
@@ -72,7 +72,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Section:
+class RenderedSection:
     """A rendered section: its HTML, or the sentence that says why there is none."""
 
     key: str
@@ -85,7 +85,7 @@ class Page:
     """The whole page."""
 
     heading: Heading
-    sections: tuple[Section, ...]
+    sections: tuple[RenderedSection, ...]
     packages: Facts
     git_commit: str
 
@@ -95,7 +95,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Conformal:
-    """How often prediction sets, or intervals, hold the target on the test rows; in a part without rows, None."""
+    """How often prediction sets or intervals contain the target on the test rows; None for a part without rows."""
 
     requested: float
     coverage: float
@@ -158,7 +158,7 @@ class Risk:
 
 
 @dataclass(frozen=True)
-class ClassQuality:
+class ClassRow:
     """The test rows of one true class."""
 
     name: str
@@ -170,11 +170,11 @@ class ClassQuality:
 
 @dataclass(frozen=True)
 class Classification:
-    """What the test part shows of a classifier."""
+    """The quality of a classifier on the test part."""
 
     reliability: Reliability | None
     risk: Risk
-    classes: tuple[ClassQuality, ...]
+    classes: tuple[ClassRow, ...]
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,8 @@ class Band:
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """Predicted against true targets, where there is no band; `no_band` says why."""
+class PredictedPlot:
+    """Predicted against true targets, if there is no band; `no_band` says why."""
 
     picture: Picture
     no_band: str
@@ -200,21 +200,21 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Regression:
-    """What the test part shows of a regression."""
+    """The quality of a regression on the test part."""
 
     rows: int
     rmse: float
     coverage_95: float
     conformal: Conformal
     band: Band | None
-    predicted: Predicted | None
+    predicted: PredictedPlot | None
     pit: Picture
     risk: Risk
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The metrics as names and texts, and what the test part shows; `absent` says why it shows nothing."""
+    """The metrics as names and texts, and the quality on the test part; `absent` says why it is missing."""
 
     metrics: Facts
     classification: Classification | None
@@ -236,7 +236,7 @@ class RejectRate:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A score's threshold, and the share of test rows above it if that is known."""
+    """A score's threshold, and the share of test rows above it, if known."""
 
     score: str
     decides: bool
@@ -263,8 +263,8 @@ class Ood:
 
 
 @dataclass(frozen=True)
-class Augmented:
-    """Reject rates of the calibration rows, augmented and as they are."""
+class AugmentedRates:
+    """Reject rates of the calibration rows, with and without augmentation."""
 
     augmented: float
     plain: float
@@ -272,7 +272,7 @@ class Augmented:
 
 @dataclass(frozen=True)
 class DecisionPart:
-    """The score that decides, all scores' thresholds, and the OOD sets; None, or empty, for what there is not."""
+    """The score that decides, all scores' thresholds, and the OOD sets; missing parts are None or empty."""
 
     decision: str
     combined: tuple[str, ...]
@@ -282,7 +282,7 @@ class DecisionPart:
     ordinal: str
     calibration_rows: int
     per_class: bool
-    augmented: Augmented | None
+    augmented: AugmentedRates | None
     picture: Picture | None
     reject_rates: tuple[RejectRate, ...]
     ood: Ood | None
@@ -331,7 +331,7 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class Chains:
+class ChainsPart:
     """The chains of a sampler, and how well their predictions agree; `predictions` is 0 where none of them varies."""
 
     picture: Picture
@@ -351,7 +351,7 @@ class Fit:
     """How the posterior was fitted."""
 
     loss: Loss | None
-    chains: Chains | None
+    chains: ChainsPart | None
     diagnostics: Facts
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from abstain.models.bundles.bundle import Manifest
 from abstain.models.decisions.ranks import ordinal
 from abstain.models.decisions.records import Calibration
-from abstain.training.data.ood_sets import SAME_INTENSITY, readable
-from abstain.training.evaluation.records import Shown, View
+from abstain.training.data.ood_sets import SAME_INTENSITY, readable_name
+from abstain.training.evaluation.records import ReportData, ReportView
 from abstain.training.report import separation_plots
 from abstain.training.report.contents import (
-    Augmented,
+    AugmentedRates,
     DecisionPart,
     Draw,
     Ood,
@@ -21,20 +21,20 @@ from abstain.training.report.contents import (
     ScoreAurocs,
     Threshold,
 )
-from abstain.training.report.quality_section import share_of
+from abstain.training.report.quality_section import share_with_interval
 
 NO_OOD_SET = "No OOD set was given."
 
 
-def build_decision(manifest: Manifest, calibration: Calibration, shown: Shown, draw: Draw) -> DecisionPart:
+def build_decision(manifest: Manifest, calibration: Calibration, report_data: ReportData, draw: Draw) -> DecisionPart:
     """The score that decides and what it rejects, the OOD sets, and every score's threshold."""
-    record, view = manifest.calibration, shown.view
+    record, view = manifest.calibration, report_data.view
     picture = draw("decision", partial(separation_plots.draw_ecdf, view)) if view else None
     ood = build_ood(manifest, view, draw) if view and view.strange else None
     scores = partial(separation_plots.draw_scores, calibration, view.familiar if view else None)
     return DecisionPart(
         decision=record.decision,
-        combined=tuple(map(readable, record.combination.scores)) if record.combination else (),
+        combined=tuple(map(readable_name, record.combination.scores)) if record.combination else (),
         rule=record.combination.rule if record.combination else "",
         limit=record.thresholds[record.decision],
         percentile=record.percentile,
@@ -45,26 +45,26 @@ def build_decision(manifest: Manifest, calibration: Calibration, shown: Shown, d
         picture=picture,
         reject_rates=build_reject_rates(view) if view else (),
         ood=ood,
-        ood_absent=shown.absent.get("ood", "" if ood else NO_OOD_SET),
+        ood_absent=report_data.absent.get("ood", "" if ood else NO_OOD_SET),
         scores=draw("scores", scores),
         thresholds=build_thresholds(manifest),
         class_thresholds=tuple((name, f"{limit:.4g}") for name, limit in record.class_thresholds.items()),
     )
 
 
-def build_augmented(manifest: Manifest) -> Augmented | None:
+def build_augmented(manifest: Manifest) -> AugmentedRates | None:
     """Both reject rates, where the calibration rows were augmented."""
     record = manifest.calibration
     if record.augmented_reject_rate is None or record.plain_reject_rate is None:
         return None
-    return Augmented(record.augmented_reject_rate, record.plain_reject_rate)
+    return AugmentedRates(record.augmented_reject_rate, record.plain_reject_rate)
 
 
-def build_reject_rates(view: View) -> tuple[RejectRate, ...]:
-    """What the decision rejects of the test rows and of each OOD set."""
+def build_reject_rates(view: ReportView) -> tuple[RejectRate, ...]:
+    """The rates at which the decision rejects the test rows and each OOD set."""
     sets = {"test rows": view.familiar, **view.strange}
     return tuple(
-        RejectRate(readable(name), float(rows.judgement.reject.mean()), len(rows.x)) for name, rows in sets.items()
+        RejectRate(readable_name(name), float(rows.judgement.reject.mean()), len(rows.x)) for name, rows in sets.items()
     )
 
 
@@ -73,10 +73,10 @@ def build_ood_sets(manifest: Manifest) -> tuple[OodSet, ...]:
     metrics: Any = manifest.metrics
     return tuple(
         OodSet(
-            readable(name),
+            readable_name(name),
             metrics["ood_rows"][name],
-            share_of(scores["reject"], "detection"),
-            share_of(scores["reject"], "auroc"),
+            share_with_interval(scores["reject"], "detection"),
+            share_with_interval(scores["reject"], "auroc"),
             scores["reject"]["fpr95"],
             name.endswith(SAME_INTENSITY),
         )
@@ -84,14 +84,14 @@ def build_ood_sets(manifest: Manifest) -> tuple[OodSet, ...]:
     )
 
 
-def build_ood(manifest: Manifest, view: View, draw: Draw) -> Ood:
+def build_ood(manifest: Manifest, view: ReportView, draw: Draw) -> Ood:
     """ROC curves, and the figures of the decision and of every score on each OOD set."""
     metrics: Any = manifest.metrics
     sets: dict[str, Any] = metrics["ood"]
     names = ["reject", *(name for name in next(iter(sets.values())) if name != "reject")]
     scores = tuple(
         ScoreAurocs(
-            readable(manifest.calibration.decision if name == "reject" else name),
+            readable_name(manifest.calibration.decision if name == "reject" else name),
             name == "reject",
             tuple(scores[name]["auroc"] for scores in sets.values()),
         )
@@ -105,6 +105,6 @@ def build_thresholds(manifest: Manifest) -> tuple[Threshold, ...]:
     record = manifest.calibration
     rates: Any = manifest.metrics.get("reject_rate", {})
     return tuple(
-        Threshold(readable(name), name == record.decision, limit, rates.get(name))
+        Threshold(readable_name(name), name == record.decision, limit, rates.get(name))
         for name, limit in record.thresholds.items()
     )

@@ -1,4 +1,4 @@
-"""What a fit writes beside its bundle where asked to: ArviZ InferenceData as netCDF, and traces for TensorBoard."""
+"""Optional exports of a fit: ArviZ InferenceData as netCDF, and traces for TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TENSORBOARD_STEPS = 200
 
 @dataclass(frozen=True)
 class Exports:
-    """Where to write; nothing where None."""
+    """The files to write; None for no file."""
 
     netcdf: Path | None = None
     tensorboard: Path | None = None
 
 
 def write_exports(exports: Exports, problem: Problem, fitted: Fitted) -> None:
-    """Writes what was asked for.
+    """Writes the requested exports.
 
     Raises:
         StoreError: the disk is full, read-only or fails.
@@ -42,7 +42,7 @@ def write_exports(exports: Exports, problem: Problem, fitted: Fitted) -> None:
 
 
 def write_netcdf(path: Path, problem: Problem, fitted: Fitted) -> None:
-    """All samples by parameter, `[chain, draw, …]`, with the sampler's figures; of other methods, the draws as one chain."""
+    """All samples by parameter, `[chain, draw, …]`, with the sampler's statistics; for other methods the draws as one chain."""
     import arviz_base  # noqa: PLC0415 - a second to import
 
     groups: dict[str, Any] = {"posterior": _by_name(samples(problem, fitted))}
@@ -66,7 +66,7 @@ def samples(problem: Problem, fitted: Fitted) -> Any:
 
 
 def write_tensorboard(folder: Path, problem: Problem, fitted: Fitted) -> None:
-    """Loss curve and reports; of chains, the log density of training rows, and histograms of parameters."""
+    """Writes loss curve and reports; for chains the log density of training rows and histograms of parameters."""
     from tensorboardX import SummaryWriter  # noqa: PLC0415
 
     facts = fitted.diagnostics
@@ -83,17 +83,17 @@ def write_tensorboard(folder: Path, problem: Problem, fitted: Fitted) -> None:
 
 
 def _write_chains(writer: Any, problem: Problem, fitted: Fitted) -> None:
-    assert fitted.chains is not None  # noqa: S101 - the caller looked
+    assert fitted.chains is not None  # noqa: S101 - the caller checks it
     count = len(fitted.chains.traces.column("log_density"))
     steps = np.unique(np.linspace(0, count - 1, min(TENSORBOARD_STEPS, count)).round().astype(int))
     positions = fitted.chains.traces.rows("position", steps)
     train = _log_probabilities(problem, positions)
     acceptance = fitted.chains.traces.rows("acceptance", steps)
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         for chain in range(positions.shape[1]):
-            writer.add_scalar(f"log_probability/train/chain_{chain}", train[place, chain], int(step))
-            writer.add_scalar(f"acceptance/chain_{chain}", acceptance[place, chain], int(step))
-        for name, values in _by_name(problem.bnn.draws(positions[place])).items():
+            writer.add_scalar(f"log_probability/train/chain_{chain}", train[index, chain], int(step))
+            writer.add_scalar(f"acceptance/chain_{chain}", acceptance[index, chain], int(step))
+        for name, values in _by_name(problem.bnn.draws(positions[index])).items():
             writer.add_histogram(name, values, int(step))
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from abstain.training.data.ood_sets import readable
+from abstain.training.data.ood_sets import readable_name
 from abstain.training.report.contents import Facts
 
 
 def flatten(tree: Any, prefix: str = "") -> Facts:
-    """One line for each leaf of a tree of settings; None and what is empty have no line."""
+    """One line for each leaf of a tree of settings; None and empty values have no line."""
     if tree is None or (isinstance(tree, (list, tuple, dict)) and not tree):
         return ()
     if isinstance(tree, dict):
         return tuple(line for key, value in tree.items() for line in flatten(value, f"{prefix}{key} "))
-    return ((readable(prefix.strip()), value_text(tree)),)
+    return ((readable_name(prefix.strip()), value_text(tree)),)
 
 
 def value_text(value: Any) -> str:

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from abstain.training.inference.diagnostics import ESS_LIMIT, RHAT_LIMIT, Agreement, rhat_text
-from abstain.training.report.canvas import ACCENT, INK, MUTED, SETS, WARM, plain
+from abstain.training.report.canvas import ACCENT, INK, MUTED, SETS, WARM, remove_spines
 
 MOST_RHAT = 3.0
 """The right end of a histogram; larger values are counted in its last bar."""
@@ -22,13 +22,13 @@ PARTS = {"train": "training rows", "held_out": "held-out training rows", "test":
 
 
 def reported_parts(report: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """`accuracy` or `rmse`, and those of `PARTS` for which a fit reports it."""
+    """`accuracy` or `rmse`, and the `PARTS` for which the fit reports it."""
     kind = "accuracy" if "train_accuracy" in report else "rmse"
     return kind, {part: words for part, words in PARTS.items() if f"{part}_{kind}" in report}
 
 
 def draw_loss(facts: dict[str, Any]) -> Figure:
-    """The loss over the steps, and accuracy or RMSE on training rows and, where there are any, held-out rows."""
+    """The loss over the steps, and accuracy or RMSE on training rows and held-out rows, if there are any."""
     figure = Figure(figsize=(7.2, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     # JSON has no NaN: what was NaN when it was written is None when it is read.
@@ -70,7 +70,7 @@ def draw_trace(facts: dict[str, Any]) -> Figure:
 def draw_ranks(agreed: Agreement) -> Figure:
     """Rank histograms of the predictions of the worst and of the best R-hat, a panel for each chain.
 
-    Of many chains, it shows those with the least even ranks of the worst prediction.
+    If there are many chains, it shows those with the least even ranks of the worst prediction.
     """
     shown = least_even(agreed.worst)
     figure = Figure(figsize=(max(3.6, 0.95 * len(shown) + 0.6), 2.9), layout="constrained")
@@ -89,7 +89,7 @@ def draw_ranks(agreed: Agreement) -> Figure:
     figure.supxlabel(
         "rank among the samples of all chains, as a share; the line is an even spread", fontsize=8.5, color=INK
     )
-    plain(*panels.flat)
+    remove_spines(*panels.flat)
     return figure
 
 
@@ -100,7 +100,7 @@ def least_even(counts: Int[np.ndarray, "chains bins"]) -> list[int]:
 
 
 def draw_agreement(agreed: Agreement) -> Figure:
-    """How many predictions have which R-hat, and which bulk and tail ESS; and the limits."""
+    """Histograms of R-hat and of bulk and tail ESS over predictions, with the limits."""
     figure = Figure(figsize=(7.2, 2.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     rhat = np.minimum(agreed.rhat, MOST_RHAT)
@@ -117,7 +117,7 @@ def draw_agreement(agreed: Agreement) -> Figure:
     right.set(xlabel="effective sample size", xlim=(0, bins[-1]))
     _mark(right, ESS_LIMIT, f"limit {ESS_LIMIT:.0f}")
     right.legend(frameon=False, fontsize=8.5)
-    plain(left, right)
+    remove_spines(left, right)
     return figure
 
 
@@ -128,12 +128,12 @@ def _mark(axis: Any, limit: float, text: str) -> None:
 
 
 def _chain_colors(count: int) -> list[Any]:
-    """The page's colours, or for more chains than these, shades that are visible on light and dark."""
+    """The page's colours, or for more chains shades that are visible on light and dark pages."""
     own = (ACCENT, *SETS, MUTED)
     return list(own[:count]) if count <= len(own) else list(colormaps["viridis"](np.linspace(0.3, 0.9, count)))
 
 
 def _small_titles(*axes: Any) -> None:
-    plain(*axes)
+    remove_spines(*axes)
     for axis in axes:
         axis.title.set_fontsize(9.5)

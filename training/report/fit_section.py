@@ -9,25 +9,25 @@ import numpy as np
 from jaxtyping import Int
 
 from abstain.models.bundles.bundle import Manifest
-from abstain.training.data.ood_sets import readable
-from abstain.training.evaluation.records import Shown
+from abstain.training.data.ood_sets import readable_name
+from abstain.training.evaluation.records import ReportData
 from abstain.training.inference.diagnostics import Agreement, rhat_text
 from abstain.training.report import fit_plots
-from abstain.training.report.contents import Chains, Draw, FinalMetric, Fit, Loss, Ranks
+from abstain.training.report.contents import ChainsPart, Draw, FinalMetric, Fit, Loss, Ranks
 from abstain.training.report.facts import flatten
 
 DRAWN = {"loss", "loss_unit", "reports", "trace"}
 """The diagnostics that a picture shows, so that the table leaves them out."""
 
 
-def build_fit(manifest: Manifest, shown: Shown, draw: Draw) -> Fit:
-    """Loss and chains, as far as the method has them, and all other diagnostics."""
+def build_fit(manifest: Manifest, report_data: ReportData, draw: Draw) -> Fit:
+    """Loss and chains, if the method has them, and all other diagnostics."""
     facts: Any = manifest.diagnostics
     listed = {name: value for name, value in facts.items() if name not in DRAWN}
     listed |= facts["reports"][-1] if facts.get("reports") else {}
     return Fit(
         loss=build_loss(facts, draw) if "loss" in facts and facts.get("reports") else None,
-        chains=build_chains(facts, shown, draw) if "trace" in facts else None,
+        chains=build_chains(facts, report_data, draw) if "trace" in facts else None,
         diagnostics=flatten(listed),
     )
 
@@ -40,14 +40,14 @@ def build_loss(facts: Any, draw: Draw) -> Loss:
     loss = np.array(facts["loss"], np.float64)
     finals = tuple(FinalMetric(rows, last[f"{part}_{metric}"]) for part, rows in parts.items())
     picture = draw("loss", partial(fit_plots.draw_loss, facts))
-    return Loss(picture, last["step"], float(loss[0]), float(loss[-1]), readable(metric), finals)
+    return Loss(picture, last["step"], float(loss[0]), float(loss[-1]), readable_name(metric), finals)
 
 
-def build_chains(facts: Any, shown: Shown, draw: Draw) -> Chains:
+def build_chains(facts: Any, report_data: ReportData, draw: Draw) -> ChainsPart:
     """The traces, and how well the chains' predictions agree."""
     trace, function = np.array(facts["trace"], np.float64), facts["function"]
-    absent = shown.absent.get("chains", "This report was made without the ranks.") if function["values"] else ""
-    return Chains(
+    absent = report_data.absent.get("chains", "This report was made without the ranks.") if function["values"] else ""
+    return ChainsPart(
         picture=draw("trace", partial(fit_plots.draw_trace, facts)),
         count=facts["chains"],
         samples=facts["samples"],
@@ -56,8 +56,8 @@ def build_chains(facts: Any, shown: Shown, draw: Draw) -> Chains:
         rhat=rhat_text(function["rhat"]) if function["values"] else "",
         ess_bulk=function["ess_bulk"] if function["values"] else None,
         ess_tail=function["ess_tail"] if function["values"] else None,
-        ranks=build_ranks(shown.agreement, draw) if shown.agreement else None,
-        ranks_absent="" if shown.agreement else absent,
+        ranks=build_ranks(report_data.agreement, draw) if report_data.agreement else None,
+        ranks_absent="" if report_data.agreement else absent,
     )
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Int, Num
 from matplotlib.figure import Figure
 
 from abstain.training.evaluation.quality import confidence
-from abstain.training.evaluation.records import Seen, View
+from abstain.training.evaluation.records import JudgedRows, ReportView
 from abstain.training.report.canvas import ACCENT, INK, WARM
 
 ACROSS = 10
@@ -17,7 +17,7 @@ MISTAKES = 30
 ACCEPTED, REJECTED = WARM, ACCENT
 
 
-def draw_mistakes(view: View) -> Figure | None:
+def draw_mistakes(view: ReportView) -> Figure | None:
     """The most confident mistakes among the test rows: true and predicted class, probability, and the decision."""
     seen, names = view.familiar, view.posterior.model.class_names
     certain = confidence(seen.prediction)
@@ -39,9 +39,9 @@ def draw_mistakes(view: View) -> Figure | None:
     return figure
 
 
-def draw_accepted(view: View) -> Figure:
-    """The accepted test rows with the highest decision scores, and of each OOD set those with the highest and lowest."""
-    lines: list[tuple[str, Seen, Int[np.ndarray, " shown"]]] = [
+def draw_accepted(view: ReportView) -> Figure:
+    """The accepted test rows with the highest decision scores, and from each OOD set those with the highest and lowest."""
+    lines: list[tuple[str, JudgedRows, Int[np.ndarray, " shown"]]] = [
         ("test rows\nhighest scores", view.familiar, _accepted(view.familiar)[::-1][:ACROSS])
     ]
     for name, seen in view.strange.items():
@@ -62,7 +62,7 @@ def draw_accepted(view: View) -> Figure:
     return figure
 
 
-def _accepted(seen: Seen) -> Int[np.ndarray, " accepted"]:
+def _accepted(seen: JudgedRows) -> Int[np.ndarray, " accepted"]:
     """The accepted rows in ascending order of their decision scores."""
     rows = np.flatnonzero(~seen.judgement.reject)
     return rows[np.argsort(seen.decision.value[rows], kind="stable")]

@@ -1,7 +1,7 @@
 """`report.html`: the quality of one version, for people. One file with its pictures inside and no script.
 
-The sections are in the order of a decision about a deployment: verdict, quality, rejection, fit, settings. What is
-missing is named, with the reason. This module builds the record of `contents.py` and renders it with `templates/`.
+The sections follow a decision about a deployment: verdict, quality, rejection, fit, settings. A missing part is named,
+with the reason. This module builds the record of `contents.py` and renders it with `templates/`.
 Jinja escapes every name and number of the record; `safe` marks only its own output and the XML of `svg.py`.
 """
 
@@ -18,8 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from abstain.models.bundles.bundle import Manifest
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.decisions.records import Calibration
-from abstain.training.data.ood_sets import readable
-from abstain.training.evaluation.records import Shown
+from abstain.training.data.ood_sets import readable_name
+from abstain.training.evaluation.records import ReportData
 from abstain.training.report.contents import (
     DecisionPart,
     Draw,
@@ -28,7 +28,7 @@ from abstain.training.report.contents import (
     Page,
     Picture,
     Quality,
-    Section,
+    RenderedSection,
     Settings,
     Verdict,
 )
@@ -50,7 +50,7 @@ def write_report(
     path: Path,
     manifest: Manifest,
     calibration: Calibration,
-    shown: Shown = Shown(),  # noqa: B008
+    report_data: ReportData = ReportData(),  # noqa: B008
 ) -> tuple[str, ...]:
     """Writes the report of a version.
 
@@ -58,32 +58,32 @@ def write_report(
         path: the file to write.
         manifest: the version's manifest, without the notes that this report adds.
         calibration: the calibration rows' scores.
-        shown: test part, OOD sets, curve and chains; what is missing there is missing in the report, with the reason.
+        report_data: test part, OOD sets, curve and chains; the report gives the reason for each missing part.
 
     Returns:
         A sentence for each section and picture that could not be made: notes for the manifest.
     """
     missing: list[str] = []
-    page = build_page(manifest, calibration, shown, missing)
+    page = build_page(manifest, calibration, report_data, missing)
     path.write_text(environment().get_template("page.html").render(page=page, titles=TITLES) + "\n", "utf-8")
     return tuple(missing)
 
 
-def build_page(manifest: Manifest, calibration: Calibration, shown: Shown, missing: list[str]) -> Page:
+def build_page(manifest: Manifest, calibration: Calibration, report_data: ReportData, missing: list[str]) -> Page:
     """The record of the page, its sections rendered.
 
     Args:
-        manifest, calibration, shown: as in `write_report`.
+        manifest, calibration, report_data: as in `write_report`.
         missing: gets a sentence for each section and picture that cannot be made.
     """
     draw = partial(draw_picture, missing=missing)
     builders: dict[str, Callable[[], object]] = {
-        "quality": lambda: _build_quality(manifest, shown, draw),
-        "decision": lambda: _build_decision(manifest, calibration, shown, draw),
-        "fit": lambda: _build_fit(manifest, shown, draw),
+        "quality": lambda: _build_quality(manifest, report_data, draw),
+        "decision": lambda: _build_decision(manifest, calibration, report_data, draw),
+        "fit": lambda: _build_fit(manifest, report_data, draw),
         "settings": lambda: build_settings(manifest),
-        # Last, because it lists what the others could not show.
-        "verdict": lambda: _build_verdict(manifest, shown, missing),
+        # Last, because it lists the failures of the others.
+        "verdict": lambda: _build_verdict(manifest, report_data, missing),
     }
     sections = {key: render_section(key, build, missing) for key, build in builders.items()}
     return Page(
@@ -108,25 +108,25 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters["form"] = format
-    made.filters["readable"] = readable
+    made.filters["readable"] = readable_name
     return made
 
 
-def render_section(key: str, build: Callable[[], object], missing: list[str]) -> Section:
-    """The section of a template and of the record that `build` returns; where either fails, the reason.
+def render_section(key: str, build: Callable[[], object], missing: list[str]) -> RenderedSection:
+    """Renders a section from its template and the record that `build` returns; if either fails, the reason.
 
     One section is rendered at a time, so that a number that cannot be formatted costs one section, not the report.
     """
     template = environment().get_template(f"{key}.html")
     html = attempt(f"the report's section “{TITLES[key]}”", lambda: template.render(section=build()), missing)
-    return Section(key, "", html.sentence) if isinstance(html, Failure) else Section(key, html)
+    return RenderedSection(key, "", html.sentence) if isinstance(html, Failure) else RenderedSection(key, html)
 
 
 def draw_picture(name: str, draw: Callable[[], Any], missing: list[str]) -> Picture:
-    """The drawing of a figure; where it cannot be drawn, the reason."""
-    from abstain.training.report.svg import svg_of  # noqa: PLC0415 - a second to import
+    """Draws a figure; if that fails, the reason."""
+    from abstain.training.report.svg import render_svg  # noqa: PLC0415 - a second to import
 
-    drawing = attempt(f"the picture “{readable(name)}”", lambda: svg_of(name, draw), missing)
+    drawing = attempt(f"the picture “{readable_name(name)}”", lambda: render_svg(name, draw), missing)
     return Picture(None, drawing.sentence) if isinstance(drawing, Failure) else Picture(drawing)
 
 
@@ -147,7 +147,7 @@ def build_heading(manifest: Manifest) -> Heading:
     )
 
 
-def _build_verdict(manifest: Manifest, shown: Shown, missing: list[str]) -> Verdict:
+def _build_verdict(manifest: Manifest, report_data: ReportData, missing: list[str]) -> Verdict:
     from abstain.training.report.decision_section import build_ood_sets  # noqa: PLC0415 - a second to import
     from abstain.training.report.quality_section import build_conformal  # noqa: PLC0415
 
@@ -156,32 +156,32 @@ def _build_verdict(manifest: Manifest, shown: Shown, missing: list[str]) -> Verd
         shortfalls=tuple(texts(manifest.shortfalls)),
         notes=(*manifest.notes, *missing),
         test_rows=manifest.data.test_rows,
-        accuracy=finite(metrics.get("accuracy")),
-        rmse=finite(metrics.get("rmse")),
-        ece=finite(metrics.get("ece")),
+        accuracy=finite_or_none(metrics.get("accuracy")),
+        rmse=finite_or_none(metrics.get("rmse")),
+        ece=finite_or_none(metrics.get("ece")),
         reject_rate=metrics["reject_rate"]["reject"] if "reject_rate" in metrics else None,
         percentile=manifest.calibration.percentile,
-        conformal=build_conformal(shown.view) if shown.view else None,
+        conformal=build_conformal(report_data.view) if report_data.view else None,
         ood=build_ood_sets(manifest),
     )
 
 
-def _build_quality(manifest: Manifest, shown: Shown, draw: Draw) -> Quality:
+def _build_quality(manifest: Manifest, report_data: ReportData, draw: Draw) -> Quality:
     from abstain.training.report.quality_section import build_quality  # noqa: PLC0415 - a second to import
 
-    return build_quality(manifest, shown, draw)
+    return build_quality(manifest, report_data, draw)
 
 
-def _build_decision(manifest: Manifest, calibration: Calibration, shown: Shown, draw: Draw) -> DecisionPart:
+def _build_decision(manifest: Manifest, calibration: Calibration, report_data: ReportData, draw: Draw) -> DecisionPart:
     from abstain.training.report.decision_section import build_decision  # noqa: PLC0415 - a second to import
 
-    return build_decision(manifest, calibration, shown, draw)
+    return build_decision(manifest, calibration, report_data, draw)
 
 
-def _build_fit(manifest: Manifest, shown: Shown, draw: Draw) -> Fit:
+def _build_fit(manifest: Manifest, report_data: ReportData, draw: Draw) -> Fit:
     from abstain.training.report.fit_section import build_fit  # noqa: PLC0415 - a second to import
 
-    return build_fit(manifest, shown, draw)
+    return build_fit(manifest, report_data, draw)
 
 
 def build_settings(manifest: Manifest) -> Settings:
@@ -203,6 +203,6 @@ def build_settings(manifest: Manifest) -> Settings:
     )
 
 
-def finite(value: Any) -> float | None:
-    """The number, or None where it is not finite or no number: a manifest that was read may have either."""
+def finite_or_none(value: Any) -> float | None:
+    """The number, or None if it is not a finite number, as a manifest may have."""
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None

@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from abstain.models.prediction.summaries import ClassificationSummary
-from abstain.training.evaluation.records import View
-from abstain.training.report.canvas import label_plainly, names_as_written
+from abstain.training.evaluation.records import ReportView
+from abstain.training.report.canvas import plain_text_names, use_plain_log_labels
 from abstain.training.report.confidence_plots import draw_reliability, draw_risk_coverage
 from abstain.training.report.galleries import draw_accepted, draw_mistakes
 from abstain.training.report.regression_plots import draw_pit, draw_predicted, draw_width_error
@@ -18,29 +18,29 @@ from abstain.training.report.separation_plots import draw_detection, draw_ecdf, 
 DPIS, MOST_BYTES = (110, 80, 60, 40), 400_000
 
 
-def write_plots(folder: Path, view: View) -> list[str]:
+def write_plots(folder: Path, view: ReportView) -> list[str]:
     """Writes the plots for the model's task, its inputs and the OOD sets; returns the files' names."""
     folder.mkdir(parents=True, exist_ok=True)
-    with names_as_written():
+    with plain_text_names():
         figures = {name: draw(view) for name, draw in plots_for(view).items()}
         written = {f"{name}.png": figure for name, figure in figures.items() if figure is not None}
         for name, figure in written.items():
-            label_plainly(figure)
+            use_plain_log_labels(figure)
             save_small(figure, folder / name)
     return list(written)
 
 
 def save_small(figure: Figure, path: Path) -> None:
-    """Writes a PNG at the finest of `DPIS` that keeps it below `MOST_BYTES`: pictures of many sets can be large."""
+    """Writes a PNG at the finest of `DPIS` that keeps it below `MOST_BYTES`; plots of many sets can be large."""
     for dpi in DPIS:
         figure.savefig(path, dpi=dpi)
         if path.stat().st_size < MOST_BYTES:
             return
 
 
-def plots_for(view: View) -> dict[str, Callable[[View], Figure | None]]:
-    """The plots by name, in the order to look at them."""
-    drawn: dict[str, Callable[[View], Figure | None]] = {}
+def plots_for(view: ReportView) -> dict[str, Callable[[ReportView], Figure | None]]:
+    """The plots for the model's task and inputs, by name, in reading order."""
+    drawn: dict[str, Callable[[ReportView], Figure | None]] = {}
     if isinstance(view.familiar.prediction.summary, ClassificationSummary):
         drawn |= {"reliability": draw_reliability, "risk_coverage": draw_risk_coverage}
         if view.posterior.model.is_image:

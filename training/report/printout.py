@@ -1,4 +1,4 @@
-"""What `abstain evaluate` prints for people: the figures of `evaluate_version` as a few tables."""
+"""The text that `abstain evaluate` prints: the results of `evaluate_version` as tables."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ HEADLINES = ("accuracy", "rmse", "nll", "brier", "ece", "aurc", "crps", "coverag
 WIDTH = 120
 
 
-def printout(found: Evaluation) -> str:
-    """The figures as text, at most 120 characters wide."""
+def format_evaluation(found: Evaluation) -> str:
+    """Formats an evaluation as text, at most 120 characters wide."""
     console = Console(file=StringIO(), width=WIDTH, no_color=True, highlight=False)
-    rows, decision = f"{found.rows:,} test rows", readable(found.decision)
+    rows, decision = f"{found.rows:,} test rows", readable_name(found.decision)
     console.print(
         f"{found.model} on {rows}; {decision} decides at the {ordinal(found.percentile)} percentile\n",
         markup=False,
@@ -38,9 +38,9 @@ def printout(found: Evaluation) -> str:
     if found.classes is not None:
         tables.append(_class_table(found.classes))
     tables.append(_reject_table(found.reject_rates, decision))
-    for place, table in enumerate(tables):
+    for index, table in enumerate(tables):
         console.print(table)
-        if not place and found.calibration_errors:
+        if not index and found.calibration_errors:
             console.print(_reference_line(found.calibration_errors), markup=False)
         console.print()
     console.print(_conformal_line(found.conformal), markup=False)
@@ -55,7 +55,7 @@ def printout(found: Evaluation) -> str:
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
 
-def readable(name: str) -> str:
+def readable_name(name: str) -> str:
     """`mutual_information` → "mutual information"."""
     return name.replace("_", " ")
 
@@ -67,7 +67,7 @@ def _quality_table(found: Evaluation) -> Table:
     figures = {name: found.metrics[name] for name in HEADLINES if name in found.metrics} | further
     for name, value in figures.items():
         of_twin = [_figure(twin.metrics[name]) if name in twin.metrics else ""] if twin else []
-        table.add_row(readable(name), _figure(value), _interval(found.intervals.get(name)), *of_twin)
+        table.add_row(readable_name(name), _figure(value), _interval(found.intervals.get(name)), *of_twin)
     return table
 
 
@@ -80,7 +80,7 @@ def _reference_line(errors: CalibrationErrors) -> str:
 
 def _risk_table(found: Evaluation) -> Table:
     what = "RMSE" if "rmse" in found.metrics else "error"
-    table = _table(f"{what} of the surest", *(f"{float(coverage):.0%}" for coverage in found.risk_at_coverage))
+    table = _table(f"{what} of the most confident", *(f"{float(coverage):.0%}" for coverage in found.risk_at_coverage))
     table.add_row("", *(_figure(risk) for risk in found.risk_at_coverage.values()))
     return table
 
@@ -88,7 +88,7 @@ def _risk_table(found: Evaluation) -> Table:
 def _parts_table(found: Evaluation) -> Table:
     parts = {"accepted": found.accepted, "rejected": found.rejected}
     names = [name for name in HEADLINES if any(name in part.metrics for part in parts.values())]
-    table = _table("", "rows", *map(readable, names))
+    table = _table("", "rows", *map(readable_name, names))
     for label, part in parts.items():
         table.add_row(
             label, f"{part.rows:,}", *(_figure(part.metrics[name]) if name in part.metrics else "" for name in names)
@@ -108,9 +108,9 @@ def _reject_table(rates: dict[str, float], decision: str) -> Table:
     table = _table("test rows above the threshold of", "share")
     table.add_row(f"decision ({decision})", f"{rates['reject']:.2%}")
     for name, rate in rates.items():
-        # The combination is the decision, whose row is the first.
+        # The combined score is the decision, which has the first row.
         if name not in {"reject", COMBINED}:
-            table.add_row(readable(name), f"{rate:.2%}")
+            table.add_row(readable_name(name), f"{rate:.2%}")
     return table
 
 
@@ -118,7 +118,7 @@ def _ood_table(name: str, detection: SetDetection, decision: str) -> Table:
     if name.endswith(SAME_INTENSITY):
         name = f"{name.removesuffix(SAME_INTENSITY)} at the test rows' intensity"
     table = _table(_plain(f"{name}, {detection.rows:,} rows"), "AUROC", "AUPR", "FPR95", "detection", "95 % interval")
-    of_scores = {readable(score): found for score, found in detection.scores.items()}
+    of_scores = {readable_name(score): found for score, found in detection.scores.items()}
     for label, found in ({f"decision ({decision})": detection.decision} | of_scores).items():
         separation, detected = found.separation, found.detected
         shown = (separation.auroc, separation.aupr, separation.fpr95, detected.share)
@@ -130,24 +130,24 @@ def _twin_lines(twin: TwinQuality | None, name: str) -> Iterable[str]:
     scores = twin.ood.get(name, {}) if twin else {}
     for score, found in scores.items():
         yield (
-            f"  twin, {readable(score)}: AUROC {_figure(found.auroc)}  AUPR {_figure(found.aupr)}  "
+            f"  twin, {readable_name(score)}: AUROC {_figure(found.auroc)}  AUPR {_figure(found.aupr)}  "
             f"FPR95 {_figure(found.fpr95)}"
         )
 
 
 def _conformal_line(conformal: ConformalQuality) -> str:
     if conformal.mean_size is not None:
-        size, what = f"{conformal.mean_size:.2f} classes", "sets hold the true class"
+        size, what = f"{conformal.mean_size:.2f} classes", "sets contain the true class"
     else:
-        size, what = _figure(conformal.mean_width or 0.0), "intervals hold the target"
+        size, what = _figure(conformal.mean_width or 0.0), "intervals contain the target"
     return (
         f"  {what} for {conformal.coverage.share:.1%} of the rows {_interval(conformal.coverage.interval)}, "
-        f"{conformal.stated:.1%} asked for; {size} on average"
+        f"{conformal.stated:.1%} requested; {size} on average"
     )
 
 
 def _coverage_lines(coverage: CoverageByDecision) -> Iterable[str]:
-    """Coverage among the accepted and the rejected rows; it is guaranteed over both together, not of either."""
+    """Coverage of accepted and of rejected rows; the guarantee holds for both together, not for either part."""
     for label, part in (("accepted", coverage.accepted), ("rejected", coverage.rejected)):
         if part is not None:
             yield f"    of the {label} rows: {part.share:.1%} {_interval(part.interval)}"
@@ -155,8 +155,8 @@ def _coverage_lines(coverage: CoverageByDecision) -> Iterable[str]:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=True, padding=(0, 2, 0, 1), header_style="")
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", no_wrap=not place)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
     return table
 
 
@@ -169,5 +169,5 @@ def _interval(ends: Interval | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which rich sees no markup: a class may be called `[b]`."""
+    """Escapes rich's markup: a class may be called `[b]`."""
     return text.replace("[", r"\[")

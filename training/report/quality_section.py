@@ -9,19 +9,19 @@ import numpy as np
 
 from abstain.models.bundles.bundle import Manifest
 from abstain.models.prediction.summaries import RegressionSummary
-from abstain.training.data.ood_sets import readable
+from abstain.training.data.ood_sets import readable_name
 from abstain.training.evaluation.coverage import coverage_by_decision
-from abstain.training.evaluation.quality import class_quality, confidence, conformal_quality, terms_of
-from abstain.training.evaluation.records import Curve, Shown, View
+from abstain.training.evaluation.quality import class_quality, confidence, conformal_quality, metric_terms
+from abstain.training.evaluation.records import Curve, ReportData, ReportView
 from abstain.training.evaluation.results import ReliabilityBins
 from abstain.training.report import confidence_plots, regression_plots
 from abstain.training.report.contents import (
     Band,
     Classification,
-    ClassQuality,
+    ClassRow,
     Conformal,
     Draw,
-    Predicted,
+    PredictedPlot,
     Quality,
     Regression,
     Reliability,
@@ -35,19 +35,21 @@ MOST_CLASSES = 100
 """The largest number of classes that the table of classes lists."""
 
 
-def build_quality(manifest: Manifest, shown: Shown, draw: Draw) -> Quality:
-    """The metrics of the manifest, and what the test part shows of a classifier or of a regression."""
+def build_quality(manifest: Manifest, report_data: ReportData, draw: Draw) -> Quality:
+    """The metrics of the manifest, and the quality of the classifier or regression on the test part."""
     values = {name: value for name, value in manifest.metrics.items() if not isinstance(value, dict)}
     metrics = tuple((name, value_text(value)) for name, value in values.items())
-    if shown.view is None:
-        return Quality(metrics, None, None, shown.absent.get("test", "This report was made without the test part."))
+    if report_data.view is None:
+        return Quality(
+            metrics, None, None, report_data.absent.get("test", "This report was made without the test part.")
+        )
     if manifest.model.class_names:
-        return Quality(metrics, build_classification(manifest, shown.view, draw), None, "")
-    return Quality(metrics, None, build_regression(manifest, shown, shown.view, draw), "")
+        return Quality(metrics, build_classification(manifest, report_data.view, draw), None, "")
+    return Quality(metrics, None, build_regression(manifest, report_data, report_data.view, draw), "")
 
 
-def build_conformal(view: View) -> Conformal:
-    """How often prediction sets, or intervals, hold the target: over all test rows, and over each part's."""
+def build_conformal(view: ReportView) -> Conformal:
+    """How often prediction sets or intervals contain the target, over all test rows, and over accepted and rejected rows."""
     whole = conformal_quality(view.familiar.judgement, view.rows.y)
     parts = coverage_by_decision(view.familiar.judgement, view.rows.y)
     accepted, rejected = (
@@ -56,23 +58,23 @@ def build_conformal(view: View) -> Conformal:
     return Conformal(whole.stated, whole.coverage.share, whole.mean_size, whole.mean_width, accepted, rejected)
 
 
-def share_of(figures: dict[str, Any], name: str) -> Share:
-    """A figure with its 95 % interval, which stands under `NAME_interval`."""
+def share_with_interval(figures: dict[str, Any], name: str) -> Share:
+    """A number with its 95 % interval, which has the key `NAME_interval`."""
     return Share(figures[name], *figures[f"{name}_interval"])
 
 
 # ---- classification --------------------------------------------------------------------------------------------------
 
 
-def build_classification(manifest: Manifest, view: View, draw: Draw) -> Classification:
+def build_classification(manifest: Manifest, view: ReportView, draw: Draw) -> Classification:
     """Reliability, risk against coverage, and the figures of each class."""
     return Classification(
         build_reliability(manifest, view, draw), build_risk(view, draw), build_classes(manifest, view)
     )
 
 
-def build_reliability(manifest: Manifest, view: View, draw: Draw) -> Reliability | None:
-    """The reliability diagram of the manifest's own bins, which the console draws as well; None where it has none."""
+def build_reliability(manifest: Manifest, view: ReportView, draw: Draw) -> Reliability | None:
+    """The reliability diagram of the manifest's bins, which the console draws too; None without bins."""
     content: Any = manifest.metrics.get("reliability")
     if content is None:
         return None
@@ -91,9 +93,9 @@ def build_reliability(manifest: Manifest, view: View, draw: Draw) -> Reliability
     )
 
 
-def build_risk(view: View, draw: Draw) -> Risk:
-    """Risk against coverage, and the quality of what is accepted and rejected now."""
-    reject, loss = view.familiar.judgement.reject, confidence_plots.losses(view.familiar.prediction, view)
+def build_risk(view: ReportView, draw: Draw) -> Risk:
+    """Risk against coverage, and the quality of accepted and rejected rows at the current threshold."""
+    reject, loss = view.familiar.judgement.reject, confidence_plots.row_losses(view.familiar.prediction, view)
     classify = bool(view.posterior.model.class_names)
     parts: list[RiskPart] = []
     for name, chosen in (("accepted", ~reject), ("rejected", reject)):
@@ -102,18 +104,18 @@ def build_risk(view: View, draw: Draw) -> Risk:
         rmse = float(np.sqrt(mean)) if not classify and mean is not None else None
         parts.append(RiskPart(name, int(chosen.sum()), accuracy, rmse))
     picture = draw("risk", partial(confidence_plots.draw_risk_coverage, view))
-    return Risk(picture, len(reject), readable(view.familiar.decision_name), tuple(parts))
+    return Risk(picture, len(reject), readable_name(view.familiar.decision_name), tuple(parts))
 
 
-def build_classes(manifest: Manifest, view: View) -> tuple[ClassQuality, ...]:
-    """The figures of each class that has test rows; none where there are more than `MOST_CLASSES`."""
+def build_classes(manifest: Manifest, view: ReportView) -> tuple[ClassRow, ...]:
+    """The figures of each class that has test rows; none if there are more than `MOST_CLASSES`."""
     names = manifest.model.class_names
     if len(names) > MOST_CLASSES:
         return ()
-    terms = terms_of(view.posterior, view.familiar.prediction, view.rows)
+    terms = metric_terms(view.posterior, view.familiar.prediction, view.rows)
     classes = class_quality(names, terms, view.familiar.judgement, view.rows.y)
     return tuple(
-        ClassQuality(name, own.rows, own.accuracy.share, own.reject_rate.share, own.set_coverage.share)
+        ClassRow(name, own.rows, own.accuracy.share, own.reject_rate.share, own.set_coverage.share)
         for name, own in classes.items()
     )
 
@@ -121,7 +123,7 @@ def build_classes(manifest: Manifest, view: View) -> tuple[ClassQuality, ...]:
 # ---- regression ------------------------------------------------------------------------------------------------------
 
 
-def build_regression(manifest: Manifest, shown: Shown, view: View, draw: Draw) -> Regression:
+def build_regression(manifest: Manifest, report_data: ReportData, view: ReportView, draw: Draw) -> Regression:
     """The band along the input or predicted against true, the PIT histogram, and risk against coverage."""
     metrics: Any = manifest.metrics
     return Regression(
@@ -129,14 +131,14 @@ def build_regression(manifest: Manifest, shown: Shown, view: View, draw: Draw) -
         rmse=metrics["rmse"],
         coverage_95=metrics["coverage_95"],
         conformal=build_conformal(view),
-        band=build_band(manifest, shown.curve, view, draw) if shown.curve else None,
-        predicted=None if shown.curve else build_predicted(manifest, shown, view, draw),
+        band=build_band(manifest, report_data.curve, view, draw) if report_data.curve else None,
+        predicted=None if report_data.curve else build_predicted(manifest, report_data, view, draw),
         pit=draw("pit", partial(regression_plots.draw_pit, view)),
         risk=build_risk(view, draw),
     )
 
 
-def build_band(manifest: Manifest, curve: Curve, view: View, draw: Draw) -> Band:
+def build_band(manifest: Manifest, curve: Curve, view: ReportView, draw: Draw) -> Band:
     """The predictive distribution along the input, and its epistemic spread inside and outside the training rows."""
     names = manifest.model.feature_names
     axes = (names[0] if names else "input"), manifest.model.target_name
@@ -150,7 +152,7 @@ def build_band(manifest: Manifest, curve: Curve, view: View, draw: Draw) -> Band
     return Band(picture, float(x[0]), float(x[-1]), low, high, *means)
 
 
-def build_predicted(manifest: Manifest, shown: Shown, view: View, draw: Draw) -> Predicted:
-    """Predicted against true targets; of a model of one input also why there is no band."""
+def build_predicted(manifest: Manifest, report_data: ReportData, view: ReportView, draw: Draw) -> PredictedPlot:
+    """Predicted against true targets; for a model of one input also why there is no band."""
     picture = draw("predicted", partial(regression_plots.draw_predicted, view))
-    return Predicted(picture, shown.absent.get("curve", "") if manifest.model.features == 1 else "")
+    return PredictedPlot(picture, report_data.absent.get("curve", "") if manifest.model.features == 1 else "")

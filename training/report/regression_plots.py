@@ -10,14 +10,14 @@ from scipy import stats
 
 from abstain.training.data.rows import Rows
 from abstain.training.evaluation.mixtures import probability_integral_transform
-from abstain.training.evaluation.quality import covered
-from abstain.training.evaluation.records import Curve, View, regression_of
-from abstain.training.report.canvas import ACCENT, INK, MUTED, VIOLET, WARM, places, plain, titled_figure
+from abstain.training.evaluation.quality import is_covered
+from abstain.training.evaluation.records import Curve, ReportView, regression_of
+from abstain.training.report.canvas import ACCENT, INK, MUTED, VIOLET, WARM, remove_spines, thin_indices, titled_figure
 
 
-def draw_predicted(view: View) -> Figure:
+def draw_predicted(view: ReportView) -> Figure:
     """Predicted against true, with the conformal intervals of three hundred rows."""
-    inside, interval = covered(view.familiar.judgement, view.rows.y), view.familiar.interval
+    inside, interval = is_covered(view.familiar.judgement, view.rows.y), view.familiar.interval
     mean, target = np.asarray(view.familiar.prediction.summary.mean), view.rows.y
     requested = view.familiar.judgement.coverage
     figure = titled_figure(
@@ -35,11 +35,11 @@ def draw_predicted(view: View) -> Figure:
     axis.plot(ends, ends, color=INK, linewidth=1)
     axis.set(xlabel=f"true {view.posterior.model.target_name}", ylabel=f"predicted, with the {requested:.0%} interval")
     axis.legend(loc="upper left", fontsize=9, frameon=False)
-    plain(axis)
+    remove_spines(axis)
     return figure
 
 
-def draw_width_error(view: View) -> Figure:
+def draw_width_error(view: ReportView) -> Figure:
     """The absolute error against the width of the conformal interval."""
     interval = view.familiar.interval
     widths = np.diff(interval, axis=1)[:, 0]
@@ -71,11 +71,11 @@ def draw_width_error(view: View) -> Figure:
         xlim=(0, widths.max() * 1.05),
     )
     axis.legend(loc="upper left", fontsize=9, frameon=False)
-    plain(axis)
+    remove_spines(axis)
     return figure
 
 
-def draw_pit(view: View, bins: int = 20) -> Figure:
+def draw_pit(view: ReportView, bins: int = 20) -> Figure:
     """Histogram of the probability integral transform, with the band of 95 % of bins if calibrated."""
     figure = titled_figure(
         f"{view.name}: where targets lie in their predictive distribution (PIT); flat is calibrated, ∪ is overconfident",
@@ -101,14 +101,14 @@ def draw_pit(view: View, bins: int = 20) -> Figure:
     axis.axhline(rows / bins, color=INK, linewidth=0.8)
     axis.set(xlabel="predicted probability of a smaller target", ylabel=f"rows of {rows:,}", xlim=(0, 1))
     figure.legend(loc="outside lower center", fontsize=8.5, frameon=False, ncols=3)
-    plain(axis)
+    remove_spines(axis)
     return figure
 
 
 def draw_band(curve: Curve, test: Rows | None, input_name: str, target_name: str) -> Figure:
     """The posterior predictive along the one input: mean, epistemic and total band, conformal interval, and rows.
 
-    The axis of targets shows all rows, and the bands up to twice the range of the rows: far out they may be very wide.
+    The target axis shows all rows, and the bands up to twice the rows' range, because far out they may be very wide.
     """
     figure = titled_figure("", 7.2, 4.2)
     axis = figure.subplots()
@@ -127,7 +127,7 @@ def draw_band(curve: Curve, test: Rows | None, input_name: str, target_name: str
     if test is not None:
         shown.append((test, "test rows", {"facecolors": "none", "edgecolors": VIOLET, "s": 9, "linewidths": 0.6}))
     for rows, label, look in shown:
-        kept = places(len(rows), 250)
+        kept = thin_indices(len(rows), 250)
         axis.scatter(rows.x.reshape(len(rows), -1)[kept, 0], rows.y[kept], label=label, alpha=0.8, **look)
     edges = np.nanmin(curve.train.x), np.nanmax(curve.train.x)
     for edge in edges:
@@ -135,7 +135,7 @@ def draw_band(curve: Curve, test: Rows | None, input_name: str, target_name: str
     _keep_rows_in_sight(axis, np.concatenate([rows.y for rows, *_ in shown]), np.concatenate([quantiles, interval], 1))
     axis.set(xlabel=input_name, ylabel=target_name, xlim=(x[0], x[-1]))
     figure.legend(loc="outside lower center", fontsize=8.5, frameon=False, ncols=3)
-    plain(axis)
+    remove_spines(axis)
     return figure
 
 

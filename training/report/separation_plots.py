@@ -13,13 +13,23 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from abstain.models.decisions.ranks import ordinal, threshold
 from abstain.models.decisions.records import Calibration
-from abstain.training.data.ood_sets import SAME_INTENSITY, readable
+from abstain.training.data.ood_sets import SAME_INTENSITY, readable_name
 from abstain.training.evaluation.quality import TWIN_SCORES, deciding_ranks, rates_of
-from abstain.training.evaluation.records import Seen, View
-from abstain.training.report.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WARM, places, plain, titled_figure
+from abstain.training.evaluation.records import JudgedRows, ReportView
+from abstain.training.report.canvas import (
+    ACCENT,
+    INK,
+    MUTED,
+    SETS,
+    VIOLET,
+    WARM,
+    remove_spines,
+    thin_indices,
+    titled_figure,
+)
 
 
-def draw_roc(view: View, across: int = 3) -> Figure:
+def draw_roc(view: ReportView, across: int = 3) -> Figure:
     """One panel per OOD set: the decision with its threshold, the two best other scores, and the best of the twin.
 
     Args:
@@ -47,7 +57,7 @@ def draw_roc(view: View, across: int = 3) -> Figure:
     return figure
 
 
-def _draw_roc_panel(axis: Any, view: View, name: str, strange: Seen, shown: dict[str, str]) -> None:
+def _draw_roc_panel(axis: Any, view: ReportView, name: str, strange: JudgedRows, shown: dict[str, str]) -> None:
     familiar = view.familiar
     pairs = [
         (score, *deciding_ranks(familiar.judgement.scores[score], strange.judgement.scores[score]), color, "-", 1.2)
@@ -65,7 +75,7 @@ def _draw_roc_panel(axis: Any, view: View, name: str, strange: Seen, shown: dict
         truth = np.repeat([0, 1], [len(own), len(foreign)])
         false, true, _ = roc_curve(truth, np.concatenate([own, foreign]))
         text = f"{label.replace('_', ' ')}  {auroc(own, foreign):.3f}"
-        kept = places(len(false))
+        kept = thin_indices(len(false))
         axis.step(
             np.maximum(false[kept], least),
             true[kept],
@@ -78,7 +88,7 @@ def _draw_roc_panel(axis: Any, view: View, name: str, strange: Seen, shown: dict
     here = max(float(familiar.judgement.reject.mean()), least), float(strange.judgement.reject.mean())
     axis.plot(*here, "o", color=ACCENT, markersize=7, markeredgecolor="white", zorder=5)
     axis.set(xscale="log", xlim=(least, 1), ylim=(0, 1.02))
-    axis.set_title(readable(name), fontsize=10)
+    axis.set_title(readable_name(name), fontsize=10)
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(
         handles[::-1],
@@ -90,11 +100,11 @@ def _draw_roc_panel(axis: Any, view: View, name: str, strange: Seen, shown: dict
         title_fontsize=7.5,
         alignment="left",
     )
-    plain(axis)
+    remove_spines(axis)
 
 
-def _best_others(view: View) -> dict[str, str]:
-    """The two scores with the highest mean AUROC over the sets, without the one that decides; and their colours."""
+def _best_others(view: ReportView) -> dict[str, str]:
+    """The two scores, apart from the deciding one, with the highest mean AUROC over the sets; and their colours."""
     familiar = view.familiar.judgement.scores
     means = {
         score: np.mean([auroc(*deciding_ranks(values, seen.judgement.scores[score])) for seen in view.strange.values()])
@@ -111,7 +121,7 @@ def auroc(familiar: Any, strange: Any) -> float:
     return float(roc_auc_score(truth, np.concatenate([familiar, strange])))
 
 
-def draw_ecdf(view: View) -> Figure:
+def draw_ecdf(view: ReportView) -> Figure:
     """The decision score's distribution on the test rows and on every OOD set, and the threshold."""
     name, percentile = view.familiar.decision_name.replace("_", " "), view.familiar.judgement.percentile
     figure = titled_figure(f"{view.name}: the decision score ({name}); rows right of the line are rejected", 9, 4.6)
@@ -121,12 +131,12 @@ def draw_ecdf(view: View) -> Figure:
     for label, seen in view.strange.items():
         base = label.removesuffix(SAME_INTENSITY)
         color = SETS[(bases.index(base) if base in bases else len(bases)) % len(SETS)]
-        looks.append((readable(label), seen, color, "-" if label in bases else "--", 1.6))
+        looks.append((readable_name(label), seen, color, "-" if label in bases else "--", 1.6))
     for label, seen, color, style, width in looks:
         values = np.sort(np.asarray(seen.decision.value, np.float64))
         shares = np.arange(1, len(values) + 1) / len(values) * 100
         # A few hundred points are enough for the curve; all of them would make a large file.
-        kept = places(len(values))
+        kept = thin_indices(len(values))
         text = f"{label}: {seen.judgement.reject.mean():.1%} rejected"
         axis.step(values[kept], shares[kept], where="post", color=color, linestyle=style, linewidth=width, label=text)
     limits: list[float] = np.unique(view.familiar.decision.threshold).tolist()
@@ -144,19 +154,19 @@ def draw_ecdf(view: View) -> Figure:
     _spread_out(axis, np.concatenate([np.asarray(seen.decision.value) for _, seen, *_ in looks]), limits[-1])
     axis.set(xlabel=name, ylabel="rows at or below (%)", ylim=(0, 102))
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)
-    plain(axis)
+    remove_spines(axis)
     return figure
 
 
 def _spread_out(axis: Any, values: Float[np.ndarray, " rows"], limit: float) -> None:
-    """Makes the axis logarithmic where far values would press all others against the left edge."""
+    """Makes the axis logarithmic if large values would push all others to the left edge."""
     positive = values[values > 0]
     if limit > 0 and values.min() >= 0 and np.quantile(values, 0.99) > 20 * limit:
         axis.set_xscale("log")
         axis.set_xlim(np.quantile(positive, 0.01), values.max())
 
 
-def draw_detection(view: View) -> Figure:
+def draw_detection(view: ReportView) -> Figure:
     """Every score's share above its threshold, on the test rows and on every OOD set."""
     sets = {"test rows": view.familiar, **view.strange}
     rates = {label: rates_of(seen.judgement) for label, seen in sets.items()}
@@ -184,7 +194,7 @@ def draw_detection(view: View) -> Figure:
         )
     names = [f"decision ({view.familiar.decision_name})", *scores[1:]]
     axis.set_yticks(range(len(scores)), [name.replace("_", " ") for name in names])
-    axis.set_xticks(range(len(sets)), [readable(label).replace(", same", ",\nsame") for label in sets])
+    axis.set_xticks(range(len(sets)), [readable_name(label).replace(", same", ",\nsame") for label in sets])
     axis.xaxis.tick_top()
     axis.axhline(0.5, color=INK, linewidth=1)
     axis.axvline(0.5, color=INK, linewidth=1)
@@ -193,7 +203,7 @@ def draw_detection(view: View) -> Figure:
     return figure
 
 
-def draw_scores(calibration: Calibration, seen: Seen | None) -> Figure:
+def draw_scores(calibration: Calibration, seen: JudgedRows | None) -> Figure:
     """Every score's distribution on the calibration rows, with its threshold, and on the test rows; the decision first."""
     first = calibration.decision.name
     names = [first, *(name for name in calibration.ascending if name != first)]
@@ -213,7 +223,7 @@ def draw_scores(calibration: Calibration, seen: Seen | None) -> Figure:
         axis.annotate(f"{limit:.3g}", (limit, 6), fontsize=8, **offset)
         axis.set_title(name.replace("_", " "), fontsize=8.5, fontweight="bold" if name == first else "normal")
         axis.locator_params(axis="x", nbins=2)
-        plain(axis)
+        remove_spines(axis)
         axis.tick_params(labelsize=7.5)
     for axis in panels.flat[len(names) :]:
         axis.set_visible(False)
@@ -223,5 +233,5 @@ def draw_scores(calibration: Calibration, seen: Seen | None) -> Figure:
 
 
 def _draw_steps(axis: Any, ascending: Float[np.ndarray, " rows"], **look: Any) -> None:
-    kept = places(len(ascending), 200)
+    kept = thin_indices(len(ascending), 200)
     axis.plot(ascending[kept], (kept + 1) / len(ascending) * 100, **look)

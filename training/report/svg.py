@@ -14,7 +14,16 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from abstain.training.report.canvas import ACCENT, INK, MUTED, SETS, VIOLET, WARM, label_plainly, names_as_written
+from abstain.training.report.canvas import (
+    ACCENT,
+    INK,
+    MUTED,
+    SETS,
+    VIOLET,
+    WARM,
+    plain_text_names,
+    use_plain_log_labels,
+)
 from abstain.training.report.contents import Drawing
 
 COLORS = {
@@ -23,7 +32,7 @@ COLORS = {
     MUTED: "muted",
     WARM: "warm",
     VIOLET: "violet",
-    **{color: f"set-{place}" for place, color in enumerate(SETS) if color not in {WARM, VIOLET}},
+    **{color: f"set-{index}" for index, color in enumerate(SETS) if color not in {WARM, VIOLET}},
     "#000000": "ink",
     "#ffffff": "page",
 }
@@ -42,27 +51,27 @@ _LOOK: dict[Any, str | int] = {
 _NUMERIC = {"d", "x", "y", "transform", "width", "height"}
 
 
-def svg_of(name: str, draw: Callable[[], Figure]) -> Drawing:
+def render_svg(name: str, draw: Callable[[], Figure]) -> Drawing:
     """A figure as SVG for the page.
 
     Args:
         name: unique on the page; it begins every id that the drawing refers to.
         draw: makes the figure.
     """
-    with names_as_written(), rc_context(_LOOK):
+    with plain_text_names(), rc_context(_LOOK):
         figure = draw()
-        label_plainly(figure)
+        use_plain_log_labels(figure)
         # The page has headings and captions.
         figure.suptitle("")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True)
-    # Matplotlib has just written it: no foreign XML is parsed here.
+    # Matplotlib wrote this XML; no foreign XML is parsed.
     root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314
     _strip(root)
     _rename(root, name)
     for element in root.iter():
         for key, value in element.attrib.items():
-            element.set(key, _shortened(key, value))
+            element.set(key, _shorten(key, value))
     width = round(figure.get_size_inches()[0] * PIXELS_AN_INCH)
     content = "".join(ElementTree.tostring(child, encoding="unicode") for child in root)
     return Drawing(width, root.attrib["viewBox"], content)
@@ -98,7 +107,7 @@ def _rename(root: ElementTree.Element, name: str) -> None:
             element.set(key, re.sub(r"(url\(|^)#", rf"\g<1>#{name}-", element.attrib[key]))
 
 
-def _shortened(key: str, value: str) -> str:
+def _shorten(key: str, value: str) -> str:
     if key in _NUMERIC:
         return re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), value)
     if key in {"style", "fill", "stroke"}:

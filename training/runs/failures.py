@@ -1,4 +1,4 @@
-"""What fails after inference costs no fit: it is left out, with the reason, and the version is published all the same."""
+"""Failures after inference: the part is left out, with the reason, and the version is still published."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ Result = TypeVar("Result")
 
 
 class Failure(NamedTuple):
-    """What stands in the place of a result."""
+    """The sentence that replaces a result."""
 
     sentence: str
 
 
 def attempt(what: str, make: Callable[[], Result], missing: list[str]) -> Result | Failure:
-    """The result of `make`; where that raises, a failure, whose sentence is added to `missing`.
+    """Calls `make` and returns its result; if it raises, adds a sentence to `missing` and returns a failure.
 
     Args:
-        what: is made, as the sentence's subject: "the picture …".
+        what: the subject of the sentence, such as "the picture …".
     """
     try:
         return make()
-    # Of whatever kind: hours of sampling are worth more than any picture of them.
+    # Any exception: hours of sampling must not be lost because of a picture.
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        index = traceback.extract_tb(error.__traceback__)[-1]
         sentence = (
             f"{what[:1].upper()}{what[1:]} could not be made: {type(error).__name__}: {error} "
-            f"(in {place.name}). Nothing else depends on it."
+            f"(in {index.name}). Nothing else depends on it."
         )
         missing.append(sentence)
         return Failure(sentence)

@@ -1,4 +1,4 @@
-"""A progress bar on stderr: how far, the latest figures, and the time left; and stages that have no steps to count."""
+"""A progress bar on stderr with the latest figures and the remaining time; and stages without steps."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from abstain.training.runs.journal import Progress as Report
+from abstain.training.runs.journal import ProgressCallback
 
 
 @contextmanager
-def stage(progress: Report | None, name: str) -> Generator[None]:
-    """Reports a stage of one step: its name as it begins, so that nobody waits without knowing for what, and its end."""
+def stage(progress: ProgressCallback | None, name: str) -> Generator[None]:
+    """Reports the begin and the end of a stage, as one step."""
     if progress:
         progress(0, 1, passage=name)
     yield
@@ -22,8 +22,8 @@ def stage(progress: Report | None, name: str) -> Generator[None]:
 
 
 @contextmanager
-def progress_bar(title: str) -> Generator[Report]:
-    """A bar while the block runs; where stderr is no terminal, one line for each report instead."""
+def progress_bar(title: str) -> Generator[ProgressCallback]:
+    """Shows a progress bar while the block runs; if stderr is not a terminal, one line for each report."""
     console = Console(stderr=True)
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -40,7 +40,7 @@ def progress_bar(title: str) -> Generator[Report]:
         def report(done: int, total: int, passage: str = "", **facts: float) -> None:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in facts.items())
             if passage not in tasks:
-                # The first passage takes over the bar that stood for compiling.
+                # The first passage takes over the bar of compiling.
                 tasks[passage] = tasks.pop("") if "" in tasks else bar.add_task(title, total=None, facts="")
             name = f"{title}, {passage}" if passage else title
             bar.update(tasks[passage], description=name, completed=done, total=total, facts=shown)

@@ -1,12 +1,11 @@
-"""Where a fit's journal is, so that a fit that was cut off can go on, and a finished one can be lengthened.
+"""Finds the journal of a fit, so that an interrupted fit can continue and a finished one can be lengthened.
 
-    STORE/NAME/.fits/DIGEST/       the digest is of everything that the draws depend on: config, data, package versions
+    STORE/NAME/.fits/DIGEST/       a hash of everything that the draws depend on: config, data, package versions
     STORE/NAME/.fits/DIGEST/lock   held by the fit that writes there
 
-Left out of the digest is what may change on resuming: the number of samples (of steps, where the learning rate is
-constant), how many draws are kept, the calibration's terms, and what the fit is reported on. A published fit leaves its
-journal behind where it can be lengthened, until the same model is fitted with other settings; other journals are
-removed on publishing.
+The digest leaves out what may change on resuming: the number of samples (or of steps, if the learning rate is constant),
+the number of draws, and the settings of calibration and evaluation. A published fit keeps its journal if it can be
+lengthened, until the same model is fitted with other settings; other journals are removed on publishing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import orjson
 from abstain.models.errors import ConfigError, StoreError
 from abstain.models.files.locks import disk_errors, hold
 from abstain.training.config.config import Config
-from abstain.training.runs.journal import Journal, Progress, write_beside
+from abstain.training.runs.journal import Journal, ProgressCallback, write_atomically
 
 FOLDER = ".fits"
 FINISHED = "finished"
@@ -32,17 +31,23 @@ LOCK = "lock"
 
 @contextmanager
 def open_journal(
-    store: Path, config: Config, fingerprint: str, packages: dict[str, str], progress: Progress | None, *, resume: bool
+    store: Path,
+    config: Config,
+    fingerprint: str,
+    packages: dict[str, str],
+    progress: ProgressCallback | None,
+    *,
+    resume: bool,
 ) -> Generator[Journal]:
-    """The journal of a fit, held by a lock that dies with its process.
+    """Opens the journal of a fit, under a lock that ends with the process.
 
     Args:
-        fingerprint: of the data.
-        resume: go on with what is there; else begin anew.
+        fingerprint: the fingerprint of the data.
+        resume: continue the saved fit; otherwise start again.
 
     Raises:
         ConfigError: there is nothing to resume.
-        StoreError: a fit of the same settings is under way.
+        StoreError: a fit with the same settings is running.
     """
     home = store / config.name / FOLDER
     folder = home / digest(config, fingerprint, packages)
@@ -51,26 +56,26 @@ def open_journal(
         raise ConfigError(
             "--resume",
             where=str(folder),
-            expected="a fit of these settings, data and package versions that was begun",
-            found=f"fits of others: {', '.join(others)}" if others else "none",
-            fix="leave --resume out to begin one",
+            expected="an unfinished fit with these settings, data and package versions, or one that can be lengthened",
+            found=f"fits with other settings: {', '.join(others)}" if others else "no fit",
+            fix="leave --resume out to start one",
         )
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                held.enter_context(hold(folder / LOCK, blocking=False))
+                stack.enter_context(hold(folder / LOCK, blocking=False))
             except BlockingIOError as error:
                 raise StoreError(
-                    "a fit of the same settings is under way", where=str(folder), fix="wait for it, or change the seed"
+                    "a fit with the same settings is running", where=str(folder), fix="wait for it, or change the seed"
                 ) from error
             if not resume:
                 for left in folder.iterdir():
                     if left.name != LOCK:
                         shutil.rmtree(left) if left.is_dir() else left.unlink()
             (folder / FINISHED).unlink(missing_ok=True)
-            terms = orjson.dumps(terms_of(config, fingerprint, packages), option=orjson.OPT_INDENT_2)
-            write_beside(folder / "fit.json", lambda file: file.write(terms))
+            settings = orjson.dumps(fit_settings(config, fingerprint, packages), option=orjson.OPT_INDENT_2)
+            write_atomically(folder / "fit.json", lambda file: file.write(settings))
         yield Journal(folder, progress)
 
 
@@ -78,7 +83,7 @@ def close_journal(journal: Journal, *, keep: bool) -> None:
     """After publishing: keeps the journal of a fit that can be lengthened, and removes other finished ones."""
     if journal.folder is None:
         return
-    # The version is published. On a full disk its journal stays as one that was cut off, which does no harm.
+    # The version is published. On a full disk its journal stays as unfinished, which does no harm.
     with suppress(OSError):
         (journal.folder / FINISHED).touch()
     for other in journal.folder.parent.iterdir():
@@ -87,9 +92,9 @@ def close_journal(journal: Journal, *, keep: bool) -> None:
 
 
 def digest(config: Config, fingerprint: str, packages: dict[str, str]) -> str:
-    """Names the journal of a fit."""
-    terms = orjson.dumps(terms_of(config, fingerprint, packages), option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(terms).hexdigest()[:16]
+    """The name of a fit's journal: a hash of `fit_settings`."""
+    settings = orjson.dumps(fit_settings(config, fingerprint, packages), option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(settings).hexdigest()[:16]
 
 
 def can_be_lengthened(config: Config) -> bool:
@@ -97,9 +102,9 @@ def can_be_lengthened(config: Config) -> bool:
     return config.method.growing_key is not None
 
 
-def terms_of(config: Config, fingerprint: str, packages: dict[str, str]) -> dict[str, Any]:
+def fit_settings(config: Config, fingerprint: str, packages: dict[str, str]) -> dict[str, Any]:
     """Everything that a fit's states depend on."""
-    terms = config.model_dump(mode="json", exclude={"name", "draws", "calibration", "evaluation"})
+    settings = config.model_dump(mode="json", exclude={"name", "draws", "calibration", "evaluation"})
     growing = config.method.growing_key
-    terms["method"] = {key: value for key, value in terms["method"].items() if key != growing}
-    return terms | {"data_fingerprint": fingerprint, "packages": packages}
+    settings["method"] = {key: value for key, value in settings["method"].items() if key != growing}
+    return settings | {"data_fingerprint": fingerprint, "packages": packages}

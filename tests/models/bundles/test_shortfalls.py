@@ -30,6 +30,8 @@ def test_the_code_of_an_earlier_versions_sentence_is_found():
         ("chain 12 hardly moves: it accepts 0.0% of its proposals", "acceptance"),
         ("chain 12 moves slowly between energies: E-BFMI is below 0.3", "e_bfmi"),
         ("17 of 4000 transitions diverged, more than 0.1%", "divergences"),
+        ("the samples of predictions are worth too few independent ones: bulk ESS is 12, below 400", "ess"),
+        ("member 1 left the numbers at every step and never moved", "still_member"),
         ("a check of tomorrow", None),
         ("note: its decision score, std, is the same", None),
         ("", None),

@@ -564,7 +564,7 @@ def test_what_no_memory_holds_is_refused_before_the_fit(tmp_path, key, overrides
     with within(SECONDS), pytest.raises(ConfigError) as error:
         fit(settings, None, tmp_path / "store", silent)
     message = str(error.value)
-    assert message.startswith(f"config of small: {key}: expected what needs no more than this machine's memory of ")
+    assert message.startswith(f"config of small: {key}: expected a value that needs at most this machine's memory of ")
     assert f"{memory_of_machine():,} bytes" in message
     assert " or more; lower it" in message
     assert not (tmp_path / "store").exists()
@@ -769,7 +769,7 @@ def test_locks_hold_on_nfs(tmp_path, nfs):
     """Publishing, labelling, rolling back, and a fit that keeps another out."""
     output = child(WRITER, tmp_path, LD_PRELOAD=nfs).splitlines()
     assert output[0] == "1 {'stable': 1}"
-    assert output[1].split(": ")[1].startswith("a fit of the same settings is under way")
+    assert output[1].split(": ")[1].startswith("a fit with the same settings is running")
     assert len(output) == 2
 
 

@@ -28,8 +28,8 @@ from abstain.models.prediction.predictive import BUCKETS, Predictor
 from abstain.models.prediction.preprocessing import Column, Preprocessing
 from abstain.models.prediction.scores import SCORES
 from abstain.training.calibration import feature_scores as fitting
-from abstain.training.calibration.feature_scores import fit_feature_scores, member_draws, rounded_outwards
-from abstain.training.calibration.pipeline import DEFAULT, decision_of
+from abstain.training.calibration.feature_scores import fit_feature_scores, member_draws, round_outwards
+from abstain.training.calibration.pipeline import DEFAULT_DECISIONS, choose_decision
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.data.rows import Rows
 from tests.helpers.feature_score_cases import (
@@ -166,7 +166,7 @@ def test_vim_of_a_bernoulli_network_is_the_same_when_its_classes_change_names():
 def test_principal_directions_are_those_of_the_dense_covariance(rows, width, count):
     """Fewer rows than columns or not: the same subspaces one by one, the same eigenvalues, orthonormal to the last."""
     x = RNG.normal(size=(rows, 3 * width)) @ RNG.normal(size=(3 * width, width))
-    centred = fitting.centred_rows(x)
+    centred = fitting.centre_rows(x)
     vectors, values = fitting.principal(centred, count)
     dense_values, dense = np.linalg.eigh(np.cov(x.T, bias=True))
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(count), atol=1e-10)
@@ -290,7 +290,7 @@ def test_a_fit_is_the_seeds_and_no_more_than_so_many_rows(monkeypatch):
     assert len(first.records["knn"].bank) == 20
     assert not np.array_equal(first.records["knn"].bank, other.records["knn"].bank)
     for found in (first, other):
-        np.testing.assert_allclose(found.records["range"].low, rounded_outwards(*RANGE)[0], rtol=1e-6)
+        np.testing.assert_allclose(found.records["range"].low, round_outwards(*RANGE)[0], rtol=1e-6)
 
 
 # ---- range -----------------------------------------------------------------------------------------------------------
@@ -335,8 +335,8 @@ def test_a_table_on_one_scale_is_no_picture(terms):
     assert (table.is_pixel_like, picture.is_pixel_like) == (False, True)
     feature_scores = fit_feature_scores(posterior_of(table), Rows(TABLE, TABLE_Y), 0)
     assert {float(record.unit) for record in feature_scores.records.values() if hasattr(record, "unit")} == {0.0}
-    np.testing.assert_allclose(feature_scores.records["range"].low, rounded_outwards(*RANGE)[0], rtol=1e-6)
-    assert decision_of(CalibrationConfig(), table) == DEFAULT["tables"]
+    np.testing.assert_allclose(feature_scores.records["range"].low, round_outwards(*RANGE)[0], rtol=1e-6)
+    assert choose_decision(CalibrationConfig(), table) == DEFAULT_DECISIONS["tables"]
 
 
 def test_a_narrow_tables_subspace_leaves_something_over():

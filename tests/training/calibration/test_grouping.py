@@ -7,7 +7,7 @@ import pytest
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import Preprocessing
-from abstain.training.calibration.feature_scores import fit_feature_scores, rounded_outwards
+from abstain.training.calibration.feature_scores import fit_feature_scores, round_outwards
 from abstain.training.calibration.grouping import BLOCK, LEAST, group_means, without_small
 from abstain.training.config.priors import PriorConfig
 from abstain.training.data.rows import Rows
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize(("rows", "most"), [(4, 10), (9, 10), (100, 10), (103, 100), (2 * BLOCK + 1, 4_000)])
 def test_groups_have_the_rows_they_must_and_hold_every_row_once(rows, most):
-    """No more groups than asked for, none of fewer than five rows: their means' mean, weighed by size, is the rows'."""
+    """There are at most the requested number of groups of at least five rows; the weighted mean of their means is the rows' mean."""
     x = RNG.normal(size=(rows, 2))
     means = group_means(x, most)
     size = max(LEAST, -(-rows // most))
@@ -47,14 +47,14 @@ def test_small_clusters_are_joined_to_the_nearest_large_one():
 def test_a_range_is_rounded_outwards_by_little():
     """No end is a row's value, none is farther off than 1/64 of the width; a constant is all rows' and stays."""
     x = RNG.normal(size=(200, 50)) * 10.0 ** RNG.integers(-3, 4, 50)
-    low, high = rounded_outwards(x.min(axis=0), x.max(axis=0))
+    low, high = round_outwards(x.min(axis=0), x.max(axis=0))
     width = np.ptp(x, axis=0)
     for off in (x.min(axis=0) - low, high - x.max(axis=0)):
         assert (off > 0).all()
         assert (off <= width / 64).all()
         # Uniform in steps of 1/128 to 1/64 of the width.
         assert np.median(off / width) > 1 / 512
-    assert [float(ends[0]) for ends in rounded_outwards(np.array([7.0]), np.array([7.0]))] == [7.0, 7.0]
+    assert [float(ends[0]) for ends in round_outwards(np.array([7.0]), np.array([7.0]))] == [7.0, 7.0]
 
 
 @pytest.mark.parametrize("likelihood", ["categorical", "normal"])

@@ -1,4 +1,4 @@
-"""From a posterior to what decides: a config's terms, recalibration, and the same answers from disk, command and HTTP."""
+"""Calibration: a config's settings, recalibration, and the same answers from disk, command and HTTP."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,13 @@ from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.prediction.scores import SCORES
 from abstain.service.commands.predict_file import predict_file
 from abstain.service.predict.response import make_columns, make_rows
-from abstain.training.calibration.pipeline import DEFAULT, calibrate_posterior, check_terms, decision_of, record_of
+from abstain.training.calibration.pipeline import (
+    DEFAULT_DECISIONS,
+    build_record,
+    calibrate_posterior,
+    check_calibration,
+    choose_decision,
+)
 from abstain.training.calibration.record import beta_bounds, reject_rate_bounds, threshold_bounds
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.config.data import AugmentConfig
@@ -41,9 +47,9 @@ NAMES = ["vim", "gen", "mutual_information"]
 # ---- what a config may ask for ---------------------------------------------------------------------------------------
 
 
-def terms(**asked):
+def settings_of(**settings):
     """A config's table [calibration]."""
-    return CalibrationConfig.model_validate(asked)
+    return CalibrationConfig.model_validate(settings)
 
 
 def model_of(likelihood, shape=(8, 8)):
@@ -56,29 +62,30 @@ def model_of(likelihood, shape=(8, 8)):
 
 
 def test_a_decision_is_what_the_config_names():
-    """One score, several with their weights in their order, or what the model has where nothing is said."""
+    """One score, several with their weights in their order, or the default."""
     images = model_of("categorical")
-    assert decision_of(terms(decision="entropy"), images) == Decision(scores=("entropy",))
-    several = terms(decision=NAMES, combine="weighted", weights={"gen": 2.0})
-    assert decision_of(several, images) == Decision(scores=tuple(NAMES), rule="weighted", weights=(1.0, 2.0, 1.0))
-    assert decision_of(terms(decision=NAMES), images).rule == "min"
-    assert decision_of(terms(), images) == DEFAULT["images"]
-    assert decision_of(terms(), model_of("bernoulli", (6,))) == DEFAULT["tables"]
-    numbers = DEFAULT["regression"].model_copy(update={"rule": "harmonic"})
-    assert decision_of(terms(combine="harmonic"), model_of("normal", (6,))) == numbers
+    assert choose_decision(settings_of(decision="entropy"), images) == Decision(scores=("entropy",))
+    several = settings_of(decision=NAMES, combine="weighted", weights={"gen": 2.0})
+    assert choose_decision(several, images) == Decision(scores=tuple(NAMES), rule="weighted", weights=(1.0, 2.0, 1.0))
+    assert choose_decision(settings_of(decision=NAMES), images).rule == "min"
+    assert choose_decision(settings_of(), images) == DEFAULT_DECISIONS["images"]
+    assert choose_decision(settings_of(), model_of("bernoulli", (6,))) == DEFAULT_DECISIONS["tables"]
+    numbers = DEFAULT_DECISIONS["regression"].model_copy(update={"rule": "harmonic"})
+    assert choose_decision(settings_of(combine="harmonic"), model_of("normal", (6,))) == numbers
 
 
-@pytest.mark.parametrize("kind", DEFAULT)
+@pytest.mark.parametrize("kind", DEFAULT_DECISIONS)
 def test_the_default_decides_by_scores_that_there_are(kind):
     """Scores of the ensemble and densities of the task, each once."""
     task = "regression" if kind == "regression" else "classification"
-    assert set(DEFAULT[kind].scores) <= {*SCORES[task], *OF_TASK[task]}
+    assert set(DEFAULT_DECISIONS[kind].scores) <= {*SCORES[task], *OF_TASK[task]}
 
 
 @pytest.mark.parametrize(
-    ("asked", "likelihood", "said"),
+    ("settings", "likelihood", "message"),
     [
         ({"decision": "surprise"}, "categorical", r"decision: expected some of std, .*, range, found surprise"),
+        ({"decision": "entrpy"}, "categorical", r"decision: .*, found entrpy; did you mean 'entropy'\?$"),
         ({"decision": ["std", "vim"]}, "normal", r"decision: expected some of std, total_std, .*, found vim"),
         ({"decision": ["gen", "std", "gen"]}, "categorical", r"decision: expected at least one score, each once"),
         ({"decision": []}, "categorical", r"decision: expected at least one score, each once, found \[\]"),
@@ -92,25 +99,25 @@ def test_the_default_decides_by_scores_that_there_are(kind):
         ),
     ],
 )
-def test_terms_that_cannot_be_are_refused(asked, likelihood, said):
+def test_terms_that_cannot_be_are_refused(settings, likelihood, message):
     """An unknown score, one of another task, one twice, a weight for none, too few rows: the key, what may be."""
-    with pytest.raises(ConfigError, match=rf"^calibration\.{said}"):
-        check_terms(terms(**asked), model_of(likelihood), np.delete(np.arange(1000) % 10, [7, 17]))
+    with pytest.raises(ConfigError, match=rf"^calibration\.{message}"):
+        check_calibration(settings_of(**settings), model_of(likelihood), np.delete(np.arange(1000) % 10, [7, 17]))
 
 
 def test_terms_that_can_be_are_not_refused():
-    """With as many rows as a refusal names."""
-    check_terms(terms(per_class=True), model_of("categorical"), np.arange(990) % 10)
-    check_terms(terms(percentile=99.9, coverage=0.999), model_of("normal"), np.zeros(999))
+    """The number of rows that the error names is enough."""
+    check_calibration(settings_of(per_class=True), model_of("categorical"), np.arange(990) % 10)
+    check_calibration(settings_of(percentile=99.9, coverage=0.999), model_of("normal"), np.zeros(999))
     with pytest.raises(CalibrationError, match="at least 999 rows, found 998"):
-        check_terms(terms(percentile=99.9), model_of("normal"), np.zeros(998))
+        check_calibration(settings_of(percentile=99.9), model_of("normal"), np.zeros(998))
 
 
 # ---- bundles of schema 1 ---------------------------------------------------------------------------------------------
 
 
 def test_vim_of_two_classes_by_one_logit_is_left_out_of_schema_1(digits):
-    """Of scores, densities and a combination; what it alone decides is refused; other models keep it."""
+    """A score, a feature score or a combination decides; other models keep their decision."""
     model = digits.manifest.model.model_copy(update={"likelihood": "bernoulli"})
     old = replace(digits, manifest=digits.manifest.model_copy(update={"model": model}))
     both = Decision(scores=("vim", "knn", "std"), rule="weighted", weights=(5.0, 2.0, 1.0))
@@ -136,11 +143,13 @@ def held_out():
 
 @pytest.fixture(scope="module")
 def recalibrate(digits, held_out):
-    """What a config's terms make of the digits' posterior."""
+    """Calibrates the digits' posterior with settings."""
 
-    def calibrated(**asked):
+    def calibrated(**settings):
         known = digits.calibration.reference
-        return calibrate_posterior(terms(**asked), digits.posterior, digits.feature_scores, held_out[0], known, 0)
+        return calibrate_posterior(
+            settings_of(**settings), digits.posterior, digits.feature_scores, held_out[0], known, 0
+        )
 
     return calibrated
 
@@ -155,9 +164,9 @@ def test_recalibration_changes_probabilities_and_nothing_that_decides(recalibrat
     assert before.scores.keys() == after.scores.keys()
     for name, values in before.scores.items():
         np.testing.assert_allclose(values, after.scores[name], rtol=1e-5, atol=1e-6, err_msg=name)
-    told, again = judge(plain.calibration, before, 90.0), judge(mended.calibration, after, 90.0)
-    np.testing.assert_array_equal(told.reject, again.reject)
-    assert 0 < told.reject.sum() < len(test)
+    judgement, again = judge(plain.calibration, before, 90.0), judge(mended.calibration, after, 90.0)
+    np.testing.assert_array_equal(judgement.reject, again.reject)
+    assert 0 < judgement.reject.sum() < len(test)
 
     def nll(predictor):
         mean = predictor(calibration.x).summary.mean.astype(np.float64)
@@ -171,21 +180,21 @@ def test_augmented_calibration_rows_move_thresholds(recalibrate):
     plain, shifted = recalibrate(decision="subspace"), recalibrate(decision="subspace", augment={"shift": 1})
     limits = [threshold(found.calibration.ascending["subspace"], 99.0) for found in (plain, shifted)]
     assert limits[0] < limits[1]
-    assert terms(augment={"shift": 1}).augment == AugmentConfig(shift=1)
+    assert settings_of(augment={"shift": 1}).augment == AugmentConfig(shift=1)
     assert plain.calibration.rows == shifted.calibration.rows
 
 
 def test_augmented_calibration_keeps_the_rows_as_they_came(recalibrate, held_out, tmp_path):
     """Both reject rates are recorded; drift is watched against plain scores, and natural rows raise no alarm."""
-    asked = {"decision": ["subspace", "knn"], "percentile": 90.0, "augment": {"shift": 1}}
-    found = recalibrate(**asked)
+    settings = {"decision": ["subspace", "knn"], "percentile": 90.0, "augment": {"shift": 1}}
+    found = recalibrate(**settings)
     calibration, natural = found.calibration, judge(found.calibration, found.predictor(held_out[0].x))
     assert found.reject_rates.augmented == pytest.approx(0.1, abs=0.01)
     assert found.reject_rates.plain == natural.reject.mean() < 0.05
     for name, values in calibration.plain_all_scores.items():
         np.testing.assert_allclose(values, natural.scores[name].value, rtol=1e-6, err_msg=name)
     assert calibration.plain_all_scores.keys() == calibration.all_scores.keys()
-    record = record_of(found, terms(**asked), model_of("categorical"))
+    record = build_record(found, settings_of(**settings), model_of("categorical"))
     assert (record.augmented_reject_rate, record.plain_reject_rate) == found.reject_rates
     assert recalibrate(decision="subspace").calibration.plain_scores is None
 
@@ -215,7 +224,7 @@ def test_augmented_calibration_keeps_the_rows_as_they_came(recalibrate, held_out
 def combined(tmp_path_factory):
     """A store whose one model decides by three weighed scores, per class, with every term other than by default."""
     root = tmp_path_factory.mktemp("combined")
-    asked = DIGITS.calibration.model_validate(
+    settings = DIGITS.calibration.model_validate(
         {
             "decision": NAMES,
             "combine": "weighted",
@@ -228,7 +237,7 @@ def combined(tmp_path_factory):
         }
     )
     config = read_config(CONFIGS / "digits-vi.toml", ("steps=400", "draws=20", "reports=2"))
-    fit(config.model_copy(update={"calibration": asked}), None, root, silent)
+    fit(config.model_copy(update={"calibration": settings}), None, root, silent)
     return root
 
 
@@ -239,19 +248,19 @@ def bundle(combined):
 
 
 def test_every_term_is_in_the_bundle(bundle):
-    """The combination, what it is asked for, and exact bounds of what the split came to."""
+    """The combination, its settings, and exact bounds of what the split came to."""
     record, calibration = bundle.manifest.calibration, bundle.calibration
     assert record.decision == "combined"
     assert record.combination == Decision(scores=tuple(NAMES), rule="weighted", weights=(1.0, 2.0, 1.0))
     assert calibration.decision == record.combination
-    told = (
+    settings_record = (
         calibration.percentile,
         calibration.coverage,
         calibration.per_class,
         calibration.sets,
         calibration.intervals,
     )
-    assert told == (90.0, 0.8, True, "aps", "normalised")
+    assert settings_record == (90.0, 0.8, True, "aps", "normalised")
     assert record.recalibration.kind in {"pooled", "draws"}
     assert set(record.thresholds) == {*SCORES["classification"], *OF_TASK["classification"], "combined"}
     assert record.thresholds["combined"] == threshold(calibration.ascending["combined"], 90.0)
@@ -266,7 +275,7 @@ def test_every_term_is_in_the_bundle(bundle):
 
 
 def test_a_calibration_of_all_rows_has_bounds_of_all_rows(digits):
-    """Of every score's threshold and of the reject rate; none by class."""
+    """Bounds exist for every score's threshold and the reject rate; per class there are none."""
     record, calibration = digits.manifest.calibration, digits.calibration
     assert record.threshold_bounds["vim"] == threshold_bounds(calibration.ascending["vim"], record.percentile)
     assert record.reject_rate_bounds == reject_rate_bounds(record.percentile, calibration.rows)
@@ -282,10 +291,10 @@ def strange(held_out):
 
 
 def naive_rejections(bundle, prediction):
-    """By the plain rule: a row's combined evidence above that rank of its own predicted class's calibration rows."""
+    """Rejections by a plain loop: a row's combined evidence exceeds that rank of its predicted class's calibration rows."""
     calibration, shares = bundle.calibration, np.array([0.25, 0.5, 0.25])
 
-    def heard(others, value):
+    def share_at_least(others, value):
         known = np.unique(others)
         at_least = [(others >= step).sum() for step in known]
         tail = np.sort(others)[int(0.975 * len(others)) :]
@@ -294,13 +303,16 @@ def naive_rejections(bundle, prediction):
 
     columns = [calibration.scores[name].astype(np.float64) for name in NAMES]
     own = [
-        sum(share * heard(np.delete(column, row), column[row]) for share, column in zip(shares, columns, strict=True))
+        sum(
+            share * share_at_least(np.delete(column, row), column[row])
+            for share, column in zip(shares, columns, strict=True)
+        )
         for row in range(calibration.rows)
     ]
     found = []
     for row, label in enumerate(prediction.summary.mean.argmax(axis=1)):
         alike = sorted(np.array(own)[calibration.labels == label])
-        parts = [heard(c, float(prediction.scores[name][row])) for c, name in zip(columns, NAMES, strict=True)]
+        parts = [share_at_least(c, float(prediction.scores[name][row])) for c, name in zip(columns, NAMES, strict=True)]
         found.append(shares @ parts > alike[int(np.ceil((len(alike) + 1) * 0.9 - 1e-9)) - 1])
     return found
 
@@ -308,9 +320,9 @@ def naive_rejections(bundle, prediction):
 def test_the_combined_decision_is_the_plain_rules(bundle, strange):
     """Evidence, weighted sum, leave-one-out and the class's own rank, in loops from the bundle's arrays."""
     prediction = bundle.predictor((32,))(strange)
-    told = judge(bundle.calibration, prediction)
-    assert told.reject.tolist() == naive_rejections(bundle, prediction)
-    assert 0 < told.reject.sum() < 40
+    judgement = judge(bundle.calibration, prediction)
+    assert judgement.reject.tolist() == naive_rejections(bundle, prediction)
+    assert 0 < judgement.reject.sum() < 40
 
 
 def test_an_answer_says_which_score_spoke_and_by_how_much(bundle, strange):
@@ -334,8 +346,8 @@ def test_an_answer_says_which_score_spoke_and_by_how_much(bundle, strange):
             assert answer["reasons"] == [f"{name} above its 90th percentile" for name in above]
         else:
             loud = judgement.main_scores[place]
-            said = f"combined above its 90th percentile, loudest {loud}: {scores[loud]['percentile']:.2f} of 100"
-            assert answer["reasons"] == [said]
+            message = f"combined above its 90th percentile, loudest {loud}: {scores[loud]['percentile']:.2f} of 100"
+            assert answer["reasons"] == [message]
 
 
 def test_a_combination_answers_the_same_from_disk_by_command_and_over_http(combined, bundle, strange, tmp_path):
@@ -345,8 +357,8 @@ def test_a_combination_answers_the_same_from_disk_by_command_and_over_http(combi
     fields = ("label", "reject", "reasons", "prediction_set", "scores")
     expected = make_rows(make_columns(model, prediction, judge(bundle.calibration, prediction)), fields)
     np.savez(tmp_path / "rows.npz", x=strange)
-    predict_file(bundle, tmp_path / "rows.npz", tmp_path / "told.jsonl")
-    offline = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
+    predict_file(bundle, tmp_path / "rows.npz", tmp_path / "offline.jsonl")
+    offline = [json.loads(line) for line in (tmp_path / "offline.jsonl").read_text().splitlines()]
     server = start_server(combined, tmp_path)
     try:
         online = httpx.post(f"{server.url}/predict", json={"inputs": strange.tolist()}, timeout=PATIENCE).json()[
@@ -354,27 +366,27 @@ def test_a_combination_answers_the_same_from_disk_by_command_and_over_http(combi
         ]
     finally:
         stop_server(server)
-    for row, told, answer in zip(expected, offline, online, strict=True):
+    for row, offline_row, answer in zip(expected, offline, online, strict=True):
         for field in ("label", "reject", "prediction_set"):
-            assert row[field] == told[field] == answer[field]
-        assert row["reasons"] == told["reasons"] == answer["reasons"]
+            assert row[field] == offline_row[field] == answer[field]
+        assert row["reasons"] == offline_row["reasons"] == answer["reasons"]
         for name, score in row["scores"].items():
-            assert score == pytest.approx(told["scores"][name], rel=1e-5, abs=1e-5)
+            assert score == pytest.approx(offline_row["scores"][name], rel=1e-5, abs=1e-5)
             assert score == pytest.approx(answer["scores"][name], rel=1e-5, abs=1e-5)
 
 
-def test_a_regressions_terms_come_back(wave, held_out):
+def test_the_settings_of_a_regression_are_restored(wave, held_out):
     """Intervals from quantiles, and a factor on standard deviations that makes the squared errors what is stated."""
-    asked = terms(decision=["std", "range"], recalibrate="auto", intervals="quantiles", percentile=90.0)
+    settings = settings_of(decision=["std", "range"], recalibrate="auto", intervals="quantiles", percentile=90.0)
     dataset = load_dataset(read_config(CONFIGS / "wave-nuts.toml"), None)
     known = wave.calibration.reference
-    found = calibrate_posterior(asked, wave.posterior, wave.feature_scores, dataset.calibration, known, 0)
+    found = calibrate_posterior(settings, wave.posterior, wave.feature_scores, dataset.calibration, known, 0)
     assert (found.calibration.intervals, found.recalibration.kind) == ("quantiles", "variance")
     summary = found.predictor(dataset.calibration.x).summary
     total = summary.aleatoric_variance + summary.epistemic_variance
     assert np.mean((dataset.calibration.y - summary.mean) ** 2 / total) == pytest.approx(1, rel=1e-3)
-    told = judge(found.calibration, found.predictor(np.array([[-30.0], [0.0], [30.0]])))
-    assert told.reject.tolist() == [True, False, True]
+    judgement = judge(found.calibration, found.predictor(np.array([[-30.0], [0.0], [30.0]])))
+    assert judgement.reject.tolist() == [True, False, True]
     assert replace(found.calibration, labels=None) == found.calibration or found.calibration.labels is None
 
 
@@ -400,7 +412,7 @@ def test_the_uniform_number_is_a_function_of_the_row():
 
 @pytest.mark.parametrize("kind", ["normal", "pixels", "one pixel", "counting"])
 def test_the_uniform_number_is_as_good_as_uniform(kind):
-    """In [0, 1), and by Kolmogorov and Smirnov's test no other distribution: also for rows that differ in a pixel."""
+    """Numbers are uniform in [0, 1) by the Kolmogorov–Smirnov test, also for rows that differ in one pixel."""
     rng = np.random.default_rng(1)
     rows_of = {
         "normal": lambda: rng.normal(size=(5000, 3)),

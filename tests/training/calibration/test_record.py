@@ -45,21 +45,21 @@ def test_the_bounds_of_a_single_row():
 
 
 def test_the_reject_rates_bounds_are_what_lies_above():
-    """At the 99th percentile of 5,000 rows the true rate is between .74 and 1.29 percent."""
+    """The true rate at the 99th percentile of 5,000 rows is between .74 and 1.29 percent."""
     low, high = beta_bounds(0.99, 5000)
     assert reject_rate_bounds(99.0, 5000) == (1 - high, 1 - low)
     np.testing.assert_allclose(reject_rate_bounds(99.0, 5000), (0.00743, 0.01294), atol=5e-6)
 
 
 def test_a_refused_rate_names_the_percentile():
-    """As `threshold` does, in the words of the question."""
+    """The error is the same as that of `threshold`."""
     with pytest.raises(CalibrationError, match=r"the 99\.9th percentile needs .* at least 999 rows, found 998 rows"):
         reject_rate_bounds(99.9, 998)
 
 
 @pytest.mark.parametrize(("rows", "percentile"), [(99, 90.0), (500, 99.0), (40, 50.0)])
 def test_the_true_rate_lies_within_its_bounds_as_often_as_stated(rows, percentile):
-    """Of 4,000 calibration splits of uniform scores, whose true rate is 1 − threshold, 95 % within their bounds."""
+    """95 % of 4,000 splits of uniform scores have their true rate, 1 − threshold, within the bounds."""
     scores = np.sort(np.random.default_rng(3).random((4000, rows)), axis=1)
     rates = 1 - scores[:, percentile_rank(percentile, rows) - 1]
     low, high = reject_rate_bounds(percentile, rows)
@@ -84,14 +84,14 @@ def test_threshold_bounds_are_scipys(rows, percentile, confidence):
 
 @pytest.mark.parametrize("percentile", [1e-323, math.nextafter(100, 0)])
 def test_threshold_bounds_of_extreme_percentiles(percentile):
-    """At the edges one end is beyond all scores, and the other is the outermost score."""
+    """One end is beyond all scores at the edges, and the other is the outermost score."""
     ends = threshold_bounds(np.arange(1.0, 51), percentile)
     assert ends == ((None, 1.0) if percentile < 50 else (50.0, None))
 
 
 @pytest.mark.parametrize(("rows", "percentile"), [(60, 50.0), (400, 99.0), (200, 95.0)])
 def test_the_true_quantile_lies_within_its_bounds_at_least_as_often_as_stated(rows, percentile):
-    """Of 2,000 samples of a skewed distribution, at least 95 % hold its quantile between the two scores."""
+    """At least 95 % of 2,000 samples of a skewed distribution have its quantile between the two scores."""
     rng = np.random.default_rng(5)
     true = scipy.stats.gamma.ppf(percentile / 100, 0.3)
     inside = 0

@@ -150,7 +150,7 @@ def test_the_choice_is_the_one_that_made_the_labels(kind, temperature):
 
 
 def test_the_choice_has_the_least_loss_of_what_is_served():
-    """Of the three, as `temper_pooled`, `temper_draws` and `with_labels_of` serve them, none fits the labels better."""
+    """None of the three recalibrations, as they are served, fits the labels better than the chosen one."""
     rng = np.random.default_rng(8)
     for _ in range(5):
         log_probabilities = ensemble(rng, 4, 60, 3)

@@ -144,9 +144,9 @@ def test_an_unknown_key_is_refused_with_the_keys_of_its_table(write, text, key, 
 def test_a_wrong_value_is_refused_by_file_key_expected_and_found(write, text, key, expected, found):
     """A value of the wrong type, or out of range, is refused with all that one needs to mend it."""
     path = write(text)
-    told = refusal(path)
-    assert told.startswith(f"{path}: {key}: expected ")
-    before, _, after = told.rpartition(", found ")
+    message = refusal(path)
+    assert message.startswith(f"{path}: {key}: expected ")
+    before, _, after = message.rpartition(", found ")
     assert expected in before
     assert found in after
 
@@ -225,7 +225,7 @@ def test_set_reaches_the_tables_within_tables():
 
 
 def test_every_method_has_a_config_and_every_config_a_method():
-    """What a file may name can be run."""
+    """Every method that a config may name can run."""
     kinds = {cls.model_fields["kind"].default for cls in get_args(get_args(MethodConfig)[0])}
     assert set(METHODS) == kinds
 
@@ -245,12 +245,15 @@ def test_set_reaches_a_table_that_the_file_leaves_out(write):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("steps", "--set: expected KEY=VALUE, found 'steps'"),
         ("=3", "--set: expected KEY=VALUE, found '=3'"),
         ("kind=nuts", "--set kind: expected a key of the config, or TABLE.KEY, found in network and prior and method"),
-        ("stpes=4", "--set stpes: expected a key of the config, or TABLE.KEY, found in none of its tables"),
+        (
+            "stpes=4",
+            "--set stpes: expected a key of the config, or TABLE.KEY, found in none of its tables; did you mean 'steps'?",
+        ),
         ("method.stpes=4", "unknown key 'method.stpes': expected one of batch_size, "),
         ("x.y=2", "unknown key 'x': expected one of calibration, "),
         ("calibration=0.3", "calibration: expected a valid dictionary"),
@@ -262,9 +265,9 @@ def test_set_reaches_a_table_that_the_file_leaves_out(write):
         ("name.deep=1", "name"),
     ],
 )
-def test_a_wrong_set_is_refused(override, told):
+def test_a_wrong_set_is_refused(override, message):
     """An override that names no key, two keys, a table, or gives a wrong value is refused by its key."""
-    assert told in refusal(CONFIGS / "digits-vi.toml", override)
+    assert message in refusal(CONFIGS / "digits-vi.toml", override)
 
 
 def test_groups_of_chains_are_of_one_size():

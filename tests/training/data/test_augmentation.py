@@ -16,12 +16,12 @@ from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.config.data import AugmentConfig
 from abstain.training.config.methods import Optimisation
 from abstain.training.config.reading import read_config
-from abstain.training.data.augmentation import augment, augmentation, rotate, shift, thicken, transform_rows
+from abstain.training.data.augmentation import augment, build_augmentation, rotate, shift, thicken, transform_rows
 from abstain.training.data.rows import Rows
 from abstain.training.fit import build_model, fit, load_dataset
 from abstain.training.inference.bnn import Observations
 from abstain.training.inference.optimization import descend
-from abstain.training.inference.tracking import Views
+from abstain.training.inference.tracking import TrackedRows
 from abstain.training.runs.journal import Journal
 from tests.helpers.fits import draws_of_config, silent
 
@@ -49,7 +49,7 @@ def pictures(rows=6, shape=(9, 7), low=0.0):
     return np.random.default_rng(0).uniform(low + 1, 10, (rows, *shape)).astype(np.float32)
 
 
-def test_a_shift_is_a_roll_whose_far_side_is_background():
+def test_a_shift_is_a_roll_filled_with_background():
     """Down and right where positive; what comes in over the edge is background, channels move together."""
     offsets = np.array([[0, 0], [2, 0], [0, -2], [-1, 2], [1, 1], [-2, -2]])
     for shape in ((9, 7), (9, 7, 3)):
@@ -69,7 +69,7 @@ def disc(size=31, radius=9.0):
 
 
 def test_a_disc_turned_is_the_disc():
-    """By any angle, but for what interpolation rounds off at its soft edge."""
+    """A disc does not change by any angle, except for interpolation at its soft edge."""
     angles = jnp.array([0.0, 17.0, -45.0, 90.0, 180.0])
     found = np.asarray(rotate(jnp.asarray(np.tile(disc(), (5, 1, 1))), angles, 0.0))
     np.testing.assert_array_equal(found[0], disc())
@@ -106,7 +106,7 @@ def test_thickening_is_a_dilation_and_thinning_an_erosion():
 
 
 def test_every_image_is_changed_by_an_amount_of_its_own_within_the_limits():
-    """A lone pixel lands everywhere within the limit and nowhere else, evenly; with nothing asked for nothing happens."""
+    """A lone pixel lands everywhere within the limit and nowhere else, evenly; with all changes off nothing happens."""
     images = jnp.zeros((4000, 9, 9)).at[:, 4, 4].set(1.0)
     moved = augment(jax.random.key(0), images, AugmentConfig(shift=2), 0.0)
     share = np.asarray(moved).mean(axis=0)
@@ -122,13 +122,13 @@ def test_every_image_is_changed_by_an_amount_of_its_own_within_the_limits():
 
 
 def test_rows_to_calibrate_on_are_changed_in_one_way_each_with_equal_odds():
-    """Left alone, moved, turned, dilated or eroded: a fifth each of what is asked for, and never two at once."""
+    """Left alone, moved, turned, dilated or eroded: a fifth each, and never two at once."""
     glyph = np.zeros((21, 21), np.uint8)
     glyph[6:15, 8:12] = 200
     glyph[6:9, 8:15] = 150
     images = np.tile(glyph, (3000, 1, 1))
-    asked = AugmentConfig(shift=2, rotate=15.0, thickness=1.0)
-    found = transform_rows(0, images, asked)
+    changed_bundle = AugmentConfig(shift=2, rotate=15.0, thickness=1.0)
+    found = transform_rows(0, images, changed_bundle)
     assert found.dtype == np.float32
     flat, plain = found.reshape(3000, -1), glyph.reshape(-1).astype(np.float32)
     same = (flat == plain).all(axis=1)
@@ -143,8 +143,8 @@ def test_rows_to_calibrate_on_are_changed_in_one_way_each_with_equal_odds():
     odds = np.array([1 + 1 / 25, 1 - 1 / 25, 1, 1, 1]) / 5
     assert (np.abs(kinds.mean(axis=1) - odds) < 4 * np.sqrt(odds / 3000)).all()
 
-    np.testing.assert_array_equal(transform_rows(0, images, asked), found)
-    assert (transform_rows(1, images, asked) != found).any()
+    np.testing.assert_array_equal(transform_rows(0, images, changed_bundle), found)
+    assert (transform_rows(1, images, changed_bundle) != found).any()
     np.testing.assert_array_equal(transform_rows(0, images, AugmentConfig()), images)
     shares = (transform_rows(0, images, AugmentConfig(rotate=15.0)) == images).all(axis=(1, 2)).mean()
     assert shares == pytest.approx(0.5, abs=0.05)
@@ -175,10 +175,10 @@ class Killed(Exception):
 
 def dying_after(reports):
     """Progress that ends the fit at a report."""
-    told = iter(range(reports))
+    reports_left = iter(range(reports))
 
     def progress(*_, **__):
-        if next(told, None) is None:
+        if next(reports_left, None) is None:
             raise Killed
 
     return progress
@@ -194,7 +194,7 @@ def test_every_step_changes_its_rows_anew_whatever_the_blocks():
 
     def go(reports, **options):
         given = (jnp.zeros(2), lambda z, _key, batch: batch.x.mean() + z, data)
-        report = {"report": lambda z, *_: {"place": z}, "seen": Views(data, data)}
+        report = {"report": lambda z, *_: {"place": z}, "seen": TrackedRows(data, data)}
         cut = settings.model_copy(update={"reports": reports})
         return descend("d", jax.random.key(0), *given, cut, Journal(), **report, **options)[1].column("loss")
 
@@ -225,7 +225,7 @@ def test_images_move_before_they_are_standardised(tmp_path):
     config = written(tmp_path, "map", inputs="standardize", augment="[data.augment]\nshift = 3")
     dataset = load_dataset(config, None)
     model, images = build_model(config, dataset), dataset.train.x[:40]
-    change = augmentation(config, model, dataset.train.x)
+    change = build_augmentation(config, model, dataset.train.x)
     prepare = jax.vmap(lambda image: transform(model.preprocessing, jnp.float32(image)))
     found = change(jax.random.key(3), prepare(images))
     moved = augment(jax.random.key(3), jnp.float32(images), config.data.augment, 0.0)
@@ -261,14 +261,14 @@ def test_densities_may_be_fitted_to_changed_rows_and_calibrated_anew(tmp_path):
     )
     assert calibrate_version(store, "plain:2", "digits", ("percentile=90.0",))[:2] == ("plain", 3)
 
-    asked, before, after, kept = (load(store / name) for name in ("map/1", "plain/1", "plain/2", "plain/3"))
+    changed_bundle, before, after, kept = (load(store / name) for name in ("map/1", "plain/1", "plain/2", "plain/3"))
     _, train = set_aside(load_dataset(plain, None).train, config.seed)
-    # The rows are all of the training part but for reference rows, in its order; a range is of rows as they come.
+    # The rows are all of the training part but for reference rows, in its order; a range is of raw rows.
     rows = Rows(transform_rows(config.seed, train.x, settings, "calibration.densities"), train.y)
-    expected = fit_feature_scores(asked.posterior, rows, config.seed).records | {
+    expected = fit_feature_scores(changed_bundle.posterior, rows, config.seed).records | {
         "range": before.feature_scores.records["range"]
     }
-    for found in (asked, after, kept):
+    for found in (changed_bundle, after, kept):
         jax.tree.map(np.testing.assert_array_equal, found.feature_scores.records, expected)
         jax.tree.map(np.testing.assert_array_equal, found.posterior.draws, before.posterior.draws)
     assert not np.array_equal(before.feature_scores.records["vim"].weight, expected["vim"].weight)
@@ -277,7 +277,7 @@ def test_densities_may_be_fitted_to_changed_rows_and_calibrated_anew(tmp_path):
         calibrate_version(store, "plain", "digits", ("densities.shift=9",))
     new = load_dataset(plain, None).test
     np.savez(tmp_path / "new.npz", x=new.x, y=new.y.astype(int))
-    with pytest.raises(DataError, match=r"training rows for the densities of plain:1"):
+    with pytest.raises(DataError, match=r"training rows for the feature scores of plain:1"):
         calibrate_version(store, "plain:1", str(tmp_path / "new.npz"), ("densities.shift=1",))
 
 
@@ -293,7 +293,7 @@ def test_rows_that_are_no_images_are_refused_by_their_shape(tmp_path):
         transform_rows(0, np.zeros((3, 4)), AugmentConfig(shift=1))
 
 
-def test_what_is_asked_of_augmentation_is_checked(tmp_path):
+def test_the_settings_of_augmentation_are_checked(tmp_path):
     """Both tables know their keys and limits."""
     with pytest.raises(ConfigError, match=r"unknown key 'data.augment.zoom'.*expected one of rotate, shift, thickness"):
         written(tmp_path, "vi", augment="[data.augment]\nzoom = 2")

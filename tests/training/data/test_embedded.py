@@ -1,4 +1,4 @@
-"""Embedded sets: each follows the law that its docstring states, in parts of the sizes asked for."""
+"""Embedded sets: each follows the distribution that its docstring states, in parts of the requested sizes."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_digits_are_scikit_learns():
 
 @pytest.mark.parametrize("name", TRAIN_ROWS)
 def test_a_drawn_set_has_parts_of_its_own(name):
-    """Sizes are as asked, a share is of the training rows, and no row is in two parts."""
+    """Sizes are as requested, a share is of the training rows, and no row is in two parts."""
     config = DataConfig(calibration_size=0.5, test_size=30)
     dataset = split(read_source(name, config, classify=name in {"boxes", "spirals", "bimodal"}), config, 0)
     rows = TRAIN_ROWS[name]

@@ -33,14 +33,14 @@ Z = RNG.normal(size=(N, 2))
 
 
 def preprocessing_of(x, y=None, **terms):
-    """What is fitted to these rows."""
+    """Fits a preprocessing to these rows."""
     names = tuple(f"f{place}" for place in range(x.shape[-1]))
     rows = Rows(x, np.arange(len(x)) % 2 if y is None else y)
     return fit_preprocessing(rows, DataConfig(**terms), (), names, classify=y is None)
 
 
 def seen(terms, x):
-    """What the network sees of rows, through float32 as in the compiled program."""
+    """Preprocesses rows through float32, as the compiled program does."""
     return np.asarray(jax.vmap(lambda row: transform(terms, row))(on_host(terms, x).astype(np.float32)))
 
 
@@ -59,7 +59,7 @@ def test_a_feature_float32_cannot_hold_is_standardised_on_the_host(offset, scale
 
 @pytest.mark.parametrize(("offset", "scale"), [(1e9, 1e-5), (1.7e18, 6e4)])
 def test_a_spread_far_smaller_than_its_offset_is_standardised(offset, scale):
-    """As differences, which are exact, have it: to the rounding of the mean, which is a float64. No constant is made of it."""
+    """The scale equals that of exact differences, up to rounding of the float64 mean; the feature is no constant."""
     x = Z * [scale, 1.0] + [offset, 3.0]
     differences = x[:, 0] - x[0, 0]
     expected = (differences - differences.mean()) / differences.std()
@@ -136,7 +136,7 @@ def test_a_gap_is_filled_on_the_scale_of_the_data():
 
 
 def test_a_row_far_outside_is_finite():
-    """What overflows float32 in units of the feature is its largest number, and keeps its sign."""
+    """A value that overflows float32 in units of the feature becomes its largest number, with the same sign."""
     terms = preprocessing_of(Z * [1e-40, 1.0])
     found = on_host(terms, np.array([[1e10, 0], [-1e10, 0]]))
     assert found[:, 0].tolist() == [np.finfo(np.float32).max, -np.finfo(np.float32).max]
@@ -147,7 +147,7 @@ def test_what_float32_merges_all_the_same_is_refused_by_name(dtype):
     """Seconds since 1970 with 0 for a gap: no offset helps. So are seconds with inputs as they are."""
     x = np.stack([Z[:, 0] * 100, 1.7e9 + RNG.permutation(N)], axis=1).astype(dtype)
     with pytest.raises(
-        DataError, match=r"feature 'f1': .* found 400 distinct values in 400 rows, of which \d+ are left"
+        DataError, match=r"feature 'f1': .* found 400 distinct values in 400 rows, of which float32 keeps \d+"
     ):
         preprocessing_of(x, inputs="none")
     x[:40, 1] = 0
@@ -165,17 +165,17 @@ def test_many_random_numbers_are_not_refused():
     [(1.7e9, 10, True), (0, 1e-20, True), (0, 1e20, True), (0, 1, False), (2000, 10, False), (1e6, 5e3, False)],
 )
 def test_targets_that_need_float64(mean, std, wide):
-    """By offset against spread, or a variance beyond float32."""
+    """The reason is the offset compared with the spread, or a variance beyond float32."""
     assert target_needs_float64(float(mean), float(std)) == wide
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "said"),
+    ("mean", "std", "message"),
     [(0, 1e-35, "expected a standard deviation from 1e-30 to 1e[+]30"), (1e15, 1e-2, "subtract an offset")],
 )
-def test_targets_beyond_float64_are_refused(mean, std, said):
+def test_targets_beyond_float64_are_refused(mean, std, message):
     """Before the fit, with what to do."""
-    with pytest.raises(DataError, match=f"targets: .*{said}"):
+    with pytest.raises(DataError, match=f"targets: .*{message}"):
         preprocessing_of(Z, y=mean + std * Z[:, 0] * (1 + (mean > 0)))
 
 

@@ -36,12 +36,12 @@ def npz(folder, **arrays):
 
 
 def source(folder, *, classify=True, config=None, **arrays):
-    """What is read from an .npz of these arrays."""
+    """Reads an .npz of these arrays."""
     return read_source(npz(folder, **arrays), config or DataConfig(), classify=classify)
 
 
 def table(folder, text, *, classify=False, **terms):
-    """What is read from a .csv of this text, `t` its target."""
+    """Reads a .csv of this text with target `t`."""
     (folder / "t.csv").write_text(text, "utf-8")
     return read_source(str(folder / "t.csv"), DataConfig(**{"target": "t", **terms}), classify=classify)
 
@@ -56,7 +56,7 @@ def ids(dataset: Dataset):
 
 @pytest.mark.parametrize(("calibration", "test", "sizes"), [(0.25, 0.2, (120, 40, 40)), (30, 50, (120, 30, 50))])
 def test_x_and_y_are_split_in_three(tmp_path, calibration, test, sizes):
-    """The parts are disjoint, hold every row with its own target, have the sizes asked for, and follow the seed."""
+    """The parts are disjoint, hold every row with its own target, have the requested sizes, and follow the seed."""
     config = DataConfig(calibration_size=calibration, test_size=test)
     found = source(tmp_path, x=IDS, y=2 * IDS, classify=False)
     first, again, other = (split(found, config, seed) for seed in (0, 0, 1))
@@ -84,7 +84,7 @@ def test_a_sources_own_parts_are_kept(tmp_path):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_split_index_picks_one_of_a_sources_own_splits(tmp_path, index):
-    """With train_idx and test_idx, the split of that number is used, and nothing outside it."""
+    """The split with that index in train_idx and test_idx is used, and no other rows."""
     orders = np.stack([np.random.default_rng(i).permutation(200)[:100] for i in range(2)])
     arrays = {"x": IDS, "y": IDS, "train_idx": orders[:, :80], "test_idx": orders[:, 80:]}
     config = DataConfig(calibration_size=20, split_index=index)
@@ -96,7 +96,7 @@ def test_split_index_picks_one_of_a_sources_own_splits(tmp_path, index):
 
 
 def test_uci_splits_are_the_standard_ones():
-    """The 20 standard splits of a UCI set come out as they are on disk."""
+    """The 20 standard splits of a UCI set are as they are on disk."""
     path = SHARED / "uci" / "yacht.npz"
     if not path.exists():
         pytest.skip("needs ../shared/data/uci/yacht.npz")
@@ -215,7 +215,7 @@ def test_a_truncated_idx_file_is_refused_by_name(tmp_path):
 
 
 def crash(where):
-    """What reading a source raises, other than a refusal."""
+    """The exceptions of reading a source, other than refusals."""
     try:
         read_source(where, DataConfig(), classify=True)
     except DataError:
@@ -255,7 +255,7 @@ def spoilt(array, place, value):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "classify", "told"),
+    ("arrays", "classify", "message"),
     [
         ({"x_train": X}, True, "array y_train is missing: found x_train"),
         ({"y": Y}, True, "array x is missing: found y"),
@@ -309,9 +309,9 @@ def spoilt(array, place, value):
         ({"x": X, "y": Y, "train_idx": [[0, 2]], "test_idx": np.zeros((1, 0), int)}, True, r"test_idx\[0\]: expected"),
     ],
 )
-def test_wrong_arrays_are_refused(tmp_path, arrays, classify, told):
+def test_wrong_arrays_are_refused(tmp_path, arrays, classify, message):
     """Arrays that are missing, of the wrong length, type or range are refused by file, array and row."""
-    with pytest.raises(DataError, match=f"rows.npz.*{told}"):
+    with pytest.raises(DataError, match=f"rows.npz.*{message}"):
         source(tmp_path, classify=classify, **arrays)
 
 
@@ -340,12 +340,16 @@ def test_parts_too_large_for_the_rows_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "terms", "told"),
+    ("text", "terms", "message"),
     [
         ("a,t\n1,2\n", {"target": None}, "data.target: expected the name of the column .* set it .* one of a, t"),
         ("a,t\n1,2\n", {"target": "q"}, "data.target: expected one of a, t, found q"),
         ("a,t\n1,2\n", {"categorical": ("b",)}, "data.categorical: expected one of a, t, found b"),
-        ("a,t\n1,2\n", {"drop": ("a",)}, "columns: expected at least one beside the target, found none"),
+        (
+            "a,t\n1,2\n",
+            {"drop": ("a",)},
+            "columns: expected at least one feature in addition to the target, found none",
+        ),
         ("a,t\n1,2\n3,\n", {}, "row 1: target column 't': expected a value, found an empty cell; fill it in"),
         (
             "a,t\n1,2\n3,x\n",
@@ -366,9 +370,9 @@ def test_parts_too_large_for_the_rows_are_refused(tmp_path):
         ("", {}, "cannot be read: found Empty CSV file"),
     ],
 )
-def test_wrong_tables_are_refused(tmp_path, text, terms, told):
-    """A table's fault is told with its file, its column and its row."""
-    with pytest.raises(DataError, match=f"t.csv.*{told}"):
+def test_wrong_tables_are_refused(tmp_path, text, terms, message):
+    """The error names the table's file, column and row."""
+    with pytest.raises(DataError, match=f"t.csv.*{message}"):
         table(tmp_path, text, **terms)
 
 
@@ -405,14 +409,14 @@ def test_a_fitted_model_needs_its_own_columns_and_no_others(tmp_path, mixed):
 
 
 def test_a_column_of_gaps_is_read_whatever_its_type(tmp_path):
-    """In a later table a column that holds nothing but gaps is all gaps, though its type is unknown."""
+    """A column of a later table that has only gaps is all gaps, although its type is unknown."""
     columns = table(tmp_path, "a,c,t\n1,x,1\n2,y,2\n", categorical=("c",)).columns
     (tmp_path / "new.csv").write_text("a,c\n,\n,\n", "utf-8")
     assert np.isnan(encode_table(columns, read_table(tmp_path / "new.csv"), "new.csv")).all()
 
 
 @pytest.mark.parametrize("cell", ["01", "1.50", "true"])
-def test_a_category_is_its_text_whatever_stands_beside_it(tmp_path, cell):
+def test_a_category_is_its_text_whatever_the_other_columns_are(tmp_path, cell):
     """A category that looks like a number or a truth value is the same in a file where all cells look so."""
     columns = table(tmp_path, f"c,t\n{cell},1\nother,2\n", categorical=("c",)).columns
     (tmp_path / "new.csv").write_text(f"c\n{cell}\n{cell}\n", "utf-8")
@@ -421,13 +425,13 @@ def test_a_category_is_its_text_whatever_stands_beside_it(tmp_path, cell):
 
 
 def test_inputs_of_another_set_are_those_to_test_on(tmp_path):
-    """Of an OOD set every row of x_test counts, else of x; its labels do not, and its shape must be the model's."""
+    """The rows of an OOD set are x_test, else x; labels are ignored, and its shape must be the model's."""
     model = Model(network={"kind": "mlp"}, likelihood="categorical", feature_shape=(3,), class_names=("a", "b"))
     strange = {"y_test": np.array(["nonsense"]), "y": Y}
     np.testing.assert_array_equal(X[:9], read_inputs(npz(tmp_path, x=X, x_test=X[:9], **strange), model))
     np.testing.assert_array_equal(X, read_inputs(npz(tmp_path, x=X, y=Y), model))
-    for arrays, told in (({"x": X[:, :2]}, r"found shape \(60, 2\)"), ({"x": X[:0]}, r"found shape \(0, 3\)")):
-        with pytest.raises(DataError, match=r"rows.npz: inputs: expected rows of shape \(3,\), " + told):
+    for arrays, message in (({"x": X[:, :2]}, r"found shape \(60, 2\)"), ({"x": X[:0]}, r"found shape \(0, 3\)")):
+        with pytest.raises(DataError, match=r"rows.npz: inputs: expected rows of shape \(3,\), " + message):
             read_inputs(npz(tmp_path, **arrays), model)
     with pytest.raises(DataError, match="arrays: expected x_test or x, found y"):
         read_inputs(npz(tmp_path, y=Y), model)
@@ -488,7 +492,7 @@ def test_preprocessing_is_scikit_learns(mixed):
 
 
 def test_gaps_are_filled_from_the_training_part_alone(mixed):
-    """What stands in for a gap is the training rows' median, or their most frequent category, as scikit-learn finds it."""
+    """Gaps are filled with the training rows' median or most frequent category, as in scikit-learn."""
     _, model, cells = mixed
     filled = {column.name: column for column in model.preprocessing.columns}
     median = SimpleImputer(strategy="median").fit(cells["a"].astype(float)).statistics_[0]

@@ -69,13 +69,13 @@ def test_no_group_is_in_two_parts(tmp_path, ending, sizes):
 
 
 def test_rows_without_their_group_are_not_those_of_the_fit():
-    """Of a model that was split by group."""
+    """The source of a model that was split by group."""
     rows = Rows(np.arange(20.0)[:, None], np.arange(20.0))
     assert split_again(Source("s", rows, None), DataConfig(group="g"), 0, "sha256:any") is None
 
 
 def test_every_group_is_as_likely_to_be_tested_on_whatever_its_size():
-    """Of two groups of 90 rows and thirty of 2, the large ones are drawn first as often as the small: 2 times in 32."""
+    """Two groups of 90 rows among thirty of 2 rows are drawn first as often as small ones: 2 times in 32."""
     key = np.concatenate([np.repeat([0, 1], 90), np.repeat(np.arange(2, 32), 2)])
     rows = Rows(np.arange(float(len(key)))[:, None], np.arange(float(len(key))))
     source = Source("s", rows, None, key=key)
@@ -116,7 +116,7 @@ def test_the_latest_rows_test_and_those_before_them_calibrate(tmp_path, kind):
 
 
 def test_every_part_has_each_classs_share(tmp_path):
-    """As near as whole rows allow; a class too rare to be in every part is named."""
+    """Shares are as equal as whole rows allow; a class too rare for every part is named."""
     y = np.array(["common"] * 900 + ["some"] * 90 + ["rare"] * 10)
     path = as_npz(tmp_path, x=np.arange(1000.0), y=y)
     for part, size in zip(parts(path, classify=True, stratify=True), (640, 160, 200), strict=True):
@@ -129,7 +129,7 @@ def test_every_part_has_each_classs_share(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("terms", "classify", "said"),
+    ("terms", "classify", "message"),
     [
         ({"group": "a", "time": "b"}, True, "data.group and data.time: expected one of them"),
         ({"group": "a", "stratify": True}, True, "data.stratify and data.group: .*leave out stratify"),
@@ -140,27 +140,27 @@ def test_every_part_has_each_classs_share(tmp_path):
         ({"group": "a", "categorical": ("a",)}, True, "data.group: .*data.categorical"),
     ],
 )
-def test_combinations_without_sense_are_refused(tmp_path, terms, classify, said):
+def test_combinations_without_sense_are_refused(tmp_path, terms, classify, message):
     """Before a file is looked at, with what to leave out."""
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_source(str(tmp_path / "nothing.csv"), DataConfig(**{"target": "t", **terms}), classify=classify)
 
 
 def test_wrong_keys_are_refused_by_row(tmp_path):
     """A missing column or array, an empty cell, what is no time, and groups or times too few for three parts."""
     path = as_table(tmp_path, who=GROUPS, when=["2024-01-02"] * 3 + ["tuesday"] + ["2024-01-02"] * (len(GROUPS) - 4))
-    for terms, said in [
+    for terms, message in [
         ({"group": "whose"}, r"data.group: expected one of row, who, when, t, found whose"),
         ({"time": "when", "drop": ("who",)}, r"column 'when': row 3: expected a number, or an ISO 8601 .*'tuesday'"),
     ]:
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             parts(path, **terms)
     path = as_table(tmp_path, who=["a", "b", None, "c"])
     with pytest.raises(DataError, match=r"column 'who': row 2: .* found an empty cell"):
         parts(path, group="who")
     path = as_table(tmp_path, who=np.repeat(["a", "b"], 20))
     with pytest.raises(
-        DataError, match=r"data.group: expected groups enough for three parts.* found 1 groups in 20 rows"
+        DataError, match=r"data.group: expected enough groups for three parts.* found 1 groups in 20 rows"
     ):
         parts(path, group="who")
     path = as_npz(tmp_path, x=ROWS, y=ROWS)
@@ -222,7 +222,7 @@ SHUFFLED = RNG.permutation(BLOCKS)
     ],
 )
 def test_columns_that_look_like_groups_or_times_get_a_hint(name, values, kind):
-    """By name and values, or by values that stand in blocks; the hint names the key to set."""
+    """A hint needs a name and values, or values in blocks; it names the key to set."""
     hints = split_hints({"a": pa.array(RNG.normal(size=COUNT)), name: pa.array(values)})
     assert len(hints) == 1
     assert f"data.{kind} = {name!r}" in hints[0]
@@ -252,7 +252,7 @@ def test_ordinary_columns_get_none(name, values):
 
 
 def test_hints_are_given_where_no_key_is_set(tmp_path):
-    """Of features, of dropped columns, and of arrays beside the rows; none once the key is set."""
+    """Features, dropped columns and arrays with one value a row give hints, unless the key is set."""
     path = as_table(tmp_path, patient=SHUFFLED)
     for terms, hints in (({}, 1), ({"drop": ("patient",)}, 1), ({"group": "patient"}, 0)):
         assert len(read(path, **terms).hints) == hints

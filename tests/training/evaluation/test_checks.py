@@ -1,4 +1,4 @@
-"""The gate: what a fit lacks is said in plain words, wherever one looks, and `stable` is refused to it."""
+"""Checks before publication: every command shows the shortfalls, and a fit with shortfalls cannot be `stable`."""
 
 import json
 import shutil
@@ -71,12 +71,12 @@ def only(shortfalls, code):
         (
             "ess",
             {"function": {"ess_bulk": 399.0}},
-            "the samples of predictions are worth too few independent ones: bulk ESS is 399, below 400; take more samples",
+            "the samples of predictions have too small an effective size: bulk ESS is 399, below 400; take more samples",
         ),
         (
             "ess",
             {"function": {"ess_tail": 12.3}},
-            "the samples of predictions are worth too few independent ones: tail ESS is 12, below 400; take more samples",
+            "the samples of predictions have too small an effective size: tail ESS is 12, below 400; take more samples",
         ),
         (
             "divergences",
@@ -98,13 +98,13 @@ def test_each_shortfall_of_chains_has_its_code_and_a_sentence(code, changes, tex
 
 
 def test_good_chains_fall_short_in_nothing():
-    """At the limits all is well, whatever the parameters' own R-hat; predictions that never vary have none."""
+    """Values at the limits are no shortfalls, whatever the parameters' R-hat; constant predictions have none."""
     assert lacking() == ()
     assert lacking(function={"rhat": 1.01, "ess_bulk": 400.0, "ess_tail": 400.0}, ebfmi=(0.3,) * 4) == ()
     assert lacking(function={"rhat": None, "ess_bulk": None, "ess_tail": None}) == ()
 
 
-def test_all_shortfalls_are_said_and_one_that_is_no_number_is_one():
+def test_all_shortfalls_are_reported_and_nan_is_one():
     """A NaN is not good enough."""
     assert len(lacking(function={"rhat": np.nan, "ess_bulk": np.nan, "ess_tail": 3.0}, divergences=4000)) == 4
 
@@ -153,22 +153,22 @@ def test_the_best_model_of_a_rare_event_has_learned_something(seed):
     assert (chance < 0.5).all()
     assert judge_classes(chance, y, train) == ()
     for constant in (train.mean(), y.mean(), 0.5, 0.001):
-        said = only(judge_classes(np.full(2000, constant), y, train), "learned_nothing")
-        assert said.startswith("it has learned nothing that 2000 test rows show: its log-likelihood is -")
+        message = only(judge_classes(np.full(2000, constant), y, train), "learned_nothing")
+        assert message.startswith("it has learned nothing that shows on 2000 test rows: its log-likelihood is -")
     assert (
         f"always predicting the class frequencies of the training part gives {-log_loss_of(train.mean(), y):.4g}"
-        in said
+        in message
     )
 
 
 def log_loss_of(share, y):
-    """Of a constant probability."""
+    """The mean negative log-likelihood of a constant probability, in nats."""
     return -np.where(y == 1, np.log(share), np.log(1 - share)).mean()
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.1, 0.5, 2.0])
 def test_a_noisy_constant_has_learned_nothing(noise):
-    """Of 400 fits whose log-odds are noise about the frequencies, no more pass than two scores at 2.33 standard errors allow."""
+    """At most as many of 400 fits to noise pass as two scores at 2.33 standard errors allow."""
     rng = np.random.default_rng(int(100 * noise))
     passed = 0
     for _ in range(400):
@@ -204,11 +204,11 @@ def test_a_regression_is_held_against_the_training_targets_normal():
     y, train = 10 + 0.3 * x + rng.normal(size=1000), 10 + rng.normal(0, 1.04, 3000)
     assert judge_normals(10 + 0.3 * x, 1.0, y, train) == ()
     for mean in (10.0, train.mean(), y.mean(), 10 + 0.2 * rng.normal(size=1000), 11.0):
-        said = only(judge_normals(mean, 1.04, y, train), "learned_nothing")
-        assert said.startswith("it has learned nothing that 1000 test rows show: its log-likelihood is -")
-    assert "always predicting a normal with the mean and standard deviation of the training part gives -1.46" in said
-    said = only(judge_normals(y.mean(), 1.04, y, y[:300] + 5), "learned_nothing")
-    assert "always predicting the average of its own predictions gives -1.45" in said
+        message = only(judge_normals(mean, 1.04, y, train), "learned_nothing")
+        assert message.startswith("it has learned nothing that shows on 1000 test rows: its log-likelihood is -")
+    assert "always predicting a normal with the mean and standard deviation of the training part gives -1.46" in message
+    message = only(judge_normals(y.mean(), 1.04, y, y[:300] + 5), "learned_nothing")
+    assert "always predicting the average of its own predictions gives -1.45" in message
     spread = np.exp(x)
     wide, many = spread * rng.normal(size=1000), np.exp(rng.normal(size=3000)) * rng.normal(size=3000)
     assert judge_normals(0.0, spread, wide, many) == ()
@@ -221,30 +221,30 @@ def test_few_test_rows_do_not_show_what_a_weak_model_has_learned():
     y = rng.integers(0, 2, 4000)
     chance = np.where(rng.random(4000) < 0.55, y, 1 - y) * 0.1 + 0.45
     assert judge_classes(chance, y, train) == ()
-    said = only(judge_classes(chance[:20], y[:20], train), "learned_nothing")
-    assert said.startswith("it has learned nothing that 20 test rows show")
-    assert "standard error" in said
+    message = only(judge_classes(chance[:20], y[:20], train), "learned_nothing")
+    assert message.startswith("it has learned nothing that shows on 20 test rows")
+    assert "standard error" in message
     fewest = min((y[:20] == 0).sum(), (y[:20] == 1).sum())
-    assert f"; 20 test rows, {fewest} of the rarest class, may be too few to show what it has learned: test on" in said
+    assert f"; 20 test rows, {fewest} of the rarest class, may be too few to show what it has learned: use" in message
 
 
 @pytest.mark.parametrize("constant", [RARE / 4, 0.5])
 def test_a_model_that_predicts_worse_than_the_frequencies_is_to_be_trained_otherwise(constant):
     """More test rows would not help it."""
     (_, y), (_, train) = rare_event(2000, 0), rare_event(6000, 1)
-    said = only(judge_classes(np.full(2000, constant), y, train), "learned_nothing")
-    assert said.endswith("; lower kl_weight or the prior's scale, or train longer")
+    message = only(judge_classes(np.full(2000, constant), y, train), "learned_nothing")
+    assert message.endswith("; lower kl_weight or the prior's scale, or train longer")
 
 
 # ---- draws and their mode --------------------------------------------------------------------------------------------
 
 
 def test_draws_far_behind_their_mode_fall_short():
-    """By more than a tenth of a nat and three standard errors; not by one of the two alone, and not where they lead."""
+    """Draws fall short if they are worse by a tenth of a nat and by three standard errors, not by only one of them."""
     rng = np.random.default_rng(4)
     mode = rng.normal(-0.3, 0.2, 400)
-    said = only(behind_the_mode(mode - 0.5 + 0.1 * rng.normal(size=400), mode), "behind_the_mode")
-    assert "their mean log-likelihood on 400 test rows is -0.7966 nats a row, and the mode's is -0.2932" in said
+    message = only(behind_the_mode(mode - 0.5 + 0.1 * rng.normal(size=400), mode), "behind_the_mode")
+    assert "their mean log-likelihood on 400 test rows is -0.7966 nats a row, and the mode's is -0.2932" in message
     assert behind_the_mode(mode - 0.09, mode) == ()
     assert behind_the_mode(mode + 2, mode) == ()
     uncertain = np.where(np.arange(400) < 2, 30.0, 0.0)
@@ -290,12 +290,12 @@ def test_sound_draws_keep_up_with_their_mode(regression, name):
     )
     draws = fitted.posterior.draws | {"network": thrown}
     worse = fitted._replace(posterior=Posterior(fitted.posterior.model, draws))
-    said = only(draws_shortfalls(worse, test), "behind_the_mode")
-    assert "its draws predict far worse than the mode they were made around" in said
+    message = only(draws_shortfalls(worse, test), "behind_the_mode")
+    assert "its draws predict far worse than the mode they were made around" in message
 
 
 def test_the_pooled_likelihood_of_classes_is_the_mean_over_draws():
-    """Of each draw's softmax at the true class, in float64."""
+    """It is the log of the mean over draws of the softmax at the true class, in float64."""
     rng = np.random.default_rng(7)
     model = Model(network=MLPSpec(hidden=()), likelihood="categorical", feature_shape=(2,), class_names=("a", "b", "c"))
     kernel, bias = rng.normal(size=(5, 2, 3)).astype(np.float32), rng.normal(size=(5, 3)).astype(np.float32)
@@ -316,15 +316,15 @@ def calibration(scores=(0.1, 0.2, 0.3)):
 
 def test_a_decision_that_is_always_the_same_tells_nothing_apart():
     """Its threshold would be that value, and nothing would ever be rejected."""
-    said = (
-        "its decision score, std, is the same for every calibration row (0), so that it tells nothing apart: "
+    message = (
+        "its decision score, std, is the same for every calibration row (0), so it cannot separate rows: "
         "one draw has no spread; choose another decision, or a method with more draws"
     )
     rng = np.random.default_rng(8)
     y = rng.normal(size=50)
     terms = normal_terms_of(y, 0.1, y)
     average = normal_terms_of(0.0, 1.0, y)
-    assert only(prediction_shortfalls(terms, average, y, y, calibration((0, 0, 0))), "constant_decision") == said
+    assert only(prediction_shortfalls(terms, average, y, y, calibration((0, 0, 0))), "constant_decision") == message
     assert prediction_shortfalls(terms, average, y, y, calibration()) == ()
 
 
@@ -341,14 +341,14 @@ def test_scores_that_differ_by_rounding_tell_nothing_apart(scores):
         assert len(decision_shortfalls(found)) == expected
 
 
-def test_few_draws_are_said_to_be_few():
-    """With how low a standard deviation that divides by their number is."""
+def test_few_draws_give_a_note():
+    """The note states how much too small a standard deviation that divides by their number is."""
     assert draws_notes(20) == ()
-    assert "divide by 10, not 9, standard deviations are 5% low" in draws_notes(10)[0]
+    assert "divide by 10, not 9, standard deviations are 5% too small" in draws_notes(10)[0]
     assert draws_notes(1)[0].startswith("one draw is kept, which has no spread")
 
 
-# ---- where it is said ------------------------------------------------------------------------------------------------
+# ---- where it is shown ------------------------------------------------------------------------------------------------
 
 MODE = """
 name = "mode"
@@ -368,7 +368,7 @@ reports = 1
 [calibration]
 decision = "std"
 """
-SAID = "its decision score, std, is the same for every calibration row (0)"
+MESSAGE = "its decision score, std, is the same for every calibration row (0)"
 
 
 @pytest.fixture(scope="module")
@@ -381,21 +381,21 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def fitted(run, home):
-    """The folder, with the model fitted once; what the fit said on stdout and stderr."""
-    if not (home / "said.json").exists():
+    """The folder, with the model fitted once; the fit's stdout and stderr."""
+    if not (home / "output.json").exists():
         code, out, err = run("fit", home / "mode.toml", "--store", home / "store", "--json")
         assert code == 0, err
-        (home / "said.json").write_text(json.dumps([out, err]))
-    return home / "store", *json.loads((home / "said.json").read_text())
+        (home / "output.json").write_text(json.dumps([out, err]))
+    return home / "store", *json.loads((home / "output.json").read_text())
 
 
 def test_a_mode_has_no_spread_and_the_fit_says_so(fitted):
-    """On stderr and in the JSON; the version is published all the same."""
+    """The shortfall is on stderr and in the JSON; the version is still published."""
     _, out, err = fitted
-    assert f"falls short: {SAID}" in err
+    assert f"falls short: {MESSAGE}" in err
     document = json.loads(out)
     assert (document["name"], document["version"]) == ("mode", 1)
-    assert [said[: len(SAID)] for said in document["shortfalls"]] == [SAID]
+    assert [message[: len(MESSAGE)] for message in document["shortfalls"]] == [MESSAGE]
     assert document["notes"][0].startswith("one draw is kept, which has no spread")
     assert f"note: {document['notes'][0]}" in err
     assert document["metrics"]["rmse"] < 0.9
@@ -404,26 +404,26 @@ def test_a_mode_has_no_spread_and_the_fit_says_so(fitted):
 def test_the_manifest_the_report_and_show_say_so(run, fitted):
     """Wherever one looks at the version; in the report above the figures."""
     store, out, _ = fitted
-    said = tuple(json.loads(out)["shortfalls"])
+    message = tuple(json.loads(out)["shortfalls"])
     bundle = load(store / "mode" / "1")
-    assert tuple(texts(bundle.manifest.shortfalls)) == said
+    assert tuple(texts(bundle.manifest.shortfalls)) == message
     assert bundle.manifest.notes == tuple(json.loads(out)["notes"])
     assert bundle.manifest.draws == 1
     page = (store / "mode" / "1" / "report.html").read_text("utf-8")
-    assert 0 < page.index("Not fit to be relied on") < page.index(SAID) < page.index("On the test part")
+    assert 0 < page.index("Not fit to be relied on") < page.index(MESSAGE) < page.index("On the test part")
     code, out, _ = run("show", "mode", "--store", store)
     assert code == 0
-    assert SAID in " ".join(out.split())
+    assert MESSAGE in " ".join(out.split())
 
 
 def test_another_decision_mends_what_one_that_never_varies_lacks(run, fitted, tmp_path):
-    """By `abstain calibrate`: the next version may be `stable`; one of the same decision may not."""
+    """`abstain calibrate` with another decision allows `stable`; with the same decision it does not."""
     store = shutil.copytree(fitted[0], tmp_path / "store")
-    for version, decision, said in ((2, "knn", ()), (3, "std", (SAID,))):
+    for version, decision, message in ((2, "knn", ()), (3, "std", (MESSAGE,))):
         code, _, err = run("calibrate", "mode", "--data", "sine", "--set", f'decision="{decision}"', "--store", store)
         assert code == 0, err
         found = read_manifest(store / "mode" / str(version)).shortfalls
-        assert tuple(short.text[: len(SAID)] for short in found) == said
+        assert tuple(short.text[: len(MESSAGE)] for short in found) == message
 
 
 def test_stable_is_refused_to_it_and_nothing_else_is(run, fitted):
@@ -432,7 +432,7 @@ def test_stable_is_refused_to_it_and_nothing_else_is(run, fitted):
     assert run("label", "mode:1", "canary", "--store", store)[:2] == (0, "mode@canary is mode:1\n")
     code, out, err = run("label", "mode:1", "stable", "--store", store)
     assert (code, out) == (1, "")
-    assert err.startswith(f"abstain: mode:1: cannot be labelled stable, its fit fell short: found (1) {SAID}")
+    assert err.startswith(f"abstain: mode:1: cannot be labelled stable, its fit fell short: found (1) {MESSAGE}")
     assert err.endswith("fit it again, or pass --force to label it anyway")
     assert read_labels(store, "mode").labels == {"canary": 1}
     assert run("label", "mode:1", "stable", "--force", "--store", store)[:2] == (0, "mode@stable is mode:1\n")
@@ -487,8 +487,8 @@ def test_a_decision_that_accepts_far_rows_says_so(digits, scores, kind):
         digits.predictor((8,)), mute, digits.feature_scores, digits.manifest.calibration.recalibration
     )
     found = try_far_rows(calibrated)
-    said = found.notes[0] if kind == "notes" else only(found.shortfalls, "accepts_far_rows")
-    assert said.startswith("its decision accepts rows far outside the training data: 6 of 6 rows")
+    message = found.notes[0] if kind == "notes" else only(found.shortfalls, "accepts_far_rows")
+    assert message.startswith("its decision accepts rows far outside the training data: 6 of 6 rows")
     assert len(found.shortfalls) + len(found.notes) == 1
     sound = replace(digits.calibration, decision=Decision(scores=("range",)))
     assert try_far_rows(calibrated._replace(calibration=sound)) == FarRows()

@@ -11,10 +11,10 @@ from abstain.models.decisions.records import ScoreJudgement
 from abstain.training.evaluation.bootstrap import (
     auroc_interval,
     calibrated_ece,
+    central_interval,
     classification_intervals,
-    limits,
     mean_intervals,
-    resampled,
+    resample_rows,
     share_interval,
 )
 from abstain.training.evaluation.metrics import (
@@ -137,7 +137,7 @@ def test_bins_of_equal_mass_are_numpys(rows):
 
 
 def test_risk_at_coverage_is_the_mean_loss_of_the_surest():
-    """Of ⌈c·n⌉ rows, in exact arithmetic: 95 % of 20 rows are 19 of them, though .95 · 20 is a little more in binary."""
+    """The number of rows is ⌈c·n⌉ in exact arithmetic: 95 % of 20 rows are 19, although .95 · 20 is a little more in binary."""
     confidence, losses = RNG.permutation(20) / 20, RNG.random(20)
     order = sorted(range(20), key=lambda row: -confidence[row])
     found = risk_at_coverage(confidence, losses)
@@ -305,31 +305,31 @@ def test_bootstrap_intervals_are_a_naive_loop_over_the_same_resamples():
     labels = np.array([RNG.choice(3, p=row) for row in probabilities])
     terms, confidence = classification_terms(probabilities, labels), probabilities.max(axis=1)
     found = classification_intervals(terms, confidence, 120)
-    drawn = np.concatenate(list(resampled(150, 120, 0)))
+    drawn = np.concatenate(list(resample_rows(150, 120, 0)))
     again = [classification_quality(probabilities[rows], labels[rows]) for rows in drawn]
     whole = classification_quality(probabilities, labels)
     assert list(found) == list(whole)
     assert found["accuracy"] == share_interval(int(terms["accuracy"].sum()), 150)
     for name in ("nll", "brier", "aurc"):
-        assert found[name] == pytest.approx(limits(np.array([each[name] for each in again])), rel=1e-6)
+        assert found[name] == pytest.approx(central_interval(np.array([each[name] for each in again])), rel=1e-6)
     eces = np.array([each["ece"] for each in again])
     assert eces.mean() > whole["ece"]
-    assert found["ece"] == pytest.approx(limits(np.maximum(eces - eces.mean() + whole["ece"], 0)), rel=1e-6)
+    assert found["ece"] == pytest.approx(central_interval(np.maximum(eces - eces.mean() + whole["ece"], 0)), rel=1e-6)
     assert found == classification_intervals(terms, confidence, 120)
 
 
 def test_the_rmses_interval_is_of_roots():
     """Roots of the resamples' mean squares, not the mean squares themselves."""
     squares = RNG.random(50) * 9
-    drawn = np.concatenate(list(resampled(50, 200, 0)))
-    expected = limits(np.sqrt(squares[drawn].mean(axis=1)))
+    drawn = np.concatenate(list(resample_rows(50, 200, 0)))
+    expected = central_interval(np.sqrt(squares[drawn].mean(axis=1)))
     assert mean_intervals({"rmse": squares}, 200)["rmse"] == pytest.approx(expected)
 
 
-def test_resamples_are_as_many_as_asked_but_for_very_many_rows():
+def test_resamples_are_fewer_only_for_very_many_rows():
     """A thousand of ten thousand rows, two hundred of a million: never more than some tens of megabytes at once."""
     for rows, expected in ((7, 1000), (10_000, 1000), (50_000, 400)):
-        chunks = list(resampled(rows, 1000, 0))
+        chunks = list(resample_rows(rows, 1000, 0))
         assert sum(map(len, chunks)) == expected
         assert max(chunk.size for chunk in chunks) <= 2_000_000
         assert all(chunk.min() >= 0 and chunk.max() < rows for chunk in chunks)

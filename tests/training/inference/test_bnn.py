@@ -102,7 +102,7 @@ def test_the_joint_density_is_prior_times_likelihood(likelihood, fan_in):
 
 @pytest.mark.parametrize("likelihood", OUTPUTS)
 def test_the_joint_density_is_that_of_the_model_as_numpyro_reads_it(likelihood):
-    """The model told as a NumPyro program, sites and all, has the same joint density, but for the Jacobian."""
+    """The model as a NumPyro program has the same joint density, except for the Jacobian."""
     bnn, observations, sites = toy(likelihood, scale=0.8, noise_scale=1.5)
 
     def program():

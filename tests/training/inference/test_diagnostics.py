@@ -93,7 +93,7 @@ def test_tail_ess_is_of_the_tails():
 
 
 def test_the_worst_value_speaks():
-    """Of many values the largest R-hat and the least ESS are told, and how many values there were."""
+    """The largest R-hat and the smallest ESS of many values are reported, and the number of values."""
     values = independent(values=3)
     values[0, :, 1] += 1
     worst = summary(values[..., 1:2], 1.0)
@@ -194,7 +194,7 @@ def chains_of(bnn, draws, x, **columns):
 
 @pytest.mark.parametrize("likelihood", ["categorical", "normal"])
 def test_predictions_are_every_draws_own(likelihood):
-    """What chains are watched by is what the network says of each draw: probabilities, or the mean."""
+    """The recorded values are the network's predictions of each draw: probabilities, or the mean."""
     bnn, draws = network(likelihood)
     draws = jax.tree.map(lambda leaf: leaf[:2, :3], draws)
     x = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
@@ -228,7 +228,7 @@ def test_permuted_units_change_the_parameters_diagnostics_and_not_the_functions(
     assert chain_shortfalls(after) == chain_shortfalls(before) == ()
 
 
-def test_what_the_sampler_says_of_itself_is_told_by_chain():
+def test_the_samplers_statistics_are_reported_by_chain():
     """Divergences and depth hits are counted over all samples; acceptance and E-BFMI stand chain by chain."""
     bnn, draws = network("normal")
     diverging, leapfrogs, acceptance = np.zeros((3, CHAINS, SAMPLES))

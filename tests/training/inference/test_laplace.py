@@ -30,7 +30,7 @@ QUICK = LaplaceConfig(
 OUTPUTS = {"categorical": 3, "bernoulli": 1, "normal": 1, "heteroscedastic_normal": 2}
 
 
-def pose(likelihood, hidden=(), seed=0, rows=ROWS, **prior):
+def build_problem(likelihood, hidden=(), seed=0, rows=ROWS, **prior):
     """A problem with two features, its targets drawn at random from a rule that depends on both."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, 2))
@@ -49,8 +49,8 @@ def pose(likelihood, hidden=(), seed=0, rows=ROWS, **prior):
 
 def linear(scale):
     """Linear regression whose noise is known to be 1 (in units of `NOISE`), its design matrix and its targets."""
-    problem = pose("normal", scale=scale, noise="log_normal", noise_scale=1e-4)
-    # Sites come by name: the bias, the two weights, the noise.
+    problem = build_problem("normal", scale=scale, noise="log_normal", noise_scale=1e-4)
+    # Sites are in the order of names: the bias, the two weights, the noise.
     design = np.column_stack([np.ones(ROWS), np.asarray(problem.train.x, np.float64)])
     return problem, design, np.asarray(problem.train.y, np.float64)
 
@@ -91,14 +91,16 @@ def dense_gauss_newton(problem, z):
     """Σ Jᵀ Λ J in float64 numpy, Λ the Hessian of the Kullback–Leibler divergence by automatic differentiation."""
     model, target = problem.bnn.model, problem.target
 
-    def seen(z, x):
+    def network_outputs(z, x):
         draw = as_draw(target.constrain(z))
         return jnp.append(model.module.apply({"params": draw["network"]}, x), draw.get("noise", 0.0))
 
     @jax.jit
     def of_row(x):
-        outputs = seen(z, x)
-        return jax.jacrev(seen)(z, x), divergence_hessian(model.likelihood_functions, outputs[:-1], outputs[-1])
+        outputs = network_outputs(z, x)
+        return jax.jacrev(network_outputs)(z, x), divergence_hessian(
+            model.likelihood_functions, outputs[:-1], outputs[-1]
+        )
 
     rows = [jax.device_get(of_row(x)) for x in problem.train.x]
     jacobians, lams = (np.stack(column).astype(np.float64) for column in zip(*rows, strict=True))
@@ -109,8 +111,8 @@ def divergence_hessian(law, outputs, noise):
     """The Hessian of KL(p(· | e₀) ‖ p(· | e)) at e = e₀, by outputs and noise."""
     first = jnp.append(outputs, noise)
 
-    def divergence(seen):
-        before, after = law.predict(first[:-1], first[-1]), law.predict(seen[:-1], seen[-1])
+    def divergence(network_outputs):
+        before, after = law.predict(first[:-1], first[-1]), law.predict(network_outputs[:-1], network_outputs[-1])
         if law.task == "classification":
             return (jnp.exp(before) * (before - after)).sum()
         (m0, v0), (m1, v1) = before, after
@@ -123,7 +125,9 @@ def fisher(likelihood, outputs, noise):
     """Λ as the method has it."""
     law = LIKELIHOODS[likelihood]
     outputs = jnp.float32(outputs)
-    jacobian = jax.jit(jax.jacobian(lambda seen: curvature.root_of_law(law, seen[:-1], seen[-1])))
+    jacobian = jax.jit(
+        jax.jacobian(lambda network_outputs: curvature.likelihood_root(law, network_outputs[:-1], network_outputs[-1]))
+    )
     root = np.asarray(jacobian(jnp.append(outputs, noise)), np.float64)
     return root.T @ root
 
@@ -145,7 +149,7 @@ def test_the_fisher_information_of_each_likelihood_is_its_closed_form():
 
 @pytest.mark.parametrize("likelihood", list(OUTPUTS))
 def test_the_fisher_information_is_the_hessian_of_the_divergence(likelihood):
-    """Of KL(p₀ ‖ p) by automatic differentiation, at random outputs."""
+    """It equals the Hessian of KL(p₀ ‖ p) by automatic differentiation, at random outputs."""
     rng = np.random.default_rng(2)
     noise = 0.6 if likelihood == "normal" else 0.0
     hessian = jax.jit(lambda outputs, noise: divergence_hessian(LIKELIHOODS[likelihood], outputs, noise))
@@ -158,7 +162,7 @@ def test_the_fisher_information_is_the_hessian_of_the_divergence(likelihood):
 @pytest.mark.parametrize("likelihood", list(OUTPUTS))
 def test_both_subsets_are_parts_of_the_dense_matrix(likelihood):
     """The diagonal, and the last layer's block, of Σ Jᵀ Λ J; chunks that do not divide the rows change nothing."""
-    problem = pose(likelihood, hidden=(3,), rows=31, noise_scale=0.5)
+    problem = build_problem(likelihood, hidden=(3,), rows=31, noise_scale=0.5)
     z = some_vector(problem)
     dense = dense_gauss_newton(problem, z)
     diagonal, *_ = curve(problem, z, "diagonal", 4)
@@ -172,7 +176,7 @@ def test_both_subsets_are_parts_of_the_dense_matrix(likelihood):
 
 def test_inferred_scales_and_the_noise_get_curvature_too():
     """Through w = s · (w / s), and 2 a row for log σ."""
-    problem = pose("normal", hidden=(3,), hierarchical=True)
+    problem = build_problem("normal", hidden=(3,), hierarchical=True)
     z = some_vector(problem)
     diagonal, prior, sites = curve(problem, z, "diagonal")
     np.testing.assert_allclose(diagonal.matrix, dense_gauss_newton(problem, z).diagonal(), rtol=1e-4, atol=1e-4)
@@ -207,23 +211,23 @@ def test_the_precision_of_a_linear_model_is_the_conjugate_one():
     problem, design, y = linear(0.8)
     mean, covariance, _ = conjugate(design, y, 0.8)
     sums, prior, _ = curve(problem, linear_mode(problem, mean), "last_layer")
-    spread = laplace.spread_of(sums, prior, 1.0)
+    spread = laplace.fit_spread(sums, prior, 1.0)
     np.testing.assert_allclose(spread.root @ spread.root.T, np.linalg.inv(covariance), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(spread.std, np.sqrt(covariance.diagonal()), rtol=1e-5)
 
 
 def test_the_evidence_of_a_linear_model_is_exact():
-    """At the mode, for priors from far too narrow to far too wide."""
+    """The evidence at the mode is exact for priors from far too narrow to far too wide."""
     for scale in (0.1, 0.5, 3.0):
         problem, design, y = linear(scale)
         mean, _, log_evidence = conjugate(design, y, scale)
         sums, prior, _ = curve(problem, linear_mode(problem, mean), "last_layer")
-        found = curvature.weigh(sums, prior, choose=False)
+        found = curvature.compute_evidence(sums, prior, choose=False)
         assert (found.multiplier, found.log_evidence) == (1.0, pytest.approx(log_evidence, abs=0.01))
 
 
 def test_the_evidence_leaves_the_best_prior_alone_and_moves_others_towards_it():
-    """From the scale that maximises the exact marginal likelihood, τ = 1; refitted with τ, any other scale gets there."""
+    """At the scale that maximises the exact marginal likelihood τ is 1; refitting with τ reaches it from other scales."""
     first, design, y = linear(1.0)
     found = optimize.minimize_scalar(lambda log_scale: -conjugate(design, y, np.exp(log_scale))[2], (-3, 0))
     best = float(np.exp(found.x))
@@ -232,7 +236,7 @@ def test_the_evidence_leaves_the_best_prior_alone_and_moves_others_towards_it():
     def chosen(scale):
         problem, *_ = linear(scale)
         mode = linear_mode(problem, conjugate(design, y, scale)[0])
-        return curvature.weigh(
+        return curvature.compute_evidence(
             sums, curvature.local_prior(problem.target, mode, sites_of(problem)), choose=True
         ).multiplier
 
@@ -248,8 +252,8 @@ def test_the_evidence_leaves_the_best_prior_alone_and_moves_others_towards_it():
 
 @pytest.mark.parametrize("subset", ["last_layer", "diagonal"])
 def test_the_chosen_multiplier_is_the_highest_of_a_grid(subset):
-    """Of log p(D | z*) + log p(z*; τ) + d/2 log 2π − ½ log det H(τ), written out with dense matrices."""
-    problem = pose("normal", hidden=(4,), scale=2.0, noise_scale=0.5)
+    """The evidence is log p(D | z*) + log p(z*; τ) + d/2 log 2π − ½ log det H(τ), computed with dense matrices."""
+    problem = build_problem("normal", hidden=(4,), scale=2.0, noise_scale=0.5)
     z = some_vector(problem)
     sums, prior, sites = curve(problem, z, subset)
     network = np.concatenate(
@@ -265,23 +269,25 @@ def test_the_chosen_multiplier_is_the_highest_of_a_grid(subset):
         volume = 0.5 * len(matrix) * np.log(2 * np.pi) - 0.5 * np.linalg.slogdet(hessian)[1]
         return float(sums.log_likelihood) + log_prior + volume
 
-    found = curvature.weigh(sums, prior, choose=True)
+    found = curvature.compute_evidence(sums, prior, choose=True)
     grid = np.exp(np.linspace(np.log(1e-3), np.log(1e3), 2001))
     values = [log_evidence(tau) for tau in grid]
     assert found.multiplier == pytest.approx(grid[np.argmax(values)], rel=5e-3)
     assert found.log_evidence == pytest.approx(max(values), abs=2e-3)
-    assert curvature.weigh(sums, prior, choose=False).log_evidence == pytest.approx(log_evidence(1.0), abs=2e-3)
+    assert curvature.compute_evidence(sums, prior, choose=False).log_evidence == pytest.approx(
+        log_evidence(1.0), abs=2e-3
+    )
 
 
 def test_a_logistic_regression_has_the_inverse_hessian_as_covariance():
-    """Of the negative log density by automatic differentiation: for logits that are linear, Gauss–Newton is exact."""
+    """The covariance is the inverse Hessian by automatic differentiation: for linear logits Gauss–Newton is exact."""
     for likelihood in ("bernoulli", "categorical"):
-        problem = pose(likelihood, scale=1.5)
+        problem = build_problem(likelihood, scale=1.5)
         z = mode_search.find_modes(jax.random.key(0), problem, QUICK, 1, Journal())[0][0]
         hessian = -np.asarray(jax.jit(jax.hessian(problem.target.log_density))(z, problem.train), np.float64)
         sums, prior, sites = curve(problem, z, "last_layer")
         assert sites == problem.target.sites
-        spread = laplace.spread_of(sums, prior, 1.0)
+        spread = laplace.fit_spread(sums, prior, 1.0)
         np.testing.assert_allclose(spread.root @ spread.root.T, hessian, rtol=1e-3, atol=1e-3)
         draws = laplace.sample(jax.random.key(1), z, sites, spread, 40_000).astype(np.float64)
         std = spread.std
@@ -290,14 +296,14 @@ def test_a_logistic_regression_has_the_inverse_hessian_as_covariance():
         )
         np.testing.assert_allclose((draws.mean(axis=0) - np.asarray(z)) / std, 0, atol=0.03)
         diagonal, prior, _ = curve(problem, z, "diagonal")
-        stds = laplace.spread_of(diagonal, prior, 1.0).std
+        stds = laplace.fit_spread(diagonal, prior, 1.0).std
         np.testing.assert_allclose(stds, hessian.diagonal() ** -0.5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["cauchy", "laplace", "student_t", "scale_mixture"])
 def test_other_priors_have_a_precision_that_is_positive_and_of_their_width(kind):
     """Their own curvature where that is larger; never flatter than a normal with the same central 90 %."""
-    problem = pose("bernoulli", hidden=(3,), kind=kind, scale=0.5)
+    problem = build_problem("bernoulli", hidden=(3,), kind=kind, scale=0.5)
     z = jnp.linspace(-4, 4, problem.target.dim)
     prior = curvature.local_prior(problem.target, z, problem.target.sites)
     law = jax.tree.leaves(problem.target.priors, is_leaf=lambda leaf: hasattr(leaf, "log_prob"))[0]
@@ -309,7 +315,7 @@ def test_other_priors_have_a_precision_that_is_positive_and_of_their_width(kind)
 
 def test_draws_differ_in_the_last_layer_and_nowhere_else():
     """`Dense_10` follows `Dense_9`, and is not sorted before it."""
-    problem = pose("categorical", hidden=(2,) * 10)
+    problem = build_problem("categorical", hidden=(2,) * 10)
     mode = some_vector(problem)
     sites = laplace.subset_sites(problem, QUICK.model_copy(update={"subset": "last_layer"}))
     assert sum(site.last - site.first for site in sites) == 3 * 2 + 3
@@ -390,7 +396,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.setenv("ABSTAIN_MODULES", "laplacenets")
 
     def posed(name):
-        known = pose("categorical")
+        known = build_problem("categorical")
         model = known.bnn.model.model_copy(update={"network": ModuleSpec(module=f"laplacenets:{name}")})
         return Problem(BNN(model, PriorConfig()), known.train, known.monitor)
 
@@ -414,7 +420,7 @@ def test_the_last_layer_of_your_own_network_is_the_last_that_is_used(own, name):
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("Heads", "network.c, which does not reach output 0, 1"), ("Loose", "temperature, which stands next to layers")],
+    [("Heads", "network.c, which does not compute output 0, 1"), ("Loose", "temperature, which is not in a layer")],
 )
 def test_a_network_without_one_last_layer_is_refused(own, name, found):
     """Before anything is fitted, and the error says what to do."""
@@ -425,8 +431,8 @@ def test_a_network_without_one_last_layer_is_refused(own, name, found):
 
 
 def test_a_last_layer_too_large_is_refused():
-    """With its size, the limit and the way out."""
-    problem = pose("categorical", hidden=(1000,))
+    """The error names its size, the limit and the alternative."""
+    problem = build_problem("categorical", hidden=(1000,))
     with pytest.raises(ConfigError, match=r'at most 3000 .* network.Dense_1, found 3003; use method.kind = "vi"'):
         laplace.subset_sites(problem, QUICK.model_copy(update={"subset": "last_layer"}))
 
@@ -452,7 +458,7 @@ class Killed(Exception):
 
 def test_a_fit_cut_off_while_it_sums_is_resumed_to_the_same_draws(tmp_path):
     """Bit for bit, and without the rows behind it being visited again."""
-    problem = pose("categorical", hidden=(4,))
+    problem = build_problem("categorical", hidden=(4,))
     settings = QUICK.model_copy(update={"subset": "last_layer", "steps": 6, "prior_precision": "evidence"})
     whole = laplace.fit(jax.random.key(0), problem, settings, 4, Journal())
     mode = mode_search.find_modes(jax.random.key(0), problem, settings, 1, Journal())[0]
@@ -465,20 +471,20 @@ def test_a_fit_cut_off_while_it_sums_is_resumed_to_the_same_draws(tmp_path):
 
     with pytest.raises(Killed):
         laplace.fit(jax.random.key(0), problem, settings, 4, Journal(tmp_path, kill))
-    told = []
+    calls = []
 
     def tell(done, total, passage="", **facts):
-        told.append((passage, done, total))
+        calls.append((passage, done, total))
 
     resumed = laplace.fit(jax.random.key(0), problem, settings, 4, Journal(tmp_path, tell))
-    assert told == [("curvature-6", ROWS, ROWS)]
+    assert calls == [("curvature-6", ROWS, ROWS)]
     jax.tree.map(np.testing.assert_array_equal, resumed.posterior.draws, whole.posterior.draws)
     assert resumed.diagnostics == whole.diagnostics
 
 
 def test_a_lengthened_search_sums_about_its_new_mode(tmp_path):
     """And not about the old one, whose sums are in the same journal."""
-    problem = pose("normal", hidden=(4,))
+    problem = build_problem("normal", hidden=(4,))
     short, long = (
         QUICK.model_copy(update={"steps": steps, "schedule": "constant", "batch_size": 20}) for steps in (6, 12)
     )
@@ -490,32 +496,32 @@ def test_a_lengthened_search_sums_about_its_new_mode(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_prior_far_off_is_said_to_be_so():
+def test_a_prior_far_off_gives_a_note():
     """τ ends where the search ends, and a note says it."""
     ends = [curvature.best_multiplier(np.ones(3), penalty) for penalty in (0.0, 1e9)]
     assert ends == [1e6, 1e-6]
     spread = laplace.Spread(np.ones(1), np.ones(1), 0.0)
-    assert "multiplied by 1e-06" in laplace.notes_on(curvature.Evidence(ends[1], 0.0), spread)[0]
-    assert laplace.notes_on(curvature.Evidence(1.0, 0.0), spread) == ()
+    assert "multiplied by 1e-06" in laplace.evidence_notes(curvature.Evidence(ends[1], 0.0), spread)[0]
+    assert laplace.evidence_notes(curvature.Evidence(1.0, 0.0), spread) == ()
 
 
 def test_a_precision_that_rounding_made_singular_is_mended_or_refused():
-    """A small jitter is used and told; what needs a large one is refused."""
+    """A small jitter is used and noted; a precision that needs a large one is refused."""
     prior = curvature.LocalPrior(0.0, np.zeros(2), np.full(2, 1e-12), np.ones(2, bool))
 
     def sums(low):
         return curvature.Curvature(np.zeros(()), np.diag([1.0, low]), np.int64(1))
 
-    mended = laplace.spread_of(sums(-1e-7), prior, 1.0)
+    mended = laplace.fit_spread(sums(-1e-7), prior, 1.0)
     assert mended.jitter == pytest.approx(5e-7, rel=1e-3)
-    assert "was added to its diagonal" in laplace.notes_on(curvature.Evidence(1.0, 0.0), mended)[0]
+    assert "was added to its diagonal" in laplace.evidence_notes(curvature.Evidence(1.0, 0.0), mended)[0]
     with pytest.raises(FitError, match=r"not positive definite: .* narrow prior.scale"):
-        laplace.spread_of(sums(-0.5), prior, 1.0)
+        laplace.fit_spread(sums(-0.5), prior, 1.0)
 
 
 def test_a_curvature_that_is_no_number_is_refused():
     """It says so, rather than drawing NaN."""
-    problem = pose("categorical", hidden=(3,))
+    problem = build_problem("categorical", hidden=(3,))
     with pytest.raises(FitError, match="curvature at the mode is not finite"):
         curve(problem, jnp.full(problem.target.dim, jnp.nan), "diagonal")
 
@@ -525,19 +531,19 @@ def test_a_diagonal_of_all_layers_is_refused_for_classes(likelihood):
     """Before the fit, saying why and what to use; a regression of either noise may have it."""
     journal = Journal(progress=lambda *_, **__: pytest.fail("it began to fit"))
     with pytest.raises(ConfigError) as caught:
-        laplace.fit(jax.random.key(0), pose(likelihood, hidden=(4,)), QUICK, 5, journal)
-    said = str(caught.value)
-    assert f'method.subset: expected "last_layer", for likelihood "{likelihood}", found "diagonal"' in said
-    assert "linearised at the mode" in said
-    assert said.endswith('leave method.subset out, or use method.kind = "vi" or "ensemble"')
+        laplace.fit(jax.random.key(0), build_problem(likelihood, hidden=(4,)), QUICK, 5, journal)
+    message = str(caught.value)
+    assert f'method.subset: expected "last_layer", for likelihood "{likelihood}", found "diagonal"' in message
+    assert "linearised at the mode" in message
+    assert message.endswith('leave method.subset out, or use method.kind = "vi" or "ensemble"')
     for regression in ("normal", "heteroscedastic_normal"):
-        laplace.check_subset(pose(regression).bnn.model, QUICK)
-    laplace.check_subset(pose(likelihood).bnn.model, QUICK.model_copy(update={"subset": "last_layer"}))
+        laplace.check_subset(build_problem(regression).bnn.model, QUICK)
+    laplace.check_subset(build_problem(likelihood).bnn.model, QUICK.model_copy(update={"subset": "last_layer"}))
 
 
 def test_predictions_are_good_and_less_certain_far_from_the_data():
-    """Two clusters: told apart where they are; the draws disagree far away, where there are none."""
-    problem = pose("bernoulli", hidden=(8,), rows=200)
+    """Two clusters: separated where they are; the draws disagree far away, where there are none."""
+    problem = build_problem("bernoulli", hidden=(8,), rows=200)
     settings = LaplaceConfig(steps=400, learning_rate=0.02, reports=2)
     fitted = laplace.fit(jax.random.key(0), problem, settings, 100, Journal())
     model = problem.bnn.model

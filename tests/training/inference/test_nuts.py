@@ -13,7 +13,7 @@ from abstain.models.prediction.posterior import Model
 from abstain.training.config.methods import NUTSConfig
 from abstain.training.config.priors import PriorConfig
 from abstain.training.config.reading import read_config
-from abstain.training.fit import build_model, infer, load_dataset, pose
+from abstain.training.fit import build_model, build_problem, infer, load_dataset
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.chains import Chains
 from abstain.training.inference.methods import nuts
@@ -26,7 +26,7 @@ from tests.helpers.paths import CONFIGS
 
 
 def run(bnn, train, settings, seed=0, draws=None, progress=silent):
-    """A fit that is monitored on its own rows and keeps every sample unless told otherwise."""
+    """A fit that is monitored on its own rows and keeps every sample by default."""
     kept = draws or settings.chains * settings.samples
     return nuts.fit(jax.random.key(seed), Problem(bnn, train, train), settings, kept, Journal(progress=progress))
 
@@ -86,18 +86,18 @@ def test_logistic_regression_is_sampled_exactly(key):
 def test_the_same_seed_gives_the_same_draws_in_blocks_of_any_size(fitted, key):
     """Bit for bit, in one block or in seven for the warm-up and as many for the sampling."""
     bnn, train, *_ = linear()
-    told = []
+    calls = []
     settings = LINEAR.model_copy(update={"reports": 7})
     pieces = run(
-        bnn, train, settings, key, progress=lambda *place, passage, **facts: told.append((passage, place, set(facts)))
+        bnn, train, settings, key, progress=lambda *place, passage, **facts: calls.append((passage, place, set(facts)))
     )
     np.testing.assert_array_equal(columns(fitted.posterior.draws), columns(pieces.posterior.draws))
-    told = [said for said in told if said[0] != "diagnostics"]
+    calls = [call for call in calls if call[0] != "diagnostics"]
     warmup = [("warm-up", (min(43 * block, 300), 300)) for block in range(1, 8)]
-    assert [place for *place, _ in map(list, told)] == [
+    assert [place for *place, _ in map(list, calls)] == [
         list(place) for place in (*warmup, *(("sampling", (min(143 * block, 1000), 1000)) for block in range(1, 8)))
     ]
-    assert all(facts == {"acceptance", "divergences"} for *_, facts in told)
+    assert all(facts == {"acceptance", "divergences"} for *_, facts in calls)
 
 
 def test_another_seed_gives_other_draws(fitted, key):
@@ -129,35 +129,35 @@ def test_diagnostics_say_how_the_chains_did(fitted):
 
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize(
-    ("asked", "kept"),
+    ("draws", "kept"),
     [(5, [0, 3, 6, 8, 11]), (12, list(range(12))), (99, list(range(12))), (1, [0]), (2, [0, 11])],
 )
-def test_thinning_keeps_draws_at_even_distances_over_all_chains(asked, kept, blocks):
+def test_thinning_keeps_draws_at_even_distances_over_all_chains(draws, kept, blocks):
     """`draws` of them from the first chain's first to the last chain's last, all if there are fewer, from any blocks."""
     places = np.arange(12.0).reshape(3, 4).T
     parts = np.array_split(np.stack([places, 2 * places], axis=-1), blocks)
     traces = [{"position": part, "log_density": part[..., 0]} for part in parts]
-    thinned = Chains(None, Traces(traces), 0.0, 0.0).thinned(asked)
-    assert thinned[:, 0].tolist() == kept
-    assert thinned[:, 1].tolist() == [2 * place for place in kept]
-    assert thinned.flags.c_contiguous
+    thinned_positions = Chains(None, Traces(traces), 0.0, 0.0).thinned_positions(draws)
+    assert thinned_positions[:, 0].tolist() == kept
+    assert thinned_positions[:, 1].tolist() == [2 * place for place in kept]
+    assert thinned_positions.flags.c_contiguous
 
 
 def test_more_draws_than_samples_are_refused_before_anything_is_sampled():
     """Thinning cannot make draws; the error says how many there will be."""
     bnn, train, *_ = linear()
-    told = r"draws: expected at most chains × samples = 16000, found 16001; raise method.samples, or lower draws"
-    with pytest.raises(ConfigError, match=told):
+    message = r"draws: expected at most chains × samples = 16000, found 16001; raise method.samples, or lower draws"
+    with pytest.raises(ConfigError, match=message):
         run(bnn, train, LINEAR, draws=16_001, progress=lambda *_, **__: pytest.fail("the sampling was begun"))
 
 
 def test_chains_agree_in_function_space(tmp_path):
-    """On `wave` all chains come to the same function: no R-hat of a held-out input is larger than chance makes it."""
+    """All chains on `wave` find the same function: no R-hat of a held-out input is larger than chance explains."""
     # Wide under a prior scaled by fan-in, the posterior is near a Gaussian process's: no mode for a chain to be caught in.
     overrides = ("hidden=[20]", "fan_in=true", "warmup=300", "samples=600", "max_tree_depth=6", "reports=1")
     config = read_config(CONFIGS / "wave-nuts.toml", overrides)
     dataset = load_dataset(config, None)
-    fitted = infer(config, pose(config, build_model(config, dataset), dataset, tmp_path), Journal())
+    fitted = infer(config, build_problem(config, build_model(config, dataset), dataset, tmp_path), Journal())
     function = fitted.diagnostics["function"]
     assert function["values"] == 50
     assert function["rhat"] < 1.1

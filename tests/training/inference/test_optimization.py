@@ -16,9 +16,9 @@ from abstain.training.inference.bnn import Observations
 from abstain.training.inference.methods import ensemble
 from abstain.training.inference.methods import map as mode
 from abstain.training.inference.mode_search import hold_out
-from abstain.training.inference.optimization import batch_rows, check_losses, descend, described, optimiser
+from abstain.training.inference.optimization import batch_rows, check_losses, descend, optimiser, summarize_descent
 from abstain.training.inference.problem import Problem
-from abstain.training.inference.tracking import Views
+from abstain.training.inference.tracking import TrackedRows
 from abstain.training.runs.journal import Journal
 from tests.helpers.linear_models import ROWS, classifier
 
@@ -58,14 +58,14 @@ def rates(settings):
 
 
 def test_the_learning_rate_stands_or_falls_along_a_cosine():
-    """Constant, or ½ (1 + cos πt/T) of what was asked for: from all of it to none."""
+    """Constant, or ½ (1 + cos πt/T) of the configured rate: from all of it to none."""
     settings = Optimisation(steps=20, learning_rate=0.3, schedule="constant")
     np.testing.assert_allclose(rates(settings), 0.3, rtol=1e-4)
     expected = 0.3 * (1 + np.cos(np.pi * np.arange(20) / 20)) / 2
     np.testing.assert_allclose(rates(settings.model_copy(update={"schedule": "cosine"})), expected, rtol=1e-3)
 
 
-def test_a_gradient_is_clipped_to_the_norm_asked_for():
+def test_a_gradient_is_clipped_to_the_configured_norm():
     """The whole gradient's norm, before Adam sees it; shorter ones stay as they are."""
     rule = optimiser(Optimisation(steps=3, schedule="constant", learning_rate=0.1, clip=1.0))
     plain = optax.adam(0.1)
@@ -89,14 +89,14 @@ def squares(z, key, batch):
 
 def go(loss, settings, starts=(0.0, 9.0), journal=None, **options):
     """A descent of a number from some starts."""
-    options = {"report": lambda z, *_: {"held_out_rmse": jnp.abs(z)}, "seen": Views(DATA, DATA)} | options
+    options = {"report": lambda z, *_: {"held_out_rmse": jnp.abs(z)}, "seen": TrackedRows(DATA, DATA)} | options
     return descend("d", jax.random.key(0), jnp.array(starts), loss, DATA, settings, journal or Journal(), **options)
 
 
 @pytest.mark.parametrize("chain_method", ["sequential", "vectorized", "parallel"])
 @pytest.mark.parametrize("reports", [1, 4, 7])
 def test_members_go_the_same_way_in_blocks_of_any_size_and_however_they_are_run(chain_method, reports):
-    """In one block or several, one after the other, in lockstep or in threads: the same members, the same losses."""
+    """One block or several, sequential, in lockstep or in threads give the same members and losses."""
     settings = Optimisation(steps=50, batch_size=5, learning_rate=0.1)
     expected, traces = go(squares, settings.model_copy(update={"reports": 1}))
     found, others = go(squares, settings.model_copy(update={"reports": reports}), chain_method=chain_method)
@@ -121,11 +121,11 @@ def test_of_the_iterates_at_the_reports_the_best_by_score_is_returned():
     """Member by member; without a score the last."""
     settings = Optimisation(steps=40, batch_size=12, learning_rate=1.0, schedule="constant", reports=40)
     options = {"report": lambda z, *_: {"place": z}}
-    end, traces = go(squares, settings, score=lambda z, seen: -jnp.abs(z - seen.held_out.y[2]), **options)
-    seen = traces.column("report_place")
-    np.testing.assert_array_equal(end, [column[np.abs(column - 2).argmin()] for column in seen.T])
+    end, traces = go(squares, settings, score=lambda z, rows: -jnp.abs(z - rows.held_out.y[2]), **options)
+    reported = traces.column("report_place")
+    np.testing.assert_array_equal(end, [column[np.abs(column - 2).argmin()] for column in reported.T])
     last, _ = go(squares, settings, **options)
-    np.testing.assert_array_equal(last, seen[-1])
+    np.testing.assert_array_equal(last, reported[-1])
     assert (last != end).all()
 
 
@@ -133,7 +133,7 @@ def test_a_description_averages_over_members():
     """Loss curve of at most 200 parts, and each report's figures, plain JSON."""
     settings = Optimisation(steps=300, batch_size=12, learning_rate=0.1, reports=3)
     _, traces = go(squares, settings)
-    facts = described(traces)
+    facts = summarize_descent(traces)
     assert len(facts["loss"]) == 200
     assert facts["loss"][0] == pytest.approx(traces.column("loss")[:2].mean())
     assert [report["step"] for report in facts["reports"]] == [100, 200, 300]
@@ -151,20 +151,20 @@ def falling(z, key, batch):
 def test_a_loss_that_is_no_number_names_the_step_the_last_good_loss_and_the_learning_rate(reports):
     """Whether the step lies within a block or begins one; of the member that went astray."""
     settings = Optimisation(steps=10, batch_size=12, learning_rate=0.1, schedule="constant", reports=reports)
-    told = (
-        r"method: the loss is nan at step 5: expected a finite loss, found last good loss: 0.05 at step 4; "
+    message = (
+        r"method: the loss is nan at step 5: expected a finite loss, found last finite loss: 0.05 at step 4; "
         r"lower method.learning_rate \(now 0.1\) or set method.clip"
     )
-    with pytest.raises(FitError, match=told):
+    with pytest.raises(FitError, match=message):
         go(falling, settings, starts=(7.0, 0.35))
 
 
 def test_a_loss_that_never_was_a_number_says_so():
     """There is no last good loss then; infinity is no number either."""
     settings = Optimisation(steps=4, batch_size=12, learning_rate=0.1)
-    with pytest.raises(FitError, match=r"the loss is nan at step 1: .*last good loss: none"):
+    with pytest.raises(FitError, match=r"the loss is nan at step 1: .*last finite loss: none"):
         go(falling, settings, starts=(-1.0,))
-    with pytest.raises(FitError, match=r"the loss is inf at step 3: .*last good loss: 2 at step 2"):
+    with pytest.raises(FitError, match=r"the loss is inf at step 3: .*last finite loss: 2 at step 2"):
         check_losses(np.array([[1.0, 5], [2, 6], [np.inf, 7]]), 0, settings)
     check_losses(np.array([[1.0, -5]]), 0, settings)
 
@@ -212,7 +212,7 @@ def test_rows_held_out_to_choose_an_iterate_by_are_not_learned_from():
 
 
 def test_an_ensembles_members_are_modes_of_their_own():
-    """As many draws as members, each from another start."""
+    """There are as many draws as members, each from another start."""
     bnn, train, *_ = classifier()
     settings = EnsembleConfig(**STILL, members=3)
     fitted = ensemble.fit(jax.random.key(0), Problem(bnn, train, train), settings, 1, Journal())

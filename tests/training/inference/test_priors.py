@@ -91,7 +91,7 @@ SHAPES = {"Conv_0.bias": (2,), "Conv_0.kernel": (3, 3, 1, 2), "Dense_0.bias": (4
 
 
 def test_the_first_pattern_that_fits_holds_and_says_only_what_differs():
-    """What a layer leaves out is the whole prior's; what no pattern fits is the whole prior's altogether."""
+    """A layer inherits the settings that it leaves out; a layer without a pattern inherits all."""
     prior = PriorConfig(
         kind="laplace",
         scale=0.3,
@@ -122,11 +122,11 @@ def test_what_is_written_down_of_a_prior_by_layer_means_the_same_when_read_again
 
 def test_a_pattern_that_fits_nothing_is_refused_with_the_names_there_are():
     """A layer that is misspelt, or that another network had."""
-    told = (
+    message = (
         r'prior.layers."Dense_7.\*": expected a parameter of the network, or a pattern: '
-        r"Conv_0.bias, Conv_0.kernel, Dense_0.bias, Dense_0.kernel, found a name that fits none"
+        r"Conv_0.bias, Conv_0.kernel, Dense_0.bias, Dense_0.kernel, found no match"
     )
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         parameter_priors(PriorConfig(layers={"*.bias": {}, "Dense_7.*": {}}), SHAPES)
     with pytest.raises(ConfigError, match=r'prior.layers."dense_0.bias"'):
         parameter_priors(PriorConfig(layers={"dense_0.bias": {}}), SHAPES)
@@ -139,7 +139,7 @@ def bnn(**prior):
 
 
 def test_an_inferred_scale_is_half_normal():
-    """With the prior's scale as its own."""
+    """The scale's prior has the scale of the prior."""
     law = scale_distribution(LayerPrior(scale=0.6, hierarchical=True))
     np.testing.assert_allclose(
         stats.halfnorm.logpdf([0.1, 2], scale=0.6), law.log_prob(jnp.array([0.1, 2.0])), rtol=1e-5

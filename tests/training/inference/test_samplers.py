@@ -22,7 +22,7 @@ from abstain.training.config.priors import PriorConfig
 from abstain.training.inference import guides, mode_search
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.chains import sample_chains
-from abstain.training.inference.guides import fit_guides, guide_at, kl_divergence, law, sample_guides
+from abstain.training.inference.guides import fit_guides, guide_at, guide_distribution, kl_divergence, sample_guides
 from abstain.training.inference.methods import chees, hmc, nuts, vi
 from abstain.training.inference.mode_search import find_modes, hold_out
 from abstain.training.inference.problem import Problem
@@ -159,15 +159,15 @@ def test_a_sampler_gives_every_posterior_that_is_known(ran, reference):
     center = reference.mean(axis=(0, 1))
     assert_means(products(odds, center), *mean_and_error(products(reference, center)))
     assert_means(line[..., :1] * odds[..., 1:], mean[0] * center[1])
-    # A trajectory of one length may come back to where it began; only a jittered one is sure to forget.
+    # A trajectory of one length may return to where it began; only a jittered one is sure to forget.
     if getattr(settings, "jitter", 1):
         assert_chains_agree(positions)
 
 
 def test_adaptation_reaches_the_acceptance_that_it_aims_at(ran):
-    """By either rule, however the chains are run; without adaptation the step size stays.
+    """Both rules reach the target, however the chains run; without adaptation the step size stays.
 
-    Chains adapt each on their own: over 16 of them the standard error is about .01. What is left besides, up to .06 on
+    Chains adapt each on their own: over 16 of them the standard error is about .01. The rest, up to .06 on
     the careful side, is the average of a step size that still moves after fifty transitions in five dimensions.
     """
     settings, _, chains = ran
@@ -184,7 +184,7 @@ def test_adaptation_reaches_the_acceptance_that_it_aims_at(ran):
 
 @pytest.mark.parametrize("aim", [0.6, 0.8, 0.9])
 def test_dual_averaging_comes_within_a_twentieth_of_its_aim(aim, key):
-    """In a hundred dimensions, where one transition's acceptance says much; the standard error over 16 chains is .005."""
+    """A hundred dimensions, where one acceptance is informative; the standard error over 16 chains is .005."""
     target = Target({"z": dist.Normal()}, lambda _, data: data, {"z": (100,)})
     settings = HMCConfig(chains=16, warmup=400, samples=100, target_acceptance=aim, jitter=0.2, reports=1)
     starts = np.random.default_rng(0).normal(size=(16, 100))
@@ -231,7 +231,7 @@ def two_modes():
 
 @pytest.mark.parametrize("kind", ["hmc", "nuts", "chees"])
 def test_both_modes_are_visited_and_weigh_the_same(kind, key):
-    """From one mode; half of the samples are in each, the mean is zero, and the covariance that of the mixture."""
+    """Chains start in one mode; half of the samples are in each, with the mixture's mean and covariance."""
     config = {"hmc": HMCConfig, "nuts": NUTSConfig, "chees": ChEESConfig}[kind]
     settings = config(chains=8, warmup=400, samples=3000, reports=1)
     chains = sampled(kind, settings, two_modes(), jnp.zeros(1), np.tile([2.0, -2.0], (8, 1)), key)
@@ -289,8 +289,10 @@ def test_the_key_decides_every_draw(kind, settings):
     target = Target({"z": dist.Normal()}, lambda _, data: data, {"z": (2,)})
 
     def positions(seed, reports):
-        told = settings.model_copy(update={"reports": reports})
-        return sampled(kind, told, target, jnp.zeros(1), np.full((settings.chains, 2), 0.5), seed).column("position")
+        with_reports = settings.model_copy(update={"reports": reports})
+        return sampled(kind, with_reports, target, jnp.zeros(1), np.full((settings.chains, 2), 0.5), seed).column(
+            "position"
+        )
 
     whole = positions(0, 1)
     np.testing.assert_array_equal(whole, positions(0, 2))
@@ -369,7 +371,11 @@ def test_a_guide_reaches_the_best_that_its_family_has(unmonitored, family, weigh
     best = np.diag(1 / np.diag(precision)) if family == "mean_field" else covariance
     std = np.sqrt(best.diagonal())
     np.testing.assert_array_less(np.abs(guide["loc"] - mean) / std, 0.1)
-    found = np.diag(law(guide).variance) if family == "mean_field" else np.asarray(law(guide).covariance_matrix)
+    found = (
+        np.diag(guide_distribution(guide).variance)
+        if family == "mean_field"
+        else np.asarray(guide_distribution(guide).covariance_matrix)
+    )
     np.testing.assert_allclose(found / np.outer(std, std), best / np.outer(std, std), atol=0.1)
 
 
@@ -383,7 +389,7 @@ def test_a_low_rank_guide_reaches_a_normal_of_its_form(unmonitored):
     guide, _ = fitted_guide(problem, VIConfig(**CAREFUL | {"particles": 8}, family="low_rank", rank=1))
     std = np.sqrt(covariance.diagonal())
     np.testing.assert_array_less(np.abs(guide["loc"] - mean) / std, 0.1)
-    found = np.asarray(law(guide).covariance_matrix)
+    found = np.asarray(guide_distribution(guide).covariance_matrix)
     np.testing.assert_allclose(found / np.outer(std, std), covariance / np.outer(std, std), atol=0.1)
 
 
@@ -397,19 +403,19 @@ def test_draws_are_pooled_in_equal_numbers():
 
 @pytest.mark.parametrize("family", ["mean_field", "low_rank", "full_rank"])
 def test_the_divergence_is_what_draws_say(family):
-    """In closed form under normal priors, by draws under others and under a bijection: both are E_q[log q − log prior]."""
+    """Exact under normal priors, from draws under others and under a bijection: both are E_q[log q − log prior]."""
     priors = {"a": dist.Normal(0.5, 2.0), "b": dist.Laplace(0.0, 0.7), "c": dist.HalfCauchy(1.0)}
     target = Target(priors, lambda _, data: data, {"a": (2, 2), "b": (2,), "c": ()})
     guide = guide_at(jnp.linspace(-1, 1, target.dim), VIConfig(family=family, rank=2, init_scale=0.5))
     rough = np.random.default_rng(0)
     guide = {name: leaf + 0.3 * jnp.float32(rough.normal(size=leaf.shape)) for name, leaf in guide.items()}
-    zs = law(guide).sample(jax.random.key(0), (20_000,))
-    ratios = np.asarray(law(guide).log_prob(zs) - jax.vmap(target.log_prior)(zs))
+    zs = guide_distribution(guide).sample(jax.random.key(0), (20_000,))
+    ratios = np.asarray(guide_distribution(guide).log_prob(zs) - jax.vmap(target.log_prior)(zs))
     found = float(kl_divergence(target, guide, zs))
     assert abs(found - ratios.mean()) < 4 * ratios.std() / np.sqrt(len(ratios))
     # Under normal priors alone it needs no draws.
     normal = Target({"a": dist.Normal(0.5, 2.0)}, lambda _, data: data, {"a": (target.dim,)})
-    ratios = np.asarray(law(guide).log_prob(zs) - jax.vmap(normal.log_prior)(zs))
+    ratios = np.asarray(guide_distribution(guide).log_prob(zs) - jax.vmap(normal.log_prior)(zs))
     assert float(kl_divergence(normal, guide, zs[:1])) == float(kl_divergence(normal, guide, zs[1:2]))
     assert abs(float(kl_divergence(normal, guide, zs[:1])) - ratios.mean()) < 4 * ratios.std() / np.sqrt(len(ratios))
 
@@ -447,7 +453,7 @@ def test_the_mode_is_the_posterior_s_and_members_agree_on_it(unmonitored):
 
 
 def test_the_best_iterate_is_the_best_of_the_reports_and_not_the_last(unmonitored):
-    """As many weights as rows, hardly a prior, and next to no signal: the held-out rows are predicted best on the way, not at the end."""
+    """With as many weights as rows and almost no signal, held-out rows are predicted best before the end."""
     problem, _ = straight(dim=21, seed=4, prior=100.0, signal=0.1)
     settings = MAPConfig(steps=2000, batch_size=8, learning_rate=0.005, held_out=0.3, reports=40)
     key = jax.random.key(3)

@@ -1,4 +1,4 @@
-"""Where chains and guides start: each kind, held against what it says it is, and what is refused."""
+"""The starts of chains and guides: each kind, compared with its definition, and refusals."""
 
 import re
 
@@ -20,7 +20,7 @@ from abstain.training.inference.bnn import BNN, NOISE_START, Observations
 from abstain.training.inference.chains import check_starts
 from abstain.training.inference.mode_search import find_modes
 from abstain.training.inference.problem import Problem
-from abstain.training.inference.starts import starts
+from abstain.training.inference.starts import find_starts
 from abstain.training.runs.journal import Journal
 from tests.helpers.fits import silent
 
@@ -42,7 +42,7 @@ DESCENT = {"steps": 600, "batch_size": ROWS, "learning_rate": 0.05, "reports": 2
 
 
 def posed(likelihood="normal", hidden=(), **prior):
-    """A regression of two features, a linear one unless told otherwise."""
+    """A regression of two features, a linear one by default."""
     rng = np.random.default_rng(1)
     x = rng.normal(size=(ROWS, 2))
     y = x @ [1.0, -0.5] + 0.4 * rng.normal(size=ROWS)
@@ -59,7 +59,7 @@ def problem():
 
 def begun(problem, settings, count, seed=0, journal=None):
     """The starts as numpy."""
-    return np.array(starts(jax.random.key(seed), problem, settings, count, journal or Journal()))
+    return np.array(find_starts(jax.random.key(seed), problem, settings, count, journal or Journal()))
 
 
 def test_of_the_network_each_its_own_initialisation(problem):
@@ -91,15 +91,15 @@ def test_overdispersed_starts_are_so_many_times_wider(problem):
 
 
 def test_of_modes_each_chain_its_own(problem):
-    """What the mode's search finds by the same key, close to the mode; the search is a passage of the journal."""
-    told = []
+    """The start is the mode that the search finds with the same key; the search is a passage of the journal."""
+    calls = []
     settings = NUTSConfig(start="map", map=MAPSettings(**DESCENT, held_out=0.0))
 
     def progress(done, total, passage="", **facts):
-        told.append((done, total, passage))
+        calls.append((done, total, passage))
 
     z = begun(problem, settings, 3, journal=Journal(progress=progress))
-    assert told == [(300, 600, "map"), (600, 600, "map")]
+    assert calls == [(300, 600, "map"), (600, 600, "map")]
     modes, _ = find_modes(jax.random.key(0), problem, settings.map, 3, Journal(), "vectorized")
     np.testing.assert_array_equal(z, modes)
     densities = jax.vmap(problem.target.log_density, (0, None))(jnp.asarray(z), problem.train)
@@ -110,14 +110,14 @@ def test_of_modes_each_chain_its_own(problem):
 @pytest.mark.parametrize("inner", ["network", "map"])
 def test_of_a_variational_fit_draws_of_it(problem, inner):
     """Spread as the guide is, about where it lies; the guide's own start is heeded."""
-    told = []
+    calls = []
 
     def progress(done, total, passage="", **facts):
-        told.append(passage)
+        calls.append(passage)
 
     guide = VIConfig(**DESCENT, init_scale=0.01, start=inner, map=MAPSettings(**DESCENT, held_out=0.0))
     z = begun(problem, NUTSConfig(start="vi", vi=guide), 200, journal=Journal(progress=progress))
-    assert told == ["map"] * 2 * (inner == "map") + ["vi"] * 2
+    assert calls == ["map"] * 2 * (inner == "map") + ["vi"] * 2
     rows = problem.train
     design = np.column_stack([np.ones(ROWS), rows.x])
     least_squares = np.linalg.lstsq(design, np.asarray(rows.y), rcond=None)[0]
@@ -169,14 +169,14 @@ def test_of_a_run_its_draws_at_even_distances(problem):
 
 
 def test_a_fit_starts_from_a_version_in_the_store(stored):
-    """By its name, its number; and it is published as any other."""
+    """The earlier run is named by name and number; the new one is published as usual."""
     method = 'kind = "hmc"\nchains = 2\nwarmup = 5\nsamples = 3\nreports = 1\nstart = "run"\n'
     fit(of_run(stored, method + 'start_from = "first:1"'), None, stored / "store", silent)
     assert versions(stored / "store", "second") == [1]
 
 
 def test_calibration_rows_that_the_earlier_run_was_trained_on_are_counted(tmp_path):
-    """With another seed the rows are split anew; with the same one they are the same three parts."""
+    """Another seed splits the rows differently; the same seed gives the same three parts."""
     x = np.random.default_rng(0).normal(size=(300, 1))
     np.savez(tmp_path / "rows.npz", x=x, y=x[:, 0])
 
@@ -200,7 +200,7 @@ def test_a_run_must_be_named_and_there_and_fit(stored):
     """No start_from; a model or a version that is not there; another network: all before anything is fitted."""
     store, method = stored / "store", 'kind = "hmc"\nchains = 2\nsamples = 3\nstart = "run"\n'
     with pytest.raises(
-        ConfigError, match=r'method\.start_from: expected NAME:VERSION, where start = "run", found noth'
+        ConfigError, match=r'method\.start_from: expected NAME:VERSION, because start = "run", found noth'
     ):
         fit(of_run(stored, method), None, store, silent)
     with pytest.raises(UnknownModel, match="no model named 'absent'"):
@@ -223,7 +223,7 @@ def test_a_chain_that_starts_at_zero_density_is_named(problem):
         check_starts(problem.target, problem.train, jnp.asarray(z))
     assert re.match(r"method\.start: chain 2 starts where the log-likelihood is (-inf|nan): ", str(error.value))
     assert "found 1 of 4 chains without one" in str(error.value)
-    assert 'start = "network" or "map"; or check the scale of the data and of the prior' in str(error.value)
+    assert 'start = "network" or "map", or check the scale of the data and of the prior' in str(error.value)
     z[1, 0] = np.nan
     with pytest.raises(FitError, match=r"chain 1 starts where the log prior is nan.*found 2 of 4 chains"):
         check_starts(problem.target, problem.train, jnp.asarray(z))

@@ -51,7 +51,7 @@ def test_the_density_of_the_vector_carries_the_bijections_jacobian(name):
 
 @pytest.mark.parametrize("name", ONE_DIMENSIONAL)
 def test_the_density_of_the_vector_integrates_to_one(name):
-    """As a density over all real numbers, of which a Jacobian left out or taken twice would make another."""
+    """The density over all real numbers integrates to one, so that a missing or doubled Jacobian would show."""
     prior, _ = ONE_DIMENSIONAL[name]
     target = of_one(prior)
     z = np.linspace(-60, 60, 40_001)
@@ -98,7 +98,7 @@ AS_STRUCTS = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dty
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, AS_ARRAYS, AS_STRUCTS], ids=["tuples", "arrays", "structs"])
-def test_trees_may_be_nested_and_shapes_come_as_one_likes(shapes):
+def test_trees_may_be_nested_and_shapes_have_any_form(shapes):
     """Leaves are paired by path; the vector holds them one after the other, a simplex with a number less for each."""
     target = Target(NESTED, nothing, shapes)
     found = [(site.path, site.shape) for site in target.sites]
@@ -201,18 +201,18 @@ def test_prior_draws_have_the_priors_moments():
 
 
 @pytest.mark.parametrize(
-    ("priors", "shapes", "told"),
+    ("priors", "shapes", "message"),
     [
         (
             {"a": dist.Normal(), "b": dist.Normal()},
             {"a": (), "c": ()},
-            r"priors and shapes are not one tree: expected \['a', 'c'\], found \['a', 'b'\]",
+            r"priors and shapes differ as trees: expected \['a', 'c'\], found \['a', 'b'\]",
         ),
-        ({"a": dist.Normal()}, {"a": (), "b": ()}, r"not one tree: expected \['a', 'b'\], found \['a'\]"),
+        ({"a": dist.Normal()}, {"a": (), "b": ()}, r"differ as trees: expected \['a', 'b'\], found \['a'\]"),
         (
             {"a": {"deep": dist.Normal()}},
             {"a": ()},
-            r"not one tree: expected \['a'\], found \['a.deep'\]",
+            r"differ as trees: expected \['a'\], found \['a.deep'\]",
         ),
         (
             {"a": {"deep": dist.Normal(jnp.zeros(3))}},
@@ -232,7 +232,7 @@ def test_prior_draws_have_the_priors_moments():
         ({"a": dist.Poisson(2.0)}, {"a": ()}, r"prior of a: expected a continuous one, found Poisson"),
     ],
 )
-def test_what_does_not_go_together_is_refused_by_path(priors, shapes, told):
-    """Other trees, a prior that does not fit its shape, or one of whole numbers: said at the first look."""
-    with pytest.raises(ConfigError, match=told):
+def test_what_does_not_go_together_is_refused_by_path(priors, shapes, message):
+    """Other trees, a prior that does not fit its shape, or one of whole numbers: refused at the first use."""
+    with pytest.raises(ConfigError, match=message):
         _ = Target(priors, nothing, shapes).sites

@@ -1,4 +1,4 @@
-"""What is looked at during a fit: training rows, and training rows held out of it; never the calibration or test part."""
+"""Progress metrics use training rows and held-out training rows, never the calibration or test part."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from abstain.training.config.data import DataConfig
 from abstain.training.config.methods import MAPConfig, VIConfig
 from abstain.training.config.priors import PriorConfig
 from abstain.training.config.reading import read_config
-from abstain.training.fit import build_model, load_dataset, pose
+from abstain.training.fit import build_model, build_problem, load_dataset
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.methods import map as mode
 from abstain.training.inference.methods import vi
@@ -34,16 +34,16 @@ def problem_of(monitor):
 
 
 def figures(facts):
-    """What progress shows beside a passage's name."""
+    """The figures that progress shows after a passage's name."""
     return {name: value for name, value in facts.items() if name != "passage"}
 
 
 def reports_of(method, settings, monitor=None):
     """The reports of a fit, what progress showed, and the fit."""
-    told = []
-    journal = Journal(progress=lambda *_, **facts: told.append(figures(facts)))
+    calls = []
+    journal = Journal(progress=lambda *_, **facts: calls.append(figures(facts)))
     fitted = method(jax.random.key(0), problem_of(monitor), settings, 3, journal)
-    return fitted.diagnostics["reports"], [facts for facts in told if facts], fitted
+    return fitted.diagnostics["reports"], [facts for facts in calls if facts], fitted
 
 
 @pytest.mark.parametrize(
@@ -56,15 +56,15 @@ def reports_of(method, settings, monitor=None):
 )
 def test_reports_and_progress_name_the_rows_they_are_of(method, settings, shown):
     """Held-out rows where the method holds some out; else training rows, under that name."""
-    reports, told, _ = reports_of(method, settings)
+    reports, calls, _ = reports_of(method, settings)
     parts = {name.rpartition("_")[0] for name in reports[-1] if name.endswith("_rmse")}
     assert parts == ({"train", "held_out"} if shown == "held_out_rmse" else {"train"})
-    assert [set(facts) for facts in told] == [{"loss", shown}] * 2
-    assert told[-1][shown] == pytest.approx(reports[-1][shown])
+    assert [set(facts) for facts in calls] == [{"loss", shown}] * 2
+    assert calls[-1][shown] == pytest.approx(reports[-1][shown])
 
 
 def test_held_out_figures_are_of_the_rows_that_are_not_learned_from():
-    """By hand, of the very network that the fit ends in; training figures are of the others."""
+    """Computed by hand for the network at the end of the fit; training metrics use the other rows."""
     reports, _, fitted = reports_of(mode.fit, MAPConfig(**STILL, held_out=0.25))
     learned, held_out = hold_out(jax.random.split(jax.random.key(0), 3)[1], ROWS, 0.25)
     problem = problem_of(None)
@@ -76,7 +76,7 @@ def test_held_out_figures_are_of_the_rows_that_are_not_learned_from():
 
 
 def test_targets_that_are_not_learned_from_change_no_report_and_no_draw():
-    """Rows beside the training part are there for their inputs alone: NaN targets go unnoticed."""
+    """Rows outside the training part are used only for their inputs: NaN targets go unnoticed."""
     lost = Observations(jnp.zeros((5, 1)), jnp.full(5, jnp.nan))
     for method, settings in ((mode.fit, MAPConfig(**STILL)), (vi.fit, VIConfig(**STILL))):
         first, _, fitted = reports_of(method, settings)
@@ -90,6 +90,6 @@ def test_a_fit_is_given_no_test_row(tmp_path):
     config = read_config(CONFIGS / "digits-vi.toml")
     assert config.data != DataConfig()
     dataset = load_dataset(config, None)
-    problem = pose(config, build_model(config, dataset), dataset, tmp_path)
+    problem = build_problem(config, build_model(config, dataset), dataset, tmp_path)
     np.testing.assert_array_equal(problem.train.y, dataset.train.y)
     np.testing.assert_array_equal(problem.monitor.y, dataset.calibration.y)

@@ -14,7 +14,7 @@ from abstain.models.prediction.posterior import Model
 from abstain.training.config.methods import VIConfig
 from abstain.training.config.priors import PriorConfig
 from abstain.training.inference.bnn import BNN, Observations
-from abstain.training.inference.guides import guide_at, inverse_softplus, kl_divergence, law
+from abstain.training.inference.guides import guide_at, guide_distribution, inverse_softplus, kl_divergence
 from abstain.training.inference.methods import vi
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.target import Target
@@ -39,10 +39,10 @@ STILL = VIConfig(steps=6, batch_size=5, learning_rate=1e-30, init_scale=1e-4, kl
 
 @pytest.fixture(scope="module")
 def stood():
-    """The classifier fitted so that it stays where it starts, over one epoch of minibatches; what progress was told."""
+    """The classifier fitted so that it stays where it starts, over one epoch of minibatches; and the calls of progress."""
     bnn, train, *_ = classifier()
-    told = []
-    return run(bnn, train, STILL, progress=lambda *place, **facts: told.append((place, facts))), told
+    calls = []
+    return run(bnn, train, STILL, progress=lambda *place, **facts: calls.append((place, facts))), calls
 
 
 def test_the_loss_is_the_weighted_elbo_and_an_epoch_visits_every_row_once(stood):
@@ -64,12 +64,12 @@ def test_the_loss_is_the_weighted_elbo_and_an_epoch_visits_every_row_once(stood)
     assert not [name for name in last if name.startswith(("test", "held_out"))]
 
 
-def test_reports_come_at_even_steps_and_progress_hears_of_each(stood):
-    """At most as many reports as asked for, the last at the last step, each with its figures."""
-    fitted, told = stood
+def test_reports_are_at_even_steps_and_progress_gets_each(stood):
+    """There are at most as many reports as configured, the last at the last step, each with its metrics."""
+    fitted, calls = stood
     reports = fitted.diagnostics["reports"]
     assert [report["step"] for report in reports] == [2, 4, 6]
-    steps, after = told[:3], told[3:]
+    steps, after = calls[:3], calls[3:]
     assert [place for place, _ in steps] == [(2, 6), (4, 6), (6, 6)]
     assert {facts["passage"] for _, facts in steps} == {"vi"}
     assert [facts["train_accuracy"] for _, facts in steps] == [report["train_accuracy"] for report in reports]
@@ -110,15 +110,15 @@ def test_the_kl_divergence_of_other_priors_is_the_mean_over_draws():
     expected = (
         -(stats.norm.entropy(scale=scale)).sum() - masses @ prior - masses @ stats.laplace.logpdf(grid[1], scale=0.7)
     )
-    draws = law(guide).sample(jax.random.key(0), (100_000,))
+    draws = guide_distribution(guide).sample(jax.random.key(0), (100_000,))
     assert float(kl_divergence(bnn.target, guide, draws)) == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize("family", ["mean_field", "low_rank", "full_rank"])
-def test_a_guide_starts_about_its_place_with_the_standard_deviation_asked_for(family):
+def test_a_guide_starts_with_the_configured_standard_deviation(family):
     """Whatever the family: its mean is the place, its standard deviations `init_scale` (a percent more, of low rank)."""
     loc = jnp.arange(5.0)
-    q = law(guide_at(loc, VIConfig(family=family, init_scale=0.07, rank=3)))
+    q = guide_distribution(guide_at(loc, VIConfig(family=family, init_scale=0.07, rank=3)))
     np.testing.assert_array_equal(loc, q.mean)
     np.testing.assert_allclose(np.sqrt(q.variance), 0.07, rtol=2e-2 if family == "low_rank" else 1e-5)
 
@@ -138,9 +138,11 @@ def test_the_guides_laws_are_the_normals_that_the_module_says():
     for guide, covariance in guides:
         exact = stats.multivariate_normal(loc, covariance)
         place = rng.normal(size=4)
-        assert float(law(guide).log_prob(jnp.float32(place))) == pytest.approx(exact.logpdf(place), rel=1e-4)
-        assert float(law(guide).entropy()) == pytest.approx(exact.entropy(), rel=1e-5)
-        np.testing.assert_allclose(covariance.diagonal(), law(guide).variance, rtol=1e-4)
+        assert float(guide_distribution(guide).log_prob(jnp.float32(place))) == pytest.approx(
+            exact.logpdf(place), rel=1e-4
+        )
+        assert float(guide_distribution(guide).entropy()) == pytest.approx(exact.entropy(), rel=1e-5)
+        np.testing.assert_allclose(covariance.diagonal(), guide_distribution(guide).variance, rtol=1e-4)
 
 
 def mean_field_optimum(design, y, weight):
@@ -209,7 +211,7 @@ def test_k_hat_tells_that_a_guide_is_far_from_the_posterior(stood):
 
 @pytest.mark.parametrize(("std", "shape"), [(0.4, 0.84), (0.6, 0.64), (2.0, None)])
 def test_k_hat_is_the_shape_of_the_ratios_tail(std, shape):
-    """Of a guide of standard deviation s to a standard normal it is 1 − s², and no tail where the guide is wider."""
+    """For a guide of standard deviation s and a standard normal it is 1 − s², and there is no tail if the guide is wider."""
     bnn, train, *_ = classifier()
     vars(bnn)["target"] = Target({"a": dist.Normal()}, lambda *_: jnp.zeros(1), {"a": (1,)})
     guide = {"loc": jnp.zeros((1, 1)), "raw_scale": raw([std])[None]}

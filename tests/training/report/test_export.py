@@ -1,4 +1,4 @@
-"""What a fit writes beside its bundle, read back with the libraries that others would read it with."""
+"""The exports of a fit, read with the libraries that users would use."""
 
 import signal
 import subprocess
@@ -114,7 +114,7 @@ def by_name(draws):
 
 
 def test_netcdf_holds_every_sample_of_every_chain(chains):
-    """By parameter, `[chain, draw, …]`, and the values are the chains' own."""
+    """Samples are stored by parameter, `[chain, draw, …]`, with the chains' values."""
     folder, bundle = chains
     with xarray.open_datatree(folder / "deep" / "all.nc", engine="h5netcdf") as tree:
         posterior = tree["posterior"]
@@ -152,8 +152,8 @@ def test_netcdf_of_a_guide_holds_its_draws_as_one_chain(guide):
             np.testing.assert_array_equal(tree["posterior"][name], draws[None])
 
 
-def test_what_a_killed_fit_left_beside_the_netcdf_is_removed(tmp_path):
-    """By the next one that writes into the folder."""
+def test_what_a_killed_fit_left_next_to_the_netcdf_is_removed(tmp_path):
+    """The next fit that writes into the folder removes it."""
     (tmp_path / "deep").mkdir()
     command = [sys.executable, "-c", KILLED, str(tmp_path / "deep" / "all.nc")]
     killed = subprocess.run(command, cwd=PROJECT, check=False, timeout=PATIENCE)

@@ -170,8 +170,8 @@ def test_a_page_has_the_pictures_of_its_kind_and_nothing_that_runs(store, home, 
     assert ("Not fit to be relied on" in page.texts) == bool(manifest.shortfalls)
     assert any(text.startswith("Nothing falls short") for text in page.texts) != bool(manifest.shortfalls)
     assert ("Worth knowing" in page.texts) == bool(manifest.notes)
-    for said in (*texts(manifest.shortfalls), *manifest.notes, f"{name}:1", manifest.data.fingerprint):
-        assert any(said in text for text in page.texts), said
+    for message in (*texts(manifest.shortfalls), *manifest.notes, f"{name}:1", manifest.data.fingerprint):
+        assert any(message in text for text in page.texts), message
 
 
 def test_descriptions_of_classes_have_the_numbers_of_the_manifest(store):
@@ -320,7 +320,7 @@ def test_a_number_that_cannot_be_shown_costs_its_section_alone(store, tmp_path):
 
 
 def test_a_fit_without_ood_sets_says_how_to_give_some(store):
-    """In words, where the curves would be."""
+    """A sentence stands in place of the curves."""
     page, _, manifest = page_of(store, "digits")
     assert any(text.startswith("No OOD set was given: name some in the config's") for text in page.texts)
     assert "ood" not in manifest.metrics
@@ -332,13 +332,13 @@ def test_a_fit_without_ood_sets_says_how_to_give_some(store):
 def test_ood_sets_are_read_before_the_fit(home, run):
     """A set that is not there, or of another shape, costs no hours; and a config with an unknown key names it."""
     config = CONFIGS / "digits-vi.toml"
-    for path, said in (
+    for path, message in (
         ("nowhere.npz", "nowhere.npz: no such file"),
         (str(home / "far.npz"), "inputs: expected rows of shape (8, 8), found shape (60, 4, 3)"),
     ):
         code, _, err = run("fit", config, "--store", home / "none", "--set", f"evaluation.ood.far={path}")
         assert code == 1
-        assert said in err
+        assert message in err
     code, _, err = run("fit", config, "--store", home / "none", "--set", "evaluation.sets=1")
     assert code == 1
     assert "unknown key 'evaluation.sets'" in err
@@ -366,7 +366,7 @@ def test_ood_sets_change_no_draw_and_no_threshold(home):
 
 @pytest.mark.parametrize("given", ["fitted with", "new"])
 def test_a_recalibrated_version_says_what_it_has_not(store, tmp_path, given):
-    """With the fit's own data all but the ranks; with new rows the scores alone; each absence with its reason."""
+    """The fit's data give all plots except the ranks, new rows only the scores; each missing plot has its reason."""
     home = tmp_path / "store"
     shutil.copytree(store / "wave", home / "wave")
     rng = np.random.default_rng(1)
@@ -406,7 +406,7 @@ def test_calibrate_takes_ood_sets_on_the_command_line(home, run, tmp_path):
 # ---- the reliability diagram in the manifest -------------------------------------------------------------------------
 
 
-def test_the_manifests_bins_come_to_its_ece(store):
+def test_the_manifests_bins_give_its_ece(store):
     """Fifteen bins that hold all test rows; their gaps, weighted by rows, are the ECE. `show` leaves them out."""
     metrics = read_manifest(store / "digits" / "1").metrics
     bins = metrics["reliability"]

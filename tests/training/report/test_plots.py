@@ -17,8 +17,8 @@ from abstain.training.data.sources import read_source
 from abstain.training.evaluate import evaluate_version, one_draw
 from abstain.training.evaluation.metrics import reliability_bins
 from abstain.training.evaluation.quality import confidence
-from abstain.training.evaluation.records import Seen, Shown, Twin, View
-from abstain.training.report.confidence_plots import draw_reliability, draw_risk_coverage, losses
+from abstain.training.evaluation.records import JudgedRows, ReportData, ReportView, Twin
+from abstain.training.report.confidence_plots import draw_reliability, draw_risk_coverage, row_losses
 from abstain.training.report.galleries import draw_mistakes
 from abstain.training.report.page import write_report
 from abstain.training.report.plots import MOST_BYTES, plots_for, save_small
@@ -37,14 +37,14 @@ OF_NUMBERS = {"predicted.png", "width_error.png", "pit.png"}
 
 
 def view_of(bundle, rows, sets):
-    """What evaluation would hand to the plots."""
+    """The view that evaluation passes to the plots."""
     predictor, alone = bundle.predictor((256,)), Predictor(one_draw(bundle.posterior, 0), (256,))
 
     def see(x):
-        return Seen(x, predictor(x), judge(bundle.calibration, predictor(x), 90.0))
+        return JudgedRows(x, predictor(x), judge(bundle.calibration, predictor(x), 90.0))
 
     twin = Twin("one", alone_posterior(bundle), alone(rows.x), {name: alone(x) for name, x in sets.items()})
-    return View("it", bundle.posterior, rows, see(rows.x), {name: see(x) for name, x in sets.items()}, twin)
+    return ReportView("it", bundle.posterior, rows, see(rows.x), {name: see(x) for name, x in sets.items()}, twin)
 
 
 def alone_posterior(bundle):
@@ -70,7 +70,7 @@ def png_size(path):
 @pytest.mark.parametrize("ood", [False, True])
 @pytest.mark.parametrize(("name", "own"), [("digits", OF_CLASSES | OF_IMAGES), ("wave", OF_NUMBERS)])
 def test_the_plots_are_those_of_the_task_and_valid(store, tmp_path, name, own, ood):
-    """Of images galleries, of numbers intervals, of OOD sets ROC and detection; each a PNG below 400 KB, and no other."""
+    """Images have galleries, numbers intervals, OOD sets ROC and detection; each is a PNG below 400 KB."""
     folder = tmp_path / "a" / "b"
     sets = {"same": name} if ood else {}
     found = evaluate_version(store, name, name, None, sets, plots=folder).plots
@@ -132,7 +132,7 @@ def test_the_detection_table_shows_the_reported_shares(view):
     assert shown[:columns] == pytest.approx(rates, abs=0.051)
 
 
-def test_reliability_shows_the_twin_beside_and_every_row(view):
+def test_reliability_shows_the_twin_and_every_row(view):
     """Three panels for each of two models; the histogram counts all rows."""
     axes = draw_reliability(view).axes
     assert len(axes) == 6
@@ -143,9 +143,9 @@ def test_reliability_shows_the_twin_beside_and_every_row(view):
 def test_the_report_draws_the_bins_of_the_manifest(digits, view, tmp_path):
     """Not bins of its own: the given rows are others than those the manifest was made with, and the bins stay."""
     bins = digits.manifest.metrics["reliability"]
-    recomputed = reliability_bins(confidence(view.familiar.prediction), losses(view.familiar.prediction, view) == 0)
+    recomputed = reliability_bins(confidence(view.familiar.prediction), row_losses(view.familiar.prediction, view) == 0)
     assert tuple(bins["accuracy"]) != recomputed.accuracy
-    write_report(tmp_path / "report.html", digits.manifest, digits.calibration, Shown(replace(view, strange={})))
+    write_report(tmp_path / "report.html", digits.manifest, digits.calibration, ReportData(replace(view, strange={})))
     page = (tmp_path / "report.html").read_text("utf-8")
     expected = zip(bins["confidence"], bins["accuracy"], strict=True)
     assert diagram_points(page) == [pytest.approx(point, abs=1e-3) for point in expected]
@@ -163,13 +163,13 @@ def test_risk_coverage_ends_at_the_error_of_all_rows(view):
 
 
 def test_mistakes_are_shown_most_confident_first(view):
-    """Each caption is the true class, the said one and its probability; without a mistake there is no gallery."""
+    """Each caption is the true class, the predicted one and its probability; without a mistake there is no gallery."""
     mean = np.asarray(view.familiar.prediction.summary.mean)
-    said = mean.argmax(axis=1)
-    wrong = sorted(np.flatnonzero(said != LABELS), key=lambda row: -mean[row].max())
+    predicted = mean.argmax(axis=1)
+    wrong = sorted(np.flatnonzero(predicted != LABELS), key=lambda row: -mean[row].max())
     captions = [text.get_text() for axis in draw_mistakes(view).axes for text in axis.texts]
-    assert captions == [f"{LABELS[row]} → {said[row]}\n{mean[row].max():.3f}" for row in wrong[:30]]
-    right = View(view.name, view.posterior, Rows(IMAGES, said), view.familiar, {}, None)
+    assert captions == [f"{LABELS[row]} → {predicted[row]}\n{mean[row].max():.3f}" for row in wrong[:30]]
+    right = ReportView(view.name, view.posterior, Rows(IMAGES, predicted), view.familiar, {}, None)
     assert draw_mistakes(right) is None
 
 

@@ -38,7 +38,7 @@ def walk(state, steps):
 
 
 class Stopped(Exception):
-    """What cuts a fit off."""
+    """The exception that interrupts a fit."""
 
 
 def two_passages(journal, steps=10):
@@ -70,11 +70,11 @@ def whole():
 
 
 def test_memory_and_disk_give_the_same_bits(whole, tmp_path):
-    """What is read back is what was held; leaves keep their kind."""
-    told = []
+    """Saved arrays are read back unchanged; leaves keep their type."""
+    calls = []
 
     def progress(done, total, passage="", **facts):
-        told.append(((done, total, passage), sorted(facts)))
+        calls.append(((done, total, passage), sorted(facts)))
 
     on_disk = two_passages(Journal(tmp_path, progress))
     assert_same(whole, on_disk)
@@ -83,7 +83,7 @@ def test_memory_and_disk_give_the_same_bits(whole, tmp_path):
     assert isinstance(state["at"][0], jax.Array)
     assert isinstance(state["seen"], np.ndarray)
     first = [((done, 6, "first"), ["far"]) for done in (2, 4, 6)]
-    assert told == first + [((done, 10, "second"), ["far"]) for done in (3, 6, 9, 10)]
+    assert calls == first + [((done, 10, "second"), ["far"]) for done in (3, 6, 9, 10)]
 
 
 @pytest.mark.parametrize("cut", range(1, 8))
@@ -124,19 +124,19 @@ def test_a_crash_within_a_block_leaves_the_last_one(whole, tmp_path):
 def test_lengthening_keeps_what_was_there(whole, tmp_path):
     """The first ten steps are unchanged, and seventeen are those of seventeen in one go."""
     two_passages(Journal(tmp_path))
-    told = []
-    longer = two_passages(Journal(tmp_path, lambda *place, **_facts: told.append(place[0])), steps=17)
+    calls = []
+    longer = two_passages(Journal(tmp_path, lambda *place, **_facts: calls.append(place[0])), steps=17)
     for name in ("place", "number"):
         np.testing.assert_array_equal(longer[1].traces.column(name)[:10], whole[1].traces.column(name))
     assert_same(two_passages(Journal(), steps=17), longer)
     # Blocks are as long as they were.
-    assert told == [13, 16, 17]
+    assert calls == [13, 16, 17]
 
 
 def test_fewer_steps_than_are_done_are_refused(tmp_path):
     """It says how many there are."""
     two_passages(Journal(tmp_path))
-    with pytest.raises(ConfigError, match="expected at least the 10 steps of second that are done, found 9"):
+    with pytest.raises(ConfigError, match="expected at least 10 steps of second, which are done, found 9"):
         two_passages(Journal(tmp_path), steps=9)
 
 
@@ -185,7 +185,7 @@ def test_a_damaged_file_is_named_and_what_to_do(kept, tmp_path, damage, name):
 
 
 def test_a_trace_that_is_gone_is_named(kept, tmp_path):
-    """On reading, whichever way."""
+    """The error is raised on reading, in either way."""
     folder = tmp_path / "journal"
     shutil.copytree(kept, folder)
     (folder / "second" / "00002.npz").unlink()
@@ -209,7 +209,7 @@ def test_a_foreign_state_is_refused(kept, tmp_path, arrays):
     folder = tmp_path / "journal"
     shutil.copytree(kept, folder)
     np.savez(folder / "second" / "state.npz", **arrays)
-    with pytest.raises(DataError, match=r"state\.npz: does not hold the state of this fit: .*; fit without --resume"):
+    with pytest.raises(DataError, match=r"state\.npz: is not the state of this fit: .*; fit without --resume"):
         two_passages(Journal(folder))
 
 
@@ -226,7 +226,7 @@ def test_rows_and_columns_are_those_of_the_whole(kept, whole):
             chosen = np.array(steps, int)
             np.testing.assert_array_equal(traces.rows("place", chosen), column[chosen])
         assert [len(trace["place"]) for trace in traces] == [3, 3, 3, 1]
-        # Again, for a trace is read as often as it is asked for.
+        # Again, because a trace is read on every access.
         assert [sorted(trace) for trace in traces] == [["number", "place"]] * 4
 
 

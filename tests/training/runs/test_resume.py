@@ -1,4 +1,4 @@
-"""Fits that were killed: through the real command, in every passage, and what the resumed ones come to, bit for bit."""
+"""Fits that were killed: through the real command, in every passage, and the results of the resumed ones, bit for bit."""
 
 import fcntl
 import os
@@ -86,7 +86,7 @@ def done(journal: Path, passage: str) -> int:
 def kill_in(passage: str, command: list[str | Path], before_death=lambda: None) -> None:
     """Runs the command, and kills it after the third report of a passage.
 
-    Its stderr is a pipe of 4 KiB that is read one byte at a time: it cannot come to the passage's end before it is killed.
+    Its stderr is a pipe of 4 KiB that is read one byte at a time: it cannot reach the passage's end before it is killed.
     """
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
@@ -99,13 +99,13 @@ def kill_in(passage: str, command: list[str | Path], before_death=lambda: None) 
     ) as process:
         os.close(writing)
         with os.fdopen(reading, "rb", buffering=0) as stderr:
-            said, reports = b"", 0
+            output, reports = b"", 0
             while reports < 3:
                 byte = stderr.read(1)
-                assert byte, f"it ended before the passage {passage}:\n{said.decode()}"
-                said += byte
+                assert byte, f"it ended before the passage {passage}:\n{output.decode()}"
+                output += byte
                 if byte == b"\n":
-                    reports += bool(re.search(rf", {passage}: \d+/".encode(), said.splitlines()[-1]))
+                    reports += bool(re.search(rf", {passage}: \d+/".encode(), output.splitlines()[-1]))
             before_death()
             process.send_signal(signal.SIGKILL)
             assert process.wait(60) == -signal.SIGKILL
@@ -144,7 +144,7 @@ def stories(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KILLED_IN)
 def test_a_killed_fit_ends_in_the_draws_of_an_uninterrupted_one(stories, kind):
-    """By SIGKILL, in each passage once; nothing was published before, and one version is after."""
+    """SIGKILL ends it once in each passage; nothing is published before, and one version after."""
     story = stories[kind].result()
     assert story.unpublished
     # Of sixty blocks, each passage was some way in when it was cut off, and no further than the pipe let it.
@@ -159,16 +159,16 @@ def test_a_killed_fit_ends_in_the_draws_of_an_uninterrupted_one(stories, kind):
 def test_passages_that_were_finished_are_not_run_again(stories):
     """The last resumption of the three passages' fit speaks of sampling alone, and not of its first blocks."""
     story = stories["nuts"].result()
-    told = re.findall(r", (map|warm-up|sampling): (\d+)/60", story.end.stderr)
-    assert {passage for passage, _ in told} == {"sampling"}
-    assert int(told[0][1]) == story.blocks[-1] + 1
+    calls = re.findall(r", (map|warm-up|sampling): (\d+)/60", story.end.stderr)
+    assert {passage for passage, _ in calls} == {"sampling"}
+    assert int(calls[0][1]) == story.blocks[-1] + 1
 
 
 def test_the_same_fit_twice_at_once_is_refused(stories):
     """The second says that the first is under way, and leaves it be."""
     rival = stories["hmc"].result().rival
     assert rival.returncode == 1
-    assert "a fit of the same settings is under way" in rival.stderr
+    assert "a fit with the same settings is running" in rival.stderr
     assert "wait for it, or change the seed" in rival.stderr
     assert "Traceback" not in rival.stderr
 
@@ -186,9 +186,9 @@ def test_a_fit_that_dies_while_publishing_publishes_on_resuming(tmp_path):
     assert died.returncode == -signal.SIGKILL, died.stderr
     name = read_config(config).name
     assert versions(store, name) == []
-    told = []
-    fit(read_config(config), None, store, recording(told), resume=True)
-    assert told == [(done, 1, stage) for stage in STAGES for done in (0, 1)]
+    calls = []
+    fit(read_config(config), None, store, recording(calls), resume=True)
+    assert calls == [(done, 1, stage) for stage in STAGES for done in (0, 1)]
     assert versions(store, name) == [1]
 
 
@@ -196,7 +196,7 @@ def test_a_fit_that_dies_while_publishing_publishes_on_resuming(tmp_path):
 
 
 class Stopped(Exception):
-    """What cuts a fit off."""
+    """The exception that interrupts a fit."""
 
 
 def stopping(passage_to_stop, after):
@@ -209,15 +209,15 @@ def stopping(passage_to_stop, after):
     return progress
 
 
-STAGES = ("densities", "calibration", "evaluation", "report and bundle")
+STAGES = ("feature scores", "calibration", "evaluation", "report and bundle")
 """What a fit does after its last step, whatever the method."""
 
 
-def recording(told):
+def recording(calls):
     """Progress that is written down."""
 
     def progress(done, total, passage="", **facts):
-        told.append((done, total, passage))
+        calls.append((done, total, passage))
 
     return progress
 
@@ -231,10 +231,10 @@ def hmc(folder, *overrides):
 def test_a_finished_fit_is_lengthened(tmp_path):
     """The first samples are those that were there; only what is new is run; a new version is published."""
     fit(hmc(tmp_path), None, tmp_path / "store", silent)
-    told = []
+    calls = []
     longer = hmc(tmp_path, "method.samples=50", "draws=100")
-    fit(longer, None, tmp_path / "store", recording(told), resume=True)
-    steps = [place for place in told if place[2] not in {"diagnostics", *STAGES}]
+    fit(longer, None, tmp_path / "store", recording(calls), resume=True)
+    steps = [place for place in calls if place[2] not in {"diagnostics", *STAGES}]
     assert steps == [(done, 50, "sampling") for done in (25, 30, 35, 40, 45, 50)]
     assert versions(tmp_path / "store", longer.name) == [1, 2]
     for before, after in zip(draws_of(tmp_path / "store", 1), draws_of(tmp_path / "store", 2), strict=True):
@@ -249,21 +249,21 @@ def test_fewer_samples_than_are_there_are_refused(tmp_path):
     """Rather than that the version say twenty and hold more."""
     with pytest.raises(Stopped):
         fit(hmc(tmp_path), None, tmp_path / "store", stopping("sampling", 15))
-    with pytest.raises(ConfigError, match="expected at least the 15 steps of sampling that are done, found 10"):
+    with pytest.raises(ConfigError, match="expected at least 15 steps of sampling, which are done, found 10"):
         fit(hmc(tmp_path, "method.samples=10", "draws=10"), None, tmp_path / "store", silent, resume=True)
 
 
 def test_there_must_be_something_to_resume(tmp_path):
     """Nothing; a fit of another seed; of other data; each is named, and what to do."""
     config, store = hmc(tmp_path), tmp_path / "store"
-    with pytest.raises(ConfigError, match="a fit of these settings, data and package versions that was begun") as none:
+    with pytest.raises(ConfigError, match="an unfinished fit with these settings, data and package versions") as none:
         fit(config, None, store, silent, resume=True)
-    assert "found none; leave --resume out to begin one" in str(none.value)
+    assert "found no fit; leave --resume out to start one" in str(none.value)
     with pytest.raises(Stopped):
         fit(config, None, store, stopping("warm-up", 10))
     (journal,) = journals(store)
     for other, data in ((hmc(tmp_path, "seed=1"), None), (hmc(tmp_path, "method.jitter=0.1"), None), (config, "wave")):
-        with pytest.raises(ConfigError, match=f"found fits of others: {journal.name}"):
+        with pytest.raises(ConfigError, match=f"found fits with other settings: {journal.name}"):
             fit(other, data, store, silent, resume=True)
     assert orjson.loads((journal / "fit.json").read_bytes())["seed"] == 0
 
@@ -286,12 +286,12 @@ def test_an_unfinished_journal_survives_other_fits(tmp_path):
 
 
 def test_without_resume_a_cut_off_fit_begins_anew(tmp_path):
-    """What was there is forgotten, and the draws are the same all the same."""
-    store, told = tmp_path / "store", []
+    """The old journal is removed, and the draws are the same."""
+    store, calls = tmp_path / "store", []
     with pytest.raises(Stopped):
         fit(hmc(tmp_path), None, store, stopping("sampling", 10))
-    fit(hmc(tmp_path), None, store, recording(told))
-    assert told[0] == (5, 20, "warm-up")
+    fit(hmc(tmp_path), None, store, recording(calls))
+    assert calls[0] == (5, 20, "warm-up")
 
 
 def test_a_falling_learning_rate_leaves_nothing_to_lengthen(tmp_path):
@@ -304,12 +304,12 @@ def test_a_falling_learning_rate_leaves_nothing_to_lengthen(tmp_path):
 
 
 def test_a_fit_under_way_is_left_alone(tmp_path):
-    """By the same fit in the same process, with and without --resume; the first goes on to its end."""
+    """The same fit in the same process, with and without --resume; the first one finishes."""
     config, store, refused = hmc(tmp_path), tmp_path / "store", []
 
     def rival(done, total, passage="", **facts):
         for resume in (False, True) if (passage, done) == ("sampling", 10) else ():
-            with pytest.raises(StoreError, match="a fit of the same settings is under way") as error:
+            with pytest.raises(StoreError, match="a fit with the same settings is running") as error:
                 fit(config, None, store, silent, resume=resume)
             refused.append(error)
 

@@ -1,6 +1,6 @@
-"""Inference methods, one file each, all of one form.
+"""Inference methods, one file each, with one interface.
 
     fit(key, problem, settings, draws, journal) -> Fitted
 
-Picked by the config's `method.kind` from `METHODS` in `training/fit.py`.
+`METHODS` in `training/fit.py` maps the config's `method.kind` to a method.
 """

@@ -2,7 +2,7 @@
 
 All chains share a step size ε, a diagonal metric and a longest trajectory T; a transition's trajectory is u·T long with
 one u ~ U(0, 1) for all, so that every chain takes the same number of leapfrog steps and none waits for another. After
-the warm-up, groups of chains may go on in threads of their own (`chain_method = "parallel"`). The
+the warm-up, groups of chains may continue in separate threads (`chain_method = "parallel"`). The
 warm-up moves log T uphill on the change in the estimator of the expected square,
 
     ChEES(T) = ¼ E[(‖q′ − E q′‖² − ‖q − E q‖²)²],
@@ -52,11 +52,11 @@ from abstain.training.inference.target import Data, Target
 from abstain.training.runs.journal import Journal
 
 ADAM = optax.adam(0.025, b1=0.0, b2=0.95)
-"""What moves the logarithm of the trajectory's length."""
+"""The optimiser of the log trajectory length."""
 FIRST_LEAPFROGS = 1
-"""T begins short and grows: the criterion has a maximum at every further half turn, and the first is the best."""
+"""T starts short and grows, because the criterion has a maximum at every half turn and the first is the best."""
 STEP_JITTER = 0.2
-"""A transition's step size is drawn from [1 − this, 1] of the adapted one: a resonance holds no chain for long."""
+"""A transition's step size is drawn from [1 − this, 1] of the adapted one, which avoids resonances."""
 
 Scalar = Float[Array, ""]
 
@@ -69,8 +69,8 @@ class Length(NamedTuple):
     memory: Any
 
 
-class State(NamedTuple):
-    """All chains at once; of `point` the leading axis is the chain."""
+class ChEESState(NamedTuple):
+    """The state of all chains; the leading axis of `point` is the chain."""
 
     key: PRNGKeyArray
     point: Point
@@ -83,7 +83,7 @@ class State(NamedTuple):
 
 
 def fit(key: PRNGKeyArray, problem: Problem, settings: ChEESConfig, draws: int, journal: Journal) -> Fitted:
-    """`draws` draws, evenly thinned from all chains; diagnostics are of all samples, before thinning."""
+    """Samples chains and thins them evenly to `draws` draws; diagnostics use all samples."""
     return fit_by_chains(key, kernel(problem.target, settings), problem, settings, draws, journal)
 
 
@@ -95,7 +95,7 @@ def kernel(target: Target, settings: ChEESConfig) -> Kernel:
         settle,
         partial(step, target, settings),
         position,
-        tuned,
+        tuning,
         lockstep=True,
         split=partial(split, settings) if settings.chain_method == "parallel" else None,
     )
@@ -107,10 +107,10 @@ def init(
     keys: Key[Array, " chains"],
     positions: Float[Array, "chains dim"],
     data: Data,
-) -> State:
-    """All chains at their starts, with nothing adapted yet."""
+) -> ChEESState:
+    """The state of all chains at their starts, before adaptation."""
     log = jnp.log(jnp.float32(FIRST_LEAPFROGS * settings.step_size))
-    return State(
+    return ChEESState(
         keys[0],
         evaluate_all(target, positions, data),
         unit_metric(target.dim, settings.mass_matrix),
@@ -121,16 +121,16 @@ def init(
     )
 
 
-def step(target: Target, settings: ChEESConfig, state: State, data: Data) -> tuple[State, Info]:
-    """One trajectory of every chain, each accepted or refused."""
+def step(target: Target, settings: ChEESConfig, state: ChEESState, data: Data) -> tuple[ChEESState, Info]:
+    """Runs one trajectory of every chain, and accepts or rejects each."""
     state, info, *_ = transition(target, settings, state, data)
     return state, info
 
 
 def transition(
-    target: Target, settings: ChEESConfig, state: State, data: Data
-) -> tuple[State, Info, Point, Array, Scalar]:
-    """A step, with what the adaptation of the length needs: the ends, their velocities, and the share of the length."""
+    target: Target, settings: ChEESConfig, state: ChEESState, data: Data
+) -> tuple[ChEESState, Info, Point, Array, Scalar]:
+    """Runs a step; returns also the ends, their velocities and the share of the length, for the adaptation."""
     key, key_momentum, key_length, key_jitter, key_accept = jax.random.split(state.key, 5)
     chains = len(state.point.position)
     share = jax.random.uniform(key_length)
@@ -163,8 +163,8 @@ def transition(
     return state._replace(key=key, point=point), info, end, state.metric.velocity(last_momentum), share
 
 
-def warm(target: Target, settings: ChEESConfig, state: State, data: Data) -> tuple[State, Info]:
-    """A step after which the step size, the trajectory's length and the metric are adapted."""
+def warm(target: Target, settings: ChEESConfig, state: ChEESState, data: Data) -> tuple[ChEESState, Info]:
+    """Runs a step, then adapts step size, trajectory length and metric."""
     before = state.point.position
     state, info, end, velocity, share = transition(target, settings, state, data)
     acceptance = info["acceptance"]
@@ -182,16 +182,16 @@ def adapt_length(
 ) -> Length:
     """The length after one step of Adam up the slope."""
     update, memory = ADAM.update(-jnp.nan_to_num(slope), length.memory)
-    # Bounded by the average step size: those that adaptation tries on the way would throw T into a farther maximum.
+    # Bounded by the average step size, because single step sizes could push T to a farther maximum.
     log = jnp.minimum(length.log + jnp.asarray(update), average_log_size + jnp.log(settings.max_leapfrogs))
     weight = (transition + 1.0) ** -0.5
     return Length(log, (1 - weight) * length.average + weight * log, memory)
 
 
-def adapt_metric(target: Target, settings: ChEESConfig, state: State) -> State:
-    """The state with its positions added to the window, and with the window's metric where the window ends."""
-    schedule, place = windows(settings.warmup), state.transition - 1
-    moments = where(schedule.collecting[place], add_moments(state.moments, state.point.position), state.moments)
+def adapt_metric(target: Target, settings: ChEESConfig, state: ChEESState) -> ChEESState:
+    """Adds the positions to the window, and takes the window's metric when the window ends."""
+    schedule, index = windows(settings.warmup), state.transition - 1
+    moments = where(schedule.collecting[index], add_moments(state.moments, state.point.position), state.moments)
     state = state._replace(moments=moments)
     metric = metric_of_moments(moments)
     # The widest direction calls for the longest trajectory: T is as long as before for it, in the new metric's units.
@@ -203,29 +203,29 @@ def adapt_metric(target: Target, settings: ChEESConfig, state: State) -> State:
         length=length._replace(log=length.log - shift, average=length.average - shift),
         moments=no_moments(target.dim),
     )
-    return jax.lax.cond(schedule.ending[place], lambda: renewed, lambda: state)
+    return jax.lax.cond(schedule.ending[index], lambda: renewed, lambda: state)
 
 
-def settle(state: State) -> State:
-    """The state with the step size and the length that adaptation ended at."""
+def settle(state: ChEESState) -> ChEESState:
+    """Fixes the step size and the length at the end of adaptation."""
     size = StepSize(final_step_size(state.step_size, "dual_averaging"), ())
     return state._replace(step_size=size, length=state.length._replace(log=state.length.average))
 
 
-def split(settings: ChEESConfig, state: State) -> State:
-    """Groups of chains, each in lockstep with a randomness of its own; what was adapted they share."""
+def split(settings: ChEESConfig, state: ChEESState) -> ChEESState:
+    """Splits the chains into groups with separate random keys; they share what was adapted."""
     shape = (settings.groups, settings.chains // settings.groups)
     shared = jax.tree.map(lambda leaf: jnp.stack([leaf] * settings.groups), state)
     point = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), state.point)
     return shared._replace(key=jax.random.split(state.key, settings.groups), point=point)
 
 
-def position(state: State) -> Float[Array, "chains dim"]:
-    """Where the chains are."""
+def position(state: ChEESState) -> Float[Array, "chains dim"]:
+    """The positions of the chains."""
     return state.point.position
 
 
-def tuned(state: State) -> dict[str, Array]:
+def tuning(state: ChEESState) -> dict[str, Array]:
     """The adapted step size, and the longest trajectory in units of time."""
     return {"step_size": state.step_size.value, "trajectory_length": jnp.exp(state.length.log)}
 
@@ -254,12 +254,12 @@ def ascent(
 
 
 def no_moments(dim: int) -> tuple[Scalar, Array, Array]:
-    """Moments of nothing yet."""
+    """Moments without positions."""
     return jnp.float32(0), jnp.zeros(dim), jnp.zeros(dim)
 
 
 def add_moments(moments: tuple[Scalar, Array, Array], positions: Float[Array, "chains dim"]) -> tuple[Scalar, Any, Any]:
-    """The moments with a batch of positions more (Chan et al., 1979)."""
+    """Adds a batch of positions to the moments (Chan et al., 1979)."""
     count, mean, squares = moments
     size = len(positions)
     delta = positions.mean(axis=0) - mean
@@ -269,7 +269,7 @@ def add_moments(moments: tuple[Scalar, Array, Array], positions: Float[Array, "c
 
 
 def metric_of_moments(moments: tuple[Scalar, Array, Array]) -> Metric:
-    """The metric of a window, drawn a little towards the unit matrix, as Stan does."""
+    """The metric of a window, shrunk a little towards the identity, as Stan does."""
     count, _, squares = moments
     variance = squares / jnp.maximum(count - 1, 1)
     inverse = count / (count + 5) * variance + 1e-3 * 5 / (count + 5)

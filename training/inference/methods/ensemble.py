@@ -8,14 +8,14 @@ from jaxtyping import PRNGKeyArray
 from abstain.models.prediction.posterior import Posterior
 from abstain.training.config.methods import EnsembleConfig
 from abstain.training.inference.mode_search import find_modes
-from abstain.training.inference.optimization import described
+from abstain.training.inference.optimization import summarize_descent
 from abstain.training.inference.problem import Fitted, Problem
 from abstain.training.runs.journal import Journal
 
 
 def fit(key: PRNGKeyArray, problem: Problem, settings: EnsembleConfig, draws: int, journal: Journal) -> Fitted:
-    """The members' modes as draws, whatever `draws` is."""
+    """Finds the members' modes, one draw each; `draws` is ignored."""
     del draws
     modes, traces = find_modes(key, problem, settings, settings.members, journal, settings.chain_method)
-    facts = described(traces) | {"members": settings.members}
+    facts = summarize_descent(traces) | {"members": settings.members}
     return Fitted(Posterior(problem.bnn.model, problem.bnn.draws(np.asarray(modes))), facts)

@@ -2,7 +2,7 @@
 
     p ~ N(0, M);   (q, p) ↦ L leapfrog steps of size ε;   accept with min(1, exp(H − H′)),   H = −log π(q) + ½ pᵀM⁻¹p
 
-One gradient a leapfrog step, and next to nothing else: the loop's length is known to the compiler.
+A leapfrog step costs one gradient and little else, because the compiler knows the loop's length.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from abstain.training.inference.target import Data, Target, Vector
 from abstain.training.runs.journal import Journal
 
 DIVERGENCE = 1000.0
-"""Nats of energy error beyond which a trajectory counts as divergent: Stan's."""
+"""Nats of energy error beyond which a trajectory counts as divergent, as in Stan."""
 
 Scalar = Float[Array, ""]
 
 
 class Point(NamedTuple):
-    """A position with its log density and the gradient of that; a batch of them, with leading axes."""
+    """A position with log density and gradient, or a batch with leading axes."""
 
     position: Float[Array, "... dim"]
     log_density: Float[Array, "..."]
     gradient: Float[Array, "... dim"]
 
 
-class State(NamedTuple):
-    """One chain."""
+class HMCState(NamedTuple):
+    """The state of one chain."""
 
     key: PRNGKeyArray
     point: Point
@@ -62,7 +62,7 @@ class State(NamedTuple):
 
 
 def fit(key: PRNGKeyArray, problem: Problem, settings: HMCConfig, draws: int, journal: Journal) -> Fitted:
-    """`draws` draws, evenly thinned from all chains; diagnostics are of all samples, before thinning."""
+    """Samples chains and thins them evenly to `draws` draws; diagnostics use all samples."""
     return fit_by_chains(key, kernel(problem.target, settings), problem, settings, draws, journal)
 
 
@@ -74,14 +74,14 @@ def kernel(target: Target, settings: HMCConfig) -> Kernel:
         partial(settle, settings),
         partial(step, target, settings),
         position,
-        tuned,
+        tuning,
     )
 
 
-def init(target: Target, settings: HMCConfig, key: PRNGKeyArray, position: Vector, data: Data) -> State:
-    """A chain at its start, with nothing adapted yet."""
+def init(target: Target, settings: HMCConfig, key: PRNGKeyArray, position: Vector, data: Data) -> HMCState:
+    """The state of a chain at its start, before adaptation."""
     kind = mass_matrix(settings)
-    return State(
+    return HMCState(
         key,
         evaluate(target, position, data),
         unit_metric(target.dim, kind),
@@ -91,8 +91,8 @@ def init(target: Target, settings: HMCConfig, key: PRNGKeyArray, position: Vecto
     )
 
 
-def step(target: Target, settings: HMCConfig, state: State, data: Data) -> tuple[State, Info]:
-    """One trajectory, accepted or refused."""
+def step(target: Target, settings: HMCConfig, state: HMCState, data: Data) -> tuple[HMCState, Info]:
+    """Runs one trajectory, and accepts or rejects it."""
     key, key_momentum, key_jitter, key_accept = jax.random.split(state.key, 4)
     size = state.step_size.value * (1 - settings.jitter * jax.random.uniform(key_jitter))
     momentum = state.metric.momentum(jax.random.normal(key_momentum, (target.dim,)))
@@ -112,45 +112,45 @@ def step(target: Target, settings: HMCConfig, state: State, data: Data) -> tuple
     return state._replace(key=key, point=point), info
 
 
-def warm(target: Target, settings: HMCConfig, state: State, data: Data) -> tuple[State, Info]:
-    """A transition after which the step size and the metric are adapted."""
+def warm(target: Target, settings: HMCConfig, state: HMCState, data: Data) -> tuple[HMCState, Info]:
+    """Runs a transition, then adapts step size and metric."""
     state, info = step(target, settings, state, data)
     size = adapt_step_size(state.step_size, info["acceptance"], settings.adaptation, settings.target_acceptance)
     state = state._replace(step_size=size, transition=state.transition + 1)
     return (state if mass_matrix(settings) == "unit" else adapt_metric(target, settings, state)), info
 
 
-def adapt_metric(target: Target, settings: HMCConfig, state: State) -> State:
-    """The state with its position added to the window, and with the window's metric where the window ends."""
-    schedule, place, kind = windows(settings.warmup), state.transition - 1, mass_matrix(settings)
+def adapt_metric(target: Target, settings: HMCConfig, state: HMCState) -> HMCState:
+    """Adds the position to the window, and takes the window's metric when the window ends."""
+    schedule, index, kind = windows(settings.warmup), state.transition - 1, mass_matrix(settings)
     added = add_position(state.covariance, state.point.position, kind)
-    state = state._replace(covariance=where(schedule.collecting[place], added, state.covariance))
+    state = state._replace(covariance=where(schedule.collecting[index], added, state.covariance))
     metric = metric_of(state.covariance, kind)
     renewed = state._replace(
         metric=metric,
         step_size=restart_step_size(state.step_size, state.metric, metric, settings.adaptation),
         covariance=no_positions(target.dim, kind),
     )
-    return jax.lax.cond(schedule.ending[place], lambda: renewed, lambda: state)
+    return jax.lax.cond(schedule.ending[index], lambda: renewed, lambda: state)
 
 
-def settle(settings: HMCConfig, state: State) -> State:
-    """The state with the step size that adaptation ended at."""
+def settle(settings: HMCConfig, state: HMCState) -> HMCState:
+    """Fixes the step size at the end of adaptation."""
     return state._replace(step_size=StepSize(final_step_size(state.step_size, settings.adaptation), ()))
 
 
-def position(state: State) -> Vector:
-    """Where the chain is; of a batch of chains, where each is."""
+def position(state: HMCState) -> Vector:
+    """The position of the chain, or of each chain of a batch."""
     return state.point.position
 
 
-def tuned(state: State) -> dict[str, Array]:
+def tuning(state: HMCState) -> dict[str, Array]:
     """The adapted step size."""
     return {"step_size": state.step_size.value}
 
 
 def mass_matrix(settings: HMCConfig) -> MassMatrix:
-    """The form of the mass matrix: without adaptation it stays the unit one."""
+    """The form of the mass matrix; without adaptation it stays the identity."""
     return settings.mass_matrix if settings.adaptation != "none" else "unit"
 
 
@@ -162,7 +162,7 @@ def evaluate(target: Target, position: Vector, data: Data) -> Point:
 def leapfrogs(
     evaluate: Callable[[Array], Point], start: Point, momentum: Array, metric: Metric, size: Scalar, steps: int | Array
 ) -> tuple[Point, Array]:
-    """`steps` leapfrog steps; neighbouring half steps of the momentum are one."""
+    """Runs `steps` leapfrog steps; adjacent half steps of the momentum are merged."""
 
     def leap(_: int | Array, carry: tuple[Point, Array]) -> tuple[Point, Array]:
         point, momentum = carry
@@ -176,7 +176,7 @@ def leapfrogs(
 def energies(
     start: Point, momentum: Array, end: Point, last_momentum: Array, metric: Metric
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """The energy at the start, and what the trajectory added to it, in nats."""
+    """The energy at the start and the energy error of the trajectory, in nats."""
     before = -start.log_density + kinetic(momentum, metric)
     after = -end.log_density + kinetic(last_momentum, metric)
     return before, after - before
@@ -188,5 +188,5 @@ def kinetic(momentum: Float[Array, "... dim"], metric: Metric) -> Float[Array, "
 
 
 def acceptance_probability(error: Float[Array, "..."]) -> Float[Array, "..."]:
-    """min(1, exp(−error)); 0 where the trajectory left the numbers."""
+    """min(1, exp(−error)); 0 if the error is not a number."""
     return jnp.where(jnp.isnan(error), 0.0, jnp.minimum(1.0, jnp.exp(-error)))

@@ -2,11 +2,11 @@
 
     N(z*, H⁻¹),   H = G + τ P,   G = Σ_rows Jᵀ Λ J
 
-z* is the mode that `map` finds with the same key and settings. J is the Jacobian of what the likelihood sees of a row,
+z* is the mode that `map` finds with the same key and settings. J is the Jacobian of the likelihood's inputs for a row,
 the network's outputs and the noise, by the unconstrained parameters; Λ is the Fisher information of the likelihood in
 these, which is the Hessian of KL(p(· | f₀) ‖ p(· | f)) at f = f₀. So G is the generalised Gauss-Newton matrix, never
-negative, for the noise and inferred scales as for weights. It is taken over all training rows, those too that the
-search for the mode held out.
+negative, also for the noise and inferred scales. It is summed over all training rows, including those that the search for
+the mode held out.
 
 last_layer   the full H over the parameters of the network's last layer, all others fixed at the mode, the noise among
              them (Kristiadi et al., 2020)
@@ -49,15 +49,15 @@ from abstain.training.inference.curvature import (
     LocalPrior,
     Matrix,
     Parts,
-    joined,
+    compute_evidence,
+    join_parts,
     local_prior,
-    replaced,
-    split,
+    replace_parts,
+    split_by_site,
     sum_curvature,
-    weigh,
 )
 from abstain.training.inference.mode_search import find_modes
-from abstain.training.inference.optimization import described
+from abstain.training.inference.optimization import summarize_descent
 from abstain.training.inference.problem import Fitted, Problem
 from abstain.training.inference.target import Site, Vector
 from abstain.training.runs.journal import Journal
@@ -65,16 +65,16 @@ from abstain.training.runs.journal import Journal
 FULL_LIMIT = 3_000
 """Parameters of a last layer beyond which its covariance (72 MB at this size, and twice that to factor) is refused."""
 JITTERS = (0.0, 1e-10, 1e-8, 1e-6, 1e-4)
-"""Tried in turn where H, rounded, has a negative eigenvalue; in units of its mean diagonal element."""
+"""Tried in turn if H, rounded, has a negative eigenvalue; in units of its mean diagonal element."""
 
 
 class Spread(NamedTuple):
-    """The normal about the mode.
+    """The normal around the mode.
 
     Attributes:
         root: the standard deviations, or the lower Cholesky factor of the precision.
-        std: of every parameter.
-        jitter: what had to be added to the precision's diagonal.
+        std: standard deviation of every parameter.
+        jitter: the number added to the precision's diagonal.
     """
 
     root: Matrix
@@ -83,7 +83,7 @@ class Spread(NamedTuple):
 
 
 def fit(key: PRNGKeyArray, problem: Problem, settings: LaplaceConfig, draws: int, journal: Journal) -> Fitted:
-    """Draws from the normal; diagnostics hold the descent's loss curve and reports, τ and the log evidence.
+    """Fits the normal and draws from it; diagnostics hold loss curve, reports, τ and the log evidence.
 
     Raises:
         ConfigError: `last_layer` for a network that has none, or too large a one; `diagonal` for a likelihood of classes.
@@ -95,10 +95,10 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: LaplaceConfig, draws: int
     mode = modes[0]
     curvature = sum_curvature(problem, mode, sites, settings, journal)
     prior = local_prior(problem.target, mode, sites)
-    evidence = weigh(curvature, prior, choose=settings.prior_precision == "evidence")
-    spread = spread_of(curvature, prior, evidence.multiplier)
+    evidence = compute_evidence(curvature, prior, choose=settings.prior_precision == "evidence")
+    spread = fit_spread(curvature, prior, evidence.multiplier)
     zs = sample(jax.random.fold_in(key, 1), mode, sites, spread, draws)
-    facts = described(traces) | {
+    facts = summarize_descent(traces) | {
         "subset": settings.subset,
         "subset_size": len(spread.std),
         "prior_precision_multiplier": evidence.multiplier,
@@ -108,19 +108,19 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: LaplaceConfig, draws: int
         "posterior_std_max": float(spread.std.max()),
     }
     posterior = Posterior(problem.bnn.model, problem.bnn.draws(zs))
-    return Fitted(posterior, facts, notes=notes_on(evidence, spread), mode=problem.bnn.draws(np.asarray(modes)))
+    return Fitted(posterior, facts, notes=evidence_notes(evidence, spread), mode=problem.bnn.draws(np.asarray(modes)))
 
 
 def check_subset(model: Model, settings: LaplaceConfig) -> None:
     """Refuses `diagonal` for classes.
 
-    The Gauss-Newton matrix is the curvature of the network linearised at the mode, and so are the draws' predictions
-    (Immer et al., 2021). A bundle stores draws of parameters, and serving runs the network itself under each. Of the
-    last layer the two are the same. Of all layers they are not: independent noise on every weight goes through the
-    network's curvature, and the draws classify far worse than the mode.
+    The Gauss-Newton matrix belongs to the network linearised at the mode, which would have to make the predictions too
+    (Immer et al., 2021). A bundle stores draws of parameters, and serving runs the network itself. For the last layer
+    both are the same. For all layers they are not: with independent noise on every weight the draws classify far worse
+    than the mode.
 
     Raises:
-        ConfigError: saying why, and what to use instead.
+        ConfigError: with the reason and the alternative.
     """
     if settings.subset == "diagonal" and model.likelihood_functions.task == "classification":
         raise ConfigError(
@@ -132,23 +132,23 @@ def check_subset(model: Model, settings: LaplaceConfig) -> None:
 
 
 def alternative(model: Model) -> str:
-    """What to use where `last_layer` cannot be."""
+    """The advice if `last_layer` cannot be used."""
     if model.likelihood_functions.task == "classification":
         return 'use method.kind = "vi" or "ensemble"'
     return 'set method.subset = "diagonal"'
 
 
 def subset_sites(problem: Problem, settings: LaplaceConfig) -> tuple[Site, ...]:
-    """The sites that the normal is over, in the order of the vector.
+    """The sites of the normal, in the order of the vector.
 
     Raises:
-        ConfigError: there is no last layer that all outputs come out of, or it is too large.
+        ConfigError: there is no last layer that computes all outputs, or it is too large.
     """
     sites = problem.target.sites
     if settings.subset == "diagonal":
         return sites
     layer = ".".join(("network", *layer_of_outputs(problem.bnn.model)))
-    # A layer is all arrays of one module; what lies deeper in it is another's.
+    # A layer has the arrays directly in one module, not those of its submodules.
     chosen = tuple(site for site in sites if site.path.rpartition(".")[0] == layer)
     size = sum(site.last - site.first for site in chosen)
     if size > FULL_LIMIT:
@@ -169,13 +169,13 @@ def layer_of_outputs(model: Model) -> tuple[str, ...]:
         ConfigError: the last parameter is an array of a module that has layers of its own.
     """
     shape = transformed_shape(model.preprocessing, model.feature_shape)
-    made = last_made(model, shape)
+    created = last_created_module(model, shape)
     layer = last_layer(model.module, shape)
-    return layer.path if layer else made
+    return layer.path if layer else created
 
 
-def last_made(model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The path of the module that is the last to make parameters, which is the order in which they are first used.
+def last_created_module(model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The path of the module that creates parameters last; parameters are created in the order of their first use.
 
     Raises:
         ConfigError: that module has layers of its own, and its array is used after them.
@@ -191,8 +191,8 @@ def last_made(model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
         if any(isinstance(value, dict) for value in tree.values()):
             raise ConfigError(
                 "method.subset",
-                expected="a network whose last parameters are a layer's",
-                found=f"{'.'.join((*path, list(tree)[-1]))}, which stands next to layers",
+                expected="a network that ends in a layer",
+                found=f"{'.'.join((*path, list(tree)[-1]))}, which is not in a layer",
                 fix=f"end the network in a layer, as in nn.Dense(outputs), or {alternative(model)}",
             )
         paths.append(path)
@@ -203,30 +203,30 @@ def last_made(model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def check_reach(problem: Problem, sites: Sequence[Site], layer: str) -> None:
-    """Refuses a last layer that only some of the outputs come out of: the other head would be taken for certain."""
+    """Refuses a last layer that computes only some outputs, because the others would have no uncertainty."""
     model, target = problem.bnn.model, problem.target
-    parts = split(target, problem.bnn.start(jax.random.key(0)))
-    places = [target.sites.index(site) for site in sites]
+    parts = split_by_site(target, problem.bnn.start(jax.random.key(0)))
+    indices = [target.sites.index(site) for site in sites]
 
     def outputs(chosen: Parts, x: Array) -> Array:
-        network = as_draw(joined(target, replaced(parts, places, chosen)))["network"]
+        network = as_draw(join_parts(target, replace_parts(parts, indices, chosen)))["network"]
         outputs_of_row: Any = model.module.apply({"params": network}, x)
         return outputs_of_row
 
     jacobian = jax.jit(jax.vmap(jax.jacrev(outputs), in_axes=(None, 0)))
-    slopes = jacobian([parts[place] for place in places], problem.train.x[:16])
+    slopes = jacobian([parts[index] for index in indices], problem.train.x[:16])
     by_output = [np.abs(slope).reshape(*slope.shape[:2], -1).sum(axis=(0, 2)) for slope in slopes]
     reached = np.sum(by_output, axis=0) > 0
     if not np.all(reached):
         raise ConfigError(
             "method.subset",
-            expected=f"a last layer that all {len(reached)} outputs come out of",
-            found=f"{layer}, which does not reach output {', '.join(map(str, np.flatnonzero(~reached)))}",
+            expected=f"a last layer that computes all {len(reached)} outputs",
+            found=f"{layer}, which does not compute output {', '.join(map(str, np.flatnonzero(~reached)))}",
             fix=f"end the network in one layer, as in nn.Dense(outputs), or {alternative(model)}",
         )
 
 
-def spread_of(curvature: Curvature, prior: LocalPrior, multiplier: float) -> Spread:
+def fit_spread(curvature: Curvature, prior: LocalPrior, multiplier: float) -> Spread:
     """The normal whose precision is G + τ P.
 
     Raises:
@@ -250,7 +250,7 @@ def spread_of(curvature: Curvature, prior: LocalPrior, multiplier: float) -> Spr
     raise FitError(
         "the precision of the last layer is not positive definite",
         where="method",
-        expected="the mode to lie where the posterior is curved downwards",
+        expected="positive curvature at the mode",
         found=f"negative eigenvalues beyond {JITTERS[-1]:g} of the mean diagonal element, {scale:.3g}",
         fix="check the scale of the data, or narrow prior.scale",
     )
@@ -259,7 +259,7 @@ def spread_of(curvature: Curvature, prior: LocalPrior, multiplier: float) -> Spr
 def sample(
     key: PRNGKeyArray, mode: Vector, sites: Sequence[Site], spread: Spread, draws: int
 ) -> Float[np.ndarray, "draws dim"]:
-    """z* + L⁻ᵀ ε for the subset; the rest stays at the mode."""
+    """Draws z* + L⁻ᵀ ε for the subset; other parameters stay at the mode."""
     noise = np.array(jax.random.normal(key, (draws, len(spread.std))))
     if spread.root.ndim == 2:
         # trans=1: Lᵀ.
@@ -274,14 +274,14 @@ def sample(
     return zs
 
 
-def notes_on(evidence: Evidence, spread: Spread) -> tuple[str, ...]:
-    """What a reader should know, in plain words."""
+def evidence_notes(evidence: Evidence, spread: Spread) -> tuple[str, ...]:
+    """Notes for the reader."""
     notes = []
     if evidence.multiplier in MULTIPLIERS:
         notes.append(
-            f"the marginal likelihood wants the prior's precision multiplied by {evidence.multiplier:g} or beyond, where "
-            "the search ends; the prior's scale is far from what the data ask for, or the search for the mode was short"
+            f"the marginal likelihood is largest at {evidence.multiplier:g} times the prior's precision, where the search "
+            "ends; the prior's scale does not fit the data, or the search for the mode was too short"
         )
     if spread.jitter:
-        notes.append(f"the precision was singular to rounding; {spread.jitter:.2g} was added to its diagonal")
+        notes.append(f"the precision was numerically singular; {spread.jitter:.2g} was added to its diagonal")
     return tuple(notes)

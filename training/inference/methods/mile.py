@@ -6,12 +6,12 @@ Every chain starts from a posterior mode of its own and explores around it with 
     dz = M^(−½) u dt,    du = (1 − u uᵀ) (M^(−½) ∇log π(z) / (d − 1) dt + η dW).
 
 A transition is one step ε of McLachlan's integrator, two gradients, and one turn by noise that forgets the direction
-over a length L. No step is refused for its error, so ε decides how wrong the draws are, and neither R-hat nor ESS shows
-it; what shows it is the energy error ΔE of a step. The warm-up averages ΔE² by Var[ΔE] ∝ ε⁶ and moves ε to where
-Var[ΔE]/d = `energy_variance`, all the way; twice it takes the positions' variance over a part of itself as M⁻¹, after
+over a length L. No step is rejected for its error, so ε determines the bias of the draws. R-hat and ESS do not show it;
+the energy error ΔE of a step does. The warm-up averages ΔE² by Var[ΔE] ∝ ε⁶ and moves ε to where
+Var[ΔE]/d = `energy_variance`, throughout; twice it takes the positions' variance over a part of itself as M⁻¹, after
 which L = √d (without a metric, L = √Σ variances). No positions are kept for it.
 
-How wrong at the default, 5e-5: variances of a normal come out 0.7–0.9 % small in 10 and in 50 dimensions, 2 % at 5e-4.
+The bias at the default, 5e-5: variances of a normal come out 0.7–0.9 % small in 10 and in 50 dimensions, 2 % at 5e-4.
 Of a 1-10-1 network on 40 points, whose curvature varies, means and standard deviations of the function were within
 3 Monte Carlo errors of a long ChEES run in both of two runs of 8 × 100,000 transitions; at 5e-4 they were up to 6 off,
 with R-hat still at 1.01. L = 2√d gave about 1.5 times the ESS, L = 4√d up to 7 errors of bias: L stays at √d. The
@@ -46,42 +46,42 @@ from abstain.training.runs.journal import Journal
 
 GRADIENTS = 2
 FIRST_STEP = 1e-3
-"""Of √d: far too small, so that no first step throws a member out of its mode."""
+"""The first step size in units of √d: far too small, so that no first step leaves the mode."""
 LARGEST_GROWTH = 2.0
-"""Of the step size, in one transition."""
+"""The largest growth of the step size in one transition."""
 SHRINKAGE = 0.8
-"""Of the step size, after a step that left the numbers."""
+"""The factor of the step size after a step that was not finite."""
 MEMORY = 150
-"""Transitions that the step size is an average of, at least; a tenth of the warm-up, where that is more."""
+"""The step size averages over at least this many transitions, or over a tenth of the warm-up, if that is more."""
 WINDOWS = ((0.3, 0.5), (0.5, 0.8))
-"""Shares of the warm-up over which variances are taken; what is before and after is for the step size alone."""
+"""Shares of the warm-up over which variances are taken; the rest adapts only the step size."""
 EXCESS_LIMIT = 10.0
-"""Times the energy variance aimed at, over all members: where the network above began to be wrong."""
+"""The largest ratio of energy variance to its target: beyond it, the network above had biased draws."""
 
 Scalar = Float[Array, ""]
 
 
-class State(NamedTuple):
-    """One chain."""
+class MILEState(NamedTuple):
+    """The state of one chain."""
 
     key: PRNGKeyArray
     point: Any
     """An `IntegratorState`, whose arrays blackjax types as any trees."""
     step_size: Scalar
     length: Scalar
-    """Over which the direction is forgotten, in the metric's units."""
+    """The length over which the direction is forgotten, in the metric's units."""
     inverse: Float[Array, " dim"]
     """M⁻¹, diagonal."""
     weight: Scalar
-    """Of the energy errors that the step size comes from, …"""
+    """The weight of the energy errors behind the step size, …"""
     excess: Scalar
-    """… and their mean square at this step size, in units of the one aimed at."""
+    """… and their mean square at this step size, in units of the target."""
     covariance: Any
     transition: Array
 
 
 def fit(key: PRNGKeyArray, problem: Problem, settings: MILEConfig, draws: int, journal: Journal) -> Fitted:
-    """`draws` draws, evenly thinned from all members; diagnostics are of all samples, before thinning."""
+    """Samples members and thins them evenly to `draws` draws; diagnostics use all samples."""
     fitted = fit_by_chains(key, kernel(problem.target, settings), problem, settings, draws, journal)
     assert fitted.chains is not None  # noqa: S101
     facts = fitted.diagnostics | member_facts(fitted.chains, problem.target.dim)
@@ -93,7 +93,7 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: MILEConfig, draws: int, j
 
 
 def member_facts(chains: Chains, dim: int) -> dict[str, Any]:
-    """What each member was run with, and its energy variance, in plain JSON; E-BFMI says nothing of these dynamics."""
+    """Each member's energy variance, as JSON; E-BFMI does not apply to these dynamics."""
     variance = (chains.column("energy").astype(np.float64) ** 2).mean(axis=1) / dim
     return {
         "ebfmi": [],
@@ -102,20 +102,20 @@ def member_facts(chains: Chains, dim: int) -> dict[str, Any]:
 
 
 def member_shortfalls(facts: dict[str, Any], settings: MILEConfig) -> tuple[Shortfall, ...]:
-    """What R-hat and ESS do not show: members that stood still, and steps too large to be right."""
+    """Shortfalls that R-hat and ESS do not show: members that never moved, and steps with too large errors."""
     shortfalls = [
         Shortfall(
             "still_member",
-            f"member {place} left the numbers at every step and never moved; choose another start, or check the data's scale",
+            f"member {index} never moved: no step led to finite values; choose another start, or check the data's scale",
         )
-        for place, acceptance in enumerate(facts["acceptance"])
+        for index, acceptance in enumerate(facts["acceptance"])
         if acceptance == 0
     ]
     variance = float(np.mean(facts["energy_variance"]))
     if variance > EXCESS_LIMIT * settings.energy_variance:
         text = (
             f"the steps were too large: their energy variance is {variance:.1e} per dimension, more than "
-            f"{EXCESS_LIMIT:.0f} times the {settings.energy_variance:.1e} aimed at, and the draws may be biased; "
+            f"{EXCESS_LIMIT:.0f} times the target of {settings.energy_variance:.1e}, and the draws may be biased; "
             "raise warmup, or lower energy_variance"
         )
         shortfalls.append(Shortfall("energy_variance", text))
@@ -123,27 +123,27 @@ def member_shortfalls(facts: dict[str, Any], settings: MILEConfig) -> tuple[Shor
 
 
 def kernel(target: Target, settings: MILEConfig) -> Kernel:
-    """The transitions of one chain; their `energy` is what a step added to it, 0 were the step exact.
+    """The transitions of one chain; their `energy` is the energy error of a step, 0 for an exact step.
 
     Raises:
-        ConfigError: there is only one parameter, and no direction to turn.
+        ConfigError: there is only one parameter, so the direction cannot turn.
     """
     if target.dim < 2:
         raise ConfigError(
             "method.kind", expected="at least 2 parameters, for mile", found=target.dim, fix='kind = "nuts"'
         )
     return Kernel(
-        partial(init, target), partial(warm, target, settings), settle, partial(step, target), position, tuned
+        partial(init, target), partial(warm, target, settings), settle, partial(step, target), position, tuning
     )
 
 
-def init(target: Target, key: PRNGKeyArray, position: Vector, data: Data) -> State:
-    """A chain at its start, with nothing adapted yet."""
+def init(target: Target, key: PRNGKeyArray, position: Vector, data: Data) -> MILEState:
+    """The state of a chain at its start, before adaptation."""
     dim = target.dim
     key, key_momentum = jax.random.split(key)
-    direction = normalised(jax.random.normal(key_momentum, (dim,)))
+    direction = normalise(jax.random.normal(key_momentum, (dim,)))
     density, gradient = jax.value_and_grad(target.log_density)(position, data)
-    return State(
+    return MILEState(
         key,
         IntegratorState(position, direction, density, gradient),
         jnp.float32(FIRST_STEP * math.sqrt(dim)),
@@ -156,36 +156,36 @@ def init(target: Target, key: PRNGKeyArray, position: Vector, data: Data) -> Sta
     )
 
 
-def step(target: Target, state: State, data: Data) -> tuple[State, Info]:
-    """One step of the integrator, and one turn by noise."""
+def step(target: Target, state: MILEState, data: Data) -> tuple[MILEState, Info]:
+    """Runs one step of the integrator, then one turn by noise."""
     key, key_noise = jax.random.split(state.key)
     integrate: Any = isokinetic_mclachlan(lambda z: target.log_density(z, data), state.inverse)
     end, kinetic = integrate(state.point, state.step_size)
     error = kinetic - end.logdensity + state.point.logdensity
-    fine = (jnp.abs(error) < DIVERGENCE) & jnp.isfinite(end.logdensity_grad).all()
-    point = where(fine, end, state.point)
+    valid = (jnp.abs(error) < DIVERGENCE) & jnp.isfinite(end.logdensity_grad).all()
+    point = where(valid, end, state.point)
     noise = jax.random.normal(key_noise, (target.dim,))
     scale = jnp.sqrt(jnp.expm1(2 * state.step_size / state.length) / target.dim)
-    direction = normalised(jnp.where(fine, point.momentum + scale * noise, noise))
+    direction = normalise(jnp.where(valid, point.momentum + scale * noise, noise))
     info = {
-        "acceptance": fine.astype(jnp.float32),
-        "diverging": ~fine,
+        "acceptance": valid.astype(jnp.float32),
+        "diverging": ~valid,
         "leapfrogs": jnp.int32(GRADIENTS),
-        "energy": jnp.where(fine, error, 0.0),
+        "energy": jnp.where(valid, error, 0.0),
         "log_density": point.logdensity,
     }
     return state._replace(key=key, point=point._replace(momentum=direction)), info
 
 
-def warm(target: Target, settings: MILEConfig, state: State, data: Data) -> tuple[State, Info]:
-    """A step after which the step size and the metric are adapted."""
+def warm(target: Target, settings: MILEConfig, state: MILEState, data: Data) -> tuple[MILEState, Info]:
+    """Runs a step, then adapts step size and metric."""
     state, info = step(target, state, data)
     state = state._replace(transition=state.transition + 1)
     return adapt_metric(settings, adapt_step_size(settings, state, info)), info
 
 
-def adapt_step_size(settings: MILEConfig, state: State, info: Info) -> State:
-    """The state with the step size at which the mean squared energy error is the one aimed at."""
+def adapt_step_size(settings: MILEConfig, state: MILEState, info: Info) -> MILEState:
+    """Moves the step size towards the target of the mean squared energy error."""
     dim = state.inverse.shape[-1]
     memory = max(MEMORY, settings.warmup // 10)
     ratio = info["energy"] ** 2 / (dim * settings.energy_variance) + 1e-8
@@ -198,8 +198,8 @@ def adapt_step_size(settings: MILEConfig, state: State, info: Info) -> State:
     return where(info["diverging"], state._replace(step_size=SHRINKAGE * state.step_size), adapted)
 
 
-def adapt_metric(settings: MILEConfig, state: State) -> State:
-    """The state with its position added to the window, and with the window's metric where the window ends."""
+def adapt_metric(settings: MILEConfig, state: MILEState) -> MILEState:
+    """Adds the position to the window, and takes the window's metric when the window ends."""
     for first, last in variance_windows(settings.warmup):
         added = add_position(state.covariance, state.point.position, "diagonal")
         inside = (state.transition > first) & (state.transition <= last)
@@ -214,33 +214,33 @@ def variance_windows(warmup: int) -> list[tuple[int, int]]:
     return [(first, last) for first, last in windows if last - first >= 2]
 
 
-def renew_metric(settings: MILEConfig, state: State) -> State:
-    """The state with the variances of a window as its metric or, where that stays the unit one, as its length."""
+def renew_metric(settings: MILEConfig, state: MILEState) -> MILEState:
+    """Takes a window's variances as the metric or, if the metric stays the identity, for the length."""
     variance = metric_of(state.covariance, "diagonal").inverse
     if settings.mass_matrix == "unit":
         state = state._replace(length=jnp.sqrt(variance.sum()))
     else:
-        # No parameter moves further than before, until the errors in the new metric are known.
+        # No parameter moves further than before until the errors in the new metric are known.
         shrunk = jnp.sqrt((state.inverse / variance).min())
         state = state._replace(step_size=state.step_size * shrunk, inverse=variance)
     return state._replace(weight=jnp.float32(0), covariance=no_positions(variance.shape[-1], "diagonal"))
 
 
-def settle(state: State) -> State:
-    """The state as it is: the step size is an average already."""
+def settle(state: MILEState) -> MILEState:
+    """Returns the state unchanged, because the step size is already an average."""
     return state
 
 
-def position(state: State) -> Vector:
-    """Where the chain is."""
+def position(state: MILEState) -> Vector:
+    """The position of the chain."""
     return state.point.position
 
 
-def tuned(state: State) -> dict[str, Array]:
+def tuning(state: MILEState) -> dict[str, Array]:
     """The adapted step size and the length over which the direction is forgotten."""
     return {"step_size": state.step_size, "decoherence_length": state.length}
 
 
-def normalised(vector: Float[Array, " dim"]) -> Float[Array, " dim"]:
-    """The vector at length 1."""
+def normalise(vector: Float[Array, " dim"]) -> Float[Array, " dim"]:
+    """Scales the vector to length 1."""
     return vector / jnp.linalg.norm(vector)

@@ -29,14 +29,14 @@ from abstain.training.runs.journal import Journal
 
 
 class Transitions(NamedTuple):
-    """NumPyro's functions that begin a chain and that take it one trajectory further."""
+    """NumPyro's functions that start a chain and that run one trajectory."""
 
     init: Callable[..., Any]
     sample: Callable[..., Any]
 
 
-class State(NamedTuple):
-    """One chain: NumPyro's state of it, which adapts the metric, and the step size, which is adapted here."""
+class NUTSState(NamedTuple):
+    """The state of one chain: NumPyro's state, which adapts the metric, and the step size, which is adapted here."""
 
     hmc: Any
     step_size: StepSize
@@ -44,7 +44,7 @@ class State(NamedTuple):
 
 
 def fit(key: PRNGKeyArray, problem: Problem, settings: NUTSConfig, draws: int, journal: Journal) -> Fitted:
-    """`draws` draws, evenly thinned from all chains; diagnostics are of all samples, before thinning."""
+    """Samples chains and thins them evenly to `draws` draws; diagnostics use all samples."""
     return fit_by_chains(key, kernel(problem.target, settings), problem, settings, draws, journal)
 
 
@@ -57,12 +57,12 @@ def kernel(target: Target, settings: NUTSConfig) -> Kernel:
         partial(settle, settings),
         partial(step, numpyro),
         position,
-        tuned,
+        tuning,
     )
 
 
 def transitions(target: Target) -> Transitions:
-    """NumPyro's sampler of a target: its two functions share what the first is given, so each kernel has its own pair."""
+    """NumPyro's sampler of a target. Its two functions share state, so each kernel needs its own pair."""
 
     def potential(data: Data, z: Vector) -> Array:
         return -target.log_density(z, data)
@@ -70,8 +70,8 @@ def transitions(target: Target) -> Transitions:
     return Transitions(*hmc(potential_fn_gen=lambda data: partial(potential, data), algo="NUTS"))
 
 
-def init(numpyro: Transitions, settings: NUTSConfig, key: PRNGKeyArray, position: Vector, data: Data) -> State:
-    """A chain at its start, with nothing adapted yet."""
+def init(numpyro: Transitions, settings: NUTSConfig, key: PRNGKeyArray, position: Vector, data: Data) -> NUTSState:
+    """The state of a chain at its start, before adaptation."""
     state = numpyro.init(
         position,
         settings.warmup,
@@ -83,11 +83,11 @@ def init(numpyro: Transitions, settings: NUTSConfig, key: PRNGKeyArray, position
         model_args=(data,),
         rng_key=key,
     )
-    return with_step_size(State(state, first_step_size(settings.step_size), jnp.int32(0)))
+    return with_step_size(NUTSState(state, first_step_size(settings.step_size), jnp.int32(0)))
 
 
-def step(numpyro: Transitions, state: State, data: Data) -> tuple[State, Info]:
-    """One trajectory."""
+def step(numpyro: Transitions, state: NUTSState, data: Data) -> tuple[NUTSState, Info]:
+    """Runs one trajectory."""
     after = numpyro.sample(state.hmc, model_args=(data,))
     info = {
         "acceptance": after.accept_prob,
@@ -99,8 +99,8 @@ def step(numpyro: Transitions, state: State, data: Data) -> tuple[State, Info]:
     return state._replace(hmc=after), info
 
 
-def warm(numpyro: Transitions, settings: NUTSConfig, state: State, data: Data) -> tuple[State, Info]:
-    """A transition after which the step size is adapted; NumPyro adapts the metric."""
+def warm(numpyro: Transitions, settings: NUTSConfig, state: NUTSState, data: Data) -> tuple[NUTSState, Info]:
+    """Runs a transition, then adapts the step size; NumPyro adapts the metric."""
     before = metric(state)
     state, info = step(numpyro, state, data)
     size = adapt_step_size(state.step_size, info["acceptance"], settings.adaptation, settings.target_acceptance)
@@ -110,29 +110,29 @@ def warm(numpyro: Transitions, settings: NUTSConfig, state: State, data: Data) -
     return with_step_size(state._replace(step_size=size, transition=state.transition + 1)), info
 
 
-def settle(settings: NUTSConfig, state: State) -> State:
-    """The state with the step size that adaptation ended at."""
+def settle(settings: NUTSConfig, state: NUTSState) -> NUTSState:
+    """Fixes the step size at the end of adaptation."""
     size = final_step_size(state.step_size, settings.adaptation)
     return with_step_size(state._replace(step_size=StepSize(size, ())))
 
 
-def position(state: State) -> Vector:
-    """Where the chain is."""
+def position(state: NUTSState) -> Vector:
+    """The position of the chain."""
     return state.hmc.z
 
 
-def tuned(state: State) -> dict[str, Array]:
+def tuning(state: NUTSState) -> dict[str, Array]:
     """The adapted step size."""
     return {"step_size": state.step_size.value}
 
 
-def metric(state: State) -> Metric:
+def metric(state: NUTSState) -> Metric:
     """The metric that NumPyro has adapted."""
     adapted = state.hmc.adapt_state
     return Metric(adapted.inverse_mass_matrix, adapted.mass_matrix_sqrt)
 
 
-def with_step_size(state: State) -> State:
-    """The state with its step size where NumPyro's transitions read it."""
+def with_step_size(state: NUTSState) -> NUTSState:
+    """Copies the step size to where NumPyro's transitions read it."""
     adapted = state.hmc.adapt_state._replace(step_size=state.step_size.value)
     return state._replace(hmc=state.hmc._replace(adapt_state=adapted))

@@ -1,7 +1,7 @@
 """Variational inference: a normal over the unconstrained parameters, fitted by stochastic gradients.
 
-The guides, and the objective that they are fitted by, are in `training/inference/guides.py`; here they become a posterior. Several
-guides may be fitted from different starts, and their draws pooled.
+The guides and their objective are in `training/inference/guides.py`. Several guides may be fitted from different starts,
+and their draws pooled.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from abstain.models.prediction.posterior import Posterior
 from abstain.training.config.methods import VIConfig
 from abstain.training.inference.bnn import Observations
 from abstain.training.inference.diagnostics import K_HAT_LIMIT, arviz
-from abstain.training.inference.guides import Guide, fit_guides, law, sample_guides
+from abstain.training.inference.guides import Guide, fit_guides, guide_distribution, sample_guides
 from abstain.training.inference.problem import Fitted, Problem
-from abstain.training.inference.starts import starts
+from abstain.training.inference.starts import find_starts
 from abstain.training.runs.journal import Journal
 from abstain.training.runs.progress import stage
 
 K_HAT_DRAWS = 400
 LARGEST_LOG = 600.0
 K_HAT_WORK = 2e11
-"""Multiplications (draws × rows × parameters) that k-hat may cost; beyond, it is not taken."""
+"""The largest cost of k-hat (draws × rows × parameters); beyond it, k-hat is not computed."""
 
 
 def fit(key: PRNGKeyArray, problem: Problem, settings: VIConfig, draws: int, journal: Journal) -> Fitted:
-    """Draws from the fitted guides, pooled; diagnostics hold the loss curve, the reports on the way, and k-hat."""
+    """Fits guides and pools their draws; diagnostics hold loss curve, reports and k-hat."""
     key_start, key_fit, key_draws, key_k = jax.random.split(key, 4)
-    locs = starts(key_start, problem, settings, settings.starts, journal)
+    locs = find_starts(key_start, problem, settings, settings.starts, journal)
     guides, facts = fit_guides(key_fit, problem, locs, settings, journal)
     zs = sample_guides(key_draws, guides, draws)
     with stage(journal.progress, "k-hat"):
@@ -43,8 +43,7 @@ def k_hat(key: PRNGKeyArray, problem: Problem, guides: Guide, settings: VIConfig
     """The Pareto shape of the importance ratios of a guide to its target (Yao et al., 2018): the worst over guides.
 
     Below 0.7 the draws, weighted, would give the posterior's expectations. In a network's parameter space it is rarely
-    that low, whatever the predictions are like. None where it would cost too much; infinite where one draw has all
-    the weight.
+    that low, even with good predictions. None if it would cost too much; infinite if one draw has all the weight.
     """
     target, rows = problem.target, problem.train
     if K_HAT_DRAWS * len(rows.y) * target.dim > K_HAT_WORK:
@@ -52,7 +51,7 @@ def k_hat(key: PRNGKeyArray, problem: Problem, guides: Guide, settings: VIConfig
 
     @jax.jit
     def ratios(key: PRNGKeyArray, guide: Guide, rows: Observations) -> Array:
-        q = law(guide)
+        q = guide_distribution(guide)
 
         def of_draw(z: Array) -> Array:
             likelihood = target.total_log_likelihood(target.constrain(z), rows)
@@ -62,22 +61,22 @@ def k_hat(key: PRNGKeyArray, problem: Problem, guides: Guide, settings: VIConfig
 
     starts = jax.tree.leaves(guides)[0].shape[0]
     worst = -np.inf
-    for place in range(starts):
-        guide = jax.tree.map(lambda leaf, place=place: leaf[place], guides)
-        log_ratios = np.asarray(ratios(jax.random.fold_in(key, place), guide, rows), np.float64)
-        # Where a few draws have all the weight that float64 can tell, there is no tail left to fit a shape to.
+    for index in range(starts):
+        guide = jax.tree.map(lambda leaf, index=index: leaf[index], guides)
+        log_ratios = np.asarray(ratios(jax.random.fold_in(key, index), guide, rows), np.float64)
+        # If a few draws have all the weight in float64, there is no tail to fit a shape to.
         tail = np.sort(log_ratios)[-K_HAT_DRAWS // 5 :]
         whole = np.isfinite(log_ratios).all() and tail[-1] - tail[0] < LARGEST_LOG
-        # ArviZ takes log-likelihoods, whose reciprocals are the weights: the ratios' logarithms, negated.
+        # ArviZ takes log-likelihoods, whose reciprocals are the weights: so the log ratios are negated.
         worst = max(worst, float(arviz.psislw(-log_ratios)[1]) if whole else np.inf)
     return worst
 
 
 def k_hat_note(value: float | None) -> tuple[str, ...]:
-    """What k-hat says, in plain words."""
+    """A note if k-hat is above its limit."""
     if value is None or value <= K_HAT_LIMIT:
         return ()
     return (
         f"the guide is not close to the posterior of the parameters: k-hat is {value:.2f}, above {K_HAT_LIMIT}; "
-        "its predictions may still serve",
+        "its predictions may still be good",
     )
