@@ -26,7 +26,7 @@ that is a picture: it is there for arrays that are none.)
 This is the second choice. The first was made without photographs, G and H, and came to C; one look at the final test
 (`benchmarks/strong.py`) showed that C passes over clothes. Local subspaces leave out all that lies outside 64 components,
 and no strange set of the digits had been far from digits. Parts of scikit-learn's two photographs were added, and the
-candidates that see the whole picture, and the same rule chose G. `docs/scores.md` has the figures of both looks.
+candidates that see the whole picture, and the same rule chose G. `docs/results.md` has the figures of both looks.
 
 Confirmation tasks are looked at after the choice, and change nothing.
 

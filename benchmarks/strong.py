@@ -7,7 +7,7 @@ error, expected calibration error, and how the decision tells MNIST's test image
 letters; also from these at the digits' brightness, from the letters but I and L, which are ones, and from the B's alone.
 Nothing of these sets, nor of the test images, is used to fit or to calibrate. Scores and their combination were chosen
 by `benchmarks/selection.py`, twice: a first look at these sets showed that its strange sets had been too near, and it was
-given more of them (`docs/scores.md` has the figures of both looks); the settings of the fit by the error and the calibration error of training
+given more of them (`docs/results.md` has the figures of both looks); the settings of the fit by the error and the calibration error of training
 images that it was not fitted to. (Not a wide posterior: each guide is narrow about a mode, and five modes are pooled.)
 
 Then the second operating point, for those who must not turn away digits from elsewhere: `abstain calibrate` with the

@@ -7,7 +7,7 @@
 Cuts the public arrays into the files that `abstain fit` takes, fits each set's config for every seed by the command a
 user has, and prints what the config's own decision, the default, comes to. A seed cuts another test part. No choice
 was made on what is printed here: which scores decide, and how feature scores are fitted, was chosen with other letters, gases
-and wines held out (`docs/scores.md`), and networks and methods by rows held out of the training parts.
+and wines held out (`docs/results.md`), and networks and methods by rows held out of the training parts.
 
     python benchmarks/tabular.py --data FOLDER [--seeds 3] [--only letters] [--prepare FOLDER]
 """

@@ -260,7 +260,7 @@ UP = (
     ),
     table(
         "Alerts that are firing or pending",
-        "Pending: the condition holds, but not for long enough yet. docs/watching.md says how to handle each alert.",
+        "Pending: the condition holds, but not for long enough yet. docs/monitoring.md says how to handle each alert.",
         'ALERTS{alertname=~"Abstain.+"}',
         ("alertname", "alertstate", "severity", "model", "version", "score", "instance"),
     ),
@@ -608,7 +608,7 @@ def dashboard() -> dict[str, Any]:
     return {
         "uid": "abstain",
         "title": "abstain",
-        "description": "A model server that rejects rows it does not know. How to handle alerts: docs/watching.md.",
+        "description": "A model server that rejects rows it does not know. How to handle alerts: docs/monitoring.md.",
         "tags": ["abstain"],
         "schemaVersion": 39,
         "version": 1,

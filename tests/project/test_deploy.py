@@ -31,7 +31,7 @@ DEPLOY = PROJECT / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yml"
 CASES = sorted((DEPLOY / "prometheus" / "tests").glob("*.yml"))
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "abstain.json"
-GUIDE = PROJECT / "docs" / "watching.md"
+GUIDE = PROJECT / "docs" / "monitoring.md"
 
 METRIC = re.compile(r"\b((?:\w+:)?abstain_\w+(?::\w+)?|up|ALERTS)\b(?:{([^}]*)})?")
 GROUPING = re.compile(r"\b(?:by|on)\s*\(([^)]*)\)")
@@ -121,7 +121,7 @@ def test_every_alert_says_what_to_do():
     for name, rule in alerts.items():
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}, name
-        assert rule["annotations"]["runbook_url"] == f"docs/watching.md#{name.lower()}"
+        assert rule["annotations"]["runbook_url"] == f"docs/monitoring.md#{name.lower()}"
     assert set(re.findall(r"^### (Abstain\w+)$", GUIDE.read_text("utf-8"), re.MULTILINE)) == set(alerts)
 
 

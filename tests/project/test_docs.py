@@ -177,11 +177,11 @@ def test_the_config_in_readme_is_valid(tmp_path):
 
 
 def test_every_code_of_an_error_is_in_the_reference():
-    """The table of docs/answers.md has the codes that the service gives, and no others."""
+    """The table of docs/responses.md has the codes that the service gives, and no others."""
     given = set(CODES.values()) | {kind.code for kind in STATUS}
     for path in (PROJECT / "service").rglob("*.py"):
         given |= set(re.findall(r'\bcode="(\w+)"', text_of(path)))
-    table = re.findall(r"^\| \d{3} \| (`.*?) \|", text_of(DOCS / "answers.md"), re.MULTILINE)
+    table = re.findall(r"^\| \d{3} \| (`.*?) \|", text_of(DOCS / "responses.md"), re.MULTILINE)
     known = {code for cell in table for code in re.findall(r"`(\w+)`", cell)}
     # Each status has one code by default; these statuses have more exact ones.
     assert known == given - {"unauthorized", "forbidden", "too_many_requests", "error", "invalid_data"}

@@ -46,7 +46,7 @@ DEFAULT_DECISIONS: dict[Literal["images", "tables", "regression"], Decision] = {
 }
 """The default decisions: combinations of scores that detect different kinds of strange rows.
 
-`docs/scores.md` says on which data they were chosen: for images by `benchmarks/selection.py`, for tables by
+`docs/results.md` says on which data they were chosen: for images by `benchmarks/selection.py`, for tables by
 `benchmarks/table_selection.py`. For images `range` only detects arrays on another scale than the pixels.
 """
 
