@@ -15,7 +15,7 @@ from abstain.models.bundles.bundle import Bundle, load_published
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.signatures import TrustedKeys, read_trusted
 from abstain.models.bundles.store import resolve
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.errors import ConfigError
 from abstain.models.prediction.predictive import Predictor, buckets_for
 from abstain.predictions import ClassificationPredictions, RegressionPredictions, predictions_of

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from abstain.models.decisions.calibration import Judgement, ScoreJudgement
 from abstain.models.decisions.ranks import ordinal
+from abstain.models.decisions.records import Judgement, ScoreJudgement
 from abstain.models.errors import ConfigError
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction

@@ -29,7 +29,7 @@ from servers import save, say
 from abstain.models.bundles import store as stores
 from abstain.models.bundles.bundle import load
 from abstain.models.decisions import drift
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 
 ROWS, CALIBRATION, LEVEL = 10_000, 1_000, math.log(100)
 LIKE = 4_000

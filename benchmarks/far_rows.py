@@ -24,8 +24,8 @@ from scipy.spatial import cKDTree
 from servers import save, say
 
 from abstain.models.bundles.bundle import load
-from abstain.models.decisions.calibration import judge
 from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.records import Calibration
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary

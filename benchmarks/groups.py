@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.files.row_files import read_table
 from abstain.models.prediction.preprocessing import encode_table
 from abstain.training.calibration.feature_scores import fit_feature_scores

@@ -15,7 +15,8 @@ from scipy import stats
 from servers import free_port, running, serve_ours
 
 from abstain.models.bundles.bundle import load
-from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.calibration import calibrate
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import percentile_rank
 from abstain.models.decisions.records import Judgement
 from abstain.models.prediction.predictive import BUCKETS, Prediction

@@ -36,8 +36,9 @@ from scipy import stats
 
 from abstain.models.bundles.bundle import Bundle, load
 from abstain.models.bundles.store import resolve
-from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.calibration import calibrate
 from abstain.models.decisions.conformal import IntervalKind, SetKind
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import coverage_rank, percentile_rank
 from abstain.models.prediction.predictive import Prediction
 from abstain.training.config.data import DataConfig

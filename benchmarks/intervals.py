@@ -27,7 +27,8 @@ import numpy as np
 import orjson
 from jaxtyping import Float
 
-from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.calibration import calibrate
+from abstain.models.decisions.judging import judge
 from abstain.models.prediction.predictive import Predictor
 from abstain.models.prediction.summaries import RegressionSummary
 from abstain.training.calibration.pipeline import fit_recalibration

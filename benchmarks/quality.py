@@ -22,7 +22,7 @@ import orjson
 
 from abstain.models.bundles.bundle import load
 from abstain.models.bundles.store import versions
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"

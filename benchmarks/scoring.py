@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import orjson
 
-from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.calibration import calibrate
+from abstain.models.decisions.judging import judge
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.packing import pack
 from abstain.models.prediction.posterior import Model, Posterior

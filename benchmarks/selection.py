@@ -50,8 +50,8 @@ from sklearn.datasets import load_sample_images
 
 from abstain.models.bundles.bundle import Bundle, load
 from abstain.models.bundles.store import versions
-from abstain.models.decisions.calibration import judge
 from abstain.models.decisions.decision import Decision, Rule
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.records import Calibration, Judgement
 from abstain.models.prediction.predictive import Prediction
 from abstain.training.calibration.feature_scores import fit_feature_scores

@@ -139,7 +139,7 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from abstain.models.bundles.bundle import DataRecord, Manifest, MethodRecord  # noqa: PLC0415
+    from abstain.models.bundles.manifest import DataRecord, Manifest, MethodRecord  # noqa: PLC0415
     from abstain.models.networks.architectures import MLPSpec  # noqa: PLC0415
     from abstain.models.prediction.feature_scores import shapes_of  # noqa: PLC0415
     from abstain.models.prediction.posterior import Model, Posterior  # noqa: PLC0415

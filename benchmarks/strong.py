@@ -41,7 +41,7 @@ from scipy.stats import betabinom
 
 from abstain.models.bundles.bundle import load
 from abstain.models.bundles.store import versions
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import percentile_rank
 from abstain.training.data.ood_sets import SAME_INTENSITY
 

@@ -33,8 +33,9 @@ import orjson
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
-from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.calibration import calibrate
 from abstain.models.decisions.decision import Decision, Rule
+from abstain.models.decisions.judging import judge
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
 from abstain.training.calibration.feature_scores import fit_feature_scores

@@ -30,7 +30,7 @@ import orjson
 from scipy.stats import betabinom
 
 from abstain.models.bundles.bundle import load
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import percentile_rank
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Num
 from pydantic import ValidationError
 
-from abstain.models.bundles.bundle import SCHEMA_VERSION, Bundle, Manifest, load_published
+from abstain.models.bundles.bundle import Bundle, load_published
+from abstain.models.bundles.manifest import SCHEMA_VERSION, Manifest
 from abstain.models.bundles.shortfalls import Shortfall, ShortfallCode, texts
 from abstain.models.bundles.store import check_writable, resolve
 from abstain.models.bundles.trained_rows import TrainedRows, find_trained, most_by_chance, read_trained

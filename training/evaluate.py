@@ -9,10 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from abstain.models.bundles.bundle import Bundle, Manifest, load_published
+from abstain.models.bundles.bundle import Bundle, load_published
+from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.store import resolve
 from abstain.models.bundles.trained_rows import TrainedRows, find_trained, most_by_chance, read_trained
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import percentile_rank
 from abstain.models.errors import DataError
 from abstain.models.prediction.posterior import Model, Posterior

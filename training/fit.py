@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from abstain.models.bundles.bundle import DataRecord, Manifest, MethodRecord, load_published, read_published
+from abstain.models.bundles.bundle import load_published, read_published
+from abstain.models.bundles.manifest import DataRecord, Manifest, MethodRecord
 from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.bundles.store import check_writable, resolve
 from abstain.models.bundles.trained_rows import find_trained, hash_training_rows, most_by_chance, read_trained

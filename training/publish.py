@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from abstain.models.bundles.bundle import Manifest, write_arrays, write_manifest
+from abstain.models.bundles.bundle import write_arrays
+from abstain.models.bundles.manifest import Manifest, write_manifest
 from abstain.models.bundles.store import publish
 from abstain.models.bundles.trained_rows import TrainedRows, write_trained
 from abstain.models.files.locks import REMEDY

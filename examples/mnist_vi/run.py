@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.calibration import calibrate
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import threshold
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model, Posterior

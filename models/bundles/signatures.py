@@ -4,7 +4,7 @@
                     of `manifest.json` and of every file that it lists, signed by an elliptic curve key (a Sigstore bundle)
 
 The statement is compared with the hashes in the manifest that was read, not with files on disk, so the bytes that are
-verified are the bytes that are used. `models/bundles/bundle.py` compares the files with the manifest.
+verified are the bytes that are used. `models/bundles/manifest.py` compares the files with the manifest.
 
 The library is the extra `signing`. It is imported only when a key is read.
 """

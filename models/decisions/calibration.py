@@ -1,45 +1,22 @@
 """Calibration: the distribution of scores on calibration rows, which are neither training rows nor test rows.
 
-A `Calibration` stores every score of every calibration row. From these it computes, at any percentile, the threshold above
-which a row is rejected, and a conformal p-value for any score, the decision, and prediction sets and intervals. With
-exchangeable rows a threshold at percentile P rejects at most 100 − P percent on average over calibration splits (Vovk et
-al., 2005). With `per_class` the same holds within each predicted class (Mondrian; Vovk et al., 2003).
+A `Calibration` stores every score of every calibration row; `models/decisions/judging.py` compares new rows with it.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
-from abstain.models.decisions.conformal import IntervalKind, SetKind, interval, interval_scores, set_scores
-from abstain.models.decisions.decision import (
-    COMBINED,
-    Decision,
-    combine,
-    contributions,
-    main_scores,
-)
-from abstain.models.decisions.ranks import (
-    coverage_rank,
-    exact,
-    less_tolerance,
-    percentile_rank,
-    rows_needed,
-    share_at_least,
-)
-from abstain.models.decisions.records import STD, Calibration, Judgement, ScoreJudgement
+from abstain.models.decisions.conformal import IntervalKind, SetKind, interval_scores, set_scores
+from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
+from abstain.models.decisions.records import STD, Calibration
 from abstain.models.errors import CalibrationError, suggest
 from abstain.models.prediction.feature_scores import FEATURE_SCORES
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.scores import SCORES
 from abstain.models.prediction.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
-
-PROBABILITY_ROUNDING = 1e-5
-"""Rounding error of a probability, relative to it."""
-LEAST_PROBABILITY_ROUNDING = 1e-7
-"""Rounding error of a probability near 0."""
-SUM_ROUNDING = 2e-6
-"""Rounding error of a sum of the most probable classes' probabilities."""
 
 
 def calibrate(
@@ -126,101 +103,6 @@ def check_sizes(calibration: Calibration, classes: int, percentile: float) -> No
             raise CalibrationError(str(error), where=f"calibration rows predicted to be of class {label}") from error
 
 
-def judge(
-    calibration: Calibration, prediction: Prediction, percentile: float | None = None, coverage: float | None = None
-) -> Judgement:
-    """Judges a batch: the decision, each score's p-value and threshold, and the prediction sets or intervals.
-
-    Args:
-        percentile: strictly between 0 and 100; if None, the calibration's own.
-        coverage: strictly between 0 and 1; if None, the calibration's own.
-
-    Raises:
-        CalibrationError: the calibration split is too small for the percentile or coverage.
-    """
-    percentile = calibration.percentile if percentile is None else percentile
-    coverage = calibration.coverage if coverage is None else coverage
-    check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
-    decision = calibration.decision
-    # An older bundle may have calibrated fewer scores than are computed now; the others are left out.
-    values = {name: np.asarray(prediction.scores[name]) for name in calibration.scores}
-    # All scores at once, here and below: with one call for each score, numpy's overhead would dominate for a single row.
-    edges = less_tolerance(np.stack(list(values.values())), calibration.units)
-    evidence, added = {}, {}
-    if decision.name == COMBINED:
-        # Values and edges in one array: half the calls.
-        lowered = dict(zip(values, edges, strict=True))
-        both = {name: np.concatenate([values[name], lowered[name]]) for name in decision.scores}
-        evidence_of_both = calibration.evidence_of(both)
-        rows = edges.shape[1]
-        evidence = {name: nats[:rows] for name, nats in evidence_of_both.items()}
-        whole = np.stack(list(evidence_of_both.values()))
-        combined = combine(decision, whole)
-        values[COMBINED], edges = combined[:rows], np.concatenate([edges, combined[None, rows:]])
-        parts = whole[:, :rows]
-        added = dict(zip(decision.scores, contributions(decision, parts), strict=True))
-    labels = predicted_labels(prediction.summary) if calibration.per_class else None
-    scores = _judge_scores(calibration, values, edges, labels, percentile)
-    members, ends = _conformal(calibration, prediction, coverage)
-    return Judgement(
-        percentile=percentile,
-        coverage=coverage,
-        decision=decision.name,
-        reject=scores[decision.name].above,
-        scores=scores,
-        evidence=evidence,
-        contributions=added,
-        main_scores=main_scores(added) if added else [decision.name] * len(prediction.summary.mean),
-        members=members,
-        interval=ends,
-    )
-
-
-def _judge_scores(
-    calibration: Calibration,
-    values: dict[str, Float[np.ndarray, " batch"]],
-    edges: Float[np.ndarray, "scores batch"],
-    labels: Int[np.ndarray, " batch"] | None,
-    percentile: float,
-) -> dict[str, ScoreJudgement]:
-    """Ranks every score among the calibration rows or, if `labels` are given, among the rows of the same predicted class."""
-    if labels is None:
-        return _rank(calibration.ascending, values, edges, percentile)
-    numbers, flags = np.empty((3, *edges.shape)), np.empty((2, *edges.shape), bool)
-    whole = {
-        name: ScoreJudgement(np.empty_like(values[name]), *numbers[:, index], *flags[:, index])
-        for index, name in enumerate(values)
-    }
-    for label in np.unique(labels).tolist():
-        own = labels == label
-        of_class = {name: calibration.by_class[name][label] for name in values}
-        parts = _rank(of_class, {name: value[own] for name, value in values.items()}, edges[:, own], percentile)
-        for name, part in parts.items():
-            for target, source in zip(whole[name], part, strict=True):
-                target[own] = source
-    return whole
-
-
-def _rank(
-    ascending: dict[str, Float[np.ndarray, " rows"]],
-    values: dict[str, Float[np.ndarray, " batch"]],
-    edges: Float[np.ndarray, "scores batch"],
-    percentile: float,
-) -> dict[str, ScoreJudgement]:
-    known = [ascending[name] for name in values]
-    rows = len(known[0])
-    p_values = np.array([share_at_least(of_score, own) for of_score, own in zip(known, edges, strict=True)])
-    rank = percentile_rank(percentile, rows)
-    limits = np.array([[of_score[rank - 1]] for of_score in known])
-    # If no calibration row is at least as large, p has its smallest value, 1/(n + 1).
-    extrapolated = p_values * (rows + 1) < 1.5
-    columns = (100 * (1 - p_values), np.broadcast_to(limits, edges.shape), p_values, ~(edges <= limits), extrapolated)
-    return {
-        name: ScoreJudgement(value, *of_score)
-        for (name, value), of_score in zip(values.items(), zip(*columns, strict=True), strict=True)
-    }
-
-
 def predicted_labels(summary: PredictiveSummary) -> Int[np.ndarray, " rows"] | None:
     """Returns each row's most probable class; None for regression."""
     return np.asarray(summary.mean).argmax(axis=1) if isinstance(summary, ClassificationSummary) else None
@@ -235,37 +117,18 @@ def nonconformity_of(
     """Returns how badly each target fits its prediction, as defined in `models/decisions/conformal.py`."""
     summary = prediction.summary
     if isinstance(summary, ClassificationSummary):
-        return _set_scores(sets, prediction)[np.arange(len(targets)), targets.astype(int)]
-    return interval_scores(intervals, *_interval_inputs(summary), targets)
+        return set_scores_of(sets, prediction)[np.arange(len(targets)), targets.astype(int)]
+    return interval_scores(intervals, *interval_inputs(summary), targets)
 
 
-def _conformal(
-    calibration: Calibration, prediction: Prediction, coverage: float
-) -> tuple[Bool[np.ndarray, "batch classes"] | None, Float[np.ndarray, "batch 2"] | None]:
-    radius = float(calibration.ascending_nonconformity[coverage_rank(coverage, calibration.rows) - 1])
-    if isinstance(prediction.summary, ClassificationSummary):
-        return _set_scores(calibration.sets, prediction) <= radius + _set_tolerance(calibration.sets, prediction), None
-    return None, interval(calibration.intervals, *_interval_inputs(prediction.summary), radius)
-
-
-def _set_scores(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"]:
+def set_scores_of(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"]:
+    """Returns the nonconformity score of every class of every row, by which prediction sets are built."""
     mean = np.asarray(prediction.summary.mean)
     uniform = np.zeros(len(mean)) if prediction.uniform is None else np.asarray(prediction.uniform)
     return set_scores(kind, mean, uniform)
 
 
-def _set_tolerance(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"] | float:
-    """Returns by how much a class's score may exceed the radius because of rounding.
-
-    The score of "lac" is 1 − p with the rounding error of p, which is far smaller for an improbable class than for a
-    probable one. The other scores are sums of probabilities.
-    """
-    if kind != "lac":
-        return SUM_ROUNDING
-    return PROBABILITY_ROUNDING * np.asarray(prediction.summary.mean, np.float64) + LEAST_PROBABILITY_ROUNDING
-
-
-def _interval_inputs(summary: RegressionSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def interval_inputs(summary: RegressionSummary) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns mean, total standard deviation, and the lowest and the highest quantile."""
     total = np.sqrt(np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance))
     quantiles = np.asarray(summary.quantiles)

@@ -15,7 +15,7 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet as arrow_parquet
 
 from abstain.models.bundles.bundle import Bundle
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.errors import DataError, InputError
 from abstain.models.files.drafts import draft_of
 from abstain.models.files.locks import disk_errors

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from abstain.models.bundles.shortfalls import texts
 from abstain.service.commands.options import DEFAULT_STORE, StoreOption
+
+if TYPE_CHECKING:
+    from abstain.models.bundles.signatures import TrustedKeys
 
 commands = typer.Typer()
 
@@ -48,10 +51,8 @@ def serve(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Serve the store's models over HTTP, with BentoML, in the foreground."""
-    from abstain.models.bundles import store as stores  # noqa: PLC0415
-    from abstain.models.bundles.bundle import read_published, verify_files  # noqa: PLC0415
     from abstain.models.bundles.signatures import read_trusted  # noqa: PLC0415
-    from abstain.models.errors import AbstainError, ConfigError  # noqa: PLC0415
+    from abstain.models.errors import ConfigError  # noqa: PLC0415
     from abstain.service.access.startup_checks import check_access  # noqa: PLC0415
     from abstain.service.process import make_run_folder  # noqa: PLC0415
     from abstain.service.settings import check_address, read_settings  # noqa: PLC0415
@@ -65,26 +66,7 @@ def serve(
     check_address(settings, host)
     check_access(settings)
     trusted = read_trusted(settings.trusted_keys)
-    served: list[str] = []
-    faults: list[str] = []
-    for name in stores.model_names(store):
-        try:
-            versions = stores.served_versions(store, name)
-        except AbstainError as error:
-            faults.append(str(error))
-            continue
-        for version in versions:
-            try:
-                manifest = read_published(store, name, version, trusted)
-                verify_files(store / name / str(version), manifest)
-            except AbstainError as error:
-                faults.append(str(error))
-                continue
-            if require_sound and manifest.shortfalls:
-                reasons = "; ".join(texts(manifest.shortfalls))
-                faults.append(f"{name}:{version} is refused: it failed publication checks: {reasons}")
-            else:
-                served.append(f"{name}:{version}")
+    served, faults = _check_versions(store, trusted, require_sound)
     if not served:
         raise ConfigError(
             "no version to serve",
@@ -128,6 +110,36 @@ def serve(
         str(port),
     ]
     os.execv(sys.executable, [*command, "--working-dir", str(empty)])
+
+
+def _check_versions(store: Path, trusted: TrustedKeys | None, require_sound: bool) -> tuple[list[str], list[str]]:
+    """Returns the references of all versions that can be served, and the errors of the other versions."""
+    from abstain.models.bundles import store as stores  # noqa: PLC0415
+    from abstain.models.bundles.bundle import read_published  # noqa: PLC0415
+    from abstain.models.bundles.manifest import verify_files  # noqa: PLC0415
+    from abstain.models.errors import AbstainError  # noqa: PLC0415
+
+    served: list[str] = []
+    faults: list[str] = []
+    for name in stores.model_names(store):
+        try:
+            versions = stores.served_versions(store, name)
+        except AbstainError as error:
+            faults.append(str(error))
+            continue
+        for version in versions:
+            try:
+                manifest = read_published(store, name, version, trusted)
+                verify_files(store / name / str(version), manifest)
+            except AbstainError as error:
+                faults.append(str(error))
+                continue
+            if require_sound and manifest.shortfalls:
+                reasons = "; ".join(texts(manifest.shortfalls))
+                faults.append(f"{name}:{version} is refused: it failed publication checks: {reasons}")
+            else:
+                served.append(f"{name}:{version}")
+    return served, faults
 
 
 def _check_port(host: str, port: int) -> None:

@@ -71,7 +71,8 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
 def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Verify the files of one version, and show its manifest and diagnostics."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
-    from abstain.models.bundles.bundle import read_published, verify_files  # noqa: PLC0415
+    from abstain.models.bundles.bundle import read_published  # noqa: PLC0415
+    from abstain.models.bundles.manifest import verify_files  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)
     manifest = read_published(store, name, version)
@@ -102,7 +103,8 @@ def label(
 ) -> None:
     """Point a label at a version; a version that failed publication checks cannot be `stable`."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
-    from abstain.models.bundles.bundle import check_gate, read_published  # noqa: PLC0415
+    from abstain.models.bundles.bundle import read_published  # noqa: PLC0415
+    from abstain.models.bundles.manifest import check_gate  # noqa: PLC0415
     from abstain.models.bundles.references import STABLE  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)

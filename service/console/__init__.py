@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from abstain.models.bundles.bundle import read_manifest
+from abstain.models.bundles.manifest import read_manifest
 from abstain.models.bundles.signatures import TrustedKeys
 from abstain.models.errors import BundleError, UnknownModel
 from abstain.models.files.regular import read_bounded

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 
-from abstain.models.bundles.bundle import Bundle, Manifest
+from abstain.models.bundles.bundle import Bundle
+from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.prediction.preprocessing import Column, in_data_units
 

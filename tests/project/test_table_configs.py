@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from abstain.models.bundles.bundle import load
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.service.predict.response import make_columns
 from abstain.training.calibration.pipeline import choose_decision
 from abstain.training.config.reading import read_config

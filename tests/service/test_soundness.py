@@ -10,7 +10,7 @@ import threading
 import httpx
 import pytest
 
-from abstain.models.bundles.bundle import read_manifest
+from abstain.models.bundles.manifest import read_manifest
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.store import set_label
 from abstain.service.errors import HTTPError

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from abstain.models.bundles.bundle import load, read_manifest, write_manifest
+from abstain.models.bundles.bundle import load
+from abstain.models.bundles.manifest import read_manifest, write_manifest
 from abstain.models.bundles.shortfalls import recognise
 from abstain.models.bundles.store import versions
 from abstain.training.config.reading import read_config

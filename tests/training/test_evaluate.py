@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import less_tolerance, threshold
 from abstain.models.errors import CalibrationError, DataError
 from abstain.models.prediction.posterior import Posterior

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from abstain.models.bundles.shortfalls import Shortfall
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.prediction.feature_score_records import Range
 from abstain.models.prediction.feature_scores import FEATURE_SCORES
 from abstain.models.prediction.posterior import Model

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from abstain.models.bundles.bundle import CalibrationRecord
-from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.bundles.manifest import CalibrationRecord
+from abstain.models.decisions.calibration import calibrate
 from abstain.models.decisions.decision import Decision, Rule
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import CalibrationError, ConfigError, suggest

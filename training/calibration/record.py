@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import betaincinv, gammaln
 
-from abstain.models.bundles.bundle import CalibrationRecord
+from abstain.models.bundles.manifest import CalibrationRecord
 from abstain.models.decisions.ranks import exact, percentile_rank, rank_of, threshold
 from abstain.models.decisions.records import Calibration
 from abstain.models.prediction.temperature import Recalibration

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 from scipy import stats
 
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.records import Calibration, Judgement, ScoreJudgement
 from abstain.models.errors import DataError
 from abstain.models.prediction.posterior import Posterior

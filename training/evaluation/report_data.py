@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Num
 
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.errors import DataError
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Prediction

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from abstain.models.bundles.bundle import Manifest
+from abstain.models.bundles.manifest import Manifest
 from abstain.models.decisions.ranks import ordinal
 from abstain.models.decisions.records import Calibration
 from abstain.training.data.ood_sets import SAME_INTENSITY, readable_name

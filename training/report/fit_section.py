@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from abstain.models.bundles.bundle import Manifest
+from abstain.models.bundles.manifest import Manifest
 from abstain.training.data.ood_sets import readable_name
 from abstain.training.evaluation.records import ReportData
 from abstain.training.inference.diagnostics import Agreement, rhat_text

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from abstain.models.bundles.bundle import Manifest
+from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.decisions.records import Calibration
 from abstain.training.data.ood_sets import readable_name

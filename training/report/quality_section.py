@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from abstain.models.bundles.bundle import Manifest
+from abstain.models.bundles.manifest import Manifest
 from abstain.models.prediction.summaries import RegressionSummary
 from abstain.training.data.ood_sets import readable_name
 from abstain.training.evaluation.coverage import coverage_by_decision

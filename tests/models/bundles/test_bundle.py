@@ -8,14 +8,13 @@ import numpy as np
 import orjson
 import pytest
 
-from abstain.models.bundles.bundle import (
+from abstain.models.bundles.bundle import load, write_arrays
+from abstain.models.bundles.manifest import (
     DataRecord,
     Manifest,
     MethodRecord,
-    load,
     read_manifest,
     verify_files,
-    write_arrays,
     write_manifest,
 )
 from abstain.models.decisions.decision import Decision

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from abstain.models.bundles.bundle import READ_SCHEMA_VERSIONS, load
-from abstain.models.decisions.calibration import judge
+from abstain.models.bundles.bundle import load
+from abstain.models.bundles.manifest import READ_SCHEMA_VERSIONS
+from abstain.models.decisions.judging import judge
 from tests.helpers.paths import PROJECT
 
 GOLDEN = PROJECT / "tests" / "data" / "golden"

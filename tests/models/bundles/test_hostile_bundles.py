@@ -17,12 +17,13 @@ import numpy as np
 import orjson
 import pytest
 
-from abstain.models.bundles.bundle import load, load_published, read_manifest, read_published, verify_files
+from abstain.models.bundles.bundle import load, load_published, read_published
 from abstain.models.bundles.checkpoint import open_checkpoint, read_arrays, write_checkpoint
+from abstain.models.bundles.manifest import read_manifest, verify_files
 from abstain.models.bundles.plausible import BATCH_BYTES, batch_memory_claim, member_memory_claim
 from abstain.models.bundles.store import LABELS, check_writable, model_names, read_labels, resolve
 from abstain.models.bundles.trained_rows import FILE, read_trained
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.errors import BundleError, StoreError
 from abstain.models.files.regular import check_contents, open_regular
 from abstain.models.networks.architectures import LeNetSpec, MLPSpec

@@ -5,7 +5,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from abstain.models.bundles.bundle import Manifest, load, read_manifest
+from abstain.models.bundles.bundle import load
+from abstain.models.bundles.manifest import Manifest, read_manifest
 from abstain.models.bundles.shortfalls import Shortfall, recognise, texts
 from tests.helpers.paths import PROJECT
 

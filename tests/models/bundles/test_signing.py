@@ -27,16 +27,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from abstain.models.bundles import signatures
-from abstain.models.bundles.bundle import (
-    MANIFEST,
-    load,
-    load_published,
-    read_manifest,
-    read_published,
-    sign_published,
-    verify_published,
-    write_manifest,
-)
+from abstain.models.bundles.bundle import load, load_published, read_published, sign_published, verify_published
+from abstain.models.bundles.manifest import MANIFEST, read_manifest, write_manifest
 from abstain.models.bundles.signatures import SIGNATURE, SIGNATURE_BYTES, make_signature, read_public_keys, read_trusted
 from abstain.models.bundles.store import set_label, versions
 from abstain.models.errors import BundleError, ConfigError, SignatureError, StoreError
@@ -434,7 +426,7 @@ def test_a_manifest_that_lists_the_signature_is_refused(store):
     """No signature can be of itself."""
     folder = store / "toy" / "1"
     content = orjson.loads((folder / MANIFEST).read_bytes())
-    from abstain.models.bundles.bundle import _digest_of, _dumped
+    from abstain.models.bundles.manifest import _digest_of, _dumped
 
     content["files"][SIGNATURE] = "0" * 64
     content["digest"] = _digest_of(content)

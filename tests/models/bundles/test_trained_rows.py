@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from abstain.models.bundles.bundle import read_manifest
+from abstain.models.bundles.manifest import read_manifest
 from abstain.models.bundles.trained_rows import FILE, find_trained, hash_training_rows, read_trained, write_trained
 from abstain.models.errors import BundleError
 from abstain.models.prediction.preprocessing import Preprocessing

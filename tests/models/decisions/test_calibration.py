@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abstain.models.decisions.calibration import calibrate, check_calibration, judge, nonconformity_of
+from abstain.models.decisions.calibration import calibrate, check_calibration, nonconformity_of
 from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import CalibrationError
 from abstain.models.prediction.predictive import Prediction

@@ -12,8 +12,9 @@ from mapie.conformity_scores import ResidualNormalisedScore
 from mapie.regression import ConformalizedQuantileRegressor, SplitConformalRegressor
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
-from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.calibration import calibrate
 from abstain.models.decisions.conformal import RAPS_FREE_RANKS, RAPS_PENALTY, TIE, interval, interval_scores, set_scores
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import coverage_rank
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import special, stats
 
-from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.calibration import calibrate
 from abstain.models.decisions.decision import (
     COMBINED,
     LEAST_STEP,
@@ -22,6 +22,7 @@ from abstain.models.decisions.decision import (
     leave_one_out,
     main_scores,
 )
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import CalibrationError
 from abstain.models.prediction.predictive import Prediction

@@ -16,7 +16,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from scipy.special import softmax
 
-from abstain.models.bundles.bundle import load, read_manifest, write_manifest
+from abstain.models.bundles.bundle import load
+from abstain.models.bundles.manifest import read_manifest, write_manifest
 from abstain.models.errors import AbstainError, BundleError, ConfigError
 from abstain.models.networks.allowed import check_allowed
 from abstain.models.networks.architectures import NetworkSpec, parameter_shapes

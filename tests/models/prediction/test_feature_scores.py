@@ -9,8 +9,9 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from abstain.models.decisions.calibration import calibrate, judge
+from abstain.models.decisions.calibration import calibrate
 from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.judging import judge
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import (

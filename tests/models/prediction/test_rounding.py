@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from abstain.models.bundles.bundle import load
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.training.config.config import Config
 from abstain.training.fit import fit
 from tests.helpers.fits import silent
@@ -22,7 +22,7 @@ import numpy as np
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[3])])
 from pathlib import Path
 from abstain.models.bundles.bundle import load
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 bundle = load(Path(sys.argv[1]))
 judgement = judge(bundle.calibration, bundle.predictor((32,))(np.load(sys.argv[2])))
 p_values = judgement.scores[judgement.decision].p_value

@@ -10,9 +10,10 @@ import pytest
 from pyarrow import csv, parquet
 from sklearn.datasets import load_digits
 
-from abstain.models.bundles.bundle import load, read_manifest
+from abstain.models.bundles.bundle import load
+from abstain.models.bundles.manifest import read_manifest
 from abstain.models.bundles.shortfalls import texts
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.prediction.predictive import buckets_for
 from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import split

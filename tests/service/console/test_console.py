@@ -12,8 +12,8 @@ import httpx
 import numpy as np
 import pytest
 
-from abstain.models.bundles.bundle import read_manifest
-from abstain.models.decisions.calibration import judge
+from abstain.models.bundles.manifest import read_manifest
+from abstain.models.decisions.judging import judge
 from abstain.models.errors import BundleError, UnknownModel
 from abstain.service.console import read_pages, route_template
 from abstain.service.console.descriptions import describe, reliability

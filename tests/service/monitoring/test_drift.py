@@ -11,8 +11,8 @@ from prometheus_client import REGISTRY
 from scipy import stats
 
 from abstain.models.decisions import drift
-from abstain.models.decisions.calibration import judge
 from abstain.models.decisions.decision import evidence, evidence_map
+from abstain.models.decisions.judging import judge
 from abstain.service.live import Live
 from abstain.service.monitoring.drift import ALPHA, MAX_ROWS, DriftWatch
 from abstain.service.monitoring.drift_state import StateFile

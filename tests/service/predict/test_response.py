@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from abstain.models.decisions.calibration import judge
 from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import CalibrationError, InputError
 from abstain.models.networks.architectures import MLPSpec

@@ -12,8 +12,8 @@ from scipy import stats
 
 from abstain.models.bundles.bundle import load, without_stale_vim
 from abstain.models.decisions import drift
-from abstain.models.decisions.calibration import judge
 from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import threshold
 from abstain.models.errors import BundleError, CalibrationError, ConfigError
 from abstain.models.networks.architectures import MLPSpec

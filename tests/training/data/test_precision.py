@@ -8,7 +8,7 @@ import pytest
 
 from abstain.models.bundles.bundle import load
 from abstain.models.bundles.shortfalls import Shortfall, recognise
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.errors import DataError
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model, Posterior

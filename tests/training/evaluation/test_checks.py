@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 from scipy.special import softmax
 
-from abstain.models.bundles.bundle import check_gate, load, read_manifest
+from abstain.models.bundles.bundle import load
+from abstain.models.bundles.manifest import check_gate, read_manifest
 from abstain.models.bundles.shortfalls import Shortfall, recognise, texts
 from abstain.models.bundles.store import read_labels
 from abstain.models.decisions.decision import Decision

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
-from abstain.models.bundles.bundle import load, read_manifest
+from abstain.models.bundles.bundle import load
+from abstain.models.bundles.manifest import read_manifest
 from abstain.models.bundles.shortfalls import recognise, texts
 from abstain.training.calibrate import calibrate_version
 from abstain.training.config.calibration import EvaluationConfig

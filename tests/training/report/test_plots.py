@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
 from abstain.models.bundles.bundle import load
-from abstain.models.decisions.calibration import judge
+from abstain.models.decisions.judging import judge
 from abstain.models.prediction.predictive import Predictor
 from abstain.training.config.data import DataConfig
 from abstain.training.data.rows import Rows

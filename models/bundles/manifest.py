@@ -1,0 +1,343 @@
+"""The manifest of a bundle: its records, reading and writing it, and checks of the files that it lists.
+
+The digest of a bundle is the sha256 of its manifest's canonical bytes. It covers every byte of the version, because the
+manifest holds the sha256 of every other file. `models/bundles/bundle.py` describes the whole folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import orjson
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from abstain.models.bundles.plausible import (
+    Claim,
+    batch_memory_claim,
+    model_claims,
+    refuse_implausible,
+    shape_claim,
+    within,
+)
+from abstain.models.bundles.references import NAME_PATTERN
+from abstain.models.bundles.shortfalls import ShortfallSentence
+from abstain.models.bundles.signatures import SIGNATURE, SIGNATURE_BYTES, TrustedKeys, check_signature
+from abstain.models.decisions.conformal import IntervalKind, SetKind
+from abstain.models.decisions.decision import Decision
+from abstain.models.errors import BundleError, StoreError
+from abstain.models.files.regular import RESTORE, check_contents, open_regular, read_bounded
+from abstain.models.prediction.posterior import Model
+from abstain.models.prediction.temperature import Recalibration
+from abstain.models.validation import refuse
+
+SCHEMA_VERSION = 2
+READ_SCHEMA_VERSIONS = (1, 2)
+"""Supported schema versions; `docs/compatibility.md` describes them."""
+MANIFEST = "manifest.json"
+MANIFEST_BYTES = 16 * 2**20
+"""Largest size of the manifest; that of digits has 20,000 bytes."""
+BUNDLE_BYTES = 64 * 2**30
+"""Largest size of all files together: a sparse file takes no disk space but very long to hash."""
+MOST_FILES = 10_000
+MOST_DRAWS = 10**7
+MOST_ROWS = 10**9
+_MAX_DEPTH = 8
+"""Most parts of a file's path in the bundle."""
+_MAX_PATH_LENGTH = 512
+"""Most characters of a file's path in the bundle."""
+
+
+class MethodRecord(BaseModel):
+    """The inference method of the draws and its settings; for people only, code must not depend on it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: str
+    settings: dict[str, JsonValue]
+
+
+class CalibrationRecord(BaseModel):
+    """The calibration's settings, and the resulting thresholds.
+
+    Bounds hold with 95 % probability for a split of this size: for the reject rate and the coverage on new rows like those
+    of the split (Beta; Vovk, 2012), and for each score's true percentile (by order statistics). They are exact if the
+    decision score has no ties; ties only lower the reject rate.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rows: int
+    decision: str
+    """The name of the decision score."""
+    percentile: float
+    coverage: float
+    thresholds: dict[str, float]
+    combination: Decision | None = None
+    """The scores and the rule of a combined decision score; None if a single score decides."""
+    reference_rows: int = 0
+    """Number of training rows that define the evidence of each score (`models/decisions/decision.py`); 0 in schema 1."""
+    per_class: bool = False
+    sets: SetKind = "lac"
+    intervals: IntervalKind = "normalised"
+    recalibration: Recalibration = Recalibration()
+    class_thresholds: dict[str, float] = {}
+    """The decision's thresholds by predicted class, if thresholds are per class."""
+    threshold_bounds: dict[str, tuple[float | None, float | None]] = {}
+    """By score; empty if thresholds are per class. An end is None if it is beyond the calibration rows."""
+    reject_rate_bounds: tuple[float, float] | None = None
+    """Bounds of the share of rejected rows; None if thresholds are per class."""
+    class_threshold_bounds: dict[str, tuple[float | None, float | None]] = {}
+    """Bounds of the decision's thresholds by predicted class, if thresholds are per class."""
+    class_reject_rate_bounds: dict[str, tuple[float, float]] = {}
+    """Bounds of the share of rejected rows by predicted class, if thresholds are per class."""
+    coverage_bounds: tuple[float, float] | None = None
+    augmented_reject_rate: float | None = None
+    """Share of the augmented calibration rows that the decision rejects; None without augmentation."""
+    plain_reject_rate: float | None = None
+    """Share of the same rows rejected before augmentation: the expected rate for ordinary rows."""
+    settings: dict[str, JsonValue] = {}
+    """The config's table `[calibration]`; for people, and the initial settings of `abstain calibrate`."""
+
+
+class DataRecord(BaseModel):
+    """The source of the rows, the config's settings for them, and the sha256 of the arrays."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    source: str
+    settings: dict[str, JsonValue]
+    fingerprint: str
+    train_rows: int
+    calibration_rows: int
+    test_rows: int
+
+
+class Manifest(BaseModel):
+    """The description of a bundle; reading it does not load the draws."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    version: int
+    created: str
+    """UTC, ISO 8601."""
+    model: Model
+    draws: int
+    method: MethodRecord
+    calibration: CalibrationRecord
+    densities: dict[str, dict[str, tuple[int, ...]]] = {}
+    """The shapes of the feature scores' arrays, by score and field."""
+    diagnostics: dict[str, JsonValue]
+    shortfalls: tuple[ShortfallSentence, ...] = ()
+    """Why the fit cannot be relied on, sentences in the JSON; such a version cannot get the label `stable`."""
+    notes: tuple[str, ...] = ()
+    metrics: dict[str, JsonValue]
+    data: DataRecord
+    seed: int
+    packages: dict[str, str]
+    git_commit: str | None
+    files: dict[str, str] = {}
+    """sha256 of every other file of the bundle, by its path in the bundle."""
+    digest: str = ""
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Writes the manifest, with the hashes of all files in the folder; returns it with its digest.
+
+    Removes a signature in the folder, because it belongs to another manifest.
+    """
+    (folder / SIGNATURE).unlink(missing_ok=True)
+    files = {
+        path.relative_to(folder).as_posix(): _sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    content = manifest.model_copy(update={"files": files}).model_dump(mode="json")
+    content["digest"] = _digest_of(content)
+    (folder / MANIFEST).write_bytes(_dumped(content))
+    return Manifest.model_validate(content)
+
+
+def read_manifest(folder: Path, trusted: TrustedKeys | None = None) -> Manifest:
+    """Reads and checks the manifest of the bundle in a folder.
+
+    Args:
+        trusted: keys, one of which must have signed the bundle; None if no signature is needed.
+
+    Raises:
+        BundleError: the manifest is missing, not a regular file, of an unsupported schema version, altered, malformed, or
+            has implausible numbers.
+        SignatureError: none of the trusted keys has signed it.
+    """
+    manifest, covered = read_covered(folder)
+    if trusted is not None:
+        check_signature(folder, covered, trusted)
+    return manifest
+
+
+def read_covered(folder: Path) -> tuple[Manifest, dict[str, str]]:
+    """Reads the manifest; returns it, and the hashes that a signature covers: those of all listed files and its own."""
+    path = folder / MANIFEST
+    try:
+        written = read_bounded(path, MANIFEST_BYTES, BundleError)
+    except OSError as error:
+        raise BundleError("cannot be read", where=str(path), found=error.strerror, fix=RESTORE) from error
+    try:
+        content = orjson.loads(written)
+    except orjson.JSONDecodeError as error:
+        raise BundleError(
+            "is damaged", where=str(path), expected="the JSON that fit wrote", found=str(error), fix=RESTORE
+        ) from error
+    _check_schema_version(content, path)
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        raise refuse(error, BundleError, Manifest, where=str(path), fix=RESTORE) from error
+    # The digest is that of the raw JSON, not of the record, which may have more fields than when the bundle was written.
+    if not _is_canonical(content, written) or manifest.digest != _digest_of(content):
+        raise BundleError("digest", where=str(path), expected=manifest.digest, found="altered contents", fix=RESTORE)
+    refuse_implausible(_claims(manifest), str(path))
+    return manifest, {**manifest.files, MANIFEST: hashlib.sha256(written).hexdigest()}
+
+
+def check_gate(manifest: Manifest) -> None:
+    """Refuses a version with shortfalls.
+
+    Raises:
+        StoreError: lists the shortfalls.
+    """
+    if manifest.shortfalls:
+        raise StoreError(
+            "cannot be labelled stable, its fit fell short",
+            where=f"{manifest.name}:{manifest.version}",
+            found="; ".join(f"({number}) {item.text}" for number, item in enumerate(manifest.shortfalls, start=1)),
+            fix="fit it again, or pass --force to label it anyway",
+        )
+
+
+def _claims(manifest: Manifest) -> Iterator[Claim]:
+    """Yields the plausibility checks of a manifest's values; Pydantic has checked their types."""
+    name, calibration = manifest.name, manifest.calibration
+    yield Claim("name", bool(re.fullmatch(NAME_PATTERN, name)), "letters, digits, dots, dashes, underscores", name)
+    yield within("version", manifest.version, 1, 10**9 - 1)
+    yield within("draws", manifest.draws, 1, MOST_DRAWS)
+    for part in ("train", "calibration", "test"):
+        yield within(f"data.{part}_rows", getattr(manifest.data, f"{part}_rows"), 0, MOST_ROWS)
+    yield within("calibration.rows", calibration.rows, 1, MOST_ROWS)
+    # Without reference rows each calibration row is ranked among the others, which only schema 1 does.
+    combination = calibration.combination
+    fewest = int(manifest.schema_version > 1 and combination is not None and len(combination.scores) > 1)
+    yield within("calibration.reference_rows", calibration.reference_rows, fewest, MOST_ROWS)
+    percentile, coverage = calibration.percentile, calibration.coverage
+    yield Claim("calibration.percentile", 0 < percentile < 100, "between 0 and 100", percentile)
+    yield Claim("calibration.coverage", 0 < coverage < 1, "between 0 and 1", coverage)
+    yield from model_claims(manifest.model)
+    for score, fields in manifest.densities.items():
+        for field, shape in fields.items():
+            yield shape_claim(f"densities.{score}.{field}", shape)
+    yield batch_memory_claim(manifest.model, manifest.draws, manifest.densities)
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Checks that the bundle contains exactly the manifest's files and perhaps a signature, and every file's sha256.
+
+    Raises:
+        BundleError: a file is missing, altered, not listed, or not a regular file; the text names it.
+    """
+    file_sizes(folder, manifest)
+    for name, expected in manifest.files.items():
+        path = folder / name
+        found = _sha256(path)
+        if found != expected:
+            raise BundleError(
+                "is damaged or was altered",
+                where=str(path),
+                expected=f"sha256 {expected}",
+                found=f"sha256 {found}",
+                fix=RESTORE,
+            )
+
+
+def file_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
+    """Returns the size in bytes of every file of the bundle, by its path there; opens none.
+
+    Raises:
+        BundleError: a file is missing, not listed, or not a regular file; or the bundle is too large.
+    """
+    _check_paths(manifest.files, str(folder / MANIFEST))
+    sizes = check_contents(folder, [*manifest.files, MANIFEST, SIGNATURE])
+    check_bytes({SIGNATURE: sizes.get(SIGNATURE, 0)}, SIGNATURE_BYTES, folder / SIGNATURE)
+    for name, expected in manifest.files.items():
+        if name not in sizes:
+            where = str(folder / name)
+            raise BundleError("is missing", where=where, expected=f"sha256 {expected}", found="no file", fix=RESTORE)
+    check_bytes(sizes, BUNDLE_BYTES, folder)
+    return sizes
+
+
+def _check_paths(files: Collection[str], where: str) -> None:
+    """Refuses a list of files that is empty, too long, or leads out of the bundle."""
+    if not 1 <= len(files) <= MOST_FILES:
+        raise BundleError("files", where=where, expected=f"1 to {MOST_FILES:,} files", found=len(files), fix=RESTORE)
+    for name in files:
+        path = PurePosixPath(name)
+        inside = path.parts and ".." not in path.parts and not path.is_absolute() and "\0" not in name
+        if (
+            name in {MANIFEST, SIGNATURE}
+            or not inside
+            or path.as_posix() != name
+            or len(path.parts) > _MAX_DEPTH
+            or len(name) > _MAX_PATH_LENGTH
+        ):
+            raise BundleError("files", where=where, expected="paths inside the bundle", found=name[:_MAX_PATH_LENGTH])
+
+
+def check_bytes(sizes: dict[str, int], most: int, folder: Path) -> None:
+    """Refuses files of more than `most` bytes together.
+
+    Raises:
+        BundleError: the files are larger.
+    """
+    found = sum(sizes.values())
+    if found > most:
+        raise BundleError(
+            "files", where=str(folder), expected=f"at most {most:,} bytes", found=f"{found:,}", fix=RESTORE
+        )
+
+
+def _check_schema_version(content: Any, path: Path) -> None:
+    fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    found = fields.get("schema_version")
+    if type(found) is not int or found not in READ_SCHEMA_VERSIONS:
+        raise BundleError(
+            "schema_version",
+            where=str(path),
+            expected=" or ".join(map(str, READ_SCHEMA_VERSIONS)),
+            found=found,
+            fix="fit the model again with this version of abstain, or serve it with the version that wrote it",
+        )
+
+
+def _dumped(content: dict[str, Any]) -> bytes:
+    """Returns the canonical bytes of a manifest's content."""
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+
+
+def _is_canonical(content: dict[str, Any], written: bytes) -> bool:
+    try:
+        return _dumped(content) == written
+    except orjson.JSONEncodeError:  # orjson reads deeper nesting than it writes
+        return False
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return f"sha256:{hashlib.sha256(_dumped({**content, 'digest': ''})).hexdigest()}"
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open_regular(path, BundleError) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError("cannot be read", where=str(path), found=error.strerror, fix=RESTORE) from error
