@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -118,7 +118,7 @@ def fit(
     root = Path(store)
     exports = Exports(netcdf=_path(netcdf), tensorboard=_path(tensorboard))
     source = None if data is None else os.fspath(data)
-    with _allow_network(settings), _report_progress(progress, settings) as report:
+    with _report_progress(progress, settings) as report:
         published = fit_and_publish(settings, source, root, report, resume=resume, exports=exports)
     return FitResult(
         name=settings.name,
@@ -143,16 +143,6 @@ def _check_training() -> None:
             "abstain.fit needs the training stage", found=f"no {error.name}", fix="pip install 'abstain[training]'"
         ) from error
     check_extra("abstain.fit")
-
-
-def _allow_network(settings: Config) -> AbstractContextManager[None]:
-    """Allows the module that the config names as its network, during the fit.
-
-    The author of the config chose this code. A bundle cannot do the same, because anybody may have written it.
-    """
-    from abstain.models.networks.allowed import allowed_module  # noqa: PLC0415 - so that errors are raised at once
-
-    return allowed_module(settings.network.module) if settings.network.kind == "module" else nullcontext()
 
 
 @contextmanager

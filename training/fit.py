@@ -16,6 +16,7 @@ from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.bundles.store import check_writable, resolve
 from abstain.models.bundles.trained_rows import find_trained, hash_training_rows, most_by_chance, read_trained
 from abstain.models.errors import ConfigError, FitError
+from abstain.models.networks.user_module import ModuleSpec
 from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.prediction.likelihoods import LIKELIHOODS
 from abstain.models.prediction.posterior import Model, Posterior, check_draws
@@ -172,9 +173,14 @@ def build_model(config: Config, dataset: Dataset) -> Model:
         feature_names=source.feature_names,
         class_names=source.class_names,
         target_name=config.data.target or "y",
-    )
+    ).allow(_modules(config))
     model.parameter_shapes()
     return model
+
+
+def _modules(config: Config) -> tuple[str, ...]:
+    """Returns the module that the config names as its network: its author chose to run this code, and no other."""
+    return (config.network.module,) if isinstance(config.network, ModuleSpec) else ()
 
 
 def build_problem(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem:
@@ -187,7 +193,7 @@ def build_problem(config: Config, model: Model, dataset: Dataset, store: Path) -
     start_from = config.method.earlier_run
     if start_from is not None:
         name, version = resolve(store, start_from)
-        bundle = load_published(store, name, version)
+        bundle = load_published(store, name, version, modules=_modules(config))
         check_draws(model, bundle.posterior.draws, where=f"method.start_from = {start_from!r}")
         earlier = bundle.posterior.draws
     # Chains are compared at calibration inputs: the test part is used once, after the fit.

@@ -21,6 +21,7 @@ memory is allocated for the arrays.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -46,6 +47,7 @@ from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import BundleError, CalibrationError, clip_repr
 from abstain.models.files.regular import RESTORE
+from abstain.models.networks.allowed import read_modules
 from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import as_tree, check_shapes, from_tree
 from abstain.models.prediction.posterior import Posterior, check_draw_shapes, check_finite_draws, expected_shapes
@@ -94,18 +96,22 @@ def write_arrays(
         write_checkpoint(folder / "densities", as_tree(feature_scores))
 
 
-def load(folder: Path, trusted: TrustedKeys | None = None) -> Bundle:
+def load(folder: Path, trusted: TrustedKeys | None = None, modules: tuple[str, ...] | None = None) -> Bundle:
     """Loads the bundle in a folder, with all checks.
 
     Args:
         trusted: as in `read_manifest`.
+        modules: the user's modules that may be imported; None for those of `ABSTAIN_MODULES`.
 
     Raises:
         BundleError: a file is missing, truncated, altered, not listed or not a regular file, or does not match the
             manifest.
         SignatureError: none of the trusted keys has signed it.
+        ConfigError: `ABSTAIN_MODULES` is not a list of modules.
     """
     manifest = read_manifest(folder, trusted)
+    model = manifest.model.allow(read_modules(os.environ) if modules is None else modules)
+    manifest = manifest.model_copy(update={"model": model})
     found = file_sizes(folder, manifest)
     sizes = {part: _sizes_in(part, found) for part in ("draws", "calibration", "densities")}
     shapes = expected_shapes(manifest.model, str(folder / "draws"))
@@ -136,11 +142,14 @@ def read_published(store: Path, name: str, version: int, trusted: TrustedKeys | 
     return manifest
 
 
-def load_published(store: Path, name: str, version: int, trusted: TrustedKeys | None = None) -> Bundle:
+def load_published(
+    store: Path, name: str, version: int, trusted: TrustedKeys | None = None, modules: tuple[str, ...] | None = None
+) -> Bundle:
     """Loads a version of a store, with all checks.
 
     Args:
         trusted: as in `read_manifest`.
+        modules: as in `load`.
 
     Raises:
         StoreError: the folder of the version or the model is a symbolic link.
@@ -149,7 +158,7 @@ def load_published(store: Path, name: str, version: int, trusted: TrustedKeys | 
     """
     read_published(store, name, version)
     folder = version_folder(store, name, version)
-    bundle = load(folder, trusted)
+    bundle = load(folder, trusted, modules)
     # Checked again, because another signed version may have been put there meanwhile.
     _check_name(bundle.manifest, folder)
     return bundle

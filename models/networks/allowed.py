@@ -1,15 +1,14 @@
 """The allow-list of modules: which user-written networks a bundle may import.
 
 A bundle is data, and everybody who can write to a store could name any module in one. So the name in the bundle is not
-enough: the environment variable `ABSTAIN_MODULES` must allow it before anything is imported. Only this file reads it.
+enough: whoever loads the bundle must allow it before anything is imported, by default with the environment variable
+`ABSTAIN_MODULES`. A config's author chose to run the module that the config names, so a fit allows exactly that one.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from abstain.models.errors import AbstainError, ConfigError, clip_repr
 
@@ -39,28 +38,15 @@ def read_modules(environ: Mapping[str, str]) -> tuple[str, ...]:
     return entries
 
 
-@contextmanager
-def allowed_module(name: str) -> Generator[None]:
-    """Allows exactly one module within the block: that of a config, which its author chose to run."""
-    before = os.environ.get(MODULES)
-    os.environ[MODULES] = name
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[MODULES]
-        else:
-            os.environ[MODULES] = before
+def check_allowed(name: str, allowed: tuple[str, ...]) -> None:
+    """Refuses a module, `package.file:ClassName`, that is not among the allowed entries.
 
-
-def check_allowed(name: str) -> None:
-    """Refuses a module, `package.file:ClassName`, that this process may not import.
+    Args:
+        allowed: entries as `read_modules` returns them.
 
     Raises:
         AbstainError: the module is not allowed; the text says how to allow it.
-        ConfigError: `ABSTAIN_MODULES` is not a list of modules.
     """
-    allowed = read_modules(os.environ)
     if name in allowed or name.partition(":")[0] in allowed:
         return
     raise AbstainError(

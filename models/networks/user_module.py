@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 from flax.errors import InvalidRngError
 from jaxtyping import Array, Float
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, field_validator
 
 from abstain.models.errors import AbstainError, clip_repr, suggest
 from abstain.models.networks.allowed import MODULE_PATTERN, check_allowed
@@ -30,12 +30,16 @@ _IMPORTABLE = "install its package, or put the folder that holds it on PYTHONPAT
 
 
 class ModuleSpec(BaseModel):
-    """`kind = "module"`: a Flax Linen class, `package.file:ClassName`, and its arguments; a list becomes a tuple."""
+    """`kind = "module"`: a Flax Linen class, `package.file:ClassName`, and its arguments; a list becomes a tuple.
+
+    A spec that was read from a file may import nothing, until `allow` gives it the allowed modules.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: Literal["module"] = "module"
     module: Annotated[str, Field(pattern=f"^{MODULE_PATTERN}$", max_length=200)]
     arguments: dict[str, JsonValue] = {}
+    _allowed: tuple[str, ...] = PrivateAttr(())
 
     @field_validator("arguments")
     @classmethod
@@ -53,13 +57,19 @@ class ModuleSpec(BaseModel):
         """Hashes the hashable parts, so that equal specs have equal hashes."""
         return hash((self.module, frozenset(self.arguments)))
 
+    def allow(self, modules: tuple[str, ...]) -> ModuleSpec:
+        """Returns the spec, which may import its module if it is among these entries (see `allowed.read_modules`)."""
+        spec = self.model_copy()
+        spec._allowed = modules
+        return spec
+
     def build(self, outputs: int) -> OneExample:
         """Builds the network with `outputs` output units.
 
         Raises:
             AbstainError: the module is not allowed, cannot be imported, is not a Linen class, or refuses its arguments.
         """
-        check_allowed(self.module)
+        check_allowed(self.module, self._allowed)
         network = OneExample(self.module, orjson.dumps(self.arguments, option=orjson.OPT_SORT_KEYS), outputs)
         _instance(network)
         return network

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from abstain.models.errors import AbstainError, BundleError, clip_repr
 from abstain.models.networks.architectures import Network, NetworkSpec, parameter_shapes
+from abstain.models.networks.user_module import ModuleSpec
 from abstain.models.prediction.likelihoods import LIKELIHOODS, Likelihood, LikelihoodName
 from abstain.models.prediction.preprocessing import Preprocessing, transformed_shape
 
@@ -61,9 +62,19 @@ class Model(BaseModel):
         """
         return self.is_image and len(self.preprocessing.scale) == 1 and self.features > 1
 
+    def allow(self, modules: tuple[str, ...]) -> Model:
+        """Returns the model, whose network may be a user's module among these entries (see `networks.allowed`)."""
+        if not isinstance(self.network, ModuleSpec):
+            return self
+        return self.model_copy(update={"network": self.network.allow(modules)})
+
     @property
     def module(self) -> Network:
-        """The network, for one preprocessed example."""
+        """The network, for one preprocessed example.
+
+        Raises:
+            AbstainError: it is a user's module that was not allowed, or that cannot be built.
+        """
         return self.network.build(self.likelihood_functions.outputs(len(self.class_names)))
 
     def parameter_shapes(self) -> Any:

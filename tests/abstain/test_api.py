@@ -475,8 +475,8 @@ def test_a_wrong_config_is_refused(config, overrides, expected, tmp_path):
     assert str(caught.value).startswith(expected)
 
 
-def test_a_network_is_allowed_for_its_fit_alone(tmp_path, monkeypatch):
-    """The config's writer has named the code; what the environment allows is the same afterwards."""
+def test_a_fit_allows_the_network_of_its_config(tmp_path, monkeypatch):
+    """The config's author chose the code; the environment allows another module, and does not change."""
     from abstain.models.networks import allowed
 
     monkeypatch.setenv(allowed.MODULES, "others.net:Net")

@@ -19,7 +19,7 @@ from scipy.special import softmax
 from abstain.models.bundles.bundle import load
 from abstain.models.bundles.manifest import read_manifest, write_manifest
 from abstain.models.errors import AbstainError, BundleError, ConfigError
-from abstain.models.networks.allowed import check_allowed
+from abstain.models.networks.allowed import check_allowed, read_modules
 from abstain.models.networks.architectures import NetworkSpec, parameter_shapes
 from abstain.models.networks.user_module import ModuleSpec, takes_batches
 from abstain.models.networks.user_module import _instance as instance
@@ -263,7 +263,7 @@ def block(language):
 
 def spec(name, **arguments):
     """A spec of a class among those above."""
-    return ModuleSpec(module=f"own_nets:{name}", arguments=arguments)
+    return ModuleSpec(module=f"own_nets:{name}", arguments=arguments).allow(("own_nets",))
 
 
 def refusal(name, **arguments):
@@ -460,9 +460,8 @@ def test_quiet_dropout_is_taken(allow):
 )  # fmt: skip
 def test_a_module_that_cannot_be_imported_is_refused(allow, module, message):
     """Absent, raising, ending the process, or lacking a package: each has its own error."""
-    allow(module)
     with pytest.raises(AbstainError, match=message):
-        ModuleSpec(module=module).build(2)
+        ModuleSpec(module=module).allow((module,)).build(2)
 
 
 def test_a_config_names_the_key(tmp_path):
@@ -501,28 +500,39 @@ def test_a_config_names_the_key(tmp_path):
         ("a.b.c", False),
     ],
 )
-def test_an_entry_allows_a_class_or_a_file_and_no_more(monkeypatch, entries, allowed):
+def test_an_entry_allows_a_class_or_a_file_and_no_more(entries, allowed):
     """Exactly: no package, no prefix, no other class."""
-    monkeypatch.setenv("ABSTAIN_MODULES", entries)
+    modules = read_modules({"ABSTAIN_MODULES": entries})
     if allowed:
-        check_allowed("a.b:C")
+        check_allowed("a.b:C", modules)
     else:
         with pytest.raises(AbstainError, match="the module is not allowed"):
-            check_allowed("a.b:C")
+            check_allowed("a.b:C", modules)
 
 
-def test_a_refusal_says_how_to_allow(monkeypatch):
+def test_a_refusal_says_how_to_allow():
     """What is allowed, what was named, and the variable as it would have to be."""
-    monkeypatch.delenv("ABSTAIN_MODULES", raising=False)
     with pytest.raises(AbstainError) as caught:
         ModuleSpec(module="a.b:C").build(1)
     assert str(caught.value) == (
         "network: the module is not allowed: expected ABSTAIN_MODULES to name it, found a.b:C; if you trust its code, "
         "set ABSTAIN_MODULES=a.b:C; it must be importable: installed, or on PYTHONPATH"
     )
-    monkeypatch.setenv("ABSTAIN_MODULES", "x:Y,z")
     with pytest.raises(AbstainError, match=r"expected one of x:Y, z, found a.b:C; .* set ABSTAIN_MODULES=x:Y,z,a.b:C;"):
-        ModuleSpec(module="a.b:C").build(1)
+        ModuleSpec(module="a.b:C").allow(("x:Y", "z")).build(1)
+
+
+def test_permission_belongs_to_one_spec_and_is_never_written():
+    """A spec that is read, copied to another module, or written has none; those that differ in it are not equal."""
+    permitted = ModuleSpec(module="a.b:C").allow(("a.b",))
+    assert permitted != ModuleSpec(module="a.b:C")
+    assert hash(permitted) == hash(ModuleSpec(module="a.b:C"))
+    assert permitted.model_dump() == ModuleSpec(module="a.b:C").model_dump()
+    assert ModuleSpec.model_validate(permitted.model_dump()) == ModuleSpec(module="a.b:C")
+    with pytest.raises(ValidationError, match="_allowed"):
+        ModuleSpec.model_validate({"kind": "module", "module": "a.b:C", "_allowed": ["a.b"]})
+    with pytest.raises(AbstainError, match=r"not allowed: expected one of a\.b, found other\.net:Net"):
+        permitted.model_copy(update={"module": "other.net:Net"}).build(1)
 
 
 @pytest.mark.parametrize("entries", ["*", "a.*", "a:*", "/srv/a.py", "a:b:c", "a b", "a.__class__", "a;b"])
@@ -539,13 +549,12 @@ def test_nothing_is_imported_that_is_not_allowed(allow, store, folder, monkeypat
     for entries in ("", "own_nets", "own_traced:Other"):
         allow(entries)
         with pytest.raises(AbstainError, match="not allowed"):
-            ModuleSpec(module="own_traced:One").build(2)
+            ModuleSpec(module="own_traced:One").allow(tuple(filter(None, [entries]))).build(2)
         with pytest.raises(BundleError, match=r"barred/1/draws: network: the module is not allowed: .*own_traced:One"):
             load(store / "barred" / "1")
         assert not (folder / "imported").exists()
         assert "own_traced" not in sys.modules
-    allow("own_traced")
-    ModuleSpec(module="own_traced:One").build(2)
+    ModuleSpec(module="own_traced:One").allow(("own_traced",)).build(2)
     assert (folder / "imported").exists()
     (folder / "imported").unlink()
     monkeypatch.delitem(sys.modules, "own_traced")

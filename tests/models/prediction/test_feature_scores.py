@@ -551,8 +551,8 @@ def test_networks_of_ones_own_have_every_density(name, tmp_path, monkeypatch):
 
     (tmp_path / "densities_of_mine.py").write_text(CLASSES)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("ABSTAIN_MODULES", "densities_of_mine")
-    model = model_of(ModuleSpec(module=f"densities_of_mine:{name}"), "categorical", PIXELS, (12, 12), 4)
+    network = ModuleSpec(module=f"densities_of_mine:{name}").allow(("densities_of_mine",))
+    model = model_of(network, "categorical", PIXELS, (12, 12), 4)
     posterior = posterior_of(model)
     feature_scores = fit_feature_scores(posterior, CASES["lenet"][1], 0)
     prediction = Predictor(posterior, (8,), feature_scores=feature_scores)(IMAGES[:8])

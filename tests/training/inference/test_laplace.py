@@ -393,11 +393,12 @@ def own(tmp_path, monkeypatch):
     """Poses a three-class problem for a class of one's own."""
     (tmp_path / "laplacenets.py").write_text(textwrap.dedent(CLASSES))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("ABSTAIN_MODULES", "laplacenets")
 
     def posed(name):
         known = build_problem("categorical")
-        model = known.bnn.model.model_copy(update={"network": ModuleSpec(module=f"laplacenets:{name}")})
+        model = known.bnn.model.model_copy(
+            update={"network": ModuleSpec(module=f"laplacenets:{name}").allow(("laplacenets",))}
+        )
         return Problem(BNN(model, PriorConfig()), known.train, known.monitor)
 
     return posed
