@@ -30,7 +30,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     link_package(PACKAGE)
     decisions = sorted(Path(config.docs_dir, "adr").glob("*.md"))
     pages = [f"adr/{path.name}" for path in decisions]
-    config.nav = [{"Decisions": pages} if entry == {"Decisions": "adr/"} else entry for entry in config.nav or []]
+    config.nav = [
+        {"Design decisions": pages} if entry == {"Design decisions": "adr/"} else entry for entry in config.nav or []
+    ]
     return config
 
 

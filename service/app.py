@@ -31,7 +31,7 @@ from abstain.service.compat.bentoml import (
     stop_usage_reports,
     worker_index,
 )
-from abstain.service.process import Traffic, arrange, drain_on_stop, end_with_main
+from abstain.service.process import Traffic, drain_on_stop, end_with_main, join_run
 from abstain.service.settings import check_address, read_settings
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from abstain.service.monitoring.drift import DriftWatch
 
 SETTINGS = read_settings(os.environ)
-PROCESS = arrange(SETTINGS.workers, worker_index())
+PROCESS = join_run(SETTINGS.workers, worker_index())
 stop_usage_reports()
 if PROCESS.index is None:
     # Here, and not by every worker again.
@@ -64,7 +64,7 @@ class FrontedService(Service[T_co]):
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         """Our application, and BentoML's for its life cycle and its description of the API."""
-        from abstain.service.compilation import keep_compiled  # noqa: PLC0415 - jax must see the environment `arrange` has made
+        from abstain.service.compilation import keep_compiled  # noqa: PLC0415 - jax must see the environment that `join_run` made
         from abstain.service.http import build_app  # noqa: PLC0415
         from abstain.service.monitoring.drift import DriftWatch  # noqa: PLC0415
 
@@ -108,7 +108,7 @@ def _with_life_cycle(
         threading.Thread(target=versions.load_all, kwargs={"on_ready": ready}, name="load", daemon=True).start()
 
     def ready() -> None:
-        PROCESS.say_ready()
+        PROCESS.mark_ready()
         sys.stderr.write(f"abstain: worker {PROCESS.index} of {PROCESS.workers} is ready\n")
         sys.stderr.flush()
 

@@ -1,8 +1,8 @@
-"""The processes of one server: BentoML's main process and its workers, and what they must agree on.
+"""The processes of one server: BentoML's main process and its workers.
 
-The main process makes a folder for the server's run and names it in the environment, which workers inherit. Each
-worker says there when it is ready, and keeps its metrics there. Must be called before jax and prometheus_client are
-imported, since both read the environment when they are.
+The main process makes a folder for the run and puts its path into the environment, which workers inherit. The folder holds a
+file for each worker that is ready, and the workers' metrics. Call `join_run` before jax and prometheus_client are imported,
+because both read the environment at import.
 """
 
 from __future__ import annotations
@@ -24,45 +24,45 @@ from abstain.service.errors import HTTPError
 
 RUN_FOLDER = "ABSTAIN_RUN_FOLDER"
 MAIN_NOTE = "main"
-# How long a worker may take to end once nothing is under way, or the grace is over.
 _LAST_SECONDS = 2.0
+"""Time that a worker may take to end after its last request, or after the grace time."""
 _GONE = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
 
 
 @dataclass(frozen=True)
 class Process:
-    """This process: its place among the workers (from 1; None in the main process), and the run's folder."""
+    """This process: its index among the workers (from 1; None in the main process), and the folder of the run."""
 
     index: int | None
     workers: int
     folder: Path
 
-    def say_ready(self) -> None:
-        """Lets all workers know that this one has loaded, verified and compiled every served model."""
+    def mark_ready(self) -> None:
+        """Tells all workers that this one has loaded, verified and compiled every served model."""
         own = self.folder / f"ready-{self.index}"
         draft = own.with_suffix(".draft")
         _leave_note(draft)
         draft.rename(own)
 
-    def say_unready(self) -> None:
-        """Takes that back."""
+    def mark_unready(self) -> None:
+        """Tells all workers that this one is no longer ready."""
         (self.folder / f"ready-{self.index}").unlink(missing_ok=True)
 
     def ready_workers(self) -> int:
-        """How many workers are ready and alive."""
+        """Returns the number of workers that are ready and alive."""
         return sum(_alive(note) for note in self.folder.glob("ready-?*") if not note.suffix)
 
 
 def make_run_folder() -> Path:
-    """Makes the folder of a run that this process is the main process of, and names it in the environment."""
+    """Makes the folder of a run whose main process is this one, and puts its path into the environment."""
     folder = Path(tempfile.mkdtemp(prefix="abstain-run-"))
     os.environ[RUN_FOLDER] = str(folder)
     _leave_note(folder / MAIN_NOTE)
     return folder
 
 
-def arrange(workers: int, index: int | None) -> Process:
-    """Gives this process its place in the run; changes the environment accordingly."""
+def join_run(workers: int, index: int | None) -> Process:
+    """Registers this process in the run, and sets the environment variables that libraries read when they are imported."""
     if index is None:
         folder, owner = _own_run_folder() or make_run_folder(), os.getpid()
         atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
@@ -71,7 +71,7 @@ def arrange(workers: int, index: int | None) -> Process:
     metrics = folder / "metrics"
     metrics.mkdir(exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-    # uvicorn believes what comes from loopback, where everybody on this machine is: service/access/proxies.py decides.
+    # uvicorn trusts forwarded headers from loopback, where every user of the machine is; service/access/proxies.py decides.
     os.environ["FORWARDED_ALLOW_IPS"] = ""
     # XLA sizes its thread pool by NPROC; without it every worker would take every core.
     os.environ.setdefault("NPROC", str(max(1, cores() // workers)))
@@ -79,17 +79,17 @@ def arrange(workers: int, index: int | None) -> Process:
 
 
 class Traffic:
-    """The requests that one worker has under way, and whether it is about to stop."""
+    """The number of requests that a worker is handling, and whether it is about to stop."""
 
     def __init__(self) -> None:
         self.under_way = 0
         self.draining = False
 
     def refuse_if_draining(self) -> None:
-        """Refuses a prediction where this worker is about to stop.
+        """Refuses a prediction if this worker is about to stop.
 
         Raises:
-            HTTPError: 503, for the client to try again over a new connection.
+            HTTPError: 503; the client can try again over a new connection.
         """
         if self.draining:
             headers = {"Retry-After": "1", "Connection": "close"}
@@ -97,10 +97,10 @@ class Traffic:
 
 
 def drain_on_stop(process: Process, traffic: Traffic, grace_seconds: float) -> None:
-    """On the signal to stop, a worker first says so, answers what is under way, and only then lets the server's handler stop it.
+    """Makes a worker finish its requests when it is stopped, for at most the grace time; new requests get 503.
 
-    The server's own handler would close the socket's door at once, while BentoML's main process still holds it open:
-    whoever knocks in the meantime would be left waiting. Past the grace the worker ends whatever is under way.
+    Only then the server's own handler of the signal runs. That handler would close the listening socket at once, while
+    BentoML's main process still holds it open: new clients would wait without an answer.
     """
 
     def handle(previous: object) -> Callable[[int, object], None]:
@@ -110,7 +110,7 @@ def drain_on_stop(process: Process, traffic: Traffic, grace_seconds: float) -> N
                     previous(number, frame)
                 return
             traffic.draining = True
-            process.say_unready()
+            process.mark_unready()
             threading.Thread(target=drain, args=(number,), name="drain", daemon=True).start()
 
         return handler
@@ -119,7 +119,7 @@ def drain_on_stop(process: Process, traffic: Traffic, grace_seconds: float) -> N
         deadline = time.monotonic() + grace_seconds
         while traffic.under_way and time.monotonic() < deadline:
             time.sleep(0.02)
-        # The same signal once more: now it is the server's.
+        # The same signal again, now for the handler of the server.
         os.kill(os.getpid(), number)
         time.sleep(_LAST_SECONDS)
         os._exit(0)
@@ -130,7 +130,7 @@ def drain_on_stop(process: Process, traffic: Traffic, grace_seconds: float) -> N
 
 
 def end_with_main(process: Process) -> None:
-    """Ends this worker when the main process is gone: an orphan would keep the port and answer for ever."""
+    """Ends this worker when the main process has ended; otherwise it would keep the port and answer for ever."""
 
     def watch() -> None:
         while _alive(process.folder / MAIN_NOTE):
@@ -142,7 +142,7 @@ def end_with_main(process: Process) -> None:
 
 
 def _own_run_folder() -> Path | None:
-    """The folder that `abstain serve` has made before it became this process; not that of a server around it."""
+    """Returns the folder that this process made before it replaced itself with BentoML; not that of a parent server."""
     given = os.environ.get(RUN_FOLDER)
     mine = f"{os.getpid()} {_started(os.getpid())}"
     try:
@@ -152,7 +152,7 @@ def _own_run_folder() -> Path | None:
 
 
 def _leave_note(path: Path) -> None:
-    """Writes which process this is, so that another can tell whether it still runs."""
+    """Writes the identity of this process, so that others can check whether it still runs."""
     path.write_text(f"{os.getpid()} {_started(os.getpid())}", "ascii")
 
 
@@ -165,7 +165,7 @@ def _alive(note: Path) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, on a clock that nobody sets; None if it is gone or only waits to be reaped.
+    """Returns the start time of a process, by a clock that cannot be set; None if it has ended, also if not yet reaped.
 
     Linux has the kernel's ticks since boot. psutil adds the time of boot to them, which changes when the clock is set: a
     worker would then count as dead.
@@ -182,7 +182,7 @@ def _started(pid: int) -> str | None:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return psutil.cpu_count() or 1

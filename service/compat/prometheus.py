@@ -1,6 +1,6 @@
 """The private interfaces of prometheus_client that abstain uses: one addition for many values, and the files of dead workers.
 
-Import it after `process.arrange`: prometheus_client reads `PROMETHEUS_MULTIPROC_DIR` when it is imported.
+Import it after `process.join_run`: prometheus_client reads `PROMETHEUS_MULTIPROC_DIR` when it is imported.
 """
 
 from __future__ import annotations

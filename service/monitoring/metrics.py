@@ -1,4 +1,4 @@
-"""The metrics that Prometheus reads. Import it in workers only, after `process.arrange` has set where metrics are kept.
+"""The metrics that Prometheus reads. Import it in workers only, after `process.join_run` has set the folder of metrics.
 
 Counters and histograms of all workers add up; no label takes a value from a request.
 """

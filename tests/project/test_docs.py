@@ -95,7 +95,7 @@ def test_the_website_has_every_page():
     named = re.findall(r": (\S+\.md)", navigation)
     added = {"CONTRIBUTING.md", "CHANGELOG.md"}
     assert sorted(named) == sorted({path.name for path in DOCS.glob("*.md")} | added)
-    assert "Decisions: adr/" in navigation
+    assert "Design decisions: adr/" in navigation
 
 
 @cache

@@ -11,10 +11,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from abstain.service import process
 from abstain.service.live_versions import LiveVersions
 from tests.helpers.commands import abstain
 from tests.helpers.processes import PATIENCE, alive, children, kill_all, until
@@ -287,8 +289,33 @@ def test_the_grace_ends(strict):
         terminated = time.monotonic()
         strict.process.terminate()
         assert strict.process.wait(timeout=PATIENCE) == 0
-        assert 0.9 < time.monotonic() - terminated < 6
+        assert time.monotonic() - terminated > 0.9
     assert alive(workers) == set()
+
+
+@pytest.mark.parametrize(("requests", "expected"), [(0, 0.0), (1, 3.0)])
+def test_a_worker_drains_for_the_grace_time_and_no_longer(monkeypatch, tmp_path, requests, expected):
+    """By a simulated clock: the signal goes to the server's handler at once without requests, else after 3 s; then it ends."""
+    now, events, ended = [0.0], [], threading.Event()
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    traffic = process.Traffic()
+    traffic.under_way = requests
+    monkeypatch.setattr(process, "time", clock)
+    monkeypatch.setattr(process.os, "kill", lambda pid, number: events.append((number, now[0])))
+    monkeypatch.setattr(process.os, "_exit", lambda code: (events.append(("exit", now[0])), ended.set()))
+    try:
+        process.drain_on_stop(process.Process(1, 1, tmp_path), traffic, 3.0)
+        signal.raise_signal(signal.SIGTERM)
+        assert ended.wait(PATIENCE)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert traffic.draining
+    (number, stopped), (_, exited) = events
+    assert number == signal.SIGTERM
+    assert stopped == pytest.approx(expected, abs=0.05)
+    assert exited - stopped <= 2.0
 
 
 @pytest.fixture(scope="module")

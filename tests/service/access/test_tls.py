@@ -1,5 +1,6 @@
 """TLS: a real server with a certificate that is renewed while it runs."""
 
+import asyncio
 import os
 import shutil
 import socket
@@ -7,6 +8,7 @@ import ssl
 import time
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -14,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from abstain.models.errors import ConfigError
+from abstain.service.access import tls
 from abstain.service.access.tls import PemFiles, check_certificate
 from tests.helpers.certificates import private_pem, write_certificate
 from tests.helpers.processes import PATIENCE, until
@@ -108,6 +111,28 @@ def test_a_renewed_certificate_is_loaded_while_the_server_runs(encrypted, pem, t
         assert client.get(f"{encrypted.url}/livez").status_code == 200
     with httpx.Client(verify=trusting(new.certificate), timeout=PATIENCE) as client:
         assert client.get(f"{encrypted.url}/livez").status_code == 200
+
+
+def test_a_change_is_seen_within_a_second(tmp_path, monkeypatch, caplog):
+    """By the seconds that the watcher sleeps: after one sleep of at most a second, the new certificate is in use."""
+    files = PemFiles(*write_certificate(tmp_path))
+    new = PemFiles(*write_certificate(tmp_path, "renewed"))
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 1:
+            shutil.copy(new.certificate, files.certificate)
+            shutil.copy(new.key, files.key)
+        else:
+            raise asyncio.CancelledError
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    monkeypatch.setattr(tls, "asyncio", SimpleNamespace(sleep=sleep))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(tls.follow_changes(tls.Encrypted(context, files)))
+    assert slept[0] <= 1
+    assert "has changed: new connections get the new certificate" in caplog.text
 
 
 def encrypt_key(files):
