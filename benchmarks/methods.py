@@ -189,7 +189,7 @@ def measure(settings: dict[str, Any]) -> dict[str, float]:
     fitted = method(jax.random.key(config.seed), problem, config.method, config.draws, Journal())
     seconds = time.perf_counter() - began
     figures = prediction_quality(fitted.posterior, Predictor(fitted.posterior, (256,))(dataset.test.x), dataset.test)
-    function = fitted.diagnostics.get("function", {})
+    function = fitted.diagnostics.to_json().get("function", {})
     return {**figures, "seconds": seconds, "rhat": function.get("rhat"), "ess": function.get("ess_bulk")}
 
 

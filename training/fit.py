@@ -318,7 +318,7 @@ def build_manifest(
         method=MethodRecord(kind=config.method.kind, settings=settings["method"] | {"prior": settings["prior"]}),
         calibration=build_record(calibrated, config.calibration, fitted.posterior.model),
         densities=shapes_of(calibrated.feature_scores),
-        diagnostics=fitted.diagnostics,
+        diagnostics=fitted.diagnostics.to_json(),
         shortfalls=fitted.shortfalls,
         notes=fitted.notes,
         metrics=metrics.to_json(),

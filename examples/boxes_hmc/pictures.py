@@ -59,7 +59,7 @@ def chains(path: Path, runs: dict[str, Fitted]) -> None:
         means = np.cumsum(values[..., place], axis=1) / np.arange(1, values.shape[1] + 1)
         for chain, color in zip(means, CHAINS, strict=False):
             axis.plot(np.arange(1, len(chain) + 1), chain, color=color, linewidth=1.2)
-        rhat, ess = (fitted.diagnostics["function"][key] for key in ("rhat", "ess_bulk"))
+        rhat, ess = (fitted.diagnostics.to_json()["function"][key] for key in ("rhat", "ess_bulk"))
         axis.set_title(f"{name}\nworst R-hat {rhat:.3f}, least bulk ESS {ess:,.0f}")
         axis.set(xlabel="draw", xlim=(1, values.shape[1]), ylim=(0, 1))
         axis.grid(color=MUTED, alpha=0.3, linewidth=0.6)

@@ -119,7 +119,7 @@ def maps(problem: Problem, draws: Draws) -> np.ndarray:
 
 def facts_of(fitted: Fitted) -> dict[str, Any]:
     """The diagnostics and the shortfalls."""
-    facts = fitted.diagnostics
+    facts = fitted.diagnostics.to_json()
     kept = ("samples", "acceptance", "divergences", "leapfrogs_per_sample", "sampling_seconds", "warmup_seconds")
     return {
         "worst_prediction": {name: facts["function"][name] for name in ("rhat", "ess_bulk", "ess_tail")},

@@ -80,7 +80,7 @@ def traces(path: Path, fits: dict[str, Fitted]) -> None:
         assert fitted.chains is not None  # noqa: S101 - a sampler made it
         for place, chain in enumerate(fitted.chains.column("log_density")):
             axis.plot(chain, color=CHAINS[place % len(CHAINS)], linewidth=0.5, alpha=0.8)
-        axis.set_title(f"{name}: R-hat of predictions {fitted.diagnostics['function']['rhat']:.2f}")
+        axis.set_title(f"{name}: R-hat of predictions {fitted.diagnostics.to_json()['function']['rhat']:.2f}")
         axis.set(xlim=(0, len(chain)), ylabel="log posterior (nats)", xlabel="draw")
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

@@ -151,7 +151,7 @@ def lengthened(problem: Problem, settings: HMCConfig, first: Fitted, folder: Pat
     return {
         "samples": [settings.samples, 2 * settings.samples],
         "first_half_is_the_finished_run": bool((after == before).all()),
-        "rhat_of_predictions": [fitted.diagnostics["function"]["rhat"] for fitted in (first, second)],
+        "rhat_of_predictions": [fitted.diagnostics.to_json()["function"]["rhat"] for fitted in (first, second)],
     }
 
 
@@ -179,7 +179,7 @@ def log_likelihood(problem: Problem, posterior: Posterior) -> float:
 
 def facts_of(problem: Problem, dataset: Dataset, fitted: Fitted) -> dict[str, Any]:
     """How well it predicts, how far its bars reach, and what its chains came to."""
-    predicted, facts = prices(fitted.posterior, dataset), fitted.diagnostics
+    predicted, facts = prices(fitted.posterior, dataset), fitted.diagnostics.to_json()
     error = predicted["mean"] - predicted["truth"]
     found = {
         "log_likelihood": log_likelihood(problem, fitted.posterior),

@@ -86,7 +86,7 @@ def band(posterior: Posterior, x: np.ndarray = X) -> np.ndarray:
 
 def chain_figures(problem: Problem, fitted: Fitted) -> dict[str, Any]:
     """The numbers of the article's table, and the fit's shortfalls."""
-    facts, chains = fitted.diagnostics, fitted.chains
+    facts, chains = fitted.diagnostics.to_json(), fitted.chains
     noise = parameters(problem.target, chains)["noise"]
     row = table(["noise"], noise[..., None], chains.seconds)[0]
     low, high = np.quantile(noise, [0.05, 0.95])
@@ -223,7 +223,7 @@ def tell(folder: Path, less: int = 1) -> dict[str, Any]:
     shown, numbers["ablations"] = {}, {}
     for name, choice in ABLATIONS.items():
         fitted = by_chees if not choice else infer(name, pose_wave(**choice), short, draws=2000 // less)
-        function = fitted.diagnostics["function"]
+        function = fitted.diagnostics.to_json()["function"]
         title = f"{name} (R-hat {function['rhat']:.2f})"
         shown[title] = band(fitted.posterior)
         numbers["ablations"][name] = {"noise": fitted.posterior.draws["noise"].mean(), "rhat": function["rhat"]}
@@ -240,7 +240,7 @@ def tell(folder: Path, less: int = 1) -> dict[str, Any]:
         init_scale=1e-3,
     )
     by_vi = infer("wave, variational inference", wide, guide, draws=1000)
-    loss = 40 * np.array(by_vi.diagnostics["loss"])
+    loss = 40 * np.array(by_vi.diagnostics.to_json()["loss"])
     numbers["vi"] = {
         "negative_elbo": {"first": loss[0], "last": loss[-1]},
         "noise": by_vi.posterior.draws["noise"].mean(),

@@ -58,7 +58,7 @@ def test_data_and_network_are_the_articles(problem):
 
 def test_the_articles_run_does_not_pass_the_gate(fixed):
     """R-hat and ESS of predictions say so; each is what the gate complains of."""
-    function = fixed.diagnostics["function"]
+    function = fixed.diagnostics.to_json()["function"]
     assert function["rhat"] > 1.1
     assert function["ess_bulk"] < 100
     assert any("disagree about predictions" in lack.text for lack in fixed.shortfalls)
@@ -90,8 +90,8 @@ def test_maps_are_probabilities(problem, fixed):
 
 def test_tempering_settles_soon(problem, fixed):
     """A short run, from the prior: hundreds of independent samples of every prediction, chains that nearly agree."""
-    function = run.tempered(problem, samples=1500, warmup=300).diagnostics["function"]
-    assert function["rhat"] <= 1.03 < fixed.diagnostics["function"]["rhat"]
+    function = run.tempered(problem, samples=1500, warmup=300).diagnostics.to_json()["function"]
+    assert function["rhat"] <= 1.03 < fixed.diagnostics.to_json()["function"]["rhat"]
     assert min(function["ess_bulk"], function["ess_tail"]) >= ESS_LIMIT
 
 

@@ -28,6 +28,7 @@ from abstain.training.config.methods import VIConfig
 from abstain.training.inference.bnn import Observations
 from abstain.training.inference.optimization import descend, summarize_descent
 from abstain.training.inference.problem import Problem
+from abstain.training.inference.records import DescentDiagnostics
 from abstain.training.inference.target import Site, Target
 from abstain.training.inference.tracking import TrackedRows, progress_report, tracked_training_rows
 from abstain.training.runs.journal import Journal
@@ -77,8 +78,8 @@ def fit_guides(
     settings: VIConfig,
     journal: Journal,
     name: str = "vi",
-) -> tuple[Guide, dict[str, Any]]:
-    """Fits a guide from each start (leading axis); returns also the diagnostics of the fit.
+) -> tuple[Guide, DescentDiagnostics]:
+    """Fits a guide from each start (leading axis); returns also the loss curve and the reports.
 
     Raises:
         ConfigError: `full_rank` over too many parameters.
@@ -115,10 +116,7 @@ def fit_guides(
         augment=problem.augment,
         chain_method=settings.chain_method,
     )
-    return guides, summarize_descent(traces) | {
-        "loss_unit": "negative ELBO per training row, nats",
-        "starts": settings.starts,
-    }
+    return guides, summarize_descent(traces, "negative ELBO per training row, nats")
 
 
 def kl_divergence(target: Target, guide: Guide, zs: Float[Array, "draws dim"]) -> Float[Array, ""]:

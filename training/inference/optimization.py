@@ -21,6 +21,7 @@ from abstain.training.config.methods import ChainMethod, Optimisation
 from abstain.training.data.augmentation import Augment
 from abstain.training.inference.bnn import Observations
 from abstain.training.inference.chains import compile_over_chains
+from abstain.training.inference.records import DescentDiagnostics, Report
 from abstain.training.inference.tracking import TrackedRows
 from abstain.training.runs.journal import Journal, Traces
 
@@ -186,20 +187,20 @@ def check_losses(losses: Float[np.ndarray, "steps members"], first: int, setting
     )
 
 
-def summarize_descent(traces: Traces) -> dict[str, Any]:
-    """Summarises a descent as JSON: loss curve and reports, averaged over members."""
+def summarize_descent(traces: Traces, loss_unit: str = "per training row, nats") -> DescentDiagnostics:
+    """Summarises a descent: loss curve and reports, averaged over members."""
     curve = traces.column("loss").mean(axis=1)
     steps = traces.column("report_step")
     blocks = [{name: values for name, values in trace.items() if name.startswith("report_")} for trace in traces]
     names = [name for name in blocks[0] if name != "report_step"]
-    return {
-        "loss_unit": "per training row, nats",
-        "loss": [float(part.mean()) for part in np.array_split(curve, min(200, len(curve)))],
-        "reports": [
-            {"step": int(step)} | {name.removeprefix("report_"): float(block[name].mean()) for name in names}
+    return DescentDiagnostics(
+        loss=tuple(float(part.mean()) for part in np.array_split(curve, min(200, len(curve)))),
+        reports=tuple(
+            Report(int(step), {name.removeprefix("report_"): float(block[name].mean()) for name in names})
             for step, block in zip(steps, blocks, strict=True)
-        ],
-    }
+        ),
+        loss_unit=loss_unit,
+    )
 
 
 def _progress_figures(facts: dict[str, Array]) -> dict[str, float]:

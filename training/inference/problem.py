@@ -18,7 +18,7 @@ from abstain.models.prediction.posterior import Draws, Posterior
 from abstain.training.data.augmentation import Augment
 from abstain.training.inference.bnn import BNN, Observations
 from abstain.training.inference.chains import Chains
-from abstain.training.inference.diagnostics import ChainDiagnostics
+from abstain.training.inference.records import Diagnostics
 from abstain.training.inference.target import Target
 from abstain.training.runs.journal import Journal
 
@@ -51,20 +51,17 @@ class Fitted(NamedTuple):
     """A posterior with diagnostics.
 
     Attributes:
-        diagnostics: JSON; for chains it includes `convergence`.
         shortfalls: reasons not to rely on the fit.
         notes: further remarks for the reader.
-        convergence: of Markov chains, if it could be computed.
         chains: all samples, if the method has Markov chains.
         mode: the parameters that the draws were made around, as draws: the mode of `laplace`, the guides' means of `vi`,
             the modes that chains started from; None if there are none.
     """
 
     posterior: Posterior
-    diagnostics: dict[str, Any]
+    diagnostics: Diagnostics
     shortfalls: tuple[Shortfall, ...] = ()
     notes: tuple[str, ...] = ()
-    convergence: ChainDiagnostics | None = None
     chains: Chains | None = None
     mode: Draws | None = None
 

@@ -16,6 +16,7 @@ from abstain.training.config.methods import ChainSettings
 from abstain.training.inference.chains import Kernel, sample_chains
 from abstain.training.inference.diagnostics import FUNCTION_ROWS, chain_diagnostics, chain_shortfalls, function_values
 from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.inference.records import SamplingDiagnostics
 from abstain.training.inference.starts import find_starts
 from abstain.training.runs.failures import Failure, attempt
 from abstain.training.runs.journal import Journal
@@ -53,6 +54,6 @@ def fit_by_chains(
     if isinstance(diagnostics, Failure):
         # Chains without diagnostics cannot be relied on: a shortfall; a missing picture is only a note.
         lacking = (Shortfall("unchecked_chains", diagnostics.sentence),)
-        return Fitted(posterior, tuning, lacking, chains=chains, mode=mode)
-    lacking, facts = chain_shortfalls(diagnostics), diagnostics.to_json() | tuning
-    return Fitted(posterior, facts, lacking, convergence=diagnostics, chains=chains, mode=mode)
+        return Fitted(posterior, SamplingDiagnostics(None, tuning), lacking, chains=chains, mode=mode)
+    lacking = chain_shortfalls(diagnostics)
+    return Fitted(posterior, SamplingDiagnostics(diagnostics, tuning), lacking, chains=chains, mode=mode)

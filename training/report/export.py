@@ -69,7 +69,7 @@ def write_tensorboard(folder: Path, problem: Problem, fitted: Fitted) -> None:
     """Writes loss curve and reports; for chains the log density of training rows and histograms of parameters."""
     from tensorboardX import SummaryWriter  # noqa: PLC0415
 
-    facts = fitted.diagnostics
+    facts: Any = fitted.diagnostics.to_json()
     with SummaryWriter(str(folder)) as writer:
         if "loss" in facts:
             steps = np.linspace(0, facts["reports"][-1]["step"], len(facts["loss"]) + 1)[1:]

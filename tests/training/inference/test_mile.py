@@ -82,7 +82,7 @@ def test_moments_of_a_correlated_gaussian(mass_matrix, key):
     chains = run(mile, target, np.tile(mean, (8, 1)), settings, key=key)
     assert_same(chains.column("position"), mean, std, detectable_share=0.1 if mass_matrix == "diagonal" else 0.15)
     assert (chains.column("leapfrogs") == 2 * settings.thin).all()
-    variance = np.array(mile.member_facts(chains, 10)["energy_variance"])
+    variance = np.array(mile.energy_variance(chains, 10))
     assert ((variance > settings.energy_variance / 3) & (variance < settings.energy_variance * 3)).all()
 
 
@@ -92,8 +92,7 @@ def test_too_large_a_step_is_wrong_and_the_energy_shows_it(key):
     chains = run(mile, target, np.tile(mean, (8, 1)), SETTINGS.model_copy(update={"energy_variance": 0.5}), key=key)
     _, found, _, error = moments(chains.column("position"))
     assert ((std - found) / error).max() > 6
-    facts = mile.member_facts(chains, 10) | {"acceptance": [1.0] * 8}
-    (lack,) = mile.member_shortfalls(facts, SETTINGS)
+    (lack,) = mile.member_shortfalls((1.0,) * 8, mile.energy_variance(chains, 10), SETTINGS)
     assert lack == Shortfall("energy_variance", lack.text) == recognise(lack.text)
     assert lack.text.startswith("the steps were too large: their energy variance is")
 
@@ -221,8 +220,7 @@ def test_a_step_off_the_numbers_shrinks_the_next_and_a_stuck_member_is_reported(
     assert (chains.column("acceptance") == 0).all()
     moved = np.asarray(chains.state.step_size)[:, None] * np.sqrt(chains.state.inverse)
     np.testing.assert_allclose(moved, mile.FIRST_STEP * np.sqrt(2) * mile.SHRINKAGE**20, rtol=1e-3)
-    facts = mile.member_facts(chains, 2) | {"acceptance": [1.0, 0.0]}
-    (lack,) = mile.member_shortfalls(facts, SETTINGS)
+    (lack,) = mile.member_shortfalls((1.0, 0.0), mile.energy_variance(chains, 2), SETTINGS)
     assert lack == Shortfall("still_member", lack.text) == recognise(lack.text)
     assert lack.text.startswith("member 1 never moved: ")
 

@@ -111,7 +111,7 @@ def test_another_seed_gives_other_draws(fitted, key):
 
 def test_diagnostics_say_how_the_chains_did(fitted):
     """Converged, no divergences, the acceptance aimed at by every chain, and trees far from the limit."""
-    diagnostics = fitted.diagnostics
+    diagnostics = fitted.diagnostics.to_json()
     assert diagnostics["divergences"] == diagnostics["max_tree_depth_hits"] == 0
     assert (diagnostics["chains"], diagnostics["samples"]) == (16, 16_000)
     assert len(diagnostics["acceptance"]) == len(diagnostics["ebfmi"]) == 16
@@ -158,7 +158,7 @@ def test_chains_agree_in_function_space(tmp_path):
     config = read_config(CONFIGS / "wave-nuts.toml", overrides)
     dataset = load_dataset(config, None)
     fitted = infer(config, build_problem(config, build_model(config, dataset), dataset, tmp_path), Journal())
-    function = fitted.diagnostics["function"]
+    function = fitted.diagnostics.to_json()["function"]
     assert function["values"] == 50
     assert function["rhat"] < 1.1
     assert_chains_agree(fitted.chains.column("values"))

@@ -133,7 +133,7 @@ def test_a_description_averages_over_members():
     """Loss curve of at most 200 parts, and each report's figures, plain JSON."""
     settings = Optimisation(steps=300, batch_size=12, learning_rate=0.1, reports=3)
     _, traces = go(squares, settings)
-    facts = summarize_descent(traces)
+    facts = summarize_descent(traces).to_json()
     assert len(facts["loss"]) == 200
     assert facts["loss"][0] == pytest.approx(traces.column("loss")[:2].mean())
     assert [report["step"] for report in facts["reports"]] == [100, 200, 300]
@@ -181,8 +181,10 @@ def test_the_loss_of_a_mode_is_the_log_posterior_by_row():
     layer = jax.tree.map(lambda leaf: leaf[0].astype(np.float64), fitted.posterior.draws["network"]["Dense_0"])
     log_likelihood = log_softmax(x @ layer["kernel"] + layer["bias"], axis=1)[np.arange(ROWS), y].mean()
     prior = sum(stats.norm.logpdf(leaf, scale=2.0).sum() for leaf in layer.values())
-    assert np.mean(fitted.diagnostics["loss"]) == pytest.approx(-log_likelihood - prior / ROWS, rel=1e-5)
-    assert fitted.diagnostics["reports"][-1]["train_log_likelihood"] == pytest.approx(log_likelihood, rel=1e-5)
+    assert np.mean(fitted.diagnostics.to_json()["loss"]) == pytest.approx(-log_likelihood - prior / ROWS, rel=1e-5)
+    assert fitted.diagnostics.to_json()["reports"][-1]["train_log_likelihood"] == pytest.approx(
+        log_likelihood, rel=1e-5
+    )
 
 
 def test_a_mode_is_the_mode():
@@ -219,4 +221,4 @@ def test_an_ensembles_members_are_modes_of_their_own():
     kernels = fitted.posterior.draws["network"]["Dense_0"]["kernel"]
     assert kernels.shape == (3, 2, 3)
     assert len(np.unique(kernels.reshape(3, 6), axis=0)) == 3
-    assert fitted.diagnostics["members"] == 3
+    assert fitted.diagnostics.to_json()["members"] == 3

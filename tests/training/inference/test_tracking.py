@@ -43,7 +43,7 @@ def reports_of(method, settings, monitor=None):
     calls = []
     journal = Journal(progress=lambda *_, **facts: calls.append(figures(facts)))
     fitted = method(jax.random.key(0), problem_of(monitor), settings, 3, journal)
-    return fitted.diagnostics["reports"], [facts for facts in calls if facts], fitted
+    return fitted.diagnostics.to_json()["reports"], [facts for facts in calls if facts], fitted
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,10 @@ def test_the_loss_is_the_weighted_elbo_and_an_epoch_visits_every_row_once(stood)
     layer = jax.tree.map(lambda leaf: leaf.mean(axis=0, dtype=np.float64), fitted.posterior.draws["network"]["Dense_0"])
     log_likelihood = log_softmax(x @ layer["kernel"] + layer["bias"], axis=1)[np.arange(ROWS), y].mean()
     kl = gaussian_kl(np.append(layer["kernel"], layer["bias"]), 1e-4, 2.0)
-    losses = fitted.diagnostics["loss"]
+    losses = fitted.diagnostics.to_json()["loss"]
     assert len(losses) == 6
     assert np.mean(losses) == pytest.approx(-log_likelihood + 0.25 * kl / ROWS, rel=1e-4)
-    last = fitted.diagnostics["reports"][-1]
+    last = fitted.diagnostics.to_json()["reports"][-1]
     assert last["kl_divergence"] == pytest.approx(kl, rel=1e-4)
     assert last["train_log_likelihood"] == pytest.approx(log_likelihood, abs=1e-3)
     assert not [name for name in last if name.startswith(("test", "held_out"))]
@@ -67,7 +67,7 @@ def test_the_loss_is_the_weighted_elbo_and_an_epoch_visits_every_row_once(stood)
 def test_reports_are_at_even_steps_and_progress_gets_each(stood):
     """There are at most as many reports as configured, the last at the last step, each with its metrics."""
     fitted, calls = stood
-    reports = fitted.diagnostics["reports"]
+    reports = fitted.diagnostics.to_json()["reports"]
     assert [report["step"] for report in reports] == [2, 4, 6]
     steps, after = calls[:3], calls[3:]
     assert [place for place, _ in steps] == [(2, 6), (4, 6), (6, 6)]
@@ -195,14 +195,14 @@ def test_guides_with_correlations_reach_the_posterior_of_a_linear_model(family, 
     assert draws[:, 3].std() == pytest.approx(np.sqrt(variance[3]), rel=0.15)
     narrow = mean_field_optimum(design, y, 1.0)[1]
     np.testing.assert_array_less(1.05 * narrow[:2], draws.std(axis=0)[:2])
-    assert fitted.diagnostics["k_hat"] < 0.7
+    assert fitted.diagnostics.to_json()["k_hat"] < 0.7
     assert fitted.notes == ()
 
 
 def test_k_hat_tells_that_a_guide_is_far_from_the_posterior(stood):
     """A guide that stayed where it started, next to a point, is noted; in JSON there is no infinity."""
     fitted, _ = stood
-    k_hat = fitted.diagnostics["k_hat"]
+    k_hat = fitted.diagnostics.to_json()["k_hat"]
     assert k_hat is None or k_hat > 0.7
     assert len(fitted.notes) == 1
     assert fitted.notes[0].startswith("the guide is not close to the posterior of the parameters: k-hat is ")
@@ -227,7 +227,7 @@ def test_several_starts_are_fitted_apart_and_their_draws_pooled():
     kernels = fitted.posterior.draws["network"]["Dense_0"]["kernel"].reshape(7, -1).round(2)
     _, counts = np.unique(kernels, axis=0, return_counts=True)
     assert sorted(counts) in ([2, 2, 3], [1, 3, 3])
-    assert fitted.diagnostics["starts"] == 3
+    assert fitted.diagnostics.to_json()["starts"] == 3
 
 
 def test_full_rank_is_refused_for_a_large_network():
@@ -244,8 +244,8 @@ def test_the_same_seed_gives_the_same_draws(stood):
     bnn, train, *_ = classifier()
     first = stood[0]
     again, other = (run(bnn, train, STILL, seed) for seed in (0, 1))
-    assert again.diagnostics == first.diagnostics
+    assert again.diagnostics.to_json() == first.diagnostics.to_json()
     jax.tree.map(np.testing.assert_array_equal, first.posterior.draws, again.posterior.draws)
-    assert (np.array(other.diagnostics["loss"]) != first.diagnostics["loss"]).all()
+    assert (np.array(other.diagnostics.to_json()["loss"]) != first.diagnostics.to_json()["loss"]).all()
     layers = [fitted.posterior.draws["network"]["Dense_0"]["kernel"] for fitted in (first, other)]
     assert (layers[0] != layers[1]).all()

@@ -10,6 +10,7 @@ from abstain.training.config.methods import EnsembleConfig
 from abstain.training.inference.mode_search import find_modes
 from abstain.training.inference.optimization import summarize_descent
 from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.inference.records import EnsembleDiagnostics
 from abstain.training.runs.journal import Journal
 
 
@@ -17,5 +18,5 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: EnsembleConfig, draws: in
     """Finds the members' modes, one draw each; `draws` is ignored."""
     del draws
     modes, traces = find_modes(key, problem, settings, settings.members, journal, settings.chain_method)
-    facts = summarize_descent(traces) | {"members": settings.members}
-    return Fitted(Posterior(problem.bnn.model, problem.bnn.draws(np.asarray(modes))), facts)
+    diagnostics = EnsembleDiagnostics(summarize_descent(traces), settings.members)
+    return Fitted(Posterior(problem.bnn.model, problem.bnn.draws(np.asarray(modes))), diagnostics)

@@ -59,6 +59,7 @@ from abstain.training.inference.curvature import (
 from abstain.training.inference.mode_search import find_modes
 from abstain.training.inference.optimization import summarize_descent
 from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.inference.records import LaplaceDiagnostics
 from abstain.training.inference.target import Site, Vector
 from abstain.training.runs.journal import Journal
 
@@ -98,17 +99,18 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: LaplaceConfig, draws: int
     evidence = compute_evidence(curvature, prior, choose=settings.prior_precision == "evidence")
     spread = fit_spread(curvature, prior, evidence.multiplier)
     zs = sample(jax.random.fold_in(key, 1), mode, sites, spread, draws)
-    facts = summarize_descent(traces) | {
-        "subset": settings.subset,
-        "subset_size": len(spread.std),
-        "prior_precision_multiplier": evidence.multiplier,
-        "log_evidence": evidence.log_evidence,
-        "log_evidence_unit": "all training rows, nats",
-        "posterior_std_min": float(spread.std.min()),
-        "posterior_std_max": float(spread.std.max()),
-    }
+    diagnostics = LaplaceDiagnostics(
+        descent=summarize_descent(traces),
+        subset=settings.subset,
+        subset_size=len(spread.std),
+        prior_precision_multiplier=evidence.multiplier,
+        log_evidence=evidence.log_evidence,
+        posterior_std=(float(spread.std.min()), float(spread.std.max())),
+    )
     posterior = Posterior(problem.bnn.model, problem.bnn.draws(zs))
-    return Fitted(posterior, facts, notes=evidence_notes(evidence, spread), mode=problem.bnn.draws(np.asarray(modes)))
+    return Fitted(
+        posterior, diagnostics, notes=evidence_notes(evidence, spread), mode=problem.bnn.draws(np.asarray(modes))
+    )
 
 
 def check_subset(model: Model, settings: LaplaceConfig) -> None:

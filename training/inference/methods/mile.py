@@ -40,6 +40,7 @@ from abstain.training.inference.chains import Chains, Info, Kernel
 from abstain.training.inference.diagnostics import chain_shortfalls
 from abstain.training.inference.methods.hmc import DIVERGENCE
 from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.inference.records import SamplingDiagnostics
 from abstain.training.inference.sampling import fit_by_chains
 from abstain.training.inference.target import Data, Target, Vector
 from abstain.training.runs.journal import Journal
@@ -84,34 +85,35 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: MILEConfig, draws: int, j
     """Samples members and thins them evenly to `draws` draws; diagnostics use all samples."""
     fitted = fit_by_chains(key, kernel(problem.target, settings), problem, settings, draws, journal)
     assert fitted.chains is not None  # noqa: S101
-    facts = fitted.diagnostics | member_facts(fitted.chains, problem.target.dim)
-    if fitted.convergence is None:
-        return fitted._replace(diagnostics=facts)
-    convergence = replace(fitted.convergence, ebfmi=())
-    shortfalls = chain_shortfalls(convergence) + member_shortfalls(facts, settings)
-    return fitted._replace(diagnostics=facts, shortfalls=shortfalls, convergence=convergence)
+    assert isinstance(fitted.diagnostics, SamplingDiagnostics)  # noqa: S101
+    variance = energy_variance(fitted.chains, problem.target.dim)
+    if fitted.diagnostics.chains is None:
+        return fitted._replace(diagnostics=replace(fitted.diagnostics, energy_variance=variance))
+    # E-BFMI does not apply to these dynamics.
+    chains = replace(fitted.diagnostics.chains, ebfmi=())
+    shortfalls = chain_shortfalls(chains) + member_shortfalls(chains.acceptance, variance, settings)
+    diagnostics = replace(fitted.diagnostics, chains=chains, energy_variance=variance)
+    return fitted._replace(diagnostics=diagnostics, shortfalls=shortfalls)
 
 
-def member_facts(chains: Chains, dim: int) -> dict[str, Any]:
-    """Each member's energy variance, as JSON; E-BFMI does not apply to these dynamics."""
-    variance = (chains.column("energy").astype(np.float64) ** 2).mean(axis=1) / dim
-    return {
-        "ebfmi": [],
-        "energy_variance": variance.tolist(),
-    }
+def energy_variance(chains: Chains, dim: int) -> tuple[float, ...]:
+    """Returns each member's variance of the energy error per dimension."""
+    return tuple(((chains.column("energy").astype(np.float64) ** 2).mean(axis=1) / dim).tolist())
 
 
-def member_shortfalls(facts: dict[str, Any], settings: MILEConfig) -> tuple[Shortfall, ...]:
+def member_shortfalls(
+    acceptance: tuple[float, ...], variances: tuple[float, ...], settings: MILEConfig
+) -> tuple[Shortfall, ...]:
     """Shortfalls that R-hat and ESS do not show: members that never moved, and steps with too large errors."""
     shortfalls = [
         Shortfall(
             "still_member",
             f"member {index} never moved: no step led to finite values; choose another start, or check the data's scale",
         )
-        for index, acceptance in enumerate(facts["acceptance"])
-        if acceptance == 0
+        for index, accepted in enumerate(acceptance)
+        if accepted == 0
     ]
-    variance = float(np.mean(facts["energy_variance"]))
+    variance = float(np.mean(variances))
     if variance > EXCESS_LIMIT * settings.energy_variance:
         text = (
             f"the steps were too large: their energy variance is {variance:.1e} per dimension, more than "

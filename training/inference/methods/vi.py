@@ -16,6 +16,7 @@ from abstain.training.inference.bnn import Observations
 from abstain.training.inference.diagnostics import K_HAT_LIMIT, arviz
 from abstain.training.inference.guides import Guide, fit_guides, guide_distribution, sample_guides
 from abstain.training.inference.problem import Fitted, Problem
+from abstain.training.inference.records import VIDiagnostics
 from abstain.training.inference.starts import find_starts
 from abstain.training.runs.journal import Journal
 from abstain.training.runs.progress import stage
@@ -30,13 +31,13 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: VIConfig, draws: int, jou
     """Fits guides and pools their draws; diagnostics hold loss curve, reports and k-hat."""
     key_start, key_fit, key_draws, key_k = jax.random.split(key, 4)
     locs = find_starts(key_start, problem, settings, settings.starts, journal)
-    guides, facts = fit_guides(key_fit, problem, locs, settings, journal)
+    guides, descent = fit_guides(key_fit, problem, locs, settings, journal)
     zs = sample_guides(key_draws, guides, draws)
     with stage(journal.progress, "k-hat"):
         shape = k_hat(key_k, problem, guides, settings)
-    facts["k_hat"] = shape if shape is not None and np.isfinite(shape) else None
+    diagnostics = VIDiagnostics(descent, settings.starts, shape if shape is not None and np.isfinite(shape) else None)
     posterior = Posterior(problem.bnn.model, problem.bnn.draws(np.asarray(zs)))
-    return Fitted(posterior, facts, notes=k_hat_note(shape), mode=problem.bnn.draws(np.asarray(guides["loc"])))
+    return Fitted(posterior, diagnostics, notes=k_hat_note(shape), mode=problem.bnn.draws(np.asarray(guides["loc"])))
 
 
 def k_hat(key: PRNGKeyArray, problem: Problem, guides: Guide, settings: VIConfig) -> float | None:
