@@ -197,14 +197,15 @@ def build_problem(config: Config, model: Model, dataset: Dataset, store: Path) -
         check_draws(model, bundle.posterior.draws, where=f"method.start_from = {start_from!r}")
         earlier = bundle.posterior.draws
     # Chains are compared at calibration inputs: the test part is used once, after the fit.
-    bnn, train, monitor = BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.calibration)
-    problem = Problem(bnn, train, monitor, earlier, build_augmentation(config, model, dataset.train.x))
+    bnn, train = BNN(model, config.prior), observe(model, dataset.train)
+    diagnostic_rows = observe(model, dataset.calibration)
+    problem = Problem(bnn, train, diagnostic_rows, earlier, build_augmentation(config, model, dataset.train.x))
     _ = problem.target.sites
     return problem
 
 
 def start_notes(config: Config, dataset: Dataset, store: Path) -> tuple[str, ...]:
-    """A note if the run that the fit starts from was trained on calibration rows of this fit."""
+    """Returns a note if the run that the fit starts from was trained on calibration rows of this fit."""
     start_from = config.method.earlier_run
     if start_from is None:
         return ()
@@ -280,7 +281,7 @@ def make_report_data(
 def evaluate_posterior(
     posterior: Posterior, calibrated: Calibrated, dataset: Dataset, report_data: ReportData
 ) -> ServedQuality:
-    """The metrics on the test part, and on OOD sets."""
+    """Returns the metrics on the test part, and on OOD sets."""
     if report_data.view:
         return served_quality(report_data.view)
     return served_quality_without_view(posterior, calibrated, dataset.test)

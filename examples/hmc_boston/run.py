@@ -171,7 +171,7 @@ def log_likelihood(problem: Problem, posterior: Posterior) -> float:
 
     @jax.jit
     def of_draws(draws: Any) -> Array:
-        each = jax.vmap(lambda draw: problem.target.log_likelihood(draw, problem.monitor))(draws)
+        each = jax.vmap(lambda draw: problem.target.log_likelihood(draw, problem.diagnostic_rows))(draws)
         return (jax.scipy.special.logsumexp(each, axis=0) - jnp.log(len(each))).mean()
 
     return float(of_draws(jax.tree.map(jnp.asarray, posterior.draws)))

@@ -106,7 +106,7 @@ def leaf_weights(target: Target) -> Float[np.ndarray, " dim"]:
 
 def build_problem(config: Config, model: Model, dataset: Dataset, folder: Path) -> Problem:
     """The problem of a fit, but watched on test rows: the article draws its curves of them."""
-    return replace(fit.build_problem(config, model, dataset, folder), monitor=observe(model, dataset.test))
+    return replace(fit.build_problem(config, model, dataset, folder), diagnostic_rows=observe(model, dataset.test))
 
 
 def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, seed: int) -> tuple[Guide, Any]:
@@ -133,7 +133,7 @@ def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, se
             settings,
             Journal(progress=progress),
             report=report,
-            tracked_rows=TrackedRows(problem.train.head(2000), problem.monitor.head(2000)),
+            tracked_rows=TrackedRows(problem.train.head(2000), problem.diagnostic_rows.head(2000)),
         )
     return jax.tree.map(lambda leaf: leaf[0], several), traces
 
@@ -150,7 +150,7 @@ def metrics(bnn: BNN, guide: Guide, key: PRNGKeyArray, tracked_rows: TrackedRows
 
 def tabled(problem: Problem, guide: Guide, beta: float) -> dict[str, dict[str, float]]:
     """The article's five figures, and the full KL: on the test set, and on as many training rows."""
-    tracked_rows = TrackedRows(problem.train.head(10_000), problem.monitor)
+    tracked_rows = TrackedRows(problem.train.head(10_000), problem.diagnostic_rows)
     of_guide = jax.jit(
         lambda guide, tracked_rows: metrics(problem.bnn, guide, jax.random.key(99), tracked_rows, draws=10)
     )

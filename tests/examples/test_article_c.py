@@ -78,7 +78,7 @@ def test_the_taper_gives_a_small_network():
     problem, dataset = run.boston(UCI)
     assert problem.target.dim == 104
     assert len(problem.train.y) == len(dataset.train) == 455
-    assert len(problem.monitor.y) == len(dataset.test) == 51
+    assert len(problem.diagnostic_rows.y) == len(dataset.test) == 51
     np.testing.assert_allclose(np.asarray(problem.train.x).mean(axis=0), 0, atol=1e-4)
     assert float(np.asarray(problem.train.y).std()) == pytest.approx(1, abs=1e-4)
 

@@ -5,9 +5,9 @@ simple rule of Andrieu & Thoms (2008): a hundredth up or down (`simple`). The in
 covariance of the positions in windows of doubling length, Stan's schedule.
 
 Stan's and NumPyro's constants for dual averaging (Hoffman & Gelman, 2014, §3.2) move log ε by 20 / √t times the error of
-one acceptance: after fifty transitions still by half a unit and more. The average of such large moves is far below the
-step size with the target acceptance, because acceptance falls more steeply than it rises: a target of .8 gave .94 in two
-dimensions and .88 in fifty. Here the iterates take Robbins and Monro's steps without a fixed centre,
+one acceptance, which is half a unit or more even after fifty transitions. The average of these large moves is far below
+the step size with the target acceptance, because acceptance falls more steeply than it rises: a target of .8 gave .94 in
+two dimensions and .88 in fifty. Here the iterates take Robbins and Monro's steps without a fixed centre,
 
     log ε ← log ε + γ (acceptance − target),    γ = GAIN · (1 + turns)^−DECAY,
 
@@ -31,21 +31,21 @@ SIMPLE_RATE = 0.01
 GAIN, DECAY = 2.0, 0.75
 """The gain of the log step size per unit of acceptance: GAIN · (1 + k)^−DECAY after k changes of sign."""
 FORGETTING = 0.75
-"""The average gives the t-th iterate the weight t^−this."""
+"""The weight of the t-th iterate in the average is t^−FORGETTING."""
 LOG_RANGE = (-80.0, 80.0)
-"""Limits of the log step size: float32 can represent its exponential, and adaptation can return."""
+"""Limits of the log step size, within which float32 can represent the step size."""
 
 Scalar = Float[Array, ""]
 
 
-class Search(NamedTuple):
-    """The memory of the step size's adaptation."""
+class DualAveraging(NamedTuple):
+    """The state of dual averaging."""
 
     average: Scalar
     """The average log step size over the latest transitions."""
     transitions: Scalar
     turns: Scalar
-    """How often the sign of acceptance − target has changed."""
+    """The number of times that the sign of acceptance − target has changed."""
     side: Scalar
     """The sign of the last acceptance − target: −1, 0 at the start, or 1."""
 
@@ -58,13 +58,13 @@ class StepSize(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """The inverse mass matrix (a vector where it is diagonal), and a square root of the mass matrix."""
+    """The inverse mass matrix (a vector if it is diagonal), and a square root of the mass matrix."""
 
     inverse: Array
     root: Array
 
     def velocity(self, momentum: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
-        """The inverse mass matrix times a momentum."""
+        """Returns the inverse mass matrix times a momentum."""
         return self.inverse * momentum if self.inverse.ndim == 1 else momentum @ self.inverse
 
     def momentum(self, noise: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
@@ -81,15 +81,15 @@ class Windows(NamedTuple):
 
 def first_step_size(value: float | Scalar) -> StepSize:
     """Starts adaptation from a first guess."""
-    start, none = jnp.asarray(value, jnp.float32), jnp.float32(0)
-    return StepSize(start, Search(jnp.log(start), none, none, none))
+    start, zero = jnp.asarray(value, jnp.float32), jnp.float32(0)
+    return StepSize(start, DualAveraging(jnp.log(start), zero, zero, zero))
 
 
 def adapt_step_size(size: StepSize, acceptance: Scalar, kind: Adaptation, target: float) -> StepSize:
     """Adapts the step size after a transition with this acceptance probability."""
     match kind:
         case "dual_averaging":
-            return _update_search(size, acceptance - target)
+            return _update_average(size, acceptance - target)
         case "simple":
             factor = jnp.where(acceptance > target, 1 + SIMPLE_RATE, 1 / (1 + SIMPLE_RATE))
             return size._replace(value=size.value * factor)
@@ -97,7 +97,7 @@ def adapt_step_size(size: StepSize, acceptance: Scalar, kind: Adaptation, target
             return size
 
 
-def _update_search(size: StepSize, excess: Scalar) -> StepSize:
+def _update_average(size: StepSize, excess: Scalar) -> StepSize:
     memory, side = size.memory, jnp.sign(excess)
     transitions = memory.transitions + 1
     turns = memory.turns + (side * memory.side < 0)
@@ -105,7 +105,7 @@ def _update_search(size: StepSize, excess: Scalar) -> StepSize:
     log = jnp.clip(log, *LOG_RANGE)
     weight = transitions**-FORGETTING
     average = (1 - weight) * memory.average + weight * log
-    return StepSize(jnp.exp(log), Search(average, transitions, turns, side))
+    return StepSize(jnp.exp(log), DualAveraging(average, transitions, turns, side))
 
 
 def restart_step_size(size: StepSize, before: Metric, after: Metric, kind: Adaptation) -> StepSize:
@@ -116,9 +116,9 @@ def restart_step_size(size: StepSize, before: Metric, after: Metric, kind: Adapt
 
 
 def step_size_ratio(before: Metric, after: Metric) -> Scalar:
-    """The step size of the new metric over that of the old one, if the new one is the posterior's covariance.
+    """Returns the step size of the new metric over that of the old one, if the new one is the posterior's covariance.
 
-    The largest stable step is 2 / ω, ω² the largest eigenvalue of M⁻¹Σ⁻¹: 1 with M⁻¹ = Σ.
+    The largest stable step is 2 / ω, where ω² is the largest eigenvalue of M⁻¹Σ⁻¹: 1 if M⁻¹ = Σ.
     """
     if after.inverse.ndim == 1:
         return jnp.sqrt((before.inverse / after.inverse).max())
@@ -126,18 +126,18 @@ def step_size_ratio(before: Metric, after: Metric) -> Scalar:
 
 
 def final_step_size(size: StepSize, kind: Adaptation) -> Scalar:
-    """The step size that adaptation ended at."""
+    """Returns the step size at the end of adaptation."""
     return jnp.exp(size.memory.average) if kind == "dual_averaging" else size.value
 
 
 def unit_metric(dim: int, kind: MassMatrix) -> Metric:
-    """The metric at the start: the identity."""
+    """Returns the first metric, the identity."""
     unit = jnp.eye(dim) if kind == "dense" else jnp.ones(dim)
     return Metric(unit, unit)
 
 
 def no_positions(dim: int, kind: MassMatrix) -> Any:
-    """A running covariance without positions."""
+    """Returns a running covariance without positions."""
     return welford_covariance(diagonal=kind != "dense")[0](dim)
 
 
@@ -147,13 +147,13 @@ def add_position(covariance: Any, position: Float[Array, " dim"], kind: MassMatr
 
 
 def metric_of(covariance: Any, kind: MassMatrix) -> Metric:
-    """The metric of a running covariance, shrunk a little towards the identity, as Stan does."""
+    """Returns the metric of a running covariance, shrunk a little towards the identity, as Stan does."""
     inverse, root, _ = welford_covariance(diagonal=kind != "dense")[2](covariance, regularize=True)
     return Metric(jnp.asarray(inverse), jnp.asarray(root))
 
 
 def windows(warmup: int) -> Windows:
-    """Stan's schedule: a fast phase, windows of doubling length, a fast phase."""
+    """Returns Stan's schedule: a fast phase, windows of doubling length, and another fast phase."""
     schedule = build_adaptation_schedule(warmup)
     collecting, ending = np.zeros(warmup, bool), np.zeros(warmup, bool)
     for window in schedule[1:-1]:

@@ -32,17 +32,17 @@ NOISE_START = 0.3
 
 
 class Observations(NamedTuple):
-    """Rows as inference sees them: preprocessed inputs, and targets as class indices or standardised numbers."""
+    """Rows in the form that inference uses: preprocessed inputs, and class indices or standardised numbers as targets."""
 
     x: Float[Array, "rows ..."]
     y: Num[Array, " rows"]
 
     def head(self, rows: int) -> Observations:
-        """The first rows."""
+        """Returns the first rows."""
         return Observations(self.x[:rows], self.y[:rows])
 
     def take(self, indices: Array) -> Observations:
-        """Some of the rows."""
+        """Returns the rows at some indices."""
         return Observations(self.x[indices], self.y[indices])
 
 
@@ -75,7 +75,7 @@ class BNN:
         return Target(trees, lambda parameters, rows: log_likelihood(self.model, as_draw(parameters), rows), shapes)
 
     def start(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
-        """The network's own initialisation as a vector, with a noise of `NOISE_START`; inferred scales at 1."""
+        """Returns the network's own initialisation as a vector; the noise is `NOISE_START`, inferred scales are 1."""
         shape = transformed_shape(self.model.preprocessing, self.model.feature_shape)
         network = self.model.module.init(key, jnp.zeros(shape, jnp.float32))["params"]
         parameters: dict[str, Any] = {"network": jax.tree.map(jnp.asarray, network)}
@@ -86,7 +86,7 @@ class BNN:
         return self.target.unconstrain(parameters)
 
     def vector(self, draw: Draws) -> Float[Array, " dim"]:
-        """The vector of a draw from an earlier posterior of the same network.
+        """Returns the vector of a draw from an earlier posterior of the same network.
 
         Raises:
             ConfigError: the prior infers scales, which a draw does not hold.
@@ -106,7 +106,7 @@ class BNN:
 
 
 def as_draw(parameters: Parameters) -> Draws:
-    """The parameters of network and likelihood, with inferred scales multiplied in."""
+    """Returns the parameters of network and likelihood, multiplied by the inferred scales."""
     draw = {name: leaf for name, leaf in parameters.items() if name != "scales"}
     scales = parameters.get("scales", {})
     if scales:
@@ -117,7 +117,7 @@ def as_draw(parameters: Parameters) -> Draws:
 
 
 def log_likelihood(model: Model, draw: Draws, observations: Observations) -> Float[Array, " rows"]:
-    """Log density in nats of each target under one draw."""
+    """Returns the log density of each target under one draw, in nats."""
     noise, module = draw.get("noise", jnp.float32(0)), network(model)
 
     def of_row(x: Array, y: Array) -> Array:
@@ -128,7 +128,7 @@ def log_likelihood(model: Model, draw: Draws, observations: Observations) -> Flo
 
 
 def network(model: Model) -> Network:
-    """The network in the memory layout of inference: many rows, few units, several chains."""
+    """Returns the network in the memory layout of inference: many rows, few units, several chains."""
     module = model.module
     return module.clone(rows_last=True) if isinstance(module, MLP) else module
 

@@ -1,7 +1,7 @@
 """Markov chains: runs a kernel over several chains, block by block, first the warm-up, then sampling.
 
 A kernel is written for one chain; this module runs several: in lockstep in one compiled call (`vectorized`,
-best for small networks, whose cost is the steps' overhead), one after the other (`sequential`), or one thread or
+best for small networks, where the overhead of a step dominates), one after the other (`sequential`), or one thread or
 device each (`parallel`, best if one gradient keeps a core busy).
 """
 
@@ -31,32 +31,32 @@ Info = dict[str, Array]
 Block = Callable[[State, Data], tuple[State, dict[str, Array]]]
 """A compiled block of steps of all chains; returns states and traces."""
 BLOCK_BYTES = 16_000_000
-"""The largest size of the positions in a block, which limits the memory before writing."""
+"""The largest size of the positions in a block, which are in memory until they are written."""
 
 
 class Kernel(NamedTuple):
-    """The transitions of one chain; of all chains at once where `lockstep` (states then have a leading chain axis)."""
+    """The transitions of one chain or, if `lockstep` is true, of all chains (states then have a leading chain axis)."""
 
     init: Callable[[PRNGKeyArray, Vector, Data], State]
     warm: Callable[[State, Data], tuple[State, Info]]
     """A transition that adapts."""
     settle: Callable[[State], State]
-    """The state at the end of the warm-up, with what was adapted fixed."""
+    """Ends the warm-up: returns the state with the adapted settings fixed."""
     step: Callable[[State, Data], tuple[State, Info]]
     position: Callable[[State], Vector]
     tuning: Callable[[State], dict[str, Array]]
     """The settings that the warm-up found, for the report: `step_size`, …"""
     lockstep: bool = False
     split: Callable[[State], State] | None = None
-    """For a lockstep kernel whose chains may continue in groups: adds a leading group axis to the state."""
+    """Adds a leading group axis to the state; only for a lockstep kernel that can continue in groups of chains."""
 
 
 class Chains(NamedTuple):
     """All samples after the warm-up.
 
-    `traces` hold, step axis 0 and chain axis 1: `position` `[steps, chains, dim]`, `values` (of `watch`), and the
-    kernel's figures; `energies` `[steps, chains, thin]` of every transition, if `thin` is above 1; `seconds` by step,
-    of sampling alone, compilation not counted.
+    `traces` have the steps as axis 0 and the chains as axis 1. They hold `position` `[steps, chains, dim]`, `values` (the
+    results of `watch`) and the kernel's figures; the energy of every transition, `energies` `[steps, chains, thin]`, if
+    `thin` is above 1; and `seconds`, the time of each step without compilation.
     """
 
     state: State
@@ -65,11 +65,11 @@ class Chains(NamedTuple):
     compile_seconds: float
 
     def column(self, name: str) -> Shaped[np.ndarray, "chains steps ..."]:
-        """The values of one name, chain axis 0."""
+        """Returns the values of one name, the chains as axis 0."""
         return self.traces.column(name).swapaxes(0, 1)
 
     def energies(self, thin: int) -> Float[np.ndarray, "chains transitions"]:
-        """The energy of every transition in nats, also between samples."""
+        """Returns the energy of every transition in nats, including those between samples."""
         energies = self.column("energies" if thin > 1 else "energy")
         return energies.reshape(len(energies), -1)
 
@@ -79,7 +79,7 @@ class Chains(NamedTuple):
         return float(self.traces.column("seconds").sum())
 
     def thinned_positions(self, draws: int) -> Float[np.ndarray, "draws dim"]:
-        """`draws` evenly spaced positions over all chains, one chain after the other."""
+        """Returns `draws` evenly spaced positions over all chains, one chain after the other."""
         steps, chains = self.traces.column("log_density").shape
         chosen = np.linspace(0, steps * chains - 1, min(draws, steps * chains)).round().astype(int)
         chain, step = np.divmod(chosen, steps)
@@ -166,7 +166,7 @@ def sample_chains(
 
 
 def parameters(target: Target, chains: Chains) -> Any:
-    """All samples as the target's parameter tree, numpy leaves `[chains, steps, …]`."""
+    """Returns all samples as the target's parameter tree, numpy leaves `[chains, steps, …]`."""
     positions = jnp.asarray(chains.column("position"))
     return jax.device_get(jax.jit(jax.vmap(jax.vmap(target.constrain)))(positions))
 
@@ -175,7 +175,7 @@ def check_starts(target: Target, data: Data, starts: Float[Array, "chains dim"])
     """Refuses a start with zero density, which a chain cannot leave.
 
     Raises:
-        FitError: naming the chain, and whether the prior or the likelihood is not finite.
+        FitError: the density of a start is zero or not a number; the text names the chain, and prior or likelihood.
     """
 
     @jax.jit
@@ -200,7 +200,7 @@ def compile_over_chains(
 ) -> Callable[[State, Data], Any]:
     """Compiles a function of one chain as a function of all chains: states and results have a leading chain axis.
 
-    Without a method the function already takes all chains.
+    If `method` is None, the function is already one of all chains.
     """
     match method:
         case "vectorized":
@@ -218,7 +218,7 @@ def compile_over_chains(
 
 
 def _in_threads(function: Callable[[State, Data], Any], states: State, data: Data) -> Any:
-    """One thread for each chain; XLA releases Python's lock while it computes. Chains are distributed over the devices."""
+    """Runs one thread for each chain, distributed over the devices; XLA releases Python's lock while it computes."""
     devices = jax.local_devices()
     chains = jax.tree.leaves(states)[0].shape[0]
 
@@ -226,8 +226,8 @@ def _in_threads(function: Callable[[State, Data], Any], states: State, data: Dat
         state = jax.tree.map(lambda leaf: leaf[chain], states)
         if len(devices) > 1:
             state = jax.device_put(state, devices[chain % len(devices)])
-        here = jax.device_put(data, devices[chain % len(devices)]) if len(devices) > 1 else data
-        return jax.block_until_ready(function(state, here))
+        local_data = jax.device_put(data, devices[chain % len(devices)]) if len(devices) > 1 else data
+        return jax.block_until_ready(function(state, local_data))
 
     with ThreadPoolExecutor(chains) as pool:
         results = list(pool.map(of_chain, range(chains)))
@@ -270,7 +270,7 @@ _REDUCTIONS: dict[str, Callable[[Array], Array]] = {
     "diverging": lambda leaf: leaf.any(axis=0),
     "leapfrogs": lambda leaf: leaf.sum(axis=0),
 }
-"""How figures of the transitions between two samples are combined; others take the last value."""
+"""The functions that combine the figures of the transitions between two samples; other figures keep the last value."""
 
 
 def _recorded_values(kernel: Kernel, watch: Callable[[Vector], Array] | None, state: State) -> dict[str, Array]:

@@ -28,7 +28,7 @@ from abstain.training.runs.journal import Journal
 
 CHUNK_ROWS = 512
 CHUNK_BYTES = 32_000_000
-"""The largest size of the Jacobians of a chunk of rows."""
+"""The largest size in bytes of the Jacobians of a chunk of rows."""
 MULTIPLIERS = (1e-6, 1e6)
 """The search interval of τ."""
 PRIOR_DRAWS = 4_096
@@ -71,7 +71,7 @@ class Evidence(NamedTuple):
 def sum_curvature(
     problem: Problem, mode: Vector, sites: Sequence[Site], settings: LaplaceConfig, journal: Journal
 ) -> Curvature:
-    """The log-likelihood and G at the mode, summed over the training rows chunk by chunk, in float64.
+    """Returns the log-likelihood and G at the mode, summed over the training rows chunk by chunk, in float64.
 
     Raises:
         FitError: a sum is not finite.
@@ -81,8 +81,8 @@ def sum_curvature(
     subset = sum(site.last - site.first for site in sites)
     total, full = len(train.y), settings.subset == "last_layer"
     roots = max(2, len(problem.bnn.model.class_names))
-    fitting = CHUNK_BYTES // (8 * roots * subset) if full else CHUNK_ROWS
-    size = max(1, min(CHUNK_ROWS, fitting, math.ceil(total / settings.reports)))
+    most_rows = CHUNK_BYTES // (8 * roots * subset) if full else CHUNK_ROWS
+    size = max(1, min(CHUNK_ROWS, most_rows, math.ceil(total / settings.reports)))
     parts = split_by_site(target, mode)
     add = partial(outer_products if full else squares, fisher_root(problem), indices)
 
@@ -105,7 +105,7 @@ def sum_curvature(
         after = Curvature(np.asarray(log_likelihood), matrix, np.int64(done + count))
         return after, {"rows": np.array([done + count])}, {"log_likelihood": log_likelihood / (done + count)}
 
-    # The name has the steps, because the sums are useless after the search has been lengthened.
+    # The name contains the number of steps, because a longer search finds another mode, which needs new sums.
     sums = journal.run(f"curvature-{settings.steps}", start, block, total, settings.reports).state
     if not (np.isfinite(sums.log_likelihood) and np.isfinite(sums.matrix).all()):
         raise FitError(
@@ -118,7 +118,7 @@ def sum_curvature(
 
 
 def fisher_root(problem: Problem) -> Root:
-    """A function of parameters and input whose Jacobian D gives a row's term of G: Dᵀ D = Jᵀ Λ J."""
+    """Returns a function of parameters and input; its Jacobian D gives a row's term of G: Dᵀ D = Jᵀ Λ J."""
     target, model = problem.target, problem.bnn.model
 
     def root(parts: Parts, x: Array) -> Array:
@@ -144,7 +144,7 @@ def likelihood_root(
 
 
 def squares(root: Root, indices: Sequence[int], parts: Parts, x: Array, weights: Array) -> Float[Array, " subset"]:
-    """The diagonal of Σ Dᵀ D, summed gradient by gradient, so that no Jacobian is kept."""
+    """Returns the diagonal of Σ Dᵀ D, summed gradient by gradient, so that no Jacobian is kept."""
     chosen = [parts[index] for index in indices]
 
     def of_row(sums: Parts, row: tuple[Array, Array]) -> tuple[Parts, None]:
@@ -163,7 +163,7 @@ def squares(root: Root, indices: Sequence[int], parts: Parts, x: Array, weights:
 def outer_products(
     root: Root, indices: Sequence[int], parts: Parts, x: Array, weights: Array
 ) -> Float[Array, "subset subset"]:
-    """Σ Dᵀ D over some rows."""
+    """Returns Σ Dᵀ D over some rows."""
 
     def of_row(row: Array, weight: Array) -> Array:
         chosen = [parts[index] for index in indices]
@@ -176,7 +176,7 @@ def outer_products(
 
 
 def local_prior(target: Target, mode: Vector, sites: Sequence[Site]) -> LocalPrior:
-    """The prior of some sites at the mode, assumed independent over their values."""
+    """Returns the prior of some sites at the mode, assumed independent over their values."""
     parts = [mode[site.first : site.last].reshape(site.shape) for site in sites]
 
     @jax.jit
@@ -204,17 +204,17 @@ def local_prior(target: Target, mode: Vector, sites: Sequence[Site]) -> LocalPri
 
 
 def site_log_prior(site: Site, unconstrained: Array) -> Float[Array, ""]:
-    """Log prior density of one site's unconstrained values in nats."""
+    """Returns the log prior density of one site's unconstrained values in nats."""
     parameter = site.bijection(unconstrained)
     density = jnp.sum(site.prior.log_prob(parameter))
     return density if site.is_real else density + site.bijection.log_abs_det_jacobian(unconstrained, parameter).sum()
 
 
 def least_precision(site: Site, prior: dist.Distribution) -> np.ndarray:
-    """The precision of the normal with the prior's central 90 % interval; 0 for a normal prior.
+    """Returns the precision of the normal with the prior's central 90 % interval; 0 for a normal prior.
 
     Args:
-        prior: before it was expanded to the site's shape.
+        prior: the prior before it is expanded to the site's shape.
     """
     if site.is_real and isinstance(getattr(site.prior, "base_dist", site.prior), dist.Normal):
         return np.zeros(())
@@ -224,7 +224,7 @@ def least_precision(site: Site, prior: dist.Distribution) -> np.ndarray:
 
 
 def compute_evidence(curvature: Curvature, prior: LocalPrior, *, choose: bool) -> Evidence:
-    """The log evidence at the τ that maximises it, or at τ = 1 if `choose` is false."""
+    """Returns the log evidence at the τ that maximises it, or at τ = 1 if `choose` is false."""
     scaled, precision = prior.scaled, prior.precision
     if curvature.matrix.ndim == 2:
         root = np.sqrt(precision)
@@ -243,7 +243,7 @@ def compute_evidence(curvature: Curvature, prior: LocalPrior, *, choose: bool) -
 
 
 def best_multiplier(ratios: Float[np.ndarray, " subset"], penalty: float) -> float:
-    """The root τ of Σ λ / (λ + τ) = τ · penalty, or the nearer end of `MULTIPLIERS` if it lies outside."""
+    """Returns the root τ of Σ λ / (λ + τ) = τ · penalty, or the nearer end of `MULTIPLIERS` if it lies outside."""
 
     def excess(log_multiplier: float) -> float:
         multiplier = math.exp(log_multiplier)
@@ -272,6 +272,6 @@ def replace_parts(parts: Parts, indices: Sequence[int], chosen: Parts) -> Parts:
 
 
 def join_parts(target: Target, parts: Parts) -> Parameters:
-    """The parameters of the parts; unlike in `constrain`, no gradient has the length of the vector."""
+    """Converts parts to parameters; unlike with `Target.constrain`, no gradient has the length of the vector."""
     structure = jax.tree.structure(target.priors, is_leaf=lambda leaf: isinstance(leaf, dist.Distribution))
     return jax.tree.unflatten(structure, [site.bijection(part) for site, part in zip(target.sites, parts, strict=True)])

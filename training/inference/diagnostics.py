@@ -1,8 +1,8 @@
-"""Diagnostics of Markov chains: of predictions, which decide, and of parameters.
+"""Diagnostics of Markov chains: of predictions, which decide about convergence, and of parameters.
 
 A network's parameters are not identified (its units can be permuted), so chains that agree on every prediction may
-disagree on every weight. So convergence is judged in function space: by each class's probability, or the mean, at
-calibration inputs. R-hat and ESS are the rank-normalised ones of Vehtari et al. (2021), E-BFMI is Betancourt's (2016), all by ArviZ.
+disagree on every weight. So the checks compare predictions at calibration inputs: each class's probability, or the mean.
+ArviZ computes R-hat and ESS (rank-normalised; Vehtari et al., 2021) and E-BFMI (Betancourt, 2016).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ arviz: Any = array_stats
 """ArviZ is only partly typed."""
 FUNCTION_ROWS = 50
 PARAMETERS = 1_000
-"""The largest number of parameters that are checked; of more, evenly spaced ones."""
+"""The largest number of parameters that are checked; if there are more, evenly spaced ones are checked."""
 
 TAIL = (0.05, 0.95)
 RHAT_LIMIT, ESS_LIMIT = 1.01, 400.0
@@ -40,7 +40,7 @@ Values = Float[np.ndarray, "chains samples values"]
 
 
 def function_values(bnn: BNN, z: Vector, x: Float[Array, "rows ..."]) -> Float[Array, " values"]:
-    """Predictions of a vector's network at some inputs: each class's probability, or the mean (standardised)."""
+    """Predicts with a vector's network at some inputs: each class's probability, or the mean (standardised)."""
     draw, model = as_draw(bnn.target.constrain(z)), bnn.model
     module = network(model)
     outputs = jax.vmap(lambda row: module.apply({"params": draw["network"]}, row))(x)
@@ -51,7 +51,7 @@ def function_values(bnn: BNN, z: Vector, x: Float[Array, "rows ..."]) -> Float[A
 
 @dataclass(frozen=True)
 class Convergence:
-    """The convergence of some values, the worst over those that vary; None if none varies, infinite if it is not known.
+    """The worst convergence of the values that vary: None if no value varies, infinite if it cannot be computed.
 
     Attributes:
         rhat: the largest R-hat.
@@ -59,7 +59,7 @@ class Convergence:
         ess_tail: the smallest tail ESS.
         mcse: the largest Monte Carlo standard error of a mean, in posterior standard deviations.
         ess_per_second: the smallest bulk ESS per second of sampling.
-        values: how many values vary.
+        values: the number of values that vary.
     """
 
     rhat: float | None
@@ -70,7 +70,7 @@ class Convergence:
     values: int
 
     def to_json(self) -> dict[str, JsonValue]:
-        """The numbers by name."""
+        """Returns the numbers by name."""
         return {
             "rhat": self.rhat,
             "ess_bulk": self.ess_bulk,
@@ -86,8 +86,8 @@ class TreeDepth:
     """The depth of the trees of NUTS.
 
     Attributes:
-        mean: over samples.
-        hits: how many samples reached the largest depth.
+        mean: the mean depth over samples.
+        hits: the number of samples that reached the largest depth.
     """
 
     mean: float
@@ -99,14 +99,14 @@ class ChainDiagnostics:
     """The diagnostics of chains.
 
     Attributes:
-        function: convergence of predictions, which decides.
-        parameters: convergence of parameters, or of some of them.
-        samples: of all chains together.
-        divergences: number of divergent transitions.
-        acceptance: each chain's mean.
-        ebfmi: of each chain; empty if it does not apply.
+        function: the convergence of predictions, which the checks use.
+        parameters: the convergence of parameters, or of some of them.
+        samples: the number of samples of all chains together.
+        divergences: the number of divergent transitions.
+        acceptance: each chain's mean acceptance probability.
+        ebfmi: each chain's E-BFMI; empty if it does not apply.
         trace: each chain's log posterior density (nats) at some steps.
-        tree_depth: of NUTS alone.
+        tree_depth: the depth of the trees; None for methods other than NUTS.
     """
 
     function: Convergence
@@ -124,8 +124,8 @@ class ChainDiagnostics:
     tree_depth: TreeDepth | None = None
 
     def to_json(self) -> dict[str, JsonValue]:
-        """The JSON in a manifest."""
-        found: dict[str, JsonValue] = {
+        """Returns the JSON in a manifest."""
+        content: dict[str, JsonValue] = {
             "function": self.function.to_json(),
             "parameters": self.parameters.to_json(),
             "chains": self.chains,
@@ -140,8 +140,8 @@ class ChainDiagnostics:
             "trace": [list(chain) for chain in self.trace],
         }
         if self.tree_depth is not None:
-            found |= {"tree_depth": self.tree_depth.mean, "max_tree_depth_hits": self.tree_depth.hits}
-        return found
+            content |= {"tree_depth": self.tree_depth.mean, "max_tree_depth_hits": self.tree_depth.hits}
+        return content
 
 
 def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -> ChainDiagnostics:
@@ -174,56 +174,56 @@ def _tree_depth(leapfrogs: Float[np.ndarray, "chains samples"], largest: int) ->
 
 
 def ebfmi(energies: Float[np.ndarray, "chains transitions"]) -> list[float]:
-    """Each chain's E-BFMI (Betancourt, 2016) over all its transitions; 0 if the energy never changes."""
+    """Returns each chain's E-BFMI (Betancourt, 2016) over all its transitions; 0 if the energy never changes."""
     changing = np.ptp(energies, axis=1) > 0
-    found = np.zeros(len(energies))
+    values = np.zeros(len(energies))
     if changing.any():
-        found[changing] = arviz.bfmi(energies[changing], chain_axis=0, draw_axis=1)
-    return found.tolist()
+        values[changing] = arviz.bfmi(energies[changing], chain_axis=0, draw_axis=1)
+    return values.tolist()
 
 
 def chain_shortfalls(facts: ChainDiagnostics) -> tuple[Shortfall, ...]:
-    """The shortfalls of chains, judged in function space, not by parameters."""
-    lacking: list[Shortfall] = []
+    """Returns the shortfalls of chains, by the convergence of predictions, not of parameters."""
+    shortfalls: list[Shortfall] = []
 
-    def lacks(code: ShortfallCode, text: str) -> None:
-        lacking.append(Shortfall(code, text))
+    def add(code: ShortfallCode, text: str) -> None:
+        shortfalls.append(Shortfall(code, text))
 
     function = facts.function
     if function.rhat is not None and not function.rhat <= RHAT_LIMIT:
-        lacks(
+        add(
             "r_hat",
             f"the chains disagree about predictions: R-hat is {rhat_text(function.rhat)}, above {RHAT_LIMIT}; "
             "run them longer, or start them closer",
         )
     for kind, ess in (("bulk", function.ess_bulk), ("tail", function.ess_tail)):
         if ess is not None and not ess >= ESS_LIMIT:
-            lacks(
+            add(
                 "ess",
                 f"the samples of predictions have too small an effective size: {kind} ESS is {ess:.0f}, "
                 f"below {ESS_LIMIT:.0f}; take more samples",
             )
     if facts.divergences > DIVERGENT_SHARE * facts.samples:
-        lacks(
+        add(
             "divergences",
             f"{facts.divergences} of {facts.samples} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
             "parts of the posterior may be missing; raise target_acceptance or lower step_size",
         )
     low = [index for index, value in enumerate(facts.ebfmi) if value < EBFMI_LIMIT]
     if low:
-        lacks("e_bfmi", f"chain {low[0]} moves slowly between energies: E-BFMI is below {EBFMI_LIMIT}")
+        add("e_bfmi", f"chain {low[0]} moves slowly between energies: E-BFMI is below {EBFMI_LIMIT}")
     stuck = [index for index, value in enumerate(facts.acceptance) if not value >= ACCEPTANCE_LIMIT]
     if stuck:
-        lacks(
+        add(
             "acceptance",
             f"chain {stuck[0]} hardly moves: it accepts {facts.acceptance[stuck[0]]:.1%} of its proposals; "
             "lower step_size, or choose another start",
         )
-    return tuple(lacking)
+    return tuple(shortfalls)
 
 
 def summary(values: Values, seconds: float) -> Convergence:
-    """The worst rank-normalised split R-hat, the least ESS and the largest MCSE, over the values that vary at all.
+    """Returns the worst rank-normalised split R-hat, the least ESS and the largest MCSE over the values that vary.
 
     If a chain never moves, R-hat and MCSE are infinite.
     """
@@ -232,7 +232,7 @@ def summary(values: Values, seconds: float) -> Convergence:
         return Convergence(None, None, None, None, None, values=0)
     rhat, ess_bulk, ess_tail = _rhat_and_ess(varying)
     bulk = float(np.min(ess_bulk))
-    mcse = _finite(_quietly(arviz.mcse, varying, method="mean") / varying.std(axis=(0, 1)), np.inf)
+    mcse = _finite(_without_warnings(arviz.mcse, varying, method="mean") / varying.std(axis=(0, 1)), np.inf)
     mcse = np.where(np.isfinite(rhat), mcse, np.inf)
     return Convergence(
         rhat=float(np.max(rhat)),
@@ -247,9 +247,9 @@ def summary(values: Values, seconds: float) -> Convergence:
 class Agreement(NamedTuple):
     """How well chains agree about each prediction that varies, for the report's plots.
 
-    `worst` and `best` are the rank histograms of the predictions with the largest and the smallest R-hat: how many of
-    each chain's samples fall into each of `RANK_BINS` equal parts of the ranks over all chains' samples (Vehtari et
-    al., 2021, §4.1).
+    `worst` and `best` are the rank histograms of the predictions with the largest and the smallest R-hat: the number of
+    each chain's samples in each of `RANK_BINS` equal parts of the ranks over all chains' samples (Vehtari et al., 2021,
+    §4.1).
     """
 
     rhat: Float[np.ndarray, " varying"]
@@ -260,7 +260,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(values: Values) -> Agreement | None:
-    """The agreement of chains about the recorded values; None if none varies."""
+    """Returns the agreement of chains about the recorded values; None if none varies."""
     varying = _varying(values)
     if not varying.size:
         return None
@@ -280,7 +280,7 @@ def rank_histogram(
 
 
 def _varying(values: Values) -> Float[np.ndarray, "chains samples varying"]:
-    """The values that vary over samples, in float64.
+    """Returns the values that vary over samples, in float64.
 
     A probability that float32 rounds to 0 or 1 in every draw has no variance and no R-hat.
     """
@@ -290,20 +290,20 @@ def _varying(values: Values) -> Float[np.ndarray, "chains samples varying"]:
 def _rhat_and_ess(
     varying: Float[np.ndarray, "chains samples varying"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each value's rank-normalised split R-hat, bulk ESS and tail ESS.
+    """Returns each value's rank-normalised split R-hat, bulk ESS and tail ESS.
 
     R-hat is infinite if it cannot be computed, and for every value if a chain never moves. The ESS is 0 if it cannot
     be computed.
     """
-    rhat = _finite(_quietly(arviz.rhat, varying, method="rank"), np.inf)
-    standing = np.ptp(varying, axis=1) == 0
-    rhat = np.where(standing.all(axis=0) | standing.all(axis=1).any(), np.inf, rhat)
-    bulk = _finite(_quietly(arviz.ess, varying, method="bulk"), 0.0)
-    tail = _finite(_quietly(arviz.ess, varying, method="tail", prob=TAIL), 0.0)
+    rhat = _finite(_without_warnings(arviz.rhat, varying, method="rank"), np.inf)
+    constant = np.ptp(varying, axis=1) == 0
+    rhat = np.where(constant.all(axis=0) | constant.all(axis=1).any(), np.inf, rhat)
+    bulk = _finite(_without_warnings(arviz.ess, varying, method="bulk"), 0.0)
+    tail = _finite(_without_warnings(arviz.ess, varying, method="tail", prob=TAIL), 0.0)
     return rhat, bulk, tail
 
 
-def _quietly(statistic: Any, values: np.ndarray, **settings: Any) -> np.ndarray:
+def _without_warnings(statistic: Any, values: np.ndarray, **settings: Any) -> np.ndarray:
     """Computes a statistic of ArviZ without numpy's warnings about chains without variance."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(statistic(values, chain_axis=0, draw_axis=1, **settings), np.float64)
@@ -314,12 +314,12 @@ def _finite(values: np.ndarray, otherwise: float) -> np.ndarray:
 
 
 def rhat_text(rhat: float | None) -> str:
-    """Formats an R-hat; None, as an infinite value is in a manifest's JSON, is "infinite"."""
+    """Formats an R-hat; an infinite one, which is null in a manifest, is "infinite"."""
     return "infinite" if rhat is None or np.isinf(rhat) else f"{rhat:.3f}"
 
 
 def table(names: list[str], values: Values, seconds: float) -> list[dict[str, float | str]]:
-    """One row for each value: mean, std, MCSE, bulk and tail ESS, R-hat, ESS per second, and quantiles."""
+    """Returns one row for each value: mean, std, MCSE, bulk and tail ESS, R-hat, ESS per second, and quantiles."""
     axes = {"chain_axis": 0, "draw_axis": 1}
     exact = values.astype(np.float64)
     columns = {
@@ -340,7 +340,7 @@ def table(names: list[str], values: Values, seconds: float) -> list[dict[str, fl
 
 
 def parameter_names(target: Target) -> list[str]:
-    """The name of every number of the vector: `network.Dense_0.kernel[0,1]`."""
+    """Returns the name of every number of the vector: `network.Dense_0.kernel[0,1]`."""
     return [
         f"{site.path}[{','.join(map(str, index))}]" if index else site.path
         for site in target.sites
@@ -349,13 +349,13 @@ def parameter_names(target: Target) -> list[str]:
 
 
 def _some_parameters(chains: Chains, dim: int) -> Values:
-    """Unconstrained parameters `[chains, samples, …]`: R-hat and ESS by ranks do not change with the bijection."""
+    """Returns unconstrained parameters `[chains, samples, …]`; by ranks, a bijection does not change R-hat and ESS."""
     chosen = np.unique(np.linspace(0, dim - 1, min(dim, PARAMETERS)).round().astype(int))
     return np.concatenate([trace["position"][..., chosen] for trace in chains.traces]).swapaxes(0, 1)
 
 
 def _trace(chains: Chains) -> tuple[tuple[float, ...], ...]:
-    """Each chain's log posterior density at up to 200 evenly spaced steps, for the report's plot."""
+    """Returns each chain's log posterior density at up to 200 evenly spaced steps, for the report's plot."""
     densities = chains.column("log_density")
     indices = np.linspace(0, densities.shape[1] - 1, min(200, densities.shape[1])).round().astype(int)
     return tuple(tuple(chain) for chain in densities[:, indices].tolist())

@@ -8,8 +8,8 @@ The objective is the evidence lower bound with a weight on its KL term (Blundell
 
     ELBO(q) = N · E_q[mean log p(y | x, θ)] − kl_weight · KL(q ‖ prior),   KL = −H(q) − E_q[log prior]
 
-The entropy H is exact; so is E_q[log prior] for normal priors, whose expectation needs only the guide's means and
-variances. For other priors it is the mean over the gradient's draws. A weight w < 1 fits q to the colder posterior
+The entropy H is exact. E_q[log prior] is exact for normal priors, because it needs only the guide's means and variances;
+for other priors it is the mean over the gradient's draws. A weight w < 1 fits q to the colder posterior
 p(y | x, θ)^(1/w) p(θ).
 """
 
@@ -33,15 +33,15 @@ from abstain.training.inference.target import Site, Target
 from abstain.training.inference.tracking import TrackedRows, progress_report, tracked_training_rows
 from abstain.training.runs.journal import Journal
 
-MONITOR_DRAWS = 10
+PROGRESS_DRAWS = 10
 Guide = dict[str, Array]
 """The optimised parameters of a guide."""
 FULL_RANK_LIMIT = 5_000
-"""Parameters beyond which L (100 MB at this size, three times that with Adam) is refused."""
+"""The largest number of parameters for full_rank: L takes 100 MB at this size, three times that with Adam."""
 
 
 def guide_at(loc: Float[Array, " dim"], settings: VIConfig) -> Guide:
-    """A guide with mean `loc` and standard deviations `init_scale`, without correlations."""
+    """Returns a guide with mean `loc` and standard deviations `init_scale`, without correlations."""
     raw = jnp.full_like(loc, inverse_softplus(settings.init_scale))
     match settings.family:
         case "mean_field":
@@ -55,7 +55,7 @@ def guide_at(loc: Float[Array, " dim"], settings: VIConfig) -> Guide:
 
 
 def guide_distribution(guide: Guide) -> dist.Distribution:
-    """The guide's distribution."""
+    """Returns the guide's distribution."""
     scale = jax.nn.softplus(guide["raw_scale"])
     if "factor" in guide:
         return dist.LowRankMultivariateNormal(guide["loc"], guide["factor"], scale**2)
@@ -67,7 +67,7 @@ def guide_distribution(guide: Guide) -> dist.Distribution:
 
 
 def inverse_softplus(value: float) -> Array:
-    """The number whose softplus is `value`."""
+    """Inverts the softplus function."""
     return jnp.log(jnp.expm1(value))
 
 
@@ -99,7 +99,7 @@ def fit_guides(
         return -fitted + settings.kl_weight / rows * kl_divergence(target, guide, zs)
 
     def report(guide: Guide, key: PRNGKeyArray, tracked_rows: TrackedRows) -> dict[str, Array]:
-        zs = jnp.asarray(guide_distribution(guide).sample(key, (MONITOR_DRAWS,)))
+        zs = jnp.asarray(guide_distribution(guide).sample(key, (PROGRESS_DRAWS,)))
         return progress_report(problem.bnn, zs, tracked_rows) | {"kl_divergence": kl_divergence(target, guide, zs)}
 
     start = jax.jit(jax.vmap(lambda loc: guide_at(loc, settings)))(locs)
@@ -120,7 +120,7 @@ def fit_guides(
 
 
 def kl_divergence(target: Target, guide: Guide, zs: Float[Array, "draws dim"]) -> Float[Array, ""]:
-    """KL(q ‖ prior) in nats, over all parameters; exact for normal priors, else estimated from the draws `zs`."""
+    """Computes KL(q ‖ prior) in nats, over all parameters; exact for normal priors, else estimated from the draws `zs`."""
     q = guide_distribution(guide)
     mean, variance = guide["loc"], jnp.asarray(q.variance)
     expected = jnp.float32(0)

@@ -1,7 +1,7 @@
 """The search for posterior modes by stochastic gradients.
 
-The mode is that of the density of the unconstrained parameters, from which Laplace's approximation and the samplers
-start. Of the iterates at the reports, the one that predicts held-out rows best is kept; these rows come from the training
+The density is that of the unconstrained parameters; Laplace's approximation and the samplers start from its mode. At each
+report the iterate is evaluated on held-out rows, and the best iterate is kept. The held-out rows come from the training
 part, never from the calibration or test part.
 """
 

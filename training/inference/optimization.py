@@ -1,4 +1,4 @@
-"""Stochastic gradients: the descent that `map`, `ensemble`, `laplace`, `vi` and every warm start share.
+"""Stochastic gradient descent, for `map`, `ensemble`, `laplace`, `vi` and every warm start.
 
 Several members descend in parallel, each from its own start and with its own order of the rows, new in each epoch. All
 steps between two reports are one compiled scan.
@@ -31,7 +31,7 @@ Loss = Callable[[Any, PRNGKeyArray, Observations], Scalar]
 
 
 AUGMENT = 2**31 - 1
-"""Folded into a member's key for augmentation; steps and reports fold in other numbers."""
+"""The number that `fold_in` adds to a member's key for augmentation; steps and reports use other numbers."""
 
 
 class Descent(NamedTuple):
@@ -67,7 +67,7 @@ def descend(
         name: name of the passage in the journal.
         report: figures of one member's parameters, taken between blocks.
         tracked_rows: the rows for `report` and `score`.
-        score: higher is better; the best parameters of all reports are returned. Without it, the last.
+        score: higher is better; the best parameters of all reports are returned. If None, the last parameters are.
         chosen: indices of the rows to learn from; all rows if None.
         augment: changes the rows of every step at random.
 
@@ -75,7 +75,7 @@ def descend(
         The members' parameters, and the traces: `loss` `[steps, members]`, and the reports `[reports, members]`.
 
     Raises:
-        FitError: the loss is not finite; names the step, the last finite loss, and what to lower.
+        FitError: the loss is not finite; the text names the step, the last finite loss, and the settings to lower.
     """
     members = jax.tree.leaves(parameters)[0].shape[0]
     chosen = np.arange(len(data.y), dtype=np.int32) if chosen is None else chosen
@@ -143,7 +143,7 @@ def descend(
 
 
 def optimiser(settings: Optimisation) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba, 2015), with a constant or cosine learning rate and optional gradient clipping."""
+    """Returns Adam (Kingma & Ba, 2015), with a constant or cosine learning rate and optional gradient clipping."""
     rate = settings.learning_rate
     if settings.schedule == "cosine":
         rate = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
@@ -154,7 +154,7 @@ def optimiser(settings: Optimisation) -> optax.GradientTransformation:
 def batch_rows(
     seed: UInt[np.ndarray, " words"], rows: int, size: int, first: int, steps: int
 ) -> Int[np.ndarray, "steps batch"]:
-    """Row indices of the minibatches of some steps, from an endless sequence of epochs, each in a new order.
+    """Returns the row indices of the minibatches of some steps, from an endless sequence of epochs, each in a new order.
 
     They depend only on seed and step, so a resumed fit has the same minibatches as an uninterrupted one.
     """
@@ -171,7 +171,7 @@ def check_losses(losses: Float[np.ndarray, "steps members"], first: int, setting
     """Refuses a loss that is not finite.
 
     Raises:
-        FitError: naming the step, the last finite loss, and what to lower.
+        FitError: the loss is not finite; the text names the step, the last finite loss, and the settings to lower.
     """
     bad = np.flatnonzero(~np.isfinite(losses).all(axis=1))
     if not bad.size:
@@ -204,7 +204,7 @@ def summarize_descent(traces: Traces, loss_unit: str = "per training row, nats")
 
 
 def _progress_figures(facts: dict[str, Array]) -> dict[str, float]:
-    """Accuracy or RMSE on held-out rows or, without them, on training rows; the name says on which."""
+    """Returns accuracy or RMSE by name, on held-out rows or, if there are none, on training rows."""
     names = (f"{part}_{figure}" for part in ("held_out", "train") for figure in ("accuracy", "rmse"))
     name = next((name for name in names if name in facts), None)
     return {name: float(facts[name].mean())} if name else {}

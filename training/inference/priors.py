@@ -1,7 +1,7 @@
 """The prior over a network's parameters from the config: a distribution for each parameter array.
 
-`[prior]` applies to all of them, `[prior.layers."PATTERN"]` to those with a matching name (`Dense_0.bias`,
-`*.kernel`, `Dense_?.*`), and gives only what differs.
+`[prior]` applies to all of them. `[prior.layers."PATTERN"]` replaces some of its settings for the arrays with a matching
+name (`Dense_0.bias`, `*.kernel`, `Dense_?.*`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from abstain.training.config.priors import LayerPrior, PriorConfig
 
 
 def parameter_priors(prior: PriorConfig, shapes: dict[str, tuple[int, ...]]) -> dict[str, LayerPrior]:
-    """The prior's settings of each parameter, by name.
+    """Returns the prior's settings of each parameter, by name.
 
     Raises:
         ConfigError: a pattern matches no parameter; the error lists the parameters.
@@ -41,7 +41,7 @@ def _prior_of(name: str, prior: PriorConfig) -> LayerPrior:
 
 
 def distribution(prior: LayerPrior, shape: tuple[int, ...]) -> dist.Distribution:
-    """The prior of one parameter array; with unit scale before fan-in, if the scale is inferred."""
+    """Returns the prior of one parameter array; if the scale is inferred, with a scale of 1 before division by the fan-in."""
     scale = (1.0 if prior.hierarchical else prior.scale) / _fan_in(prior, shape) ** 0.5
     match prior.kind:
         case "normal":
@@ -58,12 +58,12 @@ def distribution(prior: LayerPrior, shape: tuple[int, ...]) -> dist.Distribution
 
 
 def scale_distribution(prior: LayerPrior) -> dist.Distribution:
-    """The prior of an inferred scale."""
+    """Returns the prior of an inferred scale."""
     return dist.HalfNormal(prior.scale)
 
 
 def noise_distribution(prior: PriorConfig) -> dist.Distribution:
-    """The prior of the standard deviation of `normal`, in standard deviations of the target."""
+    """Returns the prior of the noise of the likelihood `normal`, in standard deviations of the target."""
     distributions: dict[str, Any] = {"half_cauchy": dist.HalfCauchy, "half_normal": dist.HalfNormal}
     if prior.noise == "log_normal":
         return dist.LogNormal(0.0, prior.noise_scale)

@@ -2,7 +2,7 @@
 
     fit(key, problem, settings, draws, journal) -> Fitted
 
-A method uses no randomness except its key, and works in passages of the journal, so that it can be interrupted and
+A method uses no randomness except its key, and runs in passages of the journal, so that it can be interrupted and
 resumed.
 """
 
@@ -29,15 +29,15 @@ class Problem:
 
     Attributes:
         train: rows to learn from.
-        monitor: rows at whose inputs chains' predictions are compared; their targets are not used. A fit passes
-            calibration rows, never test rows.
-        earlier: draws of an earlier run to start from, if the config names one.
+        diagnostic_rows: the diagnostics compare the chains' predictions at their inputs, and do not use their targets. A
+            fit passes calibration rows, never test rows.
+        earlier: draws of the earlier run that the config names as the start, if any.
         augment: changes the rows of every gradient, if the config has augmentation.
     """
 
     bnn: BNN
     train: Observations
-    monitor: Observations
+    diagnostic_rows: Observations
     earlier: Draws | None = None
     augment: Augment | None = None
 
@@ -54,8 +54,8 @@ class Fitted(NamedTuple):
         shortfalls: reasons not to rely on the fit.
         notes: further remarks for the reader.
         chains: all samples, if the method has Markov chains.
-        mode: the parameters that the draws were made around, as draws: the mode of `laplace`, the guides' means of `vi`,
-            the modes that chains started from; None if there are none.
+        mode: the centre of the draws, in the form of draws: the mode of `laplace`, the guides' means of `vi`, or the modes
+            from which chains started; None for other methods and starts.
     """
 
     posterior: Posterior

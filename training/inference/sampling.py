@@ -41,8 +41,8 @@ def fit_by_chains(
         )
     key_starts, key_chains = jax.random.split(key)
     first = find_starts(key_starts, problem, settings, settings.chains, journal)
-    # Recorded for every sample with its position: predictions at the first inputs of `monitor`.
-    watch = partial(function_values, problem.bnn, x=jnp.asarray(problem.monitor.x[:FUNCTION_ROWS]))
+    # For every sample, the predictions at the first diagnostic rows are recorded with its position.
+    watch = partial(function_values, problem.bnn, x=jnp.asarray(problem.diagnostic_rows.x[:FUNCTION_ROWS]))
     chains = sample_chains(key_chains, kernel, problem.target, problem.train, first, settings, journal, watch)
     tuning = {name: np.asarray(value).tolist() for name, value in kernel.tuning(chains.state).items()}
     posterior = Posterior(problem.bnn.model, problem.bnn.draws(chains.thinned_positions(draws)))
@@ -52,8 +52,8 @@ def fit_by_chains(
             "the diagnostics of the chains", lambda: chain_diagnostics(problem.target, chains, settings), []
         )
     if isinstance(diagnostics, Failure):
-        # Chains without diagnostics cannot be relied on: a shortfall; a missing picture is only a note.
-        lacking = (Shortfall("unchecked_chains", diagnostics.sentence),)
-        return Fitted(posterior, SamplingDiagnostics(None, tuning), lacking, chains=chains, mode=mode)
-    lacking = chain_shortfalls(diagnostics)
-    return Fitted(posterior, SamplingDiagnostics(diagnostics, tuning), lacking, chains=chains, mode=mode)
+        # Chains without diagnostics cannot be relied on, so this is a shortfall; a missing picture is only a note.
+        shortfalls = (Shortfall("unchecked_chains", diagnostics.sentence),)
+        return Fitted(posterior, SamplingDiagnostics(None, tuning), shortfalls, chains=chains, mode=mode)
+    shortfalls = chain_shortfalls(diagnostics)
+    return Fitted(posterior, SamplingDiagnostics(diagnostics, tuning), shortfalls, chains=chains, mode=mode)

@@ -2,7 +2,7 @@
 
 network         initialisations of the network
 prior           draws from the prior, one for each chain
-overdispersed   prior draws multiplied by a factor, so that R-hat compares chains from far apart (Gelman & Rubin, 1992)
+overdispersed   prior draws multiplied by a factor, so that R-hat compares distant chains (Gelman & Rubin, 1992)
 map             posterior modes, each the best iterate by held-out log-likelihood
 vi              draws from a mean-field fit
 run             evenly spaced draws of an earlier run

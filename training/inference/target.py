@@ -4,8 +4,8 @@
 
 Inference moves in ℝᵈ: a vector `z` of the unconstrained values of all parameters, one after the other. A parameter with
 a bounded support is reached through the bijection of its prior's support, and the density of `z` carries the
-bijection's Jacobian, as in Stan (Carpenter et al., 2017, §10). The trees may be nested, for example a network's
-parameters; their leaves are matched by path.
+bijection's Jacobian, as in Stan (Carpenter et al., 2017, §10). The trees may be nested, as a network's parameters are;
+their leaves are matched by path.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from abstain.models.errors import ConfigError
 Parameters = Any
 """A tree of arrays, one leaf for each prior."""
 Data = Any
-"""A tree of arrays whose first axis is the row."""
+"""A tree of arrays, the rows as axis 0."""
 Vector = Float[Array, " dim"]
 CHUNK = 4096
-"""Rows whose activations are in memory at once, for one gradient over all rows."""
+"""The number of rows with activations in memory at the same time, for one gradient over all rows."""
 
 
 class Site(NamedTuple):
@@ -103,7 +103,7 @@ class Target:
         return jnp.concatenate([part.ravel() for part in parts])
 
     def log_prior(self, z: Vector) -> Float[Array, ""]:
-        """Log prior density of the vector in nats, with the bijections' Jacobians."""
+        """Returns the log prior density of the vector in nats, with the bijections' Jacobians."""
         total = jnp.float32(0)
         for site in self.sites:
             unconstrained = z[site.first : site.last].reshape(site.shape)
@@ -114,11 +114,11 @@ class Target:
         return total
 
     def log_density(self, z: Vector, data: Data) -> Float[Array, ""]:
-        """Log posterior density of the vector in nats, up to a constant."""
+        """Returns the log posterior density of the vector in nats, up to a constant."""
         return self.log_prior(z) + self.total_log_likelihood(self.constrain(z), data)
 
     def total_log_likelihood(self, parameters: Parameters, data: Data) -> Float[Array, ""]:
-        """The log-likelihood summed over rows; many rows in chunks that are recomputed for the gradient, to save memory."""
+        """Returns the log-likelihood, summed over rows; the gradient recomputes chunks of many rows, to save memory."""
         rows = jax.tree.leaves(data)[0].shape[0]
         if rows <= CHUNK:
             return self.log_likelihood(parameters, data).sum()
@@ -157,7 +157,7 @@ def _bijection(path: str, prior: dist.Distribution) -> Any:
 
 
 def _expand_prior(path: str, prior: dist.Distribution, shape: tuple[int, ...]) -> dist.Distribution:
-    """The prior of one parameter, independent over its batch axes."""
+    """Returns the prior of one parameter, independent over its batch axes."""
     batch = shape[: len(shape) - prior.event_dim]
     if batch + tuple(prior.event_shape) != shape:
         raise ConfigError(f"prior of {path}", expected=f"a shape that ends in {prior.event_shape}", found=shape)

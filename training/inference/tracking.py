@@ -16,7 +16,7 @@ ROWS = 5_000
 
 
 class TrackedRows(NamedTuple):
-    """Rows for the progress metrics between the blocks of a fit; arguments of compiled code, not constants.
+    """Rows for the progress metrics between the blocks of a fit. Compiled code gets them as arguments, not as constants.
 
     All rows are training rows. The calibration and test parts are used once, after the fit.
 
@@ -30,12 +30,12 @@ class TrackedRows(NamedTuple):
 
 
 def tracked_training_rows(problem: Problem) -> TrackedRows:
-    """The first training rows, for a method that learns from all of them."""
+    """Returns the first training rows, for a method that learns from all of them."""
     return TrackedRows(problem.train.head(ROWS))
 
 
 def progress_report(bnn: BNN, zs: Float[Array, "draws dim"], tracked_rows: TrackedRows) -> dict[str, Array]:
-    """`train_…` and, if rows are held out, `held_out_…`: `draw_quality` of some draws on these rows."""
+    """Returns `draw_quality` of some draws on training rows (`train_…`) and, if there are any, on held-out rows (`held_out_…`)."""
     parts = {"train": tracked_rows.train} | (
         {"held_out": tracked_rows.held_out.head(ROWS)} if tracked_rows.held_out else {}
     )
@@ -45,7 +45,7 @@ def progress_report(bnn: BNN, zs: Float[Array, "draws dim"], tracked_rows: Track
 
 
 def draw_quality(bnn: BNN, zs: Float[Array, "draws dim"], rows: Observations) -> dict[str, Array]:
-    """The draws' mean log-likelihood a row, and the accuracy or RMSE of their mean prediction."""
+    """Returns the draws' mean log-likelihood per row, and the accuracy or RMSE of their mean prediction."""
     model = bnn.model
 
     def of_draw(z: Vector) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Failures after inference: the part is left out, with the reason, and the version is still published."""
+"""Failures after inference: the version is published without the failed part, and a sentence gives the reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def attempt(what: str, make: Callable[[], Result], missing: list[str]) -> Result
     """
     try:
         return make()
-    # Any exception: hours of sampling must not be lost because of a picture.
+    # Any exception, because a picture that fails must not cost hours of sampling.
     except Exception as error:
         index = traceback.extract_tb(error.__traceback__)[-1]
         sentence = (

@@ -1,15 +1,15 @@
-"""The journal of a fit: finished work is on disk, and is not done again.
+"""The journal of a fit: it keeps finished work on disk, so that a resumed fit does not repeat it.
 
 A fit is a sequence of passages (`map`, `warm-up`, `sampling` …), each a sequence of blocks. After every block its trace
 and the state for the next block are written to disk atomically. An interrupted fit runs again from the start with the
-same keys: finished passages return their saved result at once, and the interrupted one continues. So the resumed fit ends
-in the same draws, bit for bit.
+same keys: finished passages return their saved result at once, and the interrupted one continues. So the resumed fit has
+the same draws, bit for bit.
 
-    FOLDER/fit.json               the settings of the fit; the journal of another fit is refused
+    FOLDER/fit.json               the settings of the fit
     FOLDER/PASSAGE/00007.npz      the trace of one block
-    FOLDER/PASSAGE/state.npz      the state after the last block, and how many blocks there are
+    FOLDER/PASSAGE/state.npz      the state after the last block, and the number of steps in each block
 
-Arrays are npz without pickle. Traces are read back one at a time, so that a long run is never in memory as a whole.
+Arrays are npz without pickle. Traces are read one at a time, so that a long run is never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from abstain.models.errors import ConfigError, DataError
 from abstain.models.files.locks import disk_errors
 
 RESUME = "free space there or make it writable, then run the same command with --resume: finished work is not repeated"
-"""The advice if a disk error ends a fit."""
+"""The advice if an error of the disk ends a fit."""
 Trace = dict[str, np.ndarray]
 """The trace of a block: arrays by name, step axis 0."""
 Block = Callable[[Any, int], tuple[Any, Trace, dict[str, float]]]
@@ -64,17 +64,17 @@ class Traces:
         return (_read(block) if isinstance(block, Path) else block for block in self._blocks)
 
     def column(self, name: str) -> np.ndarray:
-        """The values of one name over all steps."""
+        """Returns the values of one name over all steps."""
         parts = [_read(block, name)[name] if isinstance(block, Path) else block[name] for block in self._blocks]
         return np.concatenate(parts)
 
     def rows(self, name: str, steps: np.ndarray) -> np.ndarray:
-        """The values of one name at some steps (ascending), read block by block."""
+        """Returns the values of one name at some steps (ascending), read block by block."""
         parts, first = [], 0
         for block in self._blocks:
             values = (_read(block, name) if isinstance(block, Path) else block)[name]
-            here = steps[(steps >= first) & (steps < first + len(values))] - first
-            parts.append(values[here])
+            inside = steps[(steps >= first) & (steps < first + len(values))] - first
+            parts.append(values[inside])
             first += len(values)
         return np.concatenate(parts)
 
@@ -83,7 +83,7 @@ class Journal:
     """Runs the passages of a fit, reports progress, and keeps states and traces.
 
     Args:
-        folder: where to write; if None, everything stays in memory and the fit cannot be resumed.
+        folder: the folder to write to; if None, everything stays in memory and the fit cannot be resumed.
         progress: called after every block.
     """
 
@@ -97,7 +97,7 @@ class Journal:
         Args:
             start: returns the state before the first block; also called when resuming, for the tree structure.
             block: advances a state by `steps` steps.
-            reports: the number of blocks of a new passage. A lengthened one keeps its block size.
+            reports: the number of blocks of a new passage; a lengthened passage keeps its block size.
 
         Raises:
             ConfigError: the passage has more steps than requested.
@@ -178,7 +178,7 @@ def _wrong_state_error(folder: Path, expected: str, found: str) -> DataError:
 
 
 def _as_numpy(leaf: Any) -> np.ndarray:
-    """Converts a leaf to numpy; a PRNG key to its data."""
+    """Converts a leaf to numpy, and a random key to its data."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
@@ -220,7 +220,7 @@ def _read(path: Path, *names: str) -> Trace:
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in names or file.files}
-    # For a damaged file numpy and zipfile raise many kinds of exceptions.
+    # For a damaged file numpy and zipfile raise many types of exceptions.
     except (
         OSError,
         ValueError,

@@ -13,7 +13,7 @@ from abstain.training.runs.journal import ProgressCallback
 
 @contextmanager
 def stage(progress: ProgressCallback | None, name: str) -> Generator[None]:
-    """Reports the begin and the end of a stage, as one step."""
+    """Reports the beginning and the end of a stage, as one step."""
     if progress:
         progress(0, 1, passage=name)
     yield
@@ -40,7 +40,7 @@ def progress_bar(title: str) -> Generator[ProgressCallback]:
         def report(done: int, total: int, passage: str = "", **facts: float) -> None:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in facts.items())
             if passage not in tasks:
-                # The first passage takes over the bar of compiling.
+                # The first passage reuses the bar of the compilation.
                 tasks[passage] = tasks.pop("") if "" in tasks else bar.add_task(title, total=None, facts="")
             name = f"{title}, {passage}" if passage else title
             bar.update(tasks[passage], description=name, completed=done, total=total, facts=shown)

@@ -1,11 +1,11 @@
-"""Finds the journal of a fit, so that an interrupted fit can continue and a finished one can be lengthened.
+"""Opens the journal of a fit, so that an interrupted fit can continue and a finished one can be lengthened.
 
     STORE/NAME/.fits/DIGEST/       a hash of everything that the draws depend on: config, data, package versions
     STORE/NAME/.fits/DIGEST/lock   held by the fit that writes there
 
-The digest leaves out what may change on resuming: the number of samples (or of steps, if the learning rate is constant),
-the number of draws, and the settings of calibration and evaluation. A published fit keeps its journal if it can be
-lengthened, until the same model is fitted with other settings; other journals are removed on publishing.
+The digest leaves out the settings that may change on resuming: the number of samples (or of steps, if the learning rate is
+constant), the number of draws, and the settings of calibration and evaluation. A published fit that can be lengthened
+keeps its journal until the same model is fitted with other settings; other journals are removed on publishing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def open_journal(
 
     Args:
         fingerprint: the fingerprint of the data.
-        resume: continue the saved fit; otherwise start again.
+        resume: whether to continue the saved fit; otherwise the fit starts again.
 
     Raises:
         ConfigError: there is nothing to resume.
@@ -70,9 +70,9 @@ def open_journal(
                     "a fit with the same settings is running", where=str(folder), fix="wait for it, or change the seed"
                 ) from error
             if not resume:
-                for left in folder.iterdir():
-                    if left.name != LOCK:
-                        shutil.rmtree(left) if left.is_dir() else left.unlink()
+                for leftover in folder.iterdir():
+                    if leftover.name != LOCK:
+                        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             (folder / FINISHED).unlink(missing_ok=True)
             settings = orjson.dumps(fit_settings(config, fingerprint, packages), option=orjson.OPT_INDENT_2)
             write_atomically(folder / "fit.json", lambda file: file.write(settings))
@@ -80,10 +80,10 @@ def open_journal(
 
 
 def close_journal(journal: Journal, *, keep: bool) -> None:
-    """After publishing: keeps the journal of a fit that can be lengthened, and removes other finished ones."""
+    """Closes a journal after publishing: keeps it if the fit can be lengthened, and removes other finished ones."""
     if journal.folder is None:
         return
-    # The version is published. On a full disk its journal stays as unfinished, which does no harm.
+    # The version is published. On a full disk its journal remains unfinished, which does no harm.
     with suppress(OSError):
         (journal.folder / FINISHED).touch()
     for other in journal.folder.parent.iterdir():
@@ -92,7 +92,7 @@ def close_journal(journal: Journal, *, keep: bool) -> None:
 
 
 def digest(config: Config, fingerprint: str, packages: dict[str, str]) -> str:
-    """The name of a fit's journal: a hash of `fit_settings`."""
+    """Returns the name of a fit's journal: a hash of `fit_settings`."""
     settings = orjson.dumps(fit_settings(config, fingerprint, packages), option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(settings).hexdigest()[:16]
 
@@ -103,7 +103,7 @@ def can_be_lengthened(config: Config) -> bool:
 
 
 def fit_settings(config: Config, fingerprint: str, packages: dict[str, str]) -> dict[str, Any]:
-    """Everything that a fit's states depend on."""
+    """Returns all settings that a fit's states depend on."""
     settings = config.model_dump(mode="json", exclude={"name", "draws", "calibration", "evaluation"})
     growing = config.method.growing_key
     settings["method"] = {key: value for key, value in settings["method"].items() if key != growing}

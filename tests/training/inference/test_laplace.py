@@ -399,7 +399,7 @@ def own(tmp_path, monkeypatch):
         model = known.bnn.model.model_copy(
             update={"network": ModuleSpec(module=f"laplacenets:{name}").allow(("laplacenets",))}
         )
-        return Problem(BNN(model, PriorConfig()), known.train, known.monitor)
+        return Problem(BNN(model, PriorConfig()), known.train, known.diagnostic_rows)
 
     return posed
 

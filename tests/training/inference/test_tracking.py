@@ -92,4 +92,4 @@ def test_a_fit_is_given_no_test_row(tmp_path):
     dataset = load_dataset(config, None)
     problem = build_problem(config, build_model(config, dataset), dataset, tmp_path)
     np.testing.assert_array_equal(problem.train.y, dataset.train.y)
-    np.testing.assert_array_equal(problem.monitor.y, dataset.calibration.y)
+    np.testing.assert_array_equal(problem.diagnostic_rows.y, dataset.calibration.y)

@@ -2,8 +2,8 @@
 
 All chains share a step size ε, a diagonal metric and a longest trajectory T; a transition's trajectory is u·T long with
 one u ~ U(0, 1) for all, so that every chain takes the same number of leapfrog steps and none waits for another. After
-the warm-up, groups of chains may continue in separate threads (`chain_method = "parallel"`). The
-warm-up moves log T uphill on the change in the estimator of the expected square,
+the warm-up, groups of chains may continue in separate threads (`chain_method = "parallel"`). The warm-up moves log T
+up the gradient of ChEES, the change in the estimator of the expected square,
 
     ChEES(T) = ¼ E[(‖q′ − E q′‖² − ‖q − E q‖²)²],
 
@@ -56,7 +56,7 @@ ADAM = optax.adam(0.025, b1=0.0, b2=0.95)
 FIRST_LEAPFROGS = 1
 """T starts short and grows, because the criterion has a maximum at every half turn and the first is the best."""
 STEP_JITTER = 0.2
-"""A transition's step size is drawn from [1 − this, 1] of the adapted one, which avoids resonances."""
+"""The step size of a transition is the adapted one times a draw from [1 − STEP_JITTER, 1], which avoids resonances."""
 
 Scalar = Float[Array, ""]
 
@@ -88,7 +88,7 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: ChEESConfig, draws: int, 
 
 
 def kernel(target: Target, settings: ChEESConfig) -> Kernel:
-    """The transitions of all chains."""
+    """Returns the transitions of all chains."""
     return Kernel(
         partial(init, target, settings),
         partial(warm, target, settings),
@@ -108,7 +108,7 @@ def init(
     positions: Float[Array, "chains dim"],
     data: Data,
 ) -> ChEESState:
-    """The state of all chains at their starts, before adaptation."""
+    """Returns the state of all chains at their starts, before adaptation."""
     log = jnp.log(jnp.float32(FIRST_LEAPFROGS * settings.step_size))
     return ChEESState(
         keys[0],
@@ -168,7 +168,7 @@ def warm(target: Target, settings: ChEESConfig, state: ChEESState, data: Data) -
     before = state.point.position
     state, info, end, velocity, share = transition(target, settings, state, data)
     acceptance = info["acceptance"]
-    # The harmonic mean: no chain is left behind with a step too large for it.
+    # The harmonic mean, so that the step is not too large for any chain.
     mean = 1 / (1 / jnp.maximum(acceptance, 1e-6)).mean()
     size = adapt_step_size(state.step_size, mean, "dual_averaging", settings.target_acceptance)
     slope = ascent(before, end.position, velocity, acceptance, state.metric) * share * jnp.exp(state.length.log)
@@ -180,7 +180,7 @@ def warm(target: Target, settings: ChEESConfig, state: ChEESState, data: Data) -
 def adapt_length(
     settings: ChEESConfig, length: Length, slope: Scalar, average_log_size: Scalar, transition: Array
 ) -> Length:
-    """The length after one step of Adam up the slope."""
+    """Returns the trajectory length after one step of Adam up the slope."""
     update, memory = ADAM.update(-jnp.nan_to_num(slope), length.memory)
     # Bounded by the average step size, because single step sizes could push T to a farther maximum.
     log = jnp.minimum(length.log + jnp.asarray(update), average_log_size + jnp.log(settings.max_leapfrogs))
@@ -189,12 +189,12 @@ def adapt_length(
 
 
 def adapt_metric(target: Target, settings: ChEESConfig, state: ChEESState) -> ChEESState:
-    """Adds the positions to the window, and takes the window's metric when the window ends."""
+    """Adds the positions to the window; at its end, sets the metric to that of the window."""
     schedule, index = windows(settings.warmup), state.transition - 1
     moments = where(schedule.collecting[index], add_moments(state.moments, state.point.position), state.moments)
     state = state._replace(moments=moments)
     metric = metric_of_moments(moments)
-    # The widest direction calls for the longest trajectory: T is as long as before for it, in the new metric's units.
+    # The widest direction needs the longest trajectory: there T stays as long as before, in the new metric's units.
     shift = jnp.log((metric.inverse / state.metric.inverse).max()) / 2
     length = state.length
     renewed = state._replace(
@@ -213,7 +213,7 @@ def settle(state: ChEESState) -> ChEESState:
 
 
 def split(settings: ChEESConfig, state: ChEESState) -> ChEESState:
-    """Splits the chains into groups with separate random keys; they share what was adapted."""
+    """Splits the chains into groups with separate random keys; they share the adapted settings."""
     shape = (settings.groups, settings.chains // settings.groups)
     shared = jax.tree.map(lambda leaf: jnp.stack([leaf] * settings.groups), state)
     point = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), state.point)
@@ -221,17 +221,17 @@ def split(settings: ChEESConfig, state: ChEESState) -> ChEESState:
 
 
 def position(state: ChEESState) -> Float[Array, "chains dim"]:
-    """The positions of the chains."""
+    """Returns the positions of the chains."""
     return state.point.position
 
 
 def tuning(state: ChEESState) -> dict[str, Array]:
-    """The adapted step size, and the longest trajectory in units of time."""
+    """Returns the adapted step size, and the longest trajectory in units of time."""
     return {"step_size": state.step_size.value, "trajectory_length": jnp.exp(state.length.log)}
 
 
 def evaluate_all(target: Target, positions: Float[Array, "chains dim"], data: Data) -> Point:
-    """The point of every chain."""
+    """Returns the point of every chain."""
     return jax.vmap(lambda position: evaluate(target, position, data))(positions)
 
 
@@ -242,7 +242,7 @@ def ascent(
     acceptance: Float[Array, " chains"],
     metric: Metric,
 ) -> Scalar:
-    """The direction in which a longer trajectory raises ChEES, per unit of time, in arbitrary units."""
+    """Returns the derivative of ChEES by the trajectory's length in time, up to a constant factor."""
     unit = jnp.sqrt(metric.inverse)
     weight = jnp.where(jnp.isfinite(after).all(axis=1), acceptance, 0.0)
     safe = jnp.where(weight[:, None] > 0, after, before)
@@ -254,7 +254,7 @@ def ascent(
 
 
 def no_moments(dim: int) -> tuple[Scalar, Array, Array]:
-    """Moments without positions."""
+    """Returns moments without positions."""
     return jnp.float32(0), jnp.zeros(dim), jnp.zeros(dim)
 
 
@@ -269,7 +269,7 @@ def add_moments(moments: tuple[Scalar, Array, Array], positions: Float[Array, "c
 
 
 def metric_of_moments(moments: tuple[Scalar, Array, Array]) -> Metric:
-    """The metric of a window, shrunk a little towards the identity, as Stan does."""
+    """Returns the metric of a window, shrunk a little towards the identity, as Stan does."""
     count, _, squares = moments
     variance = squares / jnp.maximum(count - 1, 1)
     inverse = count / (count + 5) * variance + 1e-3 * 5 / (count + 5)

@@ -1,4 +1,4 @@
-"""A deep ensemble (Lakshminarayanan et al., 2017): posterior modes from several starts, one draw each."""
+"""A deep ensemble (Lakshminarayanan et al., 2017): a posterior mode from each of several starts, one draw each."""
 
 from __future__ import annotations
 

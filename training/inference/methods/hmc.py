@@ -2,7 +2,7 @@
 
     p ~ N(0, M);   (q, p) ↦ L leapfrog steps of size ε;   accept with min(1, exp(H − H′)),   H = −log π(q) + ½ pᵀM⁻¹p
 
-A leapfrog step costs one gradient and little else, because the compiler knows the loop's length.
+A leapfrog step costs little more than one gradient, because the loop's length is fixed at compilation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from abstain.training.inference.target import Data, Target, Vector
 from abstain.training.runs.journal import Journal
 
 DIVERGENCE = 1000.0
-"""Nats of energy error beyond which a trajectory counts as divergent, as in Stan."""
+"""The energy error in nats above which a trajectory counts as divergent, as in Stan."""
 
 Scalar = Float[Array, ""]
 
@@ -67,7 +67,7 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: HMCConfig, draws: int, jo
 
 
 def kernel(target: Target, settings: HMCConfig) -> Kernel:
-    """The transitions of one chain."""
+    """Returns the transitions of one chain."""
     return Kernel(
         partial(init, target, settings),
         partial(warm, target, settings),
@@ -79,7 +79,7 @@ def kernel(target: Target, settings: HMCConfig) -> Kernel:
 
 
 def init(target: Target, settings: HMCConfig, key: PRNGKeyArray, position: Vector, data: Data) -> HMCState:
-    """The state of a chain at its start, before adaptation."""
+    """Returns the state of a chain at its start, before adaptation."""
     kind = mass_matrix(settings)
     return HMCState(
         key,
@@ -121,7 +121,7 @@ def warm(target: Target, settings: HMCConfig, state: HMCState, data: Data) -> tu
 
 
 def adapt_metric(target: Target, settings: HMCConfig, state: HMCState) -> HMCState:
-    """Adds the position to the window, and takes the window's metric when the window ends."""
+    """Adds the position to the window; at its end, sets the metric to that of the window."""
     schedule, index, kind = windows(settings.warmup), state.transition - 1, mass_matrix(settings)
     added = add_position(state.covariance, state.point.position, kind)
     state = state._replace(covariance=where(schedule.collecting[index], added, state.covariance))
@@ -140,22 +140,22 @@ def settle(settings: HMCConfig, state: HMCState) -> HMCState:
 
 
 def position(state: HMCState) -> Vector:
-    """The position of the chain, or of each chain of a batch."""
+    """Returns the position of the chain, or of each chain of a batch."""
     return state.point.position
 
 
 def tuning(state: HMCState) -> dict[str, Array]:
-    """The adapted step size."""
+    """Returns the adapted step size."""
     return {"step_size": state.step_size.value}
 
 
 def mass_matrix(settings: HMCConfig) -> MassMatrix:
-    """The form of the mass matrix; without adaptation it stays the identity."""
+    """Returns the form of the mass matrix; without adaptation it stays the identity."""
     return settings.mass_matrix if settings.adaptation != "none" else "unit"
 
 
 def evaluate(target: Target, position: Vector, data: Data) -> Point:
-    """The point at a position."""
+    """Returns the point at a position."""
     return Point(position, *jax.value_and_grad(target.log_density)(position, data))
 
 
@@ -176,17 +176,17 @@ def leapfrogs(
 def energies(
     start: Point, momentum: Array, end: Point, last_momentum: Array, metric: Metric
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """The energy at the start and the energy error of the trajectory, in nats."""
+    """Returns the energy at the start and the energy error of the trajectory, in nats."""
     before = -start.log_density + kinetic(momentum, metric)
     after = -end.log_density + kinetic(last_momentum, metric)
     return before, after - before
 
 
 def kinetic(momentum: Float[Array, "... dim"], metric: Metric) -> Float[Array, "..."]:
-    """½ pᵀM⁻¹p."""
+    """Returns the kinetic energy ½ pᵀM⁻¹p."""
     return (momentum * metric.velocity(momentum)).sum(axis=-1) / 2
 
 
 def acceptance_probability(error: Float[Array, "..."]) -> Float[Array, "..."]:
-    """min(1, exp(−error)); 0 if the error is not a number."""
+    """Returns min(1, exp(−error)), or 0 if the error is not a number."""
     return jnp.where(jnp.isnan(error), 0.0, jnp.minimum(1.0, jnp.exp(-error)))

@@ -4,25 +4,25 @@
 
 z* is the mode that `map` finds with the same key and settings. J is the Jacobian of the likelihood's inputs for a row,
 the network's outputs and the noise, by the unconstrained parameters; Λ is the Fisher information of the likelihood in
-these, which is the Hessian of KL(p(· | f₀) ‖ p(· | f)) at f = f₀. So G is the generalised Gauss-Newton matrix, never
-negative, also for the noise and inferred scales. It is summed over all training rows, including those that the search for
-the mode held out.
+these, which is the Hessian of KL(p(· | f₀) ‖ p(· | f)) at f = f₀. So G is the generalised Gauss-Newton matrix. It is never
+negative, not even for the noise and inferred scales. It is summed over all training rows, including those that the search
+for the mode held out.
 
-last_layer   the full H over the parameters of the network's last layer, all others fixed at the mode, the noise among
-             them (Kristiadi et al., 2020)
-diagonal     the diagonal of H over all parameters; for regression only (`check_subset` says why)
+last_layer   the full H over the parameters of the network's last layer; all others, and the noise, are fixed at the mode
+             (Kristiadi et al., 2020)
+diagonal     the diagonal of H over all parameters; for regression only (`check_subset` gives the reason)
 
 P is the curvature −∂² log p(z) of the prior at the mode. For a normal prior that is 1 / s². Other priors may be flat
-there, or curved upwards; so it is no less than the precision of the normal with the same central 90 % interval.
+there, or curved upwards; so P is at least the precision of the normal with the same central 90 % interval.
 
 τ multiplies P for the network's parameters. `evidence` chooses the τ that maximises the marginal likelihood
 
     log p(D) ≈ log p(D | z*) + log p(z*; τ) + d/2 log 2π − ½ log det H(τ)
 
-with z* held fixed (Immer et al., 2021). With λ the eigenvalues of P^(−½) G P^(−½), and the prior seen as the normal
-that has its slope and curvature at the mode, the derivative vanishes where Σ λ / (λ + τ) = τ Σ (∂ log p)² / P: the
-number of parameters that the data determine (MacKay, 1992, eq. 4.9). The left side falls with τ and the right one
-rises, so there is one root.
+with fixed z* (Immer et al., 2021). Let λ be the eigenvalues of P^(−½) G P^(−½), and replace the prior by the normal with
+its slope and curvature at the mode. Then the derivative is 0 where Σ λ / (λ + τ), the number of parameters that the data
+determine, equals τ Σ (∂ log p)² / P (MacKay, 1992, eq. 4.9). The left side falls with τ and the right one rises, so there
+is one root.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ from abstain.training.inference.target import Site, Vector
 from abstain.training.runs.journal import Journal
 
 FULL_LIMIT = 3_000
-"""Parameters of a last layer beyond which its covariance (72 MB at this size, and twice that to factor) is refused."""
+"""The largest number of parameters of a last layer: its covariance takes 72 MB at this size, and twice that to factor."""
 JITTERS = (0.0, 1e-10, 1e-8, 1e-6, 1e-4)
-"""Tried in turn if H, rounded, has a negative eigenvalue; in units of its mean diagonal element."""
+"""Added to H's diagonal, one after the other, until no rounded eigenvalue is negative; in units of its mean element."""
 
 
 class Spread(NamedTuple):
@@ -87,7 +87,7 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: LaplaceConfig, draws: int
     """Fits the normal and draws from it; diagnostics hold loss curve, reports, τ and the log evidence.
 
     Raises:
-        ConfigError: `last_layer` for a network that has none, or too large a one; `diagonal` for a likelihood of classes.
+        ConfigError: `last_layer` for a network that has no last layer or too large a one; `diagonal` for classes.
         FitError: the curvature at the mode is not finite, or not positive.
     """
     check_subset(problem.bnn.model, settings)
@@ -116,13 +116,13 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: LaplaceConfig, draws: int
 def check_subset(model: Model, settings: LaplaceConfig) -> None:
     """Refuses `diagonal` for classes.
 
-    The Gauss-Newton matrix belongs to the network linearised at the mode, which would have to make the predictions too
+    The Gauss-Newton matrix belongs to the network linearised at the mode, so the linearised network must also predict
     (Immer et al., 2021). A bundle stores draws of parameters, and serving runs the network itself. For the last layer
     both are the same. For all layers they are not: with independent noise on every weight the draws classify far worse
     than the mode.
 
     Raises:
-        ConfigError: with the reason and the alternative.
+        ConfigError: `diagonal` for classes; the text names the reason and the alternative.
     """
     if settings.subset == "diagonal" and model.likelihood_functions.task == "classification":
         raise ConfigError(
@@ -134,14 +134,14 @@ def check_subset(model: Model, settings: LaplaceConfig) -> None:
 
 
 def alternative(model: Model) -> str:
-    """The advice if `last_layer` cannot be used."""
+    """Returns the advice if `last_layer` cannot be used."""
     if model.likelihood_functions.task == "classification":
         return 'use method.kind = "vi" or "ensemble"'
     return 'set method.subset = "diagonal"'
 
 
 def subset_sites(problem: Problem, settings: LaplaceConfig) -> tuple[Site, ...]:
-    """The sites of the normal, in the order of the vector.
+    """Returns the sites of the normal, in the order of the vector.
 
     Raises:
         ConfigError: there is no last layer that computes all outputs, or it is too large.
@@ -165,7 +165,7 @@ def subset_sites(problem: Problem, settings: LaplaceConfig) -> tuple[Site, ...]:
 
 
 def layer_of_outputs(model: Model) -> tuple[str, ...]:
-    """The path of the last layer.
+    """Returns the path of the last layer.
 
     Raises:
         ConfigError: the last parameter is an array of a module that has layers of its own.
@@ -177,7 +177,7 @@ def layer_of_outputs(model: Model) -> tuple[str, ...]:
 
 
 def last_created_module(model: Model, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The path of the module that creates parameters last; parameters are created in the order of their first use.
+    """Returns the path of the module with the parameters created last; parameters are created at their first use.
 
     Raises:
         ConfigError: that module has layers of its own, and its array is used after them.
@@ -185,7 +185,7 @@ def last_created_module(model: Model, shape: tuple[int, ...]) -> tuple[str, ...]
     paths: list[tuple[str, ...]] = []
 
     def trace(key: Array) -> Array:
-        # Read within the trace, before JAX sorts the names.
+        # Within the trace, because JAX sorts the names afterwards.
         tree: Any = model.module.init(key, jnp.zeros(shape, jnp.float32))["params"]
         path: tuple[str, ...] = ()
         while isinstance(tree[list(tree)[-1]], dict):
@@ -229,7 +229,7 @@ def check_reach(problem: Problem, sites: Sequence[Site], layer: str) -> None:
 
 
 def fit_spread(curvature: Curvature, prior: LocalPrior, multiplier: float) -> Spread:
-    """The normal whose precision is G + τ P.
+    """Fits the normal with the precision G + τ P.
 
     Raises:
         FitError: the precision is not positive definite, and no small jitter makes it so.
@@ -246,7 +246,7 @@ def fit_spread(curvature: Curvature, prior: LocalPrior, multiplier: float) -> Sp
             factor = linalg.cholesky(whole.T, lower=True, overwrite_a=True, check_finite=False)
         except linalg.LinAlgError:
             continue
-        # Var z = H⁻¹ = L⁻ᵀ L⁻¹, whose diagonal is the squared length of L⁻¹'s columns.
+        # The diagonal of Var z = H⁻¹ = L⁻ᵀ L⁻¹ has the squared lengths of L⁻¹'s columns.
         inverse = linalg.solve_triangular(factor, np.eye(len(factor), order="F"), lower=True, overwrite_b=True)
         return Spread(factor, np.sqrt(np.einsum("ij,ij->j", inverse, inverse)), jitter * scale)
     raise FitError(
@@ -277,7 +277,7 @@ def sample(
 
 
 def evidence_notes(evidence: Evidence, spread: Spread) -> tuple[str, ...]:
-    """Notes for the reader."""
+    """Returns notes on the multiplier and on the jitter."""
     notes = []
     if evidence.multiplier in MULTIPLIERS:
         notes.append(

@@ -1,22 +1,22 @@
 """Warm-started members, each followed by microcanonical Langevin dynamics (MILE; Sommer et al., 2025).
 
-Every chain starts from a posterior mode of its own and explores around it with microcanonical Langevin Monte Carlo
+Every chain starts from its own posterior mode and explores around it with microcanonical Langevin Monte Carlo
 (Robnik & Seljak, 2023): a velocity of constant length, u ∈ S^(d−1), turned by the gradient and by noise,
 
     dz = M^(−½) u dt,    du = (1 − u uᵀ) (M^(−½) ∇log π(z) / (d − 1) dt + η dW).
 
 A transition is one step ε of McLachlan's integrator, two gradients, and one turn by noise that forgets the direction
-over a length L. No step is rejected for its error, so ε determines the bias of the draws. R-hat and ESS do not show it;
-the energy error ΔE of a step does. The warm-up averages ΔE² by Var[ΔE] ∝ ε⁶ and moves ε to where
-Var[ΔE]/d = `energy_variance`, throughout; twice it takes the positions' variance over a part of itself as M⁻¹, after
-which L = √d (without a metric, L = √Σ variances). No positions are kept for it.
+over a length L. No step is rejected for its error, so ε determines the bias of the draws. R-hat and ESS do not show this
+bias, but the energy error ΔE of a step does. The whole warm-up averages ΔE², with Var[ΔE] ∝ ε⁶, and moves ε towards the
+value with Var[ΔE]/d = `energy_variance`. Twice it sets M⁻¹ to the positions' variance over a part of the warm-up, and then
+L = √d (without a metric, L = √Σ variances). It keeps running variances, not positions.
 
-The bias at the default, 5e-5: variances of a normal come out 0.7–0.9 % small in 10 and in 50 dimensions, 2 % at 5e-4.
-Of a 1-10-1 network on 40 points, whose curvature varies, means and standard deviations of the function were within
-3 Monte Carlo errors of a long ChEES run in both of two runs of 8 × 100,000 transitions; at 5e-4 they were up to 6 off,
-with R-hat still at 1.01. L = 2√d gave about 1.5 times the ESS, L = 4√d up to 7 errors of bias: L stays at √d. The
-noise of one transition is drawn once, where the published step has two halves: the same stationary law, fewer numbers.
-In float32 ΔE drowns in rounding once |log π| ≳ 10⁵ for a few dozen parameters: the step size then comes out too small.
+With the default of 5e-5, variances of a normal are 0.7–0.9 % too small in 10 and in 50 dimensions; with 5e-4, 2 %.
+For a 1-10-1 network on 40 points, a posterior of varying curvature, means and standard deviations of the function were
+within 3 Monte Carlo errors of a long ChEES run in both of two runs of 8 × 100,000 transitions. With 5e-4 they differed by
+up to 6 errors, although R-hat was 1.01. L = 2√d gave about 1.5 times the ESS, but L = 4√d up to 7 errors of bias; so L
+is √d. The noise of a transition is drawn once, not twice as in the published step; the stationary distribution is the
+same. In float32 rounding dominates ΔE if |log π| ≳ 10⁵ for a few dozen parameters: the step size is then too small.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from abstain.training.runs.journal import Journal
 
 GRADIENTS = 2
 FIRST_STEP = 1e-3
-"""The first step size in units of √d: far too small, so that no first step leaves the mode."""
+"""The first step size in units of √d: so small that no first step leaves the mode."""
 LARGEST_GROWTH = 2.0
 """The largest growth of the step size in one transition."""
 SHRINKAGE = 0.8
@@ -55,9 +55,9 @@ SHRINKAGE = 0.8
 MEMORY = 150
 """The step size averages over at least this many transitions, or over a tenth of the warm-up, if that is more."""
 WINDOWS = ((0.3, 0.5), (0.5, 0.8))
-"""Shares of the warm-up over which variances are taken; the rest adapts only the step size."""
+"""The parts of the warm-up, as shares, over which variances are computed; the rest adapts only the step size."""
 EXCESS_LIMIT = 10.0
-"""The largest ratio of energy variance to its target: beyond it, the network above had biased draws."""
+"""The largest ratio of energy variance to its target: above it, the draws of the 1-10-1 network were biased."""
 
 Scalar = Float[Array, ""]
 
@@ -67,16 +67,16 @@ class MILEState(NamedTuple):
 
     key: PRNGKeyArray
     point: Any
-    """An `IntegratorState`, whose arrays blackjax types as any trees."""
+    """An `IntegratorState`; blackjax annotates its arrays as any trees."""
     step_size: Scalar
     length: Scalar
     """The length over which the direction is forgotten, in the metric's units."""
     inverse: Float[Array, " dim"]
     """M⁻¹, diagonal."""
     weight: Scalar
-    """The weight of the energy errors behind the step size, …"""
+    """The weight of the energy errors that the step size averages over."""
     excess: Scalar
-    """… and their mean square at this step size, in units of the target."""
+    """The mean square of these errors at this step size, in units of the target."""
     covariance: Any
     transition: Array
 
@@ -104,7 +104,7 @@ def energy_variance(chains: Chains, dim: int) -> tuple[float, ...]:
 def member_shortfalls(
     acceptance: tuple[float, ...], variances: tuple[float, ...], settings: MILEConfig
 ) -> tuple[Shortfall, ...]:
-    """Shortfalls that R-hat and ESS do not show: members that never moved, and steps with too large errors."""
+    """Returns shortfalls that R-hat and ESS do not show: members that never moved, and steps with too large errors."""
     shortfalls = [
         Shortfall(
             "still_member",
@@ -125,7 +125,7 @@ def member_shortfalls(
 
 
 def kernel(target: Target, settings: MILEConfig) -> Kernel:
-    """The transitions of one chain; their `energy` is the energy error of a step, 0 for an exact step.
+    """Returns the transitions of one chain; their `energy` is the energy error of a step, 0 for an exact step.
 
     Raises:
         ConfigError: there is only one parameter, so the direction cannot turn.
@@ -140,7 +140,7 @@ def kernel(target: Target, settings: MILEConfig) -> Kernel:
 
 
 def init(target: Target, key: PRNGKeyArray, position: Vector, data: Data) -> MILEState:
-    """The state of a chain at its start, before adaptation."""
+    """Returns the state of a chain at its start, before adaptation."""
     dim = target.dim
     key, key_momentum = jax.random.split(key)
     direction = normalise(jax.random.normal(key_momentum, (dim,)))
@@ -201,7 +201,7 @@ def adapt_step_size(settings: MILEConfig, state: MILEState, info: Info) -> MILES
 
 
 def adapt_metric(settings: MILEConfig, state: MILEState) -> MILEState:
-    """Adds the position to the window, and takes the window's metric when the window ends."""
+    """Adds the position to its window; at the window's end, renews the metric."""
     for first, last in variance_windows(settings.warmup):
         added = add_position(state.covariance, state.point.position, "diagonal")
         inside = (state.transition > first) & (state.transition <= last)
@@ -211,18 +211,18 @@ def adapt_metric(settings: MILEConfig, state: MILEState) -> MILEState:
 
 
 def variance_windows(warmup: int) -> list[tuple[int, int]]:
-    """The first and last transition of each of `WINDOWS`; those too short for a variance are left out."""
+    """Returns the first and last transition of each of `WINDOWS`; those too short for a variance are left out."""
     windows = [(round(first * warmup), round(last * warmup)) for first, last in WINDOWS]
     return [(first, last) for first, last in windows if last - first >= 2]
 
 
 def renew_metric(settings: MILEConfig, state: MILEState) -> MILEState:
-    """Takes a window's variances as the metric or, if the metric stays the identity, for the length."""
+    """Sets the metric to the window's variances or, if the metric stays the identity, sets the length from them."""
     variance = metric_of(state.covariance, "diagonal").inverse
     if settings.mass_matrix == "unit":
         state = state._replace(length=jnp.sqrt(variance.sum()))
     else:
-        # No parameter moves further than before until the errors in the new metric are known.
+        # No parameter moves further than before, because the errors in the new metric are not known yet.
         shrunk = jnp.sqrt((state.inverse / variance).min())
         state = state._replace(step_size=state.step_size * shrunk, inverse=variance)
     return state._replace(weight=jnp.float32(0), covariance=no_positions(variance.shape[-1], "diagonal"))
@@ -234,12 +234,12 @@ def settle(state: MILEState) -> MILEState:
 
 
 def position(state: MILEState) -> Vector:
-    """The position of the chain."""
+    """Returns the position of the chain."""
     return state.point.position
 
 
 def tuning(state: MILEState) -> dict[str, Array]:
-    """The adapted step size and the length over which the direction is forgotten."""
+    """Returns the adapted step size and the length over which the direction is forgotten."""
     return {"step_size": state.step_size, "decoherence_length": state.length}
 
 

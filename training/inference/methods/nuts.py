@@ -49,7 +49,7 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: NUTSConfig, draws: int, j
 
 
 def kernel(target: Target, settings: NUTSConfig) -> Kernel:
-    """The transitions of one chain."""
+    """Returns the transitions of one chain."""
     numpyro = transitions(target)
     return Kernel(
         partial(init, numpyro, settings),
@@ -62,7 +62,7 @@ def kernel(target: Target, settings: NUTSConfig) -> Kernel:
 
 
 def transitions(target: Target) -> Transitions:
-    """NumPyro's sampler of a target. Its two functions share state, so each kernel needs its own pair."""
+    """Returns NumPyro's sampler of a target. Its two functions share state, so each kernel needs its own pair."""
 
     def potential(data: Data, z: Vector) -> Array:
         return -target.log_density(z, data)
@@ -71,7 +71,7 @@ def transitions(target: Target) -> Transitions:
 
 
 def init(numpyro: Transitions, settings: NUTSConfig, key: PRNGKeyArray, position: Vector, data: Data) -> NUTSState:
-    """The state of a chain at its start, before adaptation."""
+    """Returns the state of a chain at its start, before adaptation."""
     state = numpyro.init(
         position,
         settings.warmup,
@@ -117,22 +117,22 @@ def settle(settings: NUTSConfig, state: NUTSState) -> NUTSState:
 
 
 def position(state: NUTSState) -> Vector:
-    """The position of the chain."""
+    """Returns the position of the chain."""
     return state.hmc.z
 
 
 def tuning(state: NUTSState) -> dict[str, Array]:
-    """The adapted step size."""
+    """Returns the adapted step size."""
     return {"step_size": state.step_size.value}
 
 
 def metric(state: NUTSState) -> Metric:
-    """The metric that NumPyro has adapted."""
+    """Returns the metric that NumPyro has adapted."""
     adapted = state.hmc.adapt_state
     return Metric(adapted.inverse_mass_matrix, adapted.mass_matrix_sqrt)
 
 
 def with_step_size(state: NUTSState) -> NUTSState:
-    """Copies the step size to where NumPyro's transitions read it."""
+    """Copies the step size into NumPyro's state, from which its transitions read it."""
     adapted = state.hmc.adapt_state._replace(step_size=state.step_size.value)
     return state._replace(hmc=state.hmc._replace(adapt_state=adapted))

@@ -24,7 +24,7 @@ from abstain.training.runs.progress import stage
 K_HAT_DRAWS = 400
 LARGEST_LOG = 600.0
 K_HAT_WORK = 2e11
-"""The largest cost of k-hat (draws × rows × parameters); beyond it, k-hat is not computed."""
+"""The largest cost (draws × rows × parameters) at which k-hat is computed."""
 
 
 def fit(key: PRNGKeyArray, problem: Problem, settings: VIConfig, draws: int, journal: Journal) -> Fitted:
@@ -41,9 +41,9 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: VIConfig, draws: int, jou
 
 
 def k_hat(key: PRNGKeyArray, problem: Problem, guides: Guide, settings: VIConfig) -> float | None:
-    """The Pareto shape of the importance ratios of a guide to its target (Yao et al., 2018): the worst over guides.
+    """Returns the Pareto shape of the importance ratios of a guide to its target (Yao et al., 2018): the worst over guides.
 
-    Below 0.7 the draws, weighted, would give the posterior's expectations. In a network's parameter space it is rarely
+    Below 0.7 the weighted draws would give the posterior's expectations. In a network's parameter space it is rarely
     that low, even with good predictions. None if it would cost too much; infinite if one draw has all the weight.
     """
     target, rows = problem.target, problem.train
@@ -67,14 +67,14 @@ def k_hat(key: PRNGKeyArray, problem: Problem, guides: Guide, settings: VIConfig
         log_ratios = np.asarray(ratios(jax.random.fold_in(key, index), guide, rows), np.float64)
         # If a few draws have all the weight in float64, there is no tail to fit a shape to.
         tail = np.sort(log_ratios)[-K_HAT_DRAWS // 5 :]
-        whole = np.isfinite(log_ratios).all() and tail[-1] - tail[0] < LARGEST_LOG
-        # ArviZ takes log-likelihoods, whose reciprocals are the weights: so the log ratios are negated.
-        worst = max(worst, float(arviz.psislw(-log_ratios)[1]) if whole else np.inf)
+        has_tail = np.isfinite(log_ratios).all() and tail[-1] - tail[0] < LARGEST_LOG
+        # ArviZ weights by the reciprocals of likelihoods, so the log ratios are negated.
+        worst = max(worst, float(arviz.psislw(-log_ratios)[1]) if has_tail else np.inf)
     return worst
 
 
 def k_hat_note(value: float | None) -> tuple[str, ...]:
-    """A note if k-hat is above its limit."""
+    """Returns a note if k-hat is above its limit."""
     if value is None or value <= K_HAT_LIMIT:
         return ()
     return (
