@@ -81,7 +81,7 @@ class CalibrateResult(NamedTuple):
     basis: str
 
     def to_json(self) -> JsonObject:
-        """The JSON that `abstain calibrate --json` prints."""
+        """Returns the JSON that `abstain calibrate --json` prints."""
         return {
             "name": self.name,
             "version": self.version,
@@ -142,7 +142,7 @@ def calibrate_version(
 
 
 def new_settings(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationConfig:
-    """The version's calibration settings, with `KEY=VALUE` overrides applied.
+    """Returns the version's calibration settings, with `KEY=VALUE` overrides applied.
 
     Raises:
         ConfigError: a key is unknown, or a value is not allowed.
@@ -186,7 +186,7 @@ def read_calibration_rows(manifest: Manifest, where: str, trained: TrainedRows |
 
 
 def split_notes(source: Source, config: DataConfig, rows: Rows) -> tuple[str, ...]:
-    """Notes on new rows, if the fit split by group or by time: how many groups they have, if the source has the column."""
+    """Returns notes on new rows, if the fit split by group or by time: how many groups they have, if the source has the column."""
     if config.split_by is None:
         return ()
     if config.group is not None and source.key is not None and rows is source.train:
@@ -198,7 +198,7 @@ def split_notes(source: Source, config: DataConfig, rows: Rows) -> tuple[str, ..
 
 
 def check_new(trained: TrainedRows, manifest: Manifest, rows: Rows, where: str) -> tuple[str, ...]:
-    """A note on how many new rows equal a training row by chance.
+    """Returns a note on how many new rows equal a training row by chance.
 
     Raises:
         DataError: more rows equal training rows than chance explains.
@@ -247,7 +247,7 @@ def _choose_rows(source: Source, manifest: Manifest, config: DataConfig, where: 
 def choose_inputs(
     bundle: Bundle, settings: CalibrationConfig, material: CalibrationMaterial, where: str
 ) -> CalibrationInputs:
-    """The version's feature scores and reference rows, or new ones if it has none or the settings change them.
+    """Returns the version's feature scores and reference rows, or new ones if it has none or the settings change them.
 
     A version of schema 1 has no reference rows. They are taken from the training rows if the source has them, and the
     feature scores are fitted again on the rest; otherwise they are taken from the calibration rows.

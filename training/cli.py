@@ -162,7 +162,7 @@ def parse_named_path(text: str) -> tuple[str, str]:
 
 
 def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics that are single numbers, and the decision's AUROC and detection rate for each OOD set."""
+    """Returns the metrics that are single numbers, and the decision's AUROC and detection rate for each OOD set."""
     found: dict[str, Any] = {
         key: value for key, value in metrics.items() if key not in {"reliability", "ood", "ood_rows"}
     }
@@ -176,7 +176,7 @@ def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metric_lines(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One line for each metric; names of nested tables come first on the line."""
+    """Returns one line for each metric; names of nested tables come first on the line."""
     lines: list[str] = []
     for key, value in tree.items():
         if isinstance(value, dict):

@@ -171,7 +171,7 @@ def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = N
 
 
 def overlap_notes(manifest: Manifest, rows: Rows, trained: TrainedRows | None) -> list[str]:
-    """A note if more rows equal training rows than chance explains, or if that cannot be known."""
+    """Returns a note if more rows equal training rows than chance explains, or if that cannot be known."""
     if trained is None:
         return ["this version has no hashes of its training rows: whether it was trained on these rows is not known"]
     known = int(find_trained(trained, manifest.model.preprocessing, rows.x).sum())
@@ -238,7 +238,7 @@ def find_twin(
 
 
 def one_draw(posterior: Posterior, draw: int) -> Posterior:
-    """A posterior that has one draw of another."""
+    """Returns a posterior that has one draw of another."""
     return Posterior(posterior.model, jax.tree.map(lambda leaf: leaf[draw : draw + 1], posterior.draws))
 
 
@@ -255,7 +255,7 @@ def check_comparable(own: Model, other: Model, name: str) -> None:
 
 
 def twin_quality(twin: Twin, rows: Rows) -> TwinQuality:
-    """The twin's metrics, and how well its scores separate the OOD sets from the test part."""
+    """Returns the twin's metrics, and how well its scores separate the OOD sets from the test part."""
     return TwinQuality(
         model=twin.name,
         draws=twin.posterior.size,

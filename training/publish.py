@@ -81,12 +81,12 @@ def _without_log_of(name: str) -> Generator[None]:
 
 
 def now() -> str:
-    """The current time: UTC, ISO 8601, to the second."""
+    """Returns the current time: UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def installed_packages() -> dict[str, str]:
-    """Versions of the packages that a result may depend on."""
+    """Returns versions of the packages that a result may depend on."""
     found = {}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -95,7 +95,7 @@ def installed_packages() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, if it runs from a checkout; with `-dirty` if files have changed since."""
+    """Returns the commit of this code, if it runs from a checkout; with `-dirty` if files have changed since."""
     here = Path(__file__)
     try:
         # An installed copy may lie in another project's checkout, and its commit is not the commit of this code.

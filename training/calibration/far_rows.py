@@ -44,7 +44,7 @@ def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
 
 
 def accepted_far_rows(calibrated: Calibrated) -> tuple[int, int]:
-    """The number of far rows that the decision accepts at the calibration's percentile, and the number of far rows."""
+    """Returns the number of far rows that the decision accepts at the calibration's percentile, and the number of far rows."""
     model = calibrated.predictor.model
     rows = far_rows(model, calibrated.feature_scores.records["range"])
     if not len(rows):
@@ -61,7 +61,7 @@ class FarRows(NamedTuple):
 
 
 def try_far_rows(calibrated: Calibrated) -> FarRows:
-    """A shortfall or a note if the decision accepts far rows.
+    """Returns a shortfall or a note if the decision accepts far rows.
 
     A decision with a feature score promises to reject them, so accepting is a shortfall. A decision by predictions alone
     does not, because all draws may agree about an absurd row: a note.

@@ -107,7 +107,7 @@ def fit_feature_scores(
 
 
 def member_draws(draws: int) -> Int[np.ndarray, " members"]:
-    """Indices of evenly spaced draws: the middles of `MEMBERS` equal parts."""
+    """Returns indices of evenly spaced draws: the middles of `MEMBERS` equal parts."""
     count = min(MEMBERS, draws)
     return ((np.arange(count) + 0.5) * draws / count).astype(int)
 
@@ -115,7 +115,7 @@ def member_draws(draws: int) -> Int[np.ndarray, " members"]:
 def member_features(
     posterior: Posterior, members: Int[np.ndarray, " members"], rows: Rows
 ) -> tuple[Float[np.ndarray, "members rows width"], Float[np.ndarray, "members rows outputs"]]:
-    """Penultimate features and outputs of the members' networks, computed one network at a time."""
+    """Returns penultimate features and outputs of the members' networks, computed one network at a time."""
 
     @jax.jit
     def apply_network(draw: Any, x: Array) -> tuple[Array, Array]:
@@ -168,7 +168,7 @@ def virtual_logit(
 def mahalanobis(
     features: Float[np.ndarray, "members rows width"], labels: Int[np.ndarray, " rows"], classes: int
 ) -> Mahalanobis:
-    """Class means and whitening matrices of every member's unit-length features, in their principal components."""
+    """Returns class means and whitening matrices of every member's unit-length features, in their principal components."""
     parts = [_member_mahalanobis(h, labels, classes) for h in features]
     return Mahalanobis(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
 
@@ -188,7 +188,7 @@ def _member_mahalanobis(h: Matrix, labels: Int[np.ndarray, " rows"], classes: in
 
 
 def whitening(centred: Matrix) -> Float[np.ndarray, "width width"]:
-    """A matrix A with cov(x A) = 1, from the eigenvectors of the regularised covariance."""
+    """Returns a matrix A with cov(x A) = 1, from the eigenvectors of the regularised covariance."""
     values, vectors = np.linalg.eigh(centred.T.astype(np.float64) @ centred / len(centred))
     floor = SHRINKAGE * max(values.mean(), LEAST_SPREAD)
     return vectors / np.sqrt(np.maximum(values, 0) + floor)
@@ -200,7 +200,7 @@ def centre_rows(rows: Matrix) -> Float[np.ndarray, "rows width"]:
 
 
 def principal(centred: Matrix, count: int) -> tuple[Float[np.ndarray, "width count"], Float[np.ndarray, " values"]]:
-    """The `count` leading eigenvectors of `centredᵀ centred / rows`, as columns, and its eigenvalues, descending.
+    """Returns the `count` leading eigenvectors of `centredᵀ centred / rows`, as columns, and its eigenvalues, descending.
 
     With fewer rows than columns they are computed as `centredᵀ u` from the eigenvectors u of `centred centredᵀ` (the
     method of snapshots; Sirovich, 1987), without a `[width, width]` matrix. Then there are as many eigenvalues as rows;
@@ -218,7 +218,7 @@ def principal(centred: Matrix, count: int) -> tuple[Float[np.ndarray, "width cou
 
 
 def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, unit: float) -> Subspace:
-    """Each class's mean and principal subspace, with enough dimensions to explain `EXPLAINED` of its variance.
+    """Returns each class's mean and principal subspace, with enough dimensions to explain `EXPLAINED` of its variance.
 
     The dimension is at most `SUBSPACE`, half of the inputs' dimension, and the dimension that its rows span; a subspace
     that fills the space of a narrow table would leave no residual. Smaller subspaces are padded with zeros.
@@ -243,7 +243,7 @@ def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, uni
 def local_subspaces(
     rows: Matrix, labels: Int[np.ndarray, " rows"], classes: int, unit: float, seed: int
 ) -> LocalSubspaces:
-    """Each class's rows in clusters, by k-means in the rows' principal components, and each cluster's subspace."""
+    """Returns each class's rows in clusters, by k-means in the rows' principal components, and each cluster's subspace."""
     mean, components = projection(rows)
     points = project(rows, mean, components)
     large = [label for label in range(classes) if (labels == label).sum() >= LEAST]
@@ -259,7 +259,7 @@ def _clusters(
 ) -> tuple[
     Float[np.ndarray, " clusters"], Float[np.ndarray, "clusters kept"], Float[np.ndarray, "clusters kept local"]
 ]:
-    """Label, centre and directions of each cluster of one class; every cluster has at least `LEAST` rows, if the class has."""
+    """Returns label, centre and directions of each cluster of one class; every cluster has at least `LEAST` rows, if the class has."""
     from sklearn.cluster import MiniBatchKMeans  # noqa: PLC0415 - seconds, and only fit needs it
 
     count = min(CLUSTERS, max(1, len(points) // CLUSTER_ROWS))
@@ -276,7 +276,7 @@ def _clusters(
 
 
 def _directions(group: Matrix) -> Float[np.ndarray, "kept local"]:
-    """A cluster's principal directions, as many as its rows span, padded with zeros."""
+    """Returns a cluster's principal directions, as many as its rows span, padded with zeros."""
     most = min(LOCAL, group.shape[1])
     spanned = min(most, max(len(group) - 1, 0), max(group.shape[1] // 2, 1))
     vectors, _ = principal(group - group.mean(axis=0), spanned)
@@ -284,7 +284,7 @@ def _directions(group: Matrix) -> Float[np.ndarray, "kept local"]:
 
 
 def projection(rows: Matrix) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width kept"]]:
-    """Mean of the rows, and the leading principal components of at most `PROJECTED` of them."""
+    """Returns mean of the rows, and the leading principal components of at most `PROJECTED` of them."""
     some = rows[np.linspace(0, len(rows) - 1, min(PROJECTED, len(rows))).round().astype(int)]
     return rows.mean(axis=0), principal(centre_rows(some), min(COMPONENTS, rows.shape[1]))[0]
 
@@ -297,12 +297,12 @@ def neighbours(rows: Matrix, unit: float) -> Neighbours:
 
 
 def project(rows: Matrix, mean: np.ndarray, components: np.ndarray) -> Float[np.ndarray, "rows kept"]:
-    """`(rows − mean) @ components` without a second copy of the rows."""
+    """Returns `(rows − mean) @ components` without a second copy of the rows."""
     return rows @ components.astype(rows.dtype) - (mean @ components).astype(rows.dtype)
 
 
 def feature_range(model: Model, train: Rows) -> Range:
-    """Each feature's range over all training rows; one range for all pixels of images; no limits for categories.
+    """Returns each feature's range over all training rows; one range for all pixels of images; no limits for categories.
 
     The ends of a range are values of rows, so they are rounded outwards.
     """

@@ -20,7 +20,7 @@ RowIndices = Int[np.ndarray, " _"]
 
 
 def group_means(rows: Float[np.ndarray, "rows width"], most: int) -> Float[np.ndarray, "groups width"]:
-    """Means of at most `most` groups of at least `LEAST` near rows; one mean if there are fewer rows."""
+    """Returns means of at most `most` groups of at least `LEAST` near rows; one mean if there are fewer rows."""
     size = max(LEAST, -(-len(rows) // most))
     blocks = [np.arange(len(rows))]
     while len(blocks[0]) > BLOCK:

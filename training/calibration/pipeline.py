@@ -73,7 +73,7 @@ class Calibrated(NamedTuple):
 
 
 def choose_decision(settings: CalibrationConfig, model: Model) -> Decision:
-    """The decision of a config, or the default one.
+    """Returns the decision of a config, or the default one.
 
     Raises:
         ConfigError: an unknown score, a score named twice, or a weight for another score.
@@ -192,7 +192,7 @@ def with_plain_scores(calibration: Calibration, plain: Prediction) -> Calibratio
 
 
 def reference_scores(predictor: Predictor, reference: Rows, settings: CalibrationConfig, seed: int) -> ScoreValues:
-    """Each score's values on the reference rows, changed as the calibration rows are."""
+    """Returns each score's values on the reference rows, changed as the calibration rows are."""
     x = transform_rows(seed, reference.x, settings.augment) if settings.augment.changes_rows else reference.x
     return {name: np.asarray(values) for name, values in predictor(x).scores.items()}
 
@@ -213,7 +213,7 @@ def fit_recalibration(posterior: Posterior, rows: Rows) -> Recalibration:
 def draw_log_probabilities(
     posterior: Posterior, x: Num[np.ndarray, "rows ..."]
 ) -> Float[np.ndarray, "draws rows classes"]:
-    """The log probabilities that each draw predicts for each row, in nats."""
+    """Returns the log probabilities that each draw predicts for each row, in nats."""
 
     @jax.jit
     def of_draw(draw: Any, x: Array) -> Array:
@@ -225,7 +225,7 @@ def draw_log_probabilities(
 
 
 def build_record(calibrated: Calibrated, settings: CalibrationConfig, model: Model) -> CalibrationRecord:
-    """The manifest's record of a calibration, with the settings, from which `abstain calibrate` starts."""
+    """Returns the manifest's record of a calibration, with the settings, from which `abstain calibrate` starts."""
     record = calibration_record(calibrated.calibration, calibrated.recalibration, model.class_names)
     rates = calibrated.reject_rates
     update: dict[str, Any] = {"settings": settings.model_dump(mode="json")}

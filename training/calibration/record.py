@@ -47,7 +47,7 @@ def calibration_record(
 
 
 def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Bounds of the true share of scores at or below the threshold, over calibration splits.
+    """Returns bounds of the true share of scores at or below the threshold, over calibration splits.
 
     Given one split, that share is no longer `level`: over splits it is Beta(k, n + 1 − k), k the rank (Vovk, 2012;
     Angelopoulos & Bates, 2023, section 3.2). The interval is equal-tailed, and exact where scores do not tie; ties can
@@ -68,7 +68,7 @@ def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) ->
 
 
 def reject_rate_bounds(percentile: float, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Bounds (0 … 1) of the true reject rate at a percentile, over calibration splits (`beta_bounds`).
+    """Returns bounds (0 … 1) of the true reject rate at a percentile, over calibration splits (`beta_bounds`).
 
     Raises:
         CalibrationError: the split is too small for the percentile.
@@ -81,7 +81,7 @@ def reject_rate_bounds(percentile: float, rows: int, confidence: float = 0.95) -
 def threshold_bounds(
     ascending: Float[np.ndarray, " rows"], percentile: float, confidence: float = 0.95
 ) -> tuple[float | None, float | None]:
-    """A distribution-free confidence interval of the scores' true P-quantile; its ends are scores.
+    """Returns a distribution-free confidence interval of the scores' true P-quantile; its ends are scores.
 
     The number of n scores below the quantile is Binomial(n, P/100). Each end is the innermost score that is beyond the
     quantile with probability at most (1 − confidence)/2 (Conover, 1999, section 3.2); None if the end lies beyond all n.

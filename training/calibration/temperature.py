@@ -27,7 +27,7 @@ _GAIN_DECIMALS = 9
 
 
 def fit_pooled(mean_probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"]) -> float:
-    """The temperature T of least negative log-likelihood of `temper_pooled`, within `BOUNDS`.
+    """Returns the temperature T of least negative log-likelihood of `temper_pooled`, within `BOUNDS`.
 
     Temperature scaling (Guo et al., 2017) of the logarithm of the pooled probability (Rahaman & Thiery, 2021).
     """
@@ -36,7 +36,7 @@ def fit_pooled(mean_probabilities: Float[np.ndarray, "rows classes"], labels: In
 
 
 def fit_draws(log_probabilities: Float[np.ndarray, "draws rows classes"], labels: Int[np.ndarray, " rows"]) -> float:
-    """The temperature T of least negative log-likelihood of the mean over draws of softmax(log p_s / T).
+    """Returns the temperature T of least negative log-likelihood of the mean over draws of softmax(log p_s / T).
 
     Args:
         log_probabilities: every draw's, normalised, in nats.
@@ -48,7 +48,7 @@ def fit_draws(log_probabilities: Float[np.ndarray, "draws rows classes"], labels
 def fit_variance(
     mean: Float[np.ndarray, " rows"], variance: Float[np.ndarray, " rows"], targets: Float[np.ndarray, " rows"]
 ) -> float:
-    """The factor c on standard deviations of greatest Gaussian likelihood, c² = mean((y − μ)²/σ²), within `BOUNDS`.
+    """Returns the factor c on standard deviations of greatest Gaussian likelihood, c² = mean((y − μ)²/σ²), within `BOUNDS`.
 
     Standard-deviation scaling (Laves et al., 2020, equation 10; Levi et al., 2022).
 
@@ -64,7 +64,7 @@ def fit_variance(
 def choose_temperature(
     log_probabilities: Float[np.ndarray, "draws rows classes"], labels: Int[np.ndarray, " rows"]
 ) -> Recalibration:
-    """The recalibration of least negative log-likelihood on these rows: none, a pooled temperature, or one for each draw.
+    """Returns the recalibration of least negative log-likelihood on these rows: none, a pooled temperature, or one for each draw.
 
     The likelihood is that of the probabilities as served (`summaries.with_labels_of`); of equals, the first is taken.
 
@@ -86,7 +86,7 @@ def choose_temperature(
 
 
 def _minimise(loss: Callable[[float], float]) -> float:
-    """The temperature of least loss: the best of a grid, then a golden-section search between its neighbours.
+    """Returns the temperature of least loss: the best of a grid, then a golden-section search between its neighbours.
 
     The pooled loss is convex in 1/T and has one minimum; the loss of a mixture may have several.
     """
@@ -108,7 +108,7 @@ def _minimise(loss: Callable[[float], float]) -> float:
 
 
 def _draws_loss(log_probabilities: np.ndarray, labels: np.ndarray, temperature: float) -> float:
-    """The mean negative log-likelihood, in nats a row."""
+    """Returns the mean negative log-likelihood, in nats a row."""
     losses, start = 0.0, 0
     for part in _row_chunks(log_probabilities):
         rows = part.shape[1]
@@ -118,7 +118,7 @@ def _draws_loss(log_probabilities: np.ndarray, labels: np.ndarray, temperature: 
 
 
 def _row_chunks(log_probabilities: np.ndarray) -> Iterator[np.ndarray]:
-    """Chunks of rows whose copies in double precision stay small."""
+    """Yields chunks of rows whose copies in double precision stay small."""
     draws, rows, classes = log_probabilities.shape
     step = max(1, _CHUNK_NUMBERS // (draws * classes))
     for start in range(0, rows, step):
@@ -132,7 +132,7 @@ def _pooled(log_probabilities: np.ndarray, temperature: float) -> Float[np.ndarr
 
 
 def _loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The mean negative log-likelihood, in nats a row."""
+    """Returns the mean negative log-likelihood, in nats a row."""
     return float(-np.log(_floor(probabilities[np.arange(len(labels)), labels])).mean())
 
 

@@ -79,7 +79,7 @@ def _read_text(path: Path) -> str:
 
 
 def _parse_toml(text: str, where: str) -> dict[str, Any]:
-    """The tables of a TOML text.
+    """Returns the tables of a TOML text.
 
     Raises:
         ConfigError: the text is not TOML, is nested too deeply, or has a number that is too large.

@@ -41,7 +41,7 @@ class Network(NamedTuple):
     parameters: int
 
     def copies(self, key: str, count: int) -> Need:
-        """The need of `count` copies of the parameters; the key is the network's if it is the larger factor."""
+        """Returns the need of `count` copies of the parameters; the key is the network's if it is the larger factor."""
         needed = FLOAT32 * self.parameters * count
         if self.parameters > count:
             return Need(self.key, f"{self.value} with {key} = {count}", needed)
@@ -49,7 +49,7 @@ class Network(NamedTuple):
 
 
 def memory_of_machine() -> int:
-    """The physical memory in bytes."""
+    """Returns the physical memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -93,7 +93,7 @@ def check_servable(config: Config, model: Model) -> None:
 
 
 def needs(config: Config, parameters: int, rows: int) -> Iterator[Need]:
-    """The needs of each key; arguments as in `check_needs`."""
+    """Yields the needs of each key; arguments as in `check_needs`."""
     method = config.method
     network = Network("network", config.network.kind, parameters)
     if isinstance(config.network, MLPSpec) and config.network.hidden:
@@ -106,7 +106,7 @@ def needs(config: Config, parameters: int, rows: int) -> Iterator[Need]:
 
 
 def _method_needs(settings: MethodSettings, key: str, network: Network, rows: int) -> Iterator[Need]:
-    """The needs of the keys in a method's table."""
+    """Yields the needs of the keys in a method's table."""
     for name, count in settings.parameter_copies.items():
         yield network.copies(f"{key}.{name}", count)
     if isinstance(settings, Optimisation):
@@ -119,14 +119,14 @@ def _method_needs(settings: MethodSettings, key: str, network: Network, rows: in
 
 
 def _optimisation_needs(settings: Optimisation, key: str, rows: int) -> Iterator[Need]:
-    """Memory for the losses of all steps, and for the int32 row indices of a block's minibatches."""
+    """Yields memory for the losses of all steps, and for the int32 row indices of a block's minibatches."""
     batch = settings.batch_size if settings.batch_size < rows else 0
     block = math.ceil(settings.steps / settings.reports)
     yield Need(f"{key}.steps", settings.steps, FLOAT32 * max(settings.steps, block * batch))
 
 
 def _chain_needs(settings: ChainSettings, key: str, network: Network) -> Iterator[Need]:
-    """Memory for log densities, seconds and energies of all samples and transitions, and for a dense mass matrix."""
+    """Yields memory for log densities, seconds and energies of all samples and transitions, and for a dense mass matrix."""
     yield Need(f"{key}.warmup", settings.warmup, 8 * settings.warmup)
     energies = FLOAT32 * settings.chains * settings.samples
     yield Need(f"{key}.samples", settings.samples, energies)
@@ -136,12 +136,12 @@ def _chain_needs(settings: ChainSettings, key: str, network: Network) -> Iterato
 
 
 def count_parameters(model: Model) -> int:
-    """The number of parameters of network and noise."""
+    """Returns the number of parameters of network and noise."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.parameter_shapes()))
 
 
 def least_parameters(network: NetworkSpec) -> int:
-    """A lower bound of a network's parameters that does not depend on its inputs and outputs."""
+    """Returns a lower bound of a network's parameters that does not depend on its inputs and outputs."""
     if isinstance(network, ModuleSpec):
         return 1
     dense = sum(network.hidden) + sum(one * other for one, other in pairwise(network.hidden))

@@ -171,7 +171,7 @@ def thicken(images: Images, amounts: Float[Array, " rows"], background: float) -
 
 
 def neighbourhood(images: Images, background: float, extreme: Callable[[Array, Array], Array]) -> Images:
-    """The largest or smallest value in the 3×3 square around each pixel, computed one axis at a time."""
+    """Returns the largest or smallest value in the 3×3 square around each pixel, computed one axis at a time."""
     for axis in (1, 2):
         edges = [(1, 1) if index == axis else (0, 0) for index in range(images.ndim)]
         padded, size = jnp.pad(images, edges, constant_values=background), images.shape[axis]

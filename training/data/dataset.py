@@ -162,7 +162,7 @@ def _with_small_spreads(
 def _standardised(
     x: Num[np.ndarray, "rows ..."], shift: Float[np.ndarray, " features"], scale: Float[np.ndarray, " features"]
 ) -> dict[str, tuple[float, ...]]:
-    """Shift and scale of every feature; for features that float32 cannot represent they are applied on the host."""
+    """Returns shift and scale of every feature; for features that float32 cannot represent they are applied on the host."""
     parameters = {"shift": shift, "scale": scale}
     # Pixels are never so coarse, and augmentation needs their shift and scale.
     coarse = (

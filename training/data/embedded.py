@@ -30,14 +30,14 @@ def _wave(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _boxes(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two classes in four boxes of side 4.5: 1 where the coordinates' signs agree, 0 where they differ."""
+    """Returns two classes in four boxes of side 4.5: 1 where the coordinates' signs agree, 0 where they differ."""
     signs = rng.permutation(np.resize([[1, 1], [-1, -1], [1, -1], [-1, 1]], (rows, 2)))
     corner = np.where(signs > 0, 0.5, -5.0)
     return corner + rng.uniform(0, 4.5, (rows, 2)), (signs[:, 0] == signs[:, 1]).astype(np.int32)
 
 
 def _spirals(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Three arms of radius 0 … 0.5, each turning by 4 radians, with 0.2 radians of noise."""
+    """Returns three arms of radius 0 … 0.5, each turning by 4 radians, with 0.2 radians of noise."""
     y = rng.permutation(np.resize(np.arange(3), rows)).astype(np.int32)
     turn = rng.uniform(0, 1, rows)
     angle = 4 * (y + turn) + 0.2 * rng.normal(size=rows)
@@ -45,13 +45,13 @@ def _spirals(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _bimodal(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two classes, one about each mode of the mixture of N((2, −2), I) and N((−2, 2), I)."""
+    """Returns two classes, one about each mode of the mixture of N((2, −2), I) and N((−2, 2), I)."""
     y = rng.permutation(np.resize(np.arange(2), rows)).astype(np.int32)
     return np.where(y[:, None] == 0, [2.0, -2.0], [-2.0, 2.0]) + rng.normal(size=(rows, 2)), y
 
 
 def _digits(_calibration_size: float, _test_size: float) -> Arrays:
-    """1,797 handwritten digits of 8×8 pixels, 0 … 16, from scikit-learn (UCI optical recognition of digits)."""
+    """Returns 1,797 handwritten digits of 8×8 pixels, 0 … 16, from scikit-learn (UCI optical recognition of digits)."""
     from sklearn.datasets import load_digits  # noqa: PLC0415
 
     digits: Any = load_digits()
@@ -59,7 +59,7 @@ def _digits(_calibration_size: float, _test_size: float) -> Arrays:
 
 
 def _sampled_set(sampler: Sampler, train_rows: int, seed: int) -> Callable[[float, float], Arrays]:
-    """A set drawn by a sampler; sizes are numbers of rows, or shares of the training rows if below 1."""
+    """Returns a set drawn by a sampler; sizes are numbers of rows, or shares of the training rows if below 1."""
 
     def draw(calibration_size: float, test_size: float) -> Arrays:
         sizes = {"train": train_rows, "calibration": calibration_size, "test": test_size}

@@ -40,7 +40,7 @@ HINT_ROWS = 20_000
 
 
 def split_hints(columns: Mapping[str, ArrowColumn | np.ndarray]) -> tuple[str, ...]:
-    """A note for each column that looks like a group or a time, by its name and values or by the values alone."""
+    """Returns a note for each column that looks like a group or a time, by its name and values or by the values alone."""
     hints = []
     for name, column in columns.items():
         found = _hint(name, _texts(column))
@@ -50,7 +50,7 @@ def split_hints(columns: Mapping[str, ArrowColumn | np.ndarray]) -> tuple[str, .
 
 
 def array_hints(arrays: Mapping[str, np.ndarray], features: Sequence[str], rows: Rows | None) -> tuple[str, ...]:
-    """`split_hints` for an .npz: its arrays with one value a row, and its named features."""
+    """Returns `split_hints` for an .npz: its arrays with one value a row, and its named features."""
     if rows is None:
         return ()
     row_arrays = {

@@ -33,7 +33,7 @@ def read_ood_sets(
 
 
 def readable_name(name: str) -> str:
-    """The name of a set or score without underscores."""
+    """Returns the name of a set or score without underscores."""
     base = name.removesuffix(SAME_INTENSITY)
     return base.replace("_", " ") + (", same intensity" if base != name else "")
 

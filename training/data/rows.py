@@ -24,7 +24,7 @@ class Rows:
         return len(self.x)
 
     def take(self, indices: Int[np.ndarray, " taken"]) -> Rows:
-        """The rows at some indices."""
+        """Returns the rows at some indices."""
         return Rows(self.x[indices], self.y[indices])
 
 
@@ -51,7 +51,7 @@ class Source:
 def class_indices(
     targets: dict[str, np.ndarray], names: tuple[str, ...], where: str, *, limited: bool
 ) -> tuple[dict[str, Int[np.ndarray, " rows"]], tuple[str, ...]]:
-    """Class indices of every part, and the class names; targets are whole numbers or names.
+    """Returns class indices of every part, and the class names; targets are whole numbers or names.
 
     Args:
         limited: whether to refuse more classes than rows, if the classes are learned from the rows.

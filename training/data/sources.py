@@ -150,7 +150,7 @@ def _key(
     where: str,
     fitted: Model | None,
 ) -> Key | None:
-    """The group or time of every row to split; a file for a fitted model may lack it."""
+    """Returns the group or time of every row to split; a file for a fitted model may lack it."""
     absent = config.split_by is not None and not {config.split_by, f"{config.split_by}{part}"} & {*arrays}
     if config.split_by is None or part not in rows or (fitted and absent):
         return None
@@ -163,7 +163,7 @@ def _key(
 def _own_key(
     key: np.ndarray | None, chosen: tuple[np.ndarray, np.ndarray], config: DataConfig, where: str
 ) -> np.ndarray | None:
-    """The key of the source's own training rows."""
+    """Returns the key of the source's own training rows."""
     if key is not None:
         _refuse_shared_groups(key[chosen[0]], key[chosen[1]], config, where)
         return key[chosen[0]]
@@ -183,7 +183,7 @@ def _refuse_shared_groups(train: np.ndarray, test: np.ndarray, config: DataConfi
 
 
 def _pair(arrays: dict[str, np.ndarray], part: str, where: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """The checked inputs of a part, and as many targets; None if it has neither."""
+    """Returns the checked inputs of a part, and as many targets; None if it has neither."""
     x, y = arrays.get(f"x{part}"), arrays.get(f"y{part}")
     if x is None and y is None:
         return None
@@ -213,7 +213,7 @@ def _class_names(arrays: dict[str, np.ndarray], where: str, fitted: Model | None
 def _own_split(
     rows: Rows, arrays: dict[str, np.ndarray], where: str, index: int
 ) -> tuple[dict[str, Rows], tuple[np.ndarray, np.ndarray] | None]:
-    """The parts that `train_idx` and `test_idx` name, `[splits, rows]`, and the rows that are in them."""
+    """Returns the parts that `train_idx` and `test_idx` name, `[splits, rows]`, and the rows that are in them."""
     if "train_idx" not in arrays or "test_idx" not in arrays:
         return {}, None
     parts: dict[str, Rows] = {}
@@ -269,7 +269,7 @@ def _read_idx(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _read_idx_file(path: Path, taken: int) -> np.ndarray:
-    """One IDX file: two zero bytes, the type (8: unsigned byte), the number of axes, their lengths, the data.
+    """Returns one IDX file: two zero bytes, the type (8: unsigned byte), the number of axes, their lengths, the data.
 
     No more bytes are read or unpacked than the header states and memory allows.
 

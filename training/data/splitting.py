@@ -144,7 +144,7 @@ def _of_highest_rank(
 def _share_of_each_class(
     labels: Indices, count: int, names: tuple[str, ...], key: str, where: str
 ) -> Bool[np.ndarray, " rows"]:
-    """Each class's share of `count` rows by largest remainders, the class's last rows in the order given."""
+    """Returns each class's share of `count` rows by largest remainders, the class's last rows in the order given."""
     counts = np.bincount(labels, minlength=len(names))
     exact = counts * count / len(labels)
     taken = np.floor(exact).astype(int)
@@ -165,7 +165,7 @@ def _share_of_each_class(
 
 
 def part_notes(source: Source, config: DataConfig, calibration: Indices | None) -> tuple[str, ...]:
-    """Notes for a split by groups or by time.
+    """Returns notes for a split by groups or by time.
 
     Args:
         calibration: indices of the calibration part among the source's training rows; None if the source has its own.

@@ -79,7 +79,7 @@ def _target(table: ArrowTable, where: str, config: DataConfig, fitted: Model | N
 
 
 def _column(name: str, values: ArrowColumn, categorical: bool, where: str) -> Column:
-    """A column with its categories, if any; its filling value is fitted later, to the training part."""
+    """Returns a column with its categories, if any; its filling value is fitted later, to the training part."""
     from sklearn.preprocessing import OrdinalEncoder  # noqa: PLC0415 - half a second, and only fit needs it
 
     if not categorical:
@@ -127,7 +127,7 @@ def _targets(
 
 
 def _hints(table: ArrowTable, config: DataConfig) -> tuple[str, ...]:
-    """Notes on columns that look like groups or times, dropped ones too, because their rows still belong together."""
+    """Returns notes on columns that look like groups or times, dropped ones too, because their rows still belong together."""
     if config.split_by is not None:
         return ()
     return split_hints({name: table.column(name) for name in table.column_names if name != config.target})

@@ -29,7 +29,7 @@ PROPORTIONS = {"accuracy", "coverage_95"}
 
 
 def mean_intervals(terms: Terms, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
-    """Intervals of the metrics that are means over rows: exact for proportions, bootstrap for the others.
+    """Returns intervals of the metrics that are means over rows: exact for proportions, bootstrap for the others.
 
     The percentile bootstrap fails for a proportion near 0 or 1: if all rows are correct, all resamples are.
     """
@@ -50,7 +50,7 @@ def mean_intervals(terms: Terms, resamples: int = RESAMPLES, seed: int = 0) -> d
 def classification_intervals(
     terms: Terms, confidence: Float[np.ndarray, " rows"], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Intervals of accuracy (exact), NLL, Brier score, ECE and AURC (bootstrap).
+    """Returns intervals of accuracy (exact), NLL, Brier score, ECE and AURC (bootstrap).
 
     The ECE of a resample is larger on average than that of the rows. The interval is shifted by this bias, as the
     bootstrap estimates it (Efron & Tibshirani, 1993, chapter 10), and cut off at 0.
@@ -86,13 +86,13 @@ def resample_rows(rows: int, resamples: int, seed: int) -> Iterator[Int[np.ndarr
 
 
 def central_interval(values: Float[np.ndarray, " resamples"]) -> Interval:
-    """The interval that holds the central 95 % of some resampled values."""
+    """Returns the interval that holds the central 95 % of some resampled values."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return low, high
 
 
 def share_interval(hits: int | float, rows: int) -> Interval:
-    """The exact interval of the proportion `hits` / `rows` (Clopper & Pearson, 1934)."""
+    """Returns the exact interval of the proportion `hits` / `rows` (Clopper & Pearson, 1934)."""
     tail = (1 - LEVEL) / 2
     low = stats.beta.ppf(tail, hits, rows - hits + 1) if hits else 0.0
     high = stats.beta.ppf(1 - tail, hits + 1, rows - hits) if hits < rows else 1.0
@@ -100,12 +100,12 @@ def share_interval(hits: int | float, rows: int) -> Interval:
 
 
 def proportion(hits: Bool[np.ndarray, " rows"] | Float[np.ndarray, " rows"]) -> Proportion:
-    """The share of hits (0 or 1 for each row) with its exact interval."""
+    """Returns the share of hits (0 or 1 for each row) with its exact interval."""
     return Proportion(float(hits.mean()), share_interval(int(hits.sum()), len(hits)))
 
 
 def auroc_interval(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"]) -> Interval:
-    """An interval of the area A under a ROC curve: the outer limits of two intervals, within 0 … 1.
+    """Returns an interval of the area A under a ROC curve: the outer limits of two intervals, within 0 … 1.
 
     One is normal on the scale of log(A / (1 − A)), with the variance of DeLong et al. (1988); Pepe (2003, §5.2) gives it
     for areas near 1. That variance is estimated from the pairs in the wrong order; from few pairs it is too small. The
@@ -125,14 +125,14 @@ def auroc_interval(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarr
 
 
 def _logit_interval(share: float, error: float) -> Interval:
-    """The normal interval of a share strictly between 0 and 1, on the logit scale (delta method)."""
+    """Returns the normal interval of a share strictly between 0 and 1, on the logit scale (delta method)."""
     half = stats.norm.ppf((1 + LEVEL) / 2) * error / (share * (1 - share))
     low, high = (float(special.expit(special.logit(share) + side * half)) for side in (-1, 1))
     return low, high
 
 
 def _newcombe_limit(area: float, first: int, second: int) -> float:
-    """The lower limit A of method 5 of Newcombe (2006).
+    """Returns the lower limit A of method 5 of Newcombe (2006).
 
     (area − A)² = z² V(A)
     V(A) = A (1 − A) (1 + m (1 − A) / (2 − A) + m A / (1 + A)) / (first · second),   m = (first + second) / 2 − 1

@@ -36,7 +36,7 @@ MODE_ROWS = 2_000
 
 
 def draws_notes(draws: int) -> tuple[str, ...]:
-    """A note if there are few draws."""
+    """Returns a note if there are few draws."""
     if draws >= ENOUGH_DRAWS:
         return ()
     if draws == 1:
@@ -55,7 +55,7 @@ def prediction_shortfalls(
     train: Num[np.ndarray, " train"],
     calibration: Calibration,
 ) -> tuple[Shortfall, ...]:
-    """The shortfalls of the predictions and of the decision.
+    """Returns the shortfalls of the predictions and of the decision.
 
     Args:
         terms: the terms of the served predictions on the test part: each row's `nll` (nats) with its `brier` for classes, or its
@@ -70,7 +70,7 @@ def prediction_shortfalls(
 def learning_shortfalls(
     terms: Terms, average: Terms, y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]
 ) -> tuple[Shortfall, ...]:
-    """A shortfall if neither proper score is better than that of a baseline, a prediction that ignores the row.
+    """Returns a shortfall if neither proper score is better than that of a baseline, a prediction that ignores the row.
 
     There are two baselines: the training part's class frequencies, or the normal with the mean and standard deviation of
     the training targets; and the average of the model's own predictions. Accuracy cannot be used: for a rare event even
@@ -94,7 +94,7 @@ def learning_shortfalls(
 
 
 def _advice(gain: Float[np.ndarray, " rows"], y: Num[np.ndarray, " rows"], *, classify: bool) -> str:
-    """Advice: if the predictions are not significantly worse than the baseline, more test rows may be enough."""
+    """Returns advice: if the predictions are not significantly worse than the baseline, more test rows may be enough."""
     if gain.mean() < -GAIN_ERRORS * _standard_error(gain):
         return "lower kl_weight or the prior's scale, or train longer"
     rarest = f", {np.unique(y, return_counts=True)[1].min()} of the rarest class," if classify else ""
@@ -102,7 +102,7 @@ def _advice(gain: Float[np.ndarray, " rows"], y: Num[np.ndarray, " rows"], *, cl
 
 
 def frequency_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) -> Terms:
-    """NLL and Brier score of each row under the training part's class frequencies.
+    """Returns NLL and Brier score of each row under the training part's class frequencies.
 
     A class without training rows counts as half a row, so that its NLL is finite.
     """
@@ -113,7 +113,7 @@ def frequency_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"
 
 
 def normal_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) -> Terms:
-    """NLL and squared error of each row under the normal with the training targets' mean and standard deviation."""
+    """Returns NLL and squared error of each row under the normal with the training targets' mean and standard deviation."""
     exact = train.astype(np.float64)
     mean, std = exact.mean(), max(float(exact.std()), float(np.finfo(np.float64).tiny))
     return {"nll": -stats.norm.logpdf(y.astype(np.float64), mean, std), "rmse": (y - mean) ** 2}
@@ -127,12 +127,12 @@ def _is_better(name: str, guess: Float[np.ndarray, " rows"], found: Float[np.nda
 
 
 def _standard_error(values: Float[np.ndarray, " rows"]) -> float:
-    """The standard error of the mean; infinite for one row."""
+    """Returns the standard error of the mean; infinite for one row."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.inf
 
 
 def draws_shortfalls(fitted: Fitted, test: Rows) -> tuple[Shortfall, ...]:
-    """A shortfall if the draws' mean prediction is far less likely than that of the mode that they were made around.
+    """Returns a shortfall if the draws' mean prediction is far less likely than that of the mode that they were made around.
 
     Recalibration is left out, because it would hide part of the loss. Draws may predict a little worse than the mode;
     much worse means that the approximation of the posterior is bad. Methods without a mode have no such shortfall.
@@ -147,7 +147,7 @@ def draws_shortfalls(fitted: Fitted, test: Rows) -> tuple[Shortfall, ...]:
 
 
 def behind_the_mode(draws: Float[np.ndarray, " rows"], mode: Float[np.ndarray, " rows"]) -> tuple[Shortfall, ...]:
-    """The shortfall of draws that predict worse than their mode; arguments are log-likelihoods (nats)."""
+    """Returns the shortfall of draws that predict worse than their mode; arguments are log-likelihoods (nats)."""
     loss = mode - draws
     error = _standard_error(loss)
     if loss.mean() <= max(LARGEST_LOSS, LOSS_ERRORS * error):
@@ -162,7 +162,7 @@ def behind_the_mode(draws: Float[np.ndarray, " rows"], mode: Float[np.ndarray, "
 
 
 def metric_shortfalls(metrics: Mapping[str, object]) -> tuple[Shortfall, ...]:
-    """A shortfall that names the metrics that are not finite."""
+    """Returns a shortfall that names the metrics that are not finite."""
     broken = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
     if not broken:
         return ()
@@ -171,7 +171,7 @@ def metric_shortfalls(metrics: Mapping[str, object]) -> tuple[Shortfall, ...]:
 
 
 def decision_shortfalls(calibration: Calibration) -> tuple[Shortfall, ...]:
-    """A shortfall if the decision score is the same for every calibration row."""
+    """Returns a shortfall if the decision score is the same for every calibration row."""
     name = calibration.decision.name
     scores = calibration.ascending[name]
     # Scores that differ only by rounding count as equal, as they do for the reject flag.

@@ -16,7 +16,7 @@ from abstain.training.evaluation.results import CoverageByDecision, Proportion
 
 
 def coverage_by_decision(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> CoverageByDecision:
-    """How often prediction sets or intervals contain the target, separately for accepted and rejected rows.
+    """Returns how often prediction sets or intervals contain the target, separately for accepted and rejected rows.
 
     Args:
         judgement: the judgement of the rows.

@@ -40,7 +40,7 @@ def metric_from_means(name: str, means: Float[np.ndarray, " resamples"]) -> Floa
 def classification_terms(
     probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"]
 ) -> dict[str, Float[np.ndarray, " rows"]]:
-    """Each row's accuracy (0 or 1), negative log-likelihood (nats) and Brier score (sum over classes)."""
+    """Returns each row's accuracy (0 or 1), negative log-likelihood (nats) and Brier score (sum over classes)."""
     probabilities = probabilities.astype(np.float64)
     true = probabilities[np.arange(len(labels)), labels]
     one_hot = np.eye(probabilities.shape[1])[labels]
@@ -54,7 +54,7 @@ def classification_terms(
 def classification_quality(
     probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"]
 ) -> dict[str, float]:
-    """Accuracy; negative log-likelihood in nats; Brier score (sum over classes); ECE; area under risk–coverage."""
+    """Returns accuracy; negative log-likelihood in nats; Brier score (sum over classes); ECE; area under risk–coverage."""
     terms = classification_terms(probabilities, labels)
     confidence, correct = probabilities.max(axis=1).astype(np.float64), terms["accuracy"] == 1
     return average_metrics(terms) | {
@@ -64,7 +64,7 @@ def classification_quality(
 
 
 def equal_mass_starts(rows: int, bins: int = ECE_BINS) -> Int[np.ndarray, " filled"]:
-    """The first row of each non-empty bin, if ordered rows are cut into bins of sizes as equal as possible."""
+    """Returns the first row of each non-empty bin, if ordered rows are cut into bins of sizes as equal as possible."""
     sizes = np.full(min(bins, rows), rows // bins)
     sizes[: rows % bins] += 1
     return np.cumsum(sizes) - sizes
@@ -81,7 +81,7 @@ def tied_means(
 def expected_calibration_error(
     confidence: Float[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"], bins: int = ECE_BINS
 ) -> float:
-    """Mean |accuracy − confidence| over bins of equal mass (Nguyen & O'Connor, 2015); ties count by their mean."""
+    """Returns mean |accuracy − confidence| over bins of equal mass (Nguyen & O'Connor, 2015); ties count by their mean."""
     order = np.argsort(confidence, kind="stable")
     gaps = (tied_means(confidence, correct.astype(np.float64)) - confidence.astype(np.float64))[order]
     return float(np.abs(np.add.reduceat(gaps, equal_mass_starts(len(order), bins))).sum() / len(order))
@@ -90,7 +90,7 @@ def expected_calibration_error(
 def reliability_bins(
     confidence: Float[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"], bins: int = ECE_BINS
 ) -> ReliabilityBins:
-    """The bins of `expected_calibration_error`, which is their mean |accuracy − confidence|, weighted by rows."""
+    """Returns the bins of `expected_calibration_error`, which is their mean |accuracy − confidence|, weighted by rows."""
     order = np.argsort(confidence, kind="stable")
     starts = equal_mass_starts(len(order), bins)
     sizes = np.diff(starts, append=len(order))
@@ -108,7 +108,7 @@ def reliability_bins(
 def adaptive_calibration_error(
     probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"], bins: int = ECE_BINS
 ) -> float:
-    """Mean over classes and bins of |frequency − mean probability|, the bins of equal mass (ACE; Nixon et al., 2019)."""
+    """Returns mean over classes and bins of |frequency − mean probability|, the bins of equal mass (ACE; Nixon et al., 2019)."""
     order = np.argsort(probabilities, axis=0, kind="stable")
     exact = probabilities.astype(np.float64)
     hits = (labels[:, None] == np.arange(probabilities.shape[1])).astype(np.float64)
@@ -122,7 +122,7 @@ def adaptive_calibration_error(
 def classwise_calibration_error(
     probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"], bins: int = ECE_BINS
 ) -> float:
-    """Mean over classes of the ECE of that class's probability, in bins of equal width (Kull et al., 2019)."""
+    """Returns mean over classes of the ECE of that class's probability, in bins of equal width (Kull et al., 2019)."""
     rows, classes = probabilities.shape
     exact = probabilities.astype(np.float64)
     gaps = (labels[:, None] == np.arange(classes)) - exact
@@ -136,18 +136,18 @@ def classwise_calibration_error(
 
 
 def area_under_risk_coverage(confidence: Float[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"]) -> float:
-    """Mean error among the k most confident rows, averaged over k (Geifman & El-Yaniv, 2017)."""
+    """Returns mean error among the k most confident rows, averaged over k (Geifman & El-Yaniv, 2017)."""
     return float(risks(confidence, (~correct).astype(np.float64)).mean())
 
 
 def risks(confidence: Float[np.ndarray, " rows"], losses: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-    """Mean loss among the k most confident rows, for k = 1 … rows; averaged over all orders of tied rows."""
+    """Returns mean loss among the k most confident rows, for k = 1 … rows; averaged over all orders of tied rows."""
     ordered = tied_means(confidence, losses)[np.argsort(-confidence, kind="stable")]
     return np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
 
 
 def risk_at_coverage(confidence: Float[np.ndarray, " rows"], losses: Float[np.ndarray, " rows"]) -> dict[str, float]:
-    """Selective risk: the mean loss among the ⌈c·rows⌉ most confident rows, for each coverage c of `COVERAGES`."""
+    """Returns selective risk: the mean loss among the ⌈c·rows⌉ most confident rows, for each coverage c of `COVERAGES`."""
     at = risks(confidence, losses)
     return {str(coverage): float(at[math.ceil(round(coverage * len(at), 9)) - 1]) for coverage in COVERAGES}
 
@@ -156,7 +156,7 @@ def risk_at_coverage(confidence: Float[np.ndarray, " rows"], losses: Float[np.nd
 
 
 def separation(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"]) -> Separation:
-    """How well a score separates an OOD set from the test rows, at no threshold; OOD is positive."""
+    """Returns how well a score separates an OOD set from the test rows, at no threshold; OOD is positive."""
     truth = np.concatenate([np.zeros(len(familiar)), np.ones(len(strange))])
     values = np.concatenate([familiar, strange])
     return Separation(

@@ -50,21 +50,21 @@ TWIN_SCORES = ("max_probability", "entropy", "total_std")
 
 
 def prediction_quality(posterior: Posterior, prediction: Prediction, rows: Rows) -> dict[str, float]:
-    """`accuracy nll brier ece aurc`, or `rmse nll crps coverage_95 interval_width` in the target's units."""
+    """Returns `accuracy nll brier ece aurc`, or `rmse nll crps coverage_95 interval_width` in the target's units."""
     if isinstance(prediction.summary, ClassificationSummary):
         return metrics.classification_quality(np.asarray(prediction.summary.mean), rows.y)
     return metrics.average_metrics(regression_terms(posterior, prediction.summary, rows))
 
 
 def metric_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
-    """The terms of the metrics that are means over rows."""
+    """Returns the terms of the metrics that are means over rows."""
     if isinstance(prediction.summary, ClassificationSummary):
         return metrics.classification_terms(np.asarray(prediction.summary.mean), rows.y)
     return regression_terms(posterior, prediction.summary, rows)
 
 
 def proper_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
-    """The terms of the proper scores that `checks.py` uses: `nll` and `brier`, or `nll` and `rmse` for a regression."""
+    """Returns the terms of the proper scores that `checks.py` uses: `nll` and `brier`, or `nll` and `rmse` for a regression."""
     if isinstance(prediction.summary, ClassificationSummary):
         terms = metrics.classification_terms(np.asarray(prediction.summary.mean), rows.y)
         return {name: terms[name] for name in ("nll", "brier")}
@@ -72,7 +72,7 @@ def proper_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Te
 
 
 def average_terms(prediction: Prediction, y: Num[np.ndarray, " rows"]) -> Terms:
-    """The terms of `proper_terms` for one prediction for all rows: the average of the model's predictions.
+    """Returns the terms of `proper_terms` for one prediction for all rows: the average of the model's predictions.
 
     For a regression it is the normal with the mean and variance of the predictive distributions pooled over rows.
     """
@@ -87,7 +87,7 @@ def average_terms(prediction: Prediction, y: Num[np.ndarray, " rows"]) -> Terms:
 
 
 def headline_metrics(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], dict[str, Interval]]:
-    """The metrics of `prediction_quality`, computed from given terms, and their 95 % intervals."""
+    """Returns the metrics of `prediction_quality`, computed from given terms, and their 95 % intervals."""
     if not isinstance(prediction.summary, ClassificationSummary):
         return metrics.average_metrics(terms), mean_intervals(terms)
     certain, correct = confidence(prediction), terms["accuracy"] == 1
@@ -99,7 +99,7 @@ def headline_metrics(prediction: Prediction, terms: Terms) -> tuple[dict[str, fl
 
 
 def calibration_errors(prediction: Prediction, rows: Rows) -> CalibrationErrors | None:
-    """The calibration errors apart from the ECE; None for a regression."""
+    """Returns the calibration errors apart from the ECE; None for a regression."""
     if not isinstance(prediction.summary, ClassificationSummary):
         return None
     probabilities = np.asarray(prediction.summary.mean)
@@ -113,7 +113,7 @@ def calibration_errors(prediction: Prediction, rows: Rows) -> CalibrationErrors 
 
 
 def selective_risk(prediction: Prediction, terms: Terms) -> dict[str, float]:
-    """The error or RMSE of the most confident rows, by the share of rows that are kept."""
+    """Returns the error or RMSE of the most confident rows, by the share of rows that are kept."""
     certain = confidence(prediction)
     if isinstance(prediction.summary, ClassificationSummary):
         return metrics.risk_at_coverage(certain, 1 - terms["accuracy"])
@@ -122,7 +122,7 @@ def selective_risk(prediction: Prediction, terms: Terms) -> dict[str, float]:
 
 
 def confidence(prediction: Prediction) -> Float[np.ndarray, " rows"]:
-    """The confidence of each prediction: the largest probability, or the negative total standard deviation."""
+    """Returns the confidence of each prediction: the largest probability, or the negative total standard deviation."""
     summary = prediction.summary
     if isinstance(summary, ClassificationSummary):
         return np.asarray(summary.mean).max(axis=1).astype(np.float64)
@@ -130,7 +130,7 @@ def confidence(prediction: Prediction) -> Float[np.ndarray, " rows"]:
 
 
 def total_variance(summary: RegressionSummary) -> Float[np.ndarray, " rows"]:
-    """The predictive variance, in the target's units squared."""
+    """Returns the predictive variance, in the target's units squared."""
     return np.asarray(summary.aleatoric_variance, np.float64) + np.asarray(summary.epistemic_variance, np.float64)
 
 
@@ -163,7 +163,7 @@ def _finite_rows(values: Float[np.ndarray, "rows ..."]) -> Bool[np.ndarray, " ro
 
 
 def conformal_quality(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> ConformalQuality:
-    """How often prediction sets or intervals contain the target, with an exact interval; and their mean size or width."""
+    """Returns how often prediction sets or intervals contain the target, with an exact interval; and their mean size or width."""
     stated, inside = judgement.coverage, proportion(is_covered(judgement, y))
     if judgement.members is not None:
         return ConformalQuality(stated, inside, mean_size=float(judgement.members.sum(axis=1).mean()))
@@ -180,7 +180,7 @@ def is_covered(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> Bool[np.nda
 
 
 def part_quality(terms: Terms, chosen: Bool[np.ndarray, " rows"]) -> PartQuality:
-    """The number of chosen rows and, if there are any, their metrics with exact intervals of proportions."""
+    """Returns the number of chosen rows and, if there are any, their metrics with exact intervals of proportions."""
     rows = int(chosen.sum())
     if not rows:
         return PartQuality(0, {}, {})
@@ -210,18 +210,18 @@ def class_quality(
 
 
 def reject_rates(calibration: Calibration, prediction: Prediction, percentile: float | None = None) -> dict[str, float]:
-    """The share of rows above each score's threshold, and under `reject` the share that the decision rejects."""
+    """Returns the share of rows above each score's threshold, and under `reject` the share that the decision rejects."""
     return rates_of(judge(calibration, prediction, percentile))
 
 
 def rates_of(judgement: Judgement) -> dict[str, float]:
-    """`reject_rates` of rows with a judgement."""
+    """Returns `reject_rates` of rows with a judgement."""
     rates = {name: float(score.above.mean()) for name, score in judgement.scores.items()}
     return rates | {"reject": float(judgement.reject.mean())}
 
 
 def ood_detection(familiar: JudgedRows, strange: JudgedRows) -> SetDetection:
-    """How well each score and the decision separate an OOD set from the test rows; OOD is positive.
+    """Returns how well each score and the decision separate an OOD set from the test rows; OOD is positive.
 
     Holds `metrics.separation` of the deciding ranks (`deciding_ranks`), the interval of the AUROC, and the share of OOD
     rows above the calibrated threshold.
@@ -255,13 +255,13 @@ def deciding_ranks(
 def score_detection(
     familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"], detected: Bool[np.ndarray, " ood"]
 ) -> Detection:
-    """The separation by one score, from its values and from which OOD rows are above its threshold."""
+    """Returns the separation by one score, from its values and from which OOD rows are above its threshold."""
     separation = metrics.separation(familiar, strange)
     return Detection(separation, auroc_interval(familiar, strange), proportion(detected))
 
 
 def twin_detection(familiar: Prediction, strange: Prediction) -> dict[str, Separation]:
-    """How well the scores of a single network separate the sets; without calibration there is no threshold."""
+    """Returns how well the scores of a single network separate the sets; without calibration there is no threshold."""
     return {
         name: metrics.separation(np.asarray(familiar.scores[name]), np.asarray(strange.scores[name]))
         for name in TWIN_SCORES

@@ -16,7 +16,7 @@ from abstain.training.inference.diagnostics import Agreement
 
 
 def regression_of(prediction: Prediction) -> RegressionSummary:
-    """The summary of a prediction of a regression; the caller knows the task."""
+    """Returns the summary of a prediction of a regression; the caller knows the task."""
     assert isinstance(prediction.summary, RegressionSummary)  # noqa: S101 - the caller knows the model's task
     return prediction.summary
 

@@ -72,7 +72,7 @@ def _judge_rows(calibrated: Calibrated, x: Inputs, where: str) -> JudgedRows | s
 
 
 def served_quality(view: ReportView) -> ServedQuality:
-    """The metrics that a manifest keeps: quality, reject rates, reliability diagram, and separation of each OOD set."""
+    """Returns the metrics that a manifest keeps: quality, reject rates, reliability diagram, and separation of each OOD set."""
     prediction = view.familiar.prediction
     return ServedQuality(
         metrics=prediction_quality(view.posterior, prediction, view.rows),
@@ -85,7 +85,7 @@ def served_quality(view: ReportView) -> ServedQuality:
 
 
 def served_quality_without_view(posterior: Posterior, calibrated: Calibrated, rows: Rows) -> ServedQuality:
-    """The metrics if a test row has no finite prediction: without reliability diagram and OOD sets."""
+    """Returns the metrics if a test row has no finite prediction: without reliability diagram and OOD sets."""
     prediction = calibrated.predictor(rows.x)
     return ServedQuality(
         metrics=prediction_quality(posterior, prediction, rows),
@@ -96,7 +96,7 @@ def served_quality_without_view(posterior: Posterior, calibrated: Calibrated, ro
 
 
 def reliability(prediction: Prediction, rows: Rows) -> ReliabilityBins:
-    """The bins of the reliability diagram."""
+    """Returns the bins of the reliability diagram."""
     correct = np.asarray(prediction.summary.mean).argmax(axis=1) == rows.y
     return metrics.reliability_bins(confidence(prediction), correct)
 
@@ -113,7 +113,7 @@ def predict_curve(model: Model, calibrated: Calibrated, train: Rows) -> tuple[Cu
 
 
 def curve_points(x: Inputs) -> Float[np.ndarray, " points"]:
-    """Evenly spaced points over the range of one input, extended by `BEYOND` on both sides; missing values are ignored."""
+    """Returns evenly spaced points over the range of one input, extended by `BEYOND` on both sides; missing values are ignored."""
     low, high = float(np.nanmin(x)), float(np.nanmax(x))
     room = BEYOND * ((high - low) or abs(low) or 1.0)
     return np.linspace(low - room, high + room, POINTS)

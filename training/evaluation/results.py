@@ -53,11 +53,11 @@ class ReliabilityBins:
 
     @classmethod
     def from_json(cls, content: dict[str, list[Any]]) -> ReliabilityBins:
-        """The bins that a manifest keeps."""
+        """Returns the bins that a manifest keeps."""
         return cls(**{column: tuple(values) for column, values in content.items()})
 
     def to_json(self) -> JsonObject:
-        """A list for each column."""
+        """Returns a list for each column."""
         return {
             "rows": list(self.rows),
             "low": list(self.low),
@@ -84,7 +84,7 @@ class CalibrationErrors:
     classwise_ece: float
 
     def to_json(self) -> JsonObject:
-        """The two values of a calibrated model in an object of their own."""
+        """Returns the two values of a calibrated model in an object of their own."""
         return {
             "ece_if_calibrated": {"mean": self.ece_if_calibrated, "quantile_95": self.ece_if_calibrated_95},
             "ace": self.ace,
@@ -106,7 +106,7 @@ class PartQuality:
     intervals: dict[str, Interval]
 
     def to_json(self) -> JsonObject:
-        """Rows, metrics, then intervals."""
+        """Returns rows, metrics, then intervals."""
         return {"rows": self.rows} | _numbers(self.metrics) | _interval_keys(self.intervals)
 
 
@@ -120,7 +120,7 @@ class ClassQuality:
     set_coverage: Proportion
 
     def to_json(self) -> JsonObject:
-        """Rows, shares, then intervals."""
+        """Returns rows, shares, then intervals."""
         shares = {"accuracy": self.accuracy, "reject_rate": self.reject_rate, "set_coverage": self.set_coverage}
         return (
             {"rows": self.rows}
@@ -149,7 +149,7 @@ class ConformalQuality:
     mean_width: float | None = None
 
     def to_json(self) -> JsonObject:
-        """The coverage, then the size of sets or the width of intervals."""
+        """Returns the coverage, then the size of sets or the width of intervals."""
         content: JsonObject = {"asked": self.stated} | _with_interval("coverage", self.coverage)
         if self.mean_size is not None:
             content["mean_size"] = self.mean_size
@@ -166,7 +166,7 @@ class CoverageByDecision:
     rejected: Proportion | None
 
     def to_json(self) -> JsonObject:
-        """A part without rows is left out."""
+        """Returns a part without rows is left out."""
         content: JsonObject = {}
         for name, part in (("coverage_accepted", self.accepted), ("coverage_rejected", self.rejected)):
             if part is not None:
@@ -192,7 +192,7 @@ class Separation:
     fpr95: float
 
     def to_json(self) -> JsonObject:
-        """The three numbers."""
+        """Returns the three numbers."""
         return {"auroc": self.auroc, "aupr": self.aupr, "fpr95": self.fpr95}
 
 
@@ -205,7 +205,7 @@ class Detection:
     detected: Proportion
 
     def to_json(self) -> JsonObject:
-        """The numbers, then the intervals."""
+        """Returns the numbers, then the intervals."""
         return {
             **self.separation.to_json(),
             "detection": self.detected.share,
@@ -214,7 +214,7 @@ class Detection:
         }
 
     def to_short_json(self) -> JsonObject:
-        """AUROC and detection rate."""
+        """Returns AUROC and detection rate."""
         return {"auroc": self.separation.auroc, "detection": self.detected.share}
 
 
@@ -240,7 +240,7 @@ class SetDetection:
         }
 
     def to_short_json(self) -> JsonObject:
-        """All numbers for the decision, two for each other score, because a manifest is read at every start."""
+        """Returns all numbers for the decision, two for each other score, because a manifest is read at every start."""
         return {
             **{name: detection.to_short_json() for name, detection in self.scores.items()},
             "reject": self.decision.to_json(),
@@ -263,7 +263,7 @@ class TwinQuality:
     ood: dict[str, dict[str, Separation]]
 
     def to_json(self) -> JsonObject:
-        """Name, draws and metrics, then the OOD sets."""
+        """Returns name, draws and metrics, then the OOD sets."""
         return {
             "model": self.model,
             "draws": self.draws,
@@ -295,7 +295,7 @@ class ServedQuality:
     ood: dict[str, SetDetection]
 
     def to_json(self) -> JsonObject:
-        """Metrics first; OOD sets, if there are any, in short form."""
+        """Returns metrics first; OOD sets, if there are any, in short form."""
         content: JsonObject = _numbers(self.metrics)
         content["reject_rate"] = _numbers(self.reject_rates)
         if self.reliability is not None:
@@ -345,7 +345,7 @@ class Evaluation:
     plots: tuple[str, ...] | None = None
 
     def to_json(self) -> JsonObject:
-        """The JSON that `abstain evaluate --json` prints."""
+        """Returns the JSON that `abstain evaluate --json` prints."""
         content: JsonObject = {"model": self.model, "rows": self.rows} | _numbers(self.metrics)
         if self.calibration_errors is not None:
             content |= self.calibration_errors.to_json()

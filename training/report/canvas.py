@@ -22,7 +22,7 @@ SETS = (WARM, "#cc79a7", "#e69f00", "#56b4e9", VIOLET, "#7a5c3e")
 
 
 def titled_figure(title: str, width: float, height: float) -> Figure:
-    """A figure with a title; width and height in inches."""
+    """Returns a figure with a title; width and height in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.suptitle(title, fontsize=11, color=INK, wrap=True)
     return figure
@@ -36,7 +36,7 @@ def remove_spines(*axes: Any) -> None:
 
 
 def thin_indices(count: int, most: int = 400) -> Int[np.ndarray, " kept"]:
-    """Evenly spaced indices of at most `most` of `count` points, both ends included."""
+    """Returns evenly spaced indices of at most `most` of `count` points, both ends included."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
@@ -53,7 +53,7 @@ class PlainLog(LogFormatter):
     """Labels the ticks of a logarithmic axis with plain numbers instead of formulas."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
-        """The label of a tick; empty for most minor ones."""
+        """Returns the label of a tick; empty for most minor ones."""
         return f"{x:.6g}" if super().__call__(x, pos) else ""
 
 

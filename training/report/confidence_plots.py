@@ -19,7 +19,7 @@ from abstain.training.report.canvas import ACCENT, INK, MUTED, WARM, remove_spin
 
 
 def draw_reliability(view: ReportView) -> Figure:
-    """Accuracy against confidence in bins of equal mass, the gap in each bin, and the counts; the twin in a second column.
+    """Draws accuracy against confidence in bins of equal mass, the gap in each bin, and the counts; the twin in a second column.
 
     A confident model has most of its bins in one corner of the diagram, so the gaps are drawn again below, bin by bin.
     """
@@ -40,7 +40,7 @@ def draw_reliability(view: ReportView) -> Figure:
 
 
 def draw_reliability_wide(bins: ReliabilityBins, certain: Float[np.ndarray, " rows"]) -> Figure:
-    """The reliability diagram for the report: the diagram, and at its right the counts and the gaps.
+    """Draws the reliability diagram for the report: the diagram, and at its right the counts and the gaps.
 
     Args:
         bins: `metrics.reliability` of the manifest.
@@ -81,13 +81,13 @@ def draw_reliability_panels(
 
 
 def calibration_error(bins: ReliabilityBins) -> float:
-    """The ECE: the mean of |accuracy − confidence| over the bins, weighted by their rows."""
+    """Returns the ECE: the mean of |accuracy − confidence| over the bins, weighted by their rows."""
     gaps = np.abs(np.array(bins.accuracy) - np.array(bins.confidence))
     return float(np.average(gaps, weights=bins.rows))
 
 
 def draw_risk_coverage(view: ReportView) -> Figure:
-    """The error among the answered rows, if fewer are answered: by confidence, by the decision score, and the twin."""
+    """Draws the error among the answered rows, if fewer are answered: by confidence, by the decision score, and the twin."""
     classify = isinstance(view.familiar.prediction.summary, ClassificationSummary)
     what = "error" if classify else "RMSE"
     figure = titled_figure(
@@ -143,7 +143,7 @@ def draw_risk_coverage(view: ReportView) -> Figure:
 
 
 def row_losses(prediction: Prediction, view: ReportView) -> Float[np.ndarray, " rows"]:
-    """1 for each mistake, or the squared error."""
+    """Returns 1 for each mistake, or the squared error."""
     if isinstance(prediction.summary, ClassificationSummary):
         return (np.asarray(prediction.summary.mean).argmax(axis=1) != view.rows.y).astype(np.float64)
     return (np.asarray(prediction.summary.mean) - view.rows.y) ** 2

@@ -27,7 +27,7 @@ NO_OOD_SET = "No OOD set was given."
 
 
 def build_decision(manifest: Manifest, calibration: Calibration, report_data: ReportData, draw: Draw) -> DecisionPart:
-    """The score that decides and what it rejects, the OOD sets, and every score's threshold."""
+    """Returns the score that decides and what it rejects, the OOD sets, and every score's threshold."""
     record, view = manifest.calibration, report_data.view
     picture = draw("decision", partial(separation_plots.draw_ecdf, view)) if view else None
     ood = build_ood(manifest, view, draw) if view and view.strange else None
@@ -53,7 +53,7 @@ def build_decision(manifest: Manifest, calibration: Calibration, report_data: Re
 
 
 def build_augmented(manifest: Manifest) -> AugmentedRates | None:
-    """Both reject rates, where the calibration rows were augmented."""
+    """Returns both reject rates, where the calibration rows were augmented."""
     record = manifest.calibration
     if record.augmented_reject_rate is None or record.plain_reject_rate is None:
         return None
@@ -61,7 +61,7 @@ def build_augmented(manifest: Manifest) -> AugmentedRates | None:
 
 
 def build_reject_rates(view: ReportView) -> tuple[RejectRate, ...]:
-    """The rates at which the decision rejects the test rows and each OOD set."""
+    """Returns the rates at which the decision rejects the test rows and each OOD set."""
     sets = {"test rows": view.familiar, **view.strange}
     return tuple(
         RejectRate(readable_name(name), float(rows.judgement.reject.mean()), len(rows.x)) for name, rows in sets.items()
@@ -69,7 +69,7 @@ def build_reject_rates(view: ReportView) -> tuple[RejectRate, ...]:
 
 
 def build_ood_sets(manifest: Manifest) -> tuple[OodSet, ...]:
-    """The decision's figures on each OOD set; empty where the manifest has none."""
+    """Returns the decision's figures on each OOD set; empty where the manifest has none."""
     metrics: Any = manifest.metrics
     return tuple(
         OodSet(
@@ -85,7 +85,7 @@ def build_ood_sets(manifest: Manifest) -> tuple[OodSet, ...]:
 
 
 def build_ood(manifest: Manifest, view: ReportView, draw: Draw) -> Ood:
-    """ROC curves, and the figures of the decision and of every score on each OOD set."""
+    """Returns ROC curves, and the figures of the decision and of every score on each OOD set."""
     metrics: Any = manifest.metrics
     sets: dict[str, Any] = metrics["ood"]
     names = ["reject", *(name for name in next(iter(sets.values())) if name != "reject")]
@@ -101,7 +101,7 @@ def build_ood(manifest: Manifest, view: ReportView, draw: Draw) -> Ood:
 
 
 def build_thresholds(manifest: Manifest) -> tuple[Threshold, ...]:
-    """Every score's threshold, and the share of test rows above it."""
+    """Returns every score's threshold, and the share of test rows above it."""
     record = manifest.calibration
     rates: Any = manifest.metrics.get("reject_rate", {})
     return tuple(

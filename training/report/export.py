@@ -42,7 +42,7 @@ def write_exports(exports: Exports, problem: Problem, fitted: Fitted) -> None:
 
 
 def write_netcdf(path: Path, problem: Problem, fitted: Fitted) -> None:
-    """All samples by parameter, `[chain, draw, …]`, with the sampler's statistics; for other methods the draws as one chain."""
+    """Returns all samples by parameter, `[chain, draw, …]`, with the sampler's statistics; for other methods the draws as one chain."""
     import arviz_base  # noqa: PLC0415 - a second to import
 
     groups: dict[str, Any] = {"posterior": _by_name(samples(problem, fitted))}
@@ -57,7 +57,7 @@ def write_netcdf(path: Path, problem: Problem, fitted: Fitted) -> None:
 
 
 def samples(problem: Problem, fitted: Fitted) -> Any:
-    """The tree of draws with two leading axes, chain and sample."""
+    """Returns the tree of draws with two leading axes, chain and sample."""
     if fitted.chains is None:
         return jax.tree.map(lambda leaf: leaf[None], fitted.posterior.draws)
     positions = fitted.chains.column("position")
@@ -100,7 +100,7 @@ def _write_chains(writer: Any, problem: Problem, fitted: Fitted) -> None:
 def _log_probabilities(
     problem: Problem, positions: Float[np.ndarray, "steps chains dim"]
 ) -> Float[np.ndarray, "steps chains"]:
-    """The mean log density of a training row, nats."""
+    """Returns the mean log density of a training row, nats."""
 
     def of_position(z: Array) -> Array:
         return problem.target.log_likelihood(problem.target.constrain(z), problem.train).mean()
@@ -111,6 +111,6 @@ def _log_probabilities(
 
 
 def _by_name(tree: Any) -> dict[str, np.ndarray]:
-    """Leaves by their path, joined by dots: netCDF allows no slash in a name."""
+    """Returns leaves by their path, joined by dots: netCDF allows no slash in a name."""
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}

@@ -9,7 +9,7 @@ from abstain.training.report.contents import Facts
 
 
 def flatten(tree: Any, prefix: str = "") -> Facts:
-    """One line for each leaf of a tree of settings; None and empty values have no line."""
+    """Returns one line for each leaf of a tree of settings; None and empty values have no line."""
     if tree is None or (isinstance(tree, (list, tuple, dict)) and not tree):
         return ()
     if isinstance(tree, dict):
@@ -18,6 +18,6 @@ def flatten(tree: Any, prefix: str = "") -> Facts:
 
 
 def value_text(value: Any) -> str:
-    """A value, or the values of a list, with four significant digits."""
+    """Returns a value, or the values of a list, with four significant digits."""
     values = value if isinstance(value, (list, tuple)) else [value]
     return ", ".join(f"{part:.4g}" if isinstance(part, float) else str(part) for part in values)

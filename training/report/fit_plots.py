@@ -22,13 +22,13 @@ PARTS = {"train": "training rows", "held_out": "held-out training rows", "test":
 
 
 def reported_parts(report: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """`accuracy` or `rmse`, and the `PARTS` for which the fit reports it."""
+    """Returns `accuracy` or `rmse`, and the `PARTS` for which the fit reports it."""
     kind = "accuracy" if "train_accuracy" in report else "rmse"
     return kind, {part: words for part, words in PARTS.items() if f"{part}_{kind}" in report}
 
 
 def draw_loss(facts: dict[str, Any]) -> Figure:
-    """The loss over the steps, and accuracy or RMSE on training rows and held-out rows, if there are any."""
+    """Draws the loss over the steps, and accuracy or RMSE on training rows and held-out rows, if there are any."""
     figure = Figure(figsize=(7.2, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
     # JSON has no NaN: what was NaN when it was written is None when it is read.
@@ -48,7 +48,7 @@ def draw_loss(facts: dict[str, Any]) -> Figure:
 
 
 def draw_trace(facts: dict[str, Any]) -> Figure:
-    """Each chain's log density over its samples, and a histogram of it."""
+    """Draws each chain's log density over its samples, and a histogram of it."""
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")
     # JSON has no NaN: what was NaN when it was written is None when it is read.
     trace = np.array(facts["trace"], np.float64)
@@ -68,7 +68,7 @@ def draw_trace(facts: dict[str, Any]) -> Figure:
 
 
 def draw_ranks(agreed: Agreement) -> Figure:
-    """Rank histograms of the predictions of the worst and of the best R-hat, a panel for each chain.
+    """Draws rank histograms of the predictions of the worst and of the best R-hat, a panel for each chain.
 
     If there are many chains, it shows those with the least even ranks of the worst prediction.
     """
@@ -94,13 +94,13 @@ def draw_ranks(agreed: Agreement) -> Figure:
 
 
 def least_even(counts: Int[np.ndarray, "chains bins"]) -> list[int]:
-    """The chains to show, ascending: all, or those whose counts are furthest from equal."""
+    """Returns the chains to show, ascending: all, or those whose counts are furthest from equal."""
     spread = ((counts - counts.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
     return sorted(np.argsort(-spread, kind="stable")[:MOST_CHAINS].tolist())
 
 
 def draw_agreement(agreed: Agreement) -> Figure:
-    """Histograms of R-hat and of bulk and tail ESS over predictions, with the limits."""
+    """Draws histograms of R-hat and of bulk and tail ESS over predictions, with the limits."""
     figure = Figure(figsize=(7.2, 2.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     rhat = np.minimum(agreed.rhat, MOST_RHAT)
@@ -128,7 +128,7 @@ def _mark(axis: Any, limit: float, text: str) -> None:
 
 
 def _chain_colors(count: int) -> list[Any]:
-    """The page's colours, or for more chains shades that are visible on light and dark pages."""
+    """Returns the page's colours, or for more chains shades that are visible on light and dark pages."""
     own = (ACCENT, *SETS, MUTED)
     return list(own[:count]) if count <= len(own) else list(colormaps["viridis"](np.linspace(0.3, 0.9, count)))
 

@@ -21,7 +21,7 @@ DRAWN = {"loss", "loss_unit", "reports", "trace"}
 
 
 def build_fit(manifest: Manifest, report_data: ReportData, draw: Draw) -> Fit:
-    """Loss and chains, if the method has them, and all other diagnostics."""
+    """Returns loss and chains, if the method has them, and all other diagnostics."""
     facts: Any = manifest.diagnostics
     listed = {name: value for name, value in facts.items() if name not in DRAWN}
     listed |= facts["reports"][-1] if facts.get("reports") else {}
@@ -33,7 +33,7 @@ def build_fit(manifest: Manifest, report_data: ReportData, draw: Draw) -> Fit:
 
 
 def build_loss(facts: Any, draw: Draw) -> Loss:
-    """The loss curve, and the metric at the last step."""
+    """Returns the loss curve, and the metric at the last step."""
     last = facts["reports"][-1]
     metric, parts = fit_plots.reported_parts(last)
     # JSON has no NaN: what was NaN when it was written is None when it is read.
@@ -44,7 +44,7 @@ def build_loss(facts: Any, draw: Draw) -> Loss:
 
 
 def build_chains(facts: Any, report_data: ReportData, draw: Draw) -> ChainsPart:
-    """The traces, and how well the chains' predictions agree."""
+    """Returns the traces, and how well the chains' predictions agree."""
     trace, function = np.array(facts["trace"], np.float64), facts["function"]
     absent = report_data.absent.get("chains", "This report was made without the ranks.") if function["values"] else ""
     return ChainsPart(
@@ -62,7 +62,7 @@ def build_chains(facts: Any, report_data: ReportData, draw: Draw) -> ChainsPart:
 
 
 def build_ranks(agreement: Agreement, draw: Draw) -> Ranks:
-    """The rank histograms, and the histograms of R-hat and ESS."""
+    """Returns the rank histograms, and the histograms of R-hat and ESS."""
     return Ranks(
         picture=draw("ranks", partial(fit_plots.draw_ranks, agreement)),
         agreement=draw("agreement", partial(fit_plots.draw_agreement, agreement)),
@@ -77,6 +77,6 @@ def build_ranks(agreement: Agreement, draw: Draw) -> Ranks:
 
 
 def most_uneven(counts: Int[np.ndarray, "chains bins"]) -> float:
-    """The bar that is furthest from an even spread, as a multiple of it."""
+    """Returns the bar that is furthest from an even spread, as a multiple of it."""
     shares = counts / (counts[0].sum() / counts.shape[1])
     return float(shares.flat[np.abs(shares - 1).argmax()])

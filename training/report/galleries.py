@@ -18,7 +18,7 @@ ACCEPTED, REJECTED = WARM, ACCENT
 
 
 def draw_mistakes(view: ReportView) -> Figure | None:
-    """The most confident mistakes among the test rows: true and predicted class, probability, and the decision."""
+    """Draws the most confident mistakes among the test rows: true and predicted class, probability, and the decision."""
     seen, names = view.familiar, view.posterior.model.class_names
     certain = confidence(seen.prediction)
     predicted = np.asarray(seen.prediction.summary.mean).argmax(axis=1)
@@ -40,7 +40,7 @@ def draw_mistakes(view: ReportView) -> Figure | None:
 
 
 def draw_accepted(view: ReportView) -> Figure:
-    """The accepted test rows with the highest decision scores, and from each OOD set those with the highest and lowest."""
+    """Draws the accepted test rows with the highest decision scores, and from each OOD set those with the highest and lowest."""
     lines: list[tuple[str, JudgedRows, Int[np.ndarray, " shown"]]] = [
         ("test rows\nhighest scores", view.familiar, _accepted(view.familiar)[::-1][:ACROSS])
     ]
@@ -63,7 +63,7 @@ def draw_accepted(view: ReportView) -> Figure:
 
 
 def _accepted(seen: JudgedRows) -> Int[np.ndarray, " accepted"]:
-    """The accepted rows in ascending order of their decision scores."""
+    """Returns the accepted rows in ascending order of their decision scores."""
     rows = np.flatnonzero(~seen.judgement.reject)
     return rows[np.argsort(seen.decision.value[rows], kind="stable")]
 
@@ -81,7 +81,7 @@ def _grid(title: str, lines: int, longest: int) -> tuple[Figure, Any]:
 def _show(
     axis: Any, picture: Num[np.ndarray, "..."], familiar: Num[np.ndarray, "..."], caption: str, *, color: str
 ) -> None:
-    """One picture; black and white are the smallest and the largest value of the test rows."""
+    """Shows one picture; black and white are the smallest and the largest value of the test rows."""
     low, high = float(familiar.min()), float(familiar.max())
     scaled = np.clip((picture.astype(np.float64) - low) / ((high - low) or 1.0), 0, 1)
     if scaled.ndim == 3 and scaled.shape[2] != 3:

@@ -70,7 +70,7 @@ def write_report(
 
 
 def build_page(manifest: Manifest, calibration: Calibration, report_data: ReportData, missing: list[str]) -> Page:
-    """The record of the page, its sections rendered.
+    """Returns the record of the page, its sections rendered.
 
     Args:
         manifest, calibration, report_data: as in `write_report`.
@@ -99,7 +99,7 @@ def build_page(manifest: Manifest, calibration: Calibration, report_data: Report
 
 @cache
 def environment() -> Environment:
-    """Jinja with escaping in every template; a name that is not in the record is an error, not an empty text."""
+    """Returns Jinja with escaping in every template; a name that is not in the record is an error, not an empty text."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -134,7 +134,7 @@ def draw_picture(name: str, draw: Callable[[], Any], missing: list[str]) -> Pict
 
 
 def build_heading(manifest: Manifest) -> Heading:
-    """The version's name, and how it was fitted."""
+    """Returns the version's name, and how it was fitted."""
     model = manifest.model
     return Heading(
         name=f"{manifest.name}:{manifest.version}",
@@ -185,7 +185,7 @@ def _build_fit(manifest: Manifest, report_data: ReportData, draw: Draw) -> Fit:
 
 
 def build_settings(manifest: Manifest) -> Settings:
-    """The data, and every setting of the fit."""
+    """Returns the data, and every setting of the fit."""
     data = manifest.data
     return Settings(
         data=(
@@ -204,5 +204,5 @@ def build_settings(manifest: Manifest) -> Settings:
 
 
 def finite_or_none(value: Any) -> float | None:
-    """The number, or None if it is not a finite number, as a manifest may have."""
+    """Returns the number, or None if it is not a finite number, as a manifest may have."""
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None

@@ -147,7 +147,7 @@ def _conformal_line(conformal: ConformalQuality) -> str:
 
 
 def _coverage_lines(coverage: CoverageByDecision) -> Iterable[str]:
-    """Coverage of accepted and of rejected rows; the guarantee holds for both together, not for either part."""
+    """Yields coverage of accepted and of rejected rows; the guarantee holds for both together, not for either part."""
     for label, part in (("accepted", coverage.accepted), ("rejected", coverage.rejected)):
         if part is not None:
             yield f"    of the {label} rows: {part.share:.1%} {_interval(part.interval)}"

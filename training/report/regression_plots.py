@@ -16,7 +16,7 @@ from abstain.training.report.canvas import ACCENT, INK, MUTED, VIOLET, WARM, rem
 
 
 def draw_predicted(view: ReportView) -> Figure:
-    """Predicted against true, with the conformal intervals of three hundred rows."""
+    """Draws predicted against true, with the conformal intervals of three hundred rows."""
     inside, interval = is_covered(view.familiar.judgement, view.rows.y), view.familiar.interval
     mean, target = np.asarray(view.familiar.prediction.summary.mean), view.rows.y
     requested = view.familiar.judgement.coverage
@@ -40,7 +40,7 @@ def draw_predicted(view: ReportView) -> Figure:
 
 
 def draw_width_error(view: ReportView) -> Figure:
-    """The absolute error against the width of the conformal interval."""
+    """Draws the absolute error against the width of the conformal interval."""
     interval = view.familiar.interval
     widths = np.diff(interval, axis=1)[:, 0]
     errors = np.abs(np.asarray(view.familiar.prediction.summary.mean) - view.rows.y)
@@ -76,7 +76,7 @@ def draw_width_error(view: ReportView) -> Figure:
 
 
 def draw_pit(view: ReportView, bins: int = 20) -> Figure:
-    """Histogram of the probability integral transform, with the band of 95 % of bins if calibrated."""
+    """Draws histogram of the probability integral transform, with the band of 95 % of bins if calibrated."""
     figure = titled_figure(
         f"{view.name}: where targets lie in their predictive distribution (PIT); flat is calibrated, ∪ is overconfident",
         7.4,
@@ -106,7 +106,7 @@ def draw_pit(view: ReportView, bins: int = 20) -> Figure:
 
 
 def draw_band(curve: Curve, test: Rows | None, input_name: str, target_name: str) -> Figure:
-    """The posterior predictive along the one input: mean, epistemic and total band, conformal interval, and rows.
+    """Draws the posterior predictive along the one input: mean, epistemic and total band, conformal interval, and rows.
 
     The target axis shows all rows, and the bands up to twice the rows' range, because far out they may be very wide.
     """

@@ -30,7 +30,7 @@ from abstain.training.report.canvas import (
 
 
 def draw_roc(view: ReportView, across: int = 3) -> Figure:
-    """One panel per OOD set: the decision with its threshold, the two best other scores, and the best of the twin.
+    """Draws one panel per OOD set: the decision with its threshold, the two best other scores, and the best of the twin.
 
     Args:
         view: with at least one OOD set.
@@ -104,7 +104,7 @@ def _draw_roc_panel(axis: Any, view: ReportView, name: str, strange: JudgedRows,
 
 
 def _best_others(view: ReportView) -> dict[str, str]:
-    """The two scores, apart from the deciding one, with the highest mean AUROC over the sets; and their colours."""
+    """Returns the two scores, apart from the deciding one, with the highest mean AUROC over the sets; and their colours."""
     familiar = view.familiar.judgement.scores
     means = {
         score: np.mean([auroc(*deciding_ranks(values, seen.judgement.scores[score])) for seen in view.strange.values()])
@@ -116,13 +116,13 @@ def _best_others(view: ReportView) -> dict[str, str]:
 
 
 def auroc(familiar: Any, strange: Any) -> float:
-    """The area under the ROC curve, OOD rows positive."""
+    """Returns the area under the ROC curve, OOD rows positive."""
     truth = np.repeat([0, 1], [len(familiar), len(strange)])
     return float(roc_auc_score(truth, np.concatenate([familiar, strange])))
 
 
 def draw_ecdf(view: ReportView) -> Figure:
-    """The decision score's distribution on the test rows and on every OOD set, and the threshold."""
+    """Draws the decision score's distribution on the test rows and on every OOD set, and the threshold."""
     name, percentile = view.familiar.decision_name.replace("_", " "), view.familiar.judgement.percentile
     figure = titled_figure(f"{view.name}: the decision score ({name}); rows right of the line are rejected", 9, 4.6)
     axis = figure.subplots()
@@ -167,7 +167,7 @@ def _spread_out(axis: Any, values: Float[np.ndarray, " rows"], limit: float) -> 
 
 
 def draw_detection(view: ReportView) -> Figure:
-    """Every score's share above its threshold, on the test rows and on every OOD set."""
+    """Draws every score's share above its threshold, on the test rows and on every OOD set."""
     sets = {"test rows": view.familiar, **view.strange}
     rates = {label: rates_of(seen.judgement) for label, seen in sets.items()}
     scores = ["reject", *(score for score in rates["test rows"] if score != "reject")]
@@ -204,7 +204,7 @@ def draw_detection(view: ReportView) -> Figure:
 
 
 def draw_scores(calibration: Calibration, seen: JudgedRows | None) -> Figure:
-    """Every score's distribution on the calibration rows, with its threshold, and on the test rows; the decision first."""
+    """Draws every score's distribution on the calibration rows, with its threshold, and on the test rows; the decision first."""
     first = calibration.decision.name
     names = [first, *(name for name in calibration.ascending if name != first)]
     columns = min(4, len(names))

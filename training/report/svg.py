@@ -52,7 +52,7 @@ _NUMERIC = {"d", "x", "y", "transform", "width", "height"}
 
 
 def render_svg(name: str, draw: Callable[[], Figure]) -> Drawing:
-    """A figure as SVG for the page.
+    """Returns a figure as SVG for the page.
 
     Args:
         name: unique on the page; it begins every id that the drawing refers to.
