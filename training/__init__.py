@@ -1,1 +1,1 @@
-"""The offline stage: configs and data in, bundles out. Nothing of it is installed or imported where models are served."""
+"""The offline stage: configs and data in, bundles out. Servers neither install nor import it."""

@@ -60,7 +60,7 @@ TAKEN_AS_NEW = (
 )
 
 CHANGED_METRICS = {"reject_rate", "ood", "ood_rows"}
-"""The metrics that every new calibration changes, or that belong to OOD sets which may differ."""
+"""The metrics that every new calibration changes, and those of OOD sets, which may be other sets."""
 CHECKED_AGAIN: set[ShortfallCode | None] = {"constant_decision", "accepts_far_rows", "not_finite"}
 """The checks that every new calibration repeats; other shortfalls are about the fit, and stay."""
 UNCHANGED_METRICS = {"accuracy", "rmse"}
@@ -68,11 +68,11 @@ UNCHANGED_METRICS = {"accuracy", "rmse"}
 
 
 DRAWS_FROM = "draws of "
-"""The beginning of the note that says what a new calibration was made from."""
+"""The beginning of the note that names the version with the draws of a new calibration."""
 
 
 class CalibrateResult(NamedTuple):
-    """The result of a calibration: the new version, its shortfalls, notes on the rows, and which rows were used."""
+    """The result of a calibration: the new version, its shortfalls, notes on the rows, and the rows used (`basis`)."""
 
     name: str
     version: int
@@ -169,7 +169,7 @@ def read_calibration_rows(manifest: Manifest, where: str, trained: TrainedRows |
         trained: hashes of the training rows; None if the bundle has none.
 
     Raises:
-        DataError: the source is not the data of the fit and does not say which rows are new; or its rows have another
+        DataError: the source is not the data of the fit and does not show which rows are new; or its rows have another
             shape; or the model was trained on them.
     """
     config = DataConfig.model_validate(manifest.data.settings)
@@ -186,7 +186,7 @@ def read_calibration_rows(manifest: Manifest, where: str, trained: TrainedRows |
 
 
 def split_notes(source: Source, config: DataConfig, rows: Rows) -> tuple[str, ...]:
-    """Returns notes on new rows, if the fit split by group or by time: how many groups they have, if the source has the column."""
+    """Returns notes on new rows if the fit split by group or by time; with the number of groups if the rows have groups."""
     if config.split_by is None:
         return ()
     if config.group is not None and source.key is not None and rows is source.train:
@@ -282,7 +282,7 @@ def remake_report_data(
     strange: dict[str, Num[np.ndarray, "..."]],
     origin: str,
 ) -> ReportData:
-    """Computes what the report can show from these rows; for the rest it names the report that has it."""
+    """Computes the data of the new report from these rows; for missing parts, names the report that has them."""
     manifest = bundle.manifest
     view, curve = None, None
     absent = {} if strange else {"ood": "No OOD set was given: abstain calibrate takes --ood NAME=PATH."}
@@ -314,7 +314,7 @@ def update_manifest(
     origin: str,
     view: ReportView | None,
 ) -> Manifest:
-    """Builds the new manifest: the old one with what the calibration changes.
+    """Builds the new manifest: the old one, with the changes by the calibration.
 
     Without test rows, metrics that a different recalibration changes are left out.
     """

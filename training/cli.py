@@ -96,8 +96,8 @@ def calibrate(
     from abstain.training.calibrate import calibrate_version  # noqa: PLC0415
 
     _check_percentile(percentile)
-    given = {"percentile": percentile, "coverage": coverage}
-    requested = [f"{key}={value!r}" for key, value in given.items() if value is not None]
+    options = {"percentile": percentile, "coverage": coverage}
+    requested = [f"{key}={value!r}" for key, value in options.items() if value is not None]
     published = calibrate_version(store, model, data, (*(overrides or ()), *requested), parse_named_paths(ood))
     for shortfall in published.shortfalls:
         sys.stderr.write(f"falls short: {shortfall.text}\n")
@@ -147,10 +147,10 @@ def evaluate(
 
 def parse_named_paths(texts: list[str] | None) -> dict[str, str]:
     """Parses each `NAME=PATH`; returns the paths by name."""
-    found = dict(map(parse_named_path, texts or ()))
-    if len(found) < len(texts or ()):
+    paths = dict(map(parse_named_path, texts or ()))
+    if len(paths) < len(texts or ()):
         raise typer.BadParameter("expected each NAME once", param_hint="--ood")
-    return found
+    return paths
 
 
 def parse_named_path(text: str) -> tuple[str, str]:
@@ -163,20 +163,20 @@ def parse_named_path(text: str) -> tuple[str, str]:
 
 def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the metrics that are single numbers, and the decision's AUROC and detection rate for each OOD set."""
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         key: value for key, value in metrics.items() if key not in {"reliability", "ood", "ood_rows"}
     }
     # The combined score is the decision, which is listed under `reject`.
-    found["reject_rate"] = {name: rate for name, rate in metrics["reject_rate"].items() if name != COMBINED}
+    figures["reject_rate"] = {name: rate for name, rate in metrics["reject_rate"].items() if name != COMBINED}
     sets = {
-        name: {format_figure: scores["reject"][format_figure] for format_figure in ("auroc", "detection")}
+        name: {figure: scores["reject"][figure] for figure in ("auroc", "detection")}
         for name, scores in metrics.get("ood", {}).items()
     }
-    return found | ({"ood": sets} if sets else {})
+    return figures | ({"ood": sets} if sets else {})
 
 
 def metric_lines(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Returns one line for each metric; names of nested tables come first on the line."""
+    """Returns one line for each metric; a line begins with the names of the metric's tables."""
     lines: list[str] = []
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -188,7 +188,7 @@ def metric_lines(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def format_figure(value: float) -> str:
-    """Formats a number with four decimals, or with four significant digits if that shows more."""
+    """Formats a number with four decimals; with four significant digits below 0.1, and from 1,000 on."""
     return f"{value:.4f}" if value == 0 or 0.1 <= abs(value) < 1000 else f"{value:.4g}"
 
 

@@ -138,7 +138,7 @@ def load_version(store: Path, model: str) -> tuple[str, Bundle]:
 def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = None) -> tuple[Rows, list[str]]:
     """Reads the rows to evaluate on, and returns notes about them.
 
-    The rows are the source's own test part; or the test part of the fit, if the source is the data of the fit; or all rows.
+    The rows are the source's test part; or the test part of the fit, if the source is the data of the fit; or all rows.
 
     Args:
         trained: hashes of the training rows; None if the bundle has none.
@@ -246,7 +246,7 @@ def check_comparable(own: Model, other: Model, name: str) -> None:
     """Refuses a twin with other inputs or classes.
 
     Raises:
-        DataError: naming the difference.
+        DataError: they differ; the text names the difference.
     """
     for what in ("feature_shape", "class_names"):
         expected, found = getattr(own, what), getattr(other, what)

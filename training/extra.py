@@ -28,7 +28,7 @@ def check_extra(what: str) -> None:
         what: the subject of the error's sentence, such as "this command".
 
     Raises:
-        ConfigError: naming the missing packages.
+        ConfigError: packages are missing; the text names them.
     """
     missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
     if missing:

@@ -93,7 +93,7 @@ def fit(
     Args:
         where: a path or the name of an embedded set; the config's source if None.
         progress: called after every block of steps, and as each stage after the last step begins and ends.
-        resume: continue an interrupted fit of these settings, or lengthen a finished one.
+        resume: whether to continue an interrupted fit of these settings, or to lengthen a finished one.
         exports: files to write in addition to the bundle.
 
     Raises:
@@ -179,7 +179,7 @@ def build_model(config: Config, dataset: Dataset) -> Model:
 
 
 def _modules(config: Config) -> tuple[str, ...]:
-    """Returns the module that the config names as its network: its author chose to run this code, and no other."""
+    """Returns the module that the config names as its network; only this module may be imported."""
     return (config.network.module,) if isinstance(config.network, ModuleSpec) else ()
 
 
@@ -246,7 +246,7 @@ def infer(config: Config, problem: Problem, journal: Journal) -> Fitted:
 def make_report_data(
     config: Config, fitted: Fitted, calibrated: Calibrated, dataset: Dataset, strange: dict[str, Num[np.ndarray, "..."]]
 ) -> tuple[ReportData, list[str]]:
-    """Computes what the report shows: predictions for the test part, OOD sets and curve, and the chains' agreement.
+    """Computes the data of the report: predictions for the test part, OOD sets and curve, and the chains' agreement.
 
     Returns:
         The data, and a sentence for each part that could not be computed.
@@ -281,7 +281,7 @@ def make_report_data(
 def evaluate_posterior(
     posterior: Posterior, calibrated: Calibrated, dataset: Dataset, report_data: ReportData
 ) -> ServedQuality:
-    """Returns the metrics on the test part, and on OOD sets."""
+    """Computes the metrics on the test part, and on OOD sets."""
     if report_data.view:
         return served_quality(report_data.view)
     return served_quality_without_view(posterior, calibrated, dataset.test)

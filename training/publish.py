@@ -40,10 +40,10 @@ def publish_version(
     trained: TrainedRows | None = None,
     remedy: str = REMEDY,
 ) -> PublishedVersion:
-    """Publishes a new version: all of it or nothing.
+    """Publishes a new version, completely or not at all.
 
     Args:
-        shown: what the report shows in addition to manifest and calibration.
+        report_data: the data of the report in addition to manifest and calibration.
         trained: hashes of the training rows, for later calibrations.
         remedy: the error's advice if the disk is full, read-only or fails.
 
@@ -70,7 +70,7 @@ def publish_version(
 
 @contextmanager
 def _without_log_of(name: str) -> Generator[None]:
-    """Switches a logger off: Orbax also logs what it raises, with the tracebacks of all its threads."""
+    """Switches a logger off, because Orbax also logs the errors that it raises, with the tracebacks of all its threads."""
     logger = logging.getLogger(name)
     before = logger.disabled
     logger.disabled = True
@@ -81,26 +81,26 @@ def _without_log_of(name: str) -> Generator[None]:
 
 
 def now() -> str:
-    """Returns the current time: UTC, ISO 8601, to the second."""
+    """Returns the current time in UTC, as ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def installed_packages() -> dict[str, str]:
-    """Returns versions of the packages that a result may depend on."""
-    found = {}
+    """Returns the versions of the packages that a result may depend on."""
+    versions = {}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def git_commit() -> str | None:
-    """Returns the commit of this code, if it runs from a checkout; with `-dirty` if files have changed since."""
-    here = Path(__file__)
+    """Returns the commit of this code, with `-dirty` if files have changed since; None if it is not a checkout."""
+    module = Path(__file__)
     try:
         # An installed copy may lie in another project's checkout, and its commit is not the commit of this code.
-        _git(here.parent, "ls-files", "--error-unmatch", here.name)
-        return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip() or None
+        _git(module.parent, "ls-files", "--error-unmatch", module.name)
+        return _git(module.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
 

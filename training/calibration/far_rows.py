@@ -1,6 +1,6 @@
 """A test of the decision with rows far outside every training range, which it must reject.
 
-The rows are made from the ranges of the training rows. Nothing is fitted to them or chosen by them. A decision that
+The rows are made from the ranges of the training rows; no fit or choice uses them. A decision that
 accepts one is a shortfall of the fit (`training/evaluation/checks.py`), or a note if no score measures distance.
 """
 
@@ -26,7 +26,7 @@ ACCEPTS_FAR_ROWS = "its decision accepts rows far outside the training data: "
 
 
 def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
-    """Makes rows whose numeric features all lie far outside their training range, on one side or the other.
+    """Makes rows with all numeric features far outside their training range, below it or above it.
 
     Categories keep the first code, because no code is outside. Without numeric features there are no such rows.
 
@@ -44,7 +44,7 @@ def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
 
 
 def accepted_far_rows(calibrated: Calibrated) -> tuple[int, int]:
-    """Returns the number of far rows that the decision accepts at the calibration's percentile, and the number of far rows."""
+    """Returns the number of far rows that the decision accepts at the calibration's percentile, and that of all far rows."""
     model = calibrated.predictor.model
     rows = far_rows(model, calibrated.feature_scores.records["range"])
     if not len(rows):
@@ -63,8 +63,8 @@ class FarRows(NamedTuple):
 def try_far_rows(calibrated: Calibrated) -> FarRows:
     """Returns a shortfall or a note if the decision accepts far rows.
 
-    A decision with a feature score promises to reject them, so accepting is a shortfall. A decision by predictions alone
-    does not, because all draws may agree about an absurd row: a note.
+    A decision with a feature score must reject them, so accepting one is a shortfall. A decision by predictions alone need
+    not, because all draws may agree about an absurd row; then it is a note.
     """
     accepted, rows = accepted_far_rows(calibrated)
     if not accepted:

@@ -33,7 +33,7 @@ from abstain.training.data.augmentation import transform_rows
 from abstain.training.data.rows import Rows
 
 MEMBERS = 5
-"""Draws whose features are used; of a posterior pooled from five starts, one from each."""
+"""The number of draws with features that scores use; from a posterior pooled from five starts, one draw of each."""
 ROWS = 20_000
 """The largest number of training rows that feature scores are fitted to."""
 BANK = 2_000
@@ -57,11 +57,11 @@ SUBSPACE = 40
 EXPLAINED = 0.9
 """… and explains at most about this share of the variance."""
 SHRINKAGE = 1e-3
-"""The share of a covariance's mean eigenvalue that is added to all, so that directions without spread count finitely."""
+"""The share of a covariance's mean eigenvalue that is added to every eigenvalue, so that none is 0."""
 LEAST_SPREAD = 1e-4
-"""The smallest mean eigenvalue used for features of unit length: below it is only rounding."""
+"""The smallest mean eigenvalue used for features of unit length: smaller ones are only rounding."""
 LEAST_RESIDUAL = 1e-2
-"""The smallest residual used, as a share of the features' length: below it is only rounding."""
+"""The smallest residual used, as a share of the features' length: smaller ones are only rounding."""
 
 Matrix = Float[np.ndarray, "rows width"]
 
@@ -72,10 +72,10 @@ def fit_feature_scores(
     """Fits every feature score of the model's task to at most `ROWS` training rows, chosen by the seed.
 
     Args:
-        changed: how images are changed first (`transform_rows`).
+        changed: the random changes of images before the fit (`transform_rows`).
 
     Raises:
-        ConfigError: rows are to be changed and are not images.
+        ConfigError: `changed` changes rows that are not images.
     """
     model = posterior.model
     chosen = np.random.default_rng([seed, 4]).permutation(len(train))[:ROWS]
@@ -107,7 +107,7 @@ def fit_feature_scores(
 
 
 def member_draws(draws: int) -> Int[np.ndarray, " members"]:
-    """Returns indices of evenly spaced draws: the middles of `MEMBERS` equal parts."""
+    """Returns the indices of evenly spaced draws: the middles of `MEMBERS` equal parts."""
     count = min(MEMBERS, draws)
     return ((np.arange(count) + 0.5) * draws / count).astype(int)
 
@@ -115,7 +115,7 @@ def member_draws(draws: int) -> Int[np.ndarray, " members"]:
 def member_features(
     posterior: Posterior, members: Int[np.ndarray, " members"], rows: Rows
 ) -> tuple[Float[np.ndarray, "members rows width"], Float[np.ndarray, "members rows outputs"]]:
-    """Returns penultimate features and outputs of the members' networks, computed one network at a time."""
+    """Computes penultimate features and outputs of the members' networks, one network at a time."""
 
     @jax.jit
     def apply_network(draw: Any, x: Array) -> tuple[Array, Array]:
@@ -168,7 +168,7 @@ def virtual_logit(
 def mahalanobis(
     features: Float[np.ndarray, "members rows width"], labels: Int[np.ndarray, " rows"], classes: int
 ) -> Mahalanobis:
-    """Returns class means and whitening matrices of every member's unit-length features, in their principal components."""
+    """Fits class means and whitening matrices to every member's unit-length features, in their principal components."""
     parts = [_member_mahalanobis(h, labels, classes) for h in features]
     return Mahalanobis(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
 
@@ -178,7 +178,7 @@ def _member_mahalanobis(h: Matrix, labels: Int[np.ndarray, " rows"], classes: in
     components, _ = principal(centre_rows(h), min(WHITENED, h.shape[1]))
     coordinates = h @ components
     overall = mean @ components
-    # A class with too few rows to hide a single one gets the mean of all rows.
+    # A class with very few rows gets the mean of all rows, because its own mean would reveal them.
     means = np.stack(
         [coordinates[labels == c].mean(axis=0) if (labels == c).sum() >= LEAST else overall for c in range(classes)]
     )
@@ -218,7 +218,7 @@ def principal(centred: Matrix, count: int) -> tuple[Float[np.ndarray, "width cou
 
 
 def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, unit: float) -> Subspace:
-    """Returns each class's mean and principal subspace, with enough dimensions to explain `EXPLAINED` of its variance.
+    """Fits each class's mean and principal subspace, with enough dimensions to explain `EXPLAINED` of its variance.
 
     The dimension is at most `SUBSPACE`, half of the inputs' dimension, and the dimension that its rows span; a subspace
     that fills the space of a narrow table would leave no residual. Smaller subspaces are padded with zeros.
@@ -243,11 +243,11 @@ def subspace(inputs: Matrix, labels: Int[np.ndarray, " rows"], classes: int, uni
 def local_subspaces(
     rows: Matrix, labels: Int[np.ndarray, " rows"], classes: int, unit: float, seed: int
 ) -> LocalSubspaces:
-    """Returns each class's rows in clusters, by k-means in the rows' principal components, and each cluster's subspace."""
+    """Fits clusters of each class's rows, by k-means in the rows' principal components, and each cluster's subspace."""
     mean, components = projection(rows)
     points = project(rows, mean, components)
     large = [label for label in range(classes) if (labels == label).sum() >= LEAST]
-    # Rows of a class without clusters are compared with all clusters; if no class has one, all rows form one without class.
+    # Rows of a class without clusters are compared with all clusters. If no class has clusters, all rows form one cluster.
     parts = [_clusters(points[labels == label], label, seed) for label in large] or [_clusters(points, -1, seed)]
     labels_of, centres, bases = (np.concatenate(part) for part in zip(*parts, strict=True))
     inside = np.einsum("cd,cdk->kc", centres, bases)
@@ -259,7 +259,7 @@ def _clusters(
 ) -> tuple[
     Float[np.ndarray, " clusters"], Float[np.ndarray, "clusters kept"], Float[np.ndarray, "clusters kept local"]
 ]:
-    """Returns label, centre and directions of each cluster of one class; every cluster has at least `LEAST` rows, if the class has."""
+    """Returns label, centre and directions of each cluster of a class; it has at least `LEAST` rows, if the class has."""
     from sklearn.cluster import MiniBatchKMeans  # noqa: PLC0415 - seconds, and only fit needs it
 
     count = min(CLUSTERS, max(1, len(points) // CLUSTER_ROWS))
@@ -284,7 +284,7 @@ def _directions(group: Matrix) -> Float[np.ndarray, "kept local"]:
 
 
 def projection(rows: Matrix) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width kept"]]:
-    """Returns mean of the rows, and the leading principal components of at most `PROJECTED` of them."""
+    """Returns the mean of the rows, and the leading principal components of at most `PROJECTED` of them."""
     some = rows[np.linspace(0, len(rows) - 1, min(PROJECTED, len(rows))).round().astype(int)]
     return rows.mean(axis=0), principal(centre_rows(some), min(COMPONENTS, rows.shape[1]))[0]
 
@@ -297,7 +297,7 @@ def neighbours(rows: Matrix, unit: float) -> Neighbours:
 
 
 def project(rows: Matrix, mean: np.ndarray, components: np.ndarray) -> Float[np.ndarray, "rows kept"]:
-    """Returns `(rows − mean) @ components` without a second copy of the rows."""
+    """Computes `(rows − mean) @ components` without a second copy of the rows."""
     return rows @ components.astype(rows.dtype) - (mean @ components).astype(rows.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Grouping: near training rows form groups, so that a bundle keeps means of groups and no row.
+"""Grouping of near training rows, so that a bundle contains means of groups, not rows.
 
 MDAV (maximum distance to average vector; Domingo-Ferrer & Mateo-Sanz, 2002) repeatedly makes a group of the row farthest
 from the mean and its nearest rows. All groups except the last have the same size, so isolated rows are grouped too, which
@@ -11,16 +11,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 LEAST = 5
-"""The smallest number of rows whose mean a bundle may hold."""
+"""The smallest number of rows in a mean that a bundle may contain."""
 BLOCK = 5_000
-"""The largest number of rows grouped at a time: the time grows with their square."""
+"""The largest number of rows that are grouped at a time: the time grows with its square."""
 
 RowIndices = Int[np.ndarray, " _"]
 """Row indices of a group or block of any size."""
 
 
 def group_means(rows: Float[np.ndarray, "rows width"], most: int) -> Float[np.ndarray, "groups width"]:
-    """Returns means of at most `most` groups of at least `LEAST` near rows; one mean if there are fewer rows."""
+    """Returns the means of at most `most` groups of at least `LEAST` near rows; one mean if there are fewer rows."""
     size = max(LEAST, -(-len(rows) // most))
     blocks = [np.arange(len(rows))]
     while len(blocks[0]) > BLOCK:

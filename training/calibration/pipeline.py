@@ -47,7 +47,7 @@ DEFAULT_DECISIONS: dict[Literal["images", "tables", "regression"], Decision] = {
 }
 """The default decisions: combinations of scores that detect different kinds of strange rows.
 
-`docs/results.md` says on which data they were chosen: for images by `benchmarks/selection.py`, for tables by
+`docs/results.md` names the data on which they were chosen: for images by `benchmarks/selection.py`, for tables by
 `benchmarks/table_selection.py`. For images `range` only detects arrays on another scale than the pixels.
 """
 
@@ -106,14 +106,14 @@ def _combination(settings: CalibrationConfig, names: tuple[str, ...], default: R
 def check_calibration(settings: CalibrationConfig, model: Model, targets: Num[np.ndarray, " rows"]) -> None:
     """Checks the calibration settings before a fit.
 
-    Thresholds per class will use the rows predicted as each class. These are not known yet, so the rows of each true
+    Thresholds per class use the rows predicted as each class. These are not known before the fit, so the rows of each true
     class are counted.
 
     Args:
         targets: targets of the calibration rows: class indices, or numbers.
 
     Raises:
-        ConfigError, CalibrationError: a score is unknown, rows to be changed are not images, or the calibration part is
+        ConfigError, CalibrationError: a score is unknown, augmented rows are not images, or the calibration part is
             too small for the percentile or the coverage.
     """
     choose_decision(settings, model)
@@ -192,7 +192,7 @@ def with_plain_scores(calibration: Calibration, plain: Prediction) -> Calibratio
 
 
 def reference_scores(predictor: Predictor, reference: Rows, settings: CalibrationConfig, seed: int) -> ScoreValues:
-    """Returns each score's values on the reference rows, changed as the calibration rows are."""
+    """Computes each score's values on the reference rows, augmented like the calibration rows."""
     x = transform_rows(seed, reference.x, settings.augment) if settings.augment.changes_rows else reference.x
     return {name: np.asarray(values) for name, values in predictor(x).scores.items()}
 
@@ -213,7 +213,7 @@ def fit_recalibration(posterior: Posterior, rows: Rows) -> Recalibration:
 def draw_log_probabilities(
     posterior: Posterior, x: Num[np.ndarray, "rows ..."]
 ) -> Float[np.ndarray, "draws rows classes"]:
-    """Returns the log probabilities that each draw predicts for each row, in nats."""
+    """Computes the log probabilities that each draw predicts for each row, in nats."""
 
     @jax.jit
     def of_draw(draw: Any, x: Array) -> Array:
@@ -225,7 +225,7 @@ def draw_log_probabilities(
 
 
 def build_record(calibrated: Calibrated, settings: CalibrationConfig, model: Model) -> CalibrationRecord:
-    """Returns the manifest's record of a calibration, with the settings, from which `abstain calibrate` starts."""
+    """Builds the manifest's record of a calibration, with the settings that `abstain calibrate` starts from."""
     record = calibration_record(calibrated.calibration, calibrated.recalibration, model.class_names)
     rates = calibrated.reject_rates
     update: dict[str, Any] = {"settings": settings.model_dump(mode="json")}

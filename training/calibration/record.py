@@ -47,11 +47,11 @@ def calibration_record(
 
 
 def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns bounds of the true share of scores at or below the threshold, over calibration splits.
+    """Returns the bounds of the true share of scores at or below the threshold, over calibration splits.
 
-    Given one split, that share is no longer `level`: over splits it is Beta(k, n + 1 − k), k the rank (Vovk, 2012;
-    Angelopoulos & Bates, 2023, section 3.2). The interval is equal-tailed, and exact where scores do not tie; ties can
-    only raise the share.
+    For one split, that share is not exactly `level`: over splits its distribution is Beta(k, n + 1 − k), where k is the
+    rank (Vovk, 2012; Angelopoulos & Bates, 2023, section 3.2). The interval is equal-tailed, and exact if scores do not
+    tie; ties can only raise the share.
 
     Args:
         level: strictly between 0 and 1, a coverage or a percentile's hundredth.
@@ -68,7 +68,7 @@ def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) ->
 
 
 def reject_rate_bounds(percentile: float, rows: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns bounds (0 … 1) of the true reject rate at a percentile, over calibration splits (`beta_bounds`).
+    """Returns the bounds (0 … 1) of the true reject rate at a percentile, over calibration splits (`beta_bounds`).
 
     Raises:
         CalibrationError: the split is too small for the percentile.
@@ -93,7 +93,7 @@ def threshold_bounds(
     """
     rows, tail = len(ascending), (1 - confidence) / 2
     counts = np.arange(rows + 1)
-    # The logarithm of the smallest percentiles' hundredth would be that of 0.
+    # Not log(percentile / 100): for the smallest percentiles the quotient is rounded to 0.
     log_share, log_rest = math.log(percentile) - math.log(100), math.log1p(-percentile / 100)
     log_ways = gammaln(rows + 1) - gammaln(counts + 1) - gammaln(rows - counts + 1)
     masses = np.exp(log_ways + counts * log_share + (rows - counts) * log_rest)

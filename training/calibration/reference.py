@@ -1,4 +1,4 @@
-"""Reference rows: training rows kept from fitting the feature scores, which map each score to evidence.
+"""Reference rows: training rows that feature scores are not fitted to, and that map each score to evidence.
 
 They are not calibration rows: an evidence map from calibration rows would depend on the rows among which the combined
 evidence is then ranked (`models/decisions/decision.py`).

@@ -1,6 +1,6 @@
 """Fits a recalibration to the calibration split: a temperature for classes, a factor on deviations for numbers.
 
-How a recalibration changes answers is in `models/prediction/temperature.py`.
+`models/prediction/temperature.py` applies a recalibration to predictions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from abstain.models.prediction.temperature import Recalibration
 
-# A model that is more than twenty times too confident, or not confident enough, has a fault that no factor corrects. The
+# A model that is more than twenty times over- or underconfident has a fault that no factor corrects. The
 # bounds also give a result if every label is right, where likelihood alone would choose temperature 0.
 BOUNDS = (0.05, 20.0)
 
@@ -22,12 +22,12 @@ _GRID = 13
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _LOG_TOLERANCE = 1e-6
 _CHUNK_NUMBERS = 2_000_000
-# A billionth of a nat is rounding of the search, and no gain.
+# Less than a billionth of a nat is a rounding error of the search, not a gain.
 _GAIN_DECIMALS = 9
 
 
 def fit_pooled(mean_probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"]) -> float:
-    """Returns the temperature T of least negative log-likelihood of `temper_pooled`, within `BOUNDS`.
+    """Returns the temperature T within `BOUNDS` that minimises the negative log-likelihood of `temper_pooled`.
 
     Temperature scaling (Guo et al., 2017) of the logarithm of the pooled probability (Rahaman & Thiery, 2021).
     """
@@ -36,10 +36,10 @@ def fit_pooled(mean_probabilities: Float[np.ndarray, "rows classes"], labels: In
 
 
 def fit_draws(log_probabilities: Float[np.ndarray, "draws rows classes"], labels: Int[np.ndarray, " rows"]) -> float:
-    """Returns the temperature T of least negative log-likelihood of the mean over draws of softmax(log p_s / T).
+    """Returns the T that minimises the negative log-likelihood of the mean over draws of softmax(log p_s / T).
 
     Args:
-        log_probabilities: every draw's, normalised, in nats.
+        log_probabilities: the normalised log probabilities of every draw, in nats.
         labels: the true classes.
     """
     return _minimise(lambda temperature: _draws_loss(log_probabilities, labels, temperature))
@@ -48,13 +48,13 @@ def fit_draws(log_probabilities: Float[np.ndarray, "draws rows classes"], labels
 def fit_variance(
     mean: Float[np.ndarray, " rows"], variance: Float[np.ndarray, " rows"], targets: Float[np.ndarray, " rows"]
 ) -> float:
-    """Returns the factor c on standard deviations of greatest Gaussian likelihood, c² = mean((y − μ)²/σ²), within `BOUNDS`.
+    """Returns the factor c on standard deviations that maximises the Gaussian likelihood, within `BOUNDS`.
 
-    Standard-deviation scaling (Laves et al., 2020, equation 10; Levi et al., 2022).
+    Standard-deviation scaling, c² = mean((y − μ)²/σ²) (Laves et al., 2020, equation 10; Levi et al., 2022).
 
     Args:
         mean: μ, in the target's units.
-        variance: σ², in their square.
+        variance: σ², in squared units.
         targets: y.
     """
     spread = np.maximum(np.asarray(variance, np.float64), _SMALLEST_PROBABILITY)
@@ -64,12 +64,12 @@ def fit_variance(
 def choose_temperature(
     log_probabilities: Float[np.ndarray, "draws rows classes"], labels: Int[np.ndarray, " rows"]
 ) -> Recalibration:
-    """Returns the recalibration of least negative log-likelihood on these rows: none, a pooled temperature, or one for each draw.
+    """Returns the recalibration with the least negative log-likelihood: none, or a temperature, pooled or for each draw.
 
-    The likelihood is that of the probabilities as served (`summaries.with_labels_of`); of equals, the first is taken.
+    The likelihood is that of the served probabilities (`summaries.with_labels_of`); the first of equal ones is chosen.
 
     Args:
-        log_probabilities: every draw's, normalised, in nats.
+        log_probabilities: the normalised log probabilities of every draw, in nats.
         labels: the true classes.
     """
     mean = np.concatenate([_pooled(part, 1.0) for part in _row_chunks(log_probabilities)])
@@ -86,7 +86,7 @@ def choose_temperature(
 
 
 def _minimise(loss: Callable[[float], float]) -> float:
-    """Returns the temperature of least loss: the best of a grid, then a golden-section search between its neighbours.
+    """Returns the temperature with the least loss: the best of a grid, then a golden-section search between its neighbours.
 
     The pooled loss is convex in 1/T and has one minimum; the loss of a mixture may have several.
     """
@@ -108,7 +108,7 @@ def _minimise(loss: Callable[[float], float]) -> float:
 
 
 def _draws_loss(log_probabilities: np.ndarray, labels: np.ndarray, temperature: float) -> float:
-    """Returns the mean negative log-likelihood, in nats a row."""
+    """Returns the mean negative log-likelihood, in nats per row."""
     losses, start = 0.0, 0
     for part in _row_chunks(log_probabilities):
         rows = part.shape[1]
@@ -118,7 +118,7 @@ def _draws_loss(log_probabilities: np.ndarray, labels: np.ndarray, temperature: 
 
 
 def _row_chunks(log_probabilities: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields chunks of rows whose copies in double precision stay small."""
+    """Yields chunks of rows that are small enough for copies in double precision."""
     draws, rows, classes = log_probabilities.shape
     step = max(1, _CHUNK_NUMBERS // (draws * classes))
     for start in range(0, rows, step):
@@ -132,7 +132,7 @@ def _pooled(log_probabilities: np.ndarray, temperature: float) -> Float[np.ndarr
 
 
 def _loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the mean negative log-likelihood, in nats a row."""
+    """Returns the mean negative log-likelihood, in nats per row."""
     return float(-np.log(_floor(probabilities[np.arange(len(labels)), labels])).mean())
 
 
@@ -143,5 +143,5 @@ def _tempered_log(log_mean: np.ndarray, labels: np.ndarray, temperature: float) 
 
 
 def _floor(probabilities: np.ndarray) -> Float[np.ndarray, "..."]:
-    """Raises probabilities of 0 to a tiny number, so that one such true class does not make the loss infinite."""
+    """Raises probabilities of 0 to a tiny number, so that no true class makes the loss infinite."""
     return np.maximum(np.asarray(probabilities, np.float64), _SMALLEST_PROBABILITY)

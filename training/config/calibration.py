@@ -1,4 +1,4 @@
-"""`[calibration]` and `[evaluation]`: how answers are calibrated, and on which OOD sets a fit is evaluated."""
+"""`[calibration]` and `[evaluation]`: the settings of the calibration, and the OOD sets of the evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CalibrationConfig(Section):
     Default: the rule of the default decision; "min" if scores are named.
     """
     weights: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """By score. Default: 1."""
+    """The weights by score. Default: 1."""
     percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
     per_class: bool = False
     """Whether the percentile holds within each predicted class, instead of over all rows."""
@@ -35,13 +35,13 @@ class CalibrationConfig(Section):
     recalibrate: Literal["none", "auto"] = "none"
     """Whether a temperature (classes), or a factor on standard deviations (numbers), is fitted before the thresholds."""
     augment: AugmentConfig = AugmentConfig()
-    """For images: changes each calibration row in one way, so that rows changed like this are accepted too."""
+    """For images: changes each calibration row in one way, so that rows with these changes are accepted too."""
     densities: AugmentConfig = AugmentConfig()
     """For images: changes the training rows of the feature scores in the same way. The reject rate is still that of the calibration rows."""
 
 
 class EvaluationConfig(Section):
-    """OOD sets on which a fit is evaluated in addition to the test part. They are only reported on; nothing is chosen by them."""
+    """OOD sets on which a fit is evaluated in addition to the test part; no setting is chosen by the results."""
 
     ood: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
     """OOD sets: paths or embedded sets, by name."""

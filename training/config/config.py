@@ -1,6 +1,6 @@
 """The config of a whole fit: one TOML file (see `configs/`); unknown keys are refused.
 
-Its tables are the other modules of this folder; `reading.py` reads the file.
+The other modules of this folder define its tables; `reading.py` reads the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`[data]`: where the rows are, how they are split, and how images are changed."""
+"""`[data]`: the source of the rows, their split, and random changes of images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AugmentConfig(Section):
     shift: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Whole pixels, in both directions."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Degrees, either way."""
+    """Degrees, in both directions."""
     thickness: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Pixels by which bright strokes are thickened or thinned at each edge."""
 
@@ -26,14 +26,14 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    """The source of the rows, and how they are split in three."""
+    """The source of the rows, and their split into three parts."""
 
     source: str | None = None
     """A path or the name of an embedded set; `--data` replaces it."""
     calibration_size: Size = 0.2
-    """Taken from the source's training rows."""
+    """The size of the part, cut from the source's training rows."""
     test_size: Size = 0.2
-    """Used if the source has no test part."""
+    """The size of the part, if the source has no test part."""
     split_index: NonNegativeInt = 0
     """The index of the source's split (`train_idx`, `test_idx`)."""
     target: str | None = None
@@ -60,5 +60,5 @@ class DataConfig(Section):
 
     @property
     def split_kind(self) -> Literal["group", "time"]:
-        """The kind of the column `split_by`."""
+        """Whether `split_by` names groups or times."""
         return "time" if self.time is not None else "group"

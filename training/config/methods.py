@@ -1,4 +1,4 @@
-"""`[method]`: the settings of each inference method, chosen by `kind`; its code is a file in `training/inference/methods/`."""
+"""`[method]`: the settings of each inference method; `kind` chooses the method in `training/inference/methods/`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class MethodSettings(Section):
     allows_augmentation: ClassVar[bool] = False
     """Whether rows may change from step to step; samplers and curvatures need one fixed density."""
     samples_normal: ClassVar[bool] = False
-    """Whether the config's `draws` are drawn from a fitted normal, all at once, rather than chosen from samples or modes."""
+    """Whether the config's `draws` are drawn from a fitted normal; otherwise they are samples or modes."""
 
     @property
     def growing_key(self) -> str | None:
-        """The setting that may grow when a fit is resumed; None where a finished fit cannot be lengthened."""
+        """The setting that may grow when a fit is resumed; None if a finished fit cannot be lengthened."""
         return None
 
     @property
@@ -44,7 +44,7 @@ class MethodSettings(Section):
 
     @property
     def parameter_copies(self) -> dict[str, int]:
-        """How many copies of the parameters the method holds at once, by the key that sets the number."""
+        """The number of copies of the parameters that the method needs at the same time, by the key that sets it."""
         return {}
 
 
@@ -121,7 +121,7 @@ class VIConfig(Optimisation):
     rank: PositiveInt = 10
     """The rank of the covariance that `low_rank` adds to a diagonal."""
     kl_weight: PositiveFloat = 1.0
-    """Weight of the KL term of the ELBO; 1 is Bayes, less is a colder posterior."""
+    """Weight of the KL term of the ELBO: 1 for the posterior, less for a colder one."""
     init_scale: PositiveFloat = 0.03
     """Standard deviation of the guide at the start."""
     particles: PositiveInt = 1
@@ -138,7 +138,7 @@ class VIConfig(Optimisation):
 
     @property
     def earlier_run(self) -> str | None:
-        """The run that `start_from` names."""
+        """The run in `start_from`."""
         return self.start_from
 
     @property
@@ -183,7 +183,7 @@ class ChainSettings(MethodSettings):
 
     @property
     def earlier_run(self) -> str | None:
-        """The run that `start_from` names."""
+        """The run in `start_from`."""
         return self.start_from
 
     @property
@@ -218,10 +218,10 @@ class HMCConfig(ChainSettings):
 
     kind: Literal["hmc"] = "hmc"
     step_size: PositiveFloat = 0.1
-    """The first step size; the step size of all steps without adaptation."""
+    """The first step size; without adaptation, the step size of all steps."""
     leapfrogs: Counted = 10
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Each trajectory's step size is drawn from [1 − jitter, 1] of the adapted one, which avoids resonances."""
+    """The step size of a trajectory is the adapted one times a draw from [1 − jitter, 1], which avoids resonances."""
     adaptation: Adaptation = "dual_averaging"
     target_acceptance: Acceptance = 0.8
     mass_matrix: MassMatrix = "diagonal"
@@ -263,7 +263,7 @@ class ChEESConfig(ChainSettings):
     max_leapfrogs: Counted = 1_000
     """The largest number of leapfrog steps in a trajectory."""
     mass_matrix: Literal["diagonal", "unit"] = "diagonal"
-    # Narrower than the base class allows, which no one can write to: sections are frozen.
+    # Narrower than in the base class. This is safe, because sections are frozen.
     chain_method: Literal["vectorized", "parallel"] = "vectorized"  # pyright: ignore[reportIncompatibleVariableOverride]
     """After the warm-up: all chains in lockstep, or groups of chains, one thread (or device) each."""
     groups: PositiveInt = 2
@@ -286,7 +286,7 @@ class MILEConfig(ChainSettings):
     thin: PositiveInt = 10
     start: Literal["network", "prior", "overdispersed", "map", "vi", "run"] = "map"
     energy_variance: PositiveFloat = 5e-5
-    """The target for the energy variance of a step, per dimension. Less is less biased, and slower."""
+    """The target for the energy variance of a step, per dimension; a smaller one means less bias and more steps."""
     mass_matrix: Literal["diagonal", "unit"] = "diagonal"
     chain_method: ChainMethod = "parallel"
 

@@ -1,4 +1,4 @@
-"""`[prior]`: the prior of the network's parameters and of the noise."""
+"""`[prior]`: the priors of the network's parameters and of the noise."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class LayerPrior(Section):
 
     kind: Literal["normal", "cauchy", "laplace", "student_t", "scale_mixture"] = "normal"
     scale: PositiveFloat = 1.0
-    """Standard deviation of the normal, scale of the others …"""
+    """The standard deviation of the normal, the scale of the others."""
     fan_in: bool = False
-    """… of kernels, divided by the square root of their inputs."""
+    """Whether the scale of a kernel is divided by the square root of its number of inputs."""
     hierarchical: bool = False
     """Whether the scale is inferred as well, one for each parameter array: half-normal, with `scale` as its scale."""
     degrees: PositiveFloat = 3.0
@@ -38,5 +38,5 @@ class PriorConfig(LayerPrior):
 
     @field_serializer("layers")
     def _set_keys(self, layers: dict[str, LayerPrior]) -> dict[str, Any]:
-        # A default that is written out is no longer inherited, and the record of a fit would state another prior.
+        # Without unset keys: a default in the record of a fit would replace the inherited value.
         return {name: layer.model_dump(exclude_unset=True) for name, layer in layers.items()}

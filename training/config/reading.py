@@ -21,7 +21,7 @@ CONFIG_BYTES = 512 * 1024
 DEPTH = 32
 """The largest nesting of tables and lists in a config."""
 LARGEST = 2**63
-"""Whole numbers in a config are below this: larger ones fit neither into a random key nor into JSON readers."""
+"""The limit of whole numbers in a config: neither random keys nor readers of JSON support larger ones."""
 _PART = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
 _DEEP_KEY = re.compile(rf"(?:{_PART}\s*+\.\s*+){{{DEPTH}}}")
 
@@ -33,7 +33,7 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     it is not TOML.
 
     Raises:
-        ConfigError: naming the file and the key, what was expected and what was found.
+        ConfigError: the file cannot be read, or a key is wrong; the text names the file and the key.
     """
     return _apply_overrides(_parse_toml(_read_text(path), str(path)), overrides, str(path))
 
@@ -79,7 +79,7 @@ def _read_text(path: Path) -> str:
 
 
 def _parse_toml(text: str, where: str) -> dict[str, Any]:
-    """Returns the tables of a TOML text.
+    """Parses a TOML text; returns its tables.
 
     Raises:
         ConfigError: the text is not TOML, is nested too deeply, or has a number that is too large.
@@ -146,7 +146,7 @@ def apply_override(override: str, content: dict[str, Any], config: Section) -> N
     tree = config.model_dump()
     *tables, leaf = _full_key(key, tree)
     for table in tables:
-        # A table that the file leaves out gets the default's kind, if it has one; other keys keep their defaults.
+        # A table that is not in the file gets the default's kind, if there is one; other keys keep their defaults.
         defaults = tree.get(table)
         kind = {"kind": defaults["kind"]} if isinstance(defaults, dict) and "kind" in defaults else {}
         content = content.setdefault(table, kind)

@@ -1,7 +1,6 @@
 """Lower bounds of the memory of a config: a fit that cannot succeed is refused at once.
 
-Each bound counts only one array that the fit holds as a whole; a config within all bounds may still need more memory than
-there is.
+Each bound counts only one array that must be in memory as a whole, so a config within all bounds may still need too much.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Network(NamedTuple):
     parameters: int
 
     def copies(self, key: str, count: int) -> Need:
-        """Returns the need of `count` copies of the parameters; the key is the network's if it is the larger factor."""
+        """Returns the need of `count` copies of the parameters, under the key of the larger factor."""
         needed = FLOAT32 * self.parameters * count
         if self.parameters > count:
             return Need(self.key, f"{self.value} with {key} = {count}", needed)
@@ -61,7 +60,7 @@ def check_needs(config: Config, parameters: int, rows: int) -> None:
         rows: a lower bound of the training rows.
 
     Raises:
-        ConfigError: naming the key and the bytes that it needs.
+        ConfigError: a key needs more; the text names it and the bytes that it needs.
     """
     limit = memory_of_machine()
     for need in needs(config, parameters, rows):
@@ -76,10 +75,10 @@ def check_needs(config: Config, parameters: int, rows: int) -> None:
 
 
 def check_servable(config: Config, model: Model) -> None:
-    """Refuses a model that could be fitted but not loaded, because a batch of its answers needs too much memory.
+    """Refuses a model that could be fitted but not loaded, because predicting a batch needs too much memory.
 
     Raises:
-        ConfigError: naming the memory of a batch.
+        ConfigError: the memory is too large; the text names it.
     """
     claim = batch_memory_claim(model, config.draws, {})
     if not claim.holds:
@@ -119,14 +118,14 @@ def _method_needs(settings: MethodSettings, key: str, network: Network, rows: in
 
 
 def _optimisation_needs(settings: Optimisation, key: str, rows: int) -> Iterator[Need]:
-    """Yields memory for the losses of all steps, and for the int32 row indices of a block's minibatches."""
+    """Yields the memory for the losses of all steps or, if larger, for the row indices of a block's minibatches."""
     batch = settings.batch_size if settings.batch_size < rows else 0
     block = math.ceil(settings.steps / settings.reports)
     yield Need(f"{key}.steps", settings.steps, FLOAT32 * max(settings.steps, block * batch))
 
 
 def _chain_needs(settings: ChainSettings, key: str, network: Network) -> Iterator[Need]:
-    """Yields memory for log densities, seconds and energies of all samples and transitions, and for a dense mass matrix."""
+    """Yields the memory for traces of all samples and transitions, and for a dense mass matrix."""
     yield Need(f"{key}.warmup", settings.warmup, 8 * settings.warmup)
     energies = FLOAT32 * settings.chains * settings.samples
     yield Need(f"{key}.samples", settings.samples, energies)

@@ -1,4 +1,4 @@
-"""The base of every table of the config: a frozen section, and shared types."""
+"""The base class of every table of the config, and shared types."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 augment          changes the rows of every gradient of `map`, `ensemble` and `vi`; not allowed for sampling
 transform_rows   changes each calibration row in one way, or not at all
 
-A Markov chain and a curvature need ONE density; if the rows change from step to step, there is none.
+A Markov chain and a curvature need one fixed density; with rows that change from step to step, there is none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from abstain.training.config.methods import METHOD_SETTINGS
 Images = Float[Array, "rows height width *channel"]
 Augment = Callable[[PRNGKeyArray, Images], Images]
 PIECE = 1024
-"""Rows that `transform_rows` changes at once."""
+"""The number of rows that `transform_rows` changes at a time."""
 
 
 def build_augmentation(config: Config, model: Model, x: Num[np.ndarray, "rows ..."]) -> Augment | None:
@@ -65,7 +65,7 @@ def check_images(where: str, settings: AugmentConfig, shape: tuple[int, ...]) ->
     """Refuses rows that are not images, or images smaller than the shift.
 
     Raises:
-        ConfigError: naming the shape.
+        ConfigError: the rows are not images, or are too small; the text names the shape.
     """
     if not is_image_shape(shape):
         expected = "images [height, width] or [height, width, channel]"
@@ -95,11 +95,11 @@ def transform_rows(
 ) -> Float[np.ndarray, "rows ..."]:
     """Changes each image in at most one way: shifted, rotated, thickened, thinned, or unchanged.
 
-    The way is drawn for each row with equal probability from those that the settings switch on, and the amount uniformly
-    within its limits. Future rows that are changed like this are exchangeable with these.
+    For each row, the change is drawn with equal probability from those that the settings switch on, and its amount
+    uniformly within the limits. Future rows that are changed in this way are exchangeable with these.
 
     Args:
-        images: `[rows, height, width]` or with channels last, on the scale of the training arrays; their least value is the background.
+        images: `[rows, height, width]` or with channels last, on the scale of the training arrays; the background is their smallest value.
         where: the config's key for the settings.
 
     Raises:

@@ -24,12 +24,12 @@ from abstain.training.data.rows import Rows, Source
 from abstain.training.data.splitting import Rule, cut, part_notes, split_rule
 
 ROUNDED_SPACINGS = 8.0
-"""A feature whose spread is below this many float64 spacings is a constant with rounding."""
+"""A feature with a spread below this many float64 spacings is a constant with rounding errors."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The three parts of a source. `calibration` is neither trained on nor reported on; `source` holds no rows."""
+    """The three parts of a source. `calibration` is used neither for training nor for the report; `source` has no rows."""
 
     source: Source
     train: Rows
@@ -50,7 +50,7 @@ class Dataset:
 
 
 def split(source: Source, config: DataConfig, seed: int) -> Dataset:
-    """Splits a source into train, calibration and test part; parts that the source has are kept.
+    """Splits a source into a training, calibration and test part; parts that the source already has do not change.
 
     Raises:
         ConfigError: a split rule is set, but the source has all parts.
@@ -80,7 +80,7 @@ def split_again(source: Source, config: DataConfig, seed: int, fingerprint: str)
     """Repeats the split of a fit; None if the fingerprint shows that the fit had other data."""
     try:
         dataset = split(source, config, seed)
-    except (ConfigError, DataError):  # A source that cannot be split is not the source of a fit.
+    except (ConfigError, DataError):  # The source of a fit can be split.
         return None
     return dataset if dataset.fingerprint == fingerprint else None
 
@@ -150,7 +150,7 @@ def _with_small_spreads(
 ) -> tuple[Float[np.ndarray, " features"], Float[np.ndarray, " features"]]:
     """Replaces scikit-learn's mean and scale of features that it wrongly takes for constants.
 
-    Its limit, n·ε·|mean|, is the rounding error of its sums. Differences from the first row have no such error.
+    Its limit, n·ε·|mean|, is the rounding error of its sums. Differences from the first row do not have this error.
     """
     differences = x - x[0]
     spread = differences.std(axis=0)
@@ -162,9 +162,9 @@ def _with_small_spreads(
 def _standardised(
     x: Num[np.ndarray, "rows ..."], shift: Float[np.ndarray, " features"], scale: Float[np.ndarray, " features"]
 ) -> dict[str, tuple[float, ...]]:
-    """Returns shift and scale of every feature; for features that float32 cannot represent they are applied on the host."""
+    """Returns shift and scale of every feature, or origin and unit for the host if float32 cannot represent the feature."""
     parameters = {"shift": shift, "scale": scale}
-    # Pixels are never so coarse, and augmentation needs their shift and scale.
+    # Pixels are never too coarse, and augmentation needs their shift and scale.
     coarse = (
         too_coarse(np.abs(x).max(axis=0).astype(np.float64), x.std(axis=0, dtype=np.float64))
         if x.ndim == 2

@@ -1,4 +1,4 @@
-"""Reads the group or the time of each row, its key, from a table's column or an array."""
+"""Reads the key of each row, its group or its time, from a table's column or an array."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def column_key(column: ArrowColumn, config: DataConfig, where: str) -> Key:
     """Reads the key from a table's column: text for groups; numbers or datetime64 for times.
 
     Raises:
-        DataError: naming the row with an empty cell or without a time.
+        DataError: a cell is empty or is not a time; the text names its row.
     """
     where = f"{where}, column {config.split_by!r}"
     if config.time is not None and (pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)):
@@ -63,7 +63,7 @@ def parse_times(texts: list[str], where: str) -> Key:
     """Parses texts as int64 or float64; else as ISO 8601 dates and times (datetime64), in UTC if they have an offset.
 
     Raises:
-        DataError: naming the first row that is neither, or that differs from the first row in having a UTC offset.
+        DataError: a text is neither, or only some times have a UTC offset; the text names the first row that differs.
     """
     for kind in (np.int64, np.float64):
         try:

@@ -1,6 +1,6 @@
 """Hints: notes on columns that look like a group or a time, if the config names neither.
 
-If rows that belong together are split at random, the stated reject rate does not hold for new groups. A hint is only a
+If the rows of a group are split at random, the stated reject rate does not hold for new groups. A hint is only a
 note, because an ordinary feature may look like a group.
 """
 
@@ -32,25 +32,25 @@ GROUP_WORDS = {
 }
 TIME_WORDS = {"date", "datetime", "timestamp", "year", "epoch"}
 GROUPS = 10
-"""The smallest number of distinct values of a group: columns with fewer are categories, such as a user's type."""
+"""The smallest number of distinct values of a group: a column with fewer values is a category, like a user's type."""
 ROWS = 3
-"""The smallest average number of rows of a group: a unique identifier for each row is no group."""
+"""The smallest average number of rows of a group: a unique identifier of each row is not a group."""
 HINT_ROWS = 20_000
-"""The largest number of rows that are examined: the first ones."""
+"""The number of first rows that are examined."""
 
 
 def split_hints(columns: Mapping[str, ArrowColumn | np.ndarray]) -> tuple[str, ...]:
     """Returns a note for each column that looks like a group or a time, by its name and values or by the values alone."""
     hints = []
     for name, column in columns.items():
-        found = _hint(name, _texts(column))
-        if found:
-            hints.append(found)
+        hint = _hint(name, _texts(column))
+        if hint:
+            hints.append(hint)
     return tuple(hints)
 
 
 def array_hints(arrays: Mapping[str, np.ndarray], features: Sequence[str], rows: Rows | None) -> tuple[str, ...]:
-    """Returns `split_hints` for an .npz: its arrays with one value a row, and its named features."""
+    """Returns `split_hints` of an .npz, for its arrays with one value per row and for its named features."""
     if rows is None:
         return ()
     row_arrays = {

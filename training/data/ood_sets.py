@@ -1,6 +1,6 @@
 """OOD sets: inputs that a model should reject, unchanged and at the brightness of the test rows.
 
-OOD images that are brighter or darker than the test rows can be separated by brightness alone, which does not show that a
+OOD images that are brighter or darker than the test rows can be detected by brightness alone, which does not show that a
 score is good. So each set of images is evaluated twice.
 """
 
@@ -25,9 +25,9 @@ def read_ood_sets(
         return sets
     return {
         name: x
-        for base_name, own in sets.items()
-        # A set that the user gave this name is kept.
-        for name, x in ((base_name, own), (base_name + SAME_INTENSITY, match_intensity(own, familiar)))
+        for base_name, images in sets.items()
+        # A user's set with the name of a copy replaces the copy.
+        for name, x in ((base_name, images), (base_name + SAME_INTENSITY, match_intensity(images, familiar)))
         if name == base_name or name not in sets
     }
 
@@ -43,8 +43,8 @@ def match_intensity(
 ) -> Float[np.ndarray, "ood ..."]:
     """Scales each OOD image by one factor, so that their mean intensities have the distribution of the familiar images.
 
-    The k-th darkest OOD image gets the mean intensity of the familiar image of that rank. Intensities are measured from
-    the familiar rows' smallest value (black) and cut off at their largest (white). Because cutting darkens, the factor
+    The k-th darkest OOD image gets the mean intensity of the familiar image with that rank. Intensities are measured from
+    the familiar rows' smallest value (black) and cut off at their largest (white). This makes images darker, so the factor
     is raised until the mean is right, or until all pixels are black or white. A black image stays black.
     """
     black, white = float(familiar.min()), float(familiar.max())
@@ -54,9 +54,9 @@ def match_intensity(
     targets = means[((ranks + 0.5) / len(images) * len(means)).astype(np.int64)]
     scaled = images
     for _ in range(_ROUNDS):
-        found = scaled.mean(axis=1, dtype=np.float64)
-        factors = np.divide(targets, found, out=np.ones_like(found), where=found > 0)
-        # An infinite factor would turn black pixels into NaN; white is reached long before.
+        intensities = scaled.mean(axis=1, dtype=np.float64)
+        factors = np.divide(targets, intensities, out=np.ones_like(intensities), where=intensities > 0)
+        # An infinite factor would turn black pixels into NaN; pixels are white long before that.
         images = np.minimum(images * np.minimum(factors, 1e6)[:, None].astype(np.float32), np.float32(1e30))
         scaled = np.minimum(images, np.float32(white - black))
         if np.allclose(factors, 1, atol=1e-4):

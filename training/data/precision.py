@@ -14,16 +14,16 @@ from abstain.models.errors import DataError
 from abstain.models.prediction.preprocessing import Preprocessing, on_host
 
 COARSE = 1e-4
-"""Distance of neighbouring float32 numbers, in standard deviations of the feature, above which the host standardises it."""
+"""The distance of neighbouring float32 numbers, in standard deviations of a feature, above which the host converts it."""
 SMALL, LARGE = 1e-30, 1e30
-"""The range in which float32 can square a scale and divide by it without under- or overflow."""
+"""The range of scales that float32 can square and divide by, without under- or overflow."""
 VARIANCE_SMALL, VARIANCE_LARGE = 1e-15, 1e15
-"""The range of a target's standard deviation whose variance float32 can represent."""
+"""The range of a target's standard deviation, with variances that float32 can represent."""
 CHECKED_ROWS = 5_000
-"""The largest number of rows whose values are counted."""
+"""The largest number of rows in which distinct values are counted."""
 MERGED = 0.5
-"""Share of a feature's distinct values that float32 may round to another one of them. Millions of random numbers lose a
-few per cent of themselves, and no information."""
+"""The share of a feature's distinct values that float32 may merge with others. Among millions of random numbers it merges
+a few per cent, which loses no information."""
 
 
 def too_coarse(
@@ -41,10 +41,10 @@ def target_needs_float64(mean: float, std: float) -> bool:
 
 
 def check_target(mean: float, std: float) -> None:
-    """Refuses targets whose spread even float64 cannot represent well.
+    """Refuses targets with a spread that even float64 cannot represent well.
 
     Raises:
-        DataError: naming mean and standard deviation.
+        DataError: the spread is too small or too large, also compared with the mean; the text names both.
     """
     if not SMALL < std < LARGE:
         raise DataError(
@@ -63,18 +63,18 @@ def check_target(mean: float, std: float) -> None:
 
 
 def check_distinct(preprocessing: Preprocessing, x: Num[np.ndarray, "rows ..."], names: tuple[str, ...]) -> None:
-    """Refuses features whose distinct values float32 merges, even after `on_host`.
+    """Refuses features with distinct values that float32 merges, even after `on_host`.
 
     Raises:
-        DataError: naming the feature, and how many distinct values remain.
+        DataError: too few distinct values remain; the text names the feature and their number.
     """
     if x.dtype.itemsize <= 2 or (x.dtype.itemsize <= 4 and x.dtype.kind == "f"):
         return
     sample = x[:: 1 + len(x) // CHECKED_ROWS]
     flat, cast = (rows.reshape(len(sample), -1) for rows in (sample, on_host(preprocessing, sample).astype(np.float32)))
     for index in np.flatnonzero((flat != cast).any(axis=0)):
-        own = flat[:, index]
-        distinct, remaining = (len(np.unique(values[~np.isnan(own)])) for values in (own, _normal(cast[:, index])))
+        exact = flat[:, index]
+        distinct, remaining = (len(np.unique(values[~np.isnan(exact)])) for values in (exact, _normal(cast[:, index])))
         if remaining < (1 - MERGED) * distinct:
             raise DataError(
                 f"feature {names[index]!r}" if names else f"feature {index}",
@@ -86,5 +86,5 @@ def check_distinct(preprocessing: Preprocessing, x: Num[np.ndarray, "rows ..."],
 
 
 def _normal(values: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-    """Sets numbers below float32's normal range to 0, as the compiled program does."""
+    """Sets subnormal float32 numbers to 0, as the compiled program does."""
     return np.where(np.abs(values) < np.finfo(np.float32).tiny, 0, values)

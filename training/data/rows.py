@@ -30,7 +30,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """The content of a source: rows for training, and for testing and calibration if it has such parts.
+    """The content of a source: rows for training, and for testing and calibration if it has these parts.
 
     `columns` is empty except for tables; their filling values are fitted to the training part later.
     """
@@ -51,10 +51,10 @@ class Source:
 def class_indices(
     targets: dict[str, np.ndarray], names: tuple[str, ...], where: str, *, limited: bool
 ) -> tuple[dict[str, Int[np.ndarray, " rows"]], tuple[str, ...]]:
-    """Returns class indices of every part, and the class names; targets are whole numbers or names.
+    """Returns the class indices of every part, and the class names; targets are whole numbers or names.
 
     Args:
-        limited: whether to refuse more classes than rows, if the classes are learned from the rows.
+        limited: whether to refuse more classes than rows, which is right only if the rows define the classes.
     """
     if all(y.dtype.kind in "US" for y in targets.values()):
         texts = {part: [as_text(label) for label in y] for part, y in targets.items()}
@@ -79,7 +79,7 @@ def text_codes(labels: list[str], codes: dict[str, int], where: str) -> Int[np.n
     """Converts class names to class indices.
 
     Raises:
-        DataError: naming the row with an unknown label.
+        DataError: a label is unknown; the text names its row.
     """
     for row, label in enumerate(labels):
         if label not in codes:
@@ -99,16 +99,16 @@ def numbers(y: np.ndarray, where: str) -> Num[np.ndarray, " rows"]:
     """Converts regression targets to float64.
 
     Raises:
-        DataError: naming the row whose target is not finite in float32.
+        DataError: a target is not a number, or not finite in float32; the text names its row.
     """
     if y.dtype.kind not in "iufb":
         raise DataError("targets", where=where, expected="numbers", found=f"{y.dtype}")
-    found = y.astype(np.float64)
-    fits = np.abs(found) <= np.finfo(np.float32).max
+    values = y.astype(np.float64)
+    fits = np.abs(values) <= np.finfo(np.float32).max
     if not fits.all():
         row = int(np.argmin(fits))
-        raise DataError(f"row {row}", where=where, expected="a finite target", found=found[row])
-    return found
+        raise DataError(f"row {row}", where=where, expected="a finite target", found=values[row])
+    return values
 
 
 def _whole_numbers(y: np.ndarray, where: str) -> Int[np.ndarray, " rows"]:

@@ -3,7 +3,7 @@
     .npz · a folder of IDX files · the name of an embedded set     here
     .csv · .parquet                                                `tables.py`
 
-Files are checked here, once. The result has features without NaN (except gaps in tables) and targets that fit the
+Files are checked only here. The result has features without NaN (except gaps in tables) and targets that fit the
 likelihood: class indices, or numbers.
 """
 
@@ -45,11 +45,11 @@ def read_source(where: str, config: DataConfig, fitted: Model | None = None, *, 
 
     Args:
         where: a path, or the name of an embedded set.
-        fitted: a model whose classes and table columns the source must have.
+        fitted: a fitted model; the source must have its classes and table columns.
         classify: whether targets are classes; otherwise they are numbers.
 
     Raises:
-        DataError: naming the file, the array or column and the row at fault.
+        DataError: the source cannot be read or does not fit; the text names the file, the array or column, and the row.
     """
     check_split_settings(config, classify=classify)
     path = Path(where)
@@ -150,7 +150,7 @@ def _key(
     where: str,
     fitted: Model | None,
 ) -> Key | None:
-    """Returns the group or time of every row to split; a file for a fitted model may lack it."""
+    """Returns the group or time of every row to split; None if a file for a fitted model does not have it."""
     absent = config.split_by is not None and not {config.split_by, f"{config.split_by}{part}"} & {*arrays}
     if config.split_by is None or part not in rows or (fitted and absent):
         return None
@@ -183,7 +183,7 @@ def _refuse_shared_groups(train: np.ndarray, test: np.ndarray, config: DataConfi
 
 
 def _pair(arrays: dict[str, np.ndarray], part: str, where: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the checked inputs of a part, and as many targets; None if it has neither."""
+    """Returns the checked inputs of a part and its targets, one per row; None if it has neither."""
     x, y = arrays.get(f"x{part}"), arrays.get(f"y{part}")
     if x is None and y is None:
         return None
@@ -213,7 +213,7 @@ def _class_names(arrays: dict[str, np.ndarray], where: str, fitted: Model | None
 def _own_split(
     rows: Rows, arrays: dict[str, np.ndarray], where: str, index: int
 ) -> tuple[dict[str, Rows], tuple[np.ndarray, np.ndarray] | None]:
-    """Returns the parts that `train_idx` and `test_idx` name, `[splits, rows]`, and the rows that are in them."""
+    """Returns the parts that `train_idx` and `test_idx` `[splits, rows]` define, and the indices of their rows."""
     if "train_idx" not in arrays or "test_idx" not in arrays:
         return {}, None
     parts: dict[str, Rows] = {}
@@ -232,7 +232,7 @@ def _own_split(
         if outside.size:
             raise DataError(f"{key}[{index}]", where=where, expected=f"rows 0 … {len(rows) - 1}", found=outside[0])
         if len(np.unique(chosen)) < len(chosen):
-            # A repeated row would be trained on and calibrated on at once.
+            # A repeated row could be both a training row and a calibration row.
             values, counts = np.unique(chosen, return_counts=True)
             found = f"row {values[counts.argmax()]} {counts.max()} times"
             raise DataError(f"{key}[{index}]", where=where, expected="each row once", found=found)
@@ -256,9 +256,9 @@ def _read_idx(folder: Path) -> dict[str, np.ndarray]:
     taken = 0
     for name, file in IDX_NAMES.items():
         spellings = [f"{stem}{end}" for stem in (file, file.replace("-idx", ".idx")) for end in ("", ".gz")]
-        there = [folder / spelling for spelling in spellings if (folder / spelling).exists()]
+        existing = [folder / spelling for spelling in spellings if (folder / spelling).exists()]
         # Some archives of MNIST also contain folders with these names.
-        path = next((path for path in there if not path.is_dir()), None)
+        path = next((path for path in existing if not path.is_dir()), None)
         if path is not None:
             arrays[name] = _read_idx_file(path, taken)
             taken += arrays[name].nbytes
@@ -269,12 +269,12 @@ def _read_idx(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _read_idx_file(path: Path, taken: int) -> np.ndarray:
-    """Returns one IDX file: two zero bytes, the type (8: unsigned byte), the number of axes, their lengths, the data.
+    """Reads one IDX file: two zero bytes, the type (8: unsigned byte), the number of axes, their lengths, the data.
 
-    No more bytes are read or unpacked than the header states and memory allows.
+    Reads and unpacks at most as many bytes as the header states and memory allows.
 
     Args:
-        taken: bytes that the folder's other files take.
+        taken: the number of bytes that the arrays of the folder's other files take.
     """
     check_is_file(path)
     try:
@@ -286,7 +286,7 @@ def _read_idx_file(path: Path, taken: int) -> np.ndarray:
                 found = start.hex() or "nothing"
                 raise DataError("header", where=str(path), expected="an IDX file of unsigned bytes", found=found)
             shape = tuple(np.frombuffer(lengths, ">u4").tolist())
-            # Python's integers: in a damaged header the product of the lengths may overflow numpy's.
+            # With Python's integers, because the product of the lengths in a damaged header may overflow numpy's.
             length = math.prod(shape)
             check_room(math.prod(axis or 1 for axis in shape), str(path), already=taken)
             content = bytearray()
@@ -294,7 +294,7 @@ def _read_idx_file(path: Path, taken: int) -> np.ndarray:
                 content += piece
     except AbstainError:
         raise
-    except Exception as error:  # gzip and zlib raise many kinds of exceptions for a damaged file.
+    except Exception as error:  # gzip and zlib raise many types of exceptions for a damaged file.
         raise DataError("cannot be read", where=str(path), found=str(error)) from error
     if len(content) != length:
         found = f"{len(content)}" if len(content) < length else "more"

@@ -1,4 +1,4 @@
-"""Which rows go into a part: at random, with each class's share, by whole groups, or the latest.
+"""Chooses the rows of a part: at random, with each class's share, by whole groups, or the latest.
 
     split_rule  config, key of the rows, seed → Rule
     cut         Rule, rows, count             → the rows that remain, and the part
@@ -29,7 +29,7 @@ class Rule(NamedTuple):
     kind: Literal["random", "class", "rank"]
     values: Shaped[np.ndarray, " all"]
     noun: str = "rows"
-    """The name of `values` in errors: groups, or times."""
+    """The word for the values in errors: groups, or times."""
     names: tuple[str, ...] = ()
     """The classes' names."""
 
@@ -38,7 +38,7 @@ def check_split_settings(config: DataConfig, *, classify: bool) -> None:
     """Refuses `[data] group`, `time` and `stratify` if they contradict each other or another key.
 
     Raises:
-        ConfigError: naming the keys, and which of them to leave out.
+        ConfigError: two keys contradict each other; the text names them, and which of them to leave out.
     """
     if config.group is not None and config.time is not None:
         raise ConfigError(
@@ -108,7 +108,7 @@ def cut(rule: Rule, order: Indices, count: int, key: str, where: str) -> tuple[I
 
     Args:
         order: the rows to cut from, in random order.
-        count: rows of the part; by rank it may get more.
+        count: the number of rows of the part; if `rule` is by rank, it may get more.
         key: the config's key, for errors.
 
     Raises:
@@ -118,14 +118,14 @@ def cut(rule: Rule, order: Indices, count: int, key: str, where: str) -> tuple[I
         return order[:-count], order[-count:]
     values = rule.values[order]
     chosen = (
-        _of_highest_rank(values, count, rule.noun, where)
+        _rows_of_highest_rank(values, count, rule.noun, where)
         if rule.kind == "rank"
         else _share_of_each_class(values, count, rule.names, key, where)
     )
     return order[~chosen], order[chosen]
 
 
-def _of_highest_rank(
+def _rows_of_highest_rank(
     ranks: Shaped[np.ndarray, " rows"], count: int, noun: str, where: str
 ) -> Bool[np.ndarray, " rows"]:
     least = np.sort(ranks)[-count]
@@ -144,7 +144,7 @@ def _of_highest_rank(
 def _share_of_each_class(
     labels: Indices, count: int, names: tuple[str, ...], key: str, where: str
 ) -> Bool[np.ndarray, " rows"]:
-    """Returns each class's share of `count` rows by largest remainders, the class's last rows in the order given."""
+    """Marks each class's share of `count` rows (largest remainders), the last rows of the class in the order of `labels`."""
     counts = np.bincount(labels, minlength=len(names))
     exact = counts * count / len(labels)
     taken = np.floor(exact).astype(int)

@@ -1,4 +1,4 @@
-"""Tables as sources: the config names the target and the categorical columns; all others are numbers."""
+"""Tables as sources: the config names the target and the categorical columns; all other columns are numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from abstain.training.data.rows import Rows, Source, natural_order, numbers, tex
 
 _DROP = "list it under data.drop"
 MOST_CLASSES = 20
-"""More distinct targets than this, and than half the rows, are refused as classes."""
+"""Up to this number, distinct targets are always classes; more must be at most half the number of rows."""
 
 
 def read_table_source(
@@ -32,15 +32,15 @@ def read_table_source(
     """Reads the rows of a table, with categories as codes and gaps as NaN.
 
     Raises:
-        DataError: naming the column and the row at fault.
+        DataError: a column is missing, or a value is wrong; the text names the column and the row.
     """
     check_column_names(table.schema, where)
     target = _target(table, where, config, fitted)
     if fitted:
         columns = fitted.preprocessing.columns
     else:
-        aside = {target, config.split_by, *config.drop}
-        features = [name for name in table.column_names if name not in aside]
+        not_features = {target, config.split_by, *config.drop}
+        features = [name for name in table.column_names if name not in not_features]
         if not features:
             raise DataError(
                 "columns", where=where, expected="at least one feature in addition to the target", found="none"
@@ -67,7 +67,7 @@ def _target(table: ArrowTable, where: str, config: DataConfig, fitted: Model | N
             found="nothing",
             fix=f"set it in the config to one of {present}",
         )
-    # A fitted model knows its columns by name; other columns do not matter.
+    # A fitted model has the names of its columns; other columns do not matter.
     others: dict[str, tuple[str | None, ...]] = {"categorical": config.categorical, "drop": config.drop}
     others = {} if fitted else others | {config.split_kind: (config.split_by,)}
     for key, names in {"target": (config.target,), **others}.items():
@@ -79,7 +79,7 @@ def _target(table: ArrowTable, where: str, config: DataConfig, fitted: Model | N
 
 
 def _column(name: str, values: ArrowColumn, categorical: bool, where: str) -> Column:
-    """Returns a column with its categories, if any; its filling value is fitted later, to the training part."""
+    """Returns the record of a column, with its categories if it has any; its filling value is fitted to the training part."""
     from sklearn.preprocessing import OrdinalEncoder  # noqa: PLC0415 - half a second, and only fit needs it
 
     if not categorical:
@@ -127,7 +127,7 @@ def _targets(
 
 
 def _hints(table: ArrowTable, config: DataConfig) -> tuple[str, ...]:
-    """Returns notes on columns that look like groups or times, dropped ones too, because their rows still belong together."""
+    """Returns notes on columns that look like groups or times, including dropped columns, which still group the rows."""
     if config.split_by is not None:
         return ()
     return split_hints({name: table.column(name) for name in table.column_names if name != config.target})

@@ -1,4 +1,4 @@
-"""95 % intervals of metrics: how much a metric varies over samples of rows.
+"""95 % intervals of metrics, for their variation over samples of rows.
 
 share_interval                    proportions: exact binomial limits (Clopper & Pearson, 1934)
 auroc_interval                    areas under a ROC curve: DeLong's variance on the logit scale, with Newcombe's interval
@@ -29,20 +29,20 @@ PROPORTIONS = {"accuracy", "coverage_95"}
 
 
 def mean_intervals(terms: Terms, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Interval]:
-    """Returns intervals of the metrics that are means over rows: exact for proportions, bootstrap for the others.
+    """Returns the intervals of metrics that are means over rows: exact for proportions, bootstrap for the others.
 
     The percentile bootstrap fails for a proportion near 0 or 1: if all rows are correct, all resamples are.
     """
     rows = len(next(iter(terms.values())))
     average_metrics = {name: values for name, values in terms.items() if name not in PROPORTIONS}
-    found = [
+    resampled = [
         {name: metric_from_means(name, values[drawn].mean(axis=1)) for name, values in average_metrics.items()}
         for drawn in resample_rows(rows, resamples, seed)
     ]
     return {
         name: share_interval(int(values.sum()), rows)
         if name in PROPORTIONS
-        else central_interval(np.concatenate([part[name] for part in found]))
+        else central_interval(np.concatenate([part[name] for part in resampled]))
         for name, values in terms.items()
     }
 
@@ -50,10 +50,10 @@ def mean_intervals(terms: Terms, resamples: int = RESAMPLES, seed: int = 0) -> d
 def classification_intervals(
     terms: Terms, confidence: Float[np.ndarray, " rows"], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Returns intervals of accuracy (exact), NLL, Brier score, ECE and AURC (bootstrap).
+    """Returns the intervals of accuracy (exact), NLL, Brier score, ECE and AURC (bootstrap).
 
-    The ECE of a resample is larger on average than that of the rows. The interval is shifted by this bias, as the
-    bootstrap estimates it (Efron & Tibshirani, 1993, chapter 10), and cut off at 0.
+    The ECE of a resample is larger on average than that of the rows. The interval is shifted by the bootstrap's estimate
+    of this bias (Efron & Tibshirani, 1993, chapter 10), and cut off at 0.
     """
     rows, correct = len(confidence), terms["accuracy"]
     rising, falling = np.argsort(confidence, kind="stable"), np.argsort(-confidence, kind="stable")
@@ -77,7 +77,7 @@ def classification_intervals(
 
 
 def resample_rows(rows: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, "chunk rows"]]:
-    """Draws row indices with replacement, a chunk of resamples at a time; for very many rows at least 200 resamples."""
+    """Draws row indices with replacement, a chunk of resamples at a time; fewer resamples for very many rows, at least 200."""
     rng = np.random.default_rng(seed)
     resamples = min(resamples, max(200, _AT_MOST // rows))
     chunk = max(1, _AT_ONCE // rows)
@@ -86,7 +86,7 @@ def resample_rows(rows: int, resamples: int, seed: int) -> Iterator[Int[np.ndarr
 
 
 def central_interval(values: Float[np.ndarray, " resamples"]) -> Interval:
-    """Returns the interval that holds the central 95 % of some resampled values."""
+    """Returns the interval with the central 95 % of resampled values."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return low, high
 
@@ -111,8 +111,8 @@ def auroc_interval(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarr
     for areas near 1. That variance is estimated from the pairs in the wrong order; from few pairs it is too small. The
     other, method 5 of Newcombe (2006), uses the variance of an area A under a model and inverts the test of A. If no
     variance can be estimated, because the sets do not overlap or one has a single row, the first interval is the exact
-    one of a proportion A of n independent pairs, n the rows of the smaller set: given A, the probability that all pairs
-    are in the right order is at most the probability that these n are.
+    one of a proportion A of n independent pairs, where n is the number of rows of the smaller set. For a given A, the
+    probability that all pairs are in the right order is at most the probability that these n pairs are.
     """
     above = _share_below(np.sort(familiar), strange)
     below = _share_below(np.sort(strange), familiar)
@@ -164,17 +164,17 @@ def calibrated_ece(
     rng = np.random.default_rng(seed)
     resamples = min(resamples, max(200, _AT_MOST // rows))
     chunk = max(1, _AT_ONCE // rows)
-    found: list[Float[np.ndarray, " chunk"]] = []
+    eces: list[Float[np.ndarray, " chunk"]] = []
     for start in range(0, resamples, chunk):
         right = rng.random((min(chunk, resamples - start), rows)) < ordered
         shares = np.add.reduceat(right.astype(np.float64), tied, axis=1) / sizes
         gaps = np.repeat(shares, sizes, axis=1) - ordered
-        found.append(np.abs(np.add.reduceat(gaps, starts, axis=1)).sum(axis=1) / rows)
-    return np.concatenate(found)
+        eces.append(np.abs(np.add.reduceat(gaps, starts, axis=1)).sum(axis=1) / rows)
+    return np.concatenate(eces)
 
 
 def _share_below(ascending: Float[np.ndarray, " others"], values: Float[np.ndarray, " rows"]) -> np.ndarray:
-    """For each value, the share of `ascending` that is below it; ties count half."""
+    """Returns the share of `ascending` below each value; ties count half."""
     left, right = (np.searchsorted(ascending, values, side=side) for side in ("left", "right"))
     return (left + right) / (2 * len(ascending))
 

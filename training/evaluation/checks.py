@@ -1,8 +1,8 @@
 """Checks before publication: the shortfalls of a fit, as sentences for people.
 
-The shortfalls of chains are in `diagnostics.chain_shortfalls`. Here are those of predictions, all measured on rows that
-the fit did not learn from: a model that has learned nothing, draws that predict far worse than the mode they were made
-around, and a decision that can never reject.
+`diagnostics.chain_shortfalls` finds those of chains. This module finds those of predictions, on rows that the fit did not
+learn from: a model that has learned nothing, draws that predict far worse than the mode at their centre, and a decision
+that can never reject.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from abstain.training.inference.problem import Fitted
 
 ENOUGH_DRAWS = 20
 GAIN_ERRORS = 2.33
-"""Standard errors by which a model must beat a baseline: a model of pure noise does so in 1 % of fits."""
+"""The number of standard errors by which a model must beat a baseline; a model of pure noise does so in 1 % of fits."""
 LEAST_GAIN = 1e-3
-"""The smallest gain that counts, as a share of the baseline's score (at most 1 nat): less may be rounding."""
+"""The smallest gain that counts, as a share of the baseline's score (at most 1 nat); less may be rounding."""
 LOSS_ERRORS, LARGEST_LOSS = 3.0, 0.1
 """Draws fall short if they are worse than their mode by this many standard errors and this many nats a row."""
 MODE_ROWS = 2_000
@@ -73,8 +73,8 @@ def learning_shortfalls(
     """Returns a shortfall if neither proper score is better than that of a baseline, a prediction that ignores the row.
 
     There are two baselines: the training part's class frequencies, or the normal with the mean and standard deviation of
-    the training targets; and the average of the model's own predictions. Accuracy cannot be used: for a rare event even
-    the best model may never predict it. A gain counts if its mean over paired rows exceeds `GAIN_ERRORS` standard
+    the training targets; and the average of the model's own predictions. Accuracy cannot be used, because even the best
+    model may never predict a rare event. A gain counts if its mean over paired rows exceeds `GAIN_ERRORS` standard
     errors. A constant model may beat the training frequencies by chance, but never its own average.
     """
     classify = "brier" in terms
@@ -94,7 +94,7 @@ def learning_shortfalls(
 
 
 def _advice(gain: Float[np.ndarray, " rows"], y: Num[np.ndarray, " rows"], *, classify: bool) -> str:
-    """Returns advice: if the predictions are not significantly worse than the baseline, more test rows may be enough."""
+    """Returns the advice: more test rows, unless the predictions are significantly worse than the baseline."""
     if gain.mean() < -GAIN_ERRORS * _standard_error(gain):
         return "lower kl_weight or the prior's scale, or train longer"
     rarest = f", {np.unique(y, return_counts=True)[1].min()} of the rarest class," if classify else ""
@@ -102,7 +102,7 @@ def _advice(gain: Float[np.ndarray, " rows"], y: Num[np.ndarray, " rows"], *, cl
 
 
 def frequency_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) -> Terms:
-    """Returns NLL and Brier score of each row under the training part's class frequencies.
+    """Returns the NLL and Brier score of each row under the training part's class frequencies.
 
     A class without training rows counts as half a row, so that its NLL is finite.
     """
@@ -113,7 +113,7 @@ def frequency_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"
 
 
 def normal_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) -> Terms:
-    """Returns NLL and squared error of each row under the normal with the training targets' mean and standard deviation."""
+    """Returns the NLL and squared error of each row under a normal with the training targets' mean and standard deviation."""
     exact = train.astype(np.float64)
     mean, std = exact.mean(), max(float(exact.std()), float(np.finfo(np.float64).tiny))
     return {"nll": -stats.norm.logpdf(y.astype(np.float64), mean, std), "rmse": (y - mean) ** 2}
@@ -121,7 +121,7 @@ def normal_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) 
 
 def _is_better(name: str, guess: Float[np.ndarray, " rows"], found: Float[np.ndarray, " rows"]) -> bool:
     gain, size = guess - found, abs(float(guess.mean()))
-    # The log density of a regression shifts with the unit of its target: there the least gain is in nats.
+    # The log density of a regression shifts with the unit of its target, so its least gain is at most `LEAST_GAIN` nats.
     least = LEAST_GAIN * (min(size, 1.0) if name == "nll" else size)
     return bool(gain.mean() > max(GAIN_ERRORS * _standard_error(gain), least))
 
@@ -132,7 +132,7 @@ def _standard_error(values: Float[np.ndarray, " rows"]) -> float:
 
 
 def draws_shortfalls(fitted: Fitted, test: Rows) -> tuple[Shortfall, ...]:
-    """Returns a shortfall if the draws' mean prediction is far less likely than that of the mode that they were made around.
+    """Returns a shortfall if the draws' mean prediction is far less likely than that of the mode at their centre.
 
     Recalibration is left out, because it would hide part of the loss. Draws may predict a little worse than the mode;
     much worse means that the approximation of the posterior is bad. Methods without a mode have no such shortfall.

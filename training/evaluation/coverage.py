@@ -1,7 +1,7 @@
-"""Conformal coverage among the rows that are accepted and among those that are rejected.
+"""Conformal coverage of the accepted rows and of the rejected rows.
 
 A prediction set or interval contains the target with the stated probability over all rows, before any is rejected. For
-accepted rows it usually contains it more often, for rejected rows less often: there is no guarantee for either part.
+accepted rows the coverage is usually higher, for rejected rows lower; neither part has a guarantee.
 """
 
 from __future__ import annotations

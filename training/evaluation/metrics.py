@@ -1,6 +1,6 @@
 """Metrics: pure functions of predictions and targets.
 
-A metric that is a mean over rows is returned as its terms, one number a row. The same terms give the metric, its
+A metric that is a mean over rows is returned as its terms, one number per row. The same terms give the metric, its
 bootstrap interval, and the metric of the accepted rows.
 
 classification_terms, expected_calibration_error, …    how good the probabilities are
@@ -21,7 +21,7 @@ from abstain.training.evaluation.results import ReliabilityBins, Separation
 ECE_BINS = 15
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99)
 Terms = dict[str, Float[np.ndarray, " rows"]]
-"""The terms of each metric that is a mean over rows, one number a row; under `rmse` the squared errors."""
+"""The terms of each metric that is a mean over rows, one number per row; under `rmse` the squared errors."""
 
 
 def average_metrics(terms: Terms) -> dict[str, float]:
@@ -54,7 +54,7 @@ def classification_terms(
 def classification_quality(
     probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"]
 ) -> dict[str, float]:
-    """Returns accuracy; negative log-likelihood in nats; Brier score (sum over classes); ECE; area under risk–coverage."""
+    """Computes accuracy, negative log-likelihood (nats), Brier score (sum over classes), ECE, and area under risk–coverage."""
     terms = classification_terms(probabilities, labels)
     confidence, correct = probabilities.max(axis=1).astype(np.float64), terms["accuracy"] == 1
     return average_metrics(terms) | {
@@ -81,7 +81,7 @@ def tied_means(
 def expected_calibration_error(
     confidence: Float[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"], bins: int = ECE_BINS
 ) -> float:
-    """Returns mean |accuracy − confidence| over bins of equal mass (Nguyen & O'Connor, 2015); ties count by their mean."""
+    """Returns the mean |accuracy − confidence| over bins of equal mass (Nguyen & O'Connor, 2015); ties count by their mean."""
     order = np.argsort(confidence, kind="stable")
     gaps = (tied_means(confidence, correct.astype(np.float64)) - confidence.astype(np.float64))[order]
     return float(np.abs(np.add.reduceat(gaps, equal_mass_starts(len(order), bins))).sum() / len(order))
@@ -108,7 +108,7 @@ def reliability_bins(
 def adaptive_calibration_error(
     probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"], bins: int = ECE_BINS
 ) -> float:
-    """Returns mean over classes and bins of |frequency − mean probability|, the bins of equal mass (ACE; Nixon et al., 2019)."""
+    """Returns the mean |frequency − mean probability| over classes and bins of equal mass (ACE; Nixon et al., 2019)."""
     order = np.argsort(probabilities, axis=0, kind="stable")
     exact = probabilities.astype(np.float64)
     hits = (labels[:, None] == np.arange(probabilities.shape[1])).astype(np.float64)
@@ -122,7 +122,7 @@ def adaptive_calibration_error(
 def classwise_calibration_error(
     probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"], bins: int = ECE_BINS
 ) -> float:
-    """Returns mean over classes of the ECE of that class's probability, in bins of equal width (Kull et al., 2019)."""
+    """Returns the mean over classes of the ECE of the class's probability, in bins of equal width (Kull et al., 2019)."""
     rows, classes = probabilities.shape
     exact = probabilities.astype(np.float64)
     gaps = (labels[:, None] == np.arange(classes)) - exact
@@ -136,18 +136,18 @@ def classwise_calibration_error(
 
 
 def area_under_risk_coverage(confidence: Float[np.ndarray, " rows"], correct: Bool[np.ndarray, " rows"]) -> float:
-    """Returns mean error among the k most confident rows, averaged over k (Geifman & El-Yaniv, 2017)."""
+    """Returns the mean error among the k most confident rows, averaged over k (Geifman & El-Yaniv, 2017)."""
     return float(risks(confidence, (~correct).astype(np.float64)).mean())
 
 
 def risks(confidence: Float[np.ndarray, " rows"], losses: Float[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-    """Returns mean loss among the k most confident rows, for k = 1 … rows; averaged over all orders of tied rows."""
+    """Returns the mean loss among the k most confident rows, for k = 1 … rows; averaged over all orders of tied rows."""
     ordered = tied_means(confidence, losses)[np.argsort(-confidence, kind="stable")]
     return np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
 
 
 def risk_at_coverage(confidence: Float[np.ndarray, " rows"], losses: Float[np.ndarray, " rows"]) -> dict[str, float]:
-    """Returns selective risk: the mean loss among the ⌈c·rows⌉ most confident rows, for each coverage c of `COVERAGES`."""
+    """Returns the selective risk: the mean loss of the ⌈c·rows⌉ most confident rows, for each coverage c of `COVERAGES`."""
     at = risks(confidence, losses)
     return {str(coverage): float(at[math.ceil(round(coverage * len(at), 9)) - 1]) for coverage in COVERAGES}
 
@@ -156,7 +156,7 @@ def risk_at_coverage(confidence: Float[np.ndarray, " rows"], losses: Float[np.nd
 
 
 def separation(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"]) -> Separation:
-    """Returns how well a score separates an OOD set from the test rows, at no threshold; OOD is positive."""
+    """Measures how well a score separates an OOD set from the test rows, without a threshold; OOD is positive."""
     truth = np.concatenate([np.zeros(len(familiar)), np.ones(len(strange))])
     values = np.concatenate([familiar, strange])
     return Separation(

@@ -23,7 +23,7 @@ from abstain.training.data.rows import Rows
 
 
 def pooled_log_likelihood(posterior: Posterior, rows: Rows) -> Float[np.ndarray, " rows"]:
-    """Returns log of the mean over draws of each row's likelihood, in nats, without recalibration."""
+    """Returns the log of the mean over draws of each row's likelihood, in nats, without recalibration."""
     if posterior.model.likelihood_functions.task == "regression":
         moments = draw_moments(posterior, rows.x)
         return mixture_log_density(moments[..., 0], np.sqrt(moments[..., 1]), rows.y)
@@ -62,7 +62,7 @@ def _point_terms(
 
 
 def regression_terms(posterior: Posterior, summary: RegressionSummary, rows: Rows) -> dict[str, np.ndarray]:
-    """Returns each row's squared error (`rmse`), NLL (nats) and CRPS of the mixture, and coverage and width of the central 95 %."""
+    """Returns each row's squared error (`rmse`), NLL (nats) and CRPS, and coverage and width of the central 95 %."""
     low, high = np.asarray(summary.quantiles)[:, 0], np.asarray(summary.quantiles)[:, -1]
     means, stds = served_mixture(posterior, summary, rows.x)
     return _point_terms(means, stds, summary, rows) | {
@@ -75,7 +75,7 @@ def regression_terms(posterior: Posterior, summary: RegressionSummary, rows: Row
 def served_mixture(
     posterior: Posterior, summary: RegressionSummary, x: Num[np.ndarray, "rows ..."]
 ) -> tuple[Float[np.ndarray, "rows draws"], Float[np.ndarray, "rows draws"]]:
-    """Returns means and standard deviations of each row's normals, scaled to the variance of the served summary.
+    """Returns the means and standard deviations of each row's normals, scaled to the variance of the served summary.
 
     The summary includes the recalibration; the draws do not.
     """
@@ -90,13 +90,13 @@ def served_mixture(
 def mixture_log_density(
     means: Float[np.ndarray, "rows draws"], stds: Float[np.ndarray, "rows draws"], y: Float[np.ndarray, " rows"]
 ) -> Float[np.ndarray, " rows"]:
-    """Returns log of the mean over draws of each target's density, in nats."""
+    """Returns the log of the mean over draws of each target's density, in nats."""
     log_densities = norm.logpdf(y[:, None], means, stds)
     return logsumexp(log_densities, axis=1) - np.log(means.shape[1])
 
 
 def draw_moments(posterior: Posterior, x: Num[np.ndarray, "rows ..."]) -> Float[np.ndarray, "rows draws 2"]:
-    """Returns mean and variance that each draw predicts for each row, in the target's units."""
+    """Returns the mean and variance that each draw predicts for each row, in the target's units."""
 
     def of_row(row: Array) -> Array:
         return jax.vmap(lambda draw: predict_draw(posterior.model, draw, row))(posterior.draws)
@@ -111,7 +111,7 @@ def draw_moments(posterior: Posterior, x: Num[np.ndarray, "rows ..."]) -> Float[
 def mixture_crps(
     means: Float[np.ndarray, "rows draws"], stds: Float[np.ndarray, "rows draws"], y: Float[np.ndarray, " rows"]
 ) -> Float[np.ndarray, " rows"]:
-    """Returns CRPS of an equally weighted mixture of normals, in closed form (Grimit et al., 2006, eq. 5)."""
+    """Returns the CRPS of an equally weighted mixture of normals, in closed form (Grimit et al., 2006, eq. 5)."""
 
     def absolute_moment(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
         z = mean / std
@@ -129,6 +129,6 @@ def mixture_crps(
 def probability_integral_transform(
     posterior: Posterior, summary: RegressionSummary, rows: Rows
 ) -> Float[np.ndarray, " rows"]:
-    """Returns the mixture's distribution function at each target: uniform if the predictions are calibrated (Dawid, 1984)."""
+    """Returns the mixture's distribution function at each target, uniform for calibrated predictions (Dawid, 1984)."""
     means, stds = served_mixture(posterior, summary, rows.x)
     return ndtr((rows.y[:, None] - means) / stds).mean(axis=1)

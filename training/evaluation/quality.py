@@ -1,7 +1,7 @@
-"""Metrics of predictions: what `fit` records and `evaluate` reports for test rows and OOD sets.
+"""The metrics that `fit` records and `evaluate` reports for test rows and OOD sets.
 
-The metrics use the served predictions, computed by the serving code (`models.predictive.Predictor`), wherever these
-have what a metric needs. No metric is NaN: a metric without rows is left out.
+A metric uses the served predictions (`models.prediction.predictive.Predictor`) if they contain all that it needs. No
+metric is NaN: a metric without rows is left out.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TWIN_SCORES = ("max_probability", "entropy", "total_std")
 
 
 def prediction_quality(posterior: Posterior, prediction: Prediction, rows: Rows) -> dict[str, float]:
-    """Returns `accuracy nll brier ece aurc`, or `rmse nll crps coverage_95 interval_width` in the target's units."""
+    """Computes `accuracy nll brier ece aurc`, or `rmse nll crps coverage_95 interval_width` in the target's units."""
     if isinstance(prediction.summary, ClassificationSummary):
         return metrics.classification_quality(np.asarray(prediction.summary.mean), rows.y)
     return metrics.average_metrics(regression_terms(posterior, prediction.summary, rows))
@@ -87,7 +87,7 @@ def average_terms(prediction: Prediction, y: Num[np.ndarray, " rows"]) -> Terms:
 
 
 def headline_metrics(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], dict[str, Interval]]:
-    """Returns the metrics of `prediction_quality`, computed from given terms, and their 95 % intervals."""
+    """Computes the metrics of `prediction_quality` from their terms, and their 95 % intervals."""
     if not isinstance(prediction.summary, ClassificationSummary):
         return metrics.average_metrics(terms), mean_intervals(terms)
     certain, correct = confidence(prediction), terms["accuracy"] == 1
@@ -135,10 +135,10 @@ def total_variance(summary: RegressionSummary) -> Float[np.ndarray, " rows"]:
 
 
 def check_finite(prediction: Prediction, where: str) -> None:
-    """Refuses predictions that are not finite: they have no mean and no rank.
+    """Refuses predictions that are not finite, because they have no mean and no rank.
 
     Raises:
-        DataError: naming the first row.
+        DataError: a prediction is not finite; the text names the first row.
     """
     leaves = prediction.summary._asdict() | prediction.scores
     finite = {name: _finite_rows(np.asarray(values)) for name, values in leaves.items()}
@@ -163,7 +163,7 @@ def _finite_rows(values: Float[np.ndarray, "rows ..."]) -> Bool[np.ndarray, " ro
 
 
 def conformal_quality(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> ConformalQuality:
-    """Returns how often prediction sets or intervals contain the target, with an exact interval; and their mean size or width."""
+    """Returns the coverage of prediction sets or intervals with its exact interval, and their mean size or width."""
     stated, inside = judgement.coverage, proportion(is_covered(judgement, y))
     if judgement.members is not None:
         return ConformalQuality(stated, inside, mean_size=float(judgement.members.sum(axis=1).mean()))
@@ -192,18 +192,18 @@ def part_quality(terms: Terms, chosen: Bool[np.ndarray, " rows"]) -> PartQuality
 def class_quality(
     names: tuple[str, ...], terms: Terms, judgement: Judgement, y: Num[np.ndarray, " rows"]
 ) -> dict[str, ClassQuality]:
-    """For each class with rows: their number, accuracy, reject rate and coverage of the prediction sets."""
+    """Returns the rows of each class that has any: their number, accuracy, reject rate and coverage of their sets."""
     inside = is_covered(judgement, y)
-    found: dict[str, ClassQuality] = {}
+    classes: dict[str, ClassQuality] = {}
     for label in np.unique(y).tolist():
         own = y == label
-        found[names[label]] = ClassQuality(
+        classes[names[label]] = ClassQuality(
             rows=int(own.sum()),
             accuracy=proportion(terms["accuracy"][own]),
             reject_rate=proportion(judgement.reject[own]),
             set_coverage=proportion(inside[own]),
         )
-    return found
+    return classes
 
 
 # ---- separating OOD rows from test rows ---------------------------------------------------------------------------
@@ -215,15 +215,15 @@ def reject_rates(calibration: Calibration, prediction: Prediction, percentile: f
 
 
 def rates_of(judgement: Judgement) -> dict[str, float]:
-    """Returns `reject_rates` of rows with a judgement."""
+    """Returns the `reject_rates` of rows that are judged already."""
     rates = {name: float(score.above.mean()) for name, score in judgement.scores.items()}
     return rates | {"reject": float(judgement.reject.mean())}
 
 
 def ood_detection(familiar: JudgedRows, strange: JudgedRows) -> SetDetection:
-    """Returns how well each score and the decision separate an OOD set from the test rows; OOD is positive.
+    """Measures how well each score and the decision separate an OOD set from the test rows; OOD is positive.
 
-    Holds `metrics.separation` of the deciding ranks (`deciding_ranks`), the interval of the AUROC, and the share of OOD
+    The result has `metrics.separation` of the deciding ranks (`deciding_ranks`), the AUROC's interval, and the share of OOD
     rows above the calibrated threshold.
     """
     scores = {
@@ -255,13 +255,13 @@ def deciding_ranks(
 def score_detection(
     familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"], detected: Bool[np.ndarray, " ood"]
 ) -> Detection:
-    """Returns the separation by one score, from its values and from which OOD rows are above its threshold."""
+    """Measures the separation by one score, from its values, and from flags of the OOD rows above its threshold."""
     separation = metrics.separation(familiar, strange)
     return Detection(separation, auroc_interval(familiar, strange), proportion(detected))
 
 
 def twin_detection(familiar: Prediction, strange: Prediction) -> dict[str, Separation]:
-    """Returns how well the scores of a single network separate the sets; without calibration there is no threshold."""
+    """Measures how well the scores of a single network separate the sets; it has no threshold without calibration."""
     return {
         name: metrics.separation(np.asarray(familiar.scores[name]), np.asarray(strange.scores[name]))
         for name in TWIN_SCORES

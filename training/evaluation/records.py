@@ -16,8 +16,8 @@ from abstain.training.inference.diagnostics import Agreement
 
 
 def regression_of(prediction: Prediction) -> RegressionSummary:
-    """Returns the summary of a prediction of a regression; the caller knows the task."""
-    assert isinstance(prediction.summary, RegressionSummary)  # noqa: S101 - the caller knows the model's task
+    """Returns the summary of a regression's prediction; only for a model of this task."""
+    assert isinstance(prediction.summary, RegressionSummary)  # noqa: S101 - the caller has checked the task
     return prediction.summary
 
 
@@ -86,9 +86,9 @@ class ReportData:
     """The data of a report in addition to manifest and calibration.
 
     Attributes:
-        view: test part and OOD sets, without a twin.
-        curve: only for a regression with one input.
-        agreement: of the chains, if the method has chains.
+        view: the test part and OOD sets, without a twin.
+        curve: the predictions along the input, only for a regression with one input.
+        agreement: the agreement of the chains, if the method has chains.
         absent: a sentence for each missing part, by `test`, `ood`, `curve` or `chains`.
     """
 

@@ -1,6 +1,6 @@
 """The data of a report: predictions by the serving code for the test part, OOD sets and a curve along one input.
 
-A part that cannot be computed is left out, with a sentence that says why; the fit is still published.
+A part that cannot be computed is left out, and a sentence gives the reason; the fit is still published.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from abstain.training.evaluation.records import Curve, JudgedRows, ReportView
 from abstain.training.evaluation.results import ReliabilityBins, ServedQuality
 
 POINTS = 256
-"""Points of a curve: one bucket of the predictor."""
+"""The number of points of a curve, one bucket of the predictor."""
 BEYOND = 0.25
-"""How far a curve extends beyond the training rows, as a share of their range."""
+"""The extension of a curve beyond the training rows on each side, as a share of their range."""
 Inputs = Num[np.ndarray, "rows ..."]
 
 
@@ -47,11 +47,11 @@ def predict_test_part(
     strange: dict[str, JudgedRows] = {}
     failures: list[str] = []
     for label, x in sets.items():
-        found = _judge_rows(calibrated, x, label)
-        if isinstance(found, str):
-            failures.append(found)
+        judged = _judge_rows(calibrated, x, label)
+        if isinstance(judged, str):
+            failures.append(judged)
         else:
-            strange[label] = found
+            strange[label] = judged
     if failures:
         absent["ood"] = f"Left out: {'; '.join(failures)}."
     return ReportView(name, posterior, rows, familiar, strange, None), absent
@@ -72,7 +72,7 @@ def _judge_rows(calibrated: Calibrated, x: Inputs, where: str) -> JudgedRows | s
 
 
 def served_quality(view: ReportView) -> ServedQuality:
-    """Returns the metrics that a manifest keeps: quality, reject rates, reliability diagram, and separation of each OOD set."""
+    """Computes the metrics that a manifest keeps: quality, reject rates, reliability diagram, and separation of OOD sets."""
     prediction = view.familiar.prediction
     return ServedQuality(
         metrics=prediction_quality(view.posterior, prediction, view.rows),
@@ -80,12 +80,12 @@ def served_quality(view: ReportView) -> ServedQuality:
         reliability=reliability(prediction, view.rows)
         if isinstance(prediction.summary, ClassificationSummary)
         else None,
-        ood={label: ood_detection(view.familiar, seen) for label, seen in view.strange.items()},
+        ood={label: ood_detection(view.familiar, judged) for label, judged in view.strange.items()},
     )
 
 
 def served_quality_without_view(posterior: Posterior, calibrated: Calibrated, rows: Rows) -> ServedQuality:
-    """Returns the metrics if a test row has no finite prediction: without reliability diagram and OOD sets."""
+    """Computes the metrics without reliability diagram and OOD sets, for test rows without finite predictions."""
     prediction = calibrated.predictor(rows.x)
     return ServedQuality(
         metrics=prediction_quality(posterior, prediction, rows),
@@ -113,7 +113,7 @@ def predict_curve(model: Model, calibrated: Calibrated, train: Rows) -> tuple[Cu
 
 
 def curve_points(x: Inputs) -> Float[np.ndarray, " points"]:
-    """Returns evenly spaced points over the range of one input, extended by `BEYOND` on both sides; missing values are ignored."""
+    """Returns evenly spaced points over the range of one input without missing values, extended by `BEYOND` on both sides."""
     low, high = float(np.nanmin(x)), float(np.nanmax(x))
     room = BEYOND * ((high - low) or abs(low) or 1.0)
     return np.linspace(low - room, high + room, POINTS)

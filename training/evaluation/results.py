@@ -1,6 +1,6 @@
 """Results of evaluation: frozen records of metrics with intervals, and their JSON.
 
-    Evaluation        everything that `abstain evaluate` reports for a version on one source
+    Evaluation        all results of `abstain evaluate` for a version on one source
     ServedQuality     the part that a manifest keeps
     ConformalQuality, CoverageByDecision, PartQuality, ClassQuality
     Separation, Detection, SetDetection, TwinQuality
@@ -38,11 +38,11 @@ class ReliabilityBins:
     """The bins of a reliability diagram in ascending order, one column for each number.
 
     Attributes:
-        rows: how many rows the bin has.
-        low: the least confidence in the bin.
-        high: the largest.
-        confidence: the mean.
-        accuracy: of the bin; rows of equal confidence count by their mean.
+        rows: the number of rows in the bin.
+        low: the smallest confidence in the bin.
+        high: the largest confidence.
+        confidence: the mean confidence.
+        accuracy: the accuracy of the bin; rows of equal confidence count by their mean.
     """
 
     rows: tuple[int, ...]
@@ -53,11 +53,11 @@ class ReliabilityBins:
 
     @classmethod
     def from_json(cls, content: dict[str, list[Any]]) -> ReliabilityBins:
-        """Returns the bins that a manifest keeps."""
+        """Reads the bins from a manifest's JSON."""
         return cls(**{column: tuple(values) for column, values in content.items()})
 
     def to_json(self) -> JsonObject:
-        """Returns a list for each column."""
+        """Returns each column as a list."""
         return {
             "rows": list(self.rows),
             "low": list(self.low),
@@ -73,7 +73,7 @@ class CalibrationErrors:
 
     Attributes:
         ece_if_calibrated: the mean ECE that a perfectly calibrated model with these confidences shows on as many rows.
-        ece_if_calibrated_95: the 95 % quantile of it.
+        ece_if_calibrated_95: the 95 % quantile of this ECE.
         ace: adaptive calibration error.
         classwise_ece: the mean over classes of the ECE of that class's probability.
     """
@@ -84,7 +84,7 @@ class CalibrationErrors:
     classwise_ece: float
 
     def to_json(self) -> JsonObject:
-        """Returns the two values of a calibrated model in an object of their own."""
+        """Returns the errors by name; the two values of a calibrated model are in a separate object."""
         return {
             "ece_if_calibrated": {"mean": self.ece_if_calibrated, "quantile_95": self.ece_if_calibrated_95},
             "ace": self.ace,
@@ -97,8 +97,8 @@ class PartQuality:
     """The number of rows in a part of the test rows and, if there are any, their metrics.
 
     Attributes:
-        metrics: by name.
-        intervals: of the metrics that are proportions.
+        metrics: the metrics by name.
+        intervals: the intervals of the metrics that are proportions.
     """
 
     rows: int
@@ -106,7 +106,7 @@ class PartQuality:
     intervals: dict[str, Interval]
 
     def to_json(self) -> JsonObject:
-        """Returns rows, metrics, then intervals."""
+        """Returns the number of rows, then the metrics, then the intervals."""
         return {"rows": self.rows} | _numbers(self.metrics) | _interval_keys(self.intervals)
 
 
@@ -120,7 +120,7 @@ class ClassQuality:
     set_coverage: Proportion
 
     def to_json(self) -> JsonObject:
-        """Returns rows, shares, then intervals."""
+        """Returns the number of rows, then the shares, then the intervals."""
         shares = {"accuracy": self.accuracy, "reject_rate": self.reject_rate, "set_coverage": self.set_coverage}
         return (
             {"rows": self.rows}
@@ -139,8 +139,8 @@ class ConformalQuality:
     Attributes:
         stated: the requested share.
         coverage: the measured share.
-        mean_size: of the sets, in classes; None for a regression.
-        mean_width: of the intervals, in the target's units; None for classes.
+        mean_size: the mean size of the sets, in classes; None for a regression.
+        mean_width: the mean width of the intervals, in the target's units; None for classes.
     """
 
     stated: float
@@ -166,7 +166,7 @@ class CoverageByDecision:
     rejected: Proportion | None
 
     def to_json(self) -> JsonObject:
-        """Returns a part without rows is left out."""
+        """Returns the coverage of each part that has rows."""
         content: JsonObject = {}
         for name, part in (("coverage_accepted", self.accepted), ("coverage_rejected", self.rejected)):
             if part is not None:
@@ -179,7 +179,7 @@ class CoverageByDecision:
 
 @dataclass(frozen=True)
 class Separation:
-    """How well a score separates an OOD set from the test part, at no threshold; OOD is positive.
+    """How well a score separates an OOD set from the test part, without a threshold; OOD is positive.
 
     Attributes:
         auroc: area under the ROC curve.
@@ -198,7 +198,7 @@ class Separation:
 
 @dataclass(frozen=True)
 class Detection:
-    """How well a score separates an OOD set, and which share of it is above the calibrated threshold."""
+    """How well a score separates an OOD set, and the share of the set above the calibrated threshold."""
 
     separation: Separation
     auroc_interval: Interval
@@ -214,7 +214,7 @@ class Detection:
         }
 
     def to_short_json(self) -> JsonObject:
-        """Returns AUROC and detection rate."""
+        """Returns the AUROC and the detection rate."""
         return {"auroc": self.separation.auroc, "detection": self.detected.share}
 
 
@@ -223,9 +223,9 @@ class SetDetection:
     """How well an OOD set is separated from the test part.
 
     Attributes:
-        rows: of the set.
-        scores: by each score's name.
-        decision: by the decision.
+        rows: the number of rows of the set.
+        scores: the separation by each score, by its name.
+        decision: the separation by the decision.
     """
 
     rows: int
@@ -233,14 +233,14 @@ class SetDetection:
     decision: Detection
 
     def to_json(self) -> JsonObject:
-        """By score; the decision is `reject`."""
+        """Returns the numbers by score; the decision has the key `reject`."""
         return {
             **{name: detection.to_json() for name, detection in self.scores.items()},
             "reject": self.decision.to_json(),
         }
 
     def to_short_json(self) -> JsonObject:
-        """Returns all numbers for the decision, two for each other score, because a manifest is read at every start."""
+        """Returns all numbers of the decision and two of each other score, because a manifest is read at every start."""
         return {
             **{name: detection.to_short_json() for name, detection in self.scores.items()},
             "reject": self.decision.to_json(),
@@ -249,12 +249,12 @@ class SetDetection:
 
 @dataclass(frozen=True)
 class TwinQuality:
-    """The twin's metrics, and how well its scores separate the OOD sets, at no threshold.
+    """The twin's metrics, and how well its scores separate the OOD sets, without a threshold.
 
     Attributes:
-        model: its name.
-        metrics: by name.
-        ood: by the set's name, then the score's.
+        model: the name of the twin.
+        metrics: the metrics by name.
+        ood: the separation by the set's name, then by the score's.
     """
 
     model: str
@@ -263,7 +263,7 @@ class TwinQuality:
     ood: dict[str, dict[str, Separation]]
 
     def to_json(self) -> JsonObject:
-        """Returns name, draws and metrics, then the OOD sets."""
+        """Returns the name, the number of draws and the metrics, then the OOD sets."""
         return {
             "model": self.model,
             "draws": self.draws,
@@ -283,10 +283,10 @@ class ServedQuality:
     """The metrics on the test part that a manifest keeps.
 
     Attributes:
-        metrics: by name.
-        reject_rates: by score, and by the decision under `reject`.
-        reliability: None for a regression, or if a prediction is not finite.
-        ood: by the set's name.
+        metrics: the metrics by name.
+        reject_rates: the reject rate of each score, and of the decision under `reject`.
+        reliability: the bins; None for a regression, or if a prediction is not finite.
+        ood: the separation of each OOD set, by its name.
     """
 
     metrics: dict[str, float]
@@ -295,7 +295,7 @@ class ServedQuality:
     ood: dict[str, SetDetection]
 
     def to_json(self) -> JsonObject:
-        """Returns metrics first; OOD sets, if there are any, in short form."""
+        """Returns the metrics, then the OOD sets, if there are any, in short form."""
         content: JsonObject = _numbers(self.metrics)
         content["reject_rate"] = _numbers(self.reject_rates)
         if self.reliability is not None:
@@ -308,15 +308,15 @@ class ServedQuality:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that `abstain evaluate` reports for a version on a source's test part and on OOD sets.
+    """All results of `abstain evaluate` for a version, on a source's test part and on OOD sets.
 
     Attributes:
         model: `name:version`.
         metrics: the headline metrics, by name.
         intervals: the 95 % intervals of these.
-        calibration_errors: None for a regression.
+        calibration_errors: the errors other than the ECE; None for a regression.
         risk_at_coverage: the error or RMSE of the most confident rows, by the share of rows that are kept.
-        percentile: of the decision.
+        percentile: the percentile of the decision.
         decision: the deciding score's name.
         reject_rates: the share of rows above each score's threshold, and under `reject` the share that is rejected.
         reject_interval: the exact interval of the rejected share.
@@ -366,9 +366,7 @@ class Evaluation:
             "notes": list(self.notes),
         }
         if self.classes is not None:
-            content["per_class"] = {
-                name: prediction_quality.to_json() for name, prediction_quality in self.classes.items()
-            }
+            content["per_class"] = {name: quality.to_json() for name, quality in self.classes.items()}
         if self.twin is not None:
             content["twin"] = self.twin.to_json()
         if self.plots is not None:
