@@ -1,4 +1,4 @@
-"""All errors that abstain raises on purpose.
+"""All error classes of abstain.
 
     AbstainError             what, where, expected, found, and how to fix it
     ├── InputError           a row, or a parameter of a request, is wrong
@@ -25,10 +25,10 @@ class AbstainError(Exception):
 
     Attributes:
         code: the error's name for programs, in snake_case; stable.
-        what: what is wrong; empty if `expected` and `found` say it.
+        what: the fault; empty if `expected` and `found` are enough.
         where: the file, field, row or setting with the error.
-        expected: what would be right.
-        found: what was found instead.
+        expected: the right value.
+        found: the value found instead.
         fix: how to fix it.
     """
 
@@ -119,7 +119,7 @@ class FitError(AbstainError):
 
 
 def printable(text: str) -> str:
-    """Replaces unprintable characters by escapes: names of files and keys may contain anything.
+    """Replaces unprintable characters by escapes, because names of files and keys may contain any character.
 
     A line break could forge a line of the log, an escape sequence could control the reader's terminal, and a lone
     surrogate, which Python makes of bytes that are not UTF-8, cannot be sent as JSON.
@@ -139,6 +139,6 @@ def clip_repr(value: object, limit: int = 60) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str | None:
-    """Asks, for the `fix` of an error, whether the nearest known name is meant; returns None if none is near."""
+    """Returns a question for the `fix` of an error, with the nearest known name; None if no name is near."""
     near = get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else None

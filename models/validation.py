@@ -3,8 +3,8 @@
     refuse(error, kind, record, …)   converts a ValidationError into an error of abstain
     first_fault(error, record)       returns its parts, for callers that write their own sentence
 
-Only the first fault is reported. A key is named by a dotted path, as in the user's file; the tags that pydantic adds to a
-path to say which member of a union it tried are left out.
+Only the first fault is reported. A key is named by a dotted path, as in the user's file, without the tags that pydantic
+adds for the member of a union.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Fault(NamedTuple):
         key: its dotted path; empty if the content as a whole is wrong.
         unknown: whether the key is unknown; `expected` then lists the known ones.
         found: the value, shortened; None if there is nothing to show.
-        suggestion: asks whether the nearest known key or value is meant.
+        suggestion: a question with the nearest known key or value.
         missing: whether the key is missing.
     """
 
@@ -88,7 +88,7 @@ def first_fault(error: ValidationError, record: type[BaseModel]) -> Fault:
         known = sorted({name for member in members if _is_record(member) for name in member.model_fields})
         return Fault(key, True, f"one of {', '.join(known)}", None, suggest(str(path[-1]), known))
     if first["type"] == "missing":
-        # Pydantic shows the whole table that lacks the key, which does not help.
+        # Without pydantic's input, which is the whole table that lacks the key.
         return Fault(key, False, "a value", None, missing=True)
     context = first.get("ctx", {})
     tag_key = dotted([*path, context.get("discriminator", "").strip("'")])
@@ -102,7 +102,7 @@ def first_fault(error: ValidationError, record: type[BaseModel]) -> Fault:
 
 
 def _expected(message: str) -> str:
-    """Shortens a message of pydantic to what follows "expected": `Input should be a valid integer` → `a valid integer`."""
+    """Shortens a message of pydantic to the words after "expected": `Input should be a valid integer` → `a valid integer`."""
     match = _SHOULD.fullmatch(message)
     if match is None:
         return message.removeprefix("Value error, ")

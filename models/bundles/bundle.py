@@ -12,10 +12,10 @@ The digest of a bundle is the sha256 of its manifest's canonical bytes. It cover
 manifest holds the other hashes. Nothing is unpickled, and no file is used before its hash, shape, dtype and finiteness have
 been checked.
 
-Hashes show that a bundle was not altered, but not who wrote it; a signature by a trusted key shows that. `load` checks in
+Hashes show that a bundle was not altered; a signature by a trusted key shows its author. `load` checks in
 this order: the manifest's numbers are plausible; a trusted key has signed it, if required; the folder contains exactly the
-listed files, and no more bytes than the numbers imply; the hashes are right; the arrays have the stated shapes. Only then
-memory is allocated for the arrays.
+listed files, and no more bytes than the numbers imply; the hashes are right; the arrays have the stated shapes. Memory for
+the arrays is allocated only after all checks.
 """
 
 from __future__ import annotations

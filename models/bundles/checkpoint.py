@@ -8,7 +8,7 @@
 The index holds `NAME/.zarray`, an array's shape and dtype in JSON, and `NAME/0.0`, its numbers: one chunk, compressed by
 zstd. Format: https://google.github.io/tensorstore/kvstore/ocdbt/index.html#storage-format, and Zarr version 2.
 
-Orbax writes these files but does not read them here. Orbax and TensorStore allocate whatever a file states: a few
+Orbax writes these files but does not read them here. Orbax and TensorStore allocate any size that a file states: a few
 kilobytes can state an index of gigabytes or a chunk of terabytes, and then C++ ends the process before Python can react. A
 child process with limited memory would prevent that, but would need a start for every load, and limits that depend on the
 machine. The format is small, so this reader decompresses everything itself, never more than expected, and imports nothing

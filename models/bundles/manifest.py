@@ -85,7 +85,7 @@ class CalibrationRecord(BaseModel):
     class_thresholds: dict[str, float] = {}
     """The decision's thresholds by predicted class, if thresholds are per class."""
     threshold_bounds: dict[str, tuple[float | None, float | None]] = {}
-    """By score; empty if thresholds are per class. An end is None if it is beyond the calibration rows."""
+    """Bounds of the thresholds by score; empty if thresholds are per class. An end beyond the calibration rows is None."""
     reject_rate_bounds: tuple[float, float] | None = None
     """Bounds of the share of rejected rows; None if thresholds are per class."""
     class_threshold_bounds: dict[str, tuple[float | None, float | None]] = {}
@@ -130,7 +130,7 @@ class Manifest(BaseModel):
     """The shapes of the feature scores' arrays, by score and field."""
     diagnostics: dict[str, JsonValue]
     shortfalls: tuple[ShortfallSentence, ...] = ()
-    """Why the fit cannot be relied on, sentences in the JSON; such a version cannot get the label `stable`."""
+    """The reasons why the fit cannot be relied on, sentences in the JSON; with any, the label `stable` is refused."""
     notes: tuple[str, ...] = ()
     metrics: dict[str, JsonValue]
     data: DataRecord

@@ -57,8 +57,8 @@ class Shortfall:
     """One reason why a fit cannot be relied on.
 
     Attributes:
-        code: of the check that found it; None if another version of abstain, or another program, wrote a sentence that
-            this version does not know.
+        code: the code of the check that found it; None for a sentence that this version does not recognise, because
+            another version of abstain, or another program, wrote it.
         text: the sentence, for people.
     """
 

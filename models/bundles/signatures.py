@@ -1,4 +1,4 @@
-"""Signatures: prove with a key pair who made a version; one file of the version's folder.
+"""Signatures: proofs of a version's author by a key pair; one file of the version's folder.
 
     model.sig       the output of `model_signing sign key` of OpenSSF's model-signing: an in-toto statement with the sha256
                     of `manifest.json` and of every file that it lists, signed by an elliptic curve key (a Sigstore bundle)
@@ -136,7 +136,7 @@ def make_signature(folder: Path, covered: Mapping[str, str], key: Path, password
 
     with tempfile.TemporaryDirectory(prefix="abstain-signature-") as private:
         draft = Path(private) / SIGNATURE
-        # Its annotation says str, but the code that reads the key takes only bytes.
+        # The annotation is str, but the code that reads the key accepts only bytes.
         signer = signing.Config().use_elliptic_key_signer(private_key=key, password=cast("Any", password))
         signer.set_hashing_config(_listed(folder, covered)).sign(folder, draft)
         written = draft.read_bytes()
@@ -321,7 +321,7 @@ def _reason(error: Exception) -> str:
         return "a signature of other bytes"
     message = " ".join(str(error).split())
     if message.startswith("Signature mismatch"):
-        # The library's message goes on with the raw bytes of every digest that differs.
+        # The library's message continues with the raw bytes of every digest that differs.
         return "a signature of other files or hashes"
     return clip_repr(message, _MAX_REASON) if message else name
 

@@ -330,7 +330,7 @@ def _put(home: Path, prefix: str, path: Path, content: bytes) -> None:
 
 @contextmanager
 def _draft(home: Path) -> Generator[Path]:
-    """Yields a new folder for a draft of a bundle, locked while its writer lives.
+    """Yields a new folder for a draft of a bundle, locked while its writer runs.
 
     The draft and its lock share a parent folder, because everything inside the draft is published.
     """
@@ -363,7 +363,7 @@ def _sweep(home: Path) -> None:
             with hold(abandoned / "lock", blocking=False):
                 pass
         except (BlockingIOError, FileNotFoundError, StoreError):
-            continue  # its writer lives, is removing it, or is another user
+            continue  # its writer is running, is removing it, or is another user
         shutil.rmtree(abandoned, ignore_errors=True)
 
 

@@ -35,7 +35,7 @@ class TrainedRows(NamedTuple):
     """The hashes of training rows.
 
     Attributes:
-        key: of the hash function.
+        key: the key of the hash function.
         hashes: the distinct hashes, sorted.
         repeats: the share of the fit's own calibration rows that equal a training row; the same is expected of new rows.
     """

@@ -21,7 +21,7 @@ RAPS_PENALTY = 0.01
 RAPS_FREE_RANKS = 5
 
 TIE = 1e-5
-"""Probabilities that differ by less than this may be equal but for rounding in float32 sums over classes and draws."""
+"""Probabilities that differ by less than this may differ only by rounding in float32 sums over classes and draws."""
 _SMALLEST_STD = float(np.finfo(np.float32).tiny)
 
 
@@ -46,7 +46,7 @@ def set_scores(
 
     Args:
         kind: the score.
-        probabilities: of all classes, for each row.
+        probabilities: the probabilities of all classes, for each row.
         uniform: one number in [0, 1) for each row, independent of the label. Computed from the row's input alone, it gives
             the same set for the same row every time; "lac" ignores it.
     """
@@ -91,7 +91,7 @@ def interval_scores(
 
     Args:
         kind: the score; each uses only some of the arguments.
-        mean: of the predictive distribution, in the target's units, like all following arguments.
+        mean: the mean of the predictive distribution, in the target's units, like all following arguments.
         std: its standard deviation, at least 0; at least float32's smallest normal number is used.
         low: its lower quantile. Any level is valid; a level near (1 − coverage)/2 gives the narrowest intervals.
         high: its upper quantile.
@@ -118,7 +118,7 @@ def interval(
 
     Args:
         kind: the score of the radius; the other arguments are those of `interval_scores`.
-        mean: of the predictive distribution.
+        mean: the mean of the predictive distribution.
         std: its standard deviation.
         low: its lower quantile.
         high: its upper quantile.

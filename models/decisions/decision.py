@@ -24,7 +24,7 @@ TAIL_ROWS = 8
 LEAST_STEP = 0.05
 """Least distance of two knots as a fraction of the tail's scale: evidence grows strictly and does not jump at ties."""
 ROUNDED = 1e-4
-"""Least scale of every tail, in the score's unit; ten times this, relative to the top knot. Less may be rounding."""
+"""Least scale of every tail, in the score's unit; relative to the top knot, ten times as much. Less may be rounding."""
 LEAST_SCALE = {"range": 0.05}
 """Least scale of a score's tail, in the score's unit; for `range`, in widths of the training range."""
 
@@ -33,7 +33,7 @@ class Decision(BaseModel):
     """The scores that decide, and the rule that combines them; a single score is used unchanged.
 
     min        the least p-value (Tippett, 1931): finds rows that only one score finds
-    weighted   the weighted sum of −ln p (Good, 1955; with equal weights Fisher's): finds rows that several scores suspect
+    weighted   the weighted sum of −ln p (Good, 1955; with equal weights Fisher's): finds rows with high values of several scores
     harmonic   the weighted harmonic mean of p (Wilson, 2019): between the two
     """
 
@@ -41,7 +41,7 @@ class Decision(BaseModel):
     scores: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
     rule: Rule = "min"
     weights: Annotated[tuple[PositiveFloat, ...], Field(strict=False)] = ()
-    """One for each score; equal weights if empty."""
+    """One weight for each score; equal weights if empty."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> Decision:

@@ -3,7 +3,7 @@
 As long as all rows are exchangeable, the rank of a new row's score among the calibration rows and the stream so far is
 uniform, and independent of the ranks before it (Vovk et al., 2005, theorem 8.2). Ranks among the calibration rows alone are
 not independent, and would raise several times as many false alarms. A *test martingale* bets against uniform ranks. It
-starts at 1 and ever exceeds 1/α with probability at most α (Ville, 1939), so it may be checked at any time.
+starts at 1, and the probability that it ever exceeds 1/α is at most α (Ville, 1939), so it may be checked at any time.
 
 A bet is a histogram of the ranks that is learned while betting, from a Dirichlet prior around the uniform distribution (a
 plug-in martingale: Fedorova et al., 2012; the mixture has a closed form). After thousands of ordinary rows it learns
@@ -21,7 +21,7 @@ hence ranks exactly uniform; and two roundings of a value have the same distribu
 variation. With a fixed grid instead, a value near the edge of a cell would fall into different cells in different batches.
 
 For the last `WINDOW` rows there are two common statistics as well: the two-sample Kolmogorov–Smirnov test, and the
-population stability index. They are valid for one look; repeated looks raise an alarm sooner or later. With fewer than
+population stability index. They are valid for a single test; repeated tests raise an alarm sooner or later. With fewer than
 `LEAST_ROWS` rows the index is mostly noise: for ordinary windows of 10 rows, 84 % are above .25.
 """
 

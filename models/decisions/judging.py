@@ -1,7 +1,7 @@
 """Judging: the decision for new rows, from the scores of the calibration rows.
 
-From the calibration rows' scores follow, at any percentile, the threshold above which a row is rejected, a conformal p-value
-for every score, and prediction sets and intervals. With exchangeable rows a threshold at percentile P rejects at most
+The calibration rows' scores give, at any percentile, the threshold above which a row is rejected, a conformal p-value for
+every score, and prediction sets and intervals. With exchangeable rows a threshold at percentile P rejects at most
 100 − P percent on average over calibration splits (Vovk et al., 2005). With `per_class` the same holds within each predicted
 class (Mondrian; Vovk et al., 2003).
 """
@@ -49,7 +49,7 @@ def judge(
     edges = less_tolerance(np.stack(list(values.values())), calibration.units)
     evidence, added = {}, {}
     if decision.name == COMBINED:
-        # Values and edges in one array: half the calls.
+        # Values and edges in one array, which halves the calls.
         lowered = dict(zip(values, edges, strict=True))
         both = {name: np.concatenate([values[name], lowered[name]]) for name in decision.scores}
         evidence_of_both = calibration.evidence_of(both)

@@ -83,7 +83,7 @@ def less_tolerance(
     """Returns each score s minus its tolerance τ, in float64: calibration scores of at least s − τ count as at least s.
 
     τ = max(`TOLERANCE`·|s|, `LEAST_TOLERANCE`·unit) does not depend on the calibration rows, and s − τ grows with s. So
-    the tolerance can only increase a p-value, which stays valid, and rows that are equal but for rounding are ties.
+    the tolerance can only increase a p-value, which stays valid, and rows that differ only by rounding are ties.
 
     Args:
         values: scores.

@@ -25,7 +25,7 @@ STD = Decision(scores=("std",))
 IN_TARGET_UNITS = {"std", "total_std"}
 """Scores of a regression that are in the target's units."""
 ROUNDED_MORE = {"relative_mahalanobis": 500.0, "vim": 100.0, "subspace": 100.0}
-"""For scores that are differences of larger numbers: the factor of the least tolerance near 0."""
+"""The factor of the least tolerance near 0, for scores that are differences of larger numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class Calibration:
         nonconformity: how badly each row's true target fits its prediction.
         labels: each row's predicted class; None for regression, and in older bundles.
         decision: the score, or the combination of scores, that `reject` compares with its threshold.
-        percentile: of the decision, strictly between 0 and 100.
-        coverage: of prediction sets and intervals, strictly between 0 and 1.
+        percentile: the percentile of the decision, strictly between 0 and 100.
+        coverage: the coverage of prediction sets and intervals, strictly between 0 and 1.
         per_class: whether a row is ranked only among the calibration rows of its own predicted class.
         sets: the score of prediction sets.
         intervals: the score of intervals.
@@ -137,7 +137,7 @@ class Calibration:
         return np.sort(self.nonconformity)
 
     def prepare(self) -> None:
-        """Computes now what the first call of `judge` would compute, which takes seconds for many rows."""
+        """Computes in advance the values that `judge` needs, which takes seconds for many rows."""
         _ = self.ascending, self.ascending_nonconformity, self.evidence_maps, self.units
         if self.per_class:
             _ = self.by_class

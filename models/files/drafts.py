@@ -62,7 +62,7 @@ def _make_draft_folder(folder: Path) -> tuple[Path, ExitStack]:
             # The stack unlinks the lock before it closes it, and removes the folder last: NFS keeps a deleted file under
             # another name as long as it is open.
             stack.callback(_remove_folder, draft_folder)
-            # A file system without locks is fine here: drafts on it are never swept, because nobody can take the lock.
+            # A file system without locks is fine here: drafts on it are never swept, because they cannot be locked.
             with suppress(StoreError):
                 stack.enter_context(hold(draft_folder / LOCK))
             stack.callback(_empty, draft_folder)

@@ -38,7 +38,7 @@ def _lock(lock: Path, *, blocking: bool) -> int:
         descriptor = _open(lock)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-            # The previous holder may have removed the file: then the lock is on a file that nobody else can find.
+            # The previous holder may have removed the file: then the lock is on a deleted file.
             if _is_at(descriptor, lock):
                 return descriptor
         except BlockingIOError:
@@ -59,7 +59,7 @@ def _lock(lock: Path, *, blocking: bool) -> int:
 def _open(lock: Path) -> int:
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-        # Everyone who may write to the folder may take its lock, whatever this process's umask is.
+        # Every user who may write to the folder may hold its lock, so this process's umask must not apply.
         mode = lock.parent.stat().st_mode & 0o666
         status = os.fstat(descriptor)
         if status.st_uid == os.geteuid() and status.st_mode & 0o777 != mode:

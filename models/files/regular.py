@@ -30,7 +30,7 @@ def kind_of(mode: int) -> str:
 
 
 def not_a_file(path: Path) -> str | None:
-    """Returns in words what a path is if it is not a file, after following symbolic links.
+    """Returns the type of a path in words if it is not a file, after following symbolic links.
 
     None for a file, and for a path that does not exist or cannot be inspected.
     """
@@ -74,7 +74,7 @@ def read_bounded(path: Path, most: int, refusal: type[AbstainError]) -> bytes:
 
 
 def others_may_write(mode: int) -> bool:
-    """Whether a file's or folder's `st_mode` lets its group, or everyone, write to it."""
+    """Whether a file's or folder's `st_mode` allows its group, or everyone, to write to it."""
     return bool(mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
@@ -83,7 +83,7 @@ def refuse_other_writers(path: Path, mode: int, what: str) -> None:
 
     Args:
         mode: its `st_mode`. The owner is not checked: in a container it is often a user of the host.
-        what: the setting that names it.
+        what: the setting that names the file or folder.
 
     Raises:
         ConfigError: its group, or everyone, may write to it.

@@ -39,7 +39,7 @@ DEFAULT_DATA_BYTES = 4 * 2**30
 LINE_BYTES = 16 * 2**20
 """Largest size of a line of a .csv file, also of the header, including line breaks within quotes."""
 CELL_BYTES = 8
-"""Least memory of a table's cell, which becomes a float64; the bytes of text are added."""
+"""Least memory of a table's cell, which becomes a float64; for text, its bytes are added."""
 COLUMN_BYTES = 4096
 """Memory that the readers of tables take for each column, however few rows there are."""
 _PLAIN = "an .npz of plain arrays"
@@ -116,7 +116,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise DataError("no such file or embedded set", where=str(path)) from error
     except AbstainError:
         raise
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for a damaged file.
+    except Exception as error:  # zipfile, zlib and numpy raise many types of exceptions for a damaged file.
         # numpy recommends unpickling if it finds no array; the user should not do that.
         found = "no archive, or Python objects in it" if "pickle" in str(error) else str(error)
         raise DataError("cannot be read", where=str(path), expected=_PLAIN, found=found) from error
@@ -195,8 +195,8 @@ def read_table(path: Path) -> ArrowTable:
 def _read_csv(path: Path) -> ArrowTable:
     _check_width(path)
     try:
-        # As text, because the other cells must not change a category's name (01 among numbers would become 1).
-        # With line breaks in quotes allowed, because only then the reader notices a quote that is never closed.
+        # All cells are read as text: a category's name must not depend on other cells (01 among numbers would become 1).
+        # Line breaks in quotes are allowed, because otherwise a quote that is never closed is no error.
         with csv.open_csv(
             path,
             read_options=csv.ReadOptions(block_size=LINE_BYTES),

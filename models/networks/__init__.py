@@ -1,1 +1,1 @@
-"""Networks: the architectures that a config can name, and the user's own Flax modules, imported only if allowed."""
+"""Networks: the architectures that a config can name, and the user's Flax modules, imported only if allowed."""

@@ -1,8 +1,8 @@
 """The allow-list of modules: which user-written networks a bundle may import.
 
-A bundle is data, and everybody who can write to a store could name any module in one. So the name in the bundle is not
-enough: whoever loads the bundle must allow it before anything is imported, by default with the environment variable
-`ABSTAIN_MODULES`. A config's author chose to run the module that the config names, so a fit allows exactly that one.
+A bundle is data, and everybody who can write to a store could name any module in a bundle. So the name is not enough: the
+process that loads the bundle must allow it before anything is imported, by default with the environment variable
+`ABSTAIN_MODULES`. A config's author chose to run the module that the config names, so a fit allows only that module.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check_allowed(name: str, allowed: tuple[str, ...]) -> None:
         allowed: entries as `read_modules` returns them.
 
     Raises:
-        AbstainError: the module is not allowed; the text says how to allow it.
+        AbstainError: the module is not allowed; the text explains how to allow it.
     """
     if name in allowed or name.partition(":")[0] in allowed:
         return

@@ -58,7 +58,7 @@ class MLP(nn.Module):
 def _kernel_first(
     x: Float[Array, " inputs"], kernel: Float[Array, "inputs outputs"], _dimensions: Any, **options: Any
 ) -> Float[Array, " outputs"]:
-    """Multiplies with the kernel on the left: an axis that is mapped over on the right stays last in the result."""
+    """Multiplies with the kernel on the left, so that a mapped axis of the right factor stays last in the result."""
     return jax.lax.dot_general(kernel, x, (((0,), (0,)), ((), ())), **options)
 
 

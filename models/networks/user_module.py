@@ -79,7 +79,7 @@ class ModuleSpec(BaseModel):
 class OneExample:
     """A user's module as a network for ONE example, with the module's parameter names. `ModuleSpec.build` makes it.
 
-    The shapes of its outputs show whether the module takes one example or a batch; the latter gets a batch of one.
+    The shapes of its outputs show whether the module takes one example or a batch; a module for batches gets a batch of one.
     """
 
     name: str
@@ -200,7 +200,7 @@ class _Trial:
 def _same_network(module: nn.Module, example_trial: _Trial, batch_trial: _Trial, shape: tuple[int, ...]) -> bool:
     """Whether an example and a batch of one give the same parameters, and the same outputs for random ones.
 
-    For dense layers alone they do. A mean over axes 1 and 2 averages an example over width and channels, but a batch over
+    With only dense layers they do. A mean over axes 1 and 2 averages an example over width and channels, but a batch over
     height and width.
     """
     if example_trial.parameters != batch_trial.parameters:
@@ -214,7 +214,7 @@ def _same_network(module: nn.Module, example_trial: _Trial, batch_trial: _Trial,
             alone, batched = apply({"params": parameters}, x), apply({"params": parameters}, x[None])[0]
     except Exception:  # `check_network` reports why it cannot be applied.
         return True
-    # Wide enough for an accelerator's rounded products; two different networks differ by more.
+    # The tolerance covers an accelerator's rounded products; different networks differ by more.
     return bool(np.allclose(alone, batched, rtol=0, atol=1e-2 * np.abs(alone).max(), equal_nan=True))
 
 
@@ -223,7 +223,7 @@ def _instance(network: OneExample) -> nn.Module:
     """Makes the Linen module; `build` has checked its name against the allow-list."""
     cls = _import_class(network.name)
     arguments = _with_tuples(orjson.loads(network.arguments))
-    # "parent" and "name" are Linen's own: they say where a module is within another one.
+    # Linen's fields "parent" and "name" are the position of a module within another one.
     fields = {key: field for key, field in inspect.signature(cls).parameters.items() if key not in {"parent", "name"}}
     unknown = [key for key in arguments if key not in fields]
     if unknown:
@@ -248,7 +248,7 @@ def _instance(network: OneExample) -> nn.Module:
         )
     try:
         return cls(**arguments)
-    except (Exception, SystemExit) as error:  # A class may check its fields as it likes.
+    except (Exception, SystemExit) as error:  # A class may raise anything when it checks its fields.
         raise AbstainError("refuses its arguments", where=f"network, {network.name}", found=_one_line(error)) from error
 
 
@@ -281,18 +281,21 @@ def _import_class(name: str) -> type[nn.Module]:
 def _leaves(network: OneExample, tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yields every parameter with its dotted path, which names it in bundles and in inference."""
     for name, value in cast("dict[str, Any]", tree).items():
-        here = f"{path}.{name}" if path else name
+        full_path = f"{path}.{name}" if path else name
         if "." in name or "/" in name:
             raise AbstainError(
-                f"{network.name}, parameter {here}", where="network", expected="a name without dots", found=name
+                f"{network.name}, parameter {full_path}", where="network", expected="a name without dots", found=name
             )
         if isinstance(value, dict):
-            yield from _leaves(network, value, here)
+            yield from _leaves(network, value, full_path)
         elif isinstance(value, jax.ShapeDtypeStruct):
-            yield here, value
+            yield full_path, value
         else:
             raise AbstainError(
-                f"{network.name}, parameter {here}", where="network", expected="an array", found=type(value).__name__
+                f"{network.name}, parameter {full_path}",
+                where="network",
+                expected="an array",
+                found=type(value).__name__,
             )
 
 

@@ -39,13 +39,13 @@ from abstain.models.prediction.feature_score_records import (
 )
 
 RANGE_TOLERANCE = 1e-4
-"""Share of a feature's range by which a row may be outside of it and count as inside: the difference may be rounding."""
+"""A row that is outside a feature's range by up to this share of the range counts as inside: it may be rounding."""
 RESIDUAL_TOLERANCE = 1e-4
 """Residuals up to this share of the vector's length count as 0: float32 would rank such rows by their rounding."""
 SQUARED_TOLERANCE = 1e-6
 """The same for squared residuals that are a difference of squared lengths."""
 NEGLIGIBLE = 1e-5
-"""A share of the squared distance: a neighbour nearer by less does not change the score beyond its tolerance."""
+"""The share of the squared distance by which a neighbour must be nearer to change the score beyond its tolerance."""
 SINGLE_NEIGHBOURS = 4
 """Number of distances that are computed one by one; after that, all distances are computed."""
 INPUT_ROUNDING = 4 * float(np.finfo(np.float32).eps)
@@ -113,7 +113,7 @@ def local_subspace(record: LocalSubspaces, inputs: ScoreInputs) -> Scalar:
 
 
 def feature_subspace(record: LocalSubspaces, inputs: ScoreInputs) -> Scalar:
-    """Returns the same for the members' features, concatenated; for pixels each member's have unit length."""
+    """Returns the least residual norm of the members' concatenated features; for pixels, each member's have unit length."""
     return _local_residual(record, _scale(record.unit, inputs.features).ravel(), inputs.label)
 
 
@@ -176,7 +176,7 @@ def _nearest_distance(record: Neighbours, x: Array) -> Scalar:
     shrink = jnp.where(jnp.abs(point).max() > 1e15, jnp.float32(1e-25), jnp.float32(1.0))
     small = point * shrink
     sizes = (small**2).sum() + 2 * record.half_squares * shrink**2
-    # Lower bounds of the squared distances, whatever the product's rounding.
+    # Lower bounds of the squared distances, even with the product's rounding.
     bounds = (1 - SQUARED_TOLERANCE) * sizes - 2 * shrink * (record.bank @ small)
     order = jnp.arange(bounds.size)
     nothing = norm(RESIDUAL_TOLERANCE * point)
@@ -201,12 +201,12 @@ def _nearest_distance(record: Neighbours, x: Array) -> Scalar:
 
     def compute_all(state: tuple[Array, Array]) -> tuple[Array, Array]:
         """Computes the distance to every neighbour by differences."""
-        # The barrier ties them to the state, so that XLA does not compute them before the loop, needed or not.
+        # The barrier ties them to the state; otherwise XLA would always compute them, before the loop.
         best, rest, own = jax.lax.optimization_barrier((*state, point))
         squared = (((record.bank - own) * shrink) ** 2).sum(axis=1)
         return jnp.minimum(best, jnp.sqrt(squared.min()) / shrink), jnp.full_like(rest, jnp.inf)
 
-    # Usually one distance is computed. If rounding cannot tell which of many neighbours is nearest, as in tight clusters, all
+    # Usually one distance is computed. If rounding hides which of many neighbours is the nearest, as in tight clusters, all
     # are computed: otherwise rounding, which depends on the batch size, would choose among them.
     nearest, best = distance_to(bounds.min())
     done = jnp.full(SINGLE_NEIGHBOURS, nearest)
@@ -220,7 +220,7 @@ def _nearest_distance(record: Neighbours, x: Array) -> Scalar:
 
 
 def range_excess(record: Range, inputs: ScoreInputs) -> Scalar:
-    """Returns how far the most extreme feature is outside its range, in widths of the range; 0 for a row inside."""
+    """Returns the distance of the most extreme feature from its range, in widths of the range; 0 for a row inside."""
     return _outside(record, inputs).max()
 
 
@@ -272,7 +272,7 @@ FEATURE_SCORES: dict[str, FeatureScore] = {
     "input_knn": FeatureScore(Neighbours, input_knn),
     "range": FeatureScore(Range, range_excess),
 }
-OF_TASK: dict[str, tuple[str, ...]] = {
+FEATURE_SCORES_BY_TASK: dict[str, tuple[str, ...]] = {
     "classification": (
         "vim",
         "relative_mahalanobis",

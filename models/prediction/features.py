@@ -25,8 +25,8 @@ class LayerCall(NamedTuple):
     """One call of a layer in a forward pass.
 
     Attributes:
-        path: of the layer's parameters in the network's tree.
-        input: the layer's input, or its shape; None where it exists only within a scan or another transformation.
+        path: the path of the layer's parameters in the network's tree.
+        input: the layer's input, or its shape; None if it exists only within a scan or another transformation.
     """
 
     path: tuple[str, ...]
@@ -48,7 +48,7 @@ def last_layer(network: Network, shape: tuple[int, ...], kind: type[nn.Module] =
     last: list[LayerCall] = []
 
     def trace(parameters: Any, x: Array) -> None:
-        # Traced values must not leave the trace: of the input, only its shape is kept.
+        # Traced values must not leave the trace, so only the shape of the input is kept.
         for path, value in _call_layers(network, parameters, x, kind)[1][-1:]:
             shape = jax.ShapeDtypeStruct(value.shape, value.dtype) if isinstance(value, jax.Array) else None
             last.append(LayerCall(path, shape))

@@ -34,9 +34,9 @@ class Likelihood(NamedTuple):
     has_noise: bool
     """Whether a standard deviation is inferred in addition to the network's parameters."""
     log_prob: Callable[[Float[Array, " outputs"], Scalar, Scalar], Scalar]
-    """Log density, in nats, of a target (on the model's own scale) under one draw."""
+    """Returns the log density of a target (on the model's own scale) under one draw, in nats."""
     predict: Callable[[Float[Array, "outputs ..."], Scalar], Float[Array, "parts ..."]]
-    """The prediction of one draw, for one row or for many along later axes: log probabilities `[classes, …]`, or
+    """Returns the prediction of one draw, for one row or for many along later axes: log probabilities `[classes, …]`, or
     `[mean and variance, …]` on the model's own scale."""
 
 

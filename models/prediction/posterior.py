@@ -34,7 +34,7 @@ class Model(BaseModel):
     preprocessing: Preprocessing = Preprocessing()
     feature_shape: tuple[int, ...]
     feature_names: tuple[str, ...] = ()
-    """One for each feature of a flat row; empty if features have no names (pixels)."""
+    """One name for each feature of a flat row; empty if features have no names (pixels)."""
     class_names: tuple[str, ...] = ()
     """Empty for regression."""
     target_name: str = "y"
@@ -58,12 +58,12 @@ class Model(BaseModel):
     def is_pixel_like(self) -> bool:
         """Whether a row is an image with one scale for all pixels, so that its direction has a meaning without its length.
 
-        Tables are excluded: one scale for all their columns may only mean that nobody has scaled them.
+        Tables are excluded: one scale for all their columns may only mean that they are not scaled.
         """
         return self.is_image and len(self.preprocessing.scale) == 1 and self.features > 1
 
     def allow(self, modules: tuple[str, ...]) -> Model:
-        """Returns the model, whose network may be a user's module among these entries (see `networks.allowed`)."""
+        """Returns the model, which may import its network's module if that is among these entries (see `networks.allowed`)."""
         if not isinstance(self.network, ModuleSpec):
             return self
         return self.model_copy(update={"network": self.network.allow(modules)})
@@ -124,7 +124,7 @@ def expected_shapes(model: Model, where: str) -> Any:
         return model.parameter_shapes()
     except AbstainError as error:
         raise BundleError(str(error), where=where) from error
-    except Exception as error:  # For nonsensical sizes JAX raises many types of errors, none of them documented.
+    except Exception as error:  # For impossible sizes JAX raises many types of undocumented errors.
         raise BundleError("network", where=where, found=f"{type(error).__name__}: {clip_repr(str(error))}") from error
 
 

@@ -240,9 +240,9 @@ class Predictor:
         posterior: the model and its draws.
         buckets: batch sizes to compile, ascending; more rows than the largest are computed in several calls.
         feature_scores: scores fitted to the training rows; without them there are only the ensemble's own scores.
-        recalibration: of the predictions.
-        devices: devices to spread the draws over in equal shares; as many of them are used as divide the number of draws.
-            If None, the first device.
+        recalibration: the recalibration of the predictions.
+        devices: devices to spread the draws over in equal shares: the largest number of them that divides the number of
+            draws. If None, the first device.
     """
 
     def __init__(
@@ -328,7 +328,7 @@ class Predictor:
         return self._executables[bucket](self._packed, padded, self._feature_scores)
 
     def read(self, whole: Float[np.ndarray, "parts bucket"], rows: int) -> Prediction:
-        """Makes the prediction of the first rows from the array that `launch` started."""
+        """Makes the prediction of the first rows from the result of `launch`, as a numpy array."""
         leaves: list[np.ndarray] = []
         start = 0
         for shape, dtype in zip(self._layout.shapes, self._layout.dtypes, strict=True):

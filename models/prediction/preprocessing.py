@@ -34,7 +34,7 @@ FAR = 1e10
 _NO_NUMBER = ("", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "NAN")
 _OTHER_COLUMN = (
     "if it holds names, list it in data.categorical; if dates or times, set data.time to it; if ids, list it in data.drop, "
-    "or set data.group to it where rows of one id belong together"
+    "or set data.group to it if rows of one id belong together"
 )
 
 
@@ -53,7 +53,7 @@ class Preprocessing(BaseModel):
 
     `shift` and `scale` hold one number for all features, or one for each. `columns` is empty unless the data is a table.
 
-    `origin` and `unit` are used only for features that float32 cannot hold exactly enough, such as seconds since 1970. Then
+    `origin` and `unit` are used only for features that float32 cannot represent exactly enough, such as seconds since 1970. Then
     the compiled program takes `(x − origin) / unit`, which `on_host` computes in float64, and `shift` and `scale` apply to
     these numbers. `Column.missing` stays on the scale of the data.
     """
@@ -68,7 +68,7 @@ class Preprocessing(BaseModel):
     unit: tuple[float, ...] = ()
     float64_target: bool = False
     """Whether `target_shift` and `target_scale` are applied on the host in float64: to targets such as 1.7e9 ± 10 or
-    1e-20, which float32 would round to one number, or with a variance that it cannot hold."""
+    1e-20, which float32 would round to one number, or with a variance that it cannot represent."""
 
 
 def on_host(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]) -> Num[np.ndarray, "rows ..."]:
@@ -82,7 +82,7 @@ def on_host(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows ..."]) -> 
     shape = rows.shape[1:] if len(preprocessing.origin) > 1 else ()
     origin, unit = (np.reshape(values, shape) for values in (preprocessing.origin, preprocessing.unit))
     largest = float(np.finfo(np.float32).max)
-    # A row far outside must become strange, not infinite.
+    # A row far outside must get a large number, not an infinite one.
     with np.errstate(over="ignore"):
         return np.clip((rows.astype(np.float64) - origin) / unit, -largest, largest).astype(np.float32)
 
@@ -174,7 +174,7 @@ def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> 
 
 
 def check_column_names(schema: ArrowSchema, where: str) -> None:
-    """Refuses two columns of one name.
+    """Refuses two columns with the same name.
 
     Raises:
         DataError: names the column.
@@ -214,7 +214,7 @@ def numeric_column(values: ArrowColumn, name: str, where: str, fix: str = _OTHER
     """Converts a column to float64, with missing values (null, or NaN) as NaN.
 
     Args:
-        fix: what the error proposes for a column of text.
+        fix: the advice of the error for a column of text.
 
     Raises:
         DataError: a value is not a number, or infinite; the text names its row.
@@ -264,9 +264,9 @@ def _no_number(name: str, where: str, row: int, found: str, fix: str) -> DataErr
 
 
 def category_texts(values: ArrowColumn) -> list[str | None]:
-    """Returns the cells as text, None for a missing value: `1` and `"1"` are one category, whatever the column's type.
+    """Returns the cells as text, None for a missing value: `1` and `"1"` are one category in columns of all types.
 
-    Equal cells share one text, so a column of repeated long texts takes the memory of its distinct texts only.
+    Equal cells share one text, so a column of repeated long texts needs memory only for its distinct texts.
     """
     try:
         encoded = values if pa.types.is_dictionary(values.type) else pc.dictionary_encode(values)

@@ -1,6 +1,6 @@
-"""Out-of-distribution scores: one number for each row; the stranger the row, the larger.
+"""Out-of-distribution scores: one number for each row, which is larger for stranger rows.
 
-The scores here are computed from the ensemble's predictions; `feature_scores.py` has those that are fitted to training
+This module computes scores from the ensemble's predictions; `feature_scores.py` computes those fitted to training
 rows. All are pure functions and run inside the compiled call.
 """
 
@@ -68,7 +68,7 @@ def energy(outputs: Float[Array, "draws batch outputs"]) -> Float[Array, " batch
 
 
 def variation_ratio(log_probabilities: Float[Array, "draws batch classes"]) -> Float[Array, " batch"]:
-    """Returns 1 − the share of draws with the commonest label (Freeman, 1965).
+    """Returns 1 − the share of draws with the most common label (Freeman, 1965).
 
     If classes tie within a draw, the first one counts.
     """

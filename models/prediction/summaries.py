@@ -1,6 +1,6 @@
 """The summary of an ensemble's predictions for a batch of rows: its records and their formulas.
 
-The records are NamedTuples, hence pytrees: jit takes and returns them, and `jax.tree.map` slices and joins them. Axis 0
+The records are NamedTuples, hence pytrees: jit accepts and returns them, and `jax.tree.map` slices and joins them. Axis 0
 of every field is the batch.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 QUANTILES = (0.025, 0.5, 0.975)
 LARGEST_VARIANCE = 1e35
-"""In squared units of the target. Larger variances are replaced by it, so that a widened sum of two stays within float32."""
+"""In squared units of the target. It replaces larger variances, so that a widened sum of two stays within float32."""
 _BISECTIONS = 40
 
 

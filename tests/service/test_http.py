@@ -20,7 +20,7 @@ import uvicorn
 
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.store import set_label
-from abstain.models.prediction.feature_scores import OF_TASK
+from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK
 from abstain.models.prediction.predictive import BUCKETS
 from abstain.models.prediction.scores import SCORES
 from abstain.service.commands.predict_file import predict_file
@@ -181,7 +181,7 @@ def test_a_classification_response_has_the_fields_of_the_contract(client, digits
         assert len(row["probabilities"]) == len(row["std"]) == 10
         assert isinstance(row["reject"], bool)
         assert set(row["prediction_set"]) <= set(digits.manifest.model.class_names)
-        assert set(row["scores"]) == {*SCORES["classification"], *OF_TASK["classification"]}
+        assert set(row["scores"]) == {*SCORES["classification"], *FEATURE_SCORES_BY_TASK["classification"]}
         for score in row["scores"].values():
             assert {key: type(value) for key, value in score.items()} == dict.fromkeys(
                 ("value", "percentile", "threshold", "p_value"), float
@@ -204,7 +204,7 @@ def test_a_regression_response_has_the_fields_of_the_contract(client, wave, poin
         assert list(row["quantiles"]) == ["0.025", "0.5", "0.975"]
         assert row["quantiles"]["0.025"] < row["quantiles"]["0.5"] < row["quantiles"]["0.975"]
         assert row["interval"][0] < row["mean"] < row["interval"][1]
-        assert set(row["scores"]) == {*SCORES["regression"], *OF_TASK["regression"]}
+        assert set(row["scores"]) == {*SCORES["regression"], *FEATURE_SCORES_BY_TASK["regression"]}
         assert {type(row[field]) for field in ("mean", "std", "aleatoric_std", "epistemic_std", "entropy")} == {float}
 
 

@@ -20,7 +20,7 @@ from abstain.models.bundles.shortfalls import recognise
 from abstain.models.bundles.store import LOCK, model_names, read_labels, set_label, versions
 from abstain.models.decisions.ranks import threshold
 from abstain.models.errors import AbstainError, CalibrationError, ConfigError, FitError, StoreError
-from abstain.models.prediction.feature_scores import OF_TASK
+from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK
 from abstain.models.prediction.scores import SCORES
 from abstain.training.config.data import DataConfig
 from abstain.training.config.methods import NUTSConfig, VIConfig
@@ -68,7 +68,11 @@ def test_a_fit_tells_digits_apart(store, digits):
     assert metrics["accuracy"] > 0.93
     assert metrics["nll"] < 0.3
     assert set(metrics) == {"accuracy", "nll", "brier", "ece", "aurc", "reject_rate", "reliability"}
-    assert set(metrics["reject_rate"]) == {*SCORES["classification"], *OF_TASK["classification"], "reject"}
+    assert set(metrics["reject_rate"]) == {
+        *SCORES["classification"],
+        *FEATURE_SCORES_BY_TASK["classification"],
+        "reject",
+    }
     assert metrics["reject_rate"]["reject"] < 0.04
     assert versions(store, "digits") == [1, 2]
 

@@ -23,7 +23,7 @@ from abstain.models.prediction.feature_score_records import (
     Subspace,
     VirtualLogit,
 )
-from abstain.models.prediction.feature_scores import OF_TASK, class_logits, unit_length
+from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK, class_logits, unit_length
 from abstain.models.prediction.features import feature_weights, outputs_and_features
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import on_host, transform
@@ -102,7 +102,7 @@ def fit_feature_scores(
         "input_knn": lambda: neighbours(scaled, unit),
         "range": lambda: feature_range(model, train),
     }
-    records = {name: _as_float32(fitted[name]()) for name in OF_TASK[model.likelihood_functions.task]}
+    records = {name: _as_float32(fitted[name]()) for name in FEATURE_SCORES_BY_TASK[model.likelihood_functions.task]}
     return FeatureScores(members.astype(np.int32), records)
 
 

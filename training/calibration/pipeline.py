@@ -23,7 +23,7 @@ from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import CalibrationError, ConfigError, suggest
 from abstain.models.prediction.feature_score_records import FeatureScores
-from abstain.models.prediction.feature_scores import OF_TASK
+from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import NONE, Prediction, Predictor, predict_draw
 from abstain.models.prediction.preprocessing import on_host
@@ -79,7 +79,7 @@ def choose_decision(settings: CalibrationConfig, model: Model) -> Decision:
         ConfigError: an unknown score, a score named twice, or a weight for another score.
     """
     task = model.likelihood_functions.task
-    score_names = (*SCORES[task], *OF_TASK[task])
+    score_names = (*SCORES[task], *FEATURE_SCORES_BY_TASK[task])
     if settings.decision is None:
         classes = "images" if model.is_pixel_like else "tables"
         decision = DEFAULT_DECISIONS[classes if task == "classification" else "regression"]

@@ -1,6 +1,6 @@
-"""Shared by all plots: colours, a titled figure, plain axes.
+"""Colours, a titled figure and plain axes for all plots.
 
-The colours suit colour-blind readers (Okabe & Ito, 2008) and mean the same in all plots: teal is the model and its
+The colours suit colour-blind readers (Okabe & Ito, 2008) and have one meaning in all plots: teal is the model and its
 decision, black the twin, grey the test rows; other colours are OOD sets or other scores.
 """
 
@@ -36,13 +36,13 @@ def remove_spines(*axes: Any) -> None:
 
 
 def thin_indices(count: int, most: int = 400) -> Int[np.ndarray, " kept"]:
-    """Returns evenly spaced indices of at most `most` of `count` points, both ends included."""
+    """Returns evenly spaced indices of at most `most` of `count` points, including both ends."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 @contextmanager
 def plain_text_names() -> Generator[None]:
-    """Draws and saves figures without math text: names of classes and sets may contain any character, also `$`."""
+    """Switches math text off while figures are drawn and saved, because names of classes and sets may contain `$`."""
     with rc_context({"text.parse_math": False}), warnings.catch_warnings():
         # A letter that is missing in the font becomes a box in a PNG; on a page the reader's font has it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
@@ -53,7 +53,7 @@ class PlainLog(LogFormatter):
     """Labels the ticks of a logarithmic axis with plain numbers instead of formulas."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
-        """Returns the label of a tick; empty for most minor ones."""
+        """Returns the label of a tick; most minor ticks have an empty one."""
         return f"{x:.6g}" if super().__call__(x, pos) else ""
 
 

@@ -19,7 +19,7 @@ from abstain.training.report.canvas import ACCENT, INK, MUTED, WARM, remove_spin
 
 
 def draw_reliability(view: ReportView) -> Figure:
-    """Draws accuracy against confidence in bins of equal mass, the gap in each bin, and the counts; the twin in a second column.
+    """Draws accuracy against confidence in bins of equal mass, the counts, and the gap in each bin; the twin on the right.
 
     A confident model has most of its bins in one corner of the diagram, so the gaps are drawn again below, bin by bin.
     """
@@ -40,7 +40,7 @@ def draw_reliability(view: ReportView) -> Figure:
 
 
 def draw_reliability_wide(bins: ReliabilityBins, certain: Float[np.ndarray, " rows"]) -> Figure:
-    """Draws the reliability diagram for the report: the diagram, and at its right the counts and the gaps.
+    """Draws the reliability diagram for the report, with the counts and the gaps on its right.
 
     Args:
         bins: `metrics.reliability` of the manifest.
@@ -87,7 +87,7 @@ def calibration_error(bins: ReliabilityBins) -> float:
 
 
 def draw_risk_coverage(view: ReportView) -> Figure:
-    """Draws the error among the answered rows, if fewer are answered: by confidence, by the decision score, and the twin."""
+    """Draws the error of the answered rows against their share: by confidence, by the decision score, and of the twin."""
     classify = isinstance(view.familiar.prediction.summary, ClassificationSummary)
     what = "error" if classify else "RMSE"
     figure = titled_figure(
@@ -113,7 +113,7 @@ def draw_risk_coverage(view: ReportView) -> Figure:
     for label, certain, prediction, color, style, width in curves:
         risk = risks(certain, row_losses(prediction, view))
         risk = 100 * risk if classify else np.sqrt(risk)
-        # The first percent are too few rows for a share of errors.
+        # The first percent of the rows is too few for a share of errors.
         first = len(risk) // 100
         kept = first + thin_indices(len(risk) - first)
         axis.plot((kept + 1) / len(risk) * 100, risk[kept], color=color, linestyle=style, linewidth=width, label=label)
@@ -121,7 +121,7 @@ def draw_risk_coverage(view: ReportView) -> Figure:
     accepted = 100 * float(kept.mean())
     axis.axvline(accepted, color=MUTED, linewidth=1)
     if kept.any():
-        # With thresholds per class the point may lie off the curve, which has one threshold for all rows.
+        # With thresholds per class the point may not lie on the curve, which has one threshold for all rows.
         risk = row_losses(own, view)[kept].mean()
         axis.plot(accepted, 100 * risk if classify else np.sqrt(risk), "o", color=WARM, markersize=7, zorder=5)
     axis.annotate(
@@ -143,7 +143,7 @@ def draw_risk_coverage(view: ReportView) -> Figure:
 
 
 def row_losses(prediction: Prediction, view: ReportView) -> Float[np.ndarray, " rows"]:
-    """Returns 1 for each mistake, or the squared error."""
+    """Returns each row's loss: 1 for a mistake and 0 otherwise, or the squared error of a regression."""
     if isinstance(prediction.summary, ClassificationSummary):
         return (np.asarray(prediction.summary.mean).argmax(axis=1) != view.rows.y).astype(np.float64)
     return (np.asarray(prediction.summary.mean) - view.rows.y) ** 2

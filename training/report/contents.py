@@ -1,6 +1,6 @@
-"""The record of what `report.html` shows: the numbers and names of each section, without any prose or HTML.
+"""The record of `report.html`: the numbers and names of each section, without prose or HTML.
 
-`page.py` builds it, the files in `templates/` add the words. Everything is frozen, so a template cannot change it.
+`page.py` builds it, and the files in `templates/` add the words. All records are frozen, so a template cannot change them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing, or the sentence that says why there is none."""
+    """A drawing, or a sentence with the reason why there is none."""
 
     drawing: Drawing | None
     failure: str = ""
@@ -73,7 +73,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class RenderedSection:
-    """A rendered section: its HTML, or the sentence that says why there is none."""
+    """A rendered section: its HTML, or a sentence with the reason why there is none."""
 
     key: str
     html: str
@@ -107,7 +107,7 @@ class Conformal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the version is fit for use, and its most important figures; None for a figure that it does not have."""
+    """The shortfalls and notes of the version, and its most important figures; None for a figure that it does not have."""
 
     shortfalls: tuple[str, ...]
     notes: tuple[str, ...]
@@ -192,7 +192,7 @@ class Band:
 
 @dataclass(frozen=True)
 class PredictedPlot:
-    """Predicted against true targets, if there is no band; `no_band` says why."""
+    """Predicted against true targets, if there is no band; `no_band` is the reason."""
 
     picture: Picture
     no_band: str
@@ -214,7 +214,7 @@ class Regression:
 
 @dataclass(frozen=True)
 class Quality:
-    """The metrics as names and texts, and the quality on the test part; `absent` says why it is missing."""
+    """The metrics as names and texts, and the quality on the test part; `absent` is the reason if it is missing."""
 
     metrics: Facts
     classification: Classification | None
@@ -332,7 +332,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class ChainsPart:
-    """The chains of a sampler, and how well their predictions agree; `predictions` is 0 where none of them varies."""
+    """The chains of a sampler, and how well their predictions agree; `predictions` is 0 if none of them varies."""
 
     picture: Picture
     count: int

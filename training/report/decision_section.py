@@ -27,7 +27,7 @@ NO_OOD_SET = "No OOD set was given."
 
 
 def build_decision(manifest: Manifest, calibration: Calibration, report_data: ReportData, draw: Draw) -> DecisionPart:
-    """Returns the score that decides and what it rejects, the OOD sets, and every score's threshold."""
+    """Builds the section: the score that decides, the rows that it rejects, the OOD sets, and every score's threshold."""
     record, view = manifest.calibration, report_data.view
     picture = draw("decision", partial(separation_plots.draw_ecdf, view)) if view else None
     ood = build_ood(manifest, view, draw) if view and view.strange else None
@@ -53,7 +53,7 @@ def build_decision(manifest: Manifest, calibration: Calibration, report_data: Re
 
 
 def build_augmented(manifest: Manifest) -> AugmentedRates | None:
-    """Returns both reject rates, where the calibration rows were augmented."""
+    """Returns the reject rates with and without augmentation; None if the calibration rows were not augmented."""
     record = manifest.calibration
     if record.augmented_reject_rate is None or record.plain_reject_rate is None:
         return None
@@ -69,7 +69,7 @@ def build_reject_rates(view: ReportView) -> tuple[RejectRate, ...]:
 
 
 def build_ood_sets(manifest: Manifest) -> tuple[OodSet, ...]:
-    """Returns the decision's figures on each OOD set; empty where the manifest has none."""
+    """Returns the decision's figures on each OOD set; empty if the manifest has none."""
     metrics: Any = manifest.metrics
     return tuple(
         OodSet(
@@ -85,7 +85,7 @@ def build_ood_sets(manifest: Manifest) -> tuple[OodSet, ...]:
 
 
 def build_ood(manifest: Manifest, view: ReportView, draw: Draw) -> Ood:
-    """Returns ROC curves, and the figures of the decision and of every score on each OOD set."""
+    """Builds the part on OOD sets: ROC curves, and the figures of the decision and of every score on each set."""
     metrics: Any = manifest.metrics
     sets: dict[str, Any] = metrics["ood"]
     names = ["reject", *(name for name in next(iter(sets.values())) if name != "reject")]

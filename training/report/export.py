@@ -42,7 +42,7 @@ def write_exports(exports: Exports, problem: Problem, fitted: Fitted) -> None:
 
 
 def write_netcdf(path: Path, problem: Problem, fitted: Fitted) -> None:
-    """Returns all samples by parameter, `[chain, draw, …]`, with the sampler's statistics; for other methods the draws as one chain."""
+    """Writes all samples by parameter, `[chain, draw, …]`, and the sampler's statistics; without chains, the draws as one chain."""
     import arviz_base  # noqa: PLC0415 - a second to import
 
     groups: dict[str, Any] = {"posterior": _by_name(samples(problem, fitted))}
@@ -66,7 +66,7 @@ def samples(problem: Problem, fitted: Fitted) -> Any:
 
 
 def write_tensorboard(folder: Path, problem: Problem, fitted: Fitted) -> None:
-    """Writes loss curve and reports; for chains the log density of training rows and histograms of parameters."""
+    """Writes loss curve and reports; for chains, the log density of training rows and histograms of parameters."""
     from tensorboardX import SummaryWriter  # noqa: PLC0415
 
     facts: Any = fitted.diagnostics.to_json()
@@ -100,7 +100,7 @@ def _write_chains(writer: Any, problem: Problem, fitted: Fitted) -> None:
 def _log_probabilities(
     problem: Problem, positions: Float[np.ndarray, "steps chains dim"]
 ) -> Float[np.ndarray, "steps chains"]:
-    """Returns the mean log density of a training row, nats."""
+    """Computes the mean log density of a training row at each position, in nats."""
 
     def of_position(z: Array) -> Array:
         return problem.target.log_likelihood(problem.target.constrain(z), problem.train).mean()
@@ -111,6 +111,6 @@ def _log_probabilities(
 
 
 def _by_name(tree: Any) -> dict[str, np.ndarray]:
-    """Returns leaves by their path, joined by dots: netCDF allows no slash in a name."""
+    """Returns the leaves by their path, joined by dots, because netCDF allows no slash in a name."""
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}

@@ -18,6 +18,6 @@ def flatten(tree: Any, prefix: str = "") -> Facts:
 
 
 def value_text(value: Any) -> str:
-    """Returns a value, or the values of a list, with four significant digits."""
+    """Formats a value, or the values of a list, with four significant digits."""
     values = value if isinstance(value, (list, tuple)) else [value]
     return ", ".join(f"{part:.4g}" if isinstance(part, float) else str(part) for part in values)

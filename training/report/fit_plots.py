@@ -1,4 +1,4 @@
-"""Plots of how a posterior was fitted: the loss, or the chains' traces, their ranks, and how well they agree."""
+"""Plots of a fit: the loss, or the chains' traces, ranks and agreement."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from abstain.training.inference.diagnostics import ESS_LIMIT, RHAT_LIMIT, Agreem
 from abstain.training.report.canvas import ACCENT, INK, MUTED, SETS, WARM, remove_spines
 
 MOST_RHAT = 3.0
-"""The right end of a histogram; larger values are counted in its last bar."""
+"""The right end of the histogram of R-hat; its last bar includes larger values."""
 MOST_CHAINS = 8
-"""The largest number of chains with a panel each."""
+"""The largest number of chains that get a panel."""
 
 PARTS = {"train": "training rows", "held_out": "held-out training rows", "test": "test rows"}
-"""Rows that a fit reports on; `test` only in earlier versions, which reported the test part during a fit."""
+"""The rows that a fit reports on; `test` only in bundles of earlier versions, which used the test part during a fit."""
 
 
 def reported_parts(report: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -31,7 +31,7 @@ def draw_loss(facts: dict[str, Any]) -> Figure:
     """Draws the loss over the steps, and accuracy or RMSE on training rows and held-out rows, if there are any."""
     figure = Figure(figsize=(7.2, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
-    # JSON has no NaN: what was NaN when it was written is None when it is read.
+    # JSON has no NaN; it is written as null and read as None.
     loss, reports = np.array(facts["loss"], np.float64), facts["reports"]
     steps = np.linspace(0, reports[-1]["step"], len(loss) + 1)[1:]
     left.plot(steps, loss, color=ACCENT, linewidth=1.2)
@@ -48,16 +48,16 @@ def draw_loss(facts: dict[str, Any]) -> Figure:
 
 
 def draw_trace(facts: dict[str, Any]) -> Figure:
-    """Draws each chain's log density over its samples, and a histogram of it."""
+    """Draws each chain's log density over its samples, and its histogram."""
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-    # JSON has no NaN: what was NaN when it was written is None when it is read.
+    # JSON has no NaN; it is written as null and read as None.
     trace = np.array(facts["trace"], np.float64)
-    at = np.linspace(1, facts["samples"] / facts["chains"], trace.shape[1])
+    steps = np.linspace(1, facts["samples"] / facts["chains"], trace.shape[1])
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
     finite = trace[np.isfinite(trace)]
     bins = np.histogram_bin_edges(finite if finite.size else np.zeros(1), 30)
     for chain, (values, color) in enumerate(zip(trace, _chain_colors(len(trace)), strict=True)):
-        left.plot(at, values, color=color, linewidth=0.8, alpha=0.8, label=f"chain {chain}")
+        left.plot(steps, values, color=color, linewidth=0.8, alpha=0.8, label=f"chain {chain}")
         right.hist(values[np.isfinite(values)], bins, orientation="horizontal", histtype="step", color=color)
     left.set(title="log posterior density (nats)", xlabel="sample of each chain")
     right.set(title="histogram", xticks=[])
@@ -68,7 +68,7 @@ def draw_trace(facts: dict[str, Any]) -> Figure:
 
 
 def draw_ranks(agreed: Agreement) -> Figure:
-    """Draws rank histograms of the predictions of the worst and of the best R-hat, a panel for each chain.
+    """Draws rank histograms of the predictions with the worst and the best R-hat, in a panel for each chain.
 
     If there are many chains, it shows those with the least even ranks of the worst prediction.
     """
@@ -104,7 +104,7 @@ def draw_agreement(agreed: Agreement) -> Figure:
     figure = Figure(figsize=(7.2, 2.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     rhat = np.minimum(agreed.rhat, MOST_RHAT)
-    # The limit is always visible, also where every R-hat is far below it.
+    # The limit is always visible, even if every R-hat is far below it.
     ends = (min(1.0, rhat.min()), max(RHAT_LIMIT, rhat.max()) + 0.002)
     left.hist(rhat, np.linspace(*ends, 41), color=ACCENT)
     _mark(left, RHAT_LIMIT, f"limit {RHAT_LIMIT}")
@@ -128,7 +128,7 @@ def _mark(axis: Any, limit: float, text: str) -> None:
 
 
 def _chain_colors(count: int) -> list[Any]:
-    """Returns the page's colours, or for more chains shades that are visible on light and dark pages."""
+    """Returns the page's colours or, for more chains, shades that are visible on light and dark pages."""
     own = (ACCENT, *SETS, MUTED)
     return list(own[:count]) if count <= len(own) else list(colormaps["viridis"](np.linspace(0.3, 0.9, count)))
 

@@ -17,11 +17,11 @@ from abstain.training.report.contents import ChainsPart, Draw, FinalMetric, Fit,
 from abstain.training.report.facts import flatten
 
 DRAWN = {"loss", "loss_unit", "reports", "trace"}
-"""The diagnostics that a picture shows, so that the table leaves them out."""
+"""The diagnostics that a picture shows; the table leaves them out."""
 
 
 def build_fit(manifest: Manifest, report_data: ReportData, draw: Draw) -> Fit:
-    """Returns loss and chains, if the method has them, and all other diagnostics."""
+    """Builds the section: loss and chains, if the method has them, and all other diagnostics."""
     facts: Any = manifest.diagnostics
     listed = {name: value for name, value in facts.items() if name not in DRAWN}
     listed |= facts["reports"][-1] if facts.get("reports") else {}
@@ -36,7 +36,7 @@ def build_loss(facts: Any, draw: Draw) -> Loss:
     """Returns the loss curve, and the metric at the last step."""
     last = facts["reports"][-1]
     metric, parts = fit_plots.reported_parts(last)
-    # JSON has no NaN: what was NaN when it was written is None when it is read.
+    # JSON has no NaN; it is written as null and read as None.
     loss = np.array(facts["loss"], np.float64)
     finals = tuple(FinalMetric(rows, last[f"{part}_{metric}"]) for part, rows in parts.items())
     picture = draw("loss", partial(fit_plots.draw_loss, facts))
@@ -77,6 +77,6 @@ def build_ranks(agreement: Agreement, draw: Draw) -> Ranks:
 
 
 def most_uneven(counts: Int[np.ndarray, "chains bins"]) -> float:
-    """Returns the bar that is furthest from an even spread, as a multiple of it."""
+    """Returns the height of the bar that is furthest from an even spread, as a multiple of the even height."""
     shares = counts / (counts[0].sum() / counts.shape[1])
     return float(shares.flat[np.abs(shares - 1).argmax()])

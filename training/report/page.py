@@ -1,7 +1,7 @@
-"""`report.html`: the quality of one version, for people. One file with its pictures inside and no script.
+"""`report.html`: the quality of one version, for people, in one file with its pictures and without scripts.
 
-The sections follow a decision about a deployment: verdict, quality, rejection, fit, settings. A missing part is named,
-with the reason. This module builds the record of `contents.py` and renders it with `templates/`.
+The sections are in the order of a decision about a deployment: verdict, quality, rejection, fit, settings. The report
+names each missing part, with the reason. This module builds the record of `contents.py` and renders it with `templates/`.
 Jinja escapes every name and number of the record; `safe` marks only its own output and the XML of `svg.py`.
 """
 
@@ -57,7 +57,7 @@ def write_report(
     Args:
         path: the file to write.
         manifest: the version's manifest, without the notes that this report adds.
-        calibration: the calibration rows' scores.
+        calibration: the scores of the calibration rows.
         report_data: test part, OOD sets, curve and chains; the report gives the reason for each missing part.
 
     Returns:
@@ -70,11 +70,11 @@ def write_report(
 
 
 def build_page(manifest: Manifest, calibration: Calibration, report_data: ReportData, missing: list[str]) -> Page:
-    """Returns the record of the page, its sections rendered.
+    """Builds the record of the page, with rendered sections.
 
     Args:
         manifest, calibration, report_data: as in `write_report`.
-        missing: gets a sentence for each section and picture that cannot be made.
+        missing: a list to which a sentence is added for each section and picture that cannot be made.
     """
     draw = partial(draw_picture, missing=missing)
     builders: dict[str, Callable[[], object]] = {
@@ -82,7 +82,7 @@ def build_page(manifest: Manifest, calibration: Calibration, report_data: Report
         "decision": lambda: _build_decision(manifest, calibration, report_data, draw),
         "fit": lambda: _build_fit(manifest, report_data, draw),
         "settings": lambda: build_settings(manifest),
-        # Last, because it lists the failures of the others.
+        # The last one, because it lists the failures of the others.
         "verdict": lambda: _build_verdict(manifest, report_data, missing),
     }
     sections = {key: render_section(key, build, missing) for key, build in builders.items()}
@@ -99,23 +99,23 @@ def build_page(manifest: Manifest, calibration: Calibration, report_data: Report
 
 @cache
 def environment() -> Environment:
-    """Returns Jinja with escaping in every template; a name that is not in the record is an error, not an empty text."""
-    made = Environment(
+    """Returns Jinja's environment, with escaping in every template; a name that is not in the record is an error."""
+    jinja = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["form"] = format
-    made.filters["readable"] = readable_name
-    return made
+    jinja.filters["form"] = format
+    jinja.filters["readable"] = readable_name
+    return jinja
 
 
 def render_section(key: str, build: Callable[[], object], missing: list[str]) -> RenderedSection:
-    """Renders a section from its template and the record that `build` returns; if either fails, the reason.
+    """Renders a section from its template and the record that `build` returns; if one of them fails, gives the reason.
 
-    One section is rendered at a time, so that a number that cannot be formatted costs one section, not the report.
+    Each section is rendered alone, so that a number that cannot be formatted costs one section, not the report.
     """
     template = environment().get_template(f"{key}.html")
     html = attempt(f"the report's section “{TITLES[key]}”", lambda: template.render(section=build()), missing)
@@ -123,7 +123,7 @@ def render_section(key: str, build: Callable[[], object], missing: list[str]) ->
 
 
 def draw_picture(name: str, draw: Callable[[], Any], missing: list[str]) -> Picture:
-    """Draws a figure; if that fails, the reason."""
+    """Draws a figure; if that fails, gives the reason."""
     from abstain.training.report.svg import render_svg  # noqa: PLC0415 - a second to import
 
     drawing = attempt(f"the picture “{readable_name(name)}”", lambda: render_svg(name, draw), missing)
@@ -204,5 +204,5 @@ def build_settings(manifest: Manifest) -> Settings:
 
 
 def finite_or_none(value: Any) -> float | None:
-    """Returns the number, or None if it is not a finite number, as a manifest may have."""
+    """Returns a value of a manifest, or None if it is not a finite number."""
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None

@@ -39,7 +39,7 @@ def save_small(figure: Figure, path: Path) -> None:
 
 
 def plots_for(view: ReportView) -> dict[str, Callable[[ReportView], Figure | None]]:
-    """Returns the plots for the model's task and inputs, by name, in reading order."""
+    """Returns the plots for the model's task and inputs, by name, in the order of reading."""
     drawn: dict[str, Callable[[ReportView], Figure | None]] = {}
     if isinstance(view.familiar.prediction.summary, ClassificationSummary):
         drawn |= {"reliability": draw_reliability, "risk_coverage": draw_risk_coverage}

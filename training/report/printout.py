@@ -26,48 +26,48 @@ HEADLINES = ("accuracy", "rmse", "nll", "brier", "ece", "aurc", "crps", "coverag
 WIDTH = 120
 
 
-def format_evaluation(found: Evaluation) -> str:
+def format_evaluation(result: Evaluation) -> str:
     """Formats an evaluation as text, at most 120 characters wide."""
     console = Console(file=StringIO(), width=WIDTH, no_color=True, highlight=False)
-    rows, decision = f"{found.rows:,} test rows", readable_name(found.decision)
+    rows, decision = f"{result.rows:,} test rows", readable_name(result.decision)
     console.print(
-        f"{found.model} on {rows}; {decision} decides at the {ordinal(found.percentile)} percentile\n",
+        f"{result.model} on {rows}; {decision} decides at the {ordinal(result.percentile)} percentile\n",
         markup=False,
     )
-    tables = [_quality_table(found), _risk_table(found), _parts_table(found)]
-    if found.classes is not None:
-        tables.append(_class_table(found.classes))
-    tables.append(_reject_table(found.reject_rates, decision))
+    tables = [_quality_table(result), _risk_table(result), _parts_table(result)]
+    if result.classes is not None:
+        tables.append(_class_table(result.classes))
+    tables.append(_reject_table(result.reject_rates, decision))
     for index, table in enumerate(tables):
         console.print(table)
-        if not index and found.calibration_errors:
-            console.print(_reference_line(found.calibration_errors), markup=False)
+        if not index and result.calibration_errors:
+            console.print(_reference_line(result.calibration_errors), markup=False)
         console.print()
-    console.print(_conformal_line(found.conformal), markup=False)
-    for line in _coverage_lines(found.coverage):
+    console.print(_conformal_line(result.conformal), markup=False)
+    for line in _coverage_lines(result.coverage):
         console.print(line, markup=False)
-    for name, detection in found.ood.items():
+    for name, detection in result.ood.items():
         console.print()
         console.print(_ood_table(name, detection, decision))
-        for line in _twin_lines(found.twin, name):
+        for line in _twin_lines(result.twin, name):
             console.print(line, markup=False)
     written: StringIO = console.file  # type: ignore[assignment]
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
 
 def readable_name(name: str) -> str:
-    """`mutual_information` → "mutual information"."""
+    """Replaces underscores by spaces."""
     return name.replace("_", " ")
 
 
-def _quality_table(found: Evaluation) -> Table:
-    twin, errors = found.twin, found.calibration_errors
+def _quality_table(result: Evaluation) -> Table:
+    twin, errors = result.twin, result.calibration_errors
     table = _table("", "model", "95 % interval", *([f"twin: {twin.model}"] if twin else []))
     further = {"ace": errors.ace, "classwise_ece": errors.classwise_ece} if errors else {}
-    figures = {name: found.metrics[name] for name in HEADLINES if name in found.metrics} | further
+    figures = {name: result.metrics[name] for name in HEADLINES if name in result.metrics} | further
     for name, value in figures.items():
         of_twin = [_figure(twin.metrics[name]) if name in twin.metrics else ""] if twin else []
-        table.add_row(readable_name(name), _figure(value), _interval(found.intervals.get(name)), *of_twin)
+        table.add_row(readable_name(name), _figure(value), _interval(result.intervals.get(name)), *of_twin)
     return table
 
 
@@ -78,15 +78,15 @@ def _reference_line(errors: CalibrationErrors) -> str:
     )
 
 
-def _risk_table(found: Evaluation) -> Table:
-    what = "RMSE" if "rmse" in found.metrics else "error"
-    table = _table(f"{what} of the most confident", *(f"{float(coverage):.0%}" for coverage in found.risk_at_coverage))
-    table.add_row("", *(_figure(risk) for risk in found.risk_at_coverage.values()))
+def _risk_table(result: Evaluation) -> Table:
+    what = "RMSE" if "rmse" in result.metrics else "error"
+    table = _table(f"{what} of the most confident", *(f"{float(coverage):.0%}" for coverage in result.risk_at_coverage))
+    table.add_row("", *(_figure(risk) for risk in result.risk_at_coverage.values()))
     return table
 
 
-def _parts_table(found: Evaluation) -> Table:
-    parts = {"accepted": found.accepted, "rejected": found.rejected}
+def _parts_table(result: Evaluation) -> Table:
+    parts = {"accepted": result.accepted, "rejected": result.rejected}
     names = [name for name in HEADLINES if any(name in part.metrics for part in parts.values())]
     table = _table("", "rows", *map(readable_name, names))
     for label, part in parts.items():
@@ -147,7 +147,7 @@ def _conformal_line(conformal: ConformalQuality) -> str:
 
 
 def _coverage_lines(coverage: CoverageByDecision) -> Iterable[str]:
-    """Yields coverage of accepted and of rejected rows; the guarantee holds for both together, not for either part."""
+    """Yields the coverage of accepted and of rejected rows; the guarantee holds only for both together."""
     for label, part in (("accepted", coverage.accepted), ("rejected", coverage.rejected)):
         if part is not None:
             yield f"    of the {label} rows: {part.share:.1%} {_interval(part.interval)}"
@@ -169,5 +169,5 @@ def _interval(ends: Interval | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escapes rich's markup: a class may be called `[b]`."""
+    """Escapes rich's markup, because a class may have the name `[b]`."""
     return text.replace("[", r"\[")

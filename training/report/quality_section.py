@@ -1,4 +1,4 @@
-"""The section “On the test part”: metrics, and pictures of how good the predictions for the test rows are."""
+"""The section “On the test part”: metrics, and pictures of the quality of the predictions for the test rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MOST_CLASSES = 100
 
 
 def build_quality(manifest: Manifest, report_data: ReportData, draw: Draw) -> Quality:
-    """Returns the metrics of the manifest, and the quality of the classifier or regression on the test part."""
+    """Builds the section: the metrics of the manifest, and the quality of the classifier or regression on the test part."""
     values = {name: value for name, value in manifest.metrics.items() if not isinstance(value, dict)}
     metrics = tuple((name, value_text(value)) for name, value in values.items())
     if report_data.view is None:
@@ -49,7 +49,7 @@ def build_quality(manifest: Manifest, report_data: ReportData, draw: Draw) -> Qu
 
 
 def build_conformal(view: ReportView) -> Conformal:
-    """Returns how often prediction sets or intervals contain the target, over all test rows, and over accepted and rejected rows."""
+    """Returns the coverage of prediction sets or intervals for all test rows, and for accepted and rejected rows."""
     whole = conformal_quality(view.familiar.judgement, view.rows.y)
     parts = coverage_by_decision(view.familiar.judgement, view.rows.y)
     accepted, rejected = (
@@ -67,14 +67,14 @@ def share_with_interval(figures: dict[str, Any], name: str) -> Share:
 
 
 def build_classification(manifest: Manifest, view: ReportView, draw: Draw) -> Classification:
-    """Returns reliability, risk against coverage, and the figures of each class."""
+    """Builds the part of a classifier: reliability, risk against coverage, and the figures of each class."""
     return Classification(
         build_reliability(manifest, view, draw), build_risk(view, draw), build_classes(manifest, view)
     )
 
 
 def build_reliability(manifest: Manifest, view: ReportView, draw: Draw) -> Reliability | None:
-    """Returns the reliability diagram of the manifest's bins, which the console draws too; None without bins."""
+    """Builds the reliability diagram from the manifest's bins, which the console draws too; None without bins."""
     content: Any = manifest.metrics.get("reliability")
     if content is None:
         return None
@@ -94,7 +94,7 @@ def build_reliability(manifest: Manifest, view: ReportView, draw: Draw) -> Relia
 
 
 def build_risk(view: ReportView, draw: Draw) -> Risk:
-    """Returns risk against coverage, and the quality of accepted and rejected rows at the current threshold."""
+    """Builds risk against coverage, and the quality of accepted and rejected rows at the current threshold."""
     reject, loss = view.familiar.judgement.reject, confidence_plots.row_losses(view.familiar.prediction, view)
     classify = bool(view.posterior.model.class_names)
     parts: list[RiskPart] = []
@@ -124,7 +124,7 @@ def build_classes(manifest: Manifest, view: ReportView) -> tuple[ClassRow, ...]:
 
 
 def build_regression(manifest: Manifest, report_data: ReportData, view: ReportView, draw: Draw) -> Regression:
-    """Returns the band along the input or predicted against true, the PIT histogram, and risk against coverage."""
+    """Builds the part of a regression: band or predicted against true, PIT histogram, and risk against coverage."""
     metrics: Any = manifest.metrics
     return Regression(
         rows=len(view.rows),
@@ -139,7 +139,7 @@ def build_regression(manifest: Manifest, report_data: ReportData, view: ReportVi
 
 
 def build_band(manifest: Manifest, curve: Curve, view: ReportView, draw: Draw) -> Band:
-    """Returns the predictive distribution along the input, and its epistemic spread inside and outside the training rows."""
+    """Builds the plot of predictions along the input, and their epistemic spread inside and outside the training range."""
     names = manifest.model.feature_names
     axes = (names[0] if names else "input"), manifest.model.target_name
     x, train, summary = curve.along.x.reshape(-1), curve.train.x, curve.along.prediction.summary
@@ -153,6 +153,6 @@ def build_band(manifest: Manifest, curve: Curve, view: ReportView, draw: Draw) -
 
 
 def build_predicted(manifest: Manifest, report_data: ReportData, view: ReportView, draw: Draw) -> PredictedPlot:
-    """Returns predicted against true targets; for a model of one input also why there is no band."""
+    """Builds the plot of predicted against true targets; for a model of one input, with the reason for the missing band."""
     picture = draw("predicted", partial(regression_plots.draw_predicted, view))
     return PredictedPlot(picture, report_data.absent.get("curve", "") if manifest.model.features == 1 else "")

@@ -16,7 +16,7 @@ from abstain.training.report.canvas import ACCENT, INK, MUTED, VIOLET, WARM, rem
 
 
 def draw_predicted(view: ReportView) -> Figure:
-    """Draws predicted against true, with the conformal intervals of three hundred rows."""
+    """Draws predicted against true targets of up to three hundred rows, with their conformal intervals."""
     inside, interval = is_covered(view.familiar.judgement, view.rows.y), view.familiar.interval
     mean, target = np.asarray(view.familiar.prediction.summary.mean), view.rows.y
     requested = view.familiar.judgement.coverage
@@ -76,7 +76,7 @@ def draw_width_error(view: ReportView) -> Figure:
 
 
 def draw_pit(view: ReportView, bins: int = 20) -> Figure:
-    """Draws histogram of the probability integral transform, with the band of 95 % of bins if calibrated."""
+    """Draws the histogram of the probability integral transform, and the band with 95 % of the bins of a calibrated model."""
     figure = titled_figure(
         f"{view.name}: where targets lie in their predictive distribution (PIT); flat is calibrated, ∪ is overconfident",
         7.4,
@@ -108,7 +108,7 @@ def draw_pit(view: ReportView, bins: int = 20) -> Figure:
 def draw_band(curve: Curve, test: Rows | None, input_name: str, target_name: str) -> Figure:
     """Draws the posterior predictive along the one input: mean, epistemic and total band, conformal interval, and rows.
 
-    The target axis shows all rows, and the bands up to twice the rows' range, because far out they may be very wide.
+    The target axis shows all rows, and the bands up to the rows' range beyond them, because far out they may be very wide.
     """
     figure = titled_figure("", 7.2, 4.2)
     axis = figure.subplots()

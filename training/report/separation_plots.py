@@ -1,4 +1,4 @@
-"""Plots of how well a version's scores separate OOD sets from the test rows: ROC, distributions, detection rates."""
+"""Plots of the separation of OOD sets from the test rows by a version's scores: ROC, distributions, detection rates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw_roc(view: ReportView, across: int = 3) -> Figure:
     """Draws one panel per OOD set: the decision with its threshold, the two best other scores, and the best of the twin.
 
     Args:
-        view: with at least one OOD set.
+        view: the version, with at least one OOD set.
         across: the largest number of panels in a row.
     """
     columns = min(len(view.strange), across)
@@ -104,10 +104,12 @@ def _draw_roc_panel(axis: Any, view: ReportView, name: str, strange: JudgedRows,
 
 
 def _best_others(view: ReportView) -> dict[str, str]:
-    """Returns the two scores, apart from the deciding one, with the highest mean AUROC over the sets; and their colours."""
+    """Returns the two scores, other than the deciding one, with the highest mean AUROC over the sets; and their colours."""
     familiar = view.familiar.judgement.scores
     means = {
-        score: np.mean([auroc(*deciding_ranks(values, seen.judgement.scores[score])) for seen in view.strange.values()])
+        score: np.mean(
+            [auroc(*deciding_ranks(values, judged.judgement.scores[score])) for judged in view.strange.values()]
+        )
         for score, values in familiar.items()
         if score != view.familiar.decision_name
     }
@@ -116,7 +118,7 @@ def _best_others(view: ReportView) -> dict[str, str]:
 
 
 def auroc(familiar: Any, strange: Any) -> float:
-    """Returns the area under the ROC curve, OOD rows positive."""
+    """Returns the area under the ROC curve, with OOD rows as positive."""
     truth = np.repeat([0, 1], [len(familiar), len(strange)])
     return float(roc_auc_score(truth, np.concatenate([familiar, strange])))
 
@@ -128,16 +130,16 @@ def draw_ecdf(view: ReportView) -> Figure:
     axis = figure.subplots()
     looks = [("test rows", view.familiar, MUTED, "-", 3.0)]
     bases = [label for label in view.strange if not label.endswith(SAME_INTENSITY)]
-    for label, seen in view.strange.items():
+    for label, judged in view.strange.items():
         base = label.removesuffix(SAME_INTENSITY)
         color = SETS[(bases.index(base) if base in bases else len(bases)) % len(SETS)]
-        looks.append((readable_name(label), seen, color, "-" if label in bases else "--", 1.6))
-    for label, seen, color, style, width in looks:
-        values = np.sort(np.asarray(seen.decision.value, np.float64))
+        looks.append((readable_name(label), judged, color, "-" if label in bases else "--", 1.6))
+    for label, judged, color, style, width in looks:
+        values = np.sort(np.asarray(judged.decision.value, np.float64))
         shares = np.arange(1, len(values) + 1) / len(values) * 100
-        # A few hundred points are enough for the curve; all of them would make a large file.
+        # A few hundred points are enough for the curve; all of them need a large file.
         kept = thin_indices(len(values))
-        text = f"{label}: {seen.judgement.reject.mean():.1%} rejected"
+        text = f"{label}: {judged.judgement.reject.mean():.1%} rejected"
         axis.step(values[kept], shares[kept], where="post", color=color, linestyle=style, linewidth=width, label=text)
     limits: list[float] = np.unique(view.familiar.decision.threshold).tolist()
     axis.axvline(limits[-1], color=INK, linewidth=1.2)
@@ -151,7 +153,7 @@ def draw_ecdf(view: ReportView) -> Figure:
         fontsize=8.5,
         color=INK,
     )
-    _spread_out(axis, np.concatenate([np.asarray(seen.decision.value) for _, seen, *_ in looks]), limits[-1])
+    _spread_out(axis, np.concatenate([np.asarray(judged.decision.value) for _, judged, *_ in looks]), limits[-1])
     axis.set(xlabel=name, ylabel="rows at or below (%)", ylim=(0, 102))
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)
     remove_spines(axis)
@@ -159,7 +161,7 @@ def draw_ecdf(view: ReportView) -> Figure:
 
 
 def _spread_out(axis: Any, values: Float[np.ndarray, " rows"], limit: float) -> None:
-    """Makes the axis logarithmic if large values would push all others to the left edge."""
+    """Makes the axis logarithmic if large values would move all others to the left edge."""
     positive = values[values > 0]
     if limit > 0 and values.min() >= 0 and np.quantile(values, 0.99) > 20 * limit:
         axis.set_xscale("log")
@@ -167,9 +169,9 @@ def _spread_out(axis: Any, values: Float[np.ndarray, " rows"], limit: float) -> 
 
 
 def draw_detection(view: ReportView) -> Figure:
-    """Draws every score's share above its threshold, on the test rows and on every OOD set."""
+    """Draws the share of rows above each score's threshold, for the test rows and every OOD set."""
     sets = {"test rows": view.familiar, **view.strange}
-    rates = {label: rates_of(seen.judgement) for label, seen in sets.items()}
+    rates = {label: rates_of(judged.judgement) for label, judged in sets.items()}
     scores = ["reject", *(score for score in rates["test rows"] if score != "reject")]
     table = np.array([[rates[label][score] for label in sets] for score in scores]) * 100
     figure = titled_figure(
@@ -203,7 +205,7 @@ def draw_detection(view: ReportView) -> Figure:
     return figure
 
 
-def draw_scores(calibration: Calibration, seen: JudgedRows | None) -> Figure:
+def draw_scores(calibration: Calibration, judged: JudgedRows | None) -> Figure:
     """Draws every score's distribution on the calibration rows, with its threshold, and on the test rows; the decision first."""
     first = calibration.decision.name
     names = [first, *(name for name in calibration.ascending if name != first)]
@@ -214,8 +216,8 @@ def draw_scores(calibration: Calibration, seen: JudgedRows | None) -> Figure:
     for axis, name in zip(panels.flat, names, strict=False):
         ascending = calibration.ascending[name]
         limit = threshold(ascending, calibration.percentile)
-        if seen is not None:
-            _draw_steps(axis, np.sort(seen.judgement.scores[name].value), color=MUTED, linewidth=3)
+        if judged is not None:
+            _draw_steps(axis, np.sort(judged.judgement.scores[name].value), color=MUTED, linewidth=3)
         _draw_steps(axis, ascending, color=ACCENT, linewidth=1.3)
         axis.axvline(limit, color=INK, linestyle="--", linewidth=1)
         left = limit > sum(axis.get_xlim()) / 2

@@ -38,7 +38,7 @@ COLORS = {
 }
 """The CSS variable of each colour of a figure."""
 PIXELS_AN_INCH = 112
-"""Pixels on a wide page for an inch of a figure: one value, so that the text of all pictures has one size."""
+"""Pixels of a wide page per inch of a figure: one value, so that the text of all pictures has the same size."""
 _LOOK: dict[Any, str | int] = {
     "svg.fonttype": "none",
     "text.color": INK,
@@ -52,11 +52,11 @@ _NUMERIC = {"d", "x", "y", "transform", "width", "height"}
 
 
 def render_svg(name: str, draw: Callable[[], Figure]) -> Drawing:
-    """Returns a figure as SVG for the page.
+    """Renders a figure as SVG for the page.
 
     Args:
         name: unique on the page; it begins every id that the drawing refers to.
-        draw: makes the figure.
+        draw: a function that draws the figure.
     """
     with plain_text_names(), rc_context(_LOOK):
         figure = draw()
@@ -78,7 +78,7 @@ def render_svg(name: str, draw: Callable[[], Figure]) -> Drawing:
 
 
 def _strip(root: ElementTree.Element) -> None:
-    """Removes namespaces, metadata and style sheets: a style sheet inside an SVG would apply to the whole page."""
+    """Removes namespaces, metadata and style sheets; a style sheet in an SVG would apply to the whole page."""
     for element in list(root.iter()):
         for child in list(element):
             if child.tag.rpartition("}")[2] in {"metadata", "style"}:
@@ -90,7 +90,7 @@ def _strip(root: ElementTree.Element) -> None:
 
 
 def _rename(root: ElementTree.Element, name: str) -> None:
-    """Puts the picture's name before ids that are referred to, because ids are unique on a page; removes other ids."""
+    """Adds the picture's name to ids that the picture uses, because ids must be unique on a page; removes other ids."""
     refers = re.compile(r"url\(#([^)]+)\)|^#(.+)$")
     used = {
         first or second
@@ -109,9 +109,9 @@ def _rename(root: ElementTree.Element, name: str) -> None:
 
 def _shorten(key: str, value: str) -> str:
     if key in _NUMERIC:
-        return re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), value)
+        return re.sub(r"-?\d+\.\d+", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), value)
     if key in {"style", "fill", "stroke"}:
         return re.sub(
-            r"#[0-9a-f]{6}\b", lambda found: f"var(--{COLORS[found[0]]})" if found[0] in COLORS else found[0], value
+            r"#[0-9a-f]{6}\b", lambda match: f"var(--{COLORS[match[0]]})" if match[0] in COLORS else match[0], value
         )
     return value

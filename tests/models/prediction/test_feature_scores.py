@@ -16,7 +16,7 @@ from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import (
     FEATURE_SCORES,
-    OF_TASK,
+    FEATURE_SCORES_BY_TASK,
     as_tree,
     from_tree,
     norm,
@@ -126,7 +126,7 @@ def by_hand(name, row, label):
             for value, low, high in zip(flat, record.low, record.high, strict=True):
                 outside.append(max(low - value, value - high, 0) / (high - low))
             expected[score] = max(outside)
-    assert set(expected) == set(OF_TASK[posterior.model.likelihood_functions.task])
+    assert set(expected) == set(FEATURE_SCORES_BY_TASK[posterior.model.likelihood_functions.task])
     return expected, sizes
 
 
@@ -358,7 +358,7 @@ def test_points_ever_farther_off_are_finite_and_ordered(name, direction):
     rows = np.stack([factor * row for factor in FACTORS])
     prediction = predictor_of(name)(rows)
     task = CASES[name][0].likelihood_functions.task
-    assert set(prediction.scores) == {*SCORES[task], *OF_TASK[task]}
+    assert set(prediction.scores) == {*SCORES[task], *FEATURE_SCORES_BY_TASK[task]}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(prediction))
     mean = np.asarray(prediction.summary.mean)
     for place, factor in enumerate(FACTORS):

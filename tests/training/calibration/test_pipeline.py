@@ -17,7 +17,7 @@ from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import threshold
 from abstain.models.errors import BundleError, CalibrationError, ConfigError
 from abstain.models.networks.architectures import MLPSpec
-from abstain.models.prediction.feature_scores import OF_TASK
+from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import uniform_of
 from abstain.models.prediction.preprocessing import Preprocessing
@@ -78,7 +78,7 @@ def test_a_decision_is_what_the_config_names():
 def test_the_default_decides_by_scores_that_there_are(kind):
     """Scores of the ensemble and densities of the task, each once."""
     task = "regression" if kind == "regression" else "classification"
-    assert set(DEFAULT_DECISIONS[kind].scores) <= {*SCORES[task], *OF_TASK[task]}
+    assert set(DEFAULT_DECISIONS[kind].scores) <= {*SCORES[task], *FEATURE_SCORES_BY_TASK[task]}
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_every_term_is_in_the_bundle(bundle):
     )
     assert settings_record == (90.0, 0.8, True, "aps", "normalised")
     assert record.recalibration.kind in {"pooled", "draws"}
-    assert set(record.thresholds) == {*SCORES["classification"], *OF_TASK["classification"], "combined"}
+    assert set(record.thresholds) == {*SCORES["classification"], *FEATURE_SCORES_BY_TASK["classification"], "combined"}
     assert record.thresholds["combined"] == threshold(calibration.ascending["combined"], 90.0)
     assert (record.threshold_bounds, record.reject_rate_bounds) == ({}, None)
     assert record.coverage_bounds == beta_bounds(0.8, calibration.rows)
