@@ -248,10 +248,12 @@ def check_comparable(own: Model, other: Model, name: str) -> None:
     Raises:
         DataError: they differ; the text names the difference.
     """
-    for what in ("feature_shape", "class_names"):
-        expected, found = getattr(own, what), getattr(other, what)
+    for field in ("feature_shape", "class_names"):
+        expected, found = getattr(own, field), getattr(other, field)
         if expected != found:
-            raise DataError(f"{what} of the twin", where=name, expected=f"{expected}, as the model has it", found=found)
+            raise DataError(
+                f"{field} of the twin", where=name, expected=f"{expected}, as the model has it", found=found
+            )
 
 
 def twin_quality(twin: Twin, rows: Rows) -> TwinQuality:

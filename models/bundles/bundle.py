@@ -112,8 +112,8 @@ def load(folder: Path, trusted: TrustedKeys | None = None, modules: tuple[str, .
     manifest = read_manifest(folder, trusted)
     model = manifest.model.allow(read_modules(os.environ) if modules is None else modules)
     manifest = manifest.model_copy(update={"model": model})
-    found = file_sizes(folder, manifest)
-    sizes = {part: _sizes_in(part, found) for part in ("draws", "calibration", "densities")}
+    sizes_by_path = file_sizes(folder, manifest)
+    sizes = {part: _sizes_in(part, sizes_by_path) for part in ("draws", "calibration", "densities")}
     shapes = expected_shapes(manifest.model, str(folder / "draws"))
     for part, stated in _stated_bytes(manifest, shapes).items():
         check_bytes(sizes[part], 4 * stated + SPARE_BYTES, folder / part)
@@ -332,11 +332,11 @@ def _read_feature_scores(folder: Path, sizes: dict[str, int], manifest: Manifest
     stored = open_checkpoint(folder, sizes)
     check_shapes(stored, manifest.densities, manifest.draws, where=str(folder))
     refuse_implausible([member_memory_claim(manifest.model, stored["members"].shape[0])], str(folder))
-    found = from_tree(read_arrays(folder, stored), manifest.densities, manifest.draws, where=str(folder))
-    for field, leaf in found.records["range"]._asdict().items():
+    feature_scores = from_tree(read_arrays(folder, stored), manifest.densities, manifest.draws, where=str(folder))
+    for field, leaf in feature_scores.records["range"]._asdict().items():
         # Another shape might broadcast, and compare a feature with the range of another one.
         if leaf.shape != (manifest.model.features,):
             raise BundleError(
                 f"range.{field}", where=str(folder), expected=f"{manifest.model.features} features", found=leaf.shape
             )
-    return found
+    return feature_scores

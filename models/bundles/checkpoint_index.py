@@ -70,10 +70,10 @@ class _FieldReader:
 
     def count(self, most: int) -> int:
         """Reads the number of the entries that follow, at most `most`."""
-        found = self.number()
-        if found > most:
-            raise ValueError(f"the index states {found} entries, expected at most {most}")
-        return found
+        entries = self.number()
+        if entries > most:
+            raise ValueError(f"the index states {entries} entries, expected at most {most}")
+        return entries
 
     def texts(self, count: int, per_text: int = 0) -> tuple[list[str], list[int]]:
         """Reads texts, each stored as the length of its prefix shared with the previous one and the rest.
@@ -189,12 +189,12 @@ def decompress(content: bytes, most: int) -> bytes:
     Raises:
         ValueError: the result has more than `most` bytes.
     """
-    found = cast("bytes", open_stream(content).read(most + 1))
-    if len(found) > most:
+    result = cast("bytes", open_stream(content).read(most + 1))
+    if len(result) > most:
         raise ValueError(f"a part of the index has more than {most:,} bytes")
-    return found
+    return result
 
 
 def open_stream(content: bytes) -> Any:
-    """Opens content that zstd has compressed as a stream, which decompresses only what is read."""
+    """Opens content that zstd has compressed, as a stream that decompresses only the bytes that are read."""
     return cast("Any", pa.CompressedInputStream(pa.BufferReader(content), "zstd"))

@@ -92,8 +92,8 @@ def check_signature(folder: Path, covered: Mapping[str, str], trusted: TrustedKe
     """
     path = folder / SIGNATURE
     written = _read_signature(path, trusted)
-    found = trusted.verifiers.get(_key_of(written, path))
-    if found is None:
+    trusted_key = trusted.verifiers.get(_key_of(written, path))
+    if trusted_key is None:
         raise SignatureError(
             "is not by a trusted key",
             where=str(path),
@@ -101,7 +101,7 @@ def check_signature(folder: Path, covered: Mapping[str, str], trusted: TrustedKe
             found="one by another key",
             fix=_sign_again(folder),
         )
-    key, verifier = found
+    key, verifier = trusted_key
     # The library reads a path. It gets a copy of the bytes that were read above, because the file may have been replaced.
     with tempfile.TemporaryDirectory(prefix="abstain-signature-") as private:
         private_copy = Path(private) / SIGNATURE

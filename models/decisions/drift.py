@@ -57,7 +57,7 @@ RELATIVE_ROUNDING = 1e-6
 ABSOLUTE_ROUNDING = 2.5e-7
 """Rounding error of a score near 0, in its unit: a few float32 epsilons."""
 LARGER_ROUNDING = {"relative_mahalanobis": 5e-5, "vim": 1e-5, "subspace": 1e-6, COMBINED: 5e-5}
-"""The same for differences of larger numbers, and for combinations of such scores (measured on digits and tables)."""
+"""The same for differences of larger numbers, and for combinations of these scores (measured on digits and tables)."""
 PSI_BINS = 10
 """Bins of the population stability index: the calibration's deciles."""
 FIRST_WEIGHT = 0.5

@@ -223,7 +223,7 @@ def _read_csv(path: Path) -> ArrowTable:
             where=str(path),
             expected='each cell that begins with " to end with "',
             found=f"the rest of the file in row {max(table.num_rows - 1, 0)}",
-            fix="close the quote, or double it where it is part of the text",
+            fix="close the quote, or double it if it is part of the text",
         )
     return table
 

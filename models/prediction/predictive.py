@@ -97,7 +97,7 @@ def predict_packed(
     parts = jnp.swapaxes(jax.vmap(model.likelihood_functions.predict)(rows_last, noise), 1, 2)
     outputs = jnp.swapaxes(rows_last, 1, 2)
     summary = _summary(model, parts)
-    # Scores use the draws before recalibration, which must not change what is rejected.
+    # Scores use the draws before recalibration, which must not change the rejected rows.
     scores = scores_of(summary, parts, outputs)
     summary = _recalibrate(summary, parts, recalibration)
     plain = Prediction(summary, scores, uniform=jax.vmap(uniform_of)(rows))

@@ -224,13 +224,13 @@ def numeric_column(values: ArrowColumn, name: str, where: str, fix: str = _OTHER
         values = _parse(values, name, where, fix)
     elif not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_null(dtype)):
         raise _no_number(name, where, 0, f"values of type {dtype}", fix)
-    found = np.asarray(pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
-    outside = np.flatnonzero(np.abs(found) > np.finfo(np.float32).max)
+    numbers = np.asarray(pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
+    outside = np.flatnonzero(np.abs(numbers) > np.finfo(np.float32).max)
     if outside.size:
         row = int(outside[0])
         expected = "a number within float32's range"
-        raise DataError(f"column {name!r}", where=f"{where}, row {row}", expected=expected, found=found[row])
-    return found
+        raise DataError(f"column {name!r}", where=f"{where}, row {row}", expected=expected, found=numbers[row])
+    return numbers
 
 
 def _parse(values: ArrowColumn, name: str, where: str, fix: str) -> ArrowColumn:

@@ -28,7 +28,7 @@ ACCEPTS_FAR_ROWS = "its decision accepts rows far outside the training data: "
 def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
     """Makes rows with all numeric features far outside their training range, below it or above it.
 
-    Categories keep the first code, because no code is outside. Without numeric features there are no such rows.
+    Categories keep the first code, because no code is outside. Without numeric features there are no far rows.
 
     Returns:
         float64, in the units of the data.
@@ -71,7 +71,7 @@ def try_far_rows(calibrated: Calibrated) -> FarRows:
         return FarRows()
     decision = calibrated.calibration.decision
     text = (
-        f"{ACCEPTS_FAR_ROWS}{accepted} of {rows} rows whose features all lie {WIDTHS[0]:g} or more widths outside their "
+        f"{ACCEPTS_FAR_ROWS}{accepted} of {rows} rows with all features {WIDTHS[0]:g} or more widths outside their "
         f"training range; the decision uses {', '.join(decision.scores)}; add range to calibration.decision"
     )
     if set(decision.scores) & set(FEATURE_SCORES):

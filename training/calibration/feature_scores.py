@@ -267,8 +267,8 @@ def _clusters(
     if count > 1:
         # Its type stubs admit only "auto" as n_init.
         make: Any = MiniBatchKMeans
-        found = make(count, random_state=seed, n_init=3, batch_size=2048).fit(points)
-        own = without_small(found.labels_.astype(int), points)
+        clusters = make(count, random_state=seed, n_init=3, batch_size=2048).fit(points)
+        own = without_small(clusters.labels_.astype(int), points)
     groups = [points[own == cluster] for cluster in range(count) if (own == cluster).any()]
     centres = np.array([group.mean(axis=0) for group in groups])
     bases = np.array([_directions(group) for group in groups])

@@ -54,7 +54,7 @@ def without_small(
 
     If all clusters are small, all rows form one cluster.
     """
-    found, own, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    clusters, own, counts = np.unique(labels, return_inverse=True, return_counts=True)
     large = np.flatnonzero(counts >= least)
     if not large.size:
         return np.zeros_like(labels)
@@ -62,4 +62,4 @@ def without_small(
     small = np.flatnonzero(counts[own] < least)
     nearest = [((centres - rows[row]) ** 2).sum(axis=1).argmin() for row in small]
     own[small] = large[np.array(nearest, int)]
-    return found[own]
+    return clusters[own]

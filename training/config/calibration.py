@@ -37,7 +37,7 @@ class CalibrationConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     """For images: changes each calibration row in one way, so that rows with these changes are accepted too."""
     densities: AugmentConfig = AugmentConfig()
-    """For images: changes the training rows of the feature scores in the same way. The reject rate is still that of the calibration rows."""
+    """For images: changes the training rows of the feature scores in the same way; the calibration rows stay the same."""
 
 
 class EvaluationConfig(Section):

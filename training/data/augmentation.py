@@ -99,7 +99,8 @@ def transform_rows(
     uniformly within the limits. Future rows that are changed in this way are exchangeable with these.
 
     Args:
-        images: `[rows, height, width]` or with channels last, on the scale of the training arrays; the background is their smallest value.
+        images: `[rows, height, width]` or with channels last, on the scale of the training arrays; the background is their
+            smallest value.
         where: the config's key for the settings.
 
     Raises:

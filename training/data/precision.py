@@ -1,8 +1,8 @@
-"""Precision: which features and targets float32 cannot represent, so that the host must convert them.
+"""Precision: finds features and targets that float32 cannot represent, so that the host must convert them.
 
-Seconds since 1970 are about 1.7e9, where float32 numbers are 128 apart. Such a feature is standardised on the host, in
-float64, before it enters the compiled program (`Preprocessing.origin`, `unit`); predictions of such a target are converted
-back to its units there. If this is not enough, the fit refuses the data.
+Seconds since 1970 are about 1.7e9, where neighbouring float32 numbers differ by 128. The host standardises these features
+in float64, before they enter the compiled program (`Preprocessing.origin`, `unit`), and converts predictions of these
+targets back to their units. If this is not enough, the fit refuses the data.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _target(table: ArrowTable, where: str, config: DataConfig, fitted: Model | N
 
 
 def _column(name: str, values: ArrowColumn, categorical: bool, where: str) -> Column:
-    """Returns the record of a column, with its categories if it has any; its filling value is fitted to the training part."""
+    """Returns a column with its categories, if it has any; its filling value is fitted later, to the training part."""
     from sklearn.preprocessing import OrdinalEncoder  # noqa: PLC0415 - half a second, and only fit needs it
 
     if not categorical:

@@ -77,7 +77,7 @@ def classification_intervals(
 
 
 def resample_rows(rows: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, "chunk rows"]]:
-    """Draws row indices with replacement, a chunk of resamples at a time; fewer resamples for very many rows, at least 200."""
+    """Yields row indices drawn with replacement, a chunk of resamples at a time; for very many rows, fewer resamples."""
     rng = np.random.default_rng(seed)
     resamples = min(resamples, max(200, _AT_MOST // rows))
     chunk = max(1, _AT_ONCE // rows)

@@ -135,7 +135,7 @@ def draws_shortfalls(fitted: Fitted, test: Rows) -> tuple[Shortfall, ...]:
     """Returns a shortfall if the draws' mean prediction is far less likely than that of the mode at their centre.
 
     Recalibration is left out, because it would hide part of the loss. Draws may predict a little worse than the mode;
-    much worse means that the approximation of the posterior is bad. Methods without a mode have no such shortfall.
+    much worse means that the approximation of the posterior is bad. Methods without a mode do not have this shortfall.
     """
     if fitted.mode is None:
         return ()

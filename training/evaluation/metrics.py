@@ -54,7 +54,7 @@ def classification_terms(
 def classification_quality(
     probabilities: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"]
 ) -> dict[str, float]:
-    """Computes accuracy, negative log-likelihood (nats), Brier score (sum over classes), ECE, and area under risk–coverage."""
+    """Computes accuracy, NLL (nats), Brier score (sum over classes), ECE, and area under the risk–coverage curve."""
     terms = classification_terms(probabilities, labels)
     confidence, correct = probabilities.max(axis=1).astype(np.float64), terms["accuracy"] == 1
     return average_metrics(terms) | {

@@ -113,7 +113,7 @@ def predict_curve(model: Model, calibrated: Calibrated, train: Rows) -> tuple[Cu
 
 
 def curve_points(x: Inputs) -> Float[np.ndarray, " points"]:
-    """Returns evenly spaced points over the range of one input without missing values, extended by `BEYOND` on both sides."""
+    """Returns evenly spaced points over the range of one input, extended by `BEYOND`; missing values are ignored."""
     low, high = float(np.nanmin(x)), float(np.nanmax(x))
     room = BEYOND * ((high - low) or abs(low) or 1.0)
     return np.linspace(low - room, high + room, POINTS)

@@ -41,7 +41,7 @@ def _prior_of(name: str, prior: PriorConfig) -> LayerPrior:
 
 
 def distribution(prior: LayerPrior, shape: tuple[int, ...]) -> dist.Distribution:
-    """Returns the prior of one parameter array; if the scale is inferred, with a scale of 1 before division by the fan-in."""
+    """Returns the prior of one parameter array; an inferred scale is replaced by 1, before division by the fan-in."""
     scale = (1.0 if prior.hierarchical else prior.scale) / _fan_in(prior, shape) ** 0.5
     match prior.kind:
         case "normal":

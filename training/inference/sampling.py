@@ -30,7 +30,7 @@ def fit_by_chains(
 
     Raises:
         ConfigError: there are fewer samples than draws.
-        FitError: a chain starts where the posterior density is zero.
+        FitError: the posterior density at the start of a chain is zero.
     """
     if draws > settings.chains * settings.samples:
         raise ConfigError(

@@ -35,7 +35,7 @@ def tracked_training_rows(problem: Problem) -> TrackedRows:
 
 
 def progress_report(bnn: BNN, zs: Float[Array, "draws dim"], tracked_rows: TrackedRows) -> dict[str, Array]:
-    """Returns `draw_quality` of some draws on training rows (`train_…`) and, if there are any, on held-out rows (`held_out_…`)."""
+    """Returns the `draw_quality` on training rows (`train_…`) and, if there are any, on held-out rows (`held_out_…`)."""
     parts = {"train": tracked_rows.train} | (
         {"held_out": tracked_rows.held_out.head(ROWS)} if tracked_rows.held_out else {}
     )

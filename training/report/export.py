@@ -42,7 +42,7 @@ def write_exports(exports: Exports, problem: Problem, fitted: Fitted) -> None:
 
 
 def write_netcdf(path: Path, problem: Problem, fitted: Fitted) -> None:
-    """Writes all samples by parameter, `[chain, draw, …]`, and the sampler's statistics; without chains, the draws as one chain."""
+    """Writes all samples `[chain, draw, …]` and the sampler's statistics; without chains, the draws as one chain."""
     import arviz_base  # noqa: PLC0415 - a second to import
 
     groups: dict[str, Any] = {"posterior": _by_name(samples(problem, fitted))}

@@ -94,7 +94,7 @@ def draw_ranks(agreed: Agreement) -> Figure:
 
 
 def least_even(counts: Int[np.ndarray, "chains bins"]) -> list[int]:
-    """Returns the chains to show, ascending: all, or those whose counts are furthest from equal."""
+    """Returns the chains to show, ascending: all, or those with the least equal counts."""
     spread = ((counts - counts.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
     return sorted(np.argsort(-spread, kind="stable")[:MOST_CHAINS].tolist())
 

@@ -130,7 +130,7 @@ def draw_picture(name: str, draw: Callable[[], Any], missing: list[str]) -> Pict
     return Picture(None, drawing.sentence) if isinstance(drawing, Failure) else Picture(drawing)
 
 
-# ---- what the page shows ---------------------------------------------------------------------------------------------
+# ---- the record of the page ------------------------------------------------------------------------------------------
 
 
 def build_heading(manifest: Manifest) -> Heading:

@@ -85,8 +85,8 @@ def _draw_roc_panel(axis: Any, view: ReportView, name: str, strange: JudgedRows,
             linewidth=width,
             label=text,
         )
-    here = max(float(familiar.judgement.reject.mean()), least), float(strange.judgement.reject.mean())
-    axis.plot(*here, "o", color=ACCENT, markersize=7, markeredgecolor="white", zorder=5)
+    operating_point = max(float(familiar.judgement.reject.mean()), least), float(strange.judgement.reject.mean())
+    axis.plot(*operating_point, "o", color=ACCENT, markersize=7, markeredgecolor="white", zorder=5)
     axis.set(xscale="log", xlim=(least, 1), ylim=(0, 1.02))
     axis.set_title(readable_name(name), fontsize=10)
     handles, labels = axis.get_legend_handles_labels()

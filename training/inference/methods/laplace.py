@@ -128,7 +128,7 @@ def check_subset(model: Model, settings: LaplaceConfig) -> None:
         raise ConfigError(
             "method.subset",
             expected=f'"last_layer", for likelihood "{model.likelihood}"',
-            found='"diagonal", whose draws classify well only by a network linearised at the mode, which is not served',
+            found='"diagonal": its draws classify well only with a network linearised at the mode, which is not served',
             fix=f"leave method.subset out, or {alternative(model)}",
         )
 
