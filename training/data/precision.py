@@ -29,7 +29,7 @@ a few per cent, which loses no information."""
 def too_coarse(
     largest: Float[np.ndarray, " features"], spread: Float[np.ndarray, " features"]
 ) -> Bool[np.ndarray, " features"]:
-    """Which features float32 cannot represent: its spacing is too coarse for their spread, or the spread is out of range."""
+    """Returns which features float32 cannot represent: its spacing is too coarse for their spread, or the spread is out of range."""
     spacing = np.spacing(np.minimum(largest, np.finfo(np.float32).max).astype(np.float32)).astype(np.float64)
     return (spread > 0) & ((spacing > COARSE * spread) | (spread < SMALL) | (spread > LARGE))
 

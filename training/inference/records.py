@@ -93,7 +93,7 @@ class LaplaceDiagnostics:
 
     Attributes:
         subset_size: the number of parameters that have a distribution.
-        log_evidence: of all training rows, in nats.
+        log_evidence: the log marginal likelihood of all training rows, in nats.
         posterior_std: the smallest and the largest standard deviation of a parameter.
     """
 
@@ -123,9 +123,9 @@ class SamplingDiagnostics:
     """The diagnostics of a sampler.
 
     Attributes:
-        chains: None if they could not be computed, which is a shortfall.
+        chains: the diagnostics of the chains; None if they could not be computed, which is a shortfall.
         tuning: the tuned settings of the kernel by name, for example `step_size`, a list with one entry for each chain.
-        energy_variance: each member's variance of the energy error per dimension; of MILE only.
+        energy_variance: each member's variance of the energy error per dimension; None for methods other than MILE.
     """
 
     chains: ChainDiagnostics | None
@@ -134,7 +134,7 @@ class SamplingDiagnostics:
 
     def to_json(self) -> dict[str, JsonValue]:
         """Returns the JSON in a manifest."""
-        found = (self.chains.to_json() if self.chains else {}) | self.tuning
+        content = (self.chains.to_json() if self.chains else {}) | self.tuning
         if self.energy_variance is not None:
-            found |= {"ebfmi": [], "energy_variance": list(self.energy_variance)}
-        return found
+            content |= {"ebfmi": [], "energy_variance": list(self.energy_variance)}
+        return content
