@@ -26,7 +26,7 @@ from abstain.service.access.tls import follow_changes
 from abstain.service.compat.bentoml import (
     Service,
     check_process_manager,
-    close_process_manager,
+    restrict_process_manager,
     set_up_uvicorn,
     stop_usage_reports,
     worker_index,
@@ -48,7 +48,7 @@ stop_usage_reports()
 if PROCESS.index is None:
     # Here, and not by every worker again.
     check_access(SETTINGS)
-    close_process_manager(PROCESS.folder, partial(check_address, SETTINGS))
+    restrict_process_manager(PROCESS.folder, partial(check_address, SETTINGS))
 else:
     check_process_manager(PROCESS.folder)
 CERTIFICATE = pem_files(SETTINGS)

@@ -1,1 +1,1 @@
-"""Private interfaces of other libraries that abstain uses or changes: all of them, with the reason and a test each."""
+"""All private interfaces of other libraries that abstain uses or changes, each with the reason and a test."""

@@ -1,13 +1,13 @@
-"""The private interfaces of BentoML, circus and uvicorn that abstain uses, and what it changes there; checked at start.
+"""The private interfaces of BentoML, circus and uvicorn that abstain uses, and its changes to them; checked at start.
 
-BentoML's main process runs its workers with circus. Whoever reaches circus's command socket may add a "watcher": a program
-that the main process then starts as its own user. BentoML binds that socket, and one for events, to TCP ports of loopback
-without a key, so that every user of the machine can reach them. Here both become Unix sockets in the run's folder, which
-only the server's user may enter.
+BentoML's main process runs its workers with circus. A client of circus's command socket can add a "watcher": a program that
+the main process then starts as its own user. BentoML binds this socket, and one for events, to TCP ports of loopback
+without a key, so that every user of the machine can connect to them. This module replaces both by Unix sockets in the run's
+folder, which only the server's user may enter.
 
-BentoML starts uvicorn in each worker without a bound on the heads of requests. Here uvicorn gets one, and a certificate.
+BentoML starts uvicorn in each worker without a limit for the heads of requests. This module adds a limit, and a certificate.
 
-BentoML sends usage reports to its makers by default. They are off here, for every way of starting a server.
+BentoML sends usage reports to its makers by default. This module turns them off, however the server is started.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from abstain.service.access.tls import Encrypted, PemFiles
 __all__ = [
     "Service",
     "check_process_manager",
-    "close_process_manager",
+    "restrict_process_manager",
     "set_up_uvicorn",
     "stop_usage_reports",
     "worker_index",
@@ -42,131 +42,133 @@ __all__ = [
 COMMANDS = "commands"
 EVENTS = "events"
 LONGEST_SOCKET_PATH = 107
-"""Bytes; `sun_path` of Linux holds 108, with the zero at its end."""
-_MOVED = ("endpoint", "pubsub_endpoint")
-_OFF = ("stats_endpoint", "multicast_endpoint", "statsd", "httpd", "ssh_server")
-"""Further ways that circus can be reached by, which BentoML does not use."""
+"""In bytes; `sun_path` of Linux has 108, including the zero at its end."""
+_REPLACED = ("endpoint", "pubsub_endpoint")
+"""circus's parameters for the addresses that Unix sockets replace."""
+_REFUSED = ("stats_endpoint", "multicast_endpoint", "statsd", "httpd", "ssh_server")
+"""circus's parameters for other ways to reach it, which BentoML does not use."""
 
 
 def worker_index() -> int | None:
-    """The index of this worker, from 1; None in the main process."""
+    """Returns the index of this worker, from 1; None in the main process."""
     return server_context.worker_index
 
 
-def close_process_manager(folder: Path, check_address: Callable[[str], None]) -> None:
-    """Has every circus arbiter of this process take commands by a Unix socket in `folder` alone.
+def restrict_process_manager(folder: Path, check_address: Callable[[str], None]) -> None:
+    """Makes every circus arbiter of this process accept commands only through a Unix socket in `folder`.
 
-    The arbiter also opens the sockets that workers answer at: the one place that every way of starting passes.
+    The arbiter also opens the sockets of the workers, however the server is started. So their addresses are checked here.
 
-    The class is changed, not BentoML's call of it: BentoML has the ports in its code, and has imported the function that
-    makes the arbiter by the time that it imports a service.
+    The class is changed, not BentoML's call: the ports are fixed in BentoML's code, and when BentoML imports a service, it
+    has already imported the function that makes the arbiter.
 
     Args:
-        folder: this user's alone (mode 0700), for the folder's mode is what keeps others out.
-        check_address: raises ConfigError for an address that must not be listened on; the process then ends.
+        folder: only this user may enter it (mode 0700); this alone protects the sockets from other users.
+        check_address: raises ConfigError for an address that the server must not listen on; the process then ends.
 
     Raises:
-        ConfigError: circus is not as it was; or, when the arbiter is made, the sockets' paths are too long or a further way
-            to reach it is asked for.
+        ConfigError: this version of circus has other parameters; or, when an arbiter is made, the path of a socket is too
+            long, or an argument opens another way to reach it.
     """
-    make = cast("Callable[..., None]", Arbiter.__init__)
-    signature = inspect.signature(make)
-    absent = [name for name in (*_MOVED, *_OFF) if name not in signature.parameters]
-    if absent:
+    original = cast("Callable[..., None]", Arbiter.__init__)
+    signature = inspect.signature(original)
+    missing = [name for name in (*_REPLACED, *_REFUSED) if name not in signature.parameters]
+    if missing:
         raise ConfigError(
-            "the process manager cannot be closed",
+            "the process manager cannot be restricted to this user",
             where="circus.arbiter.Arbiter",
-            expected=f"the parameters {', '.join((*_MOVED, *_OFF))}",
-            found=f"no {', '.join(absent)}",
+            expected=f"the parameters {', '.join((*_REPLACED, *_REFUSED))}",
+            found=f"no {', '.join(missing)}",
             fix="install the versions in requirements-serving.lock",
         )
 
-    @wraps(make)
-    def closed(self: Arbiter, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs)
-        refused = [name for name in _OFF if given.arguments.get(name)]
+    @wraps(original)
+    def restricted(self: Arbiter, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        refused = [name for name in _REFUSED if bound.arguments.get(name)]
         if refused:
             raise ConfigError("the process manager", expected="no further way to reach it", found=", ".join(refused))
         try:
-            for socket in given.arguments.get("sockets") or ():
+            for socket in bound.arguments.get("sockets") or ():
                 if not socket.is_unix:
                     check_address(socket.host)
         except ConfigError as error:
-            # What is raised here, BentoML shows with forty lines of its own.
+            # BentoML would add forty lines to an exception.
             sys.exit(f"abstain: {error}")
-        for name, file in zip(_MOVED, (COMMANDS, EVENTS), strict=True):
-            given.arguments[name] = f"ipc://{_socket_path(folder / file)}"
-        make(*given.args, **given.kwargs)
+        for name, file in zip(_REPLACED, (COMMANDS, EVENTS), strict=True):
+            bound.arguments[name] = f"ipc://{_check_socket_path(folder / file)}"
+        original(*bound.args, **bound.kwargs)
 
-    Arbiter.__init__ = closed
+    Arbiter.__init__ = restricted
 
 
 def check_process_manager(folder: Path) -> None:
-    """Refuses to be a worker of a process manager that is not closed.
+    """Refuses to run as a worker of a process manager that other users can reach.
 
     Raises:
-        ConfigError: the main process takes no commands in `folder`: it then takes them elsewhere.
+        ConfigError: the main process has no socket for commands in `folder`, so it has one elsewhere.
     """
     if not (folder / COMMANDS).is_socket():
         raise ConfigError(
-            "the process manager is not closed",
+            "the process manager is not restricted to this user",
             where=str(folder / COMMANDS),
-            expected="the socket that BentoML's main process takes commands by",
-            found="none, so it may take them from every user of this machine",
+            expected="the socket for commands of BentoML's main process",
+            found="none, so every user of this machine may be able to send it commands",
             fix="install the versions in requirements-serving.lock",
         )
 
 
 def set_up_uvicorn(files: PemFiles | None) -> list[Encrypted]:
-    """Makes the server of this process bound the heads of requests, and encrypt, whatever command has started it.
+    """Makes the server of this process limit the heads of requests, and use TLS, however it is started.
 
-    The class of uvicorn's configuration is changed: BentoML makes the configuration, after it has imported the service.
+    The class of uvicorn's configuration is changed, because BentoML makes the configuration after it has imported the
+    service.
 
     Args:
-        files: None leaves to the server whether and with what it encrypts (`bentoml serve --ssl-certfile`).
+        files: the certificate and its key; if None, the server's own options apply (`bentoml serve --ssl-certfile`).
 
     Returns:
-        the context, once the server has made it: what `follow_changes` keeps up to date.
+        A list, to which the server adds its TLS context when it starts; `follow_changes` reloads the certificate in it.
     """
     contexts: list[Encrypted] = []
     load: Callable[[uvicorn.Config], None] = uvicorn.Config.load
 
     @wraps(load)
-    def load_ours(self: uvicorn.Config) -> None:
+    def load_with_limits(self: uvicorn.Config) -> None:
         self.http = BoundedHeads
         if files:
             self.ssl_certfile, self.ssl_keyfile = str(files.certificate), str(files.key)
         load(self)
         if self.ssl and self.ssl_certfile:
-            own = PemFiles(Path(self.ssl_certfile), Path(self.ssl_keyfile or self.ssl_certfile))
-            contexts.append(Encrypted(self.ssl, own))
+            loaded_files = PemFiles(Path(self.ssl_certfile), Path(self.ssl_keyfile or self.ssl_certfile))
+            contexts.append(Encrypted(self.ssl, loaded_files))
 
-    uvicorn.Config.load = load_ours
+    uvicorn.Config.load = load_with_limits
     return contexts
 
 
 def stop_usage_reports() -> None:
-    """Has BentoML report nothing, whatever the environment says.
+    """Turns BentoML's usage reports off, also if the environment turns them on.
 
     Raises:
-        ConfigError: BentoML ignores the variable that turns its reports off.
+        ConfigError: BentoML ignores the variable that turns the reports off.
     """
     os.environ[usage_stats.BENTOML_DO_NOT_TRACK] = "True"
-    # `bentoml serve` has asked already, and keeps the answer.
+    # `bentoml serve` has already read the variable and cached its value.
     usage_stats.do_not_track.cache_clear()
     if not usage_stats.do_not_track():
         raise ConfigError(
-            "BentoML's reports of its use cannot be stopped",
+            "BentoML's usage reports cannot be turned off",
             where=usage_stats.BENTOML_DO_NOT_TRACK,
             fix="install the versions in requirements-serving.lock",
         )
 
 
-def _socket_path(path: Path) -> Path:
-    """The path of a socket to be.
+def _check_socket_path(path: Path) -> Path:
+    """Returns the path of a new socket.
 
     Raises:
-        ConfigError: the kernel takes no path so long.
+        ConfigError: the path is too long for the kernel.
     """
     length = len(bytes(path))
     if length > LONGEST_SOCKET_PATH:
