@@ -1,15 +1,15 @@
-"""The queue of a worker: rows of many requests are computed in one call, and an error stays with its own request.
+"""The queue of a worker: rows of many requests are computed in one call, and an error affects only its own request.
 
-An idle server computes a request at once. While it computes, arriving requests wait; they are then computed together, as
-many rows as fill a bucket. Where that many wait already, the next batch begins before the last one is done, so that the
-device never waits for the event loop. Models take turns. A request of more rows than the largest bucket is computed in
-pieces, between which other requests have theirs. The queue is bounded in number and in time.
+An idle server computes a request at once. Requests that arrive meanwhile wait, and are then computed together in batches
+that fill a bucket. If at least `SMALL` rows wait, the next batch starts before the running one is done, so that the device
+never waits for the event loop. Models take turns. A request with more rows than the largest bucket is computed in pieces,
+and other requests are computed between them. The length of the queue and the time of a request are limited.
 
-The event loop starts a computation on the device, a thread waits for it, and the event loop decides and encodes: no other
-Python runs beside the loop, because threads that take the interpreter from one another cost more than they save. Only
-many rows are decided and encoded in the thread.
+The event loop starts a computation on the device, a thread waits for it, and the event loop decides and encodes. Other
+threads run little Python code, because threads that compete for the interpreter cost more than they save: only requests
+with many rows are decided and encoded in the thread.
 
-This module knows no format of requests or responses and no metrics: `Stages` holds the functions of a worker.
+This module does not depend on the formats of requests and responses, or on metrics: `Stages` holds these functions.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from jaxtyping import Float
 from abstain.service.batches import (
     PARTIAL,
     Computation,
+    Cost,
     Job,
     Outcomes,
     Piece,
     Share,
-    Spent,
     Stages,
     T,
     fail,
@@ -45,20 +45,20 @@ from abstain.service.live import Live
 
 THREADS = 2
 SMALL = 8
-"""Buckets up to this size cost hardly more than one row."""
-UNDER_WAY = 2
-"""Batches that a device has at a time: the one that it computes, and the next."""
-FEW = 32
-"""Rows of requests up to this number are decided and encoded in the event loop: a millisecond."""
+"""The largest bucket that takes hardly longer than one row."""
+MAX_BATCHES = 2
+"""The number of batches that a device has at a time: the one that it computes, and the next."""
+FEW_ROWS = 32
+"""The most rows, of all requests in a batch, that the event loop decides and encodes; this takes about a millisecond."""
 
 
 class Batcher:
-    """The queue of one worker. Methods run in the event loop where they do not say otherwise.
+    """The queue of one worker. Methods run in the event loop, unless their description names a thread.
 
     Args:
-        queue: how many requests may wait or be computed at a time.
-        timeout_seconds: how long one request may take.
-        stages: the functions that a computed batch passes through.
+        queue: the most requests that may wait or be computed at a time.
+        timeout_seconds: the longest time of one request.
+        stages: the functions that make decisions on a computed batch and count it.
     """
 
     def __init__(self, queue: int, timeout_seconds: float, stages: Stages) -> None:
@@ -67,12 +67,12 @@ class Batcher:
         self._timeout = timeout_seconds
         self._stages = stages
         self._pending = 0
-        self._under_way = 0
+        self._batches = 0
         self._waiting: dict[int, deque[Job[Any]]] = {}
 
     @contextmanager
-    def place(self) -> Generator[None]:
-        """Reserves a place among the requests that wait or are computed.
+    def reserve(self) -> Generator[None]:
+        """Counts a request as one that waits or is computed, until the context ends.
 
         Raises:
             HTTPError: 429, the queue is full.
@@ -98,21 +98,21 @@ class Batcher:
         percentile: float | None,
         coverage: float | None,
         encode: Callable[[list[Share]], T],
-        spent: Spent | None = None,
+        cost: Cost | None = None,
     ) -> T:
-        """Returns what `encode` makes of the predictions and decisions of the rows.
+        """Computes rows and makes decisions on them; returns the result of `encode`.
 
         Args:
-            spent: a record to write the cost to.
+            cost: the record that receives the cost.
 
         Raises:
-            HTTPError: 504, the deadline has passed; rows that are not being computed by then never are.
-            InputError: the prediction of a row is not finite; names its place in these rows.
+            HTTPError: 504, the deadline has passed; rows whose computation has not started by then are not computed.
+            InputError: the prediction of a row is not finite; names the row by its index in `rows`.
             CalibrationError: the model's calibration is too small for the percentile or coverage.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        job = Job(live, rows, percentile, coverage, encode, future, spent or Spent())
+        job = Job(live, rows, percentile, coverage, encode, future, cost or Cost())
         self._waiting.setdefault(id(live), deque()).append(job)
         deadline = loop.call_later(self._timeout, self._expire, future)
         self._dispatch()
@@ -126,22 +126,23 @@ class Batcher:
             future.set_exception(HTTPError(504, "past its deadline", expected=f"a response within {self._timeout:g} s"))
 
     def _dispatch(self) -> None:
-        """Starts the next batch if none is under way, or if only one is and the next will not be small; models take turns."""
-        while self._waiting and self._under_way < UNDER_WAY:
-            turn, waiting = next(iter(self._waiting.items()))
-            if self._under_way and sum(job.next_rows for job in waiting) < SMALL:
+        """Starts the next batch if the device has none, or has one and the next is not small; models take turns."""
+        while self._waiting and self._batches < MAX_BATCHES:
+            key, waiting = next(iter(self._waiting.items()))
+            if self._batches and sum(job.next_rows for job in waiting) < SMALL:
                 return
-            del self._waiting[turn]
+            # Added again at the end, so that the other models are computed first.
+            del self._waiting[key]
             batch = self._next_batch(waiting)
             if waiting:
-                self._waiting[turn] = waiting
+                self._waiting[key] = waiting
             if batch:
                 self._begin(batch)
 
     def _next_batch(self, waiting: deque[Job[Any]]) -> list[Piece]:
-        """Takes pieces of waiting requests that fill a bucket as well as possible; skips requests that were given up.
+        """Returns pieces of waiting requests that fill a bucket as well as possible; removes requests that have ended.
 
-        A request with rows left goes to the end of the queue.
+        A request that has more rows goes to the end of the queue.
         """
         for job in [job for job in waiting if job.future.done()]:
             waiting.remove(job)
@@ -149,51 +150,53 @@ class Batcher:
             return []
         limit = rows_to_take(sum(job.next_rows for job in waiting), waiting[0].live.predictor.buckets)
         batch: list[Piece] = []
-        left: list[Job[Any]] = []
+        unfinished: list[Job[Any]] = []
         while waiting and (not batch or waiting[0].next_rows <= limit):
             job = waiting.popleft()
-            batch.append(Piece(job, job.taken, job.taken + job.next_rows))
+            batch.append(Piece(job, job.rows_in_batches, job.rows_in_batches + job.next_rows))
             limit -= job.next_rows
-            job.taken = batch[-1].stop
+            job.rows_in_batches = batch[-1].stop
             if job.next_rows:
-                left.append(job)
-        waiting.extend(left)
+                unfinished.append(job)
+        waiting.extend(unfinished)
         return batch
 
     def _begin(self, batch: list[Piece]) -> None:
-        began = time.perf_counter_ns()
+        start_time = time.perf_counter_ns()
         try:
-            launched = launch(batch, began, self._stages)
-        except Exception as error:  # Whatever it is, the requests that wait must get it.
+            computation = launch(batch, start_time, self._stages)
+        except Exception as error:  # any error, because otherwise the requests would wait for their deadline
             self._settle(fail(batch, error))
             return
-        self._under_way += 1
-        self._pool.submit(self._wait, batch, launched, began, asyncio.get_running_loop())
+        self._batches += 1
+        self._pool.submit(self._wait, batch, computation, start_time, asyncio.get_running_loop())
 
-    def _wait(self, batch: list[Piece], launched: Computation, began: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Waits in a thread until a batch is computed; the outcomes of many rows are made here, those of few in the loop."""
+    def _wait(
+        self, batch: list[Piece], computation: Computation, start_time: int, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Waits in a thread until a batch is computed; makes the outcomes of many rows there, of few rows in the loop."""
         try:
-            whole = np.asarray(launched)
+            packed = np.asarray(computation)
         except BaseException as error:
-            loop.call_soon_threadsafe(self._computed, partial(fail, batch, error))
+            loop.call_soon_threadsafe(self._end, partial(fail, batch, error))
             return
         for piece in batch:
-            piece.job.add_computing(time.perf_counter_ns() - began)
-        # The last piece of a large request may be small, but with it the whole response is encoded.
-        if sum(len(piece.job.rows) for piece in batch) <= FEW:
-            loop.call_soon_threadsafe(self._computed, partial(outcomes_of, batch, whole, self._stages))
+            piece.job.add_computing(time.perf_counter_ns() - start_time)
+        # Counts all rows of each request: the last piece of a large request may be small, but completes a large response.
+        if sum(len(piece.job.rows) for piece in batch) <= FEW_ROWS:
+            loop.call_soon_threadsafe(self._end, partial(outcomes_of, batch, packed, self._stages))
         else:
-            loop.call_soon_threadsafe(self._computed)
-            loop.call_soon_threadsafe(self._settle, outcomes_of(batch, whole, self._stages))
+            loop.call_soon_threadsafe(self._end)
+            loop.call_soon_threadsafe(self._settle, outcomes_of(batch, packed, self._stages))
 
-    def _computed(self, outcomes: Callable[[], Outcomes] = list) -> None:
-        """Starts the next batch, then settles the last."""
-        self._under_way -= 1
+    def _end(self, outcomes: Callable[[], Outcomes] = list) -> None:
+        """Starts the next batch, and then completes the requests of the computed one."""
+        self._batches -= 1
         self._dispatch()
         self._settle(outcomes())
 
     def _settle(self, outcomes: Outcomes) -> None:
-        """Gives every complete job its result, or the error of one of its pieces."""
+        """Completes every request that has all its outcomes, or an error."""
         for piece, outcome in outcomes:
             future = piece.job.future
             if not future.done():
@@ -204,9 +207,9 @@ class Batcher:
 
 
 def rows_to_take(waiting: int, buckets: Sequence[int]) -> int:
-    """The size of the next batch: a bucket that the waiting rows fill at least half, or the largest one that they fill.
+    """Returns the size of the next batch: the bucket that holds all waiting rows, if it is small or at least half full.
 
-    A bucket costs the same however many rows are in it; a small one hardly more than one row.
+    Otherwise the largest full bucket. A call takes the same time for every number of rows in its bucket.
     """
     for bucket in buckets:
         if waiting <= bucket and (bucket <= SMALL or 2 * waiting >= bucket):

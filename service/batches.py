@@ -1,4 +1,4 @@
-"""Batches: pieces of requests that are computed in one call, and what becomes of them. Nothing here waits."""
+"""Batches: pieces of requests that are computed in one call, and their outcomes. No function here waits."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ class Computation(Protocol):
 
 @dataclass(frozen=True)
 class Stages:
-    """What a worker does with a computed batch, and what it counts.
+    """The functions that make decisions on a computed batch and count it.
 
     Attributes:
-        judge: decides on the rows of a prediction at a percentile and a coverage, each None for the model's own.
-        finite: which rows of the packed predictions are finite throughout.
-        overflow: the error of a row, by its place in the request, whose prediction is not finite.
+        judge: makes the decisions for a prediction, at a percentile and a coverage; None selects the model's own.
+        finite_rows: returns which rows of the packed predictions have only finite numbers.
+        overflow_error: makes the error for a row with another number, from its index in the request.
         count_wait: counts the seconds that a request waited.
-        count_batch: counts a batch of so many rows.
+        count_batch: counts a batch and its number of rows.
         count_answer: counts predictions and decisions.
     """
 
     judge: Callable[[Live, Prediction, float | None, float | None], Judgement]
-    finite: Callable[[np.ndarray], Bool[np.ndarray, " rows"]]
-    overflow: Callable[[int], AbstainError]
+    finite_rows: Callable[[np.ndarray], Bool[np.ndarray, " rows"]]
+    overflow_error: Callable[[int], AbstainError]
     count_wait: Callable[[float], None]
     count_batch: Callable[[Live, int], None]
     count_answer: Callable[[Live, Prediction, Judgement], None]
@@ -60,13 +60,13 @@ class Answer:
     live: Live
     prediction: Prediction
     judgement: Judgement
-    _made: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], repr=False)
+    _values: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], repr=False)
 
-    def once(self, key: Hashable, make: Callable[[Answer], T]) -> T:
-        """What `make` returns for this answer, made once for all requests that share the batch."""
-        if key not in self._made:
-            self._made[key] = make(self)
-        return self._made[key]
+    def make_once(self, key: Hashable, make: Callable[[Answer], T]) -> T:
+        """Returns the result of `make` for this answer; calls it once for all requests that share the batch."""
+        if key not in self._values:
+            self._values[key] = make(self)
+        return self._values[key]
 
 
 class Share(NamedTuple):
@@ -77,8 +77,14 @@ class Share(NamedTuple):
 
 
 @dataclass
-class Spent:
-    """The cost of a request so far: nanoseconds of waiting and of computing, the latter shared with its neighbours."""
+class Cost:
+    """The cost of a request so far.
+
+    Attributes:
+        queue: nanoseconds of waiting.
+        compute: nanoseconds of computing, including the other requests of the same batches.
+        batches: the number of batches with rows of the request.
+    """
 
     queue: int = 0
     compute: int = 0
@@ -90,9 +96,10 @@ class Job(Generic[T]):
     """The rows of a request, and their results so far.
 
     Attributes:
-        encode: makes the result from the shares of the request, which are in the order of its rows; runs in the event loop or in a thread.
-        taken: how many of its rows have gone into batches.
-        shares: by their first row; only `add` changes them.
+        encode: makes the result from all shares, in the order of the rows; runs in the event loop or in a thread.
+        submitted: when the request was submitted, in nanoseconds of `time.perf_counter_ns`.
+        rows_in_batches: the number of its rows that are, or were, in batches.
+        shares: the shares by their first row; only `add` changes them.
     """
 
     live: Live
@@ -101,16 +108,16 @@ class Job(Generic[T]):
     coverage: float | None
     encode: Callable[[list[Share]], T]
     future: asyncio.Future[T]
-    spent: Spent = field(default_factory=Spent)
+    cost: Cost = field(default_factory=Cost)
     submitted: int = field(default_factory=time.perf_counter_ns)
-    taken: int = 0
+    rows_in_batches: int = 0
     shares: dict[int, Share] = field(default_factory=dict[int, Share])
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, start: int, share: Share) -> list[Share]:
-        """Adds the share of a piece; returns all shares, by their rows, once the last one is there, and nothing before.
+        """Adds the share of a piece; returns all shares in the order of the rows, or an empty list while some are missing.
 
-        Two batches' threads may add to one request at the same time.
+        The threads of two batches may add to one request at the same time.
         """
         with self.lock:
             self.shares[start] = share
@@ -119,19 +126,19 @@ class Job(Generic[T]):
             return [self.shares[start] for start in sorted(self.shares)]
 
     def add_computing(self, nanoseconds: int) -> None:
-        """Counts a batch that computed some of its rows."""
+        """Adds the cost of a batch that has computed some of the rows."""
         with self.lock:
-            self.spent.compute += nanoseconds
-            self.spent.batches += 1
+            self.cost.compute += nanoseconds
+            self.cost.batches += 1
 
     @property
     def next_rows(self) -> int:
-        """How many rows its next piece has: what is left, or what the largest bucket holds."""
-        return min(len(self.rows) - self.taken, self.live.predictor.buckets[-1])
+        """The number of rows of the next piece: the remaining ones, at most those of the largest bucket."""
+        return min(len(self.rows) - self.rows_in_batches, self.live.predictor.buckets[-1])
 
 
 class Piece(NamedTuple):
-    """Some rows of a job, which fit the largest bucket."""
+    """Some rows of a job, at most those of the largest bucket."""
 
     job: Job[Any]
     start: int
@@ -139,75 +146,80 @@ class Piece(NamedTuple):
 
 
 Outcomes = list[tuple[Piece, Any]]
-"""The result of a piece: an answer, an error, or `PARTIAL` while its request lacks other pieces."""
+"""The outcome of each piece: the result of its request, an error, or `PARTIAL` if other pieces are missing."""
 
 
 def _rows(batch: list[Piece]) -> int:
     return sum(piece.stop - piece.start for piece in batch)
 
 
-def launch(batch: list[Piece], began: int, stages: Stages) -> Computation:
+def launch(batch: list[Piece], start_time: int, stages: Stages) -> Computation:
     """Starts one compiled call for all rows."""
     for job, start, _ in batch:
         if start == 0:
-            job.spent.queue = began - job.submitted
-            stages.count_wait(job.spent.queue / 1e9)
+            job.cost.queue = start_time - job.submitted
+            stages.count_wait(job.cost.queue / 1e9)
     live, parts = batch[0].job.live, [piece.job.rows[piece.start : piece.stop] for piece in batch]
     stages.count_batch(live, _rows(batch))
     return live.predictor.launch(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
 
-def outcomes_of(batch: list[Piece], whole: np.ndarray, stages: Stages) -> Outcomes:
-    """The outcome of every piece of a computed batch."""
+def outcomes_of(batch: list[Piece], packed: np.ndarray, stages: Stages) -> Outcomes:
+    """Makes the outcome of every piece of a computed batch."""
     try:
         rows = _rows(batch)
-        prediction = batch[0].job.live.predictor.read(whole, rows)
-        return _decide(batch, prediction, stages.finite(whole[:, :rows].T), stages)
+        prediction = batch[0].job.live.predictor.read(packed, rows)
+        return _decide(batch, prediction, stages.finite_rows(packed[:, :rows].T), stages)
     except Exception as error:
         return fail(batch, error)
 
 
 def fail(batch: list[Piece], error: BaseException) -> Outcomes:
-    """The same error as the outcome of every piece."""
+    """Makes the same error the outcome of every piece."""
     return [(piece, error) for piece in batch]
 
 
 def _decide(batch: list[Piece], prediction: Prediction, finite: Bool[np.ndarray, " rows"], stages: Stages) -> Outcomes:
-    """Every piece's outcome, given which rows' predictions are finite; pieces at the same levels are decided together."""
+    """Makes the outcome of every piece; pieces with the same percentile and coverage are decided together.
+
+    Args:
+        finite: which rows have only finite predictions.
+    """
     outcomes: Outcomes = []
     starts = np.cumsum([0, *(piece.stop - piece.start for piece in batch)]).tolist()
     ordered = sorted(range(len(batch)), key=lambda index: _levels(batch[index]))
     for _, group in groupby(ordered, key=lambda index: _levels(batch[index])):
-        sound: list[int] = []
+        valid: list[int] = []
         for index in group:
-            own = finite[starts[index] : starts[index + 1]]
-            if own.all():
-                sound.append(index)
+            piece_finite = finite[starts[index] : starts[index + 1]]
+            if piece_finite.all():
+                valid.append(index)
             else:
-                outcomes.append((batch[index], stages.overflow(batch[index].start + int(np.argmin(own)))))
-        if sound:
-            whole = len(sound) == len(batch)
-            chosen = prediction if whole else _take(prediction, [slice(*starts[i : i + 2]) for i in sound])
-            outcomes += _answer([batch[index] for index in sound], chosen, stages)
+                row = batch[index].start + int(np.argmin(piece_finite))
+                outcomes.append((batch[index], stages.overflow_error(row)))
+        if valid:
+            all_valid = len(valid) == len(batch)
+            selected = prediction if all_valid else _select(prediction, [slice(*starts[i : i + 2]) for i in valid])
+            outcomes += _answer([batch[index] for index in valid], selected, stages)
     return outcomes
 
 
 def _levels(piece: Piece) -> tuple[float, float]:
-    """Percentile and coverage of a request; 0 for the model's own."""
+    """Returns the percentile and the coverage of a request, as a sort key; 0 stands for the model's own."""
     return piece.job.percentile or 0.0, piece.job.coverage or 0.0
 
 
-def _take(prediction: Prediction, parts: list[slice]) -> Prediction:
-    """Some rows of a prediction."""
+def _select(prediction: Prediction, parts: list[slice]) -> Prediction:
+    """Selects some rows of a prediction."""
 
-    def take(leaf: np.ndarray) -> np.ndarray:
+    def select(leaf: np.ndarray) -> np.ndarray:
         return np.concatenate([leaf[part] for part in parts])
 
-    return cast("Prediction", jax.tree.map(take, prediction))
+    return cast("Prediction", jax.tree.map(select, prediction))
 
 
 def _answer(pieces: list[Piece], prediction: Prediction, stages: Stages) -> Outcomes:
-    """The outcomes of pieces at the same levels, given the prediction of their rows."""
+    """Makes the outcomes of pieces with the same percentile and coverage, from the prediction of their rows."""
     job = pieces[0].job
     try:
         judgement = stages.judge(job.live, prediction, job.percentile, job.coverage)
@@ -223,11 +235,11 @@ def _answer(pieces: list[Piece], prediction: Prediction, stages: Stages) -> Outc
 
 
 def _outcome(piece: Piece, share: Share) -> Any:
-    """The result of a job that this share completes; `PARTIAL` for a job that lacks other shares."""
+    """Returns the result of a job that this share completes; `PARTIAL` if other shares are missing."""
     shares = piece.job.add(piece.start, share)
     if not shares:
         return PARTIAL
     try:
         return piece.job.encode(shares)
-    except Exception as error:  # An error of one request's encoding must not reach its neighbours.
+    except Exception as error:  # any error, because it must not affect the other requests of the batch
         return error

@@ -103,8 +103,8 @@ def make_stages(note: Callable[[Live, Judgement], None]) -> Stages:
 
     return Stages(
         judge=decide,
-        finite=lambda packed: finite_rows([packed]),
-        overflow=overflow_error,
+        finite_rows=lambda packed: finite_rows([packed]),
+        overflow_error=overflow_error,
         count_wait=metrics.QUEUE_SECONDS.observe,
         count_batch=count_batch,
         count_answer=count_answer,

@@ -1,4 +1,4 @@
-"""The private interfaces of prometheus_client that abstain uses: one addition for many values, and the files of dead workers.
+"""The private interfaces of prometheus_client that abstain uses: to count many values at once, and to forget dead workers.
 
 Import it after `process.join_run`: prometheus_client reads `PROMETHEUS_MULTIPROC_DIR` when it is imported.
 """
@@ -16,13 +16,13 @@ from prometheus_client import multiprocess, values
 
 
 def keep_process_id() -> None:
-    """Fixes the process id that metrics are kept under: a worker does not fork, so no count need look it up again."""
-    worker = os.getpid()
-    values.ValueClass = values.MultiProcessValue(lambda: worker)
+    """Makes the metrics of this process read its id only once: a worker does not fork, so the id does not change."""
+    process_id = os.getpid()
+    values.ValueClass = values.MultiProcessValue(lambda: process_id)
 
 
 class BatchHistogram(prometheus_client.Histogram):
-    """A histogram that takes many values at once: one addition for each bucket of a batch, and not one for each value."""
+    """A histogram that counts many values with one addition for each bucket, not one for each value."""
 
     def observe_all(self, observed: Num[np.ndarray, " values"]) -> None:
         """Counts every value as `observe` does."""
@@ -38,7 +38,7 @@ class BatchHistogram(prometheus_client.Histogram):
 
 
 def exposition_of_all(folder: Path) -> bytes:
-    """The metrics of all workers that keep theirs in a folder, in Prometheus's text format."""
+    """Returns the metrics of all workers that use this folder, in Prometheus's text format."""
     _forget_dead_workers(folder)
     registry = prometheus_client.CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
@@ -46,7 +46,7 @@ def exposition_of_all(folder: Path) -> bytes:
 
 
 def _forget_dead_workers(folder: Path) -> None:
-    """Removes the gauges of workers that are gone, except those that are to outlive them."""
+    """Removes the `live…` gauges of workers that have ended; other gauges remain."""
     for file in folder.glob("gauge_live*_*.db"):
         worker = file.stem.rsplit("_", 1)[1]
         if not psutil.pid_exists(int(worker)):

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from abstain.models.bundles.shortfalls import texts
 from abstain.service.batcher import Batcher
-from abstain.service.batches import Answer, Share, Spent
+from abstain.service.batches import Answer, Cost, Share
 from abstain.service.errors import HTTPError
 from abstain.service.json_objects import flag_of, parse_object
 from abstain.service.live import Live
@@ -152,13 +152,15 @@ def routes(
         Route("/v2/health/ready", ready),
         # Before the routes of models, so that it is found first: a model named "stats" needs its version in the path.
         Route("/v2/models/stats", all_stats),
-        *(Route(path + what, endpoint) for path in _MODEL_PATHS for what, endpoint in of_models.items()),
+        *(Route(path + suffix, endpoint) for path in _MODEL_PATHS for suffix, endpoint in of_models.items()),
         Route("/v2/repository/index", index, methods=["POST"]),
     ]
 
 
 _MODEL_PATHS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
-_TEMPLATES = frozenset(path + what for path in _MODEL_PATHS for what in ("", "/infer", "/ready", "/config", "/stats"))
+_TEMPLATES = frozenset(
+    path + suffix for path in _MODEL_PATHS for suffix in ("", "/infer", "/ready", "/config", "/stats")
+)
 
 
 def match_path(path: str) -> dict[str, str] | None:
@@ -196,25 +198,25 @@ def _make_infer_handler(
         version_statistics = statistics[live.name, live.version]
         arrived = time.perf_counter_ns()
         try:
-            with engine.batcher.place():
+            with engine.batcher.reserve():
                 small = len(body) <= _SMALL_BODY_BYTES and "content-encoding" not in request.headers
                 parsed = await _run(small, lambda: _decode_request(request, body, live, settings))
-                decoded, spent = time.perf_counter_ns(), Spent()
+                decoded, cost = time.perf_counter_ns(), Cost()
                 encode_shares = partial(_encode_response, live, parsed, request.headers.get("accept-encoding", ""))
                 levels = parsed.percentile, parsed.coverage
-                headers, content = await engine.batcher.submit(live, parsed.rows, *levels, encode_shares, spent)
+                headers, content = await engine.batcher.submit(live, parsed.rows, *levels, encode_shares, cost)
         except BaseException:
             version_statistics.count_failure(time.perf_counter_ns() - started)
             raise
         ended = time.perf_counter_ns()
         version_statistics.count_success(
             len(parsed.rows),
-            spent.batches,
+            cost.batches,
             success=ended - started,
-            queue=spent.queue,
+            queue=cost.queue,
             compute_input=decoded - arrived,
-            compute_infer=spent.compute,
-            compute_output=max(0, ended - decoded - spent.queue - spent.compute),
+            compute_infer=cost.compute,
+            compute_output=max(0, ended - decoded - cost.queue - cost.compute),
         )
         return Response(content, headers=headers)
 
@@ -249,14 +251,14 @@ def _encode_response(
         head["id"] = request.id
     head["parameters"] = {"percentile": judgement.percentile, "coverage": judgement.coverage}
     if len(request.rows) == 1 and not accept and request.outputs == all_in_binary(outputs):
-        # The request of latency-critical clients: copies one record of the batch instead of joining thirty outputs.
-        records, row = shares[0].answer.once(_RECORDS, partial(_records, outputs)), shares[0].rows.start
+        # Clients that need a low latency send this request: copies one record of the batch, does not join thirty outputs.
+        records, row = shares[0].answer.make_once(_RECORDS, partial(_records, outputs)), shares[0].rows.start
         if records.finite[row]:
             return encode_row(head, records, row, outputs)
     columns = {
         name: join_parts(
             [
-                select_rows(share.answer.once((_OUTPUT, name), partial(_output, name, outputs[name])), share.rows)
+                select_rows(share.answer.make_once((_OUTPUT, name), partial(_output, name, outputs[name])), share.rows)
                 for share in shares
             ]
         )
@@ -274,7 +276,9 @@ def _output(name: str, output: Output, answer: Answer) -> OutputColumn:
 
 def _records(outputs: Mapping[str, Output], answer: Answer) -> Records:
     """Makes the records of all outputs of a batch."""
-    columns = {name: answer.once((_OUTPUT, name), partial(_output, name, output)) for name, output in outputs.items()}
+    columns = {
+        name: answer.make_once((_OUTPUT, name), partial(_output, name, output)) for name, output in outputs.items()
+    }
     return make_records(columns, outputs)
 
 

@@ -62,7 +62,7 @@ def make_handler(
         if content_type != "application/json" and content_type.split(";")[0].strip().lower() != "application/json":
             raise HTTPError(415, where="Content-Type", expected="application/json", found=content_type)
         read = partial(read_request, versions, settings.max_rows, body)
-        with batcher.place():
+        with batcher.reserve():
             parsed = read() if len(body) <= LARGE_BODY else await asyncio.to_thread(read)
             levels = parsed.request.percentile, parsed.request.coverage
             encode = partial(encode_response, parsed, request_id(request))
@@ -119,7 +119,7 @@ def respond_now(versions: LiveVersions, max_rows: int, body: bytes, own_id: str,
 
 
 def _rows(share: Share, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    columns = share.answer.once(_COLUMNS, _columns)
+    columns = share.answer.make_once(_COLUMNS, _columns)
     return response.make_rows({field: columns[field][share.rows] for field in fields}, fields)
 
 

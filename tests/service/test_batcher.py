@@ -10,8 +10,8 @@ import pytest
 from abstain.models.decisions.records import Judgement
 from abstain.models.errors import AbstainError
 from abstain.models.prediction.predictive import Prediction
-from abstain.service.batcher import FEW, Batcher, rows_to_take
-from abstain.service.batches import Share, Spent, Stages
+from abstain.service.batcher import FEW_ROWS, Batcher, rows_to_take
+from abstain.service.batches import Cost, Share, Stages
 from abstain.service.errors import HTTPError
 from abstain.service.live import Live
 from abstain.service.rows import overflow_error
@@ -55,10 +55,10 @@ class Recorder(Live):
         self.batches.append(rows[:, 0].tolist())
         return Computation(rows, self.gate)
 
-    def read(self, whole, rows):
+    def read(self, packed, rows):
         """Returns the rows as a prediction."""
-        assert whole.shape == (1, rows)
-        return Prediction(whole.T, {})
+        assert packed.shape == (1, rows)
+        return Prediction(packed.T, {})
 
 
 class Computation:
@@ -88,8 +88,8 @@ def ignore(*_):
 
 STAGES = Stages(
     judge=judge,
-    finite=lambda packed: np.isfinite(packed).all(axis=1),
-    overflow=overflow_error,
+    finite_rows=lambda packed: np.isfinite(packed).all(axis=1),
+    overflow_error=overflow_error,
     count_wait=ignore,
     count_batch=ignore,
     count_answer=ignore,
@@ -109,7 +109,7 @@ def encode(shares: list[Share]):
 async def submit(queue, live, *values, percentile=None):
     """The result of a request with these rows, or its error."""
     try:
-        with queue.place():
+        with queue.reserve():
             return await queue.submit(live, numbers(*values), percentile, None, encode)
     except Exception as error:
         return error
@@ -211,19 +211,19 @@ def threads_that_switch_often():
 @pytest.mark.usefixtures("threads_that_switch_often")
 def test_pieces_that_two_threads_finish_at_once_are_all_counted():
     """Batches with many rows are decided in two threads."""
-    size, pieces = FEW + 1, 400
+    size, pieces = FEW_ROWS + 1, 400
     live, queue = Recorder((size,)), Batcher(99, 60, STAGES)
     values = list(range(size * pieces))
-    spent = Spent()
+    cost = Cost()
 
     async def scenario():
-        return await queue.submit(live, numbers(*values), None, None, encode, spent)
+        return await queue.submit(live, numbers(*values), None, None, encode, cost)
 
     assert asyncio.run(scenario()) == values
-    assert spent.batches == pieces
+    assert cost.batches == pieces
 
 
-@pytest.mark.parametrize(("rows", "in_loop"), [(1, True), (FEW, True), (FEW + 1, False), (10_000, False)])
+@pytest.mark.parametrize(("rows", "in_loop"), [(1, True), (FEW_ROWS, True), (FEW_ROWS + 1, False), (10_000, False)])
 def test_a_large_response_is_not_encoded_in_the_event_loop(rows, in_loop):
     """Not even if the last piece of its rows is small: all other requests would wait."""
     live, queue, threads = Recorder((1, 8, 32, 256)), Batcher(99, 60, STAGES), []
