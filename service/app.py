@@ -1,9 +1,10 @@
 """The BentoML service: process management, `bentoml serve`, `bentoml build`, and the description of the API.
 
-HTTP is answered by the application in `service/http.py`, put in front of BentoML's own in every worker; BentoML's
-decoding takes strings for numbers and costs more than the prediction. Only this module, `service/compat/bentoml.py` and `abstain serve` know BentoML.
+In every worker, the application in `service/http.py` responds to requests before they reach BentoML's application, because
+BentoML's decoding accepts strings as numbers and takes longer than the prediction. Only this module,
+`service/compat/bentoml.py` and `abstain serve` use BentoML.
 
-Importing this module starts a server's process, as BentoML wants it: the environment is read and arranged here.
+BentoML imports this module in every process of a server. The import reads the settings and prepares the process.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ SETTINGS = read_settings(os.environ)
 PROCESS = join_run(SETTINGS.workers, worker_index())
 stop_usage_reports()
 if PROCESS.index is None:
-    # Here, and not by every worker again.
+    # Checked once, not by every worker.
     check_access(SETTINGS)
     restrict_process_manager(PROCESS.folder, partial(check_address, SETTINGS))
 else:
@@ -55,27 +56,29 @@ CERTIFICATE = pem_files(SETTINGS)
 ENCRYPTED = set_up_uvicorn(CERTIFICATE)
 
 SWITCH_SECONDS = 2e-4
+"""The longest time that a thread may hold the interpreter while another thread waits for it."""
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class FrontedService(Service[T_co]):
-    """A BentoML service whose application stands behind ours; BentoML asks for it once in each worker."""
+    """A BentoML service that puts abstain's application in front of BentoML's."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        """Our application, and BentoML's for its life cycle and its description of the API."""
-        from abstain.service.compilation import keep_compiled  # noqa: PLC0415 - jax must see the environment that `join_run` made
+        """Makes the application of a worker, which uses BentoML's for the life cycle and the description of the API."""
+        # jax reads the environment when it is imported: that must be after `join_run`.
+        from abstain.service.compilation import keep_compiled  # noqa: PLC0415
         from abstain.service.http import build_app  # noqa: PLC0415
         from abstain.service.monitoring.drift import DriftWatch  # noqa: PLC0415
 
-        described = super().to_asgi(is_main=is_main)
+        bentoml_app = super().to_asgi(is_main=is_main)
         keep_compiled(SETTINGS.compiled)
         logging.getLogger("uvicorn.access").handlers.clear()
         logging.getLogger("uvicorn.access").propagate = False
         versions, traffic = _new_versions(), Traffic()
         watch = DriftWatch(PROCESS, SETTINGS.state)
-        app = build_app(SETTINGS, PROCESS, traffic, versions, described, watch.note)
-        return _with_life_cycle(app, described, versions, traffic, watch)
+        app = build_app(SETTINGS, PROCESS, traffic, versions, bentoml_app, watch.note)
+        return _with_life_cycle(app, bentoml_app, versions, traffic, watch)
 
 
 def _new_versions() -> LiveVersions:
@@ -86,13 +89,12 @@ def _new_versions() -> LiveVersions:
 
 
 def _with_life_cycle(
-    app: ASGIApp, described: ASGIApp, versions: LiveVersions, traffic: Traffic, watch: DriftWatch
+    app: ASGIApp, bentoml_app: ASGIApp, versions: LiveVersions, traffic: Traffic, watch: DriftWatch
 ) -> ASGIApp:
-    """HTTP to `app`, BentoML's life cycle to BentoML; models load in a thread while `/livez` already answers."""
+    """Passes HTTP to `app`, and start and stop to BentoML's application; models load in a thread, so `/livez` responds at once."""
     followers: list[asyncio.Task[None]] = []
 
     def start() -> None:
-        # Between the loop and the threads that compute, who holds the interpreter must not hold it for long.
         sys.setswitchinterval(SWITCH_SECONDS)
         from abstain.service.monitoring.metrics import count_compiles  # noqa: PLC0415
 
@@ -117,7 +119,7 @@ def _with_life_cycle(
             await app(scope, receive, send)
             return
         if scope["type"] != "lifespan":
-            # Nothing here speaks over web sockets, and BentoML's application would take them past the guard.
+            # abstain has no web sockets, and BentoML's application would accept them without the guard.
             await send({"type": "websocket.close", "code": 1008})
             return
 
@@ -129,13 +131,13 @@ def _with_life_cycle(
                 watch.stop()
             return message
 
-        await described(scope, receive_and_act, send)
+        await bentoml_app(scope, receive_and_act, send)
 
     return application
 
 
-def _note_nothing(_live: Live, _judgement: Judgement) -> None:
-    """Calls within Python are no traffic: the watch for drift does not count them."""
+def _ignore_decision(_live: Live, _judgement: Judgement) -> None:
+    """Does nothing: drift detection does not include calls from Python."""
 
 
 @bentoml.service(
@@ -161,15 +163,15 @@ class Abstain:
     ) -> dict[str, Any]:
         """Predict a batch of rows; an image row is nested as the model's input shape, or flat.
 
-        Requests over HTTP are answered by `service.http`, before they reach this: it is what clients and
-        `/docs.json` read the types from, and what a call within Python runs.
+        HTTP requests do not reach this method, because `service.http` responds to them. It gives the types to clients and
+        `/docs.json`, and responds to calls from Python.
         """
         from abstain.service.http import make_stages  # noqa: PLC0415
         from abstain.service.predict.routes import respond_now  # noqa: PLC0415
 
-        given = {"inputs": inputs, "model": model, "percentile": percentile, "coverage": coverage, "fields": fields}
-        body = orjson.dumps({key: value for key, value in given.items() if value is not None})
-        stages = make_stages(_note_nothing)
+        request = {"inputs": inputs, "model": model, "percentile": percentile, "coverage": coverage, "fields": fields}
+        body = orjson.dumps({key: value for key, value in request.items() if value is not None})
+        stages = make_stages(_ignore_decision)
         return orjson.loads(respond_now(self._versions, SETTINGS.max_rows, body, uuid.uuid4().hex, stages))
 
     @cached_property

@@ -35,7 +35,7 @@ log = logging.getLogger("abstain.serving")
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/,:;'\"()]+/)+")
 """Matches the folders of an absolute path, but no URL."""
 COMPILING = 1
-"""How many versions are compiled at a time."""
+"""The number of versions that are compiled at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LiveVersions:
     """The versions in the store; `load_all` loads those that are served.
 
     Args:
-        devices: how many devices share the draws of each version.
+        devices: the number of devices that share the draws of each version.
         require_sound: whether to refuse versions with shortfalls, including labelled ones.
         trusted: a version must be signed with one of these keys; None if it need not be signed.
     """
@@ -189,12 +189,12 @@ class LiveVersions:
         served = set(store.served_versions(self._root, name))
         entries: dict[int, Entry] = {}
         for version in sorted({*present, *labels.values()}):
-            own = tuple(sorted(label for label, target in labels.items() if target == version))
+            own_labels = tuple(sorted(label for label, target in labels.items() if target == version))
             if version in present:
-                entries[version] = Entry(version, own, "loading" if version in served else "idle")
+                entries[version] = Entry(version, own_labels, "loading" if version in served else "idle")
             else:
                 entries[version] = Entry(
-                    version, own, "failed", f"{', '.join(own)}: no such version of {name} in the store"
+                    version, own_labels, "failed", f"{', '.join(own_labels)}: no such version of {name} in the store"
                 )
         return entries
 

@@ -71,7 +71,7 @@ def join_run(workers: int, index: int | None) -> Process:
     metrics = folder / "metrics"
     metrics.mkdir(exist_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-    # uvicorn trusts forwarded headers from loopback, where every user of the machine is; service/access/proxies.py decides.
+    # uvicorn would trust forwarded headers from every user of the machine; service/access/proxies.py decides instead.
     os.environ["FORWARDED_ALLOW_IPS"] = ""
     # XLA sizes its thread pool by NPROC; without it every worker would take every core.
     os.environ.setdefault("NPROC", str(max(1, cores() // workers)))
@@ -143,10 +143,10 @@ def end_with_main(process: Process) -> None:
 
 def _own_run_folder() -> Path | None:
     """Returns the folder that this process made before it replaced itself with BentoML; not that of a parent server."""
-    given = os.environ.get(RUN_FOLDER)
-    mine = f"{os.getpid()} {_started(os.getpid())}"
+    folder = os.environ.get(RUN_FOLDER)
+    note = f"{os.getpid()} {_started(os.getpid())}"
     try:
-        return Path(given) if given and (Path(given) / MAIN_NOTE).read_text("ascii") == mine else None
+        return Path(folder) if folder and (Path(folder) / MAIN_NOTE).read_text("ascii") == note else None
     except (OSError, ValueError):
         return None
 

@@ -105,7 +105,7 @@ def _rows_of_lists(inputs: object, model: Model) -> Float[np.ndarray, "rows ..."
 
 
 def _has_only_numbers(inputs: object, depth: int) -> bool:
-    """Whether all cells of nested lists are Python numbers; a bool, which numpy would convert to a number, is none."""
+    """Whether all cells of nested lists are Python numbers; a bool is not, although numpy would convert it to a number."""
     cells: list[Any] = [inputs]
     types = {type(inputs)}
     for _ in range(depth):
@@ -192,7 +192,7 @@ def _arrow_table(frame: Table, where: str) -> ArrowTable:
 
 
 def is_pandas(frame: object) -> bool:
-    """Whether a value is a pandas DataFrame; does not import pandas, because whoever has one has imported it."""
+    """Whether a value is a pandas DataFrame; does not import pandas, because every program with a DataFrame has imported it."""
     pandas: Any = sys.modules.get("pandas")
     return pandas is not None and isinstance(frame, pandas.DataFrame)
 

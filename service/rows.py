@@ -46,7 +46,7 @@ def check_rows(inputs: Any, plain: bool, model: Model, max_rows: int) -> Float[n
 
 
 def in_feature_shape(rows: Float[np.ndarray, "rows ..."], model: Model) -> Float[np.ndarray, "rows ..."] | None:
-    """Returns rows in the model's feature shape; None if one may be invalid, which a check of each cell decides."""
+    """Returns rows in the model's feature shape; None if a row may be invalid, which only a check of each cell finds out."""
     if rows.shape[1:] not in {model.feature_shape, (model.features,)}:
         return None
     # Numbers a little beyond float32's largest were rounded to it: only the check of each cell finds them.

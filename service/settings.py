@@ -25,7 +25,7 @@ from abstain.models.networks.allowed import read_modules
 from abstain.models.validation import refuse
 
 
-def _own_cache() -> Path:
+def _user_cache() -> Path:
     """Returns the user's folder for compiled programs (XDG Base Directory); a temporary folder for a user without a home."""
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"]) / "abstain" / "compiled"
@@ -104,7 +104,7 @@ class Settings(BaseModel):
     """The claim of a token that lists scopes."""
     insecure: bool = False
     """Whether the server may listen beyond loopback without API keys."""
-    compiled: Path = Field(default_factory=_own_cache)
+    compiled: Path = Field(default_factory=_user_cache)
     """A folder that only its owner may access: it keeps compiled programs over restarts."""
 
 
@@ -137,7 +137,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 
 def _variable(key: str) -> str:
-    """The variable of a setting, given its dotted path."""
+    """Returns the environment variable of a setting from its dotted path."""
     return f"ABSTAIN_{key.partition('.')[0]}".upper()
 
 

@@ -2,7 +2,7 @@
 
     {"keys": [{"name": "prometheus", "sha256": "9f86…", "scopes": ["metrics"], "created": "2026-01-31T12:00:00+00:00"}]}
 
-A key is 256 random bits, which nobody can guess. So a plain SHA-256 protects it; only passwords, which people choose, need
+A key is 256 random bits, which cannot be guessed. So a plain SHA-256 protects it; only passwords, which people choose, need
 salts and slow hashes.
 """
 
@@ -54,7 +54,7 @@ class Caller(NamedTuple):
     name: str
     scopes: tuple[KeyScope, ...]
     rate: float | None
-    """Requests a second."""
+    """The limit of requests per second; None sets no limit."""
 
     def allows(self, scope: KeyScope) -> bool:
         """Whether this caller has the scope."""
@@ -92,7 +92,7 @@ class Keys(BaseModel):
         return self
 
     def find(self, presented: bytes) -> Key | None:
-        """Returns the key with this secret, or None; takes the same time whichever key it is, or if there is none."""
+        """Returns the key with this secret, or None; the time does not depend on which key it is, or whether there is one."""
         digest = hashlib.sha256(presented).hexdigest()
         found = None
         for key in self.keys:
@@ -250,7 +250,7 @@ def _locked(path: Path) -> Generator[None]:
 
 
 def _write(path: Path, keys: Keys) -> None:
-    """Replaces the file at once, old by new. Only its owner may read a new file; an existing one keeps its mode."""
+    """Replaces the file in one step. Only its owner may read a new file; an existing file keeps its mode."""
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         draft = Path(file.name)

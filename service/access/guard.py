@@ -109,7 +109,7 @@ class Guard:
         return key and key.caller()
 
     def _log_unknown_key(self, scope: Scope) -> None:
-        """Writes a line to the log, but not one for every guess."""
+        """Logs an unknown key, at most once in `LOG_SECONDS`."""
         now, client = time.monotonic(), scope.get("client")
         if now - self._logged >= LOG_SECONDS:
             self._logged = now
@@ -165,7 +165,7 @@ def host_of(authority: str) -> str:
 
 
 def scope_of(method: str, path: str) -> KeyScope | None:
-    """Returns the scope that a path needs; None for the console's files. Not for the paths in `HEALTH`."""
+    """Returns the scope that a path needs; None for the console's files. `check` does not call it for `HEALTH`."""
     match path.split("/"):
         case ["", ""] | ["", "console", _]:
             return None

@@ -33,7 +33,7 @@ log = logging.getLogger("abstain.oidc")
 T = TypeVar("T")
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""Algorithms with a public key. With the others, whoever can check a token can also make one."""
+"""Algorithms with a public key. With other algorithms, the key that checks a token can also make one."""
 KEYS_SECONDS = 600.0
 """How long the provider's public keys are used before they are fetched again."""
 UNKNOWN_SECONDS = 30.0
@@ -192,7 +192,7 @@ def is_token(secret: bytes) -> bool:
 
 
 def parse_scopes(claim: object) -> tuple[KeyScope, ...]:
-    """Returns the scopes of abstain in a claim, which is a list or words; the others are for other services."""
+    """Returns the scopes of abstain in a claim, which is a list or a text of words; ignores scopes of other services."""
     if isinstance(claim, str):
         claim = claim.split()
     return tuple(scope for scope in SCOPES if isinstance(claim, list) and scope in claim)
@@ -220,7 +220,7 @@ class _Discovery(BaseModel):
 
 
 def _complete(future: Future[T | Exception], work: Callable[[], T]) -> None:
-    """Sets the result of a future to that of some work, or to its error: asyncio warns about an exception that nobody reads."""
+    """Sets the result of a future to that of some work, or to its error: asyncio warns about an exception that is not read."""
     try:
         future.set_result(work())
     except Exception as error:

@@ -1,6 +1,6 @@
 """Trusted proxies: the client, host and scheme in their headers replace those of the connection.
 
-Anybody can send X-Forwarded headers. They are used only if the request is from one of the addresses in `ABSTAIN_PROXIES`.
+Every client can send X-Forwarded headers. They are used only if the request is from one of the addresses in `ABSTAIN_PROXIES`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def trust_proxies(app: ASGIApp, proxies: tuple[str, ...]) -> ASGIApp:
 
     async def forwarded(scope: Scope, receive: Receive, send: Send) -> None:
         if _is_in(networks, scope.get("client")):
-            # The host that the client named: the proxy's own request may name this server differently.
+            # The client's Host header: the proxy may use another name for this server in its own request.
             for name, value in scope["headers"]:
                 if name == _FORWARDED_HOST:
                     others = [header for header in scope["headers"] if header[0] != b"host"]

@@ -34,7 +34,7 @@ class BoundedHeads(HttpToolsProtocol):
         """Adds a header or a trailer, up to the limit."""
         if len(self.headers) >= MAX_HEADERS:
             self._over = True
-            raise ValueError("too many headers")  # which ends the parsing, and calls send_400_response
+            raise ValueError("too many headers")  # ends the parsing, and calls send_400_response
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

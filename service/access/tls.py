@@ -71,7 +71,7 @@ async def follow_changes(encrypted: Encrypted) -> None:
             continue
         try:
             content = _read(files)
-            # Tried on a new context first: an error in the middle would leave a certificate with the key of another.
+            # Loaded into a new context first: an error half-way would leave a certificate with the key of another one.
             _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), content, files)
             # Not in a thread, because no connection may begin while the context changes.
             _load(context, content, files)
@@ -127,7 +127,7 @@ def _in_memory(content: bytes) -> Generator[str]:
 
 
 def _state_of(files: PemFiles) -> tuple[tuple[int, int, int] | None, ...]:
-    """Returns what changes when a file, or the target of a link, is written or replaced; None for a missing file."""
+    """Returns facts that change when a file, or the target of a link, is written or replaced; None for a missing file."""
     return tuple(_facts(path) for path in files)
 
 

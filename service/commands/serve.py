@@ -85,10 +85,10 @@ def serve(
         f"{access}\n"
     )
     sys.stderr.flush()
-    # BentoML changes to this folder and imports from it: an empty one, because our folders have modules with common names.
+    # BentoML changes to this folder and imports from it: an empty one, because abstain's folders hold modules with common names.
     empty = make_run_folder() / "empty"
     empty.mkdir()
-    # BentoML changes to another folder before it imports the service, where relative paths would be wrong.
+    # BentoML changes to this folder before it imports the service, so that relative paths would be wrong.
     os.environ |= {f"ABSTAIN_{name.upper()}": str(value) for name, value in settings if isinstance(value, Path)}
     os.environ |= {
         "ABSTAIN_STORE": str(store.resolve()),
@@ -143,7 +143,7 @@ def _check_versions(store: Path, trusted: TrustedKeys | None, require_sound: boo
 
 
 def _check_port(host: str, port: int) -> None:
-    """Refuses an address that the server cannot listen on, in one line where BentoML would print thirty."""
+    """Refuses an address that the server cannot listen on, with one line; BentoML would print thirty."""
     import socket  # noqa: PLC0415
 
     from abstain.models.errors import ConfigError  # noqa: PLC0415

@@ -59,7 +59,7 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
 
 
 def quantiles(ascending: Float[np.ndarray, " rows"]) -> list[float]:
-    """Returns the scores at 0, 1, … 100 % of the calibration rows; between two rows the lower one's."""
+    """Returns the scores at 0, 1, … 100 % of the calibration rows; between two rows, the lower score."""
     rows = np.linspace(0, len(ascending) - 1, QUANTILES).astype(int)
     return ascending[rows].astype(float).tolist()
 

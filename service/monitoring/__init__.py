@@ -1,1 +1,1 @@
-"""Monitoring: Prometheus metrics and the watch for drift."""
+"""Monitoring: Prometheus metrics and drift detection."""

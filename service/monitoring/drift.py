@@ -29,21 +29,19 @@ from abstain.service.monitoring.drift_state import SavedWatch, StateFile
 from abstain.service.process import Process
 
 log = logging.getLogger("abstain.drift")
-_OWN = psutil.Process()
+_THIS_PROCESS = psutil.Process()
 
 ALPHA = 0.01
 """The probability that a version's watch ever raises a false alarm."""
 SECONDS = 1.0
-"""The time between two updates."""
+"""The time between two updates, in seconds."""
 MAX_ROWS = 1_024
-"""The most rows of one update; further rows are not watched, whatever their scores."""
+"""The limit after which an update accepts no more decisions; it does not depend on their scores."""
 
 REST = 9.0
 """Seconds of rest for each second of work, because the work delays requests."""
-
-
 LAST_SECONDS = 0.5
-"""How long a worker that stops waits for the running step."""
+"""The longest time that a stopping worker waits for the running step, in seconds."""
 
 
 def _no_rest(_seconds: float) -> None:
@@ -51,7 +49,7 @@ def _no_rest(_seconds: float) -> None:
 
 
 class DecidedRows(NamedTuple):
-    """The decisions of rows of a version that were decided together."""
+    """The decisions on rows that one batch of a version holds."""
 
     live: Live
     judgement: Judgement
@@ -121,7 +119,7 @@ class VersionWatch:
             yield
 
     def close(self) -> None:
-        """Saves the whole watch for the process after this one; no rows may be added after."""
+        """Saves the whole watch for the next process; no rows may be added afterwards."""
         if self._file is not None:
             self._file.save(SavedWatch(self._epoch, self._crossed, self._watch, self._window))
             self._file.close()
@@ -224,16 +222,16 @@ class DriftWatch:
             version.close()
 
     def update(self, rest: Callable[[float], object] = _no_rest) -> None:
-        """Adds the decisions since the last update and sets the gauges; an error is logged and does not affect requests.
+        """Adds the decisions since the last update and sets the gauges; logs an error instead of raising it.
 
         Args:
-            rest: is called after every step with the seconds to rest, in which other threads can run.
+            rest: rests for a number of seconds, after every step, so that other threads can run.
         """
         try:
-            began = time.perf_counter()
+            start = time.perf_counter()
             for _ in self._steps():
-                rest(REST * (time.perf_counter() - began))
-                began = time.perf_counter()
+                rest(REST * (time.perf_counter() - start))
+                start = time.perf_counter()
         except Exception:
             log.exception("drift detection failed")
         _set_resource_gauges(self._process.index or 0)
@@ -253,5 +251,5 @@ class DriftWatch:
 
 
 def _set_resource_gauges(worker: int) -> None:
-    metrics.WORKER_MEMORY.labels(str(worker)).set(_OWN.memory_info().rss)
+    metrics.WORKER_MEMORY.labels(str(worker)).set(_THIS_PROCESS.memory_info().rss)
     metrics.WORKER_CPU.labels(str(worker)).set(time.process_time())

@@ -29,19 +29,24 @@ _NATS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0
 _PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.5, 99.9, 100)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 16384)
 
-REQUESTS = prometheus.Counter("abstain_requests_total", "HTTP requests answered", ["route", "code"])
+REQUESTS = prometheus.Counter("abstain_requests_total", "HTTP responses", ["route", "code"])
 REQUEST_SECONDS = prometheus.Histogram(
-    "abstain_request_seconds", "Time from a request's head to its answer's end", ["route"], buckets=_SECONDS
+    "abstain_request_seconds", "Time from the head of a request to the end of its response", ["route"], buckets=_SECONDS
 )
-ROWS = prometheus.Counter("abstain_rows_total", "Rows predicted", _MODEL)
-REJECTED = prometheus.Counter("abstain_rejected_total", "Rows rejected, by the score that spoke", [*_MODEL, "reason"])
+ROWS = prometheus.Counter("abstain_rows_total", "Predicted rows", _MODEL)
+REJECTED = prometheus.Counter(
+    "abstain_rejected_total", "Rejected rows, by the score that contributes most", [*_MODEL, "reason"]
+)
 ENTROPY = BatchHistogram("abstain_entropy_nats", "Predictive entropy of rows", _MODEL, buckets=_NATS)
 INFORMATION = BatchHistogram(
-    "abstain_mutual_information_nats", "Mutual information of label and parameters, of rows", _MODEL, buckets=_NATS
+    "abstain_mutual_information_nats",
+    "Mutual information of the label and the parameters, of rows",
+    _MODEL,
+    buckets=_NATS,
 )
 SCORE_PERCENTILE = BatchHistogram(
     "abstain_score_percentile",
-    "Place of rows' scores among the calibration split's",
+    "Percentile of the scores of rows among those of the calibration part",
     [*_MODEL, "score"],
     buckets=_PERCENTILES,
 )
@@ -49,16 +54,16 @@ BATCH_ROWS = prometheus.Histogram("abstain_batch_rows", "Rows computed together"
 QUEUE_SECONDS = prometheus.Histogram(
     "abstain_queue_seconds", "Time a request waits before it is computed", buckets=_SECONDS
 )
-COMPILES = prometheus.Counter("abstain_compiles_total", "Programs compiled by XLA; does not move once ready")
+COMPILES = prometheus.Counter("abstain_compiles_total", "Programs compiled by XLA; constant while the server is ready")
 MODEL_INFO = prometheus.Gauge(
     "abstain_model_info",
-    "1 for every version served",
+    "1 for every served version",
     [*_MODEL, "digest", "method", "draws"],
     multiprocess_mode="livemax",
 )
 MODEL_SOUND = prometheus.Gauge(
     "abstain_model_sound",
-    "1 where a version's fit met every criterion, 0 where it fell short",
+    "1 if a version passed all publication checks, 0 if it failed one",
     _MODEL,
     multiprocess_mode="livemin",
 )
@@ -68,10 +73,14 @@ EXPECTED_REJECTS = prometheus.Gauge(
     _MODEL,
     multiprocess_mode="livemax",
 )
-MODEL_LOADS = prometheus.Counter("abstain_model_loads_total", "Versions loaded, or not", [*_MODEL, "outcome"])
-WORKERS = prometheus.Gauge("abstain_workers", "Workers that there should be", multiprocess_mode="mostrecent")
+MODEL_LOADS = prometheus.Counter(
+    "abstain_model_loads_total", "Versions by the outcome of loading", [*_MODEL, "outcome"]
+)
+WORKERS = prometheus.Gauge(
+    "abstain_workers", "Number of workers that the server is set to run", multiprocess_mode="mostrecent"
+)
 WORKERS_READY = prometheus.Gauge(
-    "abstain_workers_ready", "Workers that have loaded every served version", multiprocess_mode="mostrecent"
+    "abstain_workers_ready", "Number of workers that have loaded every served version", multiprocess_mode="mostrecent"
 )
 WORKER_MEMORY = prometheus.Gauge(
     "abstain_worker_memory_bytes", "Resident memory of a worker", ["worker"], multiprocess_mode="livemostrecent"
@@ -83,41 +92,44 @@ WORKER_CPU = prometheus.Gauge(
     multiprocess_mode="livemostrecent",
 )
 
-# Of several workers the worst is shown; of dead ones only that something was crossed.
+# The largest or smallest value of all live workers, whichever is worse; alarm times also of workers that have ended.
 _SCORE = [*_MODEL, "score"]
 DRIFT_MARTINGALE = prometheus.Gauge(
     "abstain_drift_log_martingale",
-    "Logarithm of the test martingale against exchangeability with the calibration split, nats",
+    "Logarithm of the test martingale against exchangeability with the calibration part, nats",
     _SCORE,
     multiprocess_mode="livemax",
 )
 DRIFT_LEVEL = prometheus.Gauge(
     "abstain_drift_alarm_level",
-    "What the log martingale must reach for an alarm, nats",
+    "Value of the log martingale that raises an alarm, nats",
     _SCORE,
     multiprocess_mode="livemax",
 )
 DRIFT_CROSSED = prometheus.Gauge(
     "abstain_drift_crossed_timestamp_seconds",
-    "When the log martingale was last at its level, in seconds since 1970; 0 for never",
+    "Time at which the log martingale was last at its alarm level, in seconds since 1970; 0 if it never was",
     _SCORE,
     multiprocess_mode="max",
 )
 DRIFT_ROWS = prometheus.Gauge(
-    "abstain_drift_rows", "Rows that the martingales have seen in this epoch", _MODEL, multiprocess_mode="livesum"
+    "abstain_drift_rows", "Rows of this epoch that the martingales include", _MODEL, multiprocess_mode="livesum"
 )
 DRIFT_KS = prometheus.Gauge(
     "abstain_drift_ks",
-    "Two-sample Kolmogorov–Smirnov statistic of the last rows against the calibration split",
+    "Two-sample Kolmogorov–Smirnov statistic of the last rows against the calibration part",
     _SCORE,
     multiprocess_mode="livemax",
 )
 DRIFT_KS_P = prometheus.Gauge(
-    "abstain_drift_ks_p_value", "Its p-value, of one look", _SCORE, multiprocess_mode="livemin"
+    "abstain_drift_ks_p_value",
+    "p-value of abstain_drift_ks, valid for a single test",
+    _SCORE,
+    multiprocess_mode="livemin",
 )
 DRIFT_PSI = prometheus.Gauge(
     "abstain_drift_psi",
-    "Population stability index of the last rows against the calibration split, nats",
+    "Population stability index of the last rows against the calibration part, nats",
     _SCORE,
     multiprocess_mode="livemax",
 )
@@ -126,7 +138,7 @@ CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 
 
 def count_compiles() -> None:
-    """Counts every program that XLA compiles in this process from now on, whoever asked for it."""
+    """Counts every program that XLA compiles in this process from now on."""
 
     def count(event: str, duration_secs: float, **_details: str | int) -> None:  # noqa: ARG001 - JAX names it
         if event == "/jax/core/compile/backend_compile_duration":
@@ -136,13 +148,13 @@ def count_compiles() -> None:
 
 
 def exposition() -> bytes:
-    """The metrics of all workers, in Prometheus's text format."""
+    """Returns the metrics of all workers, in Prometheus's text format."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return exposition_of_all(Path(folder)) if folder else prometheus.generate_latest()
 
 
 def record_prediction(name: str, version: int, prediction: Prediction, judgement: Judgement) -> None:
-    """Counts the rows of an answer, and where they lie."""
+    """Counts predicted rows by their decision, their uncertainty and the percentiles of their scores."""
     model = (name, str(version))
     ROWS.labels(*model).inc(len(judgement.reject))
     for reason, rejected in Counter(compress(judgement.main_scores, judgement.reject)).items():
@@ -151,5 +163,5 @@ def record_prediction(name: str, version: int, prediction: Prediction, judgement
     ENTROPY.labels(*model).observe_all(np.asarray(summary.entropy))
     if isinstance(summary, ClassificationSummary):
         INFORMATION.labels(*model).observe_all(np.asarray(summary.mutual_information))
-    for score, judged in judgement.scores.items():
-        SCORE_PERCENTILE.labels(*model, score).observe_all(judged.percentile)
+    for name_of_score, score in judgement.scores.items():
+        SCORE_PERCENTILE.labels(*model, name_of_score).observe_all(score.percentile)

@@ -30,7 +30,7 @@ class VersionStatistics:
         """Counts a successful request.
 
         Args:
-            calls: how often the compiled program was called.
+            calls: the number of calls of the compiled program.
             nanoseconds: the durations of some of the `SPANS`.
         """
         self._last_milliseconds = time.time_ns() // 1_000_000

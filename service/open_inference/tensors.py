@@ -1,7 +1,7 @@
 """The Open Inference Protocol's input tensor: from bytes to checked rows.
 
 Pure functions. A binary tensor is a view of the body and never becomes Python numbers; a JSON tensor is parsed by orjson
-and becomes an array at once. Only if these find an error, or could hide one, are the rows checked in Python, by the
+and becomes an array at once. The rows are checked in Python only if these find an error, or could hide one, by the
 function that checks `POST /predict`, so that both routes give the same error texts.
 """
 
@@ -271,10 +271,10 @@ def _refuse_other_numbers(data: list[Any], shape: tuple[int, ...], datatype: str
         data = list(chain.from_iterable(data))
     numbers = np.array(data, np.float64)
     if kind == "f":
-        limits, what = np.finfo(np.float16), "a number"
+        limits, expected = np.finfo(np.float16), "a number"
         fits = np.abs(numbers) <= float(limits.max)
     else:
-        limits, what = np.iinfo(DATATYPES[datatype]), "an integer"
+        limits, expected = np.iinfo(DATATYPES[datatype]), "an integer"
         fits = (numbers == np.trunc(numbers)) & (numbers >= float(limits.min)) & (numbers <= float(limits.max))
         # Beyond 2⁵³, float64 rounds integers as well.
         for index in np.flatnonzero(fits & (np.abs(numbers) >= 2.0**53)):
@@ -283,7 +283,7 @@ def _refuse_other_numbers(data: list[Any], shape: tuple[int, ...], datatype: str
         first = int(np.argmin(fits))
         raise InputError(
             INPUT + "".join(f"[{index}]" for index in np.unravel_index(first, shape)),
-            expected=f"{what} from {limits.min} to {limits.max} ({datatype})",
+            expected=f"{expected} from {limits.min} to {limits.max} ({datatype})",
             found=data[first],
         )
 

@@ -133,10 +133,10 @@ def _texts(content: dict[str, Any], key: str) -> tuple[str, ...] | None:
 
 
 def number_between(content: dict[str, Any], key: str, end: int) -> float | None:
-    """A number above 0 and below the end; None where there is no such key.
+    """Returns the number under a key, which must be above 0 and below `end`; None if the key is missing.
 
     Raises:
-        InputError: it is none.
+        InputError: the value is another number, or not a number.
     """
     if key not in content:
         return None

@@ -130,7 +130,7 @@ def _classification(model: Model, summary: ClassificationSummary, judgement: Jud
 def prediction_sets(
     names: tuple[str, ...], mean: Float[np.ndarray, "rows classes"], members: Bool[np.ndarray, "rows classes"]
 ) -> list[list[str]]:
-    """The names of the classes in each row's prediction set, the most probable first."""
+    """Returns the names of the classes in each row's prediction set, the most probable first."""
     order = np.argsort(-mean, axis=1, kind="stable").tolist()
     return [
         [names[index] for index in indices if is_member[index]]
@@ -162,7 +162,7 @@ class StandardDeviations(NamedTuple):
 
 
 def standard_deviations(summary: RegressionSummary) -> StandardDeviations:
-    """The square roots of a regression's variances."""
+    """Returns the square roots of a regression's variances."""
     aleatoric, epistemic = np.asarray(summary.aleatoric_variance), np.asarray(summary.epistemic_variance)
     return StandardDeviations(np.sqrt(aleatoric + epistemic), np.sqrt(aleatoric), np.sqrt(epistemic))
 
