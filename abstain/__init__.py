@@ -25,7 +25,7 @@ Examples:
 
 Subpackages:
 
-    abstain.models     what training and serving share: networks, bundles, scores, the decision
+    abstain.models     the parts that training and serving share: networks, bundles, scores, the decision
     abstain.training   from a config and data to a published bundle
     abstain.service    from a bundle to responses over HTTP
 

@@ -108,7 +108,7 @@ class LoadedModel:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """The name of each feature of a flat row; empty if features have no names, as pixels."""
+        """The name of each feature of a flat row; empty if features have no names, for example pixels."""
         return self._bundle.manifest.model.feature_names
 
     @property
@@ -144,8 +144,8 @@ class LoadedModel:
             rows: an array `[rows, …features]` of numpy, JAX or PyTorch; a list of lists of numbers; or a table (a
                 DataFrame of pandas or Polars, a table of pyarrow) with a column for each feature name, in which
                 categories are text. In arrays and lists a category is its code. An image may be nested or flat.
-            percentile: of the decision, above 0 and below 100; the model's own if None.
-            coverage: of prediction sets and intervals, above 0 and below 1; the model's own if None.
+            percentile: the percentile of the decision, above 0 and below 100; the model's own if None.
+            coverage: the coverage of prediction sets and intervals, above 0 and below 1; the model's own if None.
 
         Returns:
             `ClassificationPredictions` or `RegressionPredictions`, depending on `task`.
@@ -178,7 +178,7 @@ class LoadedModel:
         return f"LoadedModel({self.name}:{self.version}, {task}, {self.draws} draws, {state})"
 
     def _predictor_for(self, rows: int) -> Predictor:
-        """Returns the predictor, with the batch sizes compiled that a server would use for this number of rows."""
+        """Returns the predictor, which compiles the batch sizes that a server would use for this number of rows."""
         needed = buckets_for(rows)
         with self._lock:
             if self._predictor is None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Words = tuple[tuple[str, ...], ...]
-"""Some words for each row."""
+"""The words of each row."""
 REPR_ROWS = 5
 """Number of rows that `repr` shows."""
 _QUANTILE_NAMES = tuple(map(str, QUANTILES))
@@ -62,8 +62,8 @@ class Predictions:
         name: the model's name.
         version: its version.
         digest: the sha256 of that version's manifest, which holds the sha256 of its files.
-        percentile: of the decision; rows with a decision score above it are rejected.
-        coverage: of prediction sets and intervals.
+        percentile: the percentile of the decision; rows with a decision score above it are rejected.
+        coverage: the coverage of prediction sets and intervals.
         decision: the name of the score that decides, a key of `scores`.
         reject: whether each row is unlike the calibration rows.
         p_value: the decision's p-value; the smaller it is, the stranger the row.
@@ -156,7 +156,7 @@ class ClassificationPredictions(Predictions):
         index: the index of `label` in `class_names`.
         probabilities: the mean over draws of each class's probability.
         std: the standard deviation over draws of each class's probability.
-        entropy: of `probabilities`; the sum of the next two fields.
+        entropy: the entropy of `probabilities`; the sum of the next two fields.
         aleatoric_entropy: the mean entropy of the draws: the uncertainty within each draw.
         mutual_information: the disagreement between the draws.
         prediction_set: classes that include the true one with probability at least `coverage`, the most probable first.
@@ -198,13 +198,13 @@ class RegressionPredictions(Predictions):
 
     Attributes:
         target_name: the name of the predicted number.
-        mean: of the predictive distribution.
-        std: of the predictive distribution; its square is the sum of the squares of the next two fields.
+        mean: the mean of the predictive distribution.
+        std: its standard deviation; the square is the sum of the squares of the next two fields.
         aleatoric_std: the standard deviation of the noise.
         epistemic_std: the standard deviation over draws of the mean.
-        entropy: of the normal distribution with this mean and `std`, in nats.
+        entropy: the entropy of the normal distribution with this `mean` and `std`, in nats.
         quantile_levels: the levels of the columns of `quantiles`.
-        quantiles: of the mixture over draws.
+        quantiles: the quantiles of the mixture over draws.
         interval: the lower and the upper end; it includes the target with probability at least `coverage`.
 
     Examples:
@@ -268,7 +268,7 @@ def predictions_of(
         return ClassificationPredictions(
             **shared,
             class_names=model.class_names,
-            # Objects: numpy's own text type takes the longest name's memory for every row, and drops trailing NULs.
+            # Objects: numpy's text type uses the memory of the longest name for every row, and drops trailing NULs.
             label=np.array(model.class_names, dtype=object)[index],
             index=index,
             probabilities=mean,
@@ -296,7 +296,7 @@ def _score(judgement: ScoreJudgement, evidence: Float[np.ndarray, " rows"] | Non
     return Score(
         value=judgement.value,
         percentile=judgement.percentile,
-        # Often one number broadcast to all rows, which numpy makes read-only.
+        # Copied, because it is often one number broadcast to all rows, which numpy makes read-only.
         threshold=judgement.threshold.copy(),
         p_value=judgement.p_value,
         extrapolated=judgement.extrapolated,
