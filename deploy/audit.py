@@ -1,8 +1,8 @@
-"""`make audit`: known vulnerabilities, lists of what is installed (SBOM, CycloneDX), and licences.
+"""`make audit`: known vulnerabilities, lists of the installed packages (SBOM, CycloneDX), and licences.
 
     python deploy/audit.py [--tools .venv-audit/bin] [--out build/audit] [--strict]
 
-Run it with the Python of the environment to check, that of `make test`. It starts pip-audit and cyclonedx-py, which have
+Run it with the Python of the environment that it checks, which `make test` makes. It starts pip-audit and cyclonedx-py, which have
 their own environment, so that no test depends on them.
 
 Exits with 1 if a vulnerability is known, an SBOM cannot be written, or a licence is not admitted. If the vulnerability
@@ -59,7 +59,7 @@ SPDX_NAMES = {
     "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0",
     "python software foundation license": "PSF-2.0",
 }
-"""SPDX expressions for other names of licences, in lower case; a name that is not here is refused until somebody adds it."""
+"""SPDX expressions for other names of licences, in lower case; a name that is not here is refused."""
 UNREACHABLE = ("requests.exceptions.", "Could not connect", "your network may be blocking")
 """Texts of pip-audit if the service does not respond; it has no separate exit code for that."""
 
@@ -232,7 +232,7 @@ def judge(package: Package, tools: Mapping[str, str] = TOOLS) -> tuple[Verdict, 
     """Returns the verdict on a package and its reason; all stated licences must be admitted."""
     verdict = min((judge_licence(text) for text in package.stated), default=Verdict.REFUSED)
     if verdict is Verdict.NAMED:
-        return verdict, "LGPL: a separate package that is not modified, so that anyone can replace it"
+        return verdict, "LGPL: a separate package that is not modified, so that users can replace it"
     if verdict is Verdict.REFUSED and package.purpose == "development" and package.name in tools:
         return Verdict.NAMED, tools[package.name]
     if verdict is Verdict.REFUSED:

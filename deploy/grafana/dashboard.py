@@ -1,6 +1,6 @@
 """The Grafana dashboard as code: `python deploy/grafana/dashboard.py` writes `dashboards/abstain.json`.
 
-Its rows answer, from top to bottom: is it up, does it get strange rows, is it slow, and why.
+Its rows show, from top to bottom: is it up, does it get strange rows, is it slow, and why.
 """
 
 from __future__ import annotations
@@ -308,8 +308,8 @@ UP = (
 STRANGE = (
     lines(
         "Rejected rows",
-        "Share of rows that each version rejects, and the share that it is calibrated to (dashed). Over twice that, by more "
-        "than chance explains, raises an alert. Far below it for long, the rows are more familiar than the calibration rows.",
+        "Share of rows that each version rejects, and the share that it is calibrated to (dashed). More than "
+        "twice that, beyond chance, raises an alert. If it stays far below, rows are more familiar than the calibration rows.",
         Query(rejected_share("model, version"), "{{model}}:{{version}}"),
         Query(
             f"max by (model, version) (version:abstain_reject_ratio:expected{{{VERSION}}})",
@@ -337,7 +337,7 @@ STRANGE = (
     ),
     lines(
         "Drift: the test martingale against its level",
-        "Evidence, in nats, that rows are unlike those that the version was calibrated on: of the worst worker, for each "
+        "Evidence, in nats, that rows are unlike the calibration rows of the version: the largest of all workers, for each "
         "score. Familiar rows reach the dashed level in at most one start of a hundred (with ABSTAIN_STATE: one version of a "
         "hundred, in its whole life). Above the level, it is drift.",
         Query(f"abstain_drift_log_martingale{{{VERSION}}}", "{{model}}:{{version}} {{score}} {{instance}}"),
@@ -357,7 +357,7 @@ STRANGE = (
     ),
     lines(
         "Drift: population stability index",
-        "The same windows, by shares of bins, from 300 rows on. By convention: below 0.1 no change, up to 0.25 watch it, above "
+        "Compares the same windows by the shares of bins; needs 300 rows. By convention: below 0.1 no change, up to 0.25 watch it, above "
         "0.25 a change.",
         Query(f"abstain_drift_psi{{{VERSION}}}", "{{model}}:{{version}} {{score}} {{instance}}"),
         unit="short",
@@ -365,14 +365,14 @@ STRANGE = (
     ),
     lines(
         "Drift: p-value of the window",
-        "Of the Kolmogorov–Smirnov distance. For familiar rows it varies between 0 and 1; near 0 for many minutes is a change.",
+        "p-value of the Kolmogorov–Smirnov distance. For familiar rows it varies between 0 and 1; near 0 for many minutes is a change.",
         Query(f"abstain_drift_ks_p_value{{{VERSION}}}", "{{model}}:{{version}} {{score}} {{instance}}"),
         unit="short",
         top=1,
     ),
     lines(
         "Drift: rows watched",
-        "In the current epoch, of all workers together: a worker starts a new epoch at 20,000. The martingale needs a few "
+        "Rows in the current epoch, over all workers; a worker starts a new epoch at 20,000. The martingale needs a few "
         "hundred rows. If the line is flat despite traffic, the drift test has failed, and the log says why.",
         Query(f"abstain_drift_rows{{{VERSION}}}", "{{model}}:{{version}} {{instance}}"),
         unit="suffix: rows",
@@ -397,14 +397,14 @@ STRANGE = (
     ),
     lines(
         "Scores beyond the calibration's 90th percentile",
-        "As the previous panel, with 10 % (dashed). It rises earlier if all rows become a little stranger.",
+        "Like the previous panel, with 10 % (dashed). It rises earlier if all rows become a little stranger.",
         beyond("90.0"),
         unit="percentunit",
         steps=((0.1, RED),),
     ),
     lines(
         "Scores beyond the calibration's median",
-        "As the previous panel, with 50 % (dashed). A deviation in either direction means other rows, strange or very easy.",
+        "Like the previous panel, with 50 % (dashed). A deviation in either direction means that rows are strange or very easy.",
         beyond("50.0"),
         unit="percentunit",
         steps=((0.5, RED),),
@@ -412,14 +412,14 @@ STRANGE = (
     ),
     heat(
         "Percentiles of scores among the calibration's",
-        "Of all scores together; the bands have unequal widths. If the top band becomes darker, there are rows that are "
+        "Percentiles of all scores; the bands have unequal widths. If the top band becomes darker, there are rows that are "
         "stranger than nearly all calibration rows.",
         "abstain_score_percentile",
         "suffix: th",
     ),
     heat(
         "Entropy",
-        "Of predictions, in nats: the total uncertainty. Ten equally likely classes have 2.3. A second band at the top means "
+        "Entropy of predictions, in nats: the total uncertainty. Ten equally likely classes have 2.3. A second band at the top means "
         "a second type of rows.",
         "abstain_entropy_nats",
         "suffix: nats",
@@ -436,7 +436,7 @@ STRANGE = (
 SLOW = (
     lines(
         "Latency",
-        "From a request's head to the end of its response, for all requests for predictions. The line is the objective, 0.25 s "
+        "Time from the head of a request for predictions to the end of its response. The line is the objective, 0.25 s "
         "for 99 %.",
         *quantiles("abstain_request_seconds", ANSWERS),
         unit="s",
