@@ -2,13 +2,13 @@
 
     python benchmarks/access.py [--cores 0,1] [--rounds 15] [--seconds 1] [--calls 100000] [--only cost,timing]
 
-Cost: the server without keys, with 20 keys of which requests use the last, and with a rate limit;
-over 8 connections, one row of 784 floats a request, in turns. Ratios are taken within a round.
+Cost: a server without keys, with 20 keys (requests use the last one), and with a rate limit; 8 connections, one row of 784
+floats per request, in turns. Ratios are computed within a round.
 
-Timing: `Keys.find` of 20 keys, called with keys of six kinds in random order. As dudect has it (Reparaz, Balasch, Verbauwhede,
-2017): each call is timed, the slowest twentieth, which is the machine's, is left out, and each kind is compared with random
-keys by Welch's t; beyond 4.5 a difference would be known. Of a right key the answer says that it is right, so only wrong ones must
-not differ.
+Timing: `Keys.find` of 20 keys, called with keys of six kinds in random order, by the method of dudect (Reparaz, Balasch,
+Verbauwhede, 2017): each call is timed, the slowest 5 % are left out, because the machine causes them, and each kind is
+compared with random keys by Welch's t; |t| > 4.5 shows a difference. Valid keys may differ, because the result also shows
+that they are valid.
 """
 
 from __future__ import annotations
@@ -24,136 +24,147 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from servers import free_port, publish_blobs, random_rows, running, save, say, serve_ours, stay_on
-from throughput import ask_generator, json_request
+from servers import (
+    abstain_command,
+    free_port,
+    print_progress,
+    publish_blobs,
+    random_rows,
+    restrict_to_cores,
+    run_server,
+    save_results,
+)
+from throughput import json_request, run_load_generator
 
 CONNECTIONS = 8
 KEYS = 20
-LEAST_SHARE = 0.97
-MOST_T = 4.5
-RIGHT = ("the first key", "the last key")
+MIN_RATIO = 0.97
+MAX_T = 4.5
+VALID = ("the first key", "the last key")
 
 
 def main() -> int:
     """Measures, prints, and writes `benchmarks/results/access.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cores", default="0,1", help="of all servers and the load generator; empty: any")
+    parser.add_argument("--cores", default="0,1", help="cores of all servers and the load generator; empty: any")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one cell in one round")
-    parser.add_argument("--calls", type=int, default=100_000, help="of each kind of key")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of one measurement in one round")
+    parser.add_argument("--calls", type=int, default=100_000, help="calls with each kind of key")
     parser.add_argument("--only", default="cost,timing")
     options = parser.parse_args()
-    stay_on(options.cores)
-    found: dict[str, Any] = {}
+    restrict_to_cores(options.cores)
+    results: dict[str, Any] = {}
     if "timing" in options.only:
-        found["timing"] = compare_times(options.calls)
+        results["timing"] = compare_times(options.calls)
     if "cost" in options.only:
-        found["cost"] = measure_cost(options.rounds, options.seconds)
-    save("access", found)
+        results["cost"] = measure_cost(options.rounds, options.seconds)
+    save_results("access", results)
     return 0
 
 
 def measure_cost(rounds: int, seconds: float) -> dict[str, Any]:
-    """Requests a second of each server, round by round."""
+    """Measures the requests per second of each server in each round."""
     from abstain.service.access.api_keys import add_key  # noqa: PLC0415 - cores first
 
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
-        say("publishing a model of 100 random draws of 784-64-64-10, with feature scores and thresholds")
+        print_progress("publishing a model of 100 random draws of 784-64-64-10, with feature scores and thresholds")
         publish_blobs(folder / "store", "blobs")
         keys = folder / "keys.json"
         for number in range(KEYS - 2):
             add_key(keys, f"app-{number}", ("predict",))
-        held = {
+        key_by_server = {
             "no keys": None,
             "keys, with a rate": add_key(keys, "limited", ("predict",), rate=1e6),
             "keys": add_key(keys, "app", ("predict",)),
         }
         loaders: dict[str, Any] = {}
-        for place, (way, key) in enumerate(held.items()):
-            more = {"ABSTAIN_KEYS": str(keys)} if key else {}
+        for index, (name, key) in enumerate(key_by_server.items()):
+            variables = {"ABSTAIN_KEYS": str(keys)} if key else {}
             server = stack.enter_context(
-                running(f"server-{place}", port := free_port(), serve_ours(port, folder / "store"), folder, **more)
+                run_server(
+                    f"server-{index}", port := free_port(), abstain_command(port, folder / "store"), folder, **variables
+                )
             )
-            files = [folder / f"{place}-{number}" for number in range(16)]
+            files = [folder / f"{index}-{number}" for number in range(16)]
             for path, row in zip(files, random_rows(16), strict=True):
                 path.write_bytes(with_key(json_request(row), key))
-            loaders[way] = partial(ask_generator, server.port, files, connections=CONNECTIONS, seconds=seconds)
-            say(f"{way} is ready")
-        found: list[dict[str, float]] = []
+            loaders[name] = partial(run_load_generator, server.port, files, connections=CONNECTIONS, seconds=seconds)
+            print_progress(f"{name} is ready")
+        rates_by_round: list[dict[str, float]] = []
         for number in range(rounds):
             order = [*loaders][number % len(loaders) :] + [*loaders][: number % len(loaders)]
-            cells = {way: loaders[way]() for way in order}
-            for way, cell in cells.items():
-                if cell["other"] or not cell["answers"]:
-                    sys.exit(f"{way}: expected 200 of every answer, found {cell['other']}")
-            found.append({way: cells[way]["per_second"] for way in held})
-            say(f"round {number + 1} of {rounds}")
+            loads = {name: loaders[name]() for name in order}
+            for name, load in loads.items():
+                if load["other"] or not load["answers"]:
+                    sys.exit(f"{name}: expected only responses with 200, found {load['other']}")
+            rates_by_round.append({name: loads[name]["per_second"] for name in key_by_server})
+            print_progress(f"round {number + 1} of {rounds}")
     print(
-        f"\n{rounds} rounds of {seconds:g} s a cell, {CONNECTIONS} connections, one row a request: median (least–greatest)"
+        f"\n{rounds} rounds of {seconds:g} s, {CONNECTIONS} connections, one row per request: median (smallest–largest)"
     )
-    for way in held:
-        rates = [one[way] for one in found]
-        shares = [one[way] / one["no keys"] for one in found]
-        ratio = f"{median(shares):.3f} ({min(shares):.3f}–{max(shares):.3f})"
-        missed = "" if median(shares) >= LEAST_SHARE else "   MISSED"
-        print(f"{way:<20} {median(rates):>7.0f} requests/s   ÷ no keys {ratio}   required ≥ {LEAST_SHARE}{missed}")
-    return {"rounds": found}
+    for name in key_by_server:
+        rates = [rates[name] for rates in rates_by_round]
+        ratios = [rates[name] / rates["no keys"] for rates in rates_by_round]
+        ratio = f"{median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f})"
+        missed = "" if median(ratios) >= MIN_RATIO else "   MISSED"
+        print(f"{name:<20} {median(rates):>7.0f} requests/s   ÷ no keys {ratio}   required ≥ {MIN_RATIO}{missed}")
+    return {"rounds": rates_by_round}
 
 
 def with_key(request: bytes, key: str | None) -> bytes:
-    """A request that has a key in its head."""
+    """Adds a key to the headers of a request."""
     return request.replace(b"\r\n\r\n", f"\r\nX-API-Key: {key}\r\n\r\n".encode(), 1) if key else request
 
 
 def compare_times(calls: int) -> dict[str, Any]:
-    """Times the search for keys of each kind."""
+    """Compares the time of `Keys.find` for keys of each kind."""
     import numpy as np  # noqa: PLC0415 - cores first
 
     from abstain.service.access.api_keys import add_key, read_keys  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "keys.json"
-        held = [add_key(path, f"app-{number}", ("predict",)) for number in range(KEYS)]
+        valid_keys = [add_key(path, f"app-{number}", ("predict",)) for number in range(KEYS)]
         keys = read_keys(path)
-    length = len(held[0])
+    length = len(valid_keys[0])
 
-    def wrong(start: str) -> bytes:
+    def invalid_key(start: str) -> bytes:
         return (start + secrets.token_urlsafe(length))[:length].encode()
 
     keys_by_kind = {
-        "random": lambda: wrong(""),
-        "random, once more": lambda: wrong(""),
-        "the first key": held[0].encode,
-        "the last key": held[-1].encode,
-        "all but its last letter": lambda: wrong(held[0][:-1]),
-        "half of it": lambda: wrong(held[0][: length // 2]),
+        "random": lambda: invalid_key(""),
+        "random, once more": lambda: invalid_key(""),
+        "the first key": valid_keys[0].encode,
+        "the last key": valid_keys[-1].encode,
+        "all but its last letter": lambda: invalid_key(valid_keys[0][:-1]),
+        "half of it": lambda: invalid_key(valid_keys[0][: length // 2]),
     }
     kinds = [*keys_by_kind]
-    chosen = np.random.default_rng(0).permutation(np.repeat(np.arange(len(kinds)), calls))
-    times = np.empty(len(chosen))
-    # Made before, and in the order of the calls: what was just made, or used before, would be in the processor's cache.
-    made = [bytes(bytearray(keys_by_kind[kinds[kind]]())) for kind in chosen]
-    for place, presented in enumerate(made):
-        began = time.perf_counter_ns()
-        keys.find(presented)
-        times[place] = time.perf_counter_ns() - began
-    kept = times < np.quantile(times, 0.95)
-    samples = {name: times[kept & (chosen == number)] for number, name in enumerate(kinds)}
+    kind_of_call = np.random.default_rng(0).permutation(np.repeat(np.arange(len(kinds)), calls))
+    times = np.empty(len(kind_of_call))
+    # All copies are made before the first call, so that no key is in the processor's cache because it is new or was used.
+    secrets_in_order = [bytes(bytearray(keys_by_kind[kinds[kind]]())) for kind in kind_of_call]
+    for index, secret in enumerate(secrets_in_order):
+        start = time.perf_counter_ns()
+        keys.find(secret)
+        times[index] = time.perf_counter_ns() - start
+    is_fast = times < np.quantile(times, 0.95)
+    samples = {name: times[is_fast & (kind_of_call == kind)] for kind, name in enumerate(kinds)}
     base = samples["random"]
     print(f"\n{calls:,} calls of each kind, {KEYS} keys: nanoseconds of a search")
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, sample in samples.items():
-        apart = sample.mean() - base.mean()
+        difference = sample.mean() - base.mean()
         t = (
-            apart / np.sqrt(sample.var(ddof=1) / len(sample) + base.var(ddof=1) / len(base))
+            difference / np.sqrt(sample.var(ddof=1) / len(sample) + base.var(ddof=1) / len(base))
             if name != "random"
             else 0.0
         )
-        found[name] = {"mean": float(sample.mean()), "t": float(t)}
-        verdict = "   (right)" if name in RIGHT else "" if abs(t) < MOST_T else "   DIFFERS"
-        print(f"{name:<24} mean {sample.mean():>8.1f}   apart {apart:>+7.2f}   t {t:>+6.2f}{verdict}")
-    return found
+        results[name] = {"mean": float(sample.mean()), "t": float(t)}
+        verdict = "   (valid)" if name in VALID else "" if abs(t) < MAX_T else "   DIFFERS"
+        print(f"{name:<24} mean {sample.mean():>8.1f}   difference {difference:>+7.2f}   t {t:>+6.2f}{verdict}")
+    return results
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Mean acceptance that the warm-up reaches, for several targets, dimensions and warm-up lengths.
+"""Mean acceptance after the warm-up, for several targets, dimensions and warm-up lengths.
 
     .venv/bin/python benchmarks/adaptation.py [--keys 12] [--kinds hmc nuts chees]
 
@@ -30,7 +30,7 @@ CHAINS, SAMPLES = 8, 200
 
 
 def acceptance(kind: str, target: float, dim: int, warmup: int, keys: int) -> np.ndarray:
-    """The mean acceptance after the warm-up, by key; of samplers with one chain each, a key is `CHAINS` chains."""
+    """Returns the mean acceptance after the warm-up for each key, over `CHAINS` chains."""
     make, config = KINDS[kind]
     posterior = Target({"z": dist.Normal(0, jnp.geomspace(0.1, 1, dim))}, lambda _, data: data, {"z": (dim,)})
     kernel = make(posterior, config(chains=CHAINS, warmup=warmup, target_acceptance=target))
@@ -69,8 +69,8 @@ def main() -> None:
         print("|---|---|" + "---|" * len(arguments.warmups))
         for target in TARGETS:
             for dim in DIMENSIONS:
-                found = [acceptance(kind, target, dim, warmup, arguments.keys) for warmup in arguments.warmups]
-                cells = " | ".join(f"{values.mean():.3f} ({values.std(ddof=1):.3f})" for values in found)
+                acceptances = [acceptance(kind, target, dim, warmup, arguments.keys) for warmup in arguments.warmups]
+                cells = " | ".join(f"{values.mean():.3f} ({values.std(ddof=1):.3f})" for values in acceptances)
                 print(f"| {target} | {dim} | {cells} |", flush=True)
 
 

@@ -1,12 +1,14 @@
-"""The speed of an answer in two checkouts of this repository, taken in turns: whether a change made it slower.
+"""Compares the speed of a prediction in two checkouts of this repository: whether a change made it slower.
 
     python benchmarks/compare.py --before FOLDER [--rounds 40] [--only 784-64]
 
-FOLDER is another checkout, for instance of `git worktree add FOLDER COMMIT`. Each checkout runs in a process of its own,
-with its own modules and its own compiled programs; a process works only while the other waits. Printed are, for the
-networks of `scoring.py` and every bucket, medians of milliseconds a call with every score and the judgement on the host,
-and the median of the ratios of neighbouring turns, with its quartiles: what slows the machine for a while slows both. Which of the
-two begins alternates. With FOLDER a checkout of the same commit the ratios show what the machine adds.
+FOLDER is another checkout, for example from `git worktree add FOLDER COMMIT`. Each checkout runs in a separate process, with
+its own modules and compiled programs; a process works only while the other one waits. The two take turns, and alternate in
+which of them is first.
+
+For the networks of `scoring.py` and every bucket, it prints the median milliseconds of a call with every score and the
+decision on the host, and the median and quartiles of the ratio of neighbouring turns: if the machine is slow for a while,
+both are slow. If FOLDER has the same commit, the ratios show the noise of the machine.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from servers import save
+from servers import save_results
 
-HERE = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[1]
 CALLS = 20
-"""Calls of one turn."""
+"""The number of calls in one turn."""
 
 
 def main() -> int:
@@ -41,24 +43,24 @@ def main() -> int:
     if options.serve:
         serve(options.before)
         return 0
-    children = [start(folder) for folder in (options.before.resolve(), HERE)]
+    children = [start(folder) for folder in (options.before.resolve(), PROJECT)]
     cases = json.loads(answer_of(children[0], "cases"))
     assert cases == json.loads(answer_of(children[1], "cases"))  # noqa: S101
-    found = {case: measured(children, case, options.rounds) for case in cases if case.startswith(options.only)}
+    results = {case: measure(children, case, options.rounds) for case in cases if case.startswith(options.only)}
     for child in children:
         child.communicate()
-    save("compare", found)
+    save_results("compare", results)
     return 0
 
 
-def measured(children: list[subprocess.Popen[str]], case: str, rounds: int) -> dict[str, float]:
-    """Both medians of one case, and the ratio of after to before with its quartiles; printed, too."""
+def measure(children: list[subprocess.Popen[str]], case: str, rounds: int) -> dict[str, float]:
+    """Measures and prints both medians of one case, and the ratio of after to before with its quartiles."""
     for child in children:
         answer_of(child, case)
     turns = np.empty((rounds, 2))
     for number in range(rounds):
-        for place in (0, 1) if number % 2 else (1, 0):
-            turns[number, place] = float(answer_of(children[place], case))
+        for index in (0, 1) if number % 2 else (1, 0):
+            turns[number, index] = float(answer_of(children[index], case))
     before, after = np.median(turns, axis=0).tolist()
     low, ratio, high = np.quantile(turns[:, 1] / turns[:, 0], [0.25, 0.5, 0.75]).tolist()
     print(
@@ -69,7 +71,7 @@ def measured(children: list[subprocess.Popen[str]], case: str, rounds: int) -> d
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    """A process that answers with the code of a checkout."""
+    """Starts a process that runs the code of a checkout."""
     return subprocess.Popen(
         [sys.executable, __file__, "--serve", "--before", folder],
         cwd=folder,
@@ -81,7 +83,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def answer_of(child: subprocess.Popen[str], line: str) -> str:
-    """A child's answer to one line."""
+    """Sends one line to a child process and returns its answer."""
     assert child.stdin is not None  # noqa: S101
     assert child.stdout is not None  # noqa: S101
     child.stdin.write(f"{line}\n")
@@ -90,11 +92,11 @@ def answer_of(child: subprocess.Popen[str], line: str) -> str:
 
 
 def serve(folder: Path) -> None:
-    """In a child process: measures a call of each case that a line names, in milliseconds."""
+    """Runs in a child process: for each line with the name of a case, prints the milliseconds of a call."""
     sys.path[:0] = [str(folder), str(folder / "benchmarks")]
-    import scoring  # noqa: PLC0415 - of that checkout
+    import scoring  # noqa: PLC0415 - the module of that checkout
 
-    # What is compared must not be what an editable install happens to name.
+    # An editable install could name another checkout.
     assert Path(scoring.__file__).is_relative_to(folder)  # noqa: S101
     assert Path(inspect.getfile(scoring.judge)).is_relative_to(folder)  # noqa: S101
     cases = {f"{name}, {batch} rows": (name, batch) for name in scoring.SHAPES for batch in scoring.BATCHES}
@@ -110,38 +112,38 @@ def serve(folder: Path) -> None:
         if line not in calls:
             calls = {line: call_of(scoring, *prepared[name], batch)}
             calls[line]()
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         for _ in range(CALLS):
             calls[line]()
-        print(1e3 * (time.perf_counter() - began) / CALLS, flush=True)
+        print(1e3 * (time.perf_counter() - start_time) / CALLS, flush=True)
 
 
 def prepare(scoring: Any, name: str) -> tuple[Any, ...]:
-    """An example's posterior, feature scores, rows and calibration."""
+    """Makes an example: a posterior, feature scores, rows and a calibration."""
     posterior, rows = scoring.example(**scoring.SHAPES[name])
     fit_feature_scores = getattr(scoring, "fit_feature_scores", None) or scoring.fit_densities
     feature_scores = fit_feature_scores(posterior, rows, seed=0)
-    whole = make_predictor(scoring, posterior, 256, feature_scores)
-    more = {}
+    predictor = make_predictor(scoring, posterior, 256, feature_scores)
+    options = {}
     if "reference" in inspect.signature(scoring.calibrate).parameters:
-        scores = whole(rows.x[5000:6000]).scores
-        more["reference"] = {score: np.asarray(values) for score, values in scores.items()}
+        scores = predictor(rows.x[5000:6000]).scores
+        options["reference"] = {score: np.asarray(values) for score, values in scores.items()}
     decision = (getattr(scoring, "DEFAULT_DECISIONS", None) or scoring.DEFAULT)["images"]
-    calibration = scoring.calibrate(whole(rows.x[:5000]), rows.y[:5000], decision=decision, **more)
+    calibration = scoring.calibrate(predictor(rows.x[:5000]), rows.y[:5000], decision=decision, **options)
     return posterior, feature_scores, rows, calibration
 
 
 def make_predictor(scoring: Any, posterior: Any, batch: int, feature_scores: Any) -> Any:
-    """Compiles a predictor; commits before the rename call its feature scores `densities`."""
-    known = inspect.signature(scoring.Predictor).parameters
-    keyword = "feature_scores" if "feature_scores" in known else "densities"
+    """Compiles a predictor; older commits have the parameter `densities` instead of `feature_scores`."""
+    parameters = inspect.signature(scoring.Predictor).parameters
+    keyword = "feature_scores" if "feature_scores" in parameters else "densities"
     return scoring.Predictor(posterior, (batch,), **{keyword: feature_scores})
 
 
 def call_of(
     scoring: Any, posterior: Any, feature_scores: Any, rows: Any, calibration: Any, batch: int
 ) -> Callable[[], Any]:
-    """A call from rows to judgement."""
+    """Returns a function that makes predictions and decisions for `batch` rows."""
     predictor, x = make_predictor(scoring, posterior, batch, feature_scores), rows.x[:batch]
     return lambda: scoring.judge(calibration, predictor(x))
 

@@ -1,18 +1,19 @@
-"""How rarely the watch for drift alarms falsely, and how soon rightly: synthetic streams, no model.
+"""Rates of false alarms of drift detection, and its delays: synthetic streams, without a model.
 
     python benchmarks/drift.py [--streams 500] [--model mnist-strong --store DIR --data FOLDER]
 
-False alarms: six laws of scores, as tables have them, and a combination of three. Every stream has a fresh calibration
-split of 1,000 rows and 4,000 rows like them; an alarm is a log martingale of ln 100 at any time. The calibration is
-computed in one batch size, the stream in five that change every 100 rows, and each rounds each distinct value in its own
-way, by up to 1e-6 of it. `as they are` is the same without dither, which is not entitled to its level where rows repeat.
+False alarms: six distributions of scores that tables have, and a combination of three. Every stream has a new calibration
+part of 1,000 rows, and 4,000 rows of the same distribution; an alarm is a log martingale of ln 100 at any time. The
+calibration is computed in one batch size, the stream in five that change every 100 rows. Each batch size rounds each
+distinct value with its own error, up to 1e-6 of the value. `as they are` is the same without dither, which does not
+guarantee the rate if rows repeat.
 
-Delays: some rows of a stream are beyond nearly all calibration rows from some row on, as letters are for a model of
-digits; at the level of the first epoch and of the hundredth. And 5 % strange rows by every law, dithered and as they are,
-without rounding: what the dither costs.
+Delays: from some row on, a share of the rows has scores above nearly all calibration rows, like letters for a model of
+digits; at the alarm level of the first epoch and of the hundredth. Then 5 % strange rows of every distribution, with and
+without dither, without rounding: this shows the cost of dither.
 
-With a model of MNIST also its own scores: of `mnist.npz`'s test digits in forty orders, alone, and with letters of
-`emnist_letters_test.npz` among them after 5,000 rows; at the level of a server with two workers, which all scores share.
+With a model of MNIST, also its scores: the test digits of `mnist.npz` in forty orders, alone, and with letters of
+`emnist_letters_test.npz` among them after 5,000 rows; at the alarm level that all scores of two workers share.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from servers import save, say
+from servers import print_progress, save_results
 
 from abstain.models.bundles import store as stores
 from abstain.models.bundles.bundle import load
@@ -32,14 +33,14 @@ from abstain.models.decisions import drift
 from abstain.models.decisions.judging import judge
 
 ROWS, CALIBRATION, LEVEL = 10_000, 1_000, math.log(100)
-LIKE = 4_000
-"""Rows of a stream that is like its calibration."""
-BUCKETS, IN_ONE = 5, 100
+FAMILIAR_ROWS = 4_000
+"""Rows of a stream with the same distribution as its calibration rows."""
+BUCKETS, ROWS_IN_ONE = 5, 100
 EPOCHS = (1, 100)
-TOGETHER = 50
+ROWS_IN_A_STEP = 50
 ORDERS, ORDINARY = 40, 5_000
 STRANGE, STRANGE_IN_HEAVY_TAILS = 5.0, 45.0
-"""Added to a score: beyond about 99.3 % of exponential, or of Cauchy calibration rows."""
+"""Added to a score; above about 99.3 % of exponential, or of Cauchy calibration rows."""
 
 Law = Callable[[np.random.Generator, int], np.ndarray]
 LAWS: dict[str, Law] = {
@@ -51,26 +52,26 @@ LAWS: dict[str, Law] = {
     "discretised": lambda random, rows: np.round(random.exponential(size=rows), 1) * 1.1,
 }
 COMBINED = ("atoms", "discretised", "continuous")
-"""Of a row, the scores whose evidence is added up."""
+"""The distributions of the scores with added evidence."""
 
 
 def main() -> int:
     """Prints rates and delays, and writes `benchmarks/results/drift.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=500)
-    parser.add_argument("--model", help="fitted to MNIST, in a store")
+    parser.add_argument("--model", help="a model of MNIST in the store")
     parser.add_argument("--store", type=Path, default=Path("artifacts"))
-    parser.add_argument("--data", type=Path, help="the folder of the two files")
+    parser.add_argument("--data", type=Path, help="the folder of mnist.npz and emnist_letters_test.npz")
     options = parser.parse_args()
-    found = print_false_alarms(options.streams) | print_delays(options.streams // 5)
+    results = print_false_alarms(options.streams) | print_delays(options.streams // 5)
     if options.model and options.data:
-        found |= of_letters(options.store, options.model, options.data)
-    save("drift", found)
+        results |= print_letters(options.store, options.model, options.data)
+    save_results("drift", results)
     return 0
 
 
 def print_false_alarms(streams: int) -> dict[str, float]:
-    """Prints the rates of false alarms of every law and of the combination."""
+    """Prints and returns the rates of false alarms of every distribution and of the combination."""
     bound = 0.01 + 3 * math.sqrt(0.01 * 0.99 / streams)
     sys.stdout.write(f"{streams} streams each; at most 1 % is allowed, {100 * bound:.2f} % with 3 standard errors\n")
     found = {}
@@ -84,14 +85,14 @@ def print_false_alarms(streams: int) -> dict[str, float]:
 
 
 def print_delays(streams: int) -> dict[str, float]:
-    """Rows to the alarm by share of strange rows and by epoch; and by law, dithered and not."""
+    """Prints and returns the rows to the alarm: by share of strange rows and epoch; by distribution, with and without dither."""
     found = {}
     levels = [drift.alarm_level(0.01, 1, epoch) for epoch in EPOCHS]
     for share in (0.01, 0.05, 0.2):
         for ordinary in (0, 5_000):
             delays = [delay("continuous", share, ordinary, seed, levels) for seed in range(streams)]
-            for epoch, own in zip(EPOCHS, np.array(delays).T, strict=True):
-                middle, late = np.quantile(own, (0.5, 0.9), method="higher")
+            for epoch, rows in zip(EPOCHS, np.array(delays).T, strict=True):
+                middle, late = np.quantile(rows, (0.5, 0.9), method="higher")
                 name = f"{100 * share:g} % strange after {ordinary:,} rows, epoch {epoch}"
                 found[name] = float(middle)
                 sys.stdout.write(f"{name:46} {middle:>6g} rows to the alarm, median; nine in ten by {late:g}\n")
@@ -111,78 +112,79 @@ def online(
     random: np.random.Generator,
     *,
     dither: bool = True,
-    together: int = drift.STEP_ROWS,
+    step_rows: int = drift.STEP_ROWS,
 ) -> Iterator[drift.EpochState]:
-    """The watch after each part of a stream of one score, as a server keeps it."""
+    """Yields the state of drift detection after each part of a stream of one score."""
     if dither:
         rounding = np.array([drift.ABSOLUTE_ROUNDING])
         calibration, stream = (
             drift.dither(values[None], rounding, random.random((1, len(values))))[0] for values in (calibration, stream)
         )
     watch = drift.start_epoch(calibration[None])
-    place = 0
-    while place < len(stream):
-        part = stream[None, place : place + min(drift.rows_allowed(watch), together)]
+    start = 0
+    while start < len(stream):
+        part = stream[None, start : start + min(drift.rows_allowed(watch), step_rows)]
         watch = drift.observe(watch, part, random.random(part.shape))
-        place += part.shape[1]
+        start += part.shape[1]
         yield watch
 
 
 def false_alarms(law: str, streams: int, *, dither: bool = True) -> float:
-    """The share of exchangeable streams that are ever taken for drift."""
+    """Returns the share of exchangeable streams that ever raise an alarm."""
     alarms = 0
     for seed in range(streams):
         random = np.random.default_rng(seed)
-        calibration, stream = np.split(scored(law, random), [CALIBRATION])
+        calibration, stream = np.split(draw_scores(law, random), [CALIBRATION])
         watches = online(calibration, stream, random, dither=dither)
         alarms += any(drift.log_martingale(watch)[0] >= LEVEL for watch in watches)
-    say(f"{streams} streams of {LIKE} rows, {law}")
+    print_progress(f"{streams} streams of {FAMILIAR_ROWS} rows, {law}")
     return alarms / streams
 
 
-def scored(law: str, random: np.random.Generator) -> np.ndarray:
-    """The scores of calibration rows and a stream of rows like them, each rounded as its batch size does it."""
+def draw_scores(law: str, random: np.random.Generator) -> np.ndarray:
+    """Draws the scores of calibration rows and of a stream with the same distribution, with rounding by batch size."""
     if law != "combination":
-        return rounded(LAWS[law](random, CALIBRATION + LIKE), random)
+        return add_rounding(LAWS[law](random, CALIBRATION + FAMILIAR_ROWS), random)
     # The map from a score to its evidence comes from rows that are neither calibration rows nor the stream's.
     evidence = []
     for name in COMBINED:
         known = np.unique(LAWS[name](random, CALIBRATION))
         at_least = np.linspace(1, 1 / len(known), len(known))
-        evidence.append(-np.log(np.interp(rounded(LAWS[name](random, CALIBRATION + LIKE), random), known, at_least)))
+        scores = add_rounding(LAWS[name](random, CALIBRATION + FAMILIAR_ROWS), random)
+        evidence.append(-np.log(np.interp(scores, known, at_least)))
     return np.sum(evidence, axis=0)
 
 
-def rounded(values: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Every distinct value has its own error in every batch size; the calibration rows are all of one size."""
-    distinct, places = np.unique(values, return_inverse=True)
+def add_rounding(values: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Adds an error to each distinct value in each batch size; all calibration rows have the same batch size."""
+    distinct, indices = np.unique(values, return_inverse=True)
     errors = 1e-6 * random.uniform(-1, 1, (BUCKETS, len(distinct)))
-    sizes = np.arange(len(values)) // IN_ONE % BUCKETS
+    sizes = np.arange(len(values)) // ROWS_IN_ONE % BUCKETS
     sizes[:CALIBRATION] = 0
-    return values * (1 + errors[sizes, places])
+    return values * (1 + errors[sizes, indices])
 
 
 def delay(law: str, share: float, ordinary: int, seed: int, levels: list[float], *, dither: bool = True) -> list[float]:
-    """Rows from the first that may be strange until each level is reached; infinite where it is not in 10,000."""
+    """Returns the rows from the first possibly strange one to the alarm at each level; infinite if 10,000 raise none."""
     random = np.random.default_rng(seed)
     stream = LAWS[law](random, ordinary + ROWS)
     strange = STRANGE_IN_HEAVY_TAILS if law == "heavy tails" else STRANGE
     stream[ordinary:][random.random(ROWS) < share] += strange
-    found = [math.inf] * len(levels)
-    for watch in online(LAWS[law](random, CALIBRATION), stream, random, dither=dither, together=TOGETHER):
+    delays = [math.inf] * len(levels)
+    for watch in online(LAWS[law](random, CALIBRATION), stream, random, dither=dither, step_rows=ROWS_IN_A_STEP):
         if watch.rows <= ordinary:
             continue
         value = drift.log_martingale(watch)[0]
-        for place, level in enumerate(levels):
+        for index, level in enumerate(levels):
             if value >= level:
-                found[place] = min(found[place], watch.rows - ordinary)
-        if max(found) < math.inf:
+                delays[index] = min(delays[index], watch.rows - ordinary)
+        if max(delays) < math.inf:
             break
-    return found
+    return delays
 
 
-def of_letters(store: Path, model: str, data: Path) -> dict[str, float]:
-    """Alarms on digits, and rows to the alarm on letters, by any of a version's scores."""
+def print_letters(store: Path, model: str, data: Path) -> dict[str, float]:
+    """Prints and returns the alarms on digits, and the rows to the alarm on letters, by any score of a version."""
     name, version = stores.resolve(store, model)
     bundle = load(store / name / str(version))
     predictor = bundle.predictor((256,))
@@ -190,17 +192,17 @@ def of_letters(store: Path, model: str, data: Path) -> dict[str, float]:
     names = tuple(calibrated)
     rounding, coins = drift.absolute_rounding(names, np.ones(len(names))), np.random.default_rng(0)
 
-    def scored(file: str) -> np.ndarray:
+    def read_scores(file: str) -> np.ndarray:
         rows = np.load(data / file, allow_pickle=False)["x_test"]
         shaped = rows.reshape(len(rows), *bundle.manifest.model.feature_shape)
         judgement = judge(bundle.calibration, predictor(shaped))
         values = np.stack([judgement.scores[name].value for name in names])
         return drift.dither(values, rounding, coins.random(values.shape))
 
-    digits, letters = scored("mnist.npz"), scored("emnist_letters_test.npz")
+    digits, letters = read_scores("mnist.npz"), read_scores("emnist_letters_test.npz")
     values = np.stack(list(calibrated.values()))
     calibration = drift.dither(values, rounding, coins.random(values.shape))
-    level, found = drift.alarm_level(0.01, 2 * len(names), 1), {}
+    level, results = drift.alarm_level(0.01, 2 * len(names), 1), {}
     for share in (0.0, 0.05, 0.2):
         delays = []
         for seed in range(ORDERS):
@@ -214,15 +216,15 @@ def of_letters(store: Path, model: str, data: Path) -> dict[str, float]:
         if share:
             summary += f", after {np.median(waits):g} rows, median; the latest after {max(waits)}"
         sys.stdout.write(f"{name}:{version}, {100 * share:g} % letters: {summary}\n")
-        found[f"{name}, {100 * share:g} % letters"] = float(np.median(waits)) if waits else math.inf
-    return found
+        results[f"{name}, {100 * share:g} % letters"] = float(np.median(waits)) if waits else math.inf
+    return results
 
 
 def rows_to_alarm(calibration: np.ndarray, stream: np.ndarray, level: float, random: np.random.Generator) -> float:
-    """Rows until any score's log martingale is at its level; infinite where none is."""
+    """Returns the rows until the log martingale of any score reaches the level; infinite if none does."""
     watch = drift.start_epoch(calibration)
     while watch.rows < stream.shape[1]:
-        end = watch.rows + min(drift.rows_allowed(watch), TOGETHER)
+        end = watch.rows + min(drift.rows_allowed(watch), ROWS_IN_A_STEP)
         part = stream[:, watch.rows : end]
         watch = drift.observe(watch, part, random.random(part.shape))
         if (drift.log_martingale(watch) >= level).any():

@@ -32,7 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from servers import save, say, stay_on
+from servers import print_progress, restrict_to_cores, save_results
 
 from abstain.models.networks.architectures import LeNetSpec, MLPSpec, NetworkSpec
 from abstain.models.prediction.posterior import Model, Posterior
@@ -76,7 +76,7 @@ def main() -> int:
     names = options.only.split(",") if options.only else list(NETWORKS)
     if unknown := set(names) - set(NETWORKS):
         sys.exit(f"--only: expected some of {', '.join(NETWORKS)}, found {', '.join(sorted(unknown))}")
-    stay_on(options.cores)
+    restrict_to_cores(options.cores)
     # XLA sizes its threads by it, as in a worker of the service.
     os.environ["NPROC"] = str(len(os.sched_getaffinity(0)))
     draws = (100,) if options.quick else DRAWS
@@ -87,12 +87,12 @@ def main() -> int:
         for count in draws:
             posterior = random_posterior(name, count)
             results += [measure(machine, name, posterior, batch, rounds) for batch in BATCHES]
-            say(f"{name}, {count} draws")
+            print_progress(f"{name}, {count} draws")
     growth = [] if options.quick else [growth_of(name, batch, rounds) for name in names for batch in BATCHES[:3]]
     found = {"device": str(jax.devices()[0].platform), "cores": len(os.sched_getaffinity(0)), "cells": results}
     found["growth"] = [line for line in growth if line]
     report(found)
-    save("kernel", found)
+    save_results("kernel", found)
     return 0
 
 

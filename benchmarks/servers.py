@@ -44,7 +44,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
 
-def stay_on(cores: str) -> None:
+def restrict_to_cores(cores: str) -> None:
     """Starts this program again on some cores, as `taskset` numbers them, and all that it will start with it.
 
     Again, since libraries count cores when they are imported. An empty string leaves all as it is.
@@ -62,19 +62,19 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "BENTOML_DO_NOT_TRACK": "True", **more}
 
 
-def serve_ours(port: int, store: Path) -> list[str]:
+def abstain_command(port: int, store: Path) -> list[str]:
     """The command of ours, one worker."""
     abstain = str(PYTHON.with_name("abstain"))
     return [abstain, "serve", "--port", str(port), "--store", str(store), "--workers", "1"]
 
 
-def serve_bento(port: int, service: str) -> list[str]:
+def bentoml_command(port: int, service: str) -> list[str]:
     """The command of a BentoML service of `benchmarks/http_services.py`, one worker."""
     where = ["--host", "127.0.0.1", "--port", str(port), "--working-dir", str(Path(__file__).parent)]
     return [str(PYTHON), "-m", "bentoml", "serve", f"http_services:{service}", *where]
 
 
-def serve_bare(port: int) -> list[str]:
+def uvicorn_command(port: int) -> list[str]:
     """The command of plain uvicorn with the application that only decodes."""
     where = ["--host", "127.0.0.1", "--port", str(port), "--app-dir", str(Path(__file__).parent)]
     return [str(PYTHON), "-m", "uvicorn", "http_services:bare", *where, "--no-access-log", "--log-level", "warning"]
@@ -88,7 +88,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(name: str, port: int, command: list[str], folder: Path, **more: str) -> Generator[Server]:
+def run_server(name: str, port: int, command: list[str], folder: Path, **more: str) -> Generator[Server]:
     """A server by its command, from ready until the block ends.
 
     Args:
@@ -190,12 +190,12 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
     publish_version(store, manifest, posterior, calibrated)
 
 
-def save(name: str, content: Any) -> None:
+def save_results(name: str, content: Any) -> None:
     """Writes `benchmarks/results/NAME.json`."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """A line on stderr."""
     sys.stderr.write(f"· {text}\n")

@@ -26,15 +26,15 @@ from servers import (
     CLASSES,
     PIXELS,
     PYTHON,
+    abstain_command,
     environment,
     free_port,
+    print_progress,
     publish_blobs,
     random_rows,
-    running,
-    save,
-    say,
-    serve_ours,
-    stay_on,
+    restrict_to_cores,
+    run_server,
+    save_results,
 )
 
 NETWORKS = {"784-64-64-10": (64, 64), "784-400-400-10": (400, 400)}
@@ -54,19 +54,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", default="0,1", help="of all processes; empty: any")
     options = parser.parse_args()
-    stay_on(options.cores)
+    restrict_to_cores(options.cores)
     os.environ["NPROC"] = str(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         baselines = {name: baseline(imports, folder) for name, imports in IMPORTS.items()}
         for name, hidden in NETWORKS.items():
-            say(f"publishing {name}")
+            print_progress(f"publishing {name}")
             publish_blobs(folder / "published", f"net-{name}", hidden, DRAWS)
         together = [*([name] for name in NETWORKS), list(NETWORKS)]
         servers = [measure(folder, models, baselines[BASELINE]["VmRSS"]) for models in together]
     found = {"cores": len(os.sched_getaffinity(0)), "baselines_mb": baselines, "servers": servers}
     report(found)
-    save("serving_memory", found)
+    save_results("serving_memory", found)
     return 0
 
 
@@ -95,9 +95,9 @@ def measure(folder: Path, models: list[str], least: float) -> dict[str, Any]:
     store = folder / "-and-".join(models)
     for name in models:
         shutil.copytree(folder / "published" / f"net-{name}", store / f"net-{name}")
-    say(f"serving {' and '.join(models)}")
+    print_progress(f"serving {' and '.join(models)}")
     port = free_port()
-    with running("ours", port, serve_ours(port, store), folder) as server:
+    with run_server("ours", port, abstain_command(port, store), folder) as server:
         worker = largest_child(server.process.pid)
         ready = in_mb(Path(f"/proc/{worker}/status").read_text())
         for name in models:

@@ -26,7 +26,18 @@ from statistics import median
 from typing import Any
 
 import orjson
-from servers import PIXELS, free_port, publish_blobs, random_rows, running, save, say, serve_bento, serve_ours, stay_on
+from servers import (
+    PIXELS,
+    abstain_command,
+    bentoml_command,
+    free_port,
+    print_progress,
+    publish_blobs,
+    random_rows,
+    restrict_to_cores,
+    run_server,
+    save_results,
+)
 
 MODELS = ("first", "second")
 BOUNDS = {"cold": 20.0, "warm": 5.0}
@@ -40,15 +51,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=REQUESTS, help="of the barrage")
     options = parser.parse_args()
-    stay_on(options.cores)
+    restrict_to_cores(options.cores)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        say("publishing two models of 100 random draws of 784-64-64-10, with feature scores and thresholds")
+        print_progress("publishing two models of 100 random draws of 784-64-64-10, with feature scores and thresholds")
         for seed, name in enumerate(MODELS):
             publish_blobs(folder / "store", name, seed=seed)
         seconds = in_turns(folder, options.rounds)
         port = free_port()
-        with running("ours", port, serve_ours(port, folder / "store"), folder) as server:
+        with run_server("ours", port, abstain_command(port, folder / "store"), folder) as server:
             before = compiles(server.url)
             statuses = barrage(server.url, options.requests)
             after = compiles(server.url)
@@ -58,7 +69,7 @@ def main() -> int:
         "compiles": {"before": before, "after": after, "requests": sum(statuses.values()), "statuses": dict(statuses)},
     }
     report(found)
-    save("startup", found)
+    save_results("startup", found)
     return 0
 
 
@@ -69,11 +80,11 @@ def in_turns(folder: Path, rounds: int) -> dict[str, list[float]]:
         kept_programs = folder / f"compiled-{number}"
         for name, kept in seconds.items():
             port = free_port()
-            command = serve_bento(port, "Empty") if name == "empty" else serve_ours(port, folder / "store")
-            with running(name, port, command, folder, ABSTAIN_COMPILED=str(kept_programs)) as server:
+            command = bentoml_command(port, "Empty") if name == "empty" else abstain_command(port, folder / "store")
+            with run_server(name, port, command, folder, ABSTAIN_COMPILED=str(kept_programs)) as server:
                 if number:
                     kept.append(server.ready_seconds)
-            say(f"round {number} of {rounds}, {name}: {server.ready_seconds:.1f} s")
+            print_progress(f"round {number} of {rounds}, {name}: {server.ready_seconds:.1f} s")
     return seconds
 
 

@@ -32,16 +32,16 @@ from servers import (
     PIXELS,
     PYTHON,
     Server,
+    abstain_command,
+    bentoml_command,
     free_port,
+    print_progress,
     publish_blobs,
     random_rows,
-    running,
-    save,
-    say,
-    serve_bare,
-    serve_bento,
-    serve_ours,
-    stay_on,
+    restrict_to_cores,
+    run_server,
+    save_results,
+    uvicorn_command,
 )
 
 CONNECTIONS = (1, 8, 32)
@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of one cell in one round")
     parser.add_argument("--only", help=f"servers, with commas: some of {', '.join(dict.fromkeys(WAYS.values()))}")
     options = parser.parse_args()
-    stay_on(options.cores)
+    restrict_to_cores(options.cores)
     wanted = options.only.split(",") if options.only else list(WAYS.values())
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
@@ -81,10 +81,10 @@ def main() -> int:
         servers: dict[str, Server] = {}
         for name, command in commands.items():
             port = free_port()
-            servers[name] = stack.enter_context(running(name, port, command(port), folder))
-            say(f"{name} is ready")
+            servers[name] = stack.enter_context(run_server(name, port, command(port), folder))
+            print_progress(f"{name} is ready")
         requests = write_requests(folder, servers)
-        loaders = {way: partial(ask_generator, servers[WAYS[way]].port, files) for way, files in requests.items()}
+        loaders = {way: partial(run_load_generator, servers[WAYS[way]].port, files) for way, files in requests.items()}
         rounds = [one_round(loaders, options.seconds, number) for number in range(options.rounds)]
         paced = at_share(loaders["ours, JSON"], rounds, options) if "ours, JSON" in loaders else {}
         lengths = {way: files[0].stat().st_size for way, files in requests.items()}
@@ -97,24 +97,24 @@ def main() -> int:
         "paced": paced,
     }
     report(found)
-    save("http", found)
+    save_results("http", found)
     return 0
 
 
 def commands_of(store: Path, wanted: list[str]) -> dict[str, Callable[[int], list[str]]]:
     """How each server that is wanted is started; ours is given a model to serve."""
     commands: dict[str, Callable[[int], list[str]]] = {
-        "ours": lambda port: serve_ours(port, store),
-        "empty": lambda port: serve_bento(port, "Empty"),
-        "plain": lambda port: serve_bento(port, "Plain"),
-        "batchable": lambda port: serve_bento(port, "Batchable"),
-        "bare": serve_bare,
+        "ours": lambda port: abstain_command(port, store),
+        "empty": lambda port: bentoml_command(port, "Empty"),
+        "plain": lambda port: bentoml_command(port, "Plain"),
+        "batchable": lambda port: bentoml_command(port, "Batchable"),
+        "bare": uvicorn_command,
     }
     unknown = set(wanted) - set(commands)
     if unknown:
         sys.exit(f"--only: expected some of {', '.join(commands)}, found {', '.join(sorted(unknown))}")
     if "ours" in wanted:
-        say("publishing a model of 100 random draws of 784-64-64-10, with feature scores and thresholds")
+        print_progress("publishing a model of 100 random draws of 784-64-64-10, with feature scores and thresholds")
         publish_blobs(store, "blobs")
     return {name: command for name, command in commands.items() if name in wanted}
 
@@ -129,7 +129,7 @@ def write_requests(folder: Path, servers: dict[str, Server], count: int = 16) ->
         if way == "ours, binary":
             shape = input_shape(servers[name])
             if shape is None:
-                say("ours, binary: skipped, the server does not answer /v2/models/blobs")
+                print_progress("ours, binary: skipped, the server does not answer /v2/models/blobs")
                 continue
             requests = [binary_request(row, shape) for row in rows]
         else:
@@ -182,7 +182,7 @@ def _request(path: str, headers: dict[str, str], body: bytes) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def ask_generator(port: int, files: list[Path], **task: Any) -> dict[str, Any]:
+def run_load_generator(port: int, files: list[Path], **task: Any) -> dict[str, Any]:
     """Runs the load generator in a separate process and returns its result."""
     given = orjson.dumps({"port": port, "requests": [str(path) for path in files], **task})
     done = subprocess.run([PYTHON, GENERATOR], input=given, stdout=subprocess.PIPE, timeout=300, check=True)
@@ -200,7 +200,7 @@ def one_round(loaders: dict[str, Callable[..., dict[str, Any]]], seconds: float,
             found[way][str(connections)] = cell
             if way.startswith("ours") and (cell["other"] or not cell["answers"]):
                 sys.exit(f"{way}, {connections} connections: expected 200 of every answer, found {cell['other']}")
-        say(f"round {number + 1}, {connections} connections")
+        print_progress(f"round {number + 1}, {connections} connections")
     return found
 
 
