@@ -1,12 +1,12 @@
 """Services for comparison over HTTP: two as a user would write them, and two that compute nothing.
 
-    Empty       BentoML, decodes the rows and answers a constant
+    Empty       BentoML, decodes the rows and returns a constant
     Plain       BentoML, the ensemble by `vmap` over draws as they are stored
-    Batchable   the same with BentoML's adaptive batching; a batch is padded to a few sizes, or each would compile
-    bare        an ASGI application for uvicorn: orjson decodes the body, a constant is answered
+    Batchable   the same with BentoML's adaptive batching; batches are padded to a few sizes, so that few are compiled
+    bare        an ASGI application for uvicorn: decodes the body with orjson and returns a constant
 
-All take `{"inputs": [[784 floats]]}` at `/predict`. The networks are those of ours: 100 draws of 784-64-64-10. They
-answer with mean, standard deviations and the entropies, and with no score, threshold or p-value.
+All accept `{"inputs": [[784 floats]]}` at `/predict`. The networks are the same as abstain's: 100 draws of 784-64-64-10. They
+return the mean, standard deviations and entropies, but no score, threshold or p-value.
 """
 
 from __future__ import annotations
@@ -25,49 +25,49 @@ BUCKETS = (1, 8, 32)
 CONSTANT = {"label": "8", "probabilities": [0.1] * 10, "entropy": 2.3, "reject": False}
 _CONSTANT = orjson.dumps(CONSTANT)
 
-# The access log of ours is off; a line a request would be counted against the others.
+# abstain has no access log; writing a line per request would slow the others down.
 QUIET: dict[str, Any] = {"access": {"enabled": False}}
 logging.getLogger("bentoml.access").setLevel(logging.ERROR)
 
 
 @bentoml.service(workers=1, logging=QUIET)
 class Empty:
-    """The framework and nothing else."""
+    """A service that only decodes requests."""
 
     @bentoml.api
-    async def predict(self, inputs: np.ndarray) -> dict[str, Any]:  # noqa: ARG002 - decoded all the same
-        """Returns a constant without a thread, which makes it a seventh faster."""
+    async def predict(self, inputs: np.ndarray) -> dict[str, Any]:  # noqa: ARG002 - BentoML decodes it
+        """Returns a constant; `async` needs no thread, and is a seventh faster."""
         return CONSTANT
 
 
 @bentoml.service(workers=1, logging=QUIET)
 class Plain:
-    """An ensemble, one request a call."""
+    """An ensemble that computes one request per call."""
 
     def __init__(self) -> None:
         self.call = ensemble()
 
     @bentoml.api
     def predict(self, inputs: np.ndarray) -> dict[str, Any]:
-        """The predictions of all draws for every row."""
-        return {name: values.tolist() for name, values in answered(self.call, inputs).items()}
+        """Returns the predictions for every row."""
+        return {name: values.tolist() for name, values in predict_padded(self.call, inputs).items()}
 
 
 @bentoml.service(workers=1, logging=QUIET)
 class Batchable:
-    """An ensemble, requests gathered by BentoML."""
+    """An ensemble with batches that BentoML makes."""
 
     def __init__(self) -> None:
         self.call = ensemble()
 
     @bentoml.api(batchable=True, max_batch_size=BUCKETS[-1], max_latency_ms=10_000)
     def predict(self, inputs: np.ndarray) -> np.ndarray:
-        """The same, side by side: an answer that BentoML can cut must be one array."""
-        return np.column_stack(list(answered(self.call, inputs).values()))
+        """Returns the predictions as one array, because BentoML can split only one array."""
+        return np.column_stack(list(predict_padded(self.call, inputs).values()))
 
 
 def ensemble() -> Callable[[np.ndarray], dict[str, Any]]:
-    """Random draws, sample axis first; compiled for every size before the service is ready."""
+    """Makes a function of random draws, sample axis first, and compiles it for every size."""
     import jax  # noqa: PLC0415 - in workers only
     import jax.numpy as jnp  # noqa: PLC0415
 
@@ -95,15 +95,15 @@ def ensemble() -> Callable[[np.ndarray], dict[str, Any]]:
 
     on_device = jax.device_put(draws)
 
-    def answer(rows: np.ndarray) -> dict[str, Any]:
+    def predict(rows: np.ndarray) -> dict[str, Any]:
         return jax.device_get(call(on_device, rows))
 
     for size in BUCKETS:
-        answer(np.zeros((size, SIZES[0]), np.float32))
-    return answer
+        predict(np.zeros((size, SIZES[0]), np.float32))
+    return predict
 
 
-def answered(call: Callable[[np.ndarray], dict[str, Any]], inputs: np.ndarray) -> dict[str, Any]:
+def predict_padded(call: Callable[[np.ndarray], dict[str, Any]], inputs: np.ndarray) -> dict[str, Any]:
     """Predicts any number of rows up to the largest size."""
     padded = np.zeros((next(size for size in BUCKETS if size >= len(inputs)), SIZES[0]), np.float32)
     padded[: len(inputs)] = inputs
@@ -115,14 +115,14 @@ async def bare(
     receive: Callable[[], Awaitable[dict[str, Any]]],
     send: Callable[[dict[str, Any]], Awaitable[None]],
 ) -> None:
-    """Decodes what it is sent, and says the same to all."""
+    """Decodes the body of a request and responds with a constant."""
     if scope["type"] != "http":
         return
-    body, more = b"", scope["method"] == "POST"
-    while more:
+    body, has_more = b"", scope["method"] == "POST"
+    while has_more:
         message = await receive()
         body += message.get("body", b"")
-        more = message.get("more_body", False)
+        has_more = message.get("more_body", False)
     if body:
         orjson.loads(body)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(_CONSTANT)).encode())]

@@ -1,13 +1,13 @@
-"""`make bench`, inference: what a step costs, and what an independent sample costs, compared with stock NumPyro.
+"""`make bench`, inference: the cost of a step and of an independent sample, compared with stock NumPyro.
 
-All on one regression, 40 points of y = x sin 5x + 0.1 ε and a network of ten tanh units (32 parameters with the noise),
-in one process, interleaved, compilation not counted:
+All parts use one regression, 40 points of y = x sin 5x + 0.1 ε and a network of ten tanh units (32 parameters with the
+noise), in one process, in turns, without compilation:
 
 vi         steps per second of mean-field VI with ten particles, compared with a Python loop over NumPyro's `svi.update`
-samplers   least ESS of f at 50 inputs on [−1.5, 1.5], per second of sampling, compared with NumPyro's NUTS: `MCMC` with its
-           defaults, and the same kernel in a bare scan without `MCMC` around it, its chains in lockstep or one after
-           the other; and how far mean and std of f are from a long reference, in Monte Carlo standard errors
-gradient   the cost of a gradient within a sampler, compared with a bare one in a scan over as many chains
+samplers   smallest ESS of f at 50 inputs on [−1.5, 1.5], per second of sampling, compared with NumPyro's NUTS: `MCMC` with its
+           defaults, and the same kernel in a scan without `MCMC`, its chains in lockstep or one after the other;
+           and the distance of mean and std of f from a long reference run, in Monte Carlo standard errors
+gradient   the cost of a gradient within a sampler, compared with a plain one in a scan over as many chains
 boxes      5,000 draws of HMC, 4 leapfrog steps, for a network of 20 parameters and 80 points
 """
 
@@ -67,7 +67,7 @@ class Moments(NamedTuple):
 
 
 def main() -> int:
-    """Runs every part, prints its table, and writes `benchmarks/results/inference.json`."""
+    """Runs every part, prints the tables, and writes `benchmarks/results/inference.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def wave_problem() -> Problem:
-    """The regression, as abstain sees it."""
+    """Makes the regression for abstain."""
     arrays = EMBEDDED["wave"](50, 50)
     model = Model(network=MLPSpec(hidden=(10,), activation="tanh"), likelihood="normal", feature_shape=(1,))
     train = Observations(jnp.asarray(arrays["x_train"], jnp.float32), jnp.asarray(arrays["y_train"], jnp.float32))
@@ -91,7 +91,7 @@ def wave_problem() -> Problem:
 
 
 def stock_model(x: jax.Array, y: jax.Array) -> None:
-    """The same regression as one would write it in NumPyro."""
+    """The same regression as a user of NumPyro writes it."""
     net = random_flax_module("net", NumpyroMLP(), prior=dist.Normal(0, 1), input_shape=x.shape)
     noise = numpyro.sample("s", dist.HalfCauchy(0.5))
     with numpyro.plate("data", len(y)):
@@ -103,13 +103,13 @@ class NumpyroMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """The outputs for a batch."""
+        """Returns the outputs for a batch."""
         hidden = jnp.tanh(nn.Dense(10)(x))
         return nn.Dense(1)(hidden)
 
 
 def bench_vi(rounds: int, steps: int = 4000) -> dict[str, Any]:
-    """Steps per second of VI, ours and a Python loop over stock SVI."""
+    """Measures the steps per second of VI: abstain, and a Python loop over stock SVI."""
     problem = wave_problem()
     settings = VIConfig(
         steps=steps, init_scale=1e-3, particles=10, learning_rate=1e-2, schedule="constant", clip=10.0, reports=4
@@ -127,18 +127,18 @@ def bench_vi(rounds: int, steps: int = 4000) -> dict[str, Any]:
         journal = Journal(progress=lambda *_, stamps=stamps, **__: stamps.append(time.perf_counter()))
         fit_guides(jax.random.key(1), problem, start, settings, journal)
         ours.append(steps / 4 * 3 / (stamps[-1] - stamps[0]))  # the first block compiles
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         for _ in range(1000):
             state, loss = update(state, *problem.train)
             loss.item()
-        stock.append(1000 / (time.perf_counter() - began))
+        stock.append(1000 / (time.perf_counter() - start_time))
     ratio = float(np.median(ours) / np.median(stock))
     print(f"VI, ten particles: {_spread(ours)} steps/s, Python loop on stock NumPyro {_spread(stock)}: {ratio:.2f} ×\n")
     return {"steps_per_second": ours, "stock": stock, "ratio": ratio}
 
 
 def bench_gradients(rounds: int, steps: int = 2000, chains: int = 8) -> dict[str, Any]:
-    """The cost of a gradient within a sampler, and of a bare one in a scan over as many chains."""
+    """Measures the cost of a gradient within a sampler, and of a plain one in a scan over as many chains."""
     problem = wave_problem()
     target, data = problem.target, problem.train
     starts = jax.vmap(problem.bnn.start)(jax.random.split(jax.random.key(0), chains))
@@ -146,7 +146,7 @@ def bench_gradients(rounds: int, steps: int = 2000, chains: int = 8) -> dict[str
 
     @jax.jit
     def bare(zs: jax.Array, data: Any) -> jax.Array:
-        # A step that moves: a loop-invariant gradient would be taken out of the loop.
+        # Each step changes the position; otherwise XLA would move the gradient out of the loop.
         return jax.lax.scan(lambda zs, _: (zs + 1e-6 * gradient(zs, data), None), zs, None, length=steps)[0]
 
     settings: dict[str, tuple[Any, ChainSettings]] = {
@@ -157,15 +157,15 @@ def bench_gradients(rounds: int, steps: int = 2000, chains: int = 8) -> dict[str
     bare(starts, data).block_until_ready()
     costs: dict[str, list[float]] = {"bare": [], **{name: [] for name in settings}}
     for _ in range(rounds):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         bare(starts, data).block_until_ready()
-        costs["bare"].append((time.perf_counter() - began) / steps / chains)
+        costs["bare"].append((time.perf_counter() - start_time) / steps / chains)
         for name, (module, config) in settings.items():
             kernel = module.kernel(target, config)
-            chained = sample_chains(jax.random.key(0), kernel, target, data, starts, config, Journal())
-            costs[name].append(chained.seconds / float(chained.column("leapfrogs").sum()))
+            result = sample_chains(jax.random.key(0), kernel, target, data, starts, config, Journal())
+            costs[name].append(result.seconds / float(result.column("leapfrogs").sum()))
     base = float(np.median(costs["bare"]))
-    print(f"one gradient, {chains} chains in lockstep, µs a chain: bare {_spread(costs['bare'], 1e6)}")
+    print(f"one gradient, {chains} chains in lockstep, µs per chain: plain {_spread(costs['bare'], 1e6)}")
     ratios = {name: float(np.median(costs[name])) / base for name in settings}
     for name, ratio in ratios.items():
         print(f"    within {name:<6} {_spread(costs[name], 1e6)}: {ratio:.2f} ×")
@@ -174,25 +174,27 @@ def bench_gradients(rounds: int, steps: int = 2000, chains: int = 8) -> dict[str
 
 
 def bench_samplers(rounds: int) -> dict[str, Any]:
-    """The least ESS of f per second of every sampler, compared with stock NUTS; and whether its answer is right."""
+    """Measures the smallest ESS of f per second of every sampler, compared with stock NUTS, and checks its moments."""
     problem = wave_problem()
     reference, check = reference_moments(problem)
-    agree = max(offsets(check, reference))
-    print(f"reference: chees, 16 chains × 10,000; from it NUTS, 4 × 4,000, is at most {agree:.2f} joint MCSE off\n")
+    largest_offset = max(offsets(check, reference))
+    print(
+        f"reference: chees, 16 chains × 10,000; NUTS, 4 × 4,000, differs by at most {largest_offset:.2f} joint MCSE\n"
+    )
     runs: dict[str, list[dict[str, float]]] = {"stock MCMC": [], "stock vectorized": [], "stock sequential": []}
     runs |= {name: [] for name in SAMPLERS}
     for number in range(rounds):
-        runs["stock MCMC"].append(stock_mcmc(problem, number, reference))
-        for way in ("vectorized", "sequential"):
-            runs[f"stock {way}"].append(stock_nuts(problem, way, number, reference))
+        runs["stock MCMC"].append(run_stock_mcmc(problem, number, reference))
+        for chain_method in ("vectorized", "sequential"):
+            runs[f"stock {chain_method}"].append(run_stock_nuts(problem, chain_method, number, reference))
         for name, (module, settings) in SAMPLERS.items():
             starts = jax.vmap(problem.bnn.start)(jax.random.split(jax.random.key(number), settings.chains))
             if name == "mile":
-                starts = warm_starts(problem, settings, number)
-            began = time.perf_counter()
-            chained = _run(module.kernel(problem.target, settings), problem, settings, starts, number)
-            whole = time.perf_counter() - began - chained.compile_seconds
-            runs[name].append(figures(chained.column("values"), chained.seconds, whole, reference))
+                starts = find_modes(problem, settings, number)
+            start_time = time.perf_counter()
+            result = _run(module.kernel(problem.target, settings), problem, settings, starts, number)
+            whole = time.perf_counter() - start_time - result.compile_seconds
+            runs[name].append(figures(result.column("values"), result.seconds, whole, reference))
     stock = _median(runs["stock MCMC"], "ess_per_second")
     best = max(_median(runs[name], "ess_per_second") for name in runs if name.startswith("stock"))
     print(
@@ -207,11 +209,11 @@ def bench_samplers(rounds: int) -> dict[str, Any]:
             f"{_median(rows, 'rhat'):>6.3f} {_median(rows, 'mean_off'):>14.2f} {_median(rows, 'std_off'):>9.2f}"
         )
     print()
-    return {"runs": runs, "reference_check": agree}
+    return {"runs": runs, "reference_check": largest_offset}
 
 
-def warm_starts(problem: Problem, settings: ChainSettings, seed: int) -> jax.Array:
-    """Modes for MILE to start from; found outside of what is timed, as compilation is."""
+def find_modes(problem: Problem, settings: ChainSettings, seed: int) -> jax.Array:
+    """Finds modes for MILE to start from; like compilation, this is not timed."""
     from abstain.training.inference.starts import find_starts  # noqa: PLC0415
 
     return find_starts(jax.random.key(seed), problem, settings, settings.chains, Journal())
@@ -226,19 +228,20 @@ def _run(kernel: Kernel, problem: Problem, settings: ChainSettings, starts: jax.
 
 
 def reference_moments(problem: Problem) -> tuple[Moments, Moments]:
-    """Moments of f by a long run of one sampler, and by a long run of another to hold it against."""
-    found = []
+    """Returns the moments of f from long runs of two samplers; the second one checks the first."""
+    moments_of_runs = []
     for module, settings in (
         (chees, ChEESConfig(chains=16, warmup=1000, samples=10_000)),
         (nuts, NUTSConfig(chains=4, warmup=1000, samples=4_000)),
     ):
         starts = jax.vmap(problem.bnn.start)(jax.random.split(jax.random.key(9), settings.chains))
-        found.append(moments(_run(module.kernel(problem.target, settings), problem, settings, starts).column("values")))
-    return found[0], found[1]
+        result = _run(module.kernel(problem.target, settings), problem, settings, starts)
+        moments_of_runs.append(moments(result.column("values")))
+    return moments_of_runs[0], moments_of_runs[1]
 
 
 def moments(values: np.ndarray) -> Moments:
-    """Moments over chains and samples; the error of the std by the delta method from that of the second moment."""
+    """Computes the moments over chains and samples; the error of the std is that of the second moment by the delta method."""
     exact = values.astype(np.float64)
     axes = {"chain_axis": 0, "draw_axis": 1}
     mean, std = exact.mean(axis=(0, 1)), exact.std(axis=(0, 1))
@@ -251,15 +254,15 @@ def moments(values: np.ndarray) -> Moments:
     )
 
 
-def offsets(found: Moments, reference: Moments) -> tuple[float, float]:
-    """The largest distances of mean and std from the reference's, in joint standard errors."""
-    mean = np.abs(found.mean - reference.mean) / np.hypot(found.mean_error, reference.mean_error)
-    std = np.abs(found.std - reference.std) / np.hypot(found.std_error, reference.std_error)
+def offsets(measured: Moments, reference: Moments) -> tuple[float, float]:
+    """Returns the largest distances of mean and std from those of the reference, in joint standard errors."""
+    mean = np.abs(measured.mean - reference.mean) / np.hypot(measured.mean_error, reference.mean_error)
+    std = np.abs(measured.std - reference.std) / np.hypot(measured.std_error, reference.std_error)
     return float(mean.max()), float(std.max())
 
 
 def figures(values: np.ndarray, seconds: float, whole: float, reference: Moments) -> dict[str, float]:
-    """Everything that the table needs of one run."""
+    """Returns the figures of one run for the table."""
     axes = {"chain_axis": 0, "draw_axis": 1}
     exact = values.astype(np.float64)
     ess = float(np.min(array_stats.ess(exact, method="bulk", **axes)))
@@ -275,21 +278,23 @@ def figures(values: np.ndarray, seconds: float, whole: float, reference: Moments
     }
 
 
-def stock_mcmc(problem: Problem, seed: int, reference: Moments) -> dict[str, float]:
-    """NumPyro as it comes, 2 chains × (500 + 1000): chains one after the other, and a progress bar."""
+def run_stock_mcmc(problem: Problem, seed: int, reference: Moments) -> dict[str, float]:
+    """Runs NumPyro's MCMC with its defaults, 2 chains × (500 + 1000), one after the other, with a progress bar."""
     mcmc = MCMC(NUTS(stock_model), num_warmup=500, num_samples=1000, num_chains=2)
     data = tuple(problem.train)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     mcmc.warmup(jax.random.PRNGKey(seed), *data)
     mcmc.post_warmup_state = mcmc.last_state
-    warmed = time.perf_counter()
+    warm_time = time.perf_counter()
     mcmc.run(mcmc.post_warmup_state.rng_key, *data)
-    ended = time.perf_counter()
-    return figures(stock_values(mcmc.get_samples(group_by_chain=True)), ended - warmed, ended - began, reference)
+    end_time = time.perf_counter()
+    return figures(
+        stock_values(mcmc.get_samples(group_by_chain=True)), end_time - warm_time, end_time - start_time, reference
+    )
 
 
 def stock_values(z: dict[str, jax.Array]) -> np.ndarray:
-    """The function at the grid, `[chains, samples, 50]`, of samples by NumPyro."""
+    """Computes the function at the grid, `[chains, samples, 50]`, from samples of NumPyro."""
 
     def f(z: dict[str, jax.Array]) -> jax.Array:
         hidden = jnp.tanh(GRID @ z["net/Dense_0.kernel"] + z["net/Dense_0.bias"])
@@ -298,39 +303,40 @@ def stock_values(z: dict[str, jax.Array]) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(jax.vmap(f)))(z))
 
 
-def stock_nuts(problem: Problem, way: str, seed: int, reference: Moments) -> dict[str, float]:
-    """The same kernel in a bare scan, compiled beforehand."""
+def run_stock_nuts(problem: Problem, chain_method: str, seed: int, reference: Moments) -> dict[str, float]:
+    """Runs the same kernel in a scan without `MCMC`, compiled beforehand."""
     kernel, chains, warmup, samples = NUTS(stock_model), 2, 500, 1000
     keys = jax.random.split(jax.random.key(seed), chains)
     data = tuple(problem.train)
 
-    def of_chain(key: jax.Array) -> Any:
+    def start_chain(key: jax.Array) -> Any:
         return kernel.init(key, warmup, init_params=None, model_args=data)
 
-    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[of_chain(key) for key in keys])
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[start_chain(key) for key in keys])
 
-    def several(state: Any, steps: int) -> tuple[Any, Any]:
+    def run_steps(state: Any, steps: int) -> tuple[Any, Any]:
         def step(state: Any, _: None) -> tuple[Any, Any]:
             state = kernel.sample(state, data, {})
             return state, state.z
 
         return jax.lax.scan(step, state, None, length=steps)
 
-    def over(function: Callable[[Any], Any]) -> Any:
-        mapped = jax.vmap(function) if way == "vectorized" else lambda states: jax.lax.map(function, states)
+    def compile_over_chains(function: Callable[[Any], Any]) -> Any:
+        mapped = jax.vmap(function) if chain_method == "vectorized" else lambda states: jax.lax.map(function, states)
         return jax.jit(mapped).lower(states).compile()
 
-    warm, run = over(lambda state: several(state, warmup)[0]), over(lambda state: several(state, samples))
-    began = time.perf_counter()
+    warm = compile_over_chains(lambda state: run_steps(state, warmup)[0])
+    run = compile_over_chains(lambda state: run_steps(state, samples))
+    start_time = time.perf_counter()
     states = jax.block_until_ready(warm(states))
-    warmed = time.perf_counter()
+    warm_time = time.perf_counter()
     _, z = jax.block_until_ready(run(states))
-    ended = time.perf_counter()
-    return figures(stock_values(z), ended - warmed, ended - began, reference)
+    end_time = time.perf_counter()
+    return figures(stock_values(z), end_time - warm_time, end_time - start_time, reference)
 
 
 def bench_boxes(rounds: int) -> dict[str, Any]:
-    """5,000 draws of HMC(0.05, 4) for 20 parameters and 80 points; a chain as the article has it, and four at once."""
+    """Measures 5,000 draws of each of two chains of HMC(0.05, 4), for 20 parameters and 80 points."""
     arrays = EMBEDDED["boxes"](50, 50)
     model = Model(
         network=MLPSpec(hidden=(3, 2), activation="tanh"),
@@ -347,10 +353,10 @@ def bench_boxes(rounds: int) -> dict[str, Any]:
     starts = jax.vmap(problem.bnn.start)(jax.random.split(jax.random.key(0), 2))
     seconds = []
     for _ in range(rounds):
-        chained = sample_chains(
+        result = sample_chains(
             jax.random.key(0), kernel, problem.target, problem.train, starts, settings, Journal(), None
         )
-        seconds.append(chained.seconds)
+        seconds.append(result.seconds)
     print(f"boxes: 5,000 draws of two chains in {_spread(seconds)} s")
     return {"seconds": seconds}
 

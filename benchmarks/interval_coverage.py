@@ -1,10 +1,10 @@
-"""How often 95 % intervals of an accuracy and of an AUROC hold the true value, before and now. About three minutes.
+"""Coverage of 95 % intervals of an accuracy and of an AUROC, by an older and the current method. About three minutes.
 
     python benchmarks/interval_coverage.py
 
-Accuracy: rows that are right with probability p; `bootstrap` is the percentile bootstrap that was used before, `exact` is
-`training.bootstrap.share_interval`. AUROC: two sets of as many rows from two normals, and from two exponential laws,
-whose area is known; `plain` is DeLong's normal interval that was used before, `now` is `auroc_interval`.
+Accuracy: rows are right with probability p; `bootstrap` is the older percentile bootstrap, `exact` is `share_interval` of
+`training/evaluation/bootstrap.py`. AUROC: two sets of equally many rows from two normal or two exponential distributions
+with a known area; `plain` is DeLong's older normal interval, `now` is `auroc_interval`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     for p in (0.5, 0.9, 0.99, 0.999):
         for rows in (100, 1_000):
             hits = np.random.default_rng(0).binomial(rows, p, SIMULATIONS)
-            before = coverage(p, [bootstrapped(int(count), rows) for count in hits[:BOOTSTRAPS]])
+            before = coverage(p, [bootstrap_interval(int(count), rows) for count in hits[:BOOTSTRAPS]])
             now = coverage(p, [share_interval(int(count), rows) for count in hits])
             print(f"{p:>6} {rows:>5} {before:>10.3f} {now:>8.3f}", flush=True)
     print(f"\nAUROC: coverage and mean width of 95 % intervals over {SIMULATIONS} pairs of sets")
@@ -46,37 +46,40 @@ def main() -> None:
 
 
 def auroc_line(law: str, area: float, rows: int) -> str:
-    """One line of the second table."""
-    draw = sampler(law, area, rows)
+    """Returns one line of the second table."""
+    draw = make_sampler(law, area, rows)
     pairs = [draw() for _ in range(SIMULATIONS)]
     before, now = [plain_delong(*pair) for pair in pairs], [auroc_interval(*pair) for pair in pairs]
-    widths = [np.mean(np.diff(found)) for found in (before, now)]
+    widths = [np.mean(np.diff(intervals)) for intervals in (before, now)]
     figures = f"{coverage(area, before):>8.3f} {widths[0]:>8.4f} {coverage(area, now):>8.3f} {widths[1]:>8.4f}"
     return f"{law:>12} {area:>6} {rows:>5} {figures}"
 
 
-def sampler(law: str, area: float, rows: int) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-    """Familiar and strange scores whose area is known: Φ(d / √2) of normals d apart, r / (1 + r) of scales 1 and r."""
+def make_sampler(law: str, area: float, rows: int) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    """Makes a function that draws familiar and strange scores with a known area.
+
+    The area is Φ(d / √2) for normals with distance d, and r / (1 + r) for exponentials with scales 1 and r.
+    """
     rng = np.random.default_rng(1)
-    apart, ratio = stats.norm.ppf(area) * np.sqrt(2), area / (1 - area)
+    distance, ratio = stats.norm.ppf(area) * np.sqrt(2), area / (1 - area)
     if law == "normal":
-        return lambda: (rng.normal(size=rows), rng.normal(apart, 1, rows))
+        return lambda: (rng.normal(size=rows), rng.normal(distance, 1, rows))
     return lambda: (rng.exponential(size=rows), ratio * rng.exponential(size=rows))
 
 
 def coverage(truth: float, intervals: list[Interval]) -> float:
-    """The share of intervals that hold the truth."""
+    """Returns the share of intervals that contain the true value."""
     return float(np.mean([low <= truth <= high for low, high in intervals]))
 
 
-def bootstrapped(hits: int, rows: int) -> Interval:
-    """The percentile bootstrap of a proportion."""
+def bootstrap_interval(hits: int, rows: int) -> Interval:
+    """Returns the interval of a proportion by the percentile bootstrap."""
     right = np.arange(rows) < hits
     return central_interval(np.concatenate([right[drawn].mean(axis=1) for drawn in resample_rows(rows, 1_000, hits)]))
 
 
 def plain_delong(familiar: np.ndarray, strange: np.ndarray) -> Interval:
-    """Normal limits about the area, with the variance of DeLong et al. (1988)."""
+    """Returns the normal interval of the area with the variance of DeLong et al. (1988)."""
     wins = (strange[:, None] > familiar) + 0.5 * (strange[:, None] == familiar)
     above, below = wins.mean(axis=1), wins.mean(axis=0)
     half = 1.959964 * np.sqrt(above.var(ddof=1) / len(above) + below.var(ddof=1) / len(below))
