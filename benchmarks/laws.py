@@ -1,11 +1,11 @@
-"""Six laws of tables on which a reject rate is easily missed, each with a small model fitted to it.
+"""Six laws, which draw tables with difficult reject rates, each with a small model.
 
 ties        few distinct rows: classes, sexes, ports, counts of relatives
-atoms       four binary features under random networks, not fitted
+atoms       four binary features; the networks are nearly random, not fitted
 gaps        a third of the cells missing, at random
-groups      a shift of every feature by the row's group, of sixty; rows are drawn from all of them
-saturated   two classes so far apart that every draw is certain: scores are exactly 0 for most rows
-small       two features, and no more calibration rows than the percentile needs
+groups      every feature is shifted by the row's group, one of sixty
+saturated   two classes with a large distance: every draw is certain, and scores are exactly 0 for most rows
+small       two features, and only as many calibration rows as the percentile needs
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ TRAIN_ROWS = 500
 
 @dataclass(frozen=True)
 class Law:
-    """How a table is drawn, and what of the config differs.
+    """A distribution of tables, and its changes of the config.
 
     Attributes:
-        draw: the columns of so many rows, the target `y` among them.
-        calibration_rows: by percentile, the default where it names none.
-        categorical: columns of categories.
-        method: settings of the method, mean-field variational inference.
+        draw: draws the columns of a number of rows, including the target `y`.
+        calibration_rows: the number of calibration rows by percentile; other percentiles have the default.
+        categorical: the columns of categories.
+        method: changed settings of the method, mean-field variational inference.
     """
 
     draw: Callable[[np.random.Generator, int], dict[str, Any]]
@@ -52,7 +52,7 @@ class Law:
 
 
 class Fitted(NamedTuple):
-    """A law's model, its reference rows, and a pool of rows from the law that it has not seen."""
+    """The model of a law, its reference rows, and a pool of new rows of the law."""
 
     posterior: Posterior
     feature_scores: FeatureScores
@@ -61,7 +61,7 @@ class Fitted(NamedTuple):
 
 
 def ties(rng: np.random.Generator, rows: int) -> dict[str, Any]:
-    """Passengers of a ship, so to speak."""
+    """Draws rows like the passengers of a ship."""
     rank, sex = rng.choice(3, rows, p=[0.24, 0.21, 0.55]), rng.random(rows) < 0.35
     relatives = np.minimum(rng.geometric(0.6, rows) - 1, 5)
     port = rng.choice(["S", "C", "Q"], rows, p=[0.72, 0.19, 0.09])
@@ -70,36 +70,36 @@ def ties(rng: np.random.Generator, rows: int) -> dict[str, Any]:
 
 
 def atoms(rng: np.random.Generator, rows: int) -> dict[str, Any]:
-    """Four flags, and a class that is one of them."""
+    """Draws four flags; the first one is the class."""
     flags = rng.random((4, rows)) < np.array([0.5, 0.3, 0.2, 0.05])[:, None]
-    return {f"flag{place}": flag.astype(int) for place, flag in enumerate(flags)} | {"y": flags[0].astype(int)}
+    return {f"flag{index}": flag.astype(int) for index, flag in enumerate(flags)} | {"y": flags[0].astype(int)}
 
 
 def gaps(rng: np.random.Generator, rows: int) -> dict[str, Any]:
-    """Four measurements, of which a third is missing."""
+    """Draws four measurements; a third of them is missing."""
     x = rng.normal(size=(4, rows))
     y = (x[0] + x[1] + rng.normal(size=rows) > 0).astype(int)
     x[rng.random(x.shape) < 1 / 3] = np.nan
-    return {f"x{place}": column for place, column in enumerate(x)} | {"y": y}
+    return {f"x{index}": column for index, column in enumerate(x)} | {"y": y}
 
 
 def groups(rng: np.random.Generator, rows: int) -> dict[str, Any]:
-    """Three measurements about the mean of their group."""
+    """Draws three measurements about the mean of their group."""
     means = np.random.default_rng(0).normal(0, 3, (60, 3))
-    own = rng.integers(0, 60, rows)
-    x = means[own] + rng.normal(size=(rows, 3))
-    return {f"x{place}": column for place, column in enumerate(x.T)} | {"y": (own % 3 == 0).astype(int)}
+    group = rng.integers(0, 60, rows)
+    x = means[group] + rng.normal(size=(rows, 3))
+    return {f"x{index}": column for index, column in enumerate(x.T)} | {"y": (group % 3 == 0).astype(int)}
 
 
 def saturated(rng: np.random.Generator, rows: int) -> dict[str, Any]:
-    """Two clusters, fifty standard deviations apart."""
+    """Draws two clusters with a distance of fifty standard deviations in each feature."""
     y = rng.integers(0, 2, rows)
     x = rng.normal(size=(2, rows)) + 50.0 * y
     return {"x0": x[0], "x1": x[1], "y": y}
 
 
 def small(rng: np.random.Generator, rows: int) -> dict[str, Any]:
-    """Two measurements of heavy tails."""
+    """Draws two measurements with heavy tails."""
     x = rng.standard_t(3, (2, rows))
     return {"x0": x[0], "x1": x[1], "y": (x[0] > 0.5 * rng.normal(size=rows)).astype(int)}
 
@@ -115,7 +115,7 @@ LAWS: dict[str, Law] = {
 
 
 def config_from_dict(law: Law, **calibration: Any) -> Config:
-    """The config of a law's model."""
+    """Makes the config of a law's model."""
     method = {"kind": "vi", "steps": 400, "learning_rate": 1e-2, "kl_weight": 0.1, "reports": 1} | law.method
     return Config.model_validate(
         {
@@ -131,7 +131,7 @@ def config_from_dict(law: Law, **calibration: Any) -> Config:
 
 
 def fit_law(law: Law, pool_rows: int, seed: int = 0) -> Fitted:
-    """Fits the law's model to a table of its own, and draws a pool."""
+    """Fits the law's model to a table, and draws a pool."""
     rng = np.random.default_rng(seed)
     config = config_from_dict(law)
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +142,7 @@ def fit_law(law: Law, pool_rows: int, seed: int = 0) -> Fitted:
         model = build_model(config, dataset)
         posterior = infer(config, build_problem(config, model, dataset, Path(folder)), Journal(None, None)).posterior
         rows = read_source(str(pool), config.data, model, classify=True).train
-    assert rows is not None  # noqa: S101 - a table that says no parts is all training rows
+    assert rows is not None  # noqa: S101 - all rows of a table without parts are training rows
     reference, rest = set_aside(dataset.train, config.seed)
     return Fitted(posterior, fit_feature_scores(posterior, rest, config.seed), reference, rows)
 
@@ -154,5 +154,5 @@ def write_table(columns: dict[str, Any], path: Path) -> None:
 
 
 def predictor_of(fitted: Fitted, bucket: int) -> Predictor:
-    """The law's model, compiled for one batch size."""
+    """Compiles the law's model for one batch size."""
     return Predictor(fitted.posterior, (bucket,), feature_scores=fitted.feature_scores)

@@ -2,13 +2,12 @@
 
     echo '{"port": 3000, "requests": ["file"], "connections": 8, "seconds": 3}' | python benchmarks/load.py
 
-A process of its own, so that its cost is separate from the server's. Requests are bytes made in advance;
-of an answer only the status and the length are read, and whoever does not answer 200 is counted. Sockets are waited
-for with `select`, whose timeouts count microseconds: a steady rate of thousands a second needs that, and for a few
-connections nothing costs less.
+It is a separate process, so that its cost is separate from the server's. Requests are bytes made in advance; of a response
+only the status and the length are read, and every status but 200 is counted. It waits for sockets with `select`: its
+timeouts have microseconds, which a steady rate of thousands per second needs, and it is cheap for a few connections.
 
-At a rate, requests are due at fixed times (`"arrivals": "even"`, or `"poisson"`), whether answers arrive or not, and
-their latency counts from when they were due: a slow answer is not hidden by the requests that it holds up.
+At a given rate, requests are due at fixed times (`"arrivals": "even"`, or `"poisson"`), also if responses are late. Their
+latency counts from the due time, so that a slow response also counts for the requests that it delays.
 """
 
 from __future__ import annotations
@@ -30,50 +29,50 @@ from typing import Any
 
 WARM_SECONDS = 0.5
 LAST_SECONDS = 20.0
-"""How long the last answers are waited for."""
+"""The longest time to wait for the last responses."""
 
 
 @dataclass
 class Connection:
-    """A socket, and the request under way on it."""
+    """A socket, and the request that waits for its response on it."""
 
     socket: socket.socket
     due: float = 0.0
     read: bytearray = field(default_factory=bytearray)
-    whole: int = 0
-    """Bytes of head and body together; 0 until the head has been read."""
+    length: int = 0
+    """Bytes of the head and the body of the response; 0 until the head has been read."""
 
-    def ask(self, request: bytes, due: float) -> None:
-        """Writes a request."""
-        self.due, self.whole = due, 0
+    def send(self, request: bytes, due: float) -> None:
+        """Sends a request."""
+        self.due, self.length = due, 0
         self.read.clear()
         self.socket.sendall(request)
 
-    def answered(self) -> bool:
-        """Reads what has arrived; returns whether that is all."""
+    def is_complete(self) -> bool:
+        """Reads the bytes that have arrived; returns whether the response is complete."""
         piece = self.socket.recv(1 << 18)
         if not piece:
             raise ConnectionError("the server closed the connection")
         self.read += piece
-        if not self.whole:
+        if not self.length:
             end = self.read.find(b"\r\n\r\n")
             if end < 0:
                 return False
             head = bytes(self.read[:end]).lower()
-            place = head.find(b"\r\ncontent-length:")
-            if place < 0:
+            start = head.find(b"\r\ncontent-length:")
+            if start < 0:
                 raise ConnectionError(f"no Content-Length: {head[:200]!r}")
-            self.whole = end + 4 + int(head[place + 17 :].split(b"\r\n", 1)[0])
-        return len(self.read) >= self.whole
+            self.length = end + 4 + int(head[start + 17 :].split(b"\r\n", 1)[0])
+        return len(self.read) >= self.length
 
     @property
     def status(self) -> str:
-        """The status of the answer."""
+        """The status of the response."""
         return bytes(self.read[9:12]).decode("ascii", "replace")
 
 
 def main() -> int:
-    """Reads the task from stdin, prints what was found."""
+    """Reads the task from stdin and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     sys.stdout.write(json.dumps(load(**json.load(sys.stdin))) + "\n")
@@ -89,39 +88,39 @@ def load(
     arrivals: str = "even",
     warm: float = WARM_SECONDS,
 ) -> dict[str, Any]:
-    """Loads one server; what is reported leaves the first `warm` seconds out.
+    """Loads one server and returns the measurements, without the first `warm` seconds.
 
     Args:
-        requests: files, each a whole HTTP request; sent in turns.
-        rate: requests a second; None for as many as are answered.
-        arrivals: at a rate: "even" or "poisson".
+        requests: files with one whole HTTP request each; they are sent in turns.
+        rate: requests per second; None sends the next request after each response.
+        arrivals: "even" or "poisson"; only used with a rate.
     """
     bodies = cycle([Path(name).read_bytes() for name in requests])
-    open_now = [connect(port) for _ in range(connections)]
-    started = time.perf_counter()
-    used = _cpu_seconds()
-    until = started + warm + seconds
+    open_connections = [connect(port) for _ in range(connections)]
+    start = time.perf_counter()
+    cpu_before = _cpu_seconds()
+    end = start + warm + seconds
     if rate:
-        answers = at_rate(open_now, bodies, due_times(started, until, rate, arrivals))
+        responses = send_at_rate(open_connections, bodies, due_times(start, end, rate, arrivals))
     else:
-        answers = as_fast(open_now, bodies, until)
+        responses = send_fast(open_connections, bodies, end)
     latencies: list[float] = []
     statuses: Counter[str] = Counter()
-    late = 0.0
-    for connection, ended in answers:
-        if ended < started + warm or (not rate and ended > until):
+    last_time = 0.0
+    for connection, response_time in responses:
+        if response_time < start + warm or (not rate and response_time > end):
             continue
         statuses[connection.status] += 1
         if connection.status == "200":
-            latencies.append(ended - connection.due)
-        late = ended
-    wall = time.perf_counter() - started
-    cpu = _cpu_seconds() - used
-    for connection in open_now:
+            latencies.append(response_time - connection.due)
+        last_time = response_time
+    wall = time.perf_counter() - start
+    cpu = _cpu_seconds() - cpu_before
+    for connection in open_connections:
         connection.socket.close()
     latencies.sort()
     return {
-        "per_second": len(latencies) / (max(seconds, late - started - warm) if rate else seconds),
+        "per_second": len(latencies) / (max(seconds, last_time - start - warm) if rate else seconds),
         "milliseconds": {str(p): 1e3 * quantile(latencies, p) for p in (50, 90, 99, 99.9)} if latencies else {},
         "answers": len(latencies),
         "other": {status: count for status, count in statuses.items() if status != "200"},
@@ -131,36 +130,36 @@ def load(
 
 
 def connect(port: int) -> Connection:
-    """To loopback."""
-    made = socket.create_connection(("127.0.0.1", port), timeout=60)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Connection(made)
+    """Connects to a port of loopback."""
+    new = socket.create_connection(("127.0.0.1", port), timeout=60)
+    new.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Connection(new)
 
 
-def as_fast(
-    connections: list[Connection], requests: Iterator[bytes], until: float
+def send_fast(
+    connections: list[Connection], requests: Iterator[bytes], end: float
 ) -> Iterator[tuple[Connection, float]]:
-    """Every connection asks again as soon as it is answered."""
+    """Sends the next request on a connection as soon as its response is complete; yields connections and times."""
     by_socket = {connection.socket: connection for connection in connections}
     for connection in connections:
-        connection.ask(next(requests), time.perf_counter())
+        connection.send(next(requests), time.perf_counter())
     waiting = list(by_socket)
-    while waiting and time.perf_counter() < until + LAST_SECONDS:
+    while waiting and time.perf_counter() < end + LAST_SECONDS:
         for ready in select.select(waiting, [], [], 1.0)[0]:
             connection = by_socket[ready]
-            if connection.answered():
+            if connection.is_complete():
                 now = time.perf_counter()
                 yield connection, now
-                if now < until:
-                    connection.ask(next(requests), now)
+                if now < end:
+                    connection.send(next(requests), now)
                 else:
                     waiting.remove(ready)
 
 
-def at_rate(
+def send_at_rate(
     connections: list[Connection], requests: Iterator[bytes], due: Iterator[float]
 ) -> Iterator[tuple[Connection, float]]:
-    """A request whenever one is due and a connection is free; those that find none wait for one."""
+    """Sends each request when it is due, or when a connection is free after that; yields connections and times."""
     by_socket = {connection.socket: connection for connection in connections}
     free = deque(connections)
     busy: list[socket.socket] = []
@@ -170,28 +169,28 @@ def at_rate(
         now = time.perf_counter()
         while upcoming is not None and upcoming <= now and free:
             connection = free.popleft()
-            connection.ask(next(requests), upcoming)
+            connection.send(next(requests), upcoming)
             busy.append(connection.socket)
             last, upcoming = now, next(due, None)
         idle = max(0.0, upcoming - time.perf_counter()) if upcoming is not None and free else 1.0
         for ready in select.select(busy, [], [], idle)[0]:
             connection = by_socket[ready]
-            if connection.answered():
+            if connection.is_complete():
                 busy.remove(ready)
                 free.append(connection)
                 yield connection, time.perf_counter()
 
 
 def due_times(start: float, end: float, rate: float, arrivals: str) -> Iterator[float]:
-    """When requests are due, at `rate` a second on average."""
-    chance = random.Random(0)  # noqa: S311 - no secret
+    """Yields the times at which requests are due, `rate` per second on average."""
+    rng = random.Random(0)  # noqa: S311 - not a secret
     now = start
-    while (now := now + (chance.expovariate(rate) if arrivals == "poisson" else 1 / rate)) < end:
+    while (now := now + (rng.expovariate(rate) if arrivals == "poisson" else 1 / rate)) < end:
         yield now
 
 
 def quantile(ascending: list[float], percent: float) -> float:
-    """The smallest value that at least `percent` of a hundred do not exceed."""
+    """Returns a percentile: about `percent` of a hundred values are below it."""
     return ascending[min(len(ascending) - 1, int(len(ascending) * percent / 100))]
 
 

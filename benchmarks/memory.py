@@ -1,7 +1,7 @@
-"""`make bench`, memory: the peak of a fit by every method, compared with what it may be.
+"""`make bench`, memory: the peak memory of a fit by every method, compared with a limit.
 
-A fit of 784-64-64-10 to as many random images as MNIST has, each in a process of its own, the whole story from file to
-bundle; the peak resident set, less that after all imports, compared with draws + 2 × the data in float32 + 300 MB.
+Each method fits 784-64-64-10 to as many random images as MNIST has, in a separate process, from the file to the bundle. The
+peak resident set minus that after all imports is compared with the draws + 2 × the data in float32 + 300 MB.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--methods", help="some of them, with semicolons")
+    parser.add_argument("--methods", help="some of the methods, separated by semicolons")
     options = parser.parse_args()
     if options.child:
         return child(options.child, options.folder)
     limit = DRAWS * PARAMETERS * 4 / 1e6 + 2 * ROWS * PIXELS * 4 / 1e6 + 300
     names = options.methods.split(";") if options.methods else list(METHODS)
     results = {}
-    print(f"{'method':<22} {'peak over imports, MB':>22} {'may be':>8}")
+    print(f"{'method':<22} {'peak over imports, MB':>22} {'limit':>8}")
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder) / "images.npz")
         for name in names:
             command = [sys.executable, __file__, "--child", name, "--folder", folder]
-            found = subprocess.run(command, stdout=subprocess.PIPE, check=True, stderr=subprocess.DEVNULL)
-            results[name] = json.loads(found.stdout.splitlines()[-1])
+            process = subprocess.run(command, stdout=subprocess.PIPE, check=True, stderr=subprocess.DEVNULL)
+            results[name] = json.loads(process.stdout.splitlines()[-1])
             over = results[name]["peak"] - results[name]["baseline"]
             print(f"{name:<22} {over:>22.0f} {limit:>8.0f}{'' if over <= limit else '   ABOVE'}", flush=True)
     RESULTS.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def write_images(path: Path) -> None:
-    """Random images of ten classes that a network can tell apart, so that no fit diverges."""
+    """Writes random images of ten classes that a network can distinguish, so that no fit diverges."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 10, ROWS + 1000)
     x = rng.integers(0, 200, (ROWS + 1000, 28, 28), dtype=np.uint8)
@@ -72,10 +72,10 @@ def write_images(path: Path) -> None:
 
 
 def child(name: str, folder: Path) -> int:
-    """One fit; prints the peak resident set before and after, in MB."""
+    """Runs one fit; prints the peak resident set before and after it, in MB."""
     import jax.numpy as jnp  # noqa: PLC0415
 
-    import abstain.training.fit as story  # noqa: PLC0415 - its imports are the baseline
+    from abstain.training import fit  # noqa: PLC0415 - its imports are the baseline
     from abstain.training.config.config import Config  # noqa: PLC0415
 
     jnp.zeros(1).block_until_ready()
@@ -90,13 +90,13 @@ def child(name: str, folder: Path) -> int:
             "method": METHODS[name],
         }
     )
-    story.fit(config, None, folder / name.replace(",", "").replace(" ", "-"), lambda *_, **__: None)
+    fit.fit(config, None, folder / name.replace(",", "").replace(" ", "-"), lambda *_, **__: None)
     sys.stdout.write(json.dumps({"baseline": baseline, "peak": peak()}) + "\n")
     return 0
 
 
 def peak() -> float:
-    """The highest resident set so far, in MB."""
+    """Returns the largest resident set so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 * 1.048576
 
 
