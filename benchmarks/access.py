@@ -64,7 +64,7 @@ def main() -> int:
 
 def measure_cost(rounds: int, seconds: float) -> dict[str, Any]:
     """Measures the requests per second of each server in each round."""
-    from abstain.service.access.api_keys import add_key  # noqa: PLC0415 - cores first
+    from abstain.service.access.api_keys import add_key  # noqa: PLC0415 - after `restrict_to_cores`
 
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
@@ -119,7 +119,7 @@ def with_key(request: bytes, key: str | None) -> bytes:
 
 def compare_times(calls: int) -> dict[str, Any]:
     """Compares the time of `Keys.find` for keys of each kind."""
-    import numpy as np  # noqa: PLC0415 - cores first
+    import numpy as np  # noqa: PLC0415 - after `restrict_to_cores`
 
     from abstain.service.access.api_keys import add_key, read_keys  # noqa: PLC0415
 

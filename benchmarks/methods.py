@@ -1,8 +1,8 @@
-"""`make bench-quality`, the table of methods: every way to a posterior on MNIST and on five UCI regressions.
+"""`make bench-quality`, methods: every inference method on MNIST and on five UCI regressions.
 
-UCI: the standard splits, all training rows learned from, one hidden layer of 50 tanh units, inferred noise, and one
-configuration of each method for all sets; the published rows have one hidden layer of 50 units too. MNIST:
-784-64-64-10. Test rows are looked at once, after the fit. Seconds are of the fit alone, compilation included.
+UCI: the standard splits, fits to all training rows, one hidden layer of 50 tanh units, inferred noise, and one
+configuration of each method for all sets; the published results also have one hidden layer of 50 units. MNIST:
+784-64-64-10. Test rows are used once, after the fit. Seconds are those of the fit, including compilation.
 
     python benchmarks/methods.py --data FOLDER [--splits 2] [--only uci|mnist] [--methods vi,hmc]
 """
@@ -85,7 +85,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     },
     "laplace last": {"kind": "laplace", "steps": 8_000, "batch_size": 256, "learning_rate": 2e-3},
 }
-"""Sampling on all of MNIST's training images takes a GPU, or hours: `hmc`, `nuts`, `chees` and `mile` are left out."""
+"""Without `hmc`, `nuts`, `chees` and `mile`, which need a GPU, or hours, for all training images of MNIST."""
 IMAGE: dict[str, Any] = {
     "name": "mnist",
     "likelihood": "categorical",
@@ -123,18 +123,18 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, float | None]]] = {
         "yacht": (0.972, -0.225),
     },
 }
-"""RMSE and test log-likelihood, as printed in their sources; all over the same 20 splits."""
-BAR = "MC dropout, 100 × epochs"
+"""RMSE and test log-likelihood from the publications; all over the same 20 splits."""
+REFERENCE = "MC dropout, 100 × epochs"
 
 
 def main() -> int:
     """Fits, prints the tables, and writes `benchmarks/results/methods.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = PROJECT.parent / "shared" / "data"
-    parser.add_argument("--data", type=Path, default=shared, help="folder of mnist.npz, and of uci/*.npz")
-    parser.add_argument("--splits", type=int, default=2, help="of the 20, how many of the first")
+    parser.add_argument("--data", type=Path, default=shared, help="folder of mnist.npz and uci/*.npz")
+    parser.add_argument("--splits", type=int, default=2, help="the number of splits, from the first of the 20")
     parser.add_argument("--only", choices=("uci", "mnist"))
-    parser.add_argument("--methods", help="some of them, by name, with commas")
+    parser.add_argument("--methods", help="names of some methods, separated by commas")
     options = parser.parse_args()
     results: dict[str, Any] = {"splits": options.splits, "uci": {}, "mnist": {}}
     chosen = options.methods.split(",") if options.methods else None
@@ -152,9 +152,10 @@ def main() -> int:
         )
         print(f"{'method':<18} {'accuracy':>9} {'log-lik.':>9} {'ECE':>7} {'fit s':>7}")
         for name in [name for name in IMAGES if chosen is None or name in chosen]:
-            results["mnist"][name] = found = classify(options.data, IMAGES[name])
+            results["mnist"][name] = figures = classify(options.data, IMAGES[name])
             print(
-                f"{name:<18} {found['accuracy']:>9.4f} {-found['nll']:>9.4f} {found['ece']:>7.4f} {found['seconds']:>7.1f}",
+                f"{name:<18} {figures['accuracy']:>9.4f} {-figures['nll']:>9.4f} {figures['ece']:>7.4f} "
+                f"{figures['seconds']:>7.1f}",
                 flush=True,
             )
     RESULTS.mkdir(exist_ok=True)
@@ -163,60 +164,62 @@ def main() -> int:
 
 
 def regress(folder: Path, data: str, split: int, method: dict[str, Any]) -> dict[str, float]:
-    """One fit of one split."""
+    """Fits and measures one split of a UCI set."""
     source = {"source": str(folder / "uci" / f"{data}.npz"), "split_index": split}
     return measure(REGRESSION | {"seed": split, "data": source, "method": method})
 
 
 def classify(folder: Path, method: dict[str, Any]) -> dict[str, float]:
-    """One fit of MNIST."""
+    """Fits and measures MNIST."""
     source = {"source": str(folder / "mnist.npz"), "inputs": "range"}
     return measure(IMAGE | {"data": source, "method": method})
 
 
 def measure(settings: dict[str, Any]) -> dict[str, float]:
-    """Fits on all training rows, and what the test rows say."""
+    """Fits to all training rows, and returns the figures of the test rows."""
     config = Config.model_validate(settings)
     source = read_source(config.data.source or "", config.data, classify=config.likelihood == "categorical")
     if source.train is None or source.test is None:
         raise SystemExit(f"{source.where} has no training and test part")
-    # The published rows learned from all training rows: nothing is kept for a calibration that is not looked at here.
+    # The published results are fits to all training rows. No calibration is used here, so one row is enough for its part.
     dataset = Dataset(source, source.train, source.train.take(np.arange(1)), source.test)
     model = build_model(config, dataset)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     problem = Problem(BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.test))
     method = METHODS[config.method.kind]
     fitted = method(jax.random.key(config.seed), problem, config.method, config.draws, Journal())
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     figures = prediction_quality(fitted.posterior, Predictor(fitted.posterior, (256,))(dataset.test.x), dataset.test)
     function = fitted.diagnostics.to_json().get("function", {})
     return {**figures, "seconds": seconds, "rhat": function.get("rhat"), "ess": function.get("ess_bulk")}
 
 
-def print_regression(name: str, found: dict[str, list[dict[str, float]]], *, header: bool) -> None:
-    """A method's lines: log-likelihood, RMSE, coverage of 95 % intervals and seconds, by set."""
+def print_regression(name: str, results: dict[str, list[dict[str, float]]], *, header: bool) -> None:
+    """Prints the lines of a method: log-likelihood, RMSE, coverage of 95 % intervals and seconds, by set."""
     if header:
-        print(f"{'test log-likelihood':<26}" + "".join(f"{data:>16}" for data in UCI) + f"{'at or above the bar':>22}")
-    means = {data: np.mean([-row["nll"] for row in rows]) for data, rows in found.items()}
-    errors = {data: np.std([-row["nll"] for row in rows]) / len(rows) ** 0.5 for data, rows in found.items()}
-    above = sum(means[data] >= (PUBLISHED[BAR][data][1] or 0) for data in UCI)
+        print(
+            f"{'test log-likelihood':<26}" + "".join(f"{data:>16}" for data in UCI) + f"{'at or above MC dropout':>24}"
+        )
+    means = {data: np.mean([-row["nll"] for row in rows]) for data, rows in results.items()}
+    errors = {data: np.std([-row["nll"] for row in rows]) / len(rows) ** 0.5 for data, rows in results.items()}
+    above = sum(means[data] >= (PUBLISHED[REFERENCE][data][1] or 0) for data in UCI)
     print(f"{name:<26}" + "".join(f"{means[data]:>9.3f} ± {errors[data]:.2f}" for data in UCI) + f"{above:>16} of 5")
     for label, key, form in (
         ("RMSE", "rmse", ".3f"),
         ("95 % coverage", "coverage_95", ".3f"),
         ("seconds", "seconds", ".1f"),
     ):
-        values = [np.mean([row[key] for row in found[data]]) for data in UCI]
+        values = [np.mean([row[key] for row in results[data]]) for data in UCI]
         print(f"    {label:<22}" + "".join(f"{value:>16{form}}" for value in values))
     sys.stdout.flush()
 
 
 def print_published() -> None:
-    """The published rows."""
+    """Prints the published results."""
     print("\npublished, over all 20 splits")
     for name, rows in PUBLISHED.items():
-        for place, label in ((1, "log-likelihood"), (0, "RMSE")):
-            cells = [rows.get(data, (None, None))[place] for data in UCI]
+        for index, label in ((1, "log-likelihood"), (0, "RMSE")):
+            cells = [rows.get(data, (None, None))[index] for data in UCI]
             print(f"{name:<25} {label:<15}" + "".join(f"{'–' if cell is None else cell:>10}" for cell in cells))
 
 

@@ -1,11 +1,11 @@
-"""`make bench`, the cost of scores: an ensemble's answer with every default score, compared with the ensemble's pass alone.
+"""`make bench`, the cost of scores: an ensemble's predictions with every default score, compared with those without scores.
 
     python benchmarks/scoring.py [--rounds 30]
 
-For networks of three sizes and every bucket it prints, in milliseconds a call (medians; the two are called in turns):
-the pass alone, from rows to mean, standard deviations and entropies; the same call with every score, feature scores included;
-and with the judgement on the host on top: p-values, the combined decision, prediction sets. Then the feature scores' size on
-disk. Weights and rows are random: no cost depends on them.
+For networks of three sizes and every bucket it prints the median milliseconds of three calls, which take turns: the
+ensemble alone, from rows to mean, standard deviations and entropies; the same with every score, including feature scores;
+and the latter with the decision on the host: p-values, the combined decision, prediction sets. It also prints the size of
+the feature scores. Weights and rows are random: no cost depends on them.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
-    found = {name: measure(options.rounds, **shape) for name, shape in SHAPES.items()}
-    report(found)
+    results = {name: measure(options.rounds, **shape) for name, shape in SHAPES.items()}
+    print_results(results)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "scoring.json").write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    (RESULTS / "scoring.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
     return 0
 
 
 def measure(rounds: int, *, hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, draws: int) -> Any:
-    """One network's milliseconds, by batch, and the feature scores' megabytes."""
+    """Measures the milliseconds of one network by batch, and the megabytes of its feature scores."""
     posterior, rows = example(hidden=hidden, shape=shape, classes=classes, draws=draws)
     feature_scores = fit_feature_scores(posterior, rows, seed=0)
-    times = {batch: timed(posterior, feature_scores, rows, batch, rounds) for batch in BATCHES}
+    times = {batch: measure_calls(posterior, feature_scores, rows, batch, rounds) for batch in BATCHES}
     return {
         "megabytes": {
             name: sum(leaf.nbytes for leaf in record) / 1e6 for name, record in feature_scores.records.items()
@@ -69,7 +69,7 @@ def measure(rounds: int, *, hidden: tuple[int, ...], shape: tuple[int, ...], cla
 
 
 def example(*, hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, draws: int) -> tuple[Posterior, Rows]:
-    """An ensemble of random networks, and 20,000 rows of random blobs, as pixels if the rows are images."""
+    """Makes an ensemble of random networks and 20,000 rows in random clusters; an image has pixel values."""
     rng = np.random.default_rng(0)
     pixels = len(shape) > 1
     model = Model(
@@ -88,31 +88,31 @@ def example(*, hidden: tuple[int, ...], shape: tuple[int, ...], classes: int, dr
     return Posterior(model, {"network": network}), Rows(np.clip(x, 0, 255) if pixels else x, y)
 
 
-def timed(posterior: Posterior, feature_scores: Any, rows: Rows, batch: int, rounds: int) -> dict[str, float]:
-    """Medians of milliseconds a call, taken in turns."""
+def measure_calls(posterior: Posterior, feature_scores: Any, rows: Rows, batch: int, rounds: int) -> dict[str, float]:
+    """Returns the median milliseconds of each call; the calls take turns."""
     predictor = Predictor(posterior, (batch,), feature_scores=feature_scores)
-    whole = Predictor(posterior, (256,), feature_scores=feature_scores)
-    reference = {name: np.asarray(values) for name, values in whole(rows.x[5000:6000]).scores.items()}
+    large = Predictor(posterior, (256,), feature_scores=feature_scores)
+    reference = {name: np.asarray(values) for name, values in large(rows.x[5000:6000]).scores.items()}
     calibration = calibrate(
-        whole(rows.x[:5000]), rows.y[:5000], decision=DEFAULT_DECISIONS["images"], reference=reference
+        large(rows.x[:5000]), rows.y[:5000], decision=DEFAULT_DECISIONS["images"], reference=reference
     )
     x = rows.x[:batch]
     calls: dict[str, Callable[[], Any]] = {
-        "pass": pass_alone(posterior, batch, x),
+        "pass": make_pass(posterior, batch, x),
         "scored": lambda: predictor(x),
         "judged": lambda: judge(calibration, predictor(x)),
     }
-    spent: dict[str, list[float]] = {name: [] for name in calls}
+    milliseconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            started = time.perf_counter()
+            start_time = time.perf_counter()
             call()
-            spent[name].append(1e3 * (time.perf_counter() - started))
-    return {name: float(np.median(times)) for name, times in spent.items()}
+            milliseconds[name].append(1e3 * (time.perf_counter() - start_time))
+    return {name: float(np.median(times)) for name, times in milliseconds.items()}
 
 
-def pass_alone(posterior: Posterior, batch: int, x: np.ndarray) -> Callable[[], Any]:
-    """The compiled ensemble without a score: XLA leaves out what nobody asks for."""
+def make_pass(posterior: Posterior, batch: int, x: np.ndarray) -> Callable[[], Any]:
+    """Compiles the ensemble without scores: XLA removes the computation of unused results."""
     packed = jax.device_put(pack(posterior.draws))
     rows = jax.ShapeDtypeStruct((batch, *posterior.model.feature_shape), jnp.float32)
     summary = jax.jit(lambda packed, rows: partial(predict_packed, posterior.model)(packed, rows).summary)
@@ -120,13 +120,13 @@ def pass_alone(posterior: Posterior, batch: int, x: np.ndarray) -> Callable[[], 
     return lambda: jax.device_get(compiled(packed, np.float32(x)))
 
 
-def report(found: dict[str, Any]) -> None:
-    """The table."""
-    for name, one in found.items():
-        sizes = ", ".join(f"{score} {size:.1f}" for score, size in one["megabytes"].items())
-        print(f"\n{name}; feature scores {sum(one['megabytes'].values()):.1f} MB ({sizes})")
-        print("batch   pass alone ms   + every score ms      + judgement ms")
-        for batch, times in one["batches"].items():
+def print_results(results: dict[str, Any]) -> None:
+    """Prints the table."""
+    for name, figures in results.items():
+        sizes = ", ".join(f"{score} {size:.1f}" for score, size in figures["megabytes"].items())
+        print(f"\n{name}; feature scores {sum(figures['megabytes'].values()):.1f} MB ({sizes})")
+        print("batch     no score ms   + every score ms       + decision ms")
+        for batch, times in figures["batches"].items():
             alone = times["pass"]
             print(
                 f"{batch:>5} {alone:>15.2f} {times['scored']:>12.2f} {times['scored'] / alone - 1:>+6.0%}"

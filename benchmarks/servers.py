@@ -1,6 +1,6 @@
-"""Shared by the benchmarks of the service: cores, models of random networks, starting and stopping servers.
+"""Functions that the benchmarks of the service share: cores, models of random networks, starting and stopping servers.
 
-Servers listen on loopback, are started by their command as a user would, and ended by their process alone.
+Servers listen on loopback, are started by the command that users run, and stopped by a signal to their process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PYTHON = Path(sys.executable)
 READY_SECONDS = 180.0
 PIXELS, CLASSES = 784, 10
-TRAINED, CALIBRATED = 12_000, 5_000
+TRAINING_ROWS, CALIBRATION_ROWS = 12_000, 5_000
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Without a slash at its end."""
+        """The URL of the server, without a slash at its end."""
         return f"http://127.0.0.1:{self.port}"
 
 
 def restrict_to_cores(cores: str) -> None:
-    """Starts this program again on some cores, as `taskset` numbers them, and all that it will start with it.
+    """Restricts this program, and all that it starts, to some cores, with the numbers of `taskset`; "" changes nothing.
 
-    Again, since libraries count cores when they are imported. An empty string leaves all as it is.
+    Starts the program again, because libraries count cores when they are imported.
     """
     wanted = {int(core) for core in cores.split(",") if core}
     if not wanted or wanted == os.sched_getaffinity(0):
@@ -56,56 +56,61 @@ def restrict_to_cores(cores: str) -> None:
     os.execv(PYTHON, [str(PYTHON), *sys.argv])
 
 
-def environment(**more: str) -> dict[str, str]:
-    """This process's, with the checkout that this file lies in before any that is installed."""
+def environment(**variables: str) -> dict[str, str]:
+    """Returns this process's environment with more variables, and with this checkout before an installed one."""
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "BENTOML_DO_NOT_TRACK": "True", **more}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "BENTOML_DO_NOT_TRACK": "True", **variables}
 
 
 def abstain_command(port: int, store: Path) -> list[str]:
-    """The command of ours, one worker."""
+    """Returns the command of abstain with one worker."""
     abstain = str(PYTHON.with_name("abstain"))
     return [abstain, "serve", "--port", str(port), "--store", str(store), "--workers", "1"]
 
 
 def bentoml_command(port: int, service: str) -> list[str]:
-    """The command of a BentoML service of `benchmarks/http_services.py`, one worker."""
-    where = ["--host", "127.0.0.1", "--port", str(port), "--working-dir", str(Path(__file__).parent)]
-    return [str(PYTHON), "-m", "bentoml", "serve", f"http_services:{service}", *where]
+    """Returns the command of a BentoML service of `benchmarks/http_services.py` with one worker."""
+    options = ["--host", "127.0.0.1", "--port", str(port), "--working-dir", str(Path(__file__).parent)]
+    return [str(PYTHON), "-m", "bentoml", "serve", f"http_services:{service}", *options]
 
 
 def uvicorn_command(port: int) -> list[str]:
-    """The command of plain uvicorn with the application that only decodes."""
-    where = ["--host", "127.0.0.1", "--port", str(port), "--app-dir", str(Path(__file__).parent)]
-    return [str(PYTHON), "-m", "uvicorn", "http_services:bare", *where, "--no-access-log", "--log-level", "warning"]
+    """Returns the command of uvicorn with the application that only decodes."""
+    options = ["--host", "127.0.0.1", "--port", str(port), "--app-dir", str(Path(__file__).parent)]
+    return [str(PYTHON), "-m", "uvicorn", "http_services:bare", *options, "--no-access-log", "--log-level", "warning"]
 
 
 def free_port() -> int:
-    """A free port on loopback."""
+    """Returns a free port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 @contextmanager
-def run_server(name: str, port: int, command: list[str], folder: Path, **more: str) -> Generator[Server]:
-    """A server by its command, from ready until the block ends.
+def run_server(name: str, port: int, command: list[str], folder: Path, **variables: str) -> Generator[Server]:
+    """Starts a server, yields it when it is ready, and stops it.
 
     Args:
-        folder: for its log and BentoML's home.
-        more: of its environment.
+        folder: a folder for its log and for BentoML's home.
+        variables: environment variables of the server.
     """
     log = folder / f"{name.replace(' ', '-')}-{port}.log"
-    # Nothing is read from what an earlier server has kept for its user, nor left there.
+    # Separate folders: the server neither reads nor changes the files in the user's own.
     home = {"BENTOML_HOME": str(folder / "bentoml"), "ABSTAIN_COMPILED": str(folder / "compiled")}
     with log.open("wb") as file:
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=folder, env=environment(**(home | more))
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            cwd=folder,
+            env=environment(**(home | variables)),
         )
     try:
         _wait_until_ready(name, port, process, log)
-        yield Server(name, port, process, log, time.perf_counter() - started)
+        yield Server(name, port, process, log, time.perf_counter() - start_time)
     finally:
         process.terminate()
         try:
@@ -128,14 +133,14 @@ def _wait_until_ready(name: str, port: int, process: subprocess.Popen[bytes], lo
 
 
 def random_rows(count: int, seed: int = 1) -> Any:
-    """Float32 rows in [0, 1): their numbers have as many digits as float32 has."""
-    import numpy as np  # noqa: PLC0415 - cores first
+    """Draws float32 rows in [0, 1); as text, their numbers have all digits of float32."""
+    import numpy as np  # noqa: PLC0415 - after `restrict_to_cores`
 
     return np.random.default_rng(seed).random((count, PIXELS), np.float32)
 
 
 def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), draws: int = 100, seed: int = 0) -> None:
-    """A version with every default score: random networks, feature scores and thresholds of blobs of pixels in [0, 1]."""
+    """Publishes random networks with every default score, feature scores and thresholds of clusters of pixels in [0, 1]."""
     import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
@@ -159,16 +164,18 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
         class_names=tuple(map(str, range(CLASSES))),
     )
     rng = np.random.default_rng(seed)
-    y = rng.integers(CLASSES, size=TRAINED + CALIBRATED)
+    y = rng.integers(CLASSES, size=TRAINING_ROWS + CALIBRATION_ROWS)
     centres = rng.random((CLASSES, PIXELS), np.float32)
     x = np.clip(centres[y] + 0.15 * rng.standard_normal((len(y), PIXELS), np.float32), 0, 1)
     start = jax.vmap(lambda key: model.module.init(key, jax.numpy.zeros(PIXELS))["params"])
     network = jax.device_get(start(jax.random.split(jax.random.key(seed), draws)))
     posterior = Posterior(model, {"network": network})
-    reference, rest = set_aside(Rows(x[:TRAINED], y[:TRAINED]), seed)
+    reference, rest = set_aside(Rows(x[:TRAINING_ROWS], y[:TRAINING_ROWS]), seed)
     feature_scores = fit_feature_scores(posterior, rest, seed)
-    terms = CalibrationConfig()
-    calibrated = calibrate_posterior(terms, posterior, feature_scores, Rows(x[TRAINED:], y[TRAINED:]), reference, seed)
+    settings = CalibrationConfig()
+    calibrated = calibrate_posterior(
+        settings, posterior, feature_scores, Rows(x[TRAINING_ROWS:], y[TRAINING_ROWS:]), reference, seed
+    )
     manifest = Manifest(
         name=name,
         version=0,
@@ -176,12 +183,17 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
         model=model,
         draws=draws,
         method=MethodRecord(kind="random", settings={}),
-        calibration=build_record(calibrated, terms, model),
+        calibration=build_record(calibrated, settings, model),
         densities=shapes_of(calibrated.feature_scores),
         diagnostics={},
         metrics={},
         data=DataRecord(
-            source="blobs", settings={}, fingerprint="", train_rows=TRAINED, calibration_rows=CALIBRATED, test_rows=0
+            source="blobs",
+            settings={},
+            fingerprint="",
+            train_rows=TRAINING_ROWS,
+            calibration_rows=CALIBRATION_ROWS,
+            test_rows=0,
         ),
         seed=seed,
         packages=installed_packages(),
@@ -197,5 +209,5 @@ def save_results(name: str, content: Any) -> None:
 
 
 def print_progress(text: str) -> None:
-    """A line on stderr."""
+    """Prints a line on stderr."""
     sys.stderr.write(f"· {text}\n")

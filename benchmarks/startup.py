@@ -1,13 +1,13 @@
-"""`make bench`, start-up: seconds to ready, compared with an empty BentoML service, and whether anything compiles afterwards.
+"""`make bench`, start: seconds until ready, compared with an empty BentoML service; programs compiled afterwards.
 
     python benchmarks/startup.py [--cores 0,1] [--rounds 3]
 
-From the command to the first 200 of `/readyz`, in turns: an empty BentoML service, and ours with two models of 100 draws
-(784-64-64-10, every default score) and five buckets each, at first with no compilation cache and then with the one that
-the start before has left (`ABSTAIN_COMPILED`). Differences are taken within a round.
+It measures the time from the command to the first 200 of `/readyz`, in turns: an empty BentoML service, and abstain with two
+models of 100 draws (784-64-64-10, every default score) and five buckets each, first without a compilation cache and then
+with that of the previous start (`ABSTAIN_COMPILED`). Differences are computed within a round.
 
-Then `abstain_compiles_total`, before and after a barrage of requests that differ in all they can: 1 to 300 rows,
-percentiles, coverages, fields, and what is refused.
+Then it reads `abstain_compiles_total` before and after many different requests: 1 to 300 rows, percentiles, coverages,
+fields, and invalid requests.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ REQUESTS = 400
 
 
 def main() -> int:
-    """Starts, stops, fires, prints, and writes `benchmarks/results/startup.json`."""
+    """Measures, prints, and writes `benchmarks/results/startup.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cores", default="0,1", help="of all servers; empty: any")
+    parser.add_argument("--cores", default="0,1", help="cores of all servers; empty: any")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=REQUESTS, help="of the barrage")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="the number of different requests")
     options = parser.parse_args()
     restrict_to_cores(options.cores)
     with tempfile.TemporaryDirectory() as temporary:
@@ -57,48 +57,48 @@ def main() -> int:
         print_progress("publishing two models of 100 random draws of 784-64-64-10, with feature scores and thresholds")
         for seed, name in enumerate(MODELS):
             publish_blobs(folder / "store", name, seed=seed)
-        seconds = in_turns(folder, options.rounds)
+        seconds = measure_starts(folder, options.rounds)
         port = free_port()
         with run_server("ours", port, abstain_command(port, folder / "store"), folder) as server:
-            before = compiles(server.url)
-            statuses = barrage(server.url, options.requests)
-            after = compiles(server.url)
-    found = {
+            before = read_compiles(server.url)
+            statuses = send_requests(server.url, options.requests)
+            after = read_compiles(server.url)
+    results = {
         "cores": len(os.sched_getaffinity(0)),
         "seconds": seconds,
         "compiles": {"before": before, "after": after, "requests": sum(statuses.values()), "statuses": dict(statuses)},
     }
-    report(found)
-    save_results("startup", found)
+    print_results(results)
+    save_results("startup", results)
     return 0
 
 
-def in_turns(folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds to ready; one unmeasured start before, which writes bytecode and fills the disk's cache."""
+def measure_starts(folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Measures the seconds until ready, after one round that is not counted: it writes bytecode and fills the disk cache."""
     seconds: dict[str, list[float]] = {"empty": [], "cold": [], "warm": []}
     for number in range(rounds + 1):
-        kept_programs = folder / f"compiled-{number}"
-        for name, kept in seconds.items():
+        cache = folder / f"compiled-{number}"
+        for name, values in seconds.items():
             port = free_port()
             command = bentoml_command(port, "Empty") if name == "empty" else abstain_command(port, folder / "store")
-            with run_server(name, port, command, folder, ABSTAIN_COMPILED=str(kept_programs)) as server:
+            with run_server(name, port, command, folder, ABSTAIN_COMPILED=str(cache)) as server:
                 if number:
-                    kept.append(server.ready_seconds)
+                    values.append(server.ready_seconds)
             print_progress(f"round {number} of {rounds}, {name}: {server.ready_seconds:.1f} s")
     return seconds
 
 
-def compiles(url: str) -> float:
-    """The sum of `abstain_compiles_total`."""
+def read_compiles(url: str) -> float:
+    """Reads the sum of `abstain_compiles_total`."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:  # noqa: S310
         lines = response.read().decode().splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("abstain_compiles_total"))
 
 
-def barrage(url: str, count: int) -> Counter[str]:
-    """Sends requests that differ; what was answered, by status."""
+def send_requests(url: str, count: int) -> Counter[str]:
+    """Sends different requests; returns the number of responses by status."""
     statuses: Counter[str] = Counter()
-    for path, headers, body in various(count):
+    for path, headers, body in make_requests(count):
         request = urllib.request.Request(f"{url}{path}", body, headers, method="POST")  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
@@ -108,37 +108,37 @@ def barrage(url: str, count: int) -> Counter[str]:
             error.read()
             statuses[str(error.code)] += 1
         except (urllib.error.URLError, ConnectionError):
-            # Refused before its body was read, and still writing.
+            # The server refused the request while the client was still writing its body.
             statuses["closed"] += 1
     return statuses
 
 
-def various(count: int) -> Iterator[tuple[str, dict[str, str], bytes]]:
-    """Paths, headers and bodies: sizes of 1 to 300, all that a request may choose, and what must be refused."""
-    chance = random.Random(0)  # noqa: S311 - no secret
+def make_requests(count: int) -> Iterator[tuple[str, dict[str, str], bytes]]:
+    """Yields paths, headers and bodies: 1 to 300 rows, all parameters of a request, and invalid requests."""
+    rng = random.Random(0)  # noqa: S311 - not a secret
     rows = random_rows(300)
     names = ["label", "probabilities", "std", "entropy", "reject", "reasons", "scores", "prediction_set"]
     json = {"Content-Type": "application/json"}
     for number in range(count):
-        size = chance.choice([1, 2, 7, 8, 9, 31, 32, 33, 127, 128, 129, 255, 256, 257, 300, chance.randint(1, 300)])
-        body: dict[str, Any] = {"inputs": rows[:size], "model": chance.choice(MODELS)}
-        if chance.random() < 0.5:
-            body["percentile"] = chance.choice([50.0, 90, 95.5, 99, 99.9, chance.uniform(40, 99)])
-        if chance.random() < 0.5:
-            body["coverage"] = chance.uniform(0.5, 0.99)
-        if chance.random() < 0.5:
-            body["fields"] = chance.sample(names, chance.randint(1, len(names)))
+        size = rng.choice([1, 2, 7, 8, 9, 31, 32, 33, 127, 128, 129, 255, 256, 257, 300, rng.randint(1, 300)])
+        body: dict[str, Any] = {"inputs": rows[:size], "model": rng.choice(MODELS)}
+        if rng.random() < 0.5:
+            body["percentile"] = rng.choice([50.0, 90, 95.5, 99, 99.9, rng.uniform(40, 99)])
+        if rng.random() < 0.5:
+            body["coverage"] = rng.uniform(0.5, 0.99)
+        if rng.random() < 0.5:
+            body["fields"] = rng.sample(names, rng.randint(1, len(names)))
         if number % 4 == 3:
-            body |= chance.choice(_BAD)
+            body |= rng.choice(_INVALID)
         yield "/predict", json, orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         if number % 4 == 1:
-            yield _binary(rows[:size], chance)
+            yield _binary_request(rows[:size], rng)
         if number % 16 == 5:
-            body = chance.choice([b"", b"{", b"[]", b'{"inputs": [[NaN]]}', b"\xff\xfe", b'{"inputs": [[1e999]]}'])
+            body = rng.choice([b"", b"{", b"[]", b'{"inputs": [[NaN]]}', b"\xff\xfe", b'{"inputs": [[1e999]]}'])
             yield "/predict", json, body
 
 
-_BAD: tuple[dict[str, Any], ...] = (
+_INVALID: tuple[dict[str, Any], ...] = (
     {"inputs": []},
     {"inputs": [[]]},
     {"inputs": [[1.0] * (PIXELS - 1)]},
@@ -159,41 +159,41 @@ _BAD: tuple[dict[str, Any], ...] = (
 )
 
 
-def _binary(rows: Any, chance: random.Random) -> tuple[str, dict[str, str], bytes]:
-    """The v2 protocol with a binary tensor; 404 where it is not spoken."""
-    datatype = chance.choice(["FP32", "UINT8"])
+def _binary_request(rows: Any, rng: random.Random) -> tuple[str, dict[str, str], bytes]:
+    """Makes a request of the v2 protocol with a binary tensor."""
+    datatype = rng.choice(["FP32", "UINT8"])
     tensor = (rows if datatype == "FP32" else (255 * rows).astype("uint8")).tobytes()
-    given = {
+    description = {
         "name": "inputs",
         "shape": list(rows.shape),
         "datatype": datatype,
         "parameters": {"binary_data_size": len(tensor)},
     }
-    head = orjson.dumps({"inputs": [given], "parameters": {"binary_data_output": chance.random() < 0.5}})
+    head = orjson.dumps({"inputs": [description], "parameters": {"binary_data_output": rng.random() < 0.5}})
     return (
-        f"/v2/models/{chance.choice(MODELS)}/infer",
+        f"/v2/models/{rng.choice(MODELS)}/infer",
         {"Inference-Header-Content-Length": str(len(head))},
         head + tensor,
     )
 
 
-def report(found: dict[str, Any]) -> None:
-    """Differences first."""
-    seconds = found["seconds"]
-    print(f"{found['cores']} cores, {len(seconds['empty'])} rounds: median (least–greatest)\n")
+def print_results(results: dict[str, Any]) -> None:
+    """Prints the differences, the compiled programs, and the seconds."""
+    seconds = results["seconds"]
+    print(f"{results['cores']} cores, {len(seconds['empty'])} rounds: median (smallest–largest)\n")
     for name, bound in BOUNDS.items():
-        more = [ours - empty for ours, empty in zip(seconds[name], seconds["empty"], strict=True)]
-        missed = "" if median(more) <= bound else "   MISSED"
-        print(f"ours − empty BentoML, {name}: {_spread(more)} s   ≤ {bound:g}{missed}")
-    compiled = found["compiles"]
+        differences = [ours - empty for ours, empty in zip(seconds[name], seconds["empty"], strict=True)]
+        missed = "" if median(differences) <= bound else "   MISSED"
+        print(f"ours − empty BentoML, {name}: {_spread(differences)} s   ≤ {bound:g}{missed}")
+    compiled = results["compiles"]
     more = compiled["after"] - compiled["before"]
-    answers = ", ".join(f"{count} × {status}" for status, count in sorted(compiled["statuses"].items()))
+    responses = ", ".join(f"{count} × {status}" for status, count in sorted(compiled["statuses"].items()))
     print(f"programs compiled after ready: {more:g}   = 0{'' if more == 0 else '   MISSED'}")
     print(
-        f"    {compiled['before']:g} before, {compiled['after']:g} after {compiled['requests']} requests: {answers}\n"
+        f"    {compiled['before']:g} before, {compiled['after']:g} after {compiled['requests']} requests: {responses}\n"
     )
     for name, values in seconds.items():
-        print(f"{name:<6} {_spread(values)} s to ready")
+        print(f"{name:<6} {_spread(values)} s until ready")
 
 
 def _spread(values: list[float]) -> str:
