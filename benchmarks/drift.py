@@ -74,19 +74,19 @@ def print_false_alarms(streams: int) -> dict[str, float]:
     """Prints and returns the rates of false alarms of every distribution and of the combination."""
     bound = 0.01 + 3 * math.sqrt(0.01 * 0.99 / streams)
     sys.stdout.write(f"{streams} streams each; at most 1 % is allowed, {100 * bound:.2f} % with 3 standard errors\n")
-    found = {}
+    rates = {}
     for law in (*LAWS, "combination"):
-        found[f"false alarms, {law}"] = rate = false_alarms(law, streams)
+        rates[f"false alarms, {law}"] = rate = false_alarms(law, streams)
         sys.stdout.write(f"{law:34} {100 * rate:5.2f} % false alarms{'' if rate <= bound else '   TOO MANY'}\n")
     for law in ("continuous", "atoms"):
-        found[f"false alarms, {law}, as they are"] = rate = false_alarms(law, streams // 10, dither=False)
+        rates[f"false alarms, {law}, as they are"] = rate = false_alarms(law, streams // 10, dither=False)
         sys.stdout.write(f"{law + ', as they are':34} {100 * rate:5.2f} % false alarms\n")
-    return found
+    return rates
 
 
 def print_delays(streams: int) -> dict[str, float]:
     """Prints and returns the rows to the alarm: by share of strange rows and epoch; by distribution, with and without dither."""
-    found = {}
+    delays_by_case = {}
     levels = [drift.alarm_level(0.01, 1, epoch) for epoch in EPOCHS]
     for share in (0.01, 0.05, 0.2):
         for ordinary in (0, 5_000):
@@ -94,16 +94,16 @@ def print_delays(streams: int) -> dict[str, float]:
             for epoch, rows in zip(EPOCHS, np.array(delays).T, strict=True):
                 middle, late = np.quantile(rows, (0.5, 0.9), method="higher")
                 name = f"{100 * share:g} % strange after {ordinary:,} rows, epoch {epoch}"
-                found[name] = float(middle)
+                delays_by_case[name] = float(middle)
                 sys.stdout.write(f"{name:46} {middle:>6g} rows to the alarm, median; nine in ten by {late:g}\n")
     for law in LAWS:
         both = [
             float(np.median([delay(law, 0.05, 0, seed, [LEVEL], dither=dither) for seed in range(streams)]))
             for dither in (True, False)
         ]
-        found |= {f"5 % strange, {law}": both[0], f"5 % strange, {law}, as they are": both[1]}
+        delays_by_case |= {f"5 % strange, {law}": both[0], f"5 % strange, {law}, as they are": both[1]}
         sys.stdout.write(f"5 % strange, {law:33} {both[0]:>6g} rows to the alarm, median; as they are {both[1]:g}\n")
-    return found
+    return delays_by_case
 
 
 def online(

@@ -51,7 +51,7 @@ class Law:
     method: dict[str, Any] = field(default_factory=dict)
 
 
-class Fitted(NamedTuple):
+class FittedLaw(NamedTuple):
     """The model of a law, its reference rows, and a pool of new rows of the law."""
 
     posterior: Posterior
@@ -130,7 +130,7 @@ def config_from_dict(law: Law, **calibration: Any) -> Config:
     )
 
 
-def fit_law(law: Law, pool_rows: int, seed: int = 0) -> Fitted:
+def fit_law(law: Law, pool_rows: int, seed: int = 0) -> FittedLaw:
     """Fits the law's model to a table, and draws a pool."""
     rng = np.random.default_rng(seed)
     config = config_from_dict(law)
@@ -144,7 +144,7 @@ def fit_law(law: Law, pool_rows: int, seed: int = 0) -> Fitted:
         rows = read_source(str(pool), config.data, model, classify=True).train
     assert rows is not None  # noqa: S101 - all rows of a table without parts are training rows
     reference, rest = set_aside(dataset.train, config.seed)
-    return Fitted(posterior, fit_feature_scores(posterior, rest, config.seed), reference, rows)
+    return FittedLaw(posterior, fit_feature_scores(posterior, rest, config.seed), reference, rows)
 
 
 def write_table(columns: dict[str, Any], path: Path) -> None:
@@ -153,6 +153,6 @@ def write_table(columns: dict[str, Any], path: Path) -> None:
     csv.write_csv(pa.table(arrays), path)
 
 
-def predictor_of(fitted: Fitted, bucket: int) -> Predictor:
+def predictor_of(fitted: FittedLaw, bucket: int) -> Predictor:
     """Compiles the law's model for one batch size."""
     return Predictor(fitted.posterior, (bucket,), feature_scores=fitted.feature_scores)

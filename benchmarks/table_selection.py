@@ -1,21 +1,21 @@
-"""`make bench-selection`, the tables: which scores decide about rows of numbers, chosen on data that is not reported.
+"""`make bench-selection`, tables: chooses the scores that decide about rows of numbers, on data without reported results.
 
     python benchmarks/table_selection.py [--data FOLDER] [--only letters,gases,digits,drift,numbers]
 
     kind      familiar                                         strange
-    letters   twenty letters but five, in four folds           those five; not the six that `tabular.py` holds out
-    gases     batches 1 and 2 without one gas, in five folds   that gas
+    letters   twenty letters without five, in four folds       these five; not the six that `tabular.py` leaves out
+    gases     batches 1 and 2 without one gas, in five folds   this gas
     drift     batch 1                                          batch 2; not the batches from 3 on
-    digits    scikit-learn's digits, standardised as a table   two or three classes, in three folds
+    digits    scikit-learn's digits, standardised as a table   two classes, in three folds
     numbers   boston, concrete, energy, wine, yacht            the farthest along the first principal component; one cluster
-    shuffled  of each of these                                 rows whose every column is drawn from the training part
-                                                               on its own: nothing out of range, all else broken
+    shuffled  each of these                                    rows with every column shuffled separately: all values are in
+                                                               range, but the columns are independent
 
-The combinations are few; the rule of choice is the highest AUROC, averaged over the kinds, within a kind over its folds,
-and of those within .001 of it the highest detection. Detection is at a calibrated 1 %; of numbers, whose calibration
-parts are small, at 5 %.
+The rule of choice among few combinations: the highest AUROC, averaged over the kinds, and within a kind over its folds; of
+the combinations within .001 of it, the one with the highest detection. Detection is at a calibrated 1 %; for numbers, which
+have small calibration parts, at 5 %.
 
-About ten minutes on one core. Writes `benchmarks/results/table_selection.json`.
+It takes about ten minutes on one core. Writes `benchmarks/results/table_selection.json`.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
 CONFIGS = PROJECT / "training" / "configs"
 LETTERS = [letter for letter in range(26) if letter % 4 != 3]
-"""Those that `tabular.py` learns from."""
+"""The letters that `tabular.py` fits to."""
 DIGITS = ((1, 7), (3, 8), (0, 9))
 UCI = ("boston", "concrete", "energy", "wine", "yacht")
 CLUSTERS = 6
 FAR = 0.85
-"""Of the first principal component: the share of rows that stay."""
-OF_CLASSES: dict[str, tuple[str, ...]] = {
+"""The share of rows along the first principal component that are familiar."""
+CLASS_COMBINATIONS: dict[str, tuple[str, ...]] = {
     "A": ("vim", "relative_mahalanobis", "subspace", "gen"),
     "B": ("relative_mahalanobis", "subspace", "knn", "range"),
     "C": ("relative_mahalanobis", "knn", "local_subspace", "range"),
@@ -68,7 +68,7 @@ OF_CLASSES: dict[str, tuple[str, ...]] = {
     "F": ("vim", "local_subspace", "feature_subspace", "range"),
     "G": ("relative_mahalanobis", "knn", "local_subspace", "feature_subspace", "mutual_information", "range"),
 }
-OF_NUMBERS: dict[str, tuple[str, ...]] = {
+NUMBER_COMBINATIONS: dict[str, tuple[str, ...]] = {
     "A": ("std", "mahalanobis", "input_knn", "range"),
     "B": ("std", "mahalanobis", "knn", "range"),
     "C": ("std", "mahalanobis", "local_subspace", "range"),
@@ -81,11 +81,10 @@ RULES: tuple[Rule, ...] = ("min", "weighted", "harmonic")
 SMALLER = ("steps=4000", "starts=3", "draws=60")
 
 Arrays = dict[str, np.ndarray]
-Found = dict[str, dict[str, float]]
 
 
 class Task(NamedTuple):
-    """Familiar rows, to be split in three, and strange ones by kind."""
+    """Familiar rows, which the fit splits into three parts, and strange rows by kind."""
 
     kind: str
     config: Config
@@ -98,20 +97,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = PROJECT.parent / "shared" / "data"
     parser.add_argument("--data", type=Path, default=shared, help="folder of the .npz files")
-    parser.add_argument("--only", help="some of the kinds, with commas")
+    parser.add_argument("--only", help="some of the kinds, separated by commas")
     options = parser.parse_args()
     kinds = options.only.split(",") if options.only else ["letters", "gases", "drift", "digits", "numbers"]
-    found: dict[str, list[dict[str, Any]]] = {"classes": [], "numbers": []}
+    results: dict[str, list[dict[str, Any]]] = {"classes": [], "numbers": []}
     with tempfile.TemporaryDirectory() as folder:
         for task in (task for kind in kinds for task in TASKS[kind](options.data)):
             numeric = task.config.likelihood == "normal"
-            found["numbers" if numeric else "classes"] += measure(task, Path(folder))
+            results["numbers" if numeric else "classes"] += measure(task, Path(folder))
             print(".", end="", file=sys.stderr, flush=True)
-    for of, combinations in (("classes", OF_CLASSES), ("numbers", OF_NUMBERS)):
-        if found[of]:
-            report(of, combinations, found[of])
+    for target, combinations in (("classes", CLASS_COMBINATIONS), ("numbers", NUMBER_COMBINATIONS)):
+        if results[target]:
+            print_results(target, combinations, results[target])
     RESULTS.mkdir(exist_ok=True)
-    content = {"combinations": {"classes": OF_CLASSES, "numbers": OF_NUMBERS}, "sets": found}
+    content = {"combinations": {"classes": CLASS_COMBINATIONS, "numbers": NUMBER_COMBINATIONS}, "sets": results}
     (RESULTS / "table_selection.json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
     return 0
 
@@ -120,7 +119,7 @@ def main() -> int:
 
 
 def letters(data: Path) -> Iterator[Task]:
-    """Four folds of the letters that `tabular.py` learns from."""
+    """Yields four folds of the letters that `tabular.py` fits to."""
     with np.load(data / "letter_recognition.npz") as file:
         x, y = file["x"], file["y"]
     config = read_config(CONFIGS / "letters.toml", SMALLER)
@@ -130,7 +129,7 @@ def letters(data: Path) -> Iterator[Task]:
 
 
 def gases(data: Path) -> Iterator[Task]:
-    """Batches 1 and 2 without one gas; toluene is hardly there."""
+    """Yields batches 1 and 2 without one gas; toluene, which has few rows, is always included."""
     config = read_config(CONFIGS / "gas-drift.toml", (*SMALLER, "calibration_size=300"))
     x, y, batch = gas_arrays(data)
     for gas in range(5):
@@ -138,21 +137,21 @@ def gases(data: Path) -> Iterator[Task]:
 
 
 def drift(data: Path) -> Iterator[Task]:
-    """Batch 1, and batch 2 as drift."""
+    """Yields batch 1, with batch 2 as drift."""
     config = read_config(CONFIGS / "gas-drift.toml", (*SMALLER, "calibration_size=120"))
     x, y, batch = gas_arrays(data)
     yield Task("drift", config, {"x": x[batch == 1], "y": y[batch == 1]}, {"drift": x[batch == 2]})
 
 
 def gas_arrays(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features, gases and batches."""
+    """Reads features, gases and batches."""
     with np.load(data / "gas_sensor_drift.npz") as file:
         return file["x"], file["y"], file["batch"]
 
 
 def digits(data: Path) -> Iterator[Task]:
-    """Digits of 64 pixels, each of them a measurement of its own."""
-    del data  # scikit-learn has them
+    """Yields digits of 64 pixels, as 64 separate measurements."""
+    del data  # the digits are in scikit-learn
     images, labels = load_digits(return_X_y=True)
     config = read_config(CONFIGS / "gas-drift.toml", (*SMALLER, "calibration_size=400"))
     for classes in DIGITS:
@@ -160,22 +159,22 @@ def digits(data: Path) -> Iterator[Task]:
 
 
 def without(kind: str, config: Config, x: np.ndarray, y: np.ndarray, classes: Any) -> Task:
-    """A task whose strange rows are those of some classes."""
+    """Makes a task with some classes as strange rows."""
     held_out = np.isin(y, classes)
     known = {"x": x[~held_out], "y": np.unique(y[~held_out], return_inverse=True)[1]}
     return Task(kind, config, known, {kind: x[held_out]})
 
 
 def numbers(data: Path) -> Iterator[Task]:
-    """Regressions without the rows far along one direction, and without one cluster."""
+    """Yields regressions without the rows far along one direction, and without one cluster."""
     for name in UCI:
         with np.load(data / "uci" / f"{name}.npz") as file:
             x, y = file["x"], file["y"]
         z = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)
-        place = z @ np.linalg.svd(z, full_matrices=False)[2][0]
+        component = z @ np.linalg.svd(z, full_matrices=False)[2][0]
         cluster = KMeans(CLUSTERS, n_init=10, random_state=0).fit_predict(z)
-        strange = {"far": place > np.quantile(place, FAR)}
-        # One of middling size: the smallest may be a single row.
+        strange = {"far": component > np.quantile(component, FAR)}
+        # A cluster of medium size, because the smallest may have a single row.
         strange["cluster"] = cluster == np.argsort(np.bincount(cluster))[CLUSTERS // 2 - 1]
         known = ~(strange["far"] | strange["cluster"])
         config = read_config(CONFIGS / "wine-red.toml", (f"calibration_size={60 if name == 'yacht' else 99}",))
@@ -189,24 +188,24 @@ TASKS = {"letters": letters, "gases": gases, "drift": drift, "digits": digits, "
 
 
 def measure(task: Task, folder: Path) -> list[dict[str, Any]]:
-    """One task's AUROC and detection of every combination, by strange set."""
+    """Measures AUROC and detection of every combination on one task, by strange set."""
     path = folder / "known.npz"
     np.savez(path, **task.known)
     dataset = load_dataset(task.config, str(path))
-    posterior = fitted(task.config, dataset)
-    aside, rest = set_aside(dataset.train, task.config.seed)
+    posterior = fit_posterior(task.config, dataset)
+    reference_rows, rest = set_aside(dataset.train, task.config.seed)
     predictor = Predictor(posterior, (256,), feature_scores=fit_feature_scores(posterior, rest, task.config.seed))
-    strange = task.strange | {"shuffled": shuffled(dataset.train.x)}
-    reference, known, familiar = (predictor(rows.x) for rows in (aside, dataset.calibration, dataset.test))
-    found = {kind: predictor(x) for kind, x in strange.items()}
+    strange = task.strange | {"shuffled": shuffle_columns(dataset.train.x)}
+    reference, known, familiar = (predictor(rows.x) for rows in (reference_rows, dataset.calibration, dataset.test))
+    strange_predictions = {kind: predictor(x) for kind, x in strange.items()}
     return [
-        {"kind": kind, "decisions": compared(task, dataset, reference, known, familiar, prediction)}
-        for kind, prediction in found.items()
+        {"kind": kind, "decisions": compare_decisions(task, dataset, reference, known, familiar, prediction)}
+        for kind, prediction in strange_predictions.items()
     ]
 
 
-def fitted(config: Config, dataset: Dataset) -> Posterior:
-    """The posterior by the config's method."""
+def fit_posterior(config: Config, dataset: Dataset) -> Posterior:
+    """Fits the posterior with the method of the config."""
     model = build_model(config, dataset)
     problem = Problem(BNN(model, config.prior), observe(model, dataset.train), observe(model, dataset.test))
     return METHODS[config.method.kind](
@@ -214,13 +213,13 @@ def fitted(config: Config, dataset: Dataset) -> Posterior:
     ).posterior
 
 
-def shuffled(x: np.ndarray) -> np.ndarray:
-    """Rows whose every column comes from another row: all within range."""
+def shuffle_columns(x: np.ndarray) -> np.ndarray:
+    """Shuffles every column separately, so that all values are within range."""
     rng = np.random.default_rng(7)
     return np.stack([rng.permutation(column)[:1000] for column in x.T], axis=1)
 
 
-def compared(
+def compare_decisions(
     task: Task,
     dataset: Dataset,
     reference: Prediction,
@@ -228,52 +227,54 @@ def compared(
     familiar: Prediction,
     strange: Prediction,
 ) -> dict[str, dict[str, float]]:
-    """AUROC, detection and the reject rate of the test part, by combination and rule, and by score."""
+    """Returns AUROC, detection and the reject rate of the test part, by combination and rule, and by score."""
     numeric = task.config.likelihood == "normal"
-    combinations = OF_NUMBERS if numeric else OF_CLASSES
-    decisions = {f"{name} {rule}": Decision(scores=s, rule=rule) for name, s in combinations.items() for rule in RULES}
+    combinations = NUMBER_COMBINATIONS if numeric else CLASS_COMBINATIONS
+    decisions = {
+        f"{name} {rule}": Decision(scores=scores, rule=rule) for name, scores in combinations.items() for rule in RULES
+    }
     decisions |= {name: Decision(scores=(name,)) for name in known.scores}
-    found = {}
+    results = {}
     for name, decision in decisions.items():
-        terms = calibrate(
+        calibration = calibrate(
             known,
             dataset.calibration.y,
             decision=decision,
             percentile=95.0 if numeric else 99.0,
             reference=reference.scores,
         )
-        of_familiar, of_strange = (judge(terms, each) for each in (familiar, strange))
-        values = [each.scores[decision.name].value for each in (of_familiar, of_strange)]
-        found[name] = {
+        on_familiar, on_strange = (judge(calibration, prediction) for prediction in (familiar, strange))
+        values = [judgement.scores[decision.name].value for judgement in (on_familiar, on_strange)]
+        results[name] = {
             "auroc": separation(*values).auroc,
-            "detection": float(of_strange.reject.mean()),
-            "rejected": float(of_familiar.reject.mean()),
+            "detection": float(on_strange.reject.mean()),
+            "rejected": float(on_familiar.reject.mean()),
         }
-    return found
+    return results
 
 
-def report(of: str, combinations: dict[str, tuple[str, ...]], found: list[dict[str, Any]]) -> None:
-    """The table: AUROC and detection by kind, and their averages over kinds; the chosen one is marked."""
-    kinds = list(dict.fromkeys(each["kind"] for each in found))
-    averages = {name: [averaged(found, kind, name) for kind in kinds] for name in found[0]["decisions"]}
+def print_results(target: str, combinations: dict[str, tuple[str, ...]], sets: list[dict[str, Any]]) -> None:
+    """Prints AUROC and detection by kind, and their averages over kinds; marks the chosen combination."""
+    kinds = list(dict.fromkeys(entry["kind"] for entry in sets))
+    averages = {name: [average(sets, kind, name) for kind in kinds] for name in sets[0]["decisions"]}
     auroc = {name: float(np.mean([a for a, _ in cells])) for name, cells in averages.items()}
     detected = {name: float(np.mean([d for _, d in cells])) for name, cells in averages.items()}
-    several = [name for name in averages if " " in name]
-    best = max(several, key=auroc.__getitem__)
-    chosen = max((name for name in several if auroc[name] > auroc[best] - 1e-3), key=detected.__getitem__)
-    print(f"\n### {of}: AUROC · detection\n")
+    combined = [name for name in averages if " " in name]
+    best = max(combined, key=auroc.__getitem__)
+    chosen = max((name for name in combined if auroc[name] > auroc[best] - 1e-3), key=detected.__getitem__)
+    print(f"\n### {target}: AUROC · detection\n")
     print("\n".join(f"    {name}  {' + '.join(scores)}" for name, scores in combinations.items()))
     print(f"\n| | {' | '.join(kinds)} | average |\n|---|{'---|' * len(kinds)}---|")
     for name, cells in averages.items():
-        shown = " | ".join(f"{a:.3f} · {d:.0%}" for a, d in cells)
+        columns = " | ".join(f"{a:.3f} · {d:.0%}" for a, d in cells)
         label = f"**{name}**" if name == chosen else name
-        print(f"| {label} | {shown} | {auroc[name]:.4f} · {detected[name]:.1%} |")
+        print(f"| {label} | {columns} | {auroc[name]:.4f} · {detected[name]:.1%} |")
 
 
-def averaged(found: list[dict[str, Any]], kind: str, name: str) -> tuple[float, float]:
-    """Mean AUROC and detection over the sets of a kind."""
-    sets = [each["decisions"][name] for each in found if each["kind"] == kind]
-    return float(np.mean([s["auroc"] for s in sets])), float(np.mean([s["detection"] for s in sets]))
+def average(sets: list[dict[str, Any]], kind: str, name: str) -> tuple[float, float]:
+    """Returns the mean AUROC and detection over the sets of a kind."""
+    figures = [entry["decisions"][name] for entry in sets if entry["kind"] == kind]
+    return float(np.mean([each["auroc"] for each in figures])), float(np.mean([each["detection"] for each in figures]))
 
 
 if __name__ == "__main__":

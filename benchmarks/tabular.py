@@ -1,13 +1,13 @@
-"""`make bench-quality`, the tables: three sets of measurements, each with rows that its model never knew.
+"""`make bench-quality`, tables: three sets of measurements, each with rows that are strange to its model.
 
-    letters    26 capital letters, six of them (every fourth: D H L P T X) held out
-    wine-red   the quality of red wines; white ones are strange
-    gas-drift  six gases, learned from batches 1 and 2; the sensors drift from batch to batch
+    letters    26 capital letters; six of them (every fourth: D H L P T X) are strange
+    wine-red   the quality of red wines; white wines are strange
+    gas-drift  six gases in batches 1 and 2; later batches are strange, because the sensors drift
 
-Cuts the public arrays into the files that `abstain fit` takes, fits each set's config for every seed by the command a
-user has, and prints what the config's own decision, the default, comes to. A seed cuts another test part. No choice
-was made on what is printed here: which scores decide, and how feature scores are fitted, was chosen with other letters, gases
-and wines held out (`docs/results.md`), and networks and methods by rows held out of the training parts.
+It splits the public arrays into files for `abstain fit`, fits the config of each set for every seed with this command, and
+prints the results of the default decision. Every seed draws another test part. These results were not used for any choice:
+the decision scores and the fit of feature scores were chosen with other strange letters, gases and wines
+(`docs/results.md`), and networks and methods by rows of the training parts outside the fit.
 
     python benchmarks/tabular.py --data FOLDER [--seeds 3] [--only letters] [--prepare FOLDER]
 """
@@ -36,25 +36,25 @@ from abstain.models.decisions.ranks import percentile_rank
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "benchmarks" / "results"
 ABSTAIN = Path(sys.executable).with_name("abstain")
-HELD_OUT_LETTERS = range(3, 26, 4)
+STRANGE_LETTERS = range(3, 26, 4)
 FIRST_BATCHES = (1, 2)
 TEST_SHARE = 0.2
 PERCENTILES = (99.0, 95.0)
-"""The configs' own, and one that a request may ask for instead."""
+"""The percentile of the configs, and one that a request may have instead."""
 
 Arrays = dict[str, np.ndarray]
 
 
 class Cut(NamedTuple):
-    """One set's rows: what `abstain fit` takes, and strange rows by name, with targets where they mean something."""
+    """The rows of a set: arrays for `abstain fit`, and strange rows by name, with targets if they are meaningful."""
 
     known: Arrays
     strange: dict[str, Arrays]
 
 
 def cut_letters(arrays: Arrays, seed: int) -> Cut:
-    """All but every fourth letter; these are strange, and no answer to them is right."""
-    held_out = np.isin(arrays["y"], HELD_OUT_LETTERS)
+    """Splits off every fourth letter as strange; no predicted class of these is right."""
+    held_out = np.isin(arrays["y"], STRANGE_LETTERS)
     kept, codes = np.unique(arrays["y"][~held_out], return_inverse=True)
     known = parts(arrays["x"][~held_out], codes, seed)
     known |= {"class_names": arrays["class_names"][kept], "feature_names": arrays["feature_names"]}
@@ -62,13 +62,13 @@ def cut_letters(arrays: Arrays, seed: int) -> Cut:
 
 
 def cut_wine(arrays: Arrays, seed: int) -> Cut:
-    """Red wines; white ones, whose quality was judged on the same scale, are strange."""
+    """Splits wines: white ones are strange; their quality has the same scale as that of red ones."""
     known = parts(arrays["x_red"], arrays["y_red"], seed) | {"feature_names": arrays["feature_names"]}
     return Cut(known, {"white": {"x": arrays["x_white"], "y": arrays["y_white"]}})
 
 
 def cut_gas(arrays: Arrays, seed: int) -> Cut:
-    """The first two batches; each later one is strange, the more so the later."""
+    """Splits off the batches after the first two, which are the stranger, the later they are."""
     batch = arrays["batch"]
     first = np.isin(batch, FIRST_BATCHES)
     known = parts(arrays["x"][first], arrays["y"][first], seed) | {"class_names": arrays["class_names"]}
@@ -77,14 +77,14 @@ def cut_gas(arrays: Arrays, seed: int) -> Cut:
 
 
 def parts(x: np.ndarray, y: np.ndarray, seed: int) -> Arrays:
-    """Training and test part, drawn by the seed."""
+    """Draws a training and a test part."""
     order = np.random.default_rng(seed).permutation(len(x))
     test, train = np.split(order, [round(TEST_SHARE * len(x))])
     return {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
 
 
 class Task(NamedTuple):
-    """A config's name, the file of the public arrays, and how they are cut."""
+    """The file of the public arrays of a set, and the function that splits them."""
 
     file: str
     cut: Callable[[Arrays, int], Cut]
@@ -98,35 +98,35 @@ TASKS = {
 
 
 def main() -> int:
-    """Cuts, fits, measures, prints, and writes `benchmarks/results/tabular.json`."""
+    """Splits, fits, measures, prints, and writes `benchmarks/results/tabular.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shared = PROJECT.parent / "shared" / "data"
     parser.add_argument("--data", type=Path, default=shared, help="folder of the .npz files")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=tuple(TASKS), action="append", help="one of the sets; may be repeated")
-    parser.add_argument("--prepare", type=Path, help="only write the files that `abstain fit` takes into this folder")
+    parser.add_argument("--prepare", type=Path, help="only write the files for `abstain fit` to this folder")
     options = parser.parse_args()
-    chosen = {name: task for name, task in TASKS.items() if not options.only or name in options.only}
-    absent = [task.file for task in chosen.values() if not (options.data / task.file).is_file()]
-    if absent:
-        sys.exit(f"missing in {options.data}: {', '.join(absent)}; name their folder with --data")
+    tasks = {name: task for name, task in TASKS.items() if not options.only or name in options.only}
+    missing = [task.file for task in tasks.values() if not (options.data / task.file).is_file()]
+    if missing:
+        sys.exit(f"missing in {options.data}: {', '.join(missing)}; name their folder with --data")
     if options.prepare:
-        for name, task in chosen.items():
+        for name, task in tasks.items():
             known, strange = write(name, task, options.data, options.prepare, 0)
             print("\n".join(map(str, (known, *strange.values()))))
         return 0
     results: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, task in chosen.items():
+        for name, task in tasks.items():
             results[name] = [measure(name, task, options.data, Path(folder), seed) for seed in range(options.seeds)]
-            report(name, results[name])
+            print_results(name, results[name])
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "tabular.json").write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
     return 0
 
 
 def write(name: str, task: Task, data: Path, folder: Path, seed: int) -> tuple[Path, dict[str, Path]]:
-    """Writes what a set's `abstain fit` and `abstain evaluate --ood` take; returns where."""
+    """Writes the files of a set for `abstain fit` and for `abstain evaluate --ood`; returns their paths."""
     with np.load(data / task.file) as file:
         cut = task.cut(dict(file), seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,13 +139,13 @@ def write(name: str, task: Task, data: Path, folder: Path, seed: int) -> tuple[P
 
 
 def measure(name: str, task: Task, data: Path, folder: Path, seed: int) -> dict[str, Any]:
-    """One seed's fit and figures."""
+    """Fits one seed and returns its figures."""
     known, strange = write(name, task, data, folder / f"{name}-{seed}", seed)
     store = folder / f"{name}-{seed}" / "store"
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     config = PROJECT / "training" / "configs" / f"{name}.toml"
     fitted = run("fit", config, "--data", known, "--store", store, "--set", f"seed={seed}")
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     sets = [argument for part, path in strange.items() for argument in ("--ood", f"{part}={path}")]
     evaluated = run("evaluate", name, "--data", known, "--store", store, *sets)
     return {
@@ -153,27 +153,27 @@ def measure(name: str, task: Task, data: Path, folder: Path, seed: int) -> dict[
         "seconds": seconds,
         "shortfalls": fitted["shortfalls"],
         **evaluated,
-        **accepted_and_rejected(store / name / "1", known, strange),
+        **measure_rejected(store / name / "1", known, strange),
     }
 
 
 def run(*arguments: str | Path) -> dict[str, Any]:
     """Runs an `abstain` command of this checkout and returns its output."""
     paths = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
+    process = subprocess.run(
         [ABSTAIN, *map(str, arguments), "--json"],
         capture_output=True,
         env={**os.environ, "PYTHONPATH": paths},
         text=True,
         check=False,
     )
-    if done.returncode:
-        sys.exit(done.stderr)
-    return json.loads(done.stdout)
+    if process.returncode:
+        sys.exit(process.stderr)
+    return json.loads(process.stdout)
 
 
-def accepted_and_rejected(version: Path, known: Path, strange: dict[str, Path]) -> dict[str, Any]:
-    """How many rows of every set are rejected at each percentile, and how good the answers are to both kinds."""
+def measure_rejected(version: Path, known: Path, strange: dict[str, Path]) -> dict[str, Any]:
+    """Returns the rejected rows of every set at each percentile, and the quality on accepted and on rejected rows."""
     bundle = load(version)
     predictor, calibration = bundle.predictor((256,)), bundle.calibration
     with np.load(known) as file:
@@ -184,50 +184,50 @@ def accepted_and_rejected(version: Path, known: Path, strange: dict[str, Path]) 
     answers: dict[str, Any] = {}
     for part, (x, y) in sets.items():
         prediction = predictor(x)
-        fits = None if y is None else agreement(np.asarray(prediction.summary.mean), y)
+        quality = None if y is None else row_quality(np.asarray(prediction.summary.mean), y)
         answers[part] = {
-            f"{percentile:g}": divided(judge(calibration, prediction, percentile).reject, fits)
+            f"{percentile:g}": summarize(judge(calibration, prediction, percentile).reject, quality)
             for percentile in PERCENTILES
         }
     rows, tests = calibration.rows, len(sets["test"][0])
     bands = {}
     for percentile in PERCENTILES:
         rank = percentile_rank(percentile, rows)
-        # Of the test rows as many are above the threshold as a beta-binomial has it: Beta(k, n + 1 - k) is their share.
+        # The number of test rows above the threshold has a beta-binomial distribution.
         bands[f"{percentile:g}"] = (betabinom.ppf([0.025, 0.975], tests, rows + 1 - rank, rank) / tests).tolist()
     return {"bands": bands, "calibration_rows": rows, "answers": answers}
 
 
-def divided(rejected: np.ndarray, fits: np.ndarray | None) -> dict[str, Any]:
-    """The share that is rejected, and the mean fit of the accepted and of the rejected, if there is one."""
-    found: dict[str, Any] = {"rows": len(rejected), "rejected": int(rejected.sum())}
-    for of, rows in (("of_accepted", ~rejected), ("of_rejected", rejected)):
-        found[of] = float(fits[rows].mean()) if fits is not None and rows.any() else None
-    return found
+def summarize(rejected: np.ndarray, quality: np.ndarray | None) -> dict[str, Any]:
+    """Returns the number of rejected rows, and the mean quality of accepted and of rejected rows; None if unknown."""
+    figures: dict[str, Any] = {"rows": len(rejected), "rejected": int(rejected.sum())}
+    for name, rows in (("of_accepted", ~rejected), ("of_rejected", rejected)):
+        figures[name] = float(quality[rows].mean()) if quality is not None and rows.any() else None
+    return figures
 
 
-def agreement(mean: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Whether each class is right, or each number's squared error."""
+def row_quality(mean: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns 1 or 0 for a right or wrong class, or the squared error of a number."""
     return (mean.argmax(axis=1) == y).astype(float) if mean.ndim == 2 else (mean - y) ** 2
 
 
-def report(name: str, results: list[dict[str, Any]]) -> None:
-    """A set's tables, in Markdown: mean over the seeds, and how far these lie apart."""
+def print_results(name: str, results: list[dict[str, Any]]) -> None:
+    """Prints the tables of a set in Markdown: means and standard deviations over the seeds."""
     quality = "accuracy" if "accuracy" in results[0] else "rmse"
     first = results[0]
     print(f"\n### {name}\n")
     print(f"{len(results)} seeds; {first['calibration_rows']} calibration rows, {first['rows']} test rows; ", end="")
-    print(f"{np.mean([each['seconds'] for each in results]):.0f} s a fit; {quality} {spread(results, quality)}.")
+    print(f"{np.mean([each['seconds'] for each in results]):.0f} s per fit; {quality} {spread(results, quality)}.")
     for percentile in PERCENTILES:
-        at = f"{percentile:g}"
-        rates = [each["answers"]["test"][at]["rejected"] / each["rows"] for each in results]
+        key = f"{percentile:g}"
+        rates = [each["answers"]["test"][key]["rejected"] / each["rows"] for each in results]
         inside = sum(
-            each["bands"][at][0] <= rate <= each["bands"][at][1] for each, rate in zip(results, rates, strict=True)
+            each["bands"][key][0] <= rate <= each["bands"][key][1] for each, rate in zip(results, rates, strict=True)
         )
-        low, high = first["bands"][at]
+        low, high = first["bands"][key]
         print(
-            f"Rejected of the test part at {at}: {', '.join(f'{rate:.1%}' for rate in rates)}; "
-            f"exact 95 % band {low:.1%} … {high:.1%}, {inside} of {len(rates)} in it."
+            f"Rejected rows of the test part at {key}: {', '.join(f'{rate:.1%}' for rate in rates)}; "
+            f"exact 95 % band {low:.1%} … {high:.1%}, {inside} of {len(rates)} within it."
         )
     heads = [f"rejected at {p:g} | {quality} of accepted | of rejected" for p in PERCENTILES]
     print(f"\n| rows of | AUROC | {' | '.join(heads)} |\n|---|---|{'---|' * 3 * len(PERCENTILES)}")
@@ -236,37 +236,37 @@ def report(name: str, results: list[dict[str, Any]]) -> None:
         for percentile in PERCENTILES:
             answers = [each["answers"][part][f"{percentile:g}"] for each in results]
             cells.append(spread_of([each["rejected"] / each["rows"] for each in answers]))
-            cells += [pooled(answers, of, quality) for of in ("of_accepted", "of_rejected")]
+            cells += [pool_quality(answers, key, quality) for key in ("of_accepted", "of_rejected")]
         print(f"| {part.replace('_', ' ')} | {' | '.join(cells)} |")
     print(f"\n| score | rejected of test | {' | '.join(part.replace('_', ' ') for part in first['ood'])} |")
     print("|---|---|" + "---|" * len(first["ood"]))
     for score in first["reject_rate"]:
         rejected = np.mean([each["reject_rate"][score] for each in results])
-        found = [[each["ood"][part][score] for each in results] for part in first["ood"]]
+        by_set = [[each["ood"][part][score] for each in results] for part in first["ood"]]
         cells = [
-            f"{np.mean([f['auroc'] for f in each]):.3f} · {np.mean([f['detection'] for f in each]):.0%}"
-            for each in found
+            f"{np.mean([seed['auroc'] for seed in seeds]):.3f} · {np.mean([seed['detection'] for seed in seeds]):.0%}"
+            for seeds in by_set
         ]
         print(f"| {'**decision**' if score == 'reject' else score} | {rejected:.2%} | {' | '.join(cells)} |")
 
 
 def spread(results: list[dict[str, Any]], key: str) -> str:
-    """A figure's mean and standard deviation over the seeds."""
+    """Formats the mean and standard deviation of a figure over the seeds."""
     return spread_of([each[key] for each in results])
 
 
 def spread_of(values: list[float]) -> str:
-    """Mean and standard deviation."""
+    """Formats the mean and standard deviation."""
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}"
 
 
-def pooled(answers: list[dict[str, Any]], key: str, quality: str) -> str:
-    """Accuracy or RMSE over the rows of all seeds."""
+def pool_quality(answers: list[dict[str, Any]], key: str, quality: str) -> str:
+    """Formats the accuracy or RMSE over the rows of all seeds."""
     counts = [each["rejected"] if key == "of_rejected" else each["rows"] - each["rejected"] for each in answers]
     known = [(each[key], count) for each, count in zip(answers, counts, strict=True) if each[key] is not None]
     if not known:
         return ""
-    mean = float(np.average([fit for fit, _ in known], weights=[count for _, count in known]))
+    mean = float(np.average([value for value, _ in known], weights=[count for _, count in known]))
     return f"{mean if quality == 'accuracy' else mean**0.5:.3f}"
 
 
