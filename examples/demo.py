@@ -1,6 +1,6 @@
-"""`make demo`: fit a posterior on handwritten digits, serve it, and ask about a held-out digit and about the letter B.
+"""`make demo`: fits a posterior to handwritten digits, serves it, and predicts a test digit and the letter B.
 
-Everything happens by the commands and the HTTP that a user has; run again, it reuses the model that it has fitted.
+It uses only commands and HTTP, like a user. A second run uses the fitted model again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONFIG = PROJECT / "training" / "configs" / "digits-vi.toml"
 ABSTAIN = Path(sys.executable).with_name("abstain")
 READY_SECONDS = 120
 
-# Drawn as the digits were: a pen's stroke on 32×32 dots, counted in blocks of 4×4, 0 to 16.
+# Drawn like the digits of the data set: a stroke on 32×32 dots, counted in blocks of 4×4, 0 to 16.
 LETTER_B = [
     [0, 3, 16, 13, 10, 2, 0, 0],
     [0, 7, 8, 1, 7, 14, 0, 0],
@@ -43,33 +43,33 @@ LETTER_B = [
 
 
 def main() -> int:
-    """Fit, serve, ask, show; 0 if the digit was accepted and right and the B rejected."""
+    """Fits, serves, predicts and prints; returns 0 if the digit is accepted and right, and the B is rejected."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, default=PROJECT / "artifacts", help="the folder of models")
     store = parser.parse_args().store.resolve()
     fit_once(store)
-    digit, truth = held_out_digit()
-    with serving(store) as url:
-        answers = ask(url, [digit, LETTER_B])
-    show([digit, LETTER_B], answers, truth)
-    if answers[0]["reject"] or answers[0]["label"] != truth or not answers[1]["reject"]:
-        say("not as hoped: the digit should be accepted and right, and the B rejected")
+    digit, truth = test_digit()
+    with run_server(store) as url:
+        predictions = predict(url, [digit, LETTER_B])
+    print_predictions([digit, LETTER_B], predictions, truth)
+    if predictions[0]["reject"] or predictions[0]["label"] != truth or not predictions[1]["reject"]:
+        print_progress("unexpected: the digit should be accepted and right, and the B rejected")
         return 1
     return 0
 
 
 def fit_once(store: Path) -> None:
-    """`abstain fit`, unless the store has the model."""
+    """Runs `abstain fit`, unless the store has the model."""
     models = json.loads(run("models", "--store", store, "--json"))["models"]
     if any(model["name"] == "digits" for model in models):
-        say(f"reusing the model digits in {store}")
+        print_progress(f"using the model digits in {store}")
         return
-    say("fitting a Bayesian neural network to handwritten digits")
+    print_progress("fitting a Bayesian neural network to handwritten digits")
     run("fit", CONFIG, "--store", store)
 
 
-def held_out_digit() -> tuple[list[list[float]], str]:
-    """The first digit of the test part, which neither fit nor calibration has seen, and what it is."""
+def test_digit() -> tuple[list[list[float]], str]:
+    """Returns the first digit of the test part, which neither fit nor calibration uses, and its class."""
     from abstain.training.config.reading import read_config  # noqa: PLC0415
     from abstain.training.fit import load_dataset  # noqa: PLC0415
 
@@ -78,12 +78,12 @@ def held_out_digit() -> tuple[list[list[float]], str]:
 
 
 @contextmanager
-def serving(store: Path) -> Generator[str]:
-    """`abstain serve` on a free port of this machine, until the block ends."""
+def run_server(store: Path) -> Generator[str]:
+    """Runs `abstain serve` on a free port of this machine; yields its URL, and stops it at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    say(f"serving it with BentoML on port {port}")
+    print_progress(f"serving it with BentoML on port {port}")
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         command = [ABSTAIN, "serve", "--port", str(port), "--store", store]
@@ -97,7 +97,7 @@ def serving(store: Path) -> Generator[str]:
 
 
 def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-    """Returns when `/readyz` answers 200."""
+    """Waits until `/readyz` responds with 200; exits if the server ends or takes too long."""
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -112,61 +112,61 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: IO[bytes]) 
     sys.exit(f"the server was not ready within {READY_SECONDS} s")
 
 
-def ask(url: str, images: list[list[list[float]]]) -> list[dict[str, Any]]:
-    """Sends the images to `POST /predict` and returns the answers."""
+def predict(url: str, images: list[list[list[float]]]) -> list[dict[str, Any]]:
+    """Sends the images to `POST /predict` and returns the predictions."""
     body = json.dumps({"inputs": images, "model": "digits"}).encode()
     request = urllib.request.Request(f"{url}/predict", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as response:
         return json.load(response)["predictions"]
 
 
-def show(images: list[list[list[float]]], answers: list[dict[str, Any]], truth: str) -> None:
-    """The images, then a line for each answer."""
+def print_predictions(images: list[list[list[float]]], predictions: list[dict[str, Any]], truth: str) -> None:
+    """Prints the images, then a line for each prediction."""
     console = Console(width=max(92, Console().width))
-    drawn = [picture(image) for image in images]
-    for left, right in zip(*drawn, strict=True):
+    pictures = [picture(image) for image in images]
+    for left, right in zip(*pictures, strict=True):
         console.print(f"    {left}        {right}", highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("shown", "taken for", "probability", "disagreement", "limit", "verdict"):
+    for head in ("image", "predicted", "probability", "disagreement", "threshold", "verdict"):
         table.add_column(head, no_wrap=True)
-    for name, answer in zip((f"the digit {truth}", "the letter B"), answers, strict=True):
-        score = answer["scores"]["mutual_information"]
+    for name, prediction in zip((f"the digit {truth}", "the letter B"), predictions, strict=True):
+        score = prediction["scores"]["mutual_information"]
         table.add_row(
             name,
-            answer["label"],
-            f"{max(answer['probabilities']):.2f}",
+            prediction["label"],
+            f"{max(prediction['probabilities']):.2f}",
             f"{score['value']:.3f} nats",
             f"{score['threshold']:.3f} nats",
-            "rejected: I don't know" if answer["reject"] else "accepted",
+            "rejected: I don't know" if prediction["reject"] else "accepted",
         )
     console.print(table)
     console.print(
-        "\nThe network has never seen a letter, and must call it some digit. Its posterior draws"
-        "\ndisagree about which: more than they do on 99 of 100 digits they were not trained on."
-        "\nThat is how it knows that it does not know.",
+        "\nThe network was fitted to digits only, so its prediction for a letter is a digit. But its posterior"
+        "\ndraws disagree about it more than on 99 of 100 digits outside the training data."
+        "\nThis disagreement shows that the prediction cannot be trusted.",
         highlight=False,
     )
 
 
 def picture(image: list[list[float]]) -> list[str]:
-    """An 8×8 image of 0 to 16 in characters, two for each pixel."""
+    """Renders an 8×8 image with values from 0 to 16 as characters, two for each pixel."""
     shades = " ░▒▓█"
     steps = (np.asarray(image) / 16 * (len(shades) - 1)).round().astype(int)
     return ["".join(shades[step] * 2 for step in row) for row in steps]
 
 
 def run(*arguments: object) -> str:
-    """The output of an `abstain` command; its progress goes to the terminal."""
-    finished = subprocess.run(
+    """Runs an `abstain` command and returns its output; its progress goes to the terminal."""
+    process = subprocess.run(
         [ABSTAIN, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=False, env=os.environ
     )
-    if finished.returncode:
-        sys.exit(finished.returncode)
-    return finished.stdout
+    if process.returncode:
+        sys.exit(process.returncode)
+    return process.stdout
 
 
-def say(text: str) -> None:
-    """A line on stderr."""
+def print_progress(text: str) -> None:
+    """Prints a line on stderr."""
     sys.stderr.write(f"· {text}\n")
 
 
