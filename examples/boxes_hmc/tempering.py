@@ -1,11 +1,12 @@
-"""Parallel tempering (Geyer, 1991): a sampler of one's own, as a `Kernel` that the library runs like its others.
+"""Parallel tempering (Geyer, 1991): an example of a new sampler, a `Kernel` that the library runs like its own.
 
 Each chain has a ladder of replicas. Replica k moves by HMC in the tempered posterior
 
     π_k(z) ∝ p(z) · p(y | z)^β_k,    1 = β_0 > β_1 > … > β_K,
 
-and after every move neighbours are exchanged with probability min(1, exp((β_k − β_l)(ℓ_l − ℓ_k))), ℓ = log p(y | z).
-The hottest replicas wander from mode to mode, and hand the modes down to the coldest, whose positions are the samples.
+and after every move, neighbours are exchanged with probability min(1, exp((β_k − β_l)(ℓ_l − ℓ_k))), ℓ = log p(y | z).
+The hottest replicas move between modes, and exchanges carry these modes to the coldest replica; its positions are the
+samples.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from abstain.training.inference.methods.hmc import DIVERGENCE, Point, acceptance
 from abstain.training.inference.target import Data, Target, Vector
 
 LADDER = tuple(0.02 ** (rung / 9) for rung in range(10))
-"""β of each replica: near the last the likelihood hardly counts, and there is one mode, the prior's."""
+"""β of each replica: for the last ones the likelihood hardly counts, and the only mode is that of the prior."""
 STEPS, JITTER, TARGET_ACCEPTANCE, FIRST_STEP = 16, 0.5, 0.75, 0.05
 
 
@@ -43,7 +44,7 @@ class State(NamedTuple):
 
 
 def kernel(target: Target) -> Kernel:
-    """The transitions of one chain and its ladder."""
+    """Makes the transitions of one chain and its ladder."""
     betas, metric = jnp.array(LADDER), unit_metric(target.dim, "unit")
 
     def log_likelihood(position: Vector, data: Data) -> Array:
@@ -75,7 +76,7 @@ def kernel(target: Target) -> Kernel:
         acceptance = acceptance_probability(error)
         accepted = jax.random.uniform(key_accept, acceptance.shape) < acceptance
         moved = where(accepted[:, None], end.position, state.point.position)
-        point = points(swapped(key_swap, moved, data, state.transition), data)
+        point = points(exchange(key_swap, moved, data, state.transition), data)
         info = {
             "acceptance": acceptance[0],
             "diverging": ~(error[0] < DIVERGENCE),
@@ -85,12 +86,12 @@ def kernel(target: Target) -> Kernel:
         }
         return state._replace(key=key, point=point, transition=state.transition + 1), info, acceptance
 
-    def swapped(key: PRNGKeyArray, positions: Float[Array, "rungs dim"], data: Data, transition: Array) -> Array:
-        """Positions after neighbours were exchanged: the pairs (0, 1), (2, 3) … and (1, 2), (3, 4) … by turns."""
+    def exchange(key: PRNGKeyArray, positions: Float[Array, "rungs dim"], data: Data, transition: Array) -> Array:
+        """Exchanges neighbours, in turn the pairs (0, 1), (2, 3) … and (1, 2), (3, 4) …; returns the new positions."""
         fits = jax.vmap(log_likelihood, in_axes=(0, None))(positions, data)
         gain = (betas[:-1] - betas[1:]) * (fits[1:] - fits[:-1])
-        turn = jnp.arange(len(betas) - 1) % 2 == transition % 2
-        exchanged = turn & (jnp.log(jax.random.uniform(key, gain.shape)) < gain)
+        is_in_turn = jnp.arange(len(betas) - 1) % 2 == transition % 2
+        exchanged = is_in_turn & (jnp.log(jax.random.uniform(key, gain.shape)) < gain)
         rungs = jnp.arange(len(betas))
         up, down = jnp.append(exchanged, False), jnp.insert(exchanged, 0, False)
         return positions[rungs + up - down]
@@ -102,10 +103,10 @@ def kernel(target: Target) -> Kernel:
     def warm(state: State, data: Data) -> tuple[State, Info]:
         state, info, acceptance = move(state, data)
 
-        def adapted(size: StepSize, acceptance: Array) -> StepSize:
+        def adapt(size: StepSize, acceptance: Array) -> StepSize:
             return adapt_step_size(size, acceptance, "dual_averaging", TARGET_ACCEPTANCE)
 
-        return state._replace(step_size=jax.vmap(adapted)(state.step_size, acceptance)), info
+        return state._replace(step_size=jax.vmap(adapt)(state.step_size, acceptance)), info
 
     def settle(state: State) -> State:
         final = jax.vmap(lambda size: final_step_size(size, "dual_averaging"))(state.step_size)

@@ -1,4 +1,4 @@
-"""The pictures of `run.py`."""
+"""Draws the pictures of `run.py`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ mpl.rcParams.update(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG."""
+    """Writes a figure to a PNG file."""
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
@@ -30,7 +30,7 @@ def save(figure: Figure, path: Path) -> None:
 def traces(
     path: Path, samples: dict[str, np.ndarray], priors: dict[str, Distribution], article: dict[str, Any]
 ) -> None:
-    """The chains' traces, and their posterior with the prior and the article's interval."""
+    """Draws the traces of the chains, and their posterior with the prior and the article's interval."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots(len(samples), 2, width_ratios=(3, 2))
     for (left, right), (name, values) in zip(axes, samples.items(), strict=True):
@@ -62,7 +62,7 @@ def traces(
 
 
 def bands(path: Path, data: Observations, predicted: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """The data, the draws' means and the noisy observations, a panel for each prior."""
+    """Draws the data, the means of the draws and the noisy observations in a panel for each prior."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.subplots(1, len(predicted), sharey=True)
     for axis, (name, (means, noisy)) in zip(axes, predicted.items(), strict=True):
@@ -83,13 +83,13 @@ def bands(path: Path, data: Observations, predicted: dict[str, tuple[np.ndarray,
 
 
 def functions(path: Path, data: Observations, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> None:
-    """Forty networks drawn from each prior, and from each posterior."""
+    """Draws the functions of forty networks from each prior and each posterior."""
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
     for column, name in enumerate(before):
-        places = np.linspace(0, len(after[name]) - 1, 40).astype(int)
-        for axis, drawn in zip(axes[:, column], (before[name], after[name][places]), strict=True):
-            axis.plot(X, drawn.T, color=ACCENT, linewidth=0.7, alpha=0.5)
+        indices = np.linspace(0, len(after[name]) - 1, 40).astype(int)
+        for axis, values in zip(axes[:, column], (before[name], after[name][indices]), strict=True):
+            axis.plot(X, values.T, color=ACCENT, linewidth=0.7, alpha=0.5)
             axis.plot(data.x[:, 0], data.y, ".", color=INK, markersize=3)
         axes[0, column].set(title=f"{name}: prior", ylim=(-15, 15), xlim=(-1.3, 1.3))
         axes[1, column].set(title=f"{name}: posterior", xlabel="x")
@@ -99,5 +99,5 @@ def functions(path: Path, data: Observations, before: dict[str, np.ndarray], aft
 
 
 def truth() -> np.ndarray:
-    """The function behind the data."""
+    """Returns the function from which the data were drawn."""
     return 0.3 + np.sin(2 * np.pi * X / 2.5)

@@ -1,12 +1,12 @@
 """A posterior from three ingredients: a tree of priors, a log-likelihood, and a tree of shapes.
 
     python examples/custom_posterior/run.py            # three minutes on two cores
-    python examples/custom_posterior/run.py --quick    # the same story, too short to believe
+    python examples/custom_posterior/run.py --quick    # the same with too little work for reliable results
 
-No model language: `Target` takes the ingredients as they are. First a linear regression, whose answers the article
-prints; then a small network with a normal prior on all its weights; then the same network with Cauchy biases, worded
-twice, as a tree and as a config's `[prior.layers]`, to the same density. Pictures go to `figures/`, figures to
-`numbers.json`.
+There is no model language: `Target` has these three arguments. The example fits a linear regression, with results to
+compare in the article; a small network with a normal prior on all its weights; and the same network with Cauchy biases,
+written as a tree and as `[prior.layers]` of a config, which give the same density. It
+writes pictures to `figures/` and numbers to `numbers.json`.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ ARTICLE = {
     "beta": {"mean": 1.24, "std": 0.06, "5%": 1.14, "95%": 1.34, "ess_bulk": 4396.45},
     "sigma": {"mean": 0.34, "std": 0.02, "5%": 0.30, "95%": 0.38, "ess_bulk": 3694.10},
 }
-"""What the article prints of its linear regression; R-hat is 1.00 for all, and no transition diverged."""
+"""The article's results of the linear regression; R-hat is 1.00 for all, and no transition diverged."""
 X = np.linspace(-1.3, 1.3, 100, dtype=np.float32)[:, None]
-"""Where the networks predict; the data lie in [−1, 1]."""
+"""The inputs of the predictions; the data are in [−1, 1]."""
 
 
 def points() -> Observations:
-    """The article's hundred points. Its JAX drew from this key by a way that JAX has since replaced."""
+    """Draws the article's hundred points, with the random generator of its older JAX."""
     x = jnp.linspace(-1, 1, 100)
     with jax.threefry_partitionable(False):
         noise = jax.random.normal(jax.random.PRNGKey(1), x.shape)
     return Observations(x[:, None], 0.3 + jnp.sin(2 * jnp.pi * x / 2.5) + 0.2 * noise)
 
 
-# Three ingredients, of a straight line …
+# The three ingredients of a straight line
 
 
 def linear_target() -> Target:
-    """The straight line alpha + beta x, with noise of standard deviation sigma."""
+    """Makes the target of the line alpha + beta x, with noise of standard deviation sigma."""
 
     def log_likelihood(parameters: Parameters, data: Observations) -> jax.Array:
         mean = parameters["alpha"] + parameters["beta"] * data.x[:, 0]
@@ -73,13 +73,13 @@ def linear_target() -> Target:
     )
 
 
-# … and of a network: the trees are nested, and nothing else changes.
+# The three ingredients of a network: only the trees are nested.
 
 NETWORK = MLP(hidden=(5, 10), outputs=1, activation="softplus")
 
 
 def network_target(bias: dist.Distribution) -> Target:
-    """A prior for every array by its name: `bias` for `Dense_0.bias` and its like, N(0, 1) for the kernels."""
+    """Makes the target of the network: the prior `bias` for all biases, N(0, 1) for the kernels."""
     shapes = parameter_shapes(NETWORK, (1,))
     priors = {layer: {"bias": bias, "kernel": dist.Normal()} for layer in shapes}
 
@@ -90,73 +90,73 @@ def network_target(bias: dist.Distribution) -> Target:
 
 
 def outputs(parameters: Parameters, x: jax.Array) -> jax.Array:
-    """Predicts every row with these parameters: a function of one row, mapped."""
+    """Predicts every row with these parameters."""
     return jax.vmap(lambda row: NETWORK.apply({"params": parameters["network"]}, row)[0])(x)
 
 
 def configured_bnn() -> BNN:
-    """The network with Cauchy biases as `cauchy.toml` words it."""
+    """Makes the network with Cauchy biases from `cauchy.toml`."""
     config = read_config(HERE / "cauchy.toml")
     return BNN(Model(network=config.network, likelihood=config.likelihood, feature_shape=(1,)), config.prior)
 
 
 def largest_difference(one: Target, other: Target, data: Observations) -> float:
-    """Between two log densities, in nats relative to their size, at a hundred draws from the prior."""
+    """Returns the largest relative difference between two log densities at a hundred draws from the prior."""
     zs = jax.jit(jax.vmap(one.sample_prior))(jax.random.split(jax.random.key(5), 100))
-    ours, theirs = (
+    first, second = (
         jax.jit(jax.vmap(lambda z, target=target: target.log_density(z, data)))(zs) for target in (one, other)
     )
-    return float(jnp.abs(ours / theirs - 1).max())
+    return float(jnp.abs(first / second - 1).max())
 
 
 # Sampling, diagnostics, prediction
 
 
 def sample(title: str, target: Target, data: Observations, settings: NUTSConfig, *, network: bool = False) -> Chains:
-    """Runs NUTS, each chain from its own draw of the prior. For a network it keeps outputs and parameters."""
+    """Runs NUTS, each chain from its own draw of the prior; for a network also keeps its outputs."""
     key_starts, key_chains = jax.random.split(jax.random.key(0))
     starts = jax.jit(jax.vmap(target.sample_prior))(jax.random.split(key_starts, settings.chains))
-    watch = (lambda z: outputs(target.constrain(z), jnp.asarray(X[::2]))) if network else None
+    tracked = (lambda z: outputs(target.constrain(z), jnp.asarray(X[::2]))) if network else None
     with progress_bar(title) as report:
         return sample_chains(
-            key_chains, kernel(target, settings), target, data, starts, settings, Journal(progress=report), watch
+            key_chains, kernel(target, settings), target, data, starts, settings, Journal(progress=report), tracked
         )
 
 
 def by_name(target: Target, chains: Chains) -> list[dict[str, Any]]:
-    """A row for every number of the tree, however deep it lies: `network.Dense_0.bias[3]`."""
+    """Returns a row for every number of the tree, at any depth, such as `network.Dense_0.bias[3]`."""
     leaves = jax.tree.leaves(parameters(target, chains))
     values = np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)
     tails = np.quantile(values, [0.05, 0.95], axis=(0, 1)).T
-    # The shortest interval that holds 90 %: what NumPyro prints under 5.0 % and 95.0 %.
+    # The shortest interval with 90 %, which NumPyro prints as 5.0 % and 95.0 %.
     shortest = hpdi(values.reshape(-1, values.shape[2]), 0.9).T
     rows = table(parameter_names(target), values, chains.seconds)
     return [
-        row | {"5%": low, "95%": high, "hpdi": held.tolist()}
-        for row, (low, high), held in zip(rows, tails, shortest, strict=True)
+        row | {"5%": low, "95%": high, "hpdi": interval.tolist()}
+        for row, (low, high), interval in zip(rows, tails, shortest, strict=True)
     ]
 
 
 def predict(target: Target, chains: Chains, draws: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Means `[draws, rows]` of evenly chosen draws at `X`, and one noisy observation of each."""
+    """Returns the means `[draws, rows]` of evenly spaced draws at `X`, and one noisy observation of each."""
 
     @jax.jit
-    def of_draws(zs: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        drawn = jax.vmap(target.constrain)(zs)
-        means = jax.vmap(outputs, in_axes=(0, None))(drawn, X)
-        return means, dist.Normal(means, drawn["noise"][:, None]).sample(key)
+    def predict_draws(zs: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        parameters_of_draws = jax.vmap(target.constrain)(zs)
+        means = jax.vmap(outputs, in_axes=(0, None))(parameters_of_draws, X)
+        return means, dist.Normal(means, parameters_of_draws["noise"][:, None]).sample(key)
 
-    return jax.device_get(of_draws(chains.thinned(draws), jax.random.key(2)))
+    return jax.device_get(predict_draws(chains.thinned(draws), jax.random.key(2)))
 
 
 def prior_functions(target: Target, draws: int = 40) -> np.ndarray:
-    """The network's outputs at `X` under draws of the prior: `[draws, rows]`."""
+    """Returns the outputs of the network at `X` for draws of the prior: `[draws, rows]`."""
     keys = jax.random.split(jax.random.key(3), draws)
     return np.asarray(jax.jit(jax.vmap(lambda key: outputs(target.constrain(target.sample_prior(key)), X)))(keys))
 
 
 def network_figures(target: Target, chains: Chains, settings: NUTSConfig, noisy: np.ndarray) -> dict[str, Any]:
-    """The diagnostics of a network's chains: of predictions, which decide, and of parameters."""
+    """Returns the diagnostics of a network's chains: for predictions, which decide, and for parameters."""
     facts = chain_diagnostics(target, chains, settings)
     rows = by_name(target, chains)
     worst = max(rows, key=lambda row: row["rhat"])
@@ -173,15 +173,15 @@ def network_figures(target: Target, chains: Chains, settings: NUTSConfig, noisy:
     }
 
 
-# Without a bijector
+# Without a bijector for sigma
 
 
 def unbounded_target() -> Target:
-    """The same line, with the article's sigma, which nothing keeps above zero."""
+    """Makes the same line with the article's sigma, which can be negative."""
     line = linear_target()
 
     def log_likelihood(parameters: Parameters, data: Observations) -> jax.Array:
-        # Sigma's prior moves here, so that `Target` sees a number without bounds.
+        # The prior of sigma is here, so that `Target` uses sigma as a number without bounds.
         prior = dist.LogNormal().log_prob(parameters["sigma"])
         return line.log_likelihood(parameters, data) + prior / len(data.y)
 
@@ -190,40 +190,44 @@ def unbounded_target() -> Target:
 
 
 def sigma_figures(data: Observations, settings: NUTSConfig) -> dict[str, Any]:
-    """Sigma with a bijector and without, from the same starts."""
+    """Compares sigma with a bijector and without, from the same starts."""
     key, line, unbounded = jax.random.key(4), linear_target(), unbounded_target()
     starts = jax.jit(jax.vmap(line.sample_prior))(jax.random.split(key, settings.chains))
-    same = jax.vmap(lambda z: unbounded.unconstrain(line.constrain(z)))(starts)
-    found = {}
-    for name, target, first in (("with", line, starts), ("without", unbounded, same)):
+    same_starts = jax.vmap(lambda z: unbounded.unconstrain(line.constrain(z)))(starts)
+    results = {}
+    for name, target, first in (("with", line, starts), ("without", unbounded, same_starts)):
         chains = sample_chains(key, kernel(target, settings), target, data, first, settings, Journal())
         row = by_name(target, chains)[-1]
-        found[name] = {column: row[column] for column in ("mean", "5%", "ess_bulk", "rhat")}
-        found[name]["divergences"] = int(chains.column("diverging").sum())
-    return found
+        results[name] = {column: row[column] for column in ("mean", "5%", "ess_bulk", "rhat")}
+        results[name]["divergences"] = int(chains.column("diverging").sum())
+    return results
 
 
-# The story
+# All steps
 
 
 def main() -> None:
-    """Fits everything, draws everything, and writes down what came out."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="a tenth of the work; the pictures go to a new folder")
-    options.add_argument("--out", type=Path, help="where figures/ and numbers.json go; else this folder")
-    given = options.parse_args()
-    folder = given.out or (Path(tempfile.mkdtemp(prefix="posterior-")) if given.quick else HERE)
-    numbers = tell(folder, 10 if given.quick else 1)
+    """Runs all fits, and writes figures/ and numbers.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work; the pictures go to a new folder")
+    parser.add_argument("--out", type=Path, help="the folder for figures/ and numbers.json; default: this folder")
+    options = parser.parse_args()
+    folder = options.out or (Path(tempfile.mkdtemp(prefix="posterior-")) if options.quick else HERE)
+    numbers = run_all(folder, 10 if options.quick else 1)
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
     print(json.dumps(numbers, indent=2))
     print(f"{numbers['seconds']:.0f} s; see {folder}")
 
 
-def tell(folder: Path, less: int = 1) -> dict[str, Any]:
-    """The whole story, with `less` times less work."""
-    import pictures  # noqa: PLC0415 - in this folder, and a second to import
+def run_all(folder: Path, less: int = 1) -> dict[str, Any]:
+    """Runs all fits and writes the pictures; returns the numbers.
 
-    began, data = time.perf_counter(), points()
+    Args:
+        less: divides the numbers of samples and steps.
+    """
+    import pictures  # noqa: PLC0415 - in this folder; the import takes a second
+
+    start_time, data = time.perf_counter(), points()
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
 
@@ -237,8 +241,8 @@ def tell(folder: Path, less: int = 1) -> dict[str, Any]:
     configured = configured_bnn().target
     targets = {"N(0, 1) on everything": network_target(dist.Normal()), "Cauchy biases": configured}
     numbers["tree_against_config"] = largest_difference(network_target(dist.Cauchy()), configured, data)
-    written: Any = read_config(HERE / "cauchy.toml").method
-    shorter = written.model_copy(update={"warmup": written.warmup // less, "samples": written.samples // less})
+    method: Any = read_config(HERE / "cauchy.toml").method
+    shorter = method.model_copy(update={"warmup": method.warmup // less, "samples": method.samples // less})
     predicted, before = {}, {}
     for name, target in targets.items():
         chains = sample(name, target, data, shorter, network=True)
@@ -246,11 +250,11 @@ def tell(folder: Path, less: int = 1) -> dict[str, Any]:
         numbers[name] = network_figures(target, chains, shorter, predicted[name][1])
     pictures.bands(figures / "networks.png", data, predicted)
     pictures.functions(figures / "prior_posterior.png", data, before, {name: two[0] for name, two in predicted.items()})
-    return rounded(numbers | {"seconds": time.perf_counter() - began})
+    return round_tree(numbers | {"seconds": time.perf_counter() - start_time})
 
 
-def rounded(tree: Any) -> Any:
-    """A tree of plain JSON, four significant digits."""
+def round_tree(tree: Any) -> Any:
+    """Rounds the numbers of a tree to four significant digits; returns plain JSON."""
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, int | str) else float(f"{leaf:.4g}"), tree)
 
 

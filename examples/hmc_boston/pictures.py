@@ -1,4 +1,4 @@
-"""The pictures of `run.py`."""
+"""Draws the pictures of `run.py`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ mpl.rcParams.update(
 
 
 def mixture(path: Path, target: Target, draws: np.ndarray, visits: int) -> None:
-    """The density with one chain's draws, and the way that the chain took."""
+    """Draws the density with the draws of one chain, and the path of the chain."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     ticks = np.linspace(-6, 6, 121)
-    places = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2).astype(np.float32)
-    density = np.exp(jax.vmap(target.log_prior)(places)).reshape(121, 121)
+    points = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2).astype(np.float32)
+    density = np.exp(jax.vmap(target.log_prior)(points)).reshape(121, 121)
     shade = left.contourf(ticks, ticks, density, levels=8, cmap="Greys", alpha=0.8)
     left.plot(*draws.T, "-", color=ACCENT, linewidth=0.4, alpha=0.5)
     left.plot(*draws.T, ".", color=ACCENT, markersize=4)
@@ -35,10 +35,10 @@ def mixture(path: Path, target: Target, draws: np.ndarray, visits: int) -> None:
     steps = np.arange(1, len(draws) + 1)
     right.plot(steps, draws[:, 0], "-", color=MUTED, linewidth=0.6)
     for sign, color, name in ((1, CHAINS[1], "(2, −2)"), (-1, ACCENT, "(−2, 2)")):
-        here = np.sign(draws[:, 0] - draws[:, 1]) == sign
-        right.plot(steps[here], draws[here, 0], ".", color=color, markersize=4, label=f"nearer {name}")
+        is_nearer = np.sign(draws[:, 0] - draws[:, 1]) == sign
+        right.plot(steps[is_nearer], draws[is_nearer, 0], ".", color=color, markersize=4, label=f"nearer {name}")
     right.axvline(visits, color=INK, linestyle=":", linewidth=1, label=f"both visited: draw {visits}")
-    right.set(xlabel="draw after the warm-up", ylabel="x₁", xlim=(0, len(draws) + 1), title="the chain's way")
+    right.set(xlabel="draw after the warm-up", ylabel="x₁", xlim=(0, len(draws) + 1), title="path of the chain")
     right.spines[["top", "right"]].set_visible(False)
     handles, names = right.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower right", ncols=3, columnspacing=1.5)
@@ -46,7 +46,7 @@ def mixture(path: Path, target: Target, draws: np.ndarray, visits: int) -> None:
 
 
 def parity(path: Path, predicted: dict[str, dict[str, np.ndarray]], facts: dict[str, Any]) -> None:
-    """Prediction against truth: the wide thin bars are the whole standard deviation, the thick ones aleatoric."""
+    """Draws predictions against true values; long thin bars are the whole standard deviation, thick ones the aleatoric."""
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     for axis, (name, parts) in zip(figure.subplots(1, 2, sharex=True, sharey=True), predicted.items(), strict=True):
         truth, mean = parts["truth"], parts["mean"]
@@ -74,12 +74,12 @@ def parity(path: Path, predicted: dict[str, dict[str, np.ndarray]], facts: dict[
 
 
 def traces(path: Path, fits: dict[str, Fitted]) -> None:
-    """The log posterior density of every chain's draws, a panel for each sampler."""
+    """Draws the log posterior density of every chain in a panel for each sampler."""
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     for axis, (name, fitted) in zip(figure.subplots(2, 2, sharey=True).flat, fits.items(), strict=True):
         assert fitted.chains is not None  # noqa: S101 - a sampler made it
-        for place, chain in enumerate(fitted.chains.column("log_density")):
-            axis.plot(chain, color=CHAINS[place % len(CHAINS)], linewidth=0.5, alpha=0.8)
+        for index, chain in enumerate(fitted.chains.column("log_density")):
+            axis.plot(chain, color=CHAINS[index % len(CHAINS)], linewidth=0.5, alpha=0.8)
         axis.set_title(f"{name}: R-hat of predictions {fitted.diagnostics.to_json()['function']['rhat']:.2f}")
         axis.set(xlim=(0, len(chain)), ylabel="log posterior (nats)", xlabel="draw")
         axis.spines[["top", "right"]].set_visible(False)

@@ -1,13 +1,13 @@
-"""Hamiltonian Monte Carlo: two modes that it must both find, and Boston's house prices.
+"""Hamiltonian Monte Carlo: a target with two modes, and Boston's house prices.
 
     python examples/hmc_boston/run.py --data FOLDER            # about two minutes on two cores
-    python examples/hmc_boston/run.py --data FOLDER --quick    # the same story, too short to believe
+    python examples/hmc_boston/run.py --data FOLDER --quick    # the same with too little work for reliable results
     python examples/hmc_boston/run.py --tensorboard TRACES     # also writes traces for TensorBoard
 
-FOLDER holds `boston.npz` (x, y, train_idx, test_idx). First NUTS on a mixture of two normals; then a small network with a
-mean and a log-variance: its posterior mode, HMC from there, NUTS with either way of adapting the step size, chains from
-overdispersed draws of the prior, and a finished run that is lengthened. Pictures go to `figures/`, figures to
-`numbers.json`.
+FOLDER holds `boston.npz` (x, y, train_idx, test_idx). It runs NUTS on a mixture of two normals; then, for a small
+network with a mean and a log-variance: the posterior mode, HMC from there, NUTS with two ways of adapting the step size,
+chains from overdispersed draws of the prior, and a longer version of a finished run. It writes pictures to `figures/` and
+numbers to `numbers.json`.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ DATA = HERE.parents[2] / "shared" / "data" / "uci"
 
 
 def mixture() -> Target:
-    """½ N((2, −2), I) + ½ N((−2, 2), I): all of it in the prior, and no data to speak of."""
+    """Makes the target ½ N((2, −2), I) + ½ N((−2, 2), I) as a prior; it has no data."""
     components = dist.MultivariateNormal(jnp.array([[2.0, -2.0], [-2.0, 2.0]]), jnp.eye(2))
     law = dist.MixtureSameFamily(dist.Categorical(jnp.full(2, 0.5)), components)
     return Target({"x": law}, lambda _parameters, data: jnp.zeros(len(data)), {"x": (2,)})
 
 
 def sample_mixture(warmup: int = 100, samples: int = 200, seed: int = 0) -> Chains:
-    """NUTS with dual averaging, a hundred chains of it, from the article's start (0.1, 0) and its step size of 0.001."""
+    """Runs a hundred chains of NUTS with dual averaging, from the article's start (0.1, 0) and step size 0.001."""
     target = mixture()
     settings = NUTSConfig(
         chains=100, warmup=warmup, samples=samples, step_size=1e-3, mass_matrix="unit", max_tree_depth=6, reports=1
@@ -73,13 +73,13 @@ def sample_mixture(warmup: int = 100, samples: int = 200, seed: int = 0) -> Chai
 
 
 def first_visits(draws: Float[np.ndarray, "steps 2"]) -> list[int]:
-    """How many draws it took until each mode was visited: (2, −2) first, then (−2, 2)."""
-    nearer = draws[:, 0] > draws[:, 1]
-    return [int(np.argmax(side)) + 1 if side.any() else len(draws) + 1 for side in (nearer, ~nearer)]
+    """Returns the number of draws until the first visit of each mode: of (2, −2), and of (−2, 2)."""
+    is_nearer_first = draws[:, 0] > draws[:, 1]
+    return [int(np.argmax(side)) + 1 if side.any() else len(draws) + 1 for side in (is_nearer_first, ~is_nearer_first)]
 
 
 def mixture_facts(draws: Float[np.ndarray, "chains steps 2"], visits: list[int]) -> dict[str, Any]:
-    """When the chains had visited both modes, and how they share their draws between them."""
+    """Returns when the chains had visited both modes, and the share of draws near the first mode."""
     return {
         "chains": len(draws),
         "draws_until_both_visited_median": float(np.median(visits)),
@@ -93,18 +93,18 @@ def mixture_facts(draws: Float[np.ndarray, "chains steps 2"], visits: list[int])
 
 
 def boston(folder: Path, split: int = 0) -> tuple[Problem, Dataset]:
-    """All rows outside the test part are learned from; inputs and prices are scaled by these rows alone.
+    """Builds the problem: the fit uses all rows outside the test part, which also scale inputs and prices.
 
-    The taper (1, .5, .2, .1) times 13 features is 13, 6, 2, 1: the first is the input itself, and the last becomes the
-    two outputs, a mean and a log-variance.
+    The taper (1, .5, .2, .1) times 13 features gives the widths 13, 6, 2, 1. The first is the input, and the last becomes two
+    outputs, a mean and a log-variance.
     """
     path = folder / "boston.npz"
     if not path.is_file():
-        sys.exit(f"{path} is missing; pass --data FOLDER, where boston.npz is")
+        sys.exit(f"{path} is missing; pass --data FOLDER with boston.npz")
     config = CONFIG.model_copy(update={"data": DataConfig(split_index=split)})
     source = read_source(str(path), config.data, classify=False)
-    nothing = source.test.take(np.arange(0))
-    dataset = Dataset(source, source.train, nothing, source.test)
+    no_rows = source.test.take(np.arange(0))
+    dataset = Dataset(source, source.train, no_rows, source.test)
     model = build_model(config, dataset)
     bnn = BNN(model, config.prior)
     return Problem(bnn, observe(model, dataset.train), observe(model, dataset.test)), dataset
@@ -118,12 +118,12 @@ CONFIG = Config(
     prior=PriorConfig(scale=0.2),
 )
 SEARCH = EnsembleConfig(members=4, steps=1500, batch_size=512, learning_rate=1e-2, reports=50)
-"""Adam on all rows, from four starts; of each the iterate is kept that predicts a tenth of the training rows best,
-which are not searched by."""
+"""Adam from four starts; each keeps the iterate with the best predictions for a tenth of the training rows, which it does
+not fit."""
 
 
 def samplers(less: int = 1) -> dict[str, HMCConfig | NUTSConfig | ChEESConfig]:
-    """Each chain from a mode of its own; the last sampler's from far apart, which is what R-hat wants."""
+    """Returns the samplers: each chain starts from another mode; those of the last sampler start far apart, as R-hat needs."""
     hmc: dict[str, Any] = {"step_size": 0.01, "leapfrogs": 10, "mass_matrix": "unit", "warmup": 1000 // less}
     nuts: dict[str, Any] = {"step_size": 0.01, "max_tree_depth": 6, "warmup": 300 // less, "samples": 300 // less}
     far: dict[str, Any] = {"warmup": 500 // less, "samples": 400 // less, "max_leapfrogs": 300}
@@ -136,15 +136,15 @@ def samplers(less: int = 1) -> dict[str, HMCConfig | NUTSConfig | ChEESConfig]:
 
 
 def fit(title: str, problem: Problem, settings: Any, folder: Path | None = None) -> Fitted:
-    """Any of the methods; with a folder, a journal is kept there, and what is already in it is not done again."""
-    sampled = getattr(settings, "chains", 1) * getattr(settings, "samples", 1)
-    config = CONFIG.model_copy(update={"method": settings, "draws": min(CONFIG.draws, sampled)})
+    """Runs a method; with a folder, keeps a journal there and continues from it."""
+    samples = getattr(settings, "chains", 1) * getattr(settings, "samples", 1)
+    config = CONFIG.model_copy(update={"method": settings, "draws": min(CONFIG.draws, samples)})
     with progress_bar(title) as report:
         return infer(config, problem, Journal(folder, report))
 
 
-def lengthened(problem: Problem, settings: HMCConfig, first: Fitted, folder: Path) -> dict[str, Any]:
-    """A finished run with as many samples more: what its folder holds is taken as it is, and only continued."""
+def lengthen(problem: Problem, settings: HMCConfig, first: Fitted, folder: Path) -> dict[str, Any]:
+    """Continues a finished run from its folder to twice the samples; checks that the first half is unchanged."""
     second = fit("HMC, lengthened", problem, settings.model_copy(update={"samples": 2 * settings.samples}), folder)
     assert first.chains is not None and second.chains is not None  # noqa: S101, PT018 - a sampler made them
     before, after = first.chains.column("position"), second.chains.column("position")[:, : settings.samples]
@@ -156,7 +156,7 @@ def lengthened(problem: Problem, settings: HMCConfig, first: Fitted, folder: Pat
 
 
 def prices(posterior: Posterior, dataset: Dataset) -> dict[str, np.ndarray]:
-    """Prediction for the test part in the target's units, 1,000 dollars: mean, and both standard deviations."""
+    """Predicts the test part in the target's units, 1,000 dollars: mean, and both standard deviations."""
     summary = Predictor(posterior, buckets=(256,))(dataset.test.x).summary
     return {
         "truth": dataset.test.y,
@@ -167,21 +167,21 @@ def prices(posterior: Posterior, dataset: Dataset) -> dict[str, np.ndarray]:
 
 
 def log_likelihood(problem: Problem, posterior: Posterior) -> float:
-    """Log density of a test row in nats, prices in standard deviations: of the mean density over draws."""
+    """Returns the log of the mean density over draws, averaged over test rows, in nats; prices in standard deviations."""
 
     @jax.jit
-    def of_draws(draws: Any) -> Array:
-        each = jax.vmap(lambda draw: problem.target.log_likelihood(draw, problem.diagnostic_rows))(draws)
-        return (jax.scipy.special.logsumexp(each, axis=0) - jnp.log(len(each))).mean()
+    def mean_log_density(draws: Any) -> Array:
+        by_draw = jax.vmap(lambda draw: problem.target.log_likelihood(draw, problem.diagnostic_rows))(draws)
+        return (jax.scipy.special.logsumexp(by_draw, axis=0) - jnp.log(len(by_draw))).mean()
 
-    return float(of_draws(jax.tree.map(jnp.asarray, posterior.draws)))
+    return float(mean_log_density(jax.tree.map(jnp.asarray, posterior.draws)))
 
 
 def facts_of(problem: Problem, dataset: Dataset, fitted: Fitted) -> dict[str, Any]:
-    """How well it predicts, how far its bars reach, and what its chains came to."""
+    """Returns the quality of the predictions, the coverage of their standard deviations, and the chain diagnostics."""
     predicted, facts = prices(fitted.posterior, dataset), fitted.diagnostics.to_json()
     error = predicted["mean"] - predicted["truth"]
-    found = {
+    quality = {
         "log_likelihood": log_likelihood(problem, fitted.posterior),
         "rmse": np.sqrt(np.mean(error**2)),
         "within_one_bar": {
@@ -189,9 +189,9 @@ def facts_of(problem: Problem, dataset: Dataset, fitted: Fitted) -> dict[str, An
         },
     }
     if fitted.chains is None:
-        return found
+        return quality
     names = ("rhat", "ess_bulk")
-    return found | {
+    return quality | {
         "worst_prediction": {name: facts["function"][name] for name in names},
         "worst_parameter": {name: facts["parameters"][name] for name in names},
         "acceptance": np.mean(facts["acceptance"]),
@@ -202,36 +202,40 @@ def facts_of(problem: Problem, dataset: Dataset, fitted: Fitted) -> dict[str, An
     }
 
 
-# The story
+# All steps
 
 
 def main() -> None:
-    """Samples everything, draws everything, and writes down what came out."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, default=DATA, help="the folder of boston.npz")
-    options.add_argument("--tensorboard", type=Path, help="where to write HMC's traces for TensorBoard")
-    options.add_argument("--quick", action="store_true", help="a tenth of the work; the pictures go to a new folder")
-    options.add_argument("--out", type=Path, help="where figures/ and numbers.json go; else this folder")
-    given = options.parse_args()
-    folder = given.out or (Path(tempfile.mkdtemp(prefix="boston-")) if given.quick else HERE)
-    numbers = tell(folder, given.data, given.tensorboard, 10 if given.quick else 1)
+    """Runs all fits, and writes figures/ and numbers.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of boston.npz")
+    parser.add_argument("--tensorboard", type=Path, help="a folder for the traces of HMC, for TensorBoard")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work; the pictures go to a new folder")
+    parser.add_argument("--out", type=Path, help="the folder for figures/ and numbers.json; default: this folder")
+    options = parser.parse_args()
+    folder = options.out or (Path(tempfile.mkdtemp(prefix="boston-")) if options.quick else HERE)
+    numbers = run_all(folder, options.data, options.tensorboard, 10 if options.quick else 1)
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
     print(json.dumps(numbers, indent=2))
     print(f"{numbers['seconds']:.0f} s; see {folder}")
 
 
-def tell(folder: Path, data: Path, tensorboard: Path | None, less: int) -> dict[str, Any]:
-    """The whole story, with `less` times less work."""
-    import pictures  # noqa: PLC0415 - in this folder, and a second to import
+def run_all(folder: Path, data: Path, tensorboard: Path | None, less: int) -> dict[str, Any]:
+    """Runs all fits and writes the pictures; returns the numbers.
 
-    began = time.perf_counter()
+    Args:
+        less: divides the numbers of samples and steps.
+    """
+    import pictures  # noqa: PLC0415 - in this folder; the import takes a second
+
+    start_time = time.perf_counter()
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
 
     draws = sample_mixture().column("position")
     visits = [max(first_visits(chain)) for chain in draws]
-    shown = int(np.argsort(visits)[len(visits) // 2])
-    pictures.mixture(figures / "mixture.png", mixture(), draws[shown], visits[shown])
+    median_chain = int(np.argsort(visits)[len(visits) // 2])
+    pictures.mixture(figures / "mixture.png", mixture(), draws[median_chain], visits[median_chain])
     numbers: dict[str, Any] = {"mixture": mixture_facts(draws, visits)}
 
     problem, dataset = boston(data)
@@ -248,19 +252,19 @@ def tell(folder: Path, data: Path, tensorboard: Path | None, less: int) -> dict[
         pictures.traces(figures / "traces.png", fits)
         if tensorboard:
             write_tensorboard(tensorboard, problem, fits["HMC"])
-        numbers["lengthened"] = lengthened(problem, samplers(less)["HMC"], fits["HMC"], Path(journal) / "hmc")
+        numbers["lengthened"] = lengthen(problem, samplers(less)["HMC"], fits["HMC"], Path(journal) / "hmc")
 
     predicted = {"MAP": prices(mode.posterior, dataset), "HMC": prices(fits["HMC"].posterior, dataset)}
     pictures.parity(figures / "parity.png", predicted, numbers)
-    return rounded(numbers | {"seconds": time.perf_counter() - began})
+    return round_tree(numbers | {"seconds": time.perf_counter() - start_time})
 
 
-def rounded(tree: Any) -> Any:
-    """A tree of plain JSON, four significant digits."""
+def round_tree(tree: Any) -> Any:
+    """Rounds the numbers of a tree to four significant digits; returns plain JSON."""
     if isinstance(tree, dict):
-        return {name: rounded(value) for name, value in tree.items()}
+        return {name: round_tree(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [rounded(value) for value in tree]
+        return [round_tree(value) for value in tree]
     return tree if isinstance(tree, int | str) else float(f"{tree:.4g}")
 
 

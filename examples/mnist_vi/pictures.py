@@ -1,4 +1,4 @@
-"""The pictures of `run.py`."""
+"""Draws the pictures of `run.py`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ mpl.rcParams.update(
 
 
 def metrics(path: Path, curves: dict[str, Any], article: dict[str, Any]) -> None:
-    """Accuracy, log-likelihood and KL divergence over the steps; the article's last values as points at the end."""
+    """Draws accuracy, log-likelihood and KL divergence over the steps, with the article's last values as points."""
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
     colors = {"first try": MUTED, "second try": ACCENT}
@@ -29,8 +29,8 @@ def metrics(path: Path, curves: dict[str, Any], article: dict[str, Any]) -> None
             for part, line in (("train", "--"), ("test", "-")):
                 if name == "kl" and part == "train":
                     continue
-                watched = "held_out" if part == "test" else part
-                values = traces.column("report_kl" if name == "kl" else f"report_{watched}_{name}")[:, 0]
+                prefix = "held_out" if part == "test" else part
+                values = traces.column("report_kl" if name == "kl" else f"report_{prefix}_{name}")[:, 0]
                 sign = -1 if name == "log_likelihood" else 1
                 axis.plot(steps, sign * values, line, color=colors[fit], label=f"{labels[fit]}, {part}")
                 axis.plot(
@@ -55,7 +55,7 @@ def metrics(path: Path, curves: dict[str, Any], article: dict[str, Any]) -> None
 
 
 def spread(path: Path, scores: dict[str, np.ndarray], limit: float) -> None:
-    """How far the draws disagree: digits of the test set, and letters."""
+    """Draws the disagreement of the draws for digits of the test set and for letters."""
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axis = figure.subplots()
     bins = np.linspace(0, 0.5, 41)
@@ -77,7 +77,7 @@ def spread(path: Path, scores: dict[str, np.ndarray], limit: float) -> None:
 
 
 def verdicts(path: Path, images: dict[str, np.ndarray], summaries: list[Any], limit: float) -> None:
-    """Each image, the probabilities of its classes with their standard deviations, and the verdict."""
+    """Draws each image, the probabilities of its classes with standard deviations, and the verdict."""
     figure = Figure(figsize=(8, 2 + 1.6 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 2, width_ratios=(1, 3))
     for (left, right), (name, image), (mean, std) in zip(axes, images.items(), summaries, strict=True):

@@ -1,14 +1,14 @@
-"""Handwritten digits by mean-field variational inference: what it takes to train, and what it says of the letter B.
+"""Handwritten digits by mean-field variational inference: two fits, and the decisions on the letter B.
 
     python examples/mnist_vi/run.py --data FOLDER            # about two minutes on two cores
-    python examples/mnist_vi/run.py --data FOLDER --quick    # the same story, too short to believe
-    python examples/mnist_vi/run.py --data FOLDER --seeds 5  # also five fits of the claim, each with a seed of its own
+    python examples/mnist_vi/run.py --data FOLDER --quick    # the same with too little work for reliable results
+    python examples/mnist_vi/run.py --data FOLDER --seeds 5  # also five fits of the second try, with different seeds
 
 FOLDER holds `mnist.npz` (x_train, y_train, x_test, y_test) and `emnist_letters_test.npz` (x_test, y_test; 1 is the B).
 
-A 784-64-64-10 network, first as the article's first try (beta 1, variance 0.37), then as its second (beta 0.001,
-variance 0.001). The KL divergence is the article's reduction of it, together with the full one. Pictures go to
-`figures/`, figures to `numbers.json`.
+A 784-64-64-10 network, fitted like the article's first try (beta 1, variance 0.37) and like its second (beta 0.001,
+variance 0.001). The KL divergence is given as the article reduces it, and in full. It writes pictures to `figures/`
+and numbers to `numbers.json`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from abstain.training.runs.progress import progress_bar
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[2] / "shared" / "data"
 CONFIG = Config(name="mnist", data=DataConfig(calibration_size=5000, inputs="range"), network=MLPSpec(hidden=(64, 64)))
-"""5,000 of the 60,000 training images are kept for the threshold. The prior is N(0, 1), as the article's."""
+"""5,000 of the 60,000 training images set the threshold. The prior is N(0, 1), like the article's."""
 FIRST_TRY = {"beta": 1.0, "log_variance": -1.0}
 SECOND_TRY = {"beta": 0.001, "log_variance": -7.0}
 ARTICLE = {
@@ -68,49 +68,49 @@ ARTICLE = {
         "train": {"accuracy": 0.995, "elbo": -0.341, "log_likelihood": -0.022, "kl": 318.357, "evidence": 0.966},
     },
 }
-"""The three tables that the article prints."""
+"""The three tables of the article."""
 DRAWS = 100
 
 Guide = dict[str, Array]
-"""`loc` and `log_variance` of every parameter: a mean-field normal as the article writes it."""
+"""`loc` and `log_variance` of every parameter: a mean-field normal with the article's parameters."""
 
 
 # The objective
 
 
 def guide_at(loc: Float[Array, " dim"], log_variance: float) -> Guide:
-    """About the network's initialisation, every variance the same."""
+    """Makes a guide about the initial parameters, with the same variance for all."""
     return {"loc": loc, "log_variance": jnp.full_like(loc, log_variance)}
 
 
 def sample(guide: Guide, key: PRNGKeyArray, draws: int) -> Float[Array, "draws dim"]:
-    """Draws of all parameters at once, every number from noise of its own."""
+    """Draws all parameters, with separate noise for each number."""
     noise = jax.random.normal(key, (draws, guide["loc"].size))
     return guide["loc"] + jnp.exp(guide["log_variance"] / 2) * noise
 
 
 def kl_terms(guide: Guide) -> Float[Array, " dim"]:
-    """KL(N(m, v) ‖ N(0, 1)) of every parameter, in nats; their sum is the KL divergence of the guide."""
+    """Returns KL(N(m, v) ‖ N(0, 1)) of every parameter, in nats; the sum is the KL divergence of the guide."""
     variance = jnp.exp(guide["log_variance"])
     return 0.5 * (guide["loc"] ** 2 + variance - 1 - guide["log_variance"])
 
 
 def leaf_weights(target: Target) -> Float[np.ndarray, " dim"]:
-    """The article's reduction as a weight of each parameter's term: 1 / length of its array's first axis.
+    """Returns the article's reduction as a weight of each parameter: 1 / length of the first axis of its array.
 
-    Its KL divergence is a mean over the first axis of each array, summed over the rest: over the inputs of a kernel,
-    and over the units of a bias.
+    The article's KL divergence is a mean over the first axis of each array, summed over the rest: a mean over the inputs of a
+    kernel, and over the units of a bias.
     """
     return np.concatenate([np.full(site.last - site.first, 1 / site.shape[0], np.float32) for site in target.sites])
 
 
 def build_problem(config: Config, model: Model, dataset: Dataset, folder: Path) -> Problem:
-    """The problem of a fit, but watched on test rows: the article draws its curves of them."""
+    """Builds the problem of a fit, with curves on the test rows, as in the article."""
     return replace(fit.build_problem(config, model, dataset, folder), diagnostic_rows=observe(model, dataset.test))
 
 
 def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, seed: int) -> tuple[Guide, Any]:
-    """Adam on −(mean log-likelihood of a batch − beta · reduced KL); the guide, and the reports on the way."""
+    """Runs Adam on −(mean log-likelihood of a batch − beta · reduced KL); returns the guide and its reports."""
     target, weights = problem.target, jnp.asarray(leaf_weights(problem.target))
     settings = VIConfig(steps=steps, batch_size=128, learning_rate=1e-3, schedule="constant", reports=20)
 
@@ -124,7 +124,7 @@ def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, se
     key_start, key_fit = jax.random.split(jax.random.key(seed))
     start = guide_at(problem.bnn.start(key_start), log_variance)
     with progress_bar(f"beta {beta:g}, seed {seed}") as progress:
-        several, traces = descend(
+        guides, traces = descend(
             "vi",
             key_fit,
             jax.tree.map(lambda leaf: leaf[None], start),
@@ -135,53 +135,53 @@ def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, se
             report=report,
             tracked_rows=TrackedRows(problem.train.head(2000), problem.diagnostic_rows.head(2000)),
         )
-    return jax.tree.map(lambda leaf: leaf[0], several), traces
+    return jax.tree.map(lambda leaf: leaf[0], guides), traces
 
 
-# What the article's tables hold
+# The figures of the article's tables
 
 
 def metrics(bnn: BNN, guide: Guide, key: PRNGKeyArray, tracked_rows: TrackedRows, draws: int) -> dict[str, Array]:
-    """Accuracy of the draws' mean probabilities, and their mean log-likelihood a row; both KL divergences."""
+    """Computes the accuracy of the mean probabilities, the mean log-likelihood of a row, and both KL divergences."""
     terms = kl_terms(guide)
     divergences = {"kl": jnp.asarray(leaf_weights(bnn.target)) @ terms, "full_kl": terms.sum()}
     return progress_report(bnn, sample(guide, key, draws), tracked_rows) | divergences
 
 
-def tabled(problem: Problem, guide: Guide, beta: float) -> dict[str, dict[str, float]]:
-    """The article's five figures, and the full KL: on the test set, and on as many training rows."""
+def table_figures(problem: Problem, guide: Guide, beta: float) -> dict[str, dict[str, float]]:
+    """Returns the article's five figures and the full KL, on the test set and on as many training rows."""
     tracked_rows = TrackedRows(problem.train.head(10_000), problem.diagnostic_rows)
-    of_guide = jax.jit(
+    compute_metrics = jax.jit(
         lambda guide, tracked_rows: metrics(problem.bnn, guide, jax.random.key(99), tracked_rows, draws=10)
     )
-    facts = {name: float(value) for name, value in of_guide(guide, tracked_rows).items()}
+    facts = {name: float(value) for name, value in compute_metrics(guide, tracked_rows).items()}
     names = ("accuracy", "log_likelihood")
     return {
         part: with_elbo(
-            {name: facts[f"{watched}_{name}"] for name in names} | {"kl": facts["kl"], "full_kl": facts["full_kl"]},
+            {name: facts[f"{prefix}_{name}"] for name in names} | {"kl": facts["kl"], "full_kl": facts["full_kl"]},
             beta,
         )
-        for part, watched in (("test", "held_out"), ("train", "train"))
+        for part, prefix in (("test", "held_out"), ("train", "train"))
     }
 
 
 def with_elbo(facts: dict[str, float], beta: float) -> dict[str, float]:
-    """The ELBO of a row, and exp(ELBO / 10), which the article calls the mean approximate evidence."""
+    """Adds the ELBO of a row, and exp(ELBO / 10), which the article calls the mean approximate evidence."""
     elbo = facts["log_likelihood"] - beta * facts["kl"]
     return facts | {"elbo": elbo, "evidence": math.exp(elbo / 10)}
 
 
-# What is rejected
+# Rejection
 
 
 def posterior_of(problem: Problem, guide: Guide) -> Posterior:
-    """Draws as the service would hold them."""
+    """Draws a posterior, as in a bundle."""
     zs = sample(guide, jax.random.key(7), DRAWS)
     return Posterior(problem.bnn.model, problem.bnn.draws(np.asarray(zs)))
 
 
 def rejection_of(posterior: Posterior, dataset: Dataset, letters: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures of the rejection, and what the picture shows; the threshold is the calibration split's."""
+    """Returns the figures of the rejection, and the content of the pictures; the threshold is from the calibration part."""
     predictor = Predictor(posterior, buckets=(256,))
     calibration = calibrate(predictor(dataset.calibration.x), dataset.calibration.y)
     limit = threshold(calibration.ascending["std"], 99.0)
@@ -189,7 +189,7 @@ def rejection_of(posterior: Posterior, dataset: Dataset, letters: np.ndarray) ->
     rejected, rejected_b = judge(calibration, test).reject, judge(calibration, strange).reject
     wrong = test.summary.mean.argmax(axis=1) != dataset.test.y
     eights = strange.summary.mean.argmax(axis=1) == 8
-    shown = {
+    examples = {
         "a digit 3": (test, typical(test, dataset.test.y == 3), rejected, dataset.test.x),
         "a letter B that is rejected": (strange, typical(strange, eights & rejected_b), rejected_b, letters),
         "a letter B that passes": (strange, typical(strange, eights & ~rejected_b), rejected_b, letters),
@@ -201,25 +201,30 @@ def rejection_of(posterior: Posterior, dataset: Dataset, letters: np.ndarray) ->
         "letters_B_rejected": rejected_b.mean(),
         "accuracy": 1 - wrong.mean(),
         "accuracy_of_accepted": 1 - wrong[~rejected].mean(),
-        "shown": {name: spoken(of, row, verdict) for name, (of, row, verdict, _) in shown.items()},
+        "shown": {
+            name: describe_prediction(prediction, row, rejected_rows)
+            for name, (prediction, row, rejected_rows, _) in examples.items()
+        },
     }
     return facts, {
         "limit": limit,
         "scores": {"test digits": test.scores["std"], "letters B": strange.scores["std"]},
-        "images": {name: images[row] for name, (_, row, _, images) in shown.items()},
-        "summaries": [(of.summary.mean[row], of.summary.std[row]) for of, row, _, _ in shown.values()],
+        "images": {name: images[row] for name, (_, row, _, images) in examples.items()},
+        "summaries": [
+            (prediction.summary.mean[row], prediction.summary.std[row]) for prediction, row, _, _ in examples.values()
+        ],
     }
 
 
 def typical(prediction: Prediction, rows: np.ndarray) -> int:
-    """The row with the median spread."""
-    places = np.flatnonzero(rows)
-    order = places[np.argsort(prediction.scores["std"][places])]
+    """Returns the row with the median standard deviation."""
+    indices = np.flatnonzero(rows)
+    order = indices[np.argsort(prediction.scores["std"][indices])]
     return int(order[len(order) // 2])
 
 
-def spoken(prediction: Prediction, row: int, rejected: np.ndarray) -> dict[str, Any]:
-    """The prediction of one image."""
+def describe_prediction(prediction: Prediction, row: int, rejected: np.ndarray) -> dict[str, Any]:
+    """Returns the prediction of one image as plain values."""
     mean = prediction.summary.mean[row]
     return {
         "label": int(mean.argmax()),
@@ -229,44 +234,44 @@ def spoken(prediction: Prediction, row: int, rejected: np.ndarray) -> dict[str, 
     }
 
 
-# The story
+# All steps
 
 
 def load(folder: Path) -> tuple[Dataset, np.ndarray]:
-    """The digits in three parts, and the letters B."""
+    """Loads the digits in three parts, and the letters B."""
     for name in ("mnist.npz", "emnist_letters_test.npz"):
         if not (folder / name).is_file():
-            sys.exit(f"{folder / name} is missing; pass --data FOLDER, where mnist.npz and emnist_letters_test.npz are")
+            sys.exit(f"{folder / name} is missing; pass --data FOLDER with mnist.npz and emnist_letters_test.npz")
     with np.load(folder / "emnist_letters_test.npz", allow_pickle=False) as file:
         letters = file["x_test"][file["y_test"] == 1]
     return load_dataset(CONFIG, str(folder / "mnist.npz")), letters
 
 
 def main() -> None:
-    """Fits both tries, draws everything, and writes down what came out."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, default=DATA, help="the folder of mnist.npz and emnist_letters_test.npz")
-    options.add_argument("--seeds", type=int, default=0, help="fit the second try with so many seeds, for the spread")
-    options.add_argument("--quick", action="store_true", help="a tenth of the work; the pictures go to a new folder")
-    options.add_argument("--out", type=Path, help="where figures/ and numbers.json go; else this folder")
-    given = options.parse_args()
-    folder = given.out or (Path(tempfile.mkdtemp(prefix="mnist-")) if given.quick else HERE)
-    numbers = tell(folder, given.data, 10_000 // (10 if given.quick else 1), given.seeds)
+    """Runs all fits, and writes figures/ and numbers.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of mnist.npz and emnist_letters_test.npz")
+    parser.add_argument("--seeds", type=int, default=0, help="the number of seeds for more fits of the second try")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work; the pictures go to a new folder")
+    parser.add_argument("--out", type=Path, help="the folder for figures/ and numbers.json; default: this folder")
+    options = parser.parse_args()
+    folder = options.out or (Path(tempfile.mkdtemp(prefix="mnist-")) if options.quick else HERE)
+    numbers = run_all(folder, options.data, 10_000 // (10 if options.quick else 1), options.seeds)
     path = folder / "numbers.json"
-    before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    if "seeds" in before and not given.seeds:
-        # The spread of an earlier, longer run stays next to the new numbers.
-        numbers["seeds"] = before["seeds"]
+    earlier = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if "seeds" in earlier and not options.seeds:
+        # Keeps the seeds of an earlier run.
+        numbers["seeds"] = earlier["seeds"]
     path.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
     print_tables(numbers)
     print(f"{numbers['seconds']:.0f} s; see {folder}")
 
 
-def tell(folder: Path, data: Path, steps: int, seeds: int) -> dict[str, Any]:
-    """The whole story."""
-    import pictures  # noqa: PLC0415 - in this folder, and a second to import
+def run_all(folder: Path, data: Path, steps: int, seeds: int) -> dict[str, Any]:
+    """Runs all fits and writes the pictures; returns the numbers."""
+    import pictures  # noqa: PLC0415 - in this folder; the import takes a second
 
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     dataset, letters = load(data)
@@ -274,25 +279,25 @@ def tell(folder: Path, data: Path, steps: int, seeds: int) -> dict[str, Any]:
 
     loc = problem.bnn.start(jax.random.split(jax.random.key(0))[0])
     numbers: dict[str, Any] = {"article": ARTICLE}
-    numbers["start"] = tabled(problem, guide_at(loc, FIRST_TRY["log_variance"]), FIRST_TRY["beta"])
+    numbers["start"] = table_figures(problem, guide_at(loc, FIRST_TRY["log_variance"]), FIRST_TRY["beta"])
     curves = {}
     for name, choice in (("first try", FIRST_TRY), ("second try", SECOND_TRY)):
         guide, curves[name] = fit_guide(problem, **choice, steps=steps, seed=0)
-        numbers[name] = tabled(problem, guide, choice["beta"])
-    numbers["rejection"], shown = rejection_of(posterior_of(problem, guide), dataset, letters)
+        numbers[name] = table_figures(problem, guide, choice["beta"])
+    numbers["rejection"], content = rejection_of(posterior_of(problem, guide), dataset, letters)
     pictures.metrics(figures / "metrics.png", curves, ARTICLE)
-    pictures.spread(figures / "spread.png", shown["scores"], shown["limit"])
-    pictures.verdicts(figures / "verdicts.png", shown["images"], shown["summaries"], shown["limit"])
-    numbers["seconds"] = time.perf_counter() - began
+    pictures.spread(figures / "spread.png", content["scores"], content["limit"])
+    pictures.verdicts(figures / "verdicts.png", content["images"], content["summaries"], content["limit"])
+    numbers["seconds"] = time.perf_counter() - start_time
     if seeds:
-        numbers["seeds"] = [one_seed(problem, dataset, letters, steps, seed) for seed in range(seeds)]
-    return rounded(numbers)
+        numbers["seeds"] = [fit_seed(problem, dataset, letters, steps, seed) for seed in range(seeds)]
+    return round_tree(numbers)
 
 
-def one_seed(problem: Problem, dataset: Dataset, letters: np.ndarray, steps: int, seed: int) -> dict[str, float]:
-    """The claim's figures by one seed."""
+def fit_seed(problem: Problem, dataset: Dataset, letters: np.ndarray, steps: int, seed: int) -> dict[str, float]:
+    """Fits the second try with one seed and returns its figures."""
     guide, _ = fit_guide(problem, **SECOND_TRY, steps=steps, seed=seed)
-    parts = tabled(problem, guide, SECOND_TRY["beta"])
+    parts = table_figures(problem, guide, SECOND_TRY["beta"])
     rejection, _ = rejection_of(posterior_of(problem, guide), dataset, letters)
     figures = {f"{part}_{name}": parts[part][name] for part in parts for name in ("accuracy", "log_likelihood", "elbo")}
     return (
@@ -303,7 +308,7 @@ def one_seed(problem: Problem, dataset: Dataset, letters: np.ndarray, steps: int
 
 
 def print_tables(numbers: dict[str, Any]) -> None:
-    """Our numbers next to the article's."""
+    """Prints the numbers of this run next to the article's."""
     names = ("accuracy", "elbo", "log_likelihood", "kl", "evidence")
     print(f"{'':24}" + "".join(f"{name:>24}" for name in names) + f"{'full KL':>12}")
     for table, parts in ARTICLE.items():
@@ -314,12 +319,12 @@ def print_tables(numbers: dict[str, Any]) -> None:
     print("ours (the article's)\n\nrejection:", json.dumps(numbers["rejection"], indent=2))
 
 
-def rounded(tree: Any) -> Any:
-    """A tree of plain JSON, four significant digits."""
+def round_tree(tree: Any) -> Any:
+    """Rounds the numbers of a tree to four significant digits; returns plain JSON."""
     if isinstance(tree, dict):
-        return {name: rounded(value) for name, value in tree.items()}
+        return {name: round_tree(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [rounded(value) for value in tree]
+        return [round_tree(value) for value in tree]
     return tree if isinstance(tree, int | str) else float(f"{tree:.4g}")
 
 

@@ -1,4 +1,4 @@
-"""The pictures of `run.py`."""
+"""Draws the pictures of `run.py`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ mpl.rcParams.update(
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG."""
+    """Writes a figure to a PNG file."""
     figure.savefig(path, dpi=110)
 
 
 def bands(path: Path, data: Observations, quantiles: dict[str, np.ndarray]) -> None:
-    """One panel for each posterior, all on one scale."""
+    """Draws one panel for each posterior, all with the same axes."""
     columns = min(3, len(quantiles))
     rows = -(-len(quantiles) // columns)
     figure = Figure(figsize=(9, 0.5 + 2.7 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axis, (name, three) in zip(axes.flat, quantiles.items(), strict=True):
-        draw_band(axis, data, three)
+    for axis, (name, values) in zip(axes.flat, quantiles.items(), strict=True):
+        draw_band(axis, data, values)
         axis.set_title(name)
     for axis in axes[-1]:
         axis.set_xlabel("x")
@@ -45,7 +45,7 @@ def bands(path: Path, data: Observations, quantiles: dict[str, np.ndarray]) -> N
 
 
 def draw_band(axis: Axes, data: Observations, quantiles: np.ndarray) -> None:
-    """The band over the draws, the wave, and the points."""
+    """Draws the band over the draws, the wave, and the points."""
     low, middle, high = quantiles
     axis.axvspan(-1, 1, color=MUTED, alpha=0.15, linewidth=0, label="where there are data")
     axis.fill_between(X, low, high, color=ACCENT, alpha=0.3, linewidth=0, label="95 % of the draws")
@@ -57,7 +57,7 @@ def draw_band(axis: Axes, data: Observations, quantiles: np.ndarray) -> None:
 
 
 def variational(path: Path, data: Observations, loss: np.ndarray, steps: int, quantiles: np.ndarray) -> None:
-    """The loss curve, and the band that it came to."""
+    """Draws the loss curve and the resulting band."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(np.linspace(0, steps, len(loss) + 1)[1:], loss, color=ACCENT)
@@ -71,19 +71,19 @@ def variational(path: Path, data: Observations, loss: np.ndarray, steps: int, qu
 
 
 def labels(path: Path, data: Observations, draws: np.ndarray) -> None:
-    """A label for every place, drawn by each of a few posterior draws."""
+    """Draws a map of random labels for each of a few posterior draws."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for place, (axis, drawn) in enumerate(zip(figure.subplots(1, len(draws), sharey=True), draws, strict=True)):
-        draw_map(axis, data, drawn, cmap=CLASSES, vmin=-0.5, vmax=2.5)
-        axis.set_title(f"labels by posterior draw {place + 1}")
+    for index, (axis, values) in enumerate(zip(figure.subplots(1, len(draws), sharey=True), draws, strict=True)):
+        draw_map(axis, data, values, cmap=CLASSES, vmin=-0.5, vmax=2.5)
+        axis.set_title(f"labels by posterior draw {index + 1}")
     save(figure, path)
 
 
-def maps(path: Path, data: Observations, of: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Likeliest class and entropy, a row for each posterior."""
+def maps(path: Path, data: Observations, by_posterior: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draws the most probable class and the entropy in a row for each posterior."""
     figure = Figure(figsize=(7.4, 6.6), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey=True)
-    for row, (name, (mode, entropy)) in zip(axes, of.items(), strict=True):
+    for row, (name, (mode, entropy)) in zip(axes, by_posterior.items(), strict=True):
         draw_map(row[0], data, mode, cmap=CLASSES, vmin=-0.5, vmax=2.5)
         shade = draw_map(row[1], data, entropy, cmap="Blues", vmin=0, vmax=np.log(3))
         row[0].set_title(f"{name}: likeliest class")
@@ -93,12 +93,12 @@ def maps(path: Path, data: Observations, of: dict[str, tuple[np.ndarray, np.ndar
 
 
 def draw_map(axis: Axes, data: Observations, values: np.ndarray, **style: object) -> mpl.image.AxesImage:
-    """Values on the square, with the training points."""
+    """Draws values on the square, with the training points."""
     side = round(len(values) ** 0.5)
     image = axis.imshow(values.reshape(side, side), origin="lower", extent=(-0.5, 0.5, -0.5, 0.5), **style)
     for arm, color in enumerate(POINTS):
-        chosen = np.asarray(data.y) == arm
-        axis.plot(*np.asarray(data.x)[chosen].T, ".", color=color, markersize=2.5)
+        in_arm = np.asarray(data.y) == arm
+        axis.plot(*np.asarray(data.x)[in_arm].T, ".", color=color, markersize=2.5)
     axis.set(xlabel="x₁", xlim=(-0.52, 0.52), ylim=(-0.52, 0.52))
     if axis.get_subplotspec().is_first_col():
         axis.set_ylabel("x₂")

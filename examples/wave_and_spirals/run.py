@@ -1,11 +1,11 @@
-"""A wave and three spirals: what a small Bayesian network says where it has seen nothing.
+"""A wave and three spirals: predictions of a small Bayesian network away from its data.
 
     python examples/wave_and_spirals/run.py            # three minutes on two cores
-    python examples/wave_and_spirals/run.py --quick    # the same story, too short to believe
+    python examples/wave_and_spirals/run.py --quick    # the same with too little work for reliable results
 
-Forty noisy points of x·sin 5x by NUTS, by ChEES-HMC and by variational inference; five choices of network and prior
-that change the answer; three spirals of points by a Bayesian classifier and its deterministic twin. Pictures go to
-`figures/`, figures to `numbers.json`.
+Forty noisy points of x·sin 5x, fitted by NUTS, by ChEES-HMC and by variational inference; five networks and priors with
+different results; three spirals of points, fitted by a Bayesian and by a deterministic classifier. It writes pictures to
+`figures/` and numbers to `numbers.json`.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "ReLU": {"activation": "relu"},
 }
 X = np.linspace(-1.5, 1.5, 200, dtype=np.float32)[:, None]
-"""Where the wave is predicted; its data lie in [−1, 1]."""
+"""The inputs of the predictions of the wave; the data are in [−1, 1]."""
 FAR = 0.1
-"""Distance to the nearest training point beyond which a place of the map counts as far from the data."""
+"""Points of the map with a larger distance to the nearest training point are far from the data."""
 
 
 # The wave
 
 
 def wave() -> Observations:
-    """The article's forty points. Its JAX drew from these keys by a way that JAX has since replaced."""
+    """Draws the article's forty points, with the random generator of its older JAX."""
     with jax.threefry_partitionable(False):
         x = dist.Uniform(-1.0, 1.0).sample(jax.random.PRNGKey(0), (40, 1))
         noise = dist.Normal(0.0, 0.1).sample(jax.random.split(jax.random.PRNGKey(0))[0], (40, 1))
@@ -64,7 +64,7 @@ def wave() -> Observations:
 
 
 def pose_wave(hidden: tuple[int, ...] = (10,), activation: str = "tanh", prior_std: float = 1.0) -> Problem:
-    """Network, prior and data; the diagnostics look at predictions on the whole of [−1.5, 1.5]."""
+    """Builds network, prior and data; the diagnostics use predictions on the whole of [−1.5, 1.5]."""
     model = Model(network=MLPSpec(hidden=hidden, activation=activation), likelihood="normal", feature_shape=(1,))
     grid = jnp.asarray(X[::4])
     prior = PriorConfig(scale=prior_std, noise="half_cauchy", noise_scale=0.5)
@@ -72,20 +72,20 @@ def pose_wave(hidden: tuple[int, ...] = (10,), activation: str = "tanh", prior_s
 
 
 def infer(title: str, problem: Problem, settings: Any, draws: int) -> Fitted:
-    """Runs the method of the settings, with progress lines."""
+    """Runs the method of the settings, with a progress bar."""
     with progress_bar(title) as report:
         return METHODS[settings.kind](jax.random.key(1234), problem, settings, draws, Journal(progress=report))
 
 
 def band(posterior: Posterior, x: np.ndarray = X) -> np.ndarray:
-    """The 2.5, 50 and 97.5 % quantiles, over draws, of the network's output: `[3, rows]`, without the noise."""
-    of_draw = jax.vmap(partial(predict_draw, posterior.model), in_axes=(None, 0))
-    means = jax.jit(jax.vmap(of_draw, in_axes=(0, None)))(posterior.draws, x)[..., 0]
+    """Returns the 2.5, 50 and 97.5 % quantiles over draws of the network's output, without noise: `[3, rows]`."""
+    predict = jax.vmap(partial(predict_draw, posterior.model), in_axes=(None, 0))
+    means = jax.jit(jax.vmap(predict, in_axes=(0, None)))(posterior.draws, x)[..., 0]
     return np.quantile(means, [0.025, 0.5, 0.975], axis=0)
 
 
 def chain_figures(problem: Problem, fitted: Fitted) -> dict[str, Any]:
-    """The numbers of the article's table, and the fit's shortfalls."""
+    """Returns the numbers of the article's table, and the shortfalls of the fit."""
     facts, chains = fitted.diagnostics.to_json(), fitted.chains
     noise = parameters(problem.target, chains)["noise"]
     row = table(["noise"], noise[..., None], chains.seconds)[0]
@@ -104,7 +104,7 @@ def chain_figures(problem: Problem, fitted: Fitted) -> dict[str, Any]:
 
 
 def widths(quantiles: np.ndarray) -> dict[str, float]:
-    """How wide the band is, on average where there are data, and at the two ends of the picture."""
+    """Returns the width of the band: the mean between the data, and at both ends of the picture."""
     width = quantiles[2] - quantiles[0]
     return {"inside": width[np.abs(X[:, 0]) <= 1].mean(), "at -1.5": width[0], "at 1.5": width[-1]}
 
@@ -113,7 +113,7 @@ def widths(quantiles: np.ndarray) -> dict[str, float]:
 
 
 def spirals(points: int = 100) -> Observations:
-    """Three arms of radius 0 … 0.5, each turning by 4 radians, with 0.2 radians of noise."""
+    """Draws three arms of radius 0 … 0.5 that turn by 4 radians, with 0.2 radians of noise."""
     rng = np.random.default_rng(0)
     turn = np.linspace(0, 1, points)
     angles = np.concatenate([4 * (arm + turn) + 0.2 * rng.normal(size=points) for arm in range(3)])
@@ -122,7 +122,7 @@ def spirals(points: int = 100) -> Observations:
 
 
 def pose_spirals() -> Problem:
-    """A hundred hidden units, a wide prior, three classes."""
+    """Builds the problem of the spirals: a hundred hidden units, a wide prior, three classes."""
     model = Model(
         network=MLPSpec(hidden=(100,), activation="relu"),
         likelihood="categorical",
@@ -133,46 +133,46 @@ def pose_spirals() -> Problem:
 
 
 def infer_spirals(problem: Problem, steps: int) -> tuple[Posterior, Posterior]:
-    """The Bayesian classifier, and its twin: the one set of weights at the mode of the same posterior."""
+    """Fits the Bayesian classifier, and the deterministic one: the mode of the same posterior."""
     rows = len(problem.train.y)
     adam: dict[str, Any] = {"steps": steps, "batch_size": rows, "learning_rate": 1e-2, "schedule": "constant"}
-    # The losses here are per row: the article clips the gradient of its sum at 10, and that of the twin's mean too.
+    # Losses are per row. The article clips the gradient of a sum over rows at 10, but for the mode that of a mean.
     guide = VIConfig(**adam, clip=10 / rows, init_scale=1e-2, particles=10)
     mode = MAPConfig(**adam, clip=10.0, held_out=0.0)
     bayesian = infer("spirals, variational inference", problem, guide, draws=100).posterior
     return bayesian, infer("spirals, deterministic twin", problem, mode, draws=1).posterior
 
 
-def maps(posterior: Posterior, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The likeliest class of every place, and the entropy of the mean prediction in nats."""
-    summary = Predictor(posterior, buckets=(256,))(places).summary
+def maps(posterior: Posterior, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the most probable class of every point, and the entropy of the mean prediction in nats."""
+    summary = Predictor(posterior, buckets=(256,))(points).summary
     return summary.mean.argmax(axis=1), summary.entropy
 
 
-def label_draws(posterior: Posterior, places: np.ndarray, draws: int = 3) -> np.ndarray:
-    """A label for every place from each of the first few draws: `[draws, places]`."""
-    some = jax.tree.map(lambda leaf: leaf[:draws], posterior.draws)
-    of_draw = jax.vmap(partial(predict_draw, posterior.model), in_axes=(None, 0))
-    logits = jax.jit(jax.vmap(of_draw, in_axes=(0, None)))(some, places)
+def label_draws(posterior: Posterior, points: np.ndarray, draws: int = 3) -> np.ndarray:
+    """Draws a label for every point from each of the first few draws: `[draws, points]`."""
+    first_draws = jax.tree.map(lambda leaf: leaf[:draws], posterior.draws)
+    predict = jax.vmap(partial(predict_draw, posterior.model), in_axes=(None, 0))
+    logits = jax.jit(jax.vmap(predict, in_axes=(0, None)))(first_draws, points)
     return np.asarray(jax.random.categorical(jax.random.key(1), logits))
 
 
 def square(step: float = 0.01) -> np.ndarray:
-    """The places of the map [−0.5, 0.5)², row by row."""
+    """Returns the points of the map [−0.5, 0.5)², row by row."""
     ticks = np.arange(-0.5, 0.5, step)
     return np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2).astype(np.float32)
 
 
 def ring(radius: float) -> np.ndarray:
-    """360 places at a distance from the centre; the spirals end at 0.5."""
+    """Returns 360 points at a distance from the centre; the spirals end at 0.5."""
     angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
     return (radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)).astype(np.float32)
 
 
-def entropies(posterior: Posterior, data: Observations, places: np.ndarray) -> dict[str, float]:
-    """Mean entropy in nats (three classes: at most 1.10) near the data, far from them, and far outside the picture."""
-    distance = np.linalg.norm(places[:, None] - np.asarray(data.x)[None], axis=-1).min(axis=1)
-    entropy = maps(posterior, places)[1]
+def entropies(posterior: Posterior, data: Observations, points: np.ndarray) -> dict[str, float]:
+    """Returns the mean entropy in nats (at most ln 3 ≈ 1.10) near the data, far from it, and far outside the picture."""
+    distance = np.linalg.norm(points[:, None] - np.asarray(data.x)[None], axis=-1).min(axis=1)
+    entropy = maps(posterior, points)[1]
     return {
         "accuracy": (maps(posterior, np.asarray(data.x))[0] == np.asarray(data.y)).mean(),
         "near": entropy[distance < FAR / 2].mean(),
@@ -182,28 +182,32 @@ def entropies(posterior: Posterior, data: Observations, places: np.ndarray) -> d
     }
 
 
-# The story
+# All steps
 
 
 def main() -> None:
-    """Fits everything, draws everything, and writes down what came out."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="a tenth of the work; the pictures go to a new folder")
-    options.add_argument("--out", type=Path, help="where figures/ and numbers.json go; else this folder")
-    given = options.parse_args()
-    folder = given.out or (Path(tempfile.mkdtemp(prefix="wave-")) if given.quick else HERE)
-    less = 10 if given.quick else 1
-    numbers = tell(folder, less)
+    """Runs all fits, and writes figures/ and numbers.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work; the pictures go to a new folder")
+    parser.add_argument("--out", type=Path, help="the folder for figures/ and numbers.json; default: this folder")
+    options = parser.parse_args()
+    folder = options.out or (Path(tempfile.mkdtemp(prefix="wave-")) if options.quick else HERE)
+    less = 10 if options.quick else 1
+    numbers = run_all(folder, less)
     (folder / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
     print(json.dumps(numbers, indent=2))
     print(f"{numbers['seconds']:.0f} s; see {folder}")
 
 
-def tell(folder: Path, less: int = 1) -> dict[str, Any]:
-    """The whole story, with `less` times less work."""
-    import pictures  # noqa: PLC0415 - in this folder, and a second to import
+def run_all(folder: Path, less: int = 1) -> dict[str, Any]:
+    """Runs all fits and writes the pictures; returns the numbers.
 
-    began, numbers = time.perf_counter(), {}
+    Args:
+        less: divides the numbers of samples and steps.
+    """
+    import pictures  # noqa: PLC0415 - in this folder; the import takes a second
+
+    start_time, numbers = time.perf_counter(), {}
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     problem = pose_wave()
 
@@ -220,22 +224,22 @@ def tell(folder: Path, less: int = 1) -> dict[str, Any]:
     )
 
     short = ChEESConfig(chains=8, warmup=500 // less, samples=500 // less, reports=2)
-    shown, numbers["ablations"] = {}, {}
+    bands, numbers["ablations"] = {}, {}
     for name, choice in ABLATIONS.items():
         fitted = by_chees if not choice else infer(name, pose_wave(**choice), short, draws=2000 // less)
         function = fitted.diagnostics.to_json()["function"]
         title = f"{name} (R-hat {function['rhat']:.2f})"
-        shown[title] = band(fitted.posterior)
+        bands[title] = band(fitted.posterior)
         numbers["ablations"][name] = {"noise": fitted.posterior.draws["noise"].mean(), "rhat": function["rhat"]}
-        numbers["ablations"][name] |= {"ess_bulk": function["ess_bulk"], "band_width": widths(shown[title])}
-    pictures.bands(folder / "figures" / "ablations.png", problem.train, shown)
+        numbers["ablations"][name] |= {"ess_bulk": function["ess_bulk"], "band_width": widths(bands[title])}
+    pictures.bands(folder / "figures" / "ablations.png", problem.train, bands)
 
     wide = pose_wave(prior_std=10.0)
     guide = VIConfig(
         steps=10_000 // less,
         learning_rate=1e-2,
         schedule="constant",
-        clip=10 / 40,  # of the mean over forty rows: 10 of their sum
+        clip=10 / 40,  # of the mean over forty rows; 10 for their sum
         particles=10,
         init_scale=1e-3,
     )
@@ -250,20 +254,20 @@ def tell(folder: Path, less: int = 1) -> dict[str, Any]:
         folder / "figures" / "variational.png", problem.train, loss, guide.steps, band(by_vi.posterior)
     )
 
-    classes, places = pose_spirals(), square()
+    classes, points = pose_spirals(), square()
     bayesian, twin = infer_spirals(classes, 10_000 // less)
-    both = {"Bayesian": maps(bayesian, places), "deterministic twin": maps(twin, places)}
-    pictures.labels(folder / "figures" / "spirals_draws.png", classes.train, label_draws(bayesian, places))
+    both = {"Bayesian": maps(bayesian, points), "deterministic twin": maps(twin, points)}
+    pictures.labels(folder / "figures" / "spirals_draws.png", classes.train, label_draws(bayesian, points))
     pictures.maps(folder / "figures" / "spirals_maps.png", classes.train, both)
     numbers["spirals"] = {
-        name: entropies(posterior, classes.train, places)
+        name: entropies(posterior, classes.train, points)
         for name, posterior in (("bayesian", bayesian), ("twin", twin))
     }
-    return rounded(numbers | {"seconds": time.perf_counter() - began})
+    return round_tree(numbers | {"seconds": time.perf_counter() - start_time})
 
 
-def rounded(tree: Any) -> Any:
-    """A tree of plain JSON, four significant digits."""
+def round_tree(tree: Any) -> Any:
+    """Rounds the numbers of a tree to four significant digits; returns plain JSON."""
     return jax.tree.map(lambda leaf: leaf if isinstance(leaf, int | str) else float(f"{leaf:.4g}"), tree)
 
 

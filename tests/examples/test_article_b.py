@@ -113,7 +113,7 @@ def test_a_short_run_learns_with_little_beta_only():
     found = {}
     for name, choice in (("first", run.FIRST_TRY), ("second", run.SECOND_TRY)):
         guide, _ = run.fit_guide(problem, **choice, steps=600, seed=0)
-        found[name] = run.tabled(problem, guide, choice["beta"])["test"]
+        found[name] = run.table_figures(problem, guide, choice["beta"])["test"]
     assert found["first"]["accuracy"] < 0.25
     assert found["second"]["accuracy"] > 0.88
     posterior = run.posterior_of(problem, guide)

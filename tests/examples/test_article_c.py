@@ -95,7 +95,7 @@ def test_a_short_run_from_the_modes_is_no_worse_and_can_be_lengthened(tmp_path):
     assert run.log_likelihood(problem, fitted.posterior) >= run.log_likelihood(problem, mode)
     predicted = run.prices(fitted.posterior, dataset)
     assert (predicted["aleatoric+epistemic"] > predicted["aleatoric"]).all()
-    facts = run.lengthened(problem, settings, fitted, tmp_path)
+    facts = run.lengthen(problem, settings, fitted, tmp_path)
     assert facts["first_half_is_the_finished_run"]
 
 

@@ -37,7 +37,7 @@ def problem():
 @pytest.fixture(scope="module")
 def fixed(problem):
     """The article's sampler."""
-    return run.fixed_hmc(problem, samples=2000)
+    return run.sample_fixed(problem, samples=2000)
 
 
 @pytest.fixture(scope="module")
@@ -80,17 +80,17 @@ def test_the_table_is_flat_by_name_and_as_poor_as_the_articles(problem, fixed):
 
 
 def test_maps_are_probabilities(problem, fixed):
-    """Over the whole square, by the likeliest draw and by every tenth of the first 1,500."""
-    likeliest = run.maps(problem, problem.bnn.draws(run.likeliest(fixed)))
+    """Over the whole square, by the most_probable draw and by every tenth of the first 1,500."""
+    most_probable = run.maps(problem, problem.bnn.draws(run.most_probable(fixed)))
     averaged = run.maps(problem, problem.bnn.draws(run.every_tenth(fixed)))
-    assert likeliest.shape == (1, len(run.SQUARE))
+    assert most_probable.shape == (1, len(run.SQUARE))
     assert averaged.shape == (150, len(run.SQUARE))
     assert ((averaged >= 0) & (averaged <= 1)).all()
 
 
 def test_tempering_settles_soon(problem, fixed):
     """A short run, from the prior: hundreds of independent samples of every prediction, chains that nearly agree."""
-    function = run.tempered(problem, samples=1500, warmup=300).diagnostics.to_json()["function"]
+    function = run.sample_tempered(problem, samples=1500, warmup=300).diagnostics.to_json()["function"]
     assert function["rhat"] <= 1.03 < fixed.diagnostics.to_json()["function"]["rhat"]
     assert min(function["ess_bulk"], function["ess_tail"]) >= ESS_LIMIT
 
