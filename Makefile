@@ -52,8 +52,15 @@ $(DOCS)/installed: requirements-docs.lock
 demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the letter B
 	@$(BIN)/python examples/demo.py --store $(STORE)
 
+# Most of the tests' time is compilation, so XLA optimises little in them; programs whose rounding is tested are compiled as
+# the service compiles them. `make test-isa` and pytest alone use XLA's own settings for all tests.
+QUICK = --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true
+OPTIMISED = tests/models/prediction/test_rounding.py tests/models/prediction/test_packing.py tests/models/bundles/test_golden.py
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/installed ## the whole test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	XLA_FLAGS="$(QUICK) $(XLA_FLAGS)" $(PYTEST) $(OPTIMISED:%=--ignore=%)
+	$(PYTEST) $(OPTIMISED)
 
 test-isa: $(VENV)/installed ## the tests by instruction set and threads, with ten keys (ISAS= THREADS= KEYS= TESTS=)
 	$(BIN)/python tests/isa.py --isas $(ISAS) --threads $(THREADS) --keys $(KEYS) --tests $(TESTS)

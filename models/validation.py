@@ -107,6 +107,7 @@ def _expected(message: str) -> str:
     if match is None:
         return message.removeprefix("Value error, ")
     subject, verb, rest = match.groups()
+    rest = rest.replace(" after validation", "")
     if subject == "Input" and verb == "be":
         return f"a number {rest}" if rest.startswith(("greater", "less")) else rest
     joint = {"be": "that is", "have": "with", "match": "that matches"}[verb]

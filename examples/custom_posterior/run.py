@@ -146,7 +146,7 @@ def predict(target: Target, chains: Chains, draws: int = 1000) -> tuple[np.ndarr
         means = jax.vmap(outputs, in_axes=(0, None))(parameters_of_draws, X)
         return means, dist.Normal(means, parameters_of_draws["noise"][:, None]).sample(key)
 
-    return jax.device_get(predict_draws(chains.thinned(draws), jax.random.key(2)))
+    return jax.device_get(predict_draws(chains.thinned_positions(draws), jax.random.key(2)))
 
 
 def prior_functions(target: Target, draws: int = 40) -> np.ndarray:

@@ -343,7 +343,7 @@ MANIFESTS = {
     "an endless layer": (signed(model__network__hidden=[2**40]), "its widest layer: expected from 1"),
     "endless layers": (
         signed(model__network__hidden=[1] * 10**5),
-        "model.network.hidden: expected Tuple should have at most 256 items",
+        "model.network.hidden: expected a tuple with at most 256 items",
     ),
     "a layer that fits nothing": (signed(model__network__hidden=[2**20, 2**20]), "expected float32 [draws, 1048576]"),
     "a layer of 4 GiB a batch": (
@@ -493,7 +493,7 @@ HOSTILE_LABELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "many labels": (
         lambda path: path.write_bytes(orjson.dumps({"labels": {f"a{index}": index + 2 for index in range(50_000)}})),
-        "labels: expected Dictionary should have at most 256 items",
+        "labels: expected a dictionary with at most 256 items",
     ),
 }
 """Hostile `labels.json` of a sound version, and the error that each must be refused with."""

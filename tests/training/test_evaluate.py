@@ -457,7 +457,9 @@ def test_a_twin_may_be_another_version(evaluate, store):
     for name in ("accuracy", "nll", "brier", "ece", "aurc"):
         # Without its densities a version's draws are summed in another order.
         assert found["twin"][name] == pytest.approx(other[name], rel=1e-5)
-    with pytest.raises(DataError, match=r"wave:1: feature_shape of the twin: expected the model's, \(8, 8\), found"):
+    with pytest.raises(
+        DataError, match=r"wave:1: feature_shape of the twin: expected \(8, 8\), as the model has it, found"
+    ):
         evaluate(x_test=IMAGES, y_test=LABELS, twin_model="wave")
 
 

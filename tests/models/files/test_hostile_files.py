@@ -404,7 +404,7 @@ def test_the_limit_is_four_gigabytes_or_as_set():
 
 def test_more_rows_than_memory_are_not_drawn():
     """An embedded data set has as many rows as requested."""
-    with pytest.raises(DataError, match=r"data.calibration_size = 1000000000000: the rows to be drawn take too much"):
+    with pytest.raises(DataError, match=r"data.calibration_size = 1000000000000: the rows to draw take too much"):
         EMBEDDED["sine"](10**12, 0.2)
 
 
@@ -475,7 +475,7 @@ def config(folder, text=SMALL):
         ("[network]\nkind = 'mlp'\nhidden = [64, 1" + "0" * 30 + "]", "network.hidden: expected a whole number below"),
         (
             "[network]\nkind = 'mlp'\nhidden = [" + "1," * 50_000 + "]",
-            "network.hidden: expected Tuple should have at most 256",
+            "network.hidden: expected a tuple with at most 256",
         ),
         (
             "[method]\nkind = 'hmc'\nleapfrogs = 1000000000000",

@@ -502,7 +502,10 @@ def test_a_prior_far_off_gives_a_note():
     ends = [curvature.best_multiplier(np.ones(3), penalty) for penalty in (0.0, 1e9)]
     assert ends == [1e6, 1e-6]
     spread = laplace.Spread(np.ones(1), np.ones(1), 0.0)
-    assert "multiplied by 1e-06" in laplace.evidence_notes(curvature.Evidence(ends[1], 0.0), spread)[0]
+    assert (
+        "largest at 1e-06 times the prior's precision"
+        in laplace.evidence_notes(curvature.Evidence(ends[1], 0.0), spread)[0]
+    )
     assert laplace.evidence_notes(curvature.Evidence(1.0, 0.0), spread) == ()
 
 

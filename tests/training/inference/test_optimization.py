@@ -89,7 +89,7 @@ def squares(z, key, batch):
 
 def go(loss, settings, starts=(0.0, 9.0), journal=None, **options):
     """A descent of a number from some starts."""
-    options = {"report": lambda z, *_: {"held_out_rmse": jnp.abs(z)}, "seen": TrackedRows(DATA, DATA)} | options
+    options = {"report": lambda z, *_: {"held_out_rmse": jnp.abs(z)}, "tracked_rows": TrackedRows(DATA, DATA)} | options
     return descend("d", jax.random.key(0), jnp.array(starts), loss, DATA, settings, journal or Journal(), **options)
 
 

@@ -323,7 +323,9 @@ def test_a_number_that_cannot_be_shown_costs_its_section_alone(store, tmp_path):
 def test_a_fit_without_ood_sets_says_how_to_give_some(store):
     """A sentence stands in place of the curves."""
     page, _, manifest = page_of(store, "digits")
-    assert any(text.startswith("No OOD set was given: name some in the config's") for text in page.texts)
+    assert any(
+        text.startswith("No OOD set was given: name some in the config under [evaluation] ood") for text in page.texts
+    )
     assert "ood" not in manifest.metrics
 
 
@@ -380,8 +382,8 @@ def test_a_recalibrated_version_says_what_it_has_not(store, tmp_path, given):
     own = ["band", *OF_NUMBERS, "decision", "roc", "scores"] if given == "fitted with" else ["scores"]
     assert named(page) == [*own, "trace"]
     absent = " ".join(page.texts)
-    assert "they are in the report of wave:1" in absent
-    assert ("have no test part" in absent) == (given == "new")
+    assert "see the report of wave:1" in absent
+    assert ("plots are in the report of wave:1" in absent) == ("have no test part" in absent) == (given == "new")
     assert ("OOD sets are compared with a test part" in absent) == (given == "new")
     assert ("ood" in manifest.metrics) == (given == "fitted with")
     assert ("reject_rate" in manifest.metrics) == (given == "fitted with")

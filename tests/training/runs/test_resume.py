@@ -299,7 +299,7 @@ def test_a_falling_learning_rate_leaves_nothing_to_lengthen(tmp_path):
     path = written(tmp_path, "map", 'kind = "map"\nsteps = 20\nlearning_rate = 0.01')
     fit(read_config(path, ("reports=2",)), None, tmp_path / "store", silent)
     assert journals(tmp_path / "store") == []
-    with pytest.raises(ConfigError, match="found none"):
+    with pytest.raises(ConfigError, match="found no fit"):
         fit(read_config(path, ("reports=2", "steps=40")), None, tmp_path / "store", silent, resume=True)
 
 
