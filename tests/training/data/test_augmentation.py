@@ -194,7 +194,7 @@ def test_every_step_changes_its_rows_anew_whatever_the_blocks():
 
     def go(reports, **options):
         given = (jnp.zeros(2), lambda z, _key, batch: batch.x.mean() + z, data)
-        report = {"report": lambda z, *_: {"place": z}, "seen": TrackedRows(data, data)}
+        report = {"report": lambda z, *_: {"place": z}, "tracked_rows": TrackedRows(data, data)}
         cut = settings.model_copy(update={"reports": reports})
         return descend("d", jax.random.key(0), *given, cut, Journal(), **report, **options)[1].column("loss")
 
