@@ -159,9 +159,9 @@ def _leave_note(path: Path) -> None:
 def _alive(note: Path) -> bool:
     try:
         pid, started = note.read_text("ascii").split()
+        return _started(int(pid)) == started
     except (OSError, ValueError):
         return False
-    return _started(int(pid)) == started
 
 
 def _started(pid: int) -> str | None:
