@@ -156,6 +156,12 @@ def first_unknown_code(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows
     return int(np.argmin(known[:, column])), int(categorical[column])
 
 
+def describe_codes(column: Column) -> str:
+    """Returns, for an error, what a column of categories may hold: `a category's code (0 = Bonn, 1 = Ulm)`."""
+    codes = ", ".join(f"{code} = {name}" for code, name in enumerate(column.categories))
+    return f"a category's code ({codes})"
+
+
 def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> Float[np.ndarray, "rows columns"]:
     """Encodes columns of a table as float64 rows: numbers unchanged, categories as codes, missing values as NaN.
 

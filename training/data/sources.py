@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Num
 
 from abstain.models.errors import AbstainError, DataError, suggest
+from abstain.models.files.model_rows import check_codes, reshape_rows, rows_of_table
 from abstain.models.files.row_files import TABLES, check_is_file, check_room, checked_inputs, read_npz, read_table
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import encode_table
 from abstain.training.config.data import DataConfig
 from abstain.training.config.section import Size
 from abstain.training.data.embedded import EMBEDDED
@@ -60,24 +60,24 @@ def read_source(where: str, config: DataConfig, fitted: Model | None = None, *, 
 
 
 def read_inputs(where: str, model: Model) -> Num[np.ndarray, "rows ..."]:
-    """Reads the inputs of an OOD set: `x_test` if it exists, else `x`; labels are ignored.
+    """Reads the inputs of an OOD set: `x_test` if it exists, else `x`, or the model's columns of a table.
+
+    Labels are ignored.
 
     Raises:
-        DataError: the set cannot be read, is empty, or has another feature shape.
+        DataError: the set cannot be read, is empty, has another feature shape, or holds an unknown category or code.
     """
     path = Path(where)
     if path.suffix in TABLES:
-        x: np.ndarray = encode_table(model.preprocessing.columns, read_table(path), where)
+        x: np.ndarray = rows_of_table(read_table(path), model, where)
     else:
         arrays = read_arrays(where, 1, 0.5)
         key = "x_test" if "x_test" in arrays else "x"
         if key not in arrays:
             raise DataError("arrays", where=where, expected="x_test or x", found=", ".join(arrays))
         x = checked_inputs(arrays[key], f"{where}, {key}")
-    if x.shape[1:] != model.feature_shape or not len(x):
-        raise DataError(
-            "inputs", where=where, expected=f"rows of shape {model.feature_shape}", found=f"shape {x.shape}"
-        )
+    x = reshape_rows(x, model, where)
+    check_codes(x, model.preprocessing, where)
     return x
 
 
@@ -110,6 +110,10 @@ def _array_source(
         raise DataError(
             "feature shape", where=where, expected="one for all parts", found=" and ".join(map(str, shapes))
         )
+    # Rows of another shape are refused where the shape is known to matter.
+    if fitted and shapes[0] == fitted.feature_shape:
+        for part, (x, _) in pairs.items():
+            check_codes(x, fitted.preprocessing, f"{where}, x{part}")
     features = tuple(map(str, arrays.get("feature_names", ())))
     width = int(np.prod(shapes[0]))
     if features and len(features) != width:
