@@ -98,6 +98,13 @@ def test_each_shortfall_of_chains_has_its_code_and_a_sentence(code, changes, tex
     assert lacking(**changes) == (Shortfall(code, text),) == (recognise(text),)
 
 
+def test_divergences_are_compared_with_all_transitions():
+    """With thinning there are `thin` transitions for each sample: 40 of 40,000 are at the limit."""
+    assert lacking(divergences=40, thin=10) == ()
+    (text,) = (lack.text for lack in lacking(divergences=41, thin=10))
+    assert text.startswith("41 of 40000 transitions diverged, more than 0.1%")
+
+
 def test_good_chains_fall_short_in_nothing():
     """Values at the limits are no shortfalls, whatever the parameters' R-hat; constant predictions have none."""
     assert lacking() == ()
