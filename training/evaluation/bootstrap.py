@@ -34,9 +34,9 @@ def mean_intervals(terms: Terms, resamples: int = RESAMPLES, seed: int = 0) -> d
     The percentile bootstrap fails for a proportion near 0 or 1: if all rows are correct, all resamples are.
     """
     rows = len(next(iter(terms.values())))
-    average_metrics = {name: values for name, values in terms.items() if name not in PROPORTIONS}
+    averaged = {name: values for name, values in terms.items() if name not in PROPORTIONS}
     resampled = [
-        {name: metric_from_means(name, values[drawn].mean(axis=1)) for name, values in average_metrics.items()}
+        {name: metric_from_means(name, values[drawn].mean(axis=1)) for name, values in averaged.items()}
         for drawn in resample_rows(rows, resamples, seed)
     ]
     return {
