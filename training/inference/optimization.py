@@ -82,6 +82,7 @@ def descend(
     rows, size = len(chosen), min(settings.batch_size, len(chosen))
     uses_batches = size < len(data.y)
     rule = optimiser(settings)
+    # This key equals `keys[1]`. It only seeds numpy's generator, whose numbers are unrelated to those that JAX derives from it.
     seeds = np.asarray(jax.random.key_data(jax.random.split(jax.random.fold_in(key, 1), members)))
     keys = jax.random.split(key, members)
 
