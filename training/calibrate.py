@@ -32,7 +32,7 @@ from abstain.training.calibration.pipeline import (
     ScoreValues,
     build_record,
     calibrate_posterior,
-    check_calibration,
+    check_calibration_settings,
 )
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.calibration import CalibrationConfig
@@ -133,7 +133,7 @@ def calibrate_version(
     trained = read_trained(store / name / str(version), manifest.files)
     material = read_calibration_rows(manifest, where, trained)
     basis = choose_inputs(bundle, settings, material, where)
-    check_calibration(settings, manifest.model, basis.calibration.y)
+    check_calibration_settings(settings, manifest.model, basis.calibration.y)
     strange = read_ood_sets(ood or {}, (material.test or material.calibration).x, manifest.model)
     calibrated = calibrate_posterior(
         settings, bundle.posterior, basis.feature_scores, basis.calibration, basis.reference, manifest.seed

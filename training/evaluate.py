@@ -27,11 +27,11 @@ from abstain.training.evaluation.bootstrap import share_interval
 from abstain.training.evaluation.coverage import coverage_by_decision
 from abstain.training.evaluation.quality import (
     calibration_errors,
-    check_finite,
+    check_finite_predictions,
     class_quality,
     conformal_quality,
-    headline_metrics,
     metric_terms,
+    metrics_with_intervals,
     ood_detection,
     part_quality,
     prediction_quality,
@@ -95,7 +95,7 @@ def evaluate_version(
     twin = find_twin(store, name, bundle, twin_model, named_inputs, progress)
 
     terms = metric_terms(bundle.posterior, familiar.prediction, rows)
-    figures, intervals = headline_metrics(familiar.prediction, terms)
+    figures, intervals = metrics_with_intervals(familiar.prediction, terms)
     rejected = familiar.judgement.reject
     names = manifest.model.class_names
     result = Evaluation(
@@ -199,7 +199,7 @@ def predict_rows(
         parts.append(predictor(x[start : start + REPORT_EVERY]))
         progress(min(start + REPORT_EVERY, len(x)), len(x), Path(where).name)
     prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    check_finite(prediction, where)
+    check_finite_predictions(prediction, where)
     return prediction
 
 

@@ -28,7 +28,12 @@ from abstain.models.prediction.likelihoods import LIKELIHOODS
 from abstain.models.prediction.posterior import Model, Posterior, check_draws
 from abstain.training.calibration.far_rows import try_far_rows
 from abstain.training.calibration.feature_scores import fit_feature_scores
-from abstain.training.calibration.pipeline import Calibrated, build_record, calibrate_posterior, check_calibration
+from abstain.training.calibration.pipeline import (
+    Calibrated,
+    build_record,
+    calibrate_posterior,
+    check_calibration_settings,
+)
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.config import Config
 from abstain.training.config.requirements import check_needs, check_servable, count_parameters, least_parameters
@@ -111,7 +116,7 @@ def fit(
     model = build_model(config, dataset)
     check_needs(config, count_parameters(model), len(dataset.train))
     check_servable(config, model)
-    check_calibration(config.calibration, model, dataset.calibration.y)
+    check_calibration_settings(config.calibration, model, dataset.calibration.y)
     check_writable(store, config.name)
     strange = read_ood_sets(config.evaluation.ood, dataset.test.x, model)
     earlier = load_earlier(config, model, store)

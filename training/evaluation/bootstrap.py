@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, special, stats
 
-from abstain.training.evaluation.metrics import Terms, equal_mass_starts, metric_from_means, tied_means
+from abstain.training.evaluation.metrics import Terms, equal_mass_starts, metric_from_means, metric_name, tied_means
 from abstain.training.evaluation.results import Interval, Proportion
 
 RESAMPLES = 1000
@@ -40,7 +40,7 @@ def mean_intervals(terms: Terms, resamples: int = RESAMPLES, seed: int = 0) -> d
         for drawn in resample_rows(rows, resamples, seed)
     ]
     return {
-        name: share_interval(int(values.sum()), rows)
+        metric_name(name): share_interval(int(values.sum()), rows)
         if name in PROPORTIONS
         else central_interval(np.concatenate([part[name] for part in resampled]))
         for name, values in terms.items()

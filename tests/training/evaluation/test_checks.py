@@ -138,7 +138,7 @@ def class_terms(chance, y):
 
 def normal_terms_of(mean, std, y):
     """The terms of a normal prediction."""
-    return {"nll": -stats.norm.logpdf(y, mean, std), "rmse": (y - mean) ** 2}
+    return {"nll": -stats.norm.logpdf(y, mean, std), "squared_error": (y - mean) ** 2}
 
 
 def judge_classes(chance, y, train):
