@@ -338,7 +338,7 @@ def test_strange_sets_are_reported_by_name(evaluate, digits, tmp_path):
         ({"x_test": IMAGES, "y_test": LABELS + 5}, None, r"y_test, row 5: expected a class 0 … 9, found 10"),
         ({"x_test": IMAGES[:, :4], "y_test": LABELS}, None, r"feature shape: expected \(8, 8\), found \(4, 8\)"),
         ({"x_test": IMAGES}, None, "array y_test is missing: found x_test"),
-        ({"x_test": IMAGES, "y_test": LABELS}, {"x": "wave"}, r"wave: inputs: expected rows of shape \(8, 8\), found"),
+        ({"x_test": IMAGES, "y_test": LABELS}, {"x": "wave"}, r"wave: rows: expected shape \(8, 8\), found"),
         ({"x_test": IMAGES, "y_test": LABELS}, {"x": "none.npz"}, r"none.npz: no such file"),
     ],
 )
