@@ -75,7 +75,7 @@ def evaluate_version(
 
     Raises:
         DataError: the rows, or an OOD set, cannot be read, do not fit the model, or have no finite prediction.
-        CalibrationError: the calibration split is too small for the percentile.
+        CalibrationError: the calibration part is too small for the percentile.
     """
     name, bundle = load_version(store, model)
     manifest, calibration = bundle.manifest, bundle.calibration
