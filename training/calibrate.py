@@ -181,7 +181,13 @@ def read_calibration_rows(manifest: Manifest, where: str, trained: TrainedRows |
     material = _choose_rows(source, manifest, config, where)
     shape = material.calibration.x.shape[1:]
     if shape != model.feature_shape:
-        raise DataError("feature shape", where=where, expected=model.feature_shape, found=shape)
+        raise DataError(
+            "feature shape",
+            where=where,
+            expected=model.feature_shape,
+            found=shape,
+            fix="calibrate with rows of the model's features",
+        )
     if not material.taken_as_new:
         return material
     overlap = NOT_CHECKED if trained is None else check_new(trained, manifest, material.calibration, where)
@@ -247,6 +253,7 @@ def _choose_rows(source: Source, manifest: Manifest, config: DataConfig, where: 
         where=where,
         expected="the data that the model was fitted with, or new rows as x and y, or as x_calibration and y_calibration",
         found="other training rows" if source.train is not None else "no training rows",
+        fix="pass the file of the fit unchanged, or an .npz of new rows as x and y",
     )
 
 
@@ -274,6 +281,7 @@ def choose_inputs(
             where=where,
             expected="the data that it was fitted with",
             found="new rows",
+            fix="pass the file of the fit, or leave out the change to calibration.densities",
         )
     if earlier is not None:
         return CalibrationInputs(feature_scores, earlier, material.calibration)

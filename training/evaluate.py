@@ -157,9 +157,17 @@ def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = N
             return fitted.test, []
         rows = source.train
     if rows is None:
-        raise DataError("rows", where=where, expected="x_test and y_test, or x and y", found="neither")
+        raise DataError(
+            "rows", where=where, expected="x_test and y_test, or x and y", found="neither", fix="rename the arrays"
+        )
     if rows.x.shape[1:] != manifest.model.feature_shape:
-        raise DataError("feature shape", where=where, expected=manifest.model.feature_shape, found=rows.x.shape[1:])
+        raise DataError(
+            "feature shape",
+            where=where,
+            expected=manifest.model.feature_shape,
+            found=rows.x.shape[1:],
+            fix="evaluate rows of the model's features",
+        )
     notes = overlap_notes(manifest, rows, trained)
     if source.test is None:
         notes = [
@@ -252,7 +260,11 @@ def check_comparable(own: Model, other: Model, name: str) -> None:
         expected, found = getattr(own, field), getattr(other, field)
         if expected != found:
             raise DataError(
-                f"{field} of the twin", where=name, expected=f"{expected}, as the model has it", found=found
+                f"{field} of the twin",
+                where=name,
+                expected=f"{expected}, as the model has it",
+                found=found,
+                fix="choose a version that was fitted to the same data",
             )
 
 

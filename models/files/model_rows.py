@@ -33,7 +33,11 @@ def rows_of_table(table: ArrowTable, model: Model, where: str) -> Num[np.ndarray
     missing = [name for name in names if name not in table.column_names]
     if missing:
         raise DataError(
-            "columns are missing", where=where, expected=", ".join(missing), found=", ".join(table.column_names)
+            "columns are missing",
+            where=where,
+            expected=", ".join(missing),
+            found=", ".join(table.column_names),
+            fix="add the columns, or rename them as in the fit",
         )
     rows = np.stack([numeric_column(table.column(name), name, where) for name in names], axis=1)
     return checked_inputs(rows, where)
@@ -46,9 +50,15 @@ def reshape_rows(rows: Num[np.ndarray, "rows ..."], model: Model, where: str) ->
         DataError: there are no rows, or they have another number of columns.
     """
     if not len(rows):
-        raise DataError("rows", where=where, expected="at least one", found="none")
+        raise DataError("rows", where=where, expected="at least one", found="none", fix="add rows to the file")
     if rows.shape[1:] not in {model.feature_shape, (model.features,)}:
-        raise DataError("rows", where=where, expected=f"shape {model.feature_shape}", found=f"shape {rows.shape[1:]}")
+        raise DataError(
+            "rows",
+            where=where,
+            expected=f"shape {model.feature_shape}",
+            found=f"shape {rows.shape[1:]}",
+            fix="give the rows the model's features",
+        )
     return rows.reshape(len(rows), *model.feature_shape)
 
 

@@ -95,6 +95,7 @@ def split_rule(source: Source, config: DataConfig, seed: int) -> Rule:
             where=source.where,
             expected=f"{config.split_by!r}, by which the model's data was split",
             found="no such column or array",
+            fix="add the column or array to the rows",
         )
     if config.time is not None:
         return Rule("rank", source.key, "times")
