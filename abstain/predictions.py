@@ -67,7 +67,8 @@ class Predictions:
         decision: the name of the score that decides, a key of `scores`.
         reject: whether each row is unlike the calibration rows.
         p_value: the decision's p-value; the smaller it is, the stranger the row.
-        reasons: for each rejected row, the scores that are above their thresholds, the most extreme first.
+        reasons: for each rejected row, a sentence for each score above its percentile, the one with the largest weighted
+            contribution to the decision first; if no single score is above, one sentence about the combined score.
         scores: each score by its name.
 
     Examples:

@@ -56,7 +56,7 @@ def rates(folder: Path, seed: int, groups: int, rows: int, group: str | None) ->
     model = build_model(config, dataset)
     # The steps of `abstain fit`, without the report and the bundle, which take most of the time.
     with open_journal(folder, config, dataset.fingerprint, {}, None, resume=False) as journal:
-        posterior = infer(config, build_problem(config, model, dataset, folder), journal).posterior
+        posterior = infer(config, build_problem(config, model, dataset), journal).posterior
     reference, rest = set_aside(dataset.train, seed)
     feature_scores = fit_feature_scores(posterior, rest, seed)
     calibrated = calibrate_posterior(

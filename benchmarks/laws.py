@@ -140,7 +140,7 @@ def fit_law(law: Law, pool_rows: int, seed: int = 0) -> FittedLaw:
         write_table(law.draw(rng, pool_rows), pool)
         dataset = load_dataset(config, str(table))
         model = build_model(config, dataset)
-        posterior = infer(config, build_problem(config, model, dataset, Path(folder)), Journal(None, None)).posterior
+        posterior = infer(config, build_problem(config, model, dataset), Journal(None, None)).posterior
         rows = read_source(str(pool), config.data, model, classify=True).train
     assert rows is not None  # noqa: S101 - all rows of a table without parts are training rows
     reference, rest = set_aside(dataset.train, config.seed)

@@ -13,12 +13,12 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import pyarrow
-from jaxtyping import Float, Num
+from jaxtyping import Float
 
 from abstain.models.errors import DataError, InputError
-from abstain.models.files.row_files import checked_inputs
+from abstain.models.files.model_rows import reshape_rows, rows_of_table
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import ArrowTable, check_column_names, encode_table, numeric_column
+from abstain.models.prediction.preprocessing import ArrowTable, check_column_names
 from abstain.service.rows import check_rows, dtype_of, in_feature_shape, refuse_unknown_codes
 
 # pyarrow ships no types.
@@ -126,40 +126,6 @@ def _as_lists(inputs: object, depth: int) -> object:
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
-
-
-def rows_of_table(table: ArrowTable, model: Model, where: str) -> Num[np.ndarray, "rows ..."]:
-    """Reads a table's columns by name; for a model fitted on arrays by its feature names, or all in order if it has none.
-
-    Args:
-        where: the name of the table in errors.
-
-    Raises:
-        DataError: a column is missing or has an invalid value.
-    """
-    if model.preprocessing.columns:
-        return encode_table(model.preprocessing.columns, table, where)
-    names: tuple[str, ...] = model.feature_names or tuple(table.column_names)
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise DataError(
-            "columns are missing", where=where, expected=", ".join(missing), found=", ".join(table.column_names)
-        )
-    rows = np.stack([numeric_column(table.column(name), name, where) for name in names], axis=1)
-    return checked_inputs(rows, where)
-
-
-def reshape_rows(rows: Num[np.ndarray, "rows ..."], model: Model, where: str) -> Num[np.ndarray, "rows ..."]:
-    """Returns rows of a file or a table in the model's feature shape.
-
-    Raises:
-        DataError: there are no rows, or they have another number of columns.
-    """
-    if not len(rows):
-        raise DataError("rows", where=where, expected="at least one", found="none")
-    if rows.shape[1:] not in {model.feature_shape, (model.features,)}:
-        raise DataError("rows", where=where, expected=f"shape {model.feature_shape}", found=f"shape {rows.shape[1:]}")
-    return rows.reshape(len(rows), *model.feature_shape)
 
 
 def _is_frame(table: Table) -> bool:

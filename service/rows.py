@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from abstain.models.errors import InputError, clip_repr
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import first_unknown_code
+from abstain.models.prediction.preprocessing import describe_codes, first_unknown_code
 from abstain.service.json_objects import describe_value
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -163,5 +163,4 @@ def _expected_number(model: Model, indices: tuple[int, ...]) -> str:
     columns = model.preprocessing.columns
     if not columns or not columns[indices[0]].categories:
         return "a number"
-    codes = ", ".join(f"{code} = {name}" for code, name in enumerate(columns[indices[0]].categories))
-    return f"a category's code ({codes})"
+    return describe_codes(columns[indices[0]])

@@ -25,14 +25,14 @@ from abstain.models.errors import ConfigError, DataError
 from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.validation import refuse
-from abstain.training.calibration.far_rows import ACCEPTS_FAR_ROWS, try_far_rows
+from abstain.training.calibration.far_rows import try_far_rows
 from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.calibration.pipeline import (
     Calibrated,
     ScoreValues,
     build_record,
     calibrate_posterior,
-    check_calibration,
+    check_calibration_settings,
 )
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.calibration import CalibrationConfig
@@ -42,7 +42,7 @@ from abstain.training.data.dataset import split_again
 from abstain.training.data.ood_sets import read_ood_sets
 from abstain.training.data.rows import Rows, Source
 from abstain.training.data.sources import read_source
-from abstain.training.data.splitting import SPLIT_BY, part_notes
+from abstain.training.data.splitting import part_notes
 from abstain.training.evaluation.checks import decision_shortfalls, metric_shortfalls
 from abstain.training.evaluation.records import ReportData, ReportView
 from abstain.training.evaluation.report_data import (
@@ -52,9 +52,10 @@ from abstain.training.evaluation.report_data import (
     served_quality_without_view,
 )
 from abstain.training.evaluation.results import JsonObject
+from abstain.training.notes import NoteCode, note_code, write_note
 from abstain.training.publish import git_commit, installed_packages, now, publish_version
 
-TAKEN_AS_NEW = (
+NOT_CHECKED = (
     "the rows are taken to be new, because this version has no hashes of its training rows: calibrated on training rows "
     "it would reject more than requested",
 )
@@ -65,10 +66,6 @@ CHECKED_AGAIN: set[ShortfallCode | None] = {"constant_decision", "accepts_far_ro
 """The checks that every new calibration repeats; other shortfalls are about the fit, and stay."""
 UNCHANGED_METRICS = {"accuracy", "rmse"}
 """The metrics that no recalibration changes."""
-
-
-DRAWS_FROM = "draws of "
-"""The beginning of the note that names the version with the draws of a new calibration."""
 
 
 class CalibrateResult(NamedTuple):
@@ -92,12 +89,18 @@ class CalibrateResult(NamedTuple):
 
 
 class CalibrationMaterial(NamedTuple):
-    """The rows to calibrate on, and the test and training rows, if the source has them."""
+    """The rows to calibrate on, and the test and training rows, if the source has them.
+
+    Attributes:
+        note: which rows are used.
+        taken_as_new: whether the rows are not those of the fit, so that training rows among them must be looked for.
+    """
 
     calibration: Rows
     test: Rows | None
     train: Rows | None
     note: str
+    taken_as_new: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -130,7 +133,7 @@ def calibrate_version(
     trained = read_trained(store / name / str(version), manifest.files)
     material = read_calibration_rows(manifest, where, trained)
     basis = choose_inputs(bundle, settings, material, where)
-    check_calibration(settings, manifest.model, basis.calibration.y)
+    check_calibration_settings(settings, manifest.model, basis.calibration.y)
     strange = read_ood_sets(ood or {}, (material.test or material.calibration).x, manifest.model)
     calibrated = calibrate_posterior(
         settings, bundle.posterior, basis.feature_scores, basis.calibration, basis.reference, manifest.seed
@@ -178,10 +181,16 @@ def read_calibration_rows(manifest: Manifest, where: str, trained: TrainedRows |
     material = _choose_rows(source, manifest, config, where)
     shape = material.calibration.x.shape[1:]
     if shape != model.feature_shape:
-        raise DataError("feature shape", where=where, expected=model.feature_shape, found=shape)
-    if material.warnings != TAKEN_AS_NEW:
+        raise DataError(
+            "feature shape",
+            where=where,
+            expected=model.feature_shape,
+            found=shape,
+            fix="calibrate with rows of the model's features",
+        )
+    if not material.taken_as_new:
         return material
-    overlap = TAKEN_AS_NEW if trained is None else check_new(trained, manifest, material.calibration, where)
+    overlap = NOT_CHECKED if trained is None else check_new(trained, manifest, material.calibration, where)
     return material._replace(warnings=(*overlap, *split_notes(source, config, material.calibration)))
 
 
@@ -192,8 +201,11 @@ def split_notes(source: Source, config: DataConfig, rows: Rows) -> tuple[str, ..
     if config.group is not None and source.key is not None and rows is source.train:
         return part_notes(source, config, np.arange(len(rows)))
     return (
-        f"{SPLIT_BY}data.{config.split_kind} = {config.split_by!r} in the fit, but these rows do not have it: the stated "
-        f"reject rate holds for rows like these, and may be exceeded on a new {config.split_kind}",
+        write_note(
+            "split",
+            f"data.{config.split_kind} = {config.split_by!r} in the fit, but these rows do not have it: the stated "
+            f"reject rate holds for rows like these, and may be exceeded on a new {config.split_kind}",
+        ),
     )
 
 
@@ -230,17 +242,18 @@ def _choose_rows(source: Source, manifest: Manifest, config: DataConfig, where: 
         )
     if source.calibration is not None:
         return CalibrationMaterial(
-            source.calibration, source.test, None, basis.format(rows=len(source.calibration)), TAKEN_AS_NEW
+            source.calibration, source.test, None, basis.format(rows=len(source.calibration)), taken_as_new=True
         )
     if source.train is not None and source.test is None:
         return CalibrationMaterial(
-            source.train, None, None, f"{basis.format(rows=len(source.train))}, all taken to be new", TAKEN_AS_NEW
+            source.train, None, None, f"{basis.format(rows=len(source.train))}, all taken to be new", taken_as_new=True
         )
     raise DataError(
         "rows to calibrate on",
         where=where,
         expected="the data that the model was fitted with, or new rows as x and y, or as x_calibration and y_calibration",
         found="other training rows" if source.train is not None else "no training rows",
+        fix="pass the file of the fit unchanged, or an .npz of new rows as x and y",
     )
 
 
@@ -268,6 +281,7 @@ def choose_inputs(
             where=where,
             expected="the data that it was fitted with",
             found="new rows",
+            fix="pass the file of the fit, or leave out the change to calibration.densities",
         )
     if earlier is not None:
         return CalibrationInputs(feature_scores, earlier, material.calibration)
@@ -320,9 +334,9 @@ def update_manifest(
     """
     old, test, far = bundle.manifest, material.test, try_far_rows(calibrated)
     # The fit's notes on its split do not hold for rows from another source.
-    replaced = (
-        (ACCEPTS_FAR_ROWS, DRAWS_FROM) if material.train is not None else (ACCEPTS_FAR_ROWS, DRAWS_FROM, SPLIT_BY)
-    )
+    replaced: set[NoteCode] = {"accepts_far_rows", "draws_from"}
+    if material.train is None:
+        replaced.add("split")
     same = calibrated.recalibration == old.calibration.recalibration
     kept = old.metrics.keys() - CHANGED_METRICS if same else UNCHANGED_METRICS
     metrics: JsonObject = {key: value for key, value in old.metrics.items() if key in kept}
@@ -345,9 +359,9 @@ def update_manifest(
                 *far.shortfalls,
             ),
             "notes": (
-                *(note for note in old.notes if not note.startswith(replaced)),
+                *(note for note in old.notes if note_code(note) not in replaced),
                 *far.notes,
-                f"{DRAWS_FROM}{origin}, {material.note}",
+                write_note("draws_from", f"{origin}, {material.note}"),
                 *material.warnings,
             ),
             "data": old.data.model_copy(update={"calibration_rows": calibrated.calibration.rows}),

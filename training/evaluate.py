@@ -27,11 +27,11 @@ from abstain.training.evaluation.bootstrap import share_interval
 from abstain.training.evaluation.coverage import coverage_by_decision
 from abstain.training.evaluation.quality import (
     calibration_errors,
-    check_finite,
+    check_finite_predictions,
     class_quality,
     conformal_quality,
-    headline_metrics,
     metric_terms,
+    metrics_with_intervals,
     ood_detection,
     part_quality,
     prediction_quality,
@@ -75,7 +75,7 @@ def evaluate_version(
 
     Raises:
         DataError: the rows, or an OOD set, cannot be read, do not fit the model, or have no finite prediction.
-        CalibrationError: the calibration split is too small for the percentile.
+        CalibrationError: the calibration part is too small for the percentile.
     """
     name, bundle = load_version(store, model)
     manifest, calibration = bundle.manifest, bundle.calibration
@@ -95,7 +95,7 @@ def evaluate_version(
     twin = find_twin(store, name, bundle, twin_model, named_inputs, progress)
 
     terms = metric_terms(bundle.posterior, familiar.prediction, rows)
-    figures, intervals = headline_metrics(familiar.prediction, terms)
+    figures, intervals = metrics_with_intervals(familiar.prediction, terms)
     rejected = familiar.judgement.reject
     names = manifest.model.class_names
     result = Evaluation(
@@ -157,9 +157,17 @@ def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = N
             return fitted.test, []
         rows = source.train
     if rows is None:
-        raise DataError("rows", where=where, expected="x_test and y_test, or x and y", found="neither")
+        raise DataError(
+            "rows", where=where, expected="x_test and y_test, or x and y", found="neither", fix="rename the arrays"
+        )
     if rows.x.shape[1:] != manifest.model.feature_shape:
-        raise DataError("feature shape", where=where, expected=manifest.model.feature_shape, found=rows.x.shape[1:])
+        raise DataError(
+            "feature shape",
+            where=where,
+            expected=manifest.model.feature_shape,
+            found=rows.x.shape[1:],
+            fix="evaluate rows of the model's features",
+        )
     notes = overlap_notes(manifest, rows, trained)
     if source.test is None:
         notes = [
@@ -199,7 +207,7 @@ def predict_rows(
         parts.append(predictor(x[start : start + REPORT_EVERY]))
         progress(min(start + REPORT_EVERY, len(x)), len(x), Path(where).name)
     prediction = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    check_finite(prediction, where)
+    check_finite_predictions(prediction, where)
     return prediction
 
 
@@ -252,7 +260,11 @@ def check_comparable(own: Model, other: Model, name: str) -> None:
         expected, found = getattr(own, field), getattr(other, field)
         if expected != found:
             raise DataError(
-                f"{field} of the twin", where=name, expected=f"{expected}, as the model has it", found=found
+                f"{field} of the twin",
+                where=name,
+                expected=f"{expected}, as the model has it",
+                found=found,
+                fix="choose a version that was fitted to the same data",
             )
 
 

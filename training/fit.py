@@ -10,11 +10,17 @@ import jax
 import numpy as np
 from jaxtyping import Num
 
-from abstain.models.bundles.bundle import load_published, read_published
+from abstain.models.bundles.bundle import Bundle, load_published
 from abstain.models.bundles.manifest import DataRecord, Manifest, MethodRecord
 from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.bundles.store import check_writable, resolve
-from abstain.models.bundles.trained_rows import find_trained, hash_training_rows, most_by_chance, read_trained
+from abstain.models.bundles.trained_rows import (
+    TrainedRows,
+    find_trained,
+    hash_training_rows,
+    most_by_chance,
+    read_trained,
+)
 from abstain.models.errors import ConfigError, FitError
 from abstain.models.networks.user_module import ModuleSpec
 from abstain.models.prediction.feature_scores import shapes_of
@@ -22,7 +28,12 @@ from abstain.models.prediction.likelihoods import LIKELIHOODS
 from abstain.models.prediction.posterior import Model, Posterior, check_draws
 from abstain.training.calibration.far_rows import try_far_rows
 from abstain.training.calibration.feature_scores import fit_feature_scores
-from abstain.training.calibration.pipeline import Calibrated, build_record, calibrate_posterior, check_calibration
+from abstain.training.calibration.pipeline import (
+    Calibrated,
+    build_record,
+    calibrate_posterior,
+    check_calibration_settings,
+)
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.config import Config
 from abstain.training.config.requirements import check_needs, check_servable, count_parameters, least_parameters
@@ -105,11 +116,12 @@ def fit(
     model = build_model(config, dataset)
     check_needs(config, count_parameters(model), len(dataset.train))
     check_servable(config, model)
-    check_calibration(config.calibration, model, dataset.calibration.y)
+    check_calibration_settings(config.calibration, model, dataset.calibration.y)
     check_writable(store, config.name)
     strange = read_ood_sets(config.evaluation.ood, dataset.test.x, model)
-    problem = build_problem(config, model, dataset, store)
-    start_warnings = start_notes(config, dataset, store)
+    earlier = load_earlier(config, model, store)
+    problem = build_problem(config, model, dataset, earlier)
+    start_warnings = start_notes(earlier, dataset)
     packages = installed_packages()
     with open_journal(store, config, dataset.fingerprint, packages, progress, resume=resume) as journal:
         fitted = infer(config, problem, journal)
@@ -183,44 +195,57 @@ def _modules(config: Config) -> tuple[str, ...]:
     return (config.network.module,) if isinstance(config.network, ModuleSpec) else ()
 
 
-def build_problem(config: Config, model: Model, dataset: Dataset, store: Path) -> Problem:
+class EarlierRun(NamedTuple):
+    """The published version that a fit starts from, and the hashes of its training rows, if it has them."""
+
+    bundle: Bundle
+    trained: TrainedRows | None
+
+
+def load_earlier(config: Config, model: Model, store: Path) -> EarlierRun | None:
+    """Loads the version that `start_from` names, and checks its draws; None if the config names none.
+
+    A label is resolved here alone, because it may be moved while the fit begins.
+
+    Raises:
+        UnknownModel: the store has no such version.
+        BundleError: the version is damaged, or its draws are of another network.
+    """
+    start_from = config.method.earlier_run
+    if start_from is None:
+        return None
+    name, version = resolve(store, start_from)
+    bundle = load_published(store, name, version, modules=_modules(config))
+    check_draws(model, bundle.posterior.draws, where=f"method.start_from = {start_from!r}")
+    return EarlierRun(bundle, read_trained(store / name / str(version), bundle.manifest.files))
+
+
+def build_problem(config: Config, model: Model, dataset: Dataset, earlier: EarlierRun | None = None) -> Problem:
     """Builds the inference problem, and checks the prior against the network before anything is fitted.
 
     Raises:
         ConfigError: the prior does not fit the network's parameters.
     """
-    earlier = None
-    start_from = config.method.earlier_run
-    if start_from is not None:
-        name, version = resolve(store, start_from)
-        bundle = load_published(store, name, version, modules=_modules(config))
-        check_draws(model, bundle.posterior.draws, where=f"method.start_from = {start_from!r}")
-        earlier = bundle.posterior.draws
+    draws = None if earlier is None else earlier.bundle.posterior.draws
     # Chains are compared at calibration inputs: the test part is used once, after the fit.
     bnn, train = BNN(model, config.prior), observe(model, dataset.train)
     diagnostic_rows = observe(model, dataset.calibration)
-    problem = Problem(bnn, train, diagnostic_rows, earlier, build_augmentation(config, model, dataset.train.x))
+    problem = Problem(bnn, train, diagnostic_rows, draws, build_augmentation(config, model, dataset.train.x))
     _ = problem.target.sites
     return problem
 
 
-def start_notes(config: Config, dataset: Dataset, store: Path) -> tuple[str, ...]:
+def start_notes(earlier: EarlierRun | None, dataset: Dataset) -> tuple[str, ...]:
     """Returns a note if the run that the fit starts from was trained on calibration rows of this fit."""
-    start_from = config.method.earlier_run
-    if start_from is None:
+    if earlier is None or earlier.trained is None:
         return ()
-    name, version = resolve(store, start_from)
-    folder = store / name / str(version)
-    manifest = read_published(store, name, version)
-    trained = read_trained(folder, manifest.files)
-    if trained is None:
-        return ()
+    manifest, trained = earlier.bundle.manifest, earlier.trained
     equal_rows = int(find_trained(trained, manifest.model.preprocessing, dataset.calibration.x).sum())
     if equal_rows <= most_by_chance(trained, len(dataset.calibration)):
         return ()
     return (
-        f"{equal_rows:,} of {len(dataset.calibration):,} calibration rows were training rows of {name}:{version}, which this fit "
-        f"starts from: new rows may be rejected more often than stated; fit with the seed of that run, {manifest.seed}",
+        f"{equal_rows:,} of {len(dataset.calibration):,} calibration rows were training rows of "
+        f"{manifest.name}:{manifest.version}, which this fit starts from: new rows may be rejected more often than stated; fit with the seed of that run, {manifest.seed}",
     )
 
 

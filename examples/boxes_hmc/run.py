@@ -59,7 +59,7 @@ SQUARE = np.stack(np.meshgrid(*[np.linspace(-6, 6, 61)] * 2), axis=-1).reshape(-
 def pose_boxes() -> Problem:
     """Builds data, network and prior; the diagnostics use predictions for fifty other points of the same four boxes."""
     dataset = load_dataset(CONFIG, None)
-    return build_problem(CONFIG, build_model(CONFIG, dataset), dataset, HERE)
+    return build_problem(CONFIG, build_model(CONFIG, dataset), dataset)
 
 
 def sample_fixed(problem: Problem, samples: int = 5000, seed: int = 0) -> Fitted:

@@ -104,9 +104,9 @@ def leaf_weights(target: Target) -> Float[np.ndarray, " dim"]:
     return np.concatenate([np.full(site.last - site.first, 1 / site.shape[0], np.float32) for site in target.sites])
 
 
-def build_problem(config: Config, model: Model, dataset: Dataset, folder: Path) -> Problem:
+def build_problem(config: Config, model: Model, dataset: Dataset) -> Problem:
     """Builds the problem of a fit, with curves on the test rows, as in the article."""
-    return replace(fit.build_problem(config, model, dataset, folder), diagnostic_rows=observe(model, dataset.test))
+    return replace(fit.build_problem(config, model, dataset), diagnostic_rows=observe(model, dataset.test))
 
 
 def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, seed: int) -> tuple[Guide, Any]:
@@ -275,7 +275,7 @@ def run_all(folder: Path, data: Path, steps: int, seeds: int) -> dict[str, Any]:
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     dataset, letters = load(data)
-    problem = build_problem(CONFIG, build_model(CONFIG, dataset), dataset, folder)
+    problem = build_problem(CONFIG, build_model(CONFIG, dataset), dataset)
 
     loc = problem.bnn.start(jax.random.split(jax.random.key(0))[0])
     numbers: dict[str, Any] = {"article": ARTICLE}

@@ -2,7 +2,7 @@
 
     manifest.json   a description of the version, with the sha256 of every other file
     draws/          the posterior's draws (`models/bundles/checkpoint.py`, numpy leaves, the draws as axis 0)
-    calibration/    the scores of the calibration split (the same format)
+    calibration/    the scores of the calibration part (the same format)
     densities/      the arrays of the feature scores (the same format)
     rows/           keyed hashes of the training rows, for `abstain calibrate` (`models/bundles/trained_rows.py`)
     report.html     the report for people

@@ -32,7 +32,7 @@ def calibrate(
     reference: dict[str, Float[np.ndarray, " reference"]] | None = None,
     target_scale: float = 1.0,
 ) -> Calibration:
-    """Calibrates a model from its predictions for the calibration split and the targets of this split.
+    """Calibrates a model from its predictions for the calibration part and the targets of this part.
 
     Args:
         targets: class indices, or numbers in the target's units.

@@ -1,6 +1,6 @@
 """Conformal prediction sets and intervals: nonconformity scores, and the sets and intervals for a radius.
 
-Both are split conformal: the radius is the ⌈(n + 1)·coverage⌉-th smallest score of the calibration split's true targets
+Both are split conformal: the radius is the ⌈(n + 1)·coverage⌉-th smallest score of the calibration part's true targets
 (`models/decisions/ranks.py`), and a row's set or interval contains the targets with a score of at most the radius. So every
 score below is valid on exchangeable rows; they differ in the sizes for easy and for hard rows.
 """
@@ -16,7 +16,7 @@ SetKind = Literal["lac", "aps", "raps"]
 IntervalKind = Literal["normalised", "quantiles"]
 
 # From the tutorial by Angelopoulos & Bates (2023), for ImageNet's 1,000 classes: five classes have no penalty, and each
-# further class costs a hundredth. Tuning them on the calibration split would break its exchangeability with new rows.
+# further class costs a hundredth. Tuning them on the calibration part would break its exchangeability with new rows.
 RAPS_PENALTY = 0.01
 RAPS_FREE_RANKS = 5
 

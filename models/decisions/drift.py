@@ -135,7 +135,7 @@ def start_epoch(calibration: Float[np.ndarray, "scores rows"]) -> EpochState:
     """Returns the state at the start of an epoch.
 
     Args:
-        calibration: the values of each score on the calibration split, after `dither`.
+        calibration: the values of each score on the calibration part, after `dither`.
     """
     counts = np.zeros((len(calibration), len(_SHARES)), np.int64)
     return EpochState(tuple(np.sort(values) for values in calibration), counts, counts[None], 0)

@@ -37,7 +37,7 @@ def judge(
         coverage: strictly between 0 and 1; if None, the calibration's own.
 
     Raises:
-        CalibrationError: the calibration split is too small for the percentile or coverage.
+        CalibrationError: the calibration part is too small for the percentile or coverage.
     """
     percentile = calibration.percentile if percentile is None else percentile
     coverage = calibration.coverage if coverage is None else coverage

@@ -55,7 +55,7 @@ def rank_of(level: float | Fraction, rows: int, what: str) -> int:
     rank = math.ceil((rows + 1) * exact(level))
     if rank > rows:
         raise CalibrationError(
-            f"{what} needs a larger calibration split",
+            f"{what} needs a larger calibration part",
             expected=f"at least {rows_needed(level)} rows",
             found=f"{rows} rows",
             fix="request a lower value, or calibrate with more rows",
@@ -64,7 +64,7 @@ def rank_of(level: float | Fraction, rows: int, what: str) -> int:
 
 
 def rows_needed(level: float | Fraction) -> int:
-    """Returns the size of the smallest calibration split that has a threshold at `level`: ⌈level / (1 − level)⌉."""
+    """Returns the size of the smallest calibration part that has a threshold at `level`: ⌈level / (1 − level)⌉."""
     return math.ceil(exact(level) / (1 - exact(level)))
 
 

@@ -30,7 +30,7 @@ ROUNDED_MORE = {"relative_mahalanobis": 500.0, "vim": 100.0, "subspace": 100.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The scores of the calibration split, and the default settings of a request.
+    """The scores of the calibration part, and the default settings of a request.
 
     Attributes:
         scores: each score's values, one for every row of the split, in the split's order.
@@ -144,7 +144,7 @@ class Calibration:
 
 
 class ScoreJudgement(NamedTuple):
-    """One score of a batch, compared with the calibration split.
+    """One score of a batch, compared with the calibration part.
 
     Attributes:
         above: whether each value is above its threshold by more than the tolerance (`less_tolerance`), or NaN.

@@ -113,7 +113,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asanyarray(file[name]) for name in file.files}
     except FileNotFoundError as error:
-        raise DataError("no such file or embedded set", where=str(path)) from error
+        raise DataError("no such file or embedded set", where=str(path), fix="check the path") from error
     except AbstainError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise many types of exceptions for a damaged file.
@@ -188,7 +188,9 @@ def read_table(path: Path) -> ArrowTable:
         found = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError("cannot be read", where=str(path), found=found) from error
     if not table.num_rows:
-        raise DataError("rows", where=str(path), expected="at least one", found="an empty set")
+        raise DataError(
+            "rows", where=str(path), expected="at least one", found="an empty set", fix="add rows to the file"
+        )
     return table
 
 
@@ -323,16 +325,28 @@ def checked_inputs(x: np.ndarray, where: str) -> Num[np.ndarray, "rows ..."]:
         DataError: a value is wrong; the text names its row and feature.
     """
     if x.ndim < 1 or x.dtype.kind not in "iufb":
-        raise DataError("inputs", where=where, expected="numbers [rows, …features]", found=f"{x.dtype} {x.shape}")
+        raise DataError(
+            "inputs",
+            where=where,
+            expected="numbers [rows, …features]",
+            found=f"{x.dtype} {x.shape}",
+            fix="save the inputs as a numeric array",
+        )
     x = x[:, None] if x.ndim == 1 else x
     x = x.astype(np.uint8) if x.dtype == bool else x
     if 0 in x.shape[1:]:
-        raise DataError(where, expected="at least one feature", found=f"shape {x.shape}")
+        raise DataError(
+            where, expected="at least one feature", found=f"shape {x.shape}", fix="add a feature to the inputs"
+        )
     if np.issubdtype(x.dtype, np.floating):
         fits = np.isfinite(x) & (np.abs(x) <= np.finfo(np.float32).max)
         if not fits.all():
             index = tuple(int(i) for i in np.argwhere(~fits)[0])
             raise DataError(
-                f"row {index[0]}, feature {list(index[1:])}", where=where, expected="a finite number", found=x[index]
+                f"row {index[0]}, feature {list(index[1:])}",
+                where=where,
+                expected="a finite number",
+                found=x[index],
+                fix="replace the value, or remove the row",
             )
     return x

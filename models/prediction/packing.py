@@ -93,5 +93,6 @@ def chunk_of(function: Callable[[Draws, Array], Any], draw: Draws, row: Any, bat
             return 1
         largest = max([largest, *activations])
     most = max(1, CHUNK_BYTES // (4 * largest * batch))
-    # The fewest chunks that this allows, all of equal size.
+    # The draws are divided by the fewest chunks that this allows, and rounded down: 100 draws of at most 7 give chunks of
+    # 6, and a last one of 4. A size rounded up would need fewer chunks, but served predictions would round differently.
     return draws // -(-draws // most)

@@ -156,6 +156,12 @@ def first_unknown_code(preprocessing: Preprocessing, rows: Num[np.ndarray, "rows
     return int(np.argmin(known[:, column])), int(categorical[column])
 
 
+def describe_codes(column: Column) -> str:
+    """Returns, for an error, what a column of categories may hold: `a category's code (0 = Bonn, 1 = Ulm)`."""
+    codes = ", ".join(f"{code} = {name}" for code, name in enumerate(column.categories))
+    return f"a category's code ({codes})"
+
+
 def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> Float[np.ndarray, "rows columns"]:
     """Encodes columns of a table as float64 rows: numbers unchanged, categories as codes, missing values as NaN.
 
@@ -167,7 +173,11 @@ def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> 
     absent = [column.name for column in columns if column.name not in present]
     if absent:
         raise DataError(
-            "columns are missing", where=where, expected=", ".join(absent), found=", ".join(table.column_names)
+            "columns are missing",
+            where=where,
+            expected=", ".join(absent),
+            found=", ".join(table.column_names),
+            fix="add the columns, or rename them as in the fit",
         )
     encoded = [encode_column(column, table.column(column.name), where) for column in columns]
     return np.stack(encoded, axis=1) if encoded else np.empty((table.num_rows, 0))
@@ -206,6 +216,7 @@ def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.n
             where=f"{where}, row {row}",
             expected=f"one of {', '.join(column.categories)}",
             found=clip_repr(texts[row]),
+            fix="correct the category, or fit again with rows of it",
         )
     return encoded
 
@@ -229,7 +240,13 @@ def numeric_column(values: ArrowColumn, name: str, where: str, fix: str = _OTHER
     if outside.size:
         row = int(outside[0])
         expected = "a number within float32's range"
-        raise DataError(f"column {name!r}", where=f"{where}, row {row}", expected=expected, found=numbers[row])
+        raise DataError(
+            f"column {name!r}",
+            where=f"{where}, row {row}",
+            expected=expected,
+            found=numbers[row],
+            fix="replace the value, or leave the cell empty",
+        )
     return numbers
 
 

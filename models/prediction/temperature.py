@@ -2,7 +2,7 @@
 
 It is a temperature on class probabilities, either of the ensemble's mean or of every draw, or a factor on a regression's
 standard deviations. None of them changes a label or a mean. `training/calibration/temperature.py` fits the number on the
-calibration split.
+calibration part.
 """
 
 from __future__ import annotations

@@ -19,12 +19,11 @@ from abstain.models.decisions.judging import judge
 from abstain.models.errors import DataError, InputError
 from abstain.models.files.drafts import draft_of
 from abstain.models.files.locks import disk_errors
+from abstain.models.files.model_rows import check_codes, reshape_rows, rows_of_table
 from abstain.models.files.row_files import TABLES, checked_inputs, read_npz, read_table
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Predictor, buckets_for
-from abstain.models.prediction.preprocessing import first_unknown_code
 from abstain.service.predict import response
-from abstain.service.python_rows import reshape_rows, rows_of_table
 from abstain.service.rows import check_finite
 
 # pyarrow ships no types.
@@ -87,12 +86,7 @@ def read_rows(source: Path, model: Model) -> np.ndarray:
     else:
         raise DataError("--data", expected="a file ending in .npz, .csv or .parquet", found=str(source))
     rows = reshape_rows(rows, model, str(source))
-    unknown = first_unknown_code(model.preprocessing, rows)
-    if unknown:
-        name = model.preprocessing.columns[unknown[1]].name
-        raise DataError(
-            f"column {name!r}", where=f"{source}, row {unknown[0]}", expected="a category's code", found=rows[unknown]
-        )
+    check_codes(rows, model.preprocessing, str(source))
     return rows
 
 

@@ -108,7 +108,7 @@ def test_the_recorded_threshold_rejects_a_hundredth(numbers):
 def test_a_short_run_learns_with_little_beta_only():
     """600 steps: nine digits in ten with beta 0.001, one in ten with 1, from the same rows."""
     dataset, letters = run.load(SHARED)
-    problem = run.build_problem(run.CONFIG, run.build_model(run.CONFIG, dataset), dataset, FOLDER)
+    problem = run.build_problem(run.CONFIG, run.build_model(run.CONFIG, dataset), dataset)
     problem = replace(problem, train=problem.train.head(10_000), diagnostic_rows=problem.diagnostic_rows.head(2000))
     found = {}
     for name, choice in (("first", run.FIRST_TRY), ("second", run.SECOND_TRY)):

@@ -21,7 +21,7 @@ def silent(done: int, total: int, passage: str = "", **facts: float) -> None:
 def draws_of_config(config: Config) -> Draws:
     """The draws that a fit of the config would publish, without the stages after inference."""
     dataset = load_dataset(config, None)
-    problem = build_problem(config, build_model(config, dataset), dataset, Path("no store"))
+    problem = build_problem(config, build_model(config, dataset), dataset)
     return infer(config, problem, Journal()).posterior.draws
 
 

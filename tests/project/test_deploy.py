@@ -144,7 +144,7 @@ def simulated(rejected: np.ndarray, rows: np.ndarray, quiet: range, firing: tupl
 
 
 def test_half_an_hour_of_digits_is_quiet_and_letters_are_not(tmp_path):
-    """240 drawn streams, of 25 to 2,000 rows a minute, for each of which the calibration split drew its own rate.
+    """240 drawn streams, of 25 to 2,000 rows a minute, for each of which the calibration part drew its own rate.
 
     With one row in five a letter, of which the plainest model finds a third, all of at least 200 rows a minute alert
     within a quarter of an hour.

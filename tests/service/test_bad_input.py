@@ -219,9 +219,9 @@ def test_a_coverage_outside_its_range_is_400(line, value, found):
 @pytest.mark.parametrize(
     ("level", "text"),
     [
-        ('"percentile":99.99', "the 99.99th percentile needs a larger calibration split: expected at least 9999 rows"),
-        ('"percentile":99.9', "the 99.9th percentile needs a larger calibration split: expected at least 999 rows"),
-        ('"coverage":0.9999', "coverage 0.9999 needs a larger calibration split: expected at least 9999 rows"),
+        ('"percentile":99.99', "the 99.99th percentile needs a larger calibration part: expected at least 9999 rows"),
+        ('"percentile":99.9', "the 99.9th percentile needs a larger calibration part: expected at least 999 rows"),
+        ('"coverage":0.9999', "coverage 0.9999 needs a larger calibration part: expected at least 9999 rows"),
     ],
 )
 def test_a_level_beyond_the_calibration_part_is_400_with_the_number_needed(line, level, text):

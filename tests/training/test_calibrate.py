@@ -131,10 +131,10 @@ def test_other_training_rows_are_refused(calibrate, own, tmp_path):
         (
             "--percentile",
             99.9,
-            "calibration.percentile: the 99.9th percentile needs a larger calibration split: expected at least 999 rows, "
+            "calibration.percentile: the 99.9th percentile needs a larger calibration part: expected at least 999 rows, "
             "found 500 rows; request a lower value, or calibrate with more rows; data.calibration_size sets how many rows",
         ),
-        ("--coverage", 0.999, "calibration.coverage: coverage 0.999 needs a larger calibration split"),
+        ("--coverage", 0.999, "calibration.coverage: coverage 0.999 needs a larger calibration part"),
     ],
 )
 def test_terms_that_cannot_be_are_refused(calibrate, own, option, value, message):

@@ -39,7 +39,7 @@ from abstain.training.evaluation.mixtures import (
     mixture_log_density,
     probability_integral_transform,
 )
-from abstain.training.evaluation.quality import check_finite, ood_detection, score_detection, twin_detection
+from abstain.training.evaluation.quality import check_finite_predictions, ood_detection, score_detection, twin_detection
 from abstain.training.evaluation.records import JudgedRows
 from abstain.training.fit import fit
 from abstain.training.report.printout import format_evaluation
@@ -338,7 +338,7 @@ def test_strange_sets_are_reported_by_name(evaluate, digits, tmp_path):
         ({"x_test": IMAGES, "y_test": LABELS + 5}, None, r"y_test, row 5: expected a class 0 … 9, found 10"),
         ({"x_test": IMAGES[:, :4], "y_test": LABELS}, None, r"feature shape: expected \(8, 8\), found \(4, 8\)"),
         ({"x_test": IMAGES}, None, "array y_test is missing: found x_test"),
-        ({"x_test": IMAGES, "y_test": LABELS}, {"x": "wave"}, r"wave: inputs: expected rows of shape \(8, 8\), found"),
+        ({"x_test": IMAGES, "y_test": LABELS}, {"x": "wave"}, r"wave: rows: expected shape \(8, 8\), found"),
         ({"x_test": IMAGES, "y_test": LABELS}, {"x": "none.npz"}, r"none.npz: no such file"),
     ],
 )
@@ -510,7 +510,7 @@ def test_the_row_that_is_not_finite_is_named(wave, value):
     values = np.arange(9, dtype=np.float32)
     values[4] = value
     with pytest.raises(DataError, match=rf"rows: row 4: expected a finite prediction, found std {value}"):
-        check_finite(scored(wave, std=values, total_std=np.ones(9, np.float32)), "rows")
+        check_finite_predictions(scored(wave, std=values, total_std=np.ones(9, np.float32)), "rows")
 
 
 ALL = (

@@ -18,10 +18,10 @@ from abstain.models.prediction.feature_scores import FEATURE_SCORES
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import in_data_units
 from abstain.training.calibration.pipeline import Calibrated
+from abstain.training.notes import write_note
 
 WIDTHS = (10.0, 1e3, 1e6)
 """Distances from the range, in widths of each feature's range."""
-ACCEPTS_FAR_ROWS = "its decision accepts rows far outside the training data: "
 """The beginning of the note, which a new calibration replaces."""
 
 
@@ -70,9 +70,10 @@ def try_far_rows(calibrated: Calibrated) -> FarRows:
     if not accepted:
         return FarRows()
     decision = calibrated.calibration.decision
-    text = (
-        f"{ACCEPTS_FAR_ROWS}{accepted} of {rows} rows with all features {WIDTHS[0]:g} or more widths outside their "
-        f"training range; the decision uses {', '.join(decision.scores)}; add range to calibration.decision"
+    text = write_note(
+        "accepts_far_rows",
+        f"{accepted} of {rows} rows with all features {WIDTHS[0]:g} or more widths outside their "
+        f"training range; the decision uses {', '.join(decision.scores)}; add range to calibration.decision",
     )
     if set(decision.scores) & set(FEATURE_SCORES):
         return FarRows(shortfalls=(Shortfall("accepts_far_rows", text),))

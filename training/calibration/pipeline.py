@@ -103,7 +103,7 @@ def _combination(settings: CalibrationConfig, names: tuple[str, ...], default: R
     return {"rule": settings.combine or default, "weights": weights}
 
 
-def check_calibration(settings: CalibrationConfig, model: Model, targets: Num[np.ndarray, " rows"]) -> None:
+def check_calibration_settings(settings: CalibrationConfig, model: Model, targets: Num[np.ndarray, " rows"]) -> None:
     """Checks the calibration settings before a fit.
 
     Thresholds per class use the rows predicted as each class. These are not known before the fit, so the rows of each true

@@ -55,7 +55,7 @@ def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) ->
 
     Args:
         level: strictly between 0 and 1, a coverage or a percentile's hundredth.
-        rows: n, the size of the calibration split.
+        rows: n, the size of the calibration part.
         confidence: strictly between 0 and 1.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Fits a recalibration to the calibration split: a temperature for classes, a factor on deviations for numbers.
+"""Fits a recalibration to the calibration part: a temperature for classes, a factor on deviations for numbers.
 
 `models/prediction/temperature.py` applies a recalibration to predictions.
 """

@@ -59,7 +59,13 @@ def split(source: Source, config: DataConfig, seed: int) -> Dataset:
     train = source.train
     if train is None:
         expected = "x_train and y_train, or x and y"
-        raise DataError("training rows", where=source.where, expected=expected, found="neither")
+        raise DataError(
+            "training rows",
+            where=source.where,
+            expected=expected,
+            found="neither",
+            fix="add x_train and y_train, or x and y",
+        )
     order = np.random.default_rng(seed).permutation(len(train))
     rule = split_rule(source, config, seed)
     test = source.test

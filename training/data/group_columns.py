@@ -47,10 +47,22 @@ def array_key(arrays: dict[str, np.ndarray], part: str, rows: int, config: DataC
     name = next((name for name in (f"{config.split_by}{part}", str(config.split_by)) if name in arrays), None)
     if name is None:
         expected = f"an array {config.split_by}{part}, one {config.split_kind} a row"
-        raise DataError(f"data.{config.split_kind}", where=where, expected=expected, found=", ".join(arrays))
+        raise DataError(
+            f"data.{config.split_kind}",
+            where=where,
+            expected=expected,
+            found=", ".join(arrays),
+            fix="add the array, or leave out the setting",
+        )
     values = arrays[name]
     if values.shape != (rows,):
-        raise DataError(name, where=where, expected=f"shape ({rows},), one value a row", found=f"shape {values.shape}")
+        raise DataError(
+            name,
+            where=where,
+            expected=f"shape ({rows},), one value a row",
+            found=f"shape {values.shape}",
+            fix="give the array one value for each row",
+        )
     missing = np.flatnonzero(values != values)  # noqa: PLR0124 - true only for NaN and NaT
     if missing.size:
         raise _gap(f"{where}, {name}", int(missing[0]))
@@ -77,7 +89,11 @@ def parse_times(texts: list[str], where: str) -> Key:
     if any(offsets) and not all(offsets):
         row = offsets.index(not offsets[0])
         raise DataError(
-            f"row {row}", where=where, expected="all times with a UTC offset, or none", found=clip_repr(texts[row])
+            f"row {row}",
+            where=where,
+            expected="all times with a UTC offset, or none",
+            found=clip_repr(texts[row]),
+            fix="write every time with an offset, or none",
         )
     plain = [moment.astimezone(datetime.UTC).replace(tzinfo=None) if any(offsets) else moment for moment in parsed]
     return np.array(plain, "datetime64[us]")
@@ -88,7 +104,13 @@ def _parse_time(text: str, row: int, where: str) -> datetime.datetime:
         return datetime.datetime.fromisoformat(text.strip())
     except ValueError as error:
         expected = "a number, or an ISO 8601 date or time such as 2024-01-31"
-        raise DataError(f"row {row}", where=where, expected=expected, found=clip_repr(text)) from error
+        raise DataError(
+            f"row {row}",
+            where=where,
+            expected=expected,
+            found=clip_repr(text),
+            fix="write the times in this form, or leave out data.time",
+        ) from error
 
 
 def _gap(where: str, row: int) -> DataError:

@@ -71,7 +71,13 @@ def class_indices(
         outside = np.flatnonzero((y < 0) | (y >= count))
         if outside.size:
             row = int(outside[0])
-            raise DataError(f"y{part}, row {row}", where=where, expected=f"a class 0 … {count - 1}", found=y[row])
+            raise DataError(
+                f"y{part}, row {row}",
+                where=where,
+                expected=f"a class 0 … {count - 1}",
+                found=y[row],
+                fix="number the classes from 0, or add class_names for all",
+            )
     return indices, names or tuple(map(str, range(count)))
 
 
@@ -107,7 +113,13 @@ def numbers(y: np.ndarray, where: str) -> Num[np.ndarray, " rows"]:
     fits = np.abs(values) <= np.finfo(np.float32).max
     if not fits.all():
         row = int(np.argmin(fits))
-        raise DataError(f"row {row}", where=where, expected="a finite target", found=values[row])
+        raise DataError(
+            f"row {row}",
+            where=where,
+            expected="a finite target",
+            found=values[row],
+            fix="fill in the target, or remove the row",
+        )
     return values
 
 

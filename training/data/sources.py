@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Num
 
 from abstain.models.errors import AbstainError, DataError, suggest
+from abstain.models.files.model_rows import check_codes, reshape_rows, rows_of_table
 from abstain.models.files.row_files import TABLES, check_is_file, check_room, checked_inputs, read_npz, read_table
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import encode_table
 from abstain.training.config.data import DataConfig
 from abstain.training.config.section import Size
 from abstain.training.data.embedded import EMBEDDED
@@ -60,24 +60,30 @@ def read_source(where: str, config: DataConfig, fitted: Model | None = None, *, 
 
 
 def read_inputs(where: str, model: Model) -> Num[np.ndarray, "rows ..."]:
-    """Reads the inputs of an OOD set: `x_test` if it exists, else `x`; labels are ignored.
+    """Reads the inputs of an OOD set: `x_test` if it exists, else `x`, or the model's columns of a table.
+
+    Labels are ignored.
 
     Raises:
-        DataError: the set cannot be read, is empty, or has another feature shape.
+        DataError: the set cannot be read, is empty, has another feature shape, or holds an unknown category or code.
     """
     path = Path(where)
     if path.suffix in TABLES:
-        x: np.ndarray = encode_table(model.preprocessing.columns, read_table(path), where)
+        x: np.ndarray = rows_of_table(read_table(path), model, where)
     else:
         arrays = read_arrays(where, 1, 0.5)
         key = "x_test" if "x_test" in arrays else "x"
         if key not in arrays:
-            raise DataError("arrays", where=where, expected="x_test or x", found=", ".join(arrays))
+            raise DataError(
+                "arrays",
+                where=where,
+                expected="x_test or x",
+                found=", ".join(arrays),
+                fix="rename the array of the inputs to x",
+            )
         x = checked_inputs(arrays[key], f"{where}, {key}")
-    if x.shape[1:] != model.feature_shape or not len(x):
-        raise DataError(
-            "inputs", where=where, expected=f"rows of shape {model.feature_shape}", found=f"shape {x.shape}"
-        )
+    x = reshape_rows(x, model, where)
+    check_codes(x, model.preprocessing, where)
     return x
 
 
@@ -104,16 +110,30 @@ def _array_source(
     pairs = {part: pair for part in PARTS if (pair := _pair(arrays, part, where))}
     if not pairs:
         expected = "x_train, y_train, x_test, y_test; or x, y"
-        raise DataError("arrays", where=where, expected=expected, found=", ".join(arrays))
+        raise DataError("arrays", where=where, expected=expected, found=", ".join(arrays), fix="rename the arrays")
     shapes = sorted({x.shape[1:] for x, _ in pairs.values()})
     if len(shapes) > 1:
         raise DataError(
-            "feature shape", where=where, expected="one for all parts", found=" and ".join(map(str, shapes))
+            "feature shape",
+            where=where,
+            expected="one for all parts",
+            found=" and ".join(map(str, shapes)),
+            fix="give all parts the same features",
         )
+    # Rows of another shape are refused where the shape is known to matter.
+    if fitted and shapes[0] == fitted.feature_shape:
+        for part, (x, _) in pairs.items():
+            check_codes(x, fitted.preprocessing, f"{where}, x{part}")
     features = tuple(map(str, arrays.get("feature_names", ())))
     width = int(np.prod(shapes[0]))
     if features and len(features) != width:
-        raise DataError("feature_names", where=where, expected=f"{width} names", found=len(features))
+        raise DataError(
+            "feature_names",
+            where=where,
+            expected=f"{width} names",
+            found=len(features),
+            fix="add a name for each feature, or leave out feature_names",
+        )
 
     names = _class_names(arrays, where, fitted) if classify else ()
     targets = {part: y for part, (_, y) in pairs.items()}
@@ -189,15 +209,28 @@ def _pair(arrays: dict[str, np.ndarray], part: str, where: str) -> tuple[np.ndar
         return None
     if x is None or y is None:
         absent = f"x{part}" if x is None else f"y{part}"
-        raise DataError(f"array {absent} is missing", where=where, found=", ".join(arrays))
+        raise DataError(
+            f"array {absent} is missing",
+            where=where,
+            found=", ".join(arrays),
+            fix="add the array, or remove the other one of the pair",
+        )
     x = checked_inputs(x, f"{where}, x{part}")
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.shape != (len(x),):
         expected = f"shape ({len(x)},), one target a row"
-        raise DataError(f"y{part}", where=where, expected=expected, found=f"shape {y.shape}")
+        raise DataError(
+            f"y{part}", where=where, expected=expected, found=f"shape {y.shape}", fix="give each row of x one target"
+        )
     if not len(x):
-        raise DataError(f"x{part}", where=where, expected="at least one row", found="an empty set")
+        raise DataError(
+            f"x{part}",
+            where=where,
+            expected="at least one row",
+            found="an empty set",
+            fix="add rows, or remove the part",
+        )
     return x, y
 
 
@@ -205,7 +238,11 @@ def _class_names(arrays: dict[str, np.ndarray], where: str, fitted: Model | None
     own = tuple(as_text(name) for name in arrays.get("class_names", ()))
     if fitted and own and own != fitted.class_names:
         raise DataError(
-            "class_names", where=where, expected=f"the model's: {', '.join(fitted.class_names)}", found=", ".join(own)
+            "class_names",
+            where=where,
+            expected=f"the model's: {', '.join(fitted.class_names)}",
+            found=", ".join(own),
+            fix="use the names and order of the fit, or leave out class_names",
         )
     return fitted.class_names if fitted else own
 
@@ -222,20 +259,46 @@ def _own_split(
         splits = arrays[key]
         if splits.ndim != 2 or not np.issubdtype(splits.dtype, np.integer):
             found = f"{splits.dtype} {splits.shape}"
-            raise DataError(key, where=where, expected="integers [splits, rows]", found=found)
+            raise DataError(
+                key,
+                where=where,
+                expected="integers [splits, rows]",
+                found=found,
+                fix="save the indices as an integer array of this shape",
+            )
         if index >= len(splits):
-            raise DataError("data.split_index", where=where, expected=f"0 … {len(splits) - 1}", found=index)
+            raise DataError(
+                "data.split_index",
+                where=where,
+                expected=f"0 … {len(splits) - 1}",
+                found=index,
+                fix="set it to a split that the file has",
+            )
         chosen = splits[index]
         if not chosen.size:
-            raise DataError(f"{key}[{index}]", where=where, expected="at least one row", found="none")
+            raise DataError(
+                f"{key}[{index}]",
+                where=where,
+                expected="at least one row",
+                found="none",
+                fix="add indices to the split",
+            )
         outside = chosen[(chosen < 0) | (chosen >= len(rows))]
         if outside.size:
-            raise DataError(f"{key}[{index}]", where=where, expected=f"rows 0 … {len(rows) - 1}", found=outside[0])
+            raise DataError(
+                f"{key}[{index}]",
+                where=where,
+                expected=f"rows 0 … {len(rows) - 1}",
+                found=outside[0],
+                fix="count rows from 0",
+            )
         if len(np.unique(chosen)) < len(chosen):
             # A repeated row could be both a training row and a calibration row.
             values, counts = np.unique(chosen, return_counts=True)
             found = f"row {values[counts.argmax()]} {counts.max()} times"
-            raise DataError(f"{key}[{index}]", where=where, expected="each row once", found=found)
+            raise DataError(
+                f"{key}[{index}]", where=where, expected="each row once", found=found, fix="remove the repeated index"
+            )
         parts[part] = rows.take(chosen)
     shared = np.intersect1d(arrays["train_idx"][index], arrays["test_idx"][index])
     if shared.size:
@@ -244,6 +307,7 @@ def _own_split(
             where=where,
             expected="no row in both",
             found=f"row {shared[0]}",
+            fix="remove the row from one of them",
         )
     return parts, (arrays["train_idx"][index], arrays["test_idx"][index])
 
@@ -264,7 +328,13 @@ def _read_idx(folder: Path) -> dict[str, np.ndarray]:
             taken += arrays[name].nbytes
     if not arrays:
         expected = ", ".join(IDX_NAMES.values())
-        raise DataError("no IDX files", where=str(folder), expected=expected, found="none of them")
+        raise DataError(
+            "no IDX files",
+            where=str(folder),
+            expected=expected,
+            found="none of them",
+            fix="name the files as MNIST does, or save the rows as an .npz",
+        )
     return arrays
 
 
@@ -284,7 +354,13 @@ def _read_idx_file(path: Path, taken: int) -> np.ndarray:
             lengths = file.read(4 * axes)
             if start[:3] != b"\0\0\x08" or not axes or len(lengths) < 4 * axes:
                 found = start.hex() or "nothing"
-                raise DataError("header", where=str(path), expected="an IDX file of unsigned bytes", found=found)
+                raise DataError(
+                    "header",
+                    where=str(path),
+                    expected="an IDX file of unsigned bytes",
+                    found=found,
+                    fix="save the rows as an .npz",
+                )
             shape = tuple(np.frombuffer(lengths, ">u4").tolist())
             # With Python's integers, because the product of the lengths in a damaged header may overflow numpy's.
             length = math.prod(shape)
@@ -295,8 +371,16 @@ def _read_idx_file(path: Path, taken: int) -> np.ndarray:
     except AbstainError:
         raise
     except Exception as error:  # gzip and zlib raise many types of exceptions for a damaged file.
-        raise DataError("cannot be read", where=str(path), found=str(error)) from error
+        raise DataError(
+            "cannot be read", where=str(path), found=str(error), fix="get the file again: it may be damaged"
+        ) from error
     if len(content) != length:
         found = f"{len(content)}" if len(content) < length else "more"
-        raise DataError("length", where=str(path), expected=f"{length} bytes for {shape}", found=found)
+        raise DataError(
+            "length",
+            where=str(path),
+            expected=f"{length} bytes for {shape}",
+            found=found,
+            fix="get the file again: it is cut off or damaged",
+        )
     return np.frombuffer(content, np.uint8).reshape(shape)

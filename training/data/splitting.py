@@ -17,9 +17,9 @@ from jaxtyping import Bool, Int, Shaped
 from abstain.models.errors import ConfigError, DataError
 from abstain.training.config.data import DataConfig
 from abstain.training.data.rows import Source
+from abstain.training.notes import write_note
 
 Indices = Int[np.ndarray, " _"]
-SPLIT_BY = "split by "
 """The beginning of the notes on a split."""
 
 
@@ -95,6 +95,7 @@ def split_rule(source: Source, config: DataConfig, seed: int) -> Rule:
             where=source.where,
             expected=f"{config.split_by!r}, by which the model's data was split",
             found="no such column or array",
+            fix="add the column or array to the rows",
         )
     if config.time is not None:
         return Rule("rank", source.key, "times")
@@ -175,13 +176,19 @@ def part_notes(source: Source, config: DataConfig, calibration: Indices | None) 
     own = source.key[calibration]
     if config.time is not None:
         return (
-            f"{SPLIT_BY}data.time = {config.time!r}: calibrated on rows from {own.min()} to {own.max()}, tested on later "
-            "ones; the stated rates hold for later rows as far as these resemble them",
+            write_note(
+                "split",
+                f"data.time = {config.time!r}: calibrated on rows from {own.min()} to {own.max()}, tested on later "
+                "ones; the stated rates hold for later rows as far as these resemble them",
+            ),
         )
     groups = len(np.unique(own))
     noun = "1 group" if groups == 1 else f"{groups} groups"
     return (
-        f"{SPLIT_BY}data.group = {config.group!r}: calibrated on {len(own)} rows of {noun}; rows of one group "
-        f"are alike, so the reject rate on a new group may on average exceed the stated one by up to "
-        f"{100 / (groups + 1):.2g} percentage points (1 / (groups + 1))",
+        write_note(
+            "split",
+            f"data.group = {config.group!r}: calibrated on {len(own)} rows of {noun}; rows of one group "
+            f"are alike, so the reject rate on a new group may on average exceed the stated one by up to "
+            f"{100 / (groups + 1):.2g} percentage points (1 / (groups + 1))",
+        ),
     )

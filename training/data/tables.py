@@ -43,7 +43,11 @@ def read_table_source(
         features = [name for name in table.column_names if name not in not_features]
         if not features:
             raise DataError(
-                "columns", where=where, expected="at least one feature in addition to the target", found="none"
+                "columns",
+                where=where,
+                expected="at least one feature in addition to the target",
+                found="none",
+                fix="remove columns from data.drop, or add a feature to the table",
             )
         columns = tuple(_column(name, table.column(name), name in config.categorical, where) for name in features)
     known = fitted.class_names if fitted else ()

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import optimize, special, stats
 
-from abstain.training.evaluation.metrics import Terms, equal_mass_starts, metric_from_means, tied_means
+from abstain.training.evaluation.metrics import Terms, equal_mass_starts, metric_from_means, metric_name, tied_means
 from abstain.training.evaluation.results import Interval, Proportion
 
 RESAMPLES = 1000
@@ -34,13 +34,13 @@ def mean_intervals(terms: Terms, resamples: int = RESAMPLES, seed: int = 0) -> d
     The percentile bootstrap fails for a proportion near 0 or 1: if all rows are correct, all resamples are.
     """
     rows = len(next(iter(terms.values())))
-    average_metrics = {name: values for name, values in terms.items() if name not in PROPORTIONS}
+    averaged = {name: values for name, values in terms.items() if name not in PROPORTIONS}
     resampled = [
-        {name: metric_from_means(name, values[drawn].mean(axis=1)) for name, values in average_metrics.items()}
+        {name: metric_from_means(name, values[drawn].mean(axis=1)) for name, values in averaged.items()}
         for drawn in resample_rows(rows, resamples, seed)
     ]
     return {
-        name: share_interval(int(values.sum()), rows)
+        metric_name(name): share_interval(int(values.sum()), rows)
         if name in PROPORTIONS
         else central_interval(np.concatenate([part[name] for part in resampled]))
         for name, values in terms.items()

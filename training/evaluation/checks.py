@@ -59,7 +59,7 @@ def prediction_shortfalls(
 
     Args:
         terms: the terms of the served predictions on the test part: each row's `nll` (nats) with its `brier` for classes, or its
-            squared error (`rmse`) for a regression.
+            `squared_error` for a regression.
         average: the same for the average of these predictions (`quality.average_terms`).
         y: the test part's targets: class indices, or numbers.
         train: the training part's targets.
@@ -116,7 +116,7 @@ def normal_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) 
     """Returns the NLL and squared error of each row under a normal with the training targets' mean and standard deviation."""
     exact = train.astype(np.float64)
     mean, std = exact.mean(), max(float(exact.std()), float(np.finfo(np.float64).tiny))
-    return {"nll": -stats.norm.logpdf(y.astype(np.float64), mean, std), "rmse": (y - mean) ** 2}
+    return {"nll": -stats.norm.logpdf(y.astype(np.float64), mean, std), "squared_error": (y - mean) ** 2}
 
 
 def _is_better(name: str, guess: Float[np.ndarray, " rows"], found: Float[np.ndarray, " rows"]) -> bool:

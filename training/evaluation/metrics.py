@@ -21,17 +21,25 @@ from abstain.training.evaluation.results import ReliabilityBins, Separation
 ECE_BINS = 15
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99)
 Terms = dict[str, Float[np.ndarray, " rows"]]
-"""The terms of each metric that is a mean over rows, one number per row; under `rmse` the squared errors."""
+"""The terms of each metric that is a mean over rows, one number per row. The metric of `squared_error` is `rmse`."""
 
 
 def average_metrics(terms: Terms) -> dict[str, float]:
     """Averages terms of at least one row to metrics."""
-    return {name: float(metric_from_means(name, values.mean(keepdims=True))[0]) for name, values in terms.items()}
+    return {
+        metric_name(term): float(metric_from_means(term, values.mean(keepdims=True))[0])
+        for term, values in terms.items()
+    }
 
 
-def metric_from_means(name: str, means: Float[np.ndarray, " resamples"]) -> Float[np.ndarray, " resamples"]:
-    """Converts means of terms to metrics: `rmse` is the root of its mean."""
-    return np.sqrt(means) if name == "rmse" else means
+def metric_name(term: str) -> str:
+    """Returns the name of the metric that the mean of a term gives."""
+    return "rmse" if term == "squared_error" else term
+
+
+def metric_from_means(term: str, means: Float[np.ndarray, " resamples"]) -> Float[np.ndarray, " resamples"]:
+    """Converts means of a term to its metric: the RMSE is the root of the mean squared error."""
+    return np.sqrt(means) if term == "squared_error" else means
 
 
 # ---- classification --------------------------------------------------------------------------------------------------

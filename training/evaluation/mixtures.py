@@ -56,7 +56,7 @@ def _point_terms(
     rows: Rows,
 ) -> dict[str, np.ndarray]:
     return {
-        "rmse": (np.asarray(summary.mean) - rows.y) ** 2,
+        "squared_error": (np.asarray(summary.mean) - rows.y) ** 2,
         "nll": -mixture_log_density(means, stds, rows.y),
     }
 

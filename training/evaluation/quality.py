@@ -64,7 +64,7 @@ def metric_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Te
 
 
 def proper_terms(posterior: Posterior, prediction: Prediction, rows: Rows) -> Terms:
-    """Returns the terms of the proper scores that `checks.py` uses: `nll` and `brier`, or `nll` and `rmse` for a regression."""
+    """Returns the terms of the proper scores in `checks.py`: `nll` and `brier`, for a regression `nll` and `squared_error`."""
     if isinstance(prediction.summary, ClassificationSummary):
         terms = metrics.classification_terms(np.asarray(prediction.summary.mean), rows.y)
         return {name: terms[name] for name in ("nll", "brier")}
@@ -83,10 +83,10 @@ def average_terms(prediction: Prediction, y: Num[np.ndarray, " rows"]) -> Terms:
         return {name: terms[name] for name in ("nll", "brier")}
     means = np.asarray(summary.mean, np.float64)
     centre, variance = means.mean(), total_variance(summary).mean() + means.var()
-    return {"nll": -stats.norm.logpdf(y, centre, np.sqrt(variance)), "rmse": (y - centre) ** 2}
+    return {"nll": -stats.norm.logpdf(y, centre, np.sqrt(variance)), "squared_error": (y - centre) ** 2}
 
 
-def headline_metrics(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], dict[str, Interval]]:
+def metrics_with_intervals(prediction: Prediction, terms: Terms) -> tuple[dict[str, float], dict[str, Interval]]:
     """Computes the metrics of `prediction_quality` from their terms, and their 95 % intervals."""
     if not isinstance(prediction.summary, ClassificationSummary):
         return metrics.average_metrics(terms), mean_intervals(terms)
@@ -117,7 +117,7 @@ def selective_risk(prediction: Prediction, terms: Terms) -> dict[str, float]:
     certain = confidence(prediction)
     if isinstance(prediction.summary, ClassificationSummary):
         return metrics.risk_at_coverage(certain, 1 - terms["accuracy"])
-    risks = metrics.risk_at_coverage(certain, terms["rmse"])
+    risks = metrics.risk_at_coverage(certain, terms["squared_error"])
     return {coverage: float(np.sqrt(risk)) for coverage, risk in risks.items()}
 
 
@@ -134,7 +134,7 @@ def total_variance(summary: RegressionSummary) -> Float[np.ndarray, " rows"]:
     return np.asarray(summary.aleatoric_variance, np.float64) + np.asarray(summary.epistemic_variance, np.float64)
 
 
-def check_finite(prediction: Prediction, where: str) -> None:
+def check_finite_predictions(prediction: Prediction, where: str) -> None:
     """Refuses predictions that are not finite, because they have no mean and no rank.
 
     Raises:

@@ -17,7 +17,7 @@ from abstain.training.calibration.pipeline import Calibrated
 from abstain.training.data.rows import Rows
 from abstain.training.evaluation import metrics
 from abstain.training.evaluation.quality import (
-    check_finite,
+    check_finite_predictions,
     confidence,
     ood_detection,
     prediction_quality,
@@ -65,7 +65,7 @@ def _judge_rows(calibrated: Calibrated, x: Inputs, where: str) -> JudgedRows | s
     """Predicts and judges inputs; or returns a sentence if a prediction is not finite."""
     prediction = calibrated.predictor(x)
     try:
-        check_finite(prediction, where)
+        check_finite_predictions(prediction, where)
     except DataError as error:
         return str(error)
     return JudgedRows(x, prediction, judge(calibrated.calibration, prediction))

@@ -56,7 +56,8 @@ class Chains(NamedTuple):
 
     `traces` have the steps as axis 0 and the chains as axis 1. They hold `position` `[steps, chains, dim]`, `values` (the
     results of `watch`) and the kernel's figures; the energy of every transition, `energies` `[steps, chains, thin]`, if
-    `thin` is above 1; and `seconds`, the time of each step without compilation.
+    `thin` is above 1; and `seconds`, the time of each step without compilation. If `thin` is above 1, `leapfrogs` and
+    `diverging` are sums over the transitions of a sample: `diverging` counts those that diverged.
     """
 
     state: State
@@ -267,7 +268,7 @@ def _last(leaf: Array) -> Array:
 
 _REDUCTIONS: dict[str, Callable[[Array], Array]] = {
     "acceptance": lambda leaf: leaf.mean(axis=0),
-    "diverging": lambda leaf: leaf.any(axis=0),
+    "diverging": lambda leaf: leaf.sum(axis=0),
     "leapfrogs": lambda leaf: leaf.sum(axis=0),
 }
 """The functions that combine the figures of the transitions between two samples; other figures keep the last value."""

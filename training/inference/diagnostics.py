@@ -102,11 +102,12 @@ class ChainDiagnostics:
         function: the convergence of predictions, which the checks use.
         parameters: the convergence of parameters, or of some of them.
         samples: the number of samples of all chains together.
-        divergences: the number of divergent transitions.
+        divergences: the number of divergent transitions after the warm-up, also between samples.
         acceptance: each chain's mean acceptance probability.
         ebfmi: each chain's E-BFMI; empty if it does not apply.
         trace: each chain's log posterior density (nats) at some steps.
         tree_depth: the depth of the trees; None for methods other than NUTS.
+        thin: the number of transitions for each sample.
     """
 
     function: Convergence
@@ -122,6 +123,12 @@ class ChainDiagnostics:
     compile_seconds: float
     trace: tuple[tuple[float, ...], ...]
     tree_depth: TreeDepth | None = None
+    thin: int = 1
+
+    @property
+    def transitions(self) -> int:
+        """The number of transitions of all chains after the warm-up."""
+        return self.samples * self.thin
 
     def to_json(self) -> dict[str, JsonValue]:
         """Returns the JSON in a manifest."""
@@ -165,6 +172,7 @@ def chain_diagnostics(target: Target, chains: Chains, settings: ChainSettings) -
         trace=_trace(chains),
         # With thinning only the sum of the leapfrogs of several transitions is known, so their mean is used.
         tree_depth=None if depth is None else _tree_depth(leapfrogs / settings.thin, depth),
+        thin=settings.thin,
     )
 
 
@@ -203,10 +211,10 @@ def chain_shortfalls(facts: ChainDiagnostics) -> tuple[Shortfall, ...]:
                 f"the samples of predictions have too small an effective size: {kind} ESS is {ess:.0f}, "
                 f"below {ESS_LIMIT:.0f}; take more samples",
             )
-    if facts.divergences > DIVERGENT_SHARE * facts.samples:
+    if facts.divergences > DIVERGENT_SHARE * facts.transitions:
         add(
             "divergences",
-            f"{facts.divergences} of {facts.samples} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
+            f"{facts.divergences} of {facts.transitions} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
             "parts of the posterior may be missing; raise target_acceptance or lower step_size",
         )
     low = [index for index, value in enumerate(facts.ebfmi) if value < EBFMI_LIMIT]

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from abstain.models.errors import ConfigError
 from abstain.training.config.methods import VIConfig
 from abstain.training.inference.bnn import Observations
-from abstain.training.inference.optimization import descend, summarize_descent
+from abstain.training.inference.optimization import DescentRows, Objective, descend, summarize_descent
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.records import DescentDiagnostics
 from abstain.training.inference.target import Site, Target
@@ -107,14 +107,11 @@ def fit_guides(
         name,
         key,
         start,
-        loss,
-        problem.train,
+        Objective(loss, report, augment=problem.augment),
+        DescentRows(problem.train, tracked_training_rows(problem)),
         settings,
         journal,
-        report=report,
-        tracked_rows=tracked_training_rows(problem),
-        augment=problem.augment,
-        chain_method=settings.chain_method,
+        settings.chain_method,
     )
     return guides, summarize_descent(traces, "negative ELBO per training row, nats")
 

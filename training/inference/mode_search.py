@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from abstain.training.config.methods import ChainMethod, MAPSettings
 from abstain.training.inference.bnn import Observations
-from abstain.training.inference.optimization import descend
+from abstain.training.inference.optimization import DescentRows, Objective, descend
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.tracking import ROWS, TrackedRows, progress_report
 from abstain.training.runs.journal import Journal, Traces
@@ -50,16 +50,16 @@ def find_modes(
         name,
         key_descent,
         starts,
-        loss,
-        problem.train,
+        Objective(
+            loss,
+            report=lambda z, _key, tracked_rows: progress_report(problem.bnn, z[None], tracked_rows),
+            score=score if held_out.size else None,
+            augment=problem.augment,
+        ),
+        DescentRows(problem.train, tracked_rows, train_rows),
         settings,
         journal,
-        report=lambda z, _key, tracked_rows: progress_report(problem.bnn, z[None], tracked_rows),
-        tracked_rows=tracked_rows,
-        score=score if held_out.size else None,
-        chosen=train_rows,
-        augment=problem.augment,
-        chain_method=chain_method,
+        chain_method,
     )
 
 

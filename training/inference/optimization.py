@@ -7,7 +7,7 @@ steps between two reports are one compiled scan.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -45,31 +45,50 @@ class Descent(NamedTuple):
     best_score: Scalar
 
 
+class Objective(NamedTuple):
+    """The functions of a descent.
+
+    Attributes:
+        loss: the function to minimise.
+        report: figures of one member's parameters, taken between blocks.
+        score: higher is better; the best parameters of all reports are returned. If None, the last parameters are.
+        augment: changes the rows of every step at random.
+    """
+
+    loss: Loss
+    report: Callable[[Any, PRNGKeyArray, TrackedRows], dict[str, Array]]
+    score: Callable[[Any, TrackedRows], Scalar] | None = None
+    augment: Augment | None = None
+
+
+class DescentRows(NamedTuple):
+    """The rows of a descent.
+
+    Attributes:
+        data: the rows of the minibatches.
+        tracked: the rows for `report` and `score`.
+        chosen: indices of the rows of `data` to learn from; all rows if None.
+    """
+
+    data: Observations
+    tracked: TrackedRows
+    chosen: Int[np.ndarray, " rows"] | None = None
+
+
 def descend(
     name: str,
     key: PRNGKeyArray,
     parameters: Any,
-    loss: Loss,
-    data: Observations,
+    objective: Objective,
+    rows: DescentRows,
     settings: Optimisation,
     journal: Journal,
-    *,
-    report: Callable[[Any, PRNGKeyArray, TrackedRows], dict[str, Array]],
-    tracked_rows: TrackedRows,
-    score: Callable[[Any, TrackedRows], Scalar] | None = None,
-    chosen: Int[np.ndarray, " rows"] | None = None,
-    augment: Augment | None = None,
     chain_method: ChainMethod = "sequential",
 ) -> tuple[Any, Traces]:
     """Minimises the loss, starting from `parameters` (with a leading member axis).
 
     Args:
         name: name of the passage in the journal.
-        report: figures of one member's parameters, taken between blocks.
-        tracked_rows: the rows for `report` and `score`.
-        score: higher is better; the best parameters of all reports are returned. If None, the last parameters are.
-        chosen: indices of the rows to learn from; all rows if None.
-        augment: changes the rows of every step at random.
 
     Returns:
         The members' parameters, and the traces: `loss` `[steps, members]`, and the reports `[reports, members]`.
@@ -77,69 +96,128 @@ def descend(
     Raises:
         FitError: the loss is not finite; the text names the step, the last finite loss, and the settings to lower.
     """
-    members = jax.tree.leaves(parameters)[0].shape[0]
-    chosen = np.arange(len(data.y), dtype=np.int32) if chosen is None else chosen
-    rows, size = len(chosen), min(settings.batch_size, len(chosen))
-    uses_batches = size < len(data.y)
-    rule = optimiser(settings)
-    seeds = np.asarray(jax.random.key_data(jax.random.split(jax.random.fold_in(key, 1), members)))
-    keys = jax.random.split(key, members)
+    runner = DescentRunner(key, parameters, objective, rows, settings, chain_method)
+    end = journal.run(name, runner.start, runner.run_block, settings.steps, settings.reports)
+    return end.state.best, end.traces
 
-    def start() -> Descent:
-        zeros = jnp.zeros(members, jnp.int32)
-        lowest = jnp.full(members, -jnp.inf)
-        return Descent(parameters, jax.vmap(rule.init)(parameters), keys, zeros, parameters, lowest)
 
-    def steps(state: tuple[Descent, Int[Array, "steps batch"]], data: Observations) -> tuple[Descent, Array]:
-        def step(descent: Descent, row_indices: Array) -> tuple[Descent, Array]:
-            batch = data.take(row_indices) if uses_batches else data
-            if augment is not None:
-                key_rows = jax.random.fold_in(jax.random.fold_in(descent.key, AUGMENT), descent.step)
-                batch = batch._replace(x=augment(key_rows, batch.x))
-            key_loss = jax.random.fold_in(descent.key, descent.step)
-            value, gradient = jax.value_and_grad(loss)(descent.parameters, key_loss, batch)
-            updates, memory = rule.update(gradient, descent.optimiser, descent.parameters)
-            updated = optax.apply_updates(descent.parameters, updates)
-            return descent._replace(parameters=updated, optimiser=memory, step=descent.step + 1), value
+class DescentRunner:
+    """Runs a descent block by block; each block length is compiled once.
 
-        return jax.lax.scan(step, *state)
+    Args:
+        key: the key of all members.
+        parameters: the members' parameters at the start, with a leading member axis.
+    """
 
-    @cache
-    def compiled(count: int) -> Callable[[Any, Observations], tuple[Descent, Array]]:
-        row_indices = jnp.zeros((members, count, size if uses_batches else 0), jnp.int32)
-        return compile_over_chains(steps, chain_method, (start(), row_indices), data)
+    def __init__(
+        self,
+        key: PRNGKeyArray,
+        parameters: Any,
+        objective: Objective,
+        rows: DescentRows,
+        settings: Optimisation,
+        chain_method: ChainMethod,
+    ) -> None:
+        self._parameters, self._settings = parameters, settings
+        self._chain_method: ChainMethod = chain_method
+        self._data, self._tracked = rows.data, rows.tracked
+        self._members: int = jax.tree.leaves(parameters)[0].shape[0]
+        self._chosen = np.arange(len(rows.data.y), dtype=np.int32) if rows.chosen is None else rows.chosen
+        self._batch_size = min(settings.batch_size, len(self._chosen))
+        self._uses_batches = self._batch_size < len(rows.data.y)
+        self._rule = optimiser(settings)
+        self._keys = jax.random.split(key, self._members)
+        # This key equals `_keys[1]`. It only seeds numpy's generator, whose numbers are unrelated to those of JAX.
+        key_batches = jax.random.fold_in(key, 1)
+        self._seeds = np.asarray(jax.random.key_data(jax.random.split(key_batches, self._members)))
+        self._steps = partial(run_steps, objective, self._rule, self._uses_batches)
+        self._report_members = jax.jit(partial(report_members, objective))
+        self._compiled: dict[int, Callable[[Any, Observations], tuple[Descent, Array]]] = {}
+        self._last_losses: list[np.ndarray] = []
 
-    @jax.jit
-    def report_members(descent: Descent, tracked_rows: TrackedRows) -> tuple[Descent, dict[str, Array]]:
-        def of_member(member: Descent) -> tuple[Descent, dict[str, Array]]:
-            facts = report(member.parameters, jax.random.fold_in(member.key, -member.step), tracked_rows)
-            if score is None:
-                return member._replace(best=member.parameters), facts
-            value = score(member.parameters, tracked_rows)
-            better = value > member.best_score
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), member.parameters, member.best)
-            return member._replace(best=best, best_score=jnp.where(better, value, member.best_score)), facts
+    def start(self) -> Descent:
+        """Returns the members' state before the first step."""
+        zeros = jnp.zeros(self._members, jnp.int32)
+        lowest = jnp.full(self._members, -jnp.inf)
+        memory = jax.vmap(self._rule.init)(self._parameters)
+        return Descent(self._parameters, memory, self._keys, zeros, self._parameters, lowest)
 
-        return jax.lax.map(of_member, descent)
+    def run_block(self, descent: Descent, count: int) -> tuple[Descent, dict[str, np.ndarray], dict[str, float]]:
+        """Runs `count` steps and reports; returns the state, the trace, and figures for the progress report.
 
-    before: list[np.ndarray] = []
-
-    def block(descent: Descent, count: int) -> tuple[Descent, dict[str, np.ndarray], dict[str, float]]:
+        Raises:
+            FitError: the loss is not finite.
+        """
         done = int(descent.step[0])
-        row_indices = np.zeros((members, count, 0), np.int32)
-        if uses_batches:
-            row_indices = np.stack([chosen[batch_rows(seed, rows, size, done, count)] for seed in seeds])
-        descent, losses = compiled(count)((descent, jnp.asarray(row_indices)), data)
-        losses = np.asarray(losses).T
-        check_losses(np.concatenate([*before, losses]), done - len(before), settings)
-        before[:] = [losses[-1:]]
-        descent, facts = report_members(descent, tracked_rows)
+        row_indices = jnp.asarray(self._row_indices(done, count))
+        descent, values = self._compile(count)((descent, row_indices), self._data)
+        losses = np.asarray(values).T
+        check_losses(np.concatenate([*self._last_losses, losses]), done - len(self._last_losses), self._settings)
+        self._last_losses = [losses[-1:]]
+        descent, facts = self._report_members(descent, self._tracked)
         reports = {f"report_{key}": np.asarray(value)[None] for key, value in facts.items()}
         trace = {"loss": losses, "report_step": np.array([done + count])} | reports
         return descent, trace, {"loss": float(losses.mean())} | _progress_figures(facts)
 
-    end = journal.run(name, start, block, settings.steps, settings.reports)
-    return end.state.best, end.traces
+    def _row_indices(self, done: int, count: int) -> Int[np.ndarray, "members steps batch"]:
+        """The rows of each member's next minibatches; none if every step takes all rows."""
+        if not self._uses_batches:
+            return np.zeros((self._members, count, 0), np.int32)
+        size, rows = self._batch_size, len(self._chosen)
+        return np.stack([self._chosen[batch_rows(seed, rows, size, done, count)] for seed in self._seeds])
+
+    def _compile(self, count: int) -> Callable[[Any, Observations], tuple[Descent, Array]]:
+        if count not in self._compiled:
+            width = self._batch_size if self._uses_batches else 0
+            row_indices = jnp.zeros((self._members, count, width), jnp.int32)
+            states = (self.start(), row_indices)
+            self._compiled[count] = compile_over_chains(self._steps, self._chain_method, states, self._data)
+        return self._compiled[count]
+
+
+def run_steps(
+    objective: Objective,
+    rule: optax.GradientTransformation,
+    uses_batches: bool,
+    state: tuple[Descent, Int[Array, "steps batch"]],
+    data: Observations,
+) -> tuple[Descent, Float[Array, " steps"]]:
+    """Runs one member's steps; returns its state and the loss of each step.
+
+    Args:
+        uses_batches: whether a step takes the rows that its indices name; otherwise it takes all rows.
+        state: the member's state, and the row indices of each step.
+    """
+
+    def step(descent: Descent, row_indices: Array) -> tuple[Descent, Array]:
+        batch = data.take(row_indices) if uses_batches else data
+        if objective.augment is not None:
+            key_rows = jax.random.fold_in(jax.random.fold_in(descent.key, AUGMENT), descent.step)
+            batch = batch._replace(x=objective.augment(key_rows, batch.x))
+        key_loss = jax.random.fold_in(descent.key, descent.step)
+        value, gradient = jax.value_and_grad(objective.loss)(descent.parameters, key_loss, batch)
+        updates, memory = rule.update(gradient, descent.optimiser, descent.parameters)
+        updated = optax.apply_updates(descent.parameters, updates)
+        return descent._replace(parameters=updated, optimiser=memory, step=descent.step + 1), value
+
+    return jax.lax.scan(step, *state)
+
+
+def report_members(
+    objective: Objective, descent: Descent, tracked: TrackedRows
+) -> tuple[Descent, dict[str, Float[Array, " members"]]]:
+    """Computes each member's figures, and keeps its parameters if they are the best so far."""
+
+    def report_member(member: Descent) -> tuple[Descent, dict[str, Array]]:
+        facts = objective.report(member.parameters, jax.random.fold_in(member.key, -member.step), tracked)
+        if objective.score is None:
+            return member._replace(best=member.parameters), facts
+        value = objective.score(member.parameters, tracked)
+        better = value > member.best_score
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), member.parameters, member.best)
+        return member._replace(best=best, best_score=jnp.where(better, value, member.best_score)), facts
+
+    return jax.lax.map(report_member, descent)
 
 
 def optimiser(settings: Optimisation) -> optax.GradientTransformation:

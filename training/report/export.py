@@ -49,7 +49,9 @@ def write_netcdf(path: Path, problem: Problem, fitted: Fitted) -> None:
     if fitted.chains is not None:
         names = {"acceptance": "acceptance_rate", "diverging": "diverging", "leapfrogs": "n_steps", "energy": "energy"}
         groups["sample_stats"] = {name: fitted.chains.column(ours) for ours, name in names.items()} | {
-            "lp": fitted.chains.column("log_density")
+            # ArviZ marks samples, so a sample is marked if any of its transitions diverged.
+            "diverging": fitted.chains.column("diverging") > 0,
+            "lp": fitted.chains.column("log_density"),
         }
     path.parent.mkdir(parents=True, exist_ok=True)
     with draft_of(path) as draft:

@@ -107,4 +107,7 @@ def fit_settings(config: Config, fingerprint: str, packages: dict[str, str]) -> 
     settings = config.model_dump(mode="json", exclude={"name", "draws", "calibration", "evaluation"})
     growing = config.method.growing_key
     settings["method"] = {key: value for key, value in settings["method"].items() if key != growing}
-    return settings | {"data_fingerprint": fingerprint, "packages": packages}
+    content = settings | {"data_fingerprint": fingerprint, "packages": packages}
+    # An earlier abstain recorded only whether any transition of a sample diverged, from which no number can be counted.
+    # So its journals of thinned chains have another digest, and are not continued.
+    return content | {"divergences": "by transition"} if settings["method"].get("thin", 1) > 1 else content

@@ -102,7 +102,7 @@ def test_a_request_may_set_another_percentile_and_coverage():
 def test_a_request_for_more_than_the_split_gives_is_refused(terms, message):
     """Percentile and coverage are each refused by name, with the rows they need."""
     calibration = calibrated(range(99), percentile=90.0)
-    with pytest.raises(CalibrationError, match=f"{message} a larger calibration split: expected at least"):
+    with pytest.raises(CalibrationError, match=f"{message} a larger calibration part: expected at least"):
         judge(calibration, scored([1]), **terms)
 
 
@@ -257,10 +257,10 @@ SCORES_OF = dict.fromkeys(NAMES, ROWS)
         ({"percentile": 0.0}, "percentile: expected a number above 0 and below 100, found 0.0"),
         ({"percentile": 100.0}, "percentile: expected a number above 0 and below 100, found 100.0"),
         ({"percentile": math.nan}, "percentile: expected a number above 0 and below 100, found nan"),
-        ({"percentile": 99.5}, "the 99.5th percentile needs a larger calibration split: expected at least 199 rows"),
+        ({"percentile": 99.5}, "the 99.5th percentile needs a larger calibration part: expected at least 199 rows"),
         ({"coverage": 0.0}, "coverage: expected a number above 0 and below 1, found 0.0"),
         ({"coverage": 1.0}, "coverage: expected a number above 0 and below 1, found 1.0"),
-        ({"coverage": 0.995}, "coverage 0.995 needs a larger calibration split"),
+        ({"coverage": 0.995}, "coverage 0.995 needs a larger calibration part"),
         ({"per_class": True, "labels": None}, "per_class: expected a model of classes"),
         ({"per_class": True}, "calibration rows predicted to be of class 1: the 99th percentile needs a larger"),
     ],

@@ -399,7 +399,7 @@ def test_a_class_of_too_few_rows_is_refused_by_name():
     with pytest.raises(CalibrationError) as error:
         calibrate(predicted(values, labels), labels, percentile=99.0, per_class=True)
     assert str(error.value) == (
-        "calibration rows predicted to be of class 2: the 99th percentile needs a larger calibration split: "
+        "calibration rows predicted to be of class 2: the 99th percentile needs a larger calibration part: "
         "expected at least 99 rows, found 98 rows; request a lower value, or calibrate with more rows"
     )
     split = calibrate(predicted(values, labels), labels, percentile=95.0, per_class=True)

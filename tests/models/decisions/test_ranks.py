@@ -74,7 +74,7 @@ def test_too_few_rows_are_refused_with_the_number_needed(percentile, needed):
     with pytest.raises(CalibrationError) as error:
         threshold(np.arange(needed - 1.0), float(percentile))
     assert str(error.value) == (
-        f"the {percentile}th percentile needs a larger calibration split: "
+        f"the {percentile}th percentile needs a larger calibration part: "
         f"expected at least {needed} rows, found {needed - 1} rows; request a lower value, or calibrate with more rows"
     )
 
@@ -82,7 +82,7 @@ def test_too_few_rows_are_refused_with_the_number_needed(percentile, needed):
 @pytest.mark.parametrize("percentile", [99.99999999999, math.nextafter(100, 0)])
 def test_a_percentile_beyond_every_split_is_refused_like_any_other(percentile):
     """Just below 100 is a percentile too: it wants more rows than there are, and is no division by zero."""
-    with pytest.raises(CalibrationError, match="needs a larger calibration split"):
+    with pytest.raises(CalibrationError, match="needs a larger calibration part"):
         threshold(np.arange(1000.0), percentile)
 
 

@@ -216,7 +216,7 @@ def test_another_percentile_changes_the_verdict(opened):
     draw(page, "B")
     page.get_by_label("above the percentile").fill("99.99")
     page.get_by_label("above the percentile").press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("needs a larger calibration split")
+    expect(page.get_by_role("alert")).to_contain_text("needs a larger calibration part")
     page.get_by_label("above the percentile").fill("50")
     page.get_by_label("above the percentile").press("Enter")
     expect(page.locator("#verdict .why")).to_contain_text("above its 50th percentile")

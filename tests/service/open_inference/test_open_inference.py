@@ -468,7 +468,7 @@ WRONG_BODIES = [
     ),
     (
         request_body(parameters={"percentile": 99.99999}),
-        "the 99.99999th percentile needs a larger calibration split: expected at least ",
+        "the 99.99999th percentile needs a larger calibration part: expected at least ",
     ),
     (request_body(parameters={"timeout": 5}), "parameters: unknown key: expected one of percentile, coverage, binary_"),
     (

@@ -234,7 +234,7 @@ def test_an_interval_grows_with_coverage(regression, tenths):
     [
         ({"percentile": 95.1}, r"the 95.1th percentile needs a larger .* at least 20 rows, found 19 rows"),
         ({"percentile": 99.9}, r"the 99.9th percentile needs a larger .* at least 999 rows, found 19 rows"),
-        ({"coverage": 0.96}, r"coverage 0.96 needs a larger calibration split: expected at least 24 rows, found 19"),
+        ({"coverage": 0.96}, r"coverage 0.96 needs a larger calibration part: expected at least 24 rows, found 19"),
     ],
 )
 def test_too_few_calibration_rows_are_refused_with_the_number_needed(classifier, evenly, levels, text):

@@ -28,7 +28,7 @@ from abstain.training.calibration.pipeline import (
     DEFAULT_DECISIONS,
     build_record,
     calibrate_posterior,
-    check_calibration,
+    check_calibration_settings,
     choose_decision,
 )
 from abstain.training.calibration.record import beta_bounds, reject_rate_bounds, threshold_bounds
@@ -102,15 +102,17 @@ def test_the_default_decides_by_scores_that_there_are(kind):
 def test_terms_that_cannot_be_are_refused(settings, likelihood, message):
     """An unknown score, one of another task, one twice, a weight for none, too few rows: the key, what may be."""
     with pytest.raises(ConfigError, match=rf"^calibration\.{message}"):
-        check_calibration(settings_of(**settings), model_of(likelihood), np.delete(np.arange(1000) % 10, [7, 17]))
+        check_calibration_settings(
+            settings_of(**settings), model_of(likelihood), np.delete(np.arange(1000) % 10, [7, 17])
+        )
 
 
 def test_terms_that_can_be_are_not_refused():
     """The number of rows that the error names is enough."""
-    check_calibration(settings_of(per_class=True), model_of("categorical"), np.arange(990) % 10)
-    check_calibration(settings_of(percentile=99.9, coverage=0.999), model_of("normal"), np.zeros(999))
+    check_calibration_settings(settings_of(per_class=True), model_of("categorical"), np.arange(990) % 10)
+    check_calibration_settings(settings_of(percentile=99.9, coverage=0.999), model_of("normal"), np.zeros(999))
     with pytest.raises(CalibrationError, match="at least 999 rows, found 998"):
-        check_calibration(settings_of(percentile=99.9), model_of("normal"), np.zeros(998))
+        check_calibration_settings(settings_of(percentile=99.9), model_of("normal"), np.zeros(998))
 
 
 # ---- bundles of schema 1 ---------------------------------------------------------------------------------------------

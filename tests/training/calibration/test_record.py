@@ -23,7 +23,7 @@ def test_beta_bounds_are_the_betas_quantiles(rows, level, confidence):
     """Beta(k, n + 1 − k), k the conformal rank, by SciPy's inverse of the incomplete beta function."""
     rank = math.ceil((rows + 1) * exact(level))
     if rank > rows:
-        with pytest.raises(CalibrationError, match="needs a larger calibration split"):
+        with pytest.raises(CalibrationError, match="needs a larger calibration part"):
             beta_bounds(level, rows, confidence)
         return
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]

@@ -20,7 +20,7 @@ from abstain.training.data.augmentation import augment, build_augmentation, rota
 from abstain.training.data.rows import Rows
 from abstain.training.fit import build_model, fit, load_dataset
 from abstain.training.inference.bnn import Observations
-from abstain.training.inference.optimization import descend
+from abstain.training.inference.optimization import DescentRows, Objective, descend
 from abstain.training.inference.tracking import TrackedRows
 from abstain.training.runs.journal import Journal
 from tests.helpers.fits import draws_of_config, silent
@@ -193,10 +193,9 @@ def test_every_step_changes_its_rows_anew_whatever_the_blocks():
         return jax.random.uniform(key, x.shape)
 
     def go(reports, **options):
-        given = (jnp.zeros(2), lambda z, _key, batch: batch.x.mean() + z, data)
-        report = {"report": lambda z, *_: {"place": z}, "tracked_rows": TrackedRows(data, data)}
-        cut = settings.model_copy(update={"reports": reports})
-        return descend("d", jax.random.key(0), *given, cut, Journal(), **report, **options)[1].column("loss")
+        objective = Objective(lambda z, _key, batch: batch.x.mean() + z, lambda z, *_: {"place": z}, **options)
+        rows, cut = DescentRows(data, TrackedRows(data, data)), settings.model_copy(update={"reports": reports})
+        return descend("d", jax.random.key(0), jnp.zeros(2), objective, rows, cut, Journal())[1].column("loss")
 
     whole = go(1, augment=noise)
     assert len(np.unique(whole)) == 40

@@ -16,7 +16,13 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from abstain.models.errors import DataError
 from abstain.models.files.row_files import read_table
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import encode_table, transform, transformed_shape
+from abstain.models.prediction.preprocessing import (
+    Column,
+    Preprocessing,
+    encode_table,
+    transform,
+    transformed_shape,
+)
 from abstain.training.config.config import Config
 from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import Dataset, split, split_again
@@ -430,11 +436,51 @@ def test_inputs_of_another_set_are_those_to_test_on(tmp_path):
     strange = {"y_test": np.array(["nonsense"]), "y": Y}
     np.testing.assert_array_equal(X[:9], read_inputs(npz(tmp_path, x=X, x_test=X[:9], **strange), model))
     np.testing.assert_array_equal(X, read_inputs(npz(tmp_path, x=X, y=Y), model))
-    for arrays, message in (({"x": X[:, :2]}, r"found shape \(60, 2\)"), ({"x": X[:0]}, r"found shape \(0, 3\)")):
-        with pytest.raises(DataError, match=r"rows.npz: inputs: expected rows of shape \(3,\), " + message):
+    for arrays, message in (
+        ({"x": X[:, :2]}, r"shape \(3,\), found shape \(2,\)"),
+        ({"x": X[:0]}, "at least one, found none"),
+    ):
+        with pytest.raises(DataError, match=r"rows.npz: rows: expected " + message):
             read_inputs(npz(tmp_path, **arrays), model)
     with pytest.raises(DataError, match="arrays: expected x_test or x, found y"):
         read_inputs(npz(tmp_path, y=Y), model)
+
+
+def test_codes_in_an_npz_are_those_of_the_models_categories(tmp_path):
+    """A number that is no code of its column is refused in every part and in an OOD set; the error lists the codes."""
+    columns = (Column(name="age"), Column(name="town", categories=("Bonn", "Ulm")))
+    model = Model(
+        network={"kind": "mlp"},
+        likelihood="normal",
+        feature_shape=(2,),
+        preprocessing=Preprocessing(columns=columns),
+    )
+    good, bad = np.array([[30.0, 0], [99, 1]]), np.array([[30.0, 0], [30, 99]])
+    targets = np.zeros(2)
+
+    def read(**arrays):
+        return read_source(npz(tmp_path, **arrays), DataConfig(), model, classify=False)
+
+    np.testing.assert_array_equal(read(x=good, y=targets).train.x, good)
+    np.testing.assert_array_equal(read_inputs(npz(tmp_path, x=good), model), good)
+    codes = r"row 1: column 'town': expected a category's code \(0 = Bonn, 1 = Ulm\), found 99.0"
+    for part in ("_train", "_calibration", "_test", ""):
+        with pytest.raises(DataError, match=f"rows.npz, x{part}, {codes}"):
+            read(**{f"x{part}": bad, f"y{part}": targets})
+    with pytest.raises(DataError, match=f"rows.npz, {codes}"):
+        read_inputs(npz(tmp_path, x=bad), model)
+
+
+def test_an_ood_set_may_be_a_table_for_a_model_fitted_on_arrays(tmp_path):
+    """The columns are found by the model's feature names, or taken in order if it has none; images may be flat."""
+    (tmp_path / "ood.csv").write_text("b,id,a\n1,x,2\n3,y,4\n", "utf-8")
+    named = Model(network={"kind": "mlp"}, likelihood="normal", feature_shape=(2,), feature_names=("a", "b"))
+    np.testing.assert_array_equal(read_inputs(str(tmp_path / "ood.csv"), named), [[2, 1], [4, 3]])
+    (tmp_path / "plain.csv").write_text("b,a,c,d\n1,2,5,6\n", "utf-8")
+    for shape in ((4,), (2, 2)):
+        unnamed = Model(network={"kind": "mlp"}, likelihood="normal", feature_shape=shape)
+        found = read_inputs(str(tmp_path / "plain.csv"), unnamed)
+        np.testing.assert_array_equal(found, np.reshape([1, 2, 5, 6], (1, *shape)))
 
 
 # ---- preprocessing ---------------------------------------------------------------------------------------------------

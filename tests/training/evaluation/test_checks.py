@@ -98,6 +98,13 @@ def test_each_shortfall_of_chains_has_its_code_and_a_sentence(code, changes, tex
     assert lacking(**changes) == (Shortfall(code, text),) == (recognise(text),)
 
 
+def test_divergences_are_compared_with_all_transitions():
+    """With thinning there are `thin` transitions for each sample: 40 of 40,000 are at the limit."""
+    assert lacking(divergences=40, thin=10) == ()
+    (text,) = (lack.text for lack in lacking(divergences=41, thin=10))
+    assert text.startswith("41 of 40000 transitions diverged, more than 0.1%")
+
+
 def test_good_chains_fall_short_in_nothing():
     """Values at the limits are no shortfalls, whatever the parameters' R-hat; constant predictions have none."""
     assert lacking() == ()
@@ -131,7 +138,7 @@ def class_terms(chance, y):
 
 def normal_terms_of(mean, std, y):
     """The terms of a normal prediction."""
-    return {"nll": -stats.norm.logpdf(y, mean, std), "rmse": (y - mean) ** 2}
+    return {"nll": -stats.norm.logpdf(y, mean, std), "squared_error": (y - mean) ** 2}
 
 
 def judge_classes(chance, y, train):

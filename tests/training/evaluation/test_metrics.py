@@ -323,7 +323,7 @@ def test_the_rmses_interval_is_of_roots():
     squares = RNG.random(50) * 9
     drawn = np.concatenate(list(resample_rows(50, 200, 0)))
     expected = central_interval(np.sqrt(squares[drawn].mean(axis=1)))
-    assert mean_intervals({"rmse": squares}, 200)["rmse"] == pytest.approx(expected)
+    assert mean_intervals({"squared_error": squares}, 200)["rmse"] == pytest.approx(expected)
 
 
 def test_resamples_are_fewer_only_for_very_many_rows():

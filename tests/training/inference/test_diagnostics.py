@@ -253,6 +253,17 @@ def test_the_samplers_statistics_are_reported_by_chain():
     np.testing.assert_array_equal(ends, [[1000 * chain, 1000 * chain + 999] for chain in range(4)])
 
 
+def test_divergences_of_thinned_chains_are_counted_by_transition():
+    """Seven divergent transitions in two samples are seven, of `thin` times as many transitions as samples."""
+    bnn, draws = network("normal")
+    diverging = np.zeros((CHAINS, SAMPLES), np.int32)
+    diverging[1, 5:7] = 3, 4
+    energies = np.random.default_rng(0).normal(size=(CHAINS, SAMPLES, 5))
+    chains = chains_of(bnn, draws, jnp.zeros((1, 1)), diverging=diverging, energies=energies)
+    facts = chain_diagnostics(bnn.target, chains, NUTSConfig(thin=5))
+    assert (facts.samples, facts.transitions, facts.divergences) == (4000, 20_000, 7)
+
+
 def test_a_table_tells_every_parameter_by_name():
     """Mean, spread and quantiles of each number are numpy's own, under the name of its place in the tree."""
     bnn, draws = network("normal")

@@ -151,13 +151,13 @@ def test_more_draws_than_samples_are_refused_before_anything_is_sampled():
         run(bnn, train, LINEAR, draws=16_001, progress=lambda *_, **__: pytest.fail("the sampling was begun"))
 
 
-def test_chains_agree_in_function_space(tmp_path):
+def test_chains_agree_in_function_space():
     """All chains on `wave` find the same function: no R-hat of a held-out input is larger than chance explains."""
     # Wide under a prior scaled by fan-in, the posterior is near a Gaussian process's: no mode for a chain to be caught in.
     overrides = ("hidden=[20]", "fan_in=true", "warmup=300", "samples=600", "max_tree_depth=6", "reports=1")
     config = read_config(CONFIGS / "wave-nuts.toml", overrides)
     dataset = load_dataset(config, None)
-    fitted = infer(config, build_problem(config, build_model(config, dataset), dataset, tmp_path), Journal())
+    fitted = infer(config, build_problem(config, build_model(config, dataset), dataset), Journal())
     function = fitted.diagnostics.to_json()["function"]
     assert function["values"] == 50
     assert function["rhat"] < 1.1

@@ -16,7 +16,15 @@ from abstain.training.inference.bnn import Observations
 from abstain.training.inference.methods import ensemble
 from abstain.training.inference.methods import map as mode
 from abstain.training.inference.mode_search import hold_out
-from abstain.training.inference.optimization import batch_rows, check_losses, descend, optimiser, summarize_descent
+from abstain.training.inference.optimization import (
+    DescentRows,
+    Objective,
+    batch_rows,
+    check_losses,
+    descend,
+    optimiser,
+    summarize_descent,
+)
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.tracking import TrackedRows
 from abstain.training.runs.journal import Journal
@@ -87,10 +95,12 @@ def squares(z, key, batch):
     return ((z - batch.y) ** 2).mean()
 
 
-def go(loss, settings, starts=(0.0, 9.0), journal=None, **options):
+def go(loss, settings, starts=(0.0, 9.0), journal=None, chain_method="sequential", **options):
     """A descent of a number from some starts."""
-    options = {"report": lambda z, *_: {"held_out_rmse": jnp.abs(z)}, "tracked_rows": TrackedRows(DATA, DATA)} | options
-    return descend("d", jax.random.key(0), jnp.array(starts), loss, DATA, settings, journal or Journal(), **options)
+    functions = {"report": lambda z, *_: {"held_out_rmse": jnp.abs(z)}} | options
+    rows, begin = DescentRows(DATA, TrackedRows(DATA, DATA)), jnp.array(starts)
+    objective, journal = Objective(loss, **functions), journal or Journal()
+    return descend("d", jax.random.key(0), begin, objective, rows, settings, journal, chain_method)
 
 
 @pytest.mark.parametrize("chain_method", ["sequential", "vectorized", "parallel"])

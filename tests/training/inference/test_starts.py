@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from abstain.models.bundles.store import versions
+from abstain.models.bundles.bundle import load
+from abstain.models.bundles.store import LABELS, set_label, versions
 from abstain.models.errors import ConfigError, FitError, UnknownModel
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
 from abstain.training.config.methods import HMCConfig, MAPSettings, NUTSConfig, VIConfig
 from abstain.training.config.priors import PriorConfig
 from abstain.training.config.reading import read_config
-from abstain.training.fit import fit, load_dataset, start_notes
+from abstain.training.fit import build_model, build_problem, fit, load_dataset, load_earlier, start_notes
 from abstain.training.inference.bnn import BNN, NOISE_START, Observations
 from abstain.training.inference.chains import check_starts
 from abstain.training.inference.mode_search import find_modes
@@ -188,12 +189,32 @@ def test_calibration_rows_that_the_earlier_run_was_trained_on_are_counted(tmp_pa
     store = tmp_path / "store"
     fit(config("first", 'kind = "map"\nsteps = 5'), None, store, silent)
     same, other = (config("second", 'kind = "hmc"\nstart = "run"\nstart_from = "first:1"', seed) for seed in (0, 1))
-    assert start_notes(same, load_dataset(same, None), store) == ()
-    (note,) = start_notes(other, load_dataset(other, None), store)
+
+    def notes_of(config):
+        dataset = load_dataset(config, None)
+        return start_notes(load_earlier(config, build_model(config, dataset), store), dataset)
+
+    assert notes_of(same) == ()
+    (note,) = notes_of(other)
     # 140 of 300 rows were trained on, and 100 others calibrate.
     count = int(re.match(r"(\d+) of 100 calibration rows were training rows of first:1", note)[1])
     assert 20 < count < 80
     assert note.endswith("fit with the seed of that run, 0")
+
+
+def test_a_label_that_moves_while_the_fit_begins_changes_nothing(stored):
+    """Starts and the comparison of rows are those of the version that the label named at first."""
+    store, method = stored / "store", 'kind = "hmc"\nchains = 2\nsamples = 3\nstart = "run"\n'
+    first = load(store / "first" / "1")
+    set_label(store, "first", 1, "stable")
+    config = of_run(stored, method + 'start_from = "first@stable"')
+    dataset = load_dataset(config, None)
+    model = build_model(config, dataset)
+    earlier = load_earlier(config, model, store)
+    (store / "first" / LABELS).unlink()
+    problem = build_problem(config, model, dataset, earlier)
+    assert start_notes(earlier, dataset) == ()
+    assert jax.tree.all(jax.tree.map(np.array_equal, problem.earlier, first.posterior.draws))
 
 
 def test_a_run_must_be_named_and_there_and_fit(stored):

@@ -85,11 +85,11 @@ def test_targets_that_are_not_learned_from_change_no_report_and_no_draw():
         jax.tree.map(np.testing.assert_array_equal, fitted.posterior.draws, again.posterior.draws)
 
 
-def test_a_fit_is_given_no_test_row(tmp_path):
+def test_a_fit_is_given_no_test_row():
     """A problem holds training rows, and calibration rows to compare chains at."""
     config = read_config(CONFIGS / "digits-vi.toml")
     assert config.data != DataConfig()
     dataset = load_dataset(config, None)
-    problem = build_problem(config, build_model(config, dataset), dataset, tmp_path)
+    problem = build_problem(config, build_model(config, dataset), dataset)
     np.testing.assert_array_equal(problem.train.y, dataset.train.y)
     np.testing.assert_array_equal(problem.diagnostic_rows.y, dataset.calibration.y)

@@ -19,7 +19,7 @@ from abstain.models.bundles.store import versions
 from abstain.models.errors import ConfigError, StoreError
 from abstain.training.config.reading import read_config
 from abstain.training.fit import fit
-from abstain.training.runs.resume import FOLDER
+from abstain.training.runs.resume import FOLDER, fit_settings
 from tests.helpers.commands import abstain
 from tests.helpers.fits import draws_of_config, silent
 from tests.helpers.paths import PROJECT
@@ -266,6 +266,25 @@ def test_there_must_be_something_to_resume(tmp_path):
         with pytest.raises(ConfigError, match=f"found fits with other settings: {journal.name}"):
             fit(other, data, store, silent, resume=True)
     assert orjson.loads((journal / "fit.json").read_bytes())["seed"] == 0
+
+
+@pytest.mark.parametrize(("thin", "continues"), [(1, True), (2, False)])
+def test_thinned_chains_that_counted_samples_are_not_continued(tmp_path, monkeypatch, thin, continues):
+    """Journals from before divergences were counted by transition; without thinning they are the same."""
+    config, store = hmc(tmp_path, f"method.thin={thin}"), tmp_path / "store"
+
+    def before(*inputs):
+        return {key: value for key, value in fit_settings(*inputs).items() if key != "divergences"}
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr("abstain.training.runs.resume.fit_settings", before)
+        with pytest.raises(Stopped):
+            fit(config, None, store, stopping("sampling", 10))
+    if continues:
+        fit(config, None, store, silent, resume=True)
+        return
+    with pytest.raises(ConfigError, match="found fits with other settings"):
+        fit(config, None, store, silent, resume=True)
 
 
 def test_an_unfinished_journal_survives_other_fits(tmp_path):

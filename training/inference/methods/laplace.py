@@ -98,6 +98,7 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: LaplaceConfig, draws: int
     prior = local_prior(problem.target, mode, sites)
     evidence = compute_evidence(curvature, prior, choose=settings.prior_precision == "evidence")
     spread = fit_spread(curvature, prior, evidence.multiplier)
+    # This key equals `key_rows` of `find_modes`, which only seeds numpy's generator: the numbers are unrelated.
     zs = sample(jax.random.fold_in(key, 1), mode, sites, spread, draws)
     diagnostics = LaplaceDiagnostics(
         descent=summarize_descent(traces),

@@ -1,0 +1,85 @@
+"""Rows of a file or a table in the form that a fitted model takes."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Num
+
+from abstain.models.errors import DataError
+from abstain.models.files.row_files import checked_inputs
+from abstain.models.prediction.posterior import Model
+from abstain.models.prediction.preprocessing import (
+    ArrowTable,
+    Preprocessing,
+    describe_codes,
+    encode_table,
+    first_unknown_code,
+    numeric_column,
+)
+
+
+def rows_of_table(table: ArrowTable, model: Model, where: str) -> Num[np.ndarray, "rows ..."]:
+    """Reads a table's columns by name; for a model fitted on arrays by its feature names, or all in order if it has none.
+
+    Args:
+        where: the name of the table in errors.
+
+    Raises:
+        DataError: a column is missing or has an invalid value.
+    """
+    if model.preprocessing.columns:
+        return encode_table(model.preprocessing.columns, table, where)
+    names: tuple[str, ...] = model.feature_names or tuple(table.column_names)
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise DataError(
+            "columns are missing",
+            where=where,
+            expected=", ".join(missing),
+            found=", ".join(table.column_names),
+            fix="add the columns, or rename them as in the fit",
+        )
+    rows = np.stack([numeric_column(table.column(name), name, where) for name in names], axis=1)
+    return checked_inputs(rows, where)
+
+
+def reshape_rows(rows: Num[np.ndarray, "rows ..."], model: Model, where: str) -> Num[np.ndarray, "rows ..."]:
+    """Returns rows of a file or a table in the model's feature shape.
+
+    Raises:
+        DataError: there are no rows, or they have another number of columns.
+    """
+    if not len(rows):
+        raise DataError("rows", where=where, expected="at least one", found="none", fix="add rows to the file")
+    if rows.shape[1:] not in {model.feature_shape, (model.features,)}:
+        raise DataError(
+            "rows",
+            where=where,
+            expected=f"shape {model.feature_shape}",
+            found=f"shape {rows.shape[1:]}",
+            fix="give the rows the model's features",
+        )
+    return rows.reshape(len(rows), *model.feature_shape)
+
+
+def check_codes(rows: Num[np.ndarray, "rows ..."], preprocessing: Preprocessing, where: str) -> None:
+    """Refuses a number that is not the code of a category of its column; one-hot encoding would make it all zeros.
+
+    Args:
+        rows: rows in the model's feature shape.
+        where: the file, and the array if it has several.
+
+    Raises:
+        DataError: names the row and the column, and lists the codes.
+    """
+    unknown = first_unknown_code(preprocessing, rows)
+    if unknown is None:
+        return
+    column = preprocessing.columns[unknown[1]]
+    raise DataError(
+        f"column {column.name!r}",
+        where=f"{where}, row {unknown[0]}",
+        expected=describe_codes(column),
+        found=rows[unknown],
+        fix="send the category's code, or a table with its name",
+    )

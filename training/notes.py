@@ -1,0 +1,27 @@
+"""Codes of the notes that a new calibration replaces.
+
+A manifest has notes as sentences. The beginning of a sentence is the sign of its code, so that manifests of earlier fits are
+understood, too.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+NoteCode = Literal["accepts_far_rows", "draws_from", "split"]
+
+_BEGINNINGS: dict[NoteCode, str] = {
+    "accepts_far_rows": "its decision accepts rows far outside the training data: ",
+    "draws_from": "draws of ",
+    "split": "split by ",
+}
+
+
+def write_note(code: NoteCode, rest: str) -> str:
+    """Returns a note with the beginning that belongs to its code."""
+    return _BEGINNINGS[code] + rest
+
+
+def note_code(note: str) -> NoteCode | None:
+    """Returns the code of a note; None if no calibration replaces it."""
+    return next((code for code, beginning in _BEGINNINGS.items() if note.startswith(beginning)), None)
