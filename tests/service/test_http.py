@@ -20,6 +20,7 @@ import uvicorn
 
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.store import set_label
+from abstain.models.errors import StoreError
 from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK
 from abstain.models.prediction.predictive import BUCKETS
 from abstain.models.prediction.scores import SCORES
@@ -32,7 +33,7 @@ from abstain.service.settings import Settings
 from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS
-from tests.helpers.processes import PATIENCE
+from tests.helpers.processes import PATIENCE, until
 
 SIZES = (1, 2, 7, 8, 9, 33, 300)
 
@@ -401,10 +402,10 @@ def test_the_newest_version_of_an_unlabelled_model_is_served(client, points, wav
 
 
 def test_the_id_is_that_of_the_client_or_random(client, points):
-    """The response returns `X-Request-Id` unchanged; without it, each response has its own id."""
+    """The response returns the first 200 characters of `X-Request-Id`; without it, each response has its own id."""
     body = {"inputs": points[:1].tolist(), "model": "wave"}
     for own in ("7f9c", "a b/c=+", "x" * 500, '"quoted"', "42"):
-        assert client.post("/predict", json=body, headers={"X-Request-Id": own}).json()["id"] == own
+        assert client.post("/predict", json=body, headers={"X-Request-Id": own}).json()["id"] == own[:200]
     random = [client.post("/predict", json=body).json()["id"] for _ in range(20)]
     assert len(set(random)) == 20
     assert all(isinstance(one, str) and len(one) >= 16 for one in random)
@@ -561,13 +562,14 @@ def test_a_response_does_not_wait_for_another_clients_slow_body(server, client, 
 
 
 @pytest.fixture
-def broken(store):
-    """The application, served by uvicorn, with a bug: the route of the API description raises."""
+def broken(tmp_path):
+    """The application, served by uvicorn, with two bugs: the routes of the API description raise."""
 
-    async def fail(*_) -> None:
-        raise RuntimeError("a secret of the server")
+    async def fail(scope, *_) -> None:
+        raise StoreError("a bug") if scope["path"] == "/schema.json" else RuntimeError("a secret of the server")
 
-    app = build_app(Settings(store=store), Process(1, 1, store), Traffic(), LiveVersions(store), fail, lambda *_: None)
+    versions = LiveVersions(tmp_path)
+    app = build_app(Settings(store=tmp_path), Process(1, 1, tmp_path), Traffic(), versions, fail, lambda *_: None)
     config = uvicorn.Config(app, port=0, log_level="critical")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -590,6 +592,19 @@ def test_a_bug_is_500_without_details(broken):
         connection.request("GET", "/livez")
         assert connection.getresponse().status == 200
     connection.close()
+
+
+@pytest.mark.parametrize("path", ["/docs.json", "/schema.json"])
+@pytest.mark.parametrize("headers", [{}, {"X-Request-Id": "mine-1"}, {"X-Request-Id": "y" * 500}])
+def test_the_id_of_a_fault_is_in_the_log(broken, caplog, path, headers):
+    """The log line of a 500 holds the id of its response, so that an operator finds the traceback of a client's report."""
+    response = httpx.get(f"http://{broken[0]}:{broken[1]}{path}", headers=headers, timeout=PATIENCE)
+    own = response.json()["id"]
+    assert response.status_code == 500
+    assert own == headers["X-Request-Id"][:200] if headers else re.fullmatch("[0-9a-f]{32}", own)
+    assert until(lambda: any(f"(id {own})" in record.getMessage() for record in caplog.records))
+    (record,) = (record for record in caplog.records if f"(id {own})" in record.getMessage())
+    assert record.exc_info
 
 
 def test_the_name_of_the_only_model_is_optional(store, tmp_path):
