@@ -40,6 +40,10 @@ class HTTPError(AbstainError):
         self.headers = headers or {}
 
 
+class UnreadBody(HTTPError):
+    """An error that is raised before the body is read to its end; the response is a `BodyRefusal`."""
+
+
 def status_of(error: AbstainError) -> int:
     """Returns the HTTP status of an error; 500 if no client can have caused it."""
     return error.status if isinstance(error, HTTPError) else STATUS.get(type(error), 500)

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from abstain.models.errors import AbstainError, printable
-from abstain.service.bodies import BodyRefusal, BodyTooLong
-from abstain.service.errors import CODES, HTTPError, status_of
+from abstain.service.bodies import BodyRefusal
+from abstain.service.errors import CODES, HTTPError, UnreadBody, status_of
 
 log = logging.getLogger("abstain.http")
 
@@ -70,7 +70,7 @@ async def _abstain_error(request: Request, error: AbstainError) -> Response:
     return json_response(content, status, error.headers if isinstance(error, HTTPError) else None)
 
 
-async def _body_too_long(request: Request, error: BodyTooLong) -> Response:
+async def _unread_body(request: Request, error: UnreadBody) -> Response:
     return refuse(request, error)
 
 
@@ -92,7 +92,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 
 ERRORS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
-    BodyTooLong: _body_too_long,
+    UnreadBody: _unread_body,
     AbstainError: _abstain_error,
     HTTPException: _http_exception,
     ClientDisconnect: _client_disconnect,

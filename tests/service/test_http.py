@@ -11,6 +11,7 @@ import shutil
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fractions import Fraction
 
 import httpx
@@ -561,23 +562,53 @@ def test_a_response_does_not_wait_for_another_clients_slow_body(server, client, 
         assert {future.result().status_code for future in slow} == {200}
 
 
+@contextmanager
+def running(app):
+    """Serves an application with uvicorn in a thread; gives the address."""
+    config = uvicorn.Config(app, port=0, log_level="critical")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        yield listening.getsockname()
+        server.should_exit = True
+        thread.join(10)
+
+
+def build(folder, traffic, bentoml_app):
+    """The application of a worker whose store is empty."""
+    process, versions = Process(1, 1, folder), LiveVersions(folder)
+    return build_app(Settings(store=folder), process, traffic, versions, bentoml_app, lambda *_: None)
+
+
 @pytest.fixture
 def broken(tmp_path):
-    """The application, served by uvicorn, with two bugs: the routes of the API description raise."""
+    """The address of an application with two bugs: the routes of the API description raise."""
 
     async def fail(scope, *_) -> None:
         raise StoreError("a bug") if scope["path"] == "/schema.json" else RuntimeError("a secret of the server")
 
-    versions = LiveVersions(tmp_path)
-    app = build_app(Settings(store=tmp_path), Process(1, 1, tmp_path), Traffic(), versions, fail, lambda *_: None)
-    config = uvicorn.Config(app, port=0, log_level="critical")
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        running = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        running.start()
-        yield listening.getsockname()
-        server.should_exit = True
-        running.join(10)
+    with running(build(tmp_path, Traffic(), fail)) as address:
+        yield address
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/wave/infer"])
+@pytest.mark.parametrize("size", [2, 5_000_000])
+def test_a_draining_server_refuses_a_body_of_any_size_without_a_reset(tmp_path, path, size):
+    """Clients that write the whole body before they read get the 503; the server then closes the connection."""
+    traffic = Traffic()
+    traffic.draining = True
+    content, headers = b" " * size, {"Content-Type": "application/json"}
+    with running(build(tmp_path, traffic, lambda *_: None)) as (host, port):
+        response = httpx.post(f"http://{host}:{port}{path}", content=content, headers=headers, timeout=PATIENCE)
+        assert (response.status_code, response.json()["code"]) == (503, "draining")
+        connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
+        connection.request("POST", path, content, headers)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["code"]) == (503, "draining")
+        assert answer.headers.get_all("Connection") == ["close"]
+        assert answer.headers["Retry-After"] == "1"
+        connection.close()
 
 
 def test_a_bug_is_500_without_details(broken):
