@@ -71,13 +71,24 @@ class LiveVersions:
         self._why: str | None = "the store has not been read yet"
 
     def load_all(self, buckets: tuple[int, ...] | None = None, on_ready: Callable[[], None] | None = None) -> None:
-        """Reads the store and loads every served version; then calls `on_ready` if the server is ready."""
+        """Reads the store and loads every served version; then calls `on_ready` if the server is ready.
+
+        Runs in a thread, where nobody would see an exception: any error becomes a reason why the server is not ready.
+        """
         try:
             self._read_store()
-        except (AbstainError, OSError) as error:
-            log.error("the store cannot be read: %s", error)
-            self._why = self.hide_folders(str(error))
+            self._load_served(buckets or BUCKETS)
+        except Exception as error:
+            log.error("the store cannot be read: %s", _text(error), exc_info=_unexpected(error))
+            self._why = self.hide_folders(_text(error))
             return
+        self._why = None
+        _return_memory()
+        if on_ready and not self.reasons_not_ready():
+            on_ready()
+
+    def _load_served(self, buckets: tuple[int, ...]) -> None:
+        """Loads and compiles every version that is served."""
         for name, entries in self._entries.items():
             for version in (version for version, entry in entries.items() if entry.state == "failed"):
                 metrics.MODEL_LOADS.labels(name, str(version), "failed").inc()
@@ -90,11 +101,7 @@ class LiveVersions:
         # Versions are read and verified one after another; each is compiled while the next one is read.
         with ThreadPoolExecutor(COMPILING, thread_name_prefix="compile") as pool:
             for name, entry in served:
-                self._load(name, entry, buckets or BUCKETS, pool)
-        self._why = None
-        _return_memory()
-        if on_ready and not self.reasons_not_ready():
-            on_ready()
+                self._load(name, entry, buckets, pool)
 
     def reasons_not_ready(self) -> list[str]:
         """Returns why the server is not ready; an empty list if it is ready."""
@@ -213,16 +220,22 @@ class LiveVersions:
         except Exception as error:
             self._fail(name, entry, error)
             return
+        # The future may be dropped, because `_compile` raises nothing.
         pool.submit(self._compile, name, entry, bundle, buckets)
 
     def _compile(self, name: str, entry: Entry, bundle: Bundle, buckets: tuple[int, ...]) -> None:
+        """Compiles a version and makes it ready; any error makes only this version fail."""
         try:
             # Done here, because otherwise the first request would do it while all others wait.
             bundle.calibration.prepare()
-            predictor = bundle.predictor(buckets, self._devices)
+            live = Live(name, entry.version, bundle, bundle.predictor(buckets, self._devices))
+            self._report_ready(name, entry, bundle)
+            self._set(name, replace(entry, state="ready", live=live))
         except Exception as error:
             self._fail(name, entry, error)
-            return
+
+    def _report_ready(self, name: str, entry: Entry, bundle: Bundle) -> None:
+        """Sets the metrics of a version that is about to be served, and warns of its shortfalls."""
         labels, manifest = (name, str(entry.version)), bundle.manifest
         metrics.MODEL_LOADS.labels(*labels, "loaded").inc()
         metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(1)
@@ -231,12 +244,11 @@ class LiveVersions:
         if manifest.shortfalls:
             shortfalls = in_one_line(texts(manifest.shortfalls))
             log.warning("%s:%d is served although it failed publication checks: %s", name, entry.version, shortfalls)
-        self._set(name, replace(entry, state="ready", live=Live(name, entry.version, bundle, predictor)))
 
     def _fail(self, name: str, entry: Entry, error: Exception) -> None:
+        self._set(name, replace(entry, state="failed", why=self.hide_folders(_text(error))))
+        log.error("%s:%d cannot be served: %s", name, entry.version, _text(error), exc_info=_unexpected(error))
         metrics.MODEL_LOADS.labels(name, str(entry.version), "failed").inc()
-        log.error("%s:%d cannot be served: %s", name, entry.version, error or type(error).__name__)
-        self._set(name, replace(entry, state="failed", why=self.hide_folders(str(error)) or type(error).__name__))
 
     def _refuse(self, name: str, entry: Entry, why: str) -> None:
         metrics.MODEL_LOADS.labels(name, str(entry.version), "refused").inc()
@@ -275,6 +287,16 @@ class LiveVersions:
             "sound": sound,
             "shortfalls": shortfalls,
         }
+
+
+def _text(error: Exception) -> str:
+    """Returns the text of an error; its type if it has none."""
+    return str(error) or type(error).__name__
+
+
+def _unexpected(error: Exception) -> Exception | None:
+    """Returns the error if the log should show its traceback: not for the errors that abstain and the disk raise."""
+    return None if isinstance(error, AbstainError | OSError) else error
 
 
 def in_one_line(shortfalls: list[str]) -> str:
