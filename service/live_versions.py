@@ -13,7 +13,7 @@ import gc
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,15 +38,39 @@ COMPILING = 1
 """The number of versions that are compiled at a time."""
 
 
+State = Literal["idle", "loading", "ready", "failed", "refused"]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A version in the store, and its state."""
 
     version: int
     labels: tuple[str, ...]
-    state: Literal["idle", "loading", "ready", "failed", "refused"]
+    state: State
     why: str | None = None
     live: Live | None = None
+
+
+@dataclass(frozen=True)
+class VersionState:
+    """What clients may know about a version; the fields of `to_json` in their order."""
+
+    name: str
+    version: int
+    labels: tuple[str, ...]
+    digest: str | None
+    """None if the manifest cannot be read."""
+    method: str | None
+    state: State
+    why: str | None
+    sound: bool
+    shortfalls: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entry of the version in `GET /models`, which lists it under the name of its model."""
+        fields = {key: value for key, value in vars(self).items() if key != "name"}
+        return {**fields, "labels": list(self.labels), "shortfalls": list(self.shortfalls)}
 
 
 class LiveVersions:
@@ -167,13 +191,21 @@ class LiveVersions:
         return store.version_folder(self._root, reference.name, version)
 
     def list_models(self) -> dict[str, Any]:
-        """Returns the response of `GET /models`."""
+        """Returns the response of `GET /models`; reads manifests, as `list_versions` does."""
         return {
             "models": [
-                {"name": name, "versions": [self._describe(name, entry) for entry in versions.values()]}
+                {"name": name, "versions": [self._describe(name, entry).to_json() for entry in versions.values()]}
                 for name, versions in self._entries.items()
             ]
         }
+
+    def list_versions(self) -> list[VersionState]:
+        """Returns the states of all versions; reads, and verifies, the manifest of each version that is not ready."""
+        return [self._describe(name, entry) for name, versions in self._entries.items() for entry in versions.values()]
+
+    def ready_versions(self) -> list[Live]:
+        """Returns the versions that serve requests, by model and ascending; reads nothing from the disk."""
+        return [entry.live for versions in self._entries.values() for entry in versions.values() if entry.live]
 
     def hide_folders(self, text: str) -> str:
         """Makes paths in a text relative to the store, and cuts other paths to the file name: clients need no folders."""
@@ -265,28 +297,21 @@ class LiveVersions:
             raise InputError(where="model", expected=expected, found="no key 'model'")
         return next(iter(self._entries))
 
-    def _describe(self, name: str, entry: Entry) -> dict[str, Any]:
+    def _describe(self, name: str, entry: Entry) -> VersionState:
         digest = method = None
-        sound, shortfalls = False, list[str]()
+        sound, shortfalls = False, tuple[str, ...]()
         try:
             if entry.live:
                 manifest = entry.live.bundle.manifest
             else:
                 manifest = read_published(self._root, name, entry.version, self.trusted)
             digest, method = manifest.digest, manifest.method.kind
-            sound, shortfalls = not manifest.shortfalls, texts(manifest.shortfalls)
+            sound, shortfalls = not manifest.shortfalls, tuple(texts(manifest.shortfalls))
         except AbstainError as error:
             entry = replace(entry, why=entry.why or self.hide_folders(str(error)))
-        return {
-            "version": entry.version,
-            "labels": list(entry.labels),
-            "digest": digest,
-            "method": method,
-            "state": entry.state,
-            "why": entry.why,
-            "sound": sound,
-            "shortfalls": shortfalls,
-        }
+        return VersionState(
+            name, entry.version, entry.labels, digest, method, entry.state, entry.why, sound, shortfalls
+        )
 
 
 def _text(error: Exception) -> str:
@@ -299,7 +324,7 @@ def _unexpected(error: Exception) -> Exception | None:
     return None if isinstance(error, AbstainError | OSError) else error
 
 
-def in_one_line(shortfalls: list[str]) -> str:
+def in_one_line(shortfalls: Sequence[str]) -> str:
     """Joins shortfalls to one printable line, numbered if there are several; a manifest may hold any text."""
     if len(shortfalls) == 1:
         return printable(shortfalls[0])

@@ -1,14 +1,20 @@
-"""How versions are loaded: an unexpected error is logged, and is a reason why the server is not ready."""
+"""How versions are loaded and listed: unexpected errors, and what is read for which request."""
 
+import asyncio
 import shutil
 from pathlib import Path
 
+import httpx
 import pytest
 
 from abstain.models.bundles import store as stores
+from abstain.service import live_versions
 from abstain.service.errors import HTTPError
+from abstain.service.http import build_app
 from abstain.service.live_versions import LiveVersions
 from abstain.service.monitoring import metrics
+from abstain.service.process import Process, Traffic
+from abstain.service.settings import Settings
 from tests.helpers.paths import PROJECT
 
 GOLDEN = PROJECT / "tests" / "data" / "golden" / "1"
@@ -52,3 +58,41 @@ def test_an_unexpected_error_of_the_store_is_the_reason(root, monkeypatch, caplo
     assert serving.reasons_not_ready() == ["RuntimeError"]
     (record,) = (record for record in caplog.records if "the store cannot be read" in record.getMessage())
     assert record.exc_info
+
+
+def test_only_the_listing_reads_manifests(root, monkeypatch):
+    """The ready versions are known: a route of one model reads, and verifies, nothing from the disk."""
+    shutil.copytree(root / "golden" / "1", root / "other" / "1")
+    serving = LiveVersions(root)
+    serving.load_all(buckets=(1,))
+    read = []
+    real = live_versions.read_published
+    monkeypatch.setattr(live_versions, "read_published", lambda *version: read.append(version[1]) or real(*version))
+    assert [(live.name, live.version) for live in serving.ready_versions()] == [("golden", 1)]
+    assert read == []
+    assert [(version.name, version.state) for version in serving.list_versions()] == [
+        ("golden", "ready"),
+        ("other", "failed"),
+    ]
+    assert read == ["other"]
+
+
+def test_the_metadata_of_a_model_do_not_read_the_store(root, monkeypatch):
+    """`GET /v2/models/M` and its statistics and configuration: by a store whose other model is not ready."""
+    shutil.copytree(root / "golden" / "1", root / "other" / "1")
+    serving = LiveVersions(root)
+    serving.load_all(buckets=(1,))
+    process, settings = Process(1, 1, root), Settings(store=root)
+    app = build_app(settings, process, Traffic(), serving, lambda *_: None, lambda *_: None)
+
+    def fail(*_):
+        raise AssertionError("a manifest was read")
+
+    async def get(path):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return await client.get(path)
+
+    monkeypatch.setattr(live_versions, "read_published", fail)
+    for path in ("/v2/models/golden", "/v2/models/golden/config", "/v2/models/golden/stats", "/v2/models/stats"):
+        assert asyncio.run(get(path)).status_code == 200
+    assert asyncio.run(get("/v2/models/golden")).json()["versions"] == ["1"]
