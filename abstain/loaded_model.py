@@ -19,7 +19,7 @@ from abstain.models.decisions.judging import judge
 from abstain.models.errors import ConfigError
 from abstain.models.prediction.predictive import Predictor, buckets_for
 from abstain.predictions import ClassificationPredictions, RegressionPredictions, predictions_of
-from abstain.service.predict.request import number_between
+from abstain.service.json_objects import number_between
 from abstain.service.python_rows import Rows, is_pandas, rows_of
 from abstain.service.rows import check_finite
 from abstain.service.settings import read_settings

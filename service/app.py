@@ -33,7 +33,7 @@ from abstain.service.compat.bentoml import (
     worker_index,
 )
 from abstain.service.process import Traffic, drain_on_stop, end_with_main, join_run
-from abstain.service.settings import check_address, read_settings
+from abstain.service.settings import check_address, read_settings, unknown_variables
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,6 +48,8 @@ PROCESS = join_run(SETTINGS.workers, worker_index())
 stop_usage_reports()
 if PROCESS.index is None:
     # Checked once, not by every worker.
+    for unknown in unknown_variables(os.environ):
+        logging.getLogger("abstain.settings").warning("environment: %s", unknown)
     check_access(SETTINGS)
     restrict_process_manager(PROCESS.folder, partial(check_address, SETTINGS))
 else:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from abstain.service.errors import HTTPError
+from abstain.service.errors import UnreadBody
 
 log = logging.getLogger("abstain.http")
 
@@ -19,8 +19,8 @@ DRAIN_SECONDS = 10.0
 DRAIN_IDLE_SECONDS = 2.0
 
 
-class BodyTooLong(HTTPError):
-    """A body beyond the limit; the response is a `BodyRefusal`."""
+class BodyTooLong(UnreadBody):
+    """A body beyond the limit."""
 
 
 async def read_body(request: Request, limit: int) -> bytes:

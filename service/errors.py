@@ -28,16 +28,32 @@ STATUS: dict[type[AbstainError], int] = {
 
 
 class HTTPError(AbstainError):
-    """An error with its own HTTP status, and optional response headers.
+    """An error with its own HTTP status, and optional response headers; the rest is as in `AbstainError`.
 
     Args:
-        details: keyword arguments of `AbstainError`.
+        code: by default, the code of the status.
     """
 
-    def __init__(self, status: int, what: str = "", headers: dict[str, str] | None = None, **details: object) -> None:
-        super().__init__(what, **{"code": CODES.get(status, "error"), **details})  # type: ignore[arg-type]
+    def __init__(
+        self,
+        status: int,
+        what: str = "",
+        headers: dict[str, str] | None = None,
+        *,
+        where: str | None = None,
+        expected: object = None,
+        found: object = None,
+        fix: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        code = code or CODES.get(status, "error")
+        super().__init__(what, where=where, expected=expected, found=found, fix=fix, code=code)
         self.status = status
         self.headers = headers or {}
+
+
+class UnreadBody(HTTPError):
+    """An error that is raised before the body is read to its end; the response is a `BodyRefusal`."""
 
 
 def status_of(error: AbstainError) -> int:

@@ -36,7 +36,15 @@ from abstain.service.monitoring import metrics
 from abstain.service.open_inference import routes as open_inference
 from abstain.service.predict import routes as predict
 from abstain.service.process import Process, Traffic
-from abstain.service.responses import ERRORS, Handler, is_unexpected, json_response, refuse, respond_to_error
+from abstain.service.responses import (
+    ERRORS,
+    Handler,
+    is_unexpected,
+    json_response,
+    refuse,
+    request_id,
+    respond_to_error,
+)
 from abstain.service.rows import finite_rows, overflow_error
 from abstain.service.settings import Settings
 
@@ -217,6 +225,7 @@ def _with_metrics(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
         path = scope["path"]
         route = path if path in routes else console.route_template(path) or open_inference.route_template(path)
         started, code = time.perf_counter(), 500
+        scope.setdefault("state", {})  # Copies of the scope share it, and with it the id of the request.
 
         async def send_safely(message: Message) -> None:
             nonlocal code
@@ -234,7 +243,7 @@ def _with_metrics(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
             await app(scope, receive, send_safely)
         except Exception:
             # Starlette has sent 500 and raises again; uvicorn would reset a connection that the client thinks is open.
-            log.exception("%s %s", scope["method"], route)
+            log.exception("%s %s (id %s)", scope["method"], route, request_id(scope))
         finally:
             traffic.under_way -= 1
             metrics.REQUESTS.labels(route, str(code)).inc()

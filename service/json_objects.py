@@ -1,4 +1,4 @@
-"""JSON objects in requests: parsed fast, and checked key by key; every error names the key."""
+"""JSON objects in requests of both protocols: parsed fast, and checked key by key; every error names the key."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from abstain.models.errors import InputError, clip_repr, suggest
 MAX_OBJECTS = 1_000
 """The limit for one body, which needs only a few for each output. An object of three bytes takes seventy in memory."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
+_BINARY = f"if binary data follows the JSON, give the length of the JSON in the header {HEADER_LENGTH}"
 
 
 def parse_object(text: bytes, keys: tuple[str, ...]) -> tuple[dict[str, Any], bool]:
@@ -29,7 +30,7 @@ def parse_object(text: bytes, keys: tuple[str, ...]) -> tuple[dict[str, Any], bo
     plain = failure is None and _is_plain(content, text)
     if not plain:
         content = None  # Frees the first copy before the second is made.
-        content = _parse_slowly(text, failure)
+        content = parse_slowly(text, failure, fix=_BINARY)
     return check_object(content, "body", keys), plain
 
 
@@ -68,19 +69,23 @@ def _is_plain(content: Any, text: bytes) -> bool:
     return text.count(b'"') == 2 * strings and sum(map(text.count, (b"true", b"false", b"null"))) == words
 
 
-def _parse_slowly(text: bytes, failure: orjson.JSONDecodeError | None) -> Any:
-    """Parses with Python's parser, which finds duplicate keys, and accepts NaN and 1e999 so that an error can locate them."""
+def parse_slowly(text: bytes, failure: orjson.JSONDecodeError | None = None, *, fix: str | None = None) -> Any:
+    """Parses with Python's parser, which finds duplicate keys, and accepts NaN and 1e999 so that an error can locate them.
+
+    Args:
+        failure: the error of orjson, if it refused the text; the error shows it.
+        fix: how to fix a text that is not UTF-8.
+
+    Raises:
+        InputError: the text is not JSON in UTF-8, or has a duplicate key.
+    """
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=refuse_duplicate_keys)
     except UnicodeDecodeError as error:
-        raise InputError(
-            where="body",
-            expected="JSON in UTF-8",
-            found=f"an invalid byte at position {error.start}",
-            fix=f"if binary data follows the JSON, give the length of the JSON in the header {HEADER_LENGTH}",
-        ) from error
+        found = f"an invalid byte at position {error.start}"
+        raise InputError(where="body", expected="JSON in UTF-8", found=found, fix=fix) from error
     except (ValueError, RecursionError) as error:
-        found = str(failure or error) if text.strip() else "an empty body"
+        found = str(failure or "objects nested too deep") if text.strip() else "an empty body"
         raise InputError(where="body", expected="JSON", found=found) from error
 
 
@@ -119,18 +124,28 @@ def check_object(value: Any, where: str, keys: tuple[str, ...]) -> dict[str, Any
     return value
 
 
-def text_of(content: dict[str, Any], key: str, where: str) -> str | None:
+def text_of(content: dict[str, Any], key: str, where: str | None = None) -> str | None:
     """Returns the text under a key; None if the key is missing.
+
+    Args:
+        where: the object that has the key, for the error; None for a field of the body, which is its own place.
 
     Raises:
         InputError: the value is not a string, or not valid Unicode.
     """
-    value = content.get(key)
-    if key in content and not isinstance(value, str):
-        raise InputError(key, where=where, expected="a string", found=describe_value(value))
-    if value and not _is_unicode(value):
-        raise InputError(key, where=where, expected="Unicode text", found=clip_repr(value))
+    if key not in content:
+        return None
+    value = content[key]
+    if not isinstance(value, str):
+        raise _invalid(key, where, "a string", describe_value(value))
+    if not value.isascii() and not _is_unicode(value):
+        raise _invalid(key, where, "Unicode text", clip_repr(value))
     return value
+
+
+def _invalid(key: str, where: str | None, expected: str, found: str) -> InputError:
+    """Makes the error for the value under a key, as `where: key: expected …`, or as `key: expected …` without `where`."""
+    return InputError(key if where else "", where=where or key, expected=expected, found=found)
 
 
 def _is_unicode(text: str) -> bool:
@@ -153,8 +168,11 @@ def flag_of(parameters: dict[str, Any], key: str, where: str, default: bool = Fa
     return value
 
 
-def number_between(parameters: dict[str, Any], key: str, end: int) -> float | None:
+def number_between(parameters: dict[str, Any], key: str, end: int, where: str | None = None) -> float | None:
     """Returns the number under a key, which must be above 0 and below `end`; None if the key is missing.
+
+    Args:
+        where: as in `text_of`.
 
     Raises:
         InputError: the value is another number, or not a number.
@@ -163,8 +181,7 @@ def number_between(parameters: dict[str, Any], key: str, end: int) -> float | No
         return None
     value = parameters[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < end:
-        expected = f"a number above 0 and below {end}"
-        raise InputError(key, where="parameters", expected=expected, found=describe_level(value))
+        raise _invalid(key, where, f"a number above 0 and below {end}", describe_level(value))
     return float(value)
 
 

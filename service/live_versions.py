@@ -13,7 +13,7 @@ import gc
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,15 +38,39 @@ COMPILING = 1
 """The number of versions that are compiled at a time."""
 
 
+State = Literal["idle", "loading", "ready", "failed", "refused"]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A version in the store, and its state."""
 
     version: int
     labels: tuple[str, ...]
-    state: Literal["idle", "loading", "ready", "failed", "refused"]
+    state: State
     why: str | None = None
     live: Live | None = None
+
+
+@dataclass(frozen=True)
+class VersionState:
+    """What clients may know about a version; the fields of `to_json` in their order."""
+
+    name: str
+    version: int
+    labels: tuple[str, ...]
+    digest: str | None
+    """None if the manifest cannot be read."""
+    method: str | None
+    state: State
+    why: str | None
+    sound: bool
+    shortfalls: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entry of the version in `GET /models`, which lists it under the name of its model."""
+        fields = {key: value for key, value in vars(self).items() if key != "name"}
+        return {**fields, "labels": list(self.labels), "shortfalls": list(self.shortfalls)}
 
 
 class LiveVersions:
@@ -71,13 +95,24 @@ class LiveVersions:
         self._why: str | None = "the store has not been read yet"
 
     def load_all(self, buckets: tuple[int, ...] | None = None, on_ready: Callable[[], None] | None = None) -> None:
-        """Reads the store and loads every served version; then calls `on_ready` if the server is ready."""
+        """Reads the store and loads every served version; then calls `on_ready` if the server is ready.
+
+        Runs in a thread, where nobody would see an exception: any error becomes a reason why the server is not ready.
+        """
         try:
             self._read_store()
-        except (AbstainError, OSError) as error:
-            log.error("the store cannot be read: %s", error)
-            self._why = self.hide_folders(str(error))
+            self._load_served(buckets or BUCKETS)
+        except Exception as error:
+            log.error("the store cannot be read: %s", _text(error), exc_info=_unexpected(error))
+            self._why = self.hide_folders(_text(error))
             return
+        self._why = None
+        _return_memory()
+        if on_ready and not self.reasons_not_ready():
+            on_ready()
+
+    def _load_served(self, buckets: tuple[int, ...]) -> None:
+        """Loads and compiles every version that is served."""
         for name, entries in self._entries.items():
             for version in (version for version, entry in entries.items() if entry.state == "failed"):
                 metrics.MODEL_LOADS.labels(name, str(version), "failed").inc()
@@ -90,11 +125,7 @@ class LiveVersions:
         # Versions are read and verified one after another; each is compiled while the next one is read.
         with ThreadPoolExecutor(COMPILING, thread_name_prefix="compile") as pool:
             for name, entry in served:
-                self._load(name, entry, buckets or BUCKETS, pool)
-        self._why = None
-        _return_memory()
-        if on_ready and not self.reasons_not_ready():
-            on_ready()
+                self._load(name, entry, buckets, pool)
 
     def reasons_not_ready(self) -> list[str]:
         """Returns why the server is not ready; an empty list if it is ready."""
@@ -160,13 +191,21 @@ class LiveVersions:
         return store.version_folder(self._root, reference.name, version)
 
     def list_models(self) -> dict[str, Any]:
-        """Returns the response of `GET /models`."""
+        """Returns the response of `GET /models`; reads manifests, as `list_versions` does."""
         return {
             "models": [
-                {"name": name, "versions": [self._describe(name, entry) for entry in versions.values()]}
+                {"name": name, "versions": [self._describe(name, entry).to_json() for entry in versions.values()]}
                 for name, versions in self._entries.items()
             ]
         }
+
+    def list_versions(self) -> list[VersionState]:
+        """Returns the states of all versions; reads, and verifies, the manifest of each version that is not ready."""
+        return [self._describe(name, entry) for name, versions in self._entries.items() for entry in versions.values()]
+
+    def ready_versions(self) -> list[Live]:
+        """Returns the versions that serve requests, by model and ascending; reads nothing from the disk."""
+        return [entry.live for versions in self._entries.values() for entry in versions.values() if entry.live]
 
     def hide_folders(self, text: str) -> str:
         """Makes paths in a text relative to the store, and cuts other paths to the file name: clients need no folders."""
@@ -213,16 +252,22 @@ class LiveVersions:
         except Exception as error:
             self._fail(name, entry, error)
             return
+        # The future may be dropped, because `_compile` raises nothing.
         pool.submit(self._compile, name, entry, bundle, buckets)
 
     def _compile(self, name: str, entry: Entry, bundle: Bundle, buckets: tuple[int, ...]) -> None:
+        """Compiles a version and makes it ready; any error makes only this version fail."""
         try:
             # Done here, because otherwise the first request would do it while all others wait.
             bundle.calibration.prepare()
-            predictor = bundle.predictor(buckets, self._devices)
+            live = Live(name, entry.version, bundle, bundle.predictor(buckets, self._devices))
+            self._report_ready(name, entry, bundle)
+            self._set(name, replace(entry, state="ready", live=live))
         except Exception as error:
             self._fail(name, entry, error)
-            return
+
+    def _report_ready(self, name: str, entry: Entry, bundle: Bundle) -> None:
+        """Sets the metrics of a version that is about to be served, and warns of its shortfalls."""
         labels, manifest = (name, str(entry.version)), bundle.manifest
         metrics.MODEL_LOADS.labels(*labels, "loaded").inc()
         metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(1)
@@ -231,12 +276,11 @@ class LiveVersions:
         if manifest.shortfalls:
             shortfalls = in_one_line(texts(manifest.shortfalls))
             log.warning("%s:%d is served although it failed publication checks: %s", name, entry.version, shortfalls)
-        self._set(name, replace(entry, state="ready", live=Live(name, entry.version, bundle, predictor)))
 
     def _fail(self, name: str, entry: Entry, error: Exception) -> None:
+        self._set(name, replace(entry, state="failed", why=self.hide_folders(_text(error))))
+        log.error("%s:%d cannot be served: %s", name, entry.version, _text(error), exc_info=_unexpected(error))
         metrics.MODEL_LOADS.labels(name, str(entry.version), "failed").inc()
-        log.error("%s:%d cannot be served: %s", name, entry.version, error or type(error).__name__)
-        self._set(name, replace(entry, state="failed", why=self.hide_folders(str(error)) or type(error).__name__))
 
     def _refuse(self, name: str, entry: Entry, why: str) -> None:
         metrics.MODEL_LOADS.labels(name, str(entry.version), "refused").inc()
@@ -253,31 +297,34 @@ class LiveVersions:
             raise InputError(where="model", expected=expected, found="no key 'model'")
         return next(iter(self._entries))
 
-    def _describe(self, name: str, entry: Entry) -> dict[str, Any]:
+    def _describe(self, name: str, entry: Entry) -> VersionState:
         digest = method = None
-        sound, shortfalls = False, list[str]()
+        sound, shortfalls = False, tuple[str, ...]()
         try:
             if entry.live:
                 manifest = entry.live.bundle.manifest
             else:
                 manifest = read_published(self._root, name, entry.version, self.trusted)
             digest, method = manifest.digest, manifest.method.kind
-            sound, shortfalls = not manifest.shortfalls, texts(manifest.shortfalls)
+            sound, shortfalls = not manifest.shortfalls, tuple(texts(manifest.shortfalls))
         except AbstainError as error:
             entry = replace(entry, why=entry.why or self.hide_folders(str(error)))
-        return {
-            "version": entry.version,
-            "labels": list(entry.labels),
-            "digest": digest,
-            "method": method,
-            "state": entry.state,
-            "why": entry.why,
-            "sound": sound,
-            "shortfalls": shortfalls,
-        }
+        return VersionState(
+            name, entry.version, entry.labels, digest, method, entry.state, entry.why, sound, shortfalls
+        )
 
 
-def in_one_line(shortfalls: list[str]) -> str:
+def _text(error: Exception) -> str:
+    """Returns the text of an error; its type if it has none."""
+    return str(error) or type(error).__name__
+
+
+def _unexpected(error: Exception) -> Exception | None:
+    """Returns the error if the log should show its traceback: not for the errors that abstain and the disk raise."""
+    return None if isinstance(error, AbstainError | OSError) else error
+
+
+def in_one_line(shortfalls: Sequence[str]) -> str:
     """Joins shortfalls to one printable line, numbered if there are several; a manifest may hold any text."""
     if len(shortfalls) == 1:
         return printable(shortfalls[0])

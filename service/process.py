@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from abstain.service.errors import HTTPError
+from abstain.service.errors import UnreadBody
 
 RUN_FOLDER = "ABSTAIN_RUN_FOLDER"
 MAIN_NOTE = "main"
@@ -86,14 +86,14 @@ class Traffic:
         self.draining = False
 
     def refuse_if_draining(self) -> None:
-        """Refuses a prediction if this worker is about to stop.
+        """Refuses a prediction, whose body is not read, if this worker is about to stop.
 
         Raises:
-            HTTPError: 503; the client can try again over a new connection.
+            UnreadBody: 503; the client can try again over a new connection.
         """
         if self.draining:
-            headers = {"Retry-After": "1", "Connection": "close"}
-            raise HTTPError(503, "draining: this server is about to stop", headers, code="draining")
+            # The response to an unread body closes the connection.
+            raise UnreadBody(503, "draining: this server is about to stop", {"Retry-After": "1"}, code="draining")
 
 
 def drain_on_stop(process: Process, traffic: Traffic, grace_seconds: float) -> None:

@@ -8,19 +8,22 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from abstain.models.errors import AbstainError, printable
-from abstain.service.bodies import BodyRefusal, BodyTooLong
-from abstain.service.errors import CODES, HTTPError, status_of
+from abstain.service.bodies import BodyRefusal
+from abstain.service.errors import CODES, HTTPError, UnreadBody, status_of
 
 log = logging.getLogger("abstain.http")
 
 Handler = Callable[[Request], Awaitable[Response]]
 LONGEST_ID = 200
-"""Characters of a client's request id that go into a response."""
+"""Characters of a client's request id that go into responses and the log."""
+_ID = "abstain.request_id"
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -28,9 +31,16 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
     return Response(orjson.dumps(content), status, headers, "application/json")
 
 
-def request_id(request: Request) -> str:
-    """Returns the id of a request for its response and the log: the client's `X-Request-Id`, or a random one."""
-    return request.headers.get("x-request-id") or f"{random.getrandbits(128):032x}"
+def request_id(scope: Scope) -> str:
+    """Returns the id of a request for its responses and the log: the client's `X-Request-Id`, or a random one.
+
+    The id is made at the first call and kept in the scope's state: all later calls for the same request return it.
+    """
+    state: dict[str, Any] = scope.setdefault("state", {})
+    if _ID not in state:
+        given = Headers(scope=scope).get("x-request-id")
+        state[_ID] = printable(given[:LONGEST_ID]) if given else f"{random.getrandbits(128):032x}"
+    return state[_ID]
 
 
 def refuse(request: Request, error: HTTPError) -> BodyRefusal:
@@ -40,8 +50,7 @@ def refuse(request: Request, error: HTTPError) -> BodyRefusal:
 
 
 def _content(request: Request, text: str, code: str, where: str | None) -> dict[str, str | None]:
-    own = printable(request_id(request)[:LONGEST_ID])
-    return {"error": text, "code": code, "where": where and printable(where), "id": own}
+    return {"error": text, "code": code, "where": where and printable(where), "id": request_id(request.scope)}
 
 
 def _error(
@@ -55,11 +64,13 @@ async def _abstain_error(request: Request, error: AbstainError) -> Response:
     status = status_of(error)
     content = _content(request, str(error), error.code, error.where)
     if status == 500:
-        log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+        log.error(
+            "%s %s: %s (id %s)", request.method, request.url.path, error, request_id(request.scope), exc_info=error
+        )
     return json_response(content, status, error.headers if isinstance(error, HTTPError) else None)
 
 
-async def _body_too_long(request: Request, error: BodyTooLong) -> Response:
+async def _unread_body(request: Request, error: UnreadBody) -> Response:
     return refuse(request, error)
 
 
@@ -81,7 +92,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 
 ERRORS: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
-    BodyTooLong: _body_too_long,
+    UnreadBody: _unread_body,
     AbstainError: _abstain_error,
     HTTPException: _http_exception,
     ClientDisconnect: _client_disconnect,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tempfile
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -20,8 +22,8 @@ from pydantic import (
     ValidationError,
 )
 
-from abstain.models.errors import ConfigError
-from abstain.models.networks.allowed import read_modules
+from abstain.models.errors import ConfigError, printable
+from abstain.models.networks.allowed import MODULES, read_modules
 from abstain.models.validation import refuse
 
 
@@ -57,6 +59,11 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_split_paths)]
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], BeforeValidator(_split)]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_PREFIX = "ABSTAIN_"
+_NOT_SETTINGS = (MODULES, "ABSTAIN_DATA_BYTES", "ABSTAIN_RUN_FOLDER", "ABSTAIN_IMAGE")
+"""Known variables that are not settings of a server: of other parts of abstain, and of `deploy/compose.yaml`."""
+_OF_A_KUBERNETES_SERVICE = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
+"""Matches the variables that Kubernetes sets in every container for a service with a name such as "abstain"."""
 
 
 class Settings(BaseModel):
@@ -105,7 +112,7 @@ class Settings(BaseModel):
     insecure: bool = False
     """Whether the server may listen beyond loopback without API keys."""
     compiled: Path = Field(default_factory=_user_cache)
-    """A folder that only its owner may access: it keeps compiled programs over restarts."""
+    """A folder that only its owner may write to: it keeps compiled programs over restarts."""
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -134,6 +141,23 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         "compiled": settings.compiled.absolute(),
     }
     return settings.model_copy(update=resolved | absolute)
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Describes every variable that begins like a setting but is none, with the nearest known name.
+
+    They do not keep a server from starting, because another program may have set them.
+    """
+    known = {name.removeprefix(_PREFIX) for name in (*map(_variable, Settings.model_fields), *_NOT_SETTINGS)}
+    described: list[str] = []
+    for variable in sorted(environ):
+        name = variable.removeprefix(_PREFIX)
+        if name in {variable, *known} or _OF_A_KUBERNETES_SERVICE.fullmatch(variable):
+            continue
+        near = get_close_matches(name, known, n=1)  # Without the prefix, which makes all names alike.
+        fix = f"; did you mean {_PREFIX}{near[0]}?" if near else ""
+        described.append(printable(f"{variable}: is no setting, and has no effect{fix}"))
+    return described
 
 
 def _variable(key: str) -> str:

@@ -24,13 +24,16 @@ from abstain.service.access.api_keys import Caller, KeyFile, KeyScope
 from abstain.service.access.oidc import is_token, provider_of
 from abstain.service.access.rate_limits import RateLimits
 from abstain.service.errors import HTTPError
+from abstain.service.responses import request_id
 from abstain.service.settings import Settings
 
 log = logging.getLogger("abstain.guard")
 
 ANY = "*"
 LOG_SECONDS = 1.0
-"""The shortest time between two log lines about unknown keys."""
+"""The shortest time between two log lines about refused keys and tokens."""
+_LOGGED = {"unknown_key": "an unknown key", "invalid_token": "an invalid token"}
+"""The codes of the refusals that the log shows. The log never shows the key or the token."""
 HEALTH = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Paths for probes of kubelets and load balancers, which have no key and use the address of the server as Host."""
 SAFE_HEADERS = (
@@ -83,15 +86,22 @@ class Guard:
                 self._check_origin(value, authorities)
         needed = scope_of(scope["method"], path)
         if needed is not None and (self._keys or self._provider):
-            caller = await self._identify(headers)
-            if caller is None:
-                self._log_unknown_key(scope)
-                raise _unknown_key()
+            try:
+                caller = await self._identify(headers)
+            except HTTPError as error:
+                if error.code in _LOGGED:
+                    self._log_refused(scope, _LOGGED[error.code])
+                raise
             _check_scope(caller, needed)
             self._check_rate(caller)
 
-    async def _identify(self, headers: Sequence[tuple[bytes, bytes]]) -> Caller | None:
-        """Returns the holder of a request's key or token; None if the key is unknown."""
+    async def _identify(self, headers: Sequence[tuple[bytes, bytes]]) -> Caller:
+        """Returns the holder of a request's key or token.
+
+        Raises:
+            HTTPError: 401 without a key, or with an unknown key or an invalid token; 503, the identity provider's public
+                keys are not available.
+        """
         secret = _key_in(headers)
         if secret is None:
             raise HTTPError(
@@ -106,15 +116,18 @@ class Guard:
         if self._provider and is_token(secret):
             return await self._provider.check_token(secret.decode("latin-1"))
         key = self._keys.current().find(secret) if self._keys else None
-        return key and key.caller()
+        if key is None:
+            raise _unknown_key()
+        return key.caller()
 
-    def _log_unknown_key(self, scope: Scope) -> None:
-        """Logs an unknown key, at most once in `LOG_SECONDS`."""
+    def _log_refused(self, scope: Scope, what: str) -> None:
+        """Logs a refused key or token, at most one in `LOG_SECONDS`."""
         now, client = time.monotonic(), scope.get("client")
         if now - self._logged >= LOG_SECONDS:
             self._logged = now
             # A proxy may forward any text as the client's address.
-            log.warning("%.60r sent an unknown key for %.100r", client[0] if client else "a client", scope["path"])
+            sender = client[0] if client else "a client"
+            log.warning("%.60r sent %s for %.100r (id %s)", sender, what, scope["path"], request_id(scope))
 
     def _check_rate(self, caller: Caller) -> None:
         if caller.rate is None:

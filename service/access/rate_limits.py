@@ -44,7 +44,7 @@ class RateLimits:
         return 0.0
 
     def _open(self, name: str) -> mmap.mmap:
-        # The name of a key is safe as a file name, but the subject of a token can be any text.
+        # Only keys have a rate, and their names are safe as file names; the hash keeps the path short.
         path = self._folder / f"rate-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -25,7 +25,7 @@ from abstain.service.batches import Answer, Cost, Share
 from abstain.service.errors import HTTPError
 from abstain.service.json_objects import flag_of, parse_object
 from abstain.service.live import Live
-from abstain.service.live_versions import LiveVersions, in_one_line
+from abstain.service.live_versions import LiveVersions, VersionState, in_one_line
 from abstain.service.open_inference.outputs import (
     Output,
     OutputColumn,
@@ -104,45 +104,35 @@ def routes(
 
     async def model(request: Request) -> Response:
         live = engine.serving.find(_reference(request))
-        return _json(_metadata(live, await requested_versions(request, live)))
+        return _json(_metadata(live, requested_versions(request, live)))
 
     async def config(request: Request) -> Response:
         live = engine.serving.find(_reference(request))
-        return _json(_config(live, await requested_versions(request, live), settings.max_rows))
+        return _json(_config(live, requested_versions(request, live), settings.max_rows))
 
     async def stats(request: Request) -> Response:
         live = engine.serving.find(_reference(request))
-        return respond_stats([(live.name, version) for version in await requested_versions(request, live)])
+        return respond_stats([(live.name, version) for version in requested_versions(request, live)])
 
     async def all_stats(_: Request) -> Response:
-        return respond_stats(
-            [(name, version) for name, version, state, *_ in await list_versions() if state == "ready"]
-        )
+        return respond_stats([(live.name, live.version) for live in engine.serving.ready_versions()])
 
     async def index(request: Request) -> Response:
         body = await read_body(request, settings.max_body_bytes)
         content, _ = parse_object(body or b"{}", ("ready",))
         ready_only = flag_of(content, "ready", "body")
-        entries = [_index_entry(*version) for version in await list_versions()]
+        # In a thread, because it may read the disk.
+        entries = [_index_entry(version) for version in await asyncio.to_thread(engine.serving.list_versions)]
         return _json([entry for entry in entries if entry["state"] == "READY" or not ready_only])
 
     def respond_stats(versions: list[tuple[str, int]]) -> Response:
         return _json({"model_stats": [statistics[version].document(*version) for version in versions]})
 
-    async def list_versions() -> list[tuple[str, int, str, str | None, list[str]]]:
-        """Returns name, version, state, why and shortfalls of all versions; uses a thread, because it may read the disk."""
-        models = await asyncio.to_thread(engine.serving.list_models)
-        return [
-            (model["name"], entry["version"], entry["state"], entry["why"], entry["shortfalls"])
-            for model in models["models"]
-            for entry in model["versions"]
-        ]
-
-    async def requested_versions(request: Request, live: Live) -> list[int]:
+    def requested_versions(request: Request, live: Live) -> list[int]:
         """Returns the version that a request names; all live ones of a model named without version or label."""
         if _reference(request) != live.name:
             return [live.version]
-        return [version for name, version, state, *_ in await list_versions() if name == live.name and state == "ready"]
+        return [ready.version for ready in engine.serving.ready_versions() if ready.name == live.name]
 
     of_models = {"": model, "/ready": model_ready, "/config": config, "/stats": stats}
     return infer, [
@@ -328,13 +318,13 @@ def _config(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
     }
 
 
-def _index_entry(name: str, version: int, state: str, why: str | None, shortfalls: list[str]) -> dict[str, Any]:
+def _index_entry(version: VersionState) -> dict[str, Any]:
     """Returns one entry of Triton's repository index, with Triton's names of states."""
-    word = {"ready": "READY", "loading": "LOADING"}.get(state, "UNAVAILABLE")
-    reason = why or ("not served: it has no label" if state == "idle" else "")
-    if not why and shortfalls:
-        reason = f"{reason}; failed publication checks: {in_one_line(shortfalls)}".removeprefix("; ")
-    return {"name": name, "version": str(version), "state": word, "reason": reason}
+    word = {"ready": "READY", "loading": "LOADING"}.get(version.state, "UNAVAILABLE")
+    reason = version.why or ("not served: it has no label" if version.state == "idle" else "")
+    if not version.why and version.shortfalls:
+        reason = f"{reason}; failed publication checks: {in_one_line(version.shortfalls)}".removeprefix("; ")
+    return {"name": version.name, "version": str(version.version), "state": word, "reason": reason}
 
 
 def _own_version() -> str:

@@ -90,8 +90,8 @@ def decode(
             content.get("outputs", []), signature, flag_of(parameters, "binary_data_output", "parameters")
         ),
         id=text_of(content, "id", "body"),
-        percentile=number_between(parameters, "percentile", 100),
-        coverage=number_between(parameters, "coverage", 1),
+        percentile=number_between(parameters, "percentile", 100, "parameters"),
+        coverage=number_between(parameters, "coverage", 1, "parameters"),
     )
 
 

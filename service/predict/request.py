@@ -7,7 +7,6 @@ show quickly that a body has none of these.
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple, NoReturn, cast
 
 import orjson
@@ -15,10 +14,11 @@ import orjson
 from abstain.models.errors import InputError
 from abstain.service.json_objects import (
     check_object,
-    describe_level,
     describe_value,
-    refuse_duplicate_keys,
+    number_between,
+    parse_slowly,
     refuse_many_objects,
+    text_of,
 )
 from abstain.service.rows import refuse_many_rows
 
@@ -47,7 +47,7 @@ def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        content, plain = _parse_leniently(body, error), False
+        content, plain = parse_slowly(body, error), False
     else:
         plain = _is_plain(content, body)
         if isinstance(content, dict):
@@ -55,14 +55,14 @@ def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
             refuse_many_rows(cast("dict[str, Any]", content).get("inputs"), max_rows)
         if not plain:
             content = None  # Frees the first copy before the second is made.
-            content = _parse_with_unique_keys(body)
+            content = parse_slowly(body)
     content = check_object(content, "body", KEYS)
     if "inputs" not in content:
         raise InputError("inputs", where="body", expected="a list of rows", found="no key 'inputs'")
     return PredictRequest(
         inputs=content["inputs"],
         plain=plain,
-        model=_text(content, "model"),
+        model=text_of(content, "model"),
         percentile=number_between(content, "percentile", 100),
         coverage=number_between(content, "coverage", 1),
         fields=_texts(content, "fields"),
@@ -90,36 +90,6 @@ def _is_plain(content: Any, body: bytes) -> bool:
     return body.count(b"u") == joined.count("u") and body.count(b"a") == joined.count("a")
 
 
-def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> Any:
-    """Parses a body that orjson refused with Python's parser, which accepts NaN and 1e999, so that an error can locate them."""
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as failure:
-        found = f"an invalid byte at position {failure.start}"
-        raise InputError(where="body", expected="JSON in UTF-8", found=found) from error
-    try:
-        return json.loads(text, object_pairs_hook=refuse_duplicate_keys)
-    except (ValueError, RecursionError):
-        found = str(error) if text.strip() else "an empty body"
-        raise InputError(where="body", expected="JSON", found=found) from error
-
-
-def _parse_with_unique_keys(body: bytes) -> Any:
-    """Parses a body that orjson accepted with Python's parser, which finds duplicate keys."""
-    try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=refuse_duplicate_keys)
-    except RecursionError as error:
-        expected = f"a JSON object with the keys {', '.join(KEYS)}"
-        raise InputError(where="body", expected=expected, found="objects nested too deep") from error
-
-
-def _text(content: dict[str, Any], key: str) -> str | None:
-    value = content.get(key)
-    if key in content and not isinstance(value, str):
-        _refuse(key, "a string", value)
-    return value
-
-
 def _texts(content: dict[str, Any], key: str) -> tuple[str, ...] | None:
     if key not in content:
         return None
@@ -130,21 +100,6 @@ def _texts(content: dict[str, Any], key: str) -> tuple[str, ...] | None:
         if not isinstance(value, str):
             _refuse(key, "a list of field names", value)
     return tuple(cast("list[str]", values))
-
-
-def number_between(content: dict[str, Any], key: str, end: int) -> float | None:
-    """Returns the number under a key, which must be above 0 and below `end`; None if the key is missing.
-
-    Raises:
-        InputError: the value is another number, or not a number.
-    """
-    if key not in content:
-        return None
-    value = content[key]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < end:
-        expected = f"a number above 0 and below {end}"
-        raise InputError(where=key, expected=expected, found=describe_level(value))
-    return float(value)
 
 
 def _refuse(key: str, expected: str, value: Any) -> NoReturn:

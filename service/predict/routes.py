@@ -65,7 +65,7 @@ def make_handler(
         with batcher.reserve():
             parsed = read() if len(body) <= LARGE_BODY else await asyncio.to_thread(read)
             levels = parsed.request.percentile, parsed.request.coverage
-            encode = partial(encode_response, parsed, request_id(request))
+            encode = partial(encode_response, parsed, request_id(request.scope))
             content = await batcher.submit(parsed.live, parsed.rows, *levels, encode)
         return Response(content, media_type="application/json")
 

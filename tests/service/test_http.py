@@ -11,6 +11,7 @@ import shutil
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fractions import Fraction
 
 import httpx
@@ -20,6 +21,7 @@ import uvicorn
 
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.store import set_label
+from abstain.models.errors import StoreError
 from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK
 from abstain.models.prediction.predictive import BUCKETS
 from abstain.models.prediction.scores import SCORES
@@ -32,7 +34,7 @@ from abstain.service.settings import Settings
 from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS
-from tests.helpers.processes import PATIENCE
+from tests.helpers.processes import PATIENCE, until
 
 SIZES = (1, 2, 7, 8, 9, 33, 300)
 
@@ -401,10 +403,10 @@ def test_the_newest_version_of_an_unlabelled_model_is_served(client, points, wav
 
 
 def test_the_id_is_that_of_the_client_or_random(client, points):
-    """The response returns `X-Request-Id` unchanged; without it, each response has its own id."""
+    """The response returns the first 200 characters of `X-Request-Id`; without it, each response has its own id."""
     body = {"inputs": points[:1].tolist(), "model": "wave"}
     for own in ("7f9c", "a b/c=+", "x" * 500, '"quoted"', "42"):
-        assert client.post("/predict", json=body, headers={"X-Request-Id": own}).json()["id"] == own
+        assert client.post("/predict", json=body, headers={"X-Request-Id": own}).json()["id"] == own[:200]
     random = [client.post("/predict", json=body).json()["id"] for _ in range(20)]
     assert len(set(random)) == 20
     assert all(isinstance(one, str) and len(one) >= 16 for one in random)
@@ -560,22 +562,53 @@ def test_a_response_does_not_wait_for_another_clients_slow_body(server, client, 
         assert {future.result().status_code for future in slow} == {200}
 
 
-@pytest.fixture
-def broken(store):
-    """The application, served by uvicorn, with a bug: the route of the API description raises."""
-
-    async def fail(*_) -> None:
-        raise RuntimeError("a secret of the server")
-
-    app = build_app(Settings(store=store), Process(1, 1, store), Traffic(), LiveVersions(store), fail, lambda *_: None)
+@contextmanager
+def running(app):
+    """Serves an application with uvicorn in a thread; gives the address."""
     config = uvicorn.Config(app, port=0, log_level="critical")
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        running = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        running.start()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
         yield listening.getsockname()
         server.should_exit = True
-        running.join(10)
+        thread.join(10)
+
+
+def build(folder, traffic, bentoml_app):
+    """The application of a worker whose store is empty."""
+    process, versions = Process(1, 1, folder), LiveVersions(folder)
+    return build_app(Settings(store=folder), process, traffic, versions, bentoml_app, lambda *_: None)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """The address of an application with two bugs: the routes of the API description raise."""
+
+    async def fail(scope, *_) -> None:
+        raise StoreError("a bug") if scope["path"] == "/schema.json" else RuntimeError("a secret of the server")
+
+    with running(build(tmp_path, Traffic(), fail)) as address:
+        yield address
+
+
+@pytest.mark.parametrize("path", ["/predict", "/v2/models/wave/infer"])
+@pytest.mark.parametrize("size", [2, 5_000_000])
+def test_a_draining_server_refuses_a_body_of_any_size_without_a_reset(tmp_path, path, size):
+    """Clients that write the whole body before they read get the 503; the server then closes the connection."""
+    traffic = Traffic()
+    traffic.draining = True
+    content, headers = b" " * size, {"Content-Type": "application/json"}
+    with running(build(tmp_path, traffic, lambda *_: None)) as (host, port):
+        response = httpx.post(f"http://{host}:{port}{path}", content=content, headers=headers, timeout=PATIENCE)
+        assert (response.status_code, response.json()["code"]) == (503, "draining")
+        connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
+        connection.request("POST", path, content, headers)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["code"]) == (503, "draining")
+        assert answer.headers.get_all("Connection") == ["close"]
+        assert answer.headers["Retry-After"] == "1"
+        connection.close()
 
 
 def test_a_bug_is_500_without_details(broken):
@@ -590,6 +623,19 @@ def test_a_bug_is_500_without_details(broken):
         connection.request("GET", "/livez")
         assert connection.getresponse().status == 200
     connection.close()
+
+
+@pytest.mark.parametrize("path", ["/docs.json", "/schema.json"])
+@pytest.mark.parametrize("headers", [{}, {"X-Request-Id": "mine-1"}, {"X-Request-Id": "y" * 500}])
+def test_the_id_of_a_fault_is_in_the_log(broken, caplog, path, headers):
+    """The log line of a 500 holds the id of its response, so that an operator finds the traceback of a client's report."""
+    response = httpx.get(f"http://{broken[0]}:{broken[1]}{path}", headers=headers, timeout=PATIENCE)
+    own = response.json()["id"]
+    assert response.status_code == 500
+    assert own == headers["X-Request-Id"][:200] if headers else re.fullmatch("[0-9a-f]{32}", own)
+    assert until(lambda: any(f"(id {own})" in record.getMessage() for record in caplog.records))
+    (record,) = (record for record in caplog.records if f"(id {own})" in record.getMessage())
+    assert record.exc_info
 
 
 def test_the_name_of_the_only_model_is_optional(store, tmp_path):

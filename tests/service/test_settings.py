@@ -1,5 +1,6 @@
 """The settings from the environment, and the errors for an invalid environment."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from abstain.models.errors import ConfigError
-from abstain.service.settings import Settings, read_settings
+from abstain.models.files.row_files import DATA_BYTES
+from abstain.models.networks.allowed import MODULES
+from abstain.service.process import RUN_FOLDER
+from abstain.service.settings import Settings, _variable, read_settings, unknown_variables
 from tests.helpers.commands import abstain
 from tests.helpers.paths import PROJECT
 from tests.helpers.processes import PATIENCE
@@ -127,6 +131,38 @@ def test_an_invalid_value_is_an_error_with_its_variable(name, text):
     message = str(caught.value)
     assert message.startswith(f"environment: ABSTAIN_{name.upper()}: expected ")
     assert message.endswith(f"found '{text}'")
+
+
+def test_unknown_variables_are_described():
+    """A misspelt one with the nearest known name; those of other programs, of Kubernetes and of abstain are left out."""
+    known = {_variable(name): "1" for name in Settings.model_fields} | {
+        MODULES: "",
+        DATA_BYTES: "1",
+        RUN_FOLDER: "/run",
+    }
+    kubernetes = {
+        "ABSTAIN_SERVICE_HOST": "10.0.0.7",
+        "ABSTAIN_PORT": "tcp://10.0.0.7:3000",
+        "ABSTAIN_PORT_3000_TCP": "x",
+    }
+    assert unknown_variables(known | kubernetes | {"KEY": "x", "abstain_key": "x", "ABSTAIN": "x"}) == []
+    assert unknown_variables({"ABSTAIN_KEY": "a secret", "ABSTAIN_\x1b": "", "ABSTAIN_KEYS": "keys.json"}) == [
+        "ABSTAIN_\\x1b: is no setting, and has no effect",
+        "ABSTAIN_KEY: is no setting, and has no effect; did you mean ABSTAIN_KEYS?",
+    ]
+
+
+def test_a_server_logs_unknown_variables_once(tmp_path):
+    """In the main process, as it starts."""
+    environment = {"TMPDIR": str(tmp_path), "BENTOML_HOME": str(tmp_path), "ABSTAIN_KEY": "a secret"}
+    code = "import abstain.service.app"
+    paths = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment | paths, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("ABSTAIN_KEY: is no setting") == 1
+    assert "a secret" not in result.stderr
 
 
 def test_an_invalid_setting_ends_the_command_with_its_error(store):

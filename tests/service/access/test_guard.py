@@ -416,6 +416,26 @@ def test_all_host_headers_are_checked(tmp_path):
     asyncio.run(Guard(Settings(hosts=("*",)), tmp_path).check(scope))
 
 
+@pytest.mark.parametrize(
+    ("secret", "what"),
+    [(b"wrong", "an unknown key"), (b"wrong.wrong.wrong", "an invalid token")],
+    ids=["key", "token"],
+)
+def test_refused_keys_and_tokens_are_logged(tmp_path, keys, issuer, caplog, secret, what):
+    """With the sender, the path and the id of the response, but never with the key or token; no line for every guess."""
+    settings = Settings(keys=keys[0], oidc_issuer=issuer.url, oidc_audience=AUDIENCE)
+    guard = Guard(settings, tmp_path)
+    scope = request(**{"host": "localhost", "x-api-key": secret.decode(), "x-request-id": "mine-1"})
+    for _ in range(3):
+        with pytest.raises(HTTPError) as refused:
+            asyncio.run(guard.check(scope | {"client": ("203.0.113.7", 1)}))
+        assert refused.value.status == 401
+    assert [record.getMessage() for record in caplog.records if record.name == "abstain.guard"] == [
+        f"'203.0.113.7' sent {what} for '/models' (id mine-1)"
+    ]
+    assert "wrong" not in caplog.text
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_loopback_needs_no_keys(host):
     """Any user of the machine may send requests."""

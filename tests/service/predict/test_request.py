@@ -224,6 +224,7 @@ def test_an_unknown_category_is_refused_with_the_known_ones(code):
         (b'{"inputs":[[1,2]],"rows":1}', "body: unknown key: expected one of inputs, model, percentile, coverage"),
         (b'{"inputs":[[1,2]],"Model":"m"}', "body: unknown key: "),
         (b'{"inputs":[[1,2]],"\\ud800":1}', "body: unknown key: "),
+        (b'{"inputs":[[1,2]],"model":"\\ud800"}', "model: expected Unicode text, found '\\ud800'"),
         (b"[" * 100_000, "body: expected JSON, found "),
         (b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "body: expected JSON, found "),
     ],
