@@ -41,7 +41,7 @@ from abstain.training.config.methods import VIConfig
 from abstain.training.data.dataset import Dataset
 from abstain.training.fit import build_model, load_dataset
 from abstain.training.inference.bnn import BNN, Observations, observe
-from abstain.training.inference.optimization import descend
+from abstain.training.inference.optimization import DescentRows, Objective, descend
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.target import Target
 from abstain.training.inference.tracking import TrackedRows, progress_report
@@ -128,12 +128,10 @@ def fit_guide(problem: Problem, beta: float, log_variance: float, steps: int, se
             "vi",
             key_fit,
             jax.tree.map(lambda leaf: leaf[None], start),
-            loss,
-            problem.train,
+            Objective(loss, report),
+            DescentRows(problem.train, TrackedRows(problem.train.head(2000), problem.diagnostic_rows.head(2000))),
             settings,
             Journal(progress=progress),
-            report=report,
-            tracked_rows=TrackedRows(problem.train.head(2000), problem.diagnostic_rows.head(2000)),
         )
     return jax.tree.map(lambda leaf: leaf[0], guides), traces
 
