@@ -248,10 +248,12 @@ def test_a_killed_fit_leaves_no_half_version_and_the_next_one_sweeps_up(quick):
     home = folder / "store" / "tiny"
     code = kill_when(lambda _: any(home.glob(".writing-*")), folder)
     assert code == -signal.SIGKILL
-    assert list(home.glob(".writing-*"))
+    left = set(home.glob(".writing-*"))
+    assert left
     assert versions(folder / "store", "tiny") == [1]
+    # This one may leave an empty draft of its own, if the kill comes right after the rename.
     kill_when(lambda _: versions(folder / "store", "tiny") != [1], folder)
-    assert not list(home.glob(".writing-*"))
+    assert not left & set(home.glob(".writing-*"))
     moment = np.random.default_rng().uniform(1, 5)
     kill_when(lambda seconds: seconds > moment, folder)
     whole = versions(folder / "store", "tiny")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import JsonValue
 
@@ -129,7 +129,7 @@ class SamplingDiagnostics:
     """
 
     chains: ChainDiagnostics | None
-    tuning: dict[str, JsonValue]
+    tuning: dict[str, list[Any]]
     energy_variance: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, JsonValue]:

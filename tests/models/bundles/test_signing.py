@@ -445,7 +445,7 @@ def test_the_manifest_that_was_verified_is_the_one_that_is_loaded(store, trusted
         rewritten(folder, None)
         return found
 
-    monkeypatch.setattr("abstain.models.bundles.bundle.check_signature", check_and_swap)
+    monkeypatch.setattr("abstain.models.bundles.manifest.check_signature", check_and_swap)
     assert load_published(store, "toy", 1, trusted).manifest == expected
     assert read_manifest(folder).seed == 12345
 

@@ -198,7 +198,7 @@ def test_descriptions_of_chains_have_the_diagnostics(store):
     page, _, manifest = page_of(store, "wave")
     described = dict(zip(named(page), page.pictures, strict=True))
     function = manifest.diagnostics["function"]
-    assert f"worst (R-hat {function['rhat']:.3f})" in described["ranks"]
+    assert f"the worst agreement of chains (R-hat {function['rhat']:.3f})" in described["ranks"]
     sizes = f"least bulk ESS {function['ess_bulk']:.0f}, least tail ESS {function['ess_tail']:.0f}; limits 1.01 and 400"
     assert f"worst R-hat {function['rhat']:.3f}, {sizes}" in described["agreement"]
     assert any(f"the worst R-hat is {function['rhat']:.3f}" in text for text in page.texts)
