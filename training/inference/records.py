@@ -134,7 +134,8 @@ class SamplingDiagnostics:
 
     def to_json(self) -> dict[str, JsonValue]:
         """Returns the JSON in a manifest."""
-        content = (self.chains.to_json() if self.chains else {}) | self.tuning
+        content: dict[str, JsonValue] = self.chains.to_json() if self.chains else {}
+        content.update(self.tuning)
         if self.energy_variance is not None:
             content |= {"ebfmi": [], "energy_variance": list(self.energy_variance)}
         return content

@@ -157,12 +157,12 @@ def test_a_category_is_the_same_as_number_and_as_text(values):
     [
         (
             {"age": [1], "height": [1.0]},
-            "t.csv: columns are missing: expected colour, found age, height",
+            "t.csv: columns are missing: expected colour, found age, height; add the columns, or rename them as in the fit",
         ),
         (
             {"age": [1, 2], "colour": ["red", "mauve"], "height": [1.0, 1.0]},
             "t.csv, row 1: column 'colour' holds a category the model was not trained on: "
-            "expected one of blue, green, red, found 'mauve'",
+            "expected one of blue, green, red, found 'mauve'; correct the category, or fit again with rows of it",
         ),
         (
             {"age": ["1", "old"], "colour": ["red"] * 2, "height": [1.0] * 2},
@@ -172,11 +172,13 @@ def test_a_category_is_the_same_as_number_and_as_text(values):
         ),
         (
             {"age": [1, 2], "colour": ["red"] * 2, "height": [1.0, float("inf")]},
-            "t.csv, row 1: column 'height': expected a number within float32's range, found inf",
+            "t.csv, row 1: column 'height': expected a number within float32's range, found inf; replace the value, "
+            "or leave the cell empty",
         ),
         (
             {"age": [1e39, 2], "colour": ["red"] * 2, "height": [1.0, 1.0]},
-            "t.csv, row 0: column 'age': expected a number within float32's range, found 1e+39",
+            "t.csv, row 0: column 'age': expected a number within float32's range, found 1e+39; replace the value, "
+            "or leave the cell empty",
         ),
     ],
 )
