@@ -20,8 +20,6 @@ from abstain.models.prediction.preprocessing import Preprocessing, transformed_s
 
 WIDEST = 2**24
 """Most units of a layer, features in a row, or items along an axis."""
-MOST_DRAWS = 10**7
-MOST_ROWS = 10**9
 MOST_AXES = 8
 BATCH_BYTES = 4 * 2**30
 """Most memory for computing a batch; few machines have more for each worker. A hundred draws of layers of 4,096 units take

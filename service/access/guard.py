@@ -83,7 +83,7 @@ class Guard:
             self._check_host(authority)
         for name, value in headers:
             if name == b"origin":
-                self._check_origin(value, authorities)
+                self._check_origin(value, authorities, scope["scheme"])
         needed = scope_of(scope["method"], path)
         if needed is not None and (self._keys or self._provider):
             try:
@@ -157,9 +157,13 @@ class Guard:
                 fix="use one of these names, or add this one to the server's ABSTAIN_HOSTS",
             )
 
-    def _check_origin(self, origin: bytes, authorities: list[bytes]) -> None:
+    def _check_origin(self, origin: bytes, authorities: list[bytes], scheme: str) -> None:
         text = origin.decode("latin-1")
-        if text in self._origins or ANY in self._origins or origin.partition(b"://")[2] in authorities:
+        if text in self._origins or ANY in self._origins:
+            return
+        # Behind a proxy that ends TLS, pages are https and this server is http; the reverse is another site.
+        downgraded = scheme == "https" and text.startswith("http://")
+        if not downgraded and origin.partition(b"://")[2] in authorities:
             return
         raise HTTPError(
             403,
@@ -201,6 +205,7 @@ def _unknown_key() -> HTTPError:
         expected="a key of this server",
         code="unknown_key",
         found="an unknown key",
+        fix="get a key from the operator of the server, who makes it with abstain key new",
     )
 
 
@@ -214,6 +219,7 @@ def _check_scope(caller: Caller, needed: KeyScope) -> None:
             expected=f"a key with the scope {needed}",
             code="missing_scope",
             found=f"{clip_repr(caller.name)[1:-1]}, which has {', '.join(caller.scopes) or 'no scope'}",
+            fix=f"use another key, or have the operator make one with abstain key new NAME --scope {needed}",
         )
 
 

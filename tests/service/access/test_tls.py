@@ -72,7 +72,13 @@ def test_predictions_over_tls(encrypted, pem):
         origin = client.post(
             f"{encrypted.url}/predict", json={"inputs": ROW, "model": "digits"}, headers={"Origin": encrypted.url}
         )
+        unencrypted = client.post(
+            f"{encrypted.url}/predict",
+            json={"inputs": ROW, "model": "digits"},
+            headers={"Origin": encrypted.url.replace("https:", "http:")},
+        )
     assert response.status_code == origin.status_code == 200
+    assert (unencrypted.status_code, unencrypted.json()["code"]) == (403, "foreign_origin")
     assert f"address {encrypted.url}/" in encrypted.log.read_text()
 
 
