@@ -215,7 +215,7 @@ def compose(rng: np.random.Generator, x: Images, y: np.ndarray, digits: np.ndarr
     )
     sets = {
         "halves above": above,
-        "halves beside": side_by_side,
+        "halves side by side": side_by_side,
         "turned": np.rot90(selected, axes=(1, 2)),
         "quarters": quarters,
     }

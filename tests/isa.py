@@ -25,11 +25,13 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--keys", type=int, default=10)
     parser.add_argument("--tests", nargs="+", default=["tests"])
-    asked = parser.parse_args()
+    options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
-    if max(asked.threads) > len(cores):
-        parser.error(f"--threads {max(asked.threads)}: expected at most {len(cores)}, the cores of this process")
-    good = [run(isa, cores[:threads], asked.keys, asked.tests) for isa in asked.isas for threads in asked.threads]
+    if max(options.threads) > len(cores):
+        parser.error(f"--threads {max(options.threads)}: expected at most {len(cores)}, the cores of this process")
+    good = [
+        run(isa, cores[:threads], options.keys, options.tests) for isa in options.isas for threads in options.threads
+    ]
     return 0 if all(good) else 1
 
 
@@ -67,8 +69,8 @@ def run(isa: str, cores: list[int], keys: int, tests: list[str]) -> bool:
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
     seconds, last = time.monotonic() - began, (ran.stdout.strip().splitlines() or [""])[-1]
-    said = ", ".join(re.findall(r"\d+ (?:passed|failed|skipped|errors?)", last)) or last
-    print(f"isa {isa}, threads {len(cores)}, keys {keys}: {said}, {seconds:.0f} s", flush=True)
+    counts = ", ".join(re.findall(r"\d+ (?:passed|failed|skipped|errors?)", last)) or last
+    print(f"isa {isa}, threads {len(cores)}, keys {keys}: {counts}, {seconds:.0f} s", flush=True)
     if ran.returncode:
         print(ran.stdout, flush=True)
     return ran.returncode == 0

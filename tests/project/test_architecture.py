@@ -90,7 +90,7 @@ from abstain.service import http, live_versions
 
 
 def room_of(name: str) -> str:
-    """The folder of a module, which is a room of its stage; a module beside the rooms is one by itself."""
+    """The folder of a module, which is a room of its stage; a module that is in none is a room of its own."""
     if (PROJECT / name.replace(".", "/")).is_dir():
         return name
     stage, *inner = name.split(".")

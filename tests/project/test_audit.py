@@ -97,7 +97,7 @@ UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found"}
 
 
 @pytest.mark.parametrize(
-    ("packages", "status", "told"),
+    ("packages", "status", "message"),
     [
         ([SOUND, SOUND], Status.PASSED, "none known of 2 packages"),
         ([SOUND, HOLED, UNKNOWN], Status.FAILED, "holed 2: PYSEC-0 (fixed in 3)"),
@@ -105,11 +105,11 @@ UNKNOWN = {"name": "unknown", "skip_reason": "Dependency not found"}
         ([], Status.NOT_CHECKED, "0 of 0 packages"),
     ],
 )
-def test_a_package_that_the_service_does_not_know_is_not_checked(packages, status, told):
+def test_a_package_that_the_service_does_not_know_is_not_checked(packages, status, message):
     """Although pip-audit then says "No known vulnerabilities found", and ends with 0."""
     found, detail = judge_vulnerabilities(json.dumps({"dependencies": packages}), "No known vulnerabilities found")
     assert found is status
-    assert told in detail
+    assert message in detail
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def words_of(expr: str) -> set[str]:
 
 
 def expressions() -> list[str]:
-    """Everything that is asked of Prometheus, here."""
+    """The queries that the tests send to Prometheus."""
     rule = [rule["expr"] for kind in ("alert", "record") for rule in rules(kind).values()]
     return [*rule, *(target["expr"] for _, target in queries()), *marks().values()]
 
@@ -285,8 +285,8 @@ class Watched:
 
     def ask(self, expr: str, *, over_time: bool = False) -> list[dict]:
         """The series of an expression: their labels, and their finite values now or since the beginning."""
-        asked = {"query": expr} | ({"start": self.began, "end": time.time(), "step": 1} if over_time else {})
-        answer = httpx.get(f"{self.url}/api/v1/query{'_range' * over_time}", params=asked, timeout=PATIENCE).json()
+        parameters = {"query": expr} | ({"start": self.began, "end": time.time(), "step": 1} if over_time else {})
+        answer = httpx.get(f"{self.url}/api/v1/query{'_range' * over_time}", params=parameters, timeout=PATIENCE).json()
         assert answer["status"] == "success", (expr, answer)
         series = []
         for one in answer["data"]["result"]:
@@ -359,7 +359,7 @@ def answers(url: str) -> bool:
 
 
 class Sender:
-    """Sends rows and keeps count of what was sent and what was said."""
+    """Sends rows and counts the rows that were sent and how they were judged."""
 
     def __init__(self, watched: Watched) -> None:
         # A connection for each request: on a loaded machine the server would close one that waits.
@@ -374,22 +374,22 @@ class Sender:
     def predict(self, rows: np.ndarray, model: str) -> None:
         """By `/predict`."""
         body = {"inputs": rows.tolist(), "model": model, "fields": ["reject"]}
-        told = self._client.post("/predict", json=body)
-        assert told.status_code == 200, told.text
-        self._count("/predict", model, [row["reject"] for row in told.json()["predictions"]])
+        response = self._client.post("/predict", json=body)
+        assert response.status_code == 200, response.text
+        self._count("/predict", model, [row["reject"] for row in response.json()["predictions"]])
 
     def infer(self, rows: np.ndarray, model: str) -> None:
         """By the Open Inference Protocol."""
         tensor = {"name": "inputs", "shape": rows.shape, "datatype": "FP32", "data": rows.ravel().tolist()}
         body = {"inputs": [tensor], "outputs": [{"name": "reject"}]}
-        told = self._client.post(f"/v2/models/{model}/infer", json=body)
-        assert told.status_code == 200, told.text
-        self._count("/v2/models/{model}/infer", model, told.json()["outputs"][0]["data"])
+        response = self._client.post(f"/v2/models/{model}/infer", json=body)
+        assert response.status_code == 200, response.text
+        self._count("/v2/models/{model}/infer", model, response.json()["outputs"][0]["data"])
 
     def mistake(self) -> None:
         """A row that is too short."""
-        told = self._client.post("/predict", json={"inputs": [[1, 2]], "model": "digits"})
-        assert told.status_code == 400
+        response = self._client.post("/predict", json={"inputs": [[1, 2]], "model": "digits"})
+        assert response.status_code == 400
         self.sent["requests", "/predict", "400"] += 1
 
     def _count(self, route: str, model: str, rejects: list[bool]) -> None:
@@ -397,7 +397,7 @@ class Sender:
         self.sent["rows", model] += len(rejects)
         self.sent["rejected", model] += sum(rejects)
 
-    def told(self, watched: Watched) -> Counter[tuple[str, ...]]:
+    def counted(self, watched: Watched) -> Counter[tuple[str, ...]]:
         """The same counts, as Prometheus has them of all workers."""
         counts: Counter[tuple[str, ...]] = Counter()
         for what, *labels in self.sent:
@@ -463,7 +463,7 @@ def test_prometheus_sees_what_was_sent_and_every_panel_shows_it(watched, rows):
     """Digits, then one letter in five rows, then a worker's death; counts are exact, and no query comes back empty."""
     sender = Sender(watched)
     send_while_scraped(watched, sender, rows, scrapes=8, letters=0)
-    assert until(lambda: sender.told(watched) == sender.sent), (sender.told(watched), sender.sent)
+    assert until(lambda: sender.counted(watched) == sender.sent), (sender.counted(watched), sender.sent)
     assert "AbstainRejectsMuch" not in alerting(watched)
 
     send_while_scraped(watched, sender, rows, scrapes=12, letters=4)
@@ -476,7 +476,7 @@ def test_prometheus_sees_what_was_sent_and_every_panel_shows_it(watched, rows):
     wait_until_ready(watched.server, 60)
     assert victim not in children(watched.server.process.pid)
     send_while_scraped(watched, sender, rows, scrapes=3, letters=4)
-    assert until(lambda: sender.told(watched) == sender.sent), (sender.told(watched), sender.sent)
+    assert until(lambda: sender.counted(watched) == sender.sent), (sender.counted(watched), sender.sent)
     for counter in (
         "rows_total",
         "rejected_total",

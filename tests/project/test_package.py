@@ -1,4 +1,4 @@
-"""The package: one import name, in a wheel beside a project that has folders of the same names as ours."""
+"""The package: one import name, in a wheel next to a project that has folders of the same names as ours."""
 
 import os
 import shutil
@@ -141,7 +141,7 @@ def test_names_like_ours_are_the_users_own(installed, project):
 
 
 def test_the_version_is_the_packages(installed, project):
-    """It is read when asked for, and importing the package imports none of its parts."""
+    """It is read at the first use, and importing the package imports none of its parts."""
     code = (
         "import sys, abstain; print(abstain.__version__, any(n.startswith(('abstain.', 'jax')) for n in sys.modules))"
     )

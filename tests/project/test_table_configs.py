@@ -80,10 +80,12 @@ def test_a_column_out_of_its_range_is_named(fitted):
         reach = float(np.ptp(file["x_train"][:, column].astype(np.float32)))
     row[0, column] += 50 * reach
     prediction = bundle.predictor((1,))(row)
-    told = make_columns(model, prediction, judge(bundle.calibration, prediction))
+    columns = make_columns(model, prediction, judge(bundle.calibration, prediction))
     called = model.feature_names[column] if model.feature_names else f"feature {column}"
-    assert told["reject"] == [True]
-    assert [said for said in told["reasons"][0] if "range" in said] == [f"range above its 99th percentile: {called}"]
+    assert columns["reject"] == [True]
+    assert [reason for reason in columns["reasons"][0] if "range" in reason] == [
+        f"range above its 99th percentile: {called}"
+    ]
 
 
 def test_what_is_held_out_is_in_no_part_that_a_model_learns_from(tmp_path):
