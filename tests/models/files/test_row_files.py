@@ -51,7 +51,8 @@ def test_object_arrays_are_refused_and_never_unpickled(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     """The path, and that it is not there."""
-    assert refusal(read_npz, tmp_path / "rows.npz") == f"{tmp_path / 'rows.npz'}: no such file or embedded set"
+    expected = f"{tmp_path / 'rows.npz'}: no such file or embedded set; check the path"
+    assert refusal(read_npz, tmp_path / "rows.npz") == expected
 
 
 @pytest.mark.parametrize("content", [b"", b"x,y\n1,2\n", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])
@@ -111,7 +112,7 @@ def test_a_number_that_float32_cannot_hold_is_named_by_row_and_feature(value):
     """Rows of features, images, and a single feature a row."""
     rows = np.zeros((4, 3))
     rows[2, 1] = value
-    found = f"expected a finite number, found {value}"
+    found = f"expected a finite number, found {value}; replace the value, or remove the row"
     assert refusal(checked_inputs, rows, "rows.npz, x") == f"rows.npz, x: row 2, feature [1]: {found}"
     images = np.zeros((4, 2, 3))
     images[3, 1, 2] = value
@@ -147,7 +148,9 @@ def test_a_feature_axis_is_added_where_there_is_none():
 )
 def test_what_is_no_array_of_numbers_is_refused_by_type(x, found):
     """Text, complex numbers, objects, dates and durations are no features; nor is a single number a batch."""
-    expected = f"rows.npz, x: inputs: expected numbers [rows, …features], found {found}"
+    expected = (
+        f"rows.npz, x: inputs: expected numbers [rows, …features], found {found}; save the inputs as a numeric array"
+    )
     assert refusal(checked_inputs, np.asarray(x), "rows.npz, x") == expected
 
 

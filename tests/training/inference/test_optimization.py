@@ -95,10 +95,10 @@ def squares(z, key, batch):
     return ((z - batch.y) ** 2).mean()
 
 
-def go(loss, settings, starts=(0.0, 9.0), journal=None, chain_method="sequential", **options):
+def go(loss, settings, starts=(0.0, 9.0), journal=None, chain_method="sequential", chosen=None, **options):
     """A descent of a number from some starts."""
     functions = {"report": lambda z, *_: {"held_out_rmse": jnp.abs(z)}} | options
-    rows, begin = DescentRows(DATA, TrackedRows(DATA, DATA)), jnp.array(starts)
+    rows, begin = DescentRows(DATA, TrackedRows(DATA, DATA), chosen), jnp.array(starts)
     objective, journal = Objective(loss, **functions), journal or Journal()
     return descend("d", jax.random.key(0), begin, objective, rows, settings, journal, chain_method)
 
