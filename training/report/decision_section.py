@@ -10,7 +10,7 @@ from abstain.models.decisions.ranks import ordinal
 from abstain.models.decisions.records import Calibration
 from abstain.training.data.ood_sets import SAME_INTENSITY, readable_name
 from abstain.training.evaluation.records import ReportData, ReportView
-from abstain.training.report import separation_plots
+from abstain.training.report import ood_plots
 from abstain.training.report.contents import (
     AugmentedRates,
     DecisionPart,
@@ -29,9 +29,9 @@ NO_OOD_SET = "No OOD set was given."
 def build_decision(manifest: Manifest, calibration: Calibration, report_data: ReportData, draw: Draw) -> DecisionPart:
     """Builds the section: the score that decides, the rows that it rejects, the OOD sets, and every score's threshold."""
     record, view = manifest.calibration, report_data.view
-    picture = draw("decision", partial(separation_plots.draw_ecdf, view)) if view else None
+    picture = draw("decision", partial(ood_plots.draw_ecdf, view)) if view else None
     ood = build_ood(manifest, view, draw) if view and view.strange else None
-    scores = partial(separation_plots.draw_scores, calibration, view.familiar if view else None)
+    scores = partial(ood_plots.draw_scores, calibration, view.familiar if view else None)
     return DecisionPart(
         decision=record.decision,
         combined=tuple(map(readable_name, record.combination.scores)) if record.combination else (),
@@ -97,7 +97,7 @@ def build_ood(manifest: Manifest, view: ReportView, draw: Draw) -> Ood:
         )
         for name in names
     )
-    return Ood(draw("roc", partial(separation_plots.draw_roc, view, across=2)), build_ood_sets(manifest), scores)
+    return Ood(draw("roc", partial(ood_plots.draw_roc, view, across=2)), build_ood_sets(manifest), scores)
 
 
 def build_thresholds(manifest: Manifest) -> tuple[Threshold, ...]:

@@ -12,8 +12,8 @@ from abstain.training.evaluation.records import ReportView
 from abstain.training.report.canvas import plain_text_names, use_plain_log_labels
 from abstain.training.report.confidence_plots import draw_reliability, draw_risk_coverage
 from abstain.training.report.galleries import draw_accepted, draw_mistakes
+from abstain.training.report.ood_plots import draw_detection, draw_ecdf, draw_roc
 from abstain.training.report.regression_plots import draw_pit, draw_predicted, draw_width_error
-from abstain.training.report.separation_plots import draw_detection, draw_ecdf, draw_roc
 
 DPIS, MOST_BYTES = (110, 80, 60, 40), 400_000
 

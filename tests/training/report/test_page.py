@@ -461,7 +461,7 @@ def test_what_cannot_be_drawn_costs_no_report(store, tmp_path, monkeypatch):
     def broken(*_):
         raise ValueError("Too many bins <b> for the data")
 
-    monkeypatch.setattr("abstain.training.report.separation_plots.draw_scores", broken)
+    monkeypatch.setattr("abstain.training.report.ood_plots.draw_scores", broken)
     monkeypatch.setattr("abstain.training.report.page.build_settings", broken)
     picture, section = write_report(tmp_path / "report.html", bundle.manifest, bundle.calibration)
     assert picture.startswith(

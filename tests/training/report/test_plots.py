@@ -20,10 +20,10 @@ from abstain.training.evaluation.quality import confidence
 from abstain.training.evaluation.records import JudgedRows, ReportData, ReportView, Twin
 from abstain.training.report.confidence_plots import draw_reliability, draw_risk_coverage, row_losses
 from abstain.training.report.galleries import draw_mistakes
+from abstain.training.report.ood_plots import draw_detection, draw_ecdf, draw_roc
 from abstain.training.report.page import write_report
 from abstain.training.report.plots import MOST_BYTES, plots_for, save_small
 from abstain.training.report.regression_plots import draw_pit
-from abstain.training.report.separation_plots import draw_detection, draw_ecdf, draw_roc
 from tests.helpers.reports import diagram_points
 
 IMAGES, LABELS = load_digits(return_X_y=True)
