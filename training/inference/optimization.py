@@ -205,7 +205,7 @@ def run_steps(
 
 def report_members(
     objective: Objective, descent: Descent, tracked: TrackedRows
-) -> tuple[Descent, dict[str, Float[Array, " members"]]]:
+) -> tuple[Descent, dict[str, Float[Array, "members ..."]]]:
     """Computes each member's figures, and keeps its parameters if they are the best so far."""
 
     def report_member(member: Descent) -> tuple[Descent, dict[str, Array]]:

@@ -124,12 +124,12 @@ class SamplingDiagnostics:
 
     Attributes:
         chains: the diagnostics of the chains; None if they could not be computed, which is a shortfall.
-        tuning: the tuned settings of the kernel by name, for example `step_size`, a list with one entry for each chain.
+        tuning: the tuned settings of the kernel by name, for example `step_size`: a number, or a list by chain.
         energy_variance: each member's variance of the energy error per dimension; None for methods other than MILE.
     """
 
     chains: ChainDiagnostics | None
-    tuning: dict[str, list[Any]]
+    tuning: dict[str, float | list[Any]]
     energy_variance: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, JsonValue]:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from abstain.models.errors import AbstainError, InputError
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Column, Preprocessing
+from abstain.service.batcher import MAX_BATCHES
 from abstain.service.compression import accepted_coding
 from abstain.service.errors import status_of
 from abstain.service.open_inference.outputs import (
@@ -350,7 +351,8 @@ def test_statistics_count_the_requests_of_a_worker(client, server):
         spans = stats["inference_stats"]
         assert (stats["name"], stats["version"]) == ("digits", "1")
         assert spans["queue"]["count"] == spans["compute_infer"]["count"] == spans["success"]["count"]
-        assert spans["compute_infer"]["ns"] <= spans["success"]["ns"]
+        # Two batches of a large request may be computed at the same time.
+        assert spans["compute_infer"]["ns"] <= MAX_BATCHES * spans["success"]["ns"]
         return stats["inference_count"], stats["execution_count"], spans["success"]["count"], spans["fail"]["count"]
 
     before = counts()
