@@ -24,6 +24,7 @@ from abstain.service.python_rows import rows_of
 from abstain.training.config.config import Config
 from abstain.training.config.reading import config_from_dict, read_config
 from tests.helpers.paths import CONFIGS, PROJECT
+from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import Server
 
 IMAGES = np.random.default_rng(0).integers(0, 17, (300, 8, 8)).astype(np.float64)
@@ -56,7 +57,7 @@ def wave_model(store: Path) -> abstain.LoadedModel:
 def answer(server: Server, rows: np.ndarray, model: str, **terms: float) -> dict:
     """The answer of `POST /predict`, whatever its status."""
     body = {"inputs": rows.tolist() if isinstance(rows, np.ndarray) else rows, "model": model, **terms}
-    return httpx.post(f"{server.url}/predict", json=body, timeout=60).json()
+    return httpx.post(f"{server.url}/predict", json=body, timeout=PATIENCE).json()
 
 
 def as_http(answers: abstain.ClassificationPredictions | abstain.RegressionPredictions) -> list[dict]:

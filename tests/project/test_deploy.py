@@ -248,7 +248,9 @@ def expressions() -> list[str]:
 def test_every_name_and_label_is_one_that_a_server_has(server):
     """What rules and panels choose and group by is in `/metrics`; bounds of buckets, too."""
     httpx.post(
-        f"{server.url}/predict", json={"inputs": [[16] * 64] * 300, "model": "digits", "percentile": 50}, timeout=60
+        f"{server.url}/predict",
+        json={"inputs": [[16] * 64] * 300, "model": "digits", "percentile": 50},
+        timeout=PATIENCE,
     )
     assert until(lambda: "abstain_drift_psi{" in httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text)
     labels = {"up": EVERYWHERE, "ALERTS": EVERYWHERE | {"alertname", "alertstate"}}

@@ -153,7 +153,7 @@ def test_a_built_bento_contains_code_and_models(server, store, tmp_path):
         env=environment(tmp_path / "home"),
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=PATIENCE,
         check=False,
     )
     assert built.returncode == 0, built.stderr
@@ -205,7 +205,7 @@ json.dump([full, some, refused], sys.stdout)
         env=environment(tmp_path, ABSTAIN_STORE=str(store), TMPDIR=str(tmp_path)),
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=PATIENCE,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr

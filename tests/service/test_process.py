@@ -84,7 +84,7 @@ def watched(small, tmp_path_factory):
         assert until(lambda: get(server, "/livez"))
         workers = children(server.process.pid)
         readiness, refused = [], []
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and (not readiness or readiness[-1][0] != 200):
             response = get(server, "/readyz")
             readiness.append((response.status_code, response.json()["ready"], response.json()["workers_ready"]))
@@ -273,7 +273,10 @@ def test_a_full_queue_is_429_and_a_late_response_504(strict):
 def test_the_limit_of_a_body_is_the_setting(strict):
     """The error gives the limit of the setting."""
     response = httpx.post(
-        f"{strict.url}/predict", content=b" " * 40_000_001, headers={"Content-Type": "application/json"}, timeout=30
+        f"{strict.url}/predict",
+        content=b" " * 40_000_001,
+        headers={"Content-Type": "application/json"},
+        timeout=PATIENCE,
     )
     assert response.status_code == 413
     assert response.json()["error"] == "body: expected at most 40000000 bytes, found 40000001"

@@ -638,7 +638,7 @@ def test_a_server_goes_on_without_what_it_may_not_import(run, allow, store, fold
     assert not (folder / "imported").exists()
 
 
-def states(server, seconds=90):
+def states(server, seconds=PATIENCE):
     """The one version of each model, once none is loading."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.process.poll() is None:

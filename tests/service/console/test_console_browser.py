@@ -408,7 +408,7 @@ def test_the_watch_view_shows_the_requests_just_made(opened, site):
     expect(page.locator("#reject-rate")).to_have_text(f"{100 * share:.1f} %")
     expect(page.locator("#median")).to_contain_text("ms")
     expect(page.locator("#spread tbody tr")).to_have_count(12)
-    expect(page.locator("#drift tbody tr").first).to_be_visible(timeout=15_000)
+    expect(page.locator("#drift tbody tr").first).to_be_visible(timeout=1_000 * PATIENCE)
     page.get_by_label("since this page was opened").check()
     expect(page.locator("#rows")).to_have_text("120")
     assert page.locator(".u-wrap canvas").count() >= 3
