@@ -27,7 +27,7 @@ from rich.table import Table
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIG = PROJECT / "training" / "configs" / "digits-vi.toml"
 ABSTAIN = Path(sys.executable).with_name("abstain")
-READY_SECONDS = 120
+READY_SECONDS = 600
 
 # Drawn like the digits of the data set: a stroke on 32×32 dots, counted in blocks of 4×4, 0 to 16.
 LETTER_B = [
@@ -109,7 +109,11 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: IO[bytes]) 
             time.sleep(0.2)
         else:
             return
-    sys.exit(f"the server was not ready within {READY_SECONDS} s")
+    log.seek(0)
+    sys.exit(
+        f"the server was not ready within {READY_SECONDS} s; run the demo again, the fitted model is kept\n"
+        f"{log.read().decode()}"
+    )
 
 
 def predict(url: str, images: list[list[list[float]]]) -> list[dict[str, Any]]:
