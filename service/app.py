@@ -97,6 +97,7 @@ def _with_life_cycle(
     followers: list[asyncio.Task[None]] = []
 
     def start() -> None:
+        """Prepares this worker, and starts to load the models."""
         sys.setswitchinterval(SWITCH_SECONDS)
         from abstain.service.monitoring.metrics import count_compiles  # noqa: PLC0415
 

@@ -11,6 +11,7 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import (
     ArrowTable,
     Preprocessing,
+    check_columns,
     describe_codes,
     encode_table,
     first_unknown_code,
@@ -30,15 +31,7 @@ def rows_of_table(table: ArrowTable, model: Model, where: str) -> Num[np.ndarray
     if model.preprocessing.columns:
         return encode_table(model.preprocessing.columns, table, where)
     names: tuple[str, ...] = model.feature_names or tuple(table.column_names)
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise DataError(
-            "columns are missing",
-            where=where,
-            expected=", ".join(missing),
-            found=", ".join(table.column_names),
-            fix="add the columns, or rename them as in the fit",
-        )
+    check_columns(names, table, where)
     rows = np.stack([numeric_column(table.column(name), name, where) for name in names], axis=1)
     return checked_inputs(rows, where)
 

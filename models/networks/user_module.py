@@ -176,6 +176,7 @@ class _Trial:
 
     @staticmethod
     def run(module: nn.Module, x: jax.ShapeDtypeStruct) -> _Trial:
+        """Applies the module to an input of this shape, without computing anything."""
         try:
             output, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
         except Exception as error:  # The user's code may raise anything; that is a result too.
@@ -183,6 +184,7 @@ class _Trial:
         return _Trial(variables.get("params", {}), output)
 
     def gives(self, shape: tuple[int, ...]) -> bool:
+        """Whether the output is a float32 array of this shape."""
         return isinstance(self.output, jax.ShapeDtypeStruct) and (self.output.shape, self.output.dtype) == (
             shape,
             np.float32,
@@ -190,6 +192,7 @@ class _Trial:
 
     @property
     def description(self) -> str:
+        """The error, or the type and shape of the output, for error texts."""
         if self.error:
             return _one_line(self.error)
         if isinstance(self.output, jax.ShapeDtypeStruct):

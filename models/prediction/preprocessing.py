@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -162,6 +163,24 @@ def describe_codes(column: Column) -> str:
     return f"a category's code ({codes})"
 
 
+def check_columns(names: Sequence[str], table: ArrowTable, where: str) -> None:
+    """Refuses a table without one of these columns.
+
+    Raises:
+        DataError: names the missing columns.
+    """
+    present = set(table.column_names)
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise DataError(
+            "columns are missing",
+            where=where,
+            expected=", ".join(missing),
+            found=", ".join(table.column_names),
+            fix="add the columns, or rename them as in the fit",
+        )
+
+
 def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> Float[np.ndarray, "rows columns"]:
     """Encodes columns of a table as float64 rows: numbers unchanged, categories as codes, missing values as NaN.
 
@@ -169,16 +188,7 @@ def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> 
         DataError: a column is missing, or contains text instead of numbers, an infinity, or an unknown category.
     """
     check_column_names(table.schema, where)
-    present = set(table.column_names)
-    absent = [column.name for column in columns if column.name not in present]
-    if absent:
-        raise DataError(
-            "columns are missing",
-            where=where,
-            expected=", ".join(absent),
-            found=", ".join(table.column_names),
-            fix="add the columns, or rename them as in the fit",
-        )
+    check_columns([column.name for column in columns], table, where)
     encoded = [encode_column(column, table.column(column.name), where) for column in columns]
     return np.stack(encoded, axis=1) if encoded else np.empty((table.num_rows, 0))
 
