@@ -7,22 +7,16 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.errors import ConfigError
+from abstain.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from abstain.training.config.config import Config
 
 StrPath = str | os.PathLike[str]
-
-
-class ProgressCallback(Protocol):
-    """A function that `fit` calls to report its progress."""
-
-    def __call__(self, done: int, total: int, passage: str = "", **facts: float) -> None:
-        """Reports that `done` of `total` steps of a passage are done, and the passage's latest figures."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

@@ -33,6 +33,8 @@ class AbstainError(Exception):
     """
 
     code: str = "error"
+    usual_fix: str | None = None
+    """What to do where an error does not say it."""
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class AbstainError(Exception):
         code: str | None = None,
     ) -> None:
         super().__init__(what)
-        self.what, self.where, self.fix = what, where, fix
+        self.what, self.where, self.fix = what, where, fix or self.usual_fix
         self.expected, self.found = expected, found
         self.code = code or self.code
 
@@ -80,12 +82,14 @@ class BundleError(AbstainError):
     """A version on disk is damaged, or its schema is not supported."""
 
     code = "invalid_bundle"
+    usual_fix = "restore this version from a copy, or publish a new one"
 
 
 class SignatureError(BundleError):
     """A version on disk is not signed by a trusted key."""
 
     code = "untrusted_bundle"
+    usual_fix = "abstain sign signs a version; abstain verify checks it"
 
 
 class StoreError(AbstainError):

@@ -83,6 +83,7 @@ class Batcher:
                 "the queue is full",
                 {"Retry-After": "1"},
                 expected=f"at most {self._queue} waiting",
+                fix="send the request again after the seconds in Retry-After",
                 code="queue_full",
             )
         self._pending += 1
@@ -123,7 +124,14 @@ class Batcher:
 
     def _expire(self, future: asyncio.Future[Any]) -> None:
         if not future.done():
-            future.set_exception(HTTPError(504, "past its deadline", expected=f"a response within {self._timeout:g} s"))
+            future.set_exception(
+                HTTPError(
+                    504,
+                    "past its deadline",
+                    expected=f"a response within {self._timeout:g} s",
+                    fix="send fewer rows in one request, or try again when fewer are waiting",
+                )
+            )
 
     def _dispatch(self) -> None:
         """Starts the next batch if the device has none, or has one and the next is not small; models take turns."""

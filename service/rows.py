@@ -12,6 +12,8 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import describe_codes, first_unknown_code
 from abstain.service.json_objects import describe_value
 
+MAX_NAMES_LENGTH = 300
+"""Length of the columns' names that an error lists, in characters."""
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -120,12 +122,18 @@ def _check_cells(cells: Any, where: str, shape: tuple[int, ...], model: Model, i
         _check_number(cells, where, model, indices)
         return
     length = shape[0]
-    unit = f"{length} numbers" if len(shape) == 1 else f"{length} lists"
+    unit = f"{length} {'number' if len(shape) == 1 else 'list'}{'' if length == 1 else 's'}"
     if not isinstance(cells, list):
         raise InputError(where=where, expected=f"a list of {unit}", found=describe_value(cells))
     cells = cast("list[Any]", cells)
     if len(cells) != length:
-        raise InputError(where=where, expected=unit, found=len(cells))
+        names = ", ".join(model.feature_names)
+        fix = (
+            f"a row holds, in this order: {names if len(names) <= MAX_NAMES_LENGTH else f'{names[:MAX_NAMES_LENGTH]}…'}"
+            if model.feature_names
+            else None
+        )
+        raise InputError(where=where, expected=unit, found=len(cells), fix=fix)
     for index, cell in enumerate(cells):
         _check_cells(cell, f"{where}[{index}]", shape[1:], model, (*indices, index))
 

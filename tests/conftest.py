@@ -20,6 +20,10 @@ from jaxtyping import install_import_hook
 
 import tests.helpers.typecheck  # noqa: F401 - the hook looks for it
 
+# A hundred processes import these modules. Checked annotations make their compilation several times longer.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # What servers compile is kept for the tests' other servers, and apart from what this user's own have compiled.
 os.environ["ABSTAIN_COMPILED"] = f"{tempfile.gettempdir()}/abstain-tests-compiled-{os.getuid()}"
 
@@ -86,13 +90,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
-MOST_BYTES = 1_200_000_000
-"""Memory of a test process beyond which compiled programs are dropped: they pile up over thousands of tests."""
+FIRST_BYTES, MORE_BYTES = 1_200_000_000, 250_000_000
+"""Memory of a test process at which compiled programs are dropped for the first time, and its growth until the next time:
+they pile up over thousands of tests. Dropping them takes a second, and does not return all memory."""
+next_drop = FIRST_BYTES
+
+
+def pytest_collection_finish() -> None:
+    """Leaves the modules imported so far out of garbage collections: they are most objects, and stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
     """Drops compiled programs where the process has grown large; later tests read theirs from the folder of programs."""
-    if nextitem is None or psutil.Process().memory_info().rss < MOST_BYTES:
+    global next_drop  # noqa: PLW0603
+    process = psutil.Process()
+    if nextitem is None or process.memory_info().rss < next_drop:
         return
     import jax
 
@@ -100,6 +114,7 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
     gc.collect()
     with suppress(AttributeError, OSError):  # The C library is another than glibc.
         ctypes.CDLL(None).malloc_trim(0)
+    next_drop = max(FIRST_BYTES, process.memory_info().rss + MORE_BYTES)
 
 
 KEYS = int(os.environ.get("ABSTAIN_TEST_KEYS", "1"))

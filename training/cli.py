@@ -10,14 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
 
+from abstain.command_line import DEFAULT_STORE, JsonOption, ModelArgument, StoreOption, check_percentile, print_json
 from abstain.models.decisions.decision import COMBINED
 from abstain.training.extra import check_extra
-
-DEFAULT_STORE = Path("artifacts")
-StoreOption = Annotated[Path, typer.Option("--store", envvar="ABSTAIN_STORE", help="The folder of models.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -43,7 +40,7 @@ def fit(
         Path | None, typer.Option(help="Write all samples into this file, as ArviZ InferenceData.")
     ] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Write traces into this folder, for TensorBoard.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Fit a posterior, calibrate, evaluate, and publish a new version of the model that the config names."""
     check_extra("this command")
@@ -73,7 +70,7 @@ def fit(
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name:version or name@label")],
+    model: ModelArgument,
     data: Annotated[str, typer.Option(help="The data of the fit, or new labelled rows (x and y).")],
     percentile: Annotated[
         float | None, typer.Option(help="Percentile of the decision. Default: that of the version.")
@@ -89,13 +86,13 @@ def calibrate(
         list[str] | None, typer.Option("--ood", metavar="NAME=PATH", help="An OOD set, for the report.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Calibrate the draws of a version again, and publish a new version; the old one stays."""
     check_extra("this command")
     from abstain.training.calibrate import calibrate_version  # noqa: PLC0415
 
-    _check_percentile(percentile)
+    check_percentile(percentile)
     options = {"percentile": percentile, "coverage": coverage}
     requested = [f"{key}={value!r}" for key, value in options.items() if value is not None]
     published = calibrate_version(store, model, data, (*(overrides or ()), *requested), parse_named_paths(ood))
@@ -111,7 +108,7 @@ def calibrate(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="name, name:version or name@label")],
+    model: ModelArgument,
     data: Annotated[str, typer.Option(help="A path or an embedded set.")],
     percentile: Annotated[
         float | None, typer.Option(help="Percentile of the decision. Default: that of the version.")
@@ -123,7 +120,7 @@ def evaluate(
     ] = None,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Write plots into this folder.")] = None,
     store: StoreOption = DEFAULT_STORE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Report the quality of a version on the data's test part, and on OOD sets."""
     check_extra("this command")
@@ -131,7 +128,7 @@ def evaluate(
     from abstain.training.report.printout import format_evaluation  # noqa: PLC0415
     from abstain.training.runs.progress import progress_bar  # noqa: PLC0415
 
-    _check_percentile(percentile)
+    check_percentile(percentile)
     strange = parse_named_paths(ood)
     with progress_bar(model) as progress:
         result = evaluate_version(
@@ -190,16 +187,3 @@ def metric_lines(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 def format_figure(value: float) -> str:
     """Formats a number with four decimals; with four significant digits below 0.1, and from 1,000 on."""
     return f"{value:.4f}" if value == 0 or 0.1 <= abs(value) < 1000 else f"{value:.4g}"
-
-
-def print_json(content: Any) -> None:
-    """Prints one JSON document to stdout."""
-    sys.stdout.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
-
-
-def _check_percentile(percentile: float | None) -> None:
-    """Refuses a percentile outside 1 … 100, such as the share .99: wrong usage, exit code 2."""
-    if percentile is not None and not 1 < percentile < 100:
-        raise typer.BadParameter(
-            f"expected a percentile above 1 and below 100, such as 99, found {percentile:g}", param_hint="--percentile"
-        )

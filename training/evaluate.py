@@ -18,6 +18,7 @@ from abstain.models.decisions.ranks import percentile_rank
 from abstain.models.errors import DataError
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
+from abstain.progress import ProgressCallback, no_progress
 from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import split_again
 from abstain.training.data.ood_sets import read_ood_sets
@@ -42,15 +43,10 @@ from abstain.training.evaluation.quality import (
 )
 from abstain.training.evaluation.records import JudgedRows, ReportView, Twin
 from abstain.training.evaluation.results import Evaluation, TwinQuality
-from abstain.training.runs.journal import ProgressCallback
 
 __all__ = ["evaluate_version", "prediction_quality", "reject_rates"]
 BUCKETS = (256,)
 REPORT_EVERY = 32 * BUCKETS[0]
-
-
-def no_progress(done: int, total: int, passage: str = "", **facts: float) -> None:
-    """Ignores progress."""
 
 
 def evaluate_version(

@@ -26,6 +26,7 @@ from abstain.models.networks.user_module import ModuleSpec
 from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.prediction.likelihoods import LIKELIHOODS
 from abstain.models.prediction.posterior import Model, Posterior, check_draws
+from abstain.progress import ProgressCallback
 from abstain.training.calibration.far_rows import try_far_rows
 from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.calibration.pipeline import (
@@ -59,7 +60,7 @@ from abstain.training.inference.problem import Fitted, Method, Problem
 from abstain.training.publish import git_commit, installed_packages, now, publish_version
 from abstain.training.report.export import Exports, write_exports
 from abstain.training.runs.failures import Failure, Result, attempt
-from abstain.training.runs.journal import RESUME, Journal, ProgressCallback
+from abstain.training.runs.journal import RESUME, Journal
 from abstain.training.runs.progress import stage
 from abstain.training.runs.resume import can_be_lengthened, close_journal, open_journal
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from abstain.models.errors import UnknownModel, clip_repr, suggest
@@ -39,6 +40,11 @@ def parse_reference(text: str) -> Reference:
     return Reference(name, int(version) if version else None, label)
 
 
+def default_version(present: Collection[int], labels: Mapping[str, int]) -> int:
+    """Returns the version that a bare name means: the label `stable` if it exists, else the newest; 0 if there is none."""
+    return labels.get(STABLE, max(present, default=0))
+
+
 def resolve_among(reference: Reference, present: list[int], labels: dict[str, int]) -> int:
     """Returns the version that a reference means, given the existing versions and labels.
 
@@ -56,7 +62,7 @@ def resolve_among(reference: Reference, present: list[int], labels: dict[str, in
                 fix=suggest(reference.label, labels) if labels else f"abstain label {name}:VERSION LABEL sets one",
             )
     else:
-        version = labels.get(STABLE, max(present, default=0)) if reference.version is None else reference.version
+        version = reference.version or default_version(present, labels)
     if version not in present:
         raise UnknownModel(
             f"{name} has no version {version}",

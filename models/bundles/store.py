@@ -29,6 +29,7 @@ from abstain.models.bundles.references import (
     NAME_PATTERN,
     STABLE,
     Reference,
+    default_version,
     parse_reference,
     resolve_among,
 )
@@ -151,7 +152,7 @@ def served_versions(store: Path, name: str) -> list[int]:
     """Returns the versions that a server serves: `@stable` (else the newest), and every labelled version."""
     labels = read_labels(store, name).labels
     present = versions(store, name)
-    return sorted({labels.get(STABLE, max(present, default=0)), *labels.values()} & set(present))
+    return sorted({default_version(present, labels), *labels.values()} & set(present))
 
 
 def check_writable(store: Path, name: str) -> None:

@@ -112,6 +112,7 @@ class Guard:
                 expected="Authorization: Bearer KEY, or X-API-Key: KEY",
                 code="missing_key",
                 found="no key",
+                fix="ask the owner of this server for a key; abstain key new makes one",
             )
         if self._provider and is_token(secret):
             return await self._provider.check_token(secret.decode("latin-1"))

@@ -11,8 +11,8 @@ from importlib.metadata import entry_points
 
 import typer
 
+from abstain.command_line import HELP
 from abstain.service.commands import keys, predict, serve, signing, store
-from abstain.service.commands.options import HELP
 
 app = typer.Typer(
     name="abstain",

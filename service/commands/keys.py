@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from abstain.service.commands.options import HELP, JsonOption
-from abstain.service.commands.output import print_json, print_table
+from abstain.command_line import HELP, JsonOption, print_json, print_table
 
 commands = typer.Typer()
 keys = typer.Typer(

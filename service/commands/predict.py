@@ -8,8 +8,15 @@ from typing import Annotated
 
 import typer
 
-from abstain.service.commands.options import DEFAULT_STORE, JsonOption, ModelArgument, StoreOption, check_percentile
-from abstain.service.commands.output import print_json, stderr_console
+from abstain.command_line import (
+    DEFAULT_STORE,
+    JsonOption,
+    ModelArgument,
+    StoreOption,
+    check_percentile,
+    print_json,
+    stderr_console,
+)
 
 commands = typer.Typer()
 

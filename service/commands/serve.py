@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from abstain.command_line import DEFAULT_STORE, StoreOption
 from abstain.models.bundles.shortfalls import texts
-from abstain.service.commands.options import DEFAULT_STORE, StoreOption
 
 if TYPE_CHECKING:
     from abstain.models.bundles.signatures import TrustedKeys
+    from abstain.service.settings import Settings
 
 commands = typer.Typer()
 
@@ -52,7 +53,6 @@ def serve(
 ) -> None:
     """Serve the store's models over HTTP, with BentoML, in the foreground."""
     from abstain.models.bundles.signatures import read_trusted  # noqa: PLC0415
-    from abstain.models.errors import ConfigError  # noqa: PLC0415
     from abstain.service.access.startup_checks import check_access  # noqa: PLC0415
     from abstain.service.process import make_run_folder  # noqa: PLC0415
     from abstain.service.settings import check_address, read_settings  # noqa: PLC0415
@@ -65,7 +65,49 @@ def serve(
     settings = read_settings(os.environ)
     check_address(settings, host)
     check_access(settings)
-    trusted = read_trusted(settings.trusted_keys)
+    served = _check_store(store, read_trusted(settings.trusted_keys), require_sound)
+    _check_port(host, port)
+    sys.stderr.write(
+        f"abstain: loading {', '.join(served)}; address {'https' if settings.tls_cert else 'http'}://{host}:{port}/; "
+        f"{_describe_access(settings)}\n"
+    )
+    sys.stderr.flush()
+    # BentoML changes to its working folder before it imports the service, so that relative paths would be wrong.
+    os.environ |= {f"ABSTAIN_{name.upper()}": str(value) for name, value in settings if isinstance(value, Path)}
+    os.environ |= {
+        "ABSTAIN_STORE": str(store.resolve()),
+        "ABSTAIN_WORKERS": str(workers),
+        "ABSTAIN_REQUIRE_SOUND": str(int(require_sound)),
+        "ABSTAIN_TRUSTED_KEYS": ",".join(map(str, settings.trusted_keys)),
+    }
+    _run_bentoml(host, port, make_run_folder())
+
+
+def _describe_access(settings: Settings) -> str:
+    """Describes in a few words who may send requests."""
+    access = f"keys of {settings.keys}" if settings.keys else "no keys"
+    return access + (f", tokens of {settings.oidc_issuer}" if settings.oidc_issuer else "")
+
+
+def _run_bentoml(host: str, port: int, run_folder: Path) -> NoReturn:
+    """Replaces this process by BentoML, which serves `abstain.service.app` and reads its settings from the environment."""
+    # BentoML imports from its working folder: an empty one, because a user's folder may hold modules with common names.
+    empty = run_folder / "empty"
+    empty.mkdir()
+    # -P: otherwise Python would import modules from the current folder, and so run any code in it.
+    bentoml = [sys.executable, "-P", "-m", "bentoml", "serve", "abstain.service.app:Abstain"]
+    address = ["--host", host, "--port", str(port), "--working-dir", str(empty)]
+    os.execv(sys.executable, [*bentoml, *address])
+
+
+def _check_store(store: Path, trusted: TrustedKeys | None, require_sound: bool) -> list[str]:
+    """Returns the references of all versions that can be served; prints why others cannot.
+
+    Raises:
+        ConfigError: no version can be served.
+    """
+    from abstain.models.errors import ConfigError  # noqa: PLC0415
+
     served, faults = _check_versions(store, trusted, require_sound)
     if not served:
         raise ConfigError(
@@ -76,40 +118,7 @@ def serve(
         )
     for fault in faults:
         sys.stderr.write(f"abstain: {fault}\n")
-    _check_port(host, port)
-    access = f"keys of {settings.keys}" if settings.keys else "no keys"
-    if settings.oidc_issuer:
-        access += f", tokens of {settings.oidc_issuer}"
-    sys.stderr.write(
-        f"abstain: loading {', '.join(served)}; address {'https' if settings.tls_cert else 'http'}://{host}:{port}/; "
-        f"{access}\n"
-    )
-    sys.stderr.flush()
-    # BentoML changes to this folder and imports from it: an empty one, because abstain's folders hold modules with common names.
-    empty = make_run_folder() / "empty"
-    empty.mkdir()
-    # BentoML changes to this folder before it imports the service, so that relative paths would be wrong.
-    os.environ |= {f"ABSTAIN_{name.upper()}": str(value) for name, value in settings if isinstance(value, Path)}
-    os.environ |= {
-        "ABSTAIN_STORE": str(store.resolve()),
-        "ABSTAIN_WORKERS": str(workers),
-        "ABSTAIN_REQUIRE_SOUND": str(int(require_sound)),
-        "ABSTAIN_TRUSTED_KEYS": ",".join(map(str, settings.trusted_keys)),
-    }
-    # -P: otherwise Python would import modules from the current folder, and so run any code in it.
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "bentoml",
-        "serve",
-        "abstain.service.app:Abstain",
-        "--host",
-        host,
-        "--port",
-        str(port),
-    ]
-    os.execv(sys.executable, [*command, "--working-dir", str(empty)])
+    return served
 
 
 def _check_versions(store: Path, trusted: TrustedKeys | None, require_sound: bool) -> tuple[list[str], list[str]]:

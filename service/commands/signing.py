@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from abstain.service.commands.options import DEFAULT_STORE, JsonOption, ModelArgument, StoreOption
-from abstain.service.commands.output import print_json
+from abstain.command_line import DEFAULT_STORE, JsonOption, ModelArgument, StoreOption, print_json
 
 commands = typer.Typer()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any, cast
 
 import typer
 
+from abstain.command_line import DEFAULT_STORE, JsonOption, ModelArgument, StoreOption, print_json, print_table
 from abstain.models.bundles.shortfalls import texts
-from abstain.service.commands.options import DEFAULT_STORE, JsonOption, ModelArgument, StoreOption
-from abstain.service.commands.output import print_json, print_table
 
 commands = typer.Typer()
 
@@ -110,6 +110,8 @@ def label(
     name, version = stores.resolve(store, model)
     if label == STABLE and not force:
         check_gate(read_published(store, name, version))
+    if stores.read_labels(store, name).labels.get(label) == version:
+        sys.stderr.write(f"note: {name}@{label} was {name}:{version} before; name another version to change it\n")
     stores.set_label(store, name, version, label)
     _print_label(name, label, version, as_json)
 

@@ -27,8 +27,8 @@ from bentoml._internal.utils.analytics import usage_stats
 from circus.arbiter import Arbiter
 
 from abstain.models.errors import ConfigError
-from abstain.service.access.request_heads import BoundedHeads
 from abstain.service.access.tls import Encrypted, PemFiles
+from abstain.service.compat.uvicorn import BoundedHeads
 
 __all__ = [
     "Service",

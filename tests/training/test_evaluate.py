@@ -17,6 +17,7 @@ from abstain.models.errors import CalibrationError, DataError
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
 from abstain.models.prediction.summaries import widen
+from abstain.progress import no_progress
 from abstain.training.config.data import DataConfig
 from abstain.training.config.reading import read_config
 from abstain.training.data.dataset import split
@@ -26,7 +27,6 @@ from abstain.training.data.sources import read_source
 from abstain.training.evaluate import (
     evaluate_version,
     find_twin,
-    no_progress,
     one_draw,
     predict_rows,
     prediction_quality,

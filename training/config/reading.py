@@ -73,7 +73,8 @@ def _read_text(path: Path) -> str:
             raise ConfigError("is too long", where=str(path), expected=f"at most {CONFIG_BYTES:,} bytes", found="more")
         return content.decode("utf-8")
     except OSError as error:
-        raise ConfigError("cannot be read", where=str(path), found=error.strerror) from error
+        fix = "name an existing config; training/configs has examples" if isinstance(error, FileNotFoundError) else None
+        raise ConfigError("cannot be read", where=str(path), found=error.strerror, fix=fix) from error
     except ValueError as error:  # not UTF-8, or a path with a NUL byte
         raise ConfigError("is not TOML", where=str(path), found=str(error)) from error
 

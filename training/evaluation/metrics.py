@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from abstain.training.evaluation.results import ReliabilityBins, Separation
@@ -163,12 +163,18 @@ def risk_at_coverage(confidence: Float[np.ndarray, " rows"], losses: Float[np.nd
 # ---- separating OOD rows from test rows ---------------------------------------------------------------------------
 
 
+def auroc(familiar: Num[np.ndarray, " test"], strange: Num[np.ndarray, " ood"]) -> float:
+    """Returns the area under the ROC curve, with OOD rows as positive."""
+    truth = np.repeat([0, 1], [len(familiar), len(strange)])
+    return float(roc_auc_score(truth, np.concatenate([familiar, strange])))
+
+
 def separation(familiar: Float[np.ndarray, " test"], strange: Float[np.ndarray, " ood"]) -> Separation:
     """Measures how well a score separates an OOD set from the test rows, without a threshold; OOD is positive."""
     truth = np.concatenate([np.zeros(len(familiar)), np.ones(len(strange))])
     values = np.concatenate([familiar, strange])
     return Separation(
-        auroc=float(roc_auc_score(truth, values)),
+        auroc=auroc(familiar, strange),
         aupr=float(average_precision_score(truth, values)),
         fpr95=float((strange <= np.quantile(familiar, 0.95, method="higher")).mean()),
     )

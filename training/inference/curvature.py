@@ -182,7 +182,7 @@ def local_prior(target: Target, mode: Vector, sites: Sequence[Site]) -> LocalPri
     @jax.jit
     def evaluate_prior(parts: Parts) -> tuple[Array, Parts, Parts]:
         def density(parts: Parts) -> Array:
-            return jnp.stack([site_log_prior(site, part) for site, part in zip(sites, parts, strict=True)]).sum()
+            return jnp.stack([site.log_prior(part) for site, part in zip(sites, parts, strict=True)]).sum()
 
         value, slope = jax.value_and_grad(density)(parts)
         _, second_derivative = jax.jvp(jax.grad(density), (parts,), ([jnp.ones_like(part) for part in parts],))
@@ -201,13 +201,6 @@ def local_prior(target: Target, mode: Vector, sites: Sequence[Site]) -> LocalPri
         np.concatenate(precisions).astype(np.float64),
         np.concatenate(scaled),
     )
-
-
-def site_log_prior(site: Site, unconstrained: Array) -> Float[Array, ""]:
-    """Returns the log prior density of one site's unconstrained values in nats."""
-    parameter = site.bijection(unconstrained)
-    density = jnp.sum(site.prior.log_prob(parameter))
-    return density if site.is_real else density + site.bijection.log_abs_det_jacobian(unconstrained, parameter).sum()
 
 
 def least_precision(site: Site, prior: dist.Distribution) -> np.ndarray:

@@ -29,7 +29,7 @@ from abstain.training.inference.bnn import Observations
 from abstain.training.inference.optimization import DescentRows, Objective, descend, summarize_descent
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.records import DescentDiagnostics
-from abstain.training.inference.target import Site, Target
+from abstain.training.inference.target import Target
 from abstain.training.inference.tracking import TrackedRows, progress_report, tracked_training_rows
 from abstain.training.runs.journal import Journal
 
@@ -129,14 +129,8 @@ def kl_divergence(target: Target, guide: Guide, zs: Float[Array, "draws dim"]) -
             spread = (mean[part].reshape(site.shape) - loc) ** 2 + variance[part].reshape(site.shape)
             expected -= (0.5 * spread / scale**2 + jnp.log(scale) + 0.5 * jnp.log(2 * jnp.pi)).sum()
         else:
-            expected += jax.vmap(lambda z, part=part, site=site: _site_log_prior(site, z[part]))(zs).mean()
+            expected += jax.vmap(lambda z, part=part, site=site: site.log_prior(z[part]))(zs).mean()
     return -q.entropy() - expected
-
-
-def _site_log_prior(site: Site, values: Array) -> Array:
-    unconstrained = values.reshape(site.shape)
-    parameter = site.bijection(unconstrained)
-    return jnp.sum(site.prior.log_prob(parameter)) + site.bijection.log_abs_det_jacobian(unconstrained, parameter).sum()
 
 
 def sample_guides(key: PRNGKeyArray, guides: Guide, draws: int) -> Float[Array, "draws dim"]:

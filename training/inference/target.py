@@ -49,6 +49,13 @@ class Site(NamedTuple):
         """Whether the parameter equals its unconstrained value."""
         return isinstance(self.bijection, IdentityTransform)
 
+    def log_prior(self, unconstrained: Array) -> Float[Array, ""]:
+        """Returns the log prior density of the site's unconstrained values in nats, with the bijection's log Jacobian."""
+        values = unconstrained.reshape(self.shape)
+        parameter = self.bijection(values)
+        density = jnp.sum(self.prior.log_prob(parameter))
+        return density if self.is_real else density + self.bijection.log_abs_det_jacobian(values, parameter).sum()
+
 
 @dataclass(frozen=True, eq=False)
 class Target:

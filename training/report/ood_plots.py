@@ -9,11 +9,12 @@ from jaxtyping import Float
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 
 from abstain.models.decisions.ranks import ordinal, threshold
 from abstain.models.decisions.records import Calibration
 from abstain.training.data.ood_sets import SAME_INTENSITY, readable_name
+from abstain.training.evaluation.metrics import auroc
 from abstain.training.evaluation.quality import TWIN_SCORES, deciding_ranks, rates_of
 from abstain.training.evaluation.records import JudgedRows, ReportView
 from abstain.training.report.canvas import (
@@ -65,7 +66,9 @@ def _draw_roc_panel(axis: Any, view: ReportView, name: str, strange: JudgedRows,
     ]
     if view.twin:
         own, foreign = view.twin.familiar.scores, view.twin.strange[name].scores
-        _, score = max((auroc(own[score], foreign[score]), score) for score in TWIN_SCORES if score in own)
+        _, score = max(
+            (auroc(np.asarray(own[score]), np.asarray(foreign[score])), score) for score in TWIN_SCORES if score in own
+        )
         values = np.asarray(own[score]), np.asarray(foreign[score])
         pairs.append((f"twin, {score}", *values, INK, "--", 1.2))
     decided = f"decision ({familiar.decision_name})"
@@ -115,12 +118,6 @@ def _best_others(view: ReportView) -> dict[str, str]:
     }
     best = sorted(means, key=means.__getitem__, reverse=True)
     return dict(zip(best, (WARM, VIOLET), strict=False))
-
-
-def auroc(familiar: Any, strange: Any) -> float:
-    """Returns the area under the ROC curve, with OOD rows as positive."""
-    truth = np.repeat([0, 1], [len(familiar), len(strange)])
-    return float(roc_auc_score(truth, np.concatenate([familiar, strange])))
 
 
 def draw_ecdf(view: ReportView) -> Figure:

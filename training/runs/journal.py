@@ -21,7 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ import numpy as np
 
 from abstain.models.errors import ConfigError, DataError
 from abstain.models.files.locks import disk_errors
+from abstain.progress import ProgressCallback
 
 RESUME = "free space there or make it writable, then run the same command with --resume: finished work is not repeated"
 """The advice if an error of the disk ends a fit."""
@@ -36,14 +37,6 @@ Trace = dict[str, np.ndarray]
 """The trace of a block: arrays by name, step axis 0."""
 Block = Callable[[Any, int], tuple[Any, Trace, dict[str, float]]]
 """(state, steps) -> (next state, trace, figures to show)."""
-
-
-@runtime_checkable
-class ProgressCallback(Protocol):
-    """A function that a fit calls with its progress; the CLI draws a progress bar."""
-
-    def __call__(self, done: int, total: int, passage: str = "", **facts: float) -> None:
-        """Reports that `done` of `total` steps of a passage are done, with the latest figures."""
 
 
 class Passage(NamedTuple):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from abstain.training.runs.journal import ProgressCallback
+from abstain.progress import ProgressCallback
 
 
 @contextmanager

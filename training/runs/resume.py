@@ -21,8 +21,9 @@ import orjson
 
 from abstain.models.errors import ConfigError, StoreError
 from abstain.models.files.locks import disk_errors, hold
+from abstain.progress import ProgressCallback
 from abstain.training.config.config import Config
-from abstain.training.runs.journal import Journal, ProgressCallback, write_atomically
+from abstain.training.runs.journal import Journal, write_atomically
 
 FOLDER = ".fits"
 FINISHED = "finished"

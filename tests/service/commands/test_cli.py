@@ -196,6 +196,9 @@ def test_show_refuses_a_changed_file(run, own):
 def test_labels_move_and_roll_back(run, own):
     """`label` points a label at a version, `rollback` makes the previous stable version stable again, once per change."""
     assert run("label", "digits:2", "stable", "--store", own)[:2] == (0, "digits@stable is digits:2\n")
+    code, out, err = run("label", "digits", "stable", "--store", own)
+    assert (code, out) == (0, "digits@stable is digits:2\n")
+    assert "digits@stable was digits:2 before; name another version to change it" in err
     assert json.loads(run("show", "digits", "--store", own, "--json")[1])["version"] == 2
     code, out, _ = run("label", "digits@stable", "canary", "--store", own, "--json")
     assert (code, json.loads(out)) == (0, {"name": "digits", "label": "canary", "version": 2})

@@ -265,7 +265,7 @@ def test_the_chosen_multiplier_is_the_highest_of_a_grid(subset):
     def log_evidence(tau):
         hessian = matrix + np.diag(np.where(prior.scaled, tau / 4, prior.precision))
         log_prior = stats.norm(0, 2 / tau**0.5).logpdf(network).sum()
-        log_prior += sum(float(curvature.site_log_prior(site, z[site.first])) for site in noise)
+        log_prior += sum(float(site.log_prior(z[site.first])) for site in noise)
         volume = 0.5 * len(matrix) * np.log(2 * np.pi) - 0.5 * np.linalg.slogdet(hessian)[1]
         return float(sums.log_likelihood) + log_prior + volume
 

@@ -1,0 +1,1 @@
+../../abstain/command_line.py
