@@ -62,7 +62,7 @@ def resolve_among(reference: Reference, present: list[int], labels: dict[str, in
                 fix=suggest(reference.label, labels) if labels else f"abstain label {name}:VERSION LABEL sets one",
             )
     else:
-        version = reference.version or default_version(present, labels)
+        version = default_version(present, labels) if reference.version is None else reference.version
     if version not in present:
         raise UnknownModel(
             f"{name} has no version {version}",

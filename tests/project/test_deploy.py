@@ -475,8 +475,9 @@ def test_prometheus_sees_what_was_sent_and_every_panel_shows_it(watched, rows):
     os.kill(victim, signal.SIGKILL)
     for number in range(5):
         rows.send(sender, number, letters=4)
-    wait_until_ready(watched.server, 60)
-    assert victim not in children(watched.server.process.pid)
+    # A killed process lives until its memory is returned.
+    assert until(lambda: victim not in children(watched.server.process.pid))
+    wait_until_ready(watched.server)
     send_while_scraped(watched, sender, rows, scrapes=3, letters=4)
     assert until(lambda: sender.counted(watched) == sender.sent), (sender.counted(watched), sender.sent)
     for counter in (

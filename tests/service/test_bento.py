@@ -176,7 +176,8 @@ def test_a_built_bento_contains_code_and_models(server, store, tmp_path):
         assert [model["name"] for model in httpx.get(f"{running.url}/models", timeout=PATIENCE).json()["models"]] == [
             "wave"
         ]
-        assert httpx.get(f"{running.url}/nope", timeout=PATIENCE).json()["error"] == "no such road: /nope"
+        error = httpx.get(f"{running.url}/nope", timeout=PATIENCE).json()["error"]
+        assert error.startswith("no such road: /nope; ")
         for page in ("", "console/app.js", "console/uPlot.esm.js"):
             assert httpx.get(f"{running.url}/{page}", timeout=PATIENCE).status_code == 200
     finally:

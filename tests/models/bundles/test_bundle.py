@@ -296,7 +296,9 @@ def test_paths_out_of_the_bundle_are_refused(bundle, name):
     listed = read_manifest(bundle).files
     with pytest.raises(BundleError) as error:
         verify_files(bundle, manifest_of(files=listed | {name: listed["report.html"]}))
-    assert str(error.value) == f"{bundle / 'manifest.json'}: files: expected paths inside the bundle, found {name}"
+    assert str(error.value) == (
+        f"{bundle / 'manifest.json'}: files: expected paths inside the bundle, found {name}; {BundleError.usual_fix}"
+    )
 
 
 def test_a_link_in_place_of_a_file_is_refused(bundle, tmp_path):
@@ -362,7 +364,7 @@ def test_draws_that_do_not_fit_the_model_are_refused(tmp_path, draws, message):
 def test_another_number_of_draws_than_the_manifests_is_refused(tmp_path):
     """The manifest says how many draws there are, and must be right."""
     write_bundle(tmp_path / "1", draws=jax.tree.map(lambda leaf: leaf[:2], draws_of(MODEL)))
-    assert refusal(tmp_path / "1") == f"{tmp_path / '1'}: draws: expected 3, found 2"
+    assert refusal(tmp_path / "1") == f"{tmp_path / '1'}: draws: expected 3, found 2; {BundleError.usual_fix}"
 
 
 @pytest.mark.parametrize(
@@ -405,7 +407,7 @@ def test_calibration_rows_are_as_many_as_the_manifest_says(tmp_path):
     terms = calibration_record(CALIBRATION, RECALIBRATION, ()).model_copy(update={"rows": 151})
     write_bundle(tmp_path / "1")
     write_manifest(tmp_path / "1", manifest_of().model_copy(update={"calibration": terms}))
-    assert refusal(tmp_path / "1").endswith("calibration: rows: expected 151, found 150")
+    assert refusal(tmp_path / "1").endswith(f"calibration: rows: expected 151, found 150; {BundleError.usual_fix}")
 
 
 def test_a_range_of_other_features_than_the_models_is_refused(tmp_path):
@@ -413,7 +415,9 @@ def test_a_range_of_other_features_than_the_models_is_refused(tmp_path):
     narrow = Range(np.zeros(1, np.float32), np.ones(1, np.float32))
     feature_scores = with_feature_score("range", narrow)
     write_bundle(tmp_path / "1", feature_scores=feature_scores, shapes_of_scores=shapes_of(feature_scores))
-    assert refusal(tmp_path / "1").endswith("densities: range.low: expected 2 features, found (1,)")
+    assert refusal(tmp_path / "1").endswith(
+        f"densities: range.low: expected 2 features, found (1,); {BundleError.usual_fix}"
+    )
 
 
 def with_feature_score(name, record, members=FEATURE_SCORES.members):

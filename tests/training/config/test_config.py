@@ -178,8 +178,9 @@ def test_a_name_is_one_that_the_store_can_hold(write):
 
 def test_a_file_that_is_no_toml_is_refused_by_name(write, tmp_path):
     """A missing file, broken TOML and text that is not UTF-8 are refused by the file's name."""
-    assert (
-        refusal(tmp_path / "none.toml") == f"{tmp_path / 'none.toml'}: cannot be read: found No such file or directory"
+    assert refusal(tmp_path / "none.toml") == (
+        f"{tmp_path / 'none.toml'}: cannot be read: found No such file or directory; "
+        "name an existing config; training/configs has examples"
     )
     path = write("seed = = 1")
     assert refusal(path).startswith(f"{path}: is not TOML: found ")
