@@ -55,8 +55,8 @@ demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the lette
 # Most of the tests' time is compilation, so XLA optimises little in them; where rounding or time limits are tested, programs
 # are compiled as the service compiles them. `make test-isa` and pytest alone use XLA's own settings for all tests.
 QUICK = --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true
-OPTIMISED = tests/models/bundles/test_golden.py tests/service/test_http.py tests/service/test_process.py \
-	tests/models/prediction/test_packing.py tests/models/prediction/test_rounding.py
+OPTIMISED = tests/models/bundles/test_golden.py tests/models/prediction/test_packing.py \
+	tests/models/prediction/test_rounding.py tests/service/test_batch_sizes.py
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed ## the whole test suite

@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
-FIRST_BYTES, MORE_BYTES = 1_200_000_000, 250_000_000
+FIRST_BYTES, MORE_BYTES = 1_600_000_000, 150_000_000
 """Memory of a test process at which compiled programs are dropped for the first time, and its growth until the next time:
 they pile up over thousands of tests. Dropping them takes a second, and does not return all memory."""
 next_drop = FIRST_BYTES

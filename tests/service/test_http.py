@@ -23,9 +23,7 @@ from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.store import set_label
 from abstain.models.errors import StoreError
 from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK
-from abstain.models.prediction.predictive import BUCKETS
 from abstain.models.prediction.scores import SCORES
-from abstain.service.commands.predict_file import predict_file
 from abstain.service.http import build_app
 from abstain.service.live_versions import LiveVersions
 from abstain.service.predict.response import FIELDS
@@ -33,6 +31,7 @@ from abstain.service.process import Process, Traffic
 from abstain.service.settings import Settings
 from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
+from tests.helpers.json_trees import numbers, words
 from tests.helpers.paths import CONFIGS
 from tests.helpers.processes import PATIENCE, until
 
@@ -136,25 +135,6 @@ def naive_wave(bundle, row: np.ndarray) -> dict:
     }
 
 
-def numbers(tree) -> np.ndarray:
-    """All numbers in a piece of JSON, in the order of its keys' names."""
-    if isinstance(tree, dict):
-        return np.concatenate([numbers(value) for _, value in sorted(tree.items())] or [np.empty(0)])
-    if isinstance(tree, list):
-        return np.concatenate([numbers(value) for value in tree] or [np.empty(0)])
-    is_number = isinstance(tree, int | float) and not isinstance(tree, bool)
-    return np.array([tree] if is_number else [], dtype=np.float64)
-
-
-def words(tree) -> list:
-    """All keys and values that are not numbers in a piece of JSON, in the order of its keys' names."""
-    if isinstance(tree, dict):
-        return [word for key, value in sorted(tree.items()) for word in (key, *words(value))]
-    if isinstance(tree, list):
-        return [word for value in tree for word in words(value)]
-    return [] if isinstance(tree, int | float) and not isinstance(tree, bool) else [tree]
-
-
 def rank(rows: int, level: float) -> int:
     """⌈(rows + 1)·level⌉, from the level's decimal digits."""
     return math.ceil((rows + 1) * Fraction(str(level)))
@@ -239,39 +219,6 @@ def test_wave_equals_a_naive_loop_over_the_draws(client, wave, points, size):
         for level, value in answer["quantiles"].items():
             mass = np.mean([0.5 * (1 + math.erf(z / math.sqrt(2))) for z in (value - means) / stds])
             assert mass == pytest.approx(float(level), abs=1e-4)
-
-
-@pytest.mark.parametrize("model", ["digits", "wave"])
-def test_http_equals_offline_scoring(client, store, model, images, points, tmp_path, request):
-    """`abstain predict` gives the same predictions for a file as HTTP for its rows, in any batch: equal words, close numbers."""
-    bundle = request.getfixturevalue(model)
-    rows = {"digits": images.astype(np.uint8), "wave": points}[model]
-    np.savez(tmp_path / "rows.npz", x=rows)
-    predict_file(bundle, tmp_path / "rows.npz", tmp_path / "out.jsonl")
-    offline = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    for size in SIZES:
-        online = predictions(client, rows[:size], model)
-        assert words(online) == words(offline[:size])
-        np.testing.assert_allclose(numbers(online), numbers(offline[:size]), rtol=1e-6, atol=1e-5)
-
-
-@pytest.mark.parametrize("model", ["digits", "wave"])
-def test_a_prediction_is_bit_identical_within_a_bucket(client, model, images, points):
-    """With any neighbours and at any position; between buckets, equal within 1e-6."""
-    rows = {"digits": images, "wave": points}[model]
-    random, row = np.random.default_rng(2), rows[5]
-    reference = predictions(client, row[None], model)[0]
-    below = 0
-    for bucket in BUCKETS:
-        found = []
-        for size in sorted({below + 1, (below + bucket) // 2 + 1, bucket}):
-            for index in {0, size // 2, size - 1}:
-                batch = rows[random.integers(0, len(rows), size)]
-                batch[index] = row
-                found.append(predictions(client, batch, model)[index])
-        assert all(prediction == found[0] for prediction in found)
-        np.testing.assert_allclose(numbers(found[0]), numbers(reference), rtol=1e-6, atol=1e-6)
-        below = bucket
 
 
 def test_the_last_rows_of_a_long_request_are_predicted_as_the_first(client, images):

@@ -197,7 +197,7 @@ def test_the_figures_of_a_transition_are_what_they_say(ran):
     settings, target, chains = ran
     data = {name: jnp.float32(values) for name, values in rows_of_all().items()}
     positions = chains.column("position")[:, ::500].reshape(-1, target.dim)
-    densities = jax.vmap(lambda z: target.log_density(z, data))(positions)
+    densities = jax.jit(jax.vmap(lambda z: target.log_density(z, data)))(positions)
     np.testing.assert_allclose(chains.column("log_density")[:, ::500].ravel(), densities, rtol=1e-4)
     assert (chains.column("leapfrogs") >= settings.thin).all()
     if settings.kind == "hmc":
