@@ -4,47 +4,38 @@ Rounding is tested here, so `make test` compiles these programs as the service d
 """
 
 import json
-import shutil
 
 import httpx
 import numpy as np
 import pytest
 
-from abstain.models.bundles.bundle import load
 from abstain.models.prediction.predictive import BUCKETS
 from abstain.service.commands.predict_file import predict_file
-from tests.helpers.fits import made_once
+from abstain.training.config.reading import read_config
+from abstain.training.fit import load_dataset
 from tests.helpers.json_trees import numbers, words
-from tests.helpers.passengers import fit_passengers, passenger_table
-from tests.helpers.paths import PROJECT
+from tests.helpers.paths import CONFIGS
 from tests.helpers.processes import PATIENCE
-from tests.helpers.servers import start_server, stop_server
 
 SIZES = (1, 2, 7, 8, 9, 33, 300)
-VERSIONS = {"passengers": "1", "golden": "2"}
-RANDOM = np.random.default_rng(1)
-ROWS = {
-    "passengers": passenger_table()[0][:300] + RANDOM.integers(0, 2, (300, 1)) * RANDOM.uniform(-3, 3, (300, 4)),
-    "golden": RANDOM.uniform(-3, 4, (300, 1)),
-}
-"""Rows of the training data and rows far from it, for a classification and a regression."""
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A store with both models."""
-    store = made_once(tmp_path_factory, "passengers", fit_passengers)
-    shutil.copytree(PROJECT / "tests" / "data" / "golden" / "2", store / "golden" / "2")
-    return store
+def rows():
+    """For each model of the store, rows of its data and rows far from it."""
+    digits = load_dataset(read_config(CONFIGS / "digits-vi.toml"), None).test.x[:150]
+    noise = np.random.default_rng(0).integers(0, 17, digits.shape)
+    return {
+        "digits": np.stack([digits, noise], axis=1).reshape(-1, 8, 8).astype(np.uint8),
+        "wave": np.random.default_rng(1).uniform(-3, 4, (300, 1)),
+    }
 
 
 @pytest.fixture(scope="module")
-def client(store, tmp_path_factory):
-    """A client of a server of both."""
-    server = start_server(store, tmp_path_factory.mktemp("server"), workers=2)
+def client(server):
+    """A client with one connection."""
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         yield client
-    stop_server(server)
 
 
 def predictions(client: httpx.Client, rows: np.ndarray, model: str) -> list[dict]:
@@ -54,12 +45,12 @@ def predictions(client: httpx.Client, rows: np.ndarray, model: str) -> list[dict
     return response.json()["predictions"]
 
 
-@pytest.mark.parametrize("model", ROWS)
-def test_http_equals_offline_scoring(client, store, model, tmp_path):
+@pytest.mark.parametrize("model", ["digits", "wave"])
+def test_http_equals_offline_scoring(client, model, rows, tmp_path, request):
     """`abstain predict` gives the same predictions for a file as HTTP for its rows, in any batch: equal words, close numbers."""
-    rows = ROWS[model]
+    rows = rows[model]
     np.savez(tmp_path / "rows.npz", x=rows)
-    predict_file(load(store / model / VERSIONS[model]), tmp_path / "rows.npz", tmp_path / "out.jsonl")
+    predict_file(request.getfixturevalue(model), tmp_path / "rows.npz", tmp_path / "out.jsonl")
     offline = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     for size in SIZES:
         online = predictions(client, rows[:size], model)
@@ -67,10 +58,10 @@ def test_http_equals_offline_scoring(client, store, model, tmp_path):
         np.testing.assert_allclose(numbers(online), numbers(offline[:size]), rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", ROWS)
-def test_a_prediction_is_bit_identical_within_a_bucket(client, model):
+@pytest.mark.parametrize("model", ["digits", "wave"])
+def test_a_prediction_is_bit_identical_within_a_bucket(client, model, rows):
     """With any neighbours and at any position; between buckets, equal within 1e-6."""
-    rows = ROWS[model]
+    rows = rows[model]
     random, row = np.random.default_rng(2), rows[5]
     reference = predictions(client, row[None], model)[0]
     below = 0

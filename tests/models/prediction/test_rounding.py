@@ -11,10 +11,10 @@ from abstain.models.bundles.bundle import load
 from abstain.models.decisions.judging import judge
 from abstain.training.config.config import Config
 from abstain.training.fit import fit
-from tests.helpers.fits import made_once, silent
-from tests.helpers.passengers import fit_passengers, passenger_table
+from tests.helpers.fits import silent
 from tests.helpers.paths import PROJECT
 
+ROWS = 1_500
 ANSWERS = """
 import os, sys
 import numpy as np
@@ -33,8 +33,24 @@ np.savez(sys.stdout.buffer, reject=judgement.reject, p_value=p_values, members=j
 @pytest.fixture(scope="module")
 def passengers(tmp_path_factory):
     """A bundle of a table with few distinct rows, at percentile 90; the folder of its version, and its distinct rows."""
-    store = made_once(tmp_path_factory, "passengers", fit_passengers)
-    return store / "passengers" / "1", np.unique(passenger_table()[0], axis=0)
+    folder = tmp_path_factory.mktemp("passengers")
+    rng = np.random.default_rng(0)
+    rank, sex = rng.choice(3, ROWS, p=[0.24, 0.21, 0.55]), rng.integers(0, 2, ROWS)
+    relatives, port = np.minimum(rng.geometric(0.6, ROWS) - 1, 5), rng.choice(3, ROWS, p=[0.72, 0.19, 0.09])
+    x = np.stack([rank, sex, relatives, port], axis=1).astype(np.float32)
+    y = (rng.random(ROWS) < 1 / (1 + np.exp(0.8 * rank + 0.3 * relatives - 2.5 * sex))).astype(int)
+    np.savez(folder / "table.npz", x=x, y=y)
+    config = Config.model_validate(
+        {
+            "name": "passengers",
+            "draws": 10,
+            "network": {"kind": "mlp", "hidden": [16]},
+            "method": {"kind": "vi", "steps": 200, "learning_rate": 1e-2, "reports": 1},
+            "calibration": {"percentile": 90.0, "sets": "aps"},
+        }
+    )
+    fit(config, str(folder / "table.npz"), folder, silent)
+    return folder / "passengers" / "1", np.unique(x, axis=0)
 
 
 def answers(bundle, rows, bucket):
