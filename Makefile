@@ -52,7 +52,7 @@ $(DOCS)/installed: requirements-docs.lock
 demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the letter B
 	@$(BIN)/python examples/demo.py --store $(STORE)
 
-# Most of the tests' time is compilation, so XLA optimises little in them; where rounding or time limits are tested, programs
+# Most of the tests' time is compilation, so XLA optimises little in them; in the files that test rounding, programs
 # are compiled as the service compiles them. `make test-isa` and pytest alone use XLA's own settings for all tests.
 QUICK = --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true
 OPTIMISED = tests/models/bundles/test_golden.py tests/models/prediction/test_packing.py \
