@@ -17,8 +17,8 @@ from playwright.sync_api import Page, sync_playwright
 
 PROJECT = Path(__file__).resolve().parents[1]
 SIZE = {"width": 1120, "height": 780}
-WATCH_SECONDS = 15
-"""Time in which examples are sent before the view of the metrics is taken."""
+WATCH_SECONDS = 45
+"""Time in which examples are sent while a second page shows the metrics, before its picture is taken."""
 
 
 def main() -> int:
@@ -34,14 +34,14 @@ def main() -> int:
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport=SIZE)
         page.goto(f"{options.url}/#try/digits:1")
-        send_examples(page, WATCH_SECONDS)
         page.get_by_role("button", name="Example: the letter B").click()
         page.locator("#verdict .word", has_text="I don’t know").wait_for()
         page.screenshot(path=options.out / "console-letter.png")
-        page.goto(f"{options.url}/#watch/digits:1")
-        page.locator("#watch canvas").first.wait_for()
-        time.sleep(WATCH_SECONDS)
-        page.screenshot(path=options.out / "console-watch.png")
+        watch = browser.new_page(viewport=SIZE)
+        watch.goto(f"{options.url}/#watch/digits:1")
+        watch.locator("#watch canvas").first.wait_for()
+        send_examples(page, WATCH_SECONDS)
+        watch.screenshot(path=options.out / "console-watch.png")
         browser.close()
     return 0
 
