@@ -1,4 +1,4 @@
-"""Hints: notes on columns that look like a group or a time, if the config names neither.
+"""Hints: notes on columns that look like a group or a time, if the config names neither, and on classes that look like numbers.
 
 If the rows of a group are split at random, the stated reject rate does not hold for new groups. A hint is only a
 note, because an ordinary feature may look like a group.
@@ -35,6 +35,8 @@ GROUPS = 10
 """The smallest number of distinct values of a group: a column with fewer values is a category, like a user's type."""
 ROWS = 3
 """The smallest average number of rows of a group: a unique identifier of each row is not a group."""
+CLASSES, CLASS_ROWS = 20, 50
+"""The smallest number of classes, and the largest average number of rows of a class, that look like a number to predict."""
 HINT_ROWS = 20_000
 """The number of first rows that are examined."""
 
@@ -47,6 +49,17 @@ def split_hints(columns: Mapping[str, ArrowColumn | np.ndarray]) -> tuple[str, .
         if hint:
             hints.append(hint)
     return tuple(hints)
+
+
+def class_hints(target: str, labels: Sequence[Any] | np.ndarray) -> tuple[str, ...]:
+    """Returns a note if the classes look like a number to predict: many of them, all numbers, few rows each."""
+    classes = {str(label) for label in labels}
+    if len(classes) < CLASSES or len(labels) > CLASS_ROWS * len(classes) or not all(map(_is_number, classes)):
+        return ()
+    return (
+        f"target {target!r} has {len(classes)} different numbers in {len(labels):,} rows, and each is a class: to predict a "
+        'number, set likelihood = "normal"',
+    )
 
 
 def array_hints(arrays: Mapping[str, np.ndarray], features: Sequence[str], rows: Rows | None) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from abstain.training.config.data import DataConfig
 from abstain.training.config.section import Size
 from abstain.training.data.embedded import EMBEDDED
 from abstain.training.data.group_columns import Key, array_key
-from abstain.training.data.hints import array_hints
+from abstain.training.data.hints import array_hints, class_hints
 from abstain.training.data.rows import Rows, Source, as_text, class_indices, numbers
 from abstain.training.data.splitting import check_split_settings
 from abstain.training.data.tables import read_table_source
@@ -150,6 +150,8 @@ def _array_source(
             key = _own_key(key, chosen, config, where)
         rows |= own
     hints = () if fitted or config.split_by else array_hints(arrays, features, rows.get(part))
+    if classify and not fitted and part in rows:
+        hints += class_hints("y", [names[code] for code in rows[part].y] if names else rows[part].y)
     return Source(
         where,
         rows.get("_train", rows.get("")),

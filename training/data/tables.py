@@ -18,7 +18,7 @@ from abstain.models.prediction.preprocessing import (
 )
 from abstain.training.config.data import DataConfig
 from abstain.training.data.group_columns import column_key
-from abstain.training.data.hints import split_hints
+from abstain.training.data.hints import class_hints, split_hints
 from abstain.training.data.rows import Rows, Source, natural_order, numbers, text_codes
 
 _DROP = "list it under data.drop"
@@ -57,7 +57,10 @@ def read_table_source(
     if config.split_by in table.column_names:
         key = column_key(table.column(config.split_by), config, where)
     features = tuple(column.name for column in columns)
-    return Source(where, rows, None, None, names, features, columns, key, () if fitted else _hints(table, config))
+    hints = () if fitted else _hints(table, config)
+    if classify and not fitted:
+        hints += class_hints(target, [names[code] for code in y])
+    return Source(where, rows, None, None, names, features, columns, key, hints)
 
 
 def _target(table: ArrowTable, where: str, config: DataConfig, fitted: Model | None) -> str:

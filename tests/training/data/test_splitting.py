@@ -10,7 +10,7 @@ from pyarrow import csv, parquet
 from abstain.models.errors import ConfigError, DataError
 from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import split, split_again
-from abstain.training.data.hints import array_hints, split_hints
+from abstain.training.data.hints import array_hints, class_hints, split_hints
 from abstain.training.data.rows import Rows, Source
 from abstain.training.data.sources import read_source
 
@@ -249,6 +249,28 @@ def test_columns_that_look_like_groups_or_times_get_a_hint(name, values, kind):
 def test_ordinary_columns_get_none(name, values):
     """Measurements, few categories, row numbers, and names that only contain a word."""
     assert split_hints({name: pa.array(values)}) == ()
+
+
+@pytest.mark.parametrize(
+    ("labels", "hints"),
+    [
+        (RNG.integers(18, 90, COUNT), 1),
+        ([f"{value:.1f}" for value in RNG.normal(size=COUNT)], 1),
+        (np.arange(COUNT) % 10, 0),
+        ([f"class {n % 70}" for n in range(COUNT)], 0),
+        (np.arange(100 * COUNT) % 100, 0),
+    ],
+)
+def test_classes_that_look_like_a_number_get_a_hint(labels, hints, tmp_path):
+    """Many different numbers with few rows each; not few classes, not words, not classes of hundreds of rows."""
+    found = class_hints("price", labels)
+    assert len(found) == hints
+    assert all('set likelihood = "normal"' in hint for hint in found)
+    table = as_table(tmp_path, price=labels)
+    assert read(table, classify=True, target="price").hints == found
+    if np.asarray(labels).dtype.kind == "i":
+        arrays = as_npz(tmp_path, x=np.zeros((len(labels), 2)), y=labels)
+        assert read(arrays, classify=True).hints == tuple(hint.replace("price", "y") for hint in found)
 
 
 def test_hints_are_given_where_no_key_is_set(tmp_path):
