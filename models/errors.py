@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import cast
 
 
 class AbstainError(Exception):
@@ -136,7 +137,7 @@ def printable(text: str) -> str:
 def clip_repr(value: object, limit: int = 60) -> str:
     """Returns `repr(value)`, cut to at most `limit` characters; the type's name if `repr` fails, as for 10**5000."""
     try:
-        text = repr(value)
+        text = repr(_first_parts(value, [limit]))
     except (ValueError, RecursionError):
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
@@ -146,3 +147,18 @@ def suggest(name: str, known: Iterable[str]) -> str | None:
     """Returns a question for the `fix` of an error, with the nearest known name; None if no name is near."""
     near = get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else None
+
+
+def _first_parts(value: object, left: list[int]) -> object:
+    """Returns as much of a nested list, tuple or text as `left[0]` characters can show; millions of numbers take seconds."""
+    left[0] -= 1
+    if isinstance(value, str | bytes):
+        return value[: left[0] + 2] if left[0] >= 0 else value[:1]
+    if type(value) not in {list, tuple}:
+        return value
+    parts: list[object] = []
+    for part in cast("list[object]", value):
+        if left[0] < 0:
+            break
+        parts.append(_first_parts(part, left))
+    return parts if isinstance(value, list) else tuple(parts)

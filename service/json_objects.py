@@ -11,6 +11,8 @@ from abstain.models.errors import InputError, clip_repr, suggest
 
 MAX_OBJECTS = 1_000
 """The limit for one body, which needs only a few for each output. An object of three bytes takes seventy in memory."""
+MAX_LISTS = 1_000_000
+"""The limit for one body. An empty list of three bytes takes seventy in memory; a row of an image may be sent flat."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _BINARY = f"if binary data follows the JSON, give the length of the JSON in the header {HEADER_LENGTH}"
 
@@ -21,7 +23,7 @@ def parse_object(text: bytes, keys: tuple[str, ...]) -> tuple[dict[str, Any], bo
     Raises:
         InputError: the text is not JSON in UTF-8, not an object, has too many objects, or an unknown or duplicate key.
     """
-    refuse_many_objects(text)
+    refuse_many_parts(text)
     failure: orjson.JSONDecodeError | None = None
     try:
         content = orjson.loads(text)
@@ -34,12 +36,20 @@ def parse_object(text: bytes, keys: tuple[str, ...]) -> tuple[dict[str, Any], bo
     return check_object(content, "body", keys), plain
 
 
-def refuse_many_objects(text: bytes) -> None:
-    """Refuses a body with more objects than any request needs, before it is parsed.
+def refuse_many_parts(text: bytes) -> None:
+    """Refuses a body with more objects or lists than any request needs, before it is parsed.
 
     Raises:
         InputError: gives the number.
     """
+    brackets = text.count(b"[")
+    if brackets > MAX_LISTS:
+        raise InputError(
+            where="body",
+            expected=f"at most {MAX_LISTS:,} JSON lists",
+            found=f"{brackets:,} opening brackets",
+            fix="send fewer rows in one request, or each row as one flat list of numbers",
+        )
     braces = text.count(b"{")
     if braces > MAX_OBJECTS:
         raise InputError(
@@ -61,7 +71,8 @@ def _is_plain(content: Any, text: bytes) -> bool:
             strings += len(value)
             pending += [child for key, child in value.items() if key != "data"]
         elif isinstance(value, list):
-            pending += cast("list[Any]", value)
+            # Numbers are most of a body, and neither text nor words.
+            pending += [child for child in cast("list[Any]", value) if type(child) not in {int, float}]
         elif isinstance(value, str):
             strings += 1
         elif value is None or isinstance(value, bool):

@@ -119,6 +119,8 @@ def read_trained(folder: Path, files: dict[str, str]) -> TrainedRows | None:
     if key.dtype != np.uint8 or key.shape != (KEY_BYTES,) or hashes.dtype != np.uint32 or hashes.ndim != 1:
         found = f"key {key.dtype} {key.shape}, hashes {hashes.dtype} {hashes.shape}"
         raise BundleError("trained rows", where=str(folder / FILE), expected="uint8 [16], uint32 [rows]", found=found)
+    if not 0 <= repeats <= 1:  # also refuses NaN
+        raise BundleError("repeats", where=str(folder / FILE), expected="a share from 0 to 1", found=repeats)
     return TrainedRows(key, hashes, repeats)
 
 

@@ -45,7 +45,6 @@ COLUMN_BYTES = 4096
 _PLAIN = "an .npz of plain arrays"
 _NPY_HEADER_BYTES = 16_384
 """More than the longest header that numpy reads."""
-_BATCH_CELLS = 2**22
 
 
 def data_limit(environ: Mapping[str, str]) -> int:
@@ -270,13 +269,17 @@ def _read_parquet(path: Path) -> ArrowTable:
     # Text is read as a dictionary and codes: a small file may contain one long text so often that it takes gigabytes.
     texts = [field.name for field in flat if _is_text(field.type)]
     with parquet.ParquetFile(path, metadata=metadata, read_dictionary=texts) as file:
-        batch_rows = max(1, min(2**16, _BATCH_CELLS // max(len(flat), 1)))
-        batches = file.iter_batches(batch_size=batch_rows, columns=flat.names if nested else None)
-        table = _to_table(batches, flat, str(path))
+        taken, columns = 0, list[Any]()
+        # Column by column, because the footer may state smaller sizes than the columns have.
+        for field in flat:
+            batches = file.iter_batches(batch_size=2**16, columns=[field.name])
+            column, taken = _read_column(batches, field, str(path), taken)
+            columns.append(column)
+    table = pa.Table.from_arrays(columns, schema=flat)
     # A nested column cannot be a feature. Its values are not read: the column is dropped, or refused because of its type.
     for index, field in enumerate(schema):
         if field.name in nested:
-            table = table.add_column(index, field, pa.nulls(table.num_rows, field.type))
+            table = table.add_column(index, field, pa.nulls(metadata.num_rows, field.type))
     return table
 
 
@@ -288,6 +291,15 @@ def _stated_bytes(file: Any) -> int:
     for number in range(metadata.num_row_groups):
         unpacked += max(metadata.row_group(number).total_byte_size, 0)
     return max(cells, unpacked, COLUMN_BYTES * metadata.num_columns)
+
+
+def _read_column(batches: Iterator[Any], field: Any, where: str, taken: int) -> tuple[Any, int]:
+    """Joins the batches of one column; returns it, and the bytes taken with it. Decodes text only after checking its size."""
+    parts: list[Any] = []
+    for batch in batches:
+        taken = check_room(_bytes_of(batch.column(0)), where, already=taken)
+        parts.append(batch.column(0).cast(field.type))
+    return pa.chunked_array(parts, type=field.type), taken
 
 
 def _to_table(batches: Iterator[Any], schema: Any, where: str) -> ArrowTable:

@@ -37,14 +37,14 @@ SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
 """All scopes; `admin` includes the others."""
 PREFIX = "abstain_"
 MAX_FILE_BYTES = 1024 * 1024
-MAX_RATE = 1e6
-"""The largest rate of a key, in requests per second."""
+MIN_RATE, MAX_RATE = 1e-6, 1e6
+"""The limits of a key's rate, in requests per second."""
 CHECK_SECONDS = 1.0
 """The time between two checks of a worker whether the file has changed."""
 _EXPECTED = {
     "name": "1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
     "scopes": f"at least one of {', '.join(SCOPES)}",
-    "rate": f"a number above 0, at most {MAX_RATE:g}",
+    "rate": f"a number from {MIN_RATE:g} to {MAX_RATE:g}",
 }
 
 
@@ -68,7 +68,7 @@ class Key(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     scopes: Annotated[tuple[KeyScope, ...], Field(min_length=1)]
-    rate: Annotated[float, Field(gt=0, le=MAX_RATE, allow_inf_nan=False)] | None = None
+    rate: Annotated[float, Field(ge=MIN_RATE, le=MAX_RATE, allow_inf_nan=False)] | None = None
     """Requests per second over all workers; None sets no limit."""
     created: str = ""
     """UTC, ISO 8601; only informative."""
@@ -166,6 +166,7 @@ def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...], rate: float | N
         ConfigError: the file cannot be written or is not a file of keys, the name is invalid or in use, or the
             rate is invalid.
     """
+    path = path.resolve()  # A link stays a link: the server may read the file by either name.
     key = PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     with _locked(path):
@@ -198,6 +199,7 @@ def revoke_key(path: Path, name: str) -> None:
     Raises:
         ConfigError: the file cannot be read or written, or has no key of this name.
     """
+    path = path.resolve()
     with _locked(path):
         old = read_keys(path).keys
         remaining = tuple(key for key in old if key.name != name)
@@ -250,14 +252,20 @@ def _locked(path: Path) -> Generator[None]:
 
 
 def _write(path: Path, keys: Keys) -> None:
-    """Replaces the file in one step. Only its owner may read a new file; an existing file keeps its mode."""
-    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
+    """Replaces the file in one step. Only its owner may read a new file; an existing file keeps its mode and its owner.
+
+    Raises:
+        OSError: this user may not give the file its owner; a server that runs as the owner could no longer read it.
+    """
+    old = path.stat() if path.exists() else None
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
         draft = Path(file.name)
         try:
             file.write(orjson.dumps(keys.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
             file.flush()
-            os.fchmod(file.fileno(), mode)
+            if old is not None:
+                os.fchown(file.fileno(), old.st_uid, old.st_gid)
+            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode) if old else 0o600)
             os.fsync(file.fileno())
             draft.replace(path)
         finally:

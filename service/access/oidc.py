@@ -84,7 +84,7 @@ class Provider:
             # The key's name need not be verified: the signature does not match a wrong key.
             name = jwt.get_unverified_header(token).get("kid", "")
             key = await self._key(name)
-            claims = jwt.decode(
+            claims = jwt.PyJWT({"enforce_minimum_key_length": True}).decode(
                 token,
                 key,
                 algorithms=ALGORITHMS,
@@ -93,7 +93,7 @@ class Provider:
                 leeway=CLOCK_SECONDS,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
-        except (jwt.InvalidTokenError, jwt.PyJWKError) as error:
+        except jwt.PyJWTError as error:
             raise HTTPError(
                 401,
                 "",

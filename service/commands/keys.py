@@ -32,7 +32,7 @@ def new_key(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and print it: the file keeps only its hash. A running server accepts it within a second."""
-    from abstain.service.access.api_keys import MAX_RATE, SCOPES, add_key  # noqa: PLC0415
+    from abstain.service.access.api_keys import MAX_RATE, MIN_RATE, SCOPES, add_key  # noqa: PLC0415
 
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown:
@@ -40,9 +40,9 @@ def new_key(
             f"expected one of {', '.join(SCOPES)}, found {unknown[0]!r}; for several: --scope predict --scope read",
             param_hint="--scope",
         )
-    if rate is not None and not 0 < rate <= MAX_RATE:
+    if rate is not None and not MIN_RATE <= rate <= MAX_RATE:
         raise typer.BadParameter(
-            f"expected a number above 0, at most {MAX_RATE:g}, found {rate:g}", param_hint="--rate"
+            f"expected a number from {MIN_RATE:g} to {MAX_RATE:g}, found {rate:g}", param_hint="--rate"
         )
     key = add_key(path, name, tuple(scope for scope in SCOPES if scope in scopes), rate)
     if as_json:

@@ -22,6 +22,8 @@ class BoundedHeads(HttpToolsProtocol):
 
     _unread = 0
     _over = False
+    _trailers: int | None = None
+    """The number of trailers so far; None before the end of the head."""
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser, and counts the bytes since it last passed on a head or a part of a body."""
@@ -30,16 +32,27 @@ class BoundedHeads(HttpToolsProtocol):
         if self._unread > HEAD_BYTES:
             self.send_400_response("")
 
+    def on_message_begin(self) -> None:
+        """Begins the next request of the connection."""
+        self._trailers = None
+        super().on_message_begin()
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Adds a header or a trailer, up to the limit."""
-        if len(self.headers) >= MAX_HEADERS:
+        """Adds a header, up to the limit, and drops a trailer.
+
+        A field after the body must not count as a header (RFC 9110, §6.5.1): no proxy has seen it there.
+        """
+        if len(self.headers) + (self._trailers or 0) >= MAX_HEADERS:
             self._over = True
             raise ValueError("too many headers")  # ends the parsing, and calls send_400_response
-        super().on_header(name, value)
+        if self._trailers is None:
+            super().on_header(name, value)
+        else:
+            self._trailers += 1
 
     def on_headers_complete(self) -> None:
         """Resets the count at the end of a head."""
-        self._unread = 0
+        self._unread, self._trailers = 0, 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

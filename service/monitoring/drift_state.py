@@ -19,6 +19,7 @@ import io
 import logging
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,8 @@ from abstain.models.decisions import drift
 log = logging.getLogger("abstain.drift")
 
 FORMAT = 1
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+"""What zipfile and numpy raise for a damaged file; RuntimeError for one that seems to be encrypted."""
 
 
 class SavedWatch(NamedTuple):

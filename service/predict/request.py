@@ -17,7 +17,7 @@ from abstain.service.json_objects import (
     describe_value,
     number_between,
     parse_slowly,
-    refuse_many_objects,
+    refuse_many_parts,
     text_of,
 )
 from abstain.service.rows import refuse_many_rows
@@ -43,7 +43,7 @@ def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
     Raises:
         InputError: the body is not a JSON object with the known keys and types, or it has too many rows or objects.
     """
-    refuse_many_objects(body)
+    refuse_many_parts(body)
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:

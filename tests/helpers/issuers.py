@@ -21,6 +21,7 @@ class Issuer:
         self.away = False
         self.dripping = self.huge = False
         self.redirect = None
+        self.further_keys: list[dict[str, str]] = []
         self.document = {"issuer": url, "jwks_uri": f"{url}/keys"}
         self.keys = {"first": ec.generate_private_key(ec.SECP256R1())}
 
@@ -30,7 +31,8 @@ class Issuer:
             keys = {
                 name: json.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key())) for name, key in self.keys.items()
             }
-            return {"keys": [{**key, "kid": name, "use": "sig", "alg": "ES256"} for name, key in keys.items()]}
+            own = [{**key, "kid": name, "use": "sig", "alg": "ES256"} for name, key in keys.items()]
+            return {"keys": [*own, *self.further_keys]}
         return self.document
 
     def token(self, *, kid="first", key=None, algorithm="ES256", header=None, **claims):

@@ -65,6 +65,10 @@ def test_hashes_are_read_from_their_file(tmp_path):
     found = read_trained(tmp_path, {FILE: "a hash"})
     assert all(np.array_equal(one, other) for one, other in zip(trained, found, strict=True))
     assert read_trained(tmp_path, {}) is None
+    for share in (-0.5, 2.0, np.nan, np.inf):
+        np.savez(tmp_path / FILE, key=trained.key, hashes=trained.hashes, repeats=share)
+        with pytest.raises(BundleError, match="repeats: expected a share from 0 to 1"):
+            read_trained(tmp_path, {FILE: ""})
     np.savez(tmp_path / FILE, key=trained.key[:3], hashes=trained.hashes, repeats=0.0)
     with pytest.raises(BundleError, match=r"trained.npz: trained rows: expected uint8 \[16\]"):
         read_trained(tmp_path, {FILE: "a hash"})

@@ -44,7 +44,7 @@ def test_a_rate_is_stored_and_listed(run, path):
     for rate in ("0", "-1", "nan", "inf", "1e9"):
         code, _, err = run("key", "new", "other", "--scope", "predict", "--rate", rate, "--keys", path)
         assert code == 2
-        assert "expected a number above 0, at most 1e+06, found" in err
+        assert "expected a number from 1e-06 to 1e+06, found" in err
     assert [key.name for key in read_keys(path).keys] == ["app"]
 
 
@@ -62,6 +62,35 @@ def test_a_change_of_keys_keeps_the_mode_of_the_file(path):
     path.chmod(0o644)
     add_key(path, "b", ("read",))
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_change_of_keys_keeps_a_link(path):
+    """The file that a server reads by its own name loses the revoked key."""
+    add_key(path, "a", ("read",))
+    link = path.with_name("link.json")
+    link.symlink_to(path)
+    add_key(link, "b", ("read",))
+    revoke_key(link, "a")
+    assert link.is_symlink()
+    assert [key.name for key in read_keys(path).keys] == ["b"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_change_of_keys_keeps_the_owner_of_the_file(path):
+    """Root revokes a key; the server, another user, can still read the file, and so refuses the key."""
+    add_key(path, "a", ("read",))
+    os.chown(path, 65534, 65534)
+    revoke_key(path, "a")
+    facts = path.stat()
+    assert (facts.st_uid, facts.st_gid, stat.S_IMODE(facts.st_mode)) == (65534, 65534, 0o600)
+
+
+def test_a_rate_that_is_almost_zero_is_refused(run, path):
+    """The time between two of its requests would be infinite."""
+    code, _, err = run("key", "new", "a", "--scope", "read", "--rate", "1e-320", "--keys", path)
+    assert (code, "expected a number from 1e-06 to 1e+06" in err) == (2, True)
+    with pytest.raises(ConfigError, match="rate"):
+        add_key(path, "a", ("read",), 1e-320)
 
 
 def test_keys_differ_and_names_are_unique(run, path):
@@ -83,7 +112,7 @@ def test_keys_differ_and_names_are_unique(run, path):
         ),
         (("new", "a"), 2, "--scope"),
         (("new", "a b", "--scope", "read"), 1, "name: expected 1 to 64 letters, digits"),
-        (("new", "b", "--scope", "read", "--rate", "0"), 2, "expected a number above 0, at most 1e+06, found 0"),
+        (("new", "b", "--scope", "read", "--rate", "0"), 2, "expected a number from 1e-06 to 1e+06, found 0"),
         (("revoke", "b"), 1, "unknown key: expected one of a, found b"),
         (("revoke", "A"), 1, "unknown key: expected one of a, found A"),
     ],

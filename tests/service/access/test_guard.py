@@ -159,6 +159,28 @@ def test_the_head_of_a_request_is_limited(guarded, content):
     assert CLIENT.get(f"{guarded.url}/livez").status_code == 200
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_trailers_are_no_headers(guarded, keys, pieces):
+    """A key after the body is no key, a host no host; a proxy has not seen them. The next request may have a key again."""
+    address = guarded.address
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b"2\r\n{}\r\n0\r\n"
+    trailers = b"X-API-Key: %s\r\nHost: evil\r\nX-Request-Id: late\r\n\r\n" % keys[1]["predict"].encode()
+    parts = [head + body + trailers] if pieces == 1 else [head + body, trailers]
+    with socket.create_connection(address, timeout=PATIENCE) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.2)
+        answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert b"missing_key" in answer
+        assert b"late" not in answer
+    headers = {"X-API-Key": keys[1]["read"]}
+    with httpx.Client(base_url=guarded.url, timeout=PATIENCE) as client:
+        assert client.post("/predict", content=iter([b"{}"]), headers=headers).status_code == 403
+        assert client.get("/models", headers=headers).status_code == 200
+
+
 def test_a_usual_head_is_accepted(guarded, keys):
     """Cookies and tokens of proxies need some kilobytes."""
     more = {f"X-Header-{number}": "a" * 200 for number in range(100)}

@@ -9,6 +9,7 @@ import time
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import RSAAlgorithm
 
 from abstain.models.errors import ConfigError
 from abstain.service.access import oidc
@@ -110,6 +111,21 @@ def test_a_token_that_is_not_valid_is_refused(issuer, provider, name):
     assert error.value.status == 401
     assert set(issuer.requests) <= {"/.well-known/openid-configuration", "/keys"}
     assert check(provider, issuer.token()).name == "app"
+
+
+@pytest.mark.parametrize(("bits", "accepted"), [(1024, False), (2048, True)])
+def test_a_short_key_of_the_provider_is_refused(issuer, provider, bits, accepted):
+    """RSA keys below 2,048 bits can be broken (NIST SP 800-131A)."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+    issuer.further_keys.append(json.loads(RSAAlgorithm.to_jwk(key.public_key())) | {"kid": "rsa", "alg": "RS256"})
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    token = issuer.token(kid="rsa", key=pem, algorithm="RS256")
+    if accepted:
+        assert check(provider, token).name == "app"
+        return
+    with pytest.raises(HTTPError) as error:
+        check(provider, token)
+    assert error.value.status == 401
 
 
 def test_the_providers_keys_are_fetched_once(issuer, provider):

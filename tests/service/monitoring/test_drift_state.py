@@ -114,6 +114,11 @@ def test_each_worker_has_its_own_file(tmp_path):
     assert again[0]._streams == 2 * len(SCORES)
 
 
+def set_bit(content: bytes, place: int, bit: int) -> bytes:
+    """The bytes with one bit set."""
+    return content[:place] + bytes([content[place] | 1 << bit]) + content[place + 1 :]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -122,8 +127,10 @@ def test_each_worker_has_its_own_file(tmp_path):
         lambda _content: b"\x80\x04K\x01.",
         lambda content: content.replace(b"counts.npy", b"cuonts.npy"),
         lambda _content: bytes(2_000),
+        lambda content: set_bit(content, content.index(b"PK\x01\x02") + 8, 0),
+        lambda content: set_bit(content, content.index(b"PK\x01\x02") + 10, 6),
     ],
-    ids=["empty", "truncated", "a pickle", "another record", "zeros"],
+    ids=["empty", "truncated", "a pickle", "another record", "zeros", "encrypted", "another compression"],
 )
 def test_a_damaged_file_is_renamed(tmp_path, caplog, spoil):
     """Its epoch is in its name: the next one starts, and the log reports it; nothing is unpickled."""

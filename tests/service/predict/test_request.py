@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abstain.models.errors import AbstainError, InputError
+from abstain.models.errors import AbstainError, InputError, clip_repr
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Column, Preprocessing
@@ -318,6 +318,27 @@ def test_a_body_of_objects_is_refused_before_it_is_parsed():
     body = b'{"inputs":[' + b",".join([b'{"a":{}}'] * 200_000) + b"]}"
     assert refusal(body) == "body: expected at most 1,000 JSON objects, found 400,001 opening braces"
     assert peak_of(lambda: refusal(body)) < len(body)
+
+
+def test_a_body_of_lists_is_refused_before_it_is_parsed():
+    """Thirty kilobytes, compressed, would take gigabytes; an image of any size may be sent as one flat list."""
+    body = b'{"inputs":[' + b"[]," * 1_000_000 + b"[]]}"
+    expected = "body: expected at most 1,000,000 JSON lists, found 1,000,002 opening brackets; send fewer rows in one"
+    assert refusal(body).startswith(expected)
+    assert peak_of(lambda: refusal(body)) < len(body)
+    with pytest.raises(InputError, match=f"^{expected}"):
+        parse_object(body, ("inputs",))
+
+
+def test_errors_show_the_beginning_of_a_long_list():
+    """The text is that of the whole list, cut; only its beginning is converted."""
+    numbers = [9] * 1_000_000
+    for value in (numbers, [numbers, numbers], tuple(numbers), [[numbers]], "x" * 1_000_000):
+        assert len(clip_repr(value)) == 60
+        assert peak_of(lambda value=value: clip_repr(value)) < 100_000
+    for value in ([1, [2.5, "a"], None, {"b": [1]}], (), (1,), "it's", b"ab", [[]] * 19, list(range(100))):
+        text = repr(value)
+        assert clip_repr(value) == (text if len(text) <= 60 else f"{text[:59]}…")
 
 
 MANY_LISTS = b",".join([b"[[]]"] * 200_000)
