@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.errors import ConfigError
-from abstain.progress import ProgressCallback
+from abstain.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
     from abstain.training.config.config import Config
@@ -147,11 +147,7 @@ def _report_progress(progress: ProgressCallback | bool, settings: Config) -> Gen
         with progress_bar(f"{settings.name} by {settings.method.kind}") as bar:
             yield bar
     else:
-        yield _ignore_progress if progress is False else progress
-
-
-def _ignore_progress(done: int, total: int, passage: str = "", **facts: float) -> None:
-    """Does nothing."""
+        yield no_progress if progress is False else progress
 
 
 def _path(path: StrPath | None) -> Path | None:

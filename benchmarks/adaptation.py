@@ -36,6 +36,7 @@ def acceptance(kind: str, target: float, dim: int, warmup: int, keys: int) -> np
     kernel = make(posterior, config(chains=CHAINS, warmup=warmup, target_acceptance=target))
 
     def run(key: Any, data: Any) -> Any:
+        """Returns the acceptance of all chains of one key."""
         key_start, key_chains = jax.random.split(key)
         starts = jax.vmap(posterior.sample_prior)(jax.random.split(key_start, CHAINS))
         keys = jax.random.split(key_chains, CHAINS)
@@ -44,6 +45,7 @@ def acceptance(kind: str, target: float, dim: int, warmup: int, keys: int) -> np
         return jax.vmap(chain, in_axes=(0, 0, None))(keys, starts, data)
 
     def chain(key: Any, start: Any, data: Any) -> Any:
+        """Runs the warm-up and the samples; returns the mean acceptance."""
         state = kernel.init(key, start, data)
         state, _ = jax.lax.scan(lambda state, _: kernel.warm(state, data), state, None, length=warmup)
         _, info = jax.lax.scan(lambda state, _: kernel.step(state, data), kernel.settle(state), None, length=SAMPLES)

@@ -193,6 +193,7 @@ def print_letters(store: Path, model: str, data: Path) -> dict[str, float]:
     rounding, coins = drift.absolute_rounding(names, np.ones(len(names))), np.random.default_rng(0)
 
     def read_scores(file: str) -> np.ndarray:
+        """Returns the dithered scores of the rows in a file, `[scores, rows]`."""
         rows = np.load(data / file, allow_pickle=False)["x_test"]
         shaped = rows.reshape(len(rows), *bundle.manifest.model.feature_shape)
         judgement = judge(bundle.calibration, predictor(shaped))

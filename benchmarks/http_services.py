@@ -87,6 +87,7 @@ def ensemble() -> Callable[[np.ndarray], dict[str, Any]]:
 
     @jax.jit
     def call(draws: Any, rows: Any) -> dict[str, Any]:
+        """Returns the mean, standard deviation and entropies of each row."""
         probabilities = jax.vmap(jax.vmap(network, (None, 0)), (0, None))(draws, rows)
         mean = probabilities.mean(0)
         entropy = -(mean * jnp.log(mean)).sum(-1)

@@ -315,6 +315,8 @@ def run_stock_nuts(problem: Problem, chain_method: str, seed: int, reference: Mo
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[start_chain(key) for key in keys])
 
     def run_steps(state: Any, steps: int) -> tuple[Any, Any]:
+        """Makes so many transitions; returns the last state and all positions."""
+
         def step(state: Any, _: None) -> tuple[Any, Any]:
             state = kernel.sample(state, data, {})
             return state, state.z

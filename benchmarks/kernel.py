@@ -263,6 +263,7 @@ def make_numpy(posterior: Posterior) -> Call:
     ]
 
     def call(rows: np.ndarray) -> np.ndarray:
+        """Returns the outputs of all draws for some rows."""
         hidden = rows[None]
         for (kernel, bias), padding in zip(convolutions, (2, 0), strict=False):
             hidden = _max_pool(_convolve(hidden if hidden.ndim == 5 else hidden[..., None], kernel, bias, padding))

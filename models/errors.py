@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import cast
+from typing import TypeVar, cast
 
 
 class AbstainError(Exception):
@@ -90,7 +90,6 @@ class SignatureError(BundleError):
     """A version on disk is not signed by a trusted key."""
 
     code = "untrusted_bundle"
-    usual_fix = "abstain sign signs a version; abstain verify checks it"
 
 
 class StoreError(AbstainError):
@@ -143,6 +142,15 @@ def clip_repr(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+Kind = TypeVar("Kind", bound=AbstainError)
+
+
+def convert(error: AbstainError, kind: type[Kind], where: str | None = None) -> Kind:
+    """Makes an error of another class with the same parts; `where` comes before the error's own place."""
+    place = ": ".join(part for part in (where, error.where) if part)
+    return kind(error.what, where=place or None, expected=error.expected, found=error.found, fix=error.fix)
+
+
 def suggest(name: str, known: Iterable[str]) -> str | None:
     """Returns a question for the `fix` of an error, with the nearest known name; None if no name is near."""
     near = get_close_matches(name, list(known), n=1)
@@ -152,7 +160,8 @@ def suggest(name: str, known: Iterable[str]) -> str | None:
 def _first_parts(value: object, left: list[int]) -> object:
     """Returns as much of a nested list, tuple or text as `left[0]` characters can show; millions of numbers take seconds."""
     left[0] -= 1
-    if isinstance(value, str | bytes):
+    if type(value) in {str, bytes}:
+        value = cast("str | bytes", value)
         return value[: left[0] + 2] if left[0] >= 0 else value[:1]
     if type(value) not in {list, tuple}:
         return value

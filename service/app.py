@@ -118,6 +118,7 @@ def _with_life_cycle(
         sys.stderr.flush()
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers HTTP requests, starts and ends the worker, and refuses web sockets."""
         if scope["type"] == "http":
             await app(scope, receive, send)
             return
@@ -127,6 +128,7 @@ def _with_life_cycle(
             return
 
         async def receive_and_act() -> Message:
+            """Starts and stops abstain when BentoML starts and stops."""
             message = await receive()
             if message["type"] == "lifespan.startup":
                 start()

@@ -27,10 +27,6 @@ STATUS: dict[type[AbstainError], int] = {
 }
 
 
-NO_ROUTE = "no such route"
-ROUTES = "predictions are at POST /predict and POST /v2/models/NAME/infer; the console is at /"
-
-
 class HTTPError(AbstainError):
     """An error with its own HTTP status, and optional response headers; the rest is as in `AbstainError`.
 

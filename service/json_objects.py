@@ -21,7 +21,7 @@ def parse_object(text: bytes, keys: tuple[str, ...]) -> tuple[dict[str, Any], bo
     """Parses a JSON object and checks its keys; also returns whether every "data" in it can only hold numbers.
 
     Raises:
-        InputError: the text is not JSON in UTF-8, not an object, has too many objects, or an unknown or duplicate key.
+        InputError: the text is not JSON in UTF-8, not an object, has too many objects or lists, or an unknown or duplicate key.
     """
     refuse_many_parts(text)
     failure: orjson.JSONDecodeError | None = None

@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from abstain.models.errors import AbstainError, printable
 from abstain.service.bodies import BodyRefusal
-from abstain.service.errors import CODES, NO_ROUTE, ROUTES, HTTPError, UnreadBody, status_of
+from abstain.service.errors import CODES, HTTPError, UnreadBody, status_of
 
 log = logging.getLogger("abstain.http")
 
@@ -76,7 +76,8 @@ async def _unread_body(request: Request, error: UnreadBody) -> Response:
 
 async def _http_exception(request: Request, error: HTTPException) -> Response:
     if error.status_code == 404:
-        return _error(request, 404, f"{NO_ROUTE}: {request.url.path[:200]}; {ROUTES}")
+        routes = "predictions are at POST /predict and POST /v2/models/NAME/infer; the console is at /"
+        return _error(request, 404, f"no such route: {request.url.path[:200]}; {routes}")
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         return _error(request, 405, f"method: expected {allowed}, found {request.method}", {"Allow": allowed})

@@ -12,8 +12,8 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import describe_codes, first_unknown_code
 from abstain.service.json_objects import describe_value
 
-MAX_NAMES_LENGTH = 300
-"""Length of the columns' names that an error lists, in characters."""
+NAMES_LENGTH = 300
+"""The most characters of column names that an error shows."""
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -127,15 +127,17 @@ def _check_cells(cells: Any, where: str, shape: tuple[int, ...], model: Model, i
         raise InputError(where=where, expected=f"a list of {unit}", found=describe_value(cells))
     cells = cast("list[Any]", cells)
     if len(cells) != length:
-        names = ", ".join(model.feature_names)
-        fix = (
-            f"a row holds, in this order: {names if len(names) <= MAX_NAMES_LENGTH else f'{names[:MAX_NAMES_LENGTH]}…'}"
-            if model.feature_names
-            else None
-        )
-        raise InputError(where=where, expected=unit, found=len(cells), fix=fix)
+        raise InputError(where=where, expected=unit, found=len(cells), fix=_describe_row(model))
     for index, cell in enumerate(cells):
         _check_cells(cell, f"{where}[{index}]", shape[1:], model, (*indices, index))
+
+
+def _describe_row(model: Model) -> str | None:
+    """Returns the names of a row's numbers in their order, at most `NAMES_LENGTH` characters; None if they have none."""
+    names = ", ".join(model.feature_names)
+    if len(names) > NAMES_LENGTH:
+        names = f"{names[:NAMES_LENGTH]}…"
+    return f"a row holds, in this order: {names}" if names else None
 
 
 def _check_number(cell: Any, where: str, model: Model, indices: tuple[int, ...]) -> None:

@@ -11,6 +11,7 @@ samples.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -45,78 +46,98 @@ class State(NamedTuple):
 
 def kernel(target: Target) -> Kernel:
     """Makes the transitions of one chain and its ladder."""
-    betas, metric = jnp.array(LADDER), unit_metric(target.dim, "unit")
-
-    def log_likelihood(position: Vector, data: Data) -> Array:
-        return target.total_log_likelihood(target.constrain(position), data)
-
-    def tempered(beta: Array, data: Data, position: Vector) -> Point:
-        def density(position: Vector) -> Array:
-            return target.log_prior(position) + beta * log_likelihood(position, data)
-
-        return Point(position, *jax.value_and_grad(density)(position))
-
-    def points(positions: Float[Array, "rungs dim"], data: Data) -> Point:
-        return jax.vmap(tempered, in_axes=(0, None, 0))(betas, data, positions)
-
-    def init(key: PRNGKeyArray, position: Vector, data: Data) -> State:
-        sizes = jax.vmap(first_step_size)(jnp.full(len(betas), FIRST_STEP))
-        return State(key, points(jnp.tile(position, (len(betas), 1)), data), sizes, jnp.int32(0))
-
-    def move(state: State, data: Data) -> tuple[State, Info, Array]:
-        key, key_momentum, key_jitter, key_accept, key_swap = jax.random.split(state.key, 5)
-        size = state.step_size.value * (1 - JITTER * jax.random.uniform(key_jitter))
-        momentum = jax.random.normal(key_momentum, state.point.position.shape)
-        end, last = jax.vmap(
-            lambda beta, point, momentum, size: leapfrogs(
-                lambda position: tempered(beta, data, position), point, momentum, metric, size, STEPS
-            )
-        )(betas, state.point, momentum, size)
-        energy, error = energies(state.point, momentum, end, last, metric)
-        acceptance = acceptance_probability(error)
-        accepted = jax.random.uniform(key_accept, acceptance.shape) < acceptance
-        moved = where(accepted[:, None], end.position, state.point.position)
-        point = points(exchange(key_swap, moved, data, state.transition), data)
-        info = {
-            "acceptance": acceptance[0],
-            "diverging": ~(error[0] < DIVERGENCE),
-            "leapfrogs": jnp.int32(STEPS * len(betas)),
-            "energy": energy[0],
-            "log_density": point.log_density[0],
-        }
-        return state._replace(key=key, point=point, transition=state.transition + 1), info, acceptance
-
-    def exchange(key: PRNGKeyArray, positions: Float[Array, "rungs dim"], data: Data, transition: Array) -> Array:
-        """Exchanges neighbours, in turn the pairs (0, 1), (2, 3) … and (1, 2), (3, 4) …; returns the new positions."""
-        fits = jax.vmap(log_likelihood, in_axes=(0, None))(positions, data)
-        gain = (betas[:-1] - betas[1:]) * (fits[1:] - fits[:-1])
-        is_in_turn = jnp.arange(len(betas) - 1) % 2 == transition % 2
-        exchanged = is_in_turn & (jnp.log(jax.random.uniform(key, gain.shape)) < gain)
-        rungs = jnp.arange(len(betas))
-        up, down = jnp.append(exchanged, False), jnp.insert(exchanged, 0, False)
-        return positions[rungs + up - down]
-
-    def step(state: State, data: Data) -> tuple[State, Info]:
-        state, info, _ = move(state, data)
-        return state, info
-
-    def warm(state: State, data: Data) -> tuple[State, Info]:
-        state, info, acceptance = move(state, data)
-
-        def adapt(size: StepSize, acceptance: Array) -> StepSize:
-            return adapt_step_size(size, acceptance, "dual_averaging", TARGET_ACCEPTANCE)
-
-        return state._replace(step_size=jax.vmap(adapt)(state.step_size, acceptance)), info
-
-    def settle(state: State) -> State:
-        final = jax.vmap(lambda size: final_step_size(size, "dual_averaging"))(state.step_size)
-        return state._replace(step_size=StepSize(final, ()))
-
     return Kernel(
-        init,
-        warm,
+        partial(init, target),
+        partial(warm, target),
         settle,
-        step,
+        partial(step, target),
         position=lambda state: state.point.position[0],
         tuning=lambda state: {"step_size": state.step_size.value},
     )
+
+
+def init(target: Target, key: PRNGKeyArray, position: Vector, data: Data) -> State:
+    """Starts every replica at the same position."""
+    sizes = jax.vmap(first_step_size)(jnp.full(len(LADDER), FIRST_STEP))
+    return State(key, tempered_points(target, jnp.tile(position, (len(LADDER), 1)), data), sizes, jnp.int32(0))
+
+
+def warm(target: Target, state: State, data: Data) -> tuple[State, Info]:
+    """Makes a transition, and adapts the step size of each replica."""
+    state, info, acceptance = move(target, state, data)
+
+    def adapt(size: StepSize, acceptance: Array) -> StepSize:
+        return adapt_step_size(size, acceptance, "dual_averaging", TARGET_ACCEPTANCE)
+
+    return state._replace(step_size=jax.vmap(adapt)(state.step_size, acceptance)), info
+
+
+def settle(state: State) -> State:
+    """Fixes the step sizes after the warm-up."""
+    final = jax.vmap(lambda size: final_step_size(size, "dual_averaging"))(state.step_size)
+    return state._replace(step_size=StepSize(final, ()))
+
+
+def step(target: Target, state: State, data: Data) -> tuple[State, Info]:
+    """Makes a transition."""
+    state, info, _ = move(target, state, data)
+    return state, info
+
+
+def move(target: Target, state: State, data: Data) -> tuple[State, Info, Float[Array, " rungs"]]:
+    """Moves every replica by HMC, then exchanges neighbours; also returns the acceptance probability of each replica."""
+    key, key_momentum, key_jitter, key_accept, key_swap = jax.random.split(state.key, 5)
+    size = state.step_size.value * (1 - JITTER * jax.random.uniform(key_jitter))
+    momentum = jax.random.normal(key_momentum, state.point.position.shape)
+    metric = unit_metric(target.dim, "unit")
+    end, last = jax.vmap(
+        lambda beta, point, momentum, size: leapfrogs(
+            lambda position: tempered_point(target, beta, position, data), point, momentum, metric, size, STEPS
+        )
+    )(jnp.array(LADDER), state.point, momentum, size)
+    energy, error = energies(state.point, momentum, end, last, metric)
+    acceptance = acceptance_probability(error)
+    accepted = jax.random.uniform(key_accept, acceptance.shape) < acceptance
+    moved = where(accepted[:, None], end.position, state.point.position)
+    point = tempered_points(target, exchange(target, key_swap, moved, data, state.transition), data)
+    info = {
+        "acceptance": acceptance[0],
+        "diverging": ~(error[0] < DIVERGENCE),
+        "leapfrogs": jnp.int32(STEPS * len(LADDER)),
+        "energy": energy[0],
+        "log_density": point.log_density[0],
+    }
+    return state._replace(key=key, point=point, transition=state.transition + 1), info, acceptance
+
+
+def exchange(
+    target: Target, key: PRNGKeyArray, positions: Float[Array, "rungs dim"], data: Data, transition: Array
+) -> Float[Array, "rungs dim"]:
+    """Exchanges neighbours, in turn the pairs (0, 1), (2, 3) … and (1, 2), (3, 4) …; returns the new positions."""
+    betas = jnp.array(LADDER)
+    fits = jax.vmap(lambda position: log_likelihood(target, position, data))(positions)
+    gain = (betas[:-1] - betas[1:]) * (fits[1:] - fits[:-1])
+    is_in_turn = jnp.arange(len(betas) - 1) % 2 == transition % 2
+    exchanged = is_in_turn & (jnp.log(jax.random.uniform(key, gain.shape)) < gain)
+    rungs = jnp.arange(len(betas))
+    up, down = jnp.append(exchanged, False), jnp.insert(exchanged, 0, False)
+    return positions[rungs + up - down]
+
+
+def tempered_points(target: Target, positions: Float[Array, "rungs dim"], data: Data) -> Point:
+    """Evaluates the tempered posterior of each replica at its position."""
+    return jax.vmap(lambda beta, position: tempered_point(target, beta, position, data))(jnp.array(LADDER), positions)
+
+
+def tempered_point(target: Target, beta: Array, position: Vector, data: Data) -> Point:
+    """Evaluates log p(z) + β log p(y | z) in nats, and its gradient."""
+
+    def density(position: Vector) -> Array:
+        return target.log_prior(position) + beta * log_likelihood(target, position, data)
+
+    return Point(position, *jax.value_and_grad(density)(position))
+
+
+def log_likelihood(target: Target, position: Vector, data: Data) -> Float[Array, ""]:
+    """Returns log p(y | z) of all rows in nats."""
+    return target.total_log_likelihood(target.constrain(position), data)

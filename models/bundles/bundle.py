@@ -45,7 +45,7 @@ from abstain.models.bundles.store import put_signature, version_folder
 from abstain.models.decisions.calibration import check_calibration
 from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.records import Calibration
-from abstain.models.errors import BundleError, CalibrationError, clip_repr
+from abstain.models.errors import BundleError, CalibrationError, clip_repr, convert
 from abstain.models.files.regular import RESTORE
 from abstain.models.networks.allowed import read_modules
 from abstain.models.prediction.feature_score_records import FeatureScores
@@ -321,7 +321,7 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
             expected, found = record.reference_rows, calibration.reference_rows
             raise CalibrationError("reference rows", where=str(folder), expected=expected, found=found)
     except CalibrationError as error:
-        raise BundleError(str(error)) from error
+        raise convert(error, BundleError) from error
     return calibration
 
 

@@ -12,7 +12,7 @@ from abstain.models.decisions.conformal import IntervalKind, SetKind, interval_s
 from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from abstain.models.decisions.records import STD, Calibration
-from abstain.models.errors import CalibrationError, suggest
+from abstain.models.errors import CalibrationError, convert, suggest
 from abstain.models.prediction.feature_scores import FEATURE_SCORES
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.scores import SCORES
@@ -100,7 +100,7 @@ def check_sizes(calibration: Calibration, classes: int, percentile: float) -> No
         try:
             percentile_rank(percentile, int(counts[label]))
         except CalibrationError as error:
-            raise CalibrationError(str(error), where=f"calibration rows predicted to be of class {label}") from error
+            raise convert(error, CalibrationError, f"calibration rows predicted to be of class {label}") from error
 
 
 def predicted_labels(summary: PredictiveSummary) -> Int[np.ndarray, " rows"] | None:
@@ -179,7 +179,7 @@ def check_calibration(
         check_sizes(calibration, classes, calibration.percentile)
         coverage_rank(calibration.coverage, calibration.rows)
     except CalibrationError as error:
-        raise CalibrationError(str(error), where=where) from error
+        raise convert(error, CalibrationError, where) from error
 
 
 def _check_reference(calibration: Calibration, where: str) -> None:

@@ -207,7 +207,7 @@ def _read_csv(path: Path) -> ArrowTable:
             ),
         ) as reader:
             check_column_names(reader.schema, str(path))
-            table = _to_table(reader, reader.schema, str(path))
+            table, _ = _to_table(reader, reader.schema, str(path))
     except pa.ArrowInvalid as error:
         if not _is_too_long(error, path):
             raise
@@ -273,8 +273,8 @@ def _read_parquet(path: Path) -> ArrowTable:
         # Column by column, because the footer may state smaller sizes than the columns have.
         for field in flat:
             batches = file.iter_batches(batch_size=2**16, columns=[field.name])
-            column, taken = _read_column(batches, field, str(path), taken)
-            columns.append(column)
+            part, taken = _to_table(batches, pa.schema([field]), str(path), taken)
+            columns += part.columns
     table = pa.Table.from_arrays(columns, schema=flat)
     # A nested column cannot be a feature. Its values are not read: the column is dropped, or refused because of its type.
     for index, field in enumerate(schema):
@@ -293,24 +293,22 @@ def _stated_bytes(file: Any) -> int:
     return max(cells, unpacked, COLUMN_BYTES * metadata.num_columns)
 
 
-def _read_column(batches: Iterator[Any], field: Any, where: str, taken: int) -> tuple[Any, int]:
-    """Joins the batches of one column; returns it, and the bytes taken with it. Decodes text only after checking its size."""
+def _to_table(batches: Iterator[Any], schema: Any, where: str, taken: int = 0) -> tuple[ArrowTable, int]:
+    """Joins batches to a table of this schema; decodes text only after checking its size.
+
+    Args:
+        taken: the bytes that other columns of the file take.
+
+    Returns:
+        The table, and the bytes taken with it.
+    """
     parts: list[Any] = []
-    for batch in batches:
-        taken = check_room(_bytes_of(batch.column(0)), where, already=taken)
-        parts.append(batch.column(0).cast(field.type))
-    return pa.chunked_array(parts, type=field.type), taken
-
-
-def _to_table(batches: Iterator[Any], schema: Any, where: str) -> ArrowTable:
-    """Joins batches to a table of this schema; decodes text only after checking its size."""
-    taken, parts = 0, list[Any]()
     for batch in batches:
         taken = check_room(sum(map(_bytes_of, batch.columns)), where, already=taken)
         columns = [batch.column(field.name) for field in schema]
         columns = [column.cast(column_type) for column, column_type in zip(columns, schema.types, strict=True)]
         parts.append(pa.RecordBatch.from_arrays(columns, schema=schema))
-    return pa.Table.from_batches(parts, schema)
+    return pa.Table.from_batches(parts, schema), taken
 
 
 def _bytes_of(column: Any) -> int:

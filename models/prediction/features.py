@@ -98,6 +98,7 @@ def _call_layers(
     outside = cast("Any", current_trace())
 
     def record(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        """Keeps the inputs and outputs of a layer of this class."""
         module = context.module
         if (
             isinstance(module, kind)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from abstain.models.errors import AbstainError, BundleError, clip_repr
+from abstain.models.errors import AbstainError, BundleError, clip_repr, convert
 from abstain.models.networks.architectures import Network, NetworkSpec, parameter_shapes
 from abstain.models.networks.user_module import ModuleSpec
 from abstain.models.prediction.likelihoods import LIKELIHOODS, Likelihood, LikelihoodName
@@ -123,7 +123,7 @@ def expected_shapes(model: Model, where: str) -> Any:
     try:
         return model.parameter_shapes()
     except AbstainError as error:
-        raise BundleError(str(error), where=where) from error
+        raise convert(error, BundleError, where) from error
     except Exception as error:  # For impossible sizes JAX raises many types of undocumented errors.
         raise BundleError("network", where=where, found=f"{type(error).__name__}: {clip_repr(str(error))}") from error
 

@@ -153,6 +153,7 @@ def mixture_quantiles(
     above = jnp.broadcast_to((means + 6 * stds).max(axis=0), below.shape)
 
     def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Keeps the half of each bracket that contains the quantile."""
         low, high = bracket
         middle = low + 0.5 * (high - low)
         mass = jax.scipy.special.ndtr((middle[:, None] - means) / stds).mean(axis=1)

@@ -166,7 +166,7 @@ def add_key(path: Path, name: str, scopes: tuple[KeyScope, ...], rate: float | N
         ConfigError: the file cannot be written or is not a file of keys, the name is invalid or in use, or the
             rate is invalid.
     """
-    path = path.resolve()  # A link stays a link: the server may read the file by either name.
+    path = Path(os.path.realpath(path))  # A link stays a link: the server may read the file by either name.
     key = PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     with _locked(path):
@@ -199,7 +199,7 @@ def revoke_key(path: Path, name: str) -> None:
     Raises:
         ConfigError: the file cannot be read or written, or has no key of this name.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     with _locked(path):
         old = read_keys(path).keys
         remaining = tuple(key for key in old if key.name != name)

@@ -26,6 +26,7 @@ def trust_proxies(app: ASGIApp, proxies: tuple[str, ...]) -> ASGIApp:
     with_client = cast("ASGIApp", ProxyHeadersMiddleware(cast("Any", app), list(proxies)))
 
     async def forwarded(scope: Scope, receive: Receive, send: Send) -> None:
+        """Takes the host that a trusted proxy forwards."""
         if _is_in(networks, scope.get("client")):
             # The client's Host header: the proxy may use another name for this server in its own request.
             for name, value in scope["headers"]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as arrow_parquet
 
 from abstain.models.bundles.bundle import Bundle
 from abstain.models.decisions.judging import judge
-from abstain.models.errors import DataError, InputError
+from abstain.models.errors import DataError, InputError, convert
 from abstain.models.files.drafts import draft_of
 from abstain.models.files.locks import disk_errors
 from abstain.models.files.model_rows import check_codes, reshape_rows, rows_of_table
@@ -104,7 +104,7 @@ def _predict_chunks(
         try:
             check_finite(jax.tree.leaves(prediction))
         except InputError as error:
-            raise DataError(str(error), where=f"{source}, rows from {start}") from error
+            raise convert(error, DataError, f"{source}, rows from {start}") from error
         judgement = judge(bundle.calibration, prediction, percentile)
         yield response.make_columns(bundle.manifest.model, prediction, judgement)
         progress(start + len(chunk), len(rows))

@@ -84,6 +84,7 @@ def restrict_process_manager(folder: Path, check_address: Callable[[str], None])
 
     @wraps(original)
     def restricted(self: Arbiter, *args: Any, **kwargs: Any) -> None:
+        """Builds the process manager with sockets in the run folder."""
         bound = signature.bind(self, *args, **kwargs)
         refused = [name for name in _REFUSED if bound.arguments.get(name)]
         if refused:
@@ -135,6 +136,7 @@ def set_up_uvicorn(files: PemFiles | None) -> list[Encrypted]:
 
     @wraps(load)
     def load_with_limits(self: uvicorn.Config) -> None:
+        """Loads the configuration with the limits and the certificate."""
         self.http = BoundedHeads
         if files:
             self.ssl_certfile, self.ssl_keyfile = str(files.certificate), str(files.key)

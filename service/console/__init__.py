@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import orjson
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -21,7 +22,7 @@ from abstain.models.bundles.signatures import TrustedKeys
 from abstain.models.errors import BundleError, UnknownModel
 from abstain.models.files.regular import read_bounded
 from abstain.service.console.descriptions import describe
-from abstain.service.errors import NO_ROUTE, ROUTES, HTTPError
+from abstain.service.errors import HTTPError
 from abstain.service.live_versions import LiveVersions
 
 log = logging.getLogger("abstain.console")
@@ -85,7 +86,7 @@ def routes(serving: LiveVersions) -> list[Route]:
     async def file(request: Request) -> Response:
         page = pages.get(request.path_params["file"])
         if page is None:
-            raise HTTPError(404, f"{NO_ROUTE}: {request.url.path[:200]}", fix=ROUTES)
+            raise HTTPException(404)
         return _respond(request, page)
 
     async def version(request: Request) -> Response:

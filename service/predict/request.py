@@ -41,7 +41,7 @@ def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
     """Parses a body.
 
     Raises:
-        InputError: the body is not a JSON object with the known keys and types, or it has too many rows or objects.
+        InputError: the body is not a JSON object with the known keys and types, or it has too many rows, objects or lists.
     """
     refuse_many_parts(body)
     try:

@@ -144,7 +144,7 @@ def test_a_built_bento_contains_code_and_models(server, store, tmp_path):
     for name in ("bentofile.yaml", "pyproject.toml", "requirements-serving.lock", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, project / name)
     shutil.copytree(store / "wave", project / "artifacts" / "wave")
-    module = project / "service" / "errors.py"
+    module = project / "service" / "responses.py"
     module.write_text(module.read_text("utf-8").replace("no such route", "no such road"), "utf-8")
 
     built = subprocess.run(
@@ -216,5 +216,5 @@ json.dump([full, some, refused], sys.stdout)
     assert len({digits["id"], wave["id"], some["id"]}) == 3
     assert (some["percentile"], some["coverage"]) == (50.0, 0.5)
     assert [list(row) for row in some["predictions"]] == [["label"]] * 3
-    assert refused.startswith("inputs[0]: expected 1 number, found 2")
+    assert refused == "inputs[0]: expected 1 number, found 2"
     assert not list(tmp_path.glob("abstain-run-*"))

@@ -463,7 +463,9 @@ def test_an_unknown_route_is_404_in_json(client, method, path):
     """For any method; the error names the route."""
     response = client.request(method, path)
     assert response.status_code == 404
-    assert response.json()["error"].startswith(f"no such route: {path}; ")
+    assert response.json()["error"] == (
+        f"no such route: {path}; predictions are at POST /predict and POST /v2/models/NAME/infer; the console is at /"
+    )
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])

@@ -51,13 +51,12 @@ def split_hints(columns: Mapping[str, ArrowColumn | np.ndarray]) -> tuple[str, .
     return tuple(hints)
 
 
-def class_hints(target: str, labels: Sequence[Any] | np.ndarray) -> tuple[str, ...]:
+def class_hints(target: str, classes: Sequence[str], rows: int) -> tuple[str, ...]:
     """Returns a note if the classes look like a number to predict: many of them, all numbers, few rows each."""
-    classes = {str(label) for label in labels}
-    if len(classes) < CLASSES or len(labels) > CLASS_ROWS * len(classes) or not all(map(_is_number, classes)):
+    if len(classes) < CLASSES or rows > CLASS_ROWS * len(classes) or not all(map(_is_number, classes)):
         return ()
     return (
-        f"target {target!r} has {len(classes)} different numbers in {len(labels):,} rows, and each is a class: to predict a "
+        f"target {target!r} has {len(classes)} different numbers in {rows:,} rows, and each is a class: to predict a "
         'number, set likelihood = "normal"',
     )
 

@@ -151,7 +151,8 @@ def _array_source(
         rows |= own
     hints = () if fitted or config.split_by else array_hints(arrays, features, rows.get(part))
     if classify and not fitted and part in rows:
-        hints += class_hints("y", [names[code] for code in rows[part].y] if names else rows[part].y)
+        classes = [names[code] if names else str(code) for code in np.unique(rows[part].y)]
+        hints += class_hints("y", classes, len(rows[part]))
     return Source(
         where,
         rows.get("_train", rows.get("")),

@@ -59,7 +59,7 @@ def read_table_source(
     features = tuple(column.name for column in columns)
     hints = () if fitted else _hints(table, config)
     if classify and not fitted:
-        hints += class_hints(target, [names[code] for code in y])
+        hints += class_hints(target, names, len(rows))
     return Source(where, rows, None, None, names, features, columns, key, hints)
 
 

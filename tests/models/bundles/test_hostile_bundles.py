@@ -294,7 +294,10 @@ def test_arrays_are_read_as_orbax_reads_them(store, tmp_path):
 def test_a_published_bundle_passes_every_check(store):
     """The files that a fit leaves are exactly those listed."""
     for name in ("digits", "wave"):
-        verify_files(store / name / "1", read_published(store, name, 1))
+        folder, manifest = store / name / "1", read_published(store, name, 1)
+        verify_files(folder, manifest)
+        present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert present == {*manifest.files, "manifest.json"}
 
 
 @pytest.mark.parametrize(

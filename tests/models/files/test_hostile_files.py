@@ -415,6 +415,42 @@ def test_line_breaks_within_quotes_are_read(tmp_path):
     assert read_table(path).column("y").to_pylist() == ["a\nb", "c\nd"]
 
 
+def varint(value: int, length: int = 0) -> bytes:
+    """A number as Thrift's compact protocol writes it, in at least so many bytes."""
+    left, found = 2 * value, []
+    while left or len(found) < max(length, 1):
+        found.append(left & 0x7F)
+        left >>= 7
+    return bytes(byte | 0x80 for byte in found[:-1]) + bytes(found[-1:])
+
+
+def test_a_footer_that_states_too_little_costs_one_column(tmp_path, monkeypatch):
+    """Six columns of 16 MiB in a small file whose footer states 100 bytes each: the second is the last that is decoded."""
+    path = tmp_path / "rows.parquet"
+    table = pa.table({f"c{index}": pa.array([b"\0" * 2**24], pa.binary()) for index in range(6)})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False)
+    content = path.read_bytes()
+    group = pq.read_metadata(path).row_group(0)
+    for stated in {group.total_byte_size, *(group.column(index).total_uncompressed_size for index in range(6))}:
+        honest = varint(stated)
+        assert honest in content
+        content = content.replace(honest, varint(100, len(honest)))
+    path.write_bytes(content)
+    assert pq.read_metadata(path).row_group(0).total_byte_size == 100
+
+    decoded = []
+    iter_batches = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "iter_batches",
+        lambda file, **terms: decoded.append(terms["columns"]) or iter_batches(file, **terms),
+    )
+    monkeypatch.setenv(DATA_BYTES, str(20_000_000))
+    with pytest.raises(DataError, match=MUCH):
+        read_table(path)
+    assert decoded == [["c0"], ["c1"]]
+
+
 def test_text_of_a_parquet_file_is_read_unchanged(tmp_path):
     """Text, gaps, long repeats, categories and numbers, over several row groups; a nested column can be dropped."""
     rows = 200_000

@@ -550,8 +550,11 @@ def test_nothing_is_imported_that_is_not_allowed(allow, store, folder, monkeypat
         allow(entries)
         with pytest.raises(AbstainError, match="not allowed"):
             ModuleSpec(module="own_traced:One").allow(tuple(filter(None, [entries]))).build(2)
-        with pytest.raises(BundleError, match=r"barred/1/draws: network: the module is not allowed: .*own_traced:One"):
+        with pytest.raises(
+            BundleError, match=r"barred/1/draws: network: the module is not allowed: .*own_traced:One"
+        ) as error:
             load(store / "barred" / "1")
+        assert BundleError.usual_fix not in str(error.value)  # The bundle is sound: the advice is that of the module.
         assert not (folder / "imported").exists()
         assert "own_traced" not in sys.modules
     ModuleSpec(module="own_traced:One").allow(("own_traced",)).build(2)

@@ -313,4 +313,5 @@ def test_only_folders_of_the_store_are_found(store):
 
 def test_every_number_of_the_description_is_finite(digits):
     """JSON has no NaN: a browser would refuse the whole description."""
-    json.dumps(describe("digits", 1, digits), allow_nan=False)
+    described = describe("digits", 1, digits)
+    assert json.loads(json.dumps(described, allow_nan=False))["calibration_rows"] == digits.calibration.rows

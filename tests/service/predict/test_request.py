@@ -320,6 +320,19 @@ def test_a_body_of_objects_is_refused_before_it_is_parsed():
     assert peak_of(lambda: refusal(body)) < len(body)
 
 
+def test_a_row_of_the_wrong_length_gets_the_names_of_the_columns():
+    """In their order; of very many names, the first."""
+    assert (
+        refusal('{"inputs":[[1]]}', TABLE)
+        == "inputs[0]: expected 2 numbers, found 1; a row holds, in this order: age, town"
+    )
+    names = tuple(f"column {number}" for number in range(200))
+    wide = Model(network=MLPSpec(), likelihood="normal", feature_shape=(200,), feature_names=names)
+    error = refusal('{"inputs":[[1]]}', wide)
+    assert error.endswith("…")
+    assert len(error) < 400
+
+
 def test_a_body_of_lists_is_refused_before_it_is_parsed():
     """Thirty kilobytes, compressed, would take gigabytes; an image of any size may be sent as one flat list."""
     body = b'{"inputs":[' + b"[]," * 1_000_000 + b"[]]}"

@@ -263,7 +263,7 @@ def test_ordinary_columns_get_none(name, values):
 )
 def test_classes_that_look_like_a_number_get_a_hint(labels, hints, tmp_path):
     """Many different numbers with few rows each; not few classes, not words, not classes of hundreds of rows."""
-    found = class_hints("price", labels)
+    found = class_hints("price", [str(label) for label in np.unique(labels)], len(labels))
     assert len(found) == hints
     assert all('set likelihood = "normal"' in hint for hint in found)
     table = as_table(tmp_path, price=labels)
