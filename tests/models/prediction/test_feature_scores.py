@@ -507,34 +507,43 @@ def test_rows_that_float32_can_hardly_hold_are_strange(name, decision):
 # ---- buckets ---------------------------------------------------------------------------------------------------------
 
 
+def rounding_limits(predictor, expected):
+    """By how much each score may differ by rounding: 1e-6 of its spread, of its size or of 1; for feature scores more.
+
+    Feature scores are differences of nearly equal numbers; those of features that hardly vary are the least exact.
+    """
+    names = list(predictor(np.zeros((1, *predictor.model.feature_shape))).scores)
+    millionths = np.array(
+        [{"relative_mahalanobis": 50.0}.get(score, 3.0 if score in FEATURE_SCORES else 1.0) for score in names]
+    )
+    return 1e-6 * millionths * np.maximum(np.ptp(expected, axis=0), np.abs(expected).max(axis=0)).clip(1)
+
+
 @pytest.mark.parametrize("name", ["mlp", "lenet", "regression", "bernoulli"])
 @pytest.mark.parametrize("bucket", [8, 32])
-def test_scores_are_the_same_bits_whatever_place_and_neighbours(name, bucket):
-    """Ordinary neighbours and overflowing ones; first, middle and last."""
+def test_scores_are_the_same_whatever_place_and_neighbours(name, bucket):
+    """Ordinary neighbours and overflowing ones; first, middle and last.
+
+    The same bits; with convolutions only nearly, because some processors round the last row of a bucket differently.
+    """
     predictor, rows = predictor_of(name), CASES[name][1].x.astype(np.float64)
     expected = scores_by_row(predictor(np.repeat(rows[7:8], bucket, axis=0)))
-    np.testing.assert_array_equal(expected, np.repeat(expected[:1], bucket, axis=0))
+    limits = rounding_limits(predictor, scores_by_row(predictor(rows[:bucket]))) if name == "lenet" else 0.0
+    assert np.all(np.abs(expected - expected[:1]) <= limits)
     for place in (0, bucket // 2, bucket - 1):
         for wild in (False, True):
             batch = np.full((bucket, *rows.shape[1:]), 3e38) if wild else rows[50 : 50 + bucket].copy()
             batch[place] = rows[7]
-            np.testing.assert_array_equal(scores_by_row(predictor(batch))[place], expected[0])
+            assert np.all(np.abs(scores_by_row(predictor(batch))[place] - expected[0]) <= limits)
 
 
 @pytest.mark.parametrize("name", ["mlp", "lenet", "regression", "bernoulli"])
 def test_buckets_score_within_a_millionth(name):
-    """The same rows through every bucket: within 1e-6 of a score's spread, of its size or of 1; for a few feature scores more.
-
-    Feature scores are differences of nearly equal numbers; those of features that hardly vary are the least exact.
-    """
+    """The same rows through every bucket give the same scores, up to rounding."""
     # Not the rows fitted to: their distance to themselves is nothing but rounding.
     predictor, rows = predictor_of(name, BUCKETS), 1.01 * CASES[name][1].x[:256].astype(np.float64)
     expected = scores_by_row(predictor(rows))
-    names = list(predictor(rows[:1]).scores)
-    millionths = np.array(
-        [{"relative_mahalanobis": 50.0}.get(score, 3.0 if score in FEATURE_SCORES else 1.0) for score in names]
-    )
-    limits = 1e-6 * millionths * np.maximum(np.ptp(expected, axis=0), np.abs(expected).max(axis=0)).clip(1)
+    names, limits = list(predictor(rows[:1]).scores), rounding_limits(predictor, expected)
     for bucket in BUCKETS[:-1]:
         found = np.concatenate([scores_by_row(predictor(rows[i : i + bucket])) for i in range(0, 32, bucket)])[:32]
         worst = np.abs(found - expected[:32]).max(axis=0)
