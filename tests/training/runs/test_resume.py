@@ -48,13 +48,9 @@ SETTINGS = {
     "chees": f'kind = "chees"\nchains = 4\n{CHAINS}',
     "nuts": f'kind = "nuts"\nchains = 2\nstart = "map"\n{CHAINS}\n[method.map]\nreports = 60\n{DESCENT}',
 }
-KILLED_IN = {
-    "ensemble": ["map"],
-    "vi": ["vi"],
-    "hmc": ["sampling"],
-    "chees": ["warm-up"],
-    "nuts": ["map", "warm-up", "sampling"],
-}
+KILLED_IN = {"hmc": ["sampling"], "nuts": ["map", "warm-up", "sampling"]}
+STOPPED_IN = {"ensemble": ("map", 60), "vi": ("vi", 60), "chees": ("warm-up", 30)}
+"""The passage of each other method in which an exception ends its fit, and after how many steps."""
 TOLD = {"COLUMNS": "250"}
 """Every report of progress on one line."""
 
@@ -226,6 +222,21 @@ def hmc(folder, *overrides):
     """A small fit by chains."""
     path = written(folder, "hmc")
     return read_config(path, ("method.reports=4", "method.warmup=20", "method.samples=20", "draws=40", *overrides))
+
+
+@pytest.mark.parametrize("kind", STOPPED_IN)
+def test_an_interrupted_fit_ends_in_the_draws_of_an_uninterrupted_one(tmp_path, kind):
+    """The methods that no test above kills: the first half is not run again, and nothing is published before the end."""
+    config, store, calls = read_config(written(tmp_path, kind), ("reports=10",)), tmp_path / "store", []
+    passage, after = STOPPED_IN[kind]
+    with pytest.raises(Stopped):
+        fit(config, None, store, stopping(passage, after))
+    assert versions(store, config.name) == []
+    fit(config, None, store, recording(calls), resume=True)
+    assert min(done for done, _, stage in calls if stage == passage) > after - 12
+    for left, right in zip(jax.tree.leaves(draws_of_config(config)), draws_of(store), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert versions(store, config.name) == [1]
 
 
 def test_a_finished_fit_is_lengthened(tmp_path):
