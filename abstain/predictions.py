@@ -19,7 +19,7 @@ from abstain.models.errors import ConfigError
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import QUANTILES, ClassificationSummary
-from abstain.service.predict.response import FIELDS, prediction_sets, reject_reasons, standard_deviations
+from abstain.service.predict.response import fields_of, prediction_sets, reject_reasons, standard_deviations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,9 @@ class Predictions:
         percentile: the percentile of the decision; rows with a decision score above it are rejected.
         coverage: the coverage of prediction sets and intervals.
         decision: the name of the score that decides, a key of `scores`.
-        reject: whether each row is unlike the calibration rows.
+        reject: whether each row is unlike the calibration rows or, for a decision of two parts, ambiguous.
+        novel: whether the novelty part of the decision rejects each row; None for a decision of one part.
+        ambiguous: whether its ambiguity part does; None for a decision of one part.
         p_value: the decision's p-value; the smaller it is, the stranger the row.
         reasons: for each rejected row, a sentence for each score above its percentile, the one with the largest weighted
             contribution to the decision first; if no single score is above, one sentence about the combined score.
@@ -88,6 +90,8 @@ class Predictions:
     coverage: float
     decision: str
     reject: Bool[np.ndarray, " rows"]
+    novel: Bool[np.ndarray, " rows"] | None = None
+    ambiguous: Bool[np.ndarray, " rows"] | None = None
     p_value: Float[np.ndarray, " rows"]
     reasons: Words
     scores: Mapping[str, Score]
@@ -190,7 +194,7 @@ class ClassificationPredictions(Predictions):
         }
 
     def _fields(self) -> tuple[str, ...]:
-        return FIELDS["classification"]
+        return fields_of("classification", two_parts=self.novel is not None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -235,7 +239,7 @@ class RegressionPredictions(Predictions):
         }
 
     def _fields(self) -> tuple[str, ...]:
-        return FIELDS["regression"]
+        return fields_of("regression", two_parts=self.novel is not None)
 
 
 def predictions_of(
@@ -255,6 +259,8 @@ def predictions_of(
         "coverage": judgement.coverage,
         "decision": judgement.decision,
         "reject": judgement.reject,
+        "novel": None if judgement.parts is None else judgement.parts.novel,
+        "ambiguous": None if judgement.parts is None else judgement.parts.ambiguous,
         "p_value": judgement.scores[judgement.decision].p_value,
         "reasons": _words(reject_reasons(model, prediction, judgement)),
         "scores": MappingProxyType(

@@ -148,6 +148,17 @@ STRANGE = (
         stacked=True,
     ),
     lines(
+        "Rejected rows, by part",
+        "Rows per second that are novel (unlike the training rows) and ambiguous (unsure of the answer), for decisions of two "
+        "parts. If novel rows rise, inputs have changed; if ambiguous rows rise, there are more hard cases of a known kind.",
+        Query(
+            f"sum by (model, version, part) (rate(abstain_rejected_by_part_total{{{VERSION}}}{RATE}))",
+            "{{model}}:{{version}} {{part}}",
+        ),
+        unit="suffix: rows/s",
+        stacked=True,
+    ),
+    lines(
         "Rows by version",
         "Rows predicted per second. With few rows, shares vary much: check this before you rely on them.",
         Query(f"sum by (model, version) (rate(abstain_rows_total{{{VERSION}}}{RATE}))", "{{model}}:{{version}}"),

@@ -42,6 +42,7 @@ from abstain.models.bundles.manifest import (
 from abstain.models.bundles.plausible import member_memory_claim, refuse_implausible
 from abstain.models.bundles.signatures import SIGNATURE, TrustedKeys, check_signature, make_signature
 from abstain.models.bundles.store import put_signature, version_folder
+from abstain.models.decisions.budget import DEFAULT_SHARE
 from abstain.models.decisions.calibration import check_calibration
 from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.records import Calibration
@@ -301,6 +302,8 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
             nonconformity=tree["nonconformity"],
             labels=tree.get("labels"),
             decision=record.combination or Decision(scores=(record.decision,)),
+            ambiguity=record.ambiguity,
+            novelty_share=DEFAULT_SHARE if record.novelty_share is None else record.novelty_share,
             percentile=record.percentile,
             coverage=record.coverage,
             per_class=record.per_class,

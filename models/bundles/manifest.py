@@ -76,6 +76,10 @@ class CalibrationRecord(BaseModel):
     thresholds: dict[str, float]
     combination: Decision | None = None
     """The scores and the rule of a combined decision score; None if a single score decides."""
+    ambiguity: str | None = None
+    """The score of the ambiguity part of the decision; None if the decision has only the part above."""
+    novelty_share: float | None = None
+    """The share of the reject budget of the other part, novelty (`models/decisions/budget.py`); None without ambiguity."""
     reference_rows: int = 0
     """Number of training rows that define the evidence of each score (`models/decisions/decision.py`); 0 in schema 1."""
     per_class: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from abstain.models.decisions.budget import DEFAULT_SHARE
 from abstain.models.decisions.conformal import IntervalKind, SetKind, interval_scores, set_scores
 from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
@@ -24,6 +25,8 @@ def calibrate(
     targets: Shaped[np.ndarray, " rows"],
     *,
     decision: Decision = STD,
+    ambiguity: str | None = None,
+    novelty_share: float = DEFAULT_SHARE,
     percentile: float = 99.0,
     coverage: float = 0.9,
     per_class: bool = False,
@@ -36,6 +39,8 @@ def calibrate(
 
     Args:
         targets: class indices, or numbers in the target's units.
+        ambiguity: the score of the ambiguity part of the decision; None if `decision` decides alone.
+        novelty_share: the share of the reject budget that `decision` has, strictly between 0 and 1.
         reference: each score's values on the reference rows; without them a combined decision rejects less than stated.
         target_scale: the target's standard deviation, for regression.
 
@@ -43,7 +48,7 @@ def calibrate(
         CalibrationError: the decision names an unknown score, a score is not finite, or the split (with `per_class`, the
             rows of a predicted class) is too small for the percentile or coverage.
     """
-    for name in decision.scores:
+    for name in (*decision.scores, *([ambiguity] if ambiguity else [])):
         if name not in prediction.scores:
             raise CalibrationError(
                 "decision",
@@ -61,6 +66,8 @@ def calibrate(
         nonconformity=nonconformity,
         labels=predicted_labels(prediction.summary),
         decision=decision,
+        ambiguity=ambiguity,
+        novelty_share=novelty_share,
         percentile=percentile,
         coverage=coverage,
         per_class=per_class,
@@ -93,6 +100,8 @@ def check_sizes(calibration: Calibration, classes: int, percentile: float) -> No
     if not calibration.per_class:
         percentile_rank(percentile, calibration.rows)
         return
+    if calibration.ambiguity is not None:
+        raise CalibrationError("per_class", expected="false for a decision of novelty and ambiguity", found="true")
     if calibration.labels is None:
         raise CalibrationError("per_class", expected="a model of classes", found="a regression")
     counts = np.bincount(calibration.labels, minlength=classes)
@@ -153,9 +162,12 @@ def check_calibration(
     known = {*SCORES["classification" if task == "classification" else "regression"], *feature_scores}
     if not set(calibration.scores) <= known or not set(feature_scores) <= set(FEATURE_SCORES):
         raise CalibrationError("scores", where=where, expected=sorted(known), found=sorted(calibration.scores))
-    for name in calibration.decision.scores:
+    for name in (*calibration.decision.scores, *([calibration.ambiguity] if calibration.ambiguity else [])):
         if name not in calibration.scores:
             raise CalibrationError("decision", where=where, expected=sorted(calibration.scores), found=name)
+    if not 0 < calibration.novelty_share < 1:
+        expected, found = "a number above 0 and below 1", calibration.novelty_share
+        raise CalibrationError("novelty_share", where=where, expected=expected, found=found)
     _check_plain_scores(calibration, where)
     for name, values in {**calibration.scores, "nonconformity": calibration.nonconformity}.items():
         if values.shape != (calibration.rows,) or not calibration.rows or not np.isfinite(values).all():

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validato
 
 Rule = Literal["min", "weighted", "harmonic"]
 COMBINED = "combined"
+NOVELTY = "novelty"
+"""The combined evidence of the decision's scores, if an ambiguity score decides too; otherwise it is `COMBINED`."""
 TAIL_ROWS = 8
 """Least number of reference rows to estimate the tail from, so that no single row sets its scale."""
 LEAST_STEP = 0.05

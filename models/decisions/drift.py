@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from abstain.models.decisions.decision import COMBINED, EvidenceMap, steepness
+from abstain.models.decisions.decision import COMBINED, NOVELTY, EvidenceMap, steepness
 
 EDGES = np.array([0, 0.01, 0.05, 0.2, 0.6, 1.0])
 """Edges of the histogram's bins, narrow for the ranks of strange rows."""
@@ -92,7 +92,8 @@ def absolute_rounding(
         units: the unit of each score: 1, or a regression target's scale.
         combined: the rounding error of the combined evidence, in nats (`combined_rounding`), if larger than usual.
     """
-    rounding = LARGER_ROUNDING | {COMBINED: max(LARGER_ROUNDING[COMBINED], combined)}
+    of_evidence = max(LARGER_ROUNDING[COMBINED], combined)
+    rounding = LARGER_ROUNDING | {COMBINED: of_evidence, NOVELTY: of_evidence}
     return np.array([rounding.get(name, ABSOLUTE_ROUNDING) for name in names]) * units
 
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from abstain.models.decisions.budget import Budget, nats_of
 from abstain.models.decisions.calibration import check_sizes, interval_inputs, predicted_labels, set_scores_of
 from abstain.models.decisions.conformal import SetKind, interval
 from abstain.models.decisions.decision import COMBINED, combine, contributions, main_scores
 from abstain.models.decisions.ranks import coverage_rank, less_tolerance, percentile_rank, share_at_least
-from abstain.models.decisions.records import Calibration, Judgement, ScoreJudgement
+from abstain.models.decisions.records import Calibration, Judgement, Parts, ScoreJudgement
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
 
@@ -57,24 +58,52 @@ def judge(
         evidence = {name: nats[:rows] for name, nats in evidence_of_both.items()}
         whole = np.stack(list(evidence_of_both.values()))
         combined = combine(decision, whole)
-        values[COMBINED], edges = combined[:rows], np.concatenate([edges, combined[None, rows:]])
-        parts = whole[:, :rows]
-        added = dict(zip(decision.scores, contributions(decision, parts), strict=True))
+        values[calibration.novelty_name] = combined[:rows]
+        edges = np.concatenate([edges, combined[None, rows:]])
+        added = dict(zip(decision.scores, contributions(decision, whole[:, :rows]), strict=True))
+    mains = main_scores(added) if added else [decision.name] * edges.shape[1]
+    parts = None
+    if calibration.ambiguity is not None and calibration.budget is not None:
+        names = calibration.novelty_name, calibration.ambiguity
+        nats, nats_of_edges = _parts(calibration.budget, names, values, edges)
+        values[COMBINED], edges = nats.max(axis=0), np.concatenate([edges, nats_of_edges.max(axis=0, keepdims=True)])
+        limit = calibration.ascending[COMBINED][percentile_rank(percentile, calibration.rows) - 1]
+        parts = Parts(*names, *~(nats_of_edges <= limit))
+        unsure = (nats[1] > nats[0]).tolist()
+        mains = [calibration.ambiguity if more else main for more, main in zip(unsure, mains, strict=True)]
     labels = predicted_labels(prediction.summary) if calibration.per_class else None
     scores = _judge_scores(calibration, values, edges, labels, percentile)
     members, ends = _conformal(calibration, prediction, coverage)
     return Judgement(
         percentile=percentile,
         coverage=coverage,
-        decision=decision.name,
-        reject=scores[decision.name].above,
+        decision=calibration.decision_name,
+        reject=scores[calibration.decision_name].above,
         scores=scores,
         evidence=evidence,
         contributions=added,
-        main_scores=main_scores(added) if added else [decision.name] * len(prediction.summary.mean),
+        main_scores=mains,
         members=members,
         interval=ends,
+        parts=parts,
     )
+
+
+def _parts(
+    budget: Budget,
+    names: tuple[str, str],
+    values: dict[str, Float[np.ndarray, " batch"]],
+    edges: Float[np.ndarray, "scores batch"],
+) -> tuple[Float[np.ndarray, "2 batch"], Float[np.ndarray, "2 batch"]]:
+    """Returns the evidence of both parts of the decision in nats, for the values of their scores and for the edges.
+
+    Args:
+        names: the scores of the two parts, novelty and ambiguity.
+    """
+    index, rows = {name: place for place, name in enumerate(values)}, edges.shape[1]
+    both = [np.concatenate([values[name], edges[index[name]]]) for name in names]
+    nats = np.stack([nats_of(cuts, part, len(budget.turns)) for cuts, part in zip(budget[:2], both, strict=True)])
+    return nats[:, :rows], nats[:, rows:]
 
 
 def _judge_scores(

@@ -9,10 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from abstain.models.decisions.budget import DEFAULT_SHARE, Budget, nats_of_turns, spend_budget
 from abstain.models.decisions.conformal import IntervalKind, SetKind
 from abstain.models.decisions.decision import (
     COMBINED,
     LEAST_SCALE,
+    NOVELTY,
     Decision,
     EvidenceMap,
     combine,
@@ -36,7 +38,11 @@ class Calibration:
         scores: each score's values, one for every row of the split, in the split's order.
         nonconformity: how badly each row's true target fits its prediction.
         labels: each row's predicted class; None for regression, and in older bundles.
-        decision: the score, or the combination of scores, that `reject` compares with its threshold.
+        decision: the score, or the combination of scores, that `reject` compares with its threshold; its novelty part, if
+            there is an ambiguity score.
+        ambiguity: the score of the ambiguity part of the decision; None if the decision has no such part.
+        novelty_share: the share of the reject budget that is novelty's (`models/decisions/budget.py`), for a decision
+            of two parts.
         percentile: the percentile of the decision, strictly between 0 and 100.
         coverage: the coverage of prediction sets and intervals, strictly between 0 and 1.
         per_class: whether a row is ranked only among the calibration rows of its own predicted class.
@@ -53,6 +59,8 @@ class Calibration:
     nonconformity: Float[np.ndarray, " rows"]
     labels: Int[np.ndarray, " rows"] | None = None
     decision: Decision = STD
+    ambiguity: str | None = None
+    novelty_share: float = DEFAULT_SHARE
     percentile: float = 99.0
     coverage: float = 0.9
     per_class: bool = False
@@ -72,24 +80,52 @@ class Calibration:
         """The number of reference rows; 0 if there are none."""
         return 0 if self.reference is None else len(next(iter(self.reference.values())))
 
+    @property
+    def decision_name(self) -> str:
+        """The name of the score that `reject` compares with its threshold."""
+        return self.decision.name if self.ambiguity is None else COMBINED
+
+    @property
+    def novelty_name(self) -> str:
+        """The name of the score that the decision's scores are combined to."""
+        return NOVELTY if self.ambiguity is not None and self.decision.name == COMBINED else self.decision.name
+
     @cached_property
     def all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
-        """The scores, and the decision's combination of them if it combines several."""
+        """The scores, the decision's combination of them if it combines several, and that of its two parts."""
+        if self.budget is None:
+            return self.novelty_scores
+        return self.novelty_scores | {COMBINED: nats_of_turns(self.budget)}
+
+    @cached_property
+    def novelty_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
+        """The scores, and the combination of the decision's scores if it combines several."""
         if self.decision.name != COMBINED:
             return self.scores
         if self.reference is not None:
-            return self.scores | {COMBINED: self.combined(self.scores)}
+            return self.scores | {self.novelty_name: self.combined(self.scores)}
         parts = [leave_one_out(self.scores[name], *self.least_scale(name)) for name in self.decision.scores]
-        return self.scores | {COMBINED: combine(self.decision, np.stack(parts))}
+        return self.scores | {self.novelty_name: combine(self.decision, np.stack(parts))}
+
+    @cached_property
+    def budget(self) -> Budget | None:
+        """The turns in which the two parts of the decision take the calibration rows; None for a decision of one part."""
+        if self.ambiguity is None:
+            return None
+        return spend_budget(self.novelty_scores[self.novelty_name], self.scores[self.ambiguity], self.novelty_share)
 
     @cached_property
     def plain_all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
-        """The scores of the calibration rows before augmentation, including the decision's combination."""
+        """The scores of the calibration rows before augmentation, and their combination by a fixed function.
+
+        The combination of two parts is left out: it depends on the calibration rows, so the scores of many new rows
+        together are not exchangeable with theirs, as a test of drift needs them.
+        """
         if self.plain_scores is None:
-            return self.all_scores
+            return self.novelty_scores
         if self.decision.name != COMBINED:
             return self.plain_scores
-        return self.plain_scores | {COMBINED: self.combined(self.plain_scores)}
+        return self.plain_scores | {self.novelty_name: self.combined(self.plain_scores)}
 
     @cached_property
     def ascending(self) -> dict[str, Float[np.ndarray, " rows"]]:
@@ -138,7 +174,7 @@ class Calibration:
 
     def prepare(self) -> None:
         """Computes in advance the values that `judge` needs, which takes seconds for many rows."""
-        _ = self.ascending, self.ascending_nonconformity, self.evidence_maps, self.units
+        _ = self.ascending, self.ascending_nonconformity, self.evidence_maps, self.units, self.budget
         if self.per_class:
             _ = self.by_class
 
@@ -159,6 +195,26 @@ class ScoreJudgement(NamedTuple):
     extrapolated: Bool[np.ndarray, " batch"]
 
 
+PARTS = ("novel", "ambiguous")
+"""The parts of a decision that may reject a row."""
+
+
+class Parts(NamedTuple):
+    """The two parts of a decision on a batch; a rejected row is novel, ambiguous or both.
+
+    Attributes:
+        novelty: the name of the novelty part's score.
+        ambiguity: the name of the ambiguity part's score.
+        novel: whether the novelty score is above its share of the threshold (`models/decisions/budget.py`).
+        ambiguous: whether the ambiguity score is.
+    """
+
+    novelty: str
+    ambiguity: str
+    novel: Bool[np.ndarray, " batch"]
+    ambiguous: Bool[np.ndarray, " batch"]
+
+
 class Judgement(NamedTuple):
     """The calibration's judgement of a batch: the decision, each score, and a prediction set or interval.
 
@@ -170,6 +226,7 @@ class Judgement(NamedTuple):
         main_scores: for each row, the score that contributes most.
         members: `[batch, classes]`, the classes in each row's prediction set; None for regression.
         interval: `[batch, 2]`, lower and upper end in the target's units; None for classification.
+        parts: which parts of the decision reject each row; None for a decision of one part.
     """
 
     percentile: float
@@ -182,3 +239,4 @@ class Judgement(NamedTuple):
     main_scores: list[str]
     members: Bool[np.ndarray, "batch classes"] | None
     interval: Float[np.ndarray, "batch 2"] | None
+    parts: Parts | None = None

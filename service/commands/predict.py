@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,14 @@ def predict(
     percentile: Annotated[
         float | None, typer.Option(help="The percentile of the decision; default: the model's own.")
     ] = None,
+    fdr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="Q",
+            help="Add fdr_reject: on average at most the share Q of the rows flagged in this file are like the "
+            "calibration rows.",
+        ),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,12 +47,14 @@ def predict(
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.bundle import load_published  # noqa: PLC0415
     from abstain.models.bundles.signatures import read_trusted  # noqa: PLC0415
-    from abstain.service.commands.predict_file import predict_file  # noqa: PLC0415
+    from abstain.service.commands.predict_file import describe_discoveries, predict_file  # noqa: PLC0415
     from abstain.service.compilation import keep_compiled  # noqa: PLC0415
     from abstain.service.settings import read_settings  # noqa: PLC0415
 
     if percentile is not None:
         check_percentile(percentile)
+    if fdr is not None:
+        _check_fdr(fdr)
     settings = read_settings(os.environ)
     trusted = read_trusted(settings.trusted_keys)
     keep_compiled(settings.compiled)
@@ -53,15 +64,26 @@ def predict(
     # Without a terminal, the end of the invisible bar would print an empty line before an error.
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("predicting", total=None)
-        rows = predict_file(
+        written = predict_file(
             bundle,
             data,
             out,
             percentile,
             lambda done, total: bar.update(task, completed=done, total=total),
+            fdr,
         )
-    result = {"model": name, "version": version, "rows": rows, "out": str(out)}
+    if fdr is not None:
+        sys.stderr.write(f"{describe_discoveries(written, fdr, bundle.calibration.rows)}\n")
+    result = {"model": name, "version": version, "rows": written.rows, "out": str(out)}
     if as_json:
         print_json(result)
     else:
-        typer.echo(f"{name}:{version} predicted {rows} rows into {out}")
+        typer.echo(f"{name}:{version} predicted {written.rows} rows into {out}")
+
+
+def _check_fdr(fdr: float) -> None:
+    """Refuses an invalid false discovery rate, or a percentage such as 5: wrong usage, exit code 2."""
+    if not 0 < fdr < 1:
+        raise typer.BadParameter(
+            f"expected a share above 0 and below 1, such as 0.05, found {fdr:g}", param_hint="--fdr"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -13,9 +13,12 @@ import orjson
 import pyarrow
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as arrow_parquet
+from jaxtyping import Float
 
 from abstain.models.bundles.bundle import Bundle
+from abstain.models.decisions.discoveries import flag_discoveries, least_calibration_rows
 from abstain.models.decisions.judging import judge
+from abstain.models.decisions.records import Calibration
 from abstain.models.errors import DataError, InputError, convert
 from abstain.models.files.drafts import draft_of
 from abstain.models.files.locks import disk_errors
@@ -39,6 +42,20 @@ _NUMBERS = re.compile(rf"{_NUMBER}(?:\|{_NUMBER})*")
 ReportProgress = Callable[[int, int], None]
 
 
+class PredictedFile(NamedTuple):
+    """What was written: the number of rows, and how many of them have `fdr_reject`; None if it was not requested."""
+
+    rows: int
+    discoveries: int | None
+
+
+class _Chunk(NamedTuple):
+    """The fields of some rows, and the p-values of the score that tells whether a row is like the calibration rows."""
+
+    columns: dict[str, list[Any]]
+    p_values: Float[np.ndarray, " rows"]
+
+
 def _silent(_done: int, _total: int) -> None:
     """Reports no progress."""
 
@@ -49,23 +66,59 @@ def predict_file(
     out: Path,
     percentile: float | None = None,
     progress: ReportProgress = _silent,
-) -> int:
-    """Writes the prediction of every row of a file to another, all or none; returns the number of rows.
+    fdr: float | None = None,
+) -> PredictedFile:
+    """Writes the prediction of every row of a file to another, all or none.
 
     The rows are read before compilation, so that only the batch sizes they need are compiled.
+
+    Args:
+        fdr: a false discovery rate, strictly between 0 and 1; adds the field `fdr_reject` (`models/decisions/discoveries.py`).
 
     Raises:
         DataError: the ending of a file, a row or its prediction is invalid; or the predictions cannot be written.
         CalibrationError: the calibration part is too small for the percentile.
+        InputError: `fdr` for a calibration within each predicted class.
     """
     if out.suffix not in ENDINGS:
         raise DataError("--out", expected=f"a file ending in {', '.join(ENDINGS)}", found=str(out))
+    if fdr is not None:
+        _check_one_ranking(bundle.calibration)
     rows = read_rows(source, bundle.manifest.model)
     predictor = bundle.predictor(buckets_for(len(rows)))
-    parts = list(_predict_chunks(bundle, predictor, rows, source, percentile, progress))
-    columns = {field: [value for part in parts for value in part[field]] for field in parts[0]}
+    chunks = list(_predict_chunks(bundle, predictor, rows, source, percentile, progress))
+    columns = {field: [value for chunk in chunks for value in chunk.columns[field]] for field in chunks[0].columns}
+    flagged = None
+    if fdr is not None:
+        p_values = np.concatenate([chunk.p_values for chunk in chunks])
+        flags = flag_discoveries(p_values, bundle.calibration.rows, fdr)
+        columns["fdr_reject"], flagged = flags.tolist(), int(flags.sum())
     _write(columns, out)
-    return len(rows)
+    return PredictedFile(len(rows), flagged)
+
+
+def _check_one_ranking(calibration: Calibration) -> None:
+    """Refuses a calibration that ranks rows of each predicted class apart: their p-values have different denominators."""
+    if calibration.per_class:
+        raise InputError(
+            where="--fdr",
+            expected="a version that ranks each row among all calibration rows",
+            found="per_class = true, which ranks it among those of its predicted class",
+            fix="leave out --fdr, or make such a version: abstain calibrate MODEL --data PATH --set per_class=false",
+        )
+
+
+def describe_discoveries(written: PredictedFile, fdr: float, calibration_rows: int) -> str:
+    """Says how many rows are flagged at a false discovery rate, and whether the calibration part is too small to flag any."""
+    verb = "is" if written.discoveries == 1 else "are"
+    text = f"fdr {fdr!r}: {written.discoveries} of {written.rows} rows {verb} unlike the calibration rows"
+    least = least_calibration_rows(fdr)
+    if calibration_rows >= least:
+        return text
+    return (
+        f"{text}; none can be flagged: expected at least {least} calibration rows, found {calibration_rows}; "
+        "choose a larger --fdr, or calibrate with more rows"
+    )
 
 
 def read_rows(source: Path, model: Model) -> np.ndarray:
@@ -97,7 +150,8 @@ def _predict_chunks(
     source: Path,
     percentile: float | None,
     progress: ReportProgress,
-) -> Iterator[dict[str, list[Any]]]:
+) -> Iterator[_Chunk]:
+    name = bundle.calibration.novelty_name
     for start in range(0, len(rows), CHUNK_ROWS):
         chunk = rows[start : start + CHUNK_ROWS]
         prediction = predictor(chunk)
@@ -106,7 +160,8 @@ def _predict_chunks(
         except InputError as error:
             raise convert(error, DataError, f"{source}, rows from {start}") from error
         judgement = judge(bundle.calibration, prediction, percentile)
-        yield response.make_columns(bundle.manifest.model, prediction, judgement)
+        columns = response.make_columns(bundle.manifest.model, prediction, judgement)
+        yield _Chunk(columns, judgement.scores[name].p_value)
         progress(start + len(chunk), len(rows))
 
 

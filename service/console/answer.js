@@ -21,6 +21,7 @@ const WIDE = matchMedia("(min-width: 56rem)");
 
 const OF_ANY = {
   combined: "several scores combined, and calibrated together",
+  novelty: "several scores of distance combined",
   range: "how far a column is outside its training range",
   mahalanobis: "distance of the features from the training rows",
   relative_mahalanobis: "distance of the features from the nearest class, relative to the distance from all rows",
@@ -64,7 +65,8 @@ function reason(description, prediction, percentile) {
     ? [capital(prediction.reasons.map(plain).join("; "))]
     : [accepted(description, prediction, decision, percentile)];
   if (prediction.reject && decision.extrapolated) {
-    sentences.push(`Stranger than all of ${rowsOf(description, prediction)}`);
+    const rank = prediction.novel === false ? "Less sure" : "Stranger";
+    sentences.push(`${rank} than all of ${rowsOf(description, prediction)}`);
   }
   if (description.task === "classification") {
     if (fitsNone(prediction)) sentences.push(`No class fits at a coverage of ${percent(description.coverage, 0)}`);
@@ -76,8 +78,9 @@ function reason(description, prediction, percentile) {
 function accepted(description, prediction, decision, percentile) {
   const limit = `${close(decision, percentile) ? "close to" : "within"} the limit of ${percentile} %`;
   const by = description.combination.length ? "By its combined score" : `By ${plain(description.decision)}`;
+  const rank = description.ambiguity ? "stranger or less sure" : "stranger";
   const share = decision.percentile > 0 ? `than ${shareBelow(decision, percentile)} of` : "than none of";
-  return `${by} it is stranger ${share} ${rowsOf(description, prediction)}, ${limit}`;
+  return `${by} it is ${rank} ${share} ${rowsOf(description, prediction)}, ${limit}`;
 }
 
 /** The rows that a score is ranked among. */
@@ -257,7 +260,8 @@ function interval({ mean, std, quantiles, interval: [lower, upper] }, { target_n
 // ---- scores ---------------------------------------------------------------------------------------------------------
 
 function scores(prediction, description, percentile) {
-  const { decision, combination } = description;
+  const { decision } = description;
+  const combination = [...description.combination, ...(description.ambiguity ? ["novelty", description.ambiguity] : [])];
   const names = Object.keys(prediction.scores).filter((name) => description.scores[name]);
   const combined = names.filter((name) => name !== decision && combination.includes(name));
   const rest = names.filter((name) => name !== decision && !combination.includes(name));

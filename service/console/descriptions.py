@@ -33,6 +33,7 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
         "target_name": model.target_name,
         "decision": settings.decision,
         "combination": settings.combination.scores if settings.combination else (),
+        "ambiguity": settings.ambiguity,
         "per_class": settings.per_class,
         "percentile": settings.percentile,
         "coverage": settings.coverage,

@@ -47,7 +47,8 @@ export function showModel(found, models) {
             [
               "decision",
               plain(found.decision) +
-                (found.combination.length ? ` of ${found.combination.map(plain).join(", ")}` : ""),
+                (found.combination.length ? ` of ${found.combination.map(plain).join(", ")}` : "") +
+                (found.ambiguity ? `, and of ambiguity by ${plain(found.ambiguity)}` : ""),
             ],
             ["percentile", String(found.percentile)],
             ["seed", String(found.seed)],
@@ -116,12 +117,15 @@ function remarks(title, sentences, type) {
 /** The share of the test part that each score alone would reject; the decision comes first. */
 function rates(rejected) {
   if (!rejected) return null;
-  const { reject, ...others } = rejected;
+  const { reject, novel, ambiguous, ...others } = rejected;
   const row = ([name, share]) => [plain(name), percent(share, 2)];
   return el(
     "div",
     {},
-    facts([["reject rate", percent(reject, 2)]]),
+    facts([
+      ["reject rate", percent(reject, 2)],
+      ...(novel === undefined ? [] : Object.entries({ novel, ambiguous }).map(row)),
+    ]),
     el("details", {}, el("summary", {}, "Reject rate of each score alone"), facts(Object.entries(others).map(row))),
   );
 }

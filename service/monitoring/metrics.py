@@ -37,6 +37,11 @@ ROWS = prometheus.Counter("abstain_rows_total", "Predicted rows", _MODEL)
 REJECTED = prometheus.Counter(
     "abstain_rejected_total", "Rejected rows, by the score that contributes most", [*_MODEL, "reason"]
 )
+REJECTED_BY_PART = prometheus.Counter(
+    "abstain_rejected_by_part_total",
+    "Rejected rows by the part of a decision of two parts; a row that is novel and ambiguous counts for both",
+    [*_MODEL, "part"],
+)
 ENTROPY = BatchHistogram("abstain_entropy_nats", "Predictive entropy of rows", _MODEL, buckets=_NATS)
 INFORMATION = BatchHistogram(
     "abstain_mutual_information_nats",
@@ -159,6 +164,9 @@ def record_prediction(name: str, version: int, prediction: Prediction, judgement
     ROWS.labels(*model).inc(len(judgement.reject))
     for reason, rejected in Counter(compress(judgement.main_scores, judgement.reject)).items():
         REJECTED.labels(*model, reason).inc(rejected)
+    if judgement.parts is not None:
+        REJECTED_BY_PART.labels(*model, "novel").inc(judgement.parts.novel.sum())
+        REJECTED_BY_PART.labels(*model, "ambiguous").inc(judgement.parts.ambiguous.sum())
     summary = prediction.summary
     ENTROPY.labels(*model).observe_all(np.asarray(summary.entropy))
     if isinstance(summary, ClassificationSummary):

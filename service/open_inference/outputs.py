@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 from jaxtyping import Bool, Int
 
-from abstain.models.decisions.records import Calibration, Judgement
+from abstain.models.decisions.records import PARTS, Calibration, Judgement
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import QUANTILES, ClassificationSummary
@@ -65,7 +65,8 @@ class Records(NamedTuple):
 def outputs_of(model: Model, calibration: Calibration) -> Mapping[str, Output]:
     """Returns every output of a model, in the order of the metadata."""
     wide = model.preprocessing.float64_target
-    return _outputs(model.likelihood_functions.task, len(model.class_names), tuple(calibration.all_scores), wide)
+    flags = ("reject", *PARTS) if calibration.ambiguity is not None else ("reject",)
+    return _outputs(model.likelihood_functions.task, len(model.class_names), flags, tuple(calibration.all_scores), wide)
 
 
 def input_of(model: Model) -> Output:
@@ -75,7 +76,11 @@ def input_of(model: Model) -> Output:
 
 @lru_cache(64)
 def _outputs(
-    task: Literal["classification", "regression"], classes: int, scores: tuple[str, ...], wide: bool
+    task: Literal["classification", "regression"],
+    classes: int,
+    flags: tuple[str, ...],
+    scores: tuple[str, ...],
+    wide: bool,
 ) -> Mapping[str, Output]:
     number = Output("FP32")
     if task == "classification":
@@ -94,7 +99,8 @@ def _outputs(
             "quantiles": location._replace(shape=(len(QUANTILES),)),
             **dict.fromkeys(("lower", "upper"), location),
         }
-    return {**own, "p_value": number, "reject": Output("BOOL"), **{_SCORE + name: number for name in scores}}
+    decided = {"p_value": number, **dict.fromkeys(flags, Output("BOOL"))}
+    return {**own, **decided, **{_SCORE + name: number for name in scores}}
 
 
 def all_in_binary(outputs: Mapping[str, Output]) -> tuple[RequestedOutput, ...]:
@@ -116,6 +122,8 @@ def compute_output(name: str, model: Model, prediction: Prediction, judgement: J
         return judgement.scores[judgement.decision].p_value
     if name == "reject":
         return judgement.reject
+    if name in PARTS and judgement.parts is not None:
+        return judgement.parts.novel if name == "novel" else judgement.parts.ambiguous
     if isinstance(summary, ClassificationSummary):
         if name in {"label", "index"}:
             index = np.asarray(summary.mean).argmax(axis=1)

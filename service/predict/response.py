@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from abstain.models.decisions.decision import COMBINED
 from abstain.models.decisions.ranks import ordinal
-from abstain.models.decisions.records import Judgement
+from abstain.models.decisions.records import PARTS, Judgement
 from abstain.models.errors import InputError, clip_repr, suggest
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
@@ -44,13 +43,27 @@ FIELDS: dict[Literal["classification", "regression"], tuple[str, ...]] = {
 }
 
 
-def check_fields(model: Model, fields: tuple[str, ...] | None) -> tuple[str, ...]:
+def fields_of(task: Literal["classification", "regression"], *, two_parts: bool) -> tuple[str, ...]:
+    """Returns the fields of a response, in their order.
+
+    Args:
+        two_parts: whether the decision has a novelty part and an ambiguity part.
+    """
+    fields = FIELDS[task]
+    after = fields.index("reject") + 1
+    return (*fields[:after], *PARTS, *fields[after:]) if two_parts else fields
+
+
+def check_fields(model: Model, fields: tuple[str, ...] | None, *, two_parts: bool = False) -> tuple[str, ...]:
     """Returns the requested fields, or all if none are requested.
+
+    Args:
+        two_parts: as in `fields_of`.
 
     Raises:
         InputError: a field is unknown, or requested twice.
     """
-    known = FIELDS[model.likelihood_functions.task]
+    known = fields_of(model.likelihood_functions.task, two_parts=two_parts)
     for field in fields or ():
         if field not in known:
             expected = f"some of {', '.join(known)}"
@@ -73,7 +86,10 @@ def make_columns(model: Model, prediction: Prediction, judgement: Judgement) -> 
         "reasons": reject_reasons(model, prediction, judgement),
         "scores": _scores(judgement),
     }
-    return {field: columns[field] for field in FIELDS[model.likelihood_functions.task]}
+    if judgement.parts is not None:
+        columns |= {"novel": judgement.parts.novel.tolist(), "ambiguous": judgement.parts.ambiguous.tolist()}
+    two_parts = judgement.parts is not None
+    return {field: columns[field] for field in fields_of(model.likelihood_functions.task, two_parts=two_parts)}
 
 
 def make_rows(columns: dict[str, list[Any]], fields: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -87,20 +103,41 @@ def reject_reasons(model: Model, prediction: Prediction, judgement: Judgement) -
     """Names the scores that explain each rejection; an empty list for an accepted row.
 
     For a combined decision these are the scores above their own percentile, the one with the largest weighted contribution
-    first. If no score is above it, the one with the largest contribution is named with its percentile.
+    first. If no score is above it, the one with the largest contribution is named with its percentile. For a decision of two
+    parts, the reasons of each part begin with its name.
     """
     reasons: list[list[str]] = [[] for _ in judgement.reject]
+    parts = judgement.parts
     for row in np.flatnonzero(judgement.reject).tolist():
-        if judgement.decision != COMBINED:
-            reasons[row] = [_reason(judgement.decision, judgement, row, model, prediction)]
+        if parts is None:
+            reasons[row] = _novelty_reasons(judgement, judgement.decision, row, model, prediction)
             continue
-        ordered = sorted(judgement.contributions, key=lambda name: -judgement.contributions[name][row])
-        above = [name for name in ordered if judgement.scores[name].above[row]]
-        reasons[row] = [_reason(name, judgement, row, model, prediction) for name in above] or [
-            f"{COMBINED} above its {ordinal(judgement.percentile)} percentile, loudest {judgement.main_scores[row]}: "
-            f"{judgement.scores[judgement.main_scores[row]].percentile[row]:.2f} of 100"
-        ]
+        if parts.novel[row]:
+            found = _novelty_reasons(judgement, parts.novelty, row, model, prediction)
+            reasons[row] = [f"novel: {reason}" for reason in found]
+        if parts.ambiguous[row]:
+            reasons[row].append(f"ambiguous: {_at_percentile(judgement, parts.ambiguity, row)}")
     return reasons
+
+
+def _novelty_reasons(judgement: Judgement, name: str, row: int, model: Model, prediction: Prediction) -> list[str]:
+    """Returns the reasons of a rejection by one score, or by a combination of scores."""
+    if not judgement.contributions:
+        alone = judgement.parts is None
+        return [_reason(name, judgement, row, model, prediction) if alone else _at_percentile(judgement, name, row)]
+    ordered = sorted(judgement.contributions, key=lambda score: -judgement.contributions[score][row])
+    above = [score for score in ordered if judgement.scores[score].above[row]]
+    if above:
+        return [_reason(score, judgement, row, model, prediction) for score in above]
+    loudest = f"loudest {ordered[0]}: {judgement.scores[ordered[0]].percentile[row]:.2f} of 100"
+    if judgement.parts is not None:
+        return [f"{_at_percentile(judgement, name, row)}, {loudest}"]
+    return [f"{name} above its {ordinal(judgement.percentile)} percentile, {loudest}"]
+
+
+def _at_percentile(judgement: Judgement, name: str, row: int) -> str:
+    """Returns where a part of the decision lies: its threshold is shared, so it has no percentile of its own."""
+    return f"{name} above its threshold, {judgement.scores[name].percentile[row]:.2f} of 100"
 
 
 def _reason(name: str, judgement: Judgement, row: int, model: Model, prediction: Prediction) -> str:

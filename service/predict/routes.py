@@ -83,7 +83,8 @@ def read_request(versions: LiveVersions, max_rows: int, body: bytes) -> ParsedRe
     request = parse_predict(body, max_rows)
     live = versions.find(request.model)
     model = live.bundle.manifest.model
-    fields = response.check_fields(model, request.fields)
+    two_parts = live.bundle.calibration.ambiguity is not None
+    fields = response.check_fields(model, request.fields, two_parts=two_parts)
     return ParsedRequest(live, check_rows(request.inputs, request.plain, model, max_rows), request, fields)
 
 

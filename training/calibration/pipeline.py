@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from abstain.models.bundles.manifest import CalibrationRecord
+from abstain.models.decisions.budget import DEFAULT_SHARE
 from abstain.models.decisions.calibration import calibrate
 from abstain.models.decisions.decision import Decision, Rule
 from abstain.models.decisions.judging import judge
@@ -50,6 +51,12 @@ DEFAULT_DECISIONS: dict[Literal["images", "tables", "regression"], Decision] = {
 `docs/results.md` names the data on which they were chosen: for images by `benchmarks/selection.py`, for tables by
 `benchmarks/table_selection.py`. For images `range` only detects arrays on another scale than the pixels.
 """
+
+DEFAULT_AMBIGUITY: dict[Literal["classification", "regression"], str] = {
+    "classification": "max_probability",
+    "regression": "total_std",
+}
+"""The score of the ambiguity part of a decision: how unsure the answer is."""
 
 ScoreValues = dict[str, Float[np.ndarray, " rows"]]
 """Each score's values, by its name."""
@@ -94,6 +101,45 @@ def choose_decision(settings: CalibrationConfig, model: Model) -> Decision:
     return Decision(scores=names, **_combination(settings, names, "min"))
 
 
+def choose_ambiguity(settings: CalibrationConfig, model: Model) -> tuple[str | None, float]:
+    """Returns the score of the ambiguity part of the decision, and novelty's share of the reject budget.
+
+    The score is None if `decision` decides alone.
+
+    Raises:
+        ConfigError: an unknown score, one that is in `decision` too, or settings that do not go together.
+    """
+    task, share = model.likelihood_functions.task, settings.novelty_share
+    if share == 1 and settings.ambiguity is not None:
+        raise ConfigError(
+            "calibration.novelty_share",
+            expected="a number above 0 and below 1 with calibration.ambiguity",
+            found=share,
+            fix="leave out calibration.ambiguity, or lower the share",
+        )
+    if share == 1 or (share is None and settings.ambiguity is None):
+        return None, DEFAULT_SHARE
+    name = settings.ambiguity or DEFAULT_AMBIGUITY[task]
+    if name not in SCORES[task]:
+        expected = f"one of {', '.join(SCORES[task])}"
+        raise ConfigError("calibration.ambiguity", expected=expected, found=name, fix=suggest(name, SCORES[task]))
+    if name in choose_decision(settings, model).scores:
+        raise ConfigError(
+            "calibration.ambiguity",
+            expected="a score that calibration.decision does not use",
+            found=name,
+            fix="name another score in one of the two",
+        )
+    if settings.per_class:
+        raise ConfigError(
+            "calibration.per_class",
+            expected="false with calibration.ambiguity or calibration.novelty_share",
+            found=True,
+            fix="leave out one of them",
+        )
+    return name, DEFAULT_SHARE if share is None else share
+
+
 def _combination(settings: CalibrationConfig, names: tuple[str, ...], default: Rule) -> dict[str, Any]:
     for name in settings.weights:
         if name not in names:
@@ -117,6 +163,7 @@ def check_calibration_settings(settings: CalibrationConfig, model: Model, target
             too small for the percentile or the coverage.
     """
     choose_decision(settings, model)
+    choose_ambiguity(settings, model)
     for key, augment in (("augment", settings.augment), ("densities", settings.densities)):
         if augment.changes_rows:
             check_images(f"calibration.{key}", augment, model.feature_shape)
@@ -167,10 +214,13 @@ def calibrate_posterior(
     recalibration = fit_recalibration(posterior, rows) if settings.recalibrate == "auto" else NONE
     predictor = Predictor(posterior, BUCKETS, feature_scores=feature_scores, recalibration=recalibration)
     prediction = predictor(rows.x)
+    ambiguity, novelty_share = choose_ambiguity(settings, posterior.model)
     calibration = calibrate(
         prediction,
         rows.y,
         decision=choose_decision(settings, posterior.model),
+        ambiguity=ambiguity,
+        novelty_share=novelty_share,
         percentile=settings.percentile,
         coverage=settings.coverage,
         per_class=settings.per_class,

@@ -21,15 +21,17 @@ def calibration_record(
     """Builds the manifest's record of a calibration."""
     decision, percentile, ascending = calibration.decision, calibration.percentile, calibration.ascending
     per_class = calibration.per_class
-    by_class = calibration.by_class[decision.name] if per_class else {}
+    by_class = calibration.by_class[calibration.decision_name] if per_class else {}
     named = {class_names[label]: values for label, values in by_class.items()}
     return CalibrationRecord(
         rows=calibration.rows,
-        decision=decision.name,
+        decision=calibration.decision_name,
         percentile=percentile,
         coverage=calibration.coverage,
         thresholds={name: threshold(values, percentile) for name, values in ascending.items()},
-        combination=decision if len(decision.scores) > 1 else None,
+        combination=decision if len(decision.scores) > 1 or calibration.ambiguity is not None else None,
+        ambiguity=calibration.ambiguity,
+        novelty_share=None if calibration.ambiguity is None else calibration.novelty_share,
         reference_rows=calibration.reference_rows,
         per_class=per_class,
         sets=calibration.sets,

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Num
 from scipy import stats
 
 from abstain.models.decisions.judging import judge
-from abstain.models.decisions.records import Calibration, Judgement, ScoreJudgement
+from abstain.models.decisions.records import PARTS, Calibration, Judgement, ScoreJudgement
 from abstain.models.errors import DataError
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Prediction
@@ -210,13 +210,18 @@ def class_quality(
 
 
 def reject_rates(calibration: Calibration, prediction: Prediction, percentile: float | None = None) -> dict[str, float]:
-    """Returns the share of rows above each score's threshold, and under `reject` the share that the decision rejects."""
+    """Returns the share of rows above each score's threshold, and under `reject` the share that the decision rejects.
+
+    For a decision of two parts, also the shares that are novel and ambiguous.
+    """
     return rates_of(judge(calibration, prediction, percentile))
 
 
 def rates_of(judgement: Judgement) -> dict[str, float]:
     """Returns the `reject_rates` of rows that are judged already."""
     rates = {name: float(score.above.mean()) for name, score in judgement.scores.items()}
+    if judgement.parts is not None:
+        rates |= {name: float(getattr(judgement.parts, name).mean()) for name in PARTS}
     return rates | {"reject": float(judgement.reject.mean())}
 
 

@@ -277,6 +277,8 @@ class DecisionPart:
     decision: str
     combined: tuple[str, ...]
     rule: str
+    ambiguity: str
+    novelty_share: float
     limit: float
     percentile: float
     ordinal: str

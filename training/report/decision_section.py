@@ -36,6 +36,8 @@ def build_decision(manifest: Manifest, calibration: Calibration, report_data: Re
         decision=record.decision,
         combined=tuple(map(readable_name, record.combination.scores)) if record.combination else (),
         rule=record.combination.rule if record.combination else "",
+        ambiguity=record.ambiguity or "",
+        novelty_share=record.novelty_share or 1.0,
         limit=record.thresholds[record.decision],
         percentile=record.percentile,
         ordinal=ordinal(record.percentile),

@@ -204,7 +204,7 @@ def draw_detection(view: ReportView) -> Figure:
 
 def draw_scores(calibration: Calibration, judged: JudgedRows | None) -> Figure:
     """Draws every score's distribution on the calibration rows, with its threshold, and on the test rows; the decision first."""
-    first = calibration.decision.name
+    first = calibration.decision_name
     names = [first, *(name for name in calibration.ascending if name != first)]
     columns = min(4, len(names))
     lines = -(-len(names) // columns)

@@ -263,6 +263,9 @@ def test_a_field_of_the_other_task_is_refused_by_name(classifier, regression):
         check_fields(classifier[0], ("label", "mean"))
     with pytest.raises(InputError, match=r"^fields: expected some of mean, std, .*, found 'label'$"):
         check_fields(regression[0], ("label",))
+    assert check_fields(classifier[0], ("novel", "ambiguous"), two_parts=True) == ("novel", "ambiguous")
+    with pytest.raises(InputError, match=r"fields: expected some of label.*found 'novel'"):
+        check_fields(classifier[0], ("novel",))
 
 
 def test_a_long_unknown_field_is_cut_in_the_error(classifier):

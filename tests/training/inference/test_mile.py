@@ -171,7 +171,7 @@ def test_network_agrees_with_a_long_run_in_function_space(key):
         return target.unconstrain({"network": network.init(key, x[0])["params"], "noise": jnp.float32(0.3)})
 
     starts = jax.jit(jax.vmap(start))(jax.random.split(posed, 16))
-    settings = SETTINGS.model_copy(update={"chains": 16, "warmup": 4000, "samples": 2000, "thin": 10})
+    settings = SETTINGS.model_copy(update={"chains": 16, "warmup": 10_000, "samples": 4000, "thin": 10})
     found = run(mile, target, starts, settings, (x, y), None, watch, key)
     # At the ends, far from the data, the samples are worth some tens of independent ones: only a large error is seen there.
     assert_same(found.column("values"), *NETWORK, detectable_share=0.5)

@@ -1,0 +1,96 @@
+"""Decisions of novelty and ambiguity: by hand, and the rate that they promise on simulated rows."""
+
+import numpy as np
+import pytest
+
+from abstain.models.decisions.calibration import calibrate
+from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.judging import judge
+from abstain.models.errors import CalibrationError
+from abstain.models.prediction.predictive import Prediction
+from abstain.models.prediction.summaries import ClassificationSummary
+
+SINGLE = Decision(scores=("std",))
+SEVERAL = Decision(scores=("std", "energy"), rule="weighted")
+
+
+def scored(std, energy, unsure):
+    """A two-class prediction with these scores."""
+    mean, zeros = np.full((len(std), 2), 0.5, np.float32), np.zeros(len(std), np.float32)
+    scores = {"std": std, "energy": energy, "max_probability": unsure}
+    return Prediction(
+        ClassificationSummary(mean, np.zeros_like(mean), zeros, zeros, zeros),
+        {name: np.asarray(values, np.float32) for name, values in scores.items()},
+    )
+
+
+def calibrated(prediction, decision=SINGLE, **settings):
+    """The calibration of these rows, all labels 0."""
+    reference = {name: np.asarray(values) for name, values in prediction.scores.items()}
+    labels = np.zeros(len(prediction.summary.mean), int)
+    return calibrate(
+        prediction, labels, decision=decision, ambiguity="max_probability", reference=reference, **settings
+    )
+
+
+def test_a_decision_of_two_parts_by_hand():
+    """Nine rows at the 70th percentile, so three turns: novelty takes 9, ambiguity 9, novelty 8."""
+    ascending = np.arange(1.0, 10.0)
+    calibration = calibrated(scored(ascending, ascending, ascending[::-1]), percentile=70.0, coverage=0.5)
+    rows = [(8.0, 9.0), (8.5, 0.0), (0.0, 9.5), (8.5, 9.5), (99.0, 0.0), (7.9, 8.9)]
+    judgement = judge(calibration, scored(*zip(*[(n, n, a) for n, a in rows], strict=True)))
+    assert judgement.parts.novel.tolist() == [False, True, False, True, True, False]
+    assert judgement.parts.ambiguous.tolist() == [False, False, True, True, False, False]
+    assert judgement.reject.tolist() == [False, True, True, True, True, False]
+    assert (judgement.decision, judgement.parts.novelty) == ("combined", "std")
+    np.testing.assert_allclose(judgement.scores["combined"].p_value, [0.4, 0.3, 0.2, 0.2, 0.1, 0.4])
+    assert judgement.main_scores[1:3] == ["std", "max_probability"]
+
+
+def test_several_scores_are_the_novelty_part():
+    """Their combined evidence is the score `novelty`, as it is `combined` without ambiguity, with the same p-values."""
+    rng = np.random.default_rng(0)
+    prediction = scored(*rng.normal(size=(3, 200)))
+    new = scored(*rng.normal(1, 1, size=(3, 50)))
+    reference = {name: np.asarray(values) for name, values in prediction.scores.items()}
+    alone = judge(calibrate(prediction, np.zeros(200, int), decision=SEVERAL, reference=reference), new)
+    both = judge(calibrated(prediction, SEVERAL), new)
+    assert list(both.scores) == ["std", "energy", "max_probability", "novelty", "combined"]
+    np.testing.assert_array_equal(both.scores["novelty"].value, alone.scores["combined"].value)
+    np.testing.assert_array_equal(both.scores["novelty"].p_value, alone.scores["combined"].p_value)
+    assert both.evidence.keys() == alone.evidence.keys() == {"std", "energy"}
+
+
+@pytest.mark.parametrize("percentile", [80.0, 90.0, 95.0, 99.0])
+@pytest.mark.parametrize("decision", [SINGLE, SEVERAL], ids=["single", "several"])
+def test_the_reject_rate_is_the_stated_one(percentile, decision):
+    """The mean over splits of a law without ties, within four standard errors; each reject has a reason."""
+    rng, rows, rates = np.random.default_rng(int(percentile)), 99, []
+    for _ in range(200):
+        base = rng.normal(size=(3, rows + 300)) + rng.normal(size=rows + 300)
+        calibration = calibrated(scored(*base[:, :rows]), decision, percentile=percentile, novelty_share=0.7)
+        judgement = judge(calibration, scored(*base[:, rows:]))
+        np.testing.assert_array_equal(judgement.reject, judgement.parts.novel | judgement.parts.ambiguous)
+        rates.append(judgement.reject.mean())
+    # Seven hundredths in ten thousand of the rate are lost: rows within the tolerance of a threshold are accepted.
+    assert np.mean(rates) == pytest.approx(1 - percentile / 100, abs=4 * np.std(rates) / np.sqrt(len(rates)) + 1e-3)
+
+
+def test_a_verdict_does_not_depend_on_the_batch():
+    """Each row alone is decided as in the batch, and NaN is rejected by both parts."""
+    rng = np.random.default_rng(1)
+    calibration = calibrated(scored(*rng.normal(size=(3, 300))), SEVERAL, percentile=90.0)
+    values = rng.normal(size=(3, 60))
+    whole = judge(calibration, scored(*values))
+    alone = [judge(calibration, scored(*values[:, [row]])) for row in range(60)]
+    assert whole.reject.tolist() == [judgement.reject[0] for judgement in alone]
+    assert whole.parts.novel.tolist() == [judgement.parts.novel[0] for judgement in alone]
+    with np.errstate(invalid="ignore"):
+        broken = judge(calibration, scored([np.nan], [np.nan], [np.nan]))
+    assert (broken.reject[0], broken.parts.novel[0], broken.parts.ambiguous[0]) == (True, True, True)
+
+
+def test_thresholds_per_class_are_refused():
+    """They would need turns within each class."""
+    with pytest.raises(CalibrationError, match="per_class: expected false for a decision of novelty and ambiguity"):
+        calibrated(scored(*np.random.default_rng(2).normal(size=(3, 300))), per_class=True)
