@@ -272,7 +272,7 @@ class LiveVersions:
         metrics.MODEL_LOADS.labels(*labels, "loaded").inc()
         metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(1)
         metrics.MODEL_SOUND.labels(*labels).set(not manifest.shortfalls)
-        metrics.EXPECTED_REJECTS.labels(*labels).set(1 - bundle.calibration.percentile / 100)
+        metrics.EXPECTED_REJECTS.labels(*labels).set(bundle.calibration.expected_reject_rate)
         if manifest.shortfalls:
             shortfalls = in_one_line(texts(manifest.shortfalls))
             log.warning("%s:%d is served although it failed publication checks: %s", name, entry.version, shortfalls)

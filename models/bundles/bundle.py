@@ -46,6 +46,7 @@ from abstain.models.decisions.budget import DEFAULT_SHARE
 from abstain.models.decisions.calibration import check_calibration
 from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.records import Calibration
+from abstain.models.decisions.risk import RiskLimit
 from abstain.models.errors import BundleError, CalibrationError, clip_repr, convert
 from abstain.models.files.regular import RESTORE
 from abstain.models.networks.allowed import read_modules
@@ -304,6 +305,7 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
             decision=record.combination or Decision(scores=(record.decision,)),
             ambiguity=record.ambiguity,
             novelty_share=DEFAULT_SHARE if record.novelty_share is None else record.novelty_share,
+            risk=_risk_limit(record),
             percentile=record.percentile,
             coverage=record.coverage,
             per_class=record.per_class,
@@ -326,6 +328,12 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
     except CalibrationError as error:
         raise convert(error, BundleError) from error
     return calibration
+
+
+def _risk_limit(record: CalibrationRecord) -> RiskLimit | None:
+    if record.risk is None:
+        return None
+    return RiskLimit(**record.risk.model_dump(exclude={"error_size"}), rows=record.rows)
 
 
 def _read_feature_scores(folder: Path, sizes: dict[str, int], manifest: Manifest) -> FeatureScores | None:

@@ -10,10 +10,19 @@ import hashlib
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import orjson
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+)
 
 from abstain.models.bundles.plausible import (
     Claim,
@@ -59,6 +68,29 @@ class MethodRecord(BaseModel):
     settings: dict[str, JsonValue]
 
 
+class RiskRecord(BaseModel):
+    """The limit of the ambiguity that bounds the error of accepted rows, and the calibration rows that certify it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    max_error: Annotated[float, Field(gt=0, lt=1)]
+    """The largest share of wrong answers among accepted rows."""
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    """The probability, over calibration parts, that the share is not exceeded."""
+    error_size: PositiveFloat | None = None
+    """For numbers: the largest distance from the target of an answer that is not wrong."""
+    threshold: FiniteFloat | None
+    """The largest ambiguity of an accepted row; None if none could be certified, so that every row is rejected."""
+    accepted_rows: NonNegativeInt
+    """The calibration rows that are accepted."""
+    errors: NonNegativeInt
+    """The wrong answers among them."""
+    familiar_rows: NonNegativeInt
+    """The calibration rows below the novelty threshold."""
+    p_value: Annotated[float, Field(ge=0, le=1)]
+    level: Annotated[float, Field(ge=0, le=1)]
+    """The largest p-value that certifies a threshold (`models/decisions/risk.py`)."""
+
+
 class CalibrationRecord(BaseModel):
     """The calibration's settings, and the resulting thresholds.
 
@@ -79,7 +111,9 @@ class CalibrationRecord(BaseModel):
     ambiguity: str | None = None
     """The score of the ambiguity part of the decision; None if the decision has only the part above."""
     novelty_share: float | None = None
-    """The share of the reject budget of the other part, novelty (`models/decisions/budget.py`); None without ambiguity."""
+    """The share of the reject budget of the other part, novelty (`models/decisions/budget.py`); None if they share none."""
+    risk: RiskRecord | None = None
+    """The limit of the error of accepted rows; None if none is set."""
     reference_rows: int = 0
     """Number of training rows that define the evidence of each score (`models/decisions/decision.py`); 0 in schema 1."""
     per_class: bool = False

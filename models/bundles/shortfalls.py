@@ -25,6 +25,7 @@ ShortfallCode = Literal[
     "energy_variance",
     "ess",
     "learned_nothing",
+    "no_error_limit",
     "not_finite",
     "r_hat",
     "still_member",
@@ -44,6 +45,7 @@ _BEGINNINGS: dict[ShortfallCode, re.Pattern[str]] = {
         r"the samples of predictions (have too small an effective size|are worth too few independent ones): "
     ),
     "learned_nothing": re.compile(r"it has learned nothing that "),
+    "no_error_limit": re.compile(r"it rejects every row: no threshold limits the error "),
     "not_finite": re.compile(r"metrics on the test part that are not finite: "),
     "r_hat": re.compile(r"the chains disagree about predictions: "),
     "still_member": re.compile(r"member \d+ (never moved: |left the numbers at every step )"),

@@ -5,19 +5,38 @@ A `Calibration` stores every score of every calibration row; `models/decisions/j
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from abstain.models.decisions.budget import DEFAULT_SHARE
 from abstain.models.decisions.conformal import IntervalKind, SetKind, interval_scores, set_scores
 from abstain.models.decisions.decision import Decision
-from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
+from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed, threshold
 from abstain.models.decisions.records import STD, Calibration
+from abstain.models.decisions.risk import RiskLimit, certify
 from abstain.models.errors import CalibrationError, convert, suggest
 from abstain.models.prediction.feature_scores import FEATURE_SCORES
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.scores import SCORES
 from abstain.models.prediction.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
+
+
+class ErrorLimit(NamedTuple):
+    """The largest error of accepted rows.
+
+    Attributes:
+        max_error: the largest share of wrong answers among accepted rows, strictly between 0 and 1.
+        confidence: the probability, over calibration parts, that the share is not exceeded; strictly between 0 and 1.
+        error_size: for numbers, the largest distance from the target of an answer that is not wrong; None for classes.
+    """
+
+    max_error: float
+    confidence: float
+    error_size: float | None = None
 
 
 def calibrate(
@@ -27,6 +46,7 @@ def calibrate(
     decision: Decision = STD,
     ambiguity: str | None = None,
     novelty_share: float = DEFAULT_SHARE,
+    error_limit: ErrorLimit | None = None,
     percentile: float = 99.0,
     coverage: float = 0.9,
     per_class: bool = False,
@@ -41,6 +61,7 @@ def calibrate(
         targets: class indices, or numbers in the target's units.
         ambiguity: the score of the ambiguity part of the decision; None if `decision` decides alone.
         novelty_share: the share of the reject budget that `decision` has, strictly between 0 and 1.
+        error_limit: the largest error of accepted rows, which limits the ambiguity in place of `novelty_share`.
         reference: each score's values on the reference rows; without them a combined decision rejects less than stated.
         target_scale: the target's standard deviation, for regression.
 
@@ -78,7 +99,37 @@ def calibrate(
     )
     check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
     coverage_rank(coverage, calibration.rows)
-    return calibration
+    if error_limit is None or ambiguity is None:
+        return calibration
+    wrong = wrong_answers(prediction.summary, targets, error_limit.error_size)
+    return replace(calibration, risk=limit_error(replace(calibration, ambiguity=None), ambiguity, wrong, error_limit))
+
+
+def wrong_answers(
+    summary: PredictiveSummary, targets: Shaped[np.ndarray, " rows"], error_size: float | None
+) -> Bool[np.ndarray, " rows"]:
+    """Returns which rows have another class than the predicted one, or a target farther from the mean than `error_size`."""
+    labels = predicted_labels(summary)
+    if labels is not None:
+        return labels != targets
+    largest = math.inf if error_size is None else error_size
+    return np.abs(targets.astype(np.float64) - np.asarray(summary.mean, np.float64)) > largest
+
+
+def limit_error(
+    calibration: Calibration, ambiguity: str, wrong: Bool[np.ndarray, " rows"], limit: ErrorLimit
+) -> RiskLimit:
+    """Finds the largest ambiguity of rows that are accepted, so that their error is limited.
+
+    The rows from the novelty threshold on are left out: the rows below that value are independent draws of the law below it.
+
+    Args:
+        calibration: of the novelty part alone.
+        wrong: which calibration rows have a wrong answer.
+    """
+    novelty = calibration.all_scores[calibration.decision_name]
+    novel = novelty >= threshold(calibration.ascending[calibration.decision_name], calibration.percentile)
+    return certify(calibration.scores[ambiguity], novel, wrong, max_error=limit.max_error, confidence=limit.confidence)
 
 
 def _check_finite(name: str, values: Float[np.ndarray, " rows"], row_kind: str) -> None:
@@ -165,6 +216,8 @@ def check_calibration(
     for name in (*calibration.decision.scores, *([calibration.ambiguity] if calibration.ambiguity else [])):
         if name not in calibration.scores:
             raise CalibrationError("decision", where=where, expected=sorted(calibration.scores), found=name)
+    if calibration.risk is not None and calibration.ambiguity is None:
+        raise CalibrationError("ambiguity", where=where, expected="the score whose limit is in risk", found="none")
     if not 0 < calibration.novelty_share < 1:
         expected, found = "a number above 0 and below 1", calibration.novelty_share
         raise CalibrationError("novelty_share", where=where, expected=expected, found=found)

@@ -17,6 +17,8 @@ from abstain.models.decisions.conformal import SetKind, interval
 from abstain.models.decisions.decision import COMBINED, combine, contributions, main_scores
 from abstain.models.decisions.ranks import coverage_rank, less_tolerance, percentile_rank, share_at_least
 from abstain.models.decisions.records import Calibration, Judgement, Parts, ScoreJudgement
+from abstain.models.decisions.risk import is_ambiguous
+from abstain.models.errors import InputError
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
 
@@ -39,8 +41,10 @@ def judge(
 
     Raises:
         CalibrationError: the calibration part is too small for the percentile or coverage.
+        InputError: another percentile than that for which the error of accepted rows is limited.
     """
     percentile = calibration.percentile if percentile is None else percentile
+    _check_limited(calibration, percentile)
     coverage = calibration.coverage if coverage is None else coverage
     check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
     decision = calibration.decision
@@ -73,12 +77,18 @@ def judge(
         mains = [calibration.ambiguity if more else main for more, main in zip(unsure, mains, strict=True)]
     labels = predicted_labels(prediction.summary) if calibration.per_class else None
     scores = _judge_scores(calibration, values, edges, labels, percentile)
+    reject = scores[calibration.decision_name].above
+    if calibration.risk is not None and calibration.ambiguity is not None:
+        unsure = is_ambiguous(calibration.risk, scores[calibration.ambiguity].value)
+        parts = Parts(calibration.decision_name, calibration.ambiguity, reject, unsure)
+        mains = [main if novel else calibration.ambiguity for main, novel in zip(mains, reject.tolist(), strict=True)]
+        reject = reject | unsure
     members, ends = _conformal(calibration, prediction, coverage)
     return Judgement(
         percentile=percentile,
         coverage=coverage,
         decision=calibration.decision_name,
-        reject=scores[calibration.decision_name].above,
+        reject=reject,
         scores=scores,
         evidence=evidence,
         contributions=added,
@@ -87,6 +97,17 @@ def judge(
         interval=ends,
         parts=parts,
     )
+
+
+def _check_limited(calibration: Calibration, percentile: float) -> None:
+    """Refuses another percentile than the calibration's if it limits the error of accepted rows: others would be accepted."""
+    if calibration.risk is not None and percentile != calibration.percentile:
+        raise InputError(
+            where="percentile",
+            expected=f"{calibration.percentile:g}, for which the error of accepted rows is limited",
+            found=percentile,
+            fix="leave it out",
+        )
 
 
 def _parts(

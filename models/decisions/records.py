@@ -22,6 +22,7 @@ from abstain.models.decisions.decision import (
     evidence_map,
     leave_one_out,
 )
+from abstain.models.decisions.risk import RiskLimit
 
 STD = Decision(scores=("std",))
 IN_TARGET_UNITS = {"std", "total_std"}
@@ -41,8 +42,10 @@ class Calibration:
         decision: the score, or the combination of scores, that `reject` compares with its threshold; its novelty part, if
             there is an ambiguity score.
         ambiguity: the score of the ambiguity part of the decision; None if the decision has no such part.
-        novelty_share: the share of the reject budget that is novelty's (`models/decisions/budget.py`), for a decision
-            of two parts.
+        novelty_share: the share of the reject budget that is novelty's (`models/decisions/budget.py`), if both parts
+            share it.
+        risk: the limit of the ambiguity that bounds the error of accepted rows (`models/decisions/risk.py`); None if both
+            parts share the reject budget.
         percentile: the percentile of the decision, strictly between 0 and 100.
         coverage: the coverage of prediction sets and intervals, strictly between 0 and 1.
         per_class: whether a row is ranked only among the calibration rows of its own predicted class.
@@ -61,6 +64,7 @@ class Calibration:
     decision: Decision = STD
     ambiguity: str | None = None
     novelty_share: float = DEFAULT_SHARE
+    risk: RiskLimit | None = None
     percentile: float = 99.0
     coverage: float = 0.9
     per_class: bool = False
@@ -83,12 +87,22 @@ class Calibration:
     @property
     def decision_name(self) -> str:
         """The name of the score that `reject` compares with its threshold."""
-        return self.decision.name if self.ambiguity is None else COMBINED
+        return COMBINED if self.shares_budget else self.decision.name
+
+    @property
+    def shares_budget(self) -> bool:
+        """Whether novelty and ambiguity share the reject budget."""
+        return self.ambiguity is not None and self.risk is None
+
+    @property
+    def expected_reject_rate(self) -> float:
+        """The share of rows like the calibration rows that are rejected, 0 … 1; at most this, without a limit of the error."""
+        return 1 - self.percentile / 100 if self.risk is None else 1 - self.risk.accepted_rows / self.rows
 
     @property
     def novelty_name(self) -> str:
         """The name of the score that the decision's scores are combined to."""
-        return NOVELTY if self.ambiguity is not None and self.decision.name == COMBINED else self.decision.name
+        return NOVELTY if self.shares_budget and self.decision.name == COMBINED else self.decision.name
 
     @cached_property
     def all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
@@ -109,8 +123,8 @@ class Calibration:
 
     @cached_property
     def budget(self) -> Budget | None:
-        """The turns in which the two parts of the decision take the calibration rows; None for a decision of one part."""
-        if self.ambiguity is None:
+        """The turns in which the two parts of the decision take the calibration rows; None if they share no budget."""
+        if self.ambiguity is None or self.risk is not None:
             return None
         return spend_budget(self.novelty_scores[self.novelty_name], self.scores[self.ambiguity], self.novelty_share)
 
@@ -205,7 +219,7 @@ class Parts(NamedTuple):
     Attributes:
         novelty: the name of the novelty part's score.
         ambiguity: the name of the ambiguity part's score.
-        novel: whether the novelty score is above its share of the threshold (`models/decisions/budget.py`).
+        novel: whether the novelty score is above its threshold.
         ambiguous: whether the ambiguity score is.
     """
 

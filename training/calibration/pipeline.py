@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from abstain.models.bundles.manifest import CalibrationRecord
-from abstain.models.decisions.budget import DEFAULT_SHARE
-from abstain.models.decisions.calibration import calibrate
+from abstain.models.decisions.calibration import ErrorLimit, calibrate
 from abstain.models.decisions.decision import Decision, Rule
 from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from abstain.models.decisions.records import Calibration
+from abstain.models.decisions.risk import rows_needed as least_accepted_rows
 from abstain.models.errors import CalibrationError, ConfigError, suggest
 from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK
@@ -52,11 +52,12 @@ DEFAULT_DECISIONS: dict[Literal["images", "tables", "regression"], Decision] = {
 `benchmarks/table_selection.py`. For images `range` only detects arrays on another scale than the pixels.
 """
 
-DEFAULT_AMBIGUITY: dict[Literal["classification", "regression"], str] = {
-    "classification": "max_probability",
-    "regression": "total_std",
+DEFAULT_AMBIGUITY: dict[Literal["classification", "regression"], tuple[str, float]] = {
+    "classification": ("max_probability", 0.9),
+    "regression": ("total_std", 0.8),
 }
-"""The score of the ambiguity part of a decision: how unsure the answer is."""
+"""The score of the ambiguity part of a decision, and novelty's share of the budget, chosen by `benchmarks/shares.py`."""
+DEFAULT_CONFIDENCE = 0.95
 
 ScoreValues = dict[str, Float[np.ndarray, " rows"]]
 """Each score's values, by its name."""
@@ -110,16 +111,14 @@ def choose_ambiguity(settings: CalibrationConfig, model: Model) -> tuple[str | N
         ConfigError: an unknown score, one that is in `decision` too, or settings that do not go together.
     """
     task, share = model.likelihood_functions.task, settings.novelty_share
+    score, default_share = DEFAULT_AMBIGUITY[task]
+    if share is not None and settings.max_error is not None:
+        raise _conflict("novelty_share", "no share with calibration.max_error", share)
     if share == 1 and settings.ambiguity is not None:
-        raise ConfigError(
-            "calibration.novelty_share",
-            expected="a number above 0 and below 1 with calibration.ambiguity",
-            found=share,
-            fix="leave out calibration.ambiguity, or lower the share",
-        )
-    if share == 1 or (share is None and settings.ambiguity is None):
-        return None, DEFAULT_SHARE
-    name = settings.ambiguity or DEFAULT_AMBIGUITY[task]
+        raise _conflict("novelty_share", "a number above 0 and below 1 with calibration.ambiguity", share)
+    if share == 1 or (share is None and settings.ambiguity is None and settings.max_error is None):
+        return None, default_share
+    name = settings.ambiguity or score
     if name not in SCORES[task]:
         expected = f"one of {', '.join(SCORES[task])}"
         raise ConfigError("calibration.ambiguity", expected=expected, found=name, fix=suggest(name, SCORES[task]))
@@ -131,13 +130,38 @@ def choose_ambiguity(settings: CalibrationConfig, model: Model) -> tuple[str | N
             fix="name another score in one of the two",
         )
     if settings.per_class:
+        raise _conflict("per_class", "false with calibration.ambiguity, novelty_share or max_error", found=True)
+    return name, default_share if share is None else share
+
+
+def choose_error_limit(settings: CalibrationConfig, model: Model) -> ErrorLimit | None:
+    """Returns the largest error of accepted rows that the config sets; None if it sets none.
+
+    Raises:
+        ConfigError: a setting that has no effect, or that the likelihood needs, or does not have.
+    """
+    if settings.max_error is None:
+        for name in ("confidence", "error_size"):
+            if getattr(settings, name) is not None:
+                raise _conflict(
+                    name, "calibration.max_error too, without which it has no effect", getattr(settings, name)
+                )
+        return None
+    classes = model.likelihood_functions.task == "classification"
+    if classes and settings.error_size is not None:
+        raise _conflict("error_size", "no size for classes, whose labels are right or wrong", settings.error_size)
+    if not classes and settings.error_size is None:
         raise ConfigError(
-            "calibration.per_class",
-            expected="false with calibration.ambiguity or calibration.novelty_share",
-            found=True,
-            fix="leave out one of them",
+            "calibration.error_size",
+            expected="the largest distance from the target of an answer that is not wrong, with calibration.max_error",
+            found="none",
         )
-    return name, DEFAULT_SHARE if share is None else share
+    confidence = DEFAULT_CONFIDENCE if settings.confidence is None else settings.confidence
+    return ErrorLimit(settings.max_error, confidence, settings.error_size)
+
+
+def _conflict(key: str, expected: str, found: object) -> ConfigError:
+    return ConfigError(f"calibration.{key}", expected=expected, found=found, fix="leave out one of them")
 
 
 def _combination(settings: CalibrationConfig, names: tuple[str, ...], default: Rule) -> dict[str, Any]:
@@ -164,6 +188,7 @@ def check_calibration_settings(settings: CalibrationConfig, model: Model, target
     """
     choose_decision(settings, model)
     choose_ambiguity(settings, model)
+    limit = choose_error_limit(settings, model)
     for key, augment in (("augment", settings.augment), ("densities", settings.densities)):
         if augment.changes_rows:
             check_images(f"calibration.{key}", augment, model.feature_shape)
@@ -179,6 +204,16 @@ def check_calibration_settings(settings: CalibrationConfig, model: Model, target
                 where=f"calibration.{key}",
                 fix="data.calibration_size sets how many rows a fit calibrates on",
             ) from error
+    if limit is not None:
+        familiar = percentile_rank(settings.percentile, len(targets)) - 1
+        needed = least_accepted_rows(limit.max_error, limit.confidence)
+        if familiar < needed:
+            raise CalibrationError(
+                "calibration.max_error",
+                expected=f"at least {needed} calibration rows that are not novel, more if any of them is wrong",
+                found=f"{familiar} of {len(targets)} rows at percentile {settings.percentile:g}",
+                fix="raise data.calibration_size or max_error, or lower confidence",
+            )
     if not settings.per_class:
         return
     classes = len(model.class_names)
@@ -221,6 +256,7 @@ def calibrate_posterior(
         decision=choose_decision(settings, posterior.model),
         ambiguity=ambiguity,
         novelty_share=novelty_share,
+        error_limit=choose_error_limit(settings, posterior.model),
         percentile=settings.percentile,
         coverage=settings.coverage,
         per_class=settings.per_class,
@@ -276,7 +312,9 @@ def draw_log_probabilities(
 
 def build_record(calibrated: Calibrated, settings: CalibrationConfig, model: Model) -> CalibrationRecord:
     """Builds the manifest's record of a calibration, with the settings that `abstain calibrate` starts from."""
-    record = calibration_record(calibrated.calibration, calibrated.recalibration, model.class_names)
+    record = calibration_record(
+        calibrated.calibration, calibrated.recalibration, model.class_names, settings.error_size
+    )
     rates = calibrated.reject_rates
     update: dict[str, Any] = {"settings": settings.model_dump(mode="json")}
     if rates is not None:

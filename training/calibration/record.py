@@ -9,16 +9,24 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import betaincinv, gammaln
 
-from abstain.models.bundles.manifest import CalibrationRecord
+from abstain.models.bundles.manifest import CalibrationRecord, RiskRecord
 from abstain.models.decisions.ranks import exact, percentile_rank, rank_of, threshold
 from abstain.models.decisions.records import Calibration
+from abstain.models.decisions.risk import RiskLimit
 from abstain.models.prediction.temperature import Recalibration
 
 
 def calibration_record(
-    calibration: Calibration, recalibration: Recalibration, class_names: tuple[str, ...]
+    calibration: Calibration,
+    recalibration: Recalibration,
+    class_names: tuple[str, ...],
+    error_size: float | None = None,
 ) -> CalibrationRecord:
-    """Builds the manifest's record of a calibration."""
+    """Builds the manifest's record of a calibration.
+
+    Args:
+        error_size: as in `ErrorLimit`.
+    """
     decision, percentile, ascending = calibration.decision, calibration.percentile, calibration.ascending
     per_class = calibration.per_class
     by_class = calibration.by_class[calibration.decision_name] if per_class else {}
@@ -31,7 +39,8 @@ def calibration_record(
         thresholds={name: threshold(values, percentile) for name, values in ascending.items()},
         combination=decision if len(decision.scores) > 1 or calibration.ambiguity is not None else None,
         ambiguity=calibration.ambiguity,
-        novelty_share=None if calibration.ambiguity is None else calibration.novelty_share,
+        novelty_share=calibration.novelty_share if calibration.shares_budget else None,
+        risk=risk_record(calibration.risk, error_size),
         reference_rows=calibration.reference_rows,
         per_class=per_class,
         sets=calibration.sets,
@@ -41,11 +50,21 @@ def calibration_record(
         threshold_bounds={}
         if per_class
         else {name: threshold_bounds(values, percentile) for name, values in ascending.items()},
-        reject_rate_bounds=None if per_class else reject_rate_bounds(percentile, calibration.rows),
+        reject_rate_bounds=None
+        if per_class or calibration.risk is not None
+        else reject_rate_bounds(percentile, calibration.rows),
         class_threshold_bounds={name: threshold_bounds(values, percentile) for name, values in named.items()},
         class_reject_rate_bounds={name: reject_rate_bounds(percentile, len(values)) for name, values in named.items()},
         coverage_bounds=beta_bounds(calibration.coverage, calibration.rows),
     )
+
+
+def risk_record(risk: RiskLimit | None, error_size: float | None) -> RiskRecord | None:
+    """Builds the manifest's record of a limit of the error; None if there is none."""
+    if risk is None:
+        return None
+    fields = {name: value for name, value in risk._asdict().items() if name != "rows"}
+    return RiskRecord(**fields, error_size=error_size)
 
 
 def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) -> tuple[float, float]:

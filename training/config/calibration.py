@@ -27,7 +27,16 @@ class CalibrationConfig(Section):
     ambiguity: str | None = None
     """A score of the predictions that rejects unsure rows too. Default: none, or that of the task if `novelty_share` is set."""
     novelty_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The share of the reject budget that `decision` has; `ambiguity` has the rest. 1: `decision` alone. Default: 0.5."""
+    """The share of the reject budget that `decision` has; `ambiguity` has the rest. 1: `decision` alone.
+
+    Default: that of the task (`training/calibration/pipeline.py`).
+    """
+    max_error: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The largest share of wrong answers among accepted rows; it sets the limit of `ambiguity`, in place of `novelty_share`."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The probability, over calibration parts, that `max_error` is kept. Default: 0.95."""
+    error_size: PositiveFloat | None = None
+    """For numbers: the largest distance from the target, in its units, of an answer that is not wrong."""
     percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
     per_class: bool = False
     """Whether the percentile holds within each predicted class, instead of over all rows."""

@@ -15,7 +15,6 @@ from jaxtyping import Float, Num
 from scipy import stats
 
 from abstain.models.bundles.shortfalls import Shortfall
-from abstain.models.decisions.decision import COMBINED
 from abstain.models.decisions.ranks import less_tolerance
 from abstain.models.decisions.records import Calibration
 from abstain.models.prediction.posterior import Posterior
@@ -171,15 +170,23 @@ def metric_shortfalls(metrics: Mapping[str, object]) -> tuple[Shortfall, ...]:
 
 
 def decision_shortfalls(calibration: Calibration) -> tuple[Shortfall, ...]:
-    """Returns a shortfall if the decision score is the same for every calibration row."""
-    name = calibration.decision.name
+    """Returns a shortfall if the decision score is the same for every calibration row, or no error limit is certified."""
+    risk = calibration.risk
+    if risk is not None and risk.threshold is None:
+        text = (
+            f"it rejects every row: no threshold limits the error of accepted rows to {risk.max_error:g} with confidence "
+            f"{risk.confidence:g} by {risk.familiar_rows} calibration rows; raise calibration.max_error, lower "
+            "calibration.confidence, calibrate with more rows, or improve the model"
+        )
+        return (Shortfall("no_error_limit", text),)
+    name = calibration.novelty_name
     scores = calibration.ascending[name]
     # Scores that differ only by rounding count as equal, as they do for the reject flag.
     lowered = {
         score: less_tolerance(values, float(unit))
         for (score, values), unit in zip(calibration.scores.items(), calibration.units[:, 0], strict=True)
     }
-    edges = calibration.combined(lowered) if name == COMBINED else lowered[name]
+    edges = lowered[name] if name in lowered else calibration.combined(lowered)
     if scores[0] < edges.max():
         return ()
     text = (

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from abstain.models.bundles.manifest import RiskRecord
+
 Facts = tuple[tuple[str, str], ...]
 """A table of two columns: a name and its value as text."""
 
@@ -279,6 +281,7 @@ class DecisionPart:
     rule: str
     ambiguity: str
     novelty_share: float
+    risk: RiskRecord | None
     limit: float
     percentile: float
     ordinal: str

@@ -38,6 +38,7 @@ def build_decision(manifest: Manifest, calibration: Calibration, report_data: Re
         rule=record.combination.rule if record.combination else "",
         ambiguity=record.ambiguity or "",
         novelty_share=record.novelty_share or 1.0,
+        risk=record.risk,
         limit=record.thresholds[record.decision],
         percentile=record.percentile,
         ordinal=ordinal(record.percentile),

@@ -9,10 +9,10 @@ import pytest
 
 import abstain
 from abstain.models.bundles.bundle import load
-from abstain.models.errors import ConfigError
+from abstain.models.errors import CalibrationError, ConfigError
 from abstain.service.commands.predict_file import predict_file
 from abstain.training.calibrate import calibrate_version
-from abstain.training.calibration.pipeline import choose_ambiguity
+from abstain.training.calibration.pipeline import check_calibration_settings, choose_ambiguity
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
@@ -33,7 +33,8 @@ def test_a_share_or_a_score_asks_for_ambiguity(digits, wave):
     assert choose_ambiguity(settings_of(novelty_share=1.0), classes)[0] is None
     assert choose_ambiguity(settings_of(novelty_share=0.7), classes) == ("max_probability", 0.7)
     assert choose_ambiguity(settings_of(novelty_share=0.7), numbers) == ("total_std", 0.7)
-    assert choose_ambiguity(settings_of(ambiguity="entropy"), classes) == ("entropy", 0.5)
+    assert choose_ambiguity(settings_of(ambiguity="entropy"), classes) == ("entropy", 0.9)
+    assert choose_ambiguity(settings_of(max_error=0.1), classes)[0] == "max_probability"
 
 
 @pytest.mark.parametrize(
@@ -135,3 +136,90 @@ def test_the_next_calibration_keeps_both_parts(two_parts):
     calibrate_version(two_parts, "digits:2", "digits", ("novelty_share=0.8",))
     record = load(two_parts / "digits" / "3").manifest.calibration
     assert (record.ambiguity, record.novelty_share, record.percentile) == ("max_probability", 0.8, 90.0)
+
+
+# ---- a limit of the error --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("digits", {"max_error": 0.1, "novelty_share": 0.5}, "calibration.novelty_share: expected no share with"),
+        ("digits", {"confidence": 0.9}, "calibration.confidence: expected calibration.max_error too"),
+        ("digits", {"max_error": 0.1, "error_size": 1.0}, "calibration.error_size: expected no size for classes"),
+        ("wave", {"max_error": 0.1}, "calibration.error_size: expected the largest distance from the target"),
+        (
+            "digits",
+            {"max_error": 0.001},
+            "calibration.max_error: expected at least 2995 calibration rows .*found 495 of",
+        ),
+    ],
+)
+def test_limits_that_cannot_hold_are_refused_before_a_fit(store, kind, settings, message):
+    """Each error names the key, and what would do."""
+    model = load(store / kind / "1").manifest.model
+    with pytest.raises((ConfigError, CalibrationError), match=message):
+        check_calibration_settings(settings_of(**settings), model, np.zeros(500, int))
+
+
+@pytest.fixture(scope="module")
+def limited(store, tmp_path_factory):
+    """A store with models whose accepted answers are rarely wrong: classes, and numbers."""
+    root = tmp_path_factory.mktemp("limited")
+    for name in ("digits", "wave"):
+        (root / name).mkdir()
+        shutil.copytree(store / name / "1", root / name / "1")
+    calibrate_version(root, "digits:1", "digits", ('decision=["vim", "subspace"]', "max_error=0.02"))
+    calibrate_version(root, "wave:1", "wave", ("max_error=0.1", "error_size=0.6", "confidence=0.9"))
+    return root
+
+
+def test_the_limit_is_that_of_the_plain_rule(limited):
+    """Of the calibration rows below the novelty threshold, the least ambiguous ones, with few enough errors."""
+    bundle = load(limited / "digits" / "2")
+    calibration, risk = bundle.calibration, bundle.manifest.calibration.risk
+    data = load_dataset(read_config(CONFIGS / "digits-vi.toml"), None).calibration
+    mean = np.asarray(bundle.predictor((256,))(data.x).summary.mean)
+    wrong, unsure = mean.argmax(axis=1) != data.y, calibration.scores["max_probability"]
+    familiar = calibration.all_scores["combined"] < bundle.manifest.calibration.thresholds["combined"]
+    accepted = familiar & (unsure <= risk.threshold)
+    assert (risk.familiar_rows, risk.accepted_rows) == (familiar.sum(), accepted.sum())
+    assert risk.errors == wrong[accepted].sum()
+    assert 0 < risk.accepted_rows < len(data.y)
+    assert risk.p_value <= risk.level < 0.05
+    assert calibration.expected_reject_rate == pytest.approx(1 - risk.accepted_rows / len(data.y))
+    assert bundle.manifest.calibration.reject_rate_bounds is None
+
+
+def test_a_model_of_numbers_has_a_limit_too(limited):
+    """An answer is wrong if it is farther than `error_size` from the target."""
+    risk = load(limited / "wave" / "2").manifest.calibration.risk
+    assert (risk.max_error, risk.confidence, risk.error_size) == (0.1, 0.9, 0.6)
+    assert risk.accepted_rows > 0
+
+
+def test_a_limited_model_rejects_what_is_novel_or_ambiguous(limited, rows, tmp_path):
+    """By the score that decides alone, and by the limit; another percentile is refused, and the command agrees."""
+    model = abstain.load("digits:2", store=limited)
+    risk = load(limited / "digits" / "2").manifest.calibration.risk
+    predictions = model.predict(rows)
+    novelty = predictions.scores["combined"]
+    np.testing.assert_array_equal(predictions.ambiguous, predictions.scores["max_probability"].value > risk.threshold)
+    assert predictions.decision == "combined"
+    assert not (predictions.novel & (novelty.value <= novelty.threshold)).any()
+    np.testing.assert_array_equal(predictions.reject, predictions.novel | predictions.ambiguous)
+    with pytest.raises(abstain.AbstainError, match="percentile: expected 99, for which the error of accepted rows"):
+        model.predict(rows, percentile=90)
+    np.savez(tmp_path / "rows.npz", x=rows)
+    predict_file(load(limited / "digits" / "2"), tmp_path / "rows.npz", tmp_path / "offline.jsonl", fdr=0.2)
+    offline = [json.loads(line) for line in (tmp_path / "offline.jsonl").read_text().splitlines()]
+    assert [row["reject"] for row in offline] == predictions.reject.tolist()
+
+
+def test_a_limit_that_no_threshold_keeps_is_a_shortfall(limited):
+    """Every row is rejected, and the version cannot become stable."""
+    text = calibrate_version(limited, "wave:1", "wave", ("max_error=0.1", "error_size=0.0001")).shortfalls[-1].text
+    assert text.startswith("it rejects every row: no threshold limits the error of accepted rows to 0.1")
+    version = max(int(path.name) for path in (limited / "wave").iterdir() if path.name.isdigit())
+    assert abstain.load(f"wave:{version}", store=limited).predict(np.zeros((3, 1))).reject.all()
+    assert "no limit could be certified" in (limited / "wave" / str(version) / "report.html").read_text()
