@@ -62,7 +62,7 @@ const fitsNone = ({ prediction_set: members }) => members?.length === 0;
 function reason(description, prediction, percentile) {
   const decision = prediction.scores[description.decision];
   const sentences = prediction.reject
-    ? [capital(prediction.reasons.map(plain).join("; "))]
+    ? rejected(prediction)
     : [accepted(description, prediction, decision, percentile)];
   if (prediction.reject && decision.extrapolated) {
     const rank = prediction.novel === false ? "Less sure" : "Stranger";
@@ -73,6 +73,15 @@ function reason(description, prediction, percentile) {
     if (prediction.reject) sentences.push(`The most probable class is ${prediction.label}`);
   }
   return sentences.map((sentence) => `${sentence}.`).join(" ");
+}
+
+/** The reasons in sentences, one for each part of the decision if it has two. */
+function rejected({ reasons, novel }) {
+  if (novel === undefined) return [capital(reasons.map(plain).join("; "))];
+  const byPart = ["novel: ", "ambiguous: "].map((part) => [part, reasons.filter((reason) => reason.startsWith(part))]);
+  return byPart
+    .filter(([, own]) => own.length)
+    .map(([part, own]) => capital(part) + own.map((reason) => plain(reason.slice(part.length))).join("; "));
 }
 
 function accepted(description, prediction, decision, percentile) {
