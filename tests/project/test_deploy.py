@@ -21,6 +21,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from abstain.service.access.api_keys import add_key
+from abstain.training.calibrate import calibrate_version
 from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS, PROJECT
@@ -246,19 +247,51 @@ def expressions() -> list[str]:
     return [*rule, *(target["expr"] for _, target in queries()), *marks().values()]
 
 
-def test_every_name_and_label_is_one_that_a_server_has(server):
+@dataclass(frozen=True)
+class Serving:
+    """A server, the key for its metrics, and one for predictions."""
+
+    server: Server
+    folder: Path
+    reader: str
+    key: str
+
+    def metrics(self) -> str:
+        """The response of `/metrics`."""
+        headers = {"X-API-Key": self.reader}
+        return httpx.get(f"{self.server.url}/metrics", headers=headers, timeout=PATIENCE).text
+
+
+@pytest.fixture(scope="module")
+def serving(store, tmp_path_factory):
+    """Two workers with `digits`, and with a `wave` whose decision has two parts."""
+    folder = tmp_path_factory.mktemp("watched")
+    root = folder / "store"
+    shutil.copytree(store / "digits", root / "digits")
+    shutil.copytree(store / "wave" / "1", root / "wave" / "1")
+    calibrate_version(root, "wave:1", "wave", ("novelty_share=0.5",))
+    keys = folder / "keys.json"
+    reader, key = add_key(keys, "prometheus", ("metrics",)), add_key(keys, "app", ("predict",))
+    server = start_server(root, folder, workers=2, TMPDIR=str(folder), ABSTAIN_KEYS=str(keys))
+    yield Serving(server, folder, reader, key)
+    stop_server(server)
+
+
+def test_every_name_and_label_is_one_that_a_server_has(serving):
     """What rules and panels choose and group by is in `/metrics`; bounds of buckets, too."""
-    httpx.post(
-        f"{server.url}/predict",
-        json={"inputs": [[16] * 64] * 300, "model": "digits", "percentile": 50},
-        timeout=PATIENCE,
-    )
-    assert until(lambda: "abstain_drift_psi{" in httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text)
+    for model, row in (("digits", [16] * 64), ("wave", [9.0])):
+        httpx.post(
+            f"{serving.server.url}/predict",
+            json={"inputs": [row] * 300, "model": model, "percentile": 50},
+            headers={"X-API-Key": serving.key},
+            timeout=PATIENCE,
+        ).raise_for_status()
+    assert until(lambda: "abstain_drift_psi{" in serving.metrics())
     labels = {"up": EVERYWHERE, "ALERTS": EVERYWHERE | {"alertname", "alertstate"}}
     labels |= {name: grouped_by(rule["expr"]) for name, rule in rules("record").items()}
     bounds: dict[str, set[str]] = {}
     families: dict[str, str] = {}
-    for family in text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text):
+    for family in text_string_to_metric_families(serving.metrics()):
         for sample in family.samples:
             families[sample.name] = family.name
             labels[sample.name] = labels.get(sample.name, EVERYWHERE) | sample.labels.keys()
@@ -332,25 +365,21 @@ def start_prometheus(folder: Path, server: Server) -> tuple[subprocess.Popen[byt
 
 
 @pytest.fixture(scope="module")
-def watched(store, tmp_path_factory):
+def watched(serving):
     """Two workers, and a Prometheus that has read them."""
     if not shutil.which("prometheus"):
         pytest.skip("prometheus is not installed")
-    folder = tmp_path_factory.mktemp("watched")
-    keys = folder / "keys.json"
-    (folder / "prometheus.key").write_text(add_key(keys, "prometheus", ("metrics",)) + "\n")
-    key = add_key(keys, "app", ("predict",))
-    server = start_server(store, folder, workers=2, TMPDIR=str(folder), ABSTAIN_KEYS=str(keys))
+    server, folder = serving.server, serving.folder
+    (folder / "prometheus.key").write_text(serving.reader + "\n")
     process, url = start_prometheus(folder, server)
     try:
-        watched = Watched(server, url, time.time(), key)
+        watched = Watched(server, url, time.time(), serving.key)
         ready = until(lambda: answers(url) and watched.number('up{job="abstain"}') == 1)
         assert ready, (folder / "prometheus.log").read_text()
         yield watched
     finally:
         process.terminate()
         process.wait(timeout=PATIENCE)
-        stop_server(server)
 
 
 def answers(url: str) -> bool:
@@ -373,6 +402,7 @@ class Sender:
             limits=httpx.Limits(max_keepalive_connections=0),
         )
         self.sent: Counter[tuple[str, ...]] = Counter()
+        self._began = time.time()
 
     def predict(self, rows: np.ndarray, model: str) -> None:
         """By `/predict`."""
@@ -401,15 +431,16 @@ class Sender:
         self.sent["rejected", model] += sum(rejects)
 
     def counted(self, watched: Watched) -> Counter[tuple[str, ...]]:
-        """The same counts, as Prometheus has them of all workers."""
+        """The same counts since this sender began, as Prometheus has them of all workers."""
         counts: Counter[tuple[str, ...]] = Counter()
         for what, *labels in self.sent:
             match what:
                 case "requests":
-                    expr = f'sum(abstain_requests_total{{route="{labels[0]}",code="{labels[1]}"}})'
+                    series = f'abstain_requests_total{{route="{labels[0]}",code="{labels[1]}"}}'
                 case _:
-                    expr = f'sum(abstain_{what}_total{{model="{labels[0]}"}})'
-            counts[what, *labels] = int(watched.number(expr))
+                    series = f'abstain_{what}_total{{model="{labels[0]}"}}'
+            before = watched.number(f"sum({series} @ {self._began:.3f})")
+            counts[what, *labels] = int(watched.number(f"sum({series})") - before)
         return counts
 
 
