@@ -157,12 +157,25 @@ def new_settings(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationC
         "coverage": record.coverage,
     }
     content = copy.deepcopy(old)
+    changed = {override.removeprefix("calibration.").partition("=")[0].strip() for override in overrides}
+    for key in _replaced_settings(changed):
+        content[key] = None
     for override in overrides:
         apply_override(override.removeprefix("calibration."), content, CalibrationConfig())
     try:
         return CalibrationConfig.model_validate(content)
     except ValidationError as error:
         raise refuse(error, ConfigError, CalibrationConfig, where="--set", whole="calibration") from error
+
+
+def _replaced_settings(changed: set[str]) -> set[str]:
+    """Returns the earlier settings that new ones replace: a share of the budget and a limit of the error exclude each other."""
+    replaced: set[str] = set()
+    if "max_error" in changed:
+        replaced |= {"novelty_share"}
+    if "novelty_share" in changed:
+        replaced |= {"ambiguity", "max_error", "confidence", "error_size"}
+    return replaced - changed
 
 
 def read_calibration_rows(manifest: Manifest, where: str, trained: TrainedRows | None = None) -> CalibrationMaterial:

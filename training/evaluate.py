@@ -13,7 +13,7 @@ from abstain.models.bundles.bundle import Bundle, load_published
 from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.store import resolve
 from abstain.models.bundles.trained_rows import TrainedRows, find_trained, most_by_chance, read_trained
-from abstain.models.decisions.judging import judge
+from abstain.models.decisions.judging import check_limited, judge
 from abstain.models.decisions.ranks import percentile_rank
 from abstain.models.errors import DataError
 from abstain.models.prediction.posterior import Model, Posterior
@@ -76,6 +76,7 @@ def evaluate_version(
     name, bundle = load_version(store, model)
     manifest, calibration = bundle.manifest, bundle.calibration
     trained = read_trained(store / manifest.name / str(manifest.version), manifest.files)
+    check_limited(calibration, percentile)
     percentile_rank(calibration.percentile if percentile is None else percentile, calibration.rows)
     rows, notes = rows_to_test(manifest, where, trained)
     sets = read_ood_sets(ood, rows.x, manifest.model)
@@ -103,6 +104,7 @@ def evaluate_version(
         risk_at_coverage=selective_risk(familiar.prediction, terms),
         percentile=familiar.judgement.percentile,
         decision=familiar.decision_name,
+        limits_error=calibration.risk is not None,
         reject_rates=rates_of(familiar.judgement),
         reject_interval=share_interval(int(rejected.sum()), len(rejected)),
         conformal=conformal_quality(familiar.judgement, rows.y),

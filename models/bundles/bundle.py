@@ -42,7 +42,6 @@ from abstain.models.bundles.manifest import (
 from abstain.models.bundles.plausible import member_memory_claim, refuse_implausible
 from abstain.models.bundles.signatures import SIGNATURE, TrustedKeys, check_signature, make_signature
 from abstain.models.bundles.store import put_signature, version_folder
-from abstain.models.decisions.budget import DEFAULT_SHARE
 from abstain.models.decisions.calibration import check_calibration
 from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.records import Calibration
@@ -304,7 +303,7 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
             labels=tree.get("labels"),
             decision=record.combination or Decision(scores=(record.decision,)),
             ambiguity=record.ambiguity,
-            novelty_share=DEFAULT_SHARE if record.novelty_share is None else record.novelty_share,
+            novelty_share=0.5 if record.novelty_share is None else record.novelty_share,
             risk=_risk_limit(record),
             percentile=record.percentile,
             coverage=record.coverage,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, cast
 
@@ -110,7 +111,7 @@ class CalibrationRecord(BaseModel):
     """The scores and the rule of a combined decision score; None if a single score decides."""
     ambiguity: str | None = None
     """The score of the ambiguity part of the decision; None if the decision has only the part above."""
-    novelty_share: float | None = None
+    novelty_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The share of the reject budget of the other part, novelty (`models/decisions/budget.py`); None if they share none."""
     risk: RiskRecord | None = None
     """The limit of the error of accepted rows; None if none is set."""
@@ -270,11 +271,26 @@ def _claims(manifest: Manifest) -> Iterator[Claim]:
     percentile, coverage = calibration.percentile, calibration.coverage
     yield Claim("calibration.percentile", 0 < percentile < 100, "between 0 and 100", percentile)
     yield Claim("calibration.coverage", 0 < coverage < 1, "between 0 and 1", coverage)
+    yield from _part_claims(calibration)
     yield from model_claims(manifest.model)
     for score, fields in manifest.densities.items():
         for field, shape in fields.items():
             yield shape_claim(f"densities.{score}.{field}", shape)
     yield batch_memory_claim(manifest.model, manifest.draws, manifest.densities)
+
+
+def _part_claims(calibration: CalibrationRecord) -> Iterator[Claim]:
+    """Yields the checks of a decision of two parts: its ambiguity has a share of the budget, or a limit."""
+    risk = calibration.risk
+    parts = (calibration.ambiguity is None, calibration.novelty_share is None, risk is None)
+    holds = parts in {(True, True, True), (False, False, True), (False, True, False)}
+    expected = "ambiguity with either novelty_share or risk, or none of the three"
+    yield Claim("calibration", holds, expected, f"none of each: {parts}")
+    if risk is not None:
+        counts = (risk.errors, risk.accepted_rows, risk.familiar_rows, calibration.rows)
+        ordered = all(fewer <= more for fewer, more in pairwise(counts))
+        yield Claim("calibration.risk", ordered, "errors ≤ accepted_rows ≤ familiar_rows ≤ rows", counts)
+        yield Claim("calibration.risk.threshold", (risk.threshold is None) == (not risk.accepted_rows), "one", counts)
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:

@@ -25,8 +25,6 @@ from jaxtyping import Float, Int
 
 from abstain.models.decisions.ranks import exact
 
-DEFAULT_SHARE = 0.5
-"""The share of the budget that novelty has, if none is set."""
 INSIDE = 1e-9
 """Least distance of a row's level from the ends of its block: a row between two calibration rows ties with neither."""
 
@@ -119,6 +117,12 @@ def nats_of(cuts: Cuts, values: Float[np.ndarray, " batch"], rows: int) -> Float
         left = np.where(below == len(cuts.values), np.minimum(1 / (1 + excess / cuts.scale), 1 - INSIDE), 1 - within)
         nats = math.log(rows + 1) - np.log(turn - 1 + left)
     return np.where(np.isnan(wide), np.nan, np.where(below == 0, 0.0, nats))
+
+
+def limit_of(cuts: Cuts, turns: int) -> float:
+    """Returns the score above which a row is rejected after so many turns; infinite if this score had none of them."""
+    taken = cuts.values[cuts.turns <= turns]
+    return float(taken[0]) if len(taken) else math.inf
 
 
 def nats_of_turns(budget: Budget) -> Float[np.ndarray, " rows"]:

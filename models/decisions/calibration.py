@@ -5,17 +5,15 @@ A `Calibration` stores every score of every calibration row; `models/decisions/j
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from abstain.models.decisions.budget import DEFAULT_SHARE
 from abstain.models.decisions.conformal import IntervalKind, SetKind, interval_scores, set_scores
 from abstain.models.decisions.decision import Decision
-from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed, threshold
+from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from abstain.models.decisions.records import STD, Calibration
 from abstain.models.decisions.risk import RiskLimit, certify
 from abstain.models.errors import CalibrationError, convert, suggest
@@ -45,7 +43,7 @@ def calibrate(
     *,
     decision: Decision = STD,
     ambiguity: str | None = None,
-    novelty_share: float = DEFAULT_SHARE,
+    novelty_share: float = 0.5,
     error_limit: ErrorLimit | None = None,
     percentile: float = 99.0,
     coverage: float = 0.9,
@@ -69,10 +67,10 @@ def calibrate(
         CalibrationError: the decision names an unknown score, a score is not finite, or the split (with `per_class`, the
             rows of a predicted class) is too small for the percentile or coverage.
     """
-    for name in (*decision.scores, *([ambiguity] if ambiguity else [])):
-        if name not in prediction.scores:
+    for key, name in [("decision", name) for name in decision.scores] + [("ambiguity", ambiguity)]:
+        if name is not None and name not in prediction.scores:
             raise CalibrationError(
-                "decision",
+                key,
                 expected=f"some of {', '.join(prediction.scores)}",
                 found=name,
                 fix=suggest(name, prediction.scores),
@@ -99,8 +97,10 @@ def calibrate(
     )
     check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
     coverage_rank(coverage, calibration.rows)
-    if error_limit is None or ambiguity is None:
+    if error_limit is None:
         return calibration
+    if ambiguity is None:
+        raise CalibrationError("ambiguity", expected="a score, with a limit of the error", found="none")
     wrong = wrong_answers(prediction.summary, targets, error_limit.error_size)
     return replace(calibration, risk=limit_error(replace(calibration, ambiguity=None), ambiguity, wrong, error_limit))
 
@@ -108,12 +108,17 @@ def calibrate(
 def wrong_answers(
     summary: PredictiveSummary, targets: Shaped[np.ndarray, " rows"], error_size: float | None
 ) -> Bool[np.ndarray, " rows"]:
-    """Returns which rows have another class than the predicted one, or a target farther from the mean than `error_size`."""
+    """Returns which rows have another class than the predicted one, or a target farther from the mean than `error_size`.
+
+    Raises:
+        CalibrationError: numbers without an `error_size`.
+    """
     labels = predicted_labels(summary)
     if labels is not None:
         return labels != targets
-    largest = math.inf if error_size is None else error_size
-    return np.abs(targets.astype(np.float64) - np.asarray(summary.mean, np.float64)) > largest
+    if error_size is None:
+        raise CalibrationError("error_size", expected="the largest error of an answer that is not wrong", found="none")
+    return np.abs(targets.astype(np.float64) - np.asarray(summary.mean, np.float64)) > error_size
 
 
 def limit_error(
@@ -121,14 +126,15 @@ def limit_error(
 ) -> RiskLimit:
     """Finds the largest ambiguity of rows that are accepted, so that their error is limited.
 
-    The rows from the novelty threshold on are left out: the rows below that value are independent draws of the law below it.
+    The rows from `Calibration.least_novel` on are left out: the rows below the novelty threshold are independent draws of
+    the law below it, so those below a fixed function of it are, too.
 
     Args:
         calibration: of the novelty part alone.
         wrong: which calibration rows have a wrong answer.
     """
     novelty = calibration.all_scores[calibration.decision_name]
-    novel = novelty >= threshold(calibration.ascending[calibration.decision_name], calibration.percentile)
+    novel = ~(novelty.astype(np.float64) < calibration.least_novel)
     return certify(calibration.scores[ambiguity], novel, wrong, max_error=limit.max_error, confidence=limit.confidence)
 
 
@@ -213,9 +219,14 @@ def check_calibration(
     known = {*SCORES["classification" if task == "classification" else "regression"], *feature_scores}
     if not set(calibration.scores) <= known or not set(feature_scores) <= set(FEATURE_SCORES):
         raise CalibrationError("scores", where=where, expected=sorted(known), found=sorted(calibration.scores))
-    for name in (*calibration.decision.scores, *([calibration.ambiguity] if calibration.ambiguity else [])):
+    for name in calibration.decision.scores:
         if name not in calibration.scores:
             raise CalibrationError("decision", where=where, expected=sorted(calibration.scores), found=name)
+    if calibration.ambiguity is not None and calibration.ambiguity not in set(calibration.scores) - set(
+        calibration.decision.scores
+    ):
+        expected = f"a score that the decision does not use, of {sorted(calibration.scores)}"
+        raise CalibrationError("ambiguity", where=where, expected=expected, found=repr(calibration.ambiguity))
     if calibration.risk is not None and calibration.ambiguity is None:
         raise CalibrationError("ambiguity", where=where, expected="the score whose limit is in risk", found="none")
     if not 0 < calibration.novelty_share < 1:

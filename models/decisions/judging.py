@@ -8,10 +8,12 @@ class (Mondrian; Vovk et al., 2003).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from abstain.models.decisions.budget import Budget, nats_of
+from abstain.models.decisions.budget import Budget, limit_of, nats_of
 from abstain.models.decisions.calibration import check_sizes, interval_inputs, predicted_labels, set_scores_of
 from abstain.models.decisions.conformal import SetKind, interval
 from abstain.models.decisions.decision import COMBINED, combine, contributions, main_scores
@@ -44,7 +46,7 @@ def judge(
         InputError: another percentile than that for which the error of accepted rows is limited.
     """
     percentile = calibration.percentile if percentile is None else percentile
-    _check_limited(calibration, percentile)
+    check_limited(calibration, percentile)
     coverage = calibration.coverage if coverage is None else coverage
     check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
     decision = calibration.decision
@@ -71,18 +73,23 @@ def judge(
         names = calibration.novelty_name, calibration.ambiguity
         nats, nats_of_edges = _parts(calibration.budget, names, values, edges)
         values[COMBINED], edges = nats.max(axis=0), np.concatenate([edges, nats_of_edges.max(axis=0, keepdims=True)])
-        limit = calibration.ascending[COMBINED][percentile_rank(percentile, calibration.rows) - 1]
-        parts = Parts(*names, *~(nats_of_edges <= limit))
-        unsure = (nats[1] > nats[0]).tolist()
-        mains = [calibration.ambiguity if more else main for more, main in zip(unsure, mains, strict=True)]
+        rank = percentile_rank(percentile, calibration.rows)
+        limits = [limit_of(cuts, calibration.rows + 1 - rank) for cuts in calibration.budget[:2]]
+        novel, unsure = ~(nats_of_edges <= calibration.ascending[COMBINED][rank - 1])
+        parts = Parts(*names, limits[0], limits[1], novel, unsure)
+        less_sure = (nats[1] > nats[0]).tolist()
+        mains = [calibration.ambiguity if less else main for less, main in zip(less_sure, mains, strict=True)]
     labels = predicted_labels(prediction.summary) if calibration.per_class else None
     scores = _judge_scores(calibration, values, edges, labels, percentile)
     reject = scores[calibration.decision_name].above
     if calibration.risk is not None and calibration.ambiguity is not None:
-        unsure = is_ambiguous(calibration.risk, scores[calibration.ambiguity].value)
-        parts = Parts(calibration.decision_name, calibration.ambiguity, reject, unsure)
-        mains = [main if novel else calibration.ambiguity for main, novel in zip(mains, reject.tolist(), strict=True)]
-        reject = reject | unsure
+        names = calibration.decision_name, calibration.ambiguity
+        novel = ~(values[names[0]].astype(np.float64) < calibration.least_novel)
+        unsure = is_ambiguous(calibration.risk, values[names[1]])
+        highest = math.nan if calibration.risk.threshold is None else calibration.risk.threshold
+        parts = Parts(*names, calibration.least_novel, highest, novel, unsure)
+        mains = [main if known else names[1] for main, known in zip(mains, novel.tolist(), strict=True)]
+        reject = novel | unsure
     members, ends = _conformal(calibration, prediction, coverage)
     return Judgement(
         percentile=percentile,
@@ -99,12 +106,16 @@ def judge(
     )
 
 
-def _check_limited(calibration: Calibration, percentile: float) -> None:
-    """Refuses another percentile than the calibration's if it limits the error of accepted rows: others would be accepted."""
-    if calibration.risk is not None and percentile != calibration.percentile:
+def check_limited(calibration: Calibration, percentile: float | None) -> None:
+    """Refuses another percentile than the calibration's if that limits the error of accepted rows: others would be accepted.
+
+    Raises:
+        InputError: names the percentile.
+    """
+    if calibration.risk is not None and percentile not in {None, calibration.percentile}:
         raise InputError(
             where="percentile",
-            expected=f"{calibration.percentile:g}, for which the error of accepted rows is limited",
+            expected=f"{calibration.percentile!r}, for which the error of accepted rows is limited",
             found=percentile,
             fix="leave it out",
         )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from abstain.models.decisions.budget import DEFAULT_SHARE, Budget, nats_of_turns, spend_budget
+from abstain.models.decisions.budget import Budget, nats_of_turns, spend_budget
 from abstain.models.decisions.conformal import IntervalKind, SetKind
 from abstain.models.decisions.decision import (
     COMBINED,
@@ -22,6 +22,7 @@ from abstain.models.decisions.decision import (
     evidence_map,
     leave_one_out,
 )
+from abstain.models.decisions.ranks import less_tolerance, percentile_rank
 from abstain.models.decisions.risk import RiskLimit
 
 STD = Decision(scores=("std",))
@@ -63,7 +64,7 @@ class Calibration:
     labels: Int[np.ndarray, " rows"] | None = None
     decision: Decision = STD
     ambiguity: str | None = None
-    novelty_share: float = DEFAULT_SHARE
+    novelty_share: float = 0.5
     risk: RiskLimit | None = None
     percentile: float = 99.0
     coverage: float = 0.9
@@ -98,6 +99,18 @@ class Calibration:
     def expected_reject_rate(self) -> float:
         """The share of rows like the calibration rows that are rejected, 0 … 1; at most this, without a limit of the error."""
         return 1 - self.percentile / 100 if self.risk is None else 1 - self.risk.accepted_rows / self.rows
+
+    @cached_property
+    def least_novel(self) -> float:
+        """The novelty score from which on a row is novel, if the error of accepted rows is limited.
+
+        It is the threshold less its tolerance: of the rows below it, calibration rows and new ones alike, the error is
+        certified, also if many rows tie with the threshold.
+        """
+        name = self.decision_name
+        unit = float(self.units[list(self.scores).index(name), 0]) if name in self.scores else 1.0
+        limit = self.ascending[name][percentile_rank(self.percentile, self.rows) - 1]
+        return float(less_tolerance(np.array([limit]), unit)[0])
 
     @property
     def novelty_name(self) -> str:
@@ -219,12 +232,17 @@ class Parts(NamedTuple):
     Attributes:
         novelty: the name of the novelty part's score.
         ambiguity: the name of the ambiguity part's score.
-        novel: whether the novelty score is above its threshold.
+        novelty_limit: the limit of the novelty score, above which a row is rejected. It is not the threshold of this score
+            alone, which `ScoreJudgement` has.
+        ambiguity_limit: the same of the ambiguity score; NaN if every row is rejected.
+        novel: whether the novelty score is above its limit by more than the tolerance, or NaN.
         ambiguous: whether the ambiguity score is.
     """
 
     novelty: str
     ambiguity: str
+    novelty_limit: float
+    ambiguity_limit: float
     novel: Bool[np.ndarray, " batch"]
     ambiguous: Bool[np.ndarray, " batch"]
 
@@ -234,7 +252,8 @@ class Judgement(NamedTuple):
 
     Attributes:
         decision: the name of the decision score among `scores`.
-        reject: whether the decision score is above its threshold.
+        reject: whether the decision score is above its threshold or, with a limit of the error, the row is novel or
+            ambiguous.
         evidence: −ln p of each score of a combination, in nats; empty if a single score decides.
         contributions: the weighted evidence of each score of a combination; empty if a single score decides.
         main_scores: for each row, the score that contributes most.

@@ -13,7 +13,7 @@ the model may be of any quality. This is selective prediction (Geifman & El-Yani
 3. `level` is the largest number for which P(W(c) ≤ g(c) for any c) ≤ 1 − confidence, where W(c) is the number of errors
    in c independent rows that are each wrong with probability max_error. It depends on n alone, not on any label or score.
 4. λ is that of the largest c with S(c) ≤ g(c). It lies halfway to the next calibration row, so that rounding a score does
-   not change the verdict on a row that ties with a calibration row.
+   not change the verdict on a row that ties with a calibration row; above the last row, a tolerance is added.
 
 Proof that the risk at λ exceeds ε = max_error with probability at most 1 − confidence. Given n, the familiar rows are
 independent. Let V, uniform on [0, 1], be a row's rank by A among all familiar rows of the law, with ties broken at random;
@@ -46,7 +46,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from abstain.models.decisions.ranks import exact
+from abstain.models.decisions.ranks import LEAST_TOLERANCE, TOLERANCE, exact
 from abstain.models.errors import CalibrationError
 
 COUNTS = 500
@@ -247,10 +247,10 @@ def _check(ambiguity: Float[np.ndarray, " rows"], max_error: float, confidence: 
 
 
 def _between(ascending: Float[np.ndarray, " rows"], last: int) -> float:
-    """Returns the threshold that accepts the rows up to index `last`: halfway to the next row, or the last row's ambiguity."""
+    """Returns the threshold that accepts the rows up to index `last`: halfway to the next row, or a little above the last one."""
     low = float(ascending[last])
     if last + 1 == len(ascending):
-        return low
+        return low + max(TOLERANCE * abs(low), LEAST_TOLERANCE)
     high = float(ascending[last + 1])
     # Halves are added, since a difference of large numbers may overflow; between neighbours the middle may round up.
     middle = low / 2 + high / 2

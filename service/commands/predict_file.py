@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from abstain.models.bundles.bundle import Bundle
 from abstain.models.decisions.discoveries import flag_discoveries, least_calibration_rows
-from abstain.models.decisions.judging import judge
+from abstain.models.decisions.judging import check_limited, judge
 from abstain.models.decisions.records import Calibration
 from abstain.models.errors import DataError, InputError, convert
 from abstain.models.files.drafts import draft_of
@@ -84,6 +84,7 @@ def predict_file(
         raise DataError("--out", expected=f"a file ending in {', '.join(ENDINGS)}", found=str(out))
     if fdr is not None:
         _check_one_ranking(bundle.calibration)
+    check_limited(bundle.calibration, percentile)
     rows = read_rows(source, bundle.manifest.model)
     predictor = bundle.predictor(buckets_for(len(rows)))
     chunks = list(_predict_chunks(bundle, predictor, rows, source, percentile, progress))

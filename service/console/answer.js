@@ -65,8 +65,7 @@ function reason(description, prediction, percentile) {
     ? rejected(prediction)
     : [accepted(description, prediction, decision, percentile)];
   if (prediction.reject && decision.extrapolated) {
-    const rank = prediction.novel === false ? "Less sure" : "Stranger";
-    sentences.push(`${rank} than all of ${rowsOf(description, prediction)}`);
+    sentences.push(`Stranger than all of ${rowsOf(description, prediction)}`);
   }
   if (description.task === "classification") {
     if (fitsNone(prediction)) sentences.push(`No class fits at a coverage of ${percent(description.coverage, 0)}`);
@@ -86,8 +85,8 @@ function rejected({ reasons, novel }) {
 
 function accepted(description, prediction, decision, percentile) {
   const limit = `${close(decision, percentile) ? "close to" : "within"} the limit of ${percentile} %`;
-  const by = description.combination.length ? "By its combined score" : `By ${plain(description.decision)}`;
-  const rank = description.ambiguity ? "stranger or less sure" : "stranger";
+  const by = description.decision === "combined" ? "By its combined score" : `By ${plain(description.decision)}`;
+  const rank = description.ambiguity && !description.limits_error ? "stranger or less sure" : "stranger";
   const share = decision.percentile > 0 ? `than ${shareBelow(decision, percentile)} of` : "than none of";
   return `${by} it is ${rank} ${share} ${rowsOf(description, prediction)}, ${limit}`;
 }

@@ -36,6 +36,8 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
         "ambiguity": settings.ambiguity,
         "per_class": settings.per_class,
         "percentile": settings.percentile,
+        "expected_reject_rate": calibration.expected_reject_rate,
+        "limits_error": calibration.risk is not None,
         "coverage": settings.coverage,
         "calibration_rows": settings.rows,
         "scores": {

@@ -178,7 +178,7 @@ function build() {
     makeChart(
       "chart-reject",
       [line("rejected", "--unknown"), line("expected", "--muted", { dash: [4, 4], width: 1 })],
-      () => [series(({ now, then }) => 100 * rejectRate(now, then)), readings.map(() => 100 - description.percentile)],
+      () => [series(({ now, then }) => 100 * rejectRate(now, then)), readings.map(() => 100 * description.expected_reject_rate)],
     ),
     makeChart("chart-rate", [line("requests", "--accept")], () => [
       series(({ now, then, seconds }) => gained(now, then, "abstain_requests_total", PREDICTIONS) / seconds),

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from abstain.models.bundles.shortfalls import texts
+from abstain.models.decisions.judging import check_limited
 from abstain.service.batcher import Batcher
 from abstain.service.batches import Answer, Cost, Share
 from abstain.service.errors import HTTPError
@@ -227,7 +228,9 @@ def _decode_request(request: Request, body: bytes, live: Live, settings: Setting
     outputs = outputs_of(model, live.bundle.calibration)
     names = (live.name, request.path_params["model"])
     signature = Signature(model, outputs, names)
-    return decode(request.headers, body, signature, max_rows=settings.max_rows, max_bytes=settings.max_body_bytes)
+    found = decode(request.headers, body, signature, max_rows=settings.max_rows, max_bytes=settings.max_body_bytes)
+    check_limited(live.bundle.calibration, found.percentile)
+    return found
 
 
 def _encode_response(

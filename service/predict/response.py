@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -116,28 +117,32 @@ def reject_reasons(model: Model, prediction: Prediction, judgement: Judgement) -
             found = _novelty_reasons(judgement, parts.novelty, row, model, prediction)
             reasons[row] = [f"novel: {reason}" for reason in found]
         if parts.ambiguous[row]:
-            reasons[row].append(f"ambiguous: {_at_percentile(judgement, parts.ambiguity, row)}")
+            reasons[row].append(f"ambiguous: {_above(parts.ambiguity, parts.ambiguity_limit)}")
     return reasons
 
 
 def _novelty_reasons(judgement: Judgement, name: str, row: int, model: Model, prediction: Prediction) -> list[str]:
     """Returns the reasons of a rejection by one score, or by a combination of scores."""
+    parts = judgement.parts
     if not judgement.contributions:
-        alone = judgement.parts is None
-        return [_reason(name, judgement, row, model, prediction) if alone else _at_percentile(judgement, name, row)]
+        return [
+            _reason(name, judgement, row, model, prediction) if parts is None else _above(name, parts.novelty_limit)
+        ]
     ordered = sorted(judgement.contributions, key=lambda score: -judgement.contributions[score][row])
     above = [score for score in ordered if judgement.scores[score].above[row]]
     if above:
         return [_reason(score, judgement, row, model, prediction) for score in above]
     loudest = f"loudest {ordered[0]}: {judgement.scores[ordered[0]].percentile[row]:.2f} of 100"
-    if judgement.parts is not None:
-        return [f"{_at_percentile(judgement, name, row)}, {loudest}"]
+    if parts is not None:
+        return [f"{_above(name, parts.novelty_limit)}, {loudest}"]
     return [f"{name} above its {ordinal(judgement.percentile)} percentile, {loudest}"]
 
 
-def _at_percentile(judgement: Judgement, name: str, row: int) -> str:
-    """Returns where a part of the decision lies: its threshold is shared, so it has no percentile of its own."""
-    return f"{name} above its threshold, {judgement.scores[name].percentile[row]:.2f} of 100"
+def _above(name: str, limit: float) -> str:
+    """Returns the reason of one part of a decision, whose limit is not the threshold of its score alone."""
+    if math.isnan(limit):
+        return f"{name} at any value, because no limit of the error could be certified"
+    return f"{name} above its limit of {limit:.4g}"
 
 
 def _reason(name: str, judgement: Judgement, row: int, model: Model, prediction: Prediction) -> str:

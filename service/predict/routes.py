@@ -14,6 +14,7 @@ from jaxtyping import Float
 from starlette.requests import Request
 from starlette.responses import Response
 
+from abstain.models.decisions.judging import check_limited
 from abstain.service.batcher import Batcher
 from abstain.service.batches import Answer, Share, Stages
 from abstain.service.errors import HTTPError
@@ -85,6 +86,7 @@ def read_request(versions: LiveVersions, max_rows: int, body: bytes) -> ParsedRe
     model = live.bundle.manifest.model
     two_parts = live.bundle.calibration.ambiguity is not None
     fields = response.check_fields(model, request.fields, two_parts=two_parts)
+    check_limited(live.bundle.calibration, request.percentile)
     return ParsedRequest(live, check_rows(request.inputs, request.plain, model, max_rows), request, fields)
 
 

@@ -113,14 +113,15 @@ def choose_ambiguity(settings: CalibrationConfig, model: Model) -> tuple[str | N
     task, share = model.likelihood_functions.task, settings.novelty_share
     score, default_share = DEFAULT_AMBIGUITY[task]
     if share is not None and settings.max_error is not None:
-        raise _conflict("novelty_share", "no share with calibration.max_error", share)
+        raise _conflict("novelty_share", "no share with calibration.max_error", share, "leave out one of them")
     if share == 1 and settings.ambiguity is not None:
-        raise _conflict("novelty_share", "a number above 0 and below 1 with calibration.ambiguity", share)
+        fix = "leave out calibration.ambiguity, or lower the share"
+        raise _conflict("novelty_share", "a number above 0 and below 1 with calibration.ambiguity", share, fix)
     if share == 1 or (share is None and settings.ambiguity is None and settings.max_error is None):
         return None, default_share
     name = settings.ambiguity or score
     if name not in SCORES[task]:
-        expected = f"one of {', '.join(SCORES[task])}"
+        expected = f"a score of the predictions: {', '.join(SCORES[task])}"
         raise ConfigError("calibration.ambiguity", expected=expected, found=name, fix=suggest(name, SCORES[task]))
     if name in choose_decision(settings, model).scores:
         raise ConfigError(
@@ -130,7 +131,8 @@ def choose_ambiguity(settings: CalibrationConfig, model: Model) -> tuple[str | N
             fix="name another score in one of the two",
         )
     if settings.per_class:
-        raise _conflict("per_class", "false with calibration.ambiguity, novelty_share or max_error", found=True)
+        expected = "false with calibration.ambiguity, novelty_share or max_error"
+        raise _conflict("per_class", expected, True, "leave out one of them")
     return name, default_share if share is None else share
 
 
@@ -143,25 +145,28 @@ def choose_error_limit(settings: CalibrationConfig, model: Model) -> ErrorLimit 
     if settings.max_error is None:
         for name in ("confidence", "error_size"):
             if getattr(settings, name) is not None:
+                expected = "calibration.max_error too, without which it has no effect"
                 raise _conflict(
-                    name, "calibration.max_error too, without which it has no effect", getattr(settings, name)
+                    name, expected, getattr(settings, name), f"set calibration.max_error, or leave out {name}"
                 )
         return None
     classes = model.likelihood_functions.task == "classification"
     if classes and settings.error_size is not None:
-        raise _conflict("error_size", "no size for classes, whose labels are right or wrong", settings.error_size)
+        expected = "no size for classes, whose labels are right or wrong"
+        raise _conflict("error_size", expected, settings.error_size, "leave it out")
     if not classes and settings.error_size is None:
         raise ConfigError(
             "calibration.error_size",
             expected="the largest distance from the target of an answer that is not wrong, with calibration.max_error",
             found="none",
+            fix="set calibration.error_size, in units of the target",
         )
     confidence = DEFAULT_CONFIDENCE if settings.confidence is None else settings.confidence
     return ErrorLimit(settings.max_error, confidence, settings.error_size)
 
 
-def _conflict(key: str, expected: str, found: object) -> ConfigError:
-    return ConfigError(f"calibration.{key}", expected=expected, found=found, fix="leave out one of them")
+def _conflict(key: str, expected: str, found: object, fix: str) -> ConfigError:
+    return ConfigError(f"calibration.{key}", expected=expected, found=found, fix=fix)
 
 
 def _combination(settings: CalibrationConfig, names: tuple[str, ...], default: Rule) -> dict[str, Any]:
@@ -211,7 +216,7 @@ def check_calibration_settings(settings: CalibrationConfig, model: Model, target
             raise CalibrationError(
                 "calibration.max_error",
                 expected=f"at least {needed} calibration rows that are not novel, more if any of them is wrong",
-                found=f"{familiar} of {len(targets)} rows at percentile {settings.percentile:g}",
+                found=f"{familiar} of {len(targets)} rows at percentile {settings.percentile!r}",
                 fix="raise data.calibration_size or max_error, or lower confidence",
             )
     if not settings.per_class:

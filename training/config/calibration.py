@@ -24,7 +24,7 @@ class CalibrationConfig(Section):
     """
     weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """The weights by score. Default: 1."""
-    ambiguity: str | None = None
+    ambiguity: Annotated[str, Field(min_length=1)] | None = None
     """A score of the predictions that rejects unsure rows too. Default: none, or that of the task if `novelty_share` is set."""
     novelty_share: Annotated[float, Field(gt=0, le=1)] | None = None
     """The share of the reject budget that `decision` has; `ambiguity` has the rest. 1: `decision` alone.

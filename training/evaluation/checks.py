@@ -17,6 +17,7 @@ from scipy import stats
 from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.decisions.ranks import less_tolerance
 from abstain.models.decisions.records import Calibration
+from abstain.models.decisions.risk import rows_needed
 from abstain.models.prediction.posterior import Posterior
 from abstain.training.data.rows import Rows
 from abstain.training.evaluation.metrics import Terms
@@ -173,10 +174,16 @@ def decision_shortfalls(calibration: Calibration) -> tuple[Shortfall, ...]:
     """Returns a shortfall if the decision score is the same for every calibration row, or no error limit is certified."""
     risk = calibration.risk
     if risk is not None and risk.threshold is None:
+        few = risk.familiar_rows < rows_needed(risk.max_error, risk.confidence)
+        advice = (
+            f"too few of {calibration.rows} rows are below the novelty threshold, because others tie with it: choose another "
+            "calibration.decision, or calibrate with more rows"
+            if few
+            else "raise calibration.max_error, lower calibration.confidence, calibrate with more rows, or improve the model"
+        )
         text = (
             f"it rejects every row: no threshold limits the error of accepted rows to {risk.max_error:g} with confidence "
-            f"{risk.confidence:g} by {risk.familiar_rows} calibration rows; raise calibration.max_error, lower "
-            "calibration.confidence, calibrate with more rows, or improve the model"
+            f"{risk.confidence:g} by {risk.familiar_rows} calibration rows; {advice}"
         )
         return (Shortfall("no_error_limit", text),)
     name = calibration.novelty_name

@@ -318,6 +318,7 @@ class Evaluation:
         risk_at_coverage: the error or RMSE of the most confident rows, by the share of rows that are kept.
         percentile: the percentile of the decision.
         decision: the deciding score's name.
+        limits_error: whether a limit of the error rejects rows, too.
         reject_rates: the share of rows above each score's threshold, and under `reject` the share that is rejected.
         reject_interval: the exact interval of the rejected share.
         classes: the classes that have rows, by name; None for a regression.
@@ -343,6 +344,7 @@ class Evaluation:
     classes: dict[str, ClassQuality] | None
     twin: TwinQuality | None
     plots: tuple[str, ...] | None = None
+    limits_error: bool = False
 
     def to_json(self) -> JsonObject:
         """Returns the JSON that `abstain evaluate --json` prints."""

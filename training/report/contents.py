@@ -118,7 +118,7 @@ class Verdict:
     rmse: float | None
     ece: float | None
     reject_rate: float | None
-    percentile: float
+    percentile: float | None
     conformal: Conformal | None
     ood: tuple[OodSet, ...]
 

@@ -160,7 +160,7 @@ def _build_verdict(manifest: Manifest, report_data: ReportData, missing: list[st
         rmse=finite_or_none(metrics.get("rmse")),
         ece=finite_or_none(metrics.get("ece")),
         reject_rate=metrics["reject_rate"]["reject"] if "reject_rate" in metrics else None,
-        percentile=manifest.calibration.percentile,
+        percentile=None if manifest.calibration.risk else manifest.calibration.percentile,
         conformal=build_conformal(report_data.view) if report_data.view else None,
         ood=build_ood_sets(manifest),
     )

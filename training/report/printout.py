@@ -31,13 +31,15 @@ def format_evaluation(result: Evaluation) -> str:
     console = Console(file=StringIO(), width=WIDTH, no_color=True, highlight=False)
     rows, decision = f"{result.rows:,} test rows", readable_name(result.decision)
     console.print(
-        f"{result.model} on {rows}; {decision} decides at the {ordinal(result.percentile)} percentile\n",
+        f"{result.model} on {rows}; {decision} decides at the {ordinal(result.percentile)} percentile"
+        f"{', and a limit of the error' if result.limits_error else ''}\n",
         markup=False,
     )
     tables = [_quality_table(result), _risk_table(result), _parts_table(result)]
     if result.classes is not None:
         tables.append(_class_table(result.classes))
-    tables.append(_reject_table(result.reject_rates, decision))
+    label = "rejected" if result.limits_error else f"decision ({decision})"
+    tables.append(_reject_table(result.reject_rates, label))
     for index, table in enumerate(tables):
         console.print(table)
         if not index and result.calibration_errors:
@@ -104,9 +106,9 @@ def _class_table(classes: dict[str, ClassQuality]) -> Table:
     return table
 
 
-def _reject_table(rates: dict[str, float], decision: str) -> Table:
+def _reject_table(rates: dict[str, float], label: str) -> Table:
     table = _table("test rows above the threshold of", "share")
-    table.add_row(f"decision ({decision})", f"{rates['reject']:.2%}")
+    table.add_row(label, f"{rates['reject']:.2%}")
     for name, rate in rates.items():
         # The combined score is the decision, which has the first row.
         if name not in {"reject", COMBINED}:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from abstain.models.decisions.calibration import calibrate
+from abstain.models.decisions.calibration import ErrorLimit, calibrate
 from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.judging import judge
 from abstain.models.errors import CalibrationError
@@ -43,6 +43,7 @@ def test_a_decision_of_two_parts_by_hand():
     assert judgement.parts.ambiguous.tolist() == [False, False, True, True, False, False]
     assert judgement.reject.tolist() == [False, True, True, True, True, False]
     assert (judgement.decision, judgement.parts.novelty) == ("combined", "std")
+    assert (judgement.parts.novelty_limit, judgement.parts.ambiguity_limit) == (8.0, 9.0)
     np.testing.assert_allclose(judgement.scores["combined"].p_value, [0.4, 0.3, 0.2, 0.2, 0.1, 0.4])
     assert judgement.main_scores[1:3] == ["std", "max_probability"]
 
@@ -94,3 +95,52 @@ def test_thresholds_per_class_are_refused():
     """They would need turns within each class."""
     with pytest.raises(CalibrationError, match="per_class: expected false for a decision of novelty and ambiguity"):
         calibrated(scored(*np.random.default_rng(2).normal(size=(3, 300))), per_class=True)
+
+
+# ---- a limit of the error --------------------------------------------------------------------------------------------
+
+
+def drawn(rng, rows):
+    """Rows of a law whose novelty has three values: at the middle one half of the answers are wrong, and none else is."""
+    novelty = rng.choice(3, rows, p=[0.7, 0.285, 0.015])
+    wrong = (novelty == 1) & (rng.random(rows) < 0.5)
+    return scored(novelty, novelty, rng.random(rows)), wrong.astype(int)
+
+
+def test_a_limit_holds_if_many_rows_tie_at_the_novelty_threshold():
+    """Rows that tie with it are novel, because their error is not certified: of what is accepted, nothing is wrong here."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        calibration = calibrated_with(*drawn(rng, 400), ErrorLimit(0.05, 0.95), percentile=95.0)
+        assert calibration.risk.threshold is not None
+        prediction, wrong = drawn(rng, 2000)
+        judgement = judge(calibration, prediction)
+        assert not wrong[~judgement.reject].any()
+        assert judgement.parts.novel.tolist() == (prediction.scores["std"] >= 1).tolist()
+        accepted = ~judge(calibration, rows_of(calibration)).reject
+        assert accepted.sum() == calibration.risk.accepted_rows
+
+
+def calibrated_with(prediction, labels, limit, **settings):
+    """The calibration of rows with these labels, all predicted as 0, and a limit of the error."""
+    reference = {name: np.asarray(values) for name, values in prediction.scores.items()}
+    return calibrate(
+        prediction,
+        labels,
+        decision=SINGLE,
+        ambiguity="max_probability",
+        error_limit=limit,
+        reference=reference,
+        **settings,
+    )
+
+
+def rows_of(calibration):
+    """The calibration rows as new rows."""
+    return scored(*(calibration.scores[name] for name in ("std", "energy", "max_probability")))
+
+
+def test_a_limit_needs_a_score():
+    """It would have no effect."""
+    with pytest.raises(CalibrationError, match="ambiguity: expected a score, with a limit of the error"):
+        calibrate(scored(*np.zeros((3, 99))), np.zeros(99, int), decision=SINGLE, error_limit=ErrorLimit(0.1, 0.9))

@@ -9,13 +9,14 @@ import pytest
 
 import abstain
 from abstain.models.bundles.bundle import load
-from abstain.models.errors import CalibrationError, ConfigError
+from abstain.models.errors import BundleError, CalibrationError, ConfigError
 from abstain.service.commands.predict_file import predict_file
 from abstain.training.calibrate import calibrate_version
 from abstain.training.calibration.pipeline import check_calibration_settings, choose_ambiguity
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
+from tests.helpers.hostile_bundles import sign
 from tests.helpers.paths import CONFIGS
 from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import start_server, stop_server
@@ -40,8 +41,11 @@ def test_a_share_or_a_score_asks_for_ambiguity(digits, wave):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ambiguity": "entropi"}, "calibration.ambiguity: expected one of .*found entropi; did you mean 'entropy'"),
-        ({"ambiguity": "vim"}, "calibration.ambiguity: expected one of"),
+        (
+            {"ambiguity": "entropi"},
+            "calibration.ambiguity: expected a score of the predictions.*found entropi; did you mean 'entropy'",
+        ),
+        ({"ambiguity": "vim"}, "calibration.ambiguity: expected a score of the predictions"),
         ({"ambiguity": "std", "decision": "std"}, "expected a score that calibration.decision does not use"),
         (
             {"ambiguity": "std", "novelty_share": 1.0},
@@ -128,7 +132,9 @@ def test_the_reasons_begin_with_their_part(two_parts, rows):
     predictions = abstain.load("digits:2", store=two_parts).predict(rows)
     for novel, ambiguous, reasons in zip(predictions.novel, predictions.ambiguous, predictions.reasons, strict=True):
         assert any(reason.startswith("novel: ") for reason in reasons) is bool(novel)
-        assert any(reason.startswith("ambiguous: max_probability above") for reason in reasons) is bool(ambiguous)
+        assert any(reason.startswith("ambiguous: max_probability above its limit of ") for reason in reasons) is bool(
+            ambiguous
+        )
 
 
 def test_the_next_calibration_keeps_both_parts(two_parts):
@@ -182,7 +188,7 @@ def test_the_limit_is_that_of_the_plain_rule(limited):
     mean = np.asarray(bundle.predictor((256,))(data.x).summary.mean)
     wrong, unsure = mean.argmax(axis=1) != data.y, calibration.scores["max_probability"]
     familiar = calibration.all_scores["combined"] < bundle.manifest.calibration.thresholds["combined"]
-    accepted = familiar & (unsure <= risk.threshold)
+    accepted = familiar & (unsure.astype(float) <= risk.threshold)
     assert (risk.familiar_rows, risk.accepted_rows) == (familiar.sum(), accepted.sum())
     assert risk.errors == wrong[accepted].sum()
     assert 0 < risk.accepted_rows < len(data.y)
@@ -203,12 +209,11 @@ def test_a_limited_model_rejects_what_is_novel_or_ambiguous(limited, rows, tmp_p
     model = abstain.load("digits:2", store=limited)
     risk = load(limited / "digits" / "2").manifest.calibration.risk
     predictions = model.predict(rows)
-    novelty = predictions.scores["combined"]
     np.testing.assert_array_equal(predictions.ambiguous, predictions.scores["max_probability"].value > risk.threshold)
     assert predictions.decision == "combined"
-    assert not (predictions.novel & (novelty.value <= novelty.threshold)).any()
+    assert predictions.novel.any()
     np.testing.assert_array_equal(predictions.reject, predictions.novel | predictions.ambiguous)
-    with pytest.raises(abstain.AbstainError, match="percentile: expected 99, for which the error of accepted rows"):
+    with pytest.raises(abstain.AbstainError, match="percentile: expected 99.0, for which the error of accepted rows"):
         model.predict(rows, percentile=90)
     np.savez(tmp_path / "rows.npz", x=rows)
     predict_file(load(limited / "digits" / "2"), tmp_path / "rows.npz", tmp_path / "offline.jsonl", fdr=0.2)
@@ -223,3 +228,39 @@ def test_a_limit_that_no_threshold_keeps_is_a_shortfall(limited):
     version = max(int(path.name) for path in (limited / "wave").iterdir() if path.name.isdigit())
     assert abstain.load(f"wave:{version}", store=limited).predict(np.zeros((3, 1))).reject.all()
     assert "no limit could be certified" in (limited / "wave" / str(version) / "report.html").read_text()
+
+
+def test_a_new_calibration_replaces_a_share_by_a_limit_and_the_reverse(two_parts):
+    """And a share of 1 leaves both."""
+    for change, expected in (
+        ("max_error=0.05", ("max_probability", None, True)),
+        ("novelty_share=0.6", ("max_probability", 0.6, False)),
+        ("novelty_share=1", (None, None, False)),
+    ):
+        version = calibrate_version(two_parts, "digits", "digits", (change,)).version
+        record = load(two_parts / "digits" / str(version)).manifest.calibration
+        assert (record.ambiguity, record.novelty_share, record.risk is not None) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ambiguity": ""}, "ambiguity: expected a score that the decision does not use"),
+        ({"ambiguity": "vim"}, "ambiguity: expected a score that the decision does not use"),
+        ({"ambiguity": None}, "calibration: expected ambiguity with either novelty_share or risk"),
+        ({"novelty_share": 0.5}, "calibration: expected ambiguity with either novelty_share or risk"),
+        ({"risk": {"accepted_rows": 10**9}}, "calibration.risk: expected errors ≤ accepted_rows"),
+        ({"risk": {"errors": 499}}, "calibration.risk: expected errors ≤ accepted_rows"),
+        ({"risk": {"threshold": None}}, "calibration.risk.threshold"),
+    ],
+)
+def test_a_hostile_manifest_is_refused(limited, tmp_path, change, message):
+    """Values that no calibration writes, with a correct digest."""
+    shutil.copytree(limited / "digits" / "2", tmp_path / "2")
+
+    record = json.loads((tmp_path / "2" / "manifest.json").read_text())["calibration"]
+    for key, value in change.items():
+        record[key] = record[key] | value if isinstance(value, dict) else value
+    sign(tmp_path / "2", calibration=record)
+    with pytest.raises(BundleError, match=message):
+        load(tmp_path / "2")
