@@ -213,7 +213,7 @@ def test_a_limited_model_rejects_what_is_novel_or_ambiguous(limited, rows, tmp_p
     assert predictions.decision == "combined"
     assert predictions.novel.any()
     np.testing.assert_array_equal(predictions.reject, predictions.novel | predictions.ambiguous)
-    with pytest.raises(abstain.AbstainError, match="percentile: expected 99.0, for which the error of accepted rows"):
+    with pytest.raises(abstain.AbstainError, match=r"percentile: expected 99\.0, for which the error of accepted rows"):
         model.predict(rows, percentile=90)
     np.savez(tmp_path / "rows.npz", x=rows)
     predict_file(load(limited / "digits" / "2"), tmp_path / "rows.npz", tmp_path / "offline.jsonl", fdr=0.2)
