@@ -26,16 +26,13 @@ from typing import Any
 
 import numpy as np
 import orjson
-from table_selection import PROJECT, RESULTS, TASKS, Task, fit_posterior
+from table_selection import PROJECT, RESULTS, TASKS, Task, fit_task
 
 from abstain.models.decisions.calibration import calibrate
 from abstain.models.decisions.judging import judge
-from abstain.models.prediction.predictive import Prediction, Predictor
-from abstain.training.calibration.feature_scores import fit_feature_scores
+from abstain.models.prediction.predictive import Prediction
 from abstain.training.calibration.pipeline import choose_decision
-from abstain.training.calibration.reference import set_aside
 from abstain.training.data.dataset import Dataset
-from abstain.training.fit import load_dataset
 
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3)
 """Novelty's shares of the budget; 1 is novelty alone."""
@@ -74,16 +71,10 @@ def main() -> int:
 
 def measure(task: Task, folder: Path) -> list[dict[str, Any]]:
     """Measures every ambiguity score, share and percentile on one task."""
-    path = folder / "known.npz"
-    np.savez(path, **task.known)
-    dataset = load_dataset(task.config, str(path))
-    posterior = fit_posterior(task.config, dataset)
-    reference_rows, rest = set_aside(dataset.train, task.config.seed)
-    predictor = Predictor(posterior, (256,), feature_scores=fit_feature_scores(posterior, rest, task.config.seed))
-    reference, known, familiar = (predictor(rows.x) for rows in (reference_rows, dataset.calibration, dataset.test))
+    dataset, predictor, reference, known, familiar = fit_task(task, folder)
     strange = {kind: predictor(x) for kind, x in task.strange.items()}
-    target = posterior.model.likelihood_functions.task
-    decision = choose_decision(task.config.calibration, posterior.model)
+    target = predictor.model.likelihood_functions.task
+    decision = choose_decision(task.config.calibration, predictor.model)
     wrong = errors_of(target, familiar, dataset)
     found: list[dict[str, Any]] = []
     for ambiguity in AMBIGUITY[target]:

@@ -187,16 +187,32 @@ TASKS = {"letters": letters, "gases": gases, "drift": drift, "digits": digits, "
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure(task: Task, folder: Path) -> list[dict[str, Any]]:
-    """Measures AUROC and detection of every combination on one task, by strange set."""
+class FittedTask(NamedTuple):
+    """The familiar rows of a task, a predictor fitted to them, and its predictions for three parts of them."""
+
+    dataset: Dataset
+    predictor: Predictor
+    reference: Prediction
+    calibration: Prediction
+    test: Prediction
+
+
+def fit_task(task: Task, folder: Path) -> FittedTask:
+    """Fits the posterior and the feature scores of a task."""
     path = folder / "known.npz"
     np.savez(path, **task.known)
     dataset = load_dataset(task.config, str(path))
     posterior = fit_posterior(task.config, dataset)
-    reference_rows, rest = set_aside(dataset.train, task.config.seed)
+    reference, rest = set_aside(dataset.train, task.config.seed)
     predictor = Predictor(posterior, (256,), feature_scores=fit_feature_scores(posterior, rest, task.config.seed))
+    parts = (predictor(rows.x) for rows in (reference, dataset.calibration, dataset.test))
+    return FittedTask(dataset, predictor, *parts)
+
+
+def measure(task: Task, folder: Path) -> list[dict[str, Any]]:
+    """Measures AUROC and detection of every combination on one task, by strange set."""
+    dataset, predictor, reference, known, familiar = fit_task(task, folder)
     strange = task.strange | {"shuffled": shuffle_columns(dataset.train.x)}
-    reference, known, familiar = (predictor(rows.x) for rows in (reference_rows, dataset.calibration, dataset.test))
     strange_predictions = {kind: predictor(x) for kind, x in strange.items()}
     return [
         {"kind": kind, "decisions": compare_decisions(task, dataset, reference, known, familiar, prediction)}

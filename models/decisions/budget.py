@@ -17,6 +17,7 @@ two scores: a new row falls into it with probability k/(n + 1). Ties can only lo
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -121,8 +122,9 @@ def nats_of(cuts: Cuts, values: Float[np.ndarray, " batch"], rows: int) -> Float
 
 def limit_of(cuts: Cuts, turns: int) -> float:
     """Returns the score above which a row is rejected after so many turns; infinite if this score had none of them."""
-    taken = cuts.values[cuts.turns <= turns]
-    return float(taken[0]) if len(taken) else math.inf
+    # The turns descend, and this runs for every batch: no pass over all calibration rows.
+    first = bisect_left(cuts.turns, -turns, key=lambda turn: -turn)
+    return float(cuts.values[first]) if first < len(cuts.values) else math.inf
 
 
 def nats_of_turns(budget: Budget) -> Float[np.ndarray, " rows"]:
