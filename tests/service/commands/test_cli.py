@@ -21,6 +21,7 @@ from abstain.training.data.sources import read_source
 from abstain.training.evaluate import evaluate_version
 from tests.helpers.commands import abstain
 from tests.helpers.paths import CONFIGS
+from tests.helpers.prediction_files import read_predictions
 
 COMMANDS = ("fit", "evaluate", "models", "show", "label", "rollback", "predict", "serve")
 IMAGES = load_digits().images[:300]
@@ -259,28 +260,6 @@ def test_evaluate_prints_ood_sets_decision_first_and_draws_plots(run, store, tmp
 
 
 # ---- predict ---------------------------------------------------------------------------------------------------------
-
-
-def read_predictions(path):
-    """A file of predictions as columns, for any ending; JSON lines are flattened as in the other formats."""
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            return {name: file[name].tolist() for name in file.files}
-    if path.suffix == ".parquet":
-        return parquet.read_table(path).to_pydict()
-    if path.suffix == ".csv":
-        text = csv.ConvertOptions(column_types={"label": pa.string(), "prediction_set": pa.string()})
-        return csv.read_csv(path, convert_options=text).to_pydict()
-
-    def flat(value, name=""):
-        if isinstance(value, dict):
-            return {k: v for key, part in value.items() for k, v in flat(part, f"{name}.{key}".strip(".")).items()}
-        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
-            return {f"{name}.{index}": part for index, part in enumerate(value)}
-        return {name: "|".join(value) if isinstance(value, list) else value}
-
-    rows = [flat(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 WRITERS = {

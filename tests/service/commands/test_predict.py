@@ -1,12 +1,10 @@
 """`abstain predict --fdr`: the rows of a file that are unlike the calibration rows, in every format."""
 
-import csv
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from pyarrow import parquet
 from scipy import stats
 from sklearn.datasets import load_digits
 
@@ -15,6 +13,7 @@ from abstain.models.decisions.decision import COMBINED, NOVELTY, Decision
 from abstain.models.errors import InputError
 from abstain.service.commands import predict_file
 from abstain.service.commands.predict_file import PredictedFile, describe_discoveries
+from tests.helpers.prediction_files import read_predictions
 
 STRANGE = 60
 ROWS = np.concatenate([load_digits().images[:140], 16 * np.random.default_rng(0).random((STRANGE, 8, 8))])
@@ -30,21 +29,6 @@ def data(tmp_path):
     return tmp_path / "rows.npz"
 
 
-def read(path):
-    """The columns of a file of predictions, as lists."""
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            return {name: file[name].tolist() for name in file.files}
-    if path.suffix == ".parquet":
-        return parquet.read_table(path).to_pydict()
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        return {name: list(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return {name: [row[name] for row in rows] for name in rows[0]}
-
-
 def expected_flags(p_values, rate):
     """Which rows SciPy flags."""
     return (stats.false_discovery_control(np.asarray(p_values, float), method="bh") <= rate).tolist()
@@ -57,17 +41,11 @@ def test_a_field_is_added_and_the_others_are_unchanged(run, store, tmp_path, dat
     for out, options in zip(paths, ([], ["--fdr", RATE]), strict=True):
         code, printed, err = run("predict", "digits", "--data", data, "--out", out, "--store", store, *options)
         assert (code, printed) == (0, f"digits:1 predicted 200 rows into {out}\n")
-    plain, flagged = map(read, paths)
+    plain, flagged = map(read_predictions, paths)
     flags = flagged.pop("fdr_reject")
     assert flagged == plain
-    if end == ".csv":
-        flags = [{"true": True, "false": False}[cell] for cell in flags]
-    if end == ".jsonl":
-        p_values = [scores["mutual_information"]["p_value"] for scores in flagged["scores"]]
-    else:
-        p_values = flagged["scores.mutual_information.p_value"]
     assert {type(value) for value in flags} == {bool}
-    assert flags == expected_flags(p_values, RATE)
+    assert flags == expected_flags(flagged["scores.mutual_information.p_value"], RATE)
     assert err == f"fdr {RATE}: {sum(flags)} of 200 rows are unlike the calibration rows"
     assert 0 <= np.mean(flags[:-STRANGE]) < np.mean(flags[-STRANGE:])
 
@@ -86,7 +64,7 @@ def test_the_novelty_of_a_row_is_what_counts(store, tmp_path, data, decision, am
     bundle = replace(bundle, calibration=replace(bundle.calibration, decision=decision, ambiguity=ambiguity))
     out = tmp_path / "out.npz"
     written = predict_file.predict_file(bundle, data, out, fdr=RATE)
-    found = read(out)
+    found = read_predictions(out)
     assert found["fdr_reject"] == expected_flags(found[f"scores.{name}.p_value"], RATE)
     assert written == PredictedFile(200, sum(found["fdr_reject"]))
     assert written.discoveries > 0
@@ -96,7 +74,7 @@ def test_the_rule_sees_the_whole_file(store, tmp_path, data, monkeypatch):
     """Not each of the chunks that it is computed in: those of noise alone would flag more rows."""
     monkeypatch.setattr(predict_file, "CHUNK_ROWS", 64)
     predict_file.predict_file(load(store / "digits" / "1"), data, tmp_path / "out.npz", fdr=RATE)
-    found = read(tmp_path / "out.npz")
+    found = read_predictions(tmp_path / "out.npz")
     assert found["fdr_reject"] == expected_flags(found["scores.mutual_information.p_value"], RATE)
 
 
@@ -110,7 +88,7 @@ def test_a_regression_and_one_row(run, store, tmp_path):
         assert code == 0, err
         assert json.loads(printed) == {"model": "wave", "version": 1, "rows": 1, "out": str(out)}
         assert err == f"fdr 0.05: {line} the calibration rows"
-        assert read(out)["fdr_reject"] == [number > 0]
+        assert read_predictions(out)["fdr_reject"] == [number > 0]
 
 
 def test_too_few_calibration_rows_are_said(run, store, tmp_path, data):
@@ -122,7 +100,7 @@ def test_too_few_calibration_rows_are_said(run, store, tmp_path, data):
         "fdr 0.001: 0 of 200 rows are unlike the calibration rows; none can be flagged: expected at least 999 "
         "calibration rows, found 500; choose a larger --fdr, or calibrate with more rows"
     )
-    assert not any(read(out)["fdr_reject"])
+    assert not any(read_predictions(out)["fdr_reject"])
 
 
 @pytest.mark.parametrize(("n", "said"), [(18, True), (19, False)])
