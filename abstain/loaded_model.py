@@ -16,6 +16,7 @@ from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.signatures import TrustedKeys, read_trusted
 from abstain.models.bundles.store import resolve
 from abstain.models.decisions.judging import judge
+from abstain.models.decisions.records import Levels
 from abstain.models.errors import ConfigError
 from abstain.models.prediction.predictive import Predictor, buckets_for
 from abstain.predictions import ClassificationPredictions, RegressionPredictions, predictions_of
@@ -132,7 +133,11 @@ class LoadedModel:
         return tuple(texts(self._bundle.manifest.shortfalls))
 
     def predict(
-        self, rows: Rows, percentile: float | None = None, coverage: float | None = None
+        self,
+        rows: Rows,
+        percentile: float | None = None,
+        coverage: float | None = None,
+        max_error: float | None = None,
     ) -> ClassificationPredictions | RegressionPredictions:
         """Predicts rows, with the same numbers and the same checks as `POST /predict`.
 
@@ -146,6 +151,8 @@ class LoadedModel:
                 categories are text. In arrays and lists a category is its code. An image may be nested or flat.
             percentile: the percentile of the decision, above 0 and below 100; the model's own if None.
             coverage: the coverage of prediction sets and intervals, above 0 and below 1; the model's own if None.
+            max_error: the largest share of wrong answers among accepted rows, above 0 and below 1, for a model that was
+                calibrated with `max_error`; the model's own if None. It cannot be combined with `percentile`.
 
         Returns:
             `ClassificationPredictions` or `RegressionPredictions`, depending on `task`.
@@ -153,16 +160,17 @@ class LoadedModel:
         Raises:
             InputError: a value is wrong; the text names row and feature: `inputs[3][5]: expected a number, found null`.
             DataError: a value of a table is wrong; the text names column and row.
-            CalibrationError: there are too few calibration rows for the percentile or the coverage.
+            CalibrationError: there are too few calibration rows for the percentile, the coverage or the error.
 
         Examples:
             >>> model.predict([[5.1, 3.5, 1.4, 0.2]]).label
             array(['setosa'], dtype=object)
             >>> model.predict(pandas.read_csv("new.csv"), percentile=95).to_pandas().to_csv("predictions.csv")
         """
-        options = {"percentile": percentile, "coverage": coverage}
+        options = {"percentile": percentile, "coverage": coverage, "max_error": max_error}
         parameters = {key: _python_number(value) for key, value in options.items() if value is not None}
-        levels = number_between(parameters, "percentile", 100), number_between(parameters, "coverage", 1)
+        ends = {"percentile": 100, "coverage": 1, "max_error": 1}
+        levels = Levels(*(number_between(parameters, key, end) for key, end in ends.items()))
         manifest = self._bundle.manifest
         array = rows_of(rows, manifest.model)
         prediction = self._predictor_for(len(array))(array)

@@ -164,6 +164,7 @@ class Abstain:
         model: str | None = None,
         percentile: float | None = None,
         coverage: float | None = None,
+        max_error: float | None = None,
         fields: list[str] | None = None,
     ) -> dict[str, Any]:
         """Predict a batch of rows; an image row is nested as the model's input shape, or flat.
@@ -174,7 +175,14 @@ class Abstain:
         from abstain.service.http import make_stages  # noqa: PLC0415
         from abstain.service.predict.routes import respond_now  # noqa: PLC0415
 
-        request = {"inputs": inputs, "model": model, "percentile": percentile, "coverage": coverage, "fields": fields}
+        request = {
+            "inputs": inputs,
+            "model": model,
+            "percentile": percentile,
+            "coverage": coverage,
+            "max_error": max_error,
+            "fields": fields,
+        }
         body = orjson.dumps({key: value for key, value in request.items() if value is not None})
         stages = make_stages(_ignore_decision)
         return orjson.loads(respond_now(self._versions, SETTINGS.max_rows, body, uuid.uuid4().hex, stages))

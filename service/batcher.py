@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from abstain.models.decisions.records import Levels
 from abstain.service.batches import (
     PARTIAL,
     Computation,
@@ -96,8 +97,7 @@ class Batcher:
         self,
         live: Live,
         rows: Float[np.ndarray, "rows ..."],
-        percentile: float | None,
-        coverage: float | None,
+        levels: Levels,
         encode: Callable[[list[Share]], T],
         cost: Cost | None = None,
     ) -> T:
@@ -109,11 +109,11 @@ class Batcher:
         Raises:
             HTTPError: 504, the deadline has passed; rows whose computation has not started by then are not computed.
             InputError: the prediction of a row is not finite; names the row by its index in `rows`.
-            CalibrationError: the model's calibration is too small for the percentile or coverage.
+            CalibrationError: the model's calibration is too small for one of the levels.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        job = Job(live, rows, percentile, coverage, encode, future, cost or Cost())
+        job = Job(live, rows, levels, encode, future, cost or Cost())
         self._waiting.setdefault(id(live), deque()).append(job)
         deadline = loop.call_later(self._timeout, self._expire, future)
         self._dispatch()

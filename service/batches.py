@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from abstain.models.decisions.records import Judgement
+from abstain.models.decisions.records import Judgement, Levels
 from abstain.models.errors import AbstainError
 from abstain.models.prediction.predictive import Prediction
 from abstain.service.live import Live
@@ -37,7 +37,7 @@ class Stages:
     """The functions that make decisions on a computed batch and count it.
 
     Attributes:
-        judge: makes the decisions for a prediction, at a percentile and a coverage; None selects the model's own.
+        judge: makes the decisions for a prediction, at the levels of a request.
         finite_rows: returns which rows of the packed predictions have only finite numbers.
         overflow_error: makes the error for a row with another number, from its index in the request.
         count_wait: counts the seconds that a request waited.
@@ -45,7 +45,7 @@ class Stages:
         count_answer: counts predictions and decisions.
     """
 
-    judge: Callable[[Live, Prediction, float | None, float | None], Judgement]
+    judge: Callable[[Live, Prediction, Levels], Judgement]
     finite_rows: Callable[[np.ndarray], Bool[np.ndarray, " rows"]]
     overflow_error: Callable[[int], AbstainError]
     count_wait: Callable[[float], None]
@@ -104,8 +104,7 @@ class Job(Generic[T]):
 
     live: Live
     rows: Float[np.ndarray, "rows ..."]
-    percentile: float | None
-    coverage: float | None
+    levels: Levels
     encode: Callable[[list[Share]], T]
     future: asyncio.Future[T]
     cost: Cost = field(default_factory=Cost)
@@ -180,7 +179,7 @@ def fail(batch: list[Piece], error: BaseException) -> Outcomes:
 
 
 def _decide(batch: list[Piece], prediction: Prediction, finite: Bool[np.ndarray, " rows"], stages: Stages) -> Outcomes:
-    """Makes the outcome of every piece; pieces with the same percentile and coverage are decided together.
+    """Makes the outcome of every piece; pieces with the same levels are decided together.
 
     Args:
         finite: which rows have only finite predictions.
@@ -204,9 +203,9 @@ def _decide(batch: list[Piece], prediction: Prediction, finite: Bool[np.ndarray,
     return outcomes
 
 
-def _levels(piece: Piece) -> tuple[float, float]:
-    """Returns the percentile and the coverage of a request, as a sort key; 0 stands for the model's own."""
-    return piece.job.percentile or 0.0, piece.job.coverage or 0.0
+def _levels(piece: Piece) -> tuple[float, ...]:
+    """Returns the levels of a request as a sort key; 0 stands for the model's own."""
+    return tuple(level or 0.0 for level in piece.job.levels)
 
 
 def _select(prediction: Prediction, parts: list[slice]) -> Prediction:
@@ -219,10 +218,10 @@ def _select(prediction: Prediction, parts: list[slice]) -> Prediction:
 
 
 def _answer(pieces: list[Piece], prediction: Prediction, stages: Stages) -> Outcomes:
-    """Makes the outcomes of pieces with the same percentile and coverage, from the prediction of their rows."""
+    """Makes the outcomes of pieces with the same levels, from the prediction of their rows."""
     job = pieces[0].job
     try:
-        judgement = stages.judge(job.live, prediction, job.percentile, job.coverage)
+        judgement = stages.judge(job.live, prediction, job.levels)
     except AbstainError as error:
         return fail(pieces, error)
     stages.count_answer(job.live, prediction, judgement)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from abstain.models.decisions.judging import judge
-from abstain.models.decisions.records import Judgement
+from abstain.models.decisions.records import Judgement, Levels
 from abstain.models.prediction.predictive import Prediction
 from abstain.service import console
 from abstain.service.access.guard import SAFE_HEADERS, Guard
@@ -106,8 +106,8 @@ def make_stages(note: Callable[[Live, Judgement], None]) -> Stages:
     def count_batch(live: Live, rows: int) -> None:
         metrics.BATCH_ROWS.labels(live.name, str(live.version)).observe(rows)
 
-    def decide(live: Live, prediction: Prediction, percentile: float | None, coverage: float | None) -> Judgement:
-        return judge(live.bundle.calibration, prediction, percentile, coverage)
+    def decide(live: Live, prediction: Prediction, levels: Levels) -> Judgement:
+        return judge(live.bundle.calibration, prediction, *levels)
 
     return Stages(
         judge=decide,

@@ -273,6 +273,8 @@ class LiveVersions:
         metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(1)
         metrics.MODEL_SOUND.labels(*labels).set(not manifest.shortfalls)
         metrics.EXPECTED_REJECTS.labels(*labels).set(bundle.calibration.expected_reject_rate)
+        for part, rate in bundle.calibration.expected_part_rates.items():
+            metrics.EXPECTED_REJECTS_BY_PART.labels(*labels, part).set(rate)
         if manifest.shortfalls:
             shortfalls = in_one_line(texts(manifest.shortfalls))
             log.warning("%s:%d is served although it failed publication checks: %s", name, entry.version, shortfalls)

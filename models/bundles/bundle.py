@@ -33,6 +33,7 @@ from abstain.models.bundles.manifest import (
     MANIFEST,
     CalibrationRecord,
     Manifest,
+    RiskRecord,
     check_bytes,
     file_sizes,
     read_covered,
@@ -304,7 +305,8 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
             decision=record.combination or Decision(scores=(record.decision,)),
             ambiguity=record.ambiguity,
             novelty_share=0.5 if record.novelty_share is None else record.novelty_share,
-            risk=_risk_limit(record),
+            risk=None if record.risk is None else _risk_limit(record.risk, record.rows),
+            other_limits=tuple(_risk_limit(limit, record.rows) for limit in record.other_limits),
             percentile=record.percentile,
             coverage=record.coverage,
             per_class=record.per_class,
@@ -329,10 +331,8 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
     return calibration
 
 
-def _risk_limit(record: CalibrationRecord) -> RiskLimit | None:
-    if record.risk is None:
-        return None
-    return RiskLimit(**record.risk.model_dump(exclude={"error_size"}), rows=record.rows)
+def _risk_limit(record: RiskRecord, rows: int) -> RiskLimit:
+    return RiskLimit(**record.model_dump(exclude={"error_size"}), rows=rows)
 
 
 def _read_feature_scores(folder: Path, sizes: dict[str, int], manifest: Manifest) -> FeatureScores | None:

@@ -57,6 +57,8 @@ MOST_DRAWS = 10**7
 MOST_ROWS = 10**9
 _MAX_DEPTH = 8
 """Most parts of a file's path in the bundle."""
+MOST_LIMITS = 100
+"""Most limits of the error besides the calibration's own."""
 _MAX_PATH_LENGTH = 512
 """Most characters of a file's path in the bundle."""
 
@@ -115,6 +117,8 @@ class CalibrationRecord(BaseModel):
     """The share of the reject budget of the other part, novelty (`models/decisions/budget.py`); None if they share none."""
     risk: RiskRecord | None = None
     """The limit of the error of accepted rows; None if none is set."""
+    other_limits: tuple[RiskRecord, ...] = ()
+    """The limits for other errors, from which a request can choose."""
     reference_rows: int = 0
     """Number of training rows that define the evidence of each score (`models/decisions/decision.py`); 0 in schema 1."""
     per_class: bool = False
@@ -281,12 +285,17 @@ def _claims(manifest: Manifest) -> Iterator[Claim]:
 
 def _part_claims(calibration: CalibrationRecord) -> Iterator[Claim]:
     """Yields the checks of a decision of two parts: its ambiguity has a share of the budget, or a limit."""
-    risk = calibration.risk
+    risk, others = calibration.risk, calibration.other_limits
+    limits = others if risk is None else (risk, *others)
+    few = len(others) <= (0 if risk is None else MOST_LIMITS)
+    yield Claim("calibration.other_limits", few, f"at most {MOST_LIMITS}, and none without risk", len(others))
+    alike = len({(limit.confidence, limit.error_size) for limit in limits}) <= 1
+    yield Claim("calibration.other_limits", alike, "the confidence and the error_size of risk", "others")
     parts = (calibration.ambiguity is None, calibration.novelty_share is None, risk is None)
     holds = parts in {(True, True, True), (False, False, True), (False, True, False)}
     expected = "ambiguity with either novelty_share or risk, or none of the three"
     yield Claim("calibration", holds, expected, f"none of each: {parts}")
-    if risk is not None:
+    for risk in limits:
         counts = (risk.errors, risk.accepted_rows, risk.familiar_rows, calibration.rows)
         ordered = all(fewer <= more for fewer, more in pairwise(counts))
         yield Claim("calibration.risk", ordered, "errors ≤ accepted_rows ≤ familiar_rows ≤ rows", counts)

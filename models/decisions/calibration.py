@@ -22,6 +22,9 @@ from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.scores import SCORES
 from abstain.models.prediction.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
 
+REQUESTED_ERRORS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Errors of accepted rows that a request can choose, besides the calibration's own."""
+
 
 class ErrorLimit(NamedTuple):
     """The largest error of accepted rows.
@@ -102,7 +105,8 @@ def calibrate(
     if ambiguity is None:
         raise CalibrationError("ambiguity", expected="a score, with a limit of the error", found="none")
     wrong = wrong_answers(prediction.summary, targets, error_limit.error_size)
-    return replace(calibration, risk=limit_error(replace(calibration, ambiguity=None), ambiguity, wrong, error_limit))
+    limits = limit_error(replace(calibration, ambiguity=None), ambiguity, wrong, error_limit)
+    return replace(calibration, risk=limits[0], other_limits=limits[1:])
 
 
 def wrong_answers(
@@ -123,8 +127,10 @@ def wrong_answers(
 
 def limit_error(
     calibration: Calibration, ambiguity: str, wrong: Bool[np.ndarray, " rows"], limit: ErrorLimit
-) -> RiskLimit:
+) -> tuple[RiskLimit, ...]:
     """Finds the largest ambiguity of rows that are accepted, so that their error is limited.
+
+    Returns the limit that is asked for, then those for the errors of `REQUESTED_ERRORS`. Each holds with the confidence alone.
 
     The rows from `Calibration.least_novel` on are left out: the rows below the novelty threshold are independent draws of
     the law below it, so those below a fixed function of it are, too.
@@ -135,7 +141,11 @@ def limit_error(
     """
     novelty = calibration.all_scores[calibration.decision_name]
     novel = ~(novelty.astype(np.float64) < calibration.least_novel)
-    return certify(calibration.scores[ambiguity], novel, wrong, max_error=limit.max_error, confidence=limit.confidence)
+    errors = [limit.max_error, *(error for error in REQUESTED_ERRORS if error != limit.max_error)]
+    return tuple(
+        certify(calibration.scores[ambiguity], novel, wrong, max_error=error, confidence=limit.confidence)
+        for error in errors
+    )
 
 
 def _check_finite(name: str, values: Float[np.ndarray, " rows"], row_kind: str) -> None:

@@ -19,7 +19,7 @@ from abstain.models.decisions.conformal import SetKind, interval
 from abstain.models.decisions.decision import COMBINED, combine, contributions, main_scores
 from abstain.models.decisions.ranks import coverage_rank, less_tolerance, percentile_rank, share_at_least
 from abstain.models.decisions.records import Calibration, Judgement, Parts, ScoreJudgement
-from abstain.models.decisions.risk import is_ambiguous
+from abstain.models.decisions.risk import RiskLimit, choose_limit, is_ambiguous
 from abstain.models.errors import InputError
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
@@ -33,20 +33,25 @@ SUM_ROUNDING = 2e-6
 
 
 def judge(
-    calibration: Calibration, prediction: Prediction, percentile: float | None = None, coverage: float | None = None
+    calibration: Calibration,
+    prediction: Prediction,
+    percentile: float | None = None,
+    coverage: float | None = None,
+    max_error: float | None = None,
 ) -> Judgement:
     """Judges a batch: the decision, each score's p-value and threshold, and the prediction sets or intervals.
 
     Args:
         percentile: strictly between 0 and 100; if None, the calibration's own.
         coverage: strictly between 0 and 1; if None, the calibration's own.
+        max_error: the largest error of accepted rows, strictly between 0 and 1; if None, the calibration's own.
 
     Raises:
-        CalibrationError: the calibration part is too small for the percentile or coverage.
-        InputError: another percentile than that for which the error of accepted rows is limited.
+        CalibrationError: the calibration part is too small for the percentile, the coverage or the error.
+        InputError: as `check_limited`.
     """
+    risk = check_limited(calibration, percentile, max_error)
     percentile = calibration.percentile if percentile is None else percentile
-    check_limited(calibration, percentile)
     coverage = calibration.coverage if coverage is None else coverage
     check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
     decision = calibration.decision
@@ -82,11 +87,11 @@ def judge(
     labels = predicted_labels(prediction.summary) if calibration.per_class else None
     scores = _judge_scores(calibration, values, edges, labels, percentile)
     reject = scores[calibration.decision_name].above
-    if calibration.risk is not None and calibration.ambiguity is not None:
+    if risk is not None and calibration.ambiguity is not None:
         names = calibration.decision_name, calibration.ambiguity
         novel = ~(values[names[0]].astype(np.float64) < calibration.least_novel)
-        unsure = is_ambiguous(calibration.risk, values[names[1]])
-        highest = math.nan if calibration.risk.threshold is None else calibration.risk.threshold
+        unsure = is_ambiguous(risk, values[names[1]])
+        highest = math.nan if risk.threshold is None else risk.threshold
         parts = Parts(*names, calibration.least_novel, highest, novel, unsure)
         mains = [main if known else names[1] for main, known in zip(mains, novel.tolist(), strict=True)]
         reject = novel | unsure
@@ -103,22 +108,46 @@ def judge(
         members=members,
         interval=ends,
         parts=parts,
+        risk=risk,
     )
 
 
-def check_limited(calibration: Calibration, percentile: float | None) -> None:
-    """Refuses another percentile than the calibration's if that limits the error of accepted rows: others would be accepted.
+def check_limited(
+    calibration: Calibration, percentile: float | None, max_error: float | None = None
+) -> RiskLimit | None:
+    """Returns the limit of the error of accepted rows for a request; None if the calibration has none.
+
+    With a limit, another percentile than the calibration's is refused: it would accept other rows.
+
+    Args:
+        percentile: the requested percentile; None for the calibration's own.
+        max_error: the requested error; None for the calibration's own.
 
     Raises:
-        InputError: names the percentile.
+        InputError: another percentile, an error without a limit, or both a percentile and an error.
+        CalibrationError: no limit is certified for the requested error.
     """
-    if calibration.risk is not None and percentile not in {None, calibration.percentile}:
+    if max_error is not None and calibration.risk is None:
+        raise InputError(
+            where="max_error",
+            expected="no max_error, because this model was calibrated without a limit of the error",
+            found=max_error,
+            fix="leave it out, or calibrate the model with calibration.max_error",
+        )
+    if max_error is not None and percentile is not None:
+        raise InputError(
+            where="percentile", expected="no percentile with max_error", found=percentile, fix="leave out one of them"
+        )
+    if calibration.risk is None:
+        return None
+    if percentile not in {None, calibration.percentile}:
         raise InputError(
             where="percentile",
             expected=f"{calibration.percentile!r}, for which the error of accepted rows is limited",
             found=percentile,
             fix="leave it out",
         )
+    return choose_limit(calibration.risk, calibration.other_limits, max_error)
 
 
 def _parts(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from abstain.models.decisions.budget import Budget, nats_of_turns, spend_budget
+from abstain.models.decisions.budget import Budget, limit_of, nats_of_turns, spend_budget
 from abstain.models.decisions.conformal import IntervalKind, SetKind
 from abstain.models.decisions.decision import (
     COMBINED,
@@ -23,7 +23,7 @@ from abstain.models.decisions.decision import (
     leave_one_out,
 )
 from abstain.models.decisions.ranks import less_tolerance, percentile_rank
-from abstain.models.decisions.risk import RiskLimit
+from abstain.models.decisions.risk import RiskLimit, is_ambiguous
 
 STD = Decision(scores=("std",))
 IN_TARGET_UNITS = {"std", "total_std"}
@@ -47,6 +47,7 @@ class Calibration:
             share it.
         risk: the limit of the ambiguity that bounds the error of accepted rows (`models/decisions/risk.py`); None if both
             parts share the reject budget.
+        other_limits: the limits for other errors, from which a request can choose; empty without `risk`.
         percentile: the percentile of the decision, strictly between 0 and 100.
         coverage: the coverage of prediction sets and intervals, strictly between 0 and 1.
         per_class: whether a row is ranked only among the calibration rows of its own predicted class.
@@ -66,6 +67,7 @@ class Calibration:
     ambiguity: str | None = None
     novelty_share: float = 0.5
     risk: RiskLimit | None = None
+    other_limits: tuple[RiskLimit, ...] = ()
     percentile: float = 99.0
     coverage: float = 0.9
     per_class: bool = False
@@ -99,6 +101,27 @@ class Calibration:
     def expected_reject_rate(self) -> float:
         """The share of rows like the calibration rows that are rejected, 0 … 1; at most this, without a limit of the error."""
         return 1 - self.percentile / 100 if self.risk is None else 1 - self.risk.accepted_rows / self.rows
+
+    @property
+    def expected_part_rates(self) -> dict[str, float]:
+        """The share of the calibration rows, 0 … 1, that each part of the decision rejects; empty for a decision of one part.
+
+        A row that is novel and ambiguous counts for both.
+        """
+        if self.ambiguity is None:
+            return {}
+        novelty, ambiguity = self.novelty_scores[self.novelty_name], self.scores[self.ambiguity]
+        if self.budget is None:
+            novel = novelty.astype(np.float64) >= self.least_novel
+            unsure = np.ones(self.rows, bool) if self.risk is None else is_ambiguous(self.risk, ambiguity)
+            shares = float(novel.mean()), float(unsure.mean())
+        else:
+            turns = self.rows + 1 - percentile_rank(self.percentile, self.rows)
+            # The row that sets a limit was taken, too: a new row is as likely as it to be rejected.
+            limits = (limit_of(cuts, turns) for cuts in self.budget[:2])
+            values = (novelty, ambiguity)
+            shares = tuple(float((own >= limit).mean()) for own, limit in zip(values, limits, strict=True))
+        return dict(zip(PARTS, shares, strict=True))
 
     @cached_property
     def least_novel(self) -> float:
@@ -206,6 +229,20 @@ class Calibration:
             _ = self.by_class
 
 
+class Levels(NamedTuple):
+    """The levels that a request chooses; None for the model's own.
+
+    Attributes:
+        percentile: the percentile of the decision, strictly between 0 and 100.
+        coverage: the coverage of prediction sets and intervals, strictly between 0 and 1.
+        max_error: the largest share of wrong answers among accepted rows, strictly between 0 and 1.
+    """
+
+    percentile: float | None = None
+    coverage: float | None = None
+    max_error: float | None = None
+
+
 class ScoreJudgement(NamedTuple):
     """One score of a batch, compared with the calibration part.
 
@@ -260,6 +297,7 @@ class Judgement(NamedTuple):
         members: `[batch, classes]`, the classes in each row's prediction set; None for regression.
         interval: `[batch, 2]`, lower and upper end in the target's units; None for classification.
         parts: which parts of the decision reject each row; None for a decision of one part.
+        risk: the limit of the error of accepted rows; None without one.
     """
 
     percentile: float
@@ -273,3 +311,12 @@ class Judgement(NamedTuple):
     members: Bool[np.ndarray, "batch classes"] | None
     interval: Float[np.ndarray, "batch 2"] | None
     parts: Parts | None = None
+    risk: RiskLimit | None = None
+
+    @property
+    def stated_levels(self) -> dict[str, float]:
+        """The levels of the decision: percentile and coverage and, with a limit of the error, its error and confidence."""
+        levels = {"percentile": self.percentile, "coverage": self.coverage}
+        if self.risk is None:
+            return levels
+        return levels | {"max_error": self.risk.max_error, "confidence": self.risk.confidence}

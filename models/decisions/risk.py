@@ -47,7 +47,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from abstain.models.decisions.ranks import LEAST_TOLERANCE, TOLERANCE, exact
-from abstain.models.errors import CalibrationError
+from abstain.models.errors import CalibrationError, InputError
 
 COUNTS = 500
 """The largest number of counts at which the allowed errors may change. Between two of them the lower one's are allowed, which
@@ -143,6 +143,35 @@ def certify(
     last = int(certified[-1])
     count, found = last + 1, int(errors[last])
     return RiskLimit(_between(ascending, last), count, found, binomial_tail(count, found, max_error), *common)
+
+
+def choose_limit(own: RiskLimit, others: tuple[RiskLimit, ...], max_error: float | None) -> RiskLimit:
+    """Returns the limit for a requested error: of those certified, that with the largest `max_error` not above it.
+
+    A limit for a smaller error holds for a larger one, too.
+
+    Args:
+        own: the calibration's own limit, which is returned if no error is requested.
+        others: the limits for other errors.
+        max_error: the requested error, strictly between 0 and 1; None for the calibration's own.
+
+    Raises:
+        InputError: there is no limit for so small an error.
+        CalibrationError: that limit has no threshold; the text names the number of rows needed.
+    """
+    if max_error is None:
+        return own
+    known = sorted({own, *others}, key=lambda limit: limit.max_error)
+    fitting = [limit for limit in known if limit.max_error <= max_error]
+    if not fitting:
+        raise InputError(
+            where="max_error",
+            expected=f"at least {known[0].max_error!r}, the smallest for which this model has a limit",
+            found=max_error,
+            fix="request a larger one, or calibrate again with this one in calibration.max_error",
+        )
+    check_certified(fitting[-1])
+    return fitting[-1]
 
 
 def is_ambiguous(limit: RiskLimit, ambiguity: Float[np.ndarray, " batch"]) -> Bool[np.ndarray, " batch"]:

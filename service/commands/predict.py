@@ -30,6 +30,14 @@ def predict(
     percentile: Annotated[
         float | None, typer.Option(help="The percentile of the decision; default: the model's own.")
     ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="The largest share of wrong answers among accepted rows, for a model calibrated with max_error; "
+            "default: the model's own.",
+        ),
+    ] = None,
     fdr: Annotated[
         float | None,
         typer.Option(
@@ -53,8 +61,8 @@ def predict(
 
     if percentile is not None:
         check_percentile(percentile)
-    if fdr is not None:
-        _check_fdr(fdr)
+    for option, share in {"--fdr": fdr, "--max-error": max_error}.items():
+        _check_share(option, share)
     settings = read_settings(os.environ)
     trusted = read_trusted(settings.trusted_keys)
     keep_compiled(settings.compiled)
@@ -71,6 +79,7 @@ def predict(
             percentile,
             lambda done, total: bar.update(task, completed=done, total=total),
             fdr,
+            max_error,
         )
     if fdr is not None:
         sys.stderr.write(f"{describe_discoveries(written, fdr, bundle.calibration.rows)}\n")
@@ -81,9 +90,9 @@ def predict(
         typer.echo(f"{name}:{version} predicted {written.rows} rows into {out}")
 
 
-def _check_fdr(fdr: float) -> None:
-    """Refuses an invalid false discovery rate, or a percentage such as 5: wrong usage, exit code 2."""
-    if not 0 < fdr < 1:
+def _check_share(option: str, share: float | None) -> None:
+    """Refuses an invalid share, or a percentage such as 5: wrong usage, exit code 2. None: the option is not given."""
+    if share is not None and not 0 < share < 1:
         raise typer.BadParameter(
-            f"expected a share above 0 and below 1, such as 0.05, found {fdr:g}", param_hint="--fdr"
+            f"expected a share above 0 and below 1, such as 0.05, found {share:g}", param_hint=option
         )

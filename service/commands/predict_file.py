@@ -18,7 +18,7 @@ from jaxtyping import Float
 from abstain.models.bundles.bundle import Bundle
 from abstain.models.decisions.discoveries import flag_discoveries, least_calibration_rows
 from abstain.models.decisions.judging import check_limited, judge
-from abstain.models.decisions.records import Calibration
+from abstain.models.decisions.records import Calibration, Levels
 from abstain.models.errors import DataError, InputError, convert
 from abstain.models.files.drafts import draft_of
 from abstain.models.files.locks import disk_errors
@@ -67,6 +67,7 @@ def predict_file(
     percentile: float | None = None,
     progress: ReportProgress = _silent,
     fdr: float | None = None,
+    max_error: float | None = None,
 ) -> PredictedFile:
     """Writes the prediction of every row of a file to another, all or none.
 
@@ -74,20 +75,22 @@ def predict_file(
 
     Args:
         fdr: a false discovery rate, strictly between 0 and 1; adds the field `fdr_reject` (`models/decisions/discoveries.py`).
+        max_error: the largest error of accepted rows, strictly between 0 and 1; the model's own if None.
 
     Raises:
         DataError: the ending of a file, a row or its prediction is invalid; or the predictions cannot be written.
-        CalibrationError: the calibration part is too small for the percentile.
-        InputError: `fdr` for a calibration within each predicted class.
+        CalibrationError: the calibration part is too small for the percentile or the error.
+        InputError: `fdr` for a calibration within each predicted class; or as `check_limited`.
     """
     if out.suffix not in ENDINGS:
         raise DataError("--out", expected=f"a file ending in {', '.join(ENDINGS)}", found=str(out))
     if fdr is not None:
         _check_one_ranking(bundle.calibration)
-    check_limited(bundle.calibration, percentile)
+    check_limited(bundle.calibration, percentile, max_error)
+    levels = Levels(percentile=percentile, max_error=max_error)
     rows = read_rows(source, bundle.manifest.model)
     predictor = bundle.predictor(buckets_for(len(rows)))
-    chunks = list(_predict_chunks(bundle, predictor, rows, source, percentile, progress))
+    chunks = list(_predict_chunks(bundle, predictor, rows, source, levels, progress))
     columns = {field: [value for chunk in chunks for value in chunk.columns[field]] for field in chunks[0].columns}
     flagged = None
     if fdr is not None:
@@ -149,7 +152,7 @@ def _predict_chunks(
     predictor: Predictor,
     rows: np.ndarray,
     source: Path,
-    percentile: float | None,
+    levels: Levels,
     progress: ReportProgress,
 ) -> Iterator[_Chunk]:
     name = bundle.calibration.novelty_name
@@ -160,7 +163,7 @@ def _predict_chunks(
             check_finite(jax.tree.leaves(prediction))
         except InputError as error:
             raise convert(error, DataError, f"{source}, rows from {start}") from error
-        judgement = judge(bundle.calibration, prediction, percentile)
+        judgement = judge(bundle.calibration, prediction, *levels)
         columns = response.make_columns(bundle.manifest.model, prediction, judgement)
         yield _Chunk(columns, judgement.scores[name].p_value)
         progress(start + len(chunk), len(rows))

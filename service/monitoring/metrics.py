@@ -78,6 +78,12 @@ EXPECTED_REJECTS = prometheus.Gauge(
     _MODEL,
     multiprocess_mode="livemax",
 )
+EXPECTED_REJECTS_BY_PART = prometheus.Gauge(
+    "abstain_expected_reject_by_part_ratio",
+    "Share of familiar rows that each part of a decision of two parts rejects",
+    [*_MODEL, "part"],
+    multiprocess_mode="livemax",
+)
 MODEL_LOADS = prometheus.Counter(
     "abstain_model_loads_total", "Versions by the outcome of loading", [*_MODEL, "outcome"]
 )

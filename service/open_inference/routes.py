@@ -194,8 +194,7 @@ def _make_infer_handler(
                 parsed = await _run(small, lambda: _decode_request(request, body, live, settings))
                 decoded, cost = time.perf_counter_ns(), Cost()
                 encode_shares = partial(_encode_response, live, parsed, request.headers.get("accept-encoding", ""))
-                levels = parsed.percentile, parsed.coverage
-                headers, content = await engine.batcher.submit(live, parsed.rows, *levels, encode_shares, cost)
+                headers, content = await engine.batcher.submit(live, parsed.rows, parsed.levels, encode_shares, cost)
         except BaseException:
             version_statistics.count_failure(time.perf_counter_ns() - started)
             raise
@@ -229,7 +228,7 @@ def _decode_request(request: Request, body: bytes, live: Live, settings: Setting
     names = (live.name, request.path_params["model"])
     signature = Signature(model, outputs, names)
     found = decode(request.headers, body, signature, max_rows=settings.max_rows, max_bytes=settings.max_body_bytes)
-    check_limited(live.bundle.calibration, found.percentile)
+    check_limited(live.bundle.calibration, found.levels.percentile, found.levels.max_error)
     return found
 
 
@@ -242,7 +241,7 @@ def _encode_response(
     head: dict[str, Any] = {"model_name": live.name, "model_version": str(live.version)}
     if request.id is not None:
         head["id"] = request.id
-    head["parameters"] = {"percentile": judgement.percentile, "coverage": judgement.coverage}
+    head["parameters"] = judgement.stated_levels
     if len(request.rows) == 1 and not accept and request.outputs == all_in_binary(outputs):
         # Clients that need a low latency send this request: copies one record of the batch, does not join thirty outputs.
         records, row = shares[0].answer.make_once(_RECORDS, partial(_records, outputs)), shares[0].rows.start

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from jaxtyping import Float, Num
 
+from abstain.models.decisions.records import Levels
 from abstain.models.errors import InputError, clip_repr, suggest
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import first_unknown_code
@@ -56,8 +57,7 @@ class InferRequest(NamedTuple):
     rows: Float[np.ndarray, "rows ..."]
     outputs: tuple[RequestedOutput, ...]
     id: str | None
-    percentile: float | None
-    coverage: float | None
+    levels: Levels
 
 
 def decode(
@@ -79,7 +79,7 @@ def decode(
         return _raw(tail, signature, max_rows)
     content, plain = parse_object(text, ("id", "model_name", "parameters", "inputs", "outputs"))
     parameters = check_object(
-        content.get("parameters", {}), "parameters", ("percentile", "coverage", "binary_data_output")
+        content.get("parameters", {}), "parameters", ("percentile", "coverage", "max_error", "binary_data_output")
     )
     name = text_of(content, "model_name", "body")
     if name is not None and name not in signature.names:
@@ -90,8 +90,11 @@ def decode(
             content.get("outputs", []), signature, flag_of(parameters, "binary_data_output", "parameters")
         ),
         id=text_of(content, "id", "body"),
-        percentile=number_between(parameters, "percentile", 100, "parameters"),
-        coverage=number_between(parameters, "coverage", 1, "parameters"),
+        levels=Levels(
+            percentile=number_between(parameters, "percentile", 100, "parameters"),
+            coverage=number_between(parameters, "coverage", 1, "parameters"),
+            max_error=number_between(parameters, "max_error", 1, "parameters"),
+        ),
     )
 
 
@@ -117,7 +120,7 @@ def _raw(data: memoryview, signature: Signature, max_rows: int) -> InferRequest:
         )
     shape = _check_rows_count(len(data) // size, max_rows), *model.feature_shape
     rows = _check_array(np.frombuffer(data, "<f4").reshape(shape), model, max_rows)
-    return InferRequest(rows, all_in_binary(signature.outputs), None, None, None)
+    return InferRequest(rows, all_in_binary(signature.outputs), None, Levels())
 
 
 def _only_input(content: dict[str, Any]) -> dict[str, Any]:

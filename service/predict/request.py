@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import orjson
 
+from abstain.models.decisions.records import Levels
 from abstain.models.errors import InputError
 from abstain.service.json_objects import (
     check_object,
@@ -22,7 +23,7 @@ from abstain.service.json_objects import (
 )
 from abstain.service.rows import refuse_many_rows
 
-KEYS = ("inputs", "model", "percentile", "coverage", "fields")
+KEYS = ("inputs", "model", "percentile", "coverage", "max_error", "fields")
 
 
 class PredictRequest(NamedTuple):
@@ -32,8 +33,7 @@ class PredictRequest(NamedTuple):
     plain: bool
     """Whether the inputs can hold no string, boolean or null."""
     model: str | None
-    percentile: float | None
-    coverage: float | None
+    levels: Levels
     fields: tuple[str, ...] | None
 
 
@@ -63,8 +63,11 @@ def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
         inputs=content["inputs"],
         plain=plain,
         model=text_of(content, "model"),
-        percentile=number_between(content, "percentile", 100),
-        coverage=number_between(content, "coverage", 1),
+        levels=Levels(
+            percentile=number_between(content, "percentile", 100),
+            coverage=number_between(content, "coverage", 1),
+            max_error=number_between(content, "max_error", 1),
+        ),
         fields=_texts(content, "fields"),
     )
 

@@ -65,9 +65,8 @@ def make_handler(
         read = partial(read_request, versions, settings.max_rows, body)
         with batcher.reserve():
             parsed = read() if len(body) <= LARGE_BODY else await asyncio.to_thread(read)
-            levels = parsed.request.percentile, parsed.request.coverage
             encode = partial(encode_response, parsed, request_id(request.scope))
-            content = await batcher.submit(parsed.live, parsed.rows, *levels, encode)
+            content = await batcher.submit(parsed.live, parsed.rows, parsed.request.levels, encode)
         return Response(content, media_type="application/json")
 
     return predict
@@ -86,7 +85,7 @@ def read_request(versions: LiveVersions, max_rows: int, body: bytes) -> ParsedRe
     model = live.bundle.manifest.model
     two_parts = live.bundle.calibration.ambiguity is not None
     fields = response.check_fields(model, request.fields, two_parts=two_parts)
-    check_limited(live.bundle.calibration, request.percentile)
+    check_limited(live.bundle.calibration, request.levels.percentile, request.levels.max_error)
     return ParsedRequest(live, check_rows(request.inputs, request.plain, model, max_rows), request, fields)
 
 
@@ -98,8 +97,7 @@ def encode_response(parsed: ParsedRequest, own_id: str, shares: list[Share]) -> 
         {
             "id": own_id,
             "model": {"name": live.name, "version": live.version, "digest": live.bundle.manifest.digest},
-            "percentile": judgement.percentile,
-            "coverage": judgement.coverage,
+            **judgement.stated_levels,
             "draws": live.predictor.draws,
             "predictions": rows,
         }
@@ -115,7 +113,7 @@ def respond_now(versions: LiveVersions, max_rows: int, body: bytes, own_id: str,
     parsed = read_request(versions, max_rows, body)
     prediction = parsed.live.predictor(parsed.rows)
     check_finite(jax.tree.leaves(prediction))
-    judgement = stages.judge(parsed.live, prediction, parsed.request.percentile, parsed.request.coverage)
+    judgement = stages.judge(parsed.live, prediction, parsed.request.levels)
     stages.count_answer(parsed.live, prediction, judgement)
     answer = Answer(parsed.live, prediction, judgement)
     return encode_response(parsed, own_id, [Share(answer, slice(0, len(parsed.rows)))])

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from abstain.models.decisions.records import Judgement
+from abstain.models.decisions.records import Judgement, Levels
 from abstain.models.errors import AbstainError
 from abstain.models.prediction.predictive import Prediction
 from abstain.service.batcher import FEW_ROWS, Batcher, rows_to_take
@@ -75,9 +75,9 @@ class Computation:
         return self.rows.T
 
 
-def judge(_live, prediction, percentile, _coverage):
+def judge(_live, prediction, levels):
     """Makes decisions that contain the rows; refuses the percentile 50."""
-    if percentile == 50:
+    if levels.percentile == 50:
         raise AbstainError("too small")
     return Judgement(99.0, 0.95, "std", prediction.summary, {}, {}, {}, [], None, None)
 
@@ -110,7 +110,7 @@ async def submit(queue, live, *values, percentile=None):
     """The result of a request with these rows, or its error."""
     try:
         with queue.reserve():
-            return await queue.submit(live, numbers(*values), percentile, None, encode)
+            return await queue.submit(live, numbers(*values), Levels(percentile), encode)
     except Exception as error:
         return error
 
@@ -217,7 +217,7 @@ def test_pieces_that_two_threads_finish_at_once_are_all_counted():
     cost = Cost()
 
     async def scenario():
-        return await queue.submit(live, numbers(*values), None, None, encode, cost)
+        return await queue.submit(live, numbers(*values), Levels(), encode, cost)
 
     assert asyncio.run(scenario()) == values
     assert cost.batches == pieces
@@ -233,7 +233,7 @@ def test_a_large_response_is_not_encoded_in_the_event_loop(rows, in_loop):
         return encode(shares)
 
     async def scenario():
-        return await queue.submit(live, numbers(*range(rows)), None, None, encode_and_note)
+        return await queue.submit(live, numbers(*range(rows)), Levels(), encode_and_note)
 
     assert asyncio.run(scenario()) == list(range(rows))
     assert threads == [in_loop]

@@ -40,7 +40,8 @@ def calibration_record(
         combination=decision if len(decision.scores) > 1 or calibration.ambiguity is not None else None,
         ambiguity=calibration.ambiguity,
         novelty_share=calibration.novelty_share if calibration.shares_budget else None,
-        risk=risk_record(calibration.risk, error_size),
+        risk=None if calibration.risk is None else risk_record(calibration.risk, error_size),
+        other_limits=tuple(risk_record(limit, error_size) for limit in calibration.other_limits),
         reference_rows=calibration.reference_rows,
         per_class=per_class,
         sets=calibration.sets,
@@ -59,10 +60,8 @@ def calibration_record(
     )
 
 
-def risk_record(risk: RiskLimit | None, error_size: float | None) -> RiskRecord | None:
-    """Builds the manifest's record of a limit of the error; None if there is none."""
-    if risk is None:
-        return None
+def risk_record(risk: RiskLimit, error_size: float | None) -> RiskRecord:
+    """Builds the manifest's record of a limit of the error."""
     fields = {name: value for name, value in risk._asdict().items() if name != "rows"}
     return RiskRecord(**fields, error_size=error_size)
 

@@ -144,3 +144,25 @@ def test_a_limit_needs_a_score():
     """It would have no effect."""
     with pytest.raises(CalibrationError, match="ambiguity: expected a score, with a limit of the error"):
         calibrate(scored(*np.zeros((3, 99))), np.zeros(99, int), decision=SINGLE, error_limit=ErrorLimit(0.1, 0.9))
+
+
+def test_each_part_has_its_expected_share():
+    """By hand: of nine rows at the 70th percentile, novelty takes two and ambiguity one."""
+    ascending = np.arange(1.0, 10.0)
+    calibration = calibrated(scored(ascending, ascending, ascending[::-1]), percentile=70.0, coverage=0.5)
+    assert calibration.expected_part_rates == {"novel": pytest.approx(2 / 9), "ambiguous": pytest.approx(1 / 9)}
+    alone = calibrate(
+        scored(ascending, ascending, ascending), np.zeros(9, int), decision=SINGLE, percentile=70.0, coverage=0.5
+    )
+    assert alone.expected_part_rates == {}
+
+
+def test_the_expected_shares_are_those_of_new_rows():
+    """Of 100,000 new rows, each part rejects about the share of the 4,000 calibration rows that it would reject."""
+    rng = np.random.default_rng(3)
+    calibration = calibrated(scored(*rng.normal(size=(3, 4000))), percentile=80.0, novelty_share=0.7)
+    parts = judge(calibration, scored(*rng.normal(size=(3, 100_000)))).parts
+    expected = calibration.expected_part_rates
+    error = 5 * np.sqrt(0.25 / 4000)
+    assert parts.novel.mean() == pytest.approx(expected["novel"], abs=error)
+    assert parts.ambiguous.mean() == pytest.approx(expected["ambiguous"], abs=error)

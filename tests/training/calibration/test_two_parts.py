@@ -9,6 +9,7 @@ import pytest
 
 import abstain
 from abstain.models.bundles.bundle import load
+from abstain.models.decisions.calibration import REQUESTED_ERRORS
 from abstain.models.errors import BundleError, CalibrationError, ConfigError
 from abstain.service.commands.predict_file import predict_file
 from abstain.training.calibrate import calibrate_version
@@ -221,6 +222,54 @@ def test_a_limited_model_rejects_what_is_novel_or_ambiguous(limited, rows, tmp_p
     assert [row["reject"] for row in offline] == predictions.reject.tolist()
 
 
+def test_a_request_chooses_another_limit(limited, rows, tmp_path):
+    """By Python, over HTTP and in a file: the largest known error that is not above the requested one."""
+    bundle, model = load(limited / "digits" / "2"), abstain.load("digits:2", store=limited)
+    limits = {limit.max_error: limit for limit in bundle.calibration.other_limits}
+    assert set(limits) == set(REQUESTED_ERRORS) - {0.02}
+    unsure = model.predict(rows).scores["max_probability"].value
+    own, wider = model.predict(rows), model.predict(rows, max_error=0.17)
+    np.testing.assert_array_equal(wider.ambiguous, unsure > limits[0.1].threshold)
+    np.testing.assert_array_equal(wider.novel, own.novel)
+    assert wider.ambiguous.sum() < own.ambiguous.sum()
+    np.savez(tmp_path / "rows.npz", x=rows)
+    predict_file(bundle, tmp_path / "rows.npz", tmp_path / "offline.jsonl", max_error=0.17)
+    offline = [json.loads(line) for line in (tmp_path / "offline.jsonl").read_text().splitlines()]
+    assert [row["reject"] for row in offline] == wider.reject.tolist()
+    server = start_server(limited, tmp_path)
+    try:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+            body = {"inputs": rows.tolist(), "model": "digits:2", "max_error": 0.17}
+            response = client.post("/predict", json=body).json()
+            assert (response["max_error"], response["confidence"]) == (0.1, 0.95)
+            assert [row["reject"] for row in response["predictions"]] == wider.reject.tolist()
+            tensor = {"name": "inputs", "shape": list(rows.shape), "datatype": "FP64", "data": rows.ravel().tolist()}
+            infer = {"inputs": [tensor], "parameters": {"max_error": 0.17}}
+            answer = client.post("/v2/models/digits/versions/2/infer", json=infer).json()
+            assert answer["parameters"]["max_error"] == 0.1
+            assert next(out for out in answer["outputs"] if out["name"] == "reject")["data"] == wider.reject.tolist()
+            refused = client.post("/predict", json=body | {"percentile": 99.0})
+            assert (refused.status_code, refused.json()["error"]) == (
+                400,
+                "percentile: expected no percentile with max_error, found 99.0; leave out one of them",
+            )
+            refused = client.post("/predict", json=body | {"max_error": 0.001})
+            assert (refused.status_code, refused.json()["code"]) == (400, "calibration_too_small")
+            assert "expected at least 2995 calibration rows that are not novel" in refused.json()["error"]
+    finally:
+        stop_server(server)
+
+
+def test_a_request_for_a_limit_that_is_not_there_is_refused(limited, two_parts, rows):
+    """An error below all that were tested, and a model without any limit."""
+    with pytest.raises(abstain.AbstainError, match=r"max_error: expected at least 0\.001, the smallest"):
+        abstain.load("digits:2", store=limited).predict(rows, max_error=0.0001)
+    with pytest.raises(
+        abstain.AbstainError, match="max_error: expected no max_error, because this model was calibrated"
+    ):
+        abstain.load("digits:2", store=two_parts).predict(rows, max_error=0.1)
+
+
 def test_a_limit_that_no_threshold_keeps_is_a_shortfall(limited):
     """Every row is rejected, and the version cannot become stable."""
     text = calibrate_version(limited, "wave:1", "wave", ("max_error=0.1", "error_size=0.0001")).shortfalls[-1].text
@@ -252,6 +301,8 @@ def test_a_new_calibration_replaces_a_share_by_a_limit_and_the_reverse(two_parts
         ({"risk": {"accepted_rows": 10**9}}, "calibration.risk: expected errors ≤ accepted_rows"),
         ({"risk": {"errors": 499}}, "calibration.risk: expected errors ≤ accepted_rows"),
         ({"risk": {"threshold": None}}, "calibration.risk.threshold"),
+        ({"risk": {"confidence": 0.5}}, "calibration.other_limits: expected the confidence and the error_size of risk"),
+        ({"risk": None}, "calibration.other_limits: expected at most 100, and none without risk"),
     ],
 )
 def test_a_hostile_manifest_is_refused(limited, tmp_path, change, message):
