@@ -21,29 +21,40 @@ has the second, and the errors of accepted rows are counted on the third. The tr
 accepted rows is noisy: at a true risk equal to the limit, about half of the test parts exceed it. So two numbers are printed:
 the splits whose test error exceeds the limit, and those where it does so significantly (exact binomial test at 5 %), which
 happens in at most 5 % + 5 % of independent splits. Splits of one table overlap, so their counts vary more than binomial ones.
+
+With `--models FOLDER` (that of `python benchmarks/regret.py --store FOLDER`), the same for models of this repository: rows that the
+fit has not seen are split again and again into two halves. Novelty is the default decision at the 99th percentile.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from regret import ScoredTask, scored_tasks
 from scipy import stats
+from selection import PROJECT
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from abstain.models.decisions.calibration import ErrorLimit, limit_error
+from abstain.models.decisions.records import Calibration
 from abstain.models.decisions.risk import certify, is_ambiguous
+from abstain.training.calibration.pipeline import DEFAULT_DECISIONS
 
 CONFIDENCE = 0.95
 SIZES = (300, 1000, 5000)
 LIMITS = (0.01, 0.05, 0.1)
 CELLS = 100_000
 QUANTILES = 20
+MODELS = {"tables": ("letters-0", "gases-1", "digits-0"), "images": ("vi-digits",)}
+"""Tasks of `regret.py`, by target."""
 Array = Float[np.ndarray, " rows"]
 Sequence = dict[int, float]
 
@@ -212,6 +223,37 @@ def measure_table(name: str, table: Any, limit: float, splits: int) -> None:
     )
 
 
+def measure_model(task: ScoredTask, limit: float, splits: int) -> None:
+    """Prints the errors of accepted rows over splits of the rows that the fit of a model has not seen."""
+    parts = ("calibration", "test")
+    scores = {name: np.concatenate([task.known[part][name] for part in parts]) for name in task.known["test"]}
+    wrong = np.concatenate([task.errors[part] for part in parts]) > 0
+    decision = DEFAULT_DECISIONS["images" if task.target == "images" else "tables"]
+    above = significant = certified = 0
+    kept: list[float] = []
+    for seed in range(splits):
+        known, new = np.array_split(np.random.default_rng(seed).permutation(len(wrong)), 2)
+        calibration = Calibration(
+            scores={name: values[known] for name, values in scores.items()},
+            nonconformity=np.zeros(len(known)),
+            decision=decision,
+            reference=task.known["reference"],
+        )
+        found = limit_error(calibration, "max_probability", wrong[known], ErrorLimit(limit, CONFIDENCE))[0]
+        novelty = calibration.combined({name: values[new] for name, values in scores.items()})
+        accepted = (novelty < calibration.least_novel) & ~is_ambiguous(found, scores["max_probability"][new])
+        count, errors = int(accepted.sum()), int(wrong[new][accepted].sum())
+        certified += found.threshold is not None
+        above += errors > limit * count
+        significant += bool(stats.binom.sf(errors - 1, count, limit) <= 1 - CONFIDENCE)
+        kept.append(count / len(new))
+    print(
+        f"  {task.name:<16} limit {limit:4.0%}, error of all rows {wrong.mean():6.2%}: certified in {certified} of {splits} splits, "
+        f"accepts {np.mean(kept):6.1%}, test error above the limit in {above}, significantly in {significant}",
+        flush=True,
+    )
+
+
 def judge_rows(model: Any, table: Any, part: Int[np.ndarray, " part"]) -> tuple[Array, Array, Array]:
     """Returns the ambiguity, the novelty flag (a column 8 standard deviations out) and the error flag of rows."""
     probabilities = model.predict_proba(table.data[part])
@@ -224,7 +266,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", type=int, default=2_000)
     parser.add_argument("--tables", type=int, default=200)
+    parser.add_argument("--models", type=Path, help="folder of the scores that regret.py keeps")
+    parser.add_argument("--only-models", action="store_true")
     options = parser.parse_args()
+    if options.models is not None:
+        for target, names in MODELS.items():
+            for task in scored_tasks(target, PROJECT.parent / "shared" / "data", options.models, names):
+                for limit in LIMITS:
+                    measure_model(task, limit, options.tables)
+    if options.only_models:
+        return
     for rows in SIZES:
         for limit in LIMITS:
             for name, law in LAWS.items():

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Num
 
 from abstain.models.bundles.manifest import CalibrationRecord
 from abstain.models.decisions.calibration import ErrorLimit, calibrate
-from abstain.models.decisions.decision import Decision, Rule
+from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.judging import judge
 from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from abstain.models.decisions.records import Calibration
@@ -42,14 +42,16 @@ BUCKETS = (256,)
 DEFAULT_DECISIONS: dict[Literal["images", "tables", "regression"], Decision] = {
     "images": Decision(scores=("vim", "local_subspace", "feature_subspace", "subspace", "range"), rule="weighted"),
     "tables": Decision(
-        scores=("relative_mahalanobis", "knn", "local_subspace", "feature_subspace", "range"), rule="harmonic"
+        scores=("relative_mahalanobis", "knn", "local_subspace", "feature_subspace", "energy", "range"),
+        rule="weighted",
+        weights=(1.0, 1.0, 1.0, 1.0, 1.0, 0.3),
     ),
-    "regression": Decision(scores=("std", "mahalanobis", "feature_subspace", "range"), rule="weighted"),
+    "regression": Decision(scores=("std", "local_subspace", "feature_subspace", "range"), rule="harmonic"),
 }
 """The default decisions: combinations of scores that detect different kinds of strange rows.
 
 `docs/results.md` names the data on which they were chosen: for images by `benchmarks/selection.py`, for tables by
-`benchmarks/table_selection.py`. For images `range` only detects arrays on another scale than the pixels.
+`benchmarks/table_selection.py` and `benchmarks/regret.py`. For images `range` only detects arrays on another scale than the pixels.
 """
 
 DEFAULT_AMBIGUITY: dict[Literal["classification", "regression"], tuple[str, float]] = {
@@ -91,7 +93,7 @@ def choose_decision(settings: CalibrationConfig, model: Model) -> Decision:
     if settings.decision is None:
         classes = "images" if model.is_pixel_like else "tables"
         decision = DEFAULT_DECISIONS[classes if task == "classification" else "regression"]
-        return Decision(scores=decision.scores, **_combination(settings, decision.scores, decision.rule))
+        return Decision(scores=decision.scores, **_combination(settings, decision))
     names = (settings.decision,) if isinstance(settings.decision, str) else settings.decision
     for name in names:
         if name not in score_names:
@@ -99,7 +101,7 @@ def choose_decision(settings: CalibrationConfig, model: Model) -> Decision:
             raise ConfigError("calibration.decision", expected=expected, found=name, fix=suggest(name, score_names))
     if not names or len(set(names)) < len(names):
         raise ConfigError("calibration.decision", expected="at least one score, each once", found=list(names))
-    return Decision(scores=names, **_combination(settings, names, "min"))
+    return Decision(scores=names, **_combination(settings, Decision(scores=names, rule="min")))
 
 
 def choose_ambiguity(settings: CalibrationConfig, model: Model) -> tuple[str | None, float]:
@@ -169,13 +171,18 @@ def _conflict(key: str, expected: str, found: object, fix: str) -> ConfigError:
     return ConfigError(f"calibration.{key}", expected=expected, found=found, fix=fix)
 
 
-def _combination(settings: CalibrationConfig, names: tuple[str, ...], default: Rule) -> dict[str, Any]:
+def _combination(settings: CalibrationConfig, default: Decision) -> dict[str, Any]:
+    """Returns the rule and the weights of the config; those of `default` where the config has none."""
+    names = default.scores
     for name in settings.weights:
         if name not in names:
             expected = f"weights of {', '.join(names)}"
             raise ConfigError("calibration.weights", expected=expected, found=name, fix=suggest(name, names))
-    weights = tuple(settings.weights.get(name, 1.0) for name in names) if settings.weights else ()
-    return {"rule": settings.combine or default, "weights": weights}
+    weights = default.weights
+    if settings.weights:
+        own = dict(zip(names, default.weights or (1.0,) * len(names), strict=True)) | settings.weights
+        weights = tuple(own[name] for name in names)
+    return {"rule": settings.combine or default.rule, "weights": weights}
 
 
 def check_calibration_settings(settings: CalibrationConfig, model: Model, targets: Num[np.ndarray, " rows"]) -> None:

@@ -23,7 +23,7 @@ class CalibrationConfig(Section):
     Default: the rule of the default decision; "min" if scores are named.
     """
     weights: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """The weights by score. Default: 1."""
+    """The weights by score. Default: 1, or that of the default decision."""
     ambiguity: Annotated[str, Field(min_length=1)] | None = None
     """A score of the predictions that rejects unsure rows too. Default: none, or that of the task if `novelty_share` is set."""
     novelty_share: Annotated[float, Field(gt=0, le=1)] | None = None
