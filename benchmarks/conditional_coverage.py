@@ -1,4 +1,4 @@
-"""Coverage among the accepted rows and within each true class (`models/decisions/radii.py`), over random splits.
+"""Coverage among the accepted rows and within each true class (`models/decisions/radii.py`). A few minutes.
 
     python benchmarks/conditional_coverage.py [--splits 400]
 

@@ -255,3 +255,64 @@ def test_a_stored_calibration_is_checked(change, message):
         fresh.__dict__.pop(cached, None)
     with pytest.raises(CalibrationError, match=message):
         check_calibration(fresh, "classification", (), "here", classes=2)
+
+
+# ---- simulated rows, as in `benchmarks/conditional_coverage.py` -----------------------------------------------------
+
+
+def mean_and_error(hits, rows):
+    """The share of rows that are covered, and its standard error over splits with different numbers of rows."""
+    hits, rows = np.array(hits), np.array(rows)
+    mean = hits.sum() / rows.sum()
+    return mean, np.sqrt(np.sum((hits - mean * rows) ** 2)) / rows.sum()
+
+
+@pytest.mark.parametrize("terms", [{}, {"ambiguity": "total_std", "novelty_share": 0.7}], ids=["one", "two parts"])
+def test_simulated_coverage_of_accepted_rows(terms):
+    """Within four standard errors of the stated range; over all rows, residuals that grow with the score cover too many."""
+    rng, found = np.random.default_rng(9), {"accepted": ([], []), "all": ([], [])}
+    for _ in range(60):
+        std = rng.normal(size=599)
+        total_std = 0.5 * std + rng.normal(size=599)
+        targets = rng.normal(size=599) * np.exp(0.6 * std + 0.4 * total_std)
+        prediction = numbers(std, total_std)
+        for among, (hits, rows) in found.items():
+            calibration = calibrate(
+                rows_of(prediction, slice(99)),
+                targets[:99],
+                decision=SINGLE,
+                percentile=80.0,
+                coverage_among=among,
+                **terms,
+            )
+            judgement = judge(calibration, rows_of(prediction, slice(99, None)))
+            inside = covered(judgement, targets[99:])[~judgement.reject]
+            hits.append(inside.sum())
+            rows.append(len(inside))
+    mean, error = mean_and_error(*found["accepted"])
+    assert 0.9 - 4 * error <= mean <= 0.9 + 1 / 80 + 4 * error
+    mean, error = mean_and_error(*found["all"])
+    assert mean > 0.9 + 1 / 80 + 4 * error
+
+
+def test_simulated_coverage_of_a_rare_class():
+    """A class of 2 % that the model hardly predicts: covered as stated, and over all rows far less often."""
+    rng, found = np.random.default_rng(10), {True: ([], []), False: ([], [])}
+    for _ in range(40):
+        targets = np.where(rng.random(2500) < 0.02, 2, rng.integers(0, 2, 2500))
+        logits = rng.normal(size=(2500, 3)) + np.where(targets[:, None] == 2, [0, 0, 1.0], 2.5 * np.eye(3)[targets])
+        mean = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        prediction = classes(mean, rng.normal(size=2500), np.zeros(2500))
+        for per_class, (hits, rows) in found.items():
+            known = rows_of(prediction, slice(1500))
+            calibration = calibrate(
+                known, targets[:1500], decision=SINGLE, percentile=90.0, coverage=0.8, coverage_per_class=per_class
+            )
+            inside = covered(judge(calibration, rows_of(prediction, slice(1500, None))), targets[1500:])
+            hits.append(inside[targets[1500:] == 2].sum())
+            rows.append((targets[1500:] == 2).sum())
+    mean, error = mean_and_error(*found[True])
+    # At least 10 calibration rows of the class in each of these splits.
+    assert 0.8 - 4 * error <= mean <= 0.8 + 1 / 11 + 4 * error
+    mean, error = mean_and_error(*found[False])
+    assert mean < 0.8 - 4 * error
