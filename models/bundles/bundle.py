@@ -89,6 +89,8 @@ def write_arrays(
     rows: dict[str, Any] = {"scores": calibration.scores, "nonconformity": calibration.nonconformity}
     if calibration.labels is not None:
         rows["labels"] = calibration.labels
+    if calibration.true_classes is not None:
+        rows["true_classes"] = calibration.true_classes
     if calibration.reference is not None:
         rows["reference"] = calibration.reference
     if calibration.plain_scores is not None:
@@ -273,7 +275,10 @@ def _read_draws(folder: Path, sizes: dict[str, int], manifest: Manifest, shapes:
 def _check_rows(stored: dict[str, Any], record: CalibrationRecord, where: str) -> None:
     """Compares the shapes of the calibration's arrays with the manifest's numbers of rows, before reading any array."""
     known = ["labels", "nonconformity", "plain", "reference", "scores"]
-    if not {"scores", "nonconformity"} <= {*stored} <= {*known}:
+    if record.conditional_coverage is not None and record.conditional_coverage.per_class:
+        known.append("true_classes")
+    needed = {"scores", "nonconformity", "true_classes"} & {*known}
+    if not needed <= {*stored} <= {*known}:
         raise BundleError("calibration", where=where, expected=f"some of {known}", found=clip_repr(sorted(stored)))
     nonconformity = stored["nonconformity"]
     if isinstance(nonconformity, Stored) and len(nonconformity.shape) == 1 and nonconformity.shape != (record.rows,):
@@ -293,7 +298,7 @@ def _check_rows(stored: dict[str, Any], record: CalibrationRecord, where: str) -
 
 
 def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -> Calibration:
-    record = manifest.calibration
+    record, coverage = manifest.calibration, manifest.calibration.conditional_coverage
     stored = open_checkpoint(folder, sizes)
     _check_rows(stored, record, str(folder))
     tree = read_arrays(folder, stored)
@@ -310,6 +315,8 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
             percentile=record.percentile,
             coverage=record.coverage,
             per_class=record.per_class,
+            coverage_among=coverage.among if coverage else "all",
+            true_classes=tree["true_classes"] if coverage and coverage.per_class else None,
             sets=record.sets,
             intervals=record.intervals,
             reference=tree.get("reference"),

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, cast
 
@@ -18,13 +17,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    FiniteFloat,
     JsonValue,
-    NonNegativeInt,
-    PositiveFloat,
     ValidationError,
+    model_serializer,
 )
 
+from abstain.models.bundles.guarantees import CoverageRecord, RiskRecord, coverage_claims, risk_claims
 from abstain.models.bundles.plausible import (
     Claim,
     batch_memory_claim,
@@ -71,29 +69,6 @@ class MethodRecord(BaseModel):
     settings: dict[str, JsonValue]
 
 
-class RiskRecord(BaseModel):
-    """The limit of the ambiguity that bounds the error of accepted rows, and the calibration rows that certify it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    max_error: Annotated[float, Field(gt=0, lt=1)]
-    """The largest share of wrong answers among accepted rows."""
-    confidence: Annotated[float, Field(gt=0, lt=1)]
-    """The probability, over calibration parts, that the share is not exceeded."""
-    error_size: PositiveFloat | None = None
-    """For numbers: the largest distance from the target of an answer that is not wrong."""
-    threshold: FiniteFloat | None
-    """The largest ambiguity of an accepted row; None if none could be certified, so that every row is rejected."""
-    accepted_rows: NonNegativeInt
-    """The calibration rows that are accepted."""
-    errors: NonNegativeInt
-    """The wrong answers among them."""
-    familiar_rows: NonNegativeInt
-    """The calibration rows below the novelty threshold."""
-    p_value: Annotated[float, Field(ge=0, le=1)]
-    level: Annotated[float, Field(ge=0, le=1)]
-    """The largest p-value that certifies a threshold (`models/decisions/risk.py`)."""
-
-
 class CalibrationRecord(BaseModel):
     """The calibration's settings, and the resulting thresholds.
 
@@ -118,7 +93,7 @@ class CalibrationRecord(BaseModel):
     risk: RiskRecord | None = None
     """The limit of the error of accepted rows; None if none is set."""
     other_limits: tuple[RiskRecord, ...] = ()
-    """The limits for other errors, from which a request can choose."""
+    """The limits for other errors, from which a request can choose; not written without `risk`."""
     reference_rows: int = 0
     """Number of training rows that define the evidence of each score (`models/decisions/decision.py`); 0 in schema 1."""
     per_class: bool = False
@@ -136,12 +111,23 @@ class CalibrationRecord(BaseModel):
     class_reject_rate_bounds: dict[str, tuple[float, float]] = {}
     """Bounds of the share of rejected rows by predicted class, if thresholds are per class."""
     coverage_bounds: tuple[float, float] | None = None
+    """Bounds of the coverage, of accepted rows if it holds among them; None if it holds within each true class."""
+    conditional_coverage: CoverageRecord | None = None
+    """The rows over which the coverage holds; None, and not written, if these are all rows."""
     augmented_reject_rate: float | None = None
     """Share of the augmented calibration rows that the decision rejects; None without augmentation."""
     plain_reject_rate: float | None = None
     """Share of the same rows rejected before augmentation: the expected rate for ordinary rows."""
     settings: dict[str, JsonValue] = {}
     """The config's table `[calibration]`; for people, and the initial settings of `abstain calibrate`."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unused(self, write: Callable[[CalibrationRecord], dict[str, Any]]) -> dict[str, Any]:
+        content = write(self)
+        for key in ("conditional_coverage", "other_limits"):
+            if not getattr(self, key):
+                content.pop(key, None)
+        return content
 
 
 class DataRecord(BaseModel):
@@ -276,6 +262,7 @@ def _claims(manifest: Manifest) -> Iterator[Claim]:
     yield Claim("calibration.percentile", 0 < percentile < 100, "between 0 and 100", percentile)
     yield Claim("calibration.coverage", 0 < coverage < 1, "between 0 and 1", coverage)
     yield from _part_claims(calibration)
+    yield from coverage_claims(calibration.conditional_coverage, calibration.rows, manifest.model.class_names)
     yield from model_claims(manifest.model)
     for score, fields in manifest.densities.items():
         for field, shape in fields.items():
@@ -295,11 +282,8 @@ def _part_claims(calibration: CalibrationRecord) -> Iterator[Claim]:
     holds = parts in {(True, True, True), (False, False, True), (False, True, False)}
     expected = "ambiguity with either novelty_share or risk, or none of the three"
     yield Claim("calibration", holds, expected, f"none of each: {parts}")
-    for risk in limits:
-        counts = (risk.errors, risk.accepted_rows, risk.familiar_rows, calibration.rows)
-        ordered = all(fewer <= more for fewer, more in pairwise(counts))
-        yield Claim("calibration.risk", ordered, "errors ≤ accepted_rows ≤ familiar_rows ≤ rows", counts)
-        yield Claim("calibration.risk.threshold", (risk.threshold is None) == (not risk.accepted_rows), "one", counts)
+    for limit in limits:
+        yield from risk_claims(limit, calibration.rows)
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from abstain.models.decisions.conformal import IntervalKind, SetKind, interval_scores, set_scores
 from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.radii import Among
 from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from abstain.models.decisions.records import STD, Calibration
 from abstain.models.decisions.risk import RiskLimit, certify
@@ -50,6 +51,8 @@ def calibrate(
     error_limit: ErrorLimit | None = None,
     percentile: float = 99.0,
     coverage: float = 0.9,
+    coverage_per_class: bool = False,
+    coverage_among: Among = "all",
     per_class: bool = False,
     sets: SetKind = "lac",
     intervals: IntervalKind = "normalised",
@@ -63,12 +66,15 @@ def calibrate(
         ambiguity: the score of the ambiguity part of the decision; None if `decision` decides alone.
         novelty_share: the share of the reject budget that `decision` has, strictly between 0 and 1.
         error_limit: the largest error of accepted rows, which limits the ambiguity in place of `novelty_share`.
+        coverage_per_class: whether the coverage holds within each true class.
+        coverage_among: the rows over which it holds: all, or the accepted ones.
         reference: each score's values on the reference rows; without them a combined decision rejects less than stated.
         target_scale: the target's standard deviation, for regression.
 
     Raises:
-        CalibrationError: the decision names an unknown score, a score is not finite, or the split (with `per_class`, the
-            rows of a predicted class) is too small for the percentile or coverage.
+        CalibrationError: the decision names an unknown score, a score is not finite, the split (with `per_class`, the
+            rows of a predicted class; with `coverage_per_class`, those of a true class) is too small for the percentile or
+            coverage, or the coverage cannot hold among the accepted rows.
     """
     for key, name in [("decision", name) for name in decision.scores] + [("ambiguity", ambiguity)]:
         if name is not None and name not in prediction.scores:
@@ -93,13 +99,16 @@ def calibrate(
         percentile=percentile,
         coverage=coverage,
         per_class=per_class,
+        coverage_among=coverage_among,
+        true_classes=targets.astype(int) if coverage_per_class else None,
         sets=sets,
         intervals=intervals,
         reference=reference,
         target_scale=target_scale,
     )
-    check_sizes(calibration, prediction.summary.mean.shape[-1], percentile)
-    coverage_rank(coverage, calibration.rows)
+    classes = prediction.summary.mean.shape[-1]
+    check_sizes(calibration, classes, percentile)
+    check_coverage(calibration, classes, limits_error=error_limit is not None)
     if error_limit is None:
         return calibration
     if ambiguity is None:
@@ -179,6 +188,27 @@ def check_sizes(calibration: Calibration, classes: int, percentile: float) -> No
             raise convert(error, CalibrationError, f"calibration rows predicted to be of class {label}") from error
 
 
+def check_coverage(calibration: Calibration, classes: int, *, limits_error: bool) -> None:
+    """Refuses a coverage that the calibration rows cannot give: there are too few, or the rows accepted depend on targets.
+
+    Args:
+        classes: the number of classes, ignored for regression.
+        limits_error: whether the error of accepted rows is limited.
+
+    Raises:
+        CalibrationError: names the setting, or the number of rows needed.
+    """
+    if calibration.true_classes is not None and calibration.labels is None:
+        raise CalibrationError("coverage_per_class", expected="a model of classes", found="a regression")
+    if calibration.coverage_among == "accepted" and (limits_error or calibration.per_class):
+        setting = "max_error" if limits_error else "per_class"
+        raise CalibrationError("coverage_among", expected=f'"all" with {setting}', found='"accepted"')
+    if calibration.has_one_radius:
+        coverage_rank(calibration.coverage, calibration.rows)
+    else:
+        calibration.radii(calibration.percentile, calibration.coverage, classes)
+
+
 def predicted_labels(summary: PredictiveSummary) -> Int[np.ndarray, " rows"] | None:
     """Returns each row's most probable class; None for regression."""
     return np.asarray(summary.mean).argmax(axis=1) if isinstance(summary, ClassificationSummary) else None
@@ -249,21 +279,21 @@ def check_calibration(
                 name, where=where, expected=f"{calibration.rows} finite numbers", found=f"shape {values.shape}"
             )
     _check_reference(calibration, where)
-    labels = calibration.labels
-    if labels is not None and (
-        labels.shape != (calibration.rows,)
-        or labels.dtype.kind != "i"
-        or not (labels >= 0).all() & (labels < classes).all()
-    ):
-        raise CalibrationError(
-            "labels",
-            where=where,
-            expected=f"{calibration.rows} class indices below {classes}",
-            found=f"{labels.dtype} {labels.shape} up to {labels.max(initial=0)}",
-        )
+    for key, labels in (("labels", calibration.labels), ("true_classes", calibration.true_classes)):
+        if labels is not None and (
+            labels.shape != (calibration.rows,)
+            or labels.dtype.kind != "i"
+            or not (labels >= 0).all() & (labels < classes).all()
+        ):
+            raise CalibrationError(
+                key,
+                where=where,
+                expected=f"{calibration.rows} class indices below {classes}",
+                found=f"{labels.dtype} {labels.shape} up to {labels.max(initial=0)}",
+            )
     try:
         check_sizes(calibration, classes, calibration.percentile)
-        coverage_rank(calibration.coverage, calibration.rows)
+        check_coverage(calibration, classes, limits_error=calibration.risk is not None)
     except CalibrationError as error:
         raise convert(error, CalibrationError, where) from error
 

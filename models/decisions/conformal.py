@@ -109,7 +109,7 @@ def interval(
     std: Float[np.ndarray, " rows"],
     low: Float[np.ndarray, " rows"],
     high: Float[np.ndarray, " rows"],
-    radius: float,
+    radius: Float[np.ndarray, " #rows"] | float,
 ) -> Float[np.ndarray, "rows 2"]:
     """Returns the interval of the targets with a score of at most the radius: lower and upper end, in the target's units.
 
@@ -122,7 +122,7 @@ def interval(
         std: its standard deviation.
         low: its lower quantile.
         high: its upper quantile.
-        radius: the calibration's score at the rank of the coverage.
+        radius: the calibration's score at the rank of the coverage; one for all rows, or one for each.
     """
     if kind == "normalised":
         half = radius * _positive(std)

@@ -95,7 +95,8 @@ def judge(
         parts = Parts(*names, calibration.least_novel, highest, novel, unsure)
         mains = [main if known else names[1] for main, known in zip(mains, novel.tolist(), strict=True)]
         reject = novel | unsure
-    members, ends = _conformal(calibration, prediction, coverage)
+    radii = row_radii(calibration, values, percentile, coverage, prediction.summary.mean.shape[-1])
+    members, ends = _conformal(calibration, prediction, radii)
     return Judgement(
         percentile=percentile,
         coverage=coverage,
@@ -212,15 +213,34 @@ def _rank(
     }
 
 
+def row_radii(
+    calibration: Calibration,
+    values: dict[str, Float[np.ndarray, " batch"]],
+    percentile: float,
+    coverage: float,
+    classes: int,
+) -> Float[np.ndarray, "#batch #groups"]:
+    """Returns the radius of each row's set or interval; one row if all rows have the same, one group if all classes have.
+
+    Args:
+        values: the new rows' scores, with those of the parts of the decision.
+        classes: the number of classes, ignored for regression.
+    """
+    if calibration.has_one_radius:
+        return calibration.ascending_nonconformity[[[coverage_rank(coverage, calibration.rows) - 1]]].astype(np.float64)
+    radii = calibration.radii(percentile, coverage, classes)
+    if calibration.coverage_among == "all":
+        return radii.clear[None]
+    return radii.of_rows(np.stack([values[name] for name in calibration.part_names]))
+
+
 def _conformal(
-    calibration: Calibration, prediction: Prediction, coverage: float
+    calibration: Calibration, prediction: Prediction, radii: Float[np.ndarray, "#batch #groups"]
 ) -> tuple[Bool[np.ndarray, "batch classes"] | None, Float[np.ndarray, "batch 2"] | None]:
-    radius = float(calibration.ascending_nonconformity[coverage_rank(coverage, calibration.rows) - 1])
     if isinstance(prediction.summary, ClassificationSummary):
-        return set_scores_of(calibration.sets, prediction) <= radius + _set_tolerance(
-            calibration.sets, prediction
-        ), None
-    return None, interval(calibration.intervals, *interval_inputs(prediction.summary), radius)
+        tolerance = _set_tolerance(calibration.sets, prediction)
+        return set_scores_of(calibration.sets, prediction) <= radii + tolerance, None
+    return None, interval(calibration.intervals, *interval_inputs(prediction.summary), radii[:, 0])
 
 
 def _set_tolerance(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"] | float:

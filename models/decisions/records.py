@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from abstain.models.decisions.decision import (
     evidence_map,
     leave_one_out,
 )
+from abstain.models.decisions.radii import MOST_RADII, Among, Radii, Turns, find_radii, sort_rows, take_turns, turns_of
 from abstain.models.decisions.ranks import less_tolerance, percentile_rank
 from abstain.models.decisions.risk import RiskLimit, is_ambiguous
 
@@ -51,6 +53,8 @@ class Calibration:
         percentile: the percentile of the decision, strictly between 0 and 100.
         coverage: the coverage of prediction sets and intervals, strictly between 0 and 1.
         per_class: whether a row is ranked only among the calibration rows of its own predicted class.
+        coverage_among: the rows over which the coverage holds: all, or the accepted ones.
+        true_classes: each row's true class, if the coverage holds within each true class; else None.
         sets: the score of prediction sets.
         intervals: the score of intervals.
         reference: each score's values on the reference rows (`models/decisions/decision.py`); None in bundles of schema 1,
@@ -71,6 +75,8 @@ class Calibration:
     percentile: float = 99.0
     coverage: float = 0.9
     per_class: bool = False
+    coverage_among: Among = "all"
+    true_classes: Int[np.ndarray, " rows"] | None = None
     sets: SetKind = "lac"
     intervals: IntervalKind = "normalised"
     reference: dict[str, Float[np.ndarray, " reference"]] | None = None
@@ -222,11 +228,46 @@ class Calibration:
         """The nonconformity scores, ascending."""
         return np.sort(self.nonconformity)
 
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The scores of the parts of the decision that have limits: one, or novelty and ambiguity."""
+        return (self.novelty_name, self.ambiguity) if self.shares_budget and self.ambiguity else (self.decision_name,)
+
+    @cached_property
+    def turns(self) -> Turns:
+        """The turns in which the parts of the decision take the calibration rows, which are judged like new rows."""
+        lowered = dict(zip(self.scores, less_tolerance(np.stack(list(self.scores.values())), self.units), strict=True))
+        if self.decision.name == COMBINED:
+            lowered[self.novelty_name] = self.combined({name: lowered[name] for name in self.decision.scores})
+        values, edges = (
+            np.stack([known[name] for name in self.part_names]).astype(np.float64)
+            for known in (self.novelty_scores, lowered)
+        )
+        if self.budget is None:
+            return take_turns(values, edges, turns_of(values[0]), np.zeros(self.rows, int))
+        of_ambiguity = np.zeros(self.rows, int)
+        of_ambiguity[self.budget.ambiguity.turns.astype(int) - 1] = 1
+        return take_turns(values, edges, self.budget.turns, of_ambiguity[self.budget.turns - 1])
+
+    @cached_property
+    def radii(self) -> Callable[[float, float, int], Radii]:
+        """The function from a percentile, a coverage and a number of classes to the radii (`models/decisions/radii.py`)."""
+        rows = sort_rows(self.nonconformity, self.true_classes)
+        turns = self.turns if self.coverage_among == "accepted" else None
+        return lru_cache(maxsize=MOST_RADII)(partial(find_radii, rows, turns))
+
+    @property
+    def has_one_radius(self) -> bool:
+        """Whether the coverage holds over all rows, with one radius for all of them."""
+        return self.coverage_among == "all" and self.true_classes is None
+
     def prepare(self) -> None:
         """Computes in advance the values that `judge` needs, which takes seconds for many rows."""
         _ = self.ascending, self.ascending_nonconformity, self.evidence_maps, self.units, self.budget
         if self.per_class:
             _ = self.by_class
+        if not self.has_one_radius:
+            _ = self.radii
 
 
 class Levels(NamedTuple):

@@ -31,6 +31,7 @@ from abstain.models.prediction.preprocessing import on_host
 from abstain.models.prediction.scores import SCORES
 from abstain.models.prediction.summaries import RegressionSummary
 from abstain.models.prediction.temperature import Recalibration
+from abstain.training.calibration.coverage_settings import check_coverage_settings
 from abstain.training.calibration.record import calibration_record
 from abstain.training.calibration.temperature import choose_temperature, fit_variance
 from abstain.training.config.calibration import CalibrationConfig
@@ -216,6 +217,7 @@ def check_calibration_settings(settings: CalibrationConfig, model: Model, target
                 where=f"calibration.{key}",
                 fix="data.calibration_size sets how many rows a fit calibrates on",
             ) from error
+    check_coverage_settings(settings, model, targets)
     if limit is not None:
         familiar = percentile_rank(settings.percentile, len(targets)) - 1
         needed = least_accepted_rows(limit.max_error, limit.confidence)
@@ -271,6 +273,8 @@ def calibrate_posterior(
         error_limit=choose_error_limit(settings, posterior.model),
         percentile=settings.percentile,
         coverage=settings.coverage,
+        coverage_per_class=settings.coverage_per_class,
+        coverage_among=settings.coverage_among,
         per_class=settings.per_class,
         sets=settings.sets,
         intervals=settings.intervals,

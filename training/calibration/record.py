@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import betaincinv, gammaln
 
-from abstain.models.bundles.manifest import CalibrationRecord, RiskRecord
+from abstain.models.bundles.guarantees import CoverageRecord, RiskRecord
+from abstain.models.bundles.manifest import CalibrationRecord
 from abstain.models.decisions.ranks import exact, percentile_rank, rank_of, threshold
 from abstain.models.decisions.records import Calibration
 from abstain.models.decisions.risk import RiskLimit
@@ -31,6 +32,7 @@ def calibration_record(
     per_class = calibration.per_class
     by_class = calibration.by_class[calibration.decision_name] if per_class else {}
     named = {class_names[label]: values for label, values in by_class.items()}
+    coverage = coverage_record(calibration, class_names)
     return CalibrationRecord(
         rows=calibration.rows,
         decision=calibration.decision_name,
@@ -56,7 +58,26 @@ def calibration_record(
         else reject_rate_bounds(percentile, calibration.rows),
         class_threshold_bounds={name: threshold_bounds(values, percentile) for name, values in named.items()},
         class_reject_rate_bounds={name: reject_rate_bounds(percentile, len(values)) for name, values in named.items()},
-        coverage_bounds=beta_bounds(calibration.coverage, calibration.rows),
+        coverage_bounds=None
+        if coverage and coverage.per_class
+        else beta_bounds(calibration.coverage, coverage.rows if coverage else calibration.rows),
+        conditional_coverage=coverage,
+    )
+
+
+def coverage_record(calibration: Calibration, class_names: tuple[str, ...]) -> CoverageRecord | None:
+    """Builds the manifest's record of the rows over which the coverage holds; None if these are all rows."""
+    if calibration.has_one_radius:
+        return None
+    radii = calibration.radii(calibration.percentile, calibration.coverage, len(class_names))
+    per_class = calibration.true_classes is not None
+    class_rows = dict(zip(class_names, radii.rows, strict=True)) if per_class else {}
+    return CoverageRecord(
+        among=calibration.coverage_among,
+        per_class=per_class,
+        rows=sum(radii.rows),
+        class_rows=class_rows,
+        class_bounds={name: beta_bounds(calibration.coverage, rows) for name, rows in class_rows.items()},
     )
 
 

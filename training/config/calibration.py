@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat
 
 from abstain.models.decisions.conformal import IntervalKind, SetKind
 from abstain.models.decisions.decision import Rule
+from abstain.models.decisions.radii import Among
 from abstain.training.config.data import AugmentConfig
 from abstain.training.config.section import Names, Section
 
@@ -41,6 +42,10 @@ class CalibrationConfig(Section):
     per_class: bool = False
     """Whether the percentile holds within each predicted class, instead of over all rows."""
     coverage: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    coverage_per_class: bool = False
+    """Whether the coverage of prediction sets holds within each true class, instead of over all of them."""
+    coverage_among: Among = "all"
+    """The rows over which the coverage holds: all, or the accepted ones (`models/decisions/radii.py`)."""
     sets: SetKind = "lac"
     """Prediction sets: the smallest on average, or those that grow with a row's difficulty (`models/decisions/conformal.py`)."""
     intervals: IntervalKind = "normalised"

@@ -1,7 +1,8 @@
-"""Conformal coverage of the accepted rows and of the rejected rows.
+"""Conformal coverage of the accepted rows, of the rejected rows, and of the true class with the lowest coverage.
 
-A prediction set or interval contains the target with the stated probability over all rows, before any is rejected. For
-accepted rows the coverage is usually higher, for rejected rows lower; neither part has a guarantee.
+By default, a prediction set or interval contains the target with the stated probability over all rows, before any is
+rejected. For accepted rows the coverage is then usually higher, for rejected rows lower, and for rare classes often far lower
+(`models/decisions/radii.py` has guarantees for accepted rows and for each class).
 """
 
 from __future__ import annotations
@@ -12,19 +13,36 @@ from jaxtyping import Bool, Num
 from abstain.models.decisions.records import Judgement
 from abstain.training.evaluation.bootstrap import proportion
 from abstain.training.evaluation.quality import is_covered
-from abstain.training.evaluation.results import CoverageByDecision, Proportion
+from abstain.training.evaluation.results import ClassCoverage, CoverageByDecision, PartCoverage
 
 
-def coverage_by_decision(judgement: Judgement, y: Num[np.ndarray, " rows"]) -> CoverageByDecision:
-    """Returns how often prediction sets or intervals contain the target, separately for accepted and rejected rows.
+def coverage_by_decision(
+    judgement: Judgement, y: Num[np.ndarray, " rows"], class_names: tuple[str, ...]
+) -> CoverageByDecision:
+    """Returns how often prediction sets or intervals contain the target: of accepted and rejected rows, and of one class.
 
     Args:
         judgement: the judgement of the rows.
         y: the rows' targets: class indices, or numbers in the target's units.
+        class_names: the names of the classes; empty for regression.
     """
     inside = is_covered(judgement, y)
-    return CoverageByDecision(_share(inside[~judgement.reject]), _share(inside[judgement.reject]))
+    return CoverageByDecision(
+        _part(inside[~judgement.reject]),
+        _part(inside[judgement.reject]),
+        _worst_class(inside, y, class_names) if class_names else None,
+    )
 
 
-def _share(inside: Bool[np.ndarray, " part"]) -> Proportion | None:
-    return proportion(inside) if len(inside) else None
+def _part(inside: Bool[np.ndarray, " part"]) -> PartCoverage | None:
+    return PartCoverage(len(inside), proportion(inside)) if len(inside) else None
+
+
+def _worst_class(
+    inside: Bool[np.ndarray, " rows"], y: Num[np.ndarray, " rows"], class_names: tuple[str, ...]
+) -> ClassCoverage:
+    labels = y.astype(int)
+    rows = np.bincount(labels, minlength=len(class_names))
+    hits = np.bincount(labels, weights=inside, minlength=len(class_names))
+    worst = int(np.where(rows > 0, hits / np.maximum(rows, 1), np.inf).argmin())
+    return ClassCoverage(class_names[worst], int(rows[worst]), proportion(inside[y == worst]))

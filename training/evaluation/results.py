@@ -2,7 +2,7 @@
 
     Evaluation        all results of `abstain evaluate` for a version on one source
     ServedQuality     the part that a manifest keeps
-    ConformalQuality, CoverageByDecision, PartQuality, ClassQuality
+    ConformalQuality, CoverageByDecision, PartCoverage, ClassCoverage, PartQuality, ClassQuality
     Separation, Detection, SetDetection, TwinQuality
     CalibrationErrors, ReliabilityBins
 
@@ -159,18 +159,40 @@ class ConformalQuality:
 
 
 @dataclass(frozen=True)
-class CoverageByDecision:
-    """How often prediction sets or intervals contain the target, for accepted and rejected rows; None without rows."""
+class PartCoverage:
+    """How often prediction sets or intervals contain the target, for the accepted or for the rejected rows."""
 
-    accepted: Proportion | None
-    rejected: Proportion | None
+    rows: int
+    coverage: Proportion
+
+
+@dataclass(frozen=True)
+class ClassCoverage:
+    """How often prediction sets contain a true class, for the rows of this class."""
+
+    name: str
+    rows: int
+    coverage: Proportion
+
+
+@dataclass(frozen=True)
+class CoverageByDecision:
+    """How often prediction sets or intervals contain the target, for accepted and rejected rows; None without rows.
+
+    Attributes:
+        worst_class: the true class with the lowest coverage, of all rows; None for a regression.
+    """
+
+    accepted: PartCoverage | None
+    rejected: PartCoverage | None
+    worst_class: ClassCoverage | None
 
     def to_json(self) -> JsonObject:
         """Returns the coverage of each part that has rows."""
         content: JsonObject = {}
         for name, part in (("coverage_accepted", self.accepted), ("coverage_rejected", self.rejected)):
             if part is not None:
-                content |= _with_interval(name, part)
+                content |= _with_interval(name, part.coverage)
         return content
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from abstain.models.bundles.manifest import RiskRecord
+from abstain.models.bundles.guarantees import CoverageRecord, RiskRecord
 
 Facts = tuple[tuple[str, str], ...]
 """A table of two columns: a name and its value as text."""
@@ -96,15 +96,23 @@ class Page:
 
 
 @dataclass(frozen=True)
+class CoveredPart:
+    """How often prediction sets or intervals contain the target in a part of the test rows."""
+
+    name: str
+    rows: int
+    share: Share
+
+
+@dataclass(frozen=True)
 class Conformal:
-    """How often prediction sets or intervals contain the target on the test rows; None for a part without rows."""
+    """How often prediction sets or intervals contain the target on the test rows, and on the parts that have rows."""
 
     requested: float
     coverage: float
     mean_size: float | None
     mean_width: float | None
-    accepted: Share | None
-    rejected: Share | None
+    parts: tuple[CoveredPart, ...]
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,7 @@ class Verdict:
     reject_rate: float | None
     percentile: float | None
     conformal: Conformal | None
+    coverage: CoverageRecord | None
     ood: tuple[OodSet, ...]
 
 
@@ -295,6 +304,9 @@ class DecisionPart:
     scores: Picture
     thresholds: tuple[Threshold, ...]
     class_thresholds: Facts
+    coverage: CoverageRecord | None
+    coverage_bounds: tuple[float, float] | None
+    coverage_level: float
 
 
 # ---- the fit ---------------------------------------------------------------------------------------------------------

@@ -52,6 +52,9 @@ def build_decision(manifest: Manifest, calibration: Calibration, report_data: Re
         scores=draw("scores", scores),
         thresholds=build_thresholds(manifest),
         class_thresholds=tuple((name, f"{limit:.4g}") for name, limit in record.class_thresholds.items()),
+        coverage=record.conditional_coverage,
+        coverage_bounds=record.coverage_bounds,
+        coverage_level=record.coverage,
     )
 
 

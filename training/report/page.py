@@ -162,6 +162,7 @@ def _build_verdict(manifest: Manifest, report_data: ReportData, missing: list[st
         reject_rate=metrics["reject_rate"]["reject"] if "reject_rate" in metrics else None,
         percentile=None if manifest.calibration.risk else manifest.calibration.percentile,
         conformal=build_conformal(report_data.view) if report_data.view else None,
+        coverage=manifest.calibration.conditional_coverage,
         ood=build_ood_sets(manifest),
     )
 

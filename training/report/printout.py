@@ -149,10 +149,15 @@ def _conformal_line(conformal: ConformalQuality) -> str:
 
 
 def _coverage_lines(coverage: CoverageByDecision) -> Iterable[str]:
-    """Yields the coverage of accepted and of rejected rows; the guarantee holds only for both together."""
-    for label, part in (("accepted", coverage.accepted), ("rejected", coverage.rejected)):
+    """Yields the coverage of accepted and of rejected rows, and of the class with the lowest one."""
+    worst = coverage.worst_class
+    for label, part in (("accepted rows", coverage.accepted), ("rejected rows", coverage.rejected)):
         if part is not None:
-            yield f"    of the {label} rows: {part.share:.1%} {_interval(part.interval)}"
+            share = part.coverage
+            yield f"    of the {label}: {share.share:.1%} {_interval(share.interval)}, {part.rows:,} rows"
+    if worst is not None:
+        share = worst.coverage
+        yield f"    lowest for true class {worst.name}: {share.share:.1%} {_interval(share.interval)}, {worst.rows:,} rows"
 
 
 def _table(*columns: str) -> Table:

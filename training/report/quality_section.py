@@ -13,13 +13,14 @@ from abstain.training.data.ood_sets import readable_name
 from abstain.training.evaluation.coverage import coverage_by_decision
 from abstain.training.evaluation.quality import class_quality, confidence, conformal_quality, metric_terms
 from abstain.training.evaluation.records import Curve, ReportData, ReportView
-from abstain.training.evaluation.results import ReliabilityBins
+from abstain.training.evaluation.results import PartCoverage, ReliabilityBins
 from abstain.training.report import confidence_plots, regression_plots
 from abstain.training.report.contents import (
     Band,
     Classification,
     ClassRow,
     Conformal,
+    CoveredPart,
     Draw,
     PredictedPlot,
     Quality,
@@ -49,13 +50,21 @@ def build_quality(manifest: Manifest, report_data: ReportData, draw: Draw) -> Qu
 
 
 def build_conformal(view: ReportView) -> Conformal:
-    """Returns the coverage of prediction sets or intervals for all test rows, and for accepted and rejected rows."""
+    """Returns the coverage of prediction sets or intervals for all test rows, and for parts of them."""
+    names = view.posterior.model.class_names
     whole = conformal_quality(view.familiar.judgement, view.rows.y)
-    parts = coverage_by_decision(view.familiar.judgement, view.rows.y)
-    accepted, rejected = (
-        Share(part.share, *part.interval) if part else None for part in (parts.accepted, parts.rejected)
+    parts = coverage_by_decision(view.familiar.judgement, view.rows.y, names)
+    named = {"accepted rows": parts.accepted, "rejected rows": parts.rejected}
+    if parts.worst_class is not None:
+        named[f"true class {parts.worst_class.name}, the lowest"] = PartCoverage(
+            parts.worst_class.rows, parts.worst_class.coverage
+        )
+    shares = tuple(
+        CoveredPart(name, part.rows, Share(part.coverage.share, *part.coverage.interval))
+        for name, part in named.items()
+        if part is not None
     )
-    return Conformal(whole.stated, whole.coverage.share, whole.mean_size, whole.mean_width, accepted, rejected)
+    return Conformal(whole.stated, whole.coverage.share, whole.mean_size, whole.mean_width, shares)
 
 
 def share_with_interval(figures: dict[str, Any], name: str) -> Share:
