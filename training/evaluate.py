@@ -25,7 +25,7 @@ from abstain.training.data.ood_sets import read_ood_sets
 from abstain.training.data.rows import Rows
 from abstain.training.data.sources import read_source
 from abstain.training.evaluation.bootstrap import share_interval
-from abstain.training.evaluation.coverage import coverage_by_decision
+from abstain.training.evaluation.coverage import coverage_by_decision, describe_rows
 from abstain.training.evaluation.quality import (
     calibration_errors,
     check_finite_predictions,
@@ -105,6 +105,7 @@ def evaluate_version(
         percentile=familiar.judgement.percentile,
         decision=familiar.decision_name,
         limits_error=calibration.risk is not None,
+        requested_of=describe_rows(manifest.calibration.conditional_coverage),
         reject_rates=rates_of(familiar.judgement),
         reject_interval=share_interval(int(rejected.sum()), len(rejected)),
         conformal=conformal_quality(familiar.judgement, rows.y),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Num
 
+from abstain.models.bundles.guarantees import CoverageRecord
 from abstain.models.decisions.records import Judgement
 from abstain.training.evaluation.bootstrap import proportion
 from abstain.training.evaluation.quality import is_covered
@@ -32,6 +33,14 @@ def coverage_by_decision(
         _part(inside[judgement.reject]),
         _worst_class(inside, y, class_names) if class_names else None,
     )
+
+
+def describe_rows(record: CoverageRecord | None) -> str:
+    """Returns the rows over which the coverage is requested, in words; empty if these are all rows."""
+    if record is None:
+        return ""
+    kinds = (("accepted rows", record.among == "accepted"), ("each true class", record.per_class))
+    return " ".join(f"of {name}" for name, holds in kinds if holds)
 
 
 def _part(inside: Bool[np.ndarray, " part"]) -> PartCoverage | None:

@@ -341,6 +341,7 @@ class Evaluation:
         percentile: the percentile of the decision.
         decision: the deciding score's name.
         limits_error: whether a limit of the error rejects rows, too.
+        requested_of: the rows over which the coverage is requested, in words; empty if these are all rows.
         reject_rates: the share of rows above each score's threshold, and under `reject` the share that is rejected.
         reject_interval: the exact interval of the rejected share.
         classes: the classes that have rows, by name; None for a regression.
@@ -367,6 +368,7 @@ class Evaluation:
     twin: TwinQuality | None
     plots: tuple[str, ...] | None = None
     limits_error: bool = False
+    requested_of: str = ""
 
     def to_json(self) -> JsonObject:
         """Returns the JSON that `abstain evaluate --json` prints."""

@@ -128,7 +128,7 @@ class Verdict:
     reject_rate: float | None
     percentile: float | None
     conformal: Conformal | None
-    coverage: CoverageRecord | None
+    requested_of: str
     ood: tuple[OodSet, ...]
 
 

@@ -148,7 +148,8 @@ def build_heading(manifest: Manifest) -> Heading:
 
 
 def _build_verdict(manifest: Manifest, report_data: ReportData, missing: list[str]) -> Verdict:
-    from abstain.training.report.decision_section import build_ood_sets  # noqa: PLC0415 - a second to import
+    from abstain.training.evaluation.coverage import describe_rows  # noqa: PLC0415 - a second to import
+    from abstain.training.report.decision_section import build_ood_sets  # noqa: PLC0415
     from abstain.training.report.quality_section import build_conformal  # noqa: PLC0415
 
     metrics: Any = manifest.metrics
@@ -162,7 +163,7 @@ def _build_verdict(manifest: Manifest, report_data: ReportData, missing: list[st
         reject_rate=metrics["reject_rate"]["reject"] if "reject_rate" in metrics else None,
         percentile=None if manifest.calibration.risk else manifest.calibration.percentile,
         conformal=build_conformal(report_data.view) if report_data.view else None,
-        coverage=manifest.calibration.conditional_coverage,
+        requested_of=describe_rows(manifest.calibration.conditional_coverage),
         ood=build_ood_sets(manifest),
     )
 

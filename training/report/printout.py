@@ -45,7 +45,7 @@ def format_evaluation(result: Evaluation) -> str:
         if not index and result.calibration_errors:
             console.print(_reference_line(result.calibration_errors), markup=False)
         console.print()
-    console.print(_conformal_line(result.conformal), markup=False)
+    console.print(_conformal_line(result.conformal, result.requested_of), markup=False)
     for line in _coverage_lines(result.coverage):
         console.print(line, markup=False)
     for name, detection in result.ood.items():
@@ -137,14 +137,14 @@ def _twin_lines(twin: TwinQuality | None, name: str) -> Iterable[str]:
         )
 
 
-def _conformal_line(conformal: ConformalQuality) -> str:
+def _conformal_line(conformal: ConformalQuality, requested_of: str) -> str:
     if conformal.mean_size is not None:
         size, what = f"{conformal.mean_size:.2f} classes", "sets contain the true class"
     else:
         size, what = _figure(conformal.mean_width or 0.0), "intervals contain the target"
     return (
         f"  {what} for {conformal.coverage.share:.1%} of the rows {_interval(conformal.coverage.interval)}, "
-        f"{conformal.stated:.1%} requested; {size} on average"
+        f"{conformal.stated:.1%} requested{f' {requested_of}' if requested_of else ''}; {size} on average"
     )
 
 

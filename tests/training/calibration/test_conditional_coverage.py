@@ -156,6 +156,7 @@ def test_the_report_and_the_evaluation_state_it(conditional, data):
     assert "With 95 % probability over calibration parts" in (conditional / "digits" / "3" / "report.html").read_text()
     result = evaluate_version(conditional, "digits:2", "digits", None, {})
     text, found = format_evaluation(result), result.to_json()
+    assert "80.0% requested of accepted rows of each true class;" in " ".join(text.split())
     worst = min(found["per_class"], key=lambda name: found["per_class"][name]["set_coverage"])
     figures = found["per_class"][worst]
     assert f"lowest for true class {worst}: {figures['set_coverage']:.1%}" in text
