@@ -36,7 +36,7 @@ from abstain.training.calibration.pipeline import (
     check_calibration_settings,
 )
 from abstain.training.calibration.reference import set_aside
-from abstain.training.config.config import Config
+from abstain.training.config.config import Config, recorded_settings
 from abstain.training.config.requirements import check_needs, check_servable, count_parameters, least_parameters
 from abstain.training.data.augmentation import build_augmentation
 from abstain.training.data.dataset import Dataset, fit_preprocessing, split
@@ -53,6 +53,7 @@ from abstain.training.evaluation.report_data import (
 )
 from abstain.training.evaluation.results import ServedQuality
 from abstain.training.inference.bnn import BNN, observe
+from abstain.training.inference.class_weights import weigh_classes
 from abstain.training.inference.diagnostics import agreement
 from abstain.training.inference.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
 from abstain.training.inference.methods import map as mode
@@ -222,14 +223,16 @@ def load_earlier(config: Config, model: Model, store: Path) -> EarlierRun | None
 
 
 def build_problem(config: Config, model: Model, dataset: Dataset, earlier: EarlierRun | None = None) -> Problem:
-    """Builds the inference problem, and checks the prior against the network before anything is fitted.
+    """Builds the inference problem, and checks prior and class weights against the network before anything is fitted.
 
     Raises:
-        ConfigError: the prior does not fit the network's parameters.
+        ConfigError: the prior does not fit the network's parameters, or class weights do not fit the classes or the network.
     """
     draws = None if earlier is None else earlier.bundle.posterior.draws
     # Chains are compared at calibration inputs: the test part is used once, after the fit.
-    bnn, train = BNN(model, config.prior), observe(model, dataset.train)
+    setting = config.data.class_weights
+    weights = None if setting is None else weigh_classes(setting, dataset.train.y, model.class_names)
+    bnn, train = BNN(model, config.prior, weights), observe(model, dataset.train)
     diagnostic_rows = observe(model, dataset.calibration)
     problem = Problem(bnn, train, diagnostic_rows, draws, build_augmentation(config, model, dataset.train.x))
     _ = problem.target.sites
@@ -335,7 +338,7 @@ def build_manifest(
     config: Config, dataset: Dataset, fitted: Fitted, calibrated: Calibrated, metrics: ServedQuality
 ) -> Manifest:
     """Builds the manifest, without the version's number and the hashes."""
-    settings = config.model_dump(mode="json")
+    settings = recorded_settings(config)
     return Manifest(
         name=config.name,
         version=0,
