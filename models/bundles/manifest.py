@@ -25,6 +25,7 @@ from pydantic import (
     ValidationError,
 )
 
+from abstain.models.bundles.data_record import MOST_ROWS, DataRecord, data_claims
 from abstain.models.bundles.plausible import (
     Claim,
     batch_memory_claim,
@@ -54,7 +55,6 @@ BUNDLE_BYTES = 64 * 2**30
 """Largest size of all files together: a sparse file takes no disk space but very long to hash."""
 MOST_FILES = 10_000
 MOST_DRAWS = 10**7
-MOST_ROWS = 10**9
 _MAX_DEPTH = 8
 """Most parts of a file's path in the bundle."""
 _MAX_PATH_LENGTH = 512
@@ -138,18 +138,6 @@ class CalibrationRecord(BaseModel):
     """Share of the same rows rejected before augmentation: the expected rate for ordinary rows."""
     settings: dict[str, JsonValue] = {}
     """The config's table `[calibration]`; for people, and the initial settings of `abstain calibrate`."""
-
-
-class DataRecord(BaseModel):
-    """The source of the rows, the config's settings for them, and the sha256 of the arrays."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    source: str
-    settings: dict[str, JsonValue]
-    fingerprint: str
-    train_rows: int
-    calibration_rows: int
-    test_rows: int
 
 
 class Manifest(BaseModel):
@@ -261,8 +249,7 @@ def _claims(manifest: Manifest) -> Iterator[Claim]:
     yield Claim("name", bool(re.fullmatch(NAME_PATTERN, name)), "letters, digits, dots, dashes, underscores", name)
     yield within("version", manifest.version, 1, 10**9 - 1)
     yield within("draws", manifest.draws, 1, MOST_DRAWS)
-    for part in ("train", "calibration", "test"):
-        yield within(f"data.{part}_rows", getattr(manifest.data, f"{part}_rows"), 0, MOST_ROWS)
+    yield from data_claims(manifest.data, len(manifest.model.class_names))
     yield within("calibration.rows", calibration.rows, 1, MOST_ROWS)
     # Without reference rows each calibration row is ranked among the others, which only schema 1 does.
     combination = calibration.combination
