@@ -43,6 +43,7 @@ from abstain.training.data.ood_sets import read_ood_sets
 from abstain.training.data.rows import Rows, Source
 from abstain.training.data.sources import read_source
 from abstain.training.data.splitting import part_notes
+from abstain.training.evaluation.baselines import recorded_baseline
 from abstain.training.evaluation.checks import decision_shortfalls, metric_shortfalls
 from abstain.training.evaluation.records import ReportData, ReportView
 from abstain.training.evaluation.report_data import (
@@ -64,7 +65,7 @@ CHANGED_METRICS = {"reject_rate", "ood", "ood_rows"}
 """The metrics that every new calibration changes, and those of OOD sets, which may be other sets."""
 CHECKED_AGAIN: set[ShortfallCode | None] = {"constant_decision", "accepts_far_rows", "no_error_limit", "not_finite"}
 """The checks that every new calibration repeats; other shortfalls are about the fit, and stay."""
-UNCHANGED_METRICS = {"accuracy", "rmse"}
+UNCHANGED_METRICS = {"accuracy", "rmse", "baseline"}
 """The metrics that no recalibration changes."""
 
 
@@ -354,9 +355,9 @@ def update_manifest(
     kept = old.metrics.keys() - CHANGED_METRICS if same else UNCHANGED_METRICS
     metrics: JsonObject = {key: value for key, value in old.metrics.items() if key in kept}
     if view is not None:
-        metrics = served_quality(view).to_json()
+        metrics = served_quality(view, recorded_baseline(old)).to_json()
     elif test is not None:
-        metrics = served_quality_without_view(bundle.posterior, calibrated, test).to_json()
+        metrics = served_quality_without_view(bundle.posterior, calibrated, test, recorded_baseline(old)).to_json()
     return old.model_copy(
         update={
             "version": 0,

@@ -64,7 +64,8 @@ def fit(
         keys = ("name", "version", "metrics", "shortfalls", "notes")
         print_json({key: getattr(published, key) for key in keys})
         return
-    for line in metric_lines(headline_metrics(published.metrics)):
+    baseline = published.metrics.get("baseline", {})
+    for line in metric_lines(headline_metrics(published.metrics), baseline):
         sys.stderr.write(f"{line}\n")
     typer.echo(f"{published.name}:{published.version}")
 
@@ -161,7 +162,7 @@ def parse_named_path(text: str) -> tuple[str, str]:
 def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the metrics that are single numbers, and the decision's AUROC and detection rate for each OOD set."""
     figures: dict[str, Any] = {
-        key: value for key, value in metrics.items() if key not in {"reliability", "ood", "ood_rows"}
+        key: value for key, value in metrics.items() if key not in {"reliability", "ood", "ood_rows", "baseline"}
     }
     # The combined score is the decision, which is listed under `reject`.
     figures["reject_rate"] = {name: rate for name, rate in metrics["reject_rate"].items() if name != COMBINED}
@@ -172,15 +173,16 @@ def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return figures | ({"ood": sets} if sets else {})
 
 
-def metric_lines(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Returns one line for each metric; a line begins with the names of the metric's tables."""
+def metric_lines(tree: Mapping[str, Any], baseline: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Returns one line for each metric, with that of the baseline; a line begins with the names of the metric's tables."""
     lines: list[str] = []
     for key, value in tree.items():
         if isinstance(value, dict):
-            lines += metric_lines(value, f"{prefix}{key.replace('_', ' ')} ")
+            lines += metric_lines(value, {}, f"{prefix}{key.replace('_', ' ')} ")
         else:
             shown = format_figure(value) if isinstance(value, float) else value
-            lines.append(f"{prefix + key.replace('_', ' '):<40} {shown}")
+            beside = f"   baseline {format_figure(baseline[key])}" if key in baseline else ""
+            lines.append(f"{prefix + key.replace('_', ' '):<40} {shown}{beside}")
     return lines
 
 

@@ -24,6 +24,7 @@ from abstain.training.data.dataset import split_again
 from abstain.training.data.ood_sets import read_ood_sets
 from abstain.training.data.rows import Rows
 from abstain.training.data.sources import read_source
+from abstain.training.evaluation.baselines import recorded_baseline
 from abstain.training.evaluation.bootstrap import share_interval
 from abstain.training.evaluation.coverage import coverage_by_decision, describe_rows
 from abstain.training.evaluation.quality import (
@@ -94,12 +95,13 @@ def evaluate_version(
     terms = metric_terms(bundle.posterior, familiar.prediction, rows)
     figures, intervals = metrics_with_intervals(familiar.prediction, terms)
     rejected = familiar.judgement.reject
-    names = manifest.model.class_names
+    names, baseline = manifest.model.class_names, recorded_baseline(manifest)
     result = Evaluation(
         model=name,
         rows=len(rows),
         metrics=figures,
         intervals=intervals,
+        baseline=baseline.quality(rows.y) if baseline else None,
         calibration_errors=calibration_errors(familiar.prediction, rows),
         risk_at_coverage=selective_risk(familiar.prediction, terms),
         percentile=familiar.judgement.percentile,
@@ -114,7 +116,7 @@ def evaluate_version(
         rejected=part_quality(terms, rejected),
         ood={label: ood_detection(familiar, found) for label, found in strange.items()},
         notes=tuple(notes),
-        classes=class_quality(names, terms, familiar.judgement, rows.y) if names else None,
+        classes=class_quality(names, familiar.prediction, familiar.judgement, rows.y) if names else None,
         twin=twin_quality(twin, rows) if twin else None,
     )
     if plots is None:

@@ -36,13 +36,20 @@ from abstain.training.calibration.pipeline import (
     check_calibration_settings,
 )
 from abstain.training.calibration.reference import set_aside
-from abstain.training.config.config import Config
+from abstain.training.config.config import Config, recorded_settings
 from abstain.training.config.requirements import check_needs, check_servable, count_parameters, least_parameters
 from abstain.training.data.augmentation import build_augmentation
 from abstain.training.data.dataset import Dataset, fit_preprocessing, split
 from abstain.training.data.ood_sets import read_ood_sets
 from abstain.training.data.sources import read_source
-from abstain.training.evaluation.checks import draws_notes, draws_shortfalls, metric_shortfalls, prediction_shortfalls
+from abstain.training.evaluation.baselines import training_baseline
+from abstain.training.evaluation.checks import (
+    draws_notes,
+    draws_shortfalls,
+    metric_shortfalls,
+    prediction_notes,
+    prediction_shortfalls,
+)
 from abstain.training.evaluation.quality import average_terms, proper_terms
 from abstain.training.evaluation.records import ReportData
 from abstain.training.evaluation.report_data import (
@@ -51,8 +58,9 @@ from abstain.training.evaluation.report_data import (
     served_quality,
     served_quality_without_view,
 )
-from abstain.training.evaluation.results import ServedQuality
+from abstain.training.evaluation.served_quality import ServedQuality
 from abstain.training.inference.bnn import BNN, observe
+from abstain.training.inference.class_weights import weigh_classes
 from abstain.training.inference.diagnostics import agreement
 from abstain.training.inference.methods import chees, ensemble, hmc, laplace, mile, nuts, vi
 from abstain.training.inference.methods import map as mode
@@ -137,7 +145,8 @@ def fit(
             report_data, failures = make_report_data(config, fitted, calibrated, dataset, strange)
             fitted = fitted._replace(notes=(*fitted.notes, *start_warnings, *failures))
             metrics = evaluate_posterior(fitted.posterior, calibrated, dataset, report_data)
-            fitted = add_shortfalls(fitted, calibrated, report_data, metrics, dataset)
+            weighted = config.data.class_weights is not None
+            fitted = add_shortfalls(fitted, calibrated, report_data, metrics, dataset, weighted=weighted)
         with stage(progress, "report and bundle"):
             write_exports(exports, problem, fitted)
             manifest = build_manifest(config, dataset, fitted, calibrated, metrics)
@@ -222,14 +231,16 @@ def load_earlier(config: Config, model: Model, store: Path) -> EarlierRun | None
 
 
 def build_problem(config: Config, model: Model, dataset: Dataset, earlier: EarlierRun | None = None) -> Problem:
-    """Builds the inference problem, and checks the prior against the network before anything is fitted.
+    """Builds the inference problem, and checks prior and class weights against the network before anything is fitted.
 
     Raises:
-        ConfigError: the prior does not fit the network's parameters.
+        ConfigError: the prior does not fit the network's parameters, or class weights do not fit the classes or the network.
     """
     draws = None if earlier is None else earlier.bundle.posterior.draws
     # Chains are compared at calibration inputs: the test part is used once, after the fit.
-    bnn, train = BNN(model, config.prior), observe(model, dataset.train)
+    setting = config.data.class_weights
+    weights = None if setting is None else weigh_classes(setting, dataset.train.y, model.class_names)
+    bnn, train = BNN(model, config.prior, weights), observe(model, dataset.train)
     diagnostic_rows = observe(model, dataset.calibration)
     problem = Problem(bnn, train, diagnostic_rows, draws, build_augmentation(config, model, dataset.train.x))
     _ = problem.target.sites
@@ -308,16 +319,27 @@ def evaluate_posterior(
     posterior: Posterior, calibrated: Calibrated, dataset: Dataset, report_data: ReportData
 ) -> ServedQuality:
     """Computes the metrics on the test part, and on OOD sets."""
+    baseline = training_baseline(dataset.train.y, posterior.model.class_names)
     if report_data.view:
-        return served_quality(report_data.view)
-    return served_quality_without_view(posterior, calibrated, dataset.test)
+        return served_quality(report_data.view, baseline)
+    return served_quality_without_view(posterior, calibrated, dataset.test, baseline)
 
 
 def add_shortfalls(
-    fitted: Fitted, calibrated: Calibrated, report_data: ReportData, metrics: ServedQuality, dataset: Dataset
+    fitted: Fitted,
+    calibrated: Calibrated,
+    report_data: ReportData,
+    metrics: ServedQuality,
+    dataset: Dataset,
+    *,
+    weighted: bool,
 ) -> Fitted:
-    """Adds the shortfalls and notes of the predictions, the draws and the decision to those of the method."""
-    test = dataset.test
+    """Adds the shortfalls and notes of the predictions, the draws and the decision to those of the method.
+
+    Args:
+        weighted: whether the fit has class weights.
+    """
+    test, baseline = dataset.test, training_baseline(dataset.train.y, fitted.posterior.model.class_names)
     prediction = report_data.view.familiar.prediction if report_data.view else calibrated.predictor(test.x)
     far_rows = try_far_rows(calibrated)
     terms, average = proper_terms(fitted.posterior, prediction, test), average_terms(prediction, test.y)
@@ -327,7 +349,13 @@ def add_shortfalls(
         *metric_shortfalls(metrics.metrics),
         *far_rows.shortfalls,
     )
-    notes = (*fitted.notes, *draws_notes(fitted.posterior.size), *dataset.notes, *far_rows.notes)
+    notes = (
+        *fitted.notes,
+        *draws_notes(fitted.posterior.size),
+        *dataset.notes,
+        *far_rows.notes,
+        *prediction_notes(terms, prediction, test.y, baseline, shortfalls, weighted=weighted),
+    )
     return fitted._replace(shortfalls=(*fitted.shortfalls, *shortfalls), notes=notes)
 
 
@@ -335,7 +363,7 @@ def build_manifest(
     config: Config, dataset: Dataset, fitted: Fitted, calibrated: Calibrated, metrics: ServedQuality
 ) -> Manifest:
     """Builds the manifest, without the version's number and the hashes."""
-    settings = config.model_dump(mode="json")
+    settings, names = recorded_settings(config), fitted.posterior.model.class_names
     return Manifest(
         name=config.name,
         version=0,
@@ -356,6 +384,7 @@ def build_manifest(
             train_rows=len(dataset.train),
             calibration_rows=len(dataset.calibration),
             test_rows=len(dataset.test),
+            class_rows=tuple(np.bincount(dataset.train.y, minlength=len(names)).tolist()) if names else (),
         ),
         seed=config.seed,
         packages=installed_packages(),

@@ -22,6 +22,7 @@ from pydantic import (
     model_serializer,
 )
 
+from abstain.models.bundles.data_record import MOST_ROWS, DataRecord, data_claims
 from abstain.models.bundles.guarantees import CoverageRecord, RiskRecord, coverage_claims, risk_claims
 from abstain.models.bundles.plausible import (
     Claim,
@@ -52,7 +53,6 @@ BUNDLE_BYTES = 64 * 2**30
 """Largest size of all files together: a sparse file takes no disk space but very long to hash."""
 MOST_FILES = 10_000
 MOST_DRAWS = 10**7
-MOST_ROWS = 10**9
 _MAX_DEPTH = 8
 """Most parts of a file's path in the bundle."""
 MOST_LIMITS = 100
@@ -128,18 +128,6 @@ class CalibrationRecord(BaseModel):
             if not getattr(self, key):
                 content.pop(key, None)
         return content
-
-
-class DataRecord(BaseModel):
-    """The source of the rows, the config's settings for them, and the sha256 of the arrays."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    source: str
-    settings: dict[str, JsonValue]
-    fingerprint: str
-    train_rows: int
-    calibration_rows: int
-    test_rows: int
 
 
 class Manifest(BaseModel):
@@ -251,8 +239,7 @@ def _claims(manifest: Manifest) -> Iterator[Claim]:
     yield Claim("name", bool(re.fullmatch(NAME_PATTERN, name)), "letters, digits, dots, dashes, underscores", name)
     yield within("version", manifest.version, 1, 10**9 - 1)
     yield within("draws", manifest.draws, 1, MOST_DRAWS)
-    for part in ("train", "calibration", "test"):
-        yield within(f"data.{part}_rows", getattr(manifest.data, f"{part}_rows"), 0, MOST_ROWS)
+    yield from data_claims(manifest.data, len(manifest.model.class_names))
     yield within("calibration.rows", calibration.rows, 1, MOST_ROWS)
     # Without reference rows each calibration row is ranked among the others, which only schema 1 does.
     combination = calibration.combination

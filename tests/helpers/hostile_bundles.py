@@ -335,6 +335,7 @@ MANIFESTS = {
     "more draws than there are": (signed(draws=10**4), "draws: expected 10000, found 20"),
     "negative rows": (signed(calibration__rows=-5), "calibration.rows: expected from 1"),
     "negative training rows": (signed(data__train_rows=-5), "data.train_rows: expected from 0"),
+    "training rows of other classes": (signed(data__class_rows=[5, 5]), "data.class_rows: expected"),
     "percentile 0": (signed(calibration__percentile=0.0), "calibration.percentile: expected between 0 and 100"),
     "percentile 100": (signed(calibration__percentile=100.0), "calibration.percentile: expected between 0 and 100"),
     "coverage 1": (signed(calibration__coverage=1.0), "calibration.coverage: expected between 0 and 1"),

@@ -404,6 +404,14 @@ def test_parts_and_classes_are_their_rows_by_hand(evaluation, digits, hard):
         assert figures["set_coverage"] == np.mean([inside[row] for row in own])
         for share in ("accuracy", "reject_rate", "set_coverage"):
             assert figures[f"{share}_interval"] == exact_interval(figures[share], len(own))
+        answered = [row for row in range(len(labels)) if str(probabilities[row].argmax()) == name]
+        assert figures["predicted"] == len(answered)
+        assert figures["precision"] == np.mean([str(labels[row]) == name for row in answered])
+        assert figures["precision_interval"] == exact_interval(figures["precision"], len(answered))
+    counts = np.array(digits.manifest.data.class_rows)
+    assert found["baseline"]["class"] == digits.manifest.model.class_names[counts.argmax()]
+    assert found["baseline"]["accuracy"] == np.mean(labels == counts.argmax())
+    assert found["baseline"]["nll"] == pytest.approx(-np.log(counts / counts.sum())[labels].mean())
     assert found["conformal"]["coverage"] == np.mean(inside)
     assert found["conformal"]["mean_size"] == np.mean(judgement.members.sum(axis=1))
     low, high = found["conformal"]["coverage_interval"]
@@ -415,6 +423,7 @@ def test_parts_and_classes_are_their_rows_by_hand(evaluation, digits, hard):
         assert found[f"coverage_{part}_interval"] == pytest.approx([exact.low, exact.high])
     assert found["coverage_accepted"] > found["coverage_rejected"]
     text = format_evaluation(record)
+    assert f"baseline: always {found['baseline']['class']!r}; nll and brier of the class frequencies" in text
     assert f"of the accepted rows: {found['coverage_accepted']:.1%}" in text
     assert f"of the rejected rows: {found['coverage_rejected']:.1%}" in text
 

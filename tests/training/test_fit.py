@@ -67,7 +67,7 @@ def test_a_fit_tells_digits_apart(store, digits):
     metrics = digits.manifest.metrics
     assert metrics["accuracy"] > 0.93
     assert metrics["nll"] < 0.3
-    assert set(metrics) == {"accuracy", "nll", "brier", "ece", "aurc", "reject_rate", "reliability"}
+    assert set(metrics) == {"accuracy", "nll", "brier", "ece", "aurc", "baseline", "reject_rate", "reliability"}
     assert set(metrics["reject_rate"]) == {
         *SCORES["classification"],
         *FEATURE_SCORES_BY_TASK["classification"],
@@ -122,7 +122,7 @@ def test_a_sampler_leaves_its_diagnostics(wave):
     assert ("r_hat" in lacking) == (function["rhat"] > RHAT_LIMIT)
     assert ("ess" in lacking) == (min(function["ess_bulk"], function["ess_tail"]) < ESS_LIMIT)
     assert lacking <= {"r_hat", "ess", "divergences", "e_bfmi", "acceptance"}
-    assert set(manifest.metrics) == {"rmse", "nll", "crps", "coverage_95", "interval_width", "reject_rate"}
+    assert set(manifest.metrics) == {"rmse", "nll", "crps", "coverage_95", "interval_width", "baseline", "reject_rate"}
     assert manifest.metrics["rmse"] < 0.5
     assert (manifest.model.class_names, manifest.draws) == ((), 30)
 

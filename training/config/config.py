@@ -5,7 +5,7 @@ The other modules of this folder define its tables; `reading.py` reads the file.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -33,3 +33,14 @@ class Config(Section):
     method: MethodConfig = VIConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def recorded_settings(config: Config) -> dict[str, Any]:
+    """Returns the settings for a manifest or a journal, as JSON.
+
+    Class weights are left out if there are none: journals of earlier fits have no such key, and stay resumable.
+    """
+    settings = config.model_dump(mode="json")
+    if config.data.class_weights is None:
+        del settings["data"]["class_weights"]
+    return settings

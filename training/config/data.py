@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, field_validator
 
 from abstain.training.config.section import Names, Section, Size
 
@@ -48,10 +48,26 @@ class DataConfig(Section):
     """A column, or an array: the latest rows are the test part, those before them the calibration part. Not a feature."""
     stratify: bool = False
     """Whether every part has each class's share of rows."""
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """What the log-likelihood of a row counts by its class, undone in the probabilities; 1 for classes that are not named."""
     inputs: Literal["standardize", "range", "none"] = "standardize"
     """Each feature to mean 0 and std 1; all features together to [0, 1] (pixels); or unchanged."""
     augment: AugmentConfig = AugmentConfig()
     """For images: changes the training rows of every gradient. Not for Markov chains and Laplace's approximation."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _check_class_weights(cls, value: Any) -> Any:
+        """Refuses other values with one sentence: pydantic would compare them with each member of the union alone."""
+        if value is None or value == "balanced":
+            return value
+        if not isinstance(value, dict) or not value:
+            raise ValueError('"balanced", or weights by class name, as in {fraud = 10.0}')
+        for name, weight in cast("dict[Any, Any]", value).items():
+            # Float32 holds the products of such weights with log-likelihoods. A bool is an int in Python.
+            if type(weight) not in {int, float} or not 1e-6 <= weight <= 1e6:
+                raise ValueError(f"a weight from 1e-6 to 1e6 for the class {name!r}")
+        return cast("Any", value)
 
     @property
     def split_by(self) -> str | None:

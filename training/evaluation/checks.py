@@ -8,10 +8,10 @@ that can never reject.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from scipy import stats
 
 from abstain.models.bundles.shortfalls import Shortfall
@@ -19,8 +19,10 @@ from abstain.models.decisions.ranks import less_tolerance
 from abstain.models.decisions.records import Calibration
 from abstain.models.decisions.risk import rows_needed
 from abstain.models.prediction.posterior import Posterior
+from abstain.models.prediction.predictive import Prediction
 from abstain.training.data.rows import Rows
-from abstain.training.evaluation.metrics import Terms
+from abstain.training.evaluation.baselines import Baseline, training_baseline
+from abstain.training.evaluation.metrics import Terms, average_metrics, metric_name
 from abstain.training.evaluation.mixtures import pooled_log_likelihood
 from abstain.training.inference.problem import Fitted
 
@@ -31,6 +33,10 @@ LEAST_GAIN = 1e-3
 """The smallest gain that counts, as a share of the baseline's score (at most 1 nat); less may be rounding."""
 LOSS_ERRORS, LARGEST_LOSS = 3.0, 0.1
 """Draws fall short if they are worse than their mode by this many standard errors and this many nats a row."""
+HARDLY, CHANCE = 0.2, 0.01
+"""A class is hardly ever predicted if it is for less than this share of as many rows as it has, and if not by this chance."""
+MOST_NAMED = 5
+"""The largest number of classes that a note names."""
 MODE_ROWS = 2_000
 """The largest number of test rows on which draws and mode are compared."""
 
@@ -106,17 +112,119 @@ def frequency_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"
 
     A class without training rows counts as half a row, so that its NLL is finite.
     """
-    y, train = y.astype(int), train.astype(int)
-    counts = np.bincount(train, minlength=1 + max(y.max(), train.max()))
-    shares = np.maximum(counts, 0.5) / np.maximum(counts, 0.5).sum()
-    return {"nll": -np.log(shares[y]), "brier": 1 - 2 * shares[y] + (shares**2).sum()}
+    classes = 1 + int(max(y.max(), train.max()))
+    terms = training_baseline(train, tuple(map(str, range(classes)))).terms(y)
+    return {name: terms[name] for name in ("nll", "brier")}
 
 
 def normal_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) -> Terms:
     """Returns the NLL and squared error of each row under a normal with the training targets' mean and standard deviation."""
-    exact = train.astype(np.float64)
-    mean, std = exact.mean(), max(float(exact.std()), float(np.finfo(np.float64).tiny))
-    return {"nll": -stats.norm.logpdf(y.astype(np.float64), mean, std), "squared_error": (y - mean) ** 2}
+    return training_baseline(train, ()).terms(y)
+
+
+def prediction_notes(
+    terms: Terms,
+    prediction: Prediction,
+    y: Num[np.ndarray, " rows"],
+    baseline: Baseline,
+    shortfalls: Sequence[Shortfall],
+    *,
+    weighted: bool,
+) -> tuple[str, ...]:
+    """Returns the notes on classes that are hardly ever predicted, and on metrics no better than the baseline's.
+
+    Args:
+        terms, y: as in `prediction_shortfalls`.
+        prediction: the served predictions on the test part.
+        baseline: the baseline of the training part.
+        shortfalls: those of the fit; a model that has learned nothing needs no note about it.
+        weighted: whether the fit has class weights.
+    """
+    notes: tuple[str, ...] = ()
+    if baseline.names:
+        predicted = np.asarray(prediction.summary.mean).argmax(axis=1)
+        terms = terms | {"accuracy": (predicted == y).astype(np.float64)}
+        notes = rare_class_notes(baseline.names, predicted, y, weighted=weighted)
+    if any(shortfall.code == "learned_nothing" for shortfall in shortfalls):
+        return notes
+    return (*notes, *baseline_notes(terms, baseline, y))
+
+
+def baseline_notes(terms: Terms, baseline: Baseline, y: Num[np.ndarray, " rows"]) -> tuple[str, ...]:
+    """Returns a note with the headline metrics that do not show that the model is better than the baseline.
+
+    `learning_shortfalls` asks only for one better proper score. Here the reader of a single figure is warned, above all of
+    an accuracy that the majority class alone would have. A gain counts as there: by 2.33 standard errors over paired rows.
+
+    Args:
+        terms: the terms of the served predictions on the test part: `accuracy`, `nll` (nats) and `brier`, or
+            `squared_error` and `nll`.
+        y: the test part's targets: class indices, or numbers.
+    """
+    known = baseline.terms(y)
+    # Predictions that are not finite are a shortfall (`metric_shortfalls`).
+    finite = [name for name in known if np.isfinite(terms[name]).all()]
+    unclear = [_comparison(name, known[name], terms[name]) for name in finite if not _gains(name, known, terms)]
+    if not unclear:
+        return ()
+    constant = repr(baseline.guess) if baseline.names else f"the mean of the training part, {baseline.guess:.4g}"
+    return (
+        f"not shown on {len(y)} test rows to be better than a baseline that always predicts {constant}: "
+        f"{'; '.join(unclear)}; judge the model by its other metrics",
+    )
+
+
+def _gains(name: str, guess: Terms, found: Terms) -> bool:
+    """Whether a metric is better than that of a guess; of the metrics, only the accuracy is better if it is larger."""
+    return _is_better(name, *((1 - terms[name] if name == "accuracy" else terms[name]) for terms in (guess, found)))
+
+
+def _comparison(name: str, guess: Float[np.ndarray, " rows"], found: Float[np.ndarray, " rows"]) -> str:
+    """Returns the metric of the model and of a guess, and the mean difference of their terms with its standard error."""
+    own, other = (average_metrics({name: terms})[metric_name(name)] for terms in (found, guess))
+    what = "mean difference of squared errors" if name == "squared_error" else "difference"
+    gap = found - guess
+    return (
+        f"{metric_name(name)} {own:.4g} against {other:.4g} ({what} {gap.mean():.2g}, standard error "
+        f"{_standard_error(gap):.2g})"
+    )
+
+
+def rare_class_notes(
+    names: tuple[str, ...], predicted: Int[np.ndarray, " rows"], y: Int[np.ndarray, " rows"], *, weighted: bool
+) -> tuple[str, ...]:
+    """Returns a note with the classes that are hardly ever predicted on the test part.
+
+    That is no fault by itself: the best model never predicts a rare event whose probability is always below one half. But an
+    application that uses only the label would never hear of the class.
+
+    A class is named if it is predicted for less than `HARDLY` times as many rows as it has, and if that is not chance:
+    Let b be its rows with another prediction, and d the rows of other classes that are predicted as it. If the class were
+    predicted as often as it occurs, b would follow Binomial(b + d, ½) (McNemar, 1947; exact). So the probability of at least
+    b must be at most `CHANCE`, divided by the number of classes (Bonferroni): a fit whose classes are all predicted as often
+    as they occur gets the note with at most this probability. Of two classes, one with 7 rows or fewer is never named.
+
+    Args:
+        names: the names of all classes.
+        predicted, y: the most probable class and the true one.
+        weighted: whether the fit has class weights already.
+    """
+    rare: list[str] = []
+    for label, name in enumerate(names):
+        true, answered = y == label, predicted == label
+        missed, false = int((true & ~answered).sum()), int((answered & ~true).sum())
+        chance = float(stats.binom.sf(missed - 1, missed + false, 0.5))
+        if answered.sum() < HARDLY * true.sum() and chance <= CHANCE / len(names):
+            rare.append(f"{name!r} (predicted {answered.sum()}, true {true.sum()})")
+    if not rare:
+        return ()
+    more = f" and {len(rare) - MOST_NAMED} more" if len(rare) > MOST_NAMED else ""
+    weights = "" if weighted else ', or with data.class_weights = "balanced" if it learns too little about a rare class'
+    return (
+        f"hardly ever predicted on {len(y)} test rows: {', '.join(rare[:MOST_NAMED])}{more}; instead of the label, use the "
+        "probability of such a class with a threshold that suits the cost of missing it; or fit with more rows of it"
+        f"{weights}",
+    )
 
 
 def _is_better(name: str, guess: Float[np.ndarray, " rows"], found: Float[np.ndarray, " rows"]) -> bool:

@@ -190,18 +190,20 @@ def part_quality(terms: Terms, chosen: Bool[np.ndarray, " rows"]) -> PartQuality
 
 
 def class_quality(
-    names: tuple[str, ...], terms: Terms, judgement: Judgement, y: Num[np.ndarray, " rows"]
+    names: tuple[str, ...], prediction: Prediction, judgement: Judgement, y: Num[np.ndarray, " rows"]
 ) -> dict[str, ClassQuality]:
-    """Returns the rows of each class that has any: their number, accuracy, reject rate and coverage of their sets."""
-    inside = is_covered(judgement, y)
+    """Returns the quality of each class that has rows."""
+    inside, predicted = is_covered(judgement, y), np.asarray(prediction.summary.mean).argmax(axis=1)
     classes: dict[str, ClassQuality] = {}
     for label in np.unique(y).tolist():
-        own = y == label
+        own, answered = y == label, predicted == label
         classes[names[label]] = ClassQuality(
             rows=int(own.sum()),
-            accuracy=proportion(terms["accuracy"][own]),
+            accuracy=proportion(answered[own]),
             reject_rate=proportion(judgement.reject[own]),
             set_coverage=proportion(inside[own]),
+            predicted=int(answered.sum()),
+            precision=proportion(own[answered]) if answered.any() else None,
         )
     return classes
 

@@ -16,6 +16,7 @@ from abstain.models.prediction.summaries import ClassificationSummary
 from abstain.training.calibration.pipeline import Calibrated
 from abstain.training.data.rows import Rows
 from abstain.training.evaluation import metrics
+from abstain.training.evaluation.baselines import Baseline
 from abstain.training.evaluation.quality import (
     check_finite_predictions,
     confidence,
@@ -24,7 +25,8 @@ from abstain.training.evaluation.quality import (
     rates_of,
 )
 from abstain.training.evaluation.records import Curve, JudgedRows, ReportView
-from abstain.training.evaluation.results import ReliabilityBins, ServedQuality
+from abstain.training.evaluation.results import ReliabilityBins
+from abstain.training.evaluation.served_quality import ServedQuality
 
 POINTS = 256
 """The number of points of a curve, one bucket of the predictor."""
@@ -71,8 +73,12 @@ def _judge_rows(calibrated: Calibrated, x: Inputs, where: str) -> JudgedRows | s
     return JudgedRows(x, prediction, judge(calibrated.calibration, prediction))
 
 
-def served_quality(view: ReportView) -> ServedQuality:
-    """Computes the metrics that a manifest keeps: quality, reject rates, reliability diagram, and separation of OOD sets."""
+def served_quality(view: ReportView, baseline: Baseline | None = None) -> ServedQuality:
+    """Computes the metrics that a manifest keeps: quality, reject rates, reliability diagram, and separation of OOD sets.
+
+    Args:
+        baseline: that of the training part, whose metrics stand beside.
+    """
     prediction = view.familiar.prediction
     return ServedQuality(
         metrics=prediction_quality(view.posterior, prediction, view.rows),
@@ -81,10 +87,13 @@ def served_quality(view: ReportView) -> ServedQuality:
         if isinstance(prediction.summary, ClassificationSummary)
         else None,
         ood={label: ood_detection(view.familiar, judged) for label, judged in view.strange.items()},
+        baseline=baseline.quality(view.rows.y) if baseline else None,
     )
 
 
-def served_quality_without_view(posterior: Posterior, calibrated: Calibrated, rows: Rows) -> ServedQuality:
+def served_quality_without_view(
+    posterior: Posterior, calibrated: Calibrated, rows: Rows, baseline: Baseline | None = None
+) -> ServedQuality:
     """Computes the metrics without reliability diagram and OOD sets, for test rows without finite predictions."""
     prediction = calibrated.predictor(rows.x)
     return ServedQuality(
@@ -92,6 +101,7 @@ def served_quality_without_view(posterior: Posterior, calibrated: Calibrated, ro
         reject_rates=rates_of(judge(calibrated.calibration, prediction)),
         reliability=None,
         ood={},
+        baseline=baseline.quality(rows.y) if baseline else None,
     )
 
 

@@ -4,7 +4,7 @@
     ServedQuality     the part that a manifest keeps
     ConformalQuality, CoverageByDecision, PartCoverage, ClassCoverage, PartQuality, ClassQuality
     Separation, Detection, SetDetection, TwinQuality
-    CalibrationErrors, ReliabilityBins
+    CalibrationErrors, ReliabilityBins, BaselineQuality
 
 `to_json` returns the keys in the order of the printed JSON (`tests/training/test_json_keys.py`): a metric without rows
 has no key.
@@ -112,21 +112,43 @@ class PartQuality:
 
 @dataclass(frozen=True)
 class ClassQuality:
-    """The rows of one class: their number, accuracy, reject rate and coverage of the prediction sets."""
+    """The rows of one class: their number, accuracy, reject rate and coverage of the prediction sets.
+
+    Attributes:
+        accuracy: the share with the class as the predicted one (recall).
+        predicted: the number of rows of any class that are predicted as this one.
+        precision: the share of these that are of the class; None if there are none.
+    """
 
     rows: int
     accuracy: Proportion
     reject_rate: Proportion
     set_coverage: Proportion
+    predicted: int
+    precision: Proportion | None
 
     def to_json(self) -> JsonObject:
         """Returns the number of rows, then the shares, then the intervals."""
         shares = {"accuracy": self.accuracy, "reject_rate": self.reject_rate, "set_coverage": self.set_coverage}
+        if self.precision is not None:
+            shares["precision"] = self.precision
         return (
-            {"rows": self.rows}
+            {"rows": self.rows, "predicted": self.predicted}
             | _numbers({name: proportion.share for name, proportion in shares.items()})
             | _interval_keys({name: proportion.interval for name, proportion in shares.items()})
         )
+
+
+@dataclass(frozen=True)
+class BaselineQuality:
+    """The class or the number that a baseline predicts for every row, and its metrics by name."""
+
+    guess: str | float
+    metrics: dict[str, float]
+
+    def to_json(self) -> JsonObject:
+        """Returns the class or the mean, then the metrics."""
+        return {"class" if isinstance(self.guess, str) else "mean": self.guess, **self.metrics}
 
 
 # ---- calibration's guarantees ---------------------------------------------------------------------------------------
@@ -301,34 +323,6 @@ class TwinQuality:
 
 
 @dataclass(frozen=True)
-class ServedQuality:
-    """The metrics on the test part that a manifest keeps.
-
-    Attributes:
-        metrics: the metrics by name.
-        reject_rates: the reject rate of each score, and of the decision under `reject`.
-        reliability: the bins; None for a regression, or if a prediction is not finite.
-        ood: the separation of each OOD set, by its name.
-    """
-
-    metrics: dict[str, float]
-    reject_rates: dict[str, float]
-    reliability: ReliabilityBins | None
-    ood: dict[str, SetDetection]
-
-    def to_json(self) -> JsonObject:
-        """Returns the metrics, then the OOD sets, if there are any, in short form."""
-        content: JsonObject = _numbers(self.metrics)
-        content["reject_rate"] = _numbers(self.reject_rates)
-        if self.reliability is not None:
-            content["reliability"] = self.reliability.to_json()
-        if self.ood:
-            content["ood"] = {label: detection.to_short_json() for label, detection in self.ood.items()}
-            content["ood_rows"] = {label: detection.rows for label, detection in self.ood.items()}
-        return content
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """All results of `abstain evaluate` for a version, on a source's test part and on OOD sets.
 
@@ -336,6 +330,7 @@ class Evaluation:
         model: `name:version`.
         metrics: the headline metrics, by name.
         intervals: the 95 % intervals of these.
+        baseline: what the baseline predicts, and its metrics; None if the version does not know its training part.
         calibration_errors: the errors other than the ECE; None for a regression.
         risk_at_coverage: the error or RMSE of the most confident rows, by the share of rows that are kept.
         percentile: the percentile of the decision.
@@ -369,10 +364,13 @@ class Evaluation:
     plots: tuple[str, ...] | None = None
     limits_error: bool = False
     requested_of: str = ""
+    baseline: BaselineQuality | None = None
 
     def to_json(self) -> JsonObject:
         """Returns the JSON that `abstain evaluate --json` prints."""
         content: JsonObject = {"model": self.model, "rows": self.rows} | _numbers(self.metrics)
+        if self.baseline is not None:
+            content["baseline"] = self.baseline.to_json()
         if self.calibration_errors is not None:
             content |= self.calibration_errors.to_json()
         content |= {

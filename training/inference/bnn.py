@@ -4,6 +4,9 @@ The parameter tree is `{"network": Flax parameters, "noise": (), "scales": {"Den
 only if the likelihood has a noise or the prior infers a scale. With an inferred scale s the network's array holds w / s,
 and the network gets w = s · (w / s). In this non-centred form the prior's parameters are independent (Papaspiliopoulos et
 al., 2007).
+
+With class weights, vectors are parameters of the weighted fit, and draws are networks in which the weights are undone
+(`training/inference/class_weights.py`): `draw` and `vector` convert.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from abstain.models.prediction.posterior import Draws, Model
 from abstain.models.prediction.preprocessing import on_host, transform, transformed_shape
 from abstain.training.config.priors import PriorConfig
 from abstain.training.data.rows import Rows
+from abstain.training.inference.class_weights import Weights, find_output_bias, logit_shift, lower_bias
 from abstain.training.inference.priors import distribution, noise_distribution, parameter_priors, scale_distribution
 from abstain.training.inference.target import Parameters, Target
 
@@ -48,10 +52,25 @@ class Observations(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class BNN:
-    """A model and the prior over its parameters."""
+    """A model and the prior over its parameters.
+
+    Attributes:
+        class_weights: what the log density of a row is multiplied by, for each class; None for 1.
+    """
 
     model: Model
     prior: PriorConfig
+    class_weights: Weights | None = None
+
+    def __post_init__(self) -> None:
+        """Finds the bias by which class weights are undone.
+
+        Raises:
+            ConfigError: the network has no such bias.
+        """
+        # Not when it is first used: that is within compiled functions, which cannot try it.
+        if self.class_weights is not None:
+            _ = self.output_bias
 
     @cached_property
     def target(self) -> Target:
@@ -72,7 +91,22 @@ class BNN:
         scales = {name: scale_distribution(prior) for name, prior in priors.items() if prior.hierarchical}
         if scales:
             trees["scales"], shapes["scales"] = scales, dict.fromkeys(scales, ())
-        return Target(trees, lambda parameters, rows: log_likelihood(self.model, as_draw(parameters), rows), shapes)
+        return Target(trees, self._weighted_log_likelihood, shapes)
+
+    def _weighted_log_likelihood(self, parameters: Parameters, rows: Observations) -> Float[Array, " rows"]:
+        log_probs = log_likelihood(self.model, as_draw(parameters), rows)
+        return log_probs if self.class_weights is None else self.row_weights(rows.y) * log_probs
+
+    def row_weights(self, y: Num[Array, " rows"]) -> Float[Array, " rows"]:
+        """Returns what the log density of each row is multiplied by, for its target."""
+        if self.class_weights is None:
+            return jnp.ones(y.shape)
+        return jnp.asarray(self.class_weights, jnp.float32)[y.astype(jnp.int32)]
+
+    @cached_property
+    def output_bias(self) -> str:
+        """The path of the bias by which class weights are undone."""
+        return find_output_bias(self.model)
 
     def start(self, key: PRNGKeyArray) -> Float[Array, " dim"]:
         """Returns the network's own initialisation as a vector; the noise is `NOISE_START`, inferred scales are 1."""
@@ -98,11 +132,22 @@ class BNN:
                 found="prior.hierarchical",
                 fix="choose another start",
             )
-        return self.target.unconstrain(draw)
+        return self.target.unconstrain(self._shift_logits(draw, -1))
+
+    def draw(self, z: Float[Array, " dim"]) -> Draws:
+        """Converts a vector to a draw: the network that is served, with class weights undone."""
+        return self._shift_logits(as_draw(self.target.constrain(z)), 1)
+
+    def _shift_logits(self, draw: Draws, sign: int) -> Draws:
+        """Returns a draw with the class weights undone; with `sign` −1, with the weights as in the fit."""
+        if self.class_weights is None:
+            return draw
+        shift = jnp.asarray(sign * logit_shift(self.model, self.class_weights), jnp.float32)
+        return {**draw, "network": lower_bias(draw["network"], self.output_bias, shift)}
 
     def draws(self, z: Float[np.ndarray, "draws dim"]) -> Draws:
         """Converts vectors to draws of a posterior: numpy leaves of float32, sample axis 0."""
-        return jax.device_get(jax.jit(jax.vmap(lambda row: as_draw(self.target.constrain(row))))(jnp.asarray(z)))
+        return jax.device_get(jax.jit(jax.vmap(self.draw))(jnp.asarray(z)))
 
 
 def as_draw(parameters: Parameters) -> Draws:

@@ -89,9 +89,11 @@ def sum_curvature(
     @jax.jit
     def of_chunk(parts: Parts, first: Array, end: Array, train: Observations) -> tuple[Array, Array]:
         rows = first + jnp.arange(size)
-        chunk, weights = train.take(jnp.minimum(rows, total - 1)), (rows < end).astype(jnp.float32)
+        chunk, counted = train.take(jnp.minimum(rows, total - 1)), (rows < end).astype(jnp.float32)
         log_probs = target.log_likelihood(join_parts(target, parts), chunk)
-        return (weights * log_probs).sum(), add(parts, chunk.x, weights)
+        # The target weighs each row's log density by its class, and so is the row's curvature.
+        weights = counted * problem.bnn.row_weights(chunk.y)
+        return (counted * log_probs).sum(), add(parts, chunk.x, weights)
 
     def start() -> Curvature:
         return Curvature(np.zeros(()), np.zeros((subset,) * (2 if full else 1)), np.int64(0))
@@ -144,7 +146,7 @@ def likelihood_root(
 
 
 def squares(root: Root, indices: Sequence[int], parts: Parts, x: Array, weights: Array) -> Float[Array, " subset"]:
-    """Returns the diagonal of Σ Dᵀ D, summed gradient by gradient, so that no Jacobian is kept."""
+    """Returns the diagonal of Σ w Dᵀ D over rows of weight w, summed gradient by gradient, so that no Jacobian is kept."""
     chosen = [parts[index] for index in indices]
 
     def of_row(sums: Parts, row: tuple[Array, Array]) -> tuple[Parts, None]:
@@ -163,12 +165,13 @@ def squares(root: Root, indices: Sequence[int], parts: Parts, x: Array, weights:
 def outer_products(
     root: Root, indices: Sequence[int], parts: Parts, x: Array, weights: Array
 ) -> Float[Array, "subset subset"]:
-    """Returns Σ Dᵀ D over some rows."""
+    """Returns Σ w Dᵀ D over some rows of weight w."""
 
     def of_row(row: Array, weight: Array) -> Array:
         chosen = [parts[index] for index in indices]
         jacobian = jax.jacrev(lambda chosen: root(replace_parts(parts, indices, chosen), row))(chosen)
-        return weight * jnp.concatenate([part.reshape(len(part), -1) for part in jacobian], axis=1)
+        # Each row's product has two of these factors.
+        return jnp.sqrt(weight) * jnp.concatenate([part.reshape(len(part), -1) for part in jacobian], axis=1)
 
     stacked = jax.vmap(of_row)(x, weights)
     flat = stacked.reshape(-1, stacked.shape[-1])

@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 
 from abstain.models.bundles.shortfalls import Shortfall, ShortfallCode
 from abstain.training.config.methods import ChainSettings
-from abstain.training.inference.bnn import BNN, as_draw, network
+from abstain.training.inference.bnn import BNN, network
 from abstain.training.inference.chains import Chains
 from abstain.training.inference.target import Target, Vector
 
@@ -41,7 +41,7 @@ Values = Float[np.ndarray, "chains samples values"]
 
 def function_values(bnn: BNN, z: Vector, x: Float[Array, "rows ..."]) -> Float[Array, " values"]:
     """Predicts with a vector's network at some inputs: each class's probability, or the mean (standardised)."""
-    draw, model = as_draw(bnn.target.constrain(z)), bnn.model
+    draw, model = bnn.draw(z), bnn.model
     module = network(model)
     outputs = jax.vmap(lambda row: module.apply({"params": draw["network"]}, row))(x)
     noise = draw.get("noise", jnp.float32(0))

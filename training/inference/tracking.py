@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from abstain.training.inference.bnn import BNN, Observations, as_draw, log_likelihood
+from abstain.training.inference.bnn import BNN, Observations, log_likelihood
 from abstain.training.inference.problem import Problem
 from abstain.training.inference.target import Vector
 
@@ -49,7 +49,7 @@ def draw_quality(bnn: BNN, zs: Float[Array, "draws dim"], rows: Observations) ->
     model = bnn.model
 
     def of_draw(z: Vector) -> tuple[Array, Array]:
-        draw = as_draw(bnn.target.constrain(z))
+        draw = bnn.draw(z)
         outputs = jax.vmap(lambda x: model.module.apply({"params": draw["network"]}, x))(rows.x)
         parts = jax.vmap(lambda out: model.likelihood_functions.predict(out, draw.get("noise", jnp.float32(0))))(
             outputs

@@ -116,6 +116,14 @@ class Conformal:
 
 
 @dataclass(frozen=True)
+class Guess:
+    """What the baseline predicts for every row, and its accuracy or RMSE."""
+
+    text: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The shortfalls and notes of the version, and its most important figures; None for a figure that it does not have."""
 
@@ -124,6 +132,7 @@ class Verdict:
     test_rows: int
     accuracy: float | None
     rmse: float | None
+    baseline: Guess | None
     ece: float | None
     reject_rate: float | None
     percentile: float | None
@@ -174,18 +183,21 @@ class ClassRow:
 
     name: str
     rows: int
+    predicted: int
     accuracy: float
+    precision: float | None
     reject_rate: float
     set_coverage: float
 
 
 @dataclass(frozen=True)
 class Classification:
-    """The quality of a classifier on the test part."""
+    """The quality of a classifier on the test part; the table of classes is open if one is rarely predicted where it is true."""
 
     reliability: Reliability | None
     risk: Risk
     classes: tuple[ClassRow, ...]
+    open: bool
 
 
 @dataclass(frozen=True)
@@ -225,9 +237,16 @@ class Regression:
 
 @dataclass(frozen=True)
 class Quality:
-    """The metrics as names and texts, and the quality on the test part; `absent` is the reason if it is missing."""
+    """The metrics as names and texts, and the quality on the test part; `absent` is the reason if it is missing.
+
+    Attributes:
+        baseline: the metrics of the baseline by name, as texts; empty if the manifest has none.
+        guess: what the baseline predicts.
+    """
 
     metrics: Facts
+    baseline: dict[str, str]
+    guess: str
     classification: Classification | None
     regression: Regression | None
     absent: str

@@ -24,6 +24,7 @@ from abstain.training.report.contents import (
     DecisionPart,
     Draw,
     Fit,
+    Guess,
     Heading,
     Page,
     Picture,
@@ -150,15 +151,18 @@ def build_heading(manifest: Manifest) -> Heading:
 def _build_verdict(manifest: Manifest, report_data: ReportData, missing: list[str]) -> Verdict:
     from abstain.training.evaluation.coverage import describe_rows  # noqa: PLC0415 - a second to import
     from abstain.training.report.decision_section import build_ood_sets  # noqa: PLC0415
-    from abstain.training.report.quality_section import build_conformal  # noqa: PLC0415
+    from abstain.training.report.quality_section import build_conformal, guess_text  # noqa: PLC0415
 
     metrics: Any = manifest.metrics
+    baseline = metrics.get("baseline", {})
+    headline = finite_or_none(baseline.get("accuracy", baseline.get("rmse")))
     return Verdict(
         shortfalls=tuple(texts(manifest.shortfalls)),
         notes=(*manifest.notes, *missing),
         test_rows=manifest.data.test_rows,
         accuracy=finite_or_none(metrics.get("accuracy")),
         rmse=finite_or_none(metrics.get("rmse")),
+        baseline=None if headline is None else Guess(guess_text(baseline), headline),
         ece=finite_or_none(metrics.get("ece")),
         reject_rate=metrics["reject_rate"]["reject"] if "reject_rate" in metrics else None,
         percentile=None if manifest.calibration.risk else manifest.calibration.percentile,

@@ -12,6 +12,7 @@ from abstain.models.decisions.decision import COMBINED
 from abstain.models.decisions.ranks import ordinal
 from abstain.training.data.ood_sets import SAME_INTENSITY
 from abstain.training.evaluation.results import (
+    BaselineQuality,
     CalibrationErrors,
     ClassQuality,
     ConformalQuality,
@@ -44,6 +45,8 @@ def format_evaluation(result: Evaluation) -> str:
         console.print(table)
         if not index and result.calibration_errors:
             console.print(_reference_line(result.calibration_errors), markup=False)
+        if not index and result.baseline:
+            console.print(_baseline_line(result.baseline), markup=False)
         console.print()
     console.print(_conformal_line(result.conformal, result.requested_of), markup=False)
     for line in _coverage_lines(result.coverage):
@@ -63,14 +66,23 @@ def readable_name(name: str) -> str:
 
 
 def _quality_table(result: Evaluation) -> Table:
-    twin, errors = result.twin, result.calibration_errors
-    table = _table("", "model", "95 % interval", *([f"twin: {twin.model}"] if twin else []))
+    twin, errors, baseline = result.twin, result.calibration_errors, result.baseline
+    further_columns = [*(["baseline"] if baseline else []), *([f"twin: {twin.model}"] if twin else [])]
+    table = _table("", "model", "95 % interval", *further_columns)
     further = {"ace": errors.ace, "classwise_ece": errors.classwise_ece} if errors else {}
     figures = {name: result.metrics[name] for name in HEADLINES if name in result.metrics} | further
     for name, value in figures.items():
-        of_twin = [_figure(twin.metrics[name]) if name in twin.metrics else ""] if twin else []
-        table.add_row(readable_name(name), _figure(value), _interval(result.intervals.get(name)), *of_twin)
+        others = [_figure(other.metrics[name]) if name in other.metrics else "" for other in (baseline, twin) if other]
+        table.add_row(readable_name(name), _figure(value), _interval(result.intervals.get(name)), *others)
     return table
+
+
+def _baseline_line(baseline: BaselineQuality) -> str:
+    if isinstance(baseline.guess, str):
+        return f"  baseline: always {baseline.guess!r}; nll and brier of the class frequencies of the training part"
+    return (
+        f"  baseline: always the mean of the training part, {_figure(baseline.guess)}; nll with its standard deviation"
+    )
 
 
 def _reference_line(errors: CalibrationErrors) -> str:
@@ -99,10 +111,11 @@ def _parts_table(result: Evaluation) -> Table:
 
 
 def _class_table(classes: dict[str, ClassQuality]) -> Table:
-    table = _table("class", "rows", "accuracy", "reject rate", "set coverage")
+    table = _table("class", "rows", "predicted", "accuracy", "precision", "reject rate", "set coverage")
     for name, own in classes.items():
-        shares = (own.accuracy, own.reject_rate, own.set_coverage)
-        table.add_row(_plain(name), f"{own.rows:,}", *(_figure(part.share) for part in shares))
+        shares = (own.accuracy, own.precision, own.reject_rate, own.set_coverage)
+        figures = (_figure(part.share) if part else "" for part in shares)
+        table.add_row(_plain(name), f"{own.rows:,}", f"{own.predicted:,}", *figures)
     return table
 
 

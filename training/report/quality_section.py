@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +13,7 @@ from abstain.models.bundles.manifest import Manifest
 from abstain.models.prediction.summaries import RegressionSummary
 from abstain.training.data.ood_sets import readable_name
 from abstain.training.evaluation.coverage import coverage_by_decision
-from abstain.training.evaluation.quality import class_quality, confidence, conformal_quality, metric_terms
+from abstain.training.evaluation.quality import class_quality, confidence, conformal_quality
 from abstain.training.evaluation.records import Curve, ReportData, ReportView
 from abstain.training.evaluation.results import PartCoverage, ReliabilityBins
 from abstain.training.report import confidence_plots, regression_plots
@@ -34,19 +36,22 @@ from abstain.training.report.facts import value_text
 
 MOST_CLASSES = 100
 """The largest number of classes that the table of classes lists."""
+LEAST_ACCURACY = 0.5
+"""The table of classes is open if the accuracy of a class is below this."""
 
 
 def build_quality(manifest: Manifest, report_data: ReportData, draw: Draw) -> Quality:
     """Builds the section: the metrics of the manifest, and the quality of the classifier or regression on the test part."""
     values = {name: value for name, value in manifest.metrics.items() if not isinstance(value, dict)}
     metrics = tuple((name, value_text(value)) for name, value in values.items())
+    known: Any = manifest.metrics.get("baseline", {})
+    baseline = {name: value_text(known[name]) for name in known if name in values}
+    quality = Quality(metrics, baseline, guess_text(known), None, None, "")
     if report_data.view is None:
-        return Quality(
-            metrics, None, None, report_data.absent.get("test", "This report was made without the test part.")
-        )
+        return replace(quality, absent=report_data.absent.get("test", "This report was made without the test part."))
     if manifest.model.class_names:
-        return Quality(metrics, build_classification(manifest, report_data.view, draw), None, "")
-    return Quality(metrics, None, build_regression(manifest, report_data, report_data.view, draw), "")
+        return replace(quality, classification=build_classification(manifest, report_data.view, draw))
+    return replace(quality, regression=build_regression(manifest, report_data, report_data.view, draw))
 
 
 def build_conformal(view: ReportView) -> Conformal:
@@ -67,6 +72,13 @@ def build_conformal(view: ReportView) -> Conformal:
     return Conformal(whole.stated, whole.coverage.share, whole.mean_size, whole.mean_width, shares)
 
 
+def guess_text(baseline: Mapping[str, Any]) -> str:
+    """Returns what the baseline in a manifest predicts; empty if it has none."""
+    if "class" in baseline:
+        return f"always “{baseline['class']}”"
+    return f"always the training mean, {baseline['mean']:.4g}" if "mean" in baseline else ""
+
+
 def share_with_interval(figures: dict[str, Any], name: str) -> Share:
     """Returns a number with its 95 % interval, which has the key `NAME_interval`."""
     return Share(figures[name], *figures[f"{name}_interval"])
@@ -77,9 +89,9 @@ def share_with_interval(figures: dict[str, Any], name: str) -> Share:
 
 def build_classification(manifest: Manifest, view: ReportView, draw: Draw) -> Classification:
     """Builds the part of a classifier: reliability, risk against coverage, and the figures of each class."""
-    return Classification(
-        build_reliability(manifest, view, draw), build_risk(view, draw), build_classes(manifest, view)
-    )
+    classes = build_classes(manifest, view)
+    poor = any(own.accuracy < LEAST_ACCURACY for own in classes)
+    return Classification(build_reliability(manifest, view, draw), build_risk(view, draw), classes, poor)
 
 
 def build_reliability(manifest: Manifest, view: ReportView, draw: Draw) -> Reliability | None:
@@ -121,10 +133,17 @@ def build_classes(manifest: Manifest, view: ReportView) -> tuple[ClassRow, ...]:
     names = manifest.model.class_names
     if len(names) > MOST_CLASSES:
         return ()
-    terms = metric_terms(view.posterior, view.familiar.prediction, view.rows)
-    classes = class_quality(names, terms, view.familiar.judgement, view.rows.y)
+    classes = class_quality(names, view.familiar.prediction, view.familiar.judgement, view.rows.y)
     return tuple(
-        ClassRow(name, own.rows, own.accuracy.share, own.reject_rate.share, own.set_coverage.share)
+        ClassRow(
+            name,
+            own.rows,
+            own.predicted,
+            own.accuracy.share,
+            own.precision.share if own.precision else None,
+            own.reject_rate.share,
+            own.set_coverage.share,
+        )
         for name, own in classes.items()
     )
 

@@ -22,7 +22,7 @@ import orjson
 from abstain.models.errors import ConfigError, StoreError
 from abstain.models.files.locks import disk_errors, hold
 from abstain.progress import ProgressCallback
-from abstain.training.config.config import Config
+from abstain.training.config.config import Config, recorded_settings
 from abstain.training.runs.journal import Journal, write_atomically
 
 FOLDER = ".fits"
@@ -105,7 +105,8 @@ def can_be_lengthened(config: Config) -> bool:
 
 def fit_settings(config: Config, fingerprint: str, packages: dict[str, str]) -> dict[str, Any]:
     """Returns all settings that a fit's states depend on."""
-    settings = config.model_dump(mode="json", exclude={"name", "draws", "calibration", "evaluation"})
+    unused = {"name", "draws", "calibration", "evaluation"}
+    settings = {key: value for key, value in recorded_settings(config).items() if key not in unused}
     growing = config.method.growing_key
     settings["method"] = {key: value for key, value in settings["method"].items() if key != growing}
     content = settings | {"data_fingerprint": fingerprint, "packages": packages}

@@ -177,7 +177,7 @@ def test_a_page_has_the_pictures_of_its_kind_and_nothing_that_runs(store, home, 
 
 def test_descriptions_of_classes_have_the_numbers_of_the_manifest(store):
     """ECE, accuracy of what is accepted, thresholds and reject rates are those of the manifest."""
-    page, _, manifest = page_of(store, "digits")
+    page, content, manifest = page_of(store, "digits")
     described = dict(zip(named(page), page.pictures, strict=True))
     metrics = manifest.metrics
     assert f"expected calibration error {metrics['ece']:.4f}" in described["reliability"]
@@ -191,6 +191,12 @@ def test_descriptions_of_classes_have_the_numbers_of_the_manifest(store):
     last = manifest.diagnostics["reports"][-1]
     assert f"accuracy is {last['train_accuracy']:.4g} on training rows." in described["loss"]
     assert any(text == f"{metrics['accuracy']:.2%}" for text in page.texts)
+    baseline = metrics["baseline"]
+    assert f"of 359 test rows; {baseline['accuracy']:.2%} if always “{baseline['class']}”" in page.texts
+    assert f"{baseline['nll']:.4g}" in page.texts
+    # Every class is right more often than not.
+    assert min(own["accuracy"] for own in found["per_class"].values()) > 0.5
+    assert "<details><summary>Class by class" in content
 
 
 def test_descriptions_of_chains_have_the_diagnostics(store):
