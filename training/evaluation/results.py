@@ -180,7 +180,8 @@ class CoverageByDecision:
     """How often prediction sets or intervals contain the target, for accepted and rejected rows; None without rows.
 
     Attributes:
-        worst_class: the true class with the lowest coverage, of all rows; None for a regression.
+        worst_class: the true class with the lowest coverage, of its accepted rows if the coverage is requested among them,
+            else of all; None for a regression.
     """
 
     accepted: PartCoverage | None

@@ -153,6 +153,7 @@ def _build_verdict(manifest: Manifest, report_data: ReportData, missing: list[st
     from abstain.training.report.quality_section import build_conformal  # noqa: PLC0415
 
     metrics: Any = manifest.metrics
+    coverage = manifest.calibration.conditional_coverage
     return Verdict(
         shortfalls=tuple(texts(manifest.shortfalls)),
         notes=(*manifest.notes, *missing),
@@ -162,8 +163,10 @@ def _build_verdict(manifest: Manifest, report_data: ReportData, missing: list[st
         ece=finite_or_none(metrics.get("ece")),
         reject_rate=metrics["reject_rate"]["reject"] if "reject_rate" in metrics else None,
         percentile=None if manifest.calibration.risk else manifest.calibration.percentile,
-        conformal=build_conformal(report_data.view) if report_data.view else None,
-        requested_of=describe_rows(manifest.calibration.conditional_coverage),
+        conformal=build_conformal(report_data.view, coverage.among if coverage else "all")
+        if report_data.view
+        else None,
+        requested_of=describe_rows(coverage),
         ood=build_ood_sets(manifest),
     )
 
