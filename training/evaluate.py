@@ -111,7 +111,7 @@ def evaluate_version(
         reject_rates=rates_of(familiar.judgement),
         reject_interval=share_interval(int(rejected.sum()), len(rejected)),
         conformal=conformal_quality(familiar.judgement, rows.y),
-        coverage=coverage_by_decision(familiar.judgement, rows.y, names),
+        coverage=coverage_by_decision(familiar.judgement, rows.y, names, calibration.coverage_among),
         accepted=part_quality(terms, ~rejected),
         rejected=part_quality(terms, rejected),
         ood={label: ood_detection(familiar, found) for label, found in strange.items()},

@@ -8,9 +8,10 @@ rejected. For accepted rows the coverage is then usually higher, for rejected ro
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Num
+from jaxtyping import Bool, Int, Num
 
 from abstain.models.bundles.guarantees import CoverageRecord
+from abstain.models.decisions.radii import Among
 from abstain.models.decisions.records import Judgement
 from abstain.training.evaluation.bootstrap import proportion
 from abstain.training.evaluation.quality import is_covered
@@ -18,7 +19,7 @@ from abstain.training.evaluation.results import ClassCoverage, CoverageByDecisio
 
 
 def coverage_by_decision(
-    judgement: Judgement, y: Num[np.ndarray, " rows"], class_names: tuple[str, ...]
+    judgement: Judgement, y: Num[np.ndarray, " rows"], class_names: tuple[str, ...], among: Among = "all"
 ) -> CoverageByDecision:
     """Returns how often prediction sets or intervals contain the target: of accepted and rejected rows, and of one class.
 
@@ -26,12 +27,14 @@ def coverage_by_decision(
         judgement: the judgement of the rows.
         y: the rows' targets: class indices, or numbers in the target's units.
         class_names: the names of the classes; empty for regression.
+        among: the rows over which the coverage is requested, of which the class with the lowest coverage is found.
     """
     inside = is_covered(judgement, y)
+    counted = ~judgement.reject if among == "accepted" else np.ones(len(y), bool)
     return CoverageByDecision(
         _part(inside[~judgement.reject]),
         _part(inside[judgement.reject]),
-        _worst_class(inside, y, class_names) if class_names else None,
+        _worst_class(inside[counted], y[counted].astype(int), class_names) if class_names and counted.any() else None,
     )
 
 
@@ -48,10 +51,9 @@ def _part(inside: Bool[np.ndarray, " part"]) -> PartCoverage | None:
 
 
 def _worst_class(
-    inside: Bool[np.ndarray, " rows"], y: Num[np.ndarray, " rows"], class_names: tuple[str, ...]
+    inside: Bool[np.ndarray, " rows"], labels: Int[np.ndarray, " rows"], class_names: tuple[str, ...]
 ) -> ClassCoverage:
-    labels = y.astype(int)
     rows = np.bincount(labels, minlength=len(class_names))
     hits = np.bincount(labels, weights=inside, minlength=len(class_names))
     worst = int(np.where(rows > 0, hits / np.maximum(rows, 1), np.inf).argmin())
-    return ClassCoverage(class_names[worst], int(rows[worst]), proportion(inside[y == worst]))
+    return ClassCoverage(class_names[worst], int(rows[worst]), proportion(inside[labels == worst]))

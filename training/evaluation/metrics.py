@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from abstain.training.evaluation.results import ReliabilityBins, Separation
+from abstain.training.evaluation.reliability import ReliabilityBins
+from abstain.training.evaluation.results import Separation
 
 ECE_BINS = 15
 COVERAGES = (0.5, 0.8, 0.9, 0.95, 0.99)

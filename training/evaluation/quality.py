@@ -31,8 +31,8 @@ from abstain.training.evaluation.bootstrap import (
 from abstain.training.evaluation.metrics import Terms
 from abstain.training.evaluation.mixtures import regression_terms, squared_errors_and_nll
 from abstain.training.evaluation.records import JudgedRows
+from abstain.training.evaluation.reliability import CalibrationErrors
 from abstain.training.evaluation.results import (
-    CalibrationErrors,
     ClassQuality,
     ConformalQuality,
     Detection,

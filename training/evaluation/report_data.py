@@ -25,7 +25,7 @@ from abstain.training.evaluation.quality import (
     rates_of,
 )
 from abstain.training.evaluation.records import Curve, JudgedRows, ReportView
-from abstain.training.evaluation.results import ReliabilityBins
+from abstain.training.evaluation.reliability import ReliabilityBins
 from abstain.training.evaluation.served_quality import ServedQuality
 
 POINTS = 256

@@ -1,10 +1,9 @@
 """Results of evaluation: frozen records of metrics with intervals, and their JSON.
 
     Evaluation        all results of `abstain evaluate` for a version on one source
-    ServedQuality     the part that a manifest keeps
     ConformalQuality, CoverageByDecision, PartCoverage, ClassCoverage, PartQuality, ClassQuality
     Separation, Detection, SetDetection, TwinQuality
-    CalibrationErrors, ReliabilityBins, BaselineQuality
+    BaselineQuality
 
 `to_json` returns the keys in the order of the printed JSON (`tests/training/test_json_keys.py`): a metric without rows
 has no key.
@@ -13,9 +12,10 @@ has no key.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import JsonValue
+
+from abstain.training.evaluation.reliability import CalibrationErrors
 
 Interval = tuple[float, float]
 """The two ends of a 95 % interval."""
@@ -31,65 +31,6 @@ class Proportion:
 
 
 # ---- how good predictions are ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ReliabilityBins:
-    """The bins of a reliability diagram in ascending order, one column for each number.
-
-    Attributes:
-        rows: the number of rows in the bin.
-        low: the smallest confidence in the bin.
-        high: the largest confidence.
-        confidence: the mean confidence.
-        accuracy: the accuracy of the bin; rows of equal confidence count by their mean.
-    """
-
-    rows: tuple[int, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    confidence: tuple[float, ...]
-    accuracy: tuple[float, ...]
-
-    @classmethod
-    def from_json(cls, content: dict[str, list[Any]]) -> ReliabilityBins:
-        """Reads the bins from a manifest's JSON."""
-        return cls(**{column: tuple(values) for column, values in content.items()})
-
-    def to_json(self) -> JsonObject:
-        """Returns each column as a list."""
-        return {
-            "rows": list(self.rows),
-            "low": list(self.low),
-            "high": list(self.high),
-            "confidence": list(self.confidence),
-            "accuracy": list(self.accuracy),
-        }
-
-
-@dataclass(frozen=True)
-class CalibrationErrors:
-    """Calibration errors of class probabilities, other than the ECE.
-
-    Attributes:
-        ece_if_calibrated: the mean ECE that a perfectly calibrated model with these confidences shows on as many rows.
-        ece_if_calibrated_95: the 95 % quantile of this ECE.
-        ace: adaptive calibration error.
-        classwise_ece: the mean over classes of the ECE of that class's probability.
-    """
-
-    ece_if_calibrated: float
-    ece_if_calibrated_95: float
-    ace: float
-    classwise_ece: float
-
-    def to_json(self) -> JsonObject:
-        """Returns the errors by name; the two values of a calibrated model are in a separate object."""
-        return {
-            "ece_if_calibrated": {"mean": self.ece_if_calibrated, "quantile_95": self.ece_if_calibrated_95},
-            "ace": self.ace,
-            "classwise_ece": self.classwise_ece,
-        }
 
 
 @dataclass(frozen=True)
@@ -202,7 +143,8 @@ class CoverageByDecision:
     """How often prediction sets or intervals contain the target, for accepted and rejected rows; None without rows.
 
     Attributes:
-        worst_class: the true class with the lowest coverage, of all rows; None for a regression.
+        worst_class: the true class with the lowest coverage, of its accepted rows if the coverage is requested among them,
+            else of all; None for a regression.
     """
 
     accepted: PartCoverage | None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abstain.training.evaluation.results import BaselineQuality, JsonObject, ReliabilityBins, SetDetection
+from abstain.training.evaluation.reliability import ReliabilityBins
+from abstain.training.evaluation.results import BaselineQuality, JsonObject, SetDetection
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from abstain.training.evaluation.bootstrap import share_interval
 from abstain.training.evaluation.metrics import ECE_BINS, reliability_bins, risks
 from abstain.training.evaluation.quality import confidence
 from abstain.training.evaluation.records import ReportView
-from abstain.training.evaluation.results import ReliabilityBins
+from abstain.training.evaluation.reliability import ReliabilityBins
 from abstain.training.report.canvas import ACCENT, INK, MUTED, WARM, remove_spines, thin_indices, titled_figure
 
 

@@ -13,8 +13,9 @@ from abstain.training.data.ood_sets import readable_name
 from abstain.training.evaluation.records import ReportData
 from abstain.training.inference.diagnostics import Agreement, rhat_text
 from abstain.training.report import fit_plots
-from abstain.training.report.contents import ChainsPart, Draw, FinalMetric, Fit, Loss, Ranks
+from abstain.training.report.contents import Draw
 from abstain.training.report.facts import flatten
+from abstain.training.report.fit_contents import ChainsPart, FinalMetric, Fit, Loss, Ranks
 
 DRAWN = {"loss", "loss_unit", "reports", "trace"}
 """The diagnostics that a picture shows; the table leaves them out."""

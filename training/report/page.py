@@ -23,7 +23,6 @@ from abstain.training.evaluation.records import ReportData
 from abstain.training.report.contents import (
     DecisionPart,
     Draw,
-    Fit,
     Guess,
     Heading,
     Page,
@@ -34,6 +33,7 @@ from abstain.training.report.contents import (
     Verdict,
 )
 from abstain.training.report.facts import flatten
+from abstain.training.report.fit_contents import Fit
 from abstain.training.runs.failures import Failure, attempt
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -156,6 +156,7 @@ def _build_verdict(manifest: Manifest, report_data: ReportData, missing: list[st
     metrics: Any = manifest.metrics
     baseline = metrics.get("baseline", {})
     headline = finite_or_none(baseline.get("accuracy", baseline.get("rmse")))
+    coverage = manifest.calibration.conditional_coverage
     return Verdict(
         shortfalls=tuple(texts(manifest.shortfalls)),
         notes=(*manifest.notes, *missing),
@@ -166,8 +167,10 @@ def _build_verdict(manifest: Manifest, report_data: ReportData, missing: list[st
         ece=finite_or_none(metrics.get("ece")),
         reject_rate=metrics["reject_rate"]["reject"] if "reject_rate" in metrics else None,
         percentile=None if manifest.calibration.risk else manifest.calibration.percentile,
-        conformal=build_conformal(report_data.view) if report_data.view else None,
-        requested_of=describe_rows(manifest.calibration.conditional_coverage),
+        conformal=build_conformal(report_data.view, coverage.among if coverage else "all")
+        if report_data.view
+        else None,
+        requested_of=describe_rows(coverage),
         ood=build_ood_sets(manifest),
     )
 

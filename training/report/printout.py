@@ -11,9 +11,9 @@ from rich.table import Table
 from abstain.models.decisions.decision import COMBINED
 from abstain.models.decisions.ranks import ordinal
 from abstain.training.data.ood_sets import SAME_INTENSITY
+from abstain.training.evaluation.reliability import CalibrationErrors
 from abstain.training.evaluation.results import (
     BaselineQuality,
-    CalibrationErrors,
     ClassQuality,
     ConformalQuality,
     CoverageByDecision,
@@ -49,7 +49,7 @@ def format_evaluation(result: Evaluation) -> str:
             console.print(_baseline_line(result.baseline), markup=False)
         console.print()
     console.print(_conformal_line(result.conformal, result.requested_of), markup=False)
-    for line in _coverage_lines(result.coverage):
+    for line in _coverage_lines(result.coverage, result.requested_of):
         console.print(line, markup=False)
     for name, detection in result.ood.items():
         console.print()
@@ -161,7 +161,7 @@ def _conformal_line(conformal: ConformalQuality, requested_of: str) -> str:
     )
 
 
-def _coverage_lines(coverage: CoverageByDecision) -> Iterable[str]:
+def _coverage_lines(coverage: CoverageByDecision, requested_of: str) -> Iterable[str]:
     """Yields the coverage of accepted and of rejected rows, and of the class with the lowest one."""
     worst = coverage.worst_class
     for label, part in (("accepted rows", coverage.accepted), ("rejected rows", coverage.rejected)):
@@ -170,7 +170,8 @@ def _coverage_lines(coverage: CoverageByDecision) -> Iterable[str]:
             yield f"    of the {label}: {share.share:.1%} {_interval(share.interval)}, {part.rows:,} rows"
     if worst is not None:
         share = worst.coverage
-        yield f"    lowest for true class {worst.name}: {share.share:.1%} {_interval(share.interval)}, {worst.rows:,} rows"
+        kind = "accepted rows of true class" if "accepted" in requested_of else "true class"
+        yield f"    lowest for {kind} {worst.name}: {share.share:.1%} {_interval(share.interval)}, {worst.rows:,} rows"
 
 
 def _table(*columns: str) -> Table:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from abstain.models.bundles.manifest import Manifest
+from abstain.models.decisions.radii import Among
 from abstain.models.prediction.summaries import RegressionSummary
 from abstain.training.data.ood_sets import readable_name
 from abstain.training.evaluation.coverage import coverage_by_decision
 from abstain.training.evaluation.quality import class_quality, confidence, conformal_quality
 from abstain.training.evaluation.records import Curve, ReportData, ReportView
-from abstain.training.evaluation.results import PartCoverage, ReliabilityBins
+from abstain.training.evaluation.reliability import ReliabilityBins
+from abstain.training.evaluation.results import PartCoverage
 from abstain.training.report import confidence_plots, regression_plots
 from abstain.training.report.contents import (
     Band,
@@ -54,14 +56,15 @@ def build_quality(manifest: Manifest, report_data: ReportData, draw: Draw) -> Qu
     return replace(quality, regression=build_regression(manifest, report_data, report_data.view, draw))
 
 
-def build_conformal(view: ReportView) -> Conformal:
+def build_conformal(view: ReportView, among: Among = "all") -> Conformal:
     """Returns the coverage of prediction sets or intervals for all test rows, and for parts of them."""
     names = view.posterior.model.class_names
     whole = conformal_quality(view.familiar.judgement, view.rows.y)
-    parts = coverage_by_decision(view.familiar.judgement, view.rows.y, names)
+    parts = coverage_by_decision(view.familiar.judgement, view.rows.y, names, among)
     named = {"accepted rows": parts.accepted, "rejected rows": parts.rejected}
     if parts.worst_class is not None:
-        named[f"true class {parts.worst_class.name}, the lowest"] = PartCoverage(
+        kind = "accepted rows of " if among == "accepted" else ""
+        named[f"{kind}true class {parts.worst_class.name}, the lowest"] = PartCoverage(
             parts.worst_class.rows, parts.worst_class.coverage
         )
     shares = tuple(

@@ -8,6 +8,7 @@ import pytest
 
 import abstain
 from abstain.models.bundles.bundle import load
+from abstain.models.decisions.judging import judge
 from abstain.models.errors import BundleError, CalibrationError, ConfigError
 from abstain.training.calibrate import calibrate_version
 from abstain.training.calibration.coverage_settings import check_coverage_settings
@@ -147,6 +148,11 @@ def test_a_request_for_too_much_names_the_class(conditional, data):
     assert error.value.code == "calibration_too_small"
 
 
+def predicted(root, x):
+    """The predictions of version 2, in the batches of an evaluation."""
+    return load(root / "digits" / "2").predictor((256,))(x)
+
+
 def test_the_report_and_the_evaluation_state_it(conditional, data):
     """The guarantee with its rows and bounds, and the measured coverage by part and of the worst class, with numbers of rows."""
     report = (conditional / "digits" / "2" / "report.html").read_text()
@@ -157,12 +163,16 @@ def test_the_report_and_the_evaluation_state_it(conditional, data):
     result = evaluate_version(conditional, "digits:2", "digits", None, {})
     text, found = format_evaluation(result), result.to_json()
     assert "80.0% requested of accepted rows of each true class;" in " ".join(text.split())
-    worst = min(found["per_class"], key=lambda name: found["per_class"][name]["set_coverage"])
-    figures = found["per_class"][worst]
-    assert f"lowest for true class {worst}: {figures['set_coverage']:.1%}" in text
-    assert text.split("lowest for true class")[1].splitlines()[0].endswith(f", {figures['rows']} rows")
+    judgement = judge(load(conditional / "digits" / "2").calibration, predicted(conditional, data.test.x))
+    inside = judgement.members[np.arange(len(data.test.y)), data.test.y]
+    own = [inside[~judgement.reject & (data.test.y == label)] for label in range(10)]
+    worst = int(np.argmin([part.mean() for part in own]))
+    shown = text.split(f"lowest for accepted rows of true class {worst}: ")[1].splitlines()[0]
+    assert shown.startswith(f"{own[worst].mean():.1%} ")
+    assert shown.endswith(f", {len(own[worst])} rows")
     assert f"{found['accepted']['rows']:,} rows" in text.split("of the accepted rows:")[1].splitlines()[0]
-    assert f"true class {worst}, the lowest" in report
+    assert f"accepted rows of true class {worst}, the lowest" in report
+    assert "lowest for true class" in format_evaluation(evaluate_version(conditional, "digits:1", "digits", None, {}))
 
 
 @pytest.mark.parametrize(
