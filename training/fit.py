@@ -21,6 +21,7 @@ from abstain.models.bundles.trained_rows import (
     most_by_chance,
     read_trained,
 )
+from abstain.models.decisions.judging import judge
 from abstain.models.errors import ConfigError, FitError
 from abstain.models.networks.user_module import ModuleSpec
 from abstain.models.prediction.feature_scores import shapes_of
@@ -44,6 +45,7 @@ from abstain.training.data.ood_sets import read_ood_sets
 from abstain.training.data.sources import read_source
 from abstain.training.evaluation.baselines import training_baseline
 from abstain.training.evaluation.checks import (
+    decision_notes,
     draws_notes,
     draws_shortfalls,
     metric_shortfalls,
@@ -343,6 +345,7 @@ def add_shortfalls(
     prediction = report_data.view.familiar.prediction if report_data.view else calibrated.predictor(test.x)
     far_rows = try_far_rows(calibrated)
     terms, average = proper_terms(fitted.posterior, prediction, test), average_terms(prediction, test.y)
+    judgement = report_data.view.familiar.judgement if report_data.view else judge(calibrated.calibration, prediction)
     shortfalls = (
         *prediction_shortfalls(terms, average, test.y, dataset.train.y, calibrated.calibration),
         *draws_shortfalls(fitted, test),
@@ -355,6 +358,7 @@ def add_shortfalls(
         *dataset.notes,
         *far_rows.notes,
         *prediction_notes(terms, prediction, test.y, baseline, shortfalls, weighted=weighted),
+        *decision_notes(judgement, prediction, terms, test.y),
     )
     return fitted._replace(shortfalls=(*fitted.shortfalls, *shortfalls), notes=notes)
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 from abstain.models.bundles.shortfalls import Shortfall
 from abstain.models.decisions.ranks import less_tolerance
-from abstain.models.decisions.records import Calibration
+from abstain.models.decisions.records import Calibration, Judgement
 from abstain.models.decisions.risk import rows_needed
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import Prediction
@@ -35,6 +35,8 @@ LOSS_ERRORS, LARGEST_LOSS = 3.0, 0.1
 """Draws fall short if they are worse than their mode by this many standard errors and this many nats a row."""
 HARDLY, CHANCE = 0.2, 0.01
 """A class is hardly ever predicted if it is for less than this share of as many rows as it has, and if not by this chance."""
+RANKED = 20
+"""The least number of rows with high scores whose errors are compared with those of the others."""
 MOST_NAMED = 5
 """The largest number of classes that a note names."""
 MODE_ROWS = 2_000
@@ -148,6 +150,44 @@ def prediction_notes(
     if any(shortfall.code == "learned_nothing" for shortfall in shortfalls):
         return notes
     return (*notes, *baseline_notes(terms, baseline, y))
+
+
+def decision_notes(
+    judgement: Judgement, prediction: Prediction, terms: Terms, y: Num[np.ndarray, " rows"]
+) -> tuple[str, ...]:
+    """Returns the note on a decision that ranks the test rows the wrong way (`ranking_notes`); arguments as in the fit."""
+    score = judgement.scores[judgement.decision].value
+    if "squared_error" in terms:
+        return ranking_notes(score, terms["squared_error"], "the mean squared error")
+    wrong = np.asarray(prediction.summary.mean).argmax(axis=1) != y
+    return ranking_notes(score, wrong.astype(np.float64), "the share of wrong answers")
+
+
+def ranking_notes(
+    score: Float[np.ndarray, " rows"], errors: Float[np.ndarray, " rows"], error_name: str
+) -> tuple[str, ...]:
+    """Returns a note if the rows that the decision finds strangest have smaller errors than the others.
+
+    Such a decision may find strange rows, but accepting fewer rows makes the accepted ones worse. The fifth of the rows with the
+    highest score is compared with the others, by more than `GAIN_ERRORS` standard errors.
+
+    Args:
+        score: the decision score of each test row.
+        errors: whether each row's class is wrong, or its squared error.
+        error_name: what the mean of the errors is called, as in "the share of wrong answers".
+    """
+    order = np.argsort(score, kind="stable")
+    low, high = np.split(errors[order].astype(np.float64), [len(order) - len(order) // 5])
+    if len(high) < RANKED:
+        return ()
+    error = math.hypot(_standard_error(low), _standard_error(high))
+    if high.mean() - low.mean() >= -GAIN_ERRORS * error:
+        return ()
+    return (
+        f"a high decision score does not mean a doubtful answer: of {len(score)} test rows, {error_name} is {high.mean():.3g} among "
+        f"the fifth with the highest score, and {low.mean():.3g} among the others; the decision finds rows unlike the training "
+        "rows: to reject doubtful answers too, set calibration.novelty_share or calibration.max_error",
+    )
 
 
 def baseline_notes(terms: Terms, baseline: Baseline, y: Num[np.ndarray, " rows"]) -> tuple[str, ...]:
