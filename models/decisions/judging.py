@@ -20,6 +20,7 @@ from abstain.models.decisions.decision import COMBINED, combine, contributions, 
 from abstain.models.decisions.ranks import coverage_rank, less_tolerance, percentile_rank, share_at_least
 from abstain.models.decisions.records import Calibration, Judgement, Parts, ScoreJudgement
 from abstain.models.decisions.risk import is_ambiguous
+from abstain.models.decisions.venn_abers import MAX_PROBABILITY, probability_intervals, second_class_probability
 from abstain.models.errors import InputError
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
@@ -103,6 +104,7 @@ def judge(
         members=members,
         interval=ends,
         parts=parts,
+        probability_interval=_probability_interval(calibration, prediction),
     )
 
 
@@ -186,12 +188,20 @@ def _rank(
 def _conformal(
     calibration: Calibration, prediction: Prediction, coverage: float
 ) -> tuple[Bool[np.ndarray, "batch classes"] | None, Float[np.ndarray, "batch 2"] | None]:
-    radius = float(calibration.ascending_nonconformity[coverage_rank(coverage, calibration.rows) - 1])
+    radius = float(calibration.ascending_nonconformity[coverage_rank(coverage, calibration.radius_count) - 1])
     if isinstance(prediction.summary, ClassificationSummary):
         return set_scores_of(calibration.sets, prediction) <= radius + _set_tolerance(
             calibration.sets, prediction
         ), None
     return None, interval(calibration.intervals, *interval_inputs(prediction.summary), radius)
+
+
+def _probability_interval(calibration: Calibration, prediction: Prediction) -> Float[np.ndarray, "batch 2"] | None:
+    labels = predicted_labels(prediction.summary)
+    if calibration.venn_abers is None or labels is None:
+        return None
+    probability = second_class_probability(np.asarray(prediction.scores[MAX_PROBABILITY]), labels)
+    return probability_intervals(calibration.venn_abers, probability)
 
 
 def _set_tolerance(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"] | float:

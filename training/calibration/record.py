@@ -55,7 +55,7 @@ def calibration_record(
         else reject_rate_bounds(percentile, calibration.rows),
         class_threshold_bounds={name: threshold_bounds(values, percentile) for name, values in named.items()},
         class_reject_rate_bounds={name: reject_rate_bounds(percentile, len(values)) for name, values in named.items()},
-        coverage_bounds=beta_bounds(calibration.coverage, calibration.rows),
+        coverage_bounds=beta_bounds(calibration.coverage, calibration.radius_count),
     )
 
 

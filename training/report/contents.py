@@ -219,6 +219,7 @@ class Quality:
     """The metrics as names and texts, and the quality on the test part; `absent` is the reason if it is missing."""
 
     metrics: Facts
+    recalibration: str
     classification: Classification | None
     regression: Regression | None
     absent: str

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from abstain.models.bundles.manifest import Manifest
+from abstain.models.bundles.manifest import CalibrationRecord, Manifest
 from abstain.models.prediction.summaries import RegressionSummary
 from abstain.training.data.ood_sets import readable_name
 from abstain.training.evaluation.coverage import coverage_by_decision
@@ -39,13 +39,37 @@ def build_quality(manifest: Manifest, report_data: ReportData, draw: Draw) -> Qu
     """Builds the section: the metrics of the manifest, and the quality of the classifier or regression on the test part."""
     values = {name: value for name, value in manifest.metrics.items() if not isinstance(value, dict)}
     metrics = tuple((name, value_text(value)) for name, value in values.items())
+    said = describe_recalibration(manifest.calibration)
     if report_data.view is None:
-        return Quality(
-            metrics, None, None, report_data.absent.get("test", "This report was made without the test part.")
-        )
+        absent = report_data.absent.get("test", "This report was made without the test part.")
+        return Quality(metrics, said, None, None, absent)
     if manifest.model.class_names:
-        return Quality(metrics, build_classification(manifest, report_data.view, draw), None, "")
-    return Quality(metrics, None, build_regression(manifest, report_data, report_data.view, draw), "")
+        return Quality(metrics, said, build_classification(manifest, report_data.view, draw), None, "")
+    return Quality(metrics, said, None, build_regression(manifest, report_data, report_data.view, draw), "")
+
+
+def describe_recalibration(record: CalibrationRecord) -> str:
+    """Says which recalibration is applied, or why none is; empty if no choice was requested."""
+    choice = record.recalibration_choice
+    if choice is None:
+        return ""
+    if not choice.rows:
+        return "Not recalibrated: there are too few calibration rows."
+    if choice.best.kind == "none":
+        return f"Not recalibrated: no temperature raises the log-likelihood of {choice.rows:,} calibration rows."
+    factor = f"{choice.best.factor:.4g}"
+    best = {
+        "pooled": f"a temperature of {factor} on the mean probabilities",
+        "draws": f"a temperature of {factor} on the probabilities of each draw",
+        "variance": f"a factor of {factor} on the standard deviations",
+    }[choice.best.kind]
+    applied = record.recalibration.kind != "none"
+    return (
+        f"{'Recalibrated' if applied else 'Not recalibrated'}: {best} fits {choice.rows:,} calibration rows best. Their "
+        f"log-likelihood is {choice.gain:.4g} nats higher than without; at least {choice.least_gain:.3g} are needed. Without "
+        f"it their error is {abs(choice.deviation):.3g} standard errors {'above' if choice.deviation > 0 else 'below'} the "
+        f"stated one; at least {choice.least_deviation:.3g} are needed."
+    )
 
 
 def build_conformal(view: ReportView) -> Conformal:
