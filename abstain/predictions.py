@@ -165,6 +165,7 @@ class ClassificationPredictions(Predictions):
         aleatoric_entropy: the mean entropy of the draws: the uncertainty within each draw.
         mutual_information: the disagreement between the draws.
         prediction_set: classes that include the true one with probability at least `coverage`, the most probable first.
+        probability_interval: lower and upper end of the probability of `class_names[1]`; None for models without it.
 
     Examples:
         >>> predictions = model.predict(images)
@@ -185,6 +186,7 @@ class ClassificationPredictions(Predictions):
     aleatoric_entropy: Float[np.ndarray, " rows"]
     mutual_information: Float[np.ndarray, " rows"]
     prediction_set: Words
+    probability_interval: Float[np.ndarray, "rows 2"] | None = None
 
     def _repr_columns(self) -> dict[str, list[str]]:
         return {
@@ -194,7 +196,8 @@ class ClassificationPredictions(Predictions):
         }
 
     def _fields(self) -> tuple[str, ...]:
-        return fields_of("classification", two_parts=self.novel is not None)
+        interval = self.probability_interval is not None
+        return fields_of("classification", two_parts=self.novel is not None, probability_interval=interval)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -284,6 +287,7 @@ def predictions_of(
             aleatoric_entropy=np.asarray(summary.aleatoric_entropy),
             mutual_information=np.asarray(summary.mutual_information),
             prediction_set=_words(prediction_sets(model.class_names, mean, members)),
+            probability_interval=judgement.probability_interval,
         )
     deviations = standard_deviations(summary)
     return RegressionPredictions(

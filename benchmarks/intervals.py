@@ -32,7 +32,7 @@ from abstain.models.decisions.calibration import calibrate
 from abstain.models.decisions.judging import judge
 from abstain.models.prediction.predictive import Predictor
 from abstain.models.prediction.summaries import RegressionSummary
-from abstain.training.calibration.pipeline import fit_recalibration
+from abstain.training.calibration.recalibration import fit_recalibration
 from abstain.training.config.config import Config
 from abstain.training.data.dataset import Dataset, split
 from abstain.training.data.rows import Rows
@@ -115,7 +115,7 @@ def measure(path: Path, index: int) -> dict[str, Any]:
     posterior = METHODS[config.method.kind](key, problem, config.method, config.draws, Journal()).posterior
     seconds = time.perf_counter() - start_time
     predictor = Predictor(posterior, (256,))
-    factor = fit_recalibration(posterior, dataset.calibration).factor
+    factor = fit_recalibration(posterior, dataset.calibration).recalibration.factor
     figures = {
         kind: measure_interval(ends, dataset.test) for kind, ends in intervals(predictor, dataset, factor).items()
     }

@@ -157,7 +157,8 @@ def new_settings(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationC
         "percentile": record.percentile,
         "coverage": record.coverage,
     }
-    content = copy.deepcopy(old)
+    # Of a version that was made before there were recalibrations, or with another default.
+    content = {"recalibrate": "none", **copy.deepcopy(old)}
     changed = {override.removeprefix("calibration.").partition("=")[0].strip() for override in overrides}
     for key in _replaced_settings(changed):
         content[key] = None

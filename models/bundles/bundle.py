@@ -95,6 +95,10 @@ def write_arrays(
         rows["reference"] = calibration.reference
     if calibration.plain_scores is not None:
         rows["plain"] = calibration.plain_scores
+    if calibration.radius_rows is not None:
+        rows["radius_rows"] = calibration.radius_rows
+    if calibration.targets is not None:
+        rows["targets"] = calibration.targets
     write_checkpoint(folder / "calibration", rows)
     if feature_scores is not None:
         write_checkpoint(folder / "densities", as_tree(feature_scores))
@@ -274,7 +278,7 @@ def _read_draws(folder: Path, sizes: dict[str, int], manifest: Manifest, shapes:
 
 def _check_rows(stored: dict[str, Any], record: CalibrationRecord, where: str) -> None:
     """Compares the shapes of the calibration's arrays with the manifest's numbers of rows, before reading any array."""
-    known = ["labels", "nonconformity", "plain", "reference", "scores"]
+    known = ["labels", "nonconformity", "plain", "radius_rows", "reference", "scores", "targets"]
     if record.conditional_coverage is not None and record.conditional_coverage.per_class:
         known.append("true_classes")
     needed = {"scores", "nonconformity", "true_classes"} & {*known}
@@ -283,8 +287,18 @@ def _check_rows(stored: dict[str, Any], record: CalibrationRecord, where: str) -
     nonconformity = stored["nonconformity"]
     if isinstance(nonconformity, Stored) and len(nonconformity.shape) == 1 and nonconformity.shape != (record.rows,):
         raise BundleError("rows", where=where, expected=record.rows, found=nonconformity.shape[0])
+    choice = record.recalibration_choice
+    radius_rows = None if choice is None else choice.radius_rows
+    if ("radius_rows" in stored) != (radius_rows is not None):
+        expected, found = ("no array", "one") if radius_rows is None else (f"{radius_rows} rows", "none")
+        raise BundleError("radius_rows", where=where, expected=expected, found=found)
+    if choice is not None and choice.rows + (radius_rows or 0) > record.rows:
+        expected = f"at most {record.rows} rows, the calibration part"
+        raise BundleError(
+            "recalibration_choice", where=where, expected=expected, found=choice.rows + (radius_rows or 0)
+        )
     for part, content in stored.items():
-        rows = record.reference_rows if part == "reference" else record.rows
+        rows = {"reference": record.reference_rows, "radius_rows": radius_rows}.get(part, record.rows)
         by_name = part in {"scores", "reference", "plain"}
         if by_name != isinstance(content, dict):
             kinds = ("a folder of arrays, one for each score", "one array")
@@ -322,6 +336,8 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
             reference=tree.get("reference"),
             target_scale=manifest.model.preprocessing.target_scale,
             plain_scores=tree.get("plain"),
+            radius_rows=tree.get("radius_rows"),
+            targets=tree.get("targets"),
         )
         check_calibration(
             calibration,

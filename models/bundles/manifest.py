@@ -40,7 +40,7 @@ from abstain.models.decisions.decision import Decision
 from abstain.models.errors import BundleError, StoreError
 from abstain.models.files.regular import RESTORE, check_contents, open_regular, read_bounded
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.temperature import Recalibration
+from abstain.models.prediction.temperature import Recalibration, RecalibrationChoice
 from abstain.models.validation import refuse
 
 SCHEMA_VERSION = 2
@@ -100,6 +100,8 @@ class CalibrationRecord(BaseModel):
     sets: SetKind = "lac"
     intervals: IntervalKind = "normalised"
     recalibration: Recalibration = Recalibration()
+    recalibration_choice: RecalibrationChoice | None = None
+    """How it was chosen; None if no choice was requested, and in older bundles."""
     class_thresholds: dict[str, float] = {}
     """The decision's thresholds by predicted class, if thresholds are per class."""
     threshold_bounds: dict[str, tuple[float | None, float | None]] = {}

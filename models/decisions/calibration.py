@@ -17,6 +17,7 @@ from abstain.models.decisions.radii import Among
 from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from abstain.models.decisions.records import STD, Calibration
 from abstain.models.decisions.risk import RiskLimit, certify
+from abstain.models.decisions.venn_abers import MAX_PROBABILITY
 from abstain.models.errors import CalibrationError, convert, suggest
 from abstain.models.prediction.feature_scores import FEATURE_SCORES
 from abstain.models.prediction.predictive import Prediction
@@ -58,6 +59,8 @@ def calibrate(
     intervals: IntervalKind = "normalised",
     reference: dict[str, Float[np.ndarray, " reference"]] | None = None,
     target_scale: float = 1.0,
+    radius_rows: Int[np.ndarray, " radius"] | None = None,
+    probability_intervals: bool = False,
 ) -> Calibration:
     """Calibrates a model from its predictions for the calibration part and the targets of this part.
 
@@ -70,6 +73,8 @@ def calibrate(
         coverage_among: the rows over which it holds: all, or the accepted ones.
         reference: each score's values on the reference rows; without them a combined decision rejects less than stated.
         target_scale: the target's standard deviation, for regression.
+        radius_rows: the rows that set the radius of sets and intervals, ascending; None for all.
+        probability_intervals: whether to keep the targets, of two classes, for probability intervals.
 
     Raises:
         CalibrationError: the decision names an unknown score, a score is not finite, the split (with `per_class`, the
@@ -105,6 +110,8 @@ def calibrate(
         intervals=intervals,
         reference=reference,
         target_scale=target_scale,
+        radius_rows=radius_rows,
+        targets=targets.astype(np.int32) if probability_intervals else None,
     )
     classes = prediction.summary.mean.shape[-1]
     check_sizes(calibration, classes, percentile)
@@ -204,7 +211,7 @@ def check_coverage(calibration: Calibration, classes: int, *, limits_error: bool
         setting = "max_error" if limits_error else "per_class"
         raise CalibrationError("coverage_among", expected=f'"all" with {setting}', found='"accepted"')
     if calibration.has_one_radius:
-        coverage_rank(calibration.coverage, calibration.rows)
+        coverage_rank(calibration.coverage, calibration.radius_count)
     else:
         calibration.radii(calibration.percentile, calibration.coverage, classes)
 
@@ -279,6 +286,8 @@ def check_calibration(
                 name, where=where, expected=f"{calibration.rows} finite numbers", found=f"shape {values.shape}"
             )
     _check_reference(calibration, where)
+    _check_radius_rows(calibration, where)
+    _check_targets(calibration, where, classes)
     for key, labels in (("labels", calibration.labels), ("true_classes", calibration.true_classes)):
         if labels is not None and (
             labels.shape != (calibration.rows,)
@@ -296,6 +305,33 @@ def check_calibration(
         check_coverage(calibration, classes, limits_error=calibration.risk is not None)
     except CalibrationError as error:
         raise convert(error, CalibrationError, where) from error
+
+
+def _check_radius_rows(calibration: Calibration, where: str) -> None:
+    found = calibration.radius_rows
+    if found is None:
+        return
+    whole = found.ndim == 1 and found.dtype.kind == "i" and len(found) > 0
+    # Differences of int32 could overflow.
+    if not whole or found[0] < 0 or found[-1] >= calibration.rows or not (found[:-1] < found[1:]).all():
+        raise CalibrationError(
+            "radius_rows",
+            where=where,
+            expected=f"different whole numbers from 0 to {calibration.rows - 1}, ascending",
+            found=f"{found.dtype} {found.shape}",
+        )
+
+
+def _check_targets(calibration: Calibration, where: str, classes: int) -> None:
+    found = calibration.targets
+    if found is None:
+        return
+    if classes != 2 or calibration.labels is None or MAX_PROBABILITY not in calibration.scores:
+        expected = f"none without two classes, labels and the score {MAX_PROBABILITY}"
+        raise CalibrationError("targets", where=where, expected=expected, found=f"{len(found)} rows, {classes} classes")
+    if found.shape != (calibration.rows,) or found.dtype.kind != "i" or not ((found == 0) | (found == 1)).all():
+        expected = f"{calibration.rows} numbers, each 0 or 1"
+        raise CalibrationError("targets", where=where, expected=expected, found=f"{found.dtype} {found.shape}")
 
 
 def _check_reference(calibration: Calibration, where: str) -> None:

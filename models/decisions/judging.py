@@ -20,6 +20,7 @@ from abstain.models.decisions.decision import COMBINED, combine, contributions, 
 from abstain.models.decisions.ranks import coverage_rank, less_tolerance, percentile_rank, share_at_least
 from abstain.models.decisions.records import Calibration, Judgement, Parts, ScoreJudgement
 from abstain.models.decisions.risk import RiskLimit, choose_limit, is_ambiguous
+from abstain.models.decisions.venn_abers import MAX_PROBABILITY, probability_intervals, second_class_probability
 from abstain.models.errors import InputError
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
@@ -110,6 +111,7 @@ def judge(
         interval=ends,
         parts=parts,
         risk=risk,
+        probability_interval=_probability_interval(calibration, prediction),
     )
 
 
@@ -227,7 +229,9 @@ def row_radii(
         classes: the number of classes, ignored for regression.
     """
     if calibration.has_one_radius:
-        return calibration.ascending_nonconformity[[[coverage_rank(coverage, calibration.rows) - 1]]].astype(np.float64)
+        return calibration.ascending_nonconformity[[[coverage_rank(coverage, calibration.radius_count) - 1]]].astype(
+            np.float64
+        )
     radii = calibration.radii(percentile, coverage, classes)
     if calibration.coverage_among == "all":
         return radii.clear[None]
@@ -241,6 +245,14 @@ def _conformal(
         tolerance = _set_tolerance(calibration.sets, prediction)
         return set_scores_of(calibration.sets, prediction) <= radii + tolerance, None
     return None, interval(calibration.intervals, *interval_inputs(prediction.summary), radii[:, 0])
+
+
+def _probability_interval(calibration: Calibration, prediction: Prediction) -> Float[np.ndarray, "batch 2"] | None:
+    labels = predicted_labels(prediction.summary)
+    if calibration.venn_abers is None or labels is None:
+        return None
+    probability = second_class_probability(np.asarray(prediction.scores[MAX_PROBABILITY]), labels)
+    return probability_intervals(calibration.venn_abers, probability)
 
 
 def _set_tolerance(kind: SetKind, prediction: Prediction) -> Float[np.ndarray, "rows classes"] | float:

@@ -102,7 +102,7 @@ class Radii(NamedTuple):
 
 
 class ByNonconformity(NamedTuple):
-    """The calibration rows in groups, by true class or all in one, and ascending by nonconformity in each.
+    """The calibration rows that set the radius, in groups, by true class or all in one, and ascending by nonconformity in each.
 
     Attributes:
         nonconformity: the ascending values, group by group.
@@ -115,9 +115,19 @@ class ByNonconformity(NamedTuple):
     classes: Int[np.ndarray, " rows"] | None
 
 
-def sort_rows(nonconformity: Float[np.ndarray, " rows"], classes: Int[np.ndarray, " rows"] | None) -> ByNonconformity:
-    """Sorts the calibration rows by true class, if given, and by nonconformity."""
+def sort_rows(
+    nonconformity: Float[np.ndarray, " rows"],
+    classes: Int[np.ndarray, " rows"] | None,
+    radius_rows: Int[np.ndarray, " radius"] | None = None,
+) -> ByNonconformity:
+    """Sorts the calibration rows by true class, if given, and by nonconformity.
+
+    Args:
+        radius_rows: the rows that set the radius, if not all: given the others, they are exchangeable with a new row.
+    """
     order = np.argsort(nonconformity) if classes is None else np.lexsort((nonconformity, classes))
+    if radius_rows is not None:
+        order = order[np.isin(order, radius_rows)]
     return ByNonconformity(nonconformity[order], order, None if classes is None else classes[order])
 
 
@@ -182,7 +192,8 @@ def find_radii(
     parts = [every, ~every, ~every]
     borders, among = np.full(1, np.inf), ""
     if turns is not None:
-        accepted = accepted_rows(turns, rows + 1 - percentile_rank(percentile, rows))
+        judged = len(turns.turns)
+        accepted = accepted_rows(turns, judged + 1 - percentile_rank(percentile, judged))
         parts = [part[order] for part in accepted[:3]]
         borders, among = accepted.borders, f" that are accepted at the {ordinal(percentile)} percentile"
     starts = [0, rows]

@@ -26,6 +26,7 @@ from abstain.models.decisions.decision import (
 from abstain.models.decisions.radii import MOST_RADII, Among, Radii, Turns, find_radii, sort_rows, take_turns, turns_of
 from abstain.models.decisions.ranks import less_tolerance, percentile_rank
 from abstain.models.decisions.risk import RiskLimit, is_ambiguous
+from abstain.models.decisions.venn_abers import MAX_PROBABILITY, VennAbers, fit_venn_abers, second_class_probability
 
 STD = Decision(scores=("std",))
 IN_TARGET_UNITS = {"std", "total_std"}
@@ -62,6 +63,10 @@ class Calibration:
         target_scale: the unit of the scores in `IN_TARGET_UNITS`, for regression.
         plain_scores: each score's values before augmentation of the calibration rows, which the drift test compares with.
             None without augmentation, and in older bundles.
+        radius_rows: the rows whose nonconformity sets the radius of sets and intervals, ascending: all but those that the
+            recalibration was fitted to. None for all rows.
+        targets: each row's true class, 0 or 1, for probability intervals (`models/decisions/venn_abers.py`); None without
+            them.
     """
 
     scores: dict[str, Float[np.ndarray, " rows"]]
@@ -82,11 +87,18 @@ class Calibration:
     reference: dict[str, Float[np.ndarray, " reference"]] | None = None
     target_scale: float = 1.0
     plain_scores: dict[str, Float[np.ndarray, " rows"]] | None = None
+    radius_rows: Int[np.ndarray, " radius"] | None = None
+    targets: Int[np.ndarray, " rows"] | None = None
 
     @property
     def rows(self) -> int:
         """The number of rows of the split."""
         return len(self.nonconformity)
+
+    @property
+    def radius_count(self) -> int:
+        """The number of rows that set the radius of sets and intervals."""
+        return self.rows if self.radius_rows is None else len(self.radius_rows)
 
     @property
     def reference_rows(self) -> int:
@@ -224,9 +236,16 @@ class Calibration:
         }
 
     @cached_property
-    def ascending_nonconformity(self) -> Float[np.ndarray, " rows"]:
-        """The nonconformity scores, ascending."""
-        return np.sort(self.nonconformity)
+    def ascending_nonconformity(self) -> Float[np.ndarray, " radius"]:
+        """The nonconformity scores that set the radius, ascending."""
+        return np.sort(self.nonconformity if self.radius_rows is None else self.nonconformity[self.radius_rows])
+
+    @cached_property
+    def venn_abers(self) -> VennAbers | None:
+        """The probability interval at each calibration row; None without the rows' true classes."""
+        if self.targets is None or self.labels is None:
+            return None
+        return fit_venn_abers(second_class_probability(self.scores[MAX_PROBABILITY], self.labels), self.targets == 1)
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -252,7 +271,7 @@ class Calibration:
     @cached_property
     def radii(self) -> Callable[[float, float, int], Radii]:
         """The function from a percentile, a coverage and a number of classes to the radii (`models/decisions/radii.py`)."""
-        rows = sort_rows(self.nonconformity, self.true_classes)
+        rows = sort_rows(self.nonconformity, self.true_classes, self.radius_rows)
         turns = self.turns if self.coverage_among == "accepted" else None
         return lru_cache(maxsize=MOST_RADII)(partial(find_radii, rows, turns))
 
@@ -263,7 +282,7 @@ class Calibration:
 
     def prepare(self) -> None:
         """Computes in advance the values that `judge` needs, which takes seconds for many rows."""
-        _ = self.ascending, self.ascending_nonconformity, self.evidence_maps, self.units, self.budget
+        _ = self.ascending, self.ascending_nonconformity, self.evidence_maps, self.units, self.budget, self.venn_abers
         if self.per_class:
             _ = self.by_class
         if not self.has_one_radius:
@@ -302,6 +321,8 @@ class ScoreJudgement(NamedTuple):
 
 PARTS = ("novel", "ambiguous")
 """The parts of a decision that may reject a row."""
+PROBABILITY_INTERVAL = "probability_interval"
+"""The name of the second class's probability interval, in `Judgement` and in responses."""
 
 
 class Parts(NamedTuple):
@@ -339,6 +360,8 @@ class Judgement(NamedTuple):
         interval: `[batch, 2]`, lower and upper end in the target's units; None for classification.
         parts: which parts of the decision reject each row; None for a decision of one part.
         risk: the limit of the error of accepted rows; None without one.
+        probability_interval: `[batch, 2]`, lower and upper end of the probability of the second of two classes; None without
+            the true classes of the calibration rows.
     """
 
     percentile: float
@@ -353,6 +376,7 @@ class Judgement(NamedTuple):
     interval: Float[np.ndarray, "batch 2"] | None
     parts: Parts | None = None
     risk: RiskLimit | None = None
+    probability_interval: Float[np.ndarray, "batch 2"] | None = None
 
     @property
     def stated_levels(self) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt
 
 Kind = Literal["none", "pooled", "draws", "variance"]
 
@@ -29,6 +29,29 @@ class Recalibration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Kind = "none"
     factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+
+class RecalibrationChoice(BaseModel):
+    """How a recalibration was chosen: the likeliest one is applied if it gains enough.
+
+    Attributes:
+        rows: the number of calibration rows by which it was chosen; 0 if there were too few.
+        radius_rows: the number of the others, which set the radius of sets and intervals; None if all rows do.
+        best: the likeliest recalibration of these rows.
+        gain: how much larger the log-likelihood of these rows is with it than without it, in nats.
+        least_gain: the gain that it needs to be applied, in nats.
+        deviation: how many standard errors the error of these rows is above the stated one without it; below 0, under it.
+        least_deviation: the deviation, up or down, that it needs to be applied.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    rows: NonNegativeInt
+    radius_rows: PositiveInt | None = None
+    best: Recalibration = Recalibration()
+    gain: FiniteFloat = 0.0
+    least_gain: FiniteFloat
+    deviation: FiniteFloat = 0.0
+    least_deviation: FiniteFloat
 
 
 def temper_pooled(

@@ -122,7 +122,8 @@ export function showDetails(container, description, prediction, percentile) {
 
 // ---- classes --------------------------------------------------------------------------------------------------------
 
-function probabilities({ probabilities: means, std, index: predicted, prediction_set: members }, names) {
+function probabilities({ probabilities: means, std, index: predicted, prediction_set: members, ...rest }, names) {
+  const ends = rest.probability_interval?.map((end) => end.toFixed(2));
   const rows = means.map((mean, index) => {
     const low = Math.max(0, mean - std[index]);
     const high = Math.min(1, mean + std[index]);
@@ -175,6 +176,7 @@ function probabilities({ probabilities: means, std, index: predicted, prediction
       rows.length > 12 ? `The 12 most probable of ${rows.length} classes. ` : "",
       "Whiskers: one standard deviation over the draws. ",
       `Prediction set: ${members.length ? members.join(", ") : "empty, no class fits"}.`,
+      ends ? ` Probability interval of ${names[1]}: ${ends.join(" to ")}.` : "",
     ),
   );
 }

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 from jaxtyping import Bool, Int
 
-from abstain.models.decisions.records import PARTS, Calibration, Judgement
+from abstain.models.decisions.records import PARTS, PROBABILITY_INTERVAL, Calibration, Judgement
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import QUANTILES, ClassificationSummary
@@ -66,7 +66,10 @@ def outputs_of(model: Model, calibration: Calibration) -> Mapping[str, Output]:
     """Returns every output of a model, in the order of the metadata."""
     wide = model.preprocessing.float64_target
     flags = ("reject", *PARTS) if calibration.ambiguity is not None else ("reject",)
-    return _outputs(model.likelihood_functions.task, len(model.class_names), flags, tuple(calibration.all_scores), wide)
+    outputs = _outputs(
+        model.likelihood_functions.task, len(model.class_names), flags, tuple(calibration.all_scores), wide
+    )
+    return outputs if calibration.targets is None else {**outputs, PROBABILITY_INTERVAL: Output("FP32", (2,))}
 
 
 def input_of(model: Model) -> Output:
@@ -122,6 +125,8 @@ def compute_output(name: str, model: Model, prediction: Prediction, judgement: J
         return judgement.scores[judgement.decision].p_value
     if name == "reject":
         return judgement.reject
+    if name == PROBABILITY_INTERVAL and judgement.probability_interval is not None:
+        return judgement.probability_interval
     if name in PARTS and judgement.parts is not None:
         return judgement.parts.novel if name == "novel" else judgement.parts.ambiguous
     if isinstance(summary, ClassificationSummary):

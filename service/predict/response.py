@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from abstain.models.decisions.ranks import ordinal
-from abstain.models.decisions.records import PARTS, Judgement
+from abstain.models.decisions.records import PARTS, PROBABILITY_INTERVAL, Judgement
 from abstain.models.errors import InputError, clip_repr, suggest
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
@@ -44,27 +44,34 @@ FIELDS: dict[Literal["classification", "regression"], tuple[str, ...]] = {
 }
 
 
-def fields_of(task: Literal["classification", "regression"], *, two_parts: bool) -> tuple[str, ...]:
+def fields_of(
+    task: Literal["classification", "regression"], *, two_parts: bool, probability_interval: bool = False
+) -> tuple[str, ...]:
     """Returns the fields of a response, in their order.
 
     Args:
         two_parts: whether the decision has a novelty part and an ambiguity part.
+        probability_interval: whether the calibration has probability intervals.
     """
-    fields = FIELDS[task]
+    fields = (*FIELDS[task], PROBABILITY_INTERVAL) if probability_interval else FIELDS[task]
     after = fields.index("reject") + 1
     return (*fields[:after], *PARTS, *fields[after:]) if two_parts else fields
 
 
-def check_fields(model: Model, fields: tuple[str, ...] | None, *, two_parts: bool = False) -> tuple[str, ...]:
+def check_fields(
+    model: Model, fields: tuple[str, ...] | None, *, two_parts: bool = False, probability_interval: bool = False
+) -> tuple[str, ...]:
     """Returns the requested fields, or all if none are requested.
 
     Args:
         two_parts: as in `fields_of`.
+        probability_interval: as in `fields_of`.
 
     Raises:
         InputError: a field is unknown, or requested twice.
     """
-    known = fields_of(model.likelihood_functions.task, two_parts=two_parts)
+    task = model.likelihood_functions.task
+    known = fields_of(task, two_parts=two_parts, probability_interval=probability_interval)
     for field in fields or ():
         if field not in known:
             expected = f"some of {', '.join(known)}"
@@ -89,8 +96,12 @@ def make_columns(model: Model, prediction: Prediction, judgement: Judgement) -> 
     }
     if judgement.parts is not None:
         columns |= {"novel": judgement.parts.novel.tolist(), "ambiguous": judgement.parts.ambiguous.tolist()}
-    two_parts = judgement.parts is not None
-    return {field: columns[field] for field in fields_of(model.likelihood_functions.task, two_parts=two_parts)}
+    interval = judgement.probability_interval
+    if interval is not None:
+        columns[PROBABILITY_INTERVAL] = interval.tolist()
+    task, two_parts = model.likelihood_functions.task, judgement.parts is not None
+    known = fields_of(task, two_parts=two_parts, probability_interval=interval is not None)
+    return {field: columns[field] for field in known}
 
 
 def make_rows(columns: dict[str, list[Any]], fields: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -83,9 +83,10 @@ def read_request(versions: LiveVersions, max_rows: int, body: bytes) -> ParsedRe
     request = parse_predict(body, max_rows)
     live = versions.find(request.model)
     model = live.bundle.manifest.model
-    two_parts = live.bundle.calibration.ambiguity is not None
-    fields = response.check_fields(model, request.fields, two_parts=two_parts)
-    check_limited(live.bundle.calibration, request.levels.percentile, request.levels.max_error)
+    calibration = live.bundle.calibration
+    two_parts, interval = calibration.ambiguity is not None, calibration.targets is not None
+    fields = response.check_fields(model, request.fields, two_parts=two_parts, probability_interval=interval)
+    check_limited(calibration, request.levels.percentile, request.levels.max_error)
     return ParsedRequest(live, check_rows(request.inputs, request.plain, model, max_rows), request, fields)
 
 

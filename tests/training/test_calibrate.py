@@ -11,6 +11,10 @@ from abstain.models.bundles.bundle import load
 from abstain.models.bundles.manifest import read_manifest, write_manifest
 from abstain.models.bundles.shortfalls import recognise
 from abstain.models.bundles.store import versions
+from abstain.models.prediction.temperature import Recalibration
+from abstain.training.calibrate import new_settings
+from abstain.training.calibration import recalibration
+from abstain.training.calibration.temperature import Candidate
 from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.paths import CONFIGS
@@ -145,15 +149,26 @@ def test_terms_that_cannot_be_are_refused(calibrate, own, option, value, message
     assert versions(own, "digits") == [1]
 
 
-def test_metrics_that_the_calibration_changes_are_not_those_of_before(calibrate, own, tmp_path):
+def test_metrics_that_the_calibration_changes_are_not_those_of_before(calibrate, own, tmp_path, monkeypatch):
     """New rows have no test part: another temperature keeps only the accuracy, the same one all except the rates."""
+    needed = Candidate(Recalibration(kind="pooled", factor=1.5), gain=9.0, deviation=4.0)
+    monkeypatch.setattr(recalibration, "fit_recalibration", lambda *_: needed)
     path = saved(tmp_path / "new.npz", x=TEST.x[:300], y=TEST.y[:300])
     assert calibrate("digits", "--data", path)[0] == 0
     assert calibrate("digits:1", "--data", path, "--set", 'recalibrate="auto"')[0] == 0
     before, same, other = (read_manifest(own / "digits" / str(version)) for version in (1, 2, 3))
     assert same.metrics == {name: value for name, value in before.metrics.items() if name != "reject_rate"}
-    assert other.calibration.recalibration.kind != "none"
+    assert other.calibration.recalibration == needed.recalibration
     assert other.metrics == {name: before.metrics[name] for name in ("accuracy", "baseline")}
+
+
+def test_a_version_from_before_keeps_its_recalibration(digits):
+    """Its settings, or their absence, and no new default; unless another one is requested."""
+    for old in ({}, {"decision": "std"}, {"decision": "std", "recalibrate": "none"}):
+        record = digits.manifest.calibration.model_copy(update={"settings": old})
+        manifest = digits.manifest.model_copy(update={"calibration": record})
+        assert new_settings(manifest, ()).recalibrate == "none"
+        assert new_settings(manifest, ('recalibrate="auto"',)).recalibrate == "auto"
 
 
 def test_a_version_falls_short_of_what_its_own_calibration_lacks(calibrate, own):

@@ -1,19 +1,16 @@
 """Calibrates a posterior: recalibration and thresholds; the last step of `abstain fit`, repeated by `abstain calibrate`.
 
 The order matters. Feature scores are fitted to training rows. Then, on the calibration rows alone, first the
-recalibration is fitted, which changes predictions and scores, and then the thresholds.
+recalibration is chosen, which changes predictions but no score, and then the thresholds and the radius.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Float, Num
 
 from abstain.models.bundles.manifest import CalibrationRecord
 from abstain.models.decisions.calibration import ErrorLimit, calibrate
@@ -26,22 +23,20 @@ from abstain.models.errors import CalibrationError, ConfigError, suggest
 from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK
 from abstain.models.prediction.posterior import Model, Posterior
-from abstain.models.prediction.predictive import NONE, Prediction, Predictor, predict_draw
-from abstain.models.prediction.preprocessing import on_host
+from abstain.models.prediction.predictive import Prediction, Predictor
 from abstain.models.prediction.scores import SCORES
-from abstain.models.prediction.summaries import RegressionSummary
-from abstain.models.prediction.temperature import Recalibration
+from abstain.models.prediction.temperature import Recalibration, RecalibrationChoice
 from abstain.training.calibration.coverage_settings import check_coverage_settings
+from abstain.training.calibration.recalibration import BUCKETS, choose_recalibration
 from abstain.training.calibration.record import calibration_record
-from abstain.training.calibration.temperature import choose_temperature, fit_variance
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.data.augmentation import check_images, transform_rows
 from abstain.training.data.rows import Rows
 
-BUCKETS = (256,)
-"""One bucket is enough for calibration and evaluation, which have thousands of rows."""
 DEFAULT_DECISIONS: dict[Literal["images", "tables", "regression"], Decision] = {
-    "images": Decision(scores=("vim", "local_subspace", "feature_subspace", "subspace", "range"), rule="weighted"),
+    "images": Decision(
+        scores=("vim", "local_subspace", "feature_subspace", "subspace", "energy", "range"), rule="harmonic"
+    ),
     "tables": Decision(
         scores=("relative_mahalanobis", "knn", "local_subspace", "feature_subspace", "energy", "range"),
         rule="weighted",
@@ -51,8 +46,8 @@ DEFAULT_DECISIONS: dict[Literal["images", "tables", "regression"], Decision] = {
 }
 """The default decisions: combinations of scores that detect different kinds of strange rows.
 
-`docs/results.md` names the data on which they were chosen: for images by `benchmarks/selection.py`, for tables by
-`benchmarks/table_selection.py` and `benchmarks/regret.py`. For images `range` only detects arrays on another scale than the pixels.
+`docs/results.md` names the data on which they were chosen, by `benchmarks/regret.py` and before by `benchmarks/selection.py` and
+`benchmarks/table_selection.py`. For images `range` only detects arrays on another scale than the pixels.
 """
 
 DEFAULT_AMBIGUITY: dict[Literal["classification", "regression"], tuple[str, float]] = {
@@ -74,13 +69,17 @@ class RejectRates(NamedTuple):
 
 
 class Calibrated(NamedTuple):
-    """A calibrated predictor: thresholds, feature scores and recalibration; reject rates if rows were augmented."""
+    """A calibrated predictor: thresholds, feature scores and recalibration, and how it was chosen.
+
+    With reject rates if rows were augmented.
+    """
 
     predictor: Predictor
     calibration: Calibration
     feature_scores: FeatureScores
     recalibration: Recalibration
     reject_rates: RejectRates | None = None
+    choice: RecalibrationChoice | None = None
 
 
 def choose_decision(settings: CalibrationConfig, model: Model) -> Decision:
@@ -252,7 +251,7 @@ def calibrate_posterior(
     reference: Rows | ScoreValues,
     seed: int,
 ) -> Calibrated:
-    """Fits recalibration and thresholds to the calibration part, with the serving code.
+    """Chooses the recalibration, and the thresholds and radius, by the calibration part, with the serving code.
 
     Args:
         reference: the reference rows (`training/calibration/reference.py`), or their scores from an earlier calibration.
@@ -260,7 +259,7 @@ def calibrate_posterior(
     plain_inputs = rows.x
     if settings.augment.changes_rows:
         rows = Rows(transform_rows(seed, rows.x, settings.augment), rows.y)
-    recalibration = fit_recalibration(posterior, rows) if settings.recalibrate == "auto" else NONE
+    recalibration, choice, radius_rows = choose_recalibration(settings, posterior, rows, seed)
     predictor = Predictor(posterior, BUCKETS, feature_scores=feature_scores, recalibration=recalibration)
     prediction = predictor(rows.x)
     ambiguity, novelty_share = choose_ambiguity(settings, posterior.model)
@@ -280,12 +279,15 @@ def calibrate_posterior(
         intervals=settings.intervals,
         reference=reference_scores(predictor, reference, settings, seed) if isinstance(reference, Rows) else reference,
         target_scale=posterior.model.preprocessing.target_scale,
+        radius_rows=radius_rows,
+        probability_intervals=posterior.model.likelihood == "bernoulli",
     )
+    calibrated = Calibrated(predictor, calibration, feature_scores, recalibration, choice=choice)
     if not settings.augment.changes_rows:
-        return Calibrated(predictor, calibration, feature_scores, recalibration)
+        return calibrated
     unchanged = predictor(plain_inputs)
     rates = RejectRates(*(float(judge(calibration, found).reject.mean()) for found in (prediction, unchanged)))
-    return Calibrated(predictor, with_plain_scores(calibration, unchanged), feature_scores, recalibration, rates)
+    return calibrated._replace(calibration=with_plain_scores(calibration, unchanged), reject_rates=rates)
 
 
 def with_plain_scores(calibration: Calibration, plain: Prediction) -> Calibration:
@@ -299,40 +301,16 @@ def reference_scores(predictor: Predictor, reference: Rows, settings: Calibratio
     return {name: np.asarray(values) for name, values in predictor(x).scores.items()}
 
 
-def fit_recalibration(posterior: Posterior, rows: Rows) -> Recalibration:
-    """Fits a temperature for pooled or for each draw's probabilities, or for a regression a factor, by likelihood."""
-    if posterior.model.likelihood_functions.task == "classification":
-        return choose_temperature(draw_log_probabilities(posterior, rows.x), rows.y.astype(int))
-    summary = cast("RegressionSummary", Predictor(posterior, BUCKETS)(rows.x).summary)
-    variance = np.asarray(summary.aleatoric_variance) + np.asarray(summary.epistemic_variance)
-    preprocessing = posterior.model.preprocessing
-    unit = preprocessing.target_scale if preprocessing.float64_target else 1.0
-    return Recalibration(
-        kind="variance", factor=fit_variance(np.asarray(summary.mean) / unit, variance / unit**2, rows.y / unit)
-    )
-
-
-def draw_log_probabilities(
-    posterior: Posterior, x: Num[np.ndarray, "rows ..."]
-) -> Float[np.ndarray, "draws rows classes"]:
-    """Computes the log probabilities that each draw predicts for each row, in nats."""
-
-    @jax.jit
-    def of_draw(draw: Any, x: Array) -> Array:
-        return jax.lax.map(partial(predict_draw, posterior.model, draw), x, batch_size=512)
-
-    rows = jnp.asarray(on_host(posterior.model.preprocessing, x), jnp.float32)
-    draws = range(posterior.size)
-    return np.stack([of_draw(jax.tree.map(lambda leaf, s=s: leaf[s], posterior.draws), rows) for s in draws])
-
-
 def build_record(calibrated: Calibrated, settings: CalibrationConfig, model: Model) -> CalibrationRecord:
     """Builds the manifest's record of a calibration, with the settings that `abstain calibrate` starts from."""
     record = calibration_record(
         calibrated.calibration, calibrated.recalibration, model.class_names, settings.error_size
     )
     rates = calibrated.reject_rates
-    update: dict[str, Any] = {"settings": settings.model_dump(mode="json")}
+    update: dict[str, Any] = {
+        "settings": settings.model_dump(mode="json"),
+        "recalibration_choice": calibrated.choice,
+    }
     if rates is not None:
         update |= {"augmented_reject_rate": rates.augmented, "plain_reject_rate": rates.plain}
     return record.model_copy(update=update)

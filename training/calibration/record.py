@@ -60,7 +60,7 @@ def calibration_record(
         class_reject_rate_bounds={name: reject_rate_bounds(percentile, len(values)) for name, values in named.items()},
         coverage_bounds=None
         if coverage and coverage.per_class
-        else beta_bounds(calibration.coverage, coverage.rows if coverage else calibration.rows),
+        else beta_bounds(calibration.coverage, coverage.rows if coverage else calibration.radius_count),
         conditional_coverage=coverage,
     )
 

@@ -51,7 +51,7 @@ class CalibrationConfig(Section):
     intervals: IntervalKind = "normalised"
     """Residuals over the total standard deviation, or distances from the posterior's own quantiles."""
     recalibrate: Literal["none", "auto"] = "none"
-    """Whether a temperature (classes), or a factor on standard deviations (numbers), is fitted before the thresholds."""
+    """"auto": a temperature (classes), or a factor on standard deviations (numbers), if calibration rows of its own need it."""
     augment: AugmentConfig = AugmentConfig()
     """For images: changes each calibration row in one way, so that rows with these changes are accepted too."""
     densities: AugmentConfig = AugmentConfig()

@@ -247,6 +247,7 @@ class Quality:
     metrics: Facts
     baseline: dict[str, str]
     guess: str
+    recalibration: str
     classification: Classification | None
     regression: Regression | None
     absent: str

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from abstain.models.bundles.manifest import Manifest
+from abstain.models.bundles.manifest import CalibrationRecord, Manifest
 from abstain.models.decisions.radii import Among
 from abstain.models.prediction.summaries import RegressionSummary
 from abstain.training.data.ood_sets import readable_name
@@ -48,12 +48,38 @@ def build_quality(manifest: Manifest, report_data: ReportData, draw: Draw) -> Qu
     metrics = tuple((name, value_text(value)) for name, value in values.items())
     known: Any = manifest.metrics.get("baseline", {})
     baseline = {name: value_text(known[name]) for name in known if name in values}
-    quality = Quality(metrics, baseline, guess_text(known), None, None, "")
+    quality = Quality(
+        metrics, baseline, guess_text(known), describe_recalibration(manifest.calibration), None, None, ""
+    )
     if report_data.view is None:
         return replace(quality, absent=report_data.absent.get("test", "This report was made without the test part."))
     if manifest.model.class_names:
         return replace(quality, classification=build_classification(manifest, report_data.view, draw))
     return replace(quality, regression=build_regression(manifest, report_data, report_data.view, draw))
+
+
+def describe_recalibration(record: CalibrationRecord) -> str:
+    """Says which recalibration is applied, or why none is; empty if no choice was requested."""
+    choice = record.recalibration_choice
+    if choice is None:
+        return ""
+    if not choice.rows:
+        return "Not recalibrated: there are too few calibration rows."
+    if choice.best.kind == "none":
+        return f"Not recalibrated: no temperature raises the log-likelihood of {choice.rows:,} calibration rows."
+    factor = f"{choice.best.factor:.4g}"
+    best = {
+        "pooled": f"a temperature of {factor} on the mean probabilities",
+        "draws": f"a temperature of {factor} on the probabilities of each draw",
+        "variance": f"a factor of {factor} on the standard deviations",
+    }[choice.best.kind]
+    applied = record.recalibration.kind != "none"
+    return (
+        f"{'Recalibrated' if applied else 'Not recalibrated'}: {best} fits {choice.rows:,} calibration rows best. Their "
+        f"log-likelihood is {choice.gain:.4g} nats higher than without; at least {choice.least_gain:.3g} are needed. Without "
+        f"it their error is {abs(choice.deviation):.3g} standard errors {'above' if choice.deviation > 0 else 'below'} the "
+        f"stated one; at least {choice.least_deviation:.3g} are needed."
+    )
 
 
 def build_conformal(view: ReportView, among: Among = "all") -> Conformal:

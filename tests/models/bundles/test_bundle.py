@@ -25,7 +25,7 @@ from abstain.models.prediction.feature_score_records import FeatureScores, Mahal
 from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.preprocessing import Column, Preprocessing
-from abstain.models.prediction.temperature import Recalibration
+from abstain.models.prediction.temperature import Recalibration, RecalibrationChoice
 from abstain.training.calibration.record import calibration_record
 from tests.helpers.records import altered
 
@@ -105,12 +105,12 @@ def manifest_of(shapes_of_scores=None, **changes):
     return record.model_copy(update=changes)
 
 
-def write_bundle(folder, draws=None, calibration=CALIBRATION, feature_scores=FEATURE_SCORES, **changes):
+def write_bundle(folder, draws=None, calibration=CALIBRATION, feature_scores=FEATURE_SCORES, record=None, **changes):
     """A bundle in a new folder; its hashes are right whatever it holds."""
     folder.mkdir()
     write_arrays(folder, Posterior(MODEL, draws_of(MODEL) if draws is None else draws), calibration, feature_scores)
     (folder / "report.html").write_text("<p>Report")
-    return write_manifest(folder, manifest_of(**changes))
+    return write_manifest(folder, manifest_of(**changes, **({} if record is None else {"calibration": record})))
 
 
 @pytest.fixture(scope="module")
@@ -400,6 +400,29 @@ def test_plain_scores_of_augmented_rows_are_kept_and_checked(tmp_path):
         folder = tmp_path / f"wrong-{place}"
         write_bundle(folder, calibration=altered(CALIBRATION, plain_scores=wrong))
         assert refusal(folder).startswith(f"{folder / 'calibration'}: plain")
+
+
+def test_the_rows_that_set_the_radius_are_kept_and_checked(tmp_path):
+    """They are read to the bit; another number than the manifest's, or a row that there is not, is refused by name."""
+    own = altered(CALIBRATION, radius_rows=np.arange(10, 150))
+    choice = RecalibrationChoice(rows=10, radius_rows=140, least_gain=2.0, least_deviation=2.0)
+    record = calibration_record(own, RECALIBRATION, ()).model_copy(update={"recalibration_choice": choice})
+    assert record.coverage_bounds != calibration_record(CALIBRATION, RECALIBRATION, ()).coverage_bounds
+
+    def written(name, calibration, **changes):
+        terms = record.model_copy(update={"recalibration_choice": choice.model_copy(update=changes)})
+        write_bundle(tmp_path / name, calibration=calibration, record=terms)
+        return tmp_path / name
+
+    assert bits(load(written("1", own)).calibration.radius_rows) == bits(own.radius_rows)
+    start = "calibration: radius_rows: expected "
+    assert f"{start}140 rows, found none" in refusal(written("2", CALIBRATION))
+    assert f"{start}no array, found one" in refusal(written("3", own, radius_rows=None))
+    assert f"{start}139 rows, found (140,)" in refusal(written("4", own, radius_rows=139))
+    assert f"{start}different whole numbers" in refusal(written("5", altered(own, radius_rows=np.arange(140) + 11)))
+    assert "recalibration_choice: expected at most 150 rows, the calibration part, found 151" in refusal(
+        written("6", own, rows=11)
+    )
 
 
 def test_calibration_rows_are_as_many_as_the_manifest_says(tmp_path):

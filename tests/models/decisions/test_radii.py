@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from abstain.models.decisions.calibration import ErrorLimit, calibrate, check_calibration
 from abstain.models.decisions.decision import Decision
 from abstain.models.decisions.judging import judge
-from abstain.models.decisions.radii import MOST_RADII, largest_radius
+from abstain.models.decisions.radii import MOST_RADII, find_radii, largest_radius, sort_rows, take_turns, turns_of
 from abstain.models.errors import CalibrationError
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary, RegressionSummary
@@ -316,3 +316,16 @@ def test_simulated_coverage_of_a_rare_class():
     assert 0.8 - 4 * error <= mean <= 0.8 + 1 / 11 + 4 * error
     mean, error = mean_and_error(*found[False])
     assert mean < 0.8 - 4 * error
+
+
+def test_only_the_radius_rows_set_the_radius():
+    """By hand: of the nine accepted of ten rows, the four that set the radius."""
+    nonconformity, score = np.arange(10.0), np.arange(10.0)[::-1]
+    rows = sort_rows(nonconformity, None, np.array([1, 3, 5, 7]))
+    assert rows.nonconformity.tolist() == [1, 3, 5, 7]
+    turns = take_turns(score[None], score[None] - 1e-6, turns_of(score), np.zeros(10, int))
+    assert find_radii(rows, turns, 85.0, 0.6, 0).clear.tolist() == [5.0]
+    assert find_radii(rows, None, 85.0, 0.6, 0).clear.tolist() == [5.0]
+    # Row 1 has the second largest score, so it is rejected at the 80th percentile, and the other three remain.
+    assert find_radii(rows, turns, 80.0, 0.7, 0).clear.tolist() == [7.0]
+    assert find_radii(rows, turns, 80.0, 0.7, 0).rows == (3,)
