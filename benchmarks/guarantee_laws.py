@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ CALIBRATION_BUCKET = 256
 """The batch size that calibration rows are scored in, as in a fit."""
 SERVED_ROWS = 2_000
 BAND = 0.99
+TWO_PARTS = "two parts"
+"""The default decision with ambiguity, `max_probability`, and this share of the budget for novelty."""
+NOVELTY_SHARE = 0.7
 
 
 def measure_law(law: Law, splits: int, pool_rows: int) -> dict[str, Any]:
@@ -40,13 +44,19 @@ def measure_law(law: Law, splits: int, pool_rows: int) -> dict[str, Any]:
     duplicated = is_duplicated(fitted.pool.x)
     rates: dict[tuple[float, str, int], list[float]] = {}
     within: dict[float, list[bool]] = {}
-    differ = {"answers to equal rows": [0, 0], "verdicts on all rows": [0, 0], "answers to all rows": [0, 0]}
+    differ = {
+        "answers to equal rows": [0, 0],
+        "verdicts on all rows": [0, 0],
+        "answers to all rows": [0, 0],
+        "verdicts of two parts": [0, 0],
+    }
     for seed in range(splits):
         order = np.random.default_rng(seed).permutation(pool_rows)
         for percentile in PERCENTILES:
             rows = law.calibration_rows.get(percentile, CALIBRATION_ROWS)
             known, new = order[:rows], order[rows:]
-            calibration = calibrate(
+            make = partial(
+                calibrate,
                 select_rows(scored[CALIBRATION_BUCKET], known),
                 fitted.pool.y[known],
                 decision=DEFAULT_DECISIONS["tables"],
@@ -54,14 +64,19 @@ def measure_law(law: Law, splits: int, pool_rows: int) -> dict[str, Any]:
                 reference=reference,
                 sets="aps",
             )
+            calibration, parts = make(), make(ambiguity="max_probability", novelty_share=NOVELTY_SHARE)
             judgements = {bucket: judge(calibration, select_rows(scored[bucket], new)) for bucket in BUCKETS}
+            of_parts = {bucket: judge(parts, select_rows(scored[bucket], new)) for bucket in BUCKETS}
+            for bucket, judgement in of_parts.items():
+                rates.setdefault((percentile, TWO_PARTS, bucket), []).append(float(judgement.reject.mean()))
             for bucket, judgement in judgements.items():
                 for name, score in judgement.scores.items():
                     rates.setdefault((percentile, name, bucket), []).append(float(score.above.mean()))
             within.setdefault(percentile, []).append(is_in_band(judgements, percentile, rows))
             verdicts, answers = find_differences(list(judgements.values()))
             equal_rows = duplicated[new]
-            for changed, counts in zip((answers[equal_rows], verdicts, answers), differ.values(), strict=True):
+            changes = (answers[equal_rows], verdicts, answers, find_differences(list(of_parts.values()))[0])
+            for changed, counts in zip(changes, differ.values(), strict=True):
                 counts[0] += int(changed.sum())
                 counts[1] += len(changed)
     return {
@@ -127,12 +142,19 @@ def print_laws(results: dict[str, dict[str, Any]]) -> None:
         for percentile in PERCENTILES:
             lines = [row for row in result["rates"] if row["percentile"] == percentile]
             combined = [row for row in lines if row["score"] == "combined"]
-            single = max((row for row in lines if row["score"] != "combined"), key=lambda row: row["above"])
+            parts = [row for row in lines if row["score"] == TWO_PARTS]
+            alone = (row for row in lines if row["score"] not in {"combined", TWO_PARTS})
+            single = max(alone, key=lambda row: row["above"])
             shares = " ".join(f"{row['mean']:.2%}" for row in combined)
             print(
                 f"{law:<10} {percentile:>3g}  {shares:<40} {combined[0]['error']:>6.2%} "
                 f"{max(row['above'] for row in combined):>+7.1f} s.e. {single['score']:>20} {single['mean']:.2%} "
                 f"{single['above']:>+5.1f} s.e. {result['within'][str(percentile)]:>14.1%}"
+            )
+            rates_of_parts = " ".join(f"{row['mean']:.2%}" for row in parts)
+            print(
+                f"{TWO_PARTS:>14}  {rates_of_parts:<40} {parts[0]['error']:>6.2%} "
+                f"{max(row['above'] for row in parts):>+7.1f} s.e."
             )
         for name, (changed, rows) in result["differ"].items():
             print(

@@ -5,7 +5,7 @@
 
 Without a model: six laws of tables (`laws.py`), each with a small model. A pool of rows is scored in every batch size. It is
 split at random into calibration rows, in the batch size of calibration, and new rows, in every batch size. At percentiles
-90, 95 and 99, for the default decision and for every single score, it prints: the mean reject rate over splits; its excess
+90, 95 and 99, for the default decision, for the same with ambiguity (two parts), and for every single score, it prints: the mean reject rate over splits; its excess
 over the stated rate in standard errors; the share of splits with a rate below the upper end of the exact 99 % band; and
 the numbers of verdicts, and of answers (verdict, p-value or prediction set), that differ between batch sizes. One law is
 also fitted, published and served, and its rows are sent to `/predict` and `/v2`, one at a time and together.

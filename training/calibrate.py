@@ -21,6 +21,7 @@ from abstain.models.bundles.manifest import SCHEMA_VERSION, Manifest
 from abstain.models.bundles.shortfalls import Shortfall, ShortfallCode, texts
 from abstain.models.bundles.store import check_writable, resolve
 from abstain.models.bundles.trained_rows import TrainedRows, find_trained, most_by_chance, read_trained
+from abstain.models.decisions.judging import judge
 from abstain.models.errors import ConfigError, DataError
 from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import shapes_of
@@ -44,7 +45,7 @@ from abstain.training.data.rows import Rows, Source
 from abstain.training.data.sources import read_source
 from abstain.training.data.splitting import part_notes
 from abstain.training.evaluation.baselines import recorded_baseline
-from abstain.training.evaluation.checks import decision_shortfalls, metric_shortfalls
+from abstain.training.evaluation.checks import decision_notes, decision_shortfalls, metric_shortfalls
 from abstain.training.evaluation.records import ReportData, ReportView
 from abstain.training.evaluation.report_data import (
     predict_curve,
@@ -349,12 +350,16 @@ def update_manifest(
     """
     old, test, far = bundle.manifest, material.test, try_far_rows(calibrated)
     # The fit's notes on its split do not hold for rows from another source.
-    replaced: set[NoteCode] = {"accepts_far_rows", "draws_from"}
+    replaced: set[NoteCode] = {"accepts_far_rows", "draws_from", "ranks_wrongly"}
     if material.train is None:
         replaced.add("split")
     same = calibrated.recalibration == old.calibration.recalibration
     kept = old.metrics.keys() - CHANGED_METRICS if same else UNCHANGED_METRICS
     metrics: JsonObject = {key: value for key, value in old.metrics.items() if key in kept}
+    ranking: tuple[str, ...] = ()
+    if test is not None:
+        prediction = calibrated.predictor(test.x) if view is None else view.familiar.prediction
+        ranking = decision_notes(judge(calibrated.calibration, prediction), prediction, test.y)
     if view is not None:
         metrics = served_quality(view, recorded_baseline(old)).to_json()
     elif test is not None:
@@ -376,6 +381,7 @@ def update_manifest(
             "notes": (
                 *(note for note in old.notes if note_code(note) not in replaced),
                 *far.notes,
+                *ranking,
                 write_note("draws_from", f"{origin}, {material.note}"),
                 *material.warnings,
             ),

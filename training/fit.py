@@ -358,7 +358,7 @@ def add_shortfalls(
         *dataset.notes,
         *far_rows.notes,
         *prediction_notes(terms, prediction, test.y, baseline, shortfalls, weighted=weighted),
-        *decision_notes(judgement, prediction, terms, test.y),
+        *decision_notes(judgement, prediction, test.y),
     )
     return fitted._replace(shortfalls=(*fitted.shortfalls, *shortfalls), notes=notes)
 

@@ -267,6 +267,8 @@ def _part_claims(calibration: CalibrationRecord) -> Iterator[Claim]:
     yield Claim("calibration.other_limits", few, f"at most {MOST_LIMITS}, and none without risk", len(others))
     alike = len({(limit.confidence, limit.error_size) for limit in limits}) <= 1
     yield Claim("calibration.other_limits", alike, "the confidence and the error_size of risk", "others")
+    distinct = len({limit.max_error for limit in limits}) == len(limits)
+    yield Claim("calibration.other_limits", distinct, "another max_error in each", "the same in two")
     parts = (calibration.ambiguity is None, calibration.novelty_share is None, risk is None)
     holds = parts in {(True, True, True), (False, False, True), (False, True, False)}
     expected = "ambiguity with either novelty_share or risk, or none of the three"

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from abstain.models.decisions.conformal import IntervalKind, SetKind, interval_scores, set_scores
-from abstain.models.decisions.decision import Decision
+from abstain.models.decisions.decision import COMBINED, Decision
 from abstain.models.decisions.radii import Among
 from abstain.models.decisions.ranks import coverage_rank, exact, percentile_rank, rows_needed
 from abstain.models.decisions.records import STD, Calibration
@@ -210,6 +210,13 @@ def check_coverage(calibration: Calibration, classes: int, *, limits_error: bool
     if calibration.coverage_among == "accepted" and (limits_error or calibration.per_class):
         setting = "max_error" if limits_error else "per_class"
         raise CalibrationError("coverage_among", expected=f'"all" with {setting}', found='"accepted"')
+    if (
+        calibration.coverage_among == "accepted"
+        and calibration.decision.name == COMBINED
+        and calibration.reference is None
+    ):
+        expected = "reference rows, which make the combined score a fixed function of a row"
+        raise CalibrationError("coverage_among", expected=expected, found='"accepted" without reference rows')
     if calibration.has_one_radius:
         coverage_rank(calibration.coverage, calibration.radius_count)
     else:

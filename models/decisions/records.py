@@ -122,9 +122,10 @@ class Calibration:
 
     @property
     def expected_part_rates(self) -> dict[str, float]:
-        """The share of the calibration rows, 0 … 1, that each part of the decision rejects; empty for a decision of one part.
+        """The expected share of rows like the calibration rows, 0 … 1, that each part of the decision rejects.
 
-        A row that is novel and ambiguous counts for both.
+        It is (1 + #{calibration rows above the limit}) / (n + 1), which is the expectation without ties; they only lower it. Empty
+        for a decision of one part. A row that is novel and ambiguous counts for both.
         """
         if self.ambiguity is None:
             return {}
@@ -132,13 +133,11 @@ class Calibration:
         if self.budget is None:
             novel = novelty.astype(np.float64) >= self.least_novel
             unsure = np.ones(self.rows, bool) if self.risk is None else is_ambiguous(self.risk, ambiguity)
-            shares = float(novel.mean()), float(unsure.mean())
         else:
             turns = self.rows + 1 - percentile_rank(self.percentile, self.rows)
-            # The row that sets a limit was taken, too: a new row is as likely as it to be rejected.
-            limits = (limit_of(cuts, turns) for cuts in self.budget[:2])
-            values = (novelty, ambiguity)
-            shares = tuple(float((own >= limit).mean()) for own, limit in zip(values, limits, strict=True))
+            limits = [limit_of(cuts, turns) for cuts in self.budget[:2]]
+            novel, unsure = novelty > limits[0], ambiguity > limits[1]
+        shares = ((1 + int(above.sum())) / (self.rows + 1) for above in (novel, unsure))
         return dict(zip(PARTS, shares, strict=True))
 
     @cached_property

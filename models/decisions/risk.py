@@ -148,7 +148,7 @@ def certify(
 def choose_limit(own: RiskLimit, others: tuple[RiskLimit, ...], max_error: float | None) -> RiskLimit:
     """Returns the limit for a requested error: of those certified, that with the largest `max_error` not above it.
 
-    A limit for a smaller error holds for a larger one, too.
+    A limit for a smaller error holds for a larger one, too, and may be certified where the larger one is not.
 
     Args:
         own: the calibration's own limit, which is returned if no error is requested.
@@ -157,7 +157,7 @@ def choose_limit(own: RiskLimit, others: tuple[RiskLimit, ...], max_error: float
 
     Raises:
         InputError: there is no limit for so small an error.
-        CalibrationError: that limit has no threshold; the text names the number of rows needed.
+        CalibrationError: none of them is certified; the text is about the largest one, and names the number of rows needed.
     """
     if max_error is None:
         return own
@@ -170,8 +170,9 @@ def choose_limit(own: RiskLimit, others: tuple[RiskLimit, ...], max_error: float
             found=max_error,
             fix="request a larger one, or calibrate again with this one in calibration.max_error",
         )
-    check_certified(fitting[-1])
-    return fitting[-1]
+    certified = [limit for limit in fitting if limit.threshold is not None]
+    check_certified((certified or fitting)[-1])
+    return certified[-1]
 
 
 def is_ambiguous(limit: RiskLimit, ambiguity: Float[np.ndarray, " batch"]) -> Bool[np.ndarray, " batch"]:

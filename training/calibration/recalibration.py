@@ -108,8 +108,9 @@ def set_aside(
 ) -> tuple[Int[np.ndarray, " own"], Int[np.ndarray, " radius"] | None]:
     """Chooses at random the rows that choose the recalibration; returns their indices and those of the others, ascending.
 
-    If too few others would be left for the coverage, in all, of a class or accepted, there are no such rows. Intervals by "normalised" residuals are the same
-    with every factor on the standard deviations, which their radius is divided by. There all rows do both.
+    If too few others would be left for the coverage, in all, of a class or accepted, there are no such rows. Intervals by
+    "normalised" residuals are the same with every factor on the standard deviations, which their radius is divided by. There
+    all rows do both.
 
     Returns:
         The others are None if all rows set the radius.

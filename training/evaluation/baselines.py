@@ -71,7 +71,7 @@ def training_baseline(y: Num[np.ndarray, " rows"], names: tuple[str, ...]) -> Ba
     if names:
         return class_baseline(np.bincount(y.astype(int), minlength=len(names)), names)
     exact = y.astype(np.float64)
-    return Baseline(mean=float(exact.mean()), std=max(float(exact.std()), float(np.finfo(np.float64).tiny)))
+    return Baseline(mean=float(exact.mean()), std=float(exact.std()) or 1.0)
 
 
 def recorded_baseline(manifest: Manifest) -> Baseline | None:

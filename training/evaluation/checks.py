@@ -25,6 +25,7 @@ from abstain.training.evaluation.baselines import Baseline, training_baseline
 from abstain.training.evaluation.metrics import Terms, average_metrics, metric_name
 from abstain.training.evaluation.mixtures import pooled_log_likelihood
 from abstain.training.inference.problem import Fitted
+from abstain.training.notes import write_note
 
 ENOUGH_DRAWS = 20
 GAIN_ERRORS = 2.33
@@ -35,6 +36,7 @@ LOSS_ERRORS, LARGEST_LOSS = 3.0, 0.1
 """Draws fall short if they are worse than their mode by this many standard errors and this many nats a row."""
 HARDLY, CHANCE = 0.2, 0.01
 """A class is hardly ever predicted if it is for less than this share of as many rows as it has, and if not by this chance."""
+RANKED_SHARE = 0.2
 RANKED = 20
 """The least number of rows with high scores whose errors are compared with those of the others."""
 MOST_NAMED = 5
@@ -152,15 +154,14 @@ def prediction_notes(
     return (*notes, *baseline_notes(terms, baseline, y))
 
 
-def decision_notes(
-    judgement: Judgement, prediction: Prediction, terms: Terms, y: Num[np.ndarray, " rows"]
-) -> tuple[str, ...]:
-    """Returns the note on a decision that ranks the test rows the wrong way (`ranking_notes`); arguments as in the fit."""
-    score = judgement.scores[judgement.decision].value
-    if "squared_error" in terms:
-        return ranking_notes(score, terms["squared_error"], "the mean squared error")
-    wrong = np.asarray(prediction.summary.mean).argmax(axis=1) != y
-    return ranking_notes(score, wrong.astype(np.float64), "the share of wrong answers")
+def decision_notes(judgement: Judgement, prediction: Prediction, y: Num[np.ndarray, " rows"]) -> tuple[str, ...]:
+    """Returns the note on a decision of novelty alone that ranks the test rows the wrong way (`ranking_notes`)."""
+    if judgement.parts is not None:
+        return ()
+    score, mean = judgement.scores[judgement.decision].value, np.asarray(prediction.summary.mean)
+    if mean.ndim == 2:
+        return ranking_notes(score, (mean.argmax(axis=1) != y).astype(np.float64), "the share of wrong answers")
+    return ranking_notes(score, (mean - y.astype(np.float64)) ** 2, "the mean squared error")
 
 
 def ranking_notes(
@@ -168,26 +169,31 @@ def ranking_notes(
 ) -> tuple[str, ...]:
     """Returns a note if the rows that the decision finds strangest have smaller errors than the others.
 
-    Such a decision may find strange rows, but accepting fewer rows makes the accepted ones worse. The fifth of the rows with the
-    highest score is compared with the others, by more than `GAIN_ERRORS` standard errors.
+    Such a decision may find strange rows, but accepting fewer rows makes the accepted ones worse. About the fifth of the rows with
+    the highest score, which does not divide ties, is compared with the others by a one-sided rank test at `CHANCE` (Mann &
+    Whitney, 1947); for errors of 0 and 1 that is the exact test of Fisher (1922).
 
     Args:
         score: the decision score of each test row.
         errors: whether each row's class is wrong, or its squared error.
         error_name: what the mean of the errors is called, as in "the share of wrong answers".
     """
-    order = np.argsort(score, kind="stable")
-    low, high = np.split(errors[order].astype(np.float64), [len(order) - len(order) // 5])
-    if len(high) < RANKED:
+    high = score > np.quantile(score, 1 - RANKED_SHARE, method="higher")
+    if min(high.sum(), (~high).sum()) < RANKED or errors[high].mean() >= errors[~high].mean():
         return ()
-    error = math.hypot(_standard_error(low), _standard_error(high))
-    if high.mean() - low.mean() >= -GAIN_ERRORS * error:
+    if np.isin(errors, (0, 1)).all():
+        chance = stats.hypergeom.cdf(errors[high].sum(), len(errors), int(errors.sum()), int(high.sum()))
+    else:
+        chance = stats.mannwhitneyu(errors[high], errors[~high], alternative="less").pvalue
+    if chance > CHANCE:
         return ()
-    return (
-        f"a high decision score does not mean a doubtful answer: of {len(score)} test rows, {error_name} is {high.mean():.3g} among "
-        f"the fifth with the highest score, and {low.mean():.3g} among the others; the decision finds rows unlike the training "
-        "rows: to reject doubtful answers too, set calibration.novelty_share or calibration.max_error",
+    text = (
+        f"of {len(score)} test rows, {error_name} is "
+        f"{errors[high].mean():.3g} among the {int(high.sum())} with the highest score, and {errors[~high].mean():.3g} among the "
+        "others; the decision finds rows unlike the training rows: to reject doubtful answers too, set "
+        "calibration.novelty_share or calibration.max_error"
     )
+    return (write_note("ranks_wrongly", text),)
 
 
 def baseline_notes(terms: Terms, baseline: Baseline, y: Num[np.ndarray, " rows"]) -> tuple[str, ...]:
@@ -203,9 +209,9 @@ def baseline_notes(terms: Terms, baseline: Baseline, y: Num[np.ndarray, " rows"]
     """
     known = baseline.terms(y)
     # Predictions that are not finite are a shortfall (`metric_shortfalls`).
-    finite = [name for name in known if np.isfinite(terms[name]).all()]
+    finite = [name for name in known if np.isfinite(terms[name]).all() and np.isfinite(known[name]).all()]
     unclear = [_comparison(name, known[name], terms[name]) for name in finite if not _gains(name, known, terms)]
-    if not unclear:
+    if not unclear or len(y) < 2:
         return ()
     constant = repr(baseline.guess) if baseline.names else f"the mean of the training part, {baseline.guess:.4g}"
     return (

@@ -123,7 +123,8 @@ def find_output_bias(model: Model) -> str:
         raise _no_bias(f"{'.'.join(layer.path)} without a bias")
     if arrays[path].shape != (outputs,):
         raise _no_bias(f"{path} of shape {arrays[path].shape}, for {outputs} outputs")
-    if _difference(model, path, shape, outputs) > TOLERANCE:
+    # Not `>`: a difference that is not a number shows nothing.
+    if not _difference(model, path, shape, outputs) <= TOLERANCE:
         raise _no_bias(f"{path}, which is not the last term of the outputs")
     return path
 
@@ -145,7 +146,8 @@ def _difference(model: Model, path: str, shape: tuple[int, ...], outputs: int) -
         return jnp.abs(predict(lowered, noise) - predict(logits - shift, noise)).max()
 
     network = jax.tree.map(draw, model.parameter_shapes()["network"])
-    rows, shifts = rng.normal(size=(TRIALS, *shape)), rng.normal(size=(TRIALS, outputs))
+    # Above 0, so that networks may take logarithms or roots of their inputs.
+    rows, shifts = 0.1 + rng.random((TRIALS, *shape)), rng.normal(size=(TRIALS, outputs))
     return float(of_trial(network, rows.astype(np.float32), shifts.astype(np.float32)).max())
 
 

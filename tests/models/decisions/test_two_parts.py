@@ -150,7 +150,7 @@ def test_each_part_has_its_expected_share():
     """By hand: of nine rows at the 70th percentile, novelty takes two and ambiguity one."""
     ascending = np.arange(1.0, 10.0)
     calibration = calibrated(scored(ascending, ascending, ascending[::-1]), percentile=70.0, coverage=0.5)
-    assert calibration.expected_part_rates == {"novel": pytest.approx(2 / 9), "ambiguous": pytest.approx(1 / 9)}
+    assert calibration.expected_part_rates == {"novel": pytest.approx(0.2), "ambiguous": pytest.approx(0.1)}
     alone = calibrate(
         scored(ascending, ascending, ascending), np.zeros(9, int), decision=SINGLE, percentile=70.0, coverage=0.5
     )
@@ -166,3 +166,16 @@ def test_the_expected_shares_are_those_of_new_rows():
     error = 5 * np.sqrt(0.25 / 4000)
     assert parts.novel.mean() == pytest.approx(expected["novel"], abs=error)
     assert parts.ambiguous.mean() == pytest.approx(expected["ambiguous"], abs=error)
+
+
+def test_rows_that_tie_with_the_limit_are_not_expected_to_be_rejected():
+    """Novelty is 0 for 97 % of the rows; and every row is certified, yet a new one may be more ambiguous."""
+    rng = np.random.default_rng(5)
+    rare = np.where(rng.random(1000) < 0.97, 0.0, rng.random(1000))
+    calibration = calibrated(scored(rare, rare, rng.random(1000)), percentile=90.0, novelty_share=0.8)
+    assert calibration.expected_part_rates["novel"] < 0.05
+    limited = calibrated(
+        scored(rng.random(1000), rng.random(1000), rng.random(1000)), error_limit=ErrorLimit(0.02, 0.95)
+    )
+    assert limited.risk.accepted_rows == limited.risk.familiar_rows
+    assert limited.expected_part_rates == {"novel": pytest.approx(11 / 1001), "ambiguous": pytest.approx(1 / 1001)}
