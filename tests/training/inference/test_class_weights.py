@@ -14,7 +14,7 @@ from abstain.models.networks.user_module import ModuleSpec
 from abstain.models.prediction.posterior import Model
 from abstain.training.config.methods import LaplaceConfig, MAPConfig, NUTSConfig, VIConfig
 from abstain.training.config.priors import PriorConfig
-from abstain.training.inference import curvature
+from abstain.training.inference import class_weights, curvature
 from abstain.training.inference.bnn import BNN, Observations, log_likelihood
 from abstain.training.inference.class_weights import find_output_bias, weigh_classes
 from abstain.training.inference.diagnostics import function_values
@@ -339,3 +339,12 @@ def test_the_built_in_networks_have_the_bias():
     assert find_output_bias(lenet) == "Dense_2.bias"
     mlp = Model(network=MLPSpec(hidden=()), likelihood="categorical", feature_shape=(2,), class_names=names)
     assert find_output_bias(mlp) == "Dense_0.bias"
+
+
+def test_a_network_whose_trial_gives_no_number_is_refused(monkeypatch):
+    """A difference that is not a number does not show that a lower bias lowers the logits."""
+    monkeypatch.setattr(class_weights, "_difference", lambda *_: float("nan"))
+    with pytest.raises(ConfigError, match=r"a network that ends in an nn\.Dense with a bias"):
+        find_output_bias(
+            Model(network=MLPSpec(hidden=()), likelihood="categorical", feature_shape=(2,), class_names=("a", "b"))
+        )
