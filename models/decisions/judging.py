@@ -96,6 +96,7 @@ def judge(
         parts = Parts(*names, calibration.least_novel, highest, novel, unsure)
         mains = [main if known else names[1] for main, known in zip(mains, novel.tolist(), strict=True)]
         reject = novel | unsure
+    scores |= _limited_scores(scores, parts)
     radii = row_radii(calibration, values, percentile, coverage, prediction.summary.mean.shape[-1])
     members, ends = _conformal(calibration, prediction, radii)
     return Judgement(
@@ -168,6 +169,20 @@ def _parts(
     both = [np.concatenate([values[name], edges[index[name]]]) for name in names]
     nats = np.stack([nats_of(cuts, part, len(budget.turns)) for cuts, part in zip(budget[:2], both, strict=True)])
     return nats[:, :rows], nats[:, rows:]
+
+
+def _limited_scores(scores: dict[str, ScoreJudgement], parts: Parts | None) -> dict[str, ScoreJudgement]:
+    """Returns the scores of the parts of a decision with the limits of the parts as their thresholds, where they have one."""
+    if parts is None:
+        return {}
+    return {
+        name: scores[name]._replace(threshold=np.full_like(scores[name].threshold, limit), above=above)
+        for name, limit, above in (
+            (parts.novelty, parts.novelty_limit, parts.novel),
+            (parts.ambiguity, parts.ambiguity_limit, parts.ambiguous),
+        )
+        if math.isfinite(limit) and name != COMBINED
+    }
 
 
 def _judge_scores(

@@ -37,8 +37,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from abstain.models.decisions.ranks import coverage_rank, exact, ordinal, percentile_rank
-from abstain.models.errors import CalibrationError, convert
+from abstain.models.decisions.ranks import exact, ordinal, percentile_rank, rows_needed
+from abstain.models.errors import CalibrationError
 
 Among = Literal["all", "accepted"]
 """The rows over which the coverage holds."""
@@ -203,11 +203,17 @@ def find_radii(
     for group, (start, end) in enumerate(pairwise(starts)):
         surely, clear, near = (part[start:end] for part in parts)
         count = int(surely.sum())
-        try:
-            coverage_rank(coverage, count)
-        except CalibrationError as error:
-            of_class = f" of class {group}" if sorted_rows.classes is not None else ""
-            raise convert(error, CalibrationError, f"calibration rows{of_class}{among}") from error
+        needed = rows_needed(coverage)
+        if count < needed:
+            of_class = f" of the class with index {group}" if sorted_rows.classes is not None else ""
+            higher = ", raise the percentile" if among else ""
+            raise CalibrationError(
+                f"{coverage!r} needs more calibration rows{of_class}{among}",
+                where="coverage",
+                expected=f"at least {needed} rows",
+                found=f"{count} rows",
+                fix=f"lower the coverage{higher}, or calibrate with more rows",
+            )
         values = sorted_rows.nonconformity[start:end]
         found = [largest_radius(values, surely, perhaps, coverage) for perhaps in (clear, near)]
         radii.append((found[0], found[1], count))

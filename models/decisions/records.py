@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -119,6 +120,19 @@ class Calibration:
     def expected_reject_rate(self) -> float:
         """The share of rows like the calibration rows that are rejected, 0 … 1; at most this, without a limit of the error."""
         return 1 - self.percentile / 100 if self.risk is None else 1 - self.risk.accepted_rows / self.rows
+
+    @property
+    def part_limits(self) -> dict[str, float]:
+        """The limits of the parts of the decision by score, at the calibration's own percentile, where they have one."""
+        if self.ambiguity is None:
+            return {}
+        if self.budget is None:
+            return {} if self.risk is None or self.risk.threshold is None else {self.ambiguity: self.risk.threshold}
+        turns = self.rows + 1 - percentile_rank(self.percentile, self.rows)
+        limits = zip(
+            (self.novelty_name, self.ambiguity), (limit_of(cuts, turns) for cuts in self.budget[:2]), strict=True
+        )
+        return {name: limit for name, limit in limits if math.isfinite(limit)}
 
     @property
     def expected_part_rates(self) -> dict[str, float]:

@@ -47,7 +47,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from abstain.models.decisions.ranks import LEAST_TOLERANCE, TOLERANCE, exact
-from abstain.models.errors import CalibrationError, InputError
+from abstain.models.errors import CalibrationError, InputError, convert
 
 COUNTS = 500
 """The largest number of counts at which the allowed errors may change. Between two of them the lower one's are allowed, which
@@ -171,8 +171,15 @@ def choose_limit(own: RiskLimit, others: tuple[RiskLimit, ...], max_error: float
             fix="request a larger one, or calibrate again with this one in calibration.max_error",
         )
     certified = [limit for limit in fitting if limit.threshold is not None]
-    check_certified((certified or fitting)[-1])
-    return certified[-1]
+    if certified:
+        return certified[-1]
+    try:
+        check_certified(fitting[-1])
+    except CalibrationError as error:
+        raise convert(
+            error, CalibrationError, f"max_error {max_error!r}, of known limits {fitting[-1].max_error!r}"
+        ) from error
+    return fitting[-1]
 
 
 def is_ambiguous(limit: RiskLimit, ambiguity: Float[np.ndarray, " batch"]) -> Bool[np.ndarray, " batch"]:

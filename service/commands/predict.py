@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,6 +55,7 @@ def predict(
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.bundle import load_published  # noqa: PLC0415
     from abstain.models.bundles.signatures import read_trusted  # noqa: PLC0415
+    from abstain.models.decisions.judging import check_limited  # noqa: PLC0415
     from abstain.service.commands.predict_file import describe_discoveries, predict_file  # noqa: PLC0415
     from abstain.service.compilation import keep_compiled  # noqa: PLC0415
     from abstain.service.settings import read_settings  # noqa: PLC0415
@@ -83,7 +84,11 @@ def predict(
         )
     if fdr is not None:
         sys.stderr.write(f"{describe_discoveries(written, fdr, bundle.calibration.rows)}\n")
-    result = {"model": name, "version": version, "rows": written.rows, "out": str(out)}
+    result: dict[str, Any] = {"model": name, "version": version, "rows": written.rows, "out": str(out)}
+    limit = check_limited(bundle.calibration, percentile, max_error)
+    if limit is not None:
+        result |= {"max_error": limit.max_error, "confidence": limit.confidence}
+        sys.stderr.write(f"max_error {limit.max_error!r} with confidence {limit.confidence!r}\n")
     if as_json:
         print_json(result)
     else:

@@ -32,13 +32,13 @@ def calibration_record(
     per_class = calibration.per_class
     by_class = calibration.by_class[calibration.decision_name] if per_class else {}
     named = {class_names[label]: values for label, values in by_class.items()}
-    coverage = coverage_record(calibration, class_names)
+    coverage, limits = coverage_record(calibration, class_names), calibration.part_limits
     return CalibrationRecord(
         rows=calibration.rows,
         decision=calibration.decision_name,
         percentile=percentile,
         coverage=calibration.coverage,
-        thresholds={name: threshold(values, percentile) for name, values in ascending.items()},
+        thresholds={name: threshold(values, percentile) for name, values in ascending.items()} | limits,
         combination=decision if len(decision.scores) > 1 or calibration.ambiguity is not None else None,
         ambiguity=calibration.ambiguity,
         novelty_share=calibration.novelty_share if calibration.shares_budget else None,
@@ -52,7 +52,7 @@ def calibration_record(
         class_thresholds={name: threshold(values, percentile) for name, values in named.items()},
         threshold_bounds={}
         if per_class
-        else {name: threshold_bounds(values, percentile) for name, values in ascending.items()},
+        else {name: threshold_bounds(values, percentile) for name, values in ascending.items() if name not in limits},
         reject_rate_bounds=None
         if per_class or calibration.risk is not None
         else reject_rate_bounds(percentile, calibration.rows),

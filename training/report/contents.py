@@ -309,6 +309,9 @@ class DecisionPart:
     combined: tuple[str, ...]
     rule: str
     ambiguity: str
+    novelty: str
+    novelty_limit: str
+    ambiguity_limit: str
     novelty_share: float
     risk: RiskRecord | None
     limit: float

@@ -37,6 +37,9 @@ def build_decision(manifest: Manifest, calibration: Calibration, report_data: Re
         combined=tuple(map(readable_name, record.combination.scores)) if record.combination else (),
         rule=record.combination.rule if record.combination else "",
         ambiguity=record.ambiguity or "",
+        novelty=calibration.novelty_name,
+        novelty_limit=_limit_text(calibration, calibration.novelty_name),
+        ambiguity_limit=_limit_text(calibration, record.ambiguity or ""),
         novelty_share=record.novelty_share or 1.0,
         risk=record.risk,
         limit=record.thresholds[record.decision],
@@ -104,6 +107,12 @@ def build_ood(manifest: Manifest, view: ReportView, draw: Draw) -> Ood:
         for name in names
     )
     return Ood(draw("roc", partial(ood_plots.draw_roc, view, across=2)), build_ood_sets(manifest), scores)
+
+
+def _limit_text(calibration: Calibration, name: str) -> str:
+    """Returns the limit of a part of the decision; empty if it has none."""
+    limit = calibration.part_limits.get(name)
+    return "" if limit is None else f"{limit:.4g}"
 
 
 def build_thresholds(manifest: Manifest) -> tuple[Threshold, ...]:

@@ -194,15 +194,15 @@ def test_nan_and_rejected_rows_have_sets_too():
     [
         (
             {"coverage_per_class": True, "coverage": 0.9},
-            r"^calibration rows of class 1: coverage 0\.9 needs .* at least 9 rows, found 8 rows",
+            r"^coverage: 0\.9 needs .* of the class with index 1: expected at least 9 rows, found 8 rows",
         ),
         (
             {"coverage_among": "accepted", "percentile": 50.0, "coverage": 0.99},
-            r"^calibration rows that are accepted at the 50th percentile: coverage 0\.99 .* 99 rows, found 50 rows",
+            r"^coverage: 0\.99 .* rows that are accepted at the 50th percentile: expected at least 99 rows, found 50 rows",
         ),
         (
             {"coverage_among": "accepted", "coverage_per_class": True, "percentile": 95.0, "coverage": 0.8},
-            r"^calibration rows of class 1 that are accepted at the 95th percentile: .* at least 4 rows, found 3 rows",
+            r"^coverage: .* index 1 that are accepted at the 95th percentile: expected at least 4 rows, found 3 rows",
         ),
         (
             {"coverage_among": "accepted", "per_class": True, "percentile": 20.0},
@@ -238,7 +238,7 @@ def test_numbers_have_no_classes():
         ({"true_classes": np.zeros(100)}, "true_classes: expected 100 class indices below 2, found float64"),
         (
             {"true_classes": np.zeros(100, int)},
-            "class 1 that are accepted at the 80th percentile: coverage 0.5 needs a larger calibration part",
+            "coverage: 0.5 needs more calibration rows of the class with index 1 that are accepted at the 80th percentile",
         ),
         ({"per_class": True}, 'coverage_among: expected "all" with per_class'),
     ],

@@ -142,7 +142,8 @@ def test_sets_are_those_of_the_accepted_rows_of_the_class(conditional, data):
 def test_a_request_for_too_much_names_the_class(conditional, data):
     """It gets the code of status 400, with the number of rows needed."""
     with pytest.raises(
-        CalibrationError, match=r"calibration rows of class \d that are accepted at .* at least 999 rows"
+        CalibrationError,
+        match=r"coverage: .* of the class with index \d that are accepted at .* at least 999 rows.* raise the percentile",
     ) as error:
         abstain.load("digits:2", store=conditional).predict(data.test.x[:1], coverage=0.999)
     assert error.value.code == "calibration_too_small"
