@@ -164,8 +164,8 @@ class Abstain:
         model: str | None = None,
         percentile: float | None = None,
         coverage: float | None = None,
-        max_error: float | None = None,
         fields: list[str] | None = None,
+        max_error: float | None = None,
     ) -> dict[str, Any]:
         """Predict a batch of rows; an image row is nested as the model's input shape, or flat.
 

@@ -42,6 +42,7 @@ WORDS = {
     "avg",
     "count",
     "group",
+    "group_left",
     "histogram_quantile",
     "increase",
     "max",

@@ -166,7 +166,7 @@ def test_the_tutorial_works_as_printed(tmp_path, monkeypatch, capsys):
     assert answers["typical"]["label"] == "benign"
     assert not answers["between the classes"]["reject"]
     assert answers["radius ten times too large"]["reject"]
-    assert answers["radius ten times too large"]["reasons"][0] == "range above its 99th percentile: radius"
+    assert "range above its 99th percentile: radius" in answers["radius ten times too large"]["reasons"]
 
 
 def test_the_config_in_readme_is_valid(tmp_path):

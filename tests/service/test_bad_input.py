@@ -165,10 +165,10 @@ def test_rows_of_another_shape_are_400_and_named(line, body, text):
         (digits(ROW, f',"inputs":[{ROW}]'), "body: duplicate key: expected each key once, found 'inputs'"),
         (digits(ROW, f',"\\u0069nputs":[{ROW}]'), "body: duplicate key: expected each key once, found 'inputs'"),
         (digits(ROW + ',{"a":1,"a":2}'), "body: duplicate key: expected each key once, found 'a'"),
-        (digits(ROW, ',"rows":1'), "body: unknown key: expected one of inputs, model, percentile, coverage, fields"),
+        (digits(ROW, ',"rows":1'), "body: unknown key: expected one of inputs, model, percentile, coverage, max_error"),
         (
             digits(ROW, ',"percentil":99'),
-            "body: unknown key: expected one of inputs, model, percentile, coverage, fields, found 'percentil'; "
+            "body: unknown key: expected one of inputs, model, percentile, coverage, max_error, fields, found 'percentil'; "
             "did you mean 'percentile'?",
         ),
     ],

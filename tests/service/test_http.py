@@ -442,8 +442,8 @@ def test_the_models_are_listed(client, digits, wave, store):
 
 
 def test_the_api_has_two_descriptions(client):
-    """`/docs.json` is an OpenAPI document, `/schema.json` is for BentoML's clients; both have the five keys."""
-    keys = {"inputs", "model", "percentile", "coverage", "fields"}
+    """`/docs.json` is an OpenAPI document, `/schema.json` is for BentoML's clients; both have the six keys."""
+    keys = {"inputs", "model", "percentile", "coverage", "max_error", "fields"}
     openapi = client.get("/docs.json").json()
     assert openapi["openapi"].startswith("3.")
     operation = openapi["paths"]["/predict"]["post"]

@@ -27,7 +27,6 @@ CONTRACT = {
     "abstain_model_sound": ("gauge", MODEL),
     "abstain_model_info": ("gauge", MODEL | {"digest", "method", "draws"}),
     "abstain_expected_reject_ratio": ("gauge", MODEL),
-    "abstain_expected_reject_by_part_ratio": ("gauge", MODEL | {"part"}),
     "abstain_model_loads_total": ("counter", MODEL | {"outcome"}),
     "abstain_drift_log_martingale": ("gauge", MODEL | {"score"}),
     "abstain_drift_alarm_level": ("gauge", MODEL | {"score"}),

@@ -472,7 +472,10 @@ WRONG_BODIES = [
         request_body(parameters={"percentile": 99.99999}),
         "the 99.99999th percentile needs a larger calibration part: expected at least ",
     ),
-    (request_body(parameters={"timeout": 5}), "parameters: unknown key: expected one of percentile, coverage, binary_"),
+    (
+        request_body(parameters={"timeout": 5}),
+        "parameters: unknown key: expected one of percentile, coverage, max_error, binary_",
+    ),
     (
         request_body(parameters={"binary_data_output": 1}),
         "parameters: binary_data_output: expected true or false, found",

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from abstain.models.decisions.records import Levels
 from abstain.models.errors import AbstainError, InputError, clip_repr
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
@@ -59,18 +60,22 @@ def is_number(cell: object) -> bool:
 
 def test_a_request_with_all_keys_is_parsed():
     """Every key has its value, numbers as floats."""
-    body = b'{"inputs":[[1,2]],"model":"m@stable","percentile":95,"coverage":0.5,"fields":["label","std"]}'
-    assert parse_predict(body, LIMIT) == PredictRequest([[1, 2]], True, "m@stable", 95.0, 0.5, ("label", "std"))
+    body = (
+        b'{"inputs":[[1,2]],"model":"m@stable","percentile":95,"coverage":0.5,"max_error":0.1,"fields":["label","std"]}'
+    )
+    assert parse_predict(body, LIMIT) == PredictRequest(
+        [[1, 2]], True, "m@stable", Levels(95.0, 0.5, 0.1), ("label", "std")
+    )
 
 
 def test_all_keys_except_the_inputs_are_optional():
     """A missing key is None; the model's own value replaces it later."""
-    assert parse_predict(b'{"inputs":[[1]]}', LIMIT) == PredictRequest([[1]], True, None, None, None, None)
+    assert parse_predict(b'{"inputs":[[1]]}', LIMIT) == PredictRequest([[1]], True, None, Levels(), None)
 
 
 def test_the_keys_are_those_of_the_contract():
-    """`inputs`, `model`, `percentile`, `coverage`, `fields`, and no other."""
-    assert set(KEYS) == {"inputs", "model", "percentile", "coverage", "fields"}
+    """`inputs`, `model`, `percentile`, `coverage`, `max_error`, `fields`, and no other."""
+    assert set(KEYS) == {"inputs", "model", "percentile", "coverage", "max_error", "fields"}
 
 
 def test_rows_are_float32_in_the_models_shape():
@@ -234,7 +239,7 @@ def test_a_body_that_is_not_a_request_is_refused(body, text):
     assert refusal(body).startswith(text)
 
 
-@pytest.mark.parametrize("key", ["percentile", "coverage"])
+@pytest.mark.parametrize("key", ["percentile", "coverage", "max_error"])
 @pytest.mark.parametrize(
     ("value", "found"),
     [
@@ -252,7 +257,7 @@ def test_a_body_that_is_not_a_request_is_refused(body, text):
 )
 def test_a_level_must_be_a_number_within_its_range(key, value, found):
     """Percentiles lie strictly between 0 and 100, coverages between 0 and 1."""
-    end = {"percentile": 100, "coverage": 1}[key]
+    end = {"percentile": 100, "coverage": 1, "max_error": 1}[key]
     text = refusal(f'{{"inputs":[[1,2]],"{key}":{value}}}')
     assert text == f"{key}: expected a number above 0 and below {end}, {found}"
     assert refusal(f'{{"inputs":[[1,2]],"{key}":{end}}}').endswith(f"found {end}")

@@ -309,7 +309,7 @@ def test_the_key_decides_every_draw(kind, settings):
 class Posed(BNN):
     """A problem that is not a network's: a target, and where its fits start."""
 
-    posed: Target
+    posed: Target = None
 
     @property
     def target(self):
@@ -325,7 +325,9 @@ def problem_of(target, x, y):
     """A problem whose rows are `x` and `y`."""
     rows = Observations(jnp.float32(x), jnp.float32(y))
     return Problem(
-        Posed(Model(network=MLPSpec(), likelihood="normal", feature_shape=(2,)), PriorConfig(), target), rows, rows
+        Posed(Model(network=MLPSpec(), likelihood="normal", feature_shape=(2,)), PriorConfig(), posed=target),
+        rows,
+        rows,
     )
 
 
