@@ -23,7 +23,7 @@ STRICT ?=
 CORES ?= 0,1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-isa serve check format docs audit bench bench-quality bench-selection
+.PHONY: help demo test test-isa serve check format docs audit bench bench-guarantees bench-quality bench-selection
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,3 +105,15 @@ bench-quality: $(VENV)/installed ## the quality tables (DATA=folder with mnist.n
 bench-selection: $(VENV)/installed ## how the decisions of images and of tables were chosen (DATA=folder of the .npz files)
 	$(BIN)/python benchmarks/selection.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/table_selection.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/regret.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/shares.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/selective.py $(if $(DATA),--data $(DATA))
+
+bench-guarantees: $(VENV)/installed ## what is guaranteed, on simulated rows and over random splits (DATA=folder of the .npz files)
+	$(BIN)/python benchmarks/guarantees.py
+	$(BIN)/python benchmarks/risk.py
+	$(BIN)/python benchmarks/fdr.py
+	$(BIN)/python benchmarks/conditional_coverage.py
+	$(BIN)/python benchmarks/far_rows.py
+	$(BIN)/python benchmarks/recalibration.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/class_weights.py

@@ -398,7 +398,7 @@ def test_fit_prints_only_the_version(fitted):
     folder, result = fitted
     assert (result.returncode, result.stdout) == (0, "flats:1\n"), result.stderr
     assert "flats by vi, vi: 600/600" in result.stderr
-    assert re.search(r"rmse +\d+\.\d{4} +\d+\.\d{4}\n", result.stderr)
+    assert re.search(r"rmse +\d+\.\d{4} +baseline \d+\.\d{4}\n", result.stderr)
     manifest = load(folder / "store" / "flats" / "1").manifest
     assert (manifest.seed, manifest.data.source, manifest.data.settings["source"]) == (5, "flats.csv", None)
     assert manifest.model.feature_names == ("size", "heating", "floor")
