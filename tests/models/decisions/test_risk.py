@@ -14,16 +14,18 @@ from scipy import stats
 from abstain.models.decisions.ranks import TOLERANCE
 from abstain.models.decisions.risk import (
     COUNTS,
+    RiskLimit,
     allowed_errors,
     binomial_tail,
     certify,
     check_certified,
+    choose_limit,
     counts_to_test,
     crossing_probability,
     is_ambiguous,
     rows_needed,
 )
-from abstain.models.errors import CalibrationError
+from abstain.models.errors import CalibrationError, InputError
 from tests.helpers.montecarlo import FALSE_ALARM
 
 LEVELS = [(0.01, 0.95), (0.05, 0.9), (0.3, 0.8)]
@@ -302,3 +304,17 @@ def test_p_values_and_thresholds_are_mapies(seed):
     accepted = ambiguity[~is_ambiguous(limit, ambiguity)]
     assert accepted.max(initial=-1.0) == thresholds[exact <= level].max(initial=-1.0)
     np.testing.assert_array_equal(valid, thresholds[(exact <= level) & ~(slipped & (found > level))])
+
+
+def test_a_request_gets_the_largest_certified_limit_that_is_not_above_it():
+    """A smaller error may be certified where a larger one is not; a limit that is not certified is an error only alone."""
+    own = RiskLimit(0.4, 90, 2, 0.01, 0.02, 100, 100, 0.05, 0.95)
+    small = own._replace(threshold=0.2, max_error=0.01)
+    bad = own._replace(threshold=None, accepted_rows=0, max_error=0.02)
+    assert choose_limit(own, (small, bad), None) == own
+    assert choose_limit(own, (small, bad), 0.3) == own
+    assert choose_limit(own, (small, bad), 0.03) == small
+    with pytest.raises(CalibrationError, match=r"max_error 0\.03, of known limits 0\.02"):
+        choose_limit(own, (bad,), 0.03)
+    with pytest.raises(InputError, match=r"max_error: expected at least 0\.01"):
+        choose_limit(own, (small, bad), 0.001)
