@@ -359,7 +359,8 @@ def update_manifest(
     ranking: tuple[str, ...] = ()
     if test is not None:
         prediction = calibrated.predictor(test.x) if view is None else view.familiar.prediction
-        ranking = decision_notes(judge(calibrated.calibration, prediction), prediction, test.y)
+        judgement = judge(calibrated.calibration, prediction) if view is None else view.familiar.judgement
+        ranking = decision_notes(judgement, prediction, test.y)
     if view is not None:
         metrics = served_quality(view, recorded_baseline(old)).to_json()
     elif test is not None:

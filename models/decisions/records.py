@@ -148,9 +148,9 @@ class Calibration:
             novel = novelty.astype(np.float64) >= self.least_novel
             unsure = np.ones(self.rows, bool) if self.risk is None else is_ambiguous(self.risk, ambiguity)
         else:
-            turns = self.rows + 1 - percentile_rank(self.percentile, self.rows)
-            limits = [limit_of(cuts, turns) for cuts in self.budget[:2]]
-            novel, unsure = novelty > limits[0], ambiguity > limits[1]
+            limits = self.part_limits
+            novel = novelty > limits.get(self.novelty_name, math.inf)
+            unsure = ambiguity > limits.get(self.ambiguity, math.inf)
         shares = ((1 + int(above.sum())) / (self.rows + 1) for above in (novel, unsure))
         return dict(zip(PARTS, shares, strict=True))
 
