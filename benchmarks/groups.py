@@ -23,7 +23,7 @@ from pyarrow import csv
 
 from abstain.models.decisions.judging import judge
 from abstain.models.files.row_files import read_table
-from abstain.models.prediction.preprocessing import encode_table
+from abstain.models.tables.encoding import encode_table
 from abstain.training.calibration.feature_scores import fit_feature_scores
 from abstain.training.calibration.pipeline import calibrate_posterior
 from abstain.training.calibration.reference import set_aside

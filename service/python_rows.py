@@ -18,7 +18,7 @@ from jaxtyping import Float
 from abstain.models.errors import DataError, InputError
 from abstain.models.files.model_rows import reshape_rows, rows_of_table
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import ArrowTable, check_column_names
+from abstain.models.tables.encoding import ArrowTable, check_column_names
 from abstain.service.rows import check_rows, dtype_of, in_feature_shape, refuse_unknown_codes
 
 # pyarrow ships no types.

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 
 from abstain.models.errors import InputError, clip_repr
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import describe_codes, first_unknown_code
+from abstain.models.prediction.preprocessing import first_unknown_code
+from abstain.models.tables.columns import describe_codes
 from abstain.service.json_objects import describe_value
 
 NAMES_LENGTH = 300

@@ -8,15 +8,9 @@ from jaxtyping import Num
 from abstain.models.errors import DataError
 from abstain.models.files.row_files import checked_inputs
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import (
-    ArrowTable,
-    Preprocessing,
-    check_columns,
-    describe_codes,
-    encode_table,
-    first_unknown_code,
-    numeric_column,
-)
+from abstain.models.prediction.preprocessing import Preprocessing, first_unknown_code
+from abstain.models.tables.columns import describe_codes
+from abstain.models.tables.encoding import ArrowTable, check_columns, encode_table, numeric_column
 
 
 def rows_of_table(table: ArrowTable, model: Model, where: str) -> Num[np.ndarray, "rows ..."]:

@@ -25,7 +25,7 @@ from jaxtyping import Num
 
 from abstain.models.errors import AbstainError, ConfigError, DataError, clip_repr
 from abstain.models.files.regular import not_a_file
-from abstain.models.prediction.preprocessing import ArrowTable, check_column_names
+from abstain.models.tables.encoding import ArrowTable, check_column_names
 
 # pyarrow ships no types.
 pa: Any = pyarrow

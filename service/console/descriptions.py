@@ -12,7 +12,8 @@ from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 from abstain.models.bundles.bundle import Bundle
 from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.shortfalls import texts
-from abstain.models.prediction.preprocessing import Column, in_data_units
+from abstain.models.prediction.preprocessing import in_data_units
+from abstain.models.tables.columns import Column
 
 QUANTILES = 101
 

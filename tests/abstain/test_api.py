@@ -18,7 +18,8 @@ from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.signatures import check_library
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import Column, Preprocessing
+from abstain.models.prediction.preprocessing import Preprocessing
+from abstain.models.tables.columns import Column
 from abstain.service.predict.response import FIELDS
 from abstain.service.python_rows import rows_of
 from abstain.training.config.config import Config

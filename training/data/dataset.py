@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 
 from abstain.models.errors import ConfigError, DataError
-from abstain.models.prediction.preprocessing import Column, Preprocessing
+from abstain.models.prediction.preprocessing import Preprocessing
+from abstain.models.tables.columns import Column
 from abstain.training.config.data import DataConfig
 from abstain.training.config.section import Size
 from abstain.training.data.precision import check_distinct, check_target, target_needs_float64, too_coarse

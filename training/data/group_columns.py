@@ -10,7 +10,7 @@ import pyarrow
 from jaxtyping import Shaped
 
 from abstain.models.errors import DataError, clip_repr
-from abstain.models.prediction.preprocessing import ArrowColumn, category_texts
+from abstain.models.tables.encoding import ArrowColumn, category_texts
 from abstain.training.config.data import DataConfig
 
 pa: Any = pyarrow

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from abstain.models.prediction.preprocessing import ArrowColumn, category_texts
+from abstain.models.tables.encoding import ArrowColumn, category_texts
 from abstain.training.data.rows import Rows
 
 GROUP_WORDS = {

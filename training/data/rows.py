@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int, Num, Shaped
 
 from abstain.models.errors import DataError, clip_repr, suggest
-from abstain.models.prediction.preprocessing import Column
+from abstain.models.tables.columns import Column
 
 _REGRESSION = 'set likelihood = "normal" for a regression'
 

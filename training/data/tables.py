@@ -7,10 +7,10 @@ from jaxtyping import Num
 
 from abstain.models.errors import DataError, suggest
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import (
+from abstain.models.tables.columns import Column
+from abstain.models.tables.encoding import (
     ArrowColumn,
     ArrowTable,
-    Column,
     category_texts,
     check_column_names,
     encode_table,

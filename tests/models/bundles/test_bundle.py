@@ -24,8 +24,9 @@ from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.feature_score_records import FeatureScores, Mahalanobis, Range
 from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.prediction.posterior import Model, Posterior
-from abstain.models.prediction.preprocessing import Column, Preprocessing
+from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.prediction.temperature import Recalibration, RecalibrationChoice
+from abstain.models.tables.columns import Column
 from abstain.training.calibration.record import calibration_record
 from tests.helpers.records import altered
 

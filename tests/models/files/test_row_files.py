@@ -9,7 +9,8 @@ import pytest
 
 from abstain.models.errors import DataError
 from abstain.models.files.row_files import checked_inputs, read_npz, read_table
-from abstain.models.prediction.preprocessing import Column, encode_table
+from abstain.models.tables.columns import Column
+from abstain.models.tables.encoding import encode_table
 
 SEEN = []
 

@@ -26,8 +26,9 @@ from abstain.models.prediction.feature_scores import (
 from abstain.models.prediction.features import feature_weights, outputs_and_features
 from abstain.models.prediction.posterior import Posterior
 from abstain.models.prediction.predictive import BUCKETS, Predictor
-from abstain.models.prediction.preprocessing import Column, Preprocessing
+from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.prediction.scores import SCORES
+from abstain.models.tables.columns import Column
 from abstain.training.calibration import feature_scores as fitting
 from abstain.training.calibration.feature_scores import fit_feature_scores, member_draws, round_outwards
 from abstain.training.calibration.pipeline import DEFAULT_DECISIONS, choose_decision

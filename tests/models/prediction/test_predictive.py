@@ -13,8 +13,9 @@ from abstain.models.networks.architectures import LeNetSpec, MLPSpec
 from abstain.models.prediction.packing import pack, unpack
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import BUCKETS, Predictor, buckets_for
-from abstain.models.prediction.preprocessing import Column, Preprocessing, transform
+from abstain.models.prediction.preprocessing import Preprocessing, transform
 from abstain.models.prediction.summaries import QUANTILES
+from abstain.models.tables.columns import Column
 
 SMALL = (1, 8)
 DIGITS = tuple("0123456789")

@@ -13,14 +13,9 @@ from pydantic import ValidationError
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from abstain.models.errors import DataError
-from abstain.models.prediction.preprocessing import (
-    Column,
-    Preprocessing,
-    encode_table,
-    first_unknown_code,
-    transform,
-    transformed_shape,
-)
+from abstain.models.prediction.preprocessing import Preprocessing, first_unknown_code, transform, transformed_shape
+from abstain.models.tables.columns import Column
+from abstain.models.tables.encoding import encode_table
 
 COLOURS = ("blue", "green", "red")
 COLUMNS = (

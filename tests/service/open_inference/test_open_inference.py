@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from abstain.models.errors import AbstainError, InputError
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import Column, Preprocessing
+from abstain.models.prediction.preprocessing import Preprocessing
+from abstain.models.tables.columns import Column
 from abstain.service.batcher import MAX_BATCHES
 from abstain.service.compression import accepted_coding
 from abstain.service.errors import status_of

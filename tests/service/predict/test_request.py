@@ -16,7 +16,8 @@ from abstain.models.decisions.records import Levels
 from abstain.models.errors import AbstainError, InputError, clip_repr
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import Column, Preprocessing
+from abstain.models.prediction.preprocessing import Preprocessing
+from abstain.models.tables.columns import Column
 from abstain.service.json_objects import parse_object
 from abstain.service.predict.request import KEYS, PredictRequest, parse_predict
 from abstain.service.rows import check_finite, check_rows

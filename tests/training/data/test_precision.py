@@ -13,7 +13,8 @@ from abstain.models.errors import DataError
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Predictor
-from abstain.models.prediction.preprocessing import Column, Preprocessing, on_host, transform
+from abstain.models.prediction.preprocessing import Preprocessing, on_host, transform
+from abstain.models.tables.columns import Column
 from abstain.service.open_inference.outputs import input_of, outputs_of
 from abstain.service.predict.request import parse_predict
 from abstain.service.rows import check_rows

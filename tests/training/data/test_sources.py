@@ -16,13 +16,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from abstain.models.errors import DataError
 from abstain.models.files.row_files import read_table
 from abstain.models.prediction.posterior import Model
-from abstain.models.prediction.preprocessing import (
-    Column,
-    Preprocessing,
-    encode_table,
-    transform,
-    transformed_shape,
-)
+from abstain.models.prediction.preprocessing import Preprocessing, transform, transformed_shape
+from abstain.models.tables.columns import Column
+from abstain.models.tables.encoding import encode_table
 from abstain.training.config.config import Config
 from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import Dataset, split, split_again

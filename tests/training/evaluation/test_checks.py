@@ -21,7 +21,8 @@ from abstain.models.errors import StoreError
 from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.feature_score_records import Range
 from abstain.models.prediction.posterior import Model, Posterior
-from abstain.models.prediction.preprocessing import Column, Preprocessing
+from abstain.models.prediction.preprocessing import Preprocessing
+from abstain.models.tables.columns import Column
 from abstain.training.calibration.far_rows import FarRows, far_rows, try_far_rows
 from abstain.training.calibration.pipeline import Calibrated
 from abstain.training.config.methods import HMCConfig, LaplaceConfig, MAPConfig, VIConfig

@@ -1,0 +1,1 @@
+"""Tables: their columns, and how values of a column become numbers."""
