@@ -23,6 +23,7 @@ def check_coverage_settings(settings: CalibrationConfig, model: Model, targets: 
         ConfigError: the settings contradict each other or the likelihood, or a class has too few rows.
         CalibrationError: too few rows are accepted.
     """
+    _check_kind(settings, model)
     needed = rows_needed(settings.coverage)
     if settings.coverage_among == "accepted":
         _check_accepted(settings)
@@ -51,6 +52,17 @@ def check_coverage_settings(settings: CalibrationConfig, model: Model, targets: 
             expected=f"at least {needed} calibration rows of each class at coverage {settings.coverage:g}",
             found=f"{counts.min()} of class {model.class_names[int(counts.argmin())]}",
             fix="raise data.calibration_size, set data.stratify, or lower the coverage",
+        )
+
+
+def _check_kind(settings: CalibrationConfig, model: Model) -> None:
+    """Refuses another kind of prediction sets for numbers, and of intervals for classes: it would have no effect."""
+    key, value, of = (
+        ("intervals", settings.intervals, "numbers") if model.class_names else ("sets", settings.sets, "classes")
+    )
+    if value != CalibrationConfig.model_fields[key].default:
+        raise ConfigError(
+            f"calibration.{key}", expected=f"a likelihood of {of}", found=model.likelihood, fix="leave it out"
         )
 
 

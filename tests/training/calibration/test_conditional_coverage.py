@@ -32,6 +32,12 @@ def settings_of(**settings):
     ("kind", "settings", "message"),
     [
         ("wave", {"coverage_per_class": True}, "calibration.coverage_per_class: expected a likelihood of classes"),
+        ("wave", {"sets": "aps"}, "calibration.sets: expected a likelihood of classes, found normal; leave it out"),
+        (
+            "digits",
+            {"intervals": "quantiles"},
+            "calibration.intervals: expected a likelihood of numbers, found categor",
+        ),
         (
             "digits",
             {"coverage_per_class": True, "coverage": 0.99},
