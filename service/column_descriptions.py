@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
 from abstain.models.bundles.bundle import Bundle
 from abstain.models.prediction.preprocessing import in_data_units
+from abstain.models.tables.dates import date_text
 
 
 def describe_columns(bundle: Bundle) -> list[dict[str, Any]]:
@@ -27,7 +27,7 @@ def describe_columns(bundle: Bundle) -> list[dict[str, Any]]:
         if column.kind == "category":
             facts |= {"categories": list(column.categories), "unseen": column.unseen}
         elif column.kind == "date":
-            facts["range"] = ends and [_iso(math.floor(ends[0])), _iso(math.ceil(ends[1]))]
+            facts["range"] = ends and [date_text(math.floor(ends[0])), date_text(math.ceil(ends[1]))]
         else:
             facts["range"] = ends
         described.append(facts)
@@ -47,11 +47,3 @@ def trained_ranges(bundle: Bundle) -> list[list[float] | None]:
     pairs = np.stack([low, high], axis=1)
     # The arrays of a bundle may hold anything.
     return [pair.tolist() if np.isfinite(pair).all() else None for pair in pairs]
-
-
-def _iso(seconds: int) -> str | None:
-    """Returns a time as text; None beyond the years 1 to 9999."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-    except (ValueError, OverflowError, OSError):
-        return None

@@ -17,18 +17,15 @@ from jaxtyping import Float
 from abstain.models.errors import InputError, clip_repr, suggest
 from abstain.models.prediction.posterior import Model
 from abstain.models.tables.columns import UNSEEN, Column
-from abstain.models.tables.row_plan import (
-    LARGEST,
-    Picks,
-    RowPlan,
-    canonical_text,
-    date_seconds,
-    encode_quickly,
-    picks_of_lists,
-)
+from abstain.models.tables.dates import ISO_EXAMPLES
+from abstain.models.tables.encoding import category_code
+from abstain.models.tables.row_plan import LARGEST, Picks, RowPlan, encode_quickly, picks_of_lists
+from abstain.models.tables.values import UnreadableValue, date_seconds, value_text
 from abstain.service.json_objects import describe_value
 from abstain.service.rows import NAMES_LENGTH, dtype_of, refuse_many_rows
 
+_EXACT = 2**63
+"""orjson parses larger integers as floats."""
 _MOST_SUGGESTED = 1_000
 """Of how many names the nearest is looked for, and for how long a text at most: the search takes time for each."""
 _LONGEST_SUGGESTED = 100
@@ -203,17 +200,20 @@ def _check_values(row: Any, where: str, plan: RowPlan, picks: Picks, places: Seq
     ]
 
 
-def _encode_category(value: Any, column: Column, codes: Any, where: str) -> float:
+def _encode_category(value: Any, column: Column, codes: dict[str, float], where: str) -> float:
     if not isinstance(value, str | bool | int | float) or value != value:  # noqa: PLR0124 - NaN
         _refuse(where, f"a category as text ({_joined(column.categories)}), or null for a missing value", value)
-    text = value if isinstance(value, str) else canonical_text(value)
-    code = codes.get(text)
-    if code is not None:
+    if not isinstance(value, str) and abs(value) >= _EXACT:
+        _refuse(where, "a category as text, because numbers of this size lose digits", value)
+    try:
+        code = category_code(codes, value)
+    except UnreadableValue as error:
+        raise InputError(where=where, expected=error.expected, found=error.found) from error
+    if code != UNSEEN or column.unseen == "reject":
         return code
-    if column.unseen == "reject":
-        return UNSEEN
     if column.unseen == "missing":
         return math.nan
+    text = str(value_text(value))
     raise InputError(
         "the category was not in training",
         where=where,
@@ -224,14 +224,14 @@ def _encode_category(value: Any, column: Column, codes: Any, where: str) -> floa
 
 
 def _encode_date(value: Any, where: str) -> float:
-    expected = "a date or time in ISO 8601 such as 2024-03-01 or 2024-03-01T12:30:00Z, or null for a missing value"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fix = "send seconds since 1970 in a row of inputs" if is_number else None
     if not isinstance(value, str):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        _refuse(where, expected, value, "send seconds since 1970 in a row of inputs" if is_number else None)
+        _refuse(where, f"{ISO_EXAMPLES}, or null for a missing value", value, fix)
     try:
         return date_seconds(value)
-    except (ValueError, OverflowError):
-        _refuse(where, expected, value)
+    except UnreadableValue:
+        _refuse(where, f"{ISO_EXAMPLES}, or null for a missing value", value)
 
 
 def _is_number(text: str) -> bool:

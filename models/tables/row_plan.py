@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -12,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from abstain.models.tables.columns import Column
+from abstain.models.tables.encoding import category_codes
+from abstain.models.tables.values import date_seconds
 
 LARGEST = float(np.finfo(np.float32).max)
 """The largest number that a row may hold."""
@@ -48,14 +49,14 @@ class RowPlan(NamedTuple):
         columns: in the order of a row.
         nullable: whether a value may be missing; not for a model that was fitted on arrays.
         positions: the position of each name in a row.
-        codes: for each column, the code of each category; empty for other kinds.
+        codes: for each column, the code of each category (`category_codes`); empty for other kinds.
         of_records: takes values out of a dict with the names as keys.
     """
 
     columns: tuple[Column, ...]
     nullable: bool
     positions: Mapping[str, int]
-    codes: tuple[Mapping[str, float], ...]
+    codes: tuple[dict[str, float], ...]
     of_records: Picks
 
 
@@ -64,7 +65,7 @@ def plan_rows(columns: tuple[Column, ...], *, nullable: bool) -> RowPlan | None:
     positions = {column.name: position for position, column in enumerate(columns)}
     if not columns or len(positions) < len(columns):
         return None
-    codes = tuple({name: float(code) for code, name in enumerate(column.categories)} for column in columns)
+    codes = tuple(category_codes(column) for column in columns)
     return RowPlan(columns, nullable, positions, codes, _plan_picks(columns, codes, nullable, list(positions), dict))
 
 
@@ -80,7 +81,7 @@ def picks_of_lists(plan: RowPlan, names: Sequence[str]) -> Picks:
 
 def _plan_picks(
     columns: tuple[Column, ...],
-    codes: tuple[Mapping[str, float], ...],
+    codes: tuple[dict[str, float], ...],
     nullable: bool,
     keys: Sequence[str | int],
     row_type: type,
@@ -121,7 +122,7 @@ def encode_quickly(rows: Sequence[Any], picks: Picks) -> Float[np.ndarray, "rows
                 return None
             # A text that is no category is a KeyError: each column decides what it means.
             codes = [known[text] for known, text in zip(picks.codes, picks.categories(row), strict=True)]
-            encoded.append([*numbers, *codes, *map(_date_or_gap, picks.dates(row))])
+            encoded.append([*numbers, *codes, *map(date_seconds, picks.dates(row))])
         values = np.array(encoded, np.float64)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
@@ -129,27 +130,3 @@ def encode_quickly(rows: Sequence[Any], picks: Picks) -> Float[np.ndarray, "rows
     if (np.abs(values) > LARGEST).any():
         return None
     return values if picks.order is None else values[:, picks.order]
-
-
-def _date_or_gap(text: str | None) -> float:
-    return math.nan if text is None or text == "" else date_seconds(text)
-
-
-def date_seconds(text: str) -> float:
-    """Converts a date or time in ISO 8601 to seconds since 1970-01-01 00:00 UTC; without an offset, it is in UTC.
-
-    Raises:
-        ValueError: the text is not a date or time.
-        TypeError: the value is not text.
-    """
-    moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def canonical_text(value: str | float | bool) -> str:
-    """Returns the text of the category that a value means: `1`, `1.0` and `"1"` are one category, `true` and `"true"` too."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)

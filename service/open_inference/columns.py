@@ -250,12 +250,10 @@ def _encode(tensor: _Tensor, position: int, plan: RowPlan) -> Float[np.ndarray, 
             return np.array([codes[text] for text in values])
         except (KeyError, TypeError):
             pass  # a value that is no known category
-    cells = _cells(values) if isinstance(values, np.ndarray) else values
+    # A float32 becomes its shortest decimal, because 0.1 names the category `0.1`.
+    is_float = isinstance(values, np.ndarray) and values.dtype.kind == "f"
+    cells = [float(str(cell)) for cell in values] if is_float else values
+    cells = cells.tolist() if isinstance(cells, np.ndarray) else cells
     if tensor.datatype in DATATYPES:
         cells = [None if cell != cell else cell for cell in cells]  # noqa: PLR0124 - NaN is a missing value
     return np.array([encode_value(cell, position, plan, f"{tensor.where}[{row}]") for row, cell in enumerate(cells)])
-
-
-def _cells(values: np.ndarray) -> list[Any]:
-    """Returns Python numbers; of float32 the shortest decimal, because 0.1 names the category `0.1`."""
-    return [float(str(value)) for value in values] if values.dtype.kind == "f" else values.tolist()

@@ -110,6 +110,9 @@ def test_a_model_with_one_column_takes_records():
         ("land", "JP", -1.0),
         ("land", 7, -1.0),
         ("town", "Köln", math.nan),
+        ("job", " nurse ", 1.0),
+        ("job", "1.0", 3.0),
+        ("job", "True", 2.0),
         ("age", 2**60 + 1, float(2**60)),
         ("age", -0.5, -0.5),
         ("since", "2024-03-01T12:30:00Z", DAY + 45_000),
@@ -155,6 +158,11 @@ def test_the_meaning_of_each_value(column, value, number):
             "nurze",
             "the category was not in training: expected one of baker, nurse, true, 1, found 'nurze'; did you",
         ),
+        (
+            "job",
+            -(2**63) - 1,
+            "expected a category as text, because numbers of this size lose digits, found the number -9",
+        ),
         ("job", False, "the category was not in training: expected one of baker, nurse, true, 1, found 'false'"),
         (
             "job",
@@ -166,10 +174,10 @@ def test_the_meaning_of_each_value(column, value, number):
             math.nan,
             "expected a category as text (baker, nurse, true, 1), or null for a missing value, found the nu",
         ),
-        ("since", 1_700_000_000, "expected a date or time in ISO 8601 such as 2024-03-01 or"),
-        ("since", "01/03/2024", "expected a date or time in ISO 8601 such as 2024-03-01 or"),
-        ("since", "2024-13-01", "expected a date or time in ISO 8601 such as 2024-03-01 or"),
-        ("since", True, "expected a date or time in ISO 8601 such as 2024-03-01 or"),
+        ("since", 1_700_000_000, "expected a date or time such as 2024-03-01, 2024-03-01T10:00:00 or"),
+        ("since", "01/03/2024", "expected a date or time such as 2024-03-01, 2024-03-01T10:00:00 or"),
+        ("since", "2024-13-01", "expected a date or time such as 2024-03-01, 2024-03-01T10:00:00 or"),
+        ("since", True, "expected a date or time such as 2024-03-01, 2024-03-01T10:00:00 or"),
     ],
 )
 def test_a_wrong_value_is_told_by_row_and_column(column, value, text):
@@ -313,14 +321,14 @@ VALUES = st.one_of(
 @settings(max_examples=100, deadline=None)
 @given(column=st.sampled_from(NAMES), value=VALUES)
 def test_both_ways_agree_on_any_value(column, value):
-    """The same row, or the same error."""
+    """The same row, or the same error; of a long integer, the fast parser finds a float."""
     record = NURSE | {column: value}
     found = []
     for body in (json.dumps({"records": [NURSE, record]}), slowly([NURSE, record])):
         try:
             found.append(rows_of(body).tolist())
         except InputError as error:
-            found.append(str(error))
+            found.append(str(error).partition(", found")[0])
     assert str(found[0]) == str(found[1])
 
 
