@@ -6,8 +6,11 @@ columns are found by their names, its categories are text, and its errors name t
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
+from decimal import Decimal
 from itertools import chain
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -18,7 +21,10 @@ from jaxtyping import Float
 from abstain.models.errors import DataError, InputError
 from abstain.models.files.model_rows import reshape_rows, rows_of_table
 from abstain.models.prediction.posterior import Model
+from abstain.models.tables.dates import moment_text
 from abstain.models.tables.encoding import ArrowTable, check_column_names
+from abstain.models.tables.values import UnreadableValue, date_moment
+from abstain.service.records import rows_of_records
 from abstain.service.rows import check_rows, dtype_of, in_feature_shape, refuse_unknown_codes
 
 # pyarrow ships no types.
@@ -43,7 +49,7 @@ class ArrayLike(Protocol):
         ...
 
 
-Rows = Table | ArrayLike | Sequence[Any]
+Rows = Table | ArrayLike | Sequence[Any] | Sequence[Mapping[str, Any]]
 """The accepted types of rows."""
 
 
@@ -53,12 +59,14 @@ def rows_of(inputs: object, model: Model) -> Float[np.ndarray, "rows ..."]:
     The result is float32, or float64 for a model that subtracts an offset on the host.
 
     Args:
-        inputs: an array, nested lists, or a table.
+        inputs: an array, nested lists, records (dicts with a key for each column), or a table.
 
     Raises:
-        InputError: names the invalid row and column of an array or of lists.
+        InputError: names the invalid row and column of an array, of lists or of records.
         DataError: names the invalid column and row of a table.
     """
+    if isinstance(inputs, list | tuple) and inputs and isinstance(inputs[0], Mapping):
+        return _rows_of_records(cast("Sequence[Any]", inputs), model)
     if isinstance(inputs, Table) and _is_frame(inputs):
         return _rows_of_frame(inputs, model)
     if isinstance(inputs, np.ma.MaskedArray):
@@ -123,6 +131,43 @@ def _as_lists(inputs: object, depth: int) -> object:
     if depth < 0 or not isinstance(inputs, tuple | list):
         return inputs
     return [_as_lists(cell, depth - 1) for cell in cast("list[Any]", inputs)]
+
+
+# ---- records ---------------------------------------------------------------------------------------------------------
+
+
+def _rows_of_records(inputs: Sequence[Any], model: Model) -> Float[np.ndarray, "rows ..."]:
+    """Checks records as those of a request; in Python, NaN is a missing value, and a date may be a date or datetime."""
+    records = [
+        {key: _json_value(value) for key, value in cast("Mapping[str, Any]", record).items()}
+        if isinstance(record, Mapping)
+        else record
+        for record in inputs
+    ]
+    return rows_of_records(records, False, model, max_rows=len(records))
+
+
+def _json_value(value: Any) -> Any:
+    """Converts a value of Python, numpy or pandas to the JSON value that means the same; returns other values unchanged."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, date | np.datetime64):
+        try:
+            # None for NaT, which pandas makes an instance of datetime.
+            moment = date_moment(value)
+        except UnreadableValue:
+            return value
+        return moment and moment_text(moment)
+    if isinstance(value, np.floating) and not isinstance(value, float):
+        return None if np.isnan(value) else float(str(value))
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Decimal):
+        return None if value.is_nan() else float(value)
+    pandas: Any = sys.modules.get("pandas")
+    return None if pandas is not None and value is pandas.NA else value
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
