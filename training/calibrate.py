@@ -66,7 +66,7 @@ CHANGED_METRICS = {"reject_rate", "ood", "ood_rows"}
 """The metrics that every new calibration changes, and those of OOD sets, which may be other sets."""
 CHECKED_AGAIN: set[ShortfallCode | None] = {"constant_decision", "accepts_far_rows", "no_error_limit", "not_finite"}
 """The checks that every new calibration repeats; other shortfalls are about the fit, and stay."""
-UNCHANGED_METRICS = {"accuracy", "rmse", "baseline"}
+UNCHANGED_METRICS = {"accuracy", "rmse", "baseline", "classes"}
 """The metrics that no recalibration changes."""
 
 

@@ -162,7 +162,9 @@ def parse_named_path(text: str) -> tuple[str, str]:
 def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the metrics that are single numbers, and the decision's AUROC and detection rate for each OOD set."""
     figures: dict[str, Any] = {
-        key: value for key, value in metrics.items() if key not in {"reliability", "ood", "ood_rows", "baseline"}
+        key: value
+        for key, value in metrics.items()
+        if key not in {"reliability", "ood", "ood_rows", "baseline", "classes"}
     }
     # The combined score is the decision, which is listed under `reject`.
     figures["reject_rate"] = {name: rate for name, rate in metrics["reject_rate"].items() if name != COMBINED}

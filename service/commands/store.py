@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -69,28 +69,20 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
 
 @commands.command(epilog="Example: `abstain show digits@stable`")
 def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Verify the files of one version, and show its manifest and diagnostics."""
+    """Verify the files of one version, and show its manifest and diagnostics; all of it with --json."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.bundle import read_published  # noqa: PLC0415
     from abstain.models.bundles.manifest import verify_files  # noqa: PLC0415
+    from abstain.service.commands.manifest_rows import manifest_rows  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)
     manifest = read_published(store, name, version)
     verify_files(store / name / str(version), manifest)
-    content = manifest.model_dump(mode="json")
     if as_json:
-        print_json(content)
+        print_json(manifest.model_dump(mode="json"))
         return
-    content["diagnostics"] = {
-        key: value for key, value in content["diagnostics"].items() if key not in {"loss", "reports", "trace"}
-    }
-    content["metrics"].pop("reliability", None)
-    content["files"] = f"{len(content['files'])} files, all unchanged"
-    labels = stores.read_labels(store, name).labels
-    content["labels"] = [label for label, target in labels.items() if target == version]
-    # The most important facts first: is it served, is it reliable, how good is it, and when does it reject.
-    first = ("labels", "shortfalls", "notes", "metrics", "calibration", "method", "draws", "data")
-    print_table(["", f"{name}:{version}"], _flat_rows({key: content.pop(key) for key in first} | content))
+    labels = [label for label, target in stores.read_labels(store, name).labels.items() if target == version]
+    print_table(["", f"{name}:{version}"], manifest_rows(manifest, labels))
 
 
 @commands.command(epilog="Example: `abstain label digits:3 stable`")
@@ -135,12 +127,3 @@ def _print_label(name: str, label: str, version: int, as_json: bool) -> None:
         print_json({"name": name, "label": label, "version": version})
     else:
         typer.echo(f"{name}@{label} is {name}:{version}")
-
-
-def _flat_rows(tree: Any, prefix: str = "") -> list[list[Any]]:
-    if isinstance(tree, dict) and tree:
-        branches = cast("dict[str, Any]", tree)
-        return [
-            row for key, value in branches.items() for row in _flat_rows(value, f"{prefix}.{key}" if prefix else key)
-        ]
-    return [[prefix, f"{tree:.6g}" if isinstance(tree, float) else tree]]

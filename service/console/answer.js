@@ -1,6 +1,7 @@
-// Draws the prediction of one row: the verdict, the probabilities or the interval, the parts of the uncertainty, every score.
+// Draws the prediction of one row: the probabilities or the interval, the parts of the uncertainty, every score.
 
-import { el, number, ordinal, percent, placed, plain, svg } from "./dom.js";
+import { el, measured, number, ordinal, percent, placed, plain, svg } from "./dom.js";
+import { inWords, rowsOf, shareBelow } from "./verdict.js";
 
 const MEANING = {
   classification: {
@@ -8,7 +9,7 @@ const MEANING = {
     entropy: "total uncertainty, in nats",
     mutual_information: "epistemic uncertainty: disagreement of the draws, in nats",
     expected_entropy: "aleatoric uncertainty: mean entropy of the draws, in nats",
-    max_probability: "1 − the largest probability",
+    max_probability: "how unsure the answer is",
     variation_ratio: "share of the draws that predict another class",
     energy: "large if the network gives no class a large logit",
     gen: "generalized entropy of the probabilities",
@@ -17,7 +18,8 @@ const MEANING = {
 };
 /** The smallest standard deviation that gets a whisker; a smaller one is printed as 0.00. */
 const SMALLEST_WHISKER = 0.005;
-const WIDE = matchMedia("(min-width: 56rem)");
+/** An axis that far calibration rows make more than this many times wider is clipped, as in the report. */
+const STRETCH = 3;
 
 const OF_ANY = {
   combined: "several scores combined, and calibrated together",
@@ -32,80 +34,6 @@ const OF_ANY = {
   input_knn: "distance to the nearest training rows",
   vim: "distance of the features from their main directions, relative to the logits",
 };
-
-/** Shows the verdict in words; `prediction` is null before the first prediction. */
-export function showVerdict(container, description, prediction, percentile) {
-  if (!prediction) {
-    container.className = "verdict";
-    container.replaceChildren(
-      el("p", { class: "word muted" }, "No prediction yet"),
-      el("p", { class: "why" }, "Draw something, or choose an example: the prediction appears at once."),
-    );
-    return;
-  }
-  const doubtful = close(prediction.scores[description.decision], percentile) || fitsNone(prediction);
-  container.className = prediction.reject ? "verdict unknown" : `verdict accepted${doubtful ? " doubtful" : ""}`;
-  container.replaceChildren(
-    el("p", { class: "word" }, prediction.reject ? "I don’t know" : `accepted: ${valueOf(description, prediction)}`),
-    el("p", { class: "why" }, reason(description, prediction, percentile)),
-  );
-}
-
-const valueOf = (description, prediction) =>
-  description.task === "classification" ? prediction.label : `${number(prediction.mean)}`;
-
-/** Whether a row would be rejected at twice the requested rate, or at a rate five percentage points larger. */
-const close = ({ p_value: p }, percentile) => 100 * p < 100 - percentile + Math.min(100 - percentile, 5);
-
-const fitsNone = ({ prediction_set: members }) => members?.length === 0;
-
-function reason(description, prediction, percentile) {
-  const decision = prediction.scores[description.decision];
-  const sentences = prediction.reject
-    ? rejected(prediction)
-    : [accepted(description, prediction, decision, percentile)];
-  if (prediction.reject && decision.extrapolated) {
-    sentences.push(`Stranger than all of ${rowsOf(description, prediction)}`);
-  }
-  if (description.task === "classification") {
-    if (fitsNone(prediction)) sentences.push(`No class fits at a coverage of ${percent(description.coverage, 0)}`);
-    if (prediction.reject) sentences.push(`The most probable class is ${prediction.label}`);
-  }
-  return sentences.map((sentence) => `${sentence}.`).join(" ");
-}
-
-/** The reasons in sentences, one for each part of the decision if it has two. */
-function rejected({ reasons, novel }) {
-  if (novel === undefined) return [capital(reasons.map(plain).join("; "))];
-  const byPart = ["novel: ", "ambiguous: "].map((part) => [part, reasons.filter((reason) => reason.startsWith(part))]);
-  return byPart
-    .filter(([, own]) => own.length)
-    .map(([part, own]) => capital(part) + own.map((reason) => plain(reason.slice(part.length))).join("; "));
-}
-
-function accepted(description, prediction, decision, percentile) {
-  const limit = `${close(decision, percentile) ? "close to" : "within"} the limit of ${percentile} %`;
-  const by = description.decision === "combined" ? "By its combined score" : `By ${plain(description.decision)}`;
-  const rank = description.ambiguity && !description.limits_error ? "stranger or less sure" : "stranger";
-  const share = decision.percentile > 0 ? `than ${shareBelow(decision, percentile)} of` : "than none of";
-  return `${by} it is ${rank} ${share} ${rowsOf(description, prediction)}, ${limit}`;
-}
-
-/** The rows that a score is ranked among. */
-const rowsOf = ({ per_class: perClass }, { label }) =>
-  perClass ? `the calibration rows that are predicted as ${label}` : "the calibration rows";
-
-/** The share of the calibration rows below a score, as text; never rounded to the limit or to 100 %. */
-function shareBelow({ percentile, extrapolated }, limit) {
-  if (extrapolated) return "all";
-  const digits = [1, 2, 3].find((count) => {
-    const rounded = Number(percentile.toFixed(count));
-    return rounded < 100 && (rounded < limit) === (percentile < limit);
-  });
-  return `${percentile.toFixed(digits ?? 4)} %`;
-}
-
-const capital = (text) => text.replace(/^./, (first) => first.toUpperCase());
 
 /** Shows the details of the verdict. */
 export function showDetails(container, description, prediction, percentile) {
@@ -236,6 +164,9 @@ function interval({ mean, std, quantiles, interval: [lower, upper] }, { target_n
   const line = el(
     "div",
     { class: "number-line", "aria-hidden": "true" },
+    ...ticks(low - margin, high + margin).map((value) =>
+      placed(el("span", { class: "tick small" }, measured(value)), { left: at(value) }),
+    ),
     placed(el("span", { class: "span interval" }), { left: at(lower), width: at(upper) - at(lower) }),
     placed(el("span", { class: "span quantiles" }), {
       left: at(quantiles["0.025"]),
@@ -244,16 +175,17 @@ function interval({ mean, std, quantiles, interval: [lower, upper] }, { target_n
     placed(el("span", { class: "mark" }), { left: at(mean) }),
   );
   const facts = [
-    ["mean", number(mean)],
-    ["standard deviation", number(std)],
-    [`prediction interval, ${percent(coverage, 0)}`, `${number(lower)} to ${number(upper)}`],
-    ...Object.entries(quantiles).map(([level, value]) => [`quantile ${level}`, number(value)]),
+    ["mean", measured(mean)],
+    ["standard deviation", measured(std)],
+    [`prediction interval, ${percent(coverage, 0)}`, `${measured(lower)} to ${measured(upper)}`],
+    ...Object.entries(quantiles).map(([level, value]) => [`quantile ${level}`, measured(value)]),
   ];
   return el(
     "section",
     {},
     el("h2", {}, `Prediction of ${target}`),
     line,
+    el("p", { class: "small axis", "aria-hidden": "true" }, `${target}, in the units of the training data`),
     el(
       "dl",
       { class: "facts", id: "interval" },
@@ -267,47 +199,52 @@ function interval({ mean, std, quantiles, interval: [lower, upper] }, { target_n
   );
 }
 
+/** Three to six round numbers between two ends. */
+function ticks(low, high) {
+  const least = (high - low) / 6;
+  const ten = 10 ** Math.floor(Math.log10(least));
+  const step = [1, 2, 5, 10].map((factor) => factor * ten).find((one) => one >= least);
+  const first = Math.ceil(low / step);
+  const count = Math.floor(high / step) - first + 1;
+  return Array.from({ length: Math.max(0, Math.min(count, 7)) }, (_, index) => Number(((first + index) * step).toPrecision(12)));
+}
+
 // ---- scores ---------------------------------------------------------------------------------------------------------
 
+/** All scores; closed until a person opens them, and then open for the next predictions, too. */
 function scores(prediction, description, percentile) {
   const { decision } = description;
-  const combination = [...description.combination, ...(description.ambiguity ? ["novelty", description.ambiguity] : [])];
+  const parts = description.ambiguity ? [description.novelty, description.ambiguity] : [];
+  const combination = [...description.combination, ...parts];
   const names = Object.keys(prediction.scores).filter((name) => description.scores[name]);
   const combined = names.filter((name) => name !== decision && combination.includes(name));
   const rest = names.filter((name) => name !== decision && !combination.includes(name));
   const strip = (name, large) => scoreStrip(name, prediction, description, percentile, large);
-  const several = (some) => el("div", { class: "multiples" }, ...some.map((name) => strip(name, false)));
+  const group = (title, some) =>
+    some.length ? [el("h3", {}, title), el("div", { class: "multiples" }, ...some.map((name) => strip(name, false)))] : [];
   return el(
-    "section",
-    { id: "scores" },
-    el("h2", {}, "Scores, compared with the calibration rows"),
+    "details",
+    {
+      id: "scores",
+      open: scoresOpen,
+      ontoggle: (event) => {
+        scoresOpen = event.target.open;
+      },
+    },
+    el("summary", {}, el("h2", {}, "Scores, compared with the calibration rows")),
     names.includes(decision) ? strip(decision, true) : null,
-    combined.length ? el("h3", {}, "Scores of the combination") : null,
-    combined.length ? several(combined) : null,
-    rest.length
-      ? el(
-          "details",
-          {
-            open: restOpen ?? (WIDE.matches && !combined.length),
-            ontoggle: (event) => {
-              restOpen = event.target.open;
-            },
-          },
-          el("summary", {}, `${rest.length} other scores, which do not decide`),
-          several(rest),
-        )
-      : null,
+    ...group("Scores of the decision", combined),
+    ...group("Other scores, which do not decide", rest),
   );
 }
 
-/** Whether the other scores are open; kept for the next predictions. */
-let restOpen = null;
+let scoresOpen = false;
 
 /** A score on the distribution function of the calibration rows, with its threshold. */
 function scoreStrip(name, prediction, description, percentile, large) {
   const score = prediction.scores[name];
   const { quantiles } = description.scores[name];
-  const [low, top] = [quantiles[0], Math.max(quantiles.at(-1), score.threshold)];
+  const [low, top] = endsOf(quantiles, score.threshold);
   const width = top - low || 1;
   const high = Math.min(Math.max(top, score.value), top + width) + 0.04 * width;
   const left = Math.max(Math.min(low, score.value), low - width) - 0.04 * width;
@@ -334,7 +271,7 @@ function scoreStrip(name, prediction, description, percentile, large) {
     el(
       "figcaption",
       {},
-      el("span", { class: "name" }, plain(name), large ? el("span", { class: "tag" }, "decides") : null),
+      el("span", { class: "name" }, name === "max_probability" ? inWords(name) : plain(name), large ? el("span", { class: "tag" }, "decides") : null),
       el(
         "span",
         { class: "value" },
@@ -361,6 +298,14 @@ function scoreStrip(name, prediction, description, percentile, large) {
         )
       : null,
   );
+}
+
+/** The ends of the calibration rows and the threshold; of the central 98 % if farther rows would stretch the axis. */
+function endsOf(quantiles, threshold) {
+  const ends = (low, high) => [Math.min(low, threshold), Math.max(high, threshold)];
+  const [all, inner] = [ends(quantiles[0], quantiles.at(-1)), ends(quantiles[1], quantiles.at(-2))];
+  const width = ([low, high]) => high - low;
+  return width(inner) > 0 && width(all) > STRETCH * width(inner) ? inner : all;
 }
 
 /** A text below a position, kept within the plot. */

@@ -89,11 +89,34 @@ function showNotice(text) {
   notice.hidden = false;
 }
 
-/** The view and the version in the address. */
+/** The view and the version in the address; `absent` is the version in it if that one cannot be shown. */
 function readAddress() {
-  const [view, reference] = location.hash.slice(1).split("/").map(decodeURIComponent);
-  const exists = [...select.options].some((option) => option.value === reference);
-  return { view: VIEWS.includes(view) ? view : "try", reference: exists ? reference : select.value };
+  const [view, named = ""] = location.hash.slice(1).split("/").map(decoded);
+  const references = [...select.options].map((option) => option.value);
+  const exists = references.includes(named);
+  const another = references.find((reference) => reference.startsWith(`${named.replace(/:[^:]*$/, "")}:`));
+  return {
+    view: VIEWS.includes(view) ? view : "try",
+    reference: exists ? named : (another ?? select.value),
+    absent: exists ? "" : named,
+  };
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+/** Why the version in an address is not shown. */
+function explainAbsent(absent, shown) {
+  const version = models
+    .flatMap(({ name, versions }) => versions.map((own) => ({ ...own, reference: `${name}:${own.version}` })))
+    .find(({ reference }) => reference === absent);
+  const why = version ? `is ${version.state}${version.why ? `: ${version.why}` : ""}` : "is not in the store";
+  return `${absent} ${why}. This page shows ${shown}.`;
 }
 
 function go(view, reference) {
@@ -103,7 +126,7 @@ function go(view, reference) {
 /** Shows the view and the version in the address. */
 async function openAddress() {
   if (select.disabled) return;
-  const { view, reference } = readAddress();
+  const { view, reference, absent } = readAddress();
   select.value = reference;
   if (current?.reference !== reference) {
     const [name, version] = [
@@ -114,7 +137,6 @@ async function openAddress() {
       const description = await fetchJSON(`console/models/${encodeURIComponent(name)}/versions/${version}`);
       if (readAddress().reference !== reference) return;
       current = { reference, description };
-      notice.hidden = true;
     } catch (error) {
       showNotice(error.message);
       return;
@@ -122,6 +144,8 @@ async function openAddress() {
     tryIt.use(current.description);
     model.showModel(current.description, models);
   }
+  if (absent) showNotice(explainAbsent(absent, reference));
+  else notice.hidden = true;
   for (const name of VIEWS) document.getElementById(name).hidden = name !== view;
   for (const link of document.querySelectorAll("nav a")) {
     link.setAttribute("href", `#${link.dataset.view}/${encodeURIComponent(reference)}`);

@@ -22,6 +22,7 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
     """Returns the response of `GET /console/models/{model}/versions/{version}`; every number in it is finite."""
     manifest = bundle.manifest
     model, calibration, settings = manifest.model, bundle.calibration, manifest.calibration
+    conditional = settings.conditional_coverage
     return {
         "name": name,
         "version": version,
@@ -30,16 +31,22 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
         "task": model.likelihood_functions.task,
         "feature_shape": model.feature_shape,
         "features": features(bundle),
+        "ranges": "training" if _trained_ranges(bundle) is not None else "estimated",
         "class_names": model.class_names,
         "target_name": model.target_name,
         "decision": settings.decision,
         "combination": settings.combination.scores if settings.combination else (),
         "ambiguity": settings.ambiguity,
+        "novelty": calibration.novelty_name,
+        "part_rates": calibration.expected_part_rates,
         "per_class": settings.per_class,
         "percentile": settings.percentile,
         "expected_reject_rate": calibration.expected_reject_rate,
         "limits_error": calibration.risk is not None,
+        "risk": settings.risk.model_dump(mode="json", include={"max_error", "confidence"}) if settings.risk else None,
         "coverage": settings.coverage,
+        "coverage_bounds": settings.coverage_bounds,
+        "coverage_rows": conditional.model_dump(mode="json", include={"among", "per_class"}) if conditional else None,
         "calibration_rows": settings.rows,
         "scores": {
             name: {"quantiles": quantiles(ascending), "threshold": settings.thresholds[name]}
@@ -47,6 +54,7 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
             if name in settings.thresholds
         },
         "reliability": reliability(manifest),
+        "classes": classes(manifest),
         "draws": manifest.draws,
         "method": manifest.method.model_dump(mode="json"),
         "network": manifest.model.network.model_dump(mode="json"),
@@ -69,9 +77,10 @@ def quantiles(ascending: Float[np.ndarray, " rows"]) -> list[float]:
 
 
 def features(bundle: Bundle) -> list[dict[str, Any]]:
-    """Describes each column of a flat row: name, categories, range of the training rows, and a typical value.
+    """Describes each column of a flat row: name, categories, range of the training rows, a typical value and what a gap means.
 
-    The range is that of the score `range` if the bundle has it, else an estimate from the preprocessing parameters.
+    The range is that of the score `range` if the bundle has it, else an estimate from the preprocessing parameters. `missing`
+    is the value, or the category's code, that replaces a gap; None if the model was not fitted on a table.
     """
     model = bundle.manifest.model
     names = model.feature_names or ("",) * model.features
@@ -83,6 +92,7 @@ def features(bundle: Bundle) -> list[dict[str, Any]]:
             "low": 0.0 if column.categories else low,
             "high": len(column.categories) - 1.0 if column.categories else high,
             "typical": column.missing if math.isfinite(column.missing) else middle,
+            "missing": column.missing if math.isfinite(column.missing) else None,
         }
         for column, low, high, middle in zip(columns, *_ranges(bundle), strict=True)
     ]
@@ -95,7 +105,7 @@ def _ranges(bundle: Bundle) -> tuple[list[float], list[float], list[float]]:
         np.broadcast_to(np.asarray(values, float), (model.features,))
         for values in (model.preprocessing.shift, model.preprocessing.scale)
     )
-    record = bundle.feature_scores.records.get("range") if bundle.feature_scores else None
+    record = _trained_ranges(bundle)
     if record is not None:
         low, high = np.asarray(record.low, float), np.asarray(record.high, float)
     elif len(model.preprocessing.shift) == 1:
@@ -105,6 +115,11 @@ def _ranges(bundle: Bundle) -> tuple[list[float], list[float], list[float]]:
     middle = (low + high) / 2 if len(model.preprocessing.shift) == 1 else shift
     low, high, middle = (in_data_units(model.preprocessing, values) for values in (low, high, middle))
     return low.tolist(), high.tolist(), middle.tolist()
+
+
+def _trained_ranges(bundle: Bundle) -> Any:
+    """Returns the record of the score `range`; None if the bundle does not have it."""
+    return bundle.feature_scores.records.get("range") if bundle.feature_scores else None
 
 
 def reliability(manifest: Manifest) -> list[dict[str, float]] | None:
@@ -125,6 +140,36 @@ def reliability(manifest: Manifest) -> list[dict[str, float]] | None:
         {"confidence": confidence, "accuracy": accuracy, "rows": rows}
         for confidence, accuracy, rows in zip(bins.confidence, bins.accuracy, bins.rows, strict=True)
     ]
+
+
+def classes(manifest: Manifest) -> list[dict[str, Any]] | None:
+    """Reads the table of classes of the test part from the manifest.
+
+    Returns:
+        For each class its name, the number of its rows, the number of rows predicted as it, its accuracy (recall) and its
+        precision, each None without such rows; None if the manifest has no valid table, as for regressions and bundles of
+        earlier versions.
+    """
+    names = manifest.model.class_names
+    try:
+        table = _Classes.model_validate(manifest.metrics.get("classes"))
+    # A manifest of another program may have any value there.
+    except ValidationError:
+        return None
+    columns = (table.rows, table.predicted, table.accuracy, table.precision)
+    if not names or any(len(column) != len(names) for column in columns):
+        return None
+    keys = ("name", "rows", "predicted", "accuracy", "precision")
+    return [dict(zip(keys, row, strict=True)) for row in zip(names, *columns, strict=True)]
+
+
+class _Classes(BaseModel):
+    """The columns of `metrics.classes`."""
+
+    rows: list[NonNegativeInt]
+    predicted: list[NonNegativeInt]
+    accuracy: list[FiniteFloat | None]
+    precision: list[FiniteFloat | None]
 
 
 class _Bins(BaseModel):

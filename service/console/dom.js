@@ -39,10 +39,21 @@ function digits(value) {
   if (value === 0) return "0";
   if (Number.isInteger(value) && size < 1e6) return value.toLocaleString("en");
   if (size >= 1e5 || size < 1e-4) return value.toExponential(1).replace("e+", "e").replace("e-", "e−");
+  if (size < 1e-3) return String(Number(value.toPrecision(2)));
   if (size >= 100) return value.toLocaleString("en", { maximumFractionDigits: 0 });
   if (size >= 10) return value.toFixed(1);
   return size >= 1 ? value.toFixed(2) : value.toFixed(3);
 }
+
+/** A value in the units of the data, such as 1,070,000: with all digits before the point, and four digits in all. */
+export function measured(value) {
+  const size = Math.abs(value);
+  if (!Number.isFinite(value) || size >= 1e15 || (size > 0 && size < 1e-4)) return number(value);
+  if (Number.isInteger(value) || size >= 1000) return value.toLocaleString("en", { maximumFractionDigits: 0 }).replace("-", "−");
+  return String(Number(value.toPrecision(DIGITS))).replace("-", "−");
+}
+
+const DIGITS = 4;
 
 /** A share as a percentage. */
 export function percent(share, digits = 1) {
@@ -55,6 +66,9 @@ export function ordinal(value) {
   const ending = Number.isInteger(value) && (tens < 11 || tens > 13) ? ["th", "st", "nd", "rd"][tens % 10] : "th";
   return `${value}${ending ?? "th"}`;
 }
+
+/** A text with a capital at its start. */
+export const capital = (text) => text.replace(/^./, (first) => first.toUpperCase());
 
 /** A name as people write it. */
 export const plain = (name) => name.replaceAll("_", " ");

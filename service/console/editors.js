@@ -1,10 +1,13 @@
 // Editors of a row: a canvas for an image, or a form with a field for each column. Both are `{ element, row() }`.
+//
+// A row has a number, a category's name, or null for a gap, for each column; it is null before anything is drawn.
 
 import { el, number } from "./dom.js";
 import { EXAMPLES, image } from "./drawing.js";
+import { cellsOf, fieldFor, valueOf } from "./fields.js";
+import { nameOf } from "./requests.js";
 
 const PAD = 280;
-const DIGITS = 4;
 const MAX_FIELDS = 300;
 const MANY = 24;
 const SMALLEST_IMAGE = 8;
@@ -202,11 +205,18 @@ const colour = (element, name) => getComputedStyle(element).getPropertyValue(nam
 
 // ---- tables ---------------------------------------------------------------------------------------------------------
 
-function rowEditor({ features }, changed) {
-  const inputs =
-    features.length <= MAX_FIELDS ? features.map((feature, index) => input(feature, index, changed)) : [];
+function rowEditor({ features, ranges }, changed) {
+  const fields =
+    features.length <= MAX_FIELDS ? features.map((feature, index) => fieldFor(feature, index, ranges, changed)) : [];
   const trouble = el("p", { class: "trouble", role: "alert", hidden: true });
-  const typical = features.map((feature) => feature.typical);
+  const typical = features.map((feature) =>
+    feature.categories.length ? feature.categories[feature.typical] : rounded(feature, feature.typical),
+  );
+  const beyond = features.map((feature, index) =>
+    feature.categories.length
+      ? typical[index]
+      : rounded(feature, feature.high + (1 + (index % 2)) * (feature.high - feature.low)),
+  );
   let pastedRow = typical;
 
   const pasted = el("textarea", {
@@ -217,44 +227,21 @@ function rowEditor({ features }, changed) {
     oninput: () => pasted.value.trim() && paste(),
   });
   function paste() {
-    const cells = pasted.value
-      .trim()
-      .split(/[\s,;]+/)
-      .filter(Boolean);
-    const row = cells.map((cell, index) => code(features[index], cell));
-    const wrong = row.findIndex((value) => !Number.isFinite(value));
-    trouble.hidden = cells.length === features.length && wrong < 0;
-    if (cells.length !== features.length) {
-      trouble.textContent = `expected ${features.length} values, found ${cells.length}`;
-      return;
-    }
-    if (wrong >= 0) {
-      const { name, categories } = features[wrong];
-      const expected = categories.join(", ") || "a number";
-      trouble.textContent = `${name || `feature ${wrong}`}: expected ${expected}, found ${cells[wrong]}`;
-      return;
-    }
-    fill(row);
+    const cells = cellsOf(pasted.value);
+    const complete = cells.length === features.length;
+    const values = complete ? cells.map((cell, index) => valueOf(features[index], cell)) : [];
+    const wrong = values.findIndex(Number.isNaN);
+    trouble.hidden = complete && wrong < 0;
+    if (!complete) trouble.textContent = `expected ${features.length} values, found ${cells.length}`;
+    else if (wrong >= 0) {
+      trouble.textContent = `${nameOf(features[wrong], wrong)}: expected a number, found ${cells[wrong]}`;
+    } else fill(values);
   }
-  function fill(row) {
-    pastedRow = row;
-    inputs.forEach((field, index) => {
-      field.value = features[index].categories.length ? row[index] : short(row[index]);
-    });
+  function fill(values) {
+    pastedRow = values;
+    fields.forEach((field, index) => field.write(values[index]));
     changed();
   }
-  function row() {
-    if (!inputs.length) return pastedRow;
-    const values = inputs.map((field) => (field.value === "" ? Number.NaN : Number(field.value)));
-    inputs.forEach((field, index) => {
-      field.setAttribute("aria-invalid", String(!Number.isFinite(values[index])));
-      field.closest(".field").classList.toggle("outside", !within(features[index], values[index]));
-    });
-    return values.every(Number.isFinite) ? values : null;
-  }
-  const beyond = features.map((feature, index) =>
-    feature.categories.length ? feature.typical : feature.high + (1 + (index % 2)) * (feature.high - feature.low),
-  );
 
   const element = el(
     "div",
@@ -269,70 +256,36 @@ function rowEditor({ features }, changed) {
         "Far outside the training rows",
       ),
     ),
-    inputs.length
+    fields.length
       ? el(
           "div",
-          { class: inputs.length > MANY ? "fields many" : "fields" },
-          ...inputs.map((field) => field.closest(".field")),
+          { class: fields.length > MANY ? "fields many" : "fields" },
+          ...fields.map((field) => field.element),
         )
       : null,
     el(
       "details",
-      { open: !inputs.length },
+      { open: !fields.length },
       el("summary", {}, "Paste a row"),
       el(
         "label",
         { for: "pasted", class: "small", id: "paste-hint" },
-        `${features.length} values, separated by commas or spaces`,
+        `${features.length} values, separated by commas, semicolons, tabs or spaces`,
       ),
       pasted,
       trouble,
     ),
   );
   fill(typical);
-  return { element, row, repaint: () => {} };
+  return {
+    element,
+    row: () => (fields.length ? fields.map((field) => field.read()) : pastedRow),
+    repaint: () => {},
+  };
 }
 
-/** The label, field and range of one column. */
-function input(feature, index, changed) {
-  const id = `feature-${index}`;
-  const name = feature.name || `feature ${index}`;
-  const field = feature.categories.length
-    ? el(
-        "select",
-        { id, onchange: changed },
-        ...feature.categories.map((category, at) => el("option", { value: at }, category)),
-      )
-    : el("input", {
-        id,
-        type: "number",
-        step: "any",
-        inputmode: "decimal",
-        oninput: changed,
-        "aria-describedby": `${id}-range`,
-      });
-  el(
-    "div",
-    { class: "field" },
-    el("label", { for: id }, name),
-    field,
-    el(
-      "span",
-      { class: "range small", id: `${id}-range` },
-      feature.categories.length
-        ? `${feature.categories.length} categories`
-        : `training rows: ${number(feature.low)} to ${number(feature.high)}`,
-    ),
-  );
-  return field;
+/** A number with the digits that tell rows of this column apart: a thousandth of its range. */
+function rounded({ low, high }, value) {
+  const places = Math.ceil(3 - Math.log10(high - low));
+  return Number.isFinite(places) ? Number(value.toFixed(Math.min(20, Math.max(0, places)))) : value;
 }
-
-function code(feature, cell) {
-  if (!feature) return Number.NaN;
-  const index = feature.categories.indexOf(cell);
-  return feature.categories.length && index >= 0 ? index : Number(cell);
-}
-
-const within = (feature, value) => feature.categories.length > 0 || (value >= feature.low && value <= feature.high);
-
-const short = (value) => String(Number(value.toPrecision(DIGITS)));

@@ -1,14 +1,20 @@
 // Model: how a version was made, its metrics, and the other versions in the store.
 
 import { el, hasKey, number, percent, plain, save, svg } from "./dom.js";
+import { inWords } from "./verdict.js";
 
 const container = document.getElementById("description");
+
+/** The table of classes is open if the recall of a class is below this, as in the report, or if there are few classes. */
+const LEAST_ACCURACY = 0.5;
+const FEW_CLASSES = 12;
+/** Lists of more numbers are summarised; lists of more texts are shortened. */
+const FEW_VALUES = 4;
+const MANY_VALUES = 12;
 
 /** Shows a version, and the versions of all models. */
 export function showModel(found, models) {
   const { data, method } = found;
-  // The rates and the diagram are shown below the list.
-  const { reject_rate: rejected, reliability: _, ...headline } = found.metrics;
   container.replaceChildren(
     ...[
       remarks("Failed publication checks", found.shortfalls, "shortfall"),
@@ -48,9 +54,13 @@ export function showModel(found, models) {
               "decision",
               plain(found.decision) +
                 (found.combination.length ? ` of ${found.combination.map(plain).join(", ")}` : "") +
-                (found.ambiguity ? `, and of ambiguity by ${plain(found.ambiguity)}` : ""),
+                (found.ambiguity ? `, and of ambiguity by ${inWords(found.ambiguity)}` : ""),
             ],
             ["percentile", String(found.percentile)],
+            ...(found.risk
+              ? [["limit of the error", `${percent(found.risk.max_error)} with a confidence of ${percent(found.risk.confidence)}`]]
+              : []),
+            ["coverage asked for", coverage(found)],
             ["seed", String(found.seed)],
             ["digest", found.digest],
           ]),
@@ -62,11 +72,13 @@ export function showModel(found, models) {
           "section",
           {},
           el("h2", {}, "Metrics of the test part"),
-          facts(flat(headline).map(([name, value]) => [plain(name), value])),
-          rates(rejected),
+          metrics(found.metrics),
+          rates(found),
+          classes(found),
           reliability(found),
         ),
       ),
+      strangeSets(found.metrics),
       el(
         "details",
         {},
@@ -115,28 +127,125 @@ function remarks(title, sentences, type) {
 }
 
 /** The share of the test part that each score alone would reject; the decision comes first. */
-function rates(rejected) {
+function rates({ metrics: { reject_rate: rejected }, expected_reject_rate: expected, part_rates: parts }) {
   if (!rejected) return null;
   const { reject, novel, ambiguous, ...others } = rejected;
-  const row = ([name, share]) => [plain(name), percent(share, 2)];
+  const row = ([name, share, calibrated]) => [plain(name), percent(share, 2), percent(calibrated, 2)];
+  const ofParts = novel === undefined ? [] : [["novel", novel, parts.novel], ["ambiguous", ambiguous, parts.ambiguous]];
   return el(
     "div",
     {},
-    facts([
-      ["reject rate", percent(reject, 2)],
-      ...(novel === undefined ? [] : Object.entries({ novel, ambiguous }).map(row)),
-    ]),
-    el("details", {}, el("summary", {}, "Reject rate of each score alone"), facts(Object.entries(others).map(row))),
+    table(["reject rate", "test part", "expected"], [["rejected", reject, expected], ...ofParts].map(row)),
+    el(
+      "details",
+      {},
+      el("summary", {}, "Reject rate of each score alone"),
+      facts(Object.entries(others).map(([name, share]) => [plain(name), percent(share, 2)])),
+    ),
   );
 }
 
-/** A tree of facts as rows of names and texts. */
+/** The coverage that was asked for, of which rows, and its bounds. */
+function coverage({ coverage: asked, coverage_rows: rows, coverage_bounds: bounds }) {
+  const kinds = [rows?.among === "accepted" ? "accepted rows" : "", rows?.per_class ? "each true class" : ""];
+  const among = kinds.filter(Boolean).map((kind) => ` of ${kind}`);
+  const between = bounds ? `; for 95 % of calibrations between ${percent(bounds[0])} and ${percent(bounds[1])}` : "";
+  return `${percent(asked)}${among.join("")}${between}`;
+}
+
+/** The metrics that are single numbers, each with that of the baseline. */
+function metrics({ baseline = {}, ...all }) {
+  const numbers = Object.entries(all).filter(([, value]) => typeof value === "number");
+  const compared = numbers.some(([name]) => name in baseline);
+  const guess = baseline.class === undefined ? `the training mean, ${number(baseline.mean)}` : `“${baseline.class}”`;
+  return el(
+    "div",
+    {},
+    table(
+      ["metric", "value", ...(compared ? ["baseline"] : [])],
+      numbers.map(([name, value]) => [
+        plain(name),
+        number(value),
+        ...(compared ? [name in baseline ? number(baseline[name]) : ""] : []),
+      ]),
+    ),
+    compared ? el("p", { class: "small" }, `The baseline ignores the row: it always predicts ${guess}.`) : null,
+  );
+}
+
+/** The rows, the predictions and the quality of each class, of the test part. */
+function classes({ classes: rows }) {
+  if (!rows) return null;
+  const share = (value) => (value === null ? "–" : percent(value));
+  const poor = rows.some(({ accuracy }) => accuracy !== null && accuracy < LEAST_ACCURACY);
+  return el(
+    "details",
+    { id: "classes", open: poor || rows.length <= FEW_CLASSES },
+    el("summary", {}, "Class by class"),
+    table(
+      ["class", "rows", "predicted", "recall", "precision"],
+      rows.map((own) => [own.name, number(own.rows), number(own.predicted), share(own.accuracy), share(own.precision)]),
+    ),
+    el(
+      "p",
+      { class: "small" },
+      "Recall: of the rows of the class, the share predicted as it. Precision: of the rows predicted as it, the share of the class.",
+    ),
+  );
+}
+
+/** How well the decision finds the rows of each OOD set. */
+function strangeSets({ ood, ood_rows: counts }) {
+  if (!ood) return null;
+  return el(
+    "section",
+    {},
+    el("h2", {}, "Strange inputs"),
+    table(
+      ["OOD set", "rows", "rejected", "AUROC"],
+      Object.entries(ood).map(([name, { reject }]) => [
+        plain(name),
+        number(counts?.[name]),
+        percent(reject?.detection),
+        number(reject?.auroc),
+      ]),
+    ),
+  );
+}
+
+/** A table whose first column names its rows. */
+function table(heads, rows) {
+  return el(
+    "div",
+    { class: "wide" },
+    el(
+      "table",
+      { class: "figures" },
+      el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))),
+      el(
+        "tbody",
+        {},
+        ...rows.map(([name, ...cells]) =>
+          el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => el("td", {}, cell))),
+        ),
+      ),
+    ),
+  );
+}
+
+/** A tree of facts as rows of names and texts; many numbers are summarised. */
 function flat(tree, prefix = "") {
   if (tree !== null && typeof tree === "object" && !Array.isArray(tree)) {
     return Object.entries(tree).flatMap(([name, value]) => flat(value, prefix ? `${prefix} ${name}` : name));
   }
-  const texts = [tree].flat().map((value) => (typeof value === "number" ? number(value) : String(value)));
-  return [[prefix, texts.join(", ")]];
+  const values = [tree].flat(Infinity);
+  if (values.length > FEW_VALUES && values.every((value) => typeof value === "number")) {
+    const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
+    return [[prefix, `${number(values.length)} numbers, ${number(low)} to ${number(high)}`]];
+  }
+  const texts = values.slice(0, MANY_VALUES).map((value) => (typeof value === "number" ? number(value) : String(value)));
+  const more = values.length > MANY_VALUES ? [`${number(values.length - MANY_VALUES)} more`] : [];
+  return [[prefix, [...texts, ...more].join(", ")]];
 }
 
 /** The reliability diagram of the test part, with the bins of the manifest as in the report. */

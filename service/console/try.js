@@ -1,11 +1,13 @@
 // Try it: sends the edited row to the server and shows its prediction. Only the prediction of the latest row is shown.
 
-import { showDetails, showVerdict } from "./answer.js";
-import { el, fetchJSON } from "./dom.js";
+import { showDetails } from "./answer.js";
+import { el, fetchJSON, hasKey } from "./dom.js";
 import { editorFor } from "./editors.js";
+import { asCurl, asPython, bodyOf } from "./requests.js";
+import { showVerdict } from "./verdict.js";
 
 const elements = Object.fromEntries(
-  ["editor", "verdict", "trouble", "details", "unsound"].map((id) => [id, document.getElementById(id)]),
+  ["editor", "pinned", "verdict", "trouble", "details", "unsound"].map((id) => [id, document.getElementById(id)]),
 );
 
 let description = null;
@@ -28,7 +30,7 @@ export function use(version) {
     onchange: update,
   });
   warn(version);
-  showPrediction(null);
+  showPrediction({});
   editor = editorFor(version, update);
   elements.editor.replaceChildren(
     editor.element,
@@ -38,8 +40,54 @@ export function use(version) {
       el("label", { for: "percentile" }, "Say “I don’t know” above the percentile "),
       percentile,
     ),
+    copies(),
   );
   update();
+}
+
+/** Buttons that copy the current request. */
+function copies() {
+  const status = el("span", { id: "copied", class: "small", role: "status" });
+  // Shown where the browser gives pages no clipboard, as over plain HTTP from another machine.
+  const text = el("textarea", { id: "copy-text", rows: "6", readonly: true, "aria-label": "The request", hidden: true });
+  async function copy(write) {
+    let code = "";
+    text.hidden = true;
+    try {
+      code = write(new URL("predict", document.baseURI).href, currentBody(), hasKey());
+    } catch (error) {
+      status.textContent = error.message;
+      return;
+    }
+    try {
+      await navigator.clipboard.writeText(code);
+      status.textContent = "Copied.";
+    } catch {
+      text.value = code;
+      text.hidden = false;
+      text.select();
+      status.textContent = "The browser allows no copying here: copy the text below.";
+    }
+  }
+  return el(
+    "div",
+    { class: "copies" },
+    el(
+      "div",
+      { class: "buttons", role: "group", "aria-label": "The current request" },
+      el("button", { type: "button", class: "quiet", onclick: () => copy(asCurl) }, "Copy as curl"),
+      el("button", { type: "button", class: "quiet", onclick: () => copy(asPython) }, "Copy as Python"),
+      status,
+    ),
+    text,
+  );
+}
+
+/** The body of the request for the edited row. Throws an Error that says why there is none. */
+function currentBody() {
+  const values = editor.row();
+  if (!values) throw new Error("Draw something, or choose an example: the prediction appears at once.");
+  return bodyOf(description, values, Number(percentile.value));
 }
 
 /** Shows a banner above the predictions of a version with shortfalls. */
@@ -68,18 +116,21 @@ async function update() {
     again = true;
     return;
   }
-  const row = editor.row();
-  if (!row) {
-    showPrediction(null);
+  const requested = description;
+  const values = editor.row();
+  let body = null;
+  try {
+    body = currentBody();
+  } catch (error) {
+    showPrediction({ missing: error.message });
     return;
   }
   predicting = true;
-  const requested = description;
   try {
-    const response = await predict(requested, row, Number(percentile.value));
-    if (requested === description) showPrediction(response.predictions[0], response.percentile);
+    const { predictions, percentile: at } = await predict(body);
+    if (requested === description) showPrediction({ prediction: predictions[0], percentile: at, values });
   } catch (error) {
-    if (requested === description) showPrediction(null, null, error.message);
+    if (requested === description) showPrediction({ trouble: error.message });
   }
   predicting = false;
   if (again) {
@@ -88,9 +139,7 @@ async function update() {
   }
 }
 
-/** The response for one flat row. */
-function predict({ name, version }, row, requestedPercentile) {
-  const body = { inputs: [row], model: `${name}:${version}`, percentile: requestedPercentile };
+function predict(body) {
   return fetchJSON("predict", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
@@ -98,9 +147,22 @@ function predict({ name, version }, row, requestedPercentile) {
   });
 }
 
-function showPrediction(prediction, at = null, trouble = "") {
-  showVerdict(elements.verdict, description, prediction, at);
+/** Shows a prediction of the row's values, or `missing`: what the row still lacks, or `trouble`: the error of the server. */
+function showPrediction({ prediction = null, percentile: at = null, values = [], missing = "", trouble = "" }) {
+  if (prediction) showVerdict(elements.verdict, description, prediction, at, values);
+  else showNone(missing);
+  // On a narrow page this stays in view while the row is edited below it.
+  elements.pinned.className = elements.verdict.className;
+  elements.pinned.textContent = elements.verdict.querySelector(".word").textContent;
   showDetails(elements.details, description, prediction, at);
   elements.trouble.hidden = !trouble;
   elements.trouble.textContent = trouble;
+}
+
+function showNone(missing) {
+  elements.verdict.className = "verdict";
+  elements.verdict.replaceChildren(
+    el("p", { class: "word muted" }, "No prediction yet"),
+    el("p", { class: "why" }, missing),
+  );
 }

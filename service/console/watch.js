@@ -1,6 +1,6 @@
 // Watch it: reads /metrics every two seconds while the page is visible, and draws the changes.
 
-import { el, number, ordinal, percent, placed, plain, request } from "./dom.js";
+import { capital, el, number, ordinal, percent, placed, plain, request } from "./dom.js";
 import { histogram, matching, parse, quantile, since, total } from "./exposition.js";
 import uPlot from "./uPlot.esm.js";
 
@@ -8,6 +8,8 @@ const PERIOD = 2000;
 const KEPT = 150;
 /** The number of readings over which a rate is computed. */
 const SPAN = 5;
+/** Fewer rows are too few to judge; drift needs as many (models/decisions/drift.py, FEWEST). */
+const FEWEST = 300;
 const PREDICTIONS = { route: (route) => route === "/predict" || route.endsWith("/infer") };
 
 const elements = Object.fromEntries(["watched", "pulse", "pause"].map((id) => [id, document.getElementById(id)]));
@@ -85,7 +87,7 @@ function setStatus(text, quiet = false) {
 function build() {
   charts.forEach(({ plot }) => plot.destroy());
   charts = [];
-  const tile = (id, name) => el("div", { class: "tile" }, el("dt", {}, name), el("dd", { id }, "–"));
+  const tile = (id, name, ...more) => el("div", { class: "tile" }, el("dt", {}, name), el("dd", { id }, "–"), ...more);
   const chart = (id, title, ...keys) =>
     el(
       "figure",
@@ -141,7 +143,7 @@ function build() {
     el(
       "dl",
       { class: "tiles" },
-      tile("reject-rate", "reject rate"),
+      tile("reject-rate", "reject rate", el("dd", { id: "too-few", class: "small", hidden: true })),
       tile("rows", "rows"),
       tile("rate", "requests per second, now"),
       tile("median", "median latency"),
@@ -269,6 +271,8 @@ function update() {
     ({ now: a, then: b, seconds }) => gained(a, b, "abstain_requests_total", PREDICTIONS) / seconds,
   ).at(-1);
   setText("rows", number(rows));
+  setText("too-few", tooFew(rows));
+  document.getElementById("too-few").hidden = !(rows > 0 && rows < FEWEST);
   setText("reject-rate", rows ? percent(rejectRate(now, then)) : "–");
   setText("rate", rate === null ? "–" : rate.toFixed(1));
   setText("median", durations.counts.some(Boolean) ? `${number(milliseconds(durations, 0.5))} ms` : "–");
@@ -286,6 +290,8 @@ function update() {
     );
   }
 }
+
+const tooFew = (rows) => `too few rows to judge: ${number(rows)} of ${FEWEST}`;
 
 /** The share of the rows in each range of percentiles, and the expected share. */
 function showSpread(now, then) {
@@ -339,7 +345,8 @@ function showSpread(now, then) {
     el(
       "p",
       { class: "small" },
-      `${number(rows)} rows. If this score decides, rows above the ${ordinal(description.percentile)} percentile of the `,
+      rows < FEWEST ? `${capital(tooFew(rows))}. ` : `${number(rows)} rows. `,
+      `If this score decides, rows above the ${ordinal(description.percentile)} percentile of the `,
       "calibration rows are rejected. The lengths are square roots.",
     ),
   );
@@ -382,7 +389,7 @@ function showDrift(now) {
             { class: crossed > 0 ? "top" : null },
             el("th", { scope: "row" }, plain(labels.score)),
             el("td", {}, number(value)),
-            el("td", {}, windowed(of("abstain_drift_psi", labels.score))),
+            el("td", {}, windowedPSI(of("abstain_drift_psi", labels.score))),
             el("td", {}, windowed(of("abstain_drift_ks", labels.score))),
             el("td", {}, crossed > 0 ? `since ${new Date(1000 * crossed).toLocaleString("en-GB")}` : "none"),
           );
@@ -397,8 +404,12 @@ function showDrift(now) {
   );
 }
 
-/** A statistic of the last rows; the server gives it once a worker has enough of them (models/decisions/drift.py, FEWEST). */
-const windowed = (value) => (value === undefined ? "needs 300 rows" : number(value));
+/** A statistic of a worker's last rows; the server gives it once there are enough of them. */
+const windowed = (value) => (value === undefined ? `too few rows: needs ${FEWEST}` : number(value));
+
+/** The PSI needs as many calibration rows, too. */
+const windowedPSI = (value) =>
+  description.calibration_rows < FEWEST ? `too few calibration rows: needs ${FEWEST}` : windowed(value);
 
 /** Draws the martingales over time; makes the chart again when the scores change. */
 function drawDrift(names, level) {

@@ -15,6 +15,8 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import QUANTILES, ClassificationSummary, RegressionSummary
 
+ONE_MINUS_MAX = "1 − the largest probability"
+"""What the score `max_probability` is, in reasons."""
 FIELDS: dict[Literal["classification", "regression"], tuple[str, ...]] = {
     "classification": (
         "label",
@@ -151,9 +153,11 @@ def _novelty_reasons(judgement: Judgement, name: str, row: int, model: Model, pr
 
 def _above(name: str, limit: float) -> str:
     """Returns the reason of one part of a decision, whose limit is not the threshold of its score alone."""
+    # The name alone would say that a large probability rejects.
+    score = f"{name} ({ONE_MINUS_MAX})" if name == "max_probability" else name
     if math.isnan(limit):
-        return f"{name} at any value, because no limit of the error could be certified"
-    return f"{name} above its limit of {limit:.4g}"
+        return f"{score} at any value, because no limit of the error could be certified"
+    return f"{score} above its limit of {limit:.4g}"
 
 
 def _reason(name: str, judgement: Judgement, row: int, model: Model, prediction: Prediction) -> str:

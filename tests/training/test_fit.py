@@ -67,7 +67,17 @@ def test_a_fit_tells_digits_apart(store, digits):
     metrics = digits.manifest.metrics
     assert metrics["accuracy"] > 0.93
     assert metrics["nll"] < 0.3
-    assert set(metrics) == {"accuracy", "nll", "brier", "ece", "aurc", "baseline", "reject_rate", "reliability"}
+    assert set(metrics) == {
+        "accuracy",
+        "nll",
+        "brier",
+        "ece",
+        "aurc",
+        "baseline",
+        "reject_rate",
+        "reliability",
+        "classes",
+    }
     assert set(metrics["reject_rate"]) == {
         *SCORES["classification"],
         *FEATURE_SCORES_BY_TASK["classification"],

@@ -26,12 +26,15 @@ from abstain.training.evaluation.quality import (
 )
 from abstain.training.evaluation.records import Curve, JudgedRows, ReportView
 from abstain.training.evaluation.reliability import ReliabilityBins
+from abstain.training.evaluation.results import ClassColumns
 from abstain.training.evaluation.served_quality import ServedQuality
 
 POINTS = 256
 """The number of points of a curve, one bucket of the predictor."""
 BEYOND = 0.25
 """The extension of a curve beyond the training rows on each side, as a share of their range."""
+MOST_CLASSES = 100
+"""The largest number of classes of which a manifest and a report have a table."""
 Inputs = Num[np.ndarray, "rows ..."]
 
 
@@ -88,6 +91,9 @@ def served_quality(view: ReportView, baseline: Baseline | None = None) -> Served
         else None,
         ood={label: ood_detection(view.familiar, judged) for label, judged in view.strange.items()},
         baseline=baseline.quality(view.rows.y) if baseline else None,
+        classes=class_columns(prediction.summary, view.rows)
+        if isinstance(prediction.summary, ClassificationSummary)
+        else None,
     )
 
 
@@ -109,6 +115,23 @@ def reliability(prediction: Prediction, rows: Rows) -> ReliabilityBins:
     """Returns the bins of the reliability diagram."""
     correct = np.asarray(prediction.summary.mean).argmax(axis=1) == rows.y
     return metrics.reliability_bins(confidence(prediction), correct)
+
+
+def class_columns(summary: ClassificationSummary, rows: Rows) -> ClassColumns | None:
+    """Counts the rows, predictions and right answers of each class; None for more than `MOST_CLASSES`."""
+    predicted = np.asarray(summary.mean).argmax(axis=1)
+    classes = summary.mean.shape[1]
+    if classes > MOST_CLASSES:
+        return None
+    own, answered, right = (
+        np.bincount(labels, minlength=classes).tolist() for labels in (rows.y, predicted, rows.y[rows.y == predicted])
+    )
+    return ClassColumns(
+        rows=tuple(own),
+        predicted=tuple(answered),
+        accuracy=tuple(hits / count if count else None for hits, count in zip(right, own, strict=True)),
+        precision=tuple(hits / count if count else None for hits, count in zip(right, answered, strict=True)),
+    )
 
 
 def predict_curve(model: Model, calibrated: Calibrated, train: Rows) -> tuple[Curve | None, dict[str, str]]:

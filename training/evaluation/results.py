@@ -81,6 +81,32 @@ class ClassQuality:
 
 
 @dataclass(frozen=True)
+class ClassColumns:
+    """The quality of every class in columns, one entry for each class of the model: what a manifest keeps.
+
+    Attributes:
+        rows: the number of rows of the class.
+        predicted: the number of rows of any class that are predicted as this one.
+        accuracy: the share of the class's rows that are predicted as it (recall); None without rows.
+        precision: the share of the predicted rows that are of the class; None if there are none.
+    """
+
+    rows: tuple[int, ...]
+    predicted: tuple[int, ...]
+    accuracy: tuple[float | None, ...]
+    precision: tuple[float | None, ...]
+
+    def to_json(self) -> JsonObject:
+        """Returns the columns by name."""
+        return {
+            "rows": [*self.rows],
+            "predicted": [*self.predicted],
+            "accuracy": [*self.accuracy],
+            "precision": [*self.precision],
+        }
+
+
+@dataclass(frozen=True)
 class BaselineQuality:
     """The class or the number that a baseline predicts for every row, and its metrics by name."""
 

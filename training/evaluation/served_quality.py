@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from abstain.training.evaluation.reliability import ReliabilityBins
-from abstain.training.evaluation.results import BaselineQuality, JsonObject, SetDetection
+from abstain.training.evaluation.results import BaselineQuality, ClassColumns, JsonObject, SetDetection
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class ServedQuality:
         reliability: the bins; None for a regression, or if a prediction is not finite.
         ood: the separation of each OOD set, by its name.
         baseline: what the baseline predicts, and its metrics; None if the version does not know its training part.
+        classes: the quality of each class; None for a regression, for many classes, or if a prediction is not finite.
     """
 
     metrics: dict[str, float]
@@ -25,6 +26,7 @@ class ServedQuality:
     reliability: ReliabilityBins | None
     ood: dict[str, SetDetection]
     baseline: BaselineQuality | None = None
+    classes: ClassColumns | None = None
 
     def to_json(self) -> JsonObject:
         """Returns the metrics, then the OOD sets, if there are any, in short form."""
@@ -34,6 +36,8 @@ class ServedQuality:
         content["reject_rate"] = dict(self.reject_rates)
         if self.reliability is not None:
             content["reliability"] = self.reliability.to_json()
+        if self.classes is not None:
+            content["classes"] = self.classes.to_json()
         if self.ood:
             content["ood"] = {label: detection.to_short_json() for label, detection in self.ood.items()}
             content["ood_rows"] = {label: detection.rows for label, detection in self.ood.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ from abstain.training.report.canvas import (
     thin_indices,
     titled_figure,
 )
+
+STRETCH = 3.0
+"""An axis that far values make more than this many times wider is clipped."""
 
 
 def draw_roc(view: ReportView, across: int = 3) -> Figure:
@@ -150,19 +154,50 @@ def draw_ecdf(view: ReportView) -> Figure:
         fontsize=8.5,
         color=INK,
     )
-    _spread_out(axis, np.concatenate([np.asarray(judged.decision.value) for _, judged, *_ in looks]), limits[-1])
+    _spread_out(axis, [np.asarray(judged.decision.value, np.float64) for _, judged, *_ in looks], limits)
     axis.set(xlabel=name, ylabel="rows at or below (%)", ylim=(0, 102))
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8.5, frameon=False)
     remove_spines(axis)
     return figure
 
 
-def _spread_out(axis: Any, values: Float[np.ndarray, " rows"], limit: float) -> None:
-    """Makes the axis logarithmic if large values would move all others to the left edge."""
+def _spread_out(axis: Any, groups: Sequence[Float[np.ndarray, " _"]], limits: Sequence[float]) -> None:
+    """Makes the axis logarithmic if large values would move all others to the left edge; clips it if few are far."""
+    values, limit = np.concatenate(groups), limits[-1]
     positive = values[values > 0]
     if limit > 0 and values.min() >= 0 and np.quantile(values, 0.99) > 20 * limit:
         axis.set_xscale("log")
         axis.set_xlim(np.quantile(positive, 0.01), values.max())
+    else:
+        clip_far_values(axis, groups, limits, "{} rows beyond", fontsize=8.5)
+
+
+def clip_far_values(
+    axis: Any, groups: Sequence[Float[np.ndarray, " _"]], limits: Sequence[float], text: str, **look: Any
+) -> None:
+    """Clips the x axis to the central 98 % of each group and to the limits, if farther values stretch it.
+
+    The number of rows that are not shown is written at the end of the axis where they are.
+
+    Args:
+        axis: the axes, with the groups' curves.
+        groups: the values of each group of rows.
+        limits: values that are always shown.
+        text: the note, with `{}` for the number of rows.
+        look: the look of the note.
+    """
+    inner = [*np.concatenate([np.quantile(values, (0.01, 0.99)) for values in groups]), *limits]
+    low, high = min(inner), max(inner)
+    width, all_values = high - low, np.concatenate(groups)
+    if not 0 < STRETCH * width < np.ptp([*all_values, *limits]):
+        return
+    low, high = max(low - width / 2, all_values.min()), min(high + width / 2, all_values.max())
+    axis.set_xlim(low - 0.05 * width, high + 0.05 * width)
+    for count, place, side in (((all_values < low).sum(), 0.02, "left"), ((all_values > high).sum(), 0.98, "right")):
+        if count:
+            note = text.format(count)
+            note = f"← {note}" if side == "left" else f"{note} →"
+            axis.text(place, 0.5, note, transform=axis.transAxes, ha=side, color=MUTED, **look)
 
 
 def draw_detection(view: ReportView) -> Figure:
@@ -213,10 +248,13 @@ def draw_scores(calibration: Calibration, judged: JudgedRows | None) -> Figure:
     for axis, name in zip(panels.flat, names, strict=False):
         ascending = calibration.ascending[name]
         limit = threshold(ascending, calibration.percentile)
+        groups = [ascending]
         if judged is not None:
-            _draw_steps(axis, np.sort(judged.judgement.scores[name].value), color=MUTED, linewidth=3)
+            groups.append(np.sort(judged.judgement.scores[name].value))
+            _draw_steps(axis, groups[1], color=MUTED, linewidth=3)
         _draw_steps(axis, ascending, color=ACCENT, linewidth=1.3)
         axis.axvline(limit, color=INK, linestyle="--", linewidth=1)
+        clip_far_values(axis, groups, [limit], "{}", fontsize=7.5)
         left = limit > sum(axis.get_xlim()) / 2
         offset = {"xytext": (-3 if left else 3, 0), "textcoords": "offset points", "ha": "right" if left else "left"}
         axis.annotate(f"{limit:.3g}", (limit, 6), fontsize=8, **offset)

@@ -17,6 +17,7 @@ from abstain.training.evaluation.coverage import coverage_by_decision
 from abstain.training.evaluation.quality import class_quality, confidence, conformal_quality
 from abstain.training.evaluation.records import Curve, ReportData, ReportView
 from abstain.training.evaluation.reliability import ReliabilityBins
+from abstain.training.evaluation.report_data import MOST_CLASSES
 from abstain.training.evaluation.results import PartCoverage
 from abstain.training.report import confidence_plots, regression_plots
 from abstain.training.report.contents import (
@@ -36,8 +37,6 @@ from abstain.training.report.contents import (
 )
 from abstain.training.report.facts import value_text
 
-MOST_CLASSES = 100
-"""The largest number of classes that the table of classes lists."""
 LEAST_ACCURACY = 0.5
 """The table of classes is open if the accuracy of a class is below this."""
 

@@ -11,10 +11,13 @@ from pyarrow import csv, parquet
 from sklearn.datasets import load_digits
 
 from abstain.models.bundles.bundle import load
+from abstain.models.bundles.guarantees import RiskRecord
 from abstain.models.bundles.manifest import read_manifest
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.decisions.judging import judge
 from abstain.models.prediction.predictive import buckets_for
+from abstain.models.prediction.preprocessing import Column
+from abstain.service.commands.manifest_rows import manifest_rows
 from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import split
 from abstain.training.data.sources import read_source
@@ -181,6 +184,51 @@ def test_show_prints_the_manifest_of_the_named_version(run, store, digits):
     assert code == 0
     assert lines["metrics.accuracy"].strip() == f"{digits.manifest.metrics['accuracy']:.6g}"
     assert lines["digest"].strip() == digits.manifest.digest
+
+
+def test_show_prints_what_a_person_reads(run, store):
+    """No lists or objects as Python writes them, no empty facts, and many numbers are summarised."""
+    code, out, _ = run("show", "digits", "--store", store)
+    assert code == 0
+    text = " ".join(out.split())
+    assert not set("[]{}") & set(text)
+    assert "None" not in text
+    assert "shortfalls none" in text
+    assert "model.class_names 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in text
+    assert re.search(r"data\.class_rows 10 numbers, \d+ to \d+", text)
+    assert re.search(r"metrics\.classes\.3 \d+ rows, \d+ predicted, recall [\d.]+%, precision [\d.]+%", text)
+
+
+def test_show_shortens_limits_of_the_error_and_columns(digits):
+    """The limits that requests can choose are one line, a column says its codes, and long lists say what is left out."""
+    manifest = digits.manifest
+    limit = RiskRecord(
+        max_error=0.1, confidence=0.9, threshold=0.5, accepted_rows=9, errors=0, familiar_rows=9, p_value=0.1, level=0.1
+    )
+    others = tuple(limit.model_copy(update={"max_error": error}) for error in (0.02, 0.2, 0.05))
+    columns = (
+        Column(name="city", categories=tuple(f"c{code}" for code in range(33)), missing=2),
+        Column(name="age", missing=41.5),
+    )
+    preprocessing = manifest.model.preprocessing.model_copy(update={"columns": columns, "shift": (0.5,) * 64})
+    metrics = manifest.metrics | {"classes": {"rows": "hostile"}}
+    changed = manifest.model_copy(
+        update={
+            "calibration": manifest.calibration.model_copy(update={"risk": limit, "other_limits": others}),
+            "model": manifest.model.model_copy(update={"preprocessing": preprocessing}),
+            "metrics": metrics,
+        }
+    )
+    rows = dict(manifest_rows(changed, ["stable", "canary"]))
+    assert rows["labels"] == "stable, canary"
+    assert rows["calibration.other_limits"] == "3, for a max_error of 0.02 to 0.2"
+    assert rows["calibration.risk.max_error"] == "0.1"
+    assert rows["model.preprocessing.shift"] == "64 numbers, 0.5 to 0.5"
+    assert rows["model.preprocessing.columns.age"] == "number; a gap is 41.5"
+    city = rows["model.preprocessing.columns.city"]
+    assert city.startswith("0 c0, 1 c1, ")
+    assert city.endswith(", 29 c29, … (3 more, with --json); a gap is 2")
+    assert not any(name.startswith("metrics.classes") for name in rows)
 
 
 def test_show_refuses_a_changed_file(run, own):

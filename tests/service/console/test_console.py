@@ -11,12 +11,13 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_fscore_support
 
 from abstain.models.bundles.manifest import read_manifest
 from abstain.models.decisions.judging import judge
 from abstain.models.errors import BundleError, UnknownModel
 from abstain.service.console import read_pages, route_template
-from abstain.service.console.descriptions import describe, reliability
+from abstain.service.console.descriptions import classes, describe, reliability
 from abstain.service.live_versions import LiveVersions
 from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
@@ -195,6 +196,9 @@ def test_features_have_the_ranges_of_the_training_rows(digits, wave, client):
     shift, scale = wave.manifest.model.preprocessing.shift[0], wave.manifest.model.preprocessing.scale[0]
     assert without["low"] <= shift <= without["high"]
     assert without["high"] - without["low"] >= scale
+    assert without["missing"] is point["missing"] is None
+    assert describe("wave", 1, replace(wave, feature_scores=None))["ranges"] == "estimated"
+    assert client.get("/console/models/wave/versions/1").json()["ranges"] == "training"
 
 
 def test_the_report_and_the_console_show_the_same_reliability(digits, store, client):
@@ -231,6 +235,29 @@ def test_reliability_is_whole_or_none(digits, wave, stored):
     if stored != "absent":
         metrics["reliability"] = stored
     assert reliability(digits.manifest.model_copy(update={"metrics": metrics})) is None
+
+
+def test_the_table_of_classes_counts_the_test_rows(digits, client):
+    """Rows, predictions, recall and precision are those of scikit-learn."""
+    dataset = load_dataset(read_config(CONFIGS / "digits-vi.toml"), None)
+    predicted = np.asarray(digits.predictor((256,))(dataset.test.x).summary.mean).argmax(axis=1)
+    table = client.get(VERSION).json()["classes"]
+    assert [own["name"] for own in table] == list(digits.manifest.model.class_names)
+    assert [own["rows"] for own in table] == np.bincount(dataset.test.y, minlength=10).tolist()
+    assert [own["predicted"] for own in table] == np.bincount(predicted, minlength=10).tolist()
+    precision, recall, *_ = precision_recall_fscore_support(dataset.test.y, predicted, labels=range(10))
+    assert [own["accuracy"] for own in table] == pytest.approx(recall.tolist())
+    assert [own["precision"] for own in table] == pytest.approx(precision.tolist())
+
+
+@pytest.mark.parametrize(
+    "stored", [None, {"rows": [1]}, {name: [1] for name in ("rows", "predicted", "accuracy", "precision")}]
+)
+def test_the_table_of_classes_is_whole_or_none(digits, wave, stored):
+    """A regression, an older bundle and an invalid table have none."""
+    assert classes(wave.manifest) is None
+    metrics = digits.manifest.metrics | {"classes": stored}
+    assert classes(digits.manifest.model_copy(update={"metrics": metrics})) is None
 
 
 def test_the_threshold_shown_is_the_one_that_decides(digits, client):

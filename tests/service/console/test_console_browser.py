@@ -3,10 +3,14 @@
 No test waits for a fixed time: each waits for what it expects.
 """
 
+import ast
 import json
 import math
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 
 import httpx
 import numpy as np
@@ -26,6 +30,7 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync",
 )  # fmt: skip
+HOSTILE_BODY = {"inputs": [[None, True, 1e21, "it's $HOME `id` \\ \" é"]], "model": "a'b:1"}
 STRANGE_CITY = "<img src=x onerror=alert(1)>"
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -185,13 +190,16 @@ def test_the_letter_b_drawn_with_the_mouse_is_rejected(opened):
     answer = draw(page, "B")
     assert answer["reject"] is True
     expect(page.locator("#verdict .word")).to_have_text("I don’t know")
-    beyond = "Stranger than all of the calibration rows. " * answer["scores"]["mutual_information"]["extrapolated"]
+    score = answer["scores"]["mutual_information"]
+    share = "all" if score["extrapolated"] else f"{score['percentile']:.1f} %"
     none_fits = "No class fits at a coverage of 90 %. " * (answer["prediction_set"] == [])
     expect(page.locator("#verdict .why")).to_have_text(
-        f"Mutual information above its 99th percentile. {beyond}{none_fits}"
-        f"The most probable class is {answer['label']}."
+        f"By mutual information it is stranger than {share} of the calibration rows, above the limit of 99 %. "
+        f"{none_fits}The most probable class is {answer['label']}."
     )
     first = page.locator("#scores .strip").first
+    expect(first).to_be_hidden()
+    page.locator("#scores summary").click()
     expect(first).to_have_attribute("data-score", "mutual_information")
     expect(first).to_contain_text("above its threshold")
     sizes = page.locator("#scores .strip .plot").evaluate_all("all => all.map(plot => plot.clientHeight)")
@@ -219,33 +227,130 @@ def test_another_percentile_changes_the_verdict(opened):
     expect(page.get_by_role("alert")).to_contain_text("needs a larger calibration part")
     page.get_by_label("above the percentile").fill("50")
     page.get_by_label("above the percentile").press("Enter")
-    expect(page.locator("#verdict .why")).to_contain_text("above its 50th percentile")
+    expect(page.locator("#verdict .why")).to_contain_text("above the limit of 50 %")
     expect(page.locator("#trouble")).to_be_hidden()
 
 
 def test_a_row_of_features_is_edited(opened):
-    """Numbers, and categories by name; a row with an empty field is not sent."""
+    """Numbers, and categories by name; the columns out of range come first."""
     page = opened("try/table:1")
     word = page.locator("#verdict .word")
     expect(word).to_contain_text("accepted")
     with page.expect_request("**/predict") as sent:
-        page.get_by_label("city").select_option("Zug")
-    order = page.get_by_label("city").locator("option").all_inner_texts()
+        page.get_by_label("city", exact=True).select_option("Zug")
+    *order, another, empty = page.get_by_label("city", exact=True).locator("option").all_inner_texts()
+    assert (another, empty) == ("another value…", "empty")
     assert set(order) == {"Bern", "Zug", STRANGE_CITY}
     assert json.loads(sent.value.post_data)["inputs"][0][1] == order.index("Zug")
     with page.expect_request("**/predict") as sent:
         page.get_by_label("age", exact=True).fill("900")
     assert json.loads(sent.value.post_data)["inputs"][0] == [900, order.index("Zug")]
     expect(word).to_have_text("I don’t know")
-    expect(page.locator("#verdict .why")).to_contain_text("age")
-    page.get_by_label("age", exact=True).fill("")
-    expect(word).to_have_text("No prediction yet")
+    expect(page.locator("#verdict .columns-of-row li")).to_have_text(re.compile(r"^age 900; trained on \d+ – \d+$"))
+    page.get_by_label("age", exact=True).fill("1070000")
+    expect(page.locator("#verdict .columns-of-row li")).to_contain_text("age 1,070,000; trained on")
+
+
+def test_a_gap_is_kept_and_named(opened):
+    """In a field, in the choice of a category and in a pasted row; the model's replacement is said, and is what is sent."""
+    page = opened("try/table:1")
+    told = page.locator("#verdict .columns-of-row li")
+    with page.expect_request("**/predict") as sent:
+        page.get_by_label("age", exact=True).fill("")
+    ((age, _),) = json.loads(sent.value.post_data)["inputs"]
+    expect(told).to_have_text(f"age is empty; the model uses {age}, the median")
+    with page.expect_request("**/predict") as sent:
+        page.get_by_label("city", exact=True).select_option("empty")
+    expect(told).to_have_count(2)
+    code = json.loads(sent.value.post_data)["inputs"][0][1]
+    city = page.get_by_label("city", exact=True).locator("option").nth(code).inner_text()
+    expect(told.nth(1)).to_have_text(f"city is empty; the model uses {city}, the most frequent category")
+    page.get_by_text("Paste a row").click()
+    row = page.get_by_label("2 values")
+    row.fill("30, Bern")
+    expect(told).to_have_count(0)
+    expect(page.get_by_label("age", exact=True)).to_have_value("30")
+    for text in (",Zug", "NA;Zug", "\tZug", '"","Zug"'):
+        row.fill(text)
+        expect(page.get_by_label("age", exact=True)).to_have_value("")
+        expect(page.get_by_label("city", exact=True)).to_have_value(re.compile(r"\d"))
+        expect(told).to_contain_text("age is empty")
+        row.fill("30 Bern")
+        expect(page.get_by_label("age", exact=True)).to_have_value("30")
+    row.fill("30,")
+    expect(page.get_by_label("city", exact=True)).to_have_value("")
+    row.fill("30, Bern, 3")
+    expect(page.get_by_role("alert")).to_have_text("expected 2 values, found 3")
+    row.fill("thirty, Bern")
+    expect(page.get_by_role("alert")).to_have_text("age: expected a number, found thirty")
+
+
+def test_a_value_that_cannot_be_sent_is_named(opened):
+    """A category that the server does not take, and an empty field of a model that was not fitted on a table."""
+    page = opened("try/table:1")
+    page.get_by_label("city", exact=True).select_option("another value…")
+    page.get_by_label("Another value of city").fill("Atlantis")
+    expect(page.locator("#verdict .word")).to_have_text("No prediction yet")
+    expect(page.locator("#verdict .why")).to_contain_text("city: expected one of")
+    expect(page.locator("#verdict .why")).to_contain_text("found Atlantis")
     page.get_by_text("Paste a row").click()
     page.get_by_label("2 values").fill("30, Bern")
-    expect(word).to_contain_text("accepted")
-    expect(page.get_by_label("age", exact=True)).to_have_value("30")
-    page.get_by_label("2 values").fill("30, Atlantis")
-    expect(page.get_by_role("alert")).to_contain_text("found Atlantis")
+    expect(page.locator("#verdict .word")).to_contain_text("accepted")
+    page.get_by_label("Model and version").select_option("wave:1")
+    page.get_by_label("feature 0").fill("")
+    expect(page.locator("#verdict .why")).to_have_text(
+        "feature 0 is empty: expected a number, because this model takes no gaps"
+    )
+    expect(page.get_by_label("feature 0")).to_have_attribute("aria-invalid", "true")
+
+
+def test_the_request_is_copied(opened, site):
+    """For a terminal and for Python: both get the prediction on the page."""
+    page = opened("try/table:1", permissions=["clipboard-read", "clipboard-write"])
+    with page.expect_response("**/predict") as shown:
+        page.get_by_label("age", exact=True).fill("33")
+    expected = shown.value.json()["predictions"][0]["probabilities"]
+    expect(page.locator("#copied")).to_be_empty()
+    for name, run in (("curl", run_curl), ("Python", run_python)):
+        page.get_by_role("button", name=f"Copy as {name}").click()
+        expect(page.locator("#copied")).to_have_text("Copied.")
+        code = page.evaluate("navigator.clipboard.readText()")
+        assert f"{site}/predict" in code
+        assert run(code)["probabilities"] == expected, name
+
+
+def run_curl(code):
+    """The prediction that the copied command prints; its words are those of a POSIX shell."""
+    program, silent, address, header, kind, data, body = shlex.split(code)
+    assert (program, silent, header, data) == ("curl", "-s", "-H", "-d")
+    name, value = kind.split(": ")
+    answer = httpx.post(address, content=body, headers={name: value}, timeout=PATIENCE)
+    return answer.json()["predictions"][0]
+
+
+def run_python(code):
+    """The prediction that the copied program prints."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    return ast.literal_eval(run.stdout)
+
+
+def test_copied_requests_quote_what_a_shell_or_python_would_read(opened):
+    """Quotes and words of JSON in names; the key is named, never copied."""
+    page = opened()
+    made = page.evaluate(
+        """async ([address, body]) => {
+          const { asCurl, asPython } = await import("/console/requests.js");
+          return [asCurl(address, body, true), asPython(address, body, true)];
+        }""",
+        ["http://here/predict", HOSTILE_BODY],
+    )
+    words = shlex.split(made[0])
+    assert json.loads(words[-1]) == HOSTILE_BODY
+    assert "X-API-Key: $KEY" in words
+    assert 'headers={"X-API-Key": os.environ["KEY"]}' in made[1]
+    call = ast.parse(made[1]).body[2].value
+    sent = {keyword.arg: keyword.value for keyword in call.keywords}["json"]
+    assert ast.literal_eval(sent) == HOSTILE_BODY
 
 
 def test_a_regression_shows_its_interval(opened, site):
@@ -255,11 +360,32 @@ def test_a_regression_shows_its_interval(opened, site):
     with page.expect_response("**/predict") as response:
         page.get_by_label("feature 0").fill("0.5")
     answer = response.value.json()["predictions"][0]
-    expect(page.locator("#interval div").filter(has_text="mean")).to_contain_text(f"{answer['mean']:.3f}")
-    lower, upper = (f"{end:.3f}".replace("-", "−") for end in answer["interval"])
+    expect(page.locator("#interval div").filter(has_text="mean")).to_contain_text(shown(answer["mean"]))
+    lower, upper = map(shown, answer["interval"])
     expect(page.locator("#interval div").filter(has_text="interval, 90")).to_contain_text(f"{lower} to {upper}")
+    ticks = page.locator(".number-line .tick")
+    values = [float(text.replace("−", "-")) for text in ticks.all_inner_texts()]
+    middles = ticks.evaluate_all("all => all.map(({ style }) => parseFloat(style.left))")
+    assert 3 <= len(values) <= 7
+    assert np.ptp(np.diff(values)) < 1e-9
+    # The marks of the axis are where its bars are: by the mean, and by the ends of the interval.
+    scale, offset = np.polyfit(middles, values, 1)
+    assert scale * position(page, ".mark", "left") + offset == pytest.approx(answer["mean"], abs=1e-6)
+    left, width = position(page, ".span.interval", "left"), position(page, ".span.interval", "width")
+    assert [scale * left + offset, scale * (left + width) + offset] == pytest.approx(answer["interval"], abs=1e-6)
+    expect(page.locator(".axis")).to_have_text("y, in the units of the training data")
     page.get_by_role("button", name="Far outside the training rows").click()
     expect(page.locator("#verdict .word")).to_have_text("I don’t know")
+
+
+def shown(value):
+    """A number with four digits."""
+    return f"{float(f'{value:.4g}'):g}".replace("-", "−")
+
+
+def position(page, selector, side):
+    """A side of an element of the axis, in percent."""
+    return page.locator(f".number-line {selector}").evaluate(f"element => parseFloat(element.style.{side})")
 
 
 ROWS = "the calibration rows"
@@ -280,7 +406,7 @@ ROWS = "the calibration rows"
         ("table", 98.6, ["low"], {},
          f"By its combined score it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."),
         ("wave", 98.6, None, {},
-         f"By std it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."),
+         f"By the standard deviation over the draws it is stranger than 98.6 % of {ROWS}, close to the limit of 99 %."),
     ],
 )  # fmt: skip
 def test_an_accepted_row_shows_how_close_it_is_to_the_limit(opened, view, percentile, classes, changes, text):
@@ -312,6 +438,54 @@ def test_an_accepted_row_shows_how_close_it_is_to_the_limit(opened, view, percen
     expect(page.locator("#verdict.doubtful")).to_have_count(int("close to" in text))
 
 
+@pytest.mark.parametrize(
+    ("changes", "percentile", "texts"),
+    [
+        ({"novel": True, "ambiguous": False, "reasons": ["novel: knn above its 99th percentile", "novel: range above its 99th percentile: a: b"]}, 99,
+         ["Novelty: stranger than all of ROWS, above the limit of 99.3 %.",
+          "Ambiguity: by 1 − the largest probability, 0.25, less sure than 99.6 % of ROWS, close to the limit of 99.7 %.",
+          "Above their 99th percentile: knn, range (a: b)."]),
+        ({"novel": False, "ambiguous": True, "reasons": ["ambiguous: max_probability (1 − the largest probability) above its limit of 0.2"]}, 99,
+         ["Novelty: stranger than all of ROWS, within the limit of 99.3 %.",
+          "Ambiguity: by 1 − the largest probability, 0.25, less sure than 99.6 % of ROWS, above the limit of 99.7 %."]),
+        ({"novel": True, "ambiguous": False, "reasons": ["novel: novelty above its limit of 3.2, loudest knn: 98.75 of 100"]}, 98,
+         ["Novelty: stranger than all of ROWS, above its limit.",
+          "Ambiguity: by 1 − the largest probability, 0.25, less sure than 99.6 % of ROWS, within its limit.",
+          "What adds most is knn: above 98.75 % of the calibration rows."]),
+    ],
+)  # fmt: skip
+def test_a_decision_of_two_parts_says_both(opened, changes, percentile, texts):
+    """How strange and how unsure the row is, each with its own limit, which is known at the version's own percentile."""
+    entry = {"value": 0.25, "percentile": 99.6, "threshold": 0.2, "p_value": 0.004, "extrapolated": False}
+
+    def respond(route):
+        content = route.fetch().json()
+        row = content["predictions"][0]
+        row["scores"] |= {
+            "novelty": entry | {"percentile": 99.9, "p_value": 0.5, "extrapolated": True},
+            "max_probability": entry,
+        }
+        row |= {"reject": True, "prediction_set": ["low"]} | changes
+        route.fulfill(json=content | {"percentile": percentile})
+
+    def describe(route):
+        parts = {
+            "ambiguity": "max_probability",
+            "novelty": "novelty",
+            "part_rates": {"novel": 0.007, "ambiguous": 0.003},
+        }
+        route.fulfill(json=route.fetch().json() | parts)
+
+    def mock(page):
+        page.route("**/predict", respond)
+        page.route("**/console/models/*/versions/1", describe)
+
+    page = opened("try/table:1", before=mock)
+    expect(page.locator("#verdict .word")).to_have_text("I don’t know")
+    told = " ".join(texts).replace("ROWS", ROWS)
+    expect(page.locator("#verdict .why")).to_contain_text(f"{told} The most probable class is")
+
+
 def test_a_version_with_shortfalls_has_a_banner_in_both_views(opened):
     """With a link to the shortfalls; a sound version has no banner. The chains of `wave` are much too short."""
     page = opened("try/wave:1")
@@ -329,7 +503,7 @@ def test_a_version_with_shortfalls_has_a_banner_in_both_views(opened):
 def test_text_of_the_server_is_only_text(opened):
     """A category with the name of an element stays text."""
     page = opened("try/table:1")
-    expect(page.get_by_label("city").locator("option", has_text=STRANGE_CITY)).to_have_count(1)
+    expect(page.get_by_label("city", exact=True).locator("option", has_text=STRANGE_CITY)).to_have_count(1)
     assert page.locator("img").count() == 0
 
 
@@ -411,6 +585,8 @@ def test_the_watch_view_shows_the_requests_just_made(opened, site):
     expect(page.locator("#drift tbody tr").first).to_be_visible(timeout=1_000 * PATIENCE)
     page.get_by_label("since this page was opened").check()
     expect(page.locator("#rows")).to_have_text("120")
+    expect(page.locator("#too-few")).to_have_text("too few rows to judge: 120 of 300")
+    expect(page.locator("#spread")).to_contain_text("Too few rows to judge: 120 of 300.")
     assert page.locator(".u-wrap canvas").count() >= 3
 
 
@@ -438,7 +614,7 @@ abstain_drift_ks{model="digits",version="1",score="entropy"} 0.22
     rows = page.locator("#drift tbody tr")
     expect(rows).to_have_count(2)
     expect(rows.nth(0)).to_contain_text("entropy7.250.3100.220since")
-    expect(rows.nth(1)).to_contain_text("std−0.500needs 300 rowsneeds 300 rowsnone")
+    expect(rows.nth(1)).to_contain_text("std−0.500too few rows: needs 300too few rows: needs 300none")
     expect(page.locator("#drift")).to_contain_text("Alarm at 4.60.")
     expect(page.locator("#chart-drift canvas")).to_have_count(1)
 
@@ -496,18 +672,45 @@ def test_metrics_are_read_as_prometheus_reads_them(opened, site):
 
 
 def test_the_model_view_shows_the_facts_of_the_store(opened, site):
-    """Method, data, metrics, a dot for every bin of reliability, and every version with its labels and its report."""
+    """Method, data, metrics, classes, a dot for every bin of reliability, every version with its labels and its report."""
     page = opened("model/digits:1")
     facts = httpx.get(f"{site}/console/models/digits/versions/1", timeout=PATIENCE).json()
     description = page.locator("#description")
     expect(description).to_contain_text(f"{facts['method']['kind']}, {facts['draws']} draws")
     expect(description).to_contain_text(facts["digest"])
     expect(description).to_contain_text(f"{facts['metrics']['accuracy']:.3f}")
+    expect(description).to_contain_text(f"baselineaccuracy{facts['metrics']['accuracy']:.3f}")
+    bounds = " and ".join(f"{100 * end:.1f} %" for end in facts["coverage_bounds"])
+    expect(description).to_contain_text(f"coverage asked for90.0 %; for 95 % of calibrations between {bounds}")
+    rows = page.locator("#classes tbody tr")
+    expect(rows).to_have_count(10)
+    own = facts["classes"][3]
+    share = [f"{100 * own[name]:.1f} %" for name in ("accuracy", "precision")]
+    expect(rows.nth(3)).to_have_text("".join(["3", str(own["rows"]), str(own["predicted"]), *share]))
     expect(page.locator(".reliability circle")).to_have_count(len(facts["reliability"]))
     expect(page.locator("#versions tbody tr")).to_have_count(3)
     expect(page.locator("#versions tbody tr").filter(has_text="digits:1")).to_contain_text("stable")
     page.get_by_role("link", name="The full report").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("digits:1")
+
+
+@pytest.mark.parametrize(
+    ("view", "text", "shown"),
+    [
+        ("try/digits:99", "digits:99 is not in the store. This page shows digits:1.", "digits:1"),
+        ("model/wave:7", "wave:7 is not in the store. This page shows wave:1.", "wave:1"),
+        ("watch/nope:1", "nope:1 is not in the store. This page shows digits:1.", "digits:1"),
+        ("model/%E0%A4%A", "%E0%A4%A is not in the store. This page shows digits:1.", "digits:1"),
+    ],
+)
+def test_a_link_to_a_missing_version_says_so(opened, view, text, shown):
+    """And shows another version of the model, or the stable one; choosing a version removes the message."""
+    page = opened(view)
+    expect(page.locator("#notice")).to_have_text(text)
+    expect(page.get_by_label("Model and version")).to_have_value(shown)
+    expect(page.locator(f"#{view.split('/')[0]} h1")).to_be_visible()
+    page.get_by_label("Model and version").select_option("table:1")
+    expect(page.locator("#notice")).to_be_hidden()
 
 
 def test_the_address_keeps_the_chosen_version(opened, site):
@@ -584,7 +787,7 @@ def test_a_phone_does_not_scroll_sideways(opened, model):
     if model == "digits:1":
         page.get_by_role("button", name="Example: the letter B").tap()
         expect(page.locator("#verdict .word")).to_have_text("I don’t know")
-        page.get_by_text("other scores").tap()
+        page.locator("#scores summary").tap()
         expect(page.locator(".multiples .strip").first).to_be_visible()
     else:
         expect(page.locator("#details h2").first).to_be_visible()
@@ -592,6 +795,20 @@ def test_a_phone_does_not_scroll_sideways(opened, model):
         page.get_by_role("link", name=view, exact=True).tap()
         expect(page.get_by_role("heading", level=1)).to_have_text(view)
         assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_the_verdict_is_in_view_on_a_phone(opened):
+    """While a row is edited, at the top of the form and at its end."""
+    page = opened("try/table:1", viewport={"width": 375, "height": 667}, has_touch=True, is_mobile=True)
+    for value, word in (("30", "accepted"), ("9000", "I don’t know")):
+        field = page.get_by_label("age", exact=True)
+        field.tap()
+        field.fill(value)
+        expect(page.locator("#pinned")).to_contain_text(word)
+        expect(page.locator("#pinned")).to_be_in_viewport(ratio=1)
+        expect(page.locator("#verdict .word")).to_contain_text(word)
+    page.evaluate("document.getElementById('percentile').scrollIntoView({ block: 'start' })")
+    expect(page.locator("#pinned")).to_be_in_viewport(ratio=1)
 
 
 NAME_OF = """

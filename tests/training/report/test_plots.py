@@ -20,7 +20,7 @@ from abstain.training.evaluation.quality import confidence
 from abstain.training.evaluation.records import JudgedRows, ReportData, ReportView, Twin
 from abstain.training.report.confidence_plots import draw_reliability, draw_risk_coverage, row_losses
 from abstain.training.report.galleries import draw_mistakes
-from abstain.training.report.ood_plots import draw_detection, draw_ecdf, draw_roc
+from abstain.training.report.ood_plots import clip_far_values, draw_detection, draw_ecdf, draw_roc
 from abstain.training.report.page import write_report
 from abstain.training.report.plots import MOST_BYTES, plots_for, save_small
 from abstain.training.report.regression_plots import draw_pit
@@ -120,6 +120,29 @@ def test_the_threshold_stands_where_the_decision_is_made(view):
     texts = [text.get_text() for text in axis.get_legend().get_texts()]
     for text, seen in zip(texts, [view.familiar, *view.strange.values()], strict=True):
         assert text.endswith(f": {seen.judgement.reject.mean():.1%} rejected")
+
+
+@pytest.mark.parametrize("far", [1e6, -1e6])
+def test_a_few_far_values_do_not_stretch_the_axis(far):
+    """The axis shows the limit and the central 98 % of each group, and the number of rows beyond it."""
+    rng = np.random.default_rng(0)
+    near, other = rng.normal(size=500), rng.normal(2, 1, size=300)
+    axis = Figure().subplots()
+    clip_far_values(axis, [np.append(near, [far, 2 * far]), other], [4.0], "{} beyond")
+    low, high = axis.get_xlim()
+    assert -12 < low < np.quantile(near, 0.01)
+    assert 4 < high < 12
+    assert [text.get_text() for text in axis.texts] == ["2 beyond →" if far > 0 else "← 2 beyond"]
+
+
+def test_an_axis_without_far_values_shows_all_rows():
+    """Nothing is clipped, also if most rows are equal."""
+    for values in (np.arange(100.0), np.append(np.zeros(200), 5.0), np.zeros(5)):
+        axis = Figure().subplots()
+        axis.plot(values, values)
+        before = axis.get_xlim()
+        clip_far_values(axis, [values], [float(values[0])], "{} beyond")
+        assert (axis.get_xlim(), len(axis.texts)) == (before, 0)
 
 
 def test_the_detection_table_shows_the_reported_shares(view):

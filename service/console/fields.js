@@ -1,0 +1,117 @@
+// The fields of a table's row: a number with the range of its training rows, a category with its choices.
+//
+// A field is `{ element, read(), write(value) }`. A value is a number, a category's name, or null for a gap.
+
+import { el, measured } from "./dom.js";
+import { excess, nameOf } from "./requests.js";
+
+const OTHER = "other";
+const EMPTY = "";
+
+/** The field of a column; it calls `changed` whenever its value changes. */
+export function fieldFor(feature, index, ranges, changed) {
+  return feature.categories.length ? categoryField(feature, index, changed) : numberField(feature, index, ranges, changed);
+}
+
+function framed(id, name, hint, ...controls) {
+  return el(
+    "div",
+    { class: "field" },
+    el("label", { for: id }, name),
+    ...controls,
+    el("span", { class: "range small", id: `${id}-hint` }, hint),
+  );
+}
+
+function numberField(feature, index, ranges, changed) {
+  const id = `feature-${index}`;
+  const control = el("input", {
+    id,
+    type: "number",
+    step: "any",
+    inputmode: "decimal",
+    oninput: changed,
+    placeholder: feature.missing === null ? null : "empty",
+    "aria-describedby": `${id}-hint`,
+  });
+  const about = ranges === "training" ? "" : "about ";
+  const hint = `training rows: ${about}${measured(feature.low)} to ${measured(feature.high)}`;
+  const element = framed(id, nameOf(feature, index), hint, control);
+
+  function read() {
+    // A text that is no number has an empty value, too.
+    const value = control.value === "" ? (control.validity.badInput ? Number.NaN : null) : Number(control.value);
+    const wrong = Number.isNaN(value) || (value === null && feature.missing === null);
+    control.setAttribute("aria-invalid", String(wrong));
+    element.classList.toggle("outside", excess(feature, value) > 0);
+    return value;
+  }
+  return { element, read, write: (value) => (control.value = value ?? "") };
+}
+
+function categoryField(feature, index, changed) {
+  const id = `feature-${index}`;
+  const name = nameOf(feature, index);
+  const other = el("input", {
+    id: `${id}-other`,
+    type: "text",
+    spellcheck: "false",
+    "aria-label": `Another value of ${name}`,
+    oninput: changed,
+    hidden: true,
+  });
+  const select = el(
+    "select",
+    { id, onchange: choose, "aria-describedby": `${id}-hint` },
+    ...feature.categories.map((category, code) => el("option", { value: code }, category)),
+    el("option", { value: OTHER }, "another value…"),
+    feature.missing === null ? null : el("option", { value: EMPTY }, "empty"),
+  );
+  const element = framed(id, name, `${feature.categories.length} categories`, select, other);
+
+  function choose() {
+    other.hidden = select.value !== OTHER;
+    if (!other.hidden) other.focus();
+    changed();
+  }
+  function read() {
+    if (select.value === OTHER) return other.value;
+    return select.value === EMPTY ? null : feature.categories[Number(select.value)];
+  }
+  function write(value) {
+    const code = feature.categories.indexOf(value);
+    select.value = value === null ? EMPTY : code < 0 ? OTHER : String(code);
+    other.hidden = select.value !== OTHER;
+    if (!other.hidden) other.value = value;
+  }
+  return { element, read, write };
+}
+
+// ---- pasted rows ----------------------------------------------------------------------------------------------------
+
+// A number that is missing is written in one of these ways; in a column of categories they are categories: NA is a country
+// (models/prediction/preprocessing.py, _NO_NUMBER).
+const NO_NUMBER = new Set(["", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "NAN"]);
+
+/** The cells of a pasted row: separated by tabs, semicolons or commas, with gaps and quotes; else by spaces. */
+export function cellsOf(text) {
+  const row = text.replace(/^[ \r\n]+|[ \r\n]+$/g, "");
+  const separator = ["\t", ";", ","].find((one) => row.includes(one));
+  if (!separator) return row.split(/\s+/).filter(Boolean);
+  const cells = [""];
+  let quoted = false;
+  // A line ends with its separator, or its end is one.
+  for (const character of row.replace(/([\t;,])[ \r]*\n/g, "$1").replace(/[\r\n]+/g, separator)) {
+    if (character === '"') quoted = !quoted;
+    else if (character === separator && !quoted) cells.push("");
+    else cells[cells.length - 1] += character;
+  }
+  return cells.map((cell) => cell.trim());
+}
+
+/** The value of a cell; NaN if it should be a number and is none. A category may also be given by its code. */
+export function valueOf({ categories }, cell) {
+  if (!categories.length) return NO_NUMBER.has(cell) ? null : Number(cell);
+  if (cell === "") return null;
+  return categories.includes(cell) ? cell : (categories[/^\d+$/.test(cell) ? Number(cell) : -1] ?? cell);
+}
