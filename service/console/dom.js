@@ -55,9 +55,9 @@ export function measured(value) {
 
 const DIGITS = 4;
 
-/** A share as a percentage. */
+/** A share as a percentage, on one line. */
 export function percent(share, digits = 1) {
-  return Number.isFinite(share) ? `${(100 * share).toFixed(digits)} %` : "–";
+  return Number.isFinite(share) ? `${(100 * share).toFixed(digits)}\u00a0%` : "–";
 }
 
 /** 99 → "99th". */

@@ -153,7 +153,10 @@ function showPrediction({ prediction = null, percentile: at = null, values = [],
   else showNone(missing);
   // On a narrow page this stays in view while the row is edited below it.
   elements.pinned.className = elements.verdict.className;
-  elements.pinned.textContent = elements.verdict.querySelector(".word").textContent;
+  elements.pinned.replaceChildren(
+    elements.verdict.querySelector(".word").textContent,
+    prediction ? "" : el("span", { class: "small block" }, missing || trouble),
+  );
   showDetails(elements.details, description, prediction, at);
   elements.trouble.hidden = !trouble;
   elements.trouble.textContent = trouble;

@@ -396,7 +396,12 @@ function showDrift(now) {
         }),
       ),
     ),
-    el("p", { class: "small" }, level === undefined ? "" : `Alarm at ${number(level)}.`),
+    el(
+      "p",
+      { class: "small" },
+      level === undefined ? "" : `Alarm at ${number(level)}. `,
+      `PSI and KS need ${FEWEST} rows, and PSI as many calibration rows.`,
+    ),
   );
   drawDrift(
     found.map(({ labels }) => labels.score),
@@ -405,11 +410,11 @@ function showDrift(now) {
 }
 
 /** A statistic of a worker's last rows; the server gives it once there are enough of them. */
-const windowed = (value) => (value === undefined ? `too few rows: needs ${FEWEST}` : number(value));
+const windowed = (value) => (value === undefined ? "too few rows" : number(value));
 
 /** The PSI needs as many calibration rows, too. */
 const windowedPSI = (value) =>
-  description.calibration_rows < FEWEST ? `too few calibration rows: needs ${FEWEST}` : windowed(value);
+  description.calibration_rows < FEWEST ? "too few calibration rows" : windowed(value);
 
 /** Draws the martingales over time; makes the chart again when the scores change. */
 function drawDrift(names, level) {

@@ -614,7 +614,7 @@ abstain_drift_ks{model="digits",version="1",score="entropy"} 0.22
     rows = page.locator("#drift tbody tr")
     expect(rows).to_have_count(2)
     expect(rows.nth(0)).to_contain_text("entropy7.250.3100.220since")
-    expect(rows.nth(1)).to_contain_text("std−0.500too few rows: needs 300too few rows: needs 300none")
+    expect(rows.nth(1)).to_contain_text("std−0.500too few rowstoo few rowsnone")
     expect(page.locator("#drift")).to_contain_text("Alarm at 4.60.")
     expect(page.locator("#chart-drift canvas")).to_have_count(1)
 
@@ -807,6 +807,9 @@ def test_the_verdict_is_in_view_on_a_phone(opened):
         expect(page.locator("#pinned")).to_contain_text(word)
         expect(page.locator("#pinned")).to_be_in_viewport(ratio=1)
         expect(page.locator("#verdict .word")).to_contain_text(word)
+    page.get_by_label("city", exact=True).select_option("another value…")
+    page.get_by_label("Another value of city").fill("Atlantis")
+    expect(page.locator("#pinned")).to_contain_text("found Atlantis")
     page.evaluate("document.getElementById('percentile').scrollIntoView({ block: 'start' })")
     expect(page.locator("#pinned")).to_be_in_viewport(ratio=1)
 
