@@ -13,7 +13,7 @@ import pyarrow.compute as arrow_compute
 from jaxtyping import Float
 
 from abstain.models.errors import DataError, clip_repr
-from abstain.models.tables.columns import Column
+from abstain.models.tables.columns import UNSEEN, Column
 
 # pyarrow ships no types.
 pa: Any = pyarrow
@@ -51,8 +51,10 @@ def check_columns(names: Sequence[str], table: ArrowTable, where: str) -> None:
 def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> Float[np.ndarray, "rows columns"]:
     """Encodes columns of a table as float64 rows: numbers unchanged, categories as codes, missing values as NaN.
 
+    An unseen category is `UNSEEN`, NaN, or refused, as `Column.unseen` says.
+
     Raises:
-        DataError: a column is missing, or contains text instead of numbers, an infinity, or an unknown category.
+        DataError: a column is missing, or contains text instead of numbers, an infinity, or a category that is refused.
     """
     check_column_names(table.schema, where)
     check_columns([column.name for column in columns], table, where)
@@ -84,9 +86,10 @@ def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.n
         return numeric_column(values, column.name, where)
     texts = category_texts(values)
     codes = {category: float(code) for code, category in enumerate(column.categories)}
-    encoded = np.array([math.nan if text is None else codes.get(text, -1.0) for text in texts])
-    unknown = np.flatnonzero(encoded == -1)
-    if unknown.size:
+    absent = math.nan if column.unseen == "missing" else UNSEEN
+    encoded = np.array([math.nan if text is None else codes.get(text, absent) for text in texts])
+    unknown = np.flatnonzero(encoded == UNSEEN)
+    if unknown.size and column.unseen == "refuse":
         row = int(unknown[0])
         raise DataError(
             f"column {column.name!r} holds a category the model was not trained on",
