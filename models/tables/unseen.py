@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Bool, Num
@@ -14,6 +15,7 @@ UNSEEN_SCORE = "unseen"
 """The score that counts a row's unseen categories; only models with a column that rejects them have it."""
 UnseenTexts = Mapping[tuple[int, int], str]
 """The text of each unseen category, by the row and the index of its column, where a request or a file has it."""
+NO_TEXTS: UnseenTexts = MappingProxyType({})
 
 
 def rejecting_columns(columns: tuple[Column, ...]) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from abstain.models.decisions.risk import RiskLimit
 from abstain.models.decisions.unseen import TOP
 from abstain.models.prediction.temperature import Recalibration
 from abstain.models.tables.unseen import UNSEEN_SCORE
+from abstain.training.notes import write_note
 
 
 def calibration_record(
@@ -72,6 +73,22 @@ def calibration_record(
         conditional_coverage=coverage,
         unseen_rows=int(calibration.unseen.sum()) if counts_unseen else None,
         expected_reject_rate=calibration.expected_reject_rate if counts_unseen else None,
+    )
+
+
+def unseen_notes(calibration: Calibration) -> tuple[str, ...]:
+    """Returns a note if more calibration rows have an unseen category than the percentile rejects."""
+    stated, expected = 1 - calibration.percentile / 100, calibration.expected_reject_rate
+    if not calibration.unseen.any() or calibration.risk is not None or expected <= stated:
+        return ()
+    only = "" if calibration.per_class else ", and at this percentile no other row is"
+    return (
+        write_note(
+            "unseen",
+            f"about {expected:.2%}, not {stated:.2%}, because {int(calibration.unseen.sum()):,} of {calibration.rows:,} "
+            f"calibration rows have a category that the training part lacks: all such rows are rejected{only}; set "
+            'data.unseen = "missing" for a column of rare categories, drop it, or fit with more rows',
+        ),
     )
 
 
