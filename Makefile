@@ -117,3 +117,4 @@ bench-guarantees: $(VENV)/installed ## what is guaranteed, on simulated rows and
 	$(BIN)/python benchmarks/far_rows.py
 	$(BIN)/python benchmarks/recalibration.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/class_weights.py
+	$(BIN)/python benchmarks/unseen.py
