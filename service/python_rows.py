@@ -23,12 +23,15 @@ from abstain.models.files.model_rows import reshape_rows, rows_of_table
 from abstain.models.prediction.posterior import Model
 from abstain.models.tables.dates import moment_text
 from abstain.models.tables.encoding import ArrowTable, check_column_names
-from abstain.models.tables.values import UnreadableValue, date_moment
+from abstain.models.tables.values import NUMPY_FLOATS, UnreadableValue, date_moment
 from abstain.service.records import rows_of_records
 from abstain.service.rows import check_rows, dtype_of, in_feature_shape, refuse_unknown_codes
 
 # pyarrow ships no types.
 pa: Any = pyarrow
+# Any, because the type checker cannot know the precision of numpy's scalars.
+_NUMPY: Any = np.generic
+_NUMPY_DATE: Any = np.datetime64
 
 
 @runtime_checkable
@@ -151,18 +154,19 @@ def _json_value(value: Any) -> Any:
     """Converts a value of Python, numpy or pandas to the JSON value that means the same; returns other values unchanged."""
     if value is None or isinstance(value, str | bool | int):
         return value
-    if isinstance(value, date | np.datetime64):
+    if isinstance(value, (date, _NUMPY_DATE)):
         try:
             # None for NaT, which pandas makes an instance of datetime.
             moment = date_moment(value)
         except UnreadableValue:
             return value
         return moment and moment_text(moment)
-    if isinstance(value, np.floating) and not isinstance(value, float):
-        return None if np.isnan(value) else float(str(value))
-    if isinstance(value, float):
+    if isinstance(value, float):  # also numpy's float64
         return None if math.isnan(value) else float(value)
-    if isinstance(value, np.generic):
+    if isinstance(value, NUMPY_FLOATS):
+        # The shortest decimal, because the float32 0.1 names the category `0.1`.
+        return None if math.isnan(value) else float(str(value))
+    if isinstance(value, _NUMPY):
         return value.item()
     if isinstance(value, Decimal):
         return None if value.is_nan() else float(value)
