@@ -19,10 +19,11 @@ import pyarrow
 from jaxtyping import Float
 
 from abstain.models.errors import DataError, InputError
-from abstain.models.files.model_rows import reshape_rows, rows_of_table
+from abstain.models.files.model_rows import find_unseen_texts, reshape_rows, rows_of_table
 from abstain.models.prediction.posterior import Model
 from abstain.models.tables.dates import moment_text
 from abstain.models.tables.encoding import ArrowTable, check_column_names
+from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts, count_unseen
 from abstain.models.tables.values import NUMPY_FLOATS, UnreadableValue, date_moment
 from abstain.service.records import rows_of_records
 from abstain.service.rows import check_rows, dtype_of, in_feature_shape, refuse_unknown_codes
@@ -78,6 +79,17 @@ def rows_of(inputs: object, model: Model) -> Float[np.ndarray, "rows ..."]:
     if isinstance(inputs, ArrayLike):
         return _rows_of_array(_as_array(inputs), model)
     return _rows_of_lists(inputs, model)
+
+
+def unseen_texts_of(inputs: object, model: Model, rows: Float[np.ndarray, "rows ..."]) -> UnseenTexts:
+    """Returns the unseen categories of a table; none for arrays and lists, which hold codes.
+
+    Args:
+        rows: the result of `rows_of`.
+    """
+    if not (count_unseen(model.preprocessing.columns, rows) and isinstance(inputs, Table) and _is_frame(inputs)):
+        return NO_TEXTS
+    return find_unseen_texts(_arrow_table(inputs, type(inputs).__name__), model, rows)
 
 
 # ---- arrays and lists ------------------------------------------------------------------------------------------------
