@@ -91,6 +91,7 @@ bench: $(VENV)/installed ## every speed benchmark (CORES=0,1: those that serving
 	$(BIN)/python benchmarks/serving_memory.py --cores "$(CORES)"
 	$(BIN)/python benchmarks/access.py --cores "$(CORES)"
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/records.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/memory.py
 

@@ -146,9 +146,11 @@ class LoadedModel:
         batch size takes seconds to compile it.
 
         Args:
-            rows: an array `[rows, …features]` of numpy, JAX or PyTorch; a list of lists of numbers; or a table (a
-                DataFrame of pandas or Polars, a table of pyarrow) with a column for each feature name, in which
-                categories are text. In arrays and lists a category is its code. An image may be nested or flat.
+            rows: an array `[rows, …features]` of numpy, JAX or PyTorch; a list of lists of numbers; a list of records,
+                `{"age": 31, "job": "nurse"}`; or a table (a DataFrame of pandas or Polars, a table of pyarrow) with a
+                column for each feature name. In records and tables categories are text, dates are dates or text in ISO
+                8601, and None or NaN is a missing value. In arrays and lists a category is its code. An image may be
+                nested or flat.
             percentile: the percentile of the decision, above 0 and below 100; the model's own if None.
             coverage: the coverage of prediction sets and intervals, above 0 and below 1; the model's own if None.
             max_error: the largest share of wrong answers among accepted rows, above 0 and below 1, for a model that was
@@ -165,6 +167,8 @@ class LoadedModel:
         Examples:
             >>> model.predict([[5.1, 3.5, 1.4, 0.2]]).label
             array(['setosa'], dtype=object)
+            >>> model.predict([{"age": 31, "job": "nurse"}]).reject
+            array([False])
             >>> model.predict(pandas.read_csv("new.csv"), percentile=95).to_pandas().to_csv("predictions.csv")
         """
         options = {"percentile": percentile, "coverage": coverage, "max_error": max_error}

@@ -28,6 +28,7 @@ from abstain.service.access.proxies import trust_proxies
 from abstain.service.batcher import Batcher
 from abstain.service.batches import Stages
 from abstain.service.bodies import read_body
+from abstain.service.column_descriptions import describe_columns
 from abstain.service.errors import HTTPError
 from abstain.service.json_objects import HEADER_LENGTH
 from abstain.service.live import Live
@@ -52,6 +53,7 @@ log = logging.getLogger("abstain.http")
 
 Match = Callable[[str], dict[str, str] | None]
 """Returns the path parameters if a path belongs to a route; None for any other path."""
+_MODEL = "/models/{model}"
 
 
 def build_app(
@@ -140,6 +142,10 @@ def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic) -
     async def models(_: Request) -> Response:
         return json_response(await asyncio.to_thread(versions.list_models))
 
+    async def model(request: Request) -> Response:
+        live = versions.find(request.path_params["model"])
+        return json_response(await asyncio.to_thread(_describe_model, live))
+
     async def show_metrics(_: Request) -> Response:
         metrics.WORKERS.set(process.workers)
         metrics.WORKERS_READY.set(0 if traffic.draining else process.ready_workers())
@@ -147,10 +153,36 @@ def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic) -
 
     return [
         Route("/models", models),
+        Route(_MODEL, model),
         Route("/livez", livez),
         Route("/readyz", readyz),
         Route("/metrics", show_metrics),
     ]
+
+
+def _describe_model(live: Live) -> dict[str, Any]:
+    """Returns the response of `GET /models/{model}`."""
+    manifest = live.bundle.manifest
+    model = manifest.model
+    return {
+        "name": live.name,
+        "version": live.version,
+        "digest": manifest.digest,
+        "task": model.likelihood_functions.task,
+        "target": model.target_name,
+        "class_names": model.class_names,
+        "feature_shape": model.feature_shape,
+        "columns": describe_columns(live.bundle),
+    }
+
+
+def _route_template(path: str) -> str | None:
+    """Returns the route of a model's description, for metrics; None for any other path."""
+    match path.split("/"):
+        case ["", "models", name] if name:
+            return _MODEL
+        case _:
+            return None
 
 
 def _with_guard(app: ASGIApp, guard: Guard) -> ASGIApp:
@@ -224,7 +256,8 @@ def _with_metrics(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
             await app(scope, receive, send)
             return
         path = scope["path"]
-        route = path if path in routes else console.route_template(path) or open_inference.route_template(path)
+        known = path if path in routes else _route_template(path) or console.route_template(path)
+        route = known or open_inference.route_template(path)
         started, code = time.perf_counter(), 500
         scope.setdefault("state", {})  # Copies of the scope share it, and with it the id of the request.
 

@@ -10,20 +10,24 @@ import orjson
 from abstain.models.errors import InputError, clip_repr, suggest
 
 MAX_OBJECTS = 1_000
-"""The limit for one body, which needs only a few for each output. An object of three bytes takes seventy in memory."""
+"""The limit for one body, which needs only a few for each output, besides one for each row. An object of three bytes takes
+seventy in memory."""
 MAX_LISTS = 1_000_000
 """The limit for one body. An empty list of three bytes takes seventy in memory; a row of an image may be sent flat."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _BINARY = f"if binary data follows the JSON, give the length of the JSON in the header {HEADER_LENGTH}"
 
 
-def parse_object(text: bytes, keys: tuple[str, ...]) -> tuple[dict[str, Any], bool]:
+def parse_object(text: bytes, keys: tuple[str, ...], max_objects: int = MAX_OBJECTS) -> tuple[dict[str, Any], bool]:
     """Parses a JSON object and checks its keys; also returns whether every "data" in it can only hold numbers.
+
+    Args:
+        max_objects: as in `refuse_many_parts`.
 
     Raises:
         InputError: the text is not JSON in UTF-8, not an object, has too many objects or lists, or an unknown or duplicate key.
     """
-    refuse_many_parts(text)
+    refuse_many_parts(text, max_objects)
     failure: orjson.JSONDecodeError | None = None
     try:
         content = orjson.loads(text)
@@ -36,8 +40,11 @@ def parse_object(text: bytes, keys: tuple[str, ...]) -> tuple[dict[str, Any], bo
     return check_object(content, "body", keys), plain
 
 
-def refuse_many_parts(text: bytes) -> None:
+def refuse_many_parts(text: bytes, max_objects: int = MAX_OBJECTS) -> None:
     """Refuses a body with more objects or lists than any request needs, before it is parsed.
+
+    Args:
+        max_objects: the limit of objects; higher for a request that has an object for each row.
 
     Raises:
         InputError: gives the number.
@@ -51,9 +58,9 @@ def refuse_many_parts(text: bytes) -> None:
             fix="send fewer rows in one request, or each row as one flat list of numbers",
         )
     braces = text.count(b"{")
-    if braces > MAX_OBJECTS:
+    if braces > max_objects:
         raise InputError(
-            where="body", expected=f"at most {MAX_OBJECTS:,} JSON objects", found=f"{braces:,} opening braces"
+            where="body", expected=f"at most {max_objects:,} JSON objects", found=f"{braces:,} opening braces"
         )
 
 

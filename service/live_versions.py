@@ -259,8 +259,9 @@ class LiveVersions:
     def _compile(self, name: str, entry: Entry, bundle: Bundle, buckets: tuple[int, ...]) -> None:
         """Compiles a version and makes it ready; any error makes only this version fail."""
         try:
-            # Done here, because otherwise the first request would do it while all others wait.
+            # Both are done here, because otherwise the first request would do it while all others wait.
             bundle.calibration.prepare()
+            _ = bundle.manifest.model.row_plan
             live = Live(name, entry.version, bundle, bundle.predictor(buckets, self._devices))
             self._report_ready(name, entry, bundle)
             self._set(name, replace(entry, state="ready", live=live))

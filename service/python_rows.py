@@ -6,8 +6,11 @@ columns are found by their names, its categories are text, and its errors name t
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
+from decimal import Decimal
 from itertools import chain
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -18,12 +21,18 @@ from jaxtyping import Float
 from abstain.models.errors import DataError, InputError
 from abstain.models.files.model_rows import find_unseen_texts, reshape_rows, rows_of_table
 from abstain.models.prediction.posterior import Model
+from abstain.models.tables.dates import moment_text
 from abstain.models.tables.encoding import ArrowTable, check_column_names
 from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts, count_unseen
+from abstain.models.tables.values import NUMPY_FLOATS, UnreadableValue, date_moment
+from abstain.service.records import rows_of_records
 from abstain.service.rows import check_rows, dtype_of, in_feature_shape, refuse_unknown_codes
 
 # pyarrow ships no types.
 pa: Any = pyarrow
+# Any, because the type checker cannot know the precision of numpy's scalars.
+_NUMPY: Any = np.generic
+_NUMPY_DATE: Any = np.datetime64
 
 
 @runtime_checkable
@@ -44,7 +53,7 @@ class ArrayLike(Protocol):
         ...
 
 
-Rows = Table | ArrayLike | Sequence[Any]
+Rows = Table | ArrayLike | Sequence[Any] | Sequence[Mapping[str, Any]]
 """The accepted types of rows."""
 
 
@@ -54,12 +63,14 @@ def rows_of(inputs: object, model: Model) -> Float[np.ndarray, "rows ..."]:
     The result is float32, or float64 for a model that subtracts an offset on the host.
 
     Args:
-        inputs: an array, nested lists, or a table.
+        inputs: an array, nested lists, records (dicts with a key for each column), or a table.
 
     Raises:
-        InputError: names the invalid row and column of an array or of lists.
+        InputError: names the invalid row and column of an array, of lists or of records.
         DataError: names the invalid column and row of a table.
     """
+    if isinstance(inputs, list | tuple) and inputs and isinstance(inputs[0], Mapping):
+        return _rows_of_records(cast("Sequence[Any]", inputs), model)
     if isinstance(inputs, Table) and _is_frame(inputs):
         return _rows_of_frame(inputs, model)
     if isinstance(inputs, np.ma.MaskedArray):
@@ -135,6 +146,44 @@ def _as_lists(inputs: object, depth: int) -> object:
     if depth < 0 or not isinstance(inputs, tuple | list):
         return inputs
     return [_as_lists(cell, depth - 1) for cell in cast("list[Any]", inputs)]
+
+
+# ---- records ---------------------------------------------------------------------------------------------------------
+
+
+def _rows_of_records(inputs: Sequence[Any], model: Model) -> Float[np.ndarray, "rows ..."]:
+    """Checks records as those of a request; in Python, NaN is a missing value, and a date may be a date or datetime."""
+    records = [
+        {key: _json_value(value) for key, value in cast("Mapping[str, Any]", record).items()}
+        if isinstance(record, Mapping)
+        else record
+        for record in inputs
+    ]
+    return rows_of_records(records, False, model, max_rows=len(records))
+
+
+def _json_value(value: Any) -> Any:
+    """Converts a value of Python, numpy or pandas to the JSON value that means the same; returns other values unchanged."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, (date, _NUMPY_DATE)):
+        try:
+            # None for NaT, which pandas makes an instance of datetime.
+            moment = date_moment(value)
+        except UnreadableValue:
+            return value
+        return moment and moment_text(moment)
+    if isinstance(value, float):  # also numpy's float64
+        return None if math.isnan(value) else float(value)
+    if isinstance(value, NUMPY_FLOATS):
+        # The shortest decimal, because the float32 0.1 names the category `0.1`.
+        return None if math.isnan(value) else float(str(value))
+    if isinstance(value, _NUMPY):
+        return value.item()
+    if isinstance(value, Decimal):
+        return None if value.is_nan() else float(value)
+    pandas: Any = sys.modules.get("pandas")
+    return None if pandas is not None and value is pandas.NA else value
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

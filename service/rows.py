@@ -56,15 +56,18 @@ def in_feature_shape(rows: Float[np.ndarray, "rows ..."], model: Model) -> Float
     return rows.reshape(len(rows), *model.feature_shape) if np.abs(rows).max() < _FLOAT32_MAX else None
 
 
-def refuse_many_rows(inputs: Any, max_rows: int) -> None:
+def refuse_many_rows(inputs: Any, max_rows: int, where: str = "inputs") -> None:
     """Refuses a list of more rows than a request may have.
+
+    Args:
+        where: the key of the list in the request.
 
     Raises:
         InputError: gives the limit and the number of rows.
     """
     if isinstance(inputs, list) and len(cast("list[Any]", inputs)) > max_rows:
         raise InputError(
-            where="inputs",
+            where=where,
             expected=f"at most {max_rows} rows",
             found=len(cast("list[Any]", inputs)),
             fix="send them in several requests",
@@ -145,11 +148,19 @@ def _check_number(cell: Any, where: str, model: Model, indices: tuple[int, ...])
     if len(indices) == 1 and model.feature_names:
         where = f"{where} ({model.feature_names[indices[0]]})"
     if isinstance(cell, bool) or not isinstance(cell, int | float):
-        raise InputError(where=where, expected=_expected_number(model, indices), found=describe_value(cell))
+        fix = _send_records(cell, model)
+        raise InputError(where=where, expected=_expected_number(model, indices), found=describe_value(cell), fix=fix)
     # Compares exact integers, not floats: an integer of 400 digits has no float.
     if not -_FLOAT32_MAX <= cell <= _FLOAT32_MAX:
         found = clip_repr(cell) if isinstance(cell, float) else f"an integer of {len(str(abs(cell)))} digits"
         raise InputError(where=where, expected="a finite number within float32's range", found=found)
+
+
+def _send_records(cell: Any, model: Model) -> str | None:
+    """Returns the advice for text or a missing value in a row of a table's numbers; None for other cells and models."""
+    if not model.preprocessing.columns or not (cell is None or isinstance(cell, str)):
+        return None
+    return "send the rows as records: they hold categories and dates as text, and null for a missing value"
 
 
 def refuse_unknown_codes(rows: Float[np.ndarray, "rows ..."], model: Model) -> None:

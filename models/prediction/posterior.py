@@ -20,6 +20,8 @@ from abstain.models.networks.architectures import Network, NetworkSpec, paramete
 from abstain.models.networks.user_module import ModuleSpec
 from abstain.models.prediction.likelihoods import LIKELIHOODS, Likelihood, LikelihoodName
 from abstain.models.prediction.preprocessing import Preprocessing, transformed_shape
+from abstain.models.tables.columns import Column
+from abstain.models.tables.row_plan import RowPlan, plan_rows
 
 Draws = Any
 """`{"network": Flax parameters, "noise": [draws]}`: numpy leaves with the draws as axis 0; "noise" only if inferred."""
@@ -48,6 +50,18 @@ class Model(BaseModel):
     def features(self) -> int:
         """The number of features in a row."""
         return math.prod(self.feature_shape)
+
+    @cached_property
+    def row_plan(self) -> RowPlan | None:
+        """The plan of rows with named values; None if the features have no names, or two have the same name."""
+        columns = self.preprocessing.columns or tuple(Column(name=name) for name in self.feature_names)
+        return plan_rows(columns, nullable=bool(self.preprocessing.columns))
+
+    def __copy__(self) -> Model:
+        """Copies the fields only: `model_copy` may change the columns, for which a cached plan would be wrong."""
+        copied = super().__copy__()
+        vars(copied).pop("row_plan", None)
+        return copied
 
     @property
     def is_image(self) -> bool:

@@ -27,6 +27,8 @@ from abstain.service.errors import HTTPError
 from abstain.service.json_objects import flag_of, parse_object
 from abstain.service.live import Live
 from abstain.service.live_versions import LiveVersions, VersionState, in_one_line
+from abstain.service.open_inference.columns import inputs_of
+from abstain.service.open_inference.datatypes import INPUT
 from abstain.service.open_inference.outputs import (
     Output,
     OutputColumn,
@@ -43,7 +45,7 @@ from abstain.service.open_inference.outputs import (
     to_wire_type,
 )
 from abstain.service.open_inference.statistics import VersionStatistics
-from abstain.service.open_inference.tensors import INPUT, InferRequest, Signature, decode
+from abstain.service.open_inference.tensors import InferRequest, Signature, decode
 from abstain.service.process import Process, Traffic
 from abstain.service.rows import check_finite
 from abstain.service.settings import Settings
@@ -278,14 +280,15 @@ def _metadata(live: Live, versions: list[int]) -> dict[str, Any]:
     """Returns a model's metadata; the first axis of every shape is the batch."""
     model = live.bundle.manifest.model
 
-    def tensor(name: str, output: Output) -> dict[str, Any]:
-        return {"name": name, "datatype": output.datatype, "shape": [-1, *output.shape]}
+    def tensor(name: str, output: Output, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
+        described = {"name": name, "datatype": output.datatype, "shape": [-1, *output.shape]}
+        return described if parameters is None else {**described, "parameters": parameters}
 
     return {
         "name": live.name,
         "versions": [str(version) for version in versions],
         "platform": PLATFORM,
-        "inputs": [tensor(INPUT, input_of(model))],
+        "inputs": [tensor(INPUT, input_of(model)), *(tensor(*column) for column in inputs_of(live.bundle))],
         "outputs": [tensor(*item) for item in outputs_of(model, live.bundle.calibration).items()],
     }
 
@@ -294,6 +297,8 @@ def _config(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
     """Returns Triton's model configuration: `dims` do not include the batch, because `max_batch_size` is not 0."""
     manifest, calibration = live.bundle.manifest, live.bundle.calibration
     model = manifest.model
+
+    columns = inputs_of(live.bundle)
 
     def tensor(name: str, output: Output) -> dict[str, Any]:
         data_type = "STRING" if output.datatype == "BYTES" else output.datatype
@@ -314,7 +319,11 @@ def _config(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
         "backend": "abstain",
         "version_policy": {"specific": {"versions": versions}},
         "max_batch_size": max_rows,
-        "input": [tensor(INPUT, input_of(model))],
+        # A request has the first tensor or all others, so each is optional.
+        "input": [
+            {**tensor(INPUT, input_of(model)), **({"optional": True} if columns else {})},
+            *({**tensor(*column[:2]), "optional": True} for column in columns),
+        ],
         "output": [tensor(*item) for item in outputs_of(model, calibration).items()],
         "parameters": {key: {"string_value": text} for key, text in facts.items()},
     }

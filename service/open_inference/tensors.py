@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's input tensor: from bytes to checked rows.
+"""The Open Inference Protocol's inputs: from bytes to checked rows. Here is the single tensor of all numbers.
 
 Pure functions. A binary tensor is a view of the body and never becomes Python numbers; a JSON tensor is parsed by orjson
 and becomes an array at once. The rows are checked in Python only if these find an error, or could hide one, by the
@@ -8,7 +8,6 @@ function that checks `POST /predict`, so that both routes give the same error te
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from abstain.models.prediction.preprocessing import first_unknown_code
 from abstain.service.compression import decompress
 from abstain.service.json_objects import (
     HEADER_LENGTH,
+    MAX_OBJECTS,
     check_object,
     describe_key,
     describe_value,
@@ -29,17 +29,18 @@ from abstain.service.json_objects import (
     parse_object,
     text_of,
 )
+from abstain.service.open_inference.columns import rows_of_columns, sends_columns
+from abstain.service.open_inference.datatypes import (
+    DATATYPES,
+    INPUT,
+    check_content_type,
+    check_rows_count,
+    refuse_other_numbers,
+)
 from abstain.service.open_inference.outputs import Output, RequestedOutput, all_in_binary
 from abstain.service.rows import check_rows, dtype_of
 
-INPUT = "inputs"
-DATATYPES: dict[str, np.dtype[Any]] = {
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
-    **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
-}
+_PARAMETERS = ("percentile", "coverage", "max_error", "binary_data_output", "content_type")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -77,15 +78,16 @@ def decode(
     text, tail = _split(body, headers.get(HEADER_LENGTH.lower()))
     if tail and not text:
         return _raw(tail, signature, max_rows)
-    content, plain = parse_object(text, ("id", "model_name", "parameters", "inputs", "outputs"))
-    parameters = check_object(
-        content.get("parameters", {}), "parameters", ("percentile", "coverage", "max_error", "binary_data_output")
-    )
+    # Each column of a table may have a tensor with parameters.
+    objects = MAX_OBJECTS + (2 * signature.model.features if signature.model.row_plan else 0)
+    content, plain = parse_object(text, ("id", "model_name", "parameters", "inputs", "outputs"), objects)
+    parameters = check_object(content.get("parameters", {}), "parameters", _PARAMETERS)
+    check_content_type(parameters, "parameters", ("pd", "np"))
     name = text_of(content, "model_name", "body")
     if name is not None and name not in signature.names:
         raise InputError(where="model_name", expected=f"{signature.names[0]}, as in the path", found=clip_repr(name))
     return InferRequest(
-        rows=_rows(_only_input(content), plain, tail, signature.model, max_rows),
+        rows=_rows_of(content, plain, tail, signature.model, max_rows),
         outputs=_requested_outputs(
             content.get("outputs", []), signature, flag_of(parameters, "binary_data_output", "parameters")
         ),
@@ -118,9 +120,18 @@ def _raw(data: memoryview, signature: Signature, max_rows: int) -> InferRequest:
         raise InputError(
             where="body", expected=f"rows of {model.features} FP32, {size} bytes each", found=f"{len(data)} bytes"
         )
-    shape = _check_rows_count(len(data) // size, max_rows), *model.feature_shape
+    shape = check_rows_count(len(data) // size, max_rows), *model.feature_shape
     rows = _check_array(np.frombuffer(data, "<f4").reshape(shape), model, max_rows)
     return InferRequest(rows, all_in_binary(signature.outputs), None, Levels())
+
+
+def _rows_of(
+    content: dict[str, Any], plain: bool, tail: memoryview, model: Model, max_rows: int
+) -> Float[np.ndarray, "rows ..."]:
+    tensors = content.get("inputs")
+    if model.row_plan is not None and sends_columns(tensors, model):
+        return rows_of_columns(cast("list[Any]", tensors), tail, model, model.row_plan, max_rows)
+    return _rows(_only_input(content), plain, tail, model, max_rows)
 
 
 def _only_input(content: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +162,9 @@ def _rows(
             found=describe_key(tensor, "datatype"),
         )
     shape = _shape(tensor, model, max_rows)
-    parameters = check_object(tensor.get("parameters", {}), f"{INPUT}: parameters", ("binary_data_size",))
+    known = ("binary_data_size", "content_type")
+    parameters = check_object(tensor.get("parameters", {}), f"{INPUT}: parameters", known)
+    check_content_type(parameters, f"{INPUT}: parameters", ("np",))
     numbers = shape[0] * model.features
     if "binary_data_size" in parameters:
         return _binary_rows(tensor, parameters, tail, shape, model, max_rows)
@@ -168,7 +181,11 @@ def _rows(
             "data", where=INPUT, expected=f"a list of {numbers} numbers", found=describe_key(tensor, "data")
         )
     rows = _json_rows(cast("list[Any]", data), plain, shape, model, max_rows)
-    _refuse_other_numbers(cast("list[Any]", data), rows.shape, datatype)
+
+    def place(index: int) -> str:
+        return INPUT + "".join(f"[{axis}]" for axis in np.unravel_index(index, rows.shape))
+
+    refuse_other_numbers(cast("list[Any]", data), datatype, place)
     return rows
 
 
@@ -183,17 +200,7 @@ def _shape(tensor: dict[str, Any], model: Model, max_rows: int) -> tuple[int, ..
     sizes = tuple(cast("list[int]", shape))
     if sizes[1:] not in {model.feature_shape, (model.features,)}:
         raise InputError("shape", where=INPUT, expected=expected, found=clip_repr(list(sizes)))
-    return _check_rows_count(sizes[0], max_rows), *sizes[1:]
-
-
-def _check_rows_count(rows: int, max_rows: int) -> int:
-    if rows < 1:
-        raise InputError(where=INPUT, expected="at least one row", found=clip_repr(rows))
-    if rows > max_rows:
-        raise InputError(
-            where=INPUT, expected=f"at most {max_rows} rows", found=clip_repr(rows), fix="send them in several requests"
-        )
-    return rows
+    return check_rows_count(sizes[0], max_rows), *sizes[1:]
 
 
 def _binary_rows(
@@ -258,37 +265,6 @@ def _check_array(array: Num[np.ndarray, "rows ..."], model: Model, max_rows: int
         if first_unknown_code(model.preprocessing, rows) is None:
             return rows
     return check_rows(array.tolist(), False, model, max_rows)
-
-
-def _refuse_other_numbers(data: list[Any], shape: tuple[int, ...], datatype: str) -> None:
-    """Refuses numbers in JSON that the datatype cannot hold: fractions of integers, and numbers beyond its exact limits.
-
-    Args:
-        data: finite numbers, nested or flat, as the client sent them, because float32 rounds integers.
-        shape: the shape of the rows.
-    """
-    kind, bits = DATATYPES[datatype].kind, 8 * DATATYPES[datatype].itemsize
-    if kind == "f" and bits > 16:
-        return
-    while data and isinstance(data[0], list):
-        data = list(chain.from_iterable(data))
-    numbers = np.array(data, np.float64)
-    if kind == "f":
-        limits, expected = np.finfo(np.float16), "a number"
-        fits = np.abs(numbers) <= float(limits.max)
-    else:
-        limits, expected = np.iinfo(DATATYPES[datatype]), "an integer"
-        fits = (numbers == np.trunc(numbers)) & (numbers >= float(limits.min)) & (numbers <= float(limits.max))
-        # Beyond 2⁵³, float64 rounds integers as well.
-        for index in np.flatnonzero(fits & (np.abs(numbers) >= 2.0**53)):
-            fits[index] = int(limits.min) <= int(data[index]) <= int(limits.max)
-    if not fits.all():
-        first = int(np.argmin(fits))
-        raise InputError(
-            INPUT + "".join(f"[{index}]" for index in np.unravel_index(first, shape)),
-            expected=f"{expected} from {limits.min} to {limits.max} ({datatype})",
-            found=data[first],
-        )
 
 
 def _requested_outputs(outputs: Any, signature: Signature, binary: bool) -> tuple[RequestedOutput, ...]:

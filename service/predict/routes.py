@@ -1,4 +1,4 @@
-"""`POST /predict`: makes the body of a response from the body of a request."""
+"""`POST /predict`: makes the body of a response from the body of a request: JSON, or a table."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import orjson
 from jaxtyping import Float
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
 from abstain.models.decisions.judging import check_limited
+from abstain.models.errors import InputError
 from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
 from abstain.service.batcher import Batcher
 from abstain.service.batches import Answer, Share, Stages
@@ -22,16 +24,19 @@ from abstain.service.errors import HTTPError
 from abstain.service.live import Live
 from abstain.service.live_versions import LiveVersions
 from abstain.service.predict import response
-from abstain.service.predict.request import PredictRequest, parse_predict
+from abstain.service.predict.request import PredictRequest, parse_predict, rows_of_request
+from abstain.service.predict.table_bodies import CSV, MEDIA_TYPES, parse_query, rows_of_body
 from abstain.service.process import Traffic
 from abstain.service.responses import Handler, request_id
-from abstain.service.rows import check_finite, check_rows
+from abstain.service.rows import check_finite
 from abstain.service.settings import Settings
 
 PATH = "/predict"
 LARGE_BODY = 64 * 1024
 """Longer bodies, in bytes, are decoded in a thread so that they do not block the event loop."""
 _COLUMNS = "predict"
+_JSON = "application/json"
+_ACCEPTED = (_JSON, *MEDIA_TYPES)
 
 
 class ParsedRequest(NamedTuple):
@@ -46,6 +51,12 @@ class ParsedRequest(NamedTuple):
     request: PredictRequest
     fields: tuple[str, ...]
     texts: UnseenTexts = NO_TEXTS
+
+    def name_rows(self, error: InputError) -> InputError:
+        """Changes the place of an error of the computation, `inputs[3]`, to the place of the row in this request."""
+        if error.where is not None and error.where.startswith("inputs["):
+            error.where = self.request.form + error.where.removeprefix("inputs")
+        return error
 
 
 def match_path(path: str) -> dict[str, str] | None:
@@ -65,14 +76,18 @@ def make_handler(
     async def predict(request: Request) -> Response:
         traffic.refuse_if_draining()
         body = await read_body(request, settings.max_body_bytes)
-        content_type = request.headers.get("content-type", "none")
-        if content_type != "application/json" and content_type.split(";")[0].strip().lower() != "application/json":
-            raise HTTPError(415, where="Content-Type", expected="application/json", found=content_type)
-        read = partial(read_request, versions, settings.max_rows, body)
+        media_type = _media_type(request.headers.get("content-type", "none"))
+        if media_type == _JSON:
+            read = partial(read_request, versions, settings.max_rows, body)
+        else:
+            read = partial(read_table_request, versions, settings.max_rows, body, media_type, request.query_params)
         with batcher.reserve():
             parsed = read() if len(body) <= LARGE_BODY else await asyncio.to_thread(read)
             encode = partial(encode_response, parsed, request_id(request.scope))
-            content = await batcher.submit(parsed.live, parsed.rows, parsed.request.levels, encode)
+            try:
+                content = await batcher.submit(parsed.live, parsed.rows, parsed.request.levels, encode)
+            except InputError as error:
+                raise parsed.name_rows(error) from None
         return Response(content, media_type="application/json")
 
     return predict
@@ -87,13 +102,52 @@ def read_request(versions: LiveVersions, max_rows: int, body: bytes) -> ParsedRe
         HTTPError: 503, the version is not ready.
     """
     request = parse_predict(body, max_rows)
+    live, fields = _find(versions, request)
+    return ParsedRequest(live, rows_of_request(request, live.bundle.manifest.model, max_rows), request, fields)
+
+
+def read_table_request(
+    versions: LiveVersions, max_rows: int, body: bytes, media_type: str, query: QueryParams
+) -> ParsedRequest:
+    """Reads and checks a body that is a table; raises as `read_request` does."""
+    request = parse_query(query)
+    live, fields = _find(versions, request)
+    rows = rows_of_body(body, media_type, live.bundle.manifest.model, max_rows)
+    return ParsedRequest(live, rows, request, fields)
+
+
+def _media_type(content_type: str) -> str:
+    """Returns the media type of a body without its parameters.
+
+    Raises:
+        HTTPError: 415, `/predict` does not accept it.
+    """
+    if content_type in _ACCEPTED:
+        return content_type
+    media_type, _, parameters = content_type.lower().partition(";")
+    media_type = media_type.strip()
+    if media_type not in _ACCEPTED:
+        expected = f"{', '.join(_ACCEPTED[:-1])} or {_ACCEPTED[-1]}"
+        raise HTTPError(415, where="Content-Type", expected=expected, found=content_type)
+    if media_type == CSV and _other_charset(parameters):
+        raise HTTPError(415, where="Content-Type", expected=f"{CSV} in UTF-8", found=content_type)
+    return media_type
+
+
+def _other_charset(parameters: str) -> bool:
+    _, given, charset = parameters.partition("charset=")
+    return bool(given) and charset.partition(";")[0].strip(' "') not in {"utf-8", "us-ascii"}
+
+
+def _find(versions: LiveVersions, request: PredictRequest) -> tuple[Live, tuple[str, ...]]:
+    """Returns the version that a request names, and the fields of its predictions."""
     live = versions.find(request.model)
-    model = live.bundle.manifest.model
     calibration = live.bundle.calibration
     two_parts, interval = calibration.ambiguity is not None, calibration.targets is not None
+    model = live.bundle.manifest.model
     fields = response.check_fields(model, request.fields, two_parts=two_parts, probability_interval=interval)
     check_limited(calibration, request.levels.percentile, request.levels.max_error)
-    return ParsedRequest(live, check_rows(request.inputs, request.plain, model, max_rows), request, fields)
+    return live, fields
 
 
 def encode_response(parsed: ParsedRequest, own_id: str, shares: list[Share]) -> bytes:

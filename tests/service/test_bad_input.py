@@ -16,6 +16,7 @@ from abstain.service.access.guard import SAFE_HEADERS
 from tests.helpers.processes import PATIENCE
 
 JSON = {"Content-Type": "application/json"}
+ACCEPTED = "application/json, text/csv or application/vnd.apache.arrow.stream"
 ROW = json.dumps([7] * 64)
 LIMIT = 32 * 1024 * 1024
 HUGE = 100_000_000
@@ -165,11 +166,14 @@ def test_rows_of_another_shape_are_400_and_named(line, body, text):
         (digits(ROW, f',"inputs":[{ROW}]'), "body: duplicate key: expected each key once, found 'inputs'"),
         (digits(ROW, f',"\\u0069nputs":[{ROW}]'), "body: duplicate key: expected each key once, found 'inputs'"),
         (digits(ROW + ',{"a":1,"a":2}'), "body: duplicate key: expected each key once, found 'a'"),
-        (digits(ROW, ',"rows":1'), "body: unknown key: expected one of inputs, model, percentile, coverage, max_error"),
+        (
+            digits(ROW, ',"rows":1'),
+            "body: unknown key: expected one of inputs, records, columns, data, model, percentile",
+        ),
         (
             digits(ROW, ',"percentil":99'),
-            "body: unknown key: expected one of inputs, model, percentile, coverage, max_error, fields, found 'percentil'; "
-            "did you mean 'percentile'?",
+            "body: unknown key: expected one of inputs, records, columns, data, model, percentile, coverage, max_error, "
+            "fields, found 'percentil'; did you mean 'percentile'?",
         ),
     ],
 )
@@ -308,12 +312,53 @@ def test_a_missing_model_is_400_if_two_are_served(line):
 def test_another_content_type_is_415(line, content_type):
     """The error names the content type, although the body is valid."""
     code, error = line.refused(digits(ROW), {"Content-Type": content_type})
-    assert (code, error) == (415, f"Content-Type: expected application/json, found {content_type}")
+    assert (code, error) == (415, f"Content-Type: expected {ACCEPTED}, found {content_type}")
+
+
+def test_a_table_in_another_encoding_is_415(line):
+    """Its bytes would be other text."""
+    code, error = line.refused(b"x\n1\n", {"Content-Type": "text/csv; charset=latin-1"})
+    assert (code, error) == (415, "Content-Type: expected text/csv in UTF-8, found text/csv; charset=latin-1")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "text"),
+    [
+        ("/predict?model=digits", b"x\n1\n", "text/csv", "body: rows: expected shape (8, 8), found shape (1,)"),
+        ("/predict", b"x\n1\n", "text/csv", "model: expected one of digits, wave, found no key 'model'"),
+        (
+            "/predict?model=wave&rows=1",
+            b"x\n1\n",
+            "text/csv",
+            "query: unknown parameter: expected one of model, percentile",
+        ),
+        ("/predict?model=wave&fields=nope", b"x\n1\n", "text/csv", "fields: expected some of mean, std,"),
+        ("/predict?model=wave", b"x\nold\n", "text/csv; charset=UTF-8", "body, row 0: column 'x' must be numeric"),
+        (
+            "/predict?model=wave",
+            b"\xff" * 99,
+            "application/vnd.apache.arrow.stream",
+            "body: cannot be read: expected va",
+        ),
+    ],
+)
+def test_a_wrong_table_is_400(line, path, body, kind, text):
+    """The column, the setting or the damage is named."""
+    code, error = line.refused(body, {"Content-Type": kind}, path=path)
+    assert code == 400
+    assert error.startswith(text)
+
+
+def test_records_for_a_model_without_names_are_400(line):
+    """Pixels have no names."""
+    text = "the model has no named columns: expected rows of numbers under the key inputs, found rows with names"
+    assert line.refused('{"model":"digits","records":[{"x":1}]}') == (400, f"records: {text}")
+    assert line.refused('{"model":"digits","columns":["x"],"data":[[1]]}') == (400, f"columns: {text}")
 
 
 def test_no_content_type_is_415(line):
     """The error says that there is none."""
-    assert line.refused(digits(ROW), {}) == (415, "Content-Type: expected application/json, found none")
+    assert line.refused(digits(ROW), {}) == (415, f"Content-Type: expected {ACCEPTED}, found none")
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON", "application/json;"])

@@ -75,8 +75,9 @@ def test_all_keys_except_the_inputs_are_optional():
 
 
 def test_the_keys_are_those_of_the_contract():
-    """`inputs`, `model`, `percentile`, `coverage`, `max_error`, `fields`, and no other."""
-    assert set(KEYS) == {"inputs", "model", "percentile", "coverage", "max_error", "fields"}
+    """Those of the rows, `model`, `percentile`, `coverage`, `max_error`, `fields`, and no other."""
+    rows = {"inputs", "records", "columns", "data"}
+    assert set(KEYS) == rows | {"model", "percentile", "coverage", "max_error", "fields"}
 
 
 def test_rows_are_float32_in_the_models_shape():
@@ -227,7 +228,7 @@ def test_an_unknown_category_is_refused_with_the_known_ones(code):
         ('{"inputs":[[1,2]]}'.encode("utf-16-le"), "body: expected JSON, found "),
         ('{"inputs":[[1,2]]}'.encode("utf-32"), "body: expected JSON in UTF-8, found an invalid byte at position 0"),
         (b'\xef\xbb\xbf{"inputs":[[1,2]]}', "body: expected JSON, found UTF-8 byte order mark"),
-        (b'{"inputs":[[1,2]],"rows":1}', "body: unknown key: expected one of inputs, model, percentile, coverage"),
+        (b'{"inputs":[[1,2]],"rows":1}', "body: unknown key: expected one of inputs, records, columns, data, model"),
         (b'{"inputs":[[1,2]],"Model":"m"}', "body: unknown key: "),
         (b'{"inputs":[[1,2]],"\\ud800":1}', "body: unknown key: "),
         (b'{"inputs":[[1,2]],"model":"\\ud800"}', "model: expected Unicode text, found '\\ud800'"),
@@ -322,7 +323,7 @@ def peak_of(act: Callable[[], object]) -> int:
 def test_a_body_of_objects_is_refused_before_it_is_parsed():
     """Parsed, they would need a hundred times their bytes."""
     body = b'{"inputs":[' + b",".join([b'{"a":{}}'] * 200_000) + b"]}"
-    assert refusal(body) == "body: expected at most 1,000 JSON objects, found 400,001 opening braces"
+    assert refusal(body) == "body: expected at most 1,100 JSON objects, found 400,001 opening braces"
     assert peak_of(lambda: refusal(body)) < len(body)
 
 

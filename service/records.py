@@ -1,0 +1,256 @@
+"""Rows with named values, as people have them: records and lists of JSON; every error names the row and the column.
+
+A record is an object with a key for each column. Numbers are numbers, categories are text, dates are text in ISO 8601,
+and null is a missing value. `models/tables/row_plan.py` encodes rows quickly; each value is checked here only if that finds
+an error or could hide one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn, cast
+
+import numpy as np
+from jaxtyping import Float
+
+from abstain.models.errors import InputError, clip_repr, suggest
+from abstain.models.prediction.posterior import Model
+from abstain.models.tables.columns import UNSEEN, Column
+from abstain.models.tables.dates import ISO_EXAMPLES
+from abstain.models.tables.encoding import category_code
+from abstain.models.tables.row_plan import LARGEST, Picks, RowPlan, encode_quickly, picks_of_lists
+from abstain.models.tables.values import UnreadableValue, date_seconds, value_text
+from abstain.service.json_objects import describe_value
+from abstain.service.rows import NAMES_LENGTH, dtype_of, refuse_many_rows
+
+_EXACT = 2**63
+"""orjson parses larger integers as floats."""
+_MOST_SUGGESTED = 1_000
+"""Of how many names the nearest is looked for, and for how long a text at most: the search takes time for each."""
+_LONGEST_SUGGESTED = 100
+
+
+def plan_of(model: Model, where: str) -> RowPlan:
+    """Returns the plan of a model's rows.
+
+    Raises:
+        InputError: the model's features have no names, or two have the same name.
+    """
+    if model.row_plan is None:
+        raise InputError(
+            "the model has no named columns",
+            where=where,
+            expected="rows of numbers under the key inputs",
+            found=f"rows with {'two columns of one name' if model.feature_names else 'names'}",
+        )
+    return model.row_plan
+
+
+def rows_of_records(records: Any, plain: bool, model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
+    """Checks records and returns them as rows, as `check_rows` does; an unseen category is `UNSEEN`, a missing value NaN.
+
+    Args:
+        records: parsed JSON.
+        plain: whether no number can be NaN, and no key can occur twice.
+
+    Raises:
+        InputError: names the record and the column.
+    """
+    plan = plan_of(model, "records")
+    records = _check_list(records, "records", "records", max_rows)
+    values = encode_quickly(records, plan.of_records) if plain else None
+    if values is None:
+        values = np.array([_check_record(record, f"records[{index}]", plan) for index, record in enumerate(records)])
+    return in_model_shape(values, model)
+
+
+def rows_of_lists(columns: Any, data: Any, plain: bool, model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
+    """Checks lists of values and returns them as `rows_of_records` does.
+
+    Args:
+        columns: the names of the values in each list.
+        data: the lists.
+        plain: as for `rows_of_records`.
+
+    Raises:
+        InputError: names the list, the position in it, and the column.
+    """
+    plan = plan_of(model, "columns")
+    names = _check_names(columns, plan)
+    data = _check_list(data, "data", "lists", max_rows)
+    picks = picks_of_lists(plan, names)
+    values = encode_quickly(data, picks) if plain else None
+    if values is None:
+        places = [names.index(name) for name in plan.positions]
+        values = np.array([_check_values(row, f"data[{index}]", plan, picks, places) for index, row in enumerate(data)])
+    return in_model_shape(values, model)
+
+
+def in_model_shape(values: Float[np.ndarray, "rows columns"], model: Model) -> Float[np.ndarray, "rows ..."]:
+    """Returns encoded values in the model's dtype and feature shape."""
+    return values.astype(dtype_of(model)).reshape(len(values), *model.feature_shape)
+
+
+def encode_value(value: Any, position: int, plan: RowPlan, where: str) -> float:
+    """Encodes one JSON value for the column at a position.
+
+    Raises:
+        InputError: at `where`; names what the column may hold.
+    """
+    column = plan.columns[position]
+    if value is None or (value == "" and column.kind != "number"):
+        if not plan.nullable:
+            _refuse(
+                where,
+                "a number",
+                value,
+                "the model was fitted without missing values: estimate it, or leave out the row",
+            )
+        return math.nan
+    if column.kind == "category":
+        return _encode_category(value, column, plan.codes[position], where)
+    if column.kind == "date":
+        return _encode_date(value, where)
+    expected = "a number, or null for a missing value" if plan.nullable else "a number"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        fix = "send it without quotes" if isinstance(value, str) and _is_number(value) else None
+        _refuse(where, expected, value, fix)
+    # Compares exact integers, not floats: an integer of 400 digits has no float.
+    if not -LARGEST <= value <= LARGEST:
+        finite = "a finite number within float32's range"
+        _refuse(where, f"{finite}, or null for a missing value" if plan.nullable else finite, value)
+    return float(value)
+
+
+def check_names(found: Iterable[str], plan: RowPlan, where: str, fix: str) -> None:
+    """Refuses names that are not exactly those of the plan's columns.
+
+    Args:
+        fix: what to do if a column is missing.
+
+    Raises:
+        InputError: names the columns that are unknown, or missing.
+    """
+    found = set(found)
+    unknown = next((name for name in found if name not in plan.positions), None)
+    if unknown is not None:
+        raise InputError(
+            "unknown column",
+            where=where,
+            expected=f"the columns {_joined(plan.positions)}",
+            found=clip_repr(unknown),
+            fix=_nearest(unknown, plan.positions) or "leave it out",
+        )
+    missing = [name for name in plan.positions if name not in found]
+    if missing:
+        raise InputError(
+            "columns are missing",
+            where=where,
+            expected=_joined(missing),
+            found=_joined(name for name in plan.positions if name in found) or "no column",
+            fix=fix,
+        )
+
+
+def _check_list(rows: Any, where: str, what: str, max_rows: int) -> list[Any]:
+    if not isinstance(rows, list):
+        raise InputError(where=where, expected=f"a list of {what}", found=describe_value(rows))
+    rows = cast("list[Any]", rows)
+    if not rows:
+        raise InputError(where=where, expected="at least one row", found="none")
+    refuse_many_rows(rows, max_rows, where)
+    return rows
+
+
+def _check_record(record: Any, where: str, plan: RowPlan) -> list[float]:
+    if not isinstance(record, dict):
+        _refuse(where, "an object with a key for each column", record)
+    record = cast("dict[str, Any]", record)
+    if record.keys() != plan.positions.keys():
+        check_names(record, plan, where, "send null for a missing value" if plan.nullable else "add it to the record")
+    return [encode_value(record[name], position, plan, f"{where}.{name}") for name, position in plan.positions.items()]
+
+
+def _check_names(columns: Any, plan: RowPlan) -> list[str]:
+    """Returns the names of the values in each list of `data`."""
+    if not isinstance(columns, list):
+        _refuse("columns", "a list of column names", columns)
+    columns = cast("list[Any]", columns)
+    for place, name in enumerate(columns):
+        if not isinstance(name, str):
+            _refuse(f"columns[{place}]", "the name of a column", name)
+    if len(set(columns)) < len(columns):
+        seen = set[str]()
+        twice = next(name for name in columns if name in seen or seen.add(name))
+        raise InputError(where="columns", expected="each column once", found=f"{clip_repr(twice)} twice")
+    check_names(columns, plan, "columns", "add it, and to each list of data a value or null")
+    return columns
+
+
+def _check_values(row: Any, where: str, plan: RowPlan, picks: Picks, places: Sequence[int]) -> list[float]:
+    if not isinstance(row, list):
+        _refuse(where, f"a list of {picks.width} values, one for each of columns", row)
+    row = cast("list[Any]", row)
+    if len(row) != picks.width:
+        raise InputError(where=where, expected=f"{picks.width} values, one for each of columns", found=len(row))
+    return [
+        encode_value(row[place], position, plan, f"{where}[{place}] ({column.name})")
+        for position, (column, place) in enumerate(zip(plan.columns, places, strict=True))
+    ]
+
+
+def _encode_category(value: Any, column: Column, codes: dict[str, float], where: str) -> float:
+    if not isinstance(value, str | bool | int | float) or value != value:  # noqa: PLR0124 - NaN
+        _refuse(where, f"a category as text ({_joined(column.categories)}), or null for a missing value", value)
+    if not isinstance(value, str) and abs(value) >= _EXACT:
+        _refuse(where, "a category as text, because numbers of this size lose digits", value)
+    try:
+        code = category_code(codes, value)
+    except UnreadableValue as error:
+        raise InputError(where=where, expected=error.expected, found=error.found) from error
+    if code != UNSEEN or column.unseen == "reject":
+        return code
+    if column.unseen == "missing":
+        return math.nan
+    text = str(value_text(value))
+    raise InputError(
+        "the category was not in training",
+        where=where,
+        expected=f"one of {_joined(column.categories)}",
+        found=clip_repr(text),
+        fix=_nearest(text, column.categories) or "correct it, or send null if it is not known",
+    )
+
+
+def _encode_date(value: Any, where: str) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fix = "send seconds since 1970 in a row of inputs" if is_number else None
+    if not isinstance(value, str):
+        _refuse(where, f"{ISO_EXAMPLES}, or null for a missing value", value, fix)
+    try:
+        return date_seconds(value)
+    except UnreadableValue:
+        _refuse(where, f"{ISO_EXAMPLES}, or null for a missing value", value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return len(text) <= _LONGEST_SUGGESTED and math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    known = list(known)
+    return suggest(name, known) if len(name) <= _LONGEST_SUGGESTED and len(known) <= _MOST_SUGGESTED else None
+
+
+def _joined(names: Iterable[str]) -> str:
+    """Joins names, and cuts the text to `NAMES_LENGTH` characters."""
+    text = ", ".join(names)
+    return text if len(text) <= NAMES_LENGTH else f"{text[:NAMES_LENGTH]}…"
+
+
+def _refuse(where: str, expected: str, value: Any, fix: str | None = None) -> NoReturn:
+    raise InputError(where=where, expected=expected, found=describe_value(value), fix=fix)
