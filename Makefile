@@ -91,6 +91,7 @@ bench: $(VENV)/installed ## every speed benchmark (CORES=0,1: those that serving
 	$(BIN)/python benchmarks/serving_memory.py --cores "$(CORES)"
 	$(BIN)/python benchmarks/access.py --cores "$(CORES)"
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/records.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/memory.py
 
@@ -117,3 +118,4 @@ bench-guarantees: $(VENV)/installed ## what is guaranteed, on simulated rows and
 	$(BIN)/python benchmarks/far_rows.py
 	$(BIN)/python benchmarks/recalibration.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/class_weights.py
+	$(BIN)/python benchmarks/unseen.py

@@ -21,7 +21,7 @@ from abstain.models.errors import ConfigError
 from abstain.models.prediction.predictive import Predictor, buckets_for
 from abstain.predictions import ClassificationPredictions, RegressionPredictions, predictions_of
 from abstain.service.json_objects import number_between
-from abstain.service.python_rows import Rows, is_pandas, rows_of
+from abstain.service.python_rows import Rows, is_pandas, rows_of, unseen_texts_of
 from abstain.service.rows import check_finite
 from abstain.service.settings import read_settings
 
@@ -181,7 +181,8 @@ class LoadedModel:
         check_finite(jax.tree.leaves(prediction))
         judgement = judge(self._bundle.calibration, prediction, *levels)
         version = manifest.name, manifest.version, manifest.digest
-        return predictions_of(manifest.model, version, prediction, judgement, _index_of(rows))
+        texts = unseen_texts_of(rows, manifest.model, array)
+        return predictions_of(manifest.model, version, prediction, judgement, _index_of(rows), texts)
 
     def __repr__(self) -> str:
         """Describes the model in one line."""

@@ -19,6 +19,7 @@ from abstain.models.errors import ConfigError
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import QUANTILES, ClassificationSummary
+from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
 from abstain.service.predict.response import fields_of, prediction_sets, reject_reasons, standard_deviations
 
 if TYPE_CHECKING:
@@ -246,12 +247,18 @@ class RegressionPredictions(Predictions):
 
 
 def predictions_of(
-    model: Model, version: tuple[str, int, str], prediction: Prediction, judgement: Judgement, frame_index: Any = None
+    model: Model,
+    version: tuple[str, int, str],
+    prediction: Prediction,
+    judgement: Judgement,
+    frame_index: Any = None,
+    texts: UnseenTexts = NO_TEXTS,
 ) -> ClassificationPredictions | RegressionPredictions:
     """Builds the record of a prediction and of the calibration's judgement of it.
 
     Args:
         version: the model's name, its version, and the version's digest.
+        texts: the unseen categories of the rows, where they are known.
     """
     name, number, digest = version
     shared: dict[str, Any] = {
@@ -265,7 +272,7 @@ def predictions_of(
         "novel": None if judgement.parts is None else judgement.parts.novel,
         "ambiguous": None if judgement.parts is None else judgement.parts.ambiguous,
         "p_value": judgement.scores[judgement.decision].p_value,
-        "reasons": _words(reject_reasons(model, prediction, judgement)),
+        "reasons": _words(reject_reasons(model, prediction, judgement, texts)),
         "scores": MappingProxyType(
             {score: _score(own, judgement.evidence.get(score)) for score, own in judgement.scores.items()}
         ),

@@ -103,6 +103,7 @@ def make_stages(note: Callable[[Live, Judgement], None]) -> Stages:
 
     def count_answer(live: Live, prediction: Prediction, judgement: Judgement) -> None:
         metrics.record_prediction(live.name, live.version, prediction, judgement)
+        metrics.record_unseen(live.name, live.version, live.bundle.manifest.model, prediction)
         note(live, judgement)
 
     def count_batch(live: Live, rows: int) -> None:

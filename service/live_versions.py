@@ -24,6 +24,7 @@ from abstain.models.bundles.bundle import Bundle, load_published, read_published
 from abstain.models.bundles.references import parse_reference, resolve_among
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.signatures import TrustedKeys
+from abstain.models.decisions.expected_rates import expected_part_rates
 from abstain.models.errors import AbstainError, InputError, SignatureError, UnknownModel, printable, suggest
 from abstain.models.prediction.predictive import BUCKETS
 from abstain.service.errors import HTTPError
@@ -274,7 +275,7 @@ class LiveVersions:
         metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(1)
         metrics.MODEL_SOUND.labels(*labels).set(not manifest.shortfalls)
         metrics.EXPECTED_REJECTS.labels(*labels).set(bundle.calibration.expected_reject_rate)
-        for part, rate in bundle.calibration.expected_part_rates.items():
+        for part, rate in expected_part_rates(bundle.calibration).items():
             metrics.EXPECTED_REJECTS_BY_PART.labels(*labels, part).set(rate)
         if manifest.shortfalls:
             shortfalls = in_one_line(texts(manifest.shortfalls))

@@ -19,16 +19,20 @@ import pyarrow
 from jaxtyping import Float
 
 from abstain.models.errors import DataError, InputError
-from abstain.models.files.model_rows import reshape_rows, rows_of_table
+from abstain.models.files.model_rows import find_unseen_texts, reshape_rows, rows_of_table
 from abstain.models.prediction.posterior import Model
 from abstain.models.tables.dates import moment_text
 from abstain.models.tables.encoding import ArrowTable, check_column_names
-from abstain.models.tables.values import UnreadableValue, date_moment
+from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts, count_unseen
+from abstain.models.tables.values import NUMPY_FLOATS, UnreadableValue, date_moment
 from abstain.service.records import rows_of_records
 from abstain.service.rows import check_rows, dtype_of, in_feature_shape, refuse_unknown_codes
 
 # pyarrow ships no types.
 pa: Any = pyarrow
+# Any, because the type checker cannot know the precision of numpy's scalars.
+_NUMPY: Any = np.generic
+_NUMPY_DATE: Any = np.datetime64
 
 
 @runtime_checkable
@@ -75,6 +79,17 @@ def rows_of(inputs: object, model: Model) -> Float[np.ndarray, "rows ..."]:
     if isinstance(inputs, ArrayLike):
         return _rows_of_array(_as_array(inputs), model)
     return _rows_of_lists(inputs, model)
+
+
+def unseen_texts_of(inputs: object, model: Model, rows: Float[np.ndarray, "rows ..."]) -> UnseenTexts:
+    """Returns the unseen categories of a table; none for arrays and lists, which hold codes.
+
+    Args:
+        rows: the result of `rows_of`.
+    """
+    if not (count_unseen(model.preprocessing.columns, rows) and isinstance(inputs, Table) and _is_frame(inputs)):
+        return NO_TEXTS
+    return find_unseen_texts(_arrow_table(inputs, type(inputs).__name__), model, rows)
 
 
 # ---- arrays and lists ------------------------------------------------------------------------------------------------
@@ -151,18 +166,19 @@ def _json_value(value: Any) -> Any:
     """Converts a value of Python, numpy or pandas to the JSON value that means the same; returns other values unchanged."""
     if value is None or isinstance(value, str | bool | int):
         return value
-    if isinstance(value, date | np.datetime64):
+    if isinstance(value, (date, _NUMPY_DATE)):
         try:
             # None for NaT, which pandas makes an instance of datetime.
             moment = date_moment(value)
         except UnreadableValue:
             return value
         return moment and moment_text(moment)
-    if isinstance(value, np.floating) and not isinstance(value, float):
-        return None if np.isnan(value) else float(str(value))
-    if isinstance(value, float):
+    if isinstance(value, float):  # also numpy's float64
         return None if math.isnan(value) else float(value)
-    if isinstance(value, np.generic):
+    if isinstance(value, NUMPY_FLOATS):
+        # The shortest decimal, because the float32 0.1 names the category `0.1`.
+        return None if math.isnan(value) else float(str(value))
+    if isinstance(value, _NUMPY):
         return value.item()
     if isinstance(value, Decimal):
         return None if value.is_nan() else float(value)

@@ -35,6 +35,7 @@ from abstain.training.calibration.pipeline import (
     calibrate_posterior,
     check_calibration_settings,
 )
+from abstain.training.calibration.record import unseen_notes
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.config.data import DataConfig
@@ -350,7 +351,7 @@ def update_manifest(
     """
     old, test, far = bundle.manifest, material.test, try_far_rows(calibrated)
     # The fit's notes on its split do not hold for rows from another source.
-    replaced: set[NoteCode] = {"accepts_far_rows", "draws_from", "ranks_wrongly"}
+    replaced: set[NoteCode] = {"accepts_far_rows", "draws_from", "ranks_wrongly", "unseen"}
     if material.train is None:
         replaced.add("split")
     same = calibrated.recalibration == old.calibration.recalibration
@@ -382,6 +383,7 @@ def update_manifest(
             "notes": (
                 *(note for note in old.notes if note_code(note) not in replaced),
                 *far.notes,
+                *unseen_notes(calibrated.calibration),
                 *ranking,
                 write_note("draws_from", f"{origin}, {material.note}"),
                 *material.warnings,

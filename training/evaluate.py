@@ -18,6 +18,7 @@ from abstain.models.decisions.ranks import percentile_rank
 from abstain.models.errors import DataError
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
+from abstain.models.tables.unseen import count_unseen
 from abstain.progress import ProgressCallback, no_progress
 from abstain.training.config.data import DataConfig
 from abstain.training.data.dataset import split_again
@@ -96,6 +97,7 @@ def evaluate_version(
     figures, intervals = metrics_with_intervals(familiar.prediction, terms)
     rejected = familiar.judgement.reject
     names, baseline = manifest.model.class_names, recorded_baseline(manifest)
+    unseen = count_unseen(manifest.model.preprocessing.columns, rows.x)
     result = Evaluation(
         model=name,
         rows=len(rows),
@@ -115,7 +117,8 @@ def evaluate_version(
         accepted=part_quality(terms, ~rejected),
         rejected=part_quality(terms, rejected),
         ood={label: ood_detection(familiar, found) for label, found in strange.items()},
-        notes=tuple(notes),
+        notes=(*notes, *unseen_notes(unseen, len(rows))),
+        unseen=unseen,
         classes=class_quality(names, familiar.prediction, familiar.judgement, rows.y) if names else None,
         twin=twin_quality(twin, rows) if twin else None,
     )
@@ -193,6 +196,14 @@ def overlap_notes(manifest: Manifest, rows: Rows, trained: TrainedRows | None) -
     return [
         f"{count}, {trained.repeats * len(rows):,.0f} were expected by chance: the metrics are better than on new rows"
     ]
+
+
+def unseen_notes(unseen: dict[str, int], rows: int) -> tuple[str, ...]:
+    """Returns a note on the rows with a category that the training part lacks, by column."""
+    if not unseen:
+        return ()
+    counts = ", ".join(f"{count:,} in {column}" for column, count in unseen.items())
+    return (f"of {rows:,} rows, these are rejected for a category that the training part lacks: {counts}",)
 
 
 def predict_rows(

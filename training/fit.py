@@ -36,10 +36,12 @@ from abstain.training.calibration.pipeline import (
     calibrate_posterior,
     check_calibration_settings,
 )
+from abstain.training.calibration.record import unseen_notes
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.config import Config, recorded_settings
 from abstain.training.config.requirements import check_needs, check_servable, count_parameters, least_parameters
 from abstain.training.data.augmentation import build_augmentation
+from abstain.training.data.categories import fit_categories
 from abstain.training.data.dataset import Dataset, fit_preprocessing, split
 from abstain.training.data.ood_sets import read_ood_sets
 from abstain.training.data.sources import read_source
@@ -163,7 +165,7 @@ def load_dataset(config: Config, where: str | None) -> Dataset:
 
     Raises:
         ConfigError: no source is set.
-        DataError: the source cannot be read or split.
+        DataError: the source cannot be read or split, or a category is refused.
     """
     source = where or config.data.source
     if source is None:
@@ -171,7 +173,8 @@ def load_dataset(config: Config, where: str | None) -> Dataset:
             "data.source", expected="a path or an embedded set", found="nothing", fix="set it, or pass --data"
         )
     classify = LIKELIHOODS[config.likelihood].task == "classification"
-    return split(read_source(source, config.data, classify=classify), config.data, config.seed)
+    dataset = split(read_source(source, config.data, classify=classify), config.data, config.seed)
+    return fit_categories(dataset, config.data)
 
 
 def build_model(config: Config, dataset: Dataset) -> Model:
@@ -357,6 +360,7 @@ def add_shortfalls(
         *draws_notes(fitted.posterior.size),
         *dataset.notes,
         *far_rows.notes,
+        *unseen_notes(calibrated.calibration),
         *prediction_notes(terms, prediction, test.y, baseline, shortfalls, weighted=weighted),
         *decision_notes(judgement, prediction, test.y),
     )

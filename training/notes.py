@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-NoteCode = Literal["accepts_far_rows", "draws_from", "ranks_wrongly", "split"]
+NoteCode = Literal["accepts_far_rows", "draws_from", "ranks_wrongly", "split", "unseen"]
 
 _BEGINNINGS: dict[NoteCode, str] = {
     "accepts_far_rows": "its decision accepts rows far outside the training data: ",
     "draws_from": "draws of ",
     "ranks_wrongly": "a high decision score does not mean a doubtful answer: ",
     "split": "split by ",
+    "unseen": "it rejects more rows than stated: ",
 }
 
 

@@ -54,6 +54,7 @@ from abstain.models.prediction.feature_score_records import FeatureScores
 from abstain.models.prediction.feature_scores import as_tree, check_shapes, from_tree
 from abstain.models.prediction.posterior import Posterior, check_draw_shapes, check_finite_draws, expected_shapes
 from abstain.models.prediction.predictive import BUCKETS, Predictor
+from abstain.models.tables.unseen import rejecting_columns
 
 SPARE_BYTES = 64 * 2**20
 """Bytes that a folder of arrays may have in addition to four times its numbers: Orbax writes small arrays several times."""
@@ -345,6 +346,7 @@ def _read_calibration(folder: Path, sizes: dict[str, int], manifest: Manifest) -
             tuple(manifest.densities),
             where=str(folder),
             classes=len(manifest.model.class_names),
+            rejects_unseen=bool(rejecting_columns(manifest.model.preprocessing.columns)),
         )
         if record.reference_rows != calibration.reference_rows:
             expected, found = record.reference_rows, calibration.reference_rows

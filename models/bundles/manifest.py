@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    NonNegativeInt,
     ValidationError,
     model_serializer,
 )
@@ -41,6 +42,7 @@ from abstain.models.errors import BundleError, StoreError
 from abstain.models.files.regular import RESTORE, check_contents, open_regular, read_bounded
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.temperature import Recalibration, RecalibrationChoice
+from abstain.models.tables.unseen import rejecting_columns
 from abstain.models.validation import refuse
 
 SCHEMA_VERSION = 2
@@ -120,6 +122,10 @@ class CalibrationRecord(BaseModel):
     """Share of the augmented calibration rows that the decision rejects; None without augmentation."""
     plain_reject_rate: float | None = None
     """Share of the same rows rejected before augmentation: the expected rate for ordinary rows."""
+    unseen_rows: NonNegativeInt | None = None
+    """The calibration rows with an unseen category; None, and not written, if the model has no column that rejects them."""
+    expected_reject_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The expected share of rejected rows, written with `unseen_rows`: above the rate of the percentile if more are unseen."""
     settings: dict[str, JsonValue] = {}
     """The config's table `[calibration]`; for people, and the initial settings of `abstain calibrate`."""
 
@@ -129,6 +135,9 @@ class CalibrationRecord(BaseModel):
         for key in ("conditional_coverage", "other_limits"):
             if not getattr(self, key):
                 content.pop(key, None)
+        for key in ("unseen_rows", "expected_reject_rate"):
+            if content.get(key, 0) is None:
+                del content[key]
         return content
 
 
@@ -250,6 +259,8 @@ def _claims(manifest: Manifest) -> Iterator[Claim]:
     percentile, coverage = calibration.percentile, calibration.coverage
     yield Claim("calibration.percentile", 0 < percentile < 100, "between 0 and 100", percentile)
     yield Claim("calibration.coverage", 0 < coverage < 1, "between 0 and 1", coverage)
+    most = calibration.rows if rejecting_columns(manifest.model.preprocessing.columns) else 0
+    yield within("calibration.unseen_rows", calibration.unseen_rows or 0, 0, most)
     yield from _part_claims(calibration)
     yield from coverage_claims(calibration.conditional_coverage, calibration.rows, manifest.model.class_names)
     yield from model_claims(manifest.model)

@@ -34,7 +34,7 @@ class Cuts(NamedTuple):
     """The calibration rows that one score took, by ascending value.
 
     Attributes:
-        values: the score of each row taken.
+        values: the score of each row taken; infinite for rows that rank above all others.
         turns: the turn in which it was taken, 1 … n; descending.
         scale: the scale of the tail above the highest value, in the score's unit.
     """
@@ -60,7 +60,8 @@ def spend_budget(novelty: Float[np.ndarray, " rows"], ambiguity: Float[np.ndarra
     """Takes all calibration rows in turns.
 
     Args:
-        novelty: how unlike the training rows each calibration row is.
+        novelty: how unlike the training rows each calibration row is; infinite, as its ambiguity, if it ranks above all
+            others.
         ambiguity: how unsure its answer is.
         share: the share of the turns that are novelty's, strictly between 0 and 1; the first turn is one of them.
     """
@@ -90,7 +91,8 @@ def _cuts(values: Float[np.ndarray, " taken"], turns: Int[np.ndarray, " taken"])
     # By turn: each row has at most the score of the row before, so the values ascend.
     order = np.argsort(-turns)
     ascending = values[order].astype(np.float64)
-    spread = float(ascending[-1] - np.median(ascending)) if len(ascending) else 0.0
+    finite = ascending[np.isfinite(ascending)]
+    spread = float(finite[-1] - np.median(finite)) if len(finite) else 0.0
     return Cuts(ascending, turns[order].astype(np.float64), spread or 1.0)
 
 
@@ -111,11 +113,12 @@ def nats_of(cuts: Cuts, values: Float[np.ndarray, " batch"], rows: int) -> Float
     index = np.clip(below - 1, 0, len(cuts.values) - 1)
     turn, start = cuts.turns[index], cuts.values[index]
     end = cuts.values[np.minimum(index + 1, len(cuts.values) - 1)]
+    highest = (below == len(cuts.values)) | np.isinf(end)
     excess = np.maximum(wide - start, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         within = np.clip(np.where(end > start, excess / (end - start), 0.0), INSIDE, 1 - INSIDE)
-        # A tail as that of `EvidenceMap`: ln(1 + excess / scale) nats above the first turn.
-        left = np.where(below == len(cuts.values), np.minimum(1 / (1 + excess / cuts.scale), 1 - INSIDE), 1 - within)
+        # A tail as that of `EvidenceMap`: ln(1 + excess / scale) nats above the first turn, or above the last finite score.
+        left = np.where(highest, np.minimum(1 / (1 + excess / cuts.scale), 1 - INSIDE), 1 - within)
         nats = math.log(rows + 1) - np.log(turn - 1 + left)
     return np.where(np.isnan(wide), np.nan, np.where(below == 0, 0.0, nats))
 

@@ -23,6 +23,7 @@ from abstain.models.prediction.feature_scores import FEATURE_SCORES
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.scores import SCORES
 from abstain.models.prediction.summaries import ClassificationSummary, PredictiveSummary, RegressionSummary
+from abstain.models.tables.unseen import UNSEEN_SCORE
 
 REQUESTED_ERRORS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 """Errors of accepted rows that a request can choose, besides the calibration's own."""
@@ -256,13 +257,20 @@ def interval_inputs(summary: RegressionSummary) -> tuple[np.ndarray, np.ndarray,
 
 
 def check_calibration(
-    calibration: Calibration, task: str, feature_scores: tuple[str, ...], where: str, *, classes: int
+    calibration: Calibration,
+    task: str,
+    feature_scores: tuple[str, ...],
+    where: str,
+    *,
+    classes: int,
+    rejects_unseen: bool = False,
 ) -> None:
     """Refuses a stored calibration that does not fit the model's task, is not finite, or is too small for its settings.
 
     Args:
         feature_scores: the names of the bundle's feature scores.
         classes: the number of classes; 0 for regression.
+        rejects_unseen: whether the model has columns whose unseen categories reject a row, so that these must be counted.
 
     Raises:
         CalibrationError: names the wrong score or setting.
@@ -270,14 +278,20 @@ def check_calibration(
     for name, value, limit in (("percentile", calibration.percentile, 100), ("coverage", calibration.coverage, 1)):
         if not 0 < value < limit:
             raise CalibrationError(name, where=where, expected=f"a number above 0 and below {limit}", found=value)
-    known = {*SCORES["classification" if task == "classification" else "regression"], *feature_scores}
+    counted = {UNSEEN_SCORE} if rejects_unseen else set[str]()
+    known = {*SCORES["classification" if task == "classification" else "regression"], *feature_scores, *counted}
     if not set(calibration.scores) <= known or not set(feature_scores) <= set(FEATURE_SCORES):
         raise CalibrationError("scores", where=where, expected=sorted(known), found=sorted(calibration.scores))
+    if not counted <= set(calibration.scores):
+        expected = f"the score {UNSEEN_SCORE} too, which the model's columns need"
+        raise CalibrationError("scores", where=where, expected=expected, found=sorted(calibration.scores))
     for name in calibration.decision.scores:
-        if name not in calibration.scores:
-            raise CalibrationError("decision", where=where, expected=sorted(calibration.scores), found=name)
-    if calibration.ambiguity is not None and calibration.ambiguity not in set(calibration.scores) - set(
-        calibration.decision.scores
+        if name not in set(calibration.scores) - counted:
+            expected = sorted(set(calibration.scores) - counted)
+            raise CalibrationError("decision", where=where, expected=expected, found=name)
+    if (
+        calibration.ambiguity is not None
+        and calibration.ambiguity not in set(calibration.scores) - set(calibration.decision.scores) - counted
     ):
         expected = f"a score that the decision does not use, of {sorted(calibration.scores)}"
         raise CalibrationError("ambiguity", where=where, expected=expected, found=repr(calibration.ambiguity))

@@ -24,6 +24,7 @@ from abstain.models.decisions.venn_abers import MAX_PROBABILITY, probability_int
 from abstain.models.errors import InputError
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
+from abstain.models.tables.unseen import UNSEEN_SCORE
 
 PROBABILITY_ROUNDING = 1e-5
 """Rounding error of a probability, relative to it."""
@@ -99,7 +100,7 @@ def judge(
     scores |= _limited_scores(scores, parts)
     radii = row_radii(calibration, values, percentile, coverage, prediction.summary.mean.shape[-1])
     members, ends = _conformal(calibration, prediction, radii)
-    return Judgement(
+    judgement = Judgement(
         percentile=percentile,
         coverage=coverage,
         decision=calibration.decision_name,
@@ -114,6 +115,7 @@ def judge(
         risk=risk,
         probability_interval=_probability_interval(calibration, prediction),
     )
+    return _with_unseen(calibration, judgement, labels) if UNSEEN_SCORE in scores else judgement
 
 
 def check_limited(
@@ -183,6 +185,37 @@ def _limited_scores(scores: dict[str, ScoreJudgement], parts: Parts | None) -> d
         )
         if math.isfinite(limit) and name != COMBINED
     }
+
+
+def _with_unseen(calibration: Calibration, judgement: Judgement, labels: Int[np.ndarray, " batch"] | None) -> Judgement:
+    """Rejects the rows with an unseen category, and ranks them above all others by the scores that decide.
+
+    Values, and `above`, stay those of the scores; the threshold of `unseen` itself is 0 at every percentile. Such a row ties
+    with the unseen calibration rows: of m among n, its p-value is (1 + m)/(n + 1).
+    """
+    count = judgement.scores[UNSEEN_SCORE]
+    unseen = count.value > 0
+    if labels is None:
+        above, rows = calibration.unseen.sum(), calibration.rows
+    else:
+        by_class = {label: counts > 0 for label, counts in calibration.by_class[UNSEEN_SCORE].items()}
+        above, rows = (np.array([measure(by_class[label]) for label in labels.tolist()]) for measure in (np.sum, len))
+    p_values = (1 + above) / (rows + 1)
+    ranked = {UNSEEN_SCORE: count._replace(threshold=np.zeros_like(count.threshold), above=unseen)}
+    for name in {calibration.novelty_name, calibration.decision_name}:
+        score = judgement.scores[name]
+        ranked[name] = score._replace(
+            p_value=np.where(unseen, p_values, score.p_value),
+            percentile=np.where(unseen, 100 * (1 - p_values), score.percentile),
+            extrapolated=np.where(unseen, above == 0, score.extrapolated),
+        )
+    parts, mains = judgement.parts, zip(judgement.main_scores, unseen.tolist(), strict=True)
+    return judgement._replace(
+        reject=judgement.reject | unseen,
+        scores=judgement.scores | ranked,
+        main_scores=[UNSEEN_SCORE if flag else main for main, flag in mains],
+        parts=None if parts is None else parts._replace(novel=parts.novel | unseen),
+    )
 
 
 def _judge_scores(

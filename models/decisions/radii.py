@@ -23,6 +23,8 @@ took in the turn before its last. It follows:
    turn: without this row, the limit is at most that. If no values tie within the tolerance, no such row is in A, and m = k − 1.
 3. If the new row itself ties with a limit, taken rows may be in A whose lowered scores are at most the values before the last.
 
+Rows with an unseen category are never in A: they are rejected, each as the new row in turn (`models/decisions/unseen.py`).
+
 Rows by 2 or 3 *may* be in A. The radius is then the largest over all choices of them (`largest_radius`), so it is valid
 whichever are. A new row clearly below the limits cannot be the next value of 2; for it only calibration rows count there.
 """
@@ -55,6 +57,7 @@ class Turns(NamedTuple):
         turns: the turn in which each row is taken, a permutation of 1 … n.
         takers: the index of the part that takes it.
         tied: whether the row's edge is at most the value of a row that this part could have taken instead.
+        unseen: which rows are never accepted, because of an unseen category; None for none.
     """
 
     values: Float[np.ndarray, "parts rows"]
@@ -62,6 +65,7 @@ class Turns(NamedTuple):
     turns: Int[np.ndarray, " rows"]
     takers: Int[np.ndarray, " rows"]
     tied: Bool[np.ndarray, " rows"]
+    unseen: Bool[np.ndarray, " rows"] | None = None
 
 
 class Accepted(NamedTuple):
@@ -162,13 +166,14 @@ def accepted_rows(turns: Turns, count: int) -> Accepted:
     limits, before_last = (
         np.array([own[place] if len(own) > place else np.inf for own in lowest], float)[:, None] for place in (0, 1)
     )
-    within = taken & (turns.edges <= limits).all(axis=0)
+    seen = True if turns.unseen is None else ~turns.unseen
+    within = taken & seen & (turns.edges <= limits).all(axis=0)
     apart = within & ~turns.tied
     nearest = [part[apart & (turns.takers == index)].min(initial=np.inf) for index, part in enumerate(turns.edges)]
     return Accepted(
-        surely=~taken,
+        surely=~taken & seen,
         perhaps_clear=within & turns.tied,
-        perhaps_near=taken & (turns.edges <= before_last).all(axis=0),
+        perhaps_near=taken & seen & (turns.edges <= before_last).all(axis=0),
         borders=np.minimum(nearest, limits[:, 0]),
     )
 

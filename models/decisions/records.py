@@ -26,7 +26,8 @@ from abstain.models.decisions.decision import (
 )
 from abstain.models.decisions.radii import MOST_RADII, Among, Radii, Turns, find_radii, sort_rows, take_turns, turns_of
 from abstain.models.decisions.ranks import less_tolerance, percentile_rank
-from abstain.models.decisions.risk import RiskLimit, is_ambiguous
+from abstain.models.decisions.risk import RiskLimit
+from abstain.models.decisions.unseen import TOP, expected_rate, raise_unseen, unseen_rows
 from abstain.models.decisions.venn_abers import MAX_PROBABILITY, VennAbers, fit_venn_abers, second_class_probability
 
 STD = Decision(scores=("std",))
@@ -119,7 +120,14 @@ class Calibration:
     @property
     def expected_reject_rate(self) -> float:
         """The share of rows like the calibration rows that are rejected, 0 … 1; at most this, without a limit of the error."""
-        return 1 - self.percentile / 100 if self.risk is None else 1 - self.risk.accepted_rows / self.rows
+        if self.risk is not None:
+            return 1 - self.risk.accepted_rows / self.rows
+        return expected_rate(1 - self.percentile / 100, self.unseen, self.labels if self.per_class else None)
+
+    @cached_property
+    def unseen(self) -> Bool[np.ndarray, " rows"]:
+        """Which rows have an unseen category: they rank above all others (`models/decisions/unseen.py`)."""
+        return unseen_rows(self.scores, self.rows)
 
     @property
     def part_limits(self) -> dict[str, float]:
@@ -133,26 +141,6 @@ class Calibration:
             (self.novelty_name, self.ambiguity), (limit_of(cuts, turns) for cuts in self.budget[:2]), strict=True
         )
         return {name: limit for name, limit in limits if math.isfinite(limit)}
-
-    @property
-    def expected_part_rates(self) -> dict[str, float]:
-        """The expected share of rows like the calibration rows, 0 … 1, that each part of the decision rejects.
-
-        It is (1 + #{calibration rows above the limit}) / (n + 1), which is the expectation without ties; they only lower it. Empty
-        for a decision of one part. A row that is novel and ambiguous counts for both.
-        """
-        if self.ambiguity is None:
-            return {}
-        novelty, ambiguity = self.novelty_scores[self.novelty_name], self.scores[self.ambiguity]
-        if self.budget is None:
-            novel = novelty.astype(np.float64) >= self.least_novel
-            unsure = np.ones(self.rows, bool) if self.risk is None else is_ambiguous(self.risk, ambiguity)
-        else:
-            limits = self.part_limits
-            novel = novelty > limits.get(self.novelty_name, math.inf)
-            unsure = ambiguity > limits.get(self.ambiguity, math.inf)
-        shares = ((1 + int(above.sum())) / (self.rows + 1) for above in (novel, unsure))
-        return dict(zip(PARTS, shares, strict=True))
 
     @cached_property
     def least_novel(self) -> float:
@@ -173,10 +161,13 @@ class Calibration:
 
     @cached_property
     def all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
-        """The scores, the decision's combination of them if it combines several, and that of its two parts."""
-        if self.budget is None:
-            return self.novelty_scores
-        return self.novelty_scores | {COMBINED: nats_of_turns(self.budget)}
+        """The scores, the decision's combination of them if it combines several, and that of its two parts.
+
+        The score of `novelty_name` is `TOP` for unseen rows.
+        """
+        name, values = self.novelty_name, self.novelty_scores
+        ranked = values | {name: raise_unseen(values[name], self.unseen, TOP)}
+        return ranked if self.budget is None else ranked | {COMBINED: nats_of_turns(self.budget)}
 
     @cached_property
     def novelty_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
@@ -193,7 +184,8 @@ class Calibration:
         """The turns in which the two parts of the decision take the calibration rows; None if they share no budget."""
         if self.ambiguity is None or self.risk is not None:
             return None
-        return spend_budget(self.novelty_scores[self.novelty_name], self.scores[self.ambiguity], self.novelty_share)
+        novelty = raise_unseen(self.novelty_scores[self.novelty_name], self.unseen)
+        return spend_budget(novelty, raise_unseen(self.scores[self.ambiguity], self.unseen), self.novelty_share)
 
     @cached_property
     def plain_all_scores(self) -> dict[str, Float[np.ndarray, " rows"]]:
@@ -272,14 +264,14 @@ class Calibration:
         if self.decision.name == COMBINED:
             lowered[self.novelty_name] = self.combined({name: lowered[name] for name in self.decision.scores})
         values, edges = (
-            np.stack([known[name] for name in self.part_names]).astype(np.float64)
+            raise_unseen(np.stack([known[name] for name in self.part_names]).astype(np.float64), self.unseen)
             for known in (self.novelty_scores, lowered)
         )
-        if self.budget is None:
-            return take_turns(values, edges, turns_of(values[0]), np.zeros(self.rows, int))
-        of_ambiguity = np.zeros(self.rows, int)
-        of_ambiguity[self.budget.ambiguity.turns.astype(int) - 1] = 1
-        return take_turns(values, edges, self.budget.turns, of_ambiguity[self.budget.turns - 1])
+        turns, takers = turns_of(values[0]), np.zeros(self.rows, int)
+        if self.budget is not None:
+            turns = self.budget.turns
+            takers[np.isin(turns, self.budget.ambiguity.turns)] = 1
+        return take_turns(values, edges, turns, takers)._replace(unseen=self.unseen)
 
     @cached_property
     def radii(self) -> Callable[[float, float, int], Radii]:

@@ -10,7 +10,14 @@ from abstain.models.files.row_files import checked_inputs
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Preprocessing, first_unknown_code
 from abstain.models.tables.columns import describe_codes
-from abstain.models.tables.encoding import ArrowTable, check_columns, encode_table, numeric_column
+from abstain.models.tables.encoding import (
+    ArrowTable,
+    category_texts,
+    check_columns,
+    encode_table,
+    numeric_column,
+)
+from abstain.models.tables.unseen import UnseenTexts, rejecting_columns, unseen_cells
 
 
 def rows_of_table(table: ArrowTable, model: Model, where: str) -> Num[np.ndarray, "rows ..."]:
@@ -28,6 +35,23 @@ def rows_of_table(table: ArrowTable, model: Model, where: str) -> Num[np.ndarray
     check_columns(names, table, where)
     rows = np.stack([numeric_column(table.column(name), name, where) for name in names], axis=1)
     return checked_inputs(rows, where)
+
+
+def find_unseen_texts(table: ArrowTable, model: Model, rows: Num[np.ndarray, "rows ..."]) -> UnseenTexts:
+    """Returns the texts of the unseen categories in a table.
+
+    Args:
+        rows: the table's rows, as `rows_of_table` returns them.
+    """
+    columns = model.preprocessing.columns
+    texts: dict[tuple[int, int], str] = {}
+    indices = rejecting_columns(columns)
+    for index, is_unseen in zip(indices, unseen_cells(columns, rows).T if indices else (), strict=True):
+        chosen = np.flatnonzero(is_unseen)
+        if chosen.size:
+            found = category_texts(table.column(columns[index].name).take(chosen))
+            texts |= {(row, index): str(text) for row, text in zip(chosen.tolist(), found, strict=True)}
+    return texts
 
 
 def reshape_rows(rows: Num[np.ndarray, "rows ..."], model: Model, where: str) -> Num[np.ndarray, "rows ..."]:

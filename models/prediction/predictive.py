@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from abstain.models.errors import AbstainError
 from abstain.models.prediction.feature_score_records import FeatureScores, ScoreInputs
@@ -26,7 +26,7 @@ from abstain.models.prediction.feature_scores import compute_feature_scores, far
 from abstain.models.prediction.features import outputs_and_features
 from abstain.models.prediction.packing import chunk_of, pack, unpack
 from abstain.models.prediction.posterior import Draws, Model, Posterior
-from abstain.models.prediction.preprocessing import Preprocessing, on_host, transform
+from abstain.models.prediction.preprocessing import Preprocessing, find_unseen, on_host, transform
 from abstain.models.prediction.scores import SCORES, scores_of
 from abstain.models.prediction.summaries import (
     PredictiveSummary,
@@ -40,6 +40,7 @@ from abstain.models.prediction.summaries import (
     within_float32,
 )
 from abstain.models.prediction.temperature import Recalibration, temper_draws, temper_pooled
+from abstain.models.tables.unseen import UNSEEN_SCORE
 
 BUCKETS = (1, 8, 32, 128, 256)
 NONE = Recalibration()
@@ -55,12 +56,15 @@ class Prediction(NamedTuple):
     Attributes:
         uniform: a number in [0, 1) computed from each row's bits, for prediction sets that need a random number.
         farthest: the index of the feature farthest outside its training range; None without the feature score `range`.
+        unseen: which cells have an unseen category that rejects the row (`preprocessing.find_unseen`); None for models whose
+            columns cannot have one.
     """
 
     summary: PredictiveSummary
     scores: dict[str, Float[Array, " batch"]]
     uniform: Float[Array, " batch"] | None = None
     farthest: Int[Array, " batch"] | None = None
+    unseen: Bool[Array, "batch rejecting"] | None = None
 
 
 class Layout(NamedTuple):
@@ -100,7 +104,10 @@ def predict_packed(
     # Scores use the draws before recalibration, which must not change the rejected rows.
     scores = scores_of(summary, parts, outputs)
     summary = _recalibrate(summary, parts, recalibration)
-    plain = Prediction(summary, scores, uniform=jax.vmap(uniform_of)(rows))
+    unseen = find_unseen(model.preprocessing, rows)
+    if unseen is not None:
+        scores = scores | {UNSEEN_SCORE: unseen.sum(axis=1).astype(jnp.float32)}
+    plain = Prediction(summary, scores, uniform=jax.vmap(uniform_of)(rows), unseen=unseen)
     if feature_scores is None:
         return plain
     inputs = _score_inputs(model, rows, jnp.moveaxis(features, -1, 1), outputs[:members], summary)

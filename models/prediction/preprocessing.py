@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 from pydantic import BaseModel, ConfigDict
 
-from abstain.models.tables.columns import Column
+from abstain.models.tables.columns import UNSEEN, Column
+from abstain.models.tables.unseen import rejecting_columns
 
 FAR = 1e10
 """`bounded` compresses preprocessed inputs beyond this size: far outside any training row, far below overflow."""
@@ -68,6 +69,8 @@ def in_data_units(
 def transform(preprocessing: Preprocessing, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns the network's input for one row: standardised numeric features, then one-hot blocks of the categories.
 
+    The block of an unseen category is all zeros: none of the categories.
+
     Args:
         x: one row as `on_host` returns it, float32. NaN means a missing value, only in tables.
     """
@@ -84,6 +87,19 @@ def transform(preprocessing: Preprocessing, x: Float[Array, "..."]) -> Float[Arr
     codes = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
     ones = (x.astype(jnp.int32)[owners] == codes).astype(jnp.float32)
     return jnp.concatenate([numbers[np.flatnonzero(counts == 0)], ones])
+
+
+def find_unseen(preprocessing: Preprocessing, rows: Float[Array, "batch ..."]) -> Bool[Array, "batch rejecting"] | None:
+    """Returns which cells have an unseen category that rejects the row; None if no column can have one.
+
+    Args:
+        rows: as `on_host` returns them, which does not change codes.
+
+    Returns:
+        One column for each of `rejecting_columns`.
+    """
+    indices = rejecting_columns(preprocessing.columns)
+    return rows[:, np.array(indices)] == UNSEEN if indices else None
 
 
 def _category_counts(columns: tuple[Column, ...]) -> Int[np.ndarray, " columns"]:

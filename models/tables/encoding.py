@@ -64,9 +64,11 @@ def check_columns(names: Sequence[str], table: ArrowTable, where: str) -> None:
 def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> Float[np.ndarray, "rows columns"]:
     """Encodes columns of a table as float64 rows: numbers unchanged, categories as codes, dates as seconds, gaps as NaN.
 
+    An unseen category is `UNSEEN`, NaN, or refused, as `Column.unseen` says.
+
     Raises:
-        DataError: a column is missing, or contains text instead of numbers, an infinity, or an unknown category. The text
-            names the first wrong row of every wrong column.
+        DataError: a column is missing, or contains text instead of numbers, an infinity, or a category that is refused. The
+            text names the first wrong row of every wrong column.
     """
     check_column_names(table.schema, where)
     check_columns([column.name for column in columns], table, where)
@@ -107,8 +109,10 @@ def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.n
         category_texts(values, column.name, where)  # its error names the row
         raise
     encoded = np.array([math.nan if place is None else coded[place] for place in places])
+    if column.unseen == "missing":
+        encoded[encoded == UNSEEN] = math.nan
     unknown = np.flatnonzero(encoded == UNSEEN)
-    if unknown.size:
+    if unknown.size and column.unseen == "refuse":
         row = int(unknown[0])
         raise DataError(
             f"column {column.name!r} holds a category the model was not trained on",

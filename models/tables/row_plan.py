@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ LARGEST = float(np.finfo(np.float32).max)
 """The largest number that a row may hold."""
 Pick = Callable[[Any], tuple[Any, ...]]
 """Takes some values out of a row."""
+_DAY = 86_400.0
+_EPOCH = date(1970, 1, 1).toordinal()
 _KINDS = ("number", "category", "date")
 
 
@@ -122,7 +125,7 @@ def encode_quickly(rows: Sequence[Any], picks: Picks) -> Float[np.ndarray, "rows
                 return None
             # A text that is no category is a KeyError: each column decides what it means.
             codes = [known[text] for known, text in zip(picks.codes, picks.categories(row), strict=True)]
-            encoded.append([*numbers, *codes, *map(date_seconds, picks.dates(row))])
+            encoded.append([*numbers, *codes, *map(_seconds, picks.dates(row))])
         values = np.array(encoded, np.float64)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
@@ -130,3 +133,16 @@ def encode_quickly(rows: Sequence[Any], picks: Picks) -> Float[np.ndarray, "rows
     if (np.abs(values) > LARGEST).any():
         return None
     return values if picks.order is None else values[:, picks.order]
+
+
+def _seconds(text: str | None) -> float:
+    """Returns `date_seconds` of a text, of a plain date or time ten times as quickly."""
+    if text is None:
+        return math.nan
+    if len(text) == 10 and text[4] == text[7] == "-":
+        return _DAY * (date.fromisoformat(text).toordinal() - _EPOCH)
+    if len(text) == 19 and text[4] == text[7] == "-" and text[13] == text[16] == ":" and text[10] in "T ":
+        moment = datetime.fromisoformat(text)
+        seconds = 3600.0 * moment.hour + 60 * moment.minute + moment.second
+        return _DAY * (moment.toordinal() - _EPOCH) + seconds
+    return date_seconds(text)

@@ -22,10 +22,11 @@ from abstain.models.decisions.records import Calibration, Levels
 from abstain.models.errors import DataError, InputError, convert
 from abstain.models.files.drafts import draft_of
 from abstain.models.files.locks import disk_errors
-from abstain.models.files.model_rows import check_codes, reshape_rows, rows_of_table
+from abstain.models.files.model_rows import check_codes, find_unseen_texts, reshape_rows, rows_of_table
 from abstain.models.files.row_files import TABLES, checked_inputs, read_npz, read_table
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Predictor, buckets_for
+from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
 from abstain.service.predict import response
 from abstain.service.rows import check_finite
 
@@ -88,9 +89,9 @@ def predict_file(
         _check_one_ranking(bundle.calibration)
     check_limited(bundle.calibration, percentile, max_error)
     levels = Levels(percentile=percentile, max_error=max_error)
-    rows = read_rows(source, bundle.manifest.model)
+    rows, texts = read_rows(source, bundle.manifest.model)
     predictor = bundle.predictor(buckets_for(len(rows)))
-    chunks = list(_predict_chunks(bundle, predictor, rows, source, levels, progress))
+    chunks = list(_predict_chunks(bundle, predictor, rows, texts, source, levels, progress))
     columns = {field: [value for chunk in chunks for value in chunk.columns[field]] for field in chunks[0].columns}
     flagged = None
     if fdr is not None:
@@ -125,32 +126,36 @@ def describe_discoveries(written: PredictedFile, fdr: float, calibration_rows: i
     )
 
 
-def read_rows(source: Path, model: Model) -> np.ndarray:
+def read_rows(source: Path, model: Model) -> tuple[np.ndarray, UnseenTexts]:
     """Reads the rows of a file: `x_test` of an .npz if it has one, else `x`; the model's columns of a table.
+
+    Returns:
+        The rows, and the unseen categories of a table.
 
     Raises:
         DataError: names the file, and the invalid array, column or row.
     """
     if source.suffix in TABLES:
-        rows: np.ndarray = rows_of_table(read_table(source), model, str(source))
-    elif source.suffix == ".npz":
+        table = read_table(source)
+        rows: np.ndarray = reshape_rows(rows_of_table(table, model, str(source)), model, str(source))
+        return rows, find_unseen_texts(table, model, rows)
+    if source.suffix == ".npz":
         arrays = read_npz(source)
         key = next((key for key in ("x_test", "x") if key in arrays), None)
         if key is None:
             found = ", ".join(arrays) or "no arrays"
             raise DataError("arrays", where=str(source), expected="x_test or x", found=found)
-        rows = checked_inputs(arrays[key], f"{source}, {key}")
-    else:
-        raise DataError("--data", expected="a file ending in .npz, .csv or .parquet", found=str(source))
-    rows = reshape_rows(rows, model, str(source))
-    check_codes(rows, model.preprocessing, str(source))
-    return rows
+        rows = reshape_rows(checked_inputs(arrays[key], f"{source}, {key}"), model, str(source))
+        check_codes(rows, model.preprocessing, str(source))
+        return rows, NO_TEXTS
+    raise DataError("--data", expected="a file ending in .npz, .csv or .parquet", found=str(source))
 
 
 def _predict_chunks(
     bundle: Bundle,
     predictor: Predictor,
     rows: np.ndarray,
+    texts: UnseenTexts,
     source: Path,
     levels: Levels,
     progress: ReportProgress,
@@ -164,7 +169,7 @@ def _predict_chunks(
         except InputError as error:
             raise convert(error, DataError, f"{source}, rows from {start}") from error
         judgement = judge(bundle.calibration, prediction, *levels)
-        columns = response.make_columns(bundle.manifest.model, prediction, judgement)
+        columns = response.make_columns(bundle.manifest.model, prediction, judgement, texts, start)
         yield _Chunk(columns, judgement.scores[name].p_value)
         progress(start + len(chunk), len(rows))
 

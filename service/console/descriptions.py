@@ -12,6 +12,7 @@ from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 from abstain.models.bundles.bundle import Bundle
 from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.shortfalls import texts
+from abstain.models.decisions.unseen import below_top
 from abstain.models.prediction.preprocessing import in_data_units
 from abstain.models.tables.columns import Column
 
@@ -49,7 +50,7 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
         "coverage_rows": conditional.model_dump(mode="json", include={"among", "per_class"}) if conditional else None,
         "calibration_rows": settings.rows,
         "scores": {
-            name: {"quantiles": quantiles(ascending), "threshold": settings.thresholds[name]}
+            name: {"quantiles": quantiles(below_top(ascending)), "threshold": settings.thresholds[name]}
             for name, ascending in calibration.ascending.items()
             if name in settings.thresholds
         },

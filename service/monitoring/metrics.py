@@ -15,8 +15,10 @@ import numpy as np
 import prometheus_client as prometheus
 
 from abstain.models.decisions.records import Judgement
+from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
+from abstain.models.tables.unseen import rejecting_columns
 from abstain.service.compat.prometheus import BatchHistogram, exposition_of_all, keep_process_id
 
 _MODEL = ("model", "version")
@@ -41,6 +43,9 @@ REJECTED_BY_PART = prometheus.Counter(
     "abstain_rejected_by_part_total",
     "Rejected rows by the part of a decision of two parts; a row that is novel and ambiguous counts for both",
     [*_MODEL, "part"],
+)
+UNSEEN = prometheus.Counter(
+    "abstain_unseen_total", "Rows with a category that the training part lacks, by column", [*_MODEL, "column"]
 )
 ENTROPY = BatchHistogram("abstain_entropy_nats", "Predictive entropy of rows", _MODEL, buckets=_NATS)
 INFORMATION = BatchHistogram(
@@ -179,3 +184,13 @@ def record_prediction(name: str, version: int, prediction: Prediction, judgement
         INFORMATION.labels(*model).observe_all(np.asarray(summary.mutual_information))
     for name_of_score, score in judgement.scores.items():
         SCORE_PERCENTILE.labels(*model, name_of_score).observe_all(score.percentile)
+
+
+def record_unseen(name: str, version: int, model: Model, prediction: Prediction) -> None:
+    """Counts rows with an unseen category, by column: the names are the model's, so there are few label values."""
+    if prediction.unseen is None or not np.any(prediction.unseen):
+        return
+    counts = np.asarray(prediction.unseen).sum(axis=0).tolist()
+    for index, rows in zip(rejecting_columns(model.preprocessing.columns), counts, strict=True):
+        if rows:
+            UNSEEN.labels(name, str(version), model.preprocessing.columns[index].name).inc(rows)

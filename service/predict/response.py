@@ -14,6 +14,7 @@ from abstain.models.errors import InputError, clip_repr, suggest
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import QUANTILES, ClassificationSummary, RegressionSummary
+from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts, rejecting_columns, unseen_reason
 
 ONE_MINUS_MAX = "1 − the largest probability"
 """What the score `max_probability` is, in reasons."""
@@ -84,8 +85,15 @@ def check_fields(
     return fields or known
 
 
-def make_columns(model: Model, prediction: Prediction, judgement: Judgement) -> dict[str, list[Any]]:
-    """Makes every field of the predictions, each with one entry per row."""
+def make_columns(
+    model: Model, prediction: Prediction, judgement: Judgement, texts: UnseenTexts = NO_TEXTS, first_row: int = 0
+) -> dict[str, list[Any]]:
+    """Makes every field of the predictions, each with one entry per row.
+
+    Args:
+        texts: unseen categories, where they are known.
+        first_row: the index of the first row in `texts`.
+    """
     summary = prediction.summary
     if isinstance(summary, ClassificationSummary):
         columns = _classification(model, summary, judgement)
@@ -93,7 +101,7 @@ def make_columns(model: Model, prediction: Prediction, judgement: Judgement) -> 
         columns = _regression(summary, judgement)
     columns |= {
         "reject": judgement.reject.tolist(),
-        "reasons": reject_reasons(model, prediction, judgement),
+        "reasons": reject_reasons(model, prediction, judgement, texts, first_row),
         "scores": _scores(judgement),
     }
     if judgement.parts is not None:
@@ -113,25 +121,60 @@ def make_rows(columns: dict[str, list[Any]], fields: tuple[str, ...]) -> list[di
     ]
 
 
-def reject_reasons(model: Model, prediction: Prediction, judgement: Judgement) -> list[list[str]]:
-    """Names the scores that explain each rejection; an empty list for an accepted row.
+def reject_reasons(
+    model: Model, prediction: Prediction, judgement: Judgement, texts: UnseenTexts = NO_TEXTS, first_row: int = 0
+) -> list[list[str]]:
+    """Names what explains each rejection; an empty list for an accepted row.
 
-    For a combined decision these are the scores above their own percentile, the one with the largest weighted contribution
-    first. If no score is above it, the one with the largest contribution is named with its percentile. For a decision of two
-    parts, the reasons of each part begin with its name.
+    Unseen categories come first. For a combined decision, the scores above their own percentile follow, the one with the largest
+    weighted contribution first. If no score is above it, the one with the largest contribution is named with its percentile. For
+    a decision of two parts, the reasons of each part begin with its name.
+
+    Args:
+        texts: unseen categories, where they are known.
+        first_row: the index of the first row in `texts`.
     """
     reasons: list[list[str]] = [[] for _ in judgement.reject]
     parts = judgement.parts
+    unseen = _unseen_columns(model, prediction)
     for row in np.flatnonzero(judgement.reject).tolist():
+        columns = unseen.get(row, ())
+        known = [(model.preprocessing.columns[index].name, texts.get((first_row + row, index))) for index in columns]
+        found = [unseen_reason(column, text) for column, text in known]
+        name = judgement.decision if parts is None else parts.novelty
+        limited = parts is None or math.isfinite(parts.novelty_limit)
+        novel = parts is None or parts.novel[row]
+        # A row with an unseen category is rejected at any score.
+        if novel and (not columns or (limited and judgement.scores[name].above[row])):
+            found += _novelty_reasons(judgement, name, row, model, prediction)
         if parts is None:
-            reasons[row] = _novelty_reasons(judgement, judgement.decision, row, model, prediction)
+            reasons[row] = found
             continue
-        if parts.novel[row]:
-            found = _novelty_reasons(judgement, parts.novelty, row, model, prediction)
-            reasons[row] = [f"novel: {reason}" for reason in found]
+        reasons[row] = [f"novel: {reason}" for reason in found]
         if parts.ambiguous[row]:
             reasons[row].append(f"ambiguous: {_above(parts.ambiguity, parts.ambiguity_limit)}")
     return reasons
+
+
+def _unseen_columns(model: Model, prediction: Prediction) -> dict[int, tuple[int, ...]]:
+    """Returns the indices of the columns with an unseen category, by row; rows without one are left out."""
+    if prediction.unseen is None:
+        return {}
+    indices, cells = np.array(rejecting_columns(model.preprocessing.columns)), np.asarray(prediction.unseen)
+    return {row: tuple(indices[cells[row]].tolist()) for row in np.flatnonzero(cells.any(axis=1)).tolist()}
+
+
+def name_unseen(rows: list[dict[str, Any]], model: Model, texts: UnseenTexts) -> None:
+    """Names the unseen categories in the reasons of a request's rows, which were made without their texts."""
+    for (row, index), text in texts.items():
+        name = model.preprocessing.columns[index].name
+        unnamed, named = unseen_reason(name), unseen_reason(name, text)
+        if "reasons" in rows[row]:
+            # The end, because the reasons of a decision of two parts begin with `novel: `.
+            rows[row]["reasons"] = [
+                reason.removesuffix(unnamed) + named if reason.endswith(unnamed) else reason
+                for reason in rows[row]["reasons"]
+            ]
 
 
 def _novelty_reasons(judgement: Judgement, name: str, row: int, model: Model, prediction: Prediction) -> list[str]:

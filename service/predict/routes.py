@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from abstain.models.decisions.judging import check_limited
 from abstain.models.errors import InputError
+from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
 from abstain.service.batcher import Batcher
 from abstain.service.batches import Answer, Share, Stages
 from abstain.service.errors import HTTPError
@@ -39,12 +40,17 @@ _ACCEPTED = (_JSON, *MEDIA_TYPES)
 
 
 class ParsedRequest(NamedTuple):
-    """A checked request, and the version that it names."""
+    """A checked request, and the version that it names.
+
+    Attributes:
+        texts: the unseen categories of the rows, where the request has their names.
+    """
 
     live: Live
     rows: Float[np.ndarray, "rows ..."]
     request: PredictRequest
     fields: tuple[str, ...]
+    texts: UnseenTexts = NO_TEXTS
 
     def name_rows(self, error: InputError) -> InputError:
         """Changes the place of an error of the computation, `inputs[3]`, to the place of the row in this request."""
@@ -148,6 +154,7 @@ def encode_response(parsed: ParsedRequest, own_id: str, shares: list[Share]) -> 
     """Encodes the body of the response, from the request's shares of one or more batches."""
     live, judgement = parsed.live, shares[0].answer.judgement
     rows = [row for share in shares for row in _rows(share, parsed.fields)]
+    response.name_unseen(rows, live.bundle.manifest.model, parsed.texts)
     return orjson.dumps(
         {
             "id": own_id,

@@ -15,6 +15,7 @@ from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.tables.columns import Column
+from abstain.models.tables.values import date_seconds
 from abstain.service.predict.request import parse_predict, rows_of_request
 
 LIMIT = 100
@@ -362,3 +363,24 @@ def test_dates_are_seconds_since_1970(seconds, offset):
     sign, hours = "-" if offset < 0 else "+", abs(offset)
     local = (moment + timedelta(hours=offset)).replace(tzinfo=None).isoformat()
     assert rows_of({"records": [NURSE | {"since": f"{local}{sign}{hours:02}:00"}]})[0, 2] == seconds
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.datetimes().map(lambda moment: moment.isoformat(timespec="seconds")),
+        st.dates().map(str),
+        st.sampled_from(["2024-W09-5", "2024-060", "20240301", "2024-03-01T24:00:00", "2024-03-01T10:00:60"]),
+    ),
+    st.integers(0, 18),
+    st.sampled_from(["", "0", "9", "-", ":", "T", " ", "W", "Z", "+", "٣"]),
+)
+def test_dates_are_read_quickly_as_by_all_readers(text, place, character):
+    """One character is replaced: both ways have the same number, or refuse the text."""
+    text = (text[:place] + character + text[place + 1 :]) if character else text
+    try:
+        expected = date_seconds(text)
+    except ValueError:
+        assert "expected a date or time" in refusal({"records": [NURSE | {"since": text}]})
+    else:
+        np.testing.assert_array_equal(rows_of({"records": [NURSE | {"since": text}]})[0, 2], expected)

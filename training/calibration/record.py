@@ -14,7 +14,10 @@ from abstain.models.bundles.manifest import CalibrationRecord
 from abstain.models.decisions.ranks import exact, percentile_rank, rank_of, threshold
 from abstain.models.decisions.records import Calibration
 from abstain.models.decisions.risk import RiskLimit
+from abstain.models.decisions.unseen import TOP
 from abstain.models.prediction.temperature import Recalibration
+from abstain.models.tables.unseen import UNSEEN_SCORE
+from abstain.training.notes import write_note
 
 
 def calibration_record(
@@ -33,6 +36,9 @@ def calibration_record(
     by_class = calibration.by_class[calibration.decision_name] if per_class else {}
     named = {class_names[label]: values for label, values in by_class.items()}
     coverage, limits = coverage_record(calibration, class_names), calibration.part_limits
+    counts_unseen = UNSEEN_SCORE in calibration.scores
+    if counts_unseen:
+        limits |= {UNSEEN_SCORE: 0.0}
     return CalibrationRecord(
         rows=calibration.rows,
         decision=calibration.decision_name,
@@ -55,13 +61,34 @@ def calibration_record(
         else {name: threshold_bounds(values, percentile) for name, values in ascending.items() if name not in limits},
         reject_rate_bounds=None
         if per_class or calibration.risk is not None
-        else reject_rate_bounds(percentile, calibration.rows),
+        else reject_rate_bounds(percentile, calibration.rows, unseen=int(calibration.unseen.sum())),
         class_threshold_bounds={name: threshold_bounds(values, percentile) for name, values in named.items()},
-        class_reject_rate_bounds={name: reject_rate_bounds(percentile, len(values)) for name, values in named.items()},
+        class_reject_rate_bounds={
+            name: reject_rate_bounds(percentile, len(values), unseen=int((values == TOP).sum()))
+            for name, values in named.items()
+        },
         coverage_bounds=None
         if coverage and coverage.per_class
         else beta_bounds(calibration.coverage, coverage.rows if coverage else calibration.radius_count),
         conditional_coverage=coverage,
+        unseen_rows=int(calibration.unseen.sum()) if counts_unseen else None,
+        expected_reject_rate=calibration.expected_reject_rate if counts_unseen else None,
+    )
+
+
+def unseen_notes(calibration: Calibration) -> tuple[str, ...]:
+    """Returns a note if more calibration rows have an unseen category than the percentile rejects."""
+    stated, expected = 1 - calibration.percentile / 100, calibration.expected_reject_rate
+    if not calibration.unseen.any() or calibration.risk is not None or expected <= stated:
+        return ()
+    only = "" if calibration.per_class else ", and at this percentile no other row is"
+    return (
+        write_note(
+            "unseen",
+            f"about {expected:.2%}, not {stated:.2%}, because {int(calibration.unseen.sum()):,} of {calibration.rows:,} "
+            f"calibration rows have a category that the training part lacks: all such rows are rejected{only}; set "
+            'data.unseen = "missing" for a column of rare categories, drop it, or fit with more rows',
+        ),
     )
 
 
@@ -108,13 +135,24 @@ def beta_bounds(level: float | Fraction, rows: int, confidence: float = 0.95) ->
     return float(low), float(high)
 
 
-def reject_rate_bounds(percentile: float, rows: int, confidence: float = 0.95) -> tuple[float, float]:
+def reject_rate_bounds(percentile: float, rows: int, confidence: float = 0.95, unseen: int = 0) -> tuple[float, float]:
     """Returns the bounds (0 … 1) of the true reject rate at a percentile, over calibration splits (`beta_bounds`).
+
+    If as many rows are unseen as the percentile rejects, exactly the unseen ones are rejected, and the bounds are those of their
+    share (Clopper & Pearson, 1934). With the rate max(B, q) of `models/decisions/unseen.py`, the two kinds of bounds together
+    miss it in at most 1 − confidence of all splits.
+
+    Args:
+        unseen: the number of calibration rows with an unseen category.
 
     Raises:
         CalibrationError: the split is too small for the percentile.
     """
-    percentile_rank(percentile, rows)
+    if unseen >= rows + 1 - percentile_rank(percentile, rows):
+        tail = (1 - confidence) / 2
+        low = betaincinv(unseen, rows + 1 - unseen, tail)
+        high = betaincinv(unseen + 1, rows - unseen, 1 - tail) if unseen < rows else 1.0
+        return float(low), float(high)
     low, high = beta_bounds(exact(percentile) / 100, rows, confidence)
     return 1 - high, 1 - low
 
@@ -125,7 +163,8 @@ def threshold_bounds(
     """Returns a distribution-free confidence interval of the scores' true P-quantile; its ends are scores.
 
     The number of n scores below the quantile is Binomial(n, P/100). Each end is the innermost score that is beyond the
-    quantile with probability at most (1 − confidence)/2 (Conover, 1999, section 3.2); None if the end lies beyond all n.
+    quantile with probability at most (1 − confidence)/2 (Conover, 1999, section 3.2); None if the end lies beyond all n, or
+    at an unseen row.
 
     Args:
         ascending: the calibration scores.
@@ -140,7 +179,6 @@ def threshold_bounds(
     masses = np.exp(log_ways + counts * log_share + (rows - counts) * log_rest)
     lower = int(np.searchsorted(np.cumsum(masses), tail, side="right"))  # ranks r with P(fewer than r below) ≤ tail
     upper = rows + 1 - int(np.searchsorted(np.cumsum(masses[::-1]), tail, side="right"))  # P(at least r below) ≤ tail
-    return (
-        float(ascending[lower - 1]) if lower >= 1 else None,
-        float(ascending[upper - 1]) if upper <= rows else None,
-    )
+    ends = (ascending[lower - 1] if lower >= 1 else TOP, ascending[upper - 1] if upper <= rows else TOP)
+    low, high = (None if end == TOP else float(end) for end in ends)
+    return low, high

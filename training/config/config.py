@@ -38,9 +38,12 @@ class Config(Section):
 def recorded_settings(config: Config) -> dict[str, Any]:
     """Returns the settings for a manifest or a journal, as JSON.
 
-    Class weights are left out if there are none: journals of earlier fits have no such key, and stay resumable.
+    Class weights are left out if there are none, and the default for unseen categories: journals of earlier fits have no such
+    keys, and stay resumable.
     """
     settings = config.model_dump(mode="json")
     if config.data.class_weights is None:
         del settings["data"]["class_weights"]
+    if config.data.unseen == "reject":
+        del settings["data"]["unseen"]
     return settings

@@ -8,6 +8,8 @@ from pydantic import Field, NonNegativeInt, field_validator
 
 from abstain.training.config.section import Names, Section, Size
 
+UnseenRule = Literal["reject", "missing", "refuse"]
+
 
 class AugmentConfig(Section):
     """Random changes of images (`training/data/augmentation.py`): the limit of each change; 0 switches it off."""
@@ -40,6 +42,9 @@ class DataConfig(Section):
     """Tables only: the column to predict."""
     categorical: Names = ()
     """Tables only: the columns that hold categories; all others are numbers."""
+    unseen: UnseenRule | dict[str, UnseenRule] = "reject"
+    """Tables only: what becomes of a category that the training part lacks, for all columns or by column (then "reject" for
+    the others): its row is predicted and rejected, the category counts as a gap, or it is an error."""
     drop: Names = ()
     """Tables only: columns to leave out."""
     group: str | None = None
@@ -68,6 +73,19 @@ class DataConfig(Section):
             if type(weight) not in {int, float} or not 1e-6 <= weight <= 1e6:
                 raise ValueError(f"a weight from 1e-6 to 1e6 for the class {name!r}")
         return cast("Any", value)
+
+    @field_validator("unseen", mode="before")
+    @classmethod
+    def _check_unseen(cls, value: Any) -> Any:
+        """Refuses other values with one sentence, as for class weights."""
+        rules = list(cast("dict[Any, Any]", value).values()) if isinstance(value, dict) else [value]
+        if not rules or any(rule not in ("reject", "missing", "refuse") for rule in rules):
+            raise ValueError('"reject", "missing" or "refuse", or one of these by column, as in {country = "missing"}')
+        return value
+
+    def unseen_rule(self, column: str) -> UnseenRule:
+        """Returns what becomes of unseen categories of a column."""
+        return self.unseen.get(column, "reject") if isinstance(self.unseen, dict) else self.unseen
 
     @property
     def split_by(self) -> str | None:

@@ -69,7 +69,7 @@ def read_inputs(where: str, model: Model) -> Num[np.ndarray, "rows ..."]:
     """
     path = Path(where)
     if path.suffix in TABLES:
-        x: np.ndarray = rows_of_table(read_table(path), model, where)
+        x: np.ndarray = reshape_rows(rows_of_table(read_table(path), model, where), model, where)
     else:
         arrays = read_arrays(where, 1, 0.5)
         key = "x_test" if "x_test" in arrays else "x"
@@ -81,9 +81,8 @@ def read_inputs(where: str, model: Model) -> Num[np.ndarray, "rows ..."]:
                 found=", ".join(arrays),
                 fix="rename the array of the inputs to x",
             )
-        x = checked_inputs(arrays[key], f"{where}, {key}")
-    x = reshape_rows(x, model, where)
-    check_codes(x, model.preprocessing, where)
+        x = reshape_rows(checked_inputs(arrays[key], f"{where}, {key}"), model, where)
+        check_codes(x, model.preprocessing, where)
     return x
 
 

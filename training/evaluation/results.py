@@ -11,7 +11,7 @@ has no key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
@@ -309,6 +309,7 @@ class Evaluation:
         reject_interval: the exact interval of the rejected share.
         classes: the classes that have rows, by name; None for a regression.
         plots: names of the written files; None if no plots were requested.
+        unseen: the rows with a category that the training part lacks, by column; columns without any are left out.
     """
 
     model: str
@@ -333,6 +334,7 @@ class Evaluation:
     limits_error: bool = False
     requested_of: str = ""
     baseline: BaselineQuality | None = None
+    unseen: dict[str, int] = field(default_factory=dict[str, int])
 
     def to_json(self) -> JsonObject:
         """Returns the JSON that `abstain evaluate --json` prints."""
@@ -357,6 +359,8 @@ class Evaluation:
             "ood_rows": {label: detection.rows for label, detection in self.ood.items()},
             "notes": list(self.notes),
         }
+        if self.unseen:
+            content["unseen"] = dict(self.unseen)
         if self.classes is not None:
             content["per_class"] = {name: quality.to_json() for name, quality in self.classes.items()}
         if self.twin is not None:

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_curve
 
 from abstain.models.decisions.ranks import ordinal, threshold
 from abstain.models.decisions.records import Calibration
+from abstain.models.decisions.unseen import TOP, below_top
 from abstain.training.data.ood_sets import SAME_INTENSITY, readable_name
 from abstain.training.evaluation.metrics import auroc
 from abstain.training.evaluation.quality import TWIN_SCORES, deciding_ranks, rates_of
@@ -143,6 +144,9 @@ def draw_ecdf(view: ReportView) -> Figure:
         text = f"{label}: {judged.judgement.reject.mean():.1%} rejected"
         axis.step(values[kept], shares[kept], where="post", color=color, linestyle=style, linewidth=width, label=text)
     limits: list[float] = np.unique(view.familiar.decision.threshold).tolist()
+    if limits[-1] >= TOP:
+        # Only rows with an unseen category are rejected: the line is at the end of the axis.
+        limits = [max(float(judged.decision.value.max()) for _, judged, *_ in looks)]
     axis.axvline(limits[-1], color=INK, linewidth=1.2)
     if len(limits) > 1:
         axis.axvspan(limits[0], limits[-1], color=INK, alpha=0.08)
@@ -246,8 +250,8 @@ def draw_scores(calibration: Calibration, judged: JudgedRows | None) -> Figure:
     figure = Figure(figsize=(1.75 * columns, 1.75 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
     for axis, name in zip(panels.flat, names, strict=False):
-        ascending = calibration.ascending[name]
-        limit = threshold(ascending, calibration.percentile)
+        ascending = below_top(calibration.ascending[name])
+        limit = min(threshold(calibration.ascending[name], calibration.percentile), float(ascending[-1]))
         groups = [ascending]
         if judged is not None:
             groups.append(np.sort(judged.judgement.scores[name].value))
