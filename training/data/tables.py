@@ -26,11 +26,9 @@ from abstain.training.config.data import DataConfig
 from abstain.training.data.column_kinds import choose_features, kind_notes, make_column
 from abstain.training.data.group_columns import column_key
 from abstain.training.data.hints import class_hints, split_hints
-from abstain.training.data.rows import Rows, Source, natural_order, numbers
+from abstain.training.data.rows import MOST_CLASSES, Rows, Source, natural_order, numbers
 
 pa: Any = pyarrow
-MOST_CLASSES = 20
-"""Up to this number, distinct targets are always classes; more must be at most half the number of rows."""
 
 
 def read_table_source(
