@@ -49,7 +49,8 @@ def read_parquet(path: Path) -> TableFile:
     flat = pa.schema([field for field in schema if field.name not in nested])
     # Text is read as a dictionary and codes: a small file may contain one long text so often that it takes gigabytes.
     texts = [field.name for field in flat if _holds_text(field.type)]
-    with parquet.ParquetFile(path, metadata=metadata, read_dictionary=texts) as file:
+    options = {"metadata": metadata, "read_dictionary": texts, "page_checksum_verification": True}
+    with parquet.ParquetFile(path, **options) as file:
         taken, columns = 0, list[Any]()
         # Column by column, because the footer may state smaller sizes than the columns have.
         for field in flat:
