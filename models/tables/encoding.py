@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow
@@ -71,10 +71,35 @@ def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> 
             text names the first wrong row of every wrong column.
     """
     check_column_names(table.schema, where)
+    table = with_names([column.name for column in columns], table)
     check_columns([column.name for column in columns], table, where)
     with collect_errors(where, "columns cannot be read") as attempt:
         encoded = [attempt(encode_column, column, table.column(column.name), where) for column in columns]
     return np.stack(encoded, axis=1) if encoded else np.empty((table.num_rows, 0))
+
+
+def with_gaps(table: ArrowTable, marks: Sequence[str]) -> ArrowTable:
+    """Makes cells with one of these texts missing, in every column of text, numbers, decimals, dates or booleans."""
+    texts = {canonical_text(mark) for mark in marks} - {None}
+    if not texts:
+        return table
+    for place, field in enumerate(table.schema):
+        column = table.column(place)
+        if pa.types.is_nested(field.type):
+            continue
+        missing = pa.array([text in texts for text in category_texts(column, field.name)])
+        if pc.any(missing).as_py():
+            plain = plain_column(column, field.name, "table")
+            plain = pc.cast(plain, plain.type.value_type) if pa.types.is_dictionary(plain.type) else plain
+            table = table.set_column(place, field.name, pc.if_else(missing, pa.scalar(None, plain.type), plain))
+    return table
+
+
+def with_names(names: Sequence[str], table: ArrowTable) -> ArrowTable:
+    """Renames columns for models of earlier versions, whose names have the blanks that stood beside them in the file."""
+    present: list[str] = table.column_names
+    spaced = {name.strip(): name for name in names if name not in present and name.strip() in present}
+    return table.rename_columns([spaced.get(name, name) for name in present]) if spaced else table
 
 
 def check_column_names(schema: ArrowSchema, where: str) -> None:
@@ -156,7 +181,7 @@ def category_code(codes: Mapping[str, float], value: Any) -> float:
         return math.nan
     if text not in codes and isinstance(value, NUMPY_FLOATS):
         # Earlier versions wrote a float32 category with the digits of float64.
-        text = value_text(value.item()) or text
+        text = value_text(cast("Any", value).item()) or text
     return codes.get(text, UNSEEN)
 
 
