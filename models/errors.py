@@ -16,9 +16,10 @@ Only `service/errors.py` maps them to HTTP codes, and only `service/commands/cli
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 
 class AbstainError(Exception):
@@ -143,12 +144,55 @@ def clip_repr(value: object, limit: int = 60) -> str:
 
 
 Kind = TypeVar("Kind", bound=AbstainError)
+Result = TypeVar("Result")
 
 
 def convert(error: AbstainError, kind: type[Kind], where: str | None = None) -> Kind:
     """Makes an error of another class with the same parts; `where` comes before the error's own place."""
     place = ": ".join(part for part in (where, error.where) if part)
     return kind(error.what, where=place or None, expected=error.expected, found=error.found, fix=error.fix)
+
+
+class ErrorCollector:
+    """Calls functions, keeps the `DataError`s that they raise, and so lets one error name all faults of a file."""
+
+    def __init__(self) -> None:
+        self.errors: list[DataError] = []
+
+    def __call__(self, function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+        """Returns the function's result; after an error None, which is never used, because `collect_errors` raises."""
+        try:
+            return function(*arguments, **options)
+        except DataError as error:
+            self.errors.append(error)
+            return cast("Result", None)
+
+
+MOST_FAULTS = 20
+"""The largest number of faults that one error lists."""
+
+
+@contextmanager
+def collect_errors(where: str, what: str) -> Generator[ErrorCollector]:
+    """Raises the errors that its block collects: one as it is, several as one error that lists them.
+
+    Args:
+        where: the file that all of them are about.
+        what: what they have in common: `columns cannot be read`.
+
+    Raises:
+        DataError: at least one was collected.
+    """
+    collector = ErrorCollector()
+    yield collector
+    errors = collector.errors
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        texts = [str(error).removeprefix(where).lstrip(",: ") for error in errors[:MOST_FAULTS]]
+        listed = " | ".join(f"({number}) {text}" for number, text in enumerate(texts, 1))
+        more = f" | and {len(errors) - MOST_FAULTS} more" if len(errors) > MOST_FAULTS else ""
+        raise DataError(f"{len(errors)} {what}: {listed}{more}", where=where)
 
 
 def suggest(name: str, known: Iterable[str]) -> str | None:

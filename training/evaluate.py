@@ -16,6 +16,7 @@ from abstain.models.bundles.trained_rows import TrainedRows, find_trained, most_
 from abstain.models.decisions.judging import check_limited, judge
 from abstain.models.decisions.ranks import percentile_rank
 from abstain.models.errors import DataError
+from abstain.models.files.reading import reading_of
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
 from abstain.progress import ProgressCallback, no_progress
@@ -80,7 +81,7 @@ def evaluate_version(
     check_limited(calibration, percentile)
     percentile_rank(calibration.percentile if percentile is None else percentile, calibration.rows)
     rows, notes = rows_to_test(manifest, where, trained)
-    sets = read_ood_sets(ood, rows.x, manifest.model)
+    sets = read_ood_sets(ood, rows.x, manifest.model, reading_of(manifest.data.settings))
     named_inputs = [(where, rows.x), *sets.items()]
 
     predictor = bundle.predictor(BUCKETS)

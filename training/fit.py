@@ -129,7 +129,7 @@ def fit(
     check_servable(config, model)
     check_calibration_settings(config.calibration, model, dataset.calibration.y)
     check_writable(store, config.name)
-    strange = read_ood_sets(config.evaluation.ood, dataset.test.x, model)
+    strange = read_ood_sets(config.evaluation.ood, dataset.test.x, model, config.data.reading)
     earlier = load_earlier(config, model, store)
     problem = build_problem(config, model, dataset, earlier)
     start_warnings = start_notes(earlier, dataset)

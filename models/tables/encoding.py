@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pyarrow
 import pyarrow.compute as arrow_compute
 from jaxtyping import Float
 
-from abstain.models.errors import DataError, clip_repr
-from abstain.models.tables.columns import Column
+from abstain.models.errors import DataError, clip_repr, collect_errors
+from abstain.models.tables.columns import UNSEEN, Column
+from abstain.models.tables.dates import Moment, moment_text
+from abstain.models.tables.values import (
+    MISSING_NUMBERS,
+    NUMPY_FLOATS,
+    UnreadableValue,
+    canonical_text,
+    column_texts,
+    date_column,
+    decoded,
+    distinct_cells,
+    is_text,
+    plain_column,
+    value_text,
+)
 
 # pyarrow ships no types.
 pa: Any = pyarrow
@@ -22,11 +37,9 @@ ArrowTable = Any
 ArrowSchema = Any
 ArrowColumn = Any
 
-# Common words for a missing number. In a column of categories they are categories: NA is a country.
-_NO_NUMBER = ("", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "NAN")
 _OTHER_COLUMN = (
-    "if it holds names, list it in data.categorical; if dates or times, set data.time to it; if ids, list it in data.drop, "
-    "or set data.group to it if rows of one id belong together"
+    "if it holds names, list it in data.categorical; if this cell marks a missing value, in data.na_values; if ids, list the "
+    "column in data.drop, or set data.group to it if rows of one id belong together; else correct the cell"
 )
 
 
@@ -49,15 +62,42 @@ def check_columns(names: Sequence[str], table: ArrowTable, where: str) -> None:
 
 
 def encode_table(columns: tuple[Column, ...], table: ArrowTable, where: str) -> Float[np.ndarray, "rows columns"]:
-    """Encodes columns of a table as float64 rows: numbers unchanged, categories as codes, missing values as NaN.
+    """Encodes columns of a table as float64 rows: numbers unchanged, categories as codes, dates as seconds, gaps as NaN.
 
     Raises:
-        DataError: a column is missing, or contains text instead of numbers, an infinity, or an unknown category.
+        DataError: a column is missing, or contains text instead of numbers, an infinity, or an unknown category. The text
+            names the first wrong row of every wrong column.
     """
     check_column_names(table.schema, where)
+    table = with_names([column.name for column in columns], table)
     check_columns([column.name for column in columns], table, where)
-    encoded = [encode_column(column, table.column(column.name), where) for column in columns]
+    with collect_errors(where, "columns cannot be read") as attempt:
+        encoded = [attempt(encode_column, column, table.column(column.name), where) for column in columns]
     return np.stack(encoded, axis=1) if encoded else np.empty((table.num_rows, 0))
+
+
+def with_gaps(table: ArrowTable, marks: Sequence[str]) -> ArrowTable:
+    """Makes cells with one of these texts missing, in every column of text, numbers, decimals, dates or booleans."""
+    texts = {canonical_text(mark) for mark in marks} - {None}
+    if not texts:
+        return table
+    for place, field in enumerate(table.schema):
+        column = table.column(place)
+        if pa.types.is_nested(field.type):
+            continue
+        missing = pa.array([text in texts for text in category_texts(column, field.name)])
+        if pc.any(missing).as_py():
+            plain = plain_column(column, field.name, "table")
+            plain = pc.cast(plain, plain.type.value_type) if pa.types.is_dictionary(plain.type) else plain
+            table = table.set_column(place, field.name, pc.if_else(missing, pa.scalar(None, plain.type), plain))
+    return table
+
+
+def with_names(names: Sequence[str], table: ArrowTable) -> ArrowTable:
+    """Renames columns for models of earlier versions, whose names have the blanks that stood beside them in the file."""
+    present: list[str] = table.column_names
+    spaced = {name.strip(): name for name in names if name not in present and name.strip() in present}
+    return table.rename_columns([spaced.get(name, name) for name in present]) if spaced else table
 
 
 def check_column_names(schema: ArrowSchema, where: str) -> None:
@@ -80,26 +120,71 @@ def check_column_names(schema: ArrowSchema, where: str) -> None:
 
 def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.ndarray, " rows"]:
     """Encodes one column as `encode_table` does."""
-    if not column.categories:
+    if column.kind == "date":
+        return date_column(values, column.name, where)
+    if column.kind == "number":
         return numeric_column(values, column.name, where)
-    texts = category_texts(values)
-    codes = {category: float(code) for code, category in enumerate(column.categories)}
-    encoded = np.array([math.nan if text is None else codes.get(text, -1.0) for text in texts])
-    unknown = np.flatnonzero(encoded == -1)
-    if unknown.size:
+    cells, places = distinct_cells(values, column.name, where)
+    codes = category_codes(column)
+    try:
+        coded = [category_code(codes, cell) for cell in cells]
+    except UnreadableValue:
+        category_texts(values, column.name, where)  # its error names the row
+        raise
+    encoded = np.array([math.nan if place is None else coded[place] for place in places])
+    unknown = np.flatnonzero(encoded == UNSEEN)
+    if column.unseen == "missing":
+        encoded[unknown] = math.nan
+    if unknown.size and column.unseen == "refuse":
         row = int(unknown[0])
         raise DataError(
             f"column {column.name!r} holds a category the model was not trained on",
             where=f"{where}, row {row}",
             expected=f"one of {', '.join(column.categories)}",
-            found=clip_repr(texts[row]),
+            found=clip_repr(category_texts(values[row : row + 1], column.name, where)[0]) + _more(unknown.size),
             fix="correct the category, or fit again with rows of it",
         )
     return encoded
 
 
-def numeric_column(values: ArrowColumn, name: str, where: str, fix: str = _OTHER_COLUMN) -> Float[np.ndarray, " rows"]:
-    """Converts a column to float64, with missing values (null, or NaN) as NaN.
+def category_codes(column: Column) -> dict[str, float]:
+    """Returns the code of each category by its name, and by the canonical text of its name where no other category has it.
+
+    Categories of earlier versions have the names that their files had, such as `True`.
+    """
+    codes = {name: float(code) for code, name in enumerate(column.categories)}
+    for name, code in list(codes.items()):
+        text = canonical_text(name)
+        if text is not None:
+            codes.setdefault(text, code)
+    return codes
+
+
+def category_code(codes: Mapping[str, float], value: Any) -> float:
+    """Returns the code of one value; NaN for a missing one, `UNSEEN` for another category.
+
+    Args:
+        codes: of `category_codes`.
+        value: a value of JSON, a scalar of Python or numpy, bytes of UTF-8, or a `Moment`.
+
+    Raises:
+        UnreadableValue: as `value_text`.
+    """
+    if isinstance(value, bytes):
+        return category_code(codes, decoded(value))
+    if isinstance(value, str) and value in codes:
+        return codes[value]
+    text = moment_text(value) if isinstance(value, Moment) else value_text(value)
+    if text is None:
+        return math.nan
+    if text not in codes and isinstance(value, NUMPY_FLOATS):
+        # Earlier versions wrote a float32 category with the digits of float64.
+        text = value_text(cast("Any", value).item()) or text
+    return codes.get(text, UNSEEN)
+
+
+def numeric_column(values: ArrowColumn, name: str, where: str, fix: str | None = None) -> Float[np.ndarray, " rows"]:
+    """Converts a column to float64, with missing values (null, NaN, or one of `MISSING_NUMBERS`) as NaN.
 
     Args:
         fix: the advice of the error for a column of text.
@@ -107,11 +192,17 @@ def numeric_column(values: ArrowColumn, name: str, where: str, fix: str = _OTHER
     Raises:
         DataError: a value is not a number, or infinite; the text names its row.
     """
-    dtype: Any = values.type
-    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
+    values = plain_column(values, name, where)
+    if pa.types.is_dictionary(values.type):
+        values = plain_column(pc.cast(values, values.type.value_type), name, where)
+    dtype = values.type
+    if pa.types.is_decimal(dtype):
+        # Through text, so that 1.10 is the same float64 as in a .csv file.
+        values = pc.cast(pc.cast(values, pa.string()), pa.float64())
+    elif is_text(dtype):
         values = _parse(values, name, where, fix)
     elif not (pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_null(dtype)):
-        raise _no_number(name, where, 0, f"values of type {dtype}", fix)
+        raise _no_number(name, where, 0, f"values of type {dtype}", fix or _fix_for_type(dtype))
     numbers = np.asarray(pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
     outside = np.flatnonzero(np.abs(numbers) > np.finfo(np.float32).max)
     if outside.size:
@@ -121,30 +212,60 @@ def numeric_column(values: ArrowColumn, name: str, where: str, fix: str = _OTHER
             f"column {name!r}",
             where=f"{where}, row {row}",
             expected=expected,
-            found=numbers[row],
+            found=f"{numbers[row]}{_more(outside.size)}",
             fix="replace the value, or leave the cell empty",
         )
     return numbers
 
 
-def _parse(values: ArrowColumn, name: str, where: str, fix: str) -> ArrowColumn:
+def _parse(values: ArrowColumn, name: str, where: str, fix: str | None) -> ArrowColumn:
     """Parses text as numbers; empty cells become null."""
-    trimmed = pc.utf8_trim_whitespace(values)
-    trimmed = pc.if_else(pc.is_in(trimmed, pa.array(_NO_NUMBER, trimmed.type)), pa.scalar(None, trimmed.type), trimmed)
     try:
+        texts = pc.cast(values, pa.large_string())
+        trimmed = pc.utf8_trim_whitespace(texts)
+        missing = pc.is_in(trimmed, pa.array(sorted(MISSING_NUMBERS), trimmed.type))
+        trimmed = pc.if_else(missing, pa.scalar(None, trimmed.type), trimmed)
         return pc.cast(trimmed, pa.float64())
     except pa.ArrowInvalid:
-        texts: list[str | None] = trimmed.to_pylist()
-        row = next(row for row, text in enumerate(texts) if not _is_number(text))
-        raise _no_number(name, where, row, clip_repr(texts[row]), fix) from None
+        cells: list[str | None] = category_texts(values, name, where)
+        wrong = [row for row, cell in enumerate(cells) if not is_number(cell)]
+        found = cells[wrong[0]] or ""
+        advice = fix or _fix_for_text(found)
+        raise _no_number(name, where, wrong[0], clip_repr(found) + _more(len(wrong)), advice) from None
 
 
-def _is_number(text: str | None) -> bool:
+def is_number(cell: str | None) -> bool:
+    """Whether a cell of text is a number in a column of numbers, or missing there."""
+    if cell is None or cell.strip() in MISSING_NUMBERS:
+        return True
     try:
-        pc.cast(pa.scalar(text, pa.string()), pa.float64())
+        pc.cast(pa.scalar(cell.strip(), pa.string()), pa.float64())
     except pa.ArrowInvalid:
         return False
     return True
+
+
+def _more(count: int) -> str:
+    """Says for an error how many other rows are wrong."""
+    return "" if count < 2 else f" and {count - 1} more row{'s' * (count > 2)} like it"
+
+
+def _fix_for_type(dtype: Any) -> str:
+    if pa.types.is_boolean(dtype):
+        return "list it in data.categorical"
+    if pa.types.is_date(dtype) or pa.types.is_timestamp(dtype):
+        return "list it in data.dates, or leave it out of data.numeric"
+    return "list it in data.categorical, convert it to numbers, or list it in data.drop"
+
+
+def _fix_for_text(found: str) -> str:
+    if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", found):
+        return 'if this is a decimal comma, set data.decimal = ","; thousands must be written without a separator'
+    if re.fullmatch(r"[0-9]{1,4}[./-][0-9]{1,2}[./-][0-9]{1,4}", found):
+        return (
+            "write dates as 2024-03-01 and list the column in data.dates; or list it in data.categorical or data.drop"
+        )
+    return _OTHER_COLUMN
 
 
 def _no_number(name: str, where: str, row: int, found: str, fix: str) -> DataError:
@@ -157,26 +278,12 @@ def _no_number(name: str, where: str, row: int, found: str, fix: str) -> DataErr
     )
 
 
-def category_texts(values: ArrowColumn) -> list[str | None]:
-    """Returns the cells as text, None for a missing value: `1` and `"1"` are one category in columns of all types.
+def category_texts(values: ArrowColumn, name: str = "", where: str = "table") -> list[str | None]:
+    """Returns the canonical texts of the cells (`values.py`), None for a missing value: `1` and `"1"` are one category.
 
     Equal cells share one text, so a column of repeated long texts needs memory only for its distinct texts.
+
+    Raises:
+        DataError: as `column_texts`.
     """
-    try:
-        encoded = values if pa.types.is_dictionary(values.type) else pc.dictionary_encode(values)
-        if isinstance(encoded, pa.ChunkedArray):
-            encoded = encoded.unify_dictionaries().combine_chunks()
-    except pa.ArrowNotImplementedError:  # for types without equality
-        return [_text(value) for value in values.to_pylist()]
-    words = [_text(value) for value in encoded.dictionary.to_pylist()]
-    return [None if code is None else words[code] for code in encoded.indices.to_pylist()]
-
-
-def _text(value: object) -> str | None:
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
+    return column_texts(values, name, where)

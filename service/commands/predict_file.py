@@ -22,8 +22,9 @@ from abstain.models.decisions.records import Calibration, Levels
 from abstain.models.errors import DataError, InputError, convert
 from abstain.models.files.drafts import draft_of
 from abstain.models.files.locks import disk_errors
-from abstain.models.files.model_rows import check_codes, reshape_rows, rows_of_table
-from abstain.models.files.row_files import TABLES, checked_inputs, read_npz, read_table
+from abstain.models.files.model_rows import check_codes, order_features, reshape_rows, rows_of_table
+from abstain.models.files.reading import PLAIN, Reading, reading_of
+from abstain.models.files.row_files import TABLES, checked_inputs, ending_of, is_table, read_npz, read_table
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Predictor, buckets_for
 from abstain.service.predict import response
@@ -88,7 +89,7 @@ def predict_file(
         _check_one_ranking(bundle.calibration)
     check_limited(bundle.calibration, percentile, max_error)
     levels = Levels(percentile=percentile, max_error=max_error)
-    rows = read_rows(source, bundle.manifest.model)
+    rows = read_rows(source, bundle.manifest.model, reading_of(bundle.manifest.data.settings))
     predictor = bundle.predictor(buckets_for(len(rows)))
     chunks = list(_predict_chunks(bundle, predictor, rows, source, levels, progress))
     columns = {field: [value for chunk in chunks for value in chunk.columns[field]] for field in chunks[0].columns}
@@ -125,23 +126,26 @@ def describe_discoveries(written: PredictedFile, fdr: float, calibration_rows: i
     )
 
 
-def read_rows(source: Path, model: Model) -> np.ndarray:
+def read_rows(source: Path, model: Model, reading: Reading = PLAIN) -> np.ndarray:
     """Reads the rows of a file: `x_test` of an .npz if it has one, else `x`; the model's columns of a table.
+
+    Args:
+        reading: the keys for reading tables, of the model's fit.
 
     Raises:
         DataError: names the file, and the invalid array, column or row.
     """
-    if source.suffix in TABLES:
-        rows: np.ndarray = rows_of_table(read_table(source), model, str(source))
-    elif source.suffix == ".npz":
+    if is_table(source):
+        rows: np.ndarray = rows_of_table(read_table(source, reading), model, str(source))
+    elif ending_of(source) == ".npz":
         arrays = read_npz(source)
         key = next((key for key in ("x_test", "x") if key in arrays), None)
         if key is None:
             found = ", ".join(arrays) or "no arrays"
             raise DataError("arrays", where=str(source), expected="x_test or x", found=found)
-        rows = checked_inputs(arrays[key], f"{source}, {key}")
+        rows = order_features(checked_inputs(arrays[key], f"{source}, {key}"), arrays, model, str(source))
     else:
-        raise DataError("--data", expected="a file ending in .npz, .csv or .parquet", found=str(source))
+        raise DataError("--data", expected=f"a file ending in .npz, {', '.join(TABLES)}", found=str(source))
     rows = reshape_rows(rows, model, str(source))
     check_codes(rows, model.preprocessing, str(source))
     return rows

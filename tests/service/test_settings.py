@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from abstain.models.errors import ConfigError
-from abstain.models.files.row_files import DATA_BYTES
+from abstain.models.files.room import DATA_BYTES
 from abstain.models.networks.allowed import MODULES
 from abstain.service.process import RUN_FOLDER
 from abstain.service.settings import Settings, _variable, read_settings, unknown_variables

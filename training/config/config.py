@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from abstain.models.bundles.references import NAME_PATTERN
+from abstain.models.files.reading import Reading
 from abstain.models.networks.architectures import MLPSpec, NetworkSpec
 from abstain.models.prediction.likelihoods import LikelihoodName
 from abstain.training.config.calibration import CalibrationConfig, EvaluationConfig
@@ -35,12 +36,18 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
+LATER_DATA_KEYS = ("class_weights", "numeric", "dates", "drop_missing_target", *Reading.model_fields)
+
+
 def recorded_settings(config: Config) -> dict[str, Any]:
     """Returns the settings for a manifest or a journal, as JSON.
 
-    Class weights are left out if there are none: journals of earlier fits have no such key, and stay resumable.
+    Keys of `[data]` that earlier versions do not have are left out if they have no effect: so journals of earlier fits stay
+    resumable, and earlier versions can read the manifests.
     """
     settings = config.model_dump(mode="json")
-    if config.data.class_weights is None:
-        del settings["data"]["class_weights"]
+    defaults = DataConfig().model_dump(mode="json")
+    for key in LATER_DATA_KEYS:
+        if settings["data"][key] == defaults[key]:
+            del settings["data"][key]
     return settings

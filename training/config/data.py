@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, NonNegativeInt, field_validator
 
+from abstain.models.files.reading import ENCODINGS, Reading
 from abstain.training.config.section import Names, Section, Size
 
 
@@ -39,9 +40,27 @@ class DataConfig(Section):
     target: str | None = None
     """Tables only: the column to predict."""
     categorical: Names = ()
-    """Tables only: the columns that hold categories; all others are numbers."""
+    """Tables only: columns that hold categories, whatever their cells look like."""
+    numeric: Names = ()
+    """Tables only: columns that hold numbers."""
+    dates: Names = ()
+    """Tables only: columns that hold dates or times, which become seconds since 1970-01-01 00:00 UTC."""
     drop: Names = ()
     """Tables only: columns to leave out."""
+    drop_missing_target: bool = False
+    """Tables only: leave out rows without a target; otherwise they are errors."""
+    delimiter: Literal[",", ";", "\t", "|"] | None = None
+    """Text tables: what separates cells; detected if not set."""
+    encoding: str | None = None
+    """Text tables: detected if not set, as UTF-8, or by the file's first bytes as UTF-16."""
+    decimal: Literal[".", ","] | None = None
+    """Text tables: the decimal mark; detected if not set, where cells are not separated by commas."""
+    comment: Annotated[str, Field(min_length=1, max_length=8)] | None = None
+    """Text tables: lines that begin with this text are left out."""
+    column_names: Names = ()
+    """Text tables without a header: the names of the columns, in order."""
+    na_values: Names = ()
+    """Tables only: cells that count as missing values in every column."""
     group: str | None = None
     """A column, or an array: rows of one group are never in two parts. It is not a feature."""
     time: str | None = None
@@ -68,6 +87,18 @@ class DataConfig(Section):
             if type(weight) not in {int, float} or not 1e-6 <= weight <= 1e6:
                 raise ValueError(f"a weight from 1e-6 to 1e6 for the class {name!r}")
         return cast("Any", value)
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, value: str | None) -> str | None:
+        if value is not None and value not in ENCODINGS:
+            raise ValueError(f"one of {', '.join(ENCODINGS)}")
+        return value
+
+    @property
+    def reading(self) -> Reading:
+        """The keys that the reader of a table needs."""
+        return Reading(**{key: getattr(self, key) for key in Reading.model_fields})
 
     @property
     def split_by(self) -> str | None:

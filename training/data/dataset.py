@@ -20,6 +20,7 @@ from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.tables.columns import Column
 from abstain.training.config.data import DataConfig
 from abstain.training.config.section import Size
+from abstain.training.data.hints import absent_class_notes
 from abstain.training.data.precision import check_distinct, check_target, target_needs_float64, too_coarse
 from abstain.training.data.rows import Rows, Source
 from abstain.training.data.splitting import Rule, cut, part_notes, split_rule
@@ -78,9 +79,12 @@ def split(source: Source, config: DataConfig, seed: int) -> Dataset:
         order, chosen = _cut(rule, order, config.calibration_size, "data.calibration_size", source.where)
         calibration = train.take(chosen)
     notes = (*source.hints, *part_notes(source, config, chosen))
+    rest = train.take(order)
+    if source.class_names:
+        notes += absent_class_notes(rest, source.class_names)
     # The source without its rows, which would otherwise be in memory twice during the fit.
     bare = dataclasses.replace(source, train=None, calibration=None, test=None, key=None)
-    return Dataset(bare, train.take(order), calibration, test, notes)
+    return Dataset(bare, rest, calibration, test, notes)
 
 
 def split_again(source: Source, config: DataConfig, seed: int, fingerprint: str) -> Dataset | None:

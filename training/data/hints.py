@@ -64,6 +64,19 @@ def class_hints(target: str, classes: Sequence[str], rows: int) -> tuple[str, ..
     )
 
 
+def absent_class_notes(train: Rows, names: Sequence[str]) -> tuple[str, ...]:
+    """Returns a note that names the classes without a row in the training part."""
+    absent = np.flatnonzero(np.bincount(train.y.astype(int), minlength=len(names)) == 0)
+    if not absent.size:
+        return ()
+    listed = ", ".join(repr(names[code]) for code in absent[:10]) + (", …" if absent.size > 10 else "")
+    noun = "class has" if absent.size == 1 else "classes have"
+    return (
+        f"{absent.size} {noun} no row in the training part, and cannot be learnt: {listed}; add rows, or set "
+        "data.stratify = true to give every part rows of each class",
+    )
+
+
 def array_hints(arrays: Mapping[str, np.ndarray], features: Sequence[str], rows: Rows | None) -> tuple[str, ...]:
     """Returns `split_hints` of an .npz, for its arrays with one value per row and for its named features."""
     if rows is None:

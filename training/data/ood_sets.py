@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Num
 
+from abstain.models.files.reading import PLAIN, Reading
 from abstain.models.prediction.posterior import Model
 from abstain.training.data.sources import read_inputs
 
@@ -17,10 +18,10 @@ _ROUNDS = 20
 
 
 def read_ood_sets(
-    paths: dict[str, str], familiar: Num[np.ndarray, "rows ..."], model: Model
+    paths: dict[str, str], familiar: Num[np.ndarray, "rows ..."], model: Model, reading: Reading = PLAIN
 ) -> dict[str, Num[np.ndarray, "..."]]:
     """Reads every OOD set, by name; for images also a copy at the test rows' intensity, as `…_same_intensity`."""
-    sets = {name: read_inputs(path, model) for name, path in paths.items()}
+    sets = {name: read_inputs(path, model, reading) for name, path in paths.items()}
     if not model.is_image:
         return sets
     return {

@@ -10,6 +10,8 @@ from jaxtyping import Int, Num, Shaped
 from abstain.models.errors import DataError, clip_repr, suggest
 from abstain.models.tables.columns import Column
 
+MOST_CLASSES = 20
+"""Up to this number, distinct targets are always classes; more must be at most half the number of rows."""
 _REGRESSION = 'set likelihood = "normal" for a regression'
 
 
@@ -49,36 +51,63 @@ class Source:
 
 
 def class_indices(
-    targets: dict[str, np.ndarray], names: tuple[str, ...], where: str, *, limited: bool
+    targets: dict[str, np.ndarray], names: tuple[str, ...], where: str, *, limited: bool, indexed: bool = False
 ) -> tuple[dict[str, Int[np.ndarray, " rows"]], tuple[str, ...]]:
     """Returns the class indices of every part, and the class names; targets are whole numbers or names.
 
+    Whole numbers are indices of `names` if the source has them; otherwise they are the names of their classes, so that
+    labels such as 1, 2, 3 or 10, 20 are kept.
+
     Args:
+        names: of the source, or of a fitted model.
         limited: whether to refuse more classes than rows, which is right only if the rows define the classes.
+        indexed: whether the source itself has `names`.
     """
     if all(y.dtype.kind in "US" for y in targets.values()):
         texts = {part: [as_text(label) for label in y] for part, y in targets.items()}
-        names = names or tuple(sorted({text for labels in texts.values() for text in labels}, key=_natural))
+        names = names or natural_order({text for labels in texts.values() for text in labels})
         codes = {name: code for code, name in enumerate(names)}
         return {part: text_codes(labels, codes, f"{where}, y{part}") for part, labels in texts.items()}, names
-    indices = {part: _whole_numbers(y, f"{where}, y{part}") for part, y in targets.items()}
-    known = indices.get("_train", indices.get("", next(iter(indices.values()))))
-    count = len(names) or int(known.max()) + 1
-    if limited and count > max(len(known), 2):
-        found = f"{count} classes for {len(known)} rows"
-        raise DataError("targets", where=where, expected="class indices", found=found, fix=_REGRESSION)
-    for part, y in indices.items():
-        outside = np.flatnonzero((y < 0) | (y >= count))
-        if outside.size:
-            row = int(outside[0])
+    labels = {part: _whole_numbers(y, f"{where}, y{part}") for part, y in targets.items()}
+    known = labels.get("_train", labels.get("", next(iter(labels.values()))))
+    if not names:
+        distinct = [int(label) for label in np.unique(known)]
+        counts_from_0 = distinct == list(range(len(distinct)))
+        if limited and not counts_from_0 and len(distinct) > max(MOST_CLASSES, len(known) // 2):
+            found = f"{len(distinct)} classes for {len(known)} rows"
+            raise DataError(
+                "targets", where=where, expected="classes of several rows each", found=found, fix=_REGRESSION
+            )
+        names = tuple(map(str, distinct))
+    by_name = not indexed and _are_names(np.unique(known).tolist(), names)
+    codes = (
+        {name: code for code, name in enumerate(names)} if by_name else {str(code): code for code in range(len(names))}
+    )
+    indices: dict[str, Int[np.ndarray, " rows"]] = {}
+    for part, y in labels.items():
+        values, places = np.unique(y, return_inverse=True)
+        found = np.array([codes.get(str(value), -1) for value in values], np.int32)
+        if (found < 0).any():
+            row = int(np.argmax(found[places] < 0))
+            contiguous = list(codes) == [str(code) for code in range(len(codes))]
             raise DataError(
                 f"y{part}, row {row}",
                 where=where,
-                expected=f"a class 0 … {count - 1}",
+                expected=f"a class 0 … {len(codes) - 1}" if contiguous else f"one of the classes {', '.join(codes)}",
                 found=y[row],
-                fix="number the classes from 0, or add class_names for all",
+                fix="correct the label, or add rows of its class to the training part"
+                if not indexed
+                else "number the classes from 0, or add class_names for all",
             )
-    return indices, names or tuple(map(str, range(count)))
+        indices[part] = found[places]
+    return indices, names
+
+
+def _are_names(labels: list[int], names: tuple[str, ...]) -> bool:
+    """Whether whole numbers are names of classes, not their indices; 1, 2, 3 are names of the classes 1, 2, 3."""
+    if all(str(label) in names for label in labels):
+        return True
+    return all(name.lstrip("-").isdigit() for name in names) and not all(0 <= label < len(names) for label in labels)
 
 
 def text_codes(labels: list[str], codes: dict[str, int], where: str) -> Int[np.ndarray, " rows"]:

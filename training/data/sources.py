@@ -1,7 +1,7 @@
 """Sources: reads and checks the rows of a path or an embedded set.
 
     .npz · a folder of IDX files · the name of an embedded set     here
-    .csv · .parquet                                                `tables.py`
+    tables: .csv, .tsv, .txt, .parquet, .arrow                      `tables.py`
 
 Files are checked only here. The result has features without NaN (except gaps in tables) and targets that fit the
 likelihood: class indices, or numbers.
@@ -18,8 +18,10 @@ import numpy as np
 from jaxtyping import Num
 
 from abstain.models.errors import AbstainError, DataError, suggest
-from abstain.models.files.model_rows import check_codes, reshape_rows, rows_of_table
-from abstain.models.files.row_files import TABLES, check_is_file, check_room, checked_inputs, read_npz, read_table
+from abstain.models.files.model_rows import check_codes, order_features, reshape_rows, rows_of_table
+from abstain.models.files.reading import PLAIN, Reading
+from abstain.models.files.room import check_is_file, check_room
+from abstain.models.files.row_files import checked_inputs, is_table, read_npz, read_table, read_table_file
 from abstain.models.prediction.posterior import Model
 from abstain.training.config.data import DataConfig
 from abstain.training.config.section import Size
@@ -28,6 +30,7 @@ from abstain.training.data.group_columns import Key, array_key
 from abstain.training.data.hints import array_hints, class_hints
 from abstain.training.data.rows import Rows, Source, as_text, class_indices, numbers
 from abstain.training.data.splitting import check_split_settings
+from abstain.training.data.table_keys import check_table_keys
 from abstain.training.data.tables import read_table_source
 
 IDX_NAMES = {
@@ -53,23 +56,29 @@ def read_source(where: str, config: DataConfig, fitted: Model | None = None, *, 
     """
     check_split_settings(config, classify=classify)
     path = Path(where)
-    if path.suffix in TABLES:
-        return read_table_source(read_table(path), where, config, fitted, classify=classify)
+    if not fitted:
+        check_table_keys(config, path)
+    if is_table(path):
+        table, notes = read_table_file(path, config.reading)
+        return read_table_source(table, where, config, fitted, classify=classify, notes=notes)
     arrays = read_arrays(where, config.calibration_size, config.test_size)
     return _array_source(arrays, where, config, fitted, classify=classify)
 
 
-def read_inputs(where: str, model: Model) -> Num[np.ndarray, "rows ..."]:
+def read_inputs(where: str, model: Model, reading: Reading = PLAIN) -> Num[np.ndarray, "rows ..."]:
     """Reads the inputs of an OOD set: `x_test` if it exists, else `x`, or the model's columns of a table.
 
     Labels are ignored.
+
+    Args:
+        reading: the keys for reading tables, of the model's fit.
 
     Raises:
         DataError: the set cannot be read, is empty, has another feature shape, or holds an unknown category or code.
     """
     path = Path(where)
-    if path.suffix in TABLES:
-        x: np.ndarray = rows_of_table(read_table(path), model, where)
+    if is_table(path):
+        x: np.ndarray = rows_of_table(read_table(path, reading), model, where)
     else:
         arrays = read_arrays(where, 1, 0.5)
         key = "x_test" if "x_test" in arrays else "x"
@@ -81,7 +90,7 @@ def read_inputs(where: str, model: Model) -> Num[np.ndarray, "rows ..."]:
                 found=", ".join(arrays),
                 fix="rename the array of the inputs to x",
             )
-        x = checked_inputs(arrays[key], f"{where}, {key}")
+        x = order_features(checked_inputs(arrays[key], f"{where}, {key}"), arrays, model, where)
     x = reshape_rows(x, model, where)
     check_codes(x, model.preprocessing, where)
     return x
@@ -120,11 +129,13 @@ def _array_source(
             found=" and ".join(map(str, shapes)),
             fix="give all parts the same features",
         )
+    if fitted:
+        pairs = {part: (order_features(x, arrays, fitted, where), y) for part, (x, y) in pairs.items()}
     # Rows of another shape are refused where the shape is known to matter.
     if fitted and shapes[0] == fitted.feature_shape:
         for part, (x, _) in pairs.items():
             check_codes(x, fitted.preprocessing, f"{where}, x{part}")
-    features = tuple(map(str, arrays.get("feature_names", ())))
+    features = tuple(as_text(name) for name in arrays.get("feature_names", ()))
     width = int(np.prod(shapes[0]))
     if features and len(features) != width:
         raise DataError(
@@ -135,10 +146,11 @@ def _array_source(
             fix="add a name for each feature, or leave out feature_names",
         )
 
-    names = _class_names(arrays, where, fitted) if classify else ()
+    names: tuple[str, ...] = _class_names(arrays, where, fitted) if classify else ()
     targets = {part: y for part, (_, y) in pairs.items()}
     if classify:
-        checked, names = class_indices(targets, names, where, limited=fitted is None)
+        indexed, limited = "class_names" in arrays, fitted is None
+        checked, names = class_indices(targets, names, where, limited=limited, indexed=indexed)
     else:
         checked = {part: numbers(y, f"{where}, y{part}") for part, y in targets.items()}
     rows = {part: Rows(x, checked[part]) for part, (x, _) in pairs.items()}
@@ -151,7 +163,7 @@ def _array_source(
         rows |= own
     hints = () if fitted or config.split_by else array_hints(arrays, features, rows.get(part))
     if classify and not fitted and part in rows:
-        classes = [names[code] if names else str(code) for code in np.unique(rows[part].y)]
+        classes = [str(names[int(code)]) for code in np.unique(rows[part].y)]
         hints += class_hints("y", classes, len(rows[part]))
     return Source(
         where,
@@ -261,12 +273,11 @@ def _own_split(
         key = f"{part[1:]}_idx"
         splits = arrays[key]
         if splits.ndim != 2 or not np.issubdtype(splits.dtype, np.integer):
-            found = f"{splits.dtype} {splits.shape}"
             raise DataError(
                 key,
                 where=where,
                 expected="integers [splits, rows]",
-                found=found,
+                found=f"{splits.dtype} {splits.shape}",
                 fix="save the indices as an integer array of this shape",
             )
         if index >= len(splits):

@@ -58,7 +58,8 @@ def check_split_settings(config: DataConfig, *, classify: bool) -> None:
         raise ConfigError(
             "data.stratify", expected="a likelihood of classes", found="a regression", fix="leave out stratify"
         )
-    for key, names in {"target": (config.target,), "categorical": config.categorical, "drop": config.drop}.items():
+    columns = {key: getattr(config, key) for key in ("categorical", "numeric", "dates", "drop")}
+    for key, names in {"target": (config.target,), **columns}.items():
         if config.split_by is not None and config.split_by in names:
             raise ConfigError(
                 f"data.{config.split_kind}",

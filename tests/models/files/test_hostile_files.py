@@ -23,7 +23,8 @@ import pytest
 from abstain.models.bundles.store import LOCK, publish, read_labels, set_label, versions
 from abstain.models.errors import ConfigError, DataError, StoreError
 from abstain.models.files.locks import hold
-from abstain.models.files.row_files import DATA_BYTES, data_limit, read_npz, read_table
+from abstain.models.files.room import DATA_BYTES, data_limit
+from abstain.models.files.row_files import read_npz, read_table
 from abstain.service.commands import predict_file
 from abstain.training.config.reading import read_config
 from abstain.training.config.requirements import memory_of_machine

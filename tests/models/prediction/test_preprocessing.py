@@ -162,8 +162,8 @@ def test_a_category_is_the_same_as_number_and_as_text(values):
         (
             {"age": ["1", "old"], "colour": ["red"] * 2, "height": [1.0] * 2},
             "t.csv, row 1: column 'age' must be numeric: expected a number, or an empty cell, found 'old'; "
-            "if it holds names, list it in data.categorical; if dates or times, set data.time to it; if ids, list it in "
-            "data.drop, or set data.group to it if rows of one id belong together",
+            "if it holds names, list it in data.categorical; if this cell marks a missing value, in data.na_values; if ids, "
+            "list the column in data.drop, or set data.group to it if rows of one id belong together; else correct the cell",
         ),
         (
             {"age": [1, 2], "colour": ["red"] * 2, "height": [1.0, float("inf")]},

@@ -1,0 +1,80 @@
+"""How a table is written: the keys of `[data]` that a reader needs beside the file itself.
+
+A bundle stores them with the settings of its fit, so that `abstain predict`, `evaluate` and `calibrate` read files in the
+same way. What a key does not say is detected in each file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from abstain.models.errors import BundleError
+
+ENCODINGS = (
+    "utf-8",
+    "utf-16",
+    "utf-16-le",
+    "utf-16-be",
+    "utf-32",
+    "latin-1",
+    "cp1250",
+    "cp1251",
+    "cp1252",
+    "cp1253",
+    "cp1254",
+    "iso-8859-2",
+    "iso-8859-15",
+    "mac-roman",
+    "koi8-r",
+    "big5",
+    "gb18030",
+    "shift_jis",
+    "euc-jp",
+    "euc-kr",
+)
+
+
+class Reading(BaseModel):
+    """The keys of `[data]` for reading tables; a key that is None is detected, or not needed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    delimiter: Literal[",", ";", "\t", "|"] | None = None
+    """Text tables: what separates cells."""
+    encoding: str | None = None
+    """Text tables: one of `ENCODINGS`."""
+    decimal: Literal[".", ","] | None = None
+    """Text tables: the decimal mark of numbers."""
+    comment: str | None = Field(default=None, min_length=1, max_length=8)
+    """Text tables: lines that begin with it are left out."""
+    column_names: tuple[str, ...] = ()
+    """Text tables without a header: the names of the columns, in order."""
+    na_values: tuple[str, ...] = ()
+    """Cells that count as missing values in every column."""
+
+    @property
+    def set_keys(self) -> tuple[str, ...]:
+        """The keys that are set, except for `na_values`, which holds for all formats."""
+        return tuple(
+            key for key in type(self).model_fields if key != "na_values" and getattr(self, key) not in {None, ()}
+        )
+
+
+PLAIN = Reading()
+"""No key is set."""
+
+
+def reading_of(settings: Mapping[str, Any]) -> Reading:
+    """Returns the keys of reading among the data settings in a manifest.
+
+    Raises:
+        BundleError: a key has a value that no fit writes.
+    """
+    try:
+        return Reading.model_validate({key: settings[key] for key in Reading.model_fields if key in settings})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise BundleError(f"data.settings.{key}", expected=first["msg"], found=str(settings.get(key))[:60]) from error

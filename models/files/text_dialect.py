@@ -1,0 +1,140 @@
+"""The dialect of a text table: its encoding, its delimiter and its decimal mark, from the file's first bytes.
+
+Only what is certain is detected: where two readings are possible, the file is refused with the key of `[data]` that decides.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from typing import NamedTuple
+
+from abstain.models.errors import DataError, clip_repr
+from abstain.models.files.reading import Reading
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SAMPLE_BYTES = 256 * 1024
+"""The number of first bytes that are examined."""
+SAMPLE_LINES = 200
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_COMMA_NUMBER = re.compile(r"[+-]?[0-9]+,[0-9]+(?:[eE][+-]?[0-9]+)?")
+_POINT_NUMBER = re.compile(r"[+-]?[0-9]*\.[0-9]+(?:[eE][+-]?[0-9]+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
+
+
+class Dialect(NamedTuple):
+    """How a text table is written, and notes on what was detected."""
+
+    encoding: str
+    delimiter: str
+    decimal: str
+    notes: tuple[str, ...] = ()
+
+
+def find_encoding(head: bytes, reading: Reading, where: str) -> str:
+    """Returns the encoding: as the key says, by the mark at the beginning of the file, or UTF-8.
+
+    Raises:
+        DataError: the file has bytes of zero, but no mark, as UTF-16 without one.
+    """
+    marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    if marked is not None or reading.encoding is not None:
+        return marked or str(reading.encoding)
+    if b"\0" in head:
+        raise DataError(
+            "the text has bytes of zero",
+            where=where,
+            expected="text in UTF-8, or in UTF-16 with a byte order mark",
+            found=f"a zero at byte {head.index(0)}",
+            fix='if it is UTF-16, set data.encoding = "utf-16-le"; if it is no text, use the right file',
+        )
+    return "utf-8"
+
+
+def find_dialect(head: str, encoding: str, reading: Reading, *, tabs: bool, whole: bool, where: str) -> Dialect:
+    """Returns the dialect of a text.
+
+    Args:
+        head: the first characters of the text, without comments.
+        tabs: whether the file's name says that tabs separate cells.
+        whole: whether `head` is the whole text.
+
+    Raises:
+        DataError: several delimiters or decimal marks are possible; the text names the key that decides.
+    """
+    notes = [] if encoding == "utf-8" or reading.encoding else [f"encoding {encoding}"]
+    samples = {delimiter: _lines(head, delimiter, whole=whole) for delimiter in DELIMITERS}
+    delimiter = reading.delimiter or ("\t" if tabs else _find_delimiter(samples, where))
+    if reading.delimiter is None and delimiter != ",":
+        notes.append(f"cells are separated by {DELIMITERS[delimiter]}")
+    decimal = reading.decimal
+    if decimal is None:
+        decimal = "." if delimiter == "," else _find_decimal(samples[delimiter], reading, where)
+        if decimal == ",":
+            notes.append("numbers have a decimal comma")
+    return Dialect(encoding, delimiter, decimal, tuple(notes))
+
+
+def _lines(text: str, delimiter: str, *, whole: bool) -> list[list[str]]:
+    """Splits the first lines of a text into cells; empty lines are left out, and the last one if the text is cut off."""
+    lines: list[list[str]] = []
+    try:
+        for cells in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
+            if cells:
+                lines.append(cells)
+            if len(lines) > SAMPLE_LINES:
+                return lines
+    except csv.Error:  # a cell that is too long, or a zero byte: the reader of the whole file says what is wrong
+        return lines
+    return lines if whole or len(lines) < 2 else lines[:-1]
+
+
+def _find_delimiter(samples: dict[str, list[list[str]]], where: str) -> str:
+    """Returns the delimiter by which all lines have as many cells as the header, at least two."""
+    widths = {delimiter: [len(cells) for cells in lines] for delimiter, lines in samples.items()}
+    split = [delimiter for delimiter, counts in widths.items() if counts and counts[0] > 1]
+    even = [delimiter for delimiter in split if len(set(widths[delimiter])) == 1]
+    if len(even) == 1:
+        return even[0]
+    if not even:
+        # Lines of different lengths, or one column: the reader names the wrong line.
+        return "," if "," in split or len(split) != 1 else split[0]
+    raise DataError(
+        "the delimiter is not certain",
+        where=where,
+        expected="one character that divides all lines into equally many cells",
+        found=" and ".join(f"{DELIMITERS[delimiter]} ({widths[delimiter][0]} cells)" for delimiter in even),
+        fix=f"set data.delimiter, for example to {even[0]!r}",
+    )
+
+
+def _find_decimal(lines: list[list[str]], reading: Reading, where: str) -> str:
+    body = lines if reading.column_names else lines[1:]
+    commas, points = list[tuple[int, int, str]](), list[tuple[int, int, str]]()
+    for row, cells in enumerate(body):
+        for column, cell in enumerate(cells):
+            if _COMMA_NUMBER.fullmatch(cell.strip()):
+                commas.append((row, column, cell.strip()))
+            elif _POINT_NUMBER.fullmatch(cell.strip()):
+                points.append((row, column, cell.strip()))
+    if not commas:
+        return "."
+    if not points and not all(_THOUSANDS.fullmatch(cell) for _, _, cell in commas):
+        return ","
+    row, column, cell = commas[0]
+    found = clip_repr(cell) + (f", and {points[0][2]!r} in row {points[0][0]}" if points else "")
+    raise DataError(
+        "the decimal mark is not certain",
+        where=f"{where}, row {row}, column {column + 1}",
+        expected="decimal points, or decimal commas in all numbers",
+        found=found,
+        fix='set data.decimal to "," or "."; thousands must be written without a separator',
+    )
