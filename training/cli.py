@@ -26,7 +26,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def init(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A table: .csv or .parquet.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A table, such as .csv or .parquet.")],
     target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
     out: Annotated[
         Path | None,

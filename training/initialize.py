@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from abstain.models.errors import ConfigError, DataError, printable
-from abstain.models.files.row_files import TABLES, read_table
+from abstain.models.files.row_files import TABLES, is_table, read_table
 from abstain.models.prediction.likelihoods import LIKELIHOODS
 from abstain.training.config.config import Config
 from abstain.training.config.reading import config_from_dict
@@ -53,12 +53,12 @@ def initialize(data: Path, target: str | None, out: Path | None = None, *, force
 
 
 def _read(data: Path) -> object:
-    if data.suffix not in TABLES:
+    if not is_table(data):
         raise DataError(
             "no table",
             where=str(data),
-            expected=f"a file that ends in {', '.join(sorted(TABLES))}",
-            found=data.suffix or "no ending",
+            expected=f"a file that ends in {', '.join(TABLES)}",
+            found="another file",
             fix="for arrays and images, begin with one of the configs in training/configs",
         )
     return read_table(data)

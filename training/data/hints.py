@@ -137,14 +137,13 @@ def _is_time(words: list[str], texts: list[str | None]) -> bool:
     filled = [text for text in texts if text]
     if len({*filled}) < GROUPS:
         return False
-    dates = all(map(is_date, filled[:100]))
+    dates = all(map(_is_date, filled[:100]))
     return dates or (
         bool(words) and (words[-1] in TIME_WORDS or words == ["time"]) and all(map(_is_number, filled[:100]))
     )
 
 
-def is_date(text: str) -> bool:
-    """Whether a text is an ISO 8601 date or time."""
+def _is_date(text: str) -> bool:
     try:
         datetime.datetime.fromisoformat(text)
     except ValueError:

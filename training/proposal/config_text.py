@@ -39,6 +39,7 @@ def write_config(proposal: Proposal) -> str:
             "[data]",
             f"source = {quote(proposal.source)}",
             f"target = {quote(proposal.target)}",
+            *_missing_target_lines(proposal),
             *_feature_lines(proposal),
             *_names("categorical", features.categorical, "text and other categories; each becomes columns of 0 and 1"),
             *_names("drop", features.drop, "left out"),
@@ -107,6 +108,11 @@ def _split_lines(proposal: Proposal) -> list[str]:
         instead = f" instead of {features.split.key}" if features.split else ""
         lines += [comment(f"{other.key} = {quote(other.column)}    {other.why}{instead}")]
     return lines
+
+
+def _missing_target_lines(proposal: Proposal) -> list[str]:
+    gaps = proposal.gaps[proposal.target]
+    return _explained("drop_missing_target = true", f"{gaps:,} rows have no target") if gaps else []
 
 
 def _part_lines(proposal: Proposal) -> list[str]:

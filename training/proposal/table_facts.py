@@ -5,22 +5,23 @@ describe_table  Arrow table → TableFacts
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow
 from jaxtyping import Float
 
 from abstain.models.errors import DataError
 from abstain.models.tables.encoding import ArrowColumn, ArrowTable, category_texts, numeric_column
-from abstain.training.data.hints import Role, column_role, is_date
-
-pa: Any = pyarrow
+from abstain.models.tables.values import date_column, is_text
+from abstain.training.config.data import DataConfig
+from abstain.training.data.column_kinds import column_kind
+from abstain.training.data.hints import Role, column_role
 
 Kind = Literal["number", "category", "date", "empty", "unreadable"]
+MIXED_CATEGORIES = 20
+"""Up to this number of different texts, a column of numbers with some other text holds categories."""
 LISTED = 12
 """The largest number of distinct values of a column that are kept with their counts."""
 
@@ -92,15 +93,14 @@ def describe_table(table: ArrowTable) -> TableFacts:
 
 
 def _describe(name: str, column: ArrowColumn) -> tuple[ColumnFacts, Float[np.ndarray, " rows"] | None]:
-    if pa.types.is_nested(column.type):
-        return ColumnFacts(name, "unreadable", problem="it holds lists or records"), None
-    texts = category_texts(column)
-    if not any(texts):
+    if column.null_count == len(column):
         return ColumnFacts(name, "empty"), None
     try:
-        kind, values = _encode(name, column, texts)
+        kind = column_kind(name, column, DataConfig(), "")
+        texts = category_texts(column, name)
+        kind, values = _encode(name, column, kind, texts)
     except DataError as error:
-        return ColumnFacts(name, "unreadable", problem=f"expected {error.expected}, found {error.found}"), None
+        return ColumnFacts(name, "unreadable", problem=_problem(error)), None
     known = values[~np.isnan(values)]
     if not len(known):
         return ColumnFacts(name, "empty"), None
@@ -130,29 +130,26 @@ def _by_count(pair: tuple[str, int]) -> tuple[int, str]:
     return -pair[1], pair[0]
 
 
-def _encode(name: str, column: ArrowColumn, texts: list[str | None]) -> tuple[Kind, Float[np.ndarray, " rows"]]:
-    """Returns the kind of a column that has values, and the numbers that stand for them.
+def _encode(
+    name: str, column: ArrowColumn, kind: Kind, texts: list[str | None]
+) -> tuple[Kind, Float[np.ndarray, " rows"]]:
+    """Returns the kind of a column, and the numbers that stand for its values.
 
     Raises:
-        DataError: it has numbers that cannot be read, such as infinity.
+        DataError: a value cannot be read, such as infinity, or text among many numbers.
     """
-    known = [text for text in texts if text is not None]
-    if all(map(is_date, known)):
-        stamps = [np.nan if text is None else _seconds(text) for text in texts]
-        return "date", np.array(stamps)
+    known = dict.fromkeys(text for text in texts if text is not None)
     try:
-        return "number", numeric_column(column, name, "")
-    except DataError as error:
-        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-        if (
-            not (is_text or pa.types.is_boolean(column.type) or pa.types.is_dictionary(column.type))
-            or "numeric" not in error.what
-        ):
+        if kind != "category":
+            return kind, (date_column if kind == "date" else numeric_column)(column, name, "")
+    except DataError:
+        # Such as 0, 1, 2 and 3+, which are categories.
+        if not is_text(column.type) or len(known) > MIXED_CATEGORIES:
             raise
-    places = {text: float(place) for place, text in enumerate(dict.fromkeys(known))}
+    places = {text: float(place) for place, text in enumerate(known)}
     return "category", np.array([np.nan if text is None else places[text] for text in texts])
 
 
-def _seconds(text: str) -> float:
-    moment = datetime.datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
+def _problem(error: DataError) -> str:
+    row = (error.where or "").strip(", ")
+    return f"{row + ': ' if row else ''}expected {error.expected}, found {error.found}"
