@@ -19,9 +19,29 @@ from abstain.training.extra import check_extra
 
 def add_commands(app: typer.Typer) -> None:
     """Adds the training commands to the `abstain` command."""
+    app.command("init", epilog="Example: `abstain init penguins.csv --target species`")(init)
     app.command(epilog="Example: `abstain fit training/configs/digits-vi.toml --set steps=500`")(fit)
     app.command(epilog="Example: `abstain calibrate mnist --data mnist.npz --percentile 95`")(calibrate)
     app.command(epilog="Example: `abstain evaluate mnist --data mnist.npz --ood letters=letters.npz --json`")(evaluate)
+
+
+def init(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A table, such as .csv or .parquet.")],
+    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG.toml", help="The config to write. Default: the name of DATA, in this folder."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the config if it exists.")] = False,
+) -> None:
+    """Look at a table and write a commented config for it, which fits as it is."""
+    check_extra("this command")
+    from abstain.training.initialize import initialize, summary_lines  # noqa: PLC0415
+
+    written = initialize(data, target, out, force=force)
+    for line in summary_lines(written):
+        sys.stderr.write(f"{line}\n")
+    typer.echo(written.path)
 
 
 def fit(

@@ -10,7 +10,7 @@ import datetime
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,7 @@ GROUP_WORDS = {
     "customer",
     "client",
     "person",
+    "individual",
     "participant",
     "household",
     "device",
@@ -39,6 +40,8 @@ CLASSES, CLASS_ROWS = 20, 50
 """The smallest number of classes, and the largest average number of rows of a class, that look like a number to predict."""
 HINT_ROWS = 20_000
 """The number of first rows that are examined."""
+Role = Literal["time", "group", "blocks"]
+"""What a column looks like: a time; a group, by its name and values; or a group whose rows are adjacent, by its values alone."""
 
 
 def split_hints(columns: Mapping[str, ArrowColumn | np.ndarray]) -> tuple[str, ...]:
@@ -97,20 +100,36 @@ def _texts(column: ArrowColumn | np.ndarray) -> list[str | None]:
 
 
 def _hint(name: str, texts: list[str | None]) -> str | None:
+    match _role(name, texts):
+        case "time":
+            return (
+                f"column {name!r} looks like a time, and rows are split at random: if the model will predict later "
+                f"rows, set data.time = {name!r}, otherwise the stated rates hold only for rows from the same period"
+            )
+        case "group" | "blocks":
+            return (
+                f"column {name!r} looks like a group, and rows are split at random: if the model will predict new "
+                f"ones, set data.group = {name!r}, otherwise rows of one group are used for training and calibration, and "
+                "a new group may be rejected far more often than stated"
+            )
+        case _:
+            return None
+
+
+def column_role(name: str, column: ArrowColumn) -> Role | None:
+    """Returns what a column looks like by its name and its first rows; None for an ordinary feature."""
+    return _role(name, _texts(column))
+
+
+def _role(name: str, texts: list[str | None]) -> Role | None:
     words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
     if _is_time(words, texts):
-        return (
-            f"column {name!r} looks like a time, and rows are split at random: if the model will predict later "
-            f"rows, set data.time = {name!r}, otherwise the stated rates hold only for rows from the same period"
-        )
-    has_group_name = bool(GROUP_WORDS & {*words[-1:]})
-    if _repeats(texts) and (has_group_name or _in_blocks(texts)):
-        return (
-            f"column {name!r} looks like a group, and rows are split at random: if the model will predict new "
-            f"ones, set data.group = {name!r}, otherwise rows of one group are used for training and calibration, and a new "
-            "group may be rejected far more often than stated"
-        )
-    return None
+        return "time"
+    if not _repeats(texts):
+        return None
+    if GROUP_WORDS & {*words[-1:]}:
+        return "group"
+    return "blocks" if _in_blocks(texts) else None
 
 
 def _is_time(words: list[str], texts: list[str | None]) -> bool:

@@ -1,0 +1,1 @@
+"""Proposes a config for a table: facts about its columns, choices, and their text as commented TOML."""
