@@ -26,7 +26,7 @@ class FitResult:
     Attributes:
         name: the model's name.
         version: its version, 1 for the first.
-        path: the version's folder, with `report.html`.
+        path: the version's folder.
         metrics: the quality on the test part; the keys are those of `abstain evaluate --json`.
         shortfalls: why the fit cannot be relied on, in sentences; empty for a sound version.
         notes: other remarks about the fit.
@@ -64,6 +64,7 @@ def fit(
     store: StrPath = "artifacts",
     progress: ProgressCallback | bool = True,
     resume: bool = False,
+    report: bool = True,
     netcdf: StrPath | None = None,
     tensorboard: StrPath | None = None,
 ) -> FitResult:
@@ -80,6 +81,7 @@ def fit(
         store: the folder of models.
         progress: True for a progress bar on stderr, False for none, or a function to call after every block of steps.
         resume: whether to continue an interrupted fit with the same settings, or to extend a finished one.
+        report: whether to draw and write `report.html`, which takes seconds; the console has no report to show without it.
         netcdf: a file to write all samples to, as ArviZ InferenceData.
         tensorboard: a folder to write traces to, for TensorBoard.
 
@@ -99,8 +101,6 @@ def fit(
     _check_training()
     from abstain.training.config.config import Config  # noqa: PLC0415 - needs the extra
     from abstain.training.config.reading import config_from_dict, read_config  # noqa: PLC0415 - needs the extra
-    from abstain.training.fit import fit as fit_and_publish  # noqa: PLC0415 - needs the extra
-    from abstain.training.report.export import Exports  # noqa: PLC0415 - needs the extra
 
     changes = (overrides,) if isinstance(overrides, str) else tuple(overrides)
     if isinstance(config, str | os.PathLike):
@@ -109,11 +109,15 @@ def fit(
         settings = config_from_dict(config.model_dump(), changes) if changes else config
     else:
         settings = config_from_dict(config, changes)
+    # JAX takes seconds to load, so a wrong config is refused before.
+    from abstain.training.fit import fit as fit_and_publish  # noqa: PLC0415
+    from abstain.training.report.export import Exports  # noqa: PLC0415
+
     root = Path(store)
     exports = Exports(netcdf=_path(netcdf), tensorboard=_path(tensorboard))
     source = None if data is None else os.fspath(data)
-    with _report_progress(progress, settings) as report:
-        published = fit_and_publish(settings, source, root, report, resume=resume, exports=exports)
+    with _report_progress(progress, settings) as told:
+        published = fit_and_publish(settings, source, root, told, resume=resume, report=report, exports=exports)
     return FitResult(
         name=settings.name,
         version=published.version,

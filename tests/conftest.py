@@ -17,12 +17,19 @@ from pathlib import Path
 import psutil
 import pytest
 from jaxtyping import install_import_hook
+from threadpoolctl import threadpool_limits
 
 import tests.helpers.typecheck  # noqa: F401 - the hook looks for it
 
 # A hundred processes import these modules. Checked annotations make their compilation several times longer.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Most matrices of the tests are small: with more threads, linear algebra waits for the other processes longer than it
+# computes. numpy is loaded already, what is loaded later and processes that tests start read the environment.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+threadpool_limits(1)
 
 # What servers compile is kept for the tests' other servers, and apart from what this user's own have compiled.
 os.environ["ABSTAIN_COMPILED"] = f"{tempfile.gettempdir()}/abstain-tests-compiled-{os.getuid()}"

@@ -39,7 +39,7 @@ from abstain.training.calibration.record import unseen_notes
 from abstain.training.calibration.reference import set_aside
 from abstain.training.config.calibration import CalibrationConfig
 from abstain.training.config.data import DataConfig
-from abstain.training.config.reading import apply_override
+from abstain.training.config.reading import apply_override, refuse_key_of_a_fit
 from abstain.training.data.dataset import split_again
 from abstain.training.data.ood_sets import read_ood_sets
 from abstain.training.data.rows import Rows, Source
@@ -82,13 +82,7 @@ class CalibrateResult(NamedTuple):
 
     def to_json(self) -> JsonObject:
         """Returns the JSON that `abstain calibrate --json` prints."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "shortfalls": [*texts(self.shortfalls)],
-            "notes": list(self.notes),
-            "basis": self.basis,
-        }
+        return {**self._asdict(), "shortfalls": [*texts(self.shortfalls)], "notes": [*self.notes]}
 
 
 class CalibrationMaterial(NamedTuple):
@@ -116,14 +110,21 @@ class CalibrationInputs(NamedTuple):
 
 
 def calibrate_version(
-    store: Path, model: str, where: str, overrides: tuple[str, ...] = (), ood: dict[str, str] | None = None
+    store: Path,
+    model: str,
+    where: str,
+    overrides: tuple[str, ...] = (),
+    ood: dict[str, str] | None = None,
+    *,
+    report: bool = True,
 ) -> CalibrateResult:
     """Publishes a new version of a model, with its draws and a new calibration.
 
     Args:
         where: a path or the name of an embedded set.
         overrides: `KEY=VALUE` for keys of `[calibration]`; other keys keep the version's values.
-        ood: OOD sets for the report: paths or embedded sets, by name.
+        ood: OOD sets to measure: paths or embedded sets, by name.
+        report: whether to draw and write `report.html`.
 
     Raises:
         ConfigError, DataError, CalibrationError: the settings or the rows cannot be used, or there are too few rows.
@@ -143,7 +144,8 @@ def calibrate_version(
     )
     report_data = remake_report_data(bundle, calibrated, material, strange, f"{name}:{version}")
     new_manifest = update_manifest(bundle, calibrated, settings, material, f"{name}:{version}", report_data.view)
-    version = publish_version(store, new_manifest, bundle.posterior, calibrated, report_data, trained).number
+    shown = report_data if report else None
+    version = publish_version(store, new_manifest, bundle.posterior, calibrated, shown, trained).number
     return CalibrateResult(name, version, new_manifest.shortfalls, material.warnings, material.note)
 
 
@@ -165,6 +167,7 @@ def new_settings(manifest: Manifest, overrides: tuple[str, ...]) -> CalibrationC
     for key in _replaced_settings(changed):
         content[key] = None
     for override in overrides:
+        refuse_key_of_a_fit(override, "calibration")
         apply_override(override.removeprefix("calibration."), content, CalibrationConfig())
     try:
         return CalibrationConfig.model_validate(content)

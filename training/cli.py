@@ -16,6 +16,8 @@ from abstain.command_line import DEFAULT_STORE, JsonOption, ModelArgument, Store
 from abstain.models.decisions.decision import COMBINED
 from abstain.training.extra import check_extra
 
+ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Draw and write report.html.")]
+
 
 def add_commands(app: typer.Typer) -> None:
     """Adds the training commands to the `abstain` command."""
@@ -56,6 +58,7 @@ def fit(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted fit, or lengthen a finished one.")
     ] = False,
+    report: ReportOption = True,
     netcdf: Annotated[
         Path | None, typer.Option(help="Write all samples into this file, as ArviZ InferenceData.")
     ] = None,
@@ -73,6 +76,7 @@ def fit(
         store=store,
         progress=True,
         resume=resume,
+        report=report,
         netcdf=netcdf,
         tensorboard=tensorboard,
     )
@@ -106,6 +110,7 @@ def calibrate(
     ood: Annotated[
         list[str] | None, typer.Option("--ood", metavar="NAME=PATH", help="An OOD set, for the report.")
     ] = None,
+    report: ReportOption = True,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -116,7 +121,8 @@ def calibrate(
     check_percentile(percentile)
     options = {"percentile": percentile, "coverage": coverage}
     requested = [f"{key}={value!r}" for key, value in options.items() if value is not None]
-    published = calibrate_version(store, model, data, (*(overrides or ()), *requested), parse_named_paths(ood))
+    changes, sets = (*(overrides or ()), *requested), parse_named_paths(ood)
+    published = calibrate_version(store, model, data, changes, sets, report=report)
     for shortfall in published.shortfalls:
         sys.stderr.write(f"falls short: {shortfall.text}\n")
     for note in published.notes:
@@ -187,7 +193,9 @@ def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
         if key not in {"reliability", "ood", "ood_rows", "baseline", "classes"}
     }
     # The combined score is the decision, which is listed under `reject`.
-    figures["reject_rate"] = {name: rate for name, rate in metrics["reject_rate"].items() if name != COMBINED}
+    rates = figures.pop("reject_rate")
+    figures["reject_rate of"] = {name: rate for name, rate in rates.items() if name not in {COMBINED, "reject"}}
+    figures["reject_rate"] = rates["reject"]
     sets = {
         name: {figure: scores["reject"][figure] for figure in ("auroc", "detection")}
         for name, scores in metrics.get("ood", {}).items()

@@ -23,7 +23,7 @@ from abstain.models.bundles.trained_rows import (
 )
 from abstain.models.decisions.judging import judge
 from abstain.models.errors import ConfigError, FitError
-from abstain.models.networks.user_module import ModuleSpec
+from abstain.models.networks.specs import ModuleSpec
 from abstain.models.prediction.feature_scores import shapes_of
 from abstain.models.prediction.likelihoods import LIKELIHOODS
 from abstain.models.prediction.posterior import Model, Posterior, check_draws
@@ -110,6 +110,7 @@ def fit(
     progress: ProgressCallback,
     *,
     resume: bool = False,
+    report: bool = True,
     exports: Exports = Exports(),  # noqa: B008 - a frozen record of two Nones
 ) -> FitResult:
     """Fits a posterior and publishes it as a new version of `config.name`.
@@ -118,6 +119,7 @@ def fit(
         where: a path or the name of an embedded set; the config's source if None.
         progress: called after every block of steps, and as each stage after the last step begins and ends.
         resume: whether to continue an interrupted fit of these settings, or to lengthen a finished one.
+        report: whether to draw and write `report.html`.
         exports: files to write in addition to the bundle.
 
     Raises:
@@ -155,7 +157,8 @@ def fit(
             write_exports(exports, problem, fitted)
             manifest = build_manifest(config, dataset, fitted, calibrated, metrics)
             trained = hash_training_rows(model.preprocessing, dataset.train.x, dataset.calibration.x)
-            version = publish_version(store, manifest, fitted.posterior, calibrated, report_data, trained, RESUME)
+            shown = report_data if report else None
+            version = publish_version(store, manifest, fitted.posterior, calibrated, shown, trained, RESUME)
         close_journal(journal, keep=can_be_lengthened(config))
     return FitResult(version.number, metrics, fitted.shortfalls, version.notes)
 

@@ -36,14 +36,14 @@ def publish_version(
     manifest: Manifest,
     posterior: Posterior,
     calibrated: Calibrated,
-    report_data: ReportData = ReportData(),  # noqa: B008 - a frozen record
+    report_data: ReportData | None = ReportData(),  # noqa: B008 - a frozen record
     trained: TrainedRows | None = None,
     remedy: str = REMEDY,
 ) -> PublishedVersion:
     """Publishes a new version, completely or not at all.
 
     Args:
-        report_data: the data of the report in addition to manifest and calibration.
+        report_data: the data of the report in addition to manifest and calibration; None for a version without report.
         trained: hashes of the training rows, for later calibrations.
         remedy: the error's advice if the disk is full, read-only or fails.
 
@@ -62,7 +62,8 @@ def publish_version(
     def seal(folder: Path, version: int) -> None:
         nonlocal notes
         numbered = manifest.model_copy(update={"version": version})
-        notes = (*manifest.notes, *write_report(folder / "report.html", numbered, calibration, report_data))
+        if report_data is not None:
+            notes = (*notes, *write_report(folder / "report.html", numbered, calibration, report_data))
         write_manifest(folder, numbered.model_copy(update={"notes": notes}))
 
     return PublishedVersion(publish(store, manifest.name, write, seal, remedy), notes)

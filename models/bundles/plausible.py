@@ -13,7 +13,7 @@ import numpy as np
 
 from abstain.models.errors import BundleError, clip_repr
 from abstain.models.files.regular import RESTORE
-from abstain.models.networks.architectures import LeNetSpec, MLPSpec
+from abstain.models.networks.specs import LeNetSpec, MLPSpec
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import BUCKETS
 from abstain.models.prediction.preprocessing import Preprocessing, transformed_shape

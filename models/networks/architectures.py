@@ -1,4 +1,4 @@
-"""Networks: Flax Linen modules for ONE example, and the specs that name them in configs and manifests.
+"""Networks: Flax Linen modules for ONE example. The specs that name them in configs and manifests are in `specs.py`.
 
 A network maps one preprocessed example to a vector of outputs; the likelihood defines what the outputs mean. Only
 `predictive.py` maps over batches and posterior draws.
@@ -7,20 +7,29 @@ A network maps one preprocessed example to a vector of outputs; the likelihood d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from abstain.models.errors import AbstainError
-from abstain.models.networks.user_module import ModuleSpec, OneExample, check_network
+from abstain.models.networks.specs import LeNetSpec, MLPSpec, NetworkSpec
+from abstain.models.networks.user_module import OneExample, check_network
 
-Activation = Literal["relu", "tanh", "gelu", "silu", "softplus", "sigmoid"]
-Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, max_length=256)]
-"""A list in TOML and JSON; only its items are checked strictly. No network in use has more layers."""
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "LeNet",
+    "LeNetSpec",
+    "MLPSpec",
+    "Network",
+    "NetworkSpec",
+    "Parameters",
+    "parameter_shapes",
+]
+
 Parameters = Any  # a pytree of arrays, as Flax makes it
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -84,34 +93,6 @@ class LeNet(nn.Module):
         return nn.Dense(self.outputs)(hidden)
 
 
-class MLPSpec(BaseModel):
-    """`kind = "mlp"`: the widths of the hidden layers and their activation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    kind: Literal["mlp"] = "mlp"
-    hidden: Widths = (64, 64)
-    activation: Activation = "relu"
-
-    def build(self, outputs: int) -> nn.Module:
-        """Builds the module with `outputs` output units."""
-        return MLP(hidden=self.hidden, outputs=outputs, activation=self.activation)
-
-
-class LeNetSpec(BaseModel):
-    """`kind = "lenet"`: two 5×5 convolutions with pooling, then dense layers; needs images of at least 12×12."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    kind: Literal["lenet"] = "lenet"
-    channels: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] = (6, 16)
-    hidden: Widths = (120, 84)
-    activation: Activation = "relu"
-
-    def build(self, outputs: int) -> nn.Module:
-        """Builds the module with `outputs` output units."""
-        return LeNet(outputs=outputs, channels=self.channels, hidden=self.hidden, activation=self.activation)
-
-
-NetworkSpec = Annotated[MLPSpec | LeNetSpec | ModuleSpec, Field(discriminator="kind")]
 Network = nn.Module | OneExample
 """A network for one example: `init(key, x)` and `apply({"params": …}, x)`."""
 

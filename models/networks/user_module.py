@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -21,58 +21,13 @@ import numpy as np
 import orjson
 from flax.errors import InvalidRngError
 from jaxtyping import Array, Float
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, field_validator
 
 from abstain.models.errors import AbstainError, clip_repr, suggest
-from abstain.models.networks.allowed import MODULE_PATTERN, check_allowed
+from abstain.models.networks.specs import ModuleSpec
+
+__all__ = ["ModuleSpec", "OneExample", "check_network", "instance_of", "takes_batches"]
 
 _IMPORTABLE = "install its package, or put the folder that holds it on PYTHONPATH"
-
-
-class ModuleSpec(BaseModel):
-    """`kind = "module"`: a Flax Linen class, `package.file:ClassName`, and its arguments; a list becomes a tuple.
-
-    A spec that was read from a file may import nothing, until `allow` gives it the allowed modules.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    kind: Literal["module"] = "module"
-    module: Annotated[str, Field(pattern=f"^{MODULE_PATTERN}$", max_length=200)]
-    arguments: dict[str, JsonValue] = {}
-    _allowed: tuple[str, ...] = PrivateAttr(())
-
-    @field_validator("arguments")
-    @classmethod
-    def _check_json(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Refuses values that JSON cannot hold at the start of a fit; writing the manifest at its end would lose them."""
-        try:
-            restored = orjson.loads(orjson.dumps(arguments))
-        except TypeError as error:
-            raise ValueError(f"values that JSON holds: {error}") from error
-        if restored != arguments:
-            raise ValueError("values that JSON holds: no NaN and no infinity")
-        return arguments
-
-    def __hash__(self) -> int:
-        """Hashes the hashable parts, so that equal specs have equal hashes."""
-        return hash((self.module, frozenset(self.arguments)))
-
-    def allow(self, modules: tuple[str, ...]) -> ModuleSpec:
-        """Returns the spec, which may import its module if it is among these entries (see `allowed.read_modules`)."""
-        spec = self.model_copy()
-        spec._allowed = modules
-        return spec
-
-    def build(self, outputs: int) -> OneExample:
-        """Builds the network with `outputs` output units.
-
-        Raises:
-            AbstainError: the module is not allowed, cannot be imported, is not a Linen class, or refuses its arguments.
-        """
-        check_allowed(self.module, self._allowed)
-        network = OneExample(self.module, orjson.dumps(self.arguments, option=orjson.OPT_SORT_KEYS), outputs)
-        _instance(network)
-        return network
 
 
 @dataclass(frozen=True)
@@ -89,11 +44,11 @@ class OneExample:
 
     def init(self, key: Any, x: Float[Array, "..."]) -> Any:
         """Returns the module's initial variables for one example."""
-        return _instance(self).init(key, x[None] if takes_batches(self, x.shape) else x)
+        return instance_of(self).init(key, x[None] if takes_batches(self, x.shape) else x)
 
     def apply(self, variables: Any, x: Float[Array, "..."]) -> Any:
         """Returns the outputs for one example."""
-        module = _instance(self)
+        module = instance_of(self)
         return module.apply(variables, x[None])[0] if takes_batches(self, x.shape) else module.apply(variables, x)
 
 
@@ -105,7 +60,7 @@ def takes_batches(network: OneExample, example_shape: tuple[int, ...]) -> bool:
         AbstainError: neither an example nor a batch gives the outputs that the likelihood needs, or both do but with
             different results.
     """
-    module, outputs = _instance(network), network.outputs
+    module, outputs = instance_of(network), network.outputs
     example = jax.ShapeDtypeStruct(example_shape, jnp.float32)
     batch = jax.ShapeDtypeStruct((1, *example_shape), jnp.float32)
     example_trial, batch_trial = _Trial.run(module, example), _Trial.run(module, batch)
@@ -222,7 +177,7 @@ def _same_network(module: nn.Module, example_trial: _Trial, batch_trial: _Trial,
 
 
 @lru_cache(maxsize=64)
-def _instance(network: OneExample) -> nn.Module:
+def instance_of(network: OneExample) -> nn.Module:
     """Makes the Linen module; `build` has checked its name against the allow-list."""
     cls = _import_class(network.name)
     arguments = _with_tuples(orjson.loads(network.arguments))

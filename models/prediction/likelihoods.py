@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
-LikelihoodName = Literal["categorical", "bernoulli", "normal", "heteroscedastic_normal"]
+from abstain.models.prediction.likelihood_names import LikelihoodName
 
 # exp(±30) includes every meaningful variance of a standardised target in float32; larger values overflow.
 LOG_VARIANCE_BOUND = 30.0

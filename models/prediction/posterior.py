@@ -16,9 +16,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from abstain.models.errors import AbstainError, BundleError, clip_repr, convert
-from abstain.models.networks.architectures import Network, NetworkSpec, parameter_shapes
-from abstain.models.networks.user_module import ModuleSpec
-from abstain.models.prediction.likelihoods import LIKELIHOODS, Likelihood, LikelihoodName
+from abstain.models.networks.architectures import Network, parameter_shapes
+from abstain.models.networks.specs import ModuleSpec, NetworkSpec
+from abstain.models.prediction.likelihood_names import LikelihoodName
+from abstain.models.prediction.likelihoods import LIKELIHOODS, Likelihood
 from abstain.models.prediction.preprocessing import Preprocessing, transformed_shape
 from abstain.models.tables.columns import Column
 from abstain.models.tables.row_plan import RowPlan, plan_rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import entry_points
+from typing import Annotated
 
 import typer
 
@@ -16,13 +17,32 @@ from abstain.service.commands import keys, predict, serve, signing, store
 
 app = typer.Typer(
     name="abstain",
-    help="A model server that can say: I don't know.",
     context_settings=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="markdown",
 )
+
+
+def print_version(wanted: bool | None) -> None:
+    """Prints the version of abstain, and ends."""
+    if wanted:
+        import abstain  # noqa: PLC0415
+
+        typer.echo(f"abstain {abstain.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool | None, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and end.")
+    ] = None,
+) -> None:
+    """A model server that can say: I don't know."""
+
+
 for module in (store, signing, predict, serve, keys):
     app.add_typer(module.commands)
 

@@ -22,18 +22,10 @@ from abstain.models.decisions.records import Calibration, Levels
 from abstain.models.errors import DataError, InputError, convert
 from abstain.models.files.drafts import draft_of
 from abstain.models.files.locks import disk_errors
-from abstain.models.files.model_rows import (
-    check_codes,
-    find_unseen_texts,
-    order_features,
-    reshape_rows,
-    rows_of_table,
-)
-from abstain.models.files.reading import PLAIN, Reading, reading_of
-from abstain.models.files.row_files import TABLES, checked_inputs, ending_of, is_table, read_npz, read_table
-from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Predictor, buckets_for
-from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
+from abstain.models.tables.unseen import UnseenTexts
+from abstain.service.commands.predict_options import check_paths
+from abstain.service.commands.predict_rows import InputRows, read_input
 from abstain.service.predict import response
 from abstain.service.rows import check_finite
 
@@ -42,7 +34,6 @@ pa: Any = pyarrow
 csv: Any = arrow_csv
 parquet: Any = arrow_parquet
 CHUNK_ROWS = 4096
-ENDINGS = (".csv", ".parquet", ".npz", ".jsonl")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """A spreadsheet may run text that begins with one of these; the last four are the full-width forms of the first four."""
 _NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
@@ -76,6 +67,9 @@ def predict_file(
     progress: ReportProgress = _silent,
     fdr: float | None = None,
     max_error: float | None = None,
+    *,
+    fields: tuple[str, ...] | None = None,
+    given: InputRows | None = None,
 ) -> PredictedFile:
     """Writes the prediction of every row of a file to another, all or none.
 
@@ -84,29 +78,78 @@ def predict_file(
     Args:
         fdr: a false discovery rate, strictly between 0 and 1; adds the field `fdr_reject` (`models/decisions/discoveries.py`).
         max_error: the largest error of accepted rows, strictly between 0 and 1; the model's own if None.
+        fields: the fields to write; all if None.
+        given: the rows of `source`, if they have been read already, with columns to keep and rows with an error.
 
     Raises:
         DataError: the ending of a file, a row or its prediction is invalid; or the predictions cannot be written.
         CalibrationError: the calibration part is too small for the percentile or the error.
-        InputError: `fdr` for a calibration within each predicted class; or as `check_limited`.
+        InputError: a field is unknown; or `fdr` for a calibration within each predicted class; or as `check_limited`.
     """
-    if out.suffix not in ENDINGS:
-        raise DataError("--out", expected=f"a file ending in {', '.join(ENDINGS)}", found=str(out))
+    check_paths(source, out)
+    model, calibration = bundle.manifest.model, bundle.calibration
     if fdr is not None:
-        _check_one_ranking(bundle.calibration)
-    check_limited(bundle.calibration, percentile, max_error)
+        _check_one_ranking(calibration)
+    check_limited(calibration, percentile, max_error)
+    wanted = response.check_fields(
+        model,
+        fields,
+        two_parts=calibration.ambiguity is not None,
+        probability_interval=calibration.targets is not None,
+    )
     levels = Levels(percentile=percentile, max_error=max_error)
-    rows, texts = read_rows(source, bundle.manifest.model, reading_of(bundle.manifest.data.settings))
+    given = read_input(source, bundle.manifest) if given is None else given
+    rows = given.rows
     predictor = bundle.predictor(buckets_for(len(rows)))
-    chunks = list(_predict_chunks(bundle, predictor, rows, texts, source, levels, progress))
-    columns = {field: [value for chunk in chunks for value in chunk.columns[field]] for field in chunks[0].columns}
+    chunks = list(_predict_chunks(bundle, predictor, rows, given.texts, source, levels, progress))
+    columns = {field: [value for chunk in chunks for value in chunk.columns[field]] for field in wanted}
     flagged = None
     if fdr is not None:
         p_values = np.concatenate([chunk.p_values for chunk in chunks])
-        flags = flag_discoveries(p_values, bundle.calibration.rows, fdr)
+        flags = flag_discoveries(p_values, calibration.rows, fdr)
         columns["fdr_reject"], flagged = flags.tolist(), int(flags.sum())
-    _write(columns, out)
+    if out.suffix != ".jsonl":
+        columns = _name_classes(columns, model.class_names)
+    _write(_with_kept(columns, given), out)
     return PredictedFile(len(rows), flagged)
+
+
+def _name_classes(columns: dict[str, list[Any]], classes: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Gives each number of a list over the classes the name of its class, for columns such as `probabilities.setosa`."""
+    # Two classes of one name would share a column.
+    if len(set(classes)) < len(classes):
+        return columns
+    named = {
+        field: [dict(zip(classes, row, strict=True)) for row in columns[field]]
+        for field in ("probabilities", "std")
+        if field in columns and classes
+    }
+    return columns | named
+
+
+def _with_kept(columns: dict[str, list[Any]], given: InputRows) -> dict[str, list[Any]]:
+    """Puts the kept columns first, and the errors last; the rows with an error have no predictions.
+
+    Raises:
+        DataError: a kept column has the name of a field.
+    """
+    if given.errors:
+        valid = iter(range(len(given.rows)))
+        places = [None if row in given.errors else next(valid) for row in range(given.size)]
+        columns = {
+            field: [None if place is None else values[place] for place in places] for field, values in columns.items()
+        }
+    if given.errors is not None:
+        columns = columns | {"error": [given.errors.get(row) for row in range(given.size)]}
+    for name in given.kept:
+        if name in columns or name.partition(".")[0] in columns:
+            raise DataError(
+                f"--keep {name}",
+                expected="a column with a name of its own",
+                found="a field of that name",
+                fix="rename the column, or leave the field out with --fields",
+            )
+    return given.kept | columns
 
 
 def _check_one_ranking(calibration: Calibration) -> None:
@@ -131,35 +174,6 @@ def describe_discoveries(written: PredictedFile, fdr: float, calibration_rows: i
         f"{text}; none can be flagged: expected at least {least} calibration rows, found {calibration_rows}; "
         "choose a larger --fdr, or calibrate with more rows"
     )
-
-
-def read_rows(source: Path, model: Model, reading: Reading = PLAIN) -> tuple[np.ndarray, UnseenTexts]:
-    """Reads the rows of a file: `x_test` of an .npz if it has one, else `x`; the model's columns of a table.
-
-    Args:
-        reading: the keys for reading tables, of the model's fit.
-
-    Returns:
-        The rows, and the unseen categories of a table.
-
-    Raises:
-        DataError: names the file, and the invalid array, column or row.
-    """
-    if is_table(source):
-        table = read_table(source, reading)
-        rows: np.ndarray = reshape_rows(rows_of_table(table, model, str(source)), model, str(source))
-        return rows, find_unseen_texts(table, model, rows)
-    if ending_of(source) == ".npz":
-        arrays = read_npz(source)
-        key = next((key for key in ("x_test", "x") if key in arrays), None)
-        if key is None:
-            found = ", ".join(arrays) or "no arrays"
-            raise DataError("arrays", where=str(source), expected="x_test or x", found=found)
-        rows = order_features(checked_inputs(arrays[key], f"{source}, {key}"), arrays, model, str(source))
-        rows = reshape_rows(rows, model, str(source))
-        check_codes(rows, model.preprocessing, str(source))
-        return rows, NO_TEXTS
-    raise DataError("--data", expected=f"a file ending in .npz, {', '.join(TABLES)}", found=str(source))
 
 
 def _predict_chunks(
@@ -233,23 +247,24 @@ _WRITERS: dict[str, Callable[[dict[str, list[Any]], Path], None]] = {
 
 
 def _flat(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Makes one column for each number (`probabilities.3`, `scores.std.value`), and joins lists of words with bars."""
+    """Makes one column for each number (`probabilities.setosa`, `scores.std.value`), and joins lists of words with bars."""
     flat: dict[str, list[Any]] = {}
     for field, values in columns.items():
         if field in {"reasons", "prediction_set"}:
-            flat[field] = ["|".join(words) for words in values]
+            flat[field] = [None if words is None else "|".join(words) for words in values]
         else:
             _flatten(field, values, flat)
     return flat
 
 
 def _flatten(name: str, values: list[Any], flat: dict[str, list[Any]]) -> None:
-    first = values[0]
+    # None: a row with an error.
+    first = next((value for value in values if value is not None), None)
     if isinstance(first, dict):
         for key in cast("dict[str, Any]", first):
-            _flatten(f"{name}.{key}", [value[key] for value in values], flat)
+            _flatten(f"{name}.{key}", [None if value is None else value[key] for value in values], flat)
     elif isinstance(first, list):
         for index in range(len(cast("list[Any]", first))):
-            _flatten(f"{name}.{index}", [value[index] for value in values], flat)
+            _flatten(f"{name}.{index}", [None if value is None else value[index] for value in values], flat)
     else:
         flat[name] = values

@@ -270,7 +270,7 @@ def serving(store, tmp_path_factory):
     root = folder / "store"
     shutil.copytree(store / "digits", root / "digits")
     shutil.copytree(store / "wave" / "1", root / "wave" / "1")
-    calibrate_version(root, "wave:1", "wave", ("novelty_share=0.5",))
+    calibrate_version(root, "wave:1", "wave", ("novelty_share=0.5",), report=False)
     keys = folder / "keys.json"
     reader, key = add_key(keys, "prometheus", ("metrics",)), add_key(keys, "app", ("predict",))
     server = start_server(root, folder, workers=2, TMPDIR=str(folder), ABSTAIN_KEYS=str(keys))

@@ -146,7 +146,7 @@ def test_the_tutorial_works_as_printed(tmp_path, monkeypatch, capsys):
     assert printed in blocks(DOCS / "tutorial.md", "text")
 
     shorter = ("steps=300", "starts=1", "draws=20", "reports=1", "learning_rate=0.01")
-    published = fit(read_config(Path("tumours.toml"), shorter), None, tmp_path / "store", silent)
+    published = fit(read_config(Path("tumours.toml"), shorter), None, tmp_path / "store", silent, report=False)
     assert published.shortfalls == ()
     bundle = load(tmp_path / "store" / "tumours" / "1")
     for block in blocks(DOCS / "tutorial.md", "sh"):

@@ -49,7 +49,7 @@ def test_the_config_of_a_table_in_the_docs_is_fitted(tmp_path, monkeypatch):
     (tmp_path / "wine.toml").write_text(config)
     monkeypatch.chdir(tmp_path)
     shorter = ("steps=300", "starts=1", "draws=20", "reports=1")
-    fit(read_config(Path("wine.toml"), shorter), None, tmp_path / "store", silent)
+    fit(read_config(Path("wine.toml"), shorter), None, tmp_path / "store", silent, report=False)
     bundle = load(tmp_path / "store" / "wine" / "1")
     assert bundle.manifest.model.feature_names == ("colour", "sugar")
     assert bundle.manifest.model.class_names == ("good", "poor")

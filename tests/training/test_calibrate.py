@@ -34,7 +34,7 @@ def own(store, tmp_path):
 @pytest.fixture
 def calibrate(run, own):
     """Runs `abstain calibrate` on that store."""
-    return lambda *arguments: run("calibrate", *arguments, "--store", own)
+    return lambda *arguments: run("calibrate", *arguments, "--store", own, "--no-report")
 
 
 def saved(path, **arrays):
@@ -181,3 +181,23 @@ def test_a_version_falls_short_of_what_its_own_calibration_lacks(calibrate, own)
     assert code == 0
     assert err.startswith(f"falls short: {learned.text} calibrated anew on ")
     assert read_manifest(own / "wave" / "2").shortfalls == (learned,)
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        (
+            "class_weights=balanced",
+            "a key of [data], which only a fit reads; fit again with it: abstain fit CONFIG.toml",
+        ),
+        ("data.class_weights=balanced", "--set data.class_weights=…"),
+        ("method.steps=5", "found a key of [method], which only a fit reads"),
+        ("seed=3", "found a key that only a fit reads; fit again with it: abstain fit CONFIG.toml --set seed=…"),
+    ],
+)
+def test_a_key_that_only_a_fit_reads_is_refused(calibrate, override, text):
+    """The text names the key's table and the command that reads it."""
+    code, out, err = calibrate("digits", "--data", "digits", "--set", override)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"abstain: --set {override.partition('=')[0]}: expected a key of [calibration], found a key")
+    assert text in err

@@ -538,7 +538,7 @@ def test_another_file_is_evaluated_whole_and_its_training_rows_are_counted(tmp_p
     config = read_config(CONFIGS / "digits-vi.toml", settings)
     where = tmp_path / "rows.npz"
     np.savez(where, x=IMAGES, y=LABELS)
-    fit(config, str(where), tmp_path / "store", silent)
+    fit(config, str(where), tmp_path / "store", silent, report=False)
 
     def notes(**arrays):
         np.savez(tmp_path / "other.npz", **arrays)

@@ -22,6 +22,7 @@ from abstain.models.decisions.ranks import threshold
 from abstain.models.errors import AbstainError, CalibrationError, ConfigError, FitError, StoreError
 from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK
 from abstain.models.prediction.scores import SCORES
+from abstain.training.cli import format_figure, headline_metrics, metric_lines
 from abstain.training.config.data import DataConfig
 from abstain.training.config.methods import NUTSConfig, VIConfig
 from abstain.training.config.reading import read_config
@@ -186,7 +187,7 @@ def test_what_cannot_be_is_refused_before_the_fit(tmp_path, monkeypatch, overrid
 
     monkeypatch.setitem(METHODS, "vi", never)
     with pytest.raises(error, match=message):
-        fit(read_config(CONFIGS / "digits-vi.toml", overrides), None, tmp_path, silent)
+        fit(read_config(CONFIGS / "digits-vi.toml", overrides), None, tmp_path, silent, report=False)
     assert model_names(tmp_path) == []
 
 
@@ -199,26 +200,26 @@ def test_a_store_that_cannot_be_written_is_refused_before_the_fit(tmp_path, monk
     monkeypatch.setitem(METHODS, "vi", never)
     (tmp_path / "store").write_text("no folder")
     with pytest.raises(StoreError, match=r"store/digits: cannot be written: found .*Not a directory"):
-        fit(DIGITS, None, tmp_path / "store", silent)
+        fit(DIGITS, None, tmp_path / "store", silent, report=False)
 
 
 def test_a_config_without_a_source_needs_data(tmp_path):
     """`data.source` or --data: one of them must be there."""
     with pytest.raises(ConfigError, match=r"data.source: expected a path or an embedded set, .* pass --data"):
-        fit(read_config(CONFIGS / "mnist-vi.toml"), None, tmp_path, silent)
+        fit(read_config(CONFIGS / "mnist-vi.toml"), None, tmp_path, silent, report=False)
 
 
 def test_a_network_that_cannot_take_the_inputs_is_refused(tmp_path, tiny):
     """LeNet wants images; a row of one number is refused by the network's name and the shape."""
     tiny.write_text(TINY.replace('kind = "mlp"\nhidden = [4]', 'kind = "lenet"'))
     with pytest.raises(AbstainError, match=r"network: LeNet cannot take an example of shape \(1,\)"):
-        fit(read_config(tiny), None, tmp_path / "store", silent)
+        fit(read_config(tiny), None, tmp_path / "store", silent, report=False)
 
 
 def test_a_fit_that_diverged_is_not_published(tmp_path, tiny):
     """Draws that are not finite make no version: it could never be loaded, and would be the newest."""
     with pytest.raises(FitError, match=r"the loss is \w+ at step \d+: expected a finite loss, .* \(now 1e\+30\)"):
-        fit(read_config(tiny, ("learning_rate=1e30",)), None, tmp_path / "store", silent)
+        fit(read_config(tiny, ("learning_rate=1e30",)), None, tmp_path / "store", silent, report=False)
     assert model_names(tmp_path / "store") == []
 
 
@@ -230,10 +231,27 @@ def quick(tmp_path_factory):
     """A folder with a config and a published, labelled version."""
     folder = tmp_path_factory.mktemp("killed")
     (folder / "tiny.toml").write_text(TINY)
-    result = abstain("fit", folder / "tiny.toml", "--store", folder / "store")
+    result = abstain("fit", folder / "tiny.toml", "--store", folder / "store", "--no-report")
     assert (result.returncode, result.stdout) == (0, "tiny:1\n"), result.stderr
     set_label(folder / "store", "tiny", 1, "stable")
     return folder
+
+
+def test_the_figures_of_a_fit_name_the_flag_and_the_scores(digits):
+    """`reject rate` is that of the flag, the last line; the rate of a score names the score."""
+    metrics = digits.manifest.metrics
+    lines = metric_lines(headline_metrics(metrics), {})
+    assert lines[-1].split() == ["reject", "rate", format_figure(metrics["reject_rate"]["reject"])]
+    (line,) = [line for line in lines if line.startswith("reject rate of entropy ")]
+    assert line.endswith(format_figure(metrics["reject_rate"]["entropy"]))
+    assert sum(line.startswith("reject rate") for line in lines) == len(metrics["reject_rate"])
+
+
+def test_a_fit_without_a_report_publishes_all_else(quick):
+    """`--no-report`: the version is whole, and its manifest lists no report."""
+    files = load(quick / "store" / "tiny" / "1").manifest.files
+    assert {name.split("/")[0] for name in files} == {"draws", "calibration", "densities", "rows"}
+    assert not (quick / "store" / "tiny" / "1" / "report.html").exists()
 
 
 def kill_when(moment, folder):
@@ -274,7 +292,7 @@ def test_a_killed_fit_leaves_no_half_version_and_the_next_one_sweeps_up(quick):
     assert {entry["why"] for entry in listed[0]["versions"]} == {None}
     assert read_labels(folder / "store", "tiny").labels == {"stable": 1}
 
-    result = abstain("fit", folder / "tiny.toml", "--store", folder / "store")
+    result = abstain("fit", folder / "tiny.toml", "--store", folder / "store", "--no-report")
     assert (result.returncode, result.stdout) == (0, f"tiny:{whole[-1] + 1}\n"), result.stderr
     assert {entry.name for entry in home.iterdir()} == {*map(str, [*whole, whole[-1] + 1]), "labels.json", FOLDER, LOCK}
     assert not list((home / FOLDER).iterdir())
@@ -313,7 +331,7 @@ def test_stuck_chains_are_published_and_say_so(tmp_path, monkeypatch):
     path = tmp_path / "stuck.toml"
     path.write_text(STUCK)
     config = read_config(path)
-    first = fit(config, None, tmp_path, silent)
+    first = fit(config, None, tmp_path, silent, report=False)
     assert any("R-hat is infinite" in lack.text for lack in first.shortfalls)
     assert any("chain 0 hardly moves: it accepts 0.0%" in lack.text for lack in first.shortfalls)
     assert not any("could not be made" in note for note in first.notes)
@@ -323,7 +341,7 @@ def test_stuck_chains_are_published_and_say_so(tmp_path, monkeypatch):
 
     monkeypatch.setattr("abstain.training.inference.sampling.chain_diagnostics", broken)
     monkeypatch.setattr("abstain.training.fit.agreement", broken)
-    second = fit(config, None, tmp_path, silent, resume=True)
+    second = fit(config, None, tmp_path, silent, resume=True, report=False)
     assert (first.version, second.version) == (1, 2)
     assert second.shortfalls[0].code == "unchecked_chains"
     assert recognise(second.shortfalls[0].text) == second.shortfalls[0]

@@ -96,7 +96,7 @@ def test_fit_prints_the_keys_it_did(run, tmp_path):
     config = PROJECT / "training" / "configs" / "wave-nuts.toml"
     quick = ("method={kind='map', steps=2, reports=2}", "draws=1", "decision='range'", "hidden=[4]")
     settings = [argument for setting in quick for argument in ("--set", setting)]
-    code, out, err = run("fit", config, *settings, "--store", tmp_path, "--json")
+    code, out, err = run("fit", config, *settings, "--store", tmp_path, "--json", "--no-report")
     assert code == 0, err
     document = json.loads(out)
     assert document["shortfalls"]

@@ -11,8 +11,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from abstain.models.bundles.references import NAME_PATTERN
 from abstain.models.files.reading import Reading
-from abstain.models.networks.architectures import MLPSpec, NetworkSpec
-from abstain.models.prediction.likelihoods import LikelihoodName
+from abstain.models.networks.specs import MLPSpec, NetworkSpec
+from abstain.models.prediction.likelihood_names import LikelihoodName
 from abstain.training.config.calibration import CalibrationConfig, EvaluationConfig
 from abstain.training.config.data import DataConfig
 from abstain.training.config.methods import MethodConfig, VIConfig

@@ -157,6 +157,32 @@ def apply_override(override: str, content: dict[str, Any], config: Section) -> N
     content[leaf] = _value(text)
 
 
+def refuse_key_of_a_fit(override: str, own: str) -> None:
+    """Refuses a `KEY=VALUE` for another table than `own` where no fit follows: it would have no effect.
+
+    Raises:
+        ConfigError: the text names the key's table, and the command that reads it.
+    """
+    key = override.partition("=")[0].strip().removeprefix(f"{own}.")
+    first = key.partition(".")[0]
+    tree = Config(name="model").model_dump()
+    if first in tree[own]:
+        return
+    home = next((table for table, keys in tree.items() if isinstance(keys, dict) and first in keys), None)
+    if first in tree:
+        home, full = (first if isinstance(tree[first], dict) else ""), key
+    else:
+        full = f"{home}.{key}"
+    if home is None:
+        return
+    raise ConfigError(
+        f"--set {key}",
+        expected=f"a key of [{own}]",
+        found=f"a key of [{home}], which only a fit reads" if home else "a key that only a fit reads",
+        fix=f"fit again with it: abstain fit CONFIG.toml --set {full}=…",
+    )
+
+
 def _full_key(key: str, tree: dict[str, Any]) -> list[str]:
     if _DEEP_KEY.search(f"{key}."):
         raise _too_deep("--set")

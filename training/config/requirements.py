@@ -15,8 +15,7 @@ import jax
 
 from abstain.models.bundles.plausible import batch_memory_claim
 from abstain.models.errors import ConfigError
-from abstain.models.networks.architectures import LeNetSpec, MLPSpec, NetworkSpec
-from abstain.models.networks.user_module import ModuleSpec
+from abstain.models.networks.specs import LeNetSpec, MLPSpec, ModuleSpec, NetworkSpec
 from abstain.models.prediction.posterior import Model
 from abstain.training.config.config import Config
 from abstain.training.config.methods import ChainSettings, MethodSettings, Optimisation

@@ -214,15 +214,17 @@ READER = """
 import json, signal, sys
 from pathlib import Path
 from abstain.models.errors import AbstainError
-from abstain.service.commands.predict_file import read_rows
+from types import SimpleNamespace
+from abstain.service.commands.predict_rows import read_input
 from abstain.training.config.data import DataConfig
 from abstain.training.data.sources import read_source
 def late(*_):
     raise TimeoutError("too long")
 signal.signal(signal.SIGALRM, late)
 peak = lambda: 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+UNREAD = SimpleNamespace(model=None, data=SimpleNamespace(settings={}))
 folder, seconds = Path(sys.argv[1]), int(sys.argv[2])
-doors = {"fit": lambda path: read_source(str(path), DataConfig(target="y"), classify=True), "predict": lambda path: read_rows(path, None)}
+doors = {"fit": lambda path: read_source(str(path), DataConfig(target="y"), classify=True), "predict": lambda path: read_input(path, UNREAD)}
 for path in sorted(folder.iterdir()):
     for door, read in doors.items():
         if door == "predict" and not path.suffix:
@@ -599,7 +601,7 @@ def test_what_no_memory_holds_is_refused_before_the_fit(tmp_path, key, overrides
     """By the key's name, with what it would need and what the machine has; no file is made."""
     settings = read_config(config(tmp_path), overrides)
     with within(SECONDS), pytest.raises(ConfigError) as error:
-        fit(settings, None, tmp_path / "store", silent)
+        fit(settings, None, tmp_path / "store", silent, report=False)
     message = str(error.value)
     assert message.startswith(f"config of small: {key}: expected a value that needs at most this machine's memory of ")
     assert f"{memory_of_machine():,} bytes" in message
@@ -733,9 +735,9 @@ def test_a_fit_on_a_full_disk_names_resume_and_can_be_resumed(tmp_path, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr("abstain.training.publish.write_arrays", as_tensorstore)
         with pytest.raises(StoreError, match=r"small: cannot be written: found No space left .* --resume"):
-            fit(settings, None, store, silent)
+            fit(settings, None, store, silent, report=False)
     assert left(store / "small") == [FOLDER]
-    fit(settings, None, store, lambda done, total, passage="", **_: passages.append(passage), resume=True)
+    fit(settings, None, store, lambda done, total, passage="", **_: passages.append(passage), resume=True, report=False)
     assert "map" not in passages
     assert versions(store, "small") == [1]
 
@@ -882,7 +884,7 @@ def test_what_could_not_be_served_is_refused_before_the_fit(tmp_path):
     """A small network fits into any memory, but a batch of its answers does not: no load would take the bundle."""
     settings = read_config(config(tmp_path), (*VI, "hidden=[1]", "draws=2000000"))
     with within(SECONDS), pytest.raises(ConfigError) as error:
-        fit(settings, None, tmp_path / "store", silent)
+        fit(settings, None, tmp_path / "store", silent, report=False)
     assert str(error.value).startswith(
         "config of small: draws: expected a batch that takes at most 4,294,967,296 bytes"
     )

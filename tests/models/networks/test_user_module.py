@@ -22,7 +22,7 @@ from abstain.models.errors import AbstainError, BundleError, ConfigError
 from abstain.models.networks.allowed import check_allowed, read_modules
 from abstain.models.networks.architectures import NetworkSpec, parameter_shapes
 from abstain.models.networks.user_module import ModuleSpec, takes_batches
-from abstain.models.networks.user_module import _instance as instance
+from abstain.models.networks.user_module import instance_of as instance
 from abstain.models.prediction.posterior import Model, Posterior, check_draws
 from abstain.models.prediction.predictive import Predictor
 from abstain.models.prediction.preprocessing import Preprocessing
@@ -239,7 +239,9 @@ def store(folder, tmp_path_factory):
         patch.syspath_prepend(str(folder))
         patch.setenv("ABSTAIN_MODULES", "")
         options = [part for override in quick for part in ("--set", override)]
-        patch.setattr("sys.argv", ["abstain", "fit", str(folder / "own.toml"), "--store", str(store), *options])
+        patch.setattr(
+            "sys.argv", ["abstain", "fit", str(folder / "own.toml"), "--store", str(store), "--no-report", *options]
+        )
         with pytest.raises(SystemExit) as ended:
             main()
         assert not ended.value.code

@@ -49,7 +49,7 @@ def passengers(tmp_path_factory):
             "calibration": {"percentile": 90.0, "sets": "aps"},
         }
     )
-    fit(config, str(folder / "table.npz"), folder, silent)
+    fit(config, str(folder / "table.npz"), folder, silent, report=False)
     return folder / "passengers" / "1", np.unique(x, axis=0)
 
 
@@ -104,7 +104,7 @@ def test_distinct_rows_get_the_same_verdict_in_every_batch_size(draw, terms, tmp
     for key, value in terms.items():
         table, name = key.split(".")
         config[table][name] = value
-    fit(Config.model_validate(config), str(tmp_path / "table.npz"), tmp_path, silent)
+    fit(Config.model_validate(config), str(tmp_path / "table.npz"), tmp_path, silent, report=False)
     bundle = load(tmp_path / "plain" / "1")
     rows = draw(rng, 3_000).astype(np.float32)
     one, many = answers(bundle, rows, 1), answers(bundle, rows, 256)

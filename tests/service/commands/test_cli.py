@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib import metadata
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +53,11 @@ def test_every_command_has_help_with_an_example(run, command):
         code, out, err = run(command, flag)
         assert (code, err) == (0, "")
         assert f"Example: abstain {command}" in " ".join(out.replace("`", "").split())
+
+
+def test_the_version_is_that_of_the_package(run):
+    """`abstain --version`."""
+    assert run("--version") == (0, f"abstain {metadata.version('abstain')}\n", "")
 
 
 def test_the_installed_command_lists_all_commands():
@@ -437,7 +443,7 @@ def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flats")
     csv.write_csv(flats(), folder / "flats.csv")
     (folder / "flats.toml").write_text(FLATS)
-    options = ["--data", folder / "flats.csv", "--store", folder / "store", "--set", "seed=5"]
+    options = ["--data", folder / "flats.csv", "--store", folder / "store", "--set", "seed=5", "--no-report"]
     return folder, abstain("fit", folder / "flats.toml", *options)
 
 

@@ -242,7 +242,7 @@ def combined(tmp_path_factory):
     config = read_config(CONFIGS / "digits-vi.toml", ("steps=400", "draws=20", "reports=2"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recalibration, "fit_recalibration", lambda *_: NEEDED)
-        fit(config.model_copy(update={"calibration": settings}), None, root, silent)
+        fit(config.model_copy(update={"calibration": settings}), None, root, silent, report=False)
     return root
 
 

@@ -42,7 +42,7 @@ def root(tmp_path_factory):
     np.savez(folder / "rows.npz", x=x, y=y, class_names=np.array(["no", "yes"]))
     changes = ("name=two", "likelihood=bernoulli", f"source={folder / 'rows.npz'}", "inputs=standardize", "hidden=[8]")
     small = ("steps=300", "draws=10", "reports=1", "data.test_size=100", "data.calibration_size=200", "percentile=90")
-    fit(read_config(CONFIGS / "digits-vi.toml", (*changes, *small)), None, folder / "store", silent)
+    fit(read_config(CONFIGS / "digits-vi.toml", (*changes, *small)), None, folder / "store", silent, report=False)
     return folder / "store"
 
 

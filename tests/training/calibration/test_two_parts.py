@@ -68,7 +68,11 @@ def two_parts(store, tmp_path_factory):
     (root / "digits").mkdir()
     shutil.copytree(store / "digits" / "1", root / "digits" / "1")
     calibrate_version(
-        root, "digits:1", "digits", ('decision=["vim", "subspace"]', "novelty_share=0.5", "percentile=90")
+        root,
+        "digits:1",
+        "digits",
+        ('decision=["vim", "subspace"]', "novelty_share=0.5", "percentile=90"),
+        report=False,
     )
     return root
 
@@ -141,7 +145,7 @@ def test_the_reasons_begin_with_their_part(two_parts, rows):
 
 def test_the_next_calibration_keeps_both_parts(two_parts):
     """The settings are in the manifest, and `--set` changes one of them."""
-    calibrate_version(two_parts, "digits:2", "digits", ("novelty_share=0.8",))
+    calibrate_version(two_parts, "digits:2", "digits", ("novelty_share=0.8",), report=False)
     record = load(two_parts / "digits" / "3").manifest.calibration
     assert (record.ambiguity, record.novelty_share, record.percentile) == ("max_probability", 0.8, 90.0)
 
@@ -177,8 +181,8 @@ def limited(store, tmp_path_factory):
     for name in ("digits", "wave"):
         (root / name).mkdir()
         shutil.copytree(store / name / "1", root / name / "1")
-    calibrate_version(root, "digits:1", "digits", ('decision=["vim", "subspace"]', "max_error=0.02"))
-    calibrate_version(root, "wave:1", "wave", ("max_error=0.1", "error_size=0.6", "confidence=0.9"))
+    calibrate_version(root, "digits:1", "digits", ('decision=["vim", "subspace"]', "max_error=0.02"), report=False)
+    calibrate_version(root, "wave:1", "wave", ("max_error=0.1", "error_size=0.6", "confidence=0.9"), report=False)
     return root
 
 
@@ -287,7 +291,7 @@ def test_a_new_calibration_replaces_a_share_by_a_limit_and_the_reverse(two_parts
         ("novelty_share=0.6", ("max_probability", 0.6, False)),
         ("novelty_share=1", (None, None, False)),
     ):
-        version = calibrate_version(two_parts, "digits", "digits", (change,)).version
+        version = calibrate_version(two_parts, "digits", "digits", (change,), report=False).version
         record = load(two_parts / "digits" / str(version)).manifest.calibration
         assert (record.ambiguity, record.novelty_share, record.risk is not None) == expected
 

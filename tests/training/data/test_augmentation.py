@@ -210,8 +210,8 @@ def test_a_fit_that_learns_from_changed_rows_resumes_bit_for_bit(tmp_path):
     whole = draws_of_config(config)
     for reports in (2, 7):
         with pytest.raises(Killed):
-            fit(config, None, tmp_path / "cut", dying_after(reports), resume=reports > 2)
-    fit(config, None, tmp_path / "cut", silent, resume=True)
+            fit(config, None, tmp_path / "cut", dying_after(reports), resume=reports > 2, report=False)
+    fit(config, None, tmp_path / "cut", silent, resume=True, report=False)
     resumed = load(tmp_path / "cut" / "vi" / "1").posterior.draws
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
@@ -253,12 +253,13 @@ def test_densities_may_be_fitted_to_changed_rows_and_calibrated_anew(tmp_path):
     store, config = tmp_path / "store", written(tmp_path, "map", DESCENT, augment=changed)
     plain = config.model_copy(update={"name": "plain", "calibration": CalibrationConfig(percentile=95.0)})
     for terms in (config, plain):
-        fit(terms, None, store, silent)
-    assert calibrate_version(store, "plain", "digits", ("densities={ shift = 1, thickness = 0.5 }",))[:2] == (
+        fit(terms, None, store, silent, report=False)
+    changed = ("densities={ shift = 1, thickness = 0.5 }",)
+    assert calibrate_version(store, "plain", "digits", changed, report=False)[:2] == (
         "plain",
         2,
     )
-    assert calibrate_version(store, "plain:2", "digits", ("percentile=90.0",))[:2] == ("plain", 3)
+    assert calibrate_version(store, "plain:2", "digits", ("percentile=90.0",), report=False)[:2] == ("plain", 3)
 
     changed_bundle, before, after, kept = (load(store / name) for name in ("map/1", "plain/1", "plain/2", "plain/3"))
     _, train = set_aside(load_dataset(plain, None).train, config.seed)

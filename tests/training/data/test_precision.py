@@ -218,7 +218,7 @@ def tiny(tmp_path_factory):
         method=MAPConfig(steps=600, reports=1),
         calibration={"decision": "total_std", "recalibrate": "auto", "percentile": 90.0},
     )
-    fit(config, str(folder / "tiny.npz"), folder / "store", lambda *_, **__: None)
+    fit(config, str(folder / "tiny.npz"), folder / "store", lambda *_, **__: None, report=False)
     return load(folder / "store" / "tiny" / "1")
 
 

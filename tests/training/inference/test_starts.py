@@ -148,7 +148,7 @@ def stored(tmp_path_factory):
     path.write_text(
         CONFIG.format(name="first", hidden=2) + 'kind = "hmc"\nchains = 2\nwarmup = 30\nsamples = 10\nreports = 1'
     )
-    fit(read_config(path), None, folder / "store", silent)
+    fit(read_config(path), None, folder / "store", silent, report=False)
     return folder
 
 
@@ -172,7 +172,7 @@ def test_of_a_run_its_draws_at_even_distances(problem):
 def test_a_fit_starts_from_a_version_in_the_store(stored):
     """The earlier run is named by name and number; the new one is published as usual."""
     method = 'kind = "hmc"\nchains = 2\nwarmup = 5\nsamples = 3\nreports = 1\nstart = "run"\n'
-    fit(of_run(stored, method + 'start_from = "first:1"'), None, stored / "store", silent)
+    fit(of_run(stored, method + 'start_from = "first:1"'), None, stored / "store", silent, report=False)
     assert versions(stored / "store", "second") == [1]
 
 
@@ -187,7 +187,7 @@ def test_calibration_rows_that_the_earlier_run_was_trained_on_are_counted(tmp_pa
         return read_config(path).model_copy(update={"seed": seed})
 
     store = tmp_path / "store"
-    fit(config("first", 'kind = "map"\nsteps = 5'), None, store, silent)
+    fit(config("first", 'kind = "map"\nsteps = 5'), None, store, silent, report=False)
     same, other = (config("second", 'kind = "hmc"\nstart = "run"\nstart_from = "first:1"', seed) for seed in (0, 1))
 
     def notes_of(config):
@@ -223,14 +223,14 @@ def test_a_run_must_be_named_and_there_and_fit(stored):
     with pytest.raises(
         ConfigError, match=r'method\.start_from: expected NAME:VERSION, because start = "run", found noth'
     ):
-        fit(of_run(stored, method), None, store, silent)
+        fit(of_run(stored, method), None, store, silent, report=False)
     with pytest.raises(UnknownModel, match="no model named 'absent'"):
-        fit(of_run(stored, method + 'start_from = "absent"'), None, store, silent)
+        fit(of_run(stored, method + 'start_from = "absent"'), None, store, silent, report=False)
     with pytest.raises(UnknownModel, match=r"first has no version 9: expected .*, found 9"):
-        fit(of_run(stored, method + 'start_from = "first:9"'), None, store, silent)
+        fit(of_run(stored, method + 'start_from = "first:9"'), None, store, silent, report=False)
     other = of_run(stored, method + 'start_from = "first:1"', hidden=3)
     with pytest.raises(Exception, match=r"start_from = 'first:1'.*\[draws, 3\].*found .*\[6, 2\]"):
-        fit(other, None, store, silent)
+        fit(other, None, store, silent, report=False)
 
 
 # ---- starts that lead nowhere ----------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def run(folder, kind, method, draws):
     path = folder / "small.toml"
     path.write_text(CONFIG.format(kind=kind, draws=draws) + method)
     exports = Exports(netcdf=folder / "deep" / "all.nc", tensorboard=folder / "events")
-    fit(read_config(path), None, folder / "store", silent, exports=exports)
+    fit(read_config(path), None, folder / "store", silent, exports=exports, report=False)
     return folder, load(folder / "store" / "small" / "1")
 
 
@@ -199,7 +199,16 @@ def test_the_command_writes_both(tmp_path):
     path.write_text(CONFIG.format(kind="hmc", draws=6) + "chains = 2\nwarmup = 5\nsamples = 5\n")
     netcdf, tensorboard = tmp_path / "new" / "all.nc", tmp_path / "new" / "events"
     done = abstain(
-        "fit", path, "--store", tmp_path / "store", "--netcdf", netcdf, "--tensorboard", tensorboard, "--json"
+        "fit",
+        path,
+        "--store",
+        tmp_path / "store",
+        "--netcdf",
+        netcdf,
+        "--tensorboard",
+        tensorboard,
+        "--no-report",
+        "--json",
     )
     assert done.returncode == 0, done.stderr
     with xarray.open_datatree(netcdf, engine="h5netcdf") as tree:

@@ -122,7 +122,7 @@ class Story:
             self.blocks.append(done(journal, passage))
             resume = ["--resume"]
         self.unpublished = not any(self.store.glob("*/1"))
-        self.end = abstain("fit", self.config, "--store", self.store, "--resume", **TOLD)
+        self.end = abstain("fit", self.config, "--store", self.store, "--resume", "--no-report", **TOLD)
 
     def challenge(self) -> None:
         """The same fit once more, while it is under way."""
@@ -183,7 +183,7 @@ def test_a_fit_that_dies_while_publishing_publishes_on_resuming(tmp_path):
     name = read_config(config).name
     assert versions(store, name) == []
     calls = []
-    fit(read_config(config), None, store, recording(calls), resume=True)
+    fit(read_config(config), None, store, recording(calls), resume=True, report=False)
     assert calls == [(done, 1, stage) for stage in STAGES for done in (0, 1)]
     assert versions(store, name) == [1]
 
@@ -230,9 +230,9 @@ def test_an_interrupted_fit_ends_in_the_draws_of_an_uninterrupted_one(tmp_path, 
     config, store, calls = read_config(written(tmp_path, kind), ("reports=10",)), tmp_path / "store", []
     passage, after = STOPPED_IN[kind]
     with pytest.raises(Stopped):
-        fit(config, None, store, stopping(passage, after))
+        fit(config, None, store, stopping(passage, after), report=False)
     assert versions(store, config.name) == []
-    fit(config, None, store, recording(calls), resume=True)
+    fit(config, None, store, recording(calls), resume=True, report=False)
     assert min(done for done, _, stage in calls if stage == passage) > after - 12
     for left, right in zip(jax.tree.leaves(draws_of_config(config)), draws_of(store), strict=True):
         np.testing.assert_array_equal(left, right)
@@ -241,10 +241,10 @@ def test_an_interrupted_fit_ends_in_the_draws_of_an_uninterrupted_one(tmp_path, 
 
 def test_a_finished_fit_is_lengthened(tmp_path):
     """The first samples are those that were there; only what is new is run; a new version is published."""
-    fit(hmc(tmp_path), None, tmp_path / "store", silent)
+    fit(hmc(tmp_path), None, tmp_path / "store", silent, report=False)
     calls = []
     longer = hmc(tmp_path, "method.samples=50", "draws=100")
-    fit(longer, None, tmp_path / "store", recording(calls), resume=True)
+    fit(longer, None, tmp_path / "store", recording(calls), resume=True, report=False)
     steps = [place for place in calls if place[2] not in {"diagnostics", *STAGES}]
     assert steps == [(done, 50, "sampling") for done in (25, 30, 35, 40, 45, 50)]
     assert versions(tmp_path / "store", longer.name) == [1, 2]
@@ -259,19 +259,19 @@ def test_a_finished_fit_is_lengthened(tmp_path):
 def test_fewer_samples_than_are_there_are_refused(tmp_path):
     """Rather than that the version say twenty and hold more."""
     with pytest.raises(Stopped):
-        fit(hmc(tmp_path), None, tmp_path / "store", stopping("sampling", 15))
+        fit(hmc(tmp_path), None, tmp_path / "store", stopping("sampling", 15), report=False)
     with pytest.raises(ConfigError, match="expected at least 15 steps of sampling, which are done, found 10"):
-        fit(hmc(tmp_path, "method.samples=10", "draws=10"), None, tmp_path / "store", silent, resume=True)
+        fit(hmc(tmp_path, "method.samples=10", "draws=10"), None, tmp_path / "store", silent, resume=True, report=False)
 
 
 def test_there_must_be_something_to_resume(tmp_path):
     """Nothing; a fit of another seed; of other data; each is named, and what to do."""
     config, store = hmc(tmp_path), tmp_path / "store"
     with pytest.raises(ConfigError, match="an unfinished fit with these settings, data and package versions") as none:
-        fit(config, None, store, silent, resume=True)
+        fit(config, None, store, silent, resume=True, report=False)
     assert "found no fit; leave --resume out to start one" in str(none.value)
     with pytest.raises(Stopped):
-        fit(config, None, store, stopping("warm-up", 10))
+        fit(config, None, store, stopping("warm-up", 10), report=False)
     (journal,) = journals(store)
     for other, data in ((hmc(tmp_path, "seed=1"), None), (hmc(tmp_path, "method.jitter=0.1"), None), (config, "wave")):
         with pytest.raises(ConfigError, match=f"found fits with other settings: {journal.name}"):
@@ -290,25 +290,25 @@ def test_thinned_chains_that_counted_samples_are_not_continued(tmp_path, monkeyp
     with monkeypatch.context() as earlier:
         earlier.setattr("abstain.training.runs.resume.fit_settings", before)
         with pytest.raises(Stopped):
-            fit(config, None, store, stopping("sampling", 10))
+            fit(config, None, store, stopping("sampling", 10), report=False)
     if continues:
-        fit(config, None, store, silent, resume=True)
+        fit(config, None, store, silent, resume=True, report=False)
         return
     with pytest.raises(ConfigError, match="found fits with other settings"):
-        fit(config, None, store, silent, resume=True)
+        fit(config, None, store, silent, resume=True, report=False)
 
 
 def test_an_unfinished_journal_survives_other_fits(tmp_path):
     """Another seed's fit is published and lengthened meanwhile; a finished journal goes when the next is published."""
     store = tmp_path / "store"
     with pytest.raises(Stopped):
-        fit(hmc(tmp_path), None, store, stopping("sampling", 10))
+        fit(hmc(tmp_path), None, store, stopping("sampling", 10), report=False)
     (unfinished,) = journals(store)
-    fit(hmc(tmp_path, "seed=1"), None, store, silent)
+    fit(hmc(tmp_path, "seed=1"), None, store, silent, report=False)
     assert (unfinished in journals(store), len(journals(store))) == (True, 2)
-    fit(hmc(tmp_path, "seed=2"), None, store, silent)
+    fit(hmc(tmp_path, "seed=2"), None, store, silent, report=False)
     assert (unfinished in journals(store), len(journals(store))) == (True, 2)
-    fit(hmc(tmp_path), None, store, silent, resume=True)
+    fit(hmc(tmp_path), None, store, silent, resume=True, report=False)
     assert journals(store) == [unfinished]
     whole = jax.tree.leaves(draws_of_config(hmc(tmp_path)))
     for left, right in zip(whole, draws_of(store, 3), strict=True):
@@ -319,18 +319,18 @@ def test_without_resume_a_cut_off_fit_begins_anew(tmp_path):
     """The old journal is removed, and the draws are the same."""
     store, calls = tmp_path / "store", []
     with pytest.raises(Stopped):
-        fit(hmc(tmp_path), None, store, stopping("sampling", 10))
-    fit(hmc(tmp_path), None, store, recording(calls))
+        fit(hmc(tmp_path), None, store, stopping("sampling", 10), report=False)
+    fit(hmc(tmp_path), None, store, recording(calls), report=False)
     assert calls[0] == (5, 20, "warm-up")
 
 
 def test_a_falling_learning_rate_leaves_nothing_to_lengthen(tmp_path):
     """Its journal goes with the publishing, and more steps are another fit."""
     path = written(tmp_path, "map", 'kind = "map"\nsteps = 20\nlearning_rate = 0.01')
-    fit(read_config(path, ("reports=2",)), None, tmp_path / "store", silent)
+    fit(read_config(path, ("reports=2",)), None, tmp_path / "store", silent, report=False)
     assert journals(tmp_path / "store") == []
     with pytest.raises(ConfigError, match="found no fit"):
-        fit(read_config(path, ("reports=2", "steps=40")), None, tmp_path / "store", silent, resume=True)
+        fit(read_config(path, ("reports=2", "steps=40")), None, tmp_path / "store", silent, resume=True, report=False)
 
 
 def test_a_fit_under_way_is_left_alone(tmp_path):
@@ -340,9 +340,9 @@ def test_a_fit_under_way_is_left_alone(tmp_path):
     def rival(done, total, passage="", **facts):
         for resume in (False, True) if (passage, done) == ("sampling", 10) else ():
             with pytest.raises(StoreError, match="a fit with the same settings is running") as error:
-                fit(config, None, store, silent, resume=resume)
+                fit(config, None, store, silent, resume=resume, report=False)
             refused.append(error)
 
-    fit(config, None, store, rival)
+    fit(config, None, store, rival, report=False)
     assert len(refused) == 2
     assert versions(store, config.name) == [1]

@@ -1,0 +1,179 @@
+"""The input of `abstain predict`: the rows of a file, the columns to keep, and the rows with an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from abstain.models.bundles.manifest import Manifest
+from abstain.models.errors import DataError, suggest
+from abstain.models.files.model_rows import (
+    check_codes,
+    find_unseen_texts,
+    order_features,
+    reshape_rows,
+    rows_of_table,
+)
+from abstain.models.files.reading import reading_of
+from abstain.models.files.row_files import TABLES, checked_inputs, ending_of, is_table, read_npz, read_table
+from abstain.models.tables.encoding import check_columns, with_names
+from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
+
+MOST_ERRORS = 10_000
+"""The largest number of rows with an error that are skipped: a file with more has another fault than single rows."""
+
+
+class InputRows(NamedTuple):
+    """The rows of a file.
+
+    Attributes:
+        rows: those without an error, in the model's feature shape, in the file's order.
+        texts: the unseen categories of a table, by the index in `rows` and the column.
+        errors: the error of each other row, by its index in the file; None if such a row refuses the file.
+        kept: the values of the columns to keep, one for each row of the file.
+        size: the number of rows of the file.
+    """
+
+    rows: np.ndarray
+    texts: UnseenTexts
+    errors: dict[int, str] | None
+    kept: dict[str, list[Any]]
+    size: int
+
+
+_Converted = tuple[np.ndarray, UnseenTexts]
+
+
+def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, skip_errors: bool = False) -> InputRows:
+    """Reads the rows of a file, and the columns to keep: `x_test` of an .npz if it has one, else `x`; the columns of a table.
+
+    Args:
+        manifest: of the model; tables are read with the keys of its fit.
+        keep: columns of the table, or arrays of the .npz with one entry for each row.
+        skip_errors: whether a row with an error is left out, instead of refusing the file.
+
+    Raises:
+        DataError: an array, column or row is invalid; or there is no such column to keep; or every row, or more than
+            `MOST_ERRORS` rows, have an error. The text names the file.
+    """
+    model = manifest.model
+    if is_table(source):
+        table = read_table(source, reading_of(manifest.data.settings))
+        count = table.num_rows
+        kept = _keep(keep, {name: table.column(name).to_pylist for name in table.column_names}, count, source)
+        if keep and not (model.preprocessing.columns or model.feature_names):
+            # All columns are inputs of such a model, except those that are copied.
+            table = table.drop_columns([*dict.fromkeys(keep)])
+        if skip_errors and model.preprocessing.columns:
+            names = tuple(column.name for column in model.preprocessing.columns)
+            check_columns(names, with_names(names, table), str(source))
+
+        def convert(start: int, stop: int) -> _Converted:
+            part = table if (start, stop) == (0, count) else table.slice(start, stop - start)
+            rows = reshape_rows(rows_of_table(part, model, str(source)), model, str(source))
+            return rows, find_unseen_texts(part, model, rows)
+
+    elif ending_of(source) == ".npz":
+        arrays = read_npz(source)
+        key = next((key for key in ("x_test", "x") if key in arrays), None)
+        if key is None:
+            found = ", ".join(arrays) or "no arrays"
+            raise DataError("arrays", where=str(source), expected="x_test or x", found=found)
+        x = arrays[key]
+        count = len(x) if x.ndim else 0
+        kept = _keep(keep, {name: array.tolist for name, array in arrays.items()}, count, source)
+        if skip_errors and x.ndim:
+            _ = reshape_rows(x, model, str(source))
+
+        def convert(start: int, stop: int) -> _Converted:
+            part = x if (start, stop) == (0, count) else x[start:stop]
+            ordered = order_features(checked_inputs(part, f"{source}, {key}"), arrays, model, str(source))
+            rows = reshape_rows(ordered, model, str(source))
+            check_codes(rows, model.preprocessing, str(source))
+            return rows, NO_TEXTS
+
+    else:
+        raise DataError("--data", expected=f"a file ending in .npz, {', '.join(TABLES)}", found=str(source))
+    if not skip_errors:
+        rows, texts = convert(0, count)
+        return InputRows(rows, texts, None, kept, count)
+    rows, texts, errors = _convert_each(count, convert, str(source))
+    return InputRows(rows, texts, errors, kept, count)
+
+
+def _keep(
+    keep: Sequence[str], values: dict[str, Callable[[], list[Any]]], count: int, source: Path
+) -> dict[str, list[Any]]:
+    """Returns the values of each column to keep.
+
+    Raises:
+        DataError: there is no such column, or it has not one value for each row.
+    """
+    kept: dict[str, list[Any]] = {}
+    for name in keep:
+        if name not in values:
+            raise DataError(
+                f"--keep {name}",
+                where=str(source),
+                expected=f"one of {', '.join(values)}",
+                found="no such column",
+                fix=suggest(name, values),
+            )
+        kept[name] = values[name]()
+        if len(kept[name]) != count or any(isinstance(value, list) for value in kept[name]):
+            raise DataError(f"--keep {name}", where=str(source), expected=f"one value for each of {count:,} rows")
+    return kept
+
+
+def _convert_each(
+    count: int, convert: Callable[[int, int], _Converted], where: str
+) -> tuple[np.ndarray, UnseenTexts, dict[int, str]]:
+    """Converts the rows of a file, and finds those that cannot be converted by halving the ranges that fail.
+
+    Raises:
+        DataError: no row can be converted, or more than `MOST_ERRORS` cannot.
+    """
+    parts: list[np.ndarray] = []
+    texts: dict[tuple[int, int], str] = {}
+    converted = 0
+    errors: dict[int, str] = {}
+    first: DataError | None = None
+    ranges = [(0, count)]
+    while ranges:
+        start, stop = ranges.pop()
+        try:
+            rows, found = convert(start, stop)
+        except DataError as error:
+            first = first or error
+            if stop - start > 1:
+                middle = (start + stop) // 2
+                # The first half is taken next, so that the rows stay in order.
+                ranges += [(middle, stop), (start, middle)]
+                continue
+            errors[start] = _of_one_row(error, where)
+            if len(errors) > MOST_ERRORS:
+                raise DataError(
+                    "rows",
+                    where=where,
+                    expected=f"at most {MOST_ERRORS:,} rows with an error",
+                    found=f"more, the first: {first}",
+                    fix="correct the file",
+                ) from error
+        else:
+            texts |= {(converted + row, column): text for (row, column), text in found.items()}
+            converted += len(rows)
+            parts.append(rows)
+    if not parts:
+        assert first is not None  # noqa: S101 - a range without an error adds a part
+        raise first
+    return np.concatenate(parts), texts, errors
+
+
+def _of_one_row(error: DataError, where: str) -> str:
+    """Returns the error's text without its place: its cell is in the row itself, whose number in a part of the file is 0."""
+    place = (error.where or "").removeprefix(where).removeprefix(", ").removeprefix("row 0").removeprefix(": ")
+    what = error.what.removeprefix("row 0, ")
+    return str(DataError(what, where=place or None, expected=error.expected, found=error.found, fix=error.fix))
