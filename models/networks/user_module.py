@@ -270,8 +270,9 @@ def _instance(network: OneExample) -> Any:
     cls = _import_class(network.name)
     arguments = _with_tuples(orjson.loads(network.arguments))
     # Linen's fields "parent" and "name" are the position of a module within another one; NNX draws with "rngs".
-    own = {"rngs"} if is_nnx_class(cls) else {"parent", "name"}
-    fields = {key: field for key, field in inspect.signature(cls).parameters.items() if key not in own}
+    # The metaclass of NNX hides the signature of the class.
+    own, make = ({"self", "rngs"}, cls.__init__) if is_nnx_class(cls) else ({"parent", "name"}, cls)
+    fields = {key: field for key, field in inspect.signature(make).parameters.items() if key not in own}
     unknown = [key for key in arguments if key not in fields]
     if unknown:
         raise AbstainError(

@@ -14,7 +14,8 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(self.outputs)(nn.tanh(nn.Dense(self.width)(x)))
+        hidden = nn.tanh(nn.Dense(self.width)(x))
+        return nn.Dense(self.outputs)(hidden)
 
 
 class Normalised(nn.Module):
@@ -26,7 +27,8 @@ class Normalised(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.BatchNorm(use_running_average=not self.train)(nn.Dense(5)(x))
-        return nn.Dense(self.outputs)(nn.Dropout(0.5, deterministic=not self.train)(nn.relu(x)))
+        x = nn.Dropout(0.5, deterministic=not self.train)(nn.relu(x))
+        return nn.Dense(self.outputs)(x)
 
 
 class Graph(nnx.Module):
