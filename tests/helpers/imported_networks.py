@@ -1,7 +1,6 @@
 """Networks that somebody trained elsewhere, and rows for them."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -14,6 +13,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Returns the outputs."""
         hidden = nn.tanh(nn.Dense(self.width)(x))
         return nn.Dense(self.outputs)(hidden)
 
@@ -26,6 +26,7 @@ class Normalised(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Returns the outputs."""
         x = nn.BatchNorm(use_running_average=not self.train)(nn.Dense(5)(x))
         x = nn.Dropout(0.5, deterministic=not self.train)(nn.relu(x))
         return nn.Dense(self.outputs)(x)
@@ -41,6 +42,7 @@ class Graph(nnx.Module):
         self.head = nnx.Linear(width, outputs, rngs=rngs)
 
     def __call__(self, x):
+        """Returns the outputs."""
         for layer in self.layers:
             x = nnx.relu(layer(x))
         return self.head(self.dropout(self.norm(x)))
@@ -53,6 +55,7 @@ class TutorialCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Returns the outputs."""
         x = nn.relu(nn.Conv(features=4, kernel_size=(3, 3))(x))
         x = nn.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
         return nn.Dense(self.outputs)(x.reshape((x.shape[0], -1)))
@@ -65,6 +68,7 @@ class AsksForTrain(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
+        """Returns the outputs."""
         return nn.Dense(self.outputs)(x)
 
 
@@ -83,4 +87,4 @@ def softmax(logits):
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-__all__ = ["AsksForTrain", "Graph", "Net", "Normalised", "TutorialCNN", "jnp", "rows_of", "softmax"]
+__all__ = ["AsksForTrain", "Graph", "Net", "Normalised", "TutorialCNN", "rows_of", "softmax"]

@@ -1,29 +1,33 @@
 """`abstain import`, `from_numpyro`, `import_posterior`: each import predicts what the original predicts."""
 
 import json
+import runpy
+import sys
 
 import arviz_base
 import jax
 import numpy as np
 import numpyro
-import numpyro.distributions as dist
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from numpyro.contrib.module import random_flax_module
-from numpyro.infer import HMC, MCMC, SVI, Predictive, Trace_ELBO, autoguide
+from numpyro.infer import SVI, Predictive, Trace_ELBO, autoguide
 from numpyro.infer.svi import SVIRunResult
 
 import abstain
 from abstain.models.bundles.manifest import read_manifest
+from abstain.models.networks.architectures import MLPSpec
+from abstain.training.importing.numpyro_results import GuideCall, read_result
+from abstain.training.importing.sources import read_found
 from tests.helpers.imported_networks import Graph, Net, Normalised, rows_of, softmax
+from tests.helpers.paths import PROJECT
 from tests.helpers.safetensors import write_safetensors
+from tests.project.test_docs import blocks
 
 NETWORKS = "tests.helpers.imported_networks"
 X = rows_of(seed=5, count=20)["x"]
 REGRESSION = {"name": "own", "likelihood": "normal", "calibration": {"percentile": 90}}
 CLASSES = {"name": "own", "calibration": {"percentile": 90}}
-NOISE = {"noise": "sigma", "ignore": ["mu"]}
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def rows(tmp_path):
 @pytest.fixture
 def served(rows, monkeypatch):
     """Loads a version that was imported into this test's store, and predicts `X`."""
-    monkeypatch.setenv("ABSTAIN_MODULES", NETWORKS)
+    monkeypatch.setenv("ABSTAIN_MODULES", f"mynet,{NETWORKS}")
 
     def served(result):
         return abstain.load(result.reference, store=rows / "store").predict(X)
@@ -45,14 +49,15 @@ def served(rows, monkeypatch):
     return served
 
 
+def write_nothing(path, *_):
+    """In place of a report."""
+    path.write_text("")
+    return ()
+
+
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Publishes without pictures, which take most of an import's time."""
-
-    def write_nothing(path, *_):
-        path.write_text("")
-        return ()
-
     monkeypatch.setattr("abstain.training.publish.write_report", write_nothing)
 
 
@@ -175,78 +180,89 @@ def test_checkpoints_with_batch_normalisation(rows, served, without_pictures):
 # ---- NumPyro, ArviZ, NNX ---------------------------------------------------------------------------------------------
 
 
-def model(x, y=None):
-    """A Bayesian network in NumPyro."""
-    network = random_flax_module("net", Net(), dist.Normal(0, 1), input_shape=(1, 2))
-    sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
-    mu = numpyro.deterministic("mu", network(x)[:, 0])
-    numpyro.sample("obs", dist.Normal(mu, sigma), obs=y)
-
-
 @pytest.fixture(scope="module")
-def mcmc():
-    """Two short chains, too short to agree."""
-    rows = rows_of(seed=1, count=40)
-    kernel = HMC(
-        model, step_size=0.01, num_steps=5, trajectory_length=None, adapt_step_size=False, adapt_mass_matrix=False
-    )
-    chains = MCMC(kernel, num_warmup=0, num_samples=8, num_chains=2, chain_method="sequential", progress_bar=False)
-    chains.run(jax.random.key(0), rows["x"], rows["y"])
-    return chains
+def example(tmp_path_factory):
+    """The example of docs/import.md, as it stands but for fewer samples; two chains, too short to agree."""
+    network, script = blocks(PROJECT / "docs" / "import.md", "python")
+    folder = tmp_path_factory.mktemp("example")
+    (folder / "mynet.py").write_text(network)
+    longer = "NUTS(model), num_warmup=500, num_samples=500, num_chains=4"
+    assert longer in script
+    shorter = "NUTS(model, max_tree_depth=2), num_warmup=4, num_samples=8, num_chains=2, progress_bar=False"
+    (folder / "own.py").write_text(script.replace(longer, shorter).replace('"draws": 100', '"draws": 16'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        patch.setattr("abstain.training.publish.write_report", write_nothing)
+        patch.setenv("ABSTAIN_MODULES", f"mynet,{NETWORKS}")
+        yield runpy.run_path("own.py")
+    sys.modules.pop("mynet", None)
 
 
-def check_against(predictions, samples):
-    """Mean and standard deviations are those of NumPyro's `Predictive`, and of the sites."""
-    mu = np.asarray(Predictive(model, samples)(jax.random.key(0), X)["mu"], np.float64)
+def means_of(model):
+    """The model with its observations' means as a site."""
+
+    def with_means(x):
+        with numpyro.handlers.block(), numpyro.handlers.trace() as sites:
+            model(x)
+        numpyro.deterministic("mu", sites["obs"]["fn"].loc)
+
+    return with_means
+
+
+def check_against(predictions, example, samples):
+    """Mean and standard deviations are those of NumPyro's `Predictive`, as the model's own code computes them."""
+    draws = {name: values for name, values in samples.items() if name != "obs"}
+    traced = Predictive(means_of(example["model"]), draws)(jax.random.key(0), X)
+    mu = np.asarray(traced["mu"], np.float64)
     np.testing.assert_allclose(predictions.mean, mu.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(predictions.epistemic_std, mu.std(axis=0), atol=1e-5)
     variance = (np.asarray(samples["sigma"], np.float64) ** 2).mean()
     np.testing.assert_allclose(predictions.aleatoric_std, np.sqrt(variance), rtol=1e-5)
 
 
-def test_mcmc(rows, served, mcmc, without_pictures):
+def test_mcmc_as_in_the_guide(example):
     """Every draw of both chains; the chains do not agree, which is a shortfall."""
-    options = {"data": rows / "numbers.npz", "train": rows / "numbers_train.npz", "store": rows / "store"}
-    result = abstain.from_numpyro(mcmc, Net(), REGRESSION | {"posterior": NOISE}, progress=False, **options)
-    check_against(served(result), mcmc.get_samples())
+    result, mcmc = example["result"], example["mcmc"]
+    predictions = abstain.load("own").predict(X)
+    check_against(predictions, example, mcmc.get_samples())
     manifest = read_manifest(result.path)
     assert (manifest.imported.kind, manifest.imported.found, manifest.imported.chains) == ("mcmc", 16, 2)
-    assert any(
-        shortfall.startswith("the chains disagree about predictions: R-hat is") for shortfall in result.shortfalls
-    )
-    assert manifest.diagnostics["divergences"] == 0
+    assert any(text.startswith("the chains disagree about predictions: R-hat is") for text in result.shortfalls)
+    assert manifest.diagnostics["divergences"] == mcmc.get_extra_fields()["diverging"].sum()
     assert manifest.metrics["baseline"]["rmse"] > 0
 
 
-def test_some_draws_of_mcmc_through_arviz(rows, served, mcmc, without_pictures):
+def test_some_draws_of_mcmc_through_arviz(rows, served, example, without_pictures):
     """In memory and from a file; every fourth draw is kept."""
+    mcmc, network = example["mcmc"], example["Net"]
     posterior = {name.replace("/", "."): value for name, value in mcmc.get_samples(group_by_chain=True).items()}
     tree = arviz_base.from_dict({"posterior": posterior})
     tree.to_netcdf(rows / "draws.nc", engine="h5netcdf")
-    config = REGRESSION | {"posterior": NOISE, "draws": 4}
+    config = REGRESSION | {"posterior": {"noise": "sigma"}, "draws": 4}
     options = {"data": rows / "numbers.npz", "store": rows / "store", "progress": False}
-    result = abstain.from_numpyro(tree, Net(), config, **options)
+    result = abstain.from_numpyro(tree, network(), config, **options)
     chosen = {name: value[np.array([2, 6, 10, 14])] for name, value in mcmc.get_samples().items()}
-    check_against(served(result), chosen)
-    network = {"kind": "module", "module": f"{NETWORKS}:Net"}
-    again = abstain.import_posterior(rows / "draws.nc", config | {"network": network}, **options)
-    manifests = [read_manifest(published.path) for published in (result, again)]
-    assert [manifest.imported.kind for manifest in manifests] == ["arviz", "arviz"]
-    assert manifests[0].imported.digest == manifests[1].imported.digest
+    check_against(served(result), example, chosen)
+    assert read_manifest(result.path).imported.kind == "arviz"
+    in_memory, in_file = read_result(tree, GuideCall()), read_found([rows / "draws.nc"], MLPSpec(), ())
+    assert (in_file.kind, in_file.arrays.keys()) == ("arviz", in_memory.arrays.keys())
+    for name, array in in_memory.arrays.items():
+        np.testing.assert_array_equal(in_file.arrays[name], array)
 
 
-def test_svi(rows, served, without_pictures):
+def test_svi(rows, served, example, without_pictures):
     """Draws from an automatic guide, by the seed."""
     train = rows_of(seed=1, count=40)
-    guide = autoguide.AutoNormal(model)
-    svi = SVI(model, guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
+    guide = autoguide.AutoNormal(example["model"])
+    svi = SVI(example["model"], guide, numpyro.optim.Adam(1e-2), Trace_ELBO())
     state = svi.init(jax.random.key(0), train["x"], train["y"])
     result = SVIRunResult(svi.get_params(state), state, np.zeros(1))
-    config = REGRESSION | {"posterior": NOISE, "draws": 10, "seed": 3}
+    config = REGRESSION | {"posterior": {"noise": "sigma"}, "draws": 10, "seed": 3}
     options = {"data": rows / "numbers.npz", "store": rows / "store", "progress": False}
-    imported = abstain.from_numpyro(result, Net(), config, guide=guide, **options)
+    imported = abstain.from_numpyro(result, example["Net"](), config, guide=guide, **options)
     samples = guide.sample_posterior(jax.random.key(3), result.params, sample_shape=(10,))
-    check_against(served(imported), {name: value for name, value in samples.items() if name != "mu"})
+    check_against(served(imported), example, samples)
     assert read_manifest(imported.path).imported.kind == "svi"
 
 
