@@ -46,6 +46,7 @@ if not (_PACKAGE / "models").is_dir():
 
 if TYPE_CHECKING:
     from abstain.fitting import FitResult, fit
+    from abstain.importing import from_numpyro, import_posterior
     from abstain.loaded_model import LoadedModel, load
     from abstain.models.errors import (
         AbstainError,
@@ -82,12 +83,16 @@ __all__ = [
     "UnknownModel",
     "__version__",
     "fit",
+    "from_numpyro",
+    "import_posterior",
     "load",
 ]
 
 _MODULES = {
     "FitResult": "abstain.fitting",
     "fit": "abstain.fitting",
+    "from_numpyro": "abstain.importing",
+    "import_posterior": "abstain.importing",
     "LoadedModel": "abstain.loaded_model",
     "load": "abstain.loaded_model",
     "ClassificationPredictions": "abstain.predictions",

@@ -21,7 +21,7 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FitResult:
-    """A version that `fit` has published.
+    """A version that `fit`, `from_numpyro` or `import_posterior` has published.
 
     Attributes:
         name: the model's name.
@@ -98,7 +98,7 @@ def fit(
         >>> abstain.fit({"name": "iris", "data": {"source": "iris.csv", "target": "species"}}, progress=False)
         FitResult(iris:1, sound, in artifacts/iris/1)
     """
-    _check_training()
+    check_training("abstain.fit")
     from abstain.training.config.config import Config  # noqa: PLC0415 - needs the extra
     from abstain.training.config.reading import config_from_dict, read_config  # noqa: PLC0415 - needs the extra
 
@@ -128,8 +128,11 @@ def fit(
     )
 
 
-def _check_training() -> None:
+def check_training(what: str) -> None:
     """Checks that the training stage and the packages that it needs are installed.
+
+    Args:
+        what: the subject of the error's sentence.
 
     Raises:
         ConfigError: something is missing; the text says what to install.
@@ -138,9 +141,9 @@ def _check_training() -> None:
         from abstain.training.extra import check_extra  # noqa: PLC0415 - absent in a Bento
     except ModuleNotFoundError as error:
         raise ConfigError(
-            "abstain.fit needs the training stage", found=f"no {error.name}", fix="pip install 'abstain[training]'"
+            f"{what} needs the training stage", found=f"no {error.name}", fix="pip install 'abstain[training]'"
         ) from error
-    check_extra("abstain.fit")
+    check_extra(what)
 
 
 @contextmanager

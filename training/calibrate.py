@@ -34,6 +34,7 @@ from abstain.training.calibration.pipeline import (
     build_record,
     calibrate_posterior,
     check_calibration_settings,
+    decides_by_predictions,
 )
 from abstain.training.calibration.record import unseen_notes
 from abstain.training.calibration.reference import set_aside
@@ -104,8 +105,8 @@ class CalibrationMaterial(NamedTuple):
 class CalibrationInputs(NamedTuple):
     """The inputs of a new calibration: feature scores, reference rows or their scores, and calibration rows."""
 
-    feature_scores: FeatureScores
-    reference: Rows | ScoreValues
+    feature_scores: FeatureScores | None
+    reference: Rows | ScoreValues | None
     calibration: Rows
 
 
@@ -256,10 +257,9 @@ def _choose_rows(source: Source, manifest: Manifest, config: DataConfig, where: 
     basis = f"calibrated anew on {{rows:,}} rows of {Path(where).name}"
     dataset = split_again(source, config, manifest.seed, manifest.data.fingerprint)
     if dataset is not None:
-        note = basis.format(rows=len(dataset.calibration))
-        return CalibrationMaterial(
-            dataset.calibration, dataset.test, dataset.train, f"{note}, the calibration part of the fit"
-        )
+        note, made = basis.format(rows=len(dataset.calibration)), "the import" if manifest.imported else "the fit"
+        train = dataset.train if len(dataset.train) else None
+        return CalibrationMaterial(dataset.calibration, dataset.test, train, f"{note}, the calibration part of {made}")
     if source.calibration is not None:
         return CalibrationMaterial(
             source.calibration, source.test, None, basis.format(rows=len(source.calibration)), taken_as_new=True
@@ -295,6 +295,8 @@ def choose_inputs(
         reference, rest = set_aside(material.train, manifest.seed)
         fitted = fit_feature_scores(bundle.posterior, rest, manifest.seed, settings.densities)
         return CalibrationInputs(fitted, reference, material.calibration)
+    if feature_scores is None and manifest.imported and decides_by_predictions(settings, manifest.model):
+        return CalibrationInputs(None, None, material.calibration)
     if stale or feature_scores is None:
         raise DataError(
             f"training rows for the feature scores of {manifest.name}:{manifest.version}",

@@ -1,4 +1,4 @@
-"""The commands `abstain fit`, `abstain calibrate` and `abstain evaluate`: parse, call one function, print.
+"""The commands `abstain fit`, `abstain import`, `abstain calibrate` and `abstain evaluate`: parse, call one function, print.
 
 This module imports nothing heavy, because `abstain -h` and the serving commands import it too.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,12 +17,16 @@ from abstain.models.decisions.decision import COMBINED
 from abstain.training.extra import check_extra
 
 ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Draw and write report.html.")]
+if TYPE_CHECKING:
+    from abstain.fitting import FitResult
 
 
 def add_commands(app: typer.Typer) -> None:
     """Adds the training commands to the `abstain` command."""
     app.command("init", epilog="Example: `abstain init penguins.csv --target species`")(init)
     app.command(epilog="Example: `abstain fit training/configs/digits-vi.toml --set steps=500`")(fit)
+    example = "Example: `abstain import draws.npz --config own.toml --data held_out.npz --train training.npz`"
+    app.command("import", epilog=example)(import_draws)
     app.command(epilog="Example: `abstain calibrate mnist --data mnist.npz --percentile 95`")(calibrate)
     app.command(epilog="Example: `abstain evaluate mnist --data mnist.npz --ood letters=letters.npz --json`")(evaluate)
 
@@ -80,6 +84,47 @@ def fit(
         netcdf=netcdf,
         tensorboard=tensorboard,
     )
+    _print_published(published, as_json=as_json)
+
+
+def import_draws(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="One .npz or netCDF file of draws; or the .safetensors files or Orbax checkpoints of an ensemble.",
+        ),
+    ],
+    config: Annotated[Path, typer.Option(metavar="CONFIG.toml", help="The config of the import.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Labelled rows that the network was not trained on. Default: data.source of the config."),
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option(help="Rows that it was trained on, or rows like them: for feature scores.")
+    ] = None,
+    noise: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The array of the noise's standard deviation: posterior.noise.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the config.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Import draws that were made elsewhere, calibrate, evaluate, and publish a new version, without fitting."""
+    check_extra("this command")
+    from abstain.importing import import_posterior  # noqa: PLC0415
+
+    named = [] if noise is None else [f"posterior.noise={noise}"]
+    published = import_posterior(
+        sources, config, overrides=(*(overrides or ()), *named), data=data, train=train, store=store, progress=True
+    )
+    _print_published(published, as_json=as_json)
+
+
+def _print_published(published: FitResult, *, as_json: bool) -> None:
+    """Prints shortfalls, notes and metrics of a new version on stderr, and its name or one JSON document on stdout."""
     for shortfall in published.shortfalls:
         sys.stderr.write(f"falls short: {shortfall}\n")
     for note in published.notes:

@@ -25,6 +25,7 @@ from pydantic import (
 
 from abstain.models.bundles.data_record import MOST_ROWS, DataRecord, data_claims
 from abstain.models.bundles.guarantees import CoverageRecord, RiskRecord, coverage_claims, risk_claims
+from abstain.models.bundles.import_record import ImportRecord, import_claims
 from abstain.models.bundles.plausible import (
     Claim,
     batch_memory_claim,
@@ -165,6 +166,8 @@ class Manifest(BaseModel):
     seed: int
     packages: dict[str, str]
     git_commit: str | None
+    imported: ImportRecord | None = Field(default=None, exclude_if=lambda record: record is None)
+    """Where the draws came from, if they were imported; None, and not written, for a fit."""
     files: dict[str, str] = {}
     """sha256 of every other file of the bundle, by its path in the bundle."""
     digest: str = ""
@@ -251,6 +254,7 @@ def _claims(manifest: Manifest) -> Iterator[Claim]:
     yield within("version", manifest.version, 1, 10**9 - 1)
     yield within("draws", manifest.draws, 1, MOST_DRAWS)
     yield from data_claims(manifest.data, len(manifest.model.class_names))
+    yield from import_claims(manifest.imported, manifest.draws)
     yield within("calibration.rows", calibration.rows, 1, MOST_ROWS)
     # Without reference rows each calibration row is ranked among the others, which only schema 1 does.
     combination = calibration.combination

@@ -54,7 +54,7 @@ class LeNetSpec(BaseModel):
 
 
 class ModuleSpec(BaseModel):
-    """`kind = "module"`: a Flax Linen class, `package.file:ClassName`, and its arguments; a list becomes a tuple.
+    """`kind = "module"`: a class of Flax Linen or NNX, `package.file:ClassName`, and its arguments; a list becomes a tuple.
 
     A spec that was read from a file may import nothing, until `allow` gives it the allowed modules.
     """
@@ -63,6 +63,9 @@ class ModuleSpec(BaseModel):
     kind: Literal["module"] = "module"
     module: Annotated[str, Field(pattern=f"^{MODULE_PATTERN}$", max_length=200)]
     arguments: dict[str, JsonValue] = {}
+    """The arguments of the class by name."""
+    running_statistics: Annotated[bool, Field(exclude_if=lambda kept: not kept)] = False
+    """Whether draws hold the running statistics of batch normalisation as well; only an import sets it."""
     _allowed: tuple[str, ...] = PrivateAttr(())
 
     @field_validator("arguments")
@@ -96,7 +99,8 @@ class ModuleSpec(BaseModel):
         from abstain.models.networks.user_module import OneExample, instance_of  # noqa: PLC0415 - loads JAX
 
         check_allowed(self.module, self._allowed)
-        network = OneExample(self.module, orjson.dumps(self.arguments, option=orjson.OPT_SORT_KEYS), outputs)
+        arguments = orjson.dumps(self.arguments, option=orjson.OPT_SORT_KEYS)
+        network = OneExample(self.module, arguments, outputs, self.running_statistics)
         instance_of(network)
         return network
 

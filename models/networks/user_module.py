@@ -1,4 +1,4 @@
-"""The user's own network: a Flax Linen class that the config names, imported only if allowed, and then checked.
+"""The user's own network: a class of Flax Linen or NNX that the config names, imported only if allowed, and then checked.
 
 It may be written for one example or for a batch; for the rest of abstain it is a network for ONE example.
 """
@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orjson
-from flax.errors import InvalidRngError
+from flax.errors import InvalidRngError, ModifyScopeVariableError
 from jaxtyping import Array, Float
 
 from abstain.models.errors import AbstainError, clip_repr, suggest
+from abstain.models.networks.nnx_network import NnxNetwork, is_nnx_class
+from abstain.models.networks.running_statistics import STATISTICS, fold, unfold
 from abstain.models.networks.specs import ModuleSpec
 
 __all__ = ["ModuleSpec", "OneExample", "check_network", "instance_of", "takes_batches"]
@@ -41,14 +43,18 @@ class OneExample:
     arguments: bytes
     """JSON, because 1, 1.0 and true are equal in Python but must be different networks."""
     outputs: int
+    running_statistics: bool = False
+    """Whether the parameters have a branch of running statistics (`running_statistics.py`)."""
 
     def init(self, key: Any, x: Float[Array, "..."]) -> Any:
         """Returns the module's initial variables for one example."""
-        return instance_of(self).init(key, x[None] if takes_batches(self, x.shape) else x)
+        variables = instance_of(self).init(key, x[None] if takes_batches(self, x.shape) else x)
+        return fold(variables) if self.running_statistics else variables
 
     def apply(self, variables: Any, x: Float[Array, "..."]) -> Any:
         """Returns the outputs for one example."""
         module = instance_of(self)
+        variables = unfold(variables) if self.running_statistics else variables
         return module.apply(variables, x[None])[0] if takes_batches(self, x.shape) else module.apply(variables, x)
 
 
@@ -74,7 +80,7 @@ def takes_batches(network: OneExample, example_shape: tuple[int, ...]) -> bool:
             found=example_trial.description
             if example_trial.description == batch_trial.description
             else f"{example_trial.description}, and from the batch {batch_trial.description}",
-            fix="check its arguments and its last layer; abstain sets the field outputs if the class has one",
+            fix=_advice(module, outputs, example_shape, example_trial),
         )
     if all(fits) and not _same_network(module, example_trial, batch_trial, example_shape):
         raise AbstainError(
@@ -85,6 +91,28 @@ def takes_batches(network: OneExample, example_shape: tuple[int, ...]) -> bool:
             fix="begin __call__ by naming the axes, as in: batch, height, width = x.shape",
         )
     return not fits[0]
+
+
+def _advice(module: Any, outputs: int, example_shape: tuple[int, ...], trial: _Trial) -> str:
+    """Returns what to do about a module that does not fit."""
+    if len(example_shape) == 2:
+        with_channel = (*example_shape, 1)
+        shapes = {(*with_channel,): (outputs,), (1, *with_channel): (1, outputs)}
+        if any(
+            _Trial.run(module, jax.ShapeDtypeStruct(shape, jnp.float32)).gives(output)
+            for shape, output in shapes.items()
+        ):
+            return (
+                f"it needs a channel axis: give the rows the shape [rows, {', '.join(map(str, with_channel))}], as "
+                "x[..., None] does, or begin __call__ with x = x[..., None]"
+            )
+    missing = re.search(r"__call__\(\) missing \d+ required \w+(?:-only)? arguments?: (.*)", str(trial.error or ""))
+    if missing:
+        return (
+            f"its __call__ is called with one array, so {missing[1]} must have a default: for train or deterministic the "
+            "value of inference; several inputs must be one array"
+        )
+    return "check its arguments and its last layer; abstain sets the field outputs if the class has one"
 
 
 def check_network(network: OneExample, parameters: Any, example: jax.ShapeDtypeStruct) -> None:
@@ -115,6 +143,15 @@ def check_network(network: OneExample, parameters: Any, example: jax.ShapeDtypeS
             found=_one_line(error),
             fix="remove dropout, or set deterministic=True: the draws of the posterior are the randomness",
         ) from error
+    except ModifyScopeVariableError as error:
+        raise AbstainError(
+            f"{network.name} changes its running statistics when it predicts",
+            where="network",
+            expected="outputs that depend only on the parameters and the input",
+            found=_one_line(error),
+            fix="switch batch normalisation to inference: BatchNorm(use_running_average=True), or give the argument "
+            "that sets it, such as train=False, that default",
+        ) from error
     except Exception as error:  # The user's code may raise anything; it becomes a message without a traceback.
         raise AbstainError(
             f"{network.name} cannot be applied with its parameters alone", where="network", found=_one_line(error)
@@ -123,20 +160,20 @@ def check_network(network: OneExample, parameters: Any, example: jax.ShapeDtypeS
 
 @dataclass(frozen=True)
 class _Trial:
-    """The result of applying a module to an input's shape: parameters and output, or an error."""
+    """The result of applying a module to an input's shape: variables and output, or an error."""
 
-    parameters: Any
+    variables: Any
     output: Any
     error: Exception | None = None
 
     @staticmethod
-    def run(module: nn.Module, x: jax.ShapeDtypeStruct) -> _Trial:
+    def run(module: Any, x: jax.ShapeDtypeStruct) -> _Trial:
         """Applies the module to an input of this shape, without computing anything."""
         try:
             output, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
         except Exception as error:  # The user's code may raise anything; that is a result too.
             return _Trial({}, None, error)
-        return _Trial(variables.get("params", {}), output)
+        return _Trial(variables, output)
 
     def gives(self, shape: tuple[int, ...]) -> bool:
         """Whether the output is a float32 array of this shape."""
@@ -155,21 +192,24 @@ class _Trial:
         return f"a {type(self.output).__name__}"
 
 
-def _same_network(module: nn.Module, example_trial: _Trial, batch_trial: _Trial, shape: tuple[int, ...]) -> bool:
+def _same_network(module: Any, example_trial: _Trial, batch_trial: _Trial, shape: tuple[int, ...]) -> bool:
     """Whether an example and a batch of one give the same parameters, and the same outputs for random ones.
 
     With only dense layers they do. A mean over axes 1 and 2 averages an example over width and channels, but a batch over
     height and width.
     """
-    if example_trial.parameters != batch_trial.parameters:
+    if example_trial.variables != batch_trial.variables:
         return False
     rng = np.random.default_rng(0)
-    parameters: Any = jax.tree.map(partial(_random, rng), example_trial.parameters)
+    kept = {name: tree for name, tree in example_trial.variables.items() if name in {"params", STATISTICS}}
+    variables: Any = jax.tree.map(partial(_random, rng), kept)
+    if STATISTICS in variables:  # Variances must not be negative.
+        variables[STATISTICS] = jax.tree.map(np.abs, variables[STATISTICS])
     x = rng.standard_normal(shape, np.float32)
     apply: Any = jax.jit(module.apply)
     try:
         with jax.ensure_compile_time_eval():
-            alone, batched = apply({"params": parameters}, x), apply({"params": parameters}, x[None])[0]
+            alone, batched = apply(variables, x), apply(variables, x[None])[0]
     except Exception:  # `check_network` reports why it cannot be applied.
         return True
     # The tolerance covers an accelerator's rounded products; different networks differ by more.
@@ -177,12 +217,14 @@ def _same_network(module: nn.Module, example_trial: _Trial, batch_trial: _Trial,
 
 
 @lru_cache(maxsize=64)
-def instance_of(network: OneExample) -> nn.Module:
-    """Makes the Linen module; `build` has checked its name against the allow-list."""
+def instance_of(network: OneExample) -> Any:
+    """Makes the Linen module, or the NNX network; `build` has checked its name against the allow-list."""
     cls = _import_class(network.name)
     arguments = _with_tuples(orjson.loads(network.arguments))
-    # Linen's fields "parent" and "name" are the position of a module within another one.
-    fields = {key: field for key, field in inspect.signature(cls).parameters.items() if key not in {"parent", "name"}}
+    # Linen's fields "parent" and "name" are the position of a module within another one; NNX draws with "rngs".
+    # The metaclass of NNX hides the signature of the class.
+    own, make = ({"self", "rngs"}, cls.__init__) if is_nnx_class(cls) else ({"parent", "name"}, cls)
+    fields = {key: field for key, field in inspect.signature(make).parameters.items() if key not in own}
     unknown = [key for key in arguments if key not in fields]
     if unknown:
         raise AbstainError(
@@ -205,12 +247,16 @@ def instance_of(network: OneExample) -> nn.Module:
             fix="set them under [network] arguments",
         )
     try:
+        if is_nnx_class(cls):
+            return NnxNetwork(lambda rngs: cls(**arguments, rngs=rngs), network.name)
         return cls(**arguments)
+    except AbstainError:
+        raise
     except (Exception, SystemExit) as error:  # A class may raise anything when it checks its fields.
         raise AbstainError("refuses its arguments", where=f"network, {network.name}", found=_one_line(error)) from error
 
 
-def _import_class(name: str) -> type[nn.Module]:
+def _import_class(name: str) -> type[Any]:
     file, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(file)
@@ -224,8 +270,8 @@ def _import_class(name: str) -> type[nn.Module]:
             fix=_IMPORTABLE if absent else None,
         ) from error
     value: Any = getattr(module, attribute, None)
-    if not (isinstance(value, type) and issubclass(value, nn.Module)):
-        classes = [key for key, item in vars(module).items() if isinstance(item, type) and issubclass(item, nn.Module)]
+    if not _is_network_class(value):
+        classes = [key for key, item in vars(module).items() if _is_network_class(item)]
         raise AbstainError(
             f"{attribute!r} is no flax.linen.Module" if hasattr(module, attribute) else f"no class {attribute!r}",
             where=f"network, {getattr(module, '__file__', None) or file}",
@@ -234,6 +280,10 @@ def _import_class(name: str) -> type[nn.Module]:
             fix=suggest(attribute, classes),
         )
     return value
+
+
+def _is_network_class(value: Any) -> bool:
+    return (isinstance(value, type) and issubclass(value, nn.Module)) or is_nnx_class(value)
 
 
 def _leaves(network: OneExample, tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

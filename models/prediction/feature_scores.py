@@ -301,8 +301,10 @@ def as_tree(feature_scores: FeatureScores) -> dict[str, Any]:
     }
 
 
-def shapes_of(feature_scores: FeatureScores) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Returns the shape of every array, by score and field."""
+def shapes_of(feature_scores: FeatureScores | None) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Returns the shape of every array, by score and field; empty without feature scores."""
+    if feature_scores is None:
+        return {}
     return {
         name: {field: tuple(np.shape(leaf)) for field, leaf in record._asdict().items()}
         for name, record in feature_scores.records.items()

@@ -12,6 +12,7 @@ from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 from abstain.models.bundles.bundle import Bundle
 from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.shortfalls import texts
+from abstain.models.decisions.expected_rates import expected_part_rates
 from abstain.models.decisions.unseen import below_top
 from abstain.models.prediction.preprocessing import in_data_units
 from abstain.models.tables.columns import Column
@@ -39,7 +40,7 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
         "combination": settings.combination.scores if settings.combination else (),
         "ambiguity": settings.ambiguity,
         "novelty": calibration.novelty_name,
-        "part_rates": calibration.expected_part_rates,
+        "part_rates": expected_part_rates(calibration),
         "per_class": settings.per_class,
         "percentile": settings.percentile,
         "expected_reject_rate": calibration.expected_reject_rate,

@@ -45,8 +45,10 @@ def far_rows(model: Model, ranges: Range) -> Float[np.ndarray, "rows features"]:
 
 def accepted_far_rows(calibrated: Calibrated) -> tuple[int, int]:
     """Returns the number of far rows that the decision accepts at the calibration's percentile, and that of all far rows."""
-    model = calibrated.predictor.model
-    rows = far_rows(model, calibrated.feature_scores.records["range"])
+    model, feature_scores = calibrated.predictor.model, calibrated.feature_scores
+    if feature_scores is None:  # Then no training range is known.
+        return 0, 0
+    rows = far_rows(model, feature_scores.records["range"])
     if not len(rows):
         return 0, 0
     prediction = calibrated.predictor(rows.reshape(-1, *model.feature_shape))

@@ -71,12 +71,12 @@ class RejectRates(NamedTuple):
 class Calibrated(NamedTuple):
     """A calibrated predictor: thresholds, feature scores and recalibration, and how it was chosen.
 
-    With reject rates if rows were augmented.
+    With reject rates if rows were augmented. Without feature scores if no training rows are known, as for some imports.
     """
 
     predictor: Predictor
     calibration: Calibration
-    feature_scores: FeatureScores
+    feature_scores: FeatureScores | None
     recalibration: Recalibration
     reject_rates: RejectRates | None = None
     choice: RecalibrationChoice | None = None
@@ -102,6 +102,12 @@ def choose_decision(settings: CalibrationConfig, model: Model) -> Decision:
     if not names or len(set(names)) < len(names):
         raise ConfigError("calibration.decision", expected="at least one score, each once", found=list(names))
     return Decision(scores=names, **_combination(settings, Decision(scores=names, rule="min")))
+
+
+def decides_by_predictions(settings: CalibrationConfig, model: Model) -> bool:
+    """Whether one score of the predictions decides, which needs no training rows."""
+    scores = choose_decision(settings, model).scores
+    return len(scores) == 1 and scores[0] in SCORES[model.likelihood_functions.task]
 
 
 def choose_ambiguity(settings: CalibrationConfig, model: Model) -> tuple[str | None, float]:
@@ -261,15 +267,16 @@ def _sizes_that_fit(key: str, level: float, rows: int) -> str:
 def calibrate_posterior(
     settings: CalibrationConfig,
     posterior: Posterior,
-    feature_scores: FeatureScores,
+    feature_scores: FeatureScores | None,
     rows: Rows,
-    reference: Rows | ScoreValues,
+    reference: Rows | ScoreValues | None,
     seed: int,
 ) -> Calibrated:
     """Chooses the recalibration, and the thresholds and radius, by the calibration part, with the serving code.
 
     Args:
-        reference: the reference rows (`training/calibration/reference.py`), or their scores from an earlier calibration.
+        reference: the reference rows (`training/calibration/reference.py`), or their scores from an earlier calibration;
+            None if the decision is a single score.
     """
     plain_inputs = rows.x
     if settings.augment.changes_rows:

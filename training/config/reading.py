@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -23,6 +23,7 @@ DEPTH = 32
 LARGEST = 2**63
 """The limit of whole numbers in a config: neither random keys nor readers of JSON support larger ones."""
 _PART = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_Content = TypeVar("_Content", bound=Section)
 _DEEP_KEY = re.compile(rf"(?:{_PART}\s*+\.\s*+){{{DEPTH}}}")
 
 
@@ -35,7 +36,12 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     Raises:
         ConfigError: the file cannot be read, or a key is wrong; the text names the file and the key.
     """
-    return _apply_overrides(_parse_toml(_read_text(path), str(path)), overrides, str(path))
+    return read_section(path, overrides, Config)
+
+
+def read_section(path: Path, overrides: tuple[str, ...], kind: type[_Content]) -> _Content:
+    """Reads another kind of config in the same way."""
+    return _apply_overrides(_parse_toml(_read_text(path), str(path)), overrides, str(path), kind)
 
 
 def config_from_dict(content: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Config:
@@ -44,22 +50,29 @@ def config_from_dict(content: Mapping[str, Any], overrides: tuple[str, ...] = ()
     Raises:
         ConfigError: as `read_config`.
     """
+    return section_from_dict(content, overrides, Config)
+
+
+def section_from_dict(content: Mapping[str, Any], overrides: tuple[str, ...], kind: type[_Content]) -> _Content:
+    """Reads another kind of config in the same way."""
     _check_values(dict(content), "config")
-    return _apply_overrides(copy.deepcopy(dict(content)), overrides, "config")
+    return _apply_overrides(copy.deepcopy(dict(content)), overrides, "config", kind)
 
 
-def _apply_overrides(content: dict[str, Any], overrides: tuple[str, ...], source: str) -> Config:
+def _apply_overrides(
+    content: dict[str, Any], overrides: tuple[str, ...], source: str, kind: type[_Content]
+) -> _Content:
     """Applies the overrides to a file's tables and validates the config.
 
     Args:
         source: the file, for errors.
     """
-    before = _validate(content, source)
+    before = _validate(content, source, kind)
     for override in overrides:
         apply_override(override, content, before)
     where = f"{source} with {clip_repr(' '.join(overrides), 200)}" if overrides else source
     _check_values(content, where)
-    return _validate(content, where)
+    return _validate(content, where, kind)
 
 
 def _read_text(path: Path) -> str:
@@ -128,11 +141,11 @@ def _too_deep(where: str) -> ConfigError:
     )
 
 
-def _validate(content: dict[str, Any], where: str) -> Config:
+def _validate(content: dict[str, Any], where: str, kind: type[_Content]) -> _Content:
     try:
-        return Config.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        raise refuse(error, ConfigError, Config, where=where, whole="config") from error
+        raise refuse(error, ConfigError, kind, where=where, whole="config") from error
 
 
 def apply_override(override: str, content: dict[str, Any], config: Section) -> None:

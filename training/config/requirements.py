@@ -77,8 +77,15 @@ def check_servable(config: Config, model: Model) -> None:
     """Refuses a model that could be fitted but not loaded, because predicting a batch needs too much memory.
 
     Raises:
-        ConfigError: the memory is too large; the text names it.
+        ConfigError: the memory is too large, and the text names it; or draws would hold running statistics.
     """
+    if isinstance(config.network, ModuleSpec) and config.network.running_statistics:
+        raise ConfigError(
+            "network.running_statistics",
+            expected="none: inference finds parameters alone",
+            found="true",
+            fix="leave it out; an import sets it for networks that are already trained",
+        )
     claim = batch_memory_claim(model, config.draws, {})
     if not claim.holds:
         raise ConfigError(

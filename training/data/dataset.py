@@ -1,6 +1,7 @@
 """Datasets: splits a source into three parts, and fits the preprocessing to the training part.
 
 split               Source → Dataset: train, calibration, test
+split_held_out      the same for rows that are not trained on: calibration, test
 fit_preprocessing   the training part → Preprocessing, by scikit-learn's transformers
 """
 
@@ -87,13 +88,45 @@ def split(source: Source, config: DataConfig, seed: int) -> Dataset:
     return Dataset(bare, rest, calibration, test, notes)
 
 
+def split_held_out(source: Source, config: DataConfig, seed: int) -> Dataset:
+    """Splits a source of rows that are not trained on into a calibration and a test part; the training part is empty.
+
+    The source either has both parts and no other rows, or no parts.
+
+    Raises:
+        DataError: the source has some parts and not others, or too few rows for two parts.
+    """
+    rows, test, calibration = source.train, source.test, source.calibration
+    rule, notes = split_rule(source, config, seed), source.hints
+    if rows is not None and test is None and calibration is None:
+        order, chosen = _cut(
+            rule, np.random.default_rng(seed).permutation(len(rows)), config.test_size, "data.test_size", source.where
+        )
+        test, calibration = rows.take(chosen), rows.take(order)
+        notes = (*notes, *part_notes(source, config, order))
+    elif rows is not None or test is None or calibration is None:
+        parts = {"x_train": rows, "x_calibration": calibration, "x_test": test}
+        raise DataError(
+            "parts",
+            where=source.where,
+            expected="rows that the network was not trained on: x and y, or x_calibration, y_calibration, x_test and y_test",
+            found=", ".join(name for name, part in parts.items() if part is not None),
+            fix="pass the training rows apart, with --train",
+        )
+    bare = dataclasses.replace(source, train=None, calibration=None, test=None, key=None)
+    return Dataset(bare, calibration.take(np.zeros(0, int)), calibration, test, notes)
+
+
 def split_again(source: Source, config: DataConfig, seed: int, fingerprint: str) -> Dataset | None:
-    """Repeats the split of a fit; None if the fingerprint shows that the fit had other data."""
-    try:
-        dataset = split(source, config, seed)
-    except (ConfigError, DataError):  # The source of a fit can be split.
-        return None
-    return dataset if dataset.fingerprint == fingerprint else None
+    """Repeats the split of a fit or an import; None if the fingerprint shows that it had other data."""
+    for repeat in (split, split_held_out):
+        try:
+            dataset = repeat(source, config, seed)
+        except (ConfigError, DataError):  # The source of a fit or an import can be split.
+            continue
+        if dataset.fingerprint == fingerprint:
+            return dataset
+    return None
 
 
 def _cut(

@@ -25,12 +25,14 @@ class Baseline:
         shares: the probability of each class; None for numbers.
         names: the class names.
         mean, std: the normal, for numbers.
+        part: the part of the rows that it was made from.
     """
 
     shares: Float[np.ndarray, " classes"] | None = None
     names: tuple[str, ...] = ()
     mean: float = 0.0
     std: float = 1.0
+    part: str = "training"
 
     @property
     def guess(self) -> str | float:
@@ -75,9 +77,14 @@ def training_baseline(y: Num[np.ndarray, " rows"], names: tuple[str, ...]) -> Ba
 
 
 def recorded_baseline(manifest: Manifest) -> Baseline | None:
-    """Returns the baseline of a version's training part; None for classes in a bundle of an earlier version of abstain."""
+    """Returns the baseline of a version's training part.
+
+    None for classes in a bundle of an earlier version of abstain, and for imports of numbers, whose scaling is not that part's.
+    """
     names, rows = manifest.model.class_names, manifest.data.class_rows
     if names:
         return class_baseline(np.array(rows, np.float64), names) if rows else None
+    if manifest.imported:
+        return None
     preprocessing = manifest.model.preprocessing
     return Baseline(mean=preprocessing.target_shift, std=preprocessing.target_scale)

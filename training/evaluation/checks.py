@@ -64,6 +64,7 @@ def prediction_shortfalls(
     y: Num[np.ndarray, " rows"],
     train: Num[np.ndarray, " train"],
     calibration: Calibration,
+    part: str = "training",
 ) -> tuple[Shortfall, ...]:
     """Returns the shortfalls of the predictions and of the decision.
 
@@ -72,13 +73,18 @@ def prediction_shortfalls(
             `squared_error` for a regression.
         average: the same for the average of these predictions (`quality.average_terms`).
         y: the test part's targets: class indices, or numbers.
-        train: the training part's targets.
+        train: the training part's targets, or those of another part that is known before the test.
+        part: the name of that part.
     """
-    return (*learning_shortfalls(terms, average, y, train), *decision_shortfalls(calibration))
+    return (*learning_shortfalls(terms, average, y, train, part), *decision_shortfalls(calibration))
 
 
 def learning_shortfalls(
-    terms: Terms, average: Terms, y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]
+    terms: Terms,
+    average: Terms,
+    y: Num[np.ndarray, " rows"],
+    train: Num[np.ndarray, " train"],
+    part: str = "training",
 ) -> tuple[Shortfall, ...]:
     """Returns a shortfall if neither proper score is better than that of a baseline, a prediction that ignores the row.
 
@@ -90,7 +96,7 @@ def learning_shortfalls(
     classify = "brier" in terms
     what = "the class frequencies" if classify else "a normal with the mean and standard deviation"
     known = frequency_terms(y, train) if classify else normal_terms(y, train)
-    guesses = {f"{what} of the training part": known, "the average of its own predictions": average}
+    guesses = {f"{what} of the {part} part": known, "the average of its own predictions": average}
     for words, guess in guesses.items():
         if not any(_is_better(name, guess[name], terms[name]) for name in guess):
             gain = guess["nll"] - terms["nll"]
@@ -213,7 +219,7 @@ def baseline_notes(terms: Terms, baseline: Baseline, y: Num[np.ndarray, " rows"]
     unclear = [_comparison(name, known[name], terms[name]) for name in finite if not _gains(name, known, terms)]
     if not unclear or len(y) < 2:
         return ()
-    constant = repr(baseline.guess) if baseline.names else f"the mean of the training part, {baseline.guess:.4g}"
+    constant = repr(baseline.guess) if baseline.names else f"the mean of the {baseline.part} part, {baseline.guess:.4g}"
     return (
         f"not shown on {len(y)} test rows to be better than a baseline that always predicts {constant}: "
         f"{'; '.join(unclear)}; judge the model by its other metrics",

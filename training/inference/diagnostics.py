@@ -192,12 +192,34 @@ def ebfmi(energies: Float[np.ndarray, "chains transitions"]) -> list[float]:
 
 def chain_shortfalls(facts: ChainDiagnostics) -> tuple[Shortfall, ...]:
     """Returns the shortfalls of chains, by the convergence of predictions, not of parameters."""
+    shortfalls = [
+        *convergence_shortfalls(facts.function),
+        *divergence_shortfalls(facts.divergences, facts.transitions),
+    ]
+
+    def add(code: ShortfallCode, text: str) -> None:
+        shortfalls.append(Shortfall(code, text))
+
+    low = [index for index, value in enumerate(facts.ebfmi) if value < EBFMI_LIMIT]
+    if low:
+        add("e_bfmi", f"chain {low[0]} moves slowly between energies: E-BFMI is below {EBFMI_LIMIT}")
+    stuck = [index for index, value in enumerate(facts.acceptance) if not value >= ACCEPTANCE_LIMIT]
+    if stuck:
+        add(
+            "acceptance",
+            f"chain {stuck[0]} hardly moves: it accepts {facts.acceptance[stuck[0]]:.1%} of its proposals; "
+            "lower step_size, or choose another start",
+        )
+    return tuple(shortfalls)
+
+
+def convergence_shortfalls(function: Convergence) -> tuple[Shortfall, ...]:
+    """Returns the shortfalls of the convergence of predictions."""
     shortfalls: list[Shortfall] = []
 
     def add(code: ShortfallCode, text: str) -> None:
         shortfalls.append(Shortfall(code, text))
 
-    function = facts.function
     if function.rhat is not None and not function.rhat <= RHAT_LIMIT:
         add(
             "r_hat",
@@ -211,23 +233,18 @@ def chain_shortfalls(facts: ChainDiagnostics) -> tuple[Shortfall, ...]:
                 f"the samples of predictions have too small an effective size: {kind} ESS is {ess:.0f}, "
                 f"below {ESS_LIMIT:.0f}; take more samples",
             )
-    if facts.divergences > DIVERGENT_SHARE * facts.transitions:
-        add(
-            "divergences",
-            f"{facts.divergences} of {facts.transitions} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
-            "parts of the posterior may be missing; raise target_acceptance or lower step_size",
-        )
-    low = [index for index, value in enumerate(facts.ebfmi) if value < EBFMI_LIMIT]
-    if low:
-        add("e_bfmi", f"chain {low[0]} moves slowly between energies: E-BFMI is below {EBFMI_LIMIT}")
-    stuck = [index for index, value in enumerate(facts.acceptance) if not value >= ACCEPTANCE_LIMIT]
-    if stuck:
-        add(
-            "acceptance",
-            f"chain {stuck[0]} hardly moves: it accepts {facts.acceptance[stuck[0]]:.1%} of its proposals; "
-            "lower step_size, or choose another start",
-        )
     return tuple(shortfalls)
+
+
+def divergence_shortfalls(divergences: int, transitions: int) -> tuple[Shortfall, ...]:
+    """Returns a shortfall if too many transitions diverged."""
+    if divergences <= DIVERGENT_SHARE * transitions:
+        return ()
+    text = (
+        f"{divergences} of {transitions} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
+        "parts of the posterior may be missing; raise target_acceptance or lower step_size"
+    )
+    return (Shortfall("divergences", text),)
 
 
 def summary(values: Values, seconds: float) -> Convergence:

@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from abstain.models.bundles.import_record import ImportRecord
 from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.decisions.records import Calibration
@@ -23,6 +24,7 @@ from abstain.training.evaluation.records import ReportData
 from abstain.training.report.contents import (
     DecisionPart,
     Draw,
+    Facts,
     Guess,
     Heading,
     Page,
@@ -203,12 +205,23 @@ def build_settings(manifest: Manifest) -> Settings:
             ("calibration rows", f"{data.calibration_rows:,}"),
             ("test rows", f"{data.test_rows:,}"),
             ("fingerprint", data.fingerprint),
+            *(() if manifest.imported is None else _imported_facts(manifest.imported)),
             *flatten({key: value for key, value in data.settings.items() if key != "source"}),
         ),
         method=manifest.method.kind,
         method_settings=(*flatten(manifest.method.settings), ("seed", str(manifest.seed))),
         network=flatten(manifest.model.network.model_dump(mode="json")),
         calibration=flatten(manifest.calibration.settings),
+    )
+
+
+def _imported_facts(record: ImportRecord) -> Facts:
+    """Returns where imported draws came from."""
+    files = ", ".join(source.name for source in record.sources)
+    return (
+        ("draws imported from", f"{files} ({record.kind})" if files else record.kind),
+        ("draws in the source", f"{record.found:,}"),
+        ("digest of the draws", record.digest),
     )
 
 

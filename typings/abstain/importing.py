@@ -1,0 +1,1 @@
+../../abstain/importing.py
