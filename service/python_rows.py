@@ -69,7 +69,7 @@ def rows_of(inputs: object, model: Model) -> Float[np.ndarray, "rows ..."]:
         InputError: names the invalid row and column of an array, of lists or of records.
         DataError: names the invalid column and row of a table.
     """
-    if isinstance(inputs, list | tuple) and inputs and isinstance(inputs[0], Mapping):
+    if _are_records(inputs):
         return _rows_of_records(cast("Sequence[Any]", inputs), model)
     if isinstance(inputs, Table) and _is_frame(inputs):
         return _rows_of_frame(inputs, model)
@@ -79,6 +79,12 @@ def rows_of(inputs: object, model: Model) -> Float[np.ndarray, "rows ..."]:
     if isinstance(inputs, ArrayLike):
         return _rows_of_array(_as_array(inputs), model)
     return _rows_of_lists(inputs, model)
+
+
+def _are_records(inputs: object) -> bool:
+    """Whether the inputs are a list that begins with a dict."""
+    items = cast("Sequence[Any]", inputs)
+    return isinstance(inputs, list | tuple) and len(items) > 0 and isinstance(items[0], Mapping)
 
 
 def unseen_texts_of(inputs: object, model: Model, rows: Float[np.ndarray, "rows ..."]) -> UnseenTexts:

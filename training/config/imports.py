@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_se
 
 from abstain.models.bundles.references import NAME_PATTERN
 from abstain.models.errors import ConfigError
-from abstain.models.networks.architectures import MLPSpec, NetworkSpec
+from abstain.models.networks.specs import MLPSpec, NetworkSpec
 from abstain.models.prediction.likelihoods import LIKELIHOODS, LikelihoodName
 from abstain.training.config.calibration import CalibrationConfig, EvaluationConfig
 from abstain.training.config.config import Config

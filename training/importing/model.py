@@ -7,7 +7,7 @@ import numpy as np
 from abstain.models.bundles.plausible import batch_memory_claim, model_claims
 from abstain.models.errors import ConfigError
 from abstain.models.networks.running_statistics import STATISTICS
-from abstain.models.networks.user_module import ModuleSpec
+from abstain.models.networks.specs import ModuleSpec
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Column, Preprocessing
 from abstain.training.config.imports import ImportConfig, PosteriorConfig

@@ -16,7 +16,7 @@ from abstain.models.errors import ConfigError, clip_repr
 from abstain.models.networks.allowed import MODULE_PATTERN
 from abstain.models.networks.architectures import MLP, LeNet, LeNetSpec, MLPSpec, NetworkSpec
 from abstain.models.networks.nnx_network import is_nnx_class
-from abstain.models.networks.user_module import ModuleSpec
+from abstain.models.networks.specs import ModuleSpec
 
 _WHERE = "module"
 _EXPECTED = "a Flax Linen module, its class, package.file:ClassName, or a dict as the table [network] of a config"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from abstain.models.errors import DataError
 from abstain.models.files.row_files import read_npz
-from abstain.models.networks.architectures import NetworkSpec
+from abstain.models.networks.specs import NetworkSpec
 from abstain.training.importing.found import Found, imported_file, stack_members
 from abstain.training.importing.netcdf import read_netcdf
 from abstain.training.importing.orbax import read_checkpoint

@@ -10,7 +10,7 @@ import re
 from itertools import islice, pairwise, permutations
 
 from abstain.models.errors import ConfigError, DataError
-from abstain.models.networks.architectures import MLPSpec, NetworkSpec
+from abstain.models.networks.specs import MLPSpec, NetworkSpec
 from abstain.training.importing.found import Arrays
 
 MOST_ORDERS = 5_040
