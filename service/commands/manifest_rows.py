@@ -28,7 +28,7 @@ def manifest_rows(manifest: Manifest, labels: list[str]) -> list[list[str]]:
     content["notes"] = "\n".join(content["notes"])
     metrics.pop("reliability", None)
     metrics["classes"] = _class_texts(names, metrics.get("classes"))
-    calibration["other_limits"] = _limits_text(calibration.get("other_limits", ()))
+    calibration["other_limits"] = _limits_text(calibration.get("other_limits", []))
     columns = model["preprocessing"]["columns"]
     model["preprocessing"]["columns"] = _shortened({column["name"]: _column_text(column) for column in columns})
     content["diagnostics"] = {
