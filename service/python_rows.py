@@ -25,7 +25,7 @@ from abstain.models.tables.dates import moment_text
 from abstain.models.tables.encoding import ArrowTable, check_column_names
 from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts, count_unseen
 from abstain.models.tables.values import NUMPY_FLOATS, UnreadableValue, date_moment
-from abstain.service.records import rows_of_records
+from abstain.service.records import rows_of_records, unseen_texts
 from abstain.service.rows import check_rows, dtype_of, in_feature_shape, refuse_unknown_codes
 
 # pyarrow ships no types.
@@ -88,11 +88,14 @@ def _are_records(inputs: object) -> bool:
 
 
 def unseen_texts_of(inputs: object, model: Model, rows: Float[np.ndarray, "rows ..."]) -> UnseenTexts:
-    """Returns the unseen categories of a table; none for arrays and lists, which hold codes.
+    """Returns the unseen categories of records or a table; none for arrays and lists, which hold codes.
 
     Args:
         rows: the result of `rows_of`.
     """
+    if _are_records(inputs):
+        records = cast("Sequence[Any]", inputs)
+        return unseen_texts(rows, model, lambda row, name: _json_value(records[row][name]))
     if not (count_unseen(model.preprocessing.columns, rows) and isinstance(inputs, Table) and _is_frame(inputs)):
         return NO_TEXTS
     return find_unseen_texts(_arrow_table(inputs, type(inputs).__name__), model, rows)
@@ -155,6 +158,11 @@ def _as_lists(inputs: object, depth: int) -> object:
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
+
+
+def _are_records(inputs: object) -> bool:
+    rows = cast("Sequence[Any]", inputs) if isinstance(inputs, list | tuple) else ()
+    return bool(rows) and isinstance(rows[0], Mapping)
 
 
 def _rows_of_records(inputs: Sequence[Any], model: Model) -> Float[np.ndarray, "rows ..."]:

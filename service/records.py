@@ -8,7 +8,7 @@ an error or could hide one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from abstain.models.tables.columns import UNSEEN, Column
 from abstain.models.tables.dates import ISO_EXAMPLES
 from abstain.models.tables.encoding import category_code
 from abstain.models.tables.row_plan import LARGEST, Picks, RowPlan, encode_quickly, picks_of_lists
+from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts, rejecting_columns, unseen_cells
 from abstain.models.tables.values import UnreadableValue, date_seconds, value_text
 from abstain.service.json_objects import describe_value
 from abstain.service.rows import NAMES_LENGTH, dtype_of, refuse_many_rows
@@ -121,6 +122,21 @@ def encode_value(value: Any, position: int, plan: RowPlan, where: str) -> float:
         finite = "a finite number within float32's range"
         _refuse(where, f"{finite}, or null for a missing value" if plan.nullable else finite, value)
     return float(value)
+
+
+def unseen_texts(rows: Float[np.ndarray, "rows ..."], model: Model, value: Callable[[int, str], Any]) -> UnseenTexts:
+    """Returns the unseen categories of rows with named values, by row and index of the column.
+
+    Args:
+        value: returns the JSON value of a row, by its index and the name of the column.
+    """
+    if not (rows == UNSEEN).any():
+        return NO_TEXTS
+    columns = model.preprocessing.columns
+    indices = rejecting_columns(columns)
+    found: list[list[int]] = np.argwhere(unseen_cells(columns, rows)).tolist() if indices else []
+    places = [(row, indices[place]) for row, place in found]
+    return {(row, index): str(value_text(value(row, columns[index].name))) for row, index in places}
 
 
 def check_names(found: Iterable[str], plan: RowPlan, where: str, fix: str) -> None:

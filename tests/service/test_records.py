@@ -16,7 +16,7 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.tables.columns import Column
 from abstain.models.tables.values import date_seconds
-from abstain.service.predict.request import parse_predict, rows_of_request
+from abstain.service.predict.request import parse_predict, rows_of_request, texts_of_request
 
 LIMIT = 100
 JOBS = ("baker", "nurse", "true", "1")
@@ -128,6 +128,18 @@ def test_the_meaning_of_each_value(column, value, number):
     record = NURSE | {column: value}
     for body in ({"records": [record]}, slowly([record]), as_lists(record)):
         assert rows_of(body)[0, NAMES.index(column)] == pytest.approx(number, nan_ok=True, abs=0)
+
+
+def test_an_unseen_category_keeps_its_name():
+    """For the reasons of the answer; by row and column, whatever the form and the order of the columns."""
+    strange = [NURSE | {"town": "Köln"}, NURSE | {"age": -1, "land": "JP"}, NURSE, NURSE | {"land": 7}]
+    for body in ({"records": strange}, as_lists(*strange), as_lists(*(dict(reversed(r.items())) for r in strange))):
+        request = parse_predict(json.dumps(body).encode(), LIMIT)
+        rows = rows_of_request(request, PEOPLE, LIMIT)
+        place = NAMES.index("land")
+        assert texts_of_request(request, PEOPLE, rows) == {(1, place): "JP", (3, place): "7"}
+    request = parse_predict(json.dumps({"inputs": [ROW[:1] * 6]}).encode(), LIMIT)
+    assert texts_of_request(request, PEOPLE, np.full((1, 6), -1.0)) == {}
 
 
 @pytest.mark.parametrize(
@@ -333,11 +345,8 @@ def test_both_ways_agree_on_any_value(column, value):
     assert str(found[0]) == str(found[1])
 
 
-JSON = st.recursive(
-    VALUES,
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(NAMES), inner)),
-    max_leaves=8,
-)
+RECORD = st.dictionaries(st.sampled_from([*NAMES, "x"]), VALUES, max_size=7)
+JSON = st.one_of(VALUES, RECORD, st.lists(st.one_of(VALUES, RECORD, st.lists(VALUES, max_size=7)), max_size=3))
 
 
 @settings(max_examples=100, deadline=None)

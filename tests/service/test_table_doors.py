@@ -239,9 +239,9 @@ def test_every_door_makes_the_same_rows(tmp_path):
         "records": predict({"records": DATED}),
         "reordered": predict({"records": [dict(reversed(record.items())) for record in DATED]}),
         "lists": predict(lists(DATED)),
-        "csv body": rows_of_body(csv_body(DATED), CSV, model, 10),
-        "arrow body": rows_of_body(arrow_body(rows), ARROW, model, 10),
-        "timestamps": rows_of_body(arrow_body(stamps), ARROW, model, 10),
+        "csv body": rows_of_body(csv_body(DATED), CSV, model, 10)[0],
+        "arrow body": rows_of_body(arrow_body(rows), ARROW, model, 10)[0],
+        "timestamps": rows_of_body(arrow_body(stamps), ARROW, model, 10)[0],
         "pandas codec": infer(pandas_codec(DATED), {}),
         "triton": infer(*triton(DATED)),
         "python": rows_of(python_records(DATED), model),
@@ -293,6 +293,26 @@ def test_every_door_gives_the_same_answers(app, store, run, tmp_path):
     ]
 
 
+def test_an_unseen_category_is_named_at_every_door(app, store):
+    """`reject` with the reason in the row, whose neighbours are answered as ever."""
+    strange = [dict(record) for record in RECORDS]
+    strange[1]["job"] = "pilot"
+    bodies = [
+        ("/predict", json.dumps({"records": strange}), "application/json"),
+        ("/predict", json.dumps(lists(strange)), "application/json"),
+        ("/predict?fields=reject,reasons", csv_body(strange), CSV),
+        ("/predict?fields=reject,reasons", arrow_body(table(strange)), ARROW),
+    ]
+    for path, body, kind in bodies:
+        rows = send(app, "POST", path, body, **{"Content-Type": kind}).json()["predictions"]
+        assert rows[1]["reject"] is True
+        assert rows[1]["reasons"][0] == "job: 'pilot' was not in training"
+        assert "pilot" not in json.dumps(rows[:1] + rows[2:])
+    predicted = abstain.load("people", store=store).predict(strange)
+    assert predicted.reject[1]
+    assert predicted.reasons[1][0] == "job: 'pilot' was not in training"
+
+
 def test_clients_learn_the_columns(app):
     """Of a model by its name, and as inputs of `/v2`; ranges are rounded outwards, and no row is sent."""
     found = send(app, "GET", "/models/people").json()
@@ -308,7 +328,7 @@ def test_clients_learn_the_columns(app):
         "kind": "category",
         "nullable": True,
         "categories": ["1", "baker", "nurse"],
-        "unseen": "refuse",
+        "unseen": "reject",
     }
     ages = people()["age"].to_pylist()
     low, high = columns["age"]["range"]
