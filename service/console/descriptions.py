@@ -33,6 +33,7 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
         "task": model.likelihood_functions.task,
         "feature_shape": model.feature_shape,
         "features": features(bundle),
+        "records": bool(model.preprocessing.columns),
         "ranges": "training" if _trained_ranges(bundle) is not None else "estimated",
         "class_names": model.class_names,
         "target_name": model.target_name,
@@ -79,10 +80,10 @@ def quantiles(ascending: Float[np.ndarray, " rows"]) -> list[float]:
 
 
 def features(bundle: Bundle) -> list[dict[str, Any]]:
-    """Describes each column of a flat row: name, categories, range of the training rows, a typical value and what a gap means.
+    """Describes each column of a flat row: name, kind, categories, range of the training rows, a typical value and what a gap means.
 
     The range is that of the score `range` if the bundle has it, else an estimate from the preprocessing parameters. `missing`
-    is the value, or the category's code, that replaces a gap; None if the model was not fitted on a table.
+    is the value, or the category's code, that replaces a gap, and a date is in seconds since 1970-01-01 00:00 UTC; None if the model was not fitted on a table.
     """
     model = bundle.manifest.model
     names = model.feature_names or ("",) * model.features
@@ -90,6 +91,7 @@ def features(bundle: Bundle) -> list[dict[str, Any]]:
     return [
         {
             "name": column.name,
+            "kind": column.kind,
             "categories": column.categories,
             "low": 0.0 if column.categories else low,
             "high": len(column.categories) - 1.0 if column.categories else high,

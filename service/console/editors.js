@@ -1,11 +1,11 @@
 // Editors of a row: a canvas for an image, or a form with a field for each column. Both are `{ element, row() }`.
 //
-// A row has a number, a category's name, or null for a gap, for each column; it is null before anything is drawn.
+// A row has a number, a text (a category or a date), or null for a gap, for each column; it is null before anything is drawn.
 
 import { el, number } from "./dom.js";
 import { EXAMPLES, image } from "./drawing.js";
 import { cellsOf, fieldFor, valueOf } from "./fields.js";
-import { nameOf } from "./requests.js";
+import { dateOf, nameOf } from "./requests.js";
 
 const PAD = 280;
 const MAX_FIELDS = 300;
@@ -210,12 +210,12 @@ function rowEditor({ features, ranges }, changed) {
     features.length <= MAX_FIELDS ? features.map((feature, index) => fieldFor(feature, index, ranges, changed)) : [];
   const trouble = el("p", { class: "trouble", role: "alert", hidden: true });
   const typical = features.map((feature) =>
-    feature.categories.length ? feature.categories[feature.typical] : rounded(feature, feature.typical),
+    feature.categories.length ? feature.categories[feature.typical] : valueIn(feature, feature.typical),
   );
   const beyond = features.map((feature, index) =>
     feature.categories.length
       ? typical[index]
-      : rounded(feature, feature.high + (1 + (index % 2)) * (feature.high - feature.low)),
+      : valueIn(feature, feature.high + (1 + (index % 2)) * (feature.high - feature.low)),
   );
   let pastedRow = typical;
 
@@ -283,6 +283,9 @@ function rowEditor({ features, ranges }, changed) {
     repaint: () => {},
   };
 }
+
+/** A date as a text, with whole seconds; another number rounded. */
+const valueIn = (feature, value) => (feature.kind === "date" ? dateOf(Math.round(value)) : rounded(feature, value));
 
 /** A number with the digits that tell rows of this column apart: a thousandth of its range. */
 function rounded({ low, high }, value) {

@@ -1,16 +1,16 @@
-// The fields of a table's row: a number with the range of its training rows, a category with its choices.
+// The fields of a table's row: a number or a date with the range of its training rows, a category with its choices.
 //
-// A field is `{ element, read(), write(value) }`. A value is a number, a category's name, or null for a gap.
+// A field is `{ element, read(), write(value) }`. A value is a number, a text (a category or a date), or null for a gap.
 
-import { el, measured } from "./dom.js";
-import { excess, nameOf } from "./requests.js";
+import { el } from "./dom.js";
+import { excess, nameOf, shown } from "./requests.js";
 
 const OTHER = "other";
 const EMPTY = "";
 
 /** The field of a column; it calls `changed` whenever its value changes. */
 export function fieldFor(feature, index, ranges, changed) {
-  return feature.categories.length ? categoryField(feature, index, changed) : numberField(feature, index, ranges, changed);
+  return feature.categories.length ? categoryField(feature, index, changed) : rangeField(feature, index, ranges, changed);
 }
 
 function framed(id, name, hint, ...controls) {
@@ -23,24 +23,24 @@ function framed(id, name, hint, ...controls) {
   );
 }
 
-function numberField(feature, index, ranges, changed) {
+function rangeField(feature, index, ranges, changed) {
   const id = `feature-${index}`;
+  const isDate = feature.kind === "date";
   const control = el("input", {
     id,
-    type: "number",
-    step: "any",
-    inputmode: "decimal",
+    ...(isDate ? { type: "text", spellcheck: "false" } : { type: "number", step: "any", inputmode: "decimal" }),
     oninput: changed,
     placeholder: feature.missing === null ? null : "empty",
     "aria-describedby": `${id}-hint`,
   });
   const about = ranges === "training" ? "" : "about ";
-  const hint = `training rows: ${about}${measured(feature.low)} to ${measured(feature.high)}`;
+  const hint = `training rows: ${about}${shown(feature, feature.low)} to ${shown(feature, feature.high)}`;
   const element = framed(id, nameOf(feature, index), hint, control);
 
   function read() {
     // A text that is no number has an empty value, too.
-    const value = control.value === "" ? (control.validity.badInput ? Number.NaN : null) : Number(control.value);
+    const empty = control.validity.badInput ? Number.NaN : null;
+    const value = control.value === "" ? empty : isDate ? control.value : Number(control.value);
     const wrong = Number.isNaN(value) || (value === null && feature.missing === null);
     control.setAttribute("aria-invalid", String(wrong));
     element.classList.toggle("outside", excess(feature, value) > 0);
@@ -110,7 +110,8 @@ export function cellsOf(text) {
 }
 
 /** The value of a cell; NaN if it should be a number and is none. A category may also be given by its code. */
-export function valueOf({ categories }, cell) {
+export function valueOf({ kind, categories }, cell) {
+  if (kind === "date") return cell === "" ? null : cell;
   if (!categories.length) return NO_NUMBER.has(cell) ? null : Number(cell);
   if (cell === "") return null;
   return categories.includes(cell) ? cell : (categories[/^\d+$/.test(cell) ? Number(cell) : -1] ?? cell);

@@ -6,50 +6,55 @@ import { measured } from "./dom.js";
 export const nameOf = (feature, index) => feature.name || `feature ${index}`;
 
 /**
- * The body of `POST /predict` for one row: the only place that knows how a server takes rows.
+ * The body of `POST /predict` for one row: a record for a table, else a list of numbers.
  *
- * A value is a number, a category's name, or null for a gap. Throws an Error that names a column whose value cannot be sent.
+ * A value is a number, a text (a category or a date), or null for a gap. Throws an Error that names a column whose value cannot be
+ * sent.
  */
-export function bodyOf({ name, version, features, percentile }, values, requestedPercentile) {
-  const body = { inputs: [values.map((value, index) => encoded(features[index], index, value))], model: `${name}:${version}` };
+export function bodyOf({ name, version, features, percentile, records }, values, requestedPercentile) {
+  values.forEach((value, index) => check(features[index], nameOf(features[index], index), value));
+  const rows = records
+    ? { records: [Object.fromEntries(values.map((value, index) => [features[index].name, value]))] }
+    : { inputs: [values] };
+  const body = { ...rows, model: `${name}:${version}` };
   return requestedPercentile === percentile ? body : { ...body, percentile: requestedPercentile };
 }
 
-/** A category as its code, and a gap as the number that the model replaces it by. */
-function encoded(feature, index, value) {
-  const name = nameOf(feature, index);
+function check(feature, name, value) {
   if (value === null) {
     if (feature.missing === null) throw new Error(`${name} is empty: expected a number, because this model takes no gaps`);
-    return feature.missing;
-  }
-  if (feature.categories.length) {
-    const code = feature.categories.indexOf(value);
-    if (code < 0) throw new Error(`${name}: expected ${someOf(feature.categories)}, found ${value}`);
-    return code;
-  }
-  if (!Number.isFinite(value)) throw new Error(`${name}: expected a number`);
-  return value;
+  } else if (feature.kind === "number" && !Number.isFinite(value)) throw new Error(`${name}: expected a number`);
 }
 
-const MOST_NAMED = 8;
+// ---- dates: a text in the form, seconds since 1970-01-01 00:00 UTC in the model ---------------------------------------
 
-const someOf = (categories) =>
-  categories.length > MOST_NAMED
-    ? `one of ${categories.slice(0, MOST_NAMED).join(", ")} and ${categories.length - MOST_NAMED} others`
-    : `one of ${categories.join(", ")}`;
+/** A date in ISO 8601, without a time at midnight. */
+export function dateOf(seconds) {
+  const date = new Date(1000 * seconds);
+  return Number.isNaN(date.getTime()) ? "–" : date.toISOString().replace(/T00:00:00\.000Z$/, "").replace(/\.000Z$/, "Z");
+}
+
+/** The seconds of a date; NaN if the browser does not understand it. A time without an offset is UTC. */
+const secondsOf = (text) => Date.parse(/T[^Z+-]*$/.test(text) ? `${text}Z` : text) / 1000;
+
+/** A value of a column in words. */
+export const shown = ({ kind }, value) =>
+  typeof value === "string" ? value : kind === "date" ? dateOf(value) : measured(value);
 
 /** What the model puts in place of a gap, in words. */
-export function replacementOf({ categories, missing }) {
-  return categories.length ? `${categories[missing]}, the most frequent category` : `${measured(missing)}, the median`;
+export function replacementOf(feature) {
+  const { categories, missing } = feature;
+  return categories.length ? `${categories[missing]}, the most frequent category` : `${shown(feature, missing)}, the median`;
 }
 
 // The tolerance of the score `range`, in widths of the range (models/prediction/feature_scores.py, RANGE_TOLERANCE).
 const TOLERANCE = 1e-4;
 
 /** How many widths of its range a number is outside of it; 0 inside, for a category and for a gap. */
-export function excess({ categories, low, high }, value) {
-  if (categories.length || !Number.isFinite(value)) return 0;
-  const outside = Math.max(low - value, value - high) / (high - low || 1);
+export function excess({ kind, low, high }, value) {
+  const position = kind === "date" && value !== null ? secondsOf(value) : value;
+  if (kind === "category" || !Number.isFinite(position)) return 0;
+  const outside = Math.max(low - position, position - high) / (high - low || 1);
   return outside > TOLERANCE ? outside : 0;
 }
 

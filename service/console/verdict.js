@@ -1,7 +1,7 @@
 // The verdict in words: the columns out of range, how strange the row is, and why it is rejected.
 
 import { el, measured, percent, plain } from "./dom.js";
-import { excess, nameOf, replacementOf } from "./requests.js";
+import { excess, nameOf, replacementOf, shown } from "./requests.js";
 
 const MOST_COLUMNS = 4;
 /** The names of scores in sentences, where the plain name would say something else. */
@@ -17,7 +17,7 @@ const IN_WORDS = {
 export function showVerdict(container, description, prediction, percentile, values) {
   const parts = partsOf(description, prediction, percentile);
   const doubtful = parts.some(({ close }) => close) || fitsNone(prediction);
-  const columns = columnsOf(description, values);
+  const columns = [...unseenOf(prediction), ...columnsOf(description, values)];
   container.className = prediction.reject ? "verdict unknown" : `verdict accepted${doubtful ? " doubtful" : ""}`;
   container.replaceChildren(
     el("p", { class: "word" }, prediction.reject ? "I don’t know" : `accepted: ${valueOf(description, prediction)}`),
@@ -32,6 +32,11 @@ const sentence = (text) => [el("span", { class: "block" }, `${text.replaceAll(" 
 const valueOf = (description, prediction) =>
   description.task === "classification" ? prediction.label : `${measured(prediction.mean)}`;
 
+const UNSEEN = /^(?:novel: )?(.* was not in training)$/s;
+
+/** The columns with a category that was not in training, in the words of the response. */
+const unseenOf = ({ reasons: texts }) => texts.map((text) => UNSEEN.exec(text)?.[1]).filter(Boolean);
+
 /** The columns outside of the training rows, the farthest first, and the empty ones. */
 function columnsOf({ features, ranges }, values) {
   const about = ranges === "training" ? "" : "about ";
@@ -40,8 +45,9 @@ function columnsOf({ features, ranges }, values) {
     .filter(({ far }) => far > 0)
     .sort((a, b) => b.far - a.far)
     .map(({ value, index }) => {
-      const { low, high } = features[index];
-      return `${nameOf(features[index], index)} ${measured(value)}; trained on ${about}${measured(low)} – ${measured(high)}`;
+      const feature = features[index];
+      const range = `${about}${shown(feature, feature.low)} – ${shown(feature, feature.high)}`;
+      return `${nameOf(feature, index)} ${shown(feature, value)}; trained on ${range}`;
     });
   const empty = values.flatMap((value, index) =>
     value === null ? [`${nameOf(features[index], index)} is empty; the model uses ${replacementOf(features[index])}`] : [],
@@ -134,7 +140,7 @@ function reason(description, prediction, parts) {
 function reasons({ decision, novelty, ambiguity }, texts) {
   const above = [];
   let its = "";
-  for (const text of texts.filter((one) => !one.startsWith(`ambiguous: ${ambiguity} `))) {
+  for (const text of texts.filter((one) => !one.startsWith(`ambiguous: ${ambiguity} `) && !UNSEEN.test(one))) {
     const [, loudest, share] = /, loudest (\w+): ([\d.]+) of 100$/.exec(text) ?? [];
     if (loudest) return [`What adds most is ${inWords(loudest)}: above ${share} % of the calibration rows`];
     const [, score, rank, column] = /(\w+) above its ([\d.]+\w+) percentile(?:: (.*))?$/s.exec(text) ?? [];
