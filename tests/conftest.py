@@ -6,6 +6,7 @@ import ctypes
 import gc
 import hashlib
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -42,9 +43,11 @@ def keep_programs() -> Path:
 
     Programs depend on the processor and on the number of threads, of which JAX's names for them say nothing.
     """
-    facts = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    machine = sorted(fact for fact in facts if fact.startswith(("model", "flags", "Features")))
-    own = f"{machine} {sorted(os.sched_getaffinity(0))} {os.environ.get('XLA_FLAGS')} {sys.version}"
+    about = Path("/proc/cpuinfo")
+    facts = about.read_text().partition("\n\n")[0].splitlines() if about.exists() else [*platform.uname()]
+    machine = sorted(fact for fact in facts if fact.startswith(("model", "flags", "Features")) or not about.exists())
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
+    own = f"{machine} {cores} {os.environ.get('XLA_FLAGS')} {sys.version}"
     name = hashlib.sha256(own.encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"abstain-tests-programs-{os.getuid()}-{name}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -5,6 +5,7 @@ This module imports nothing heavy, because `abstain -h` and the serving commands
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from abstain.command_line import DEFAULT_STORE, JsonOption, ModelArgument, StoreOption, check_percentile, print_json
+from abstain.command_line import (
+    DEFAULT_STORE,
+    JsonOption,
+    ModelArgument,
+    StoreOption,
+    check_percentile,
+    print_json,
+    print_table,
+)
 from abstain.models.decisions.decision import COMBINED
 from abstain.training.extra import check_extra
 
@@ -24,7 +33,9 @@ if TYPE_CHECKING:
 def add_commands(app: typer.Typer) -> None:
     """Adds the training commands to the `abstain` command."""
     app.command("init", epilog="Example: `abstain init penguins.csv --target species`")(init)
-    app.command(epilog="Example: `abstain fit training/configs/digits-vi.toml --set steps=500`")(fit)
+    app.command(epilog="Example: `abstain fit digits-vi --set steps=500`")(fit)
+    app.command(epilog="Example: `abstain configs digits-vi > own.toml`")(configs)
+    app.command(epilog="Example: `abstain settings | less`")(settings)
     example = "Example: `abstain import draws.npz --config own.toml --data held_out.npz --train training.npz`"
     app.command("import", epilog=example)(import_draws)
     app.command(epilog="Example: `abstain calibrate mnist --data mnist.npz --percentile 95`")(calibrate)
@@ -51,7 +62,9 @@ def init(
 
 
 def fit(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.toml", help="A file, or the name of an example: see abstain configs.")
+    ],
     data: Annotated[
         str | None, typer.Option(help="A path or an embedded set. Default: data.source of the config.")
     ] = None,
@@ -137,6 +150,40 @@ def _print_published(published: FitResult, *, as_json: bool) -> None:
     for line in metric_lines(headline_metrics(published.metrics), baseline):
         sys.stderr.write(f"{line}\n")
     typer.echo(f"{published.name}:{published.version}")
+
+
+def configs(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this example.", show_default=False)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the example configs that `abstain fit NAME` takes, or print one of them."""
+    from abstain.models.errors import ConfigError, suggest  # noqa: PLC0415
+    from abstain.training.config.reading import examples  # noqa: PLC0415
+
+    found = {example: path.read_text("utf-8") for example, path in examples().items()}
+    if name is not None:
+        if name not in found:
+            raise ConfigError(
+                f"no example {name!r}", expected=f"one of {', '.join(found)}", found=name, fix=suggest(name, found)
+            )
+        typer.echo(found[name], nl=False)
+        return
+    # A config begins with a sentence about its data and its method.
+    subjects = {
+        example: re.split(r"\.\s", text.removeprefix("# "), maxsplit=1)[0].replace("\n# ", " ")
+        for example, text in found.items()
+    }
+    if as_json:
+        print_json({"configs": [{"name": example, "about": about} for example, about in subjects.items()]})
+        return
+    print_table(["config", ""], [[example, about] for example, about in subjects.items()])
+
+
+def settings() -> None:
+    """Print every key of a config, with its type, default and meaning."""
+    from abstain.training.config.reference import format_settings  # noqa: PLC0415
+
+    typer.echo(format_settings(), nl=False)
 
 
 def calibrate(

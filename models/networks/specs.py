@@ -28,7 +28,9 @@ class MLPSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: Literal["mlp"] = "mlp"
     hidden: Widths = (64, 64)
+    """The widths of the hidden layers."""
     activation: Activation = "relu"
+    """The activation of the hidden layers."""
 
     def build(self, outputs: int) -> nn.Module:
         """Builds the module with `outputs` output units."""
@@ -43,8 +45,11 @@ class LeNetSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: Literal["lenet"] = "lenet"
     channels: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] = (6, 16)
+    """The channels of the two convolutions."""
     hidden: Widths = (120, 84)
+    """The widths of the hidden layers."""
     activation: Activation = "relu"
+    """The activation of the hidden layers."""
 
     def build(self, outputs: int) -> nn.Module:
         """Builds the module with `outputs` output units."""
@@ -62,6 +67,7 @@ class ModuleSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: Literal["module"] = "module"
     module: Annotated[str, Field(pattern=f"^{MODULE_PATTERN}$", max_length=200)]
+    """The class, `package.file:ClassName`."""
     arguments: dict[str, JsonValue] = {}
     """The arguments of the class by name."""
     running_statistics: Annotated[bool, Field(exclude_if=lambda kept: not kept)] = False

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from abstain.models.errors import ConfigError
@@ -117,7 +118,14 @@ def _load(context: ssl.SSLContext, content: tuple[bytes, bytes], files: PemFiles
 
 @contextmanager
 def _in_memory(content: bytes) -> Generator[str]:
-    """Yields the path of a file that is only in memory."""
+    """Yields the path of a file that is only in memory; where there are no such files, of one that only its owner may read."""
+    if not hasattr(os, "memfd_create"):  # macOS
+        with TemporaryDirectory(prefix="abstain-tls-") as folder:
+            file = Path(folder) / "part.pem"
+            file.touch(mode=0o600)
+            file.write_bytes(content)
+            yield str(file)
+        return
     descriptor = os.memfd_create("abstain-tls")
     try:
         os.write(descriptor, content)

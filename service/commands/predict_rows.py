@@ -63,7 +63,7 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
     if is_table(source):
         table = read_table(source, reading_of(manifest.data.settings))
         count = table.num_rows
-        kept = _keep(keep, {name: table.column(name).to_pylist for name in table.column_names}, count, source)
+        kept = _keep(keep, table.column_names, lambda name: table.column(name).to_pylist(), count, source)
         if keep and not (model.preprocessing.columns or model.feature_names):
             # All columns are inputs of such a model, except those that are copied.
             table = table.drop_columns([*dict.fromkeys(keep)])
@@ -84,7 +84,7 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
             raise DataError("arrays", where=str(source), expected="x_test or x", found=found)
         x = arrays[key]
         count = len(x) if x.ndim else 0
-        kept = _keep(keep, {name: array.tolist for name, array in arrays.items()}, count, source)
+        kept = _keep(keep, [*arrays], lambda name: np.atleast_1d(arrays[name]).tolist(), count, source)
         if skip_errors and x.ndim:
             _ = reshape_rows(x, model, str(source))
 
@@ -105,7 +105,7 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
 
 
 def _keep(
-    keep: Sequence[str], values: dict[str, Callable[[], list[Any]]], count: int, source: Path
+    keep: Sequence[str], names: list[str], values: Callable[[str], list[Any]], count: int, source: Path
 ) -> dict[str, list[Any]]:
     """Returns the values of each column to keep.
 
@@ -114,17 +114,18 @@ def _keep(
     """
     kept: dict[str, list[Any]] = {}
     for name in keep:
-        if name not in values:
+        if name not in names:
             raise DataError(
                 f"--keep {name}",
                 where=str(source),
-                expected=f"one of {', '.join(values)}",
+                expected=f"one of {', '.join(names)}",
                 found="no such column",
-                fix=suggest(name, values),
+                fix=suggest(name, names),
             )
-        kept[name] = values[name]()
-        if len(kept[name]) != count or any(isinstance(value, list) for value in kept[name]):
+        column = values(name)
+        if len(column) != count or any(isinstance(value, list) for value in column):
             raise DataError(f"--keep {name}", where=str(source), expected=f"one value for each of {count:,} rows")
+        kept[name] = column
     return kept
 
 

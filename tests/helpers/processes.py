@@ -4,7 +4,8 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+import psutil
 
 PATIENCE = 300.0
 """Seconds that a test waits for what must happen: long, because a loaded machine is slow and a passing test waits no longer
@@ -13,15 +14,10 @@ than it has to."""
 
 def children(pid: int) -> set[int]:
     """The running processes that a process has started."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text("ascii", "replace").rsplit(")", 1)[1].split()[:2]
-        except (OSError, IndexError):
-            continue
-        if int(parent) == pid and state not in "ZX":
-            found.add(int(stat.parent.name))
-    return found
+    try:
+        return alive({child.pid for child in psutil.Process(pid).children()})
+    except psutil.NoSuchProcess:
+        return set()
 
 
 def alive(pids: set[int]) -> set[int]:
@@ -29,9 +25,9 @@ def alive(pids: set[int]) -> set[int]:
     running = set()
     for pid in pids:
         try:
-            if Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rsplit(")", 1)[1].split()[0] not in "ZX":
+            if psutil.Process(pid).status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}:
                 running.add(pid)
-        except OSError:
+        except psutil.NoSuchProcess:
             continue
     return running
 

@@ -39,9 +39,11 @@ class CalibrationConfig(Section):
     error_size: PositiveFloat | None = None
     """For numbers: the largest distance from the target, in its units, of an answer that is not wrong."""
     percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
+    """The percentile of the calibration scores above which a row is rejected."""
     per_class: bool = False
     """Whether the percentile holds within each predicted class, instead of over all rows."""
     coverage: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """The probability with which prediction sets and intervals contain the truth."""
     coverage_per_class: bool = False
     """Whether the coverage of prediction sets holds within each true class, instead of over all of them."""
     coverage_among: Among = "all"

@@ -26,8 +26,11 @@ class Config(Section):
     name: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
     """The model's name in the store."""
     seed: NonNegativeInt = 0
+    """The seed of all random numbers: the split, the fit and the draws."""
     draws: PositiveInt = 100
+    """The number of networks that a version keeps; a method with chains thins its samples to it."""
     likelihood: LikelihoodName = "categorical"
+    """What the target is: a class, one of two classes, a number, or a number whose noise depends on the row."""
     data: DataConfig = DataConfig()
     network: NetworkSpec = MLPSpec()
     prior: PriorConfig = PriorConfig()

@@ -52,10 +52,13 @@ class Optimisation(MethodSettings):
     """Settings of all methods with stochastic gradients."""
 
     steps: PositiveInt = 5_000
+    """The number of steps of the optimiser."""
     batch_size: PositiveInt = 128
     """Rows per step; all rows, if there are fewer."""
     learning_rate: PositiveFloat = 1e-3
+    """The step size of the optimiser (Adam), at its largest."""
     schedule: Literal["constant", "cosine"] = "cosine"
+    """Whether the learning rate stays the same, or falls to 0 along a cosine."""
     clip: PositiveFloat | None = None
     """The largest norm of a gradient. Default: no limit."""
     reports: PositiveInt = 20
@@ -89,7 +92,9 @@ class EnsembleConfig(MAPSettings):
 
     kind: Literal["ensemble"] = "ensemble"
     members: Annotated[int, Field(ge=2)] = 5
+    """The number of networks, each fitted from its own start."""
     chain_method: ChainMethod = "sequential"
+    """All in lockstep in one compiled call, one after the other, or one thread (or device) each."""
 
     @property
     def parameter_copies(self) -> dict[str, int]:
@@ -117,7 +122,9 @@ class VIConfig(Optimisation):
 
     kind: Literal["vi"] = "vi"
     steps: PositiveInt = 10_000
+    """The number of steps of the optimiser."""
     family: Literal["mean_field", "low_rank", "full_rank"] = "mean_field"
+    """The normal of the guide: independent parameters, a covariance of low rank beside a diagonal, or a full one."""
     rank: PositiveInt = 10
     """The rank of the covariance that `low_rank` adds to a diagonal."""
     kl_weight: PositiveFloat = 1.0
@@ -135,6 +142,7 @@ class VIConfig(Optimisation):
     map: MAPSettings = MAPSettings()
     """Used if `start` is "map"."""
     chain_method: ChainMethod = "sequential"
+    """All in lockstep in one compiled call, one after the other, or one thread (or device) each."""
 
     @property
     def earlier_run(self) -> str | None:
@@ -157,7 +165,9 @@ class ChainSettings(MethodSettings):
     """Settings of all Markov chains."""
 
     chains: Annotated[int, Field(ge=2)] = 4
+    """The number of chains."""
     warmup: PositiveInt = 500
+    """Transitions of each chain before the first sample, in which the sampler adapts."""
     samples: PositiveInt = 500
     """Samples of each chain, before thinning to the config's `draws`."""
     thin: PositiveInt = 1
@@ -173,6 +183,7 @@ class ChainSettings(MethodSettings):
     vi: VIConfig = VIConfig()
     """Used if `start` is "vi"."""
     chain_method: ChainMethod = "vectorized"
+    """All in lockstep in one compiled call, one after the other, or one thread (or device) each."""
     reports: PositiveInt = 20
     """The number of progress reports and checkpoints in the whole fit."""
 
@@ -220,11 +231,15 @@ class HMCConfig(ChainSettings):
     step_size: PositiveFloat = 0.1
     """The first step size; without adaptation, the step size of all steps."""
     leapfrogs: Counted = 10
+    """The number of leapfrog steps of a trajectory."""
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """The step size of a trajectory is the adapted one times a draw from [1 − jitter, 1], which avoids resonances."""
     adaptation: Adaptation = "dual_averaging"
+    """How the step size adapts in the warm-up; with "none" the mass matrix stays the identity too."""
     target_acceptance: Acceptance = 0.8
+    """The mean acceptance probability that the step size adapts to."""
     mass_matrix: MassMatrix = "diagonal"
+    """The form of the mass matrix that adapts in the warm-up; "unit" stays the identity."""
 
     @property
     def dense_mass_matrix(self) -> bool:
@@ -237,10 +252,15 @@ class NUTSConfig(ChainSettings):
 
     kind: Literal["nuts"] = "nuts"
     step_size: PositiveFloat = 0.1
+    """The first step size."""
     adaptation: Adaptation = "dual_averaging"
+    """How the step size adapts in the warm-up; with "none" the mass matrix stays the identity too."""
     target_acceptance: Acceptance = 0.8
+    """The mean acceptance probability that the step size adapts to."""
     max_tree_depth: Annotated[int, Field(ge=1, le=15)] = 10
+    """A trajectory has at most 2 to this power leapfrog steps."""
     mass_matrix: MassMatrix = "diagonal"
+    """The form of the mass matrix that adapts in the warm-up; "unit" stays the identity."""
 
     @property
     def dense_mass_matrix(self) -> bool:
@@ -258,11 +278,15 @@ class ChEESConfig(ChainSettings):
 
     kind: Literal["chees"] = "chees"
     chains: Annotated[int, Field(ge=4)] = 16
+    """The number of chains."""
     step_size: PositiveFloat = 0.1
+    """The first step size."""
     target_acceptance: Acceptance = 0.8
+    """The mean acceptance probability that the step size adapts to."""
     max_leapfrogs: Counted = 1_000
     """The largest number of leapfrog steps in a trajectory."""
     mass_matrix: Literal["diagonal", "unit"] = "diagonal"
+    """The form of the mass matrix that adapts in the warm-up; "unit" stays the identity."""
     # Narrower than in the base class. This is safe, because sections are frozen.
     chain_method: Literal["vectorized", "parallel"] = "vectorized"  # pyright: ignore[reportIncompatibleVariableOverride]
     """After the warm-up: all chains in lockstep, or groups of chains, one thread (or device) each."""
@@ -281,14 +305,18 @@ class MILEConfig(ChainSettings):
 
     kind: Literal["mile"] = "mile"
     chains: Annotated[int, Field(ge=2)] = 8
+    """The number of chains."""
     warmup: PositiveInt = 10_000
+    """Transitions of each chain before the first sample, in which the sampler adapts."""
     samples: PositiveInt = 1_000
     thin: PositiveInt = 10
     start: Literal["network", "prior", "overdispersed", "map", "vi", "run"] = "map"
     energy_variance: PositiveFloat = 5e-5
     """The target for the energy variance of a step, per dimension; a smaller one means less bias and more steps."""
     mass_matrix: Literal["diagonal", "unit"] = "diagonal"
+    """The form of the mass matrix that adapts in the warm-up; "unit" stays the identity."""
     chain_method: ChainMethod = "parallel"
+    """All in lockstep in one compiled call, one after the other, or one thread (or device) each."""
 
 
 AnyMethod = MAPConfig | EnsembleConfig | VIConfig | LaplaceConfig | HMCConfig | NUTSConfig | ChEESConfig | MILEConfig

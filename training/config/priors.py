@@ -13,6 +13,7 @@ class LayerPrior(Section):
     """The prior of some of the network's parameters, independent over them."""
 
     kind: Literal["normal", "cauchy", "laplace", "student_t", "scale_mixture"] = "normal"
+    """The distribution."""
     scale: PositiveFloat = 1.0
     """The standard deviation of the normal, the scale of the others."""
     fan_in: bool = False
@@ -31,6 +32,7 @@ class PriorConfig(LayerPrior):
     """The prior of the network's parameters, of some of them by name, and of the noise of `normal`."""
 
     noise: Literal["half_cauchy", "half_normal", "log_normal"] = "half_cauchy"
+    """The prior of the noise's standard deviation."""
     noise_scale: PositiveFloat = 1.0
     """Scale of the noise's prior, in standard deviations of the target; for `log_normal` the scale of its logarithm."""
     layers: dict[str, LayerPrior] = Field(default_factory=dict)

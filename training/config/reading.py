@@ -18,6 +18,7 @@ from abstain.training.config.config import Config
 from abstain.training.config.section import Section
 
 CONFIG_BYTES = 512 * 1024
+EXAMPLES = Path(__file__).parent.parent / "configs"
 DEPTH = 32
 """The largest nesting of tables and lists in a config."""
 LARGEST = 2**63
@@ -33,15 +34,24 @@ def read_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     A key is dotted (`method.steps`), or bare (`steps`) if only one table has it. A value is read as TOML, and as text if
     it is not TOML.
 
+    Args:
+        path: a file; or the name of an example, such as `digits-vi`, if there is no such file.
+
     Raises:
         ConfigError: the file cannot be read, or a key is wrong; the text names the file and the key.
     """
+    path = examples().get(str(path), path) if not path.exists() else path
     return read_section(path, overrides, Config)
 
 
 def read_section(path: Path, overrides: tuple[str, ...], kind: type[_Content]) -> _Content:
     """Reads another kind of config in the same way."""
     return _apply_overrides(_parse_toml(_read_text(path), str(path)), overrides, str(path), kind)
+
+
+def examples() -> dict[str, Path]:
+    """Returns the example configs of the package, by name: `digits-vi` is the file `digits-vi.toml`."""
+    return {path.stem: path for path in sorted(EXAMPLES.glob("*.toml"))}
 
 
 def config_from_dict(content: Mapping[str, Any], overrides: tuple[str, ...] = ()) -> Config:
@@ -86,7 +96,11 @@ def _read_text(path: Path) -> str:
             raise ConfigError("is too long", where=str(path), expected=f"at most {CONFIG_BYTES:,} bytes", found="more")
         return content.decode("utf-8")
     except OSError as error:
-        fix = "name an existing config; training/configs has examples" if isinstance(error, FileNotFoundError) else None
+        fix = (
+            "name an existing config, or an example; abstain configs lists them"
+            if isinstance(error, FileNotFoundError)
+            else None
+        )
         raise ConfigError("cannot be read", where=str(path), found=error.strerror, fix=fix) from error
     except ValueError as error:  # not UTF-8, or a path with a NUL byte
         raise ConfigError("is not TOML", where=str(path), found=str(error)) from error

@@ -8,6 +8,7 @@ import ssl
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -182,6 +183,18 @@ def test_a_certificate_that_cannot_be_used_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match=message):
         check_certificate(files)
     assert time.monotonic() - began < 10
+
+
+def test_certificates_load_without_files_in_memory(tmp_path, monkeypatch):
+    """As on macOS, which has neither memfd_create nor /proc: through files that only the owner may read, removed at once."""
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    check_certificate(PemFiles(*write_certificate(tmp_path)))
+    with tls._in_memory(b"secret") as path:
+        assert Path(path).read_bytes() == b"secret"
+        assert Path(path).stat().st_mode & 0o077 == 0
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_links_are_followed(tmp_path):

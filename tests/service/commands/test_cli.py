@@ -27,7 +27,7 @@ from tests.helpers.commands import abstain
 from tests.helpers.paths import CONFIGS
 from tests.helpers.prediction_files import read_predictions
 
-COMMANDS = ("fit", "evaluate", "models", "show", "label", "rollback", "predict", "serve")
+COMMANDS = ("fit", "configs", "settings", "evaluate", "models", "show", "label", "rollback", "predict", "serve")
 IMAGES = load_digits().images[:300]
 
 
@@ -58,6 +58,20 @@ def test_every_command_has_help_with_an_example(run, command):
 def test_the_version_is_that_of_the_package(run):
     """`abstain --version`."""
     assert run("--version") == (0, f"abstain {metadata.version('abstain')}\n", "")
+
+
+def test_the_example_configs_are_listed_and_printed(run):
+    """With a line about each; an unknown one is refused with the nearest."""
+    code, out, _ = run("configs", "--json")
+    listed = {config["name"]: config["about"] for config in json.loads(out)["configs"]}
+    assert (code, [*listed]) == (0, sorted(path.stem for path in CONFIGS.glob("*.toml")))
+    assert listed["digits-ensemble"].endswith("a deep ensemble: ten networks from ten starts, one draw each")
+    assert "digits-vi" in run("configs")[1]
+    assert run("configs", "digits-vi") == (0, (CONFIGS / "digits-vi.toml").read_text(), "")
+    code, out, err = run("configs", "digitsvi")
+    assert (code, out) == (1, "")
+    assert "no example 'digitsvi'" in err
+    assert "did you mean 'digits-vi'?" in err
 
 
 def test_the_installed_command_lists_all_commands():

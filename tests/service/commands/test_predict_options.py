@@ -226,3 +226,11 @@ def test_what_is_wrong_without_a_model_is_said_without_jax(arguments, code, text
     )
     assert (done.returncode, "loaded" in done.stderr) == (code, False), done.stderr
     assert text in done.stderr
+
+
+def test_two_columns_of_one_name_are_refused(wave, tmp_path):
+    """Whether one of them is kept or not."""
+    (tmp_path / "rows.csv").write_text("id,id,x0\n1,2,0.5\n")
+    for keep in (["id"], []):
+        with pytest.raises(DataError, match="column 'id': expected one column of that name, found 2"):
+            read_input(tmp_path / "rows.csv", wave.manifest.model, keep)

@@ -1,5 +1,6 @@
 """Configs: what is read, what `--set` means, and what a refusal says."""
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -17,7 +18,7 @@ from abstain.training.config.methods import (
     VIConfig,
 )
 from abstain.training.config.priors import LayerPrior
-from abstain.training.config.reading import read_config
+from abstain.training.config.reading import examples, read_config
 from abstain.training.fit import METHODS
 from tests.helpers.paths import CONFIGS
 
@@ -189,11 +190,21 @@ def test_a_name_is_one_that_the_store_can_hold(write):
         assert "name: expected a string that matches pattern" in refusal(write(name=f"name = '{name}'\n"))
 
 
+def test_an_example_is_found_by_its_name(tmp_path, monkeypatch):
+    """In any folder, unless a file has this name; `abstain configs` lists and prints them."""
+    monkeypatch.chdir(tmp_path)
+    assert read_config(Path("digits-vi")) == read_config(CONFIGS / "digits-vi.toml")
+    assert set(examples()) == {path.stem for path in CONFIGS.glob("*.toml")}
+    Path("digits-vi").write_text('name = "own"')
+    assert read_config(Path("digits-vi")).name == "own"
+    assert "abstain configs lists them" in refusal(Path("digits"))
+
+
 def test_a_file_that_is_no_toml_is_refused_by_name(write, tmp_path):
     """A missing file, broken TOML and text that is not UTF-8 are refused by the file's name."""
     assert refusal(tmp_path / "none.toml") == (
         f"{tmp_path / 'none.toml'}: cannot be read: found No such file or directory; "
-        "name an existing config; training/configs has examples"
+        "name an existing config, or an example; abstain configs lists them"
     )
     path = write("seed = = 1")
     assert refusal(path).startswith(f"{path}: is not TOML: found ")
