@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from abstain.models.decisions.judging import judge
 from abstain.models.decisions.records import Judgement, Levels
 from abstain.models.prediction.predictive import Prediction
-from abstain.service import console
+from abstain.service import console, openapi
 from abstain.service.access.guard import SAFE_HEADERS, Guard
 from abstain.service.access.proxies import trust_proxies
 from abstain.service.batcher import Batcher
@@ -35,6 +35,7 @@ from abstain.service.live_versions import LiveVersions
 from abstain.service.monitoring import metrics
 from abstain.service.open_inference import routes as open_inference
 from abstain.service.predict import routes as predict
+from abstain.service.predict.description import describe
 from abstain.service.process import Process, Traffic
 from abstain.service.responses import (
     ERRORS,
@@ -50,6 +51,7 @@ from abstain.service.settings import Settings
 
 log = logging.getLogger("abstain.http")
 
+MODEL = "/models/{model}"
 Match = Callable[[str], dict[str, str] | None]
 """Returns the path parameters if a path belongs to a route; None for any other path."""
 
@@ -65,7 +67,7 @@ def build_app(
     """Builds the application of one worker.
 
     Args:
-        bentoml_app: responds to `/schema.json` and `/docs.json`.
+        bentoml_app: responds to `/schema.json`.
         note: is called with every decision, for drift detection.
     """
     batcher = Batcher(settings.queue, settings.timeout_seconds, make_stages(note))
@@ -74,8 +76,8 @@ def build_app(
     handle_infer, protocol_routes = open_inference.routes(engine, settings, traffic, read_body)
     routes = [
         Route(predict.PATH, handle_predict, methods=["POST"]),
-        *_server_routes(versions, process, traffic),
-        Route("/docs.json", _forward_to(bentoml_app)),
+        *_server_routes(versions, process, traffic, settings.max_rows),
+        openapi.route(),
         Route("/schema.json", _forward_to(bentoml_app)),
         *console.routes(versions),
         *protocol_routes,
@@ -119,7 +121,7 @@ def make_stages(note: Callable[[Live, Judgement], None]) -> Stages:
     )
 
 
-def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic) -> list[Route]:
+def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic, max_rows: int) -> list[Route]:
     """Makes the routes that report the state of the server, its models and its metrics."""
 
     async def livez(_: Request) -> Response:
@@ -139,6 +141,11 @@ def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic) -
     async def models(_: Request) -> Response:
         return json_response(await asyncio.to_thread(versions.list_models))
 
+    async def model(request: Request) -> Response:
+        live = versions.find(request.path_params["model"])
+        served = [ready.version for ready in versions.ready_versions() if ready.name == live.name]
+        return json_response(describe(live, served, max_rows))
+
     async def show_metrics(_: Request) -> Response:
         metrics.WORKERS.set(process.workers)
         metrics.WORKERS_READY.set(0 if traffic.draining else process.ready_workers())
@@ -146,6 +153,7 @@ def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic) -
 
     return [
         Route("/models", models),
+        Route(MODEL, model),
         Route("/livez", livez),
         Route("/readyz", readyz),
         Route("/metrics", show_metrics),
@@ -212,6 +220,15 @@ class _Forward(Response):
         await self._app(scope, receive, send)
 
 
+def _template(path: str) -> str:
+    """Returns the route of a path with parameters, for metrics; "other" for a path without a route."""
+    match path.split("/"):
+        case ["", "models", name] if name:
+            return MODEL
+        case _:
+            return console.route_template(path) or open_inference.route_template(path)
+
+
 def _with_metrics(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
     """Counts and times every request, and logs unexpected errors: none may reach uvicorn.
 
@@ -223,7 +240,7 @@ def _with_metrics(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
             await app(scope, receive, send)
             return
         path = scope["path"]
-        route = path if path in routes else console.route_template(path) or open_inference.route_template(path)
+        route = path if path in routes else _template(path)
         started, code = time.perf_counter(), 500
         scope.setdefault("state", {})  # Copies of the scope share it, and with it the id of the request.
 

@@ -82,8 +82,7 @@ def predict_file(
         CalibrationError: the calibration part is too small for the percentile or the error.
         InputError: `fdr` for a calibration within each predicted class; or as `check_limited`.
     """
-    if out.suffix not in ENDINGS:
-        raise DataError("--out", expected=f"a file ending in {', '.join(ENDINGS)}", found=str(out))
+    check_ending(out)
     if fdr is not None:
         _check_one_ranking(bundle.calibration)
     check_limited(bundle.calibration, percentile, max_error)
@@ -97,8 +96,18 @@ def predict_file(
         p_values = np.concatenate([chunk.p_values for chunk in chunks])
         flags = flag_discoveries(p_values, bundle.calibration.rows, fdr)
         columns["fdr_reject"], flagged = flags.tolist(), int(flags.sum())
-    _write(columns, out)
+    write_predictions(columns, out)
     return PredictedFile(len(rows), flagged)
+
+
+def check_ending(out: Path) -> None:
+    """Refuses an output file with an ending that names no format.
+
+    Raises:
+        DataError: lists the endings.
+    """
+    if out.suffix not in ENDINGS:
+        raise DataError("--out", expected=f"a file ending in {', '.join(ENDINGS)}", found=str(out))
 
 
 def _check_one_ranking(calibration: Calibration) -> None:
@@ -134,17 +143,26 @@ def read_rows(source: Path, model: Model) -> np.ndarray:
     if source.suffix in TABLES:
         rows: np.ndarray = rows_of_table(read_table(source), model, str(source))
     elif source.suffix == ".npz":
-        arrays = read_npz(source)
-        key = next((key for key in ("x_test", "x") if key in arrays), None)
-        if key is None:
-            found = ", ".join(arrays) or "no arrays"
-            raise DataError("arrays", where=str(source), expected="x_test or x", found=found)
-        rows = checked_inputs(arrays[key], f"{source}, {key}")
+        rows = rows_of_npz(source)
     else:
         raise DataError("--data", expected="a file ending in .npz, .csv or .parquet", found=str(source))
     rows = reshape_rows(rows, model, str(source))
     check_codes(rows, model.preprocessing, str(source))
     return rows
+
+
+def rows_of_npz(source: Path) -> np.ndarray:
+    """Reads the array `x_test` of an .npz if it has one, else `x`.
+
+    Raises:
+        DataError: names the file, and the invalid array or row.
+    """
+    arrays = read_npz(source)
+    key = next((key for key in ("x_test", "x") if key in arrays), None)
+    if key is None:
+        found = ", ".join(arrays) or "no arrays"
+        raise DataError("arrays", where=str(source), expected="x_test or x", found=found)
+    return checked_inputs(arrays[key], f"{source}, {key}")
 
 
 def _predict_chunks(
@@ -169,7 +187,12 @@ def _predict_chunks(
         progress(start + len(chunk), len(rows))
 
 
-def _write(columns: dict[str, list[Any]], out: Path) -> None:
+def write_predictions(columns: dict[str, list[Any]], out: Path) -> None:
+    """Writes the fields of all rows in the format that the ending of `out` names, all or none.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     with disk_errors(out, kind=DataError):
         out.parent.mkdir(parents=True, exist_ok=True)
         with draft_of(out) as draft:
