@@ -10,8 +10,9 @@ import datetime
 import decimal
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -24,27 +25,33 @@ _CELL = "a number, text, true or false, a date, or None for a gap"
 _EXACT = (int, str, bool, type(None))
 
 
+Cells = Callable[[slice], list[Any]]
+"""Returns some cells of a column; those of other rows do not become Python objects."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows in the form in which they are sent.
 
     Attributes:
-        values: rows without names: an array `[rows, …features]` or a list of rows; with names: None.
-        columns: for each name, a sequence with one cell for each row; None for rows without names.
+        count: the number of rows.
+        values: an array `[rows, …features]` or a list of rows; None for a table.
+        columns: the cells of each column of a table by its name; None for rows without names.
+        named: whether a table is sent with the names of its columns.
         index: the index of a pandas DataFrame; None for other rows.
         source: what the caller gave, for errors.
     """
 
+    count: int
     values: Any = None
-    columns: Mapping[str, Sequence[Any]] | None = None
+    columns: Mapping[str, Cells] | None = None
+    named: bool = True
     index: Any = None
     source: str = "rows"
 
     def __len__(self) -> int:
         """Returns the number of rows."""
-        if self.columns is None:
-            return len(self.values)
-        return len(next(iter(self.columns.values()), ()))
+        return self.count
 
     def select(self, names: Sequence[str]) -> Rows:
         """Returns only the columns that a model has, in its order, as `LoadedModel.predict` does.
@@ -65,10 +72,8 @@ class Rows:
         return replace(self, columns={name: columns[name] for name in names})
 
     def without_names(self) -> Rows:
-        """Returns the cells of all columns in their order, for a model whose columns have no names."""
-        columns = self.columns or {}
-        cells = [[_json_cell(cell, name, self.source, at) for at, cell in enumerate(columns[name])] for name in columns]
-        return replace(self, columns=None, values=[list(row) for row in zip(*cells, strict=True)])
+        """Returns the same cells, to be sent to a model whose columns have no names."""
+        return replace(self, named=False)
 
     def body(self, part: slice, options: Mapping[str, Any]) -> bytes:
         """Makes the body of a request for a part of the rows.
@@ -84,11 +89,12 @@ class Rows:
                 _refuse_not_finite(values, start)
             return body
         cells = [
-            [_json_cell(cell, name, self.source, start + at) for at, cell in enumerate(column[part])]
+            [_json_cell(cell, name, self.source, start + at) for at, cell in enumerate(column(part))]
             for name, column in self.columns.items()
         ]
-        data = [list(row) for row in zip(*cells, strict=True)]
-        return _dump({"columns": list(self.columns), "data": data, **options}, self.source)
+        data = list(zip(*cells, strict=True))
+        rows = {"columns": list(self.columns), "data": data} if self.named else {"inputs": data}
+        return _dump({**rows, **options}, self.source)
 
 
 def rows_to_send(rows: object) -> Rows:
@@ -100,20 +106,20 @@ def rows_to_send(rows: object) -> Rows:
     pandas: Any = sys.modules.get("pandas")
     if pandas is not None and isinstance(rows, pandas.DataFrame):
         frame: Any = rows
-        columns = {name: frame.iloc[:, at] for at, name in enumerate(_names(frame.columns, "DataFrame"))}
-        cells = {name: _pandas_cells(series) for name, series in columns.items()}
-        return Rows(columns=cells, index=frame.index, source="DataFrame")
+        names = _names(frame.columns, "DataFrame")
+        columns = {name: partial(_pandas_cells, frame.iloc[:, at]) for at, name in enumerate(names)}
+        return Rows(len(frame), columns=columns, index=frame.index, source="DataFrame")
     if hasattr(rows, "__arrow_c_stream__") and (hasattr(rows, "columns") or hasattr(rows, "column_names")):
         return _of_arrow(rows)
     if isinstance(rows, np.ma.MaskedArray):
-        return Rows(cast("Any", rows).tolist())  # Lists have None for a masked number.
+        return _of_list(cast("Any", rows).tolist())  # Lists have None for a masked number.
     if hasattr(rows, "__array__"):
         return _of_array(rows)
     if isinstance(rows, list | tuple):
         listed = list(cast("Sequence[Any]", rows))
         if listed and isinstance(listed[0], Mapping):
             return _of_records(listed)
-        return Rows(listed)
+        return _of_list(listed)
     found = "one record" if isinstance(rows, Mapping) else f"a value of type {type(rows).__name__}"
     fix = "put it in a list" if isinstance(rows, Mapping) else None
     raise InputError(where="rows", expected="a list of rows or of records, an array, or a table", found=found, fix=fix)
@@ -130,10 +136,14 @@ def _of_array(rows: object) -> Rows:
         name = f"{type(rows).__name__} ({error})"
         raise InputError(where="rows", expected="an array, a list of rows, or a table", found=name) from error
     if not array.ndim or array.dtype.kind not in "iuf":
-        return Rows(array.tolist() if array.ndim else [array.item()])
+        return _of_list(array.tolist() if array.ndim else [array.item()])
     # As float64, so that each float32 arrives with all its digits; integers in the byte order of this machine.
     dtype = np.float64 if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
-    return Rows(np.ascontiguousarray(array, dtype))
+    return Rows(len(array), np.ascontiguousarray(array, dtype))
+
+
+def _of_list(rows: list[Any]) -> Rows:
+    return Rows(len(rows), rows)
 
 
 def _of_arrow(rows: object) -> Rows:
@@ -143,11 +153,12 @@ def _of_arrow(rows: object) -> Rows:
     name = type(rows).__name__
     try:
         table: Any = rows if isinstance(rows, arrow.Table) else arrow.table(rows)
-        cells = [_arrow_cells(column) for column in table.columns]
     except (arrow.ArrowException, TypeError, ValueError) as error:
         found = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError("cannot be read", where=name, expected="columns of numbers or text", found=found) from error
-    return Rows(columns=dict(zip(_names(table.column_names, name), cells, strict=True)), source=name)
+    names = _names(table.column_names, name)
+    columns = {own: partial(_arrow_cells, table.column(at), own, name) for at, own in enumerate(names)}
+    return Rows(table.num_rows, columns=columns, source=name)
 
 
 def _of_records(records: list[Any]) -> Rows:
@@ -170,7 +181,7 @@ def _of_records(records: list[Any]) -> Rows:
             )
         for name in names:
             columns[name].append(cells[name])
-    return Rows(columns=columns)
+    return Rows(len(records), columns={name: column.__getitem__ for name, column in columns.items()})
 
 
 def _names(names: Iterable[Any], where: str) -> list[str]:
@@ -191,14 +202,23 @@ def _names(names: Iterable[Any], where: str) -> list[str]:
 # ---- cells -----------------------------------------------------------------------------------------------------------
 
 
-def _pandas_cells(series: Any) -> list[Any]:
-    """Returns the cells of a pandas column: categories as text, and timestamps without loss of nanoseconds."""
-    cells: list[Any] = series.tolist()
+def _pandas_cells(series: Any, part: slice) -> list[Any]:
+    """Returns cells of a pandas column: categories as text, and timestamps without loss of nanoseconds."""
+    cells: list[Any] = series.iloc[part].tolist()
     return [_category(cell) for cell in cells] if str(series.dtype) == "category" else cells
 
 
-def _arrow_cells(column: Any) -> list[Any]:
-    cells: list[Any] = column.to_pylist()
+def _arrow_cells(column: Any, name: str, source: str, part: slice) -> list[Any]:
+    """Returns cells of a column of pyarrow.
+
+    Raises:
+        InputError: Python has no such value, for example nanoseconds without pandas.
+    """
+    try:
+        cells: list[Any] = column[part].to_pylist()
+    except (TypeError, ValueError, OverflowError) as error:  # pyarrow's own are ValueErrors
+        where, found = f"{source}, column {clip_repr(name)}", f"{column.type}: {error}"
+        raise InputError(where=where, expected=_CELL, found=found, fix="convert the column, or leave it out") from error
     return [_category(cell) for cell in cells] if str(column.type).startswith("dictionary") else cells
 
 

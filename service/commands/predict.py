@@ -49,7 +49,9 @@ def predict(
     store: StoreOption = DEFAULT_STORE,
     url: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Predict by this server, with the key in ABSTAIN_KEY, instead of a store."),
+        typer.Option(
+            metavar="URL", help="Predict by this server, with the key in ABSTAIN_API_KEY, instead of a store."
+        ),
     ] = None,
     tls_ca: Annotated[
         Path | None, typer.Option("--tls-ca", help="With --url: the certificates that the server's one is checked by.")

@@ -96,7 +96,7 @@ def predict_file(
         p_values = np.concatenate([chunk.p_values for chunk in chunks])
         flags = flag_discoveries(p_values, bundle.calibration.rows, fdr)
         columns["fdr_reject"], flagged = flags.tolist(), int(flags.sum())
-    write_predictions(columns, out)
+    _write(columns, out)
     return PredictedFile(len(rows), flagged)
 
 
@@ -187,17 +187,16 @@ def _predict_chunks(
         progress(start + len(chunk), len(rows))
 
 
-def write_predictions(columns: dict[str, list[Any]], out: Path) -> None:
-    """Writes the fields of all rows in the format that the ending of `out` names, all or none.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
+def _write(columns: dict[str, list[Any]], out: Path) -> None:
     with disk_errors(out, kind=DataError):
         out.parent.mkdir(parents=True, exist_ok=True)
         with draft_of(out) as draft:
             _WRITERS[out.suffix](columns, draft)
             draft.chmod(0o644)
+
+
+write_predictions = _write
+"""Writes the fields of all rows in the format that the ending of a path names, all or none; for `abstain predict --url`."""
 
 
 def _write_jsonl(columns: dict[str, list[Any]], path: Path) -> None:

@@ -19,7 +19,7 @@ from abstain.service.commands.predict_file import check_ending, rows_of_npz, wri
 
 # pyarrow ships no types.
 pa: Any = pyarrow
-KEY = "ABSTAIN_KEY"
+KEY = "ABSTAIN_API_KEY"
 """The variable of the environment that holds the key; an option would show it to all users of the machine."""
 TIMEOUT = 600.0
 

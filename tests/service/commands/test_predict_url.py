@@ -83,7 +83,7 @@ def test_a_wrong_option_is_refused_and_nothing_is_written(run, server, files, tm
 
 def test_the_key_is_read_from_the_environment(run, server, files, tmp_path, monkeypatch):
     """And is not shown if it is wrong."""
-    monkeypatch.setenv("ABSTAIN_KEY", "a secret with spaces")
+    monkeypatch.setenv("ABSTAIN_API_KEY", "a secret with spaces")
     code, _, err = run(
         "predict", "wave", "--data", files / "wave.csv", "--out", tmp_path / "a.csv", "--url", server.url
     )
