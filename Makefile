@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 AUDIT := .venv-audit
 DOCS := .venv-docs
+CLIENTS := .venv-clients
 BIN := $(VENV)/bin
 STORE ?= artifacts
 SPLITS ?= 2
@@ -23,7 +24,7 @@ STRICT ?=
 CORES ?= 0,1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-isa serve check format docs audit bench bench-guarantees bench-quality bench-selection
+.PHONY: help demo clients test test-isa serve check format docs audit bench bench-guarantees bench-quality bench-selection
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +48,13 @@ $(AUDIT)/installed: requirements-audit.lock
 $(DOCS)/installed: requirements-docs.lock
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-docs.lock
+	touch $@
+
+# Generators of clients, and what the generated clients need.
+$(CLIENTS)/installed: requirements-clients.lock
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-clients.lock
+	npm install --silent --no-audit --no-fund --prefix $(CLIENTS) openapi-typescript@7.13.0 typescript@5.9.3
 	touch $@
 
 demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the letter B
@@ -83,6 +91,10 @@ docs: $(DOCS)/installed ## the guides and the API as a website, in build/docs
 
 audit: $(VENV)/installed $(AUDIT)/installed ## known vulnerabilities, SBOMs and licences, in build/audit (STRICT=1)
 	$(BIN)/python deploy/audit.py --tools $(AUDIT)/bin $(if $(STRICT),--strict)
+
+clients: $(VENV)/installed $(CLIENTS)/installed ## clients generated from /docs.json compile and work (needs npm)
+	PATH="$(CURDIR)/$(CLIENTS)/bin:$(CURDIR)/$(CLIENTS)/node_modules/.bin:$$PATH" \
+	  $(BIN)/python -m pytest tests/service/openapi/test_generated_clients.py
 
 bench: $(VENV)/installed ## every speed benchmark (CORES=0,1: those that serving is measured on)
 	$(BIN)/python benchmarks/kernel.py --cores "$(CORES)"

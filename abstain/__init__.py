@@ -61,26 +61,49 @@ if TYPE_CHECKING:
         UnknownModel,
     )
     from abstain.predictions import ClassificationPredictions, Predictions, RegressionPredictions, Score
+    from abstain.service.client.client import AsyncClient, Client
+    from abstain.service.client.errors import (
+        AccessRefused,
+        DeadlineExceeded,
+        NotReady,
+        RequestError,
+        TooManyRequests,
+        Unreachable,
+    )
+    from abstain.service.client.results import ModelVersion, Readiness, RowPrediction, ServedModel, ServedPredictions
 
     __version__: str
 
 __all__ = [
     "AbstainError",
+    "AccessRefused",
+    "AsyncClient",
     "BundleError",
     "CalibrationError",
     "ClassificationPredictions",
+    "Client",
     "ConfigError",
     "DataError",
+    "DeadlineExceeded",
     "FitError",
     "FitResult",
     "InputError",
     "LoadedModel",
+    "ModelVersion",
+    "NotReady",
     "Predictions",
+    "Readiness",
     "RegressionPredictions",
+    "RequestError",
+    "RowPrediction",
     "Score",
+    "ServedModel",
+    "ServedPredictions",
     "SignatureError",
     "StoreError",
+    "TooManyRequests",
     "UnknownModel",
+    "Unreachable",
     "__version__",
     "fit",
     "from_numpyro",
@@ -99,8 +122,21 @@ _MODULES = {
     "Predictions": "abstain.predictions",
     "RegressionPredictions": "abstain.predictions",
     "Score": "abstain.predictions",
+    "AsyncClient": "abstain.service.client.client",
+    "Client": "abstain.service.client.client",
+    "AccessRefused": "abstain.service.client.errors",
+    "DeadlineExceeded": "abstain.service.client.errors",
+    "NotReady": "abstain.service.client.errors",
+    "RequestError": "abstain.service.client.errors",
+    "TooManyRequests": "abstain.service.client.errors",
+    "Unreachable": "abstain.service.client.errors",
+    "ModelVersion": "abstain.service.client.results",
+    "Readiness": "abstain.service.client.results",
+    "RowPrediction": "abstain.service.client.results",
+    "ServedModel": "abstain.service.client.results",
+    "ServedPredictions": "abstain.service.client.results",
 }
-"""The module of each name that is not an error; it is imported when the name is first used (PEP 562)."""
+"""The module of each name that is not in `models.errors`; it is imported when the name is first used (PEP 562)."""
 
 # A type checker reads the imports above. If it saw this function, it would accept every misspelt name.
 if not TYPE_CHECKING:

@@ -169,8 +169,8 @@ class Abstain:
     ) -> dict[str, Any]:
         """Predict a batch of rows; an image row is nested as the model's input shape, or flat.
 
-        HTTP requests do not reach this method, because `service.http` responds to them. It gives the types to clients and
-        `/docs.json`, and responds to calls from Python.
+        HTTP requests do not reach this method, because `service.http` responds to them. It gives the types to BentoML's
+        clients (`/schema.json`), and responds to calls from Python.
         """
         from abstain.service.http import make_stages  # noqa: PLC0415
         from abstain.service.predict.routes import respond_now  # noqa: PLC0415

@@ -22,13 +22,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from abstain.models.decisions.judging import judge
 from abstain.models.decisions.records import Judgement, Levels
 from abstain.models.prediction.predictive import Prediction
-from abstain.service import console
+from abstain.service import console, openapi
 from abstain.service.access.guard import SAFE_HEADERS, Guard
 from abstain.service.access.proxies import trust_proxies
 from abstain.service.batcher import Batcher
 from abstain.service.batches import Stages
 from abstain.service.bodies import read_body
-from abstain.service.column_descriptions import describe_columns
 from abstain.service.errors import HTTPError
 from abstain.service.json_objects import HEADER_LENGTH
 from abstain.service.live import Live
@@ -36,6 +35,7 @@ from abstain.service.live_versions import LiveVersions
 from abstain.service.monitoring import metrics
 from abstain.service.open_inference import routes as open_inference
 from abstain.service.predict import routes as predict
+from abstain.service.predict.description import describe
 from abstain.service.process import Process, Traffic
 from abstain.service.responses import (
     ERRORS,
@@ -51,9 +51,9 @@ from abstain.service.settings import Settings
 
 log = logging.getLogger("abstain.http")
 
+MODEL = "/models/{model}"
 Match = Callable[[str], dict[str, str] | None]
 """Returns the path parameters if a path belongs to a route; None for any other path."""
-_MODEL = "/models/{model}"
 
 
 def build_app(
@@ -67,7 +67,7 @@ def build_app(
     """Builds the application of one worker.
 
     Args:
-        bentoml_app: responds to `/schema.json` and `/docs.json`.
+        bentoml_app: responds to `/schema.json`.
         note: is called with every decision, for drift detection.
     """
     batcher = Batcher(settings.queue, settings.timeout_seconds, make_stages(note))
@@ -76,8 +76,8 @@ def build_app(
     handle_infer, protocol_routes = open_inference.routes(engine, settings, traffic, read_body)
     routes = [
         Route(predict.PATH, handle_predict, methods=["POST"]),
-        *_server_routes(versions, process, traffic),
-        Route("/docs.json", _forward_to(bentoml_app)),
+        *_server_routes(versions, process, traffic, settings.max_rows),
+        openapi.route(),
         Route("/schema.json", _forward_to(bentoml_app)),
         *console.routes(versions),
         *protocol_routes,
@@ -122,7 +122,7 @@ def make_stages(note: Callable[[Live, Judgement], None]) -> Stages:
     )
 
 
-def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic) -> list[Route]:
+def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic, max_rows: int) -> list[Route]:
     """Makes the routes that report the state of the server, its models and its metrics."""
 
     async def livez(_: Request) -> Response:
@@ -144,7 +144,8 @@ def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic) -
 
     async def model(request: Request) -> Response:
         live = versions.find(request.path_params["model"])
-        return json_response(await asyncio.to_thread(_describe_model, live))
+        served = [ready.version for ready in versions.ready_versions() if ready.name == live.name]
+        return json_response(await asyncio.to_thread(describe, live, served, max_rows))
 
     async def show_metrics(_: Request) -> Response:
         metrics.WORKERS.set(process.workers)
@@ -153,36 +154,11 @@ def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic) -
 
     return [
         Route("/models", models),
-        Route(_MODEL, model),
+        Route(MODEL, model),
         Route("/livez", livez),
         Route("/readyz", readyz),
         Route("/metrics", show_metrics),
     ]
-
-
-def _describe_model(live: Live) -> dict[str, Any]:
-    """Returns the response of `GET /models/{model}`."""
-    manifest = live.bundle.manifest
-    model = manifest.model
-    return {
-        "name": live.name,
-        "version": live.version,
-        "digest": manifest.digest,
-        "task": model.likelihood_functions.task,
-        "target": model.target_name,
-        "class_names": model.class_names,
-        "feature_shape": model.feature_shape,
-        "columns": describe_columns(live.bundle),
-    }
-
-
-def _route_template(path: str) -> str | None:
-    """Returns the route of a model's description, for metrics; None for any other path."""
-    match path.split("/"):
-        case ["", "models", name] if name:
-            return _MODEL
-        case _:
-            return None
 
 
 def _with_guard(app: ASGIApp, guard: Guard) -> ASGIApp:
@@ -245,6 +221,15 @@ class _Forward(Response):
         await self._app(scope, receive, send)
 
 
+def _template(path: str) -> str:
+    """Returns the route of a path with parameters, for metrics; "other" for a path without a route."""
+    match path.split("/"):
+        case ["", "models", name] if name:
+            return MODEL
+        case _:
+            return console.route_template(path) or open_inference.route_template(path)
+
+
 def _with_metrics(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
     """Counts and times every request, and logs unexpected errors: none may reach uvicorn.
 
@@ -256,8 +241,7 @@ def _with_metrics(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:
             await app(scope, receive, send)
             return
         path = scope["path"]
-        known = path if path in routes else _route_template(path) or console.route_template(path)
-        route = known or open_inference.route_template(path)
+        route = path if path in routes else _template(path)
         started, code = time.perf_counter(), 500
         scope.setdefault("state", {})  # Copies of the scope share it, and with it the id of the request.
 

@@ -81,12 +81,6 @@ def rows_of(inputs: object, model: Model) -> Float[np.ndarray, "rows ..."]:
     return _rows_of_lists(inputs, model)
 
 
-def _are_records(inputs: object) -> bool:
-    """Whether the inputs are a list that begins with a dict."""
-    items = cast("Sequence[Any]", inputs)
-    return isinstance(inputs, list | tuple) and len(items) > 0 and isinstance(items[0], Mapping)
-
-
 def unseen_texts_of(inputs: object, model: Model, rows: Float[np.ndarray, "rows ..."]) -> UnseenTexts:
     """Returns the unseen categories of records or a table; none for arrays and lists, which hold codes.
 

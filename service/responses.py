@@ -1,4 +1,4 @@
-"""Responses: JSON documents, and errors as `{"error": …, "code": …, "where": …, "id": …}`."""
+"""Responses: JSON documents, and errors as `{"error": …, "code": …, "where": …, "id": …, "expected": …, "found": …, "fix": …}`."""
 
 from __future__ import annotations
 
@@ -45,24 +45,33 @@ def request_id(scope: Scope) -> str:
 
 def refuse(request: Request, error: HTTPError) -> BodyRefusal:
     """Makes the error response to a request without reading its body."""
-    content = _content(request, str(error), error.code, error.where)
+    content = _parts(request, error)
     return BodyRefusal(orjson.dumps(content), error.status, error.headers, "application/json")
 
 
-def _content(request: Request, text: str, code: str, where: str | None) -> dict[str, str | None]:
-    return {"error": text, "code": code, "where": where and printable(where), "id": request_id(request.scope)}
+def _content(request: Request, text: str, code: str, **parts: object) -> dict[str, str | None]:
+    """Makes the body of an error; the parts that an error does not have are null."""
+    known = {key: None if value is None else printable(str(value)) for key, value in parts.items()}
+    where, own_id = known.get("where"), request_id(request.scope)
+    more = {key: known.get(key) for key in ("expected", "found", "fix")}
+    return {"error": text, "code": code, "where": where, "id": own_id, **more}
+
+
+def _parts(request: Request, error: AbstainError) -> dict[str, str | None]:
+    parts = {"where": error.where, "expected": error.expected, "found": error.found, "fix": error.fix}
+    return _content(request, str(error), error.code, **parts)
 
 
 def _error(
     request: Request, status: int, text: str, headers: dict[str, str] | None = None, code: str | None = None
 ) -> Response:
-    content = _content(request, text, code or CODES.get(status, "error"), None)
+    content = _content(request, text, code or CODES.get(status, "error"))
     return json_response(content, status, headers)
 
 
 async def _abstain_error(request: Request, error: AbstainError) -> Response:
     status = status_of(error)
-    content = _content(request, str(error), error.code, error.where)
+    content = _parts(request, error)
     if status == 500:
         log.error(
             "%s %s: %s (id %s)", request.method, request.url.path, error, request_id(request.scope), exc_info=error

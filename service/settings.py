@@ -60,7 +60,7 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_split_paths)]
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], BeforeValidator(_split)]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PREFIX = "ABSTAIN_"
-_NOT_SETTINGS = (MODULES, "ABSTAIN_DATA_BYTES", "ABSTAIN_RUN_FOLDER", "ABSTAIN_IMAGE")
+_NOT_SETTINGS = (MODULES, "ABSTAIN_DATA_BYTES", "ABSTAIN_RUN_FOLDER", "ABSTAIN_IMAGE", "ABSTAIN_API_KEY")
 """Known variables that are not settings of a server: of other parts of abstain, and of `deploy/compose.yaml`."""
 _OF_A_KUBERNETES_SERVICE = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
 """Matches the variables that Kubernetes sets in every container for a service with a name such as "abstain"."""

@@ -59,15 +59,48 @@ def predict(
         typer.Option(help="What a row with an error does: refuse the file, or leave its cells empty (null)."),
     ] = RowErrors.REFUSE,
     store: StoreOption = DEFAULT_STORE,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Predict by this server, with the key in ABSTAIN_API_KEY, instead of a store."
+        ),
+    ] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option("--tls-ca", help="With --url: the certificates that the server's one is checked by.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="With --url: for all rows; default: 600.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict the rows of a file, with the same numbers as over HTTP."""
+    """Predict the rows of a file, with the same numbers as over HTTP; with --url, by a server."""
     if percentile is not None:
         check_percentile(percentile)
     for option, share in {"--fdr": fdr, "--max-error": max_error}.items():
         _check_share(option, share)
     check_paths(data, out, errors)
     wanted = split_fields(fields)
+    store_given = store not in {DEFAULT_STORE, Path(os.environ.get("ABSTAIN_STORE", DEFAULT_STORE))}
+    _check_server_options(url, fdr, {"--tls-ca": tls_ca, "--timeout": timeout}, store_given)
+    if url is not None:
+        if errors is RowErrors.NULL:
+            raise typer.BadParameter("null needs the model; leave out --url", param_hint="--errors")
+        from abstain.service.commands.predict_url import predict_by_server  # noqa: PLC0415
+
+        result = predict_by_server(
+            url,
+            model,
+            data,
+            out,
+            percentile=percentile,
+            max_error=max_error,
+            keep=keep or (),
+            fields=wanted,
+            tls_ca=tls_ca,
+            timeout=timeout,
+        )
+        _report(result, as_json)
+        return
     from rich.progress import Progress  # noqa: PLC0415
 
     from abstain.models.bundles import store as stores  # noqa: PLC0415
@@ -111,11 +144,33 @@ def predict(
     limit = check_limited(bundle.calibration, percentile, max_error)
     if limit is not None:
         result |= {"max_error": limit.max_error, "confidence": limit.confidence}
-        sys.stderr.write(f"max_error {limit.max_error!r} with confidence {limit.confidence!r}\n")
+    _report(result, as_json)
+
+
+def _report(result: dict[str, Any], as_json: bool) -> None:
+    """Prints what was predicted, and on stderr the limit of the error if there is one."""
+    if "max_error" in result:
+        sys.stderr.write(f"max_error {result['max_error']!r} with confidence {result['confidence']!r}\n")
     if as_json:
         print_json(result)
     else:
-        typer.echo(f"{name}:{version} predicted {written.rows} rows into {out}")
+        typer.echo(f"{result['model']}:{result['version']} predicted {result['rows']} rows into {result['out']}")
+
+
+def _check_server_options(url: str | None, fdr: float | None, options: dict[str, object], store_given: bool) -> None:
+    """Refuses options that would have no effect, with or without a server: wrong usage, exit code 2."""
+    if url is None:
+        for option, value in options.items():
+            if value is not None:
+                raise typer.BadParameter("has an effect only with --url", param_hint=option)
+        return
+    timeout = options["--timeout"]
+    if isinstance(timeout, float) and not timeout > 0:
+        raise typer.BadParameter(f"expected seconds above 0, found {timeout:g}", param_hint="--timeout")
+    if fdr is not None:
+        raise typer.BadParameter("needs the model's calibration; leave out --url", param_hint="--fdr")
+    if store_given:
+        raise typer.BadParameter("has no effect with --url", param_hint="--store")
 
 
 def _check_share(option: str, share: float | None) -> None:

@@ -108,10 +108,23 @@ def predict_file(
         p_values = np.concatenate([chunk.p_values for chunk in chunks])
         flags = flag_discoveries(p_values, calibration.rows, fdr)
         columns["fdr_reject"], flagged = flags.tolist(), int(flags.sum())
-    if out.suffix != ".jsonl":
-        columns = _name_classes(columns, model.class_names)
-    _write(_with_kept(columns, given), out)
+    write_predictions(columns, given, model.class_names, out)
     return PredictedFile(len(rows), flagged)
+
+
+def write_predictions(columns: dict[str, list[Any]], given: InputRows, class_names: tuple[str, ...], out: Path) -> None:
+    """Writes the fields of all rows in the format that the ending of `out` names, all or none.
+
+    Args:
+        columns: the fields, with one value for each of the rows without an error.
+        given: the rows of the input, with columns to keep and rows with an error.
+
+    Raises:
+        DataError: a kept column has the name of a field, or the file cannot be written.
+    """
+    if out.suffix != ".jsonl":
+        columns = _name_classes(columns, class_names)
+    _write(_with_kept(columns, given), out)
 
 
 def _name_classes(columns: dict[str, list[Any]], classes: tuple[str, ...]) -> dict[str, list[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
     if is_table(source):
         table = read_table(source, reading_of(manifest.data.settings))
         count = table.num_rows
-        kept = _keep(keep, table.column_names, lambda name: table.column(name).to_pylist(), count, source)
+        kept = keep_columns(keep, table.column_names, lambda name: table.column(name).to_pylist(), count, source)
         if keep and not (model.preprocessing.columns or model.feature_names):
             # All columns are inputs of such a model, except those that are copied.
             table = table.drop_columns([*dict.fromkeys(keep)])
@@ -78,13 +78,10 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
 
     elif ending_of(source) == ".npz":
         arrays = read_npz(source)
-        key = next((key for key in ("x_test", "x") if key in arrays), None)
-        if key is None:
-            found = ", ".join(arrays) or "no arrays"
-            raise DataError("arrays", where=str(source), expected="x_test or x", found=found)
+        key = key_of_rows(arrays, source)
         x = arrays[key]
         count = len(x) if x.ndim else 0
-        kept = _keep(keep, [*arrays], lambda name: np.atleast_1d(arrays[name]).tolist(), count, source)
+        kept = keep_columns(keep, [*arrays], lambda name: np.atleast_1d(arrays[name]).tolist(), count, source)
         if skip_errors and x.ndim:
             _ = reshape_rows(x, model, str(source))
 
@@ -104,7 +101,20 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
     return InputRows(rows, texts, errors, kept, count)
 
 
-def _keep(
+def key_of_rows(arrays: Mapping[str, np.ndarray], source: Path) -> str:
+    """Returns the name of the array of the rows: `x_test` if it exists, else `x`.
+
+    Raises:
+        DataError: the file has neither.
+    """
+    key = next((key for key in ("x_test", "x") if key in arrays), None)
+    if key is None:
+        found = ", ".join(arrays) or "no arrays"
+        raise DataError("arrays", where=str(source), expected="x_test or x", found=found)
+    return key
+
+
+def keep_columns(
     keep: Sequence[str], names: list[str], values: Callable[[str], list[Any]], count: int, source: Path
 ) -> dict[str, list[Any]]:
     """Returns the values of each column to keep.

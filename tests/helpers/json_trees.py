@@ -2,6 +2,9 @@
 
 import numpy as np
 
+ERROR_KEYS = ["error", "code", "where", "id", "expected", "found", "fix"]
+"""The keys of every error over HTTP."""
+
 
 def numbers(tree) -> np.ndarray:
     """All numbers in a piece of JSON, in the order of its keys' names."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from abstain.service.access.guard import SAFE_HEADERS
+from tests.helpers.json_trees import ERROR_KEYS
 from tests.helpers.processes import PATIENCE
 
 JSON = {"Content-Type": "application/json"}
@@ -41,7 +42,7 @@ class Line:
     def refused(self, body: bytes | str | None, headers: dict | None = None, **where: str) -> tuple[int, str]:
         """Returns status and text of an error, after a valid request has succeeded over this connection."""
         code, _, content = self.send(body, JSON if headers is None else headers, **where)
-        assert list(content) == ["error", "code", "where", "id"]
+        assert list(content) == ERROR_KEYS
         self.check_open()
         return code, content["error"]
 

@@ -30,6 +30,7 @@ ROUTES = [
     ("POST", "/v2/models/digits/versions/1/infer", "predict"),
     ("GET", "/predict", "predict"),
     ("GET", "/models", "read"),
+    ("GET", "/models/digits", "read"),
     ("GET", "/v2", "read"),
     ("GET", "/v2/models/digits", "read"),
     ("GET", "/v2/models/digits/ready", "read"),

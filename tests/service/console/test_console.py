@@ -21,6 +21,7 @@ from abstain.service.console.descriptions import classes, describe, reliability
 from abstain.service.live_versions import LiveVersions
 from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
+from tests.helpers.json_trees import ERROR_KEYS
 from tests.helpers.paths import CONFIGS, PROJECT
 from tests.helpers.processes import PATIENCE
 from tests.helpers.prometheus import of, read
@@ -126,7 +127,7 @@ def test_no_other_file_is_reached(server, path):
         request.url = httpx.URL(scheme="http", host=host, port=port, raw_path=path.encode())
         response = client.send(request)
     assert response.status_code == (400 if "%00" in path else 404)
-    assert list(response.json()) == ["error", "code", "where", "id"]
+    assert list(response.json()) == ERROR_KEYS
 
 
 def test_other_methods_than_get_are_refused(client):

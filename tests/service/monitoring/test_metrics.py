@@ -48,6 +48,7 @@ OF_A_MODEL = {
 ROUTES = {
     "/predict",
     "/models",
+    "/models/{model}",
     "/livez",
     "/readyz",
     "/metrics",

@@ -37,6 +37,7 @@ from abstain.service.open_inference.outputs import (
 )
 from abstain.service.open_inference.routes import route_template
 from abstain.service.open_inference.tensors import DATATYPES, InferRequest, Signature, decode
+from tests.helpers.json_trees import ERROR_KEYS
 from tests.helpers.paths import PROJECT
 from tests.helpers.processes import PATIENCE
 
@@ -333,7 +334,7 @@ def test_an_unknown_model_or_version_is_404(client, model, what):
     """On every route of a model."""
     response = client.request("POST" if what == "/infer" else "GET", f"/v2/models/{model}{what}")
     assert response.status_code == 404
-    assert list(response.json()) == ["error", "code", "where", "id"]
+    assert list(response.json()) == ERROR_KEYS
 
 
 def test_unknown_routes_and_methods_are_refused(client):
@@ -514,7 +515,7 @@ def line(server):
 
     def refused(body: bytes, headers: dict[str, str] | None = None) -> tuple[int, str]:
         status, content = send(body, headers)
-        assert list(content) == ["error", "code", "where", "id"]
+        assert list(content) == ERROR_KEYS
         assert send(request_body(outputs=[{"name": "index"}]))[0] == 200
         assert connection.sock is own
         return status, content["error"]

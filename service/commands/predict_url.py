@@ -1,0 +1,109 @@
+"""`abstain predict --url`: reads rows from a file, has a server predict them, and writes the predictions to a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from abstain.models.errors import DataError
+from abstain.models.files.row_files import TABLES, checked_inputs, ending_of, is_table, read_npz, read_table
+from abstain.models.tables.encoding import category_texts, check_columns, numeric_column, with_names
+from abstain.models.tables.unseen import NO_TEXTS
+from abstain.service.client.client import Client
+from abstain.service.client.results import ModelColumn
+from abstain.service.commands.predict_file import write_predictions
+from abstain.service.commands.predict_rows import InputRows, keep_columns, key_of_rows
+
+# pyarrow ships no types.
+pa: Any = pyarrow
+KEY = "ABSTAIN_API_KEY"
+"""The variable of the environment that holds the key; an option would show it to all users of the machine."""
+TIMEOUT = 600.0
+
+
+def predict_by_server(
+    url: str,
+    model: str,
+    source: Path,
+    out: Path,
+    *,
+    percentile: float | None = None,
+    max_error: float | None = None,
+    keep: Sequence[str] = (),
+    fields: tuple[str, ...] | None = None,
+    tls_ca: Path | None = None,
+    timeout: float | None = None,
+) -> dict[str, Any]:
+    """Writes the prediction of every row of a file to another, all or none, as `predict_file` does without a server.
+
+    Args:
+        keep: columns of the file to copy.
+        fields: the fields to write; all if None.
+        tls_ca: a file of certificates by which that of the server is checked; those of certifi if None.
+        timeout: seconds for all rows; `TIMEOUT` if None.
+
+    Returns:
+        The model, its version, the number of rows, the output, and the limit of the error if the model has one.
+
+    Raises:
+        DataError: the ending of a file, a column or a row is invalid; or the predictions cannot be written.
+        RequestError: the server does not answer; `InputError`, `UnknownModel` and others as `Client.predict`.
+    """
+    key = os.environ.get(KEY) or None
+    with Client(url, key, timeout=timeout or TIMEOUT, verify=True if tls_ca is None else tls_ca) as client:
+        described = client.model(model)
+        rows, kept = read_rows(source, described.columns, keep)
+        reference = f"{described.name}:{described.version}"
+        found = client.predict(rows, model=reference, percentile=percentile, max_error=max_error, fields=fields)
+    given = InputRows(np.empty((len(found), 0)), NO_TEXTS, None, kept, len(found))
+    columns = {field: [row[field] for row in found.raw] for field in found.fields}
+    write_predictions(columns, given, described.class_names, out)
+    result: dict[str, Any] = {"model": found.name, "version": found.version, "rows": len(found), "out": str(out)}
+    return (
+        result if found.max_error is None else result | {"max_error": found.max_error, "confidence": found.confidence}
+    )
+
+
+def read_rows(source: Path, own: Sequence[ModelColumn], keep: Sequence[str] = ()) -> tuple[Any, dict[str, list[Any]]]:
+    """Reads the rows of a file: an array, or for a model with named columns a table of these columns.
+
+    Categories and dates stay text; numbers are parsed as without a server.
+
+    Args:
+        own: the model's columns.
+        keep: columns of the table, or arrays of the .npz, to copy.
+
+    Returns:
+        The rows, and the columns to copy.
+
+    Raises:
+        DataError: names the file, and the invalid array, column or row.
+    """
+    where = str(source)
+    if ending_of(source) == ".npz":
+        arrays = read_npz(source)
+        key = key_of_rows(arrays, source)
+        rows = checked_inputs(arrays[key], f"{source}, {key}")
+        return rows, keep_columns(keep, list(arrays), lambda name: arrays[name].tolist(), len(rows), source)
+    if not is_table(source):
+        raise DataError("--data", expected=f"a file ending in .npz, {', '.join(TABLES)}", found=where)
+    table = read_table(source)
+    kept = keep_columns(keep, table.column_names, lambda name: table.column(name).to_pylist(), table.num_rows, source)
+    if not own:
+        names = [name for name in table.column_names if name not in kept]
+        numbers = [numeric_column(table.column(name), name, where) for name in names]
+        return checked_inputs(np.stack(numbers, axis=1), where), kept
+    table = with_names([column.name for column in own], table)
+    check_columns([column.name for column in own], table, where)
+    columns = {
+        column.name: numeric_column(table.column(column.name), column.name, where)
+        if column.kind == "number"
+        else category_texts(table.column(column.name), column.name, where)
+        for column in own
+    }
+    return pa.table(columns), kept

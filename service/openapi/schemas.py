@@ -1,0 +1,293 @@
+"""The schemas of request and response bodies (JSON Schema 2020-12, as in OpenAPI 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from abstain.models.prediction.summaries import QUANTILES
+from abstain.service.live_versions import State
+from abstain.service.open_inference.statistics import SPANS
+from abstain.service.open_inference.tensors import DATATYPES, INPUT
+from abstain.service.responses import LONGEST_ID
+
+Schema = dict[str, Any]
+BOOLEAN: Schema = {"type": "boolean"}
+INTEGER: Schema = {"type": "integer"}
+NUMBER: Schema = {"type": "number"}
+STRING: Schema = {"type": "string"}
+ANY: Schema = {}
+
+
+def ref(name: str) -> Schema:
+    """Returns a reference to a schema."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def array(items: Schema, **more: Any) -> Schema:
+    """Returns the schema of a list."""
+    return {"type": "array", "items": items, **more}
+
+
+def record(properties: dict[str, Schema], optional: Iterable[str] = (), *, closed: bool = False, **more: Any) -> Schema:
+    """Returns the schema of an object; all properties but the optional ones are required.
+
+    Args:
+        closed: whether other properties are refused, as in the body of a request.
+    """
+    required = [name for name in properties if name not in set(optional)]
+    schema: Schema = {"type": "object", "properties": properties, **more}
+    if required:
+        schema["required"] = required
+    return schema | ({"additionalProperties": False} if closed else {})
+
+
+def map_of(values: Schema) -> Schema:
+    """Returns the schema of an object whose names are not known."""
+    return {"type": "object", "additionalProperties": values}
+
+
+def described(schema: Schema, text: str) -> Schema:
+    """Returns a schema with a description."""
+    return {**schema, "description": text}
+
+
+def nullable(schema: Schema) -> Schema:
+    """Returns the schema that also allows null."""
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+_PAIR = array(NUMBER, minItems=2, maxItems=2)
+_NESTED = array({"anyOf": [NUMBER, array({"anyOf": [NUMBER, array(NUMBER)]})]})
+_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+_PERCENTILE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100}
+_MODEL_NAME = described(STRING, "`name`, `name:version` or `name@label`; may be left out if the server has one model")
+
+_PREDICTION = {
+    "label": described(STRING, "classification: the most probable class"),
+    "index": described(INTEGER, "classification: the position of this class"),
+    "probabilities": described(array(NUMBER), "classification: mean over the draws of each class's probability"),
+    "mean": described(NUMBER, "regression: mean of the predictive distribution"),
+    "std": {
+        "anyOf": [NUMBER, array(NUMBER)],
+        "description": "regression: standard deviation of the predictive distribution; classification: standard deviation "
+        "over the draws of each class's probability",
+    },
+    "aleatoric_std": described(NUMBER, "regression: standard deviation of the noise"),
+    "epistemic_std": described(NUMBER, "regression: standard deviation over the draws of the mean"),
+    "entropy": described(NUMBER, "entropy of the prediction, in nats"),
+    "aleatoric_entropy": described(NUMBER, "classification: mean entropy of the draws, in nats"),
+    "mutual_information": described(NUMBER, "classification: how much the draws disagree, in nats"),
+    "quantiles": described(record({str(level): NUMBER for level in QUANTILES}), "regression: quantiles by their level"),
+    "interval": described(_PAIR, "regression: prediction interval"),
+    "reject": described(BOOLEAN, "the reject flag"),
+    "novel": described(BOOLEAN, "whether the novelty part of a decision of two parts rejects the row"),
+    "ambiguous": described(BOOLEAN, "whether the ambiguity part of a decision of two parts rejects the row"),
+    "reasons": described(array(STRING), "why the row is rejected; empty if it is accepted"),
+    "scores": map_of(ref("Score")),
+    "prediction_set": described(array(STRING), "classification: classes, the most probable first; may be empty"),
+    "probability_interval": described(_PAIR, "ends of the probability of the second of two classes"),
+}
+_VERSION = {
+    "version": INTEGER,
+    "labels": array(STRING),
+    "digest": nullable(STRING),
+    "method": nullable(STRING),
+    "state": {"type": "string", "enum": list(get_args(State))},
+    "why": nullable(STRING),
+    "sound": BOOLEAN,
+    "shortfalls": array(STRING),
+}
+_MODEL = {
+    "name": STRING,
+    "version": INTEGER,
+    "versions": described(array(INTEGER), "the versions that are served"),
+    "digest": STRING,
+    "task": {"type": "string", "enum": ["classification", "regression"]},
+    "feature_shape": described(array(INTEGER), "the shape of one row"),
+    "columns": described(array(ref("ModelColumn")), "the columns of a row; empty if they have no names"),
+    "class_names": array(STRING),
+    "target_name": STRING,
+    "fields": described(array(STRING), "the fields of each prediction"),
+    "decision": STRING,
+    "percentile": NUMBER,
+    "coverage": NUMBER,
+    "draws": INTEGER,
+    "calibration_rows": INTEGER,
+    "sound": BOOLEAN,
+    "shortfalls": array(STRING),
+    "max_rows": described(INTEGER, "the largest number of rows of one request"),
+}
+_ERROR = {
+    "error": described(STRING, "for people: what is wrong and where, what was expected and found, what to do"),
+    "code": described(STRING, "for programs: the kind of error; a code never changes its meaning"),
+    "where": described(nullable(STRING), "the field, row, header or model at fault"),
+    "id": described(STRING, "the id of the request, as in the server's log"),
+    "expected": nullable(STRING),
+    "found": nullable(STRING),
+    "fix": described(nullable(STRING), "what to do"),
+}
+
+_TENSOR_INPUT = {
+    "name": {"type": "string", "const": INPUT},
+    "shape": described(array(INTEGER), "the rows, then the shape of one row"),
+    "datatype": {"type": "string", "enum": list(DATATYPES)},
+    "parameters": record({"binary_data_size": INTEGER}, ["binary_data_size"], closed=True),
+    "data": described(array({"anyOf": [NUMBER, _NESTED]}), "flat or nested; left out for binary data"),
+}
+_TENSOR_OUTPUT = {
+    "name": STRING,
+    "datatype": STRING,
+    "shape": array(INTEGER),
+    "parameters": record({"binary_data_size": INTEGER}, ["binary_data_size"]),
+    "data": described(array({"anyOf": [NUMBER, STRING, BOOLEAN, {"type": "null"}]}), "flat; left out for binary data"),
+}
+_LEVELS = {"percentile": _PERCENTILE, "coverage": _SHARE, "max_error": _SHARE}
+_TENSOR_METADATA = record({"name": STRING, "datatype": STRING, "shape": array(INTEGER)})
+_TENSOR_CONFIG = record({"name": STRING, "data_type": STRING, "dims": array(INTEGER)})
+_SPAN = record({"count": INTEGER, "ns": INTEGER})
+_STATISTICS = {
+    "name": STRING,
+    "version": STRING,
+    "last_inference": INTEGER,
+    "inference_count": INTEGER,
+    "execution_count": INTEGER,
+    "inference_stats": record(dict.fromkeys(SPANS, _SPAN)),
+    "batch_stats": array(ANY),
+}
+
+SCHEMAS: dict[str, Schema] = {
+    "PredictRequest": record(
+        {
+            "inputs": described(
+                array(_NESTED, minItems=1), "rows; an image row is nested as the model's input shape, or flat"
+            ),
+            "model": _MODEL_NAME,
+            "percentile": described(_PERCENTILE, "percentile of the decision; left out: the model's own"),
+            "coverage": described(_SHARE, "coverage of prediction sets and intervals; left out: the model's own"),
+            "max_error": described(
+                _SHARE, "largest share of wrong answers among accepted rows; only for a model with such a limit"
+            ),
+            "fields": described(array(STRING, minItems=1, uniqueItems=True), "the fields to return; left out: all"),
+        },
+        ["model", "percentile", "coverage", "max_error", "fields"],
+        closed=True,
+    ),
+    "PredictResponse": record(
+        {
+            "id": {"type": "string", "maxLength": LONGEST_ID},
+            "model": ref("ModelReference"),
+            "percentile": NUMBER,
+            "coverage": NUMBER,
+            "max_error": NUMBER,
+            "confidence": NUMBER,
+            "draws": INTEGER,
+            "predictions": array(ref("Prediction")),
+        },
+        ["max_error", "confidence"],
+    ),
+    "ModelReference": record({"name": STRING, "version": INTEGER, "digest": STRING}),
+    "Prediction": record(
+        _PREDICTION,
+        _PREDICTION,
+        description="The prediction of one row: the fields that were asked for and that the model has",
+    ),
+    "Score": record(
+        {
+            "value": NUMBER,
+            "percentile": NUMBER,
+            "threshold": NUMBER,
+            "p_value": NUMBER,
+            "extrapolated": BOOLEAN,
+            "evidence": described(NUMBER, "in nats; only for a score that is combined into the decision"),
+        },
+        ["evidence"],
+    ),
+    "Error": record(_ERROR),
+    "Models": record({"models": array(ref("ModelVersions"))}),
+    "ModelVersions": record({"name": STRING, "versions": array(ref("ModelVersion"))}),
+    "ModelVersion": record(_VERSION),
+    "Model": record(_MODEL),
+    "ModelColumn": record(
+        {
+            "name": STRING,
+            "kind": {"type": "string", "enum": ["number", "category", "date"]},
+            "nullable": described(BOOLEAN, "whether a value may be missing"),
+            "range": described(
+                {"anyOf": [array(NUMBER), array(STRING), {"type": "null"}]},
+                "of the training rows, rounded outwards; for a date in ISO 8601; not for a category",
+            ),
+            "categories": described(array(STRING), "only for a category"),
+            "unseen": described(
+                {"type": "string", "enum": ["reject", "missing", "refuse"]},
+                "what becomes of another category; only for a category",
+            ),
+        },
+        ["range", "categories", "unseen"],
+    ),
+    "Live": record({"live": BOOLEAN}),
+    "Readiness": record({"ready": BOOLEAN, "workers_ready": INTEGER, "workers": INTEGER, "why": array(STRING)}),
+    "ConsoleVersion": {
+        "type": "object",
+        "description": "What the console shows of a version; it may change with every release",
+        "additionalProperties": True,
+    },
+    "InferRequest": record(
+        {
+            "id": STRING,
+            "model_name": STRING,
+            "parameters": record(
+                {**_LEVELS, "binary_data_output": BOOLEAN}, [*_LEVELS, "binary_data_output"], closed=True
+            ),
+            "inputs": array(ref("InferInput"), minItems=1, maxItems=1),
+            "outputs": array(ref("RequestedOutput")),
+        },
+        ["id", "model_name", "parameters", "outputs"],
+        closed=True,
+    ),
+    "InferInput": record(_TENSOR_INPUT, ["parameters", "data"], closed=True),
+    "RequestedOutput": record(
+        {"name": STRING, "parameters": record({"binary_data": BOOLEAN}, ["binary_data"], closed=True)},
+        ["parameters"],
+        closed=True,
+    ),
+    "InferResponse": record(
+        {
+            "model_name": STRING,
+            "model_version": STRING,
+            "id": STRING,
+            "parameters": map_of(NUMBER),
+            "outputs": array(ref("InferOutput")),
+        },
+        ["id"],
+    ),
+    "InferOutput": record(_TENSOR_OUTPUT, ["parameters", "data"]),
+    "ServerMetadata": record({"name": STRING, "version": STRING, "extensions": array(STRING)}),
+    "ServerReady": record({"ready": BOOLEAN}),
+    "ModelReady": record({"name": STRING, "ready": BOOLEAN}),
+    "ModelMetadata": record(
+        {
+            "name": STRING,
+            "versions": array(STRING),
+            "platform": STRING,
+            "inputs": array(_TENSOR_METADATA),
+            "outputs": array(_TENSOR_METADATA),
+        }
+    ),
+    "ModelConfig": record(
+        {
+            "name": STRING,
+            "platform": STRING,
+            "backend": STRING,
+            "version_policy": record({"specific": record({"versions": array(INTEGER)})}),
+            "max_batch_size": INTEGER,
+            "input": array(_TENSOR_CONFIG),
+            "output": array(_TENSOR_CONFIG),
+            "parameters": map_of(record({"string_value": STRING})),
+        }
+    ),
+    "Statistics": record({"model_stats": array(record(_STATISTICS))}),
+    "IndexRequest": record({"ready": BOOLEAN}, ["ready"], closed=True),
+    "IndexEntry": record({"name": STRING, "version": STRING, "state": STRING, "reason": STRING}),
+}
+"""Every schema by the name under which operations refer to it."""
