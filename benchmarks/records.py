@@ -23,7 +23,7 @@ from abstain.models.networks.architectures import MLPSpec
 from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.tables.columns import Column
-from abstain.service.predict.request import parse_predict, rows_of_request
+from abstain.service.predict.request import parse_predict, rows_of_request, texts_of_request
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLES = {
@@ -102,8 +102,11 @@ def measure(rounds: int, model: Model) -> dict[str, float]:
 
 
 def decode(body: bytes, model: Model) -> np.ndarray:
-    """Returns the rows of a body, parsed and checked."""
-    return rows_of_request(parse_predict(body, 100), model, 100)
+    """Returns the rows of a body, parsed and checked; also looks for unseen categories, as the server does."""
+    request = parse_predict(body, 100)
+    rows = rows_of_request(request, model, 100)
+    texts_of_request(request, model, rows)
+    return rows
 
 
 if __name__ == "__main__":

@@ -357,6 +357,28 @@ def test_a_data_frame_is_read_by_the_names_of_its_columns():
         assert rows.dtype == np.float32
 
 
+def test_records_are_rows_as_those_of_a_frame():
+    """Dicts with the columns' names; None, NaN and NaT are missing values, and numpy's scalars are numbers and text."""
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"town": ["Ulm", None, "Bonn"], "age": [31, 2.5, None]})
+    records = [
+        {"town": np.str_("Ulm"), "age": np.int64(31)},
+        {"age": np.float32(2.5), "town": None},
+        {"town": "Bonn", "age": np.nan},
+    ]
+    for given in (records, tuple(records), frame.to_dict("records")):
+        np.testing.assert_array_equal(rows_of(given, TABLE), rows_of(frame, TABLE))
+    assert refusal(rows_of, [records[0], {"age": 31}], TABLE).startswith(
+        "records[1]: columns are missing: expected town, found age; send null for a missing value"
+    )
+    assert refusal(rows_of, [{"age": "31", "town": "Ulm"}], TABLE).startswith(
+        "records[0].age: expected a number, or null"
+    )
+    assert refusal(rows_of, [records[0], [31, 1]], TABLE).startswith(
+        "records[1]: expected an object with a key for each"
+    )
+
+
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
