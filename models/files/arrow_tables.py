@@ -5,9 +5,10 @@ Every column's memory is counted before it is decoded, because a small file may 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -126,7 +127,7 @@ def _holds_text(dtype: Any) -> bool:
     return any(is_kind(dtype) for is_kind in kinds)
 
 
-def read_arrow(file: BinaryIO, where: str) -> TableFile:
+def read_arrow(file: io.BufferedIOBase, where: str) -> TableFile:
     """Reads an Arrow IPC file or stream; raises as `read_table`.
 
     A file is a stream between a mark and a footer, so both are read as streams.
@@ -152,7 +153,7 @@ def read_arrow(file: BinaryIO, where: str) -> TableFile:
     return TableFile(table)
 
 
-def _check_claims(file: BinaryIO, where: str) -> None:
+def _check_claims(file: io.BufferedIOBase, where: str) -> None:
     """Refuses a stream whose messages claim more memory than `data_limit`, before anything is unpacked."""
     taken = 0
     for message in ipc.MessageReader.open_stream(file):

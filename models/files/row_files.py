@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -155,7 +155,7 @@ def read_table_bytes(content: bytes, ending: str, where: str, reading: Reading =
 
 
 def _read_ending(
-    open_file: Callable[[], BinaryIO], ending: str, where: str, reading: Reading, path: Path | None
+    open_file: Callable[[], io.BufferedIOBase], ending: str, where: str, reading: Reading, path: Path | None
 ) -> TableFile:
     if ending in TEXT_TABLES:
         packed, tabs = ending.endswith(".gz"), ending.startswith(".tsv")

@@ -10,7 +10,7 @@ import gzip
 import io
 import re
 from collections.abc import Callable
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import pyarrow
 import pyarrow.compute as arrow_compute
@@ -34,7 +34,7 @@ PIECE_BYTES = 2**20
 MOST_LINES = 10
 """The largest number of wrong lines that an error lists."""
 _SPACED_QUOTE = re.compile(rb'[\n,;\t|] +"')
-Opener = Callable[[], BinaryIO]
+Opener = Callable[[], io.BufferedIOBase]
 
 
 class TextStream(io.RawIOBase):
@@ -43,10 +43,12 @@ class TextStream(io.RawIOBase):
     Unpacked bytes are counted, because a small packed file may hold more text than memory or time allow.
     """
 
-    def __init__(self, file: BinaryIO, encoding: str, comment: str | None, where: str, *, packed: bool) -> None:
+    def __init__(
+        self, file: io.BufferedIOBase, encoding: str, comment: str | None, where: str, *, packed: bool
+    ) -> None:
         super().__init__()
         self._opened = file
-        file = cast("BinaryIO", gzip.GzipFile(fileobj=file)) if packed else file
+        file = gzip.GzipFile(fileobj=file) if packed else file
         name = "utf-8-sig" if encoding == "utf-8" else encoding
         self._file, self._where, self._encoding = file, where, encoding
         self._decoder = codecs.getincrementaldecoder(name)("strict")

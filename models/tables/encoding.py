@@ -14,6 +14,7 @@ import pyarrow.compute as arrow_compute
 from jaxtyping import Float
 
 from abstain.models.errors import DataError, clip_repr, collect_errors
+from abstain.models.tables.arrow_types import is_text, plain_column
 from abstain.models.tables.columns import UNSEEN, Column
 from abstain.models.tables.dates import Moment, moment_text
 from abstain.models.tables.values import (
@@ -25,8 +26,6 @@ from abstain.models.tables.values import (
     date_column,
     decoded,
     distinct_cells,
-    is_text,
-    plain_column,
     value_text,
 )
 

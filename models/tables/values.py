@@ -31,6 +31,7 @@ import pyarrow.compute as arrow_compute
 from jaxtyping import Float
 
 from abstain.models.errors import DataError, clip_repr
+from abstain.models.tables.arrow_types import is_moment, is_text, plain_column
 from abstain.models.tables.dates import (
     ISO_EXAMPLES,
     Moment,
@@ -47,7 +48,6 @@ from abstain.models.tables.dates import (
 pa: Any = pyarrow
 pc: Any = arrow_compute
 ArrowColumn = Any
-ArrowType = Any
 # Any, because the type checker cannot know the precision of numpy's scalars.
 _INTEGERS: Any = (int, np.integer)
 _FLOATS: Any = (float, np.floating)
@@ -210,78 +210,20 @@ def _distinct(values: ArrowColumn, name: str, where: str) -> tuple[ArrowColumn, 
         return pa.nulls(0), [None] * len(values)
     encoded = values if pa.types.is_dictionary(values.type) else pc.dictionary_encode(values)
     if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().combine_chunks()
+        try:
+            encoded = encoded.unify_dictionaries().combine_chunks()
+        except pa.ArrowException:  # a dictionary with a null in it
+            return _join_dictionaries(encoded.chunks, name, where)
     return plain_column(encoded.dictionary, name, where), encoded.indices.to_pylist()
 
 
-def plain_column(values: ArrowColumn, name: str, where: str) -> ArrowColumn:
-    """Converts rare Arrow types to common ones: views to text, small decimals to large ones, extensions to their storage.
-
-    Raises:
-        DataError: the type holds lists, durations, or values of a library that is not known here.
-    """
-    dtype: ArrowType = values.type
-    if isinstance(dtype, pa.BaseExtensionType):
-        storage = pc.cast(values, dtype.storage_type)
-        if dtype.extension_name == "arrow.bool8":
-            return pc.not_equal(storage, 0)
-        if dtype.extension_name == "arrow.uuid":
-            texts = [None if value is None else str(uuid.UUID(bytes=value)) for value in storage.to_pylist()]
-            return pa.array(texts, pa.string())
-        if dtype.extension_name == "arrow.json":
-            return plain_column(storage, name, where)
-    elif pa.types.is_string_view(dtype):
-        return pc.cast(values, pa.large_string())
-    elif pa.types.is_binary_view(dtype):
-        return pc.cast(values, pa.large_binary())
-    elif pa.types.is_decimal(dtype) and dtype.bit_width < 128:
-        return pc.cast(values, pa.decimal128(dtype.precision, dtype.scale))
-    elif pa.types.is_dictionary(dtype):
-        value_type = dtype.value_type
-        if pa.types.is_null(value_type) or is_plain(value_type):
-            return values
-        if pa.types.is_string_view(value_type) or pa.types.is_binary_view(value_type):
-            return pc.cast(pc.cast(values, value_type), pa.large_binary())
-    elif pa.types.is_null(dtype) or is_plain(dtype):
-        return values
-    raise DataError(
-        f"column {name!r} cannot be read",
-        where=where,
-        expected="numbers, text, booleans, decimals, dates or times",
-        found=f"values of type {clip_repr(str(dtype))[1:-1]}",
-        fix="convert the column, such as a duration to seconds, or list it in data.drop",
-    )
-
-
-def is_text(dtype: ArrowType) -> bool:
-    """Whether an Arrow type holds text, or bytes that are read as text."""
-    types = pa.types
-    return bool(
-        types.is_string(dtype)
-        or types.is_large_string(dtype)
-        or types.is_binary(dtype)
-        or types.is_large_binary(dtype)
-        or types.is_fixed_size_binary(dtype)
-    )
-
-
-def is_plain(dtype: ArrowType) -> bool:
-    """Whether an Arrow type is a number, text, a boolean, a decimal, a date or a time."""
-    types = pa.types
-    return bool(
-        is_text(dtype)
-        or types.is_boolean(dtype)
-        or types.is_integer(dtype)
-        or types.is_floating(dtype)
-        or types.is_decimal(dtype)
-        or is_moment(dtype)
-        or types.is_time(dtype)
-    )
-
-
-def is_moment(dtype: ArrowType) -> bool:
-    """Whether an Arrow type holds dates or timestamps."""
-    return bool(pa.types.is_date(dtype) or pa.types.is_timestamp(dtype))
+def _join_dictionaries(chunks: list[Any], name: str, where: str) -> tuple[ArrowColumn, list[int | None]]:
+    """Joins dictionaries one after another; a value may be in several of them."""
+    codes, start = list[int | None](), 0
+    for chunk in chunks:
+        codes += [None if code is None else code + start for code in chunk.indices.to_pylist()]
+        start += len(chunk.dictionary)
+    return plain_column(pa.concat_arrays([chunk.dictionary for chunk in chunks]), name, where), codes
 
 
 def _scalars(values: ArrowColumn, name: str, where: str) -> list[Any]:

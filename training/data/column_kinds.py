@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow
 
 from abstain.models.errors import DataError
+from abstain.models.tables.arrow_types import is_moment, plain_column
 from abstain.models.tables.columns import Column
 from abstain.models.tables.dates import Moment, parse_moment
 from abstain.models.tables.encoding import ArrowColumn, ArrowTable, category_texts, is_number, numeric_column
-from abstain.models.tables.values import MISSING_NUMBERS, date_column, distinct_cells, is_moment, plain_column
+from abstain.models.tables.values import MISSING_NUMBERS, date_column, distinct_cells
 from abstain.training.config.data import DataConfig
 
 pa: Any = pyarrow

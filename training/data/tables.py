@@ -11,6 +11,7 @@ from jaxtyping import Bool, Num
 
 from abstain.models.errors import DataError, clip_repr, collect_errors, suggest
 from abstain.models.prediction.posterior import Model
+from abstain.models.tables.arrow_types import is_moment
 from abstain.models.tables.columns import UNSEEN, Column
 from abstain.models.tables.encoding import (
     ArrowColumn,
@@ -21,7 +22,6 @@ from abstain.models.tables.encoding import (
     encode_column,
     numeric_column,
 )
-from abstain.models.tables.values import is_moment
 from abstain.training.config.data import DataConfig
 from abstain.training.data.column_kinds import choose_features, kind_notes, make_column
 from abstain.training.data.group_columns import column_key

@@ -10,6 +10,7 @@ import pytest
 from pyarrow import feather, ipc, parquet
 
 from abstain.models.errors import BundleError, DataError
+from abstain.models.files.arrow_tables import _view_lengths
 from abstain.models.files.reading import Reading, reading_of
 from abstain.models.files.room import DATA_BYTES
 from abstain.models.files.row_files import read_table, read_table_bytes, read_table_file
@@ -192,3 +193,15 @@ def test_a_damaged_file_is_read_right_or_refused(tmp_path, name):
     assert judge(tmp_path / name, good, good).kind == "read"
     outcomes = [judge(tmp_path / name, mutate(good, np.random.default_rng(seed)), good) for seed in range(20)]
     assert [outcome for outcome in outcomes if outcome.kind not in {"read", "refused"}] == []
+
+
+def test_views_of_text_are_counted_as_they_will_be_decoded(tmp_path):
+    """Many views may lie in the same bytes."""
+    lengths = [1000, 5, 0, 40]
+    views = pa.array(["x" * length for length in lengths], pa.string_view())
+    sink = io.BytesIO()
+    with ipc.new_stream(sink, pa.schema([("a", views.type)])) as writer:
+        writer.write_table(pa.table({"a": views.slice(1)}))
+    assert read_table(written(tmp_path, "t.arrow", sink.getvalue())).num_rows == 3
+    assert _view_lengths(views).tolist() == lengths
+    assert _view_lengths(views.slice(1)).tolist() == lengths[1:]

@@ -142,6 +142,15 @@ def test_a_column_has_the_texts_of_its_single_values(kind):
         assert column_texts(chunked, "c", "rows") == expected, dtype
 
 
+def test_dictionaries_with_a_null_in_them_are_read():
+    """In chunks, too, which pyarrow cannot join."""
+    for values in (["a", None], [True, None], [1.5, None]):
+        column = pa.DictionaryArray.from_arrays(pa.array([0, 1, None]), pa.array(values))
+        expected = [value_text(values[0]), None, None]
+        assert column_texts(column, "c", "rows") == expected
+        assert column_texts(pa.chunked_array([column, column]), "c", "rows") == 2 * expected
+
+
 def test_extension_types_are_read_by_their_meaning():
     """UUIDs as text, eight-bit booleans as booleans, JSON as text; types of another library are refused by name."""
     one = uuid.UUID(int=1)
