@@ -25,7 +25,7 @@ from abstain.models.tables.dates import moment_text
 from abstain.models.tables.encoding import ArrowTable, check_column_names
 from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts, count_unseen
 from abstain.models.tables.values import NUMPY_FLOATS, UnreadableValue, date_moment
-from abstain.service.records import rows_of_records
+from abstain.service.records import rows_of_records, unseen_texts
 from abstain.service.rows import check_rows, dtype_of, in_feature_shape, refuse_unknown_codes
 
 # pyarrow ships no types.
@@ -82,14 +82,16 @@ def rows_of(inputs: object, model: Model) -> Float[np.ndarray, "rows ..."]:
 
 
 def unseen_texts_of(inputs: object, model: Model, rows: Float[np.ndarray, "rows ..."]) -> UnseenTexts:
-    """Returns the unseen categories of a table; none for arrays and lists, which hold codes.
+    """Returns the unseen categories of records or of a table; none for arrays and lists, which hold codes.
 
     Args:
         rows: the result of `rows_of`.
     """
-    if not (count_unseen(model.preprocessing.columns, rows) and isinstance(inputs, Table) and _is_frame(inputs)):
+    if not count_unseen(model.preprocessing.columns, rows):
         return NO_TEXTS
-    return find_unseen_texts(_arrow_table(inputs, type(inputs).__name__), model, rows)
+    if isinstance(inputs, Table) and _is_frame(inputs):
+        return find_unseen_texts(_arrow_table(inputs, type(inputs).__name__), model, rows)
+    return unseen_texts(_json_records(cast("Sequence[Any]", inputs)), None, model, rows)
 
 
 # ---- arrays and lists ------------------------------------------------------------------------------------------------
@@ -153,13 +155,18 @@ def _as_lists(inputs: object, depth: int) -> object:
 
 def _rows_of_records(inputs: Sequence[Any], model: Model) -> Float[np.ndarray, "rows ..."]:
     """Checks records as those of a request; in Python, NaN is a missing value, and a date may be a date or datetime."""
-    records = [
+    records = _json_records(inputs)
+    return rows_of_records(records, False, model, max_rows=len(records))
+
+
+def _json_records(inputs: Sequence[Any]) -> list[Any]:
+    """Converts the values of records to those of JSON."""
+    return [
         {key: _json_value(value) for key, value in cast("Mapping[str, Any]", record).items()}
         if isinstance(record, Mapping)
         else record
         for record in inputs
     ]
-    return rows_of_records(records, False, model, max_rows=len(records))
 
 
 def _json_value(value: Any) -> Any:

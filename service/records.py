@@ -20,6 +20,7 @@ from abstain.models.tables.columns import UNSEEN, Column
 from abstain.models.tables.dates import ISO_EXAMPLES
 from abstain.models.tables.encoding import category_code
 from abstain.models.tables.row_plan import LARGEST, Picks, RowPlan, encode_quickly, picks_of_lists
+from abstain.models.tables.unseen import UnseenTexts, rejecting_columns, unseen_cells
 from abstain.models.tables.values import UnreadableValue, date_seconds, value_text
 from abstain.service.json_objects import describe_value
 from abstain.service.rows import NAMES_LENGTH, dtype_of, refuse_many_rows
@@ -85,6 +86,24 @@ def rows_of_lists(columns: Any, data: Any, plain: bool, model: Model, max_rows: 
         places = [names.index(name) for name in plan.positions]
         values = np.array([_check_values(row, f"data[{index}]", plan, picks, places) for index, row in enumerate(data)])
     return in_model_shape(values, model)
+
+
+def unseen_texts(inputs: Any, names: Any, model: Model, rows: Float[np.ndarray, "rows ..."]) -> UnseenTexts:
+    """Returns the unseen categories of checked records, or lists of values, as text.
+
+    Args:
+        inputs: the records or lists.
+        names: the names of the values in each list; None for records.
+        rows: the result of `rows_of_records` or `rows_of_lists`.
+    """
+    columns = model.preprocessing.columns
+    indices = rejecting_columns(columns)
+    cells = np.argwhere(unseen_cells(columns, rows)).tolist() if indices else []
+    texts: dict[tuple[int, int], str] = {}
+    for row, place in cells:
+        name = columns[indices[place]].name
+        texts[row, indices[place]] = str(value_text(inputs[row][name if names is None else names.index(name)]))
+    return texts
 
 
 def in_model_shape(values: Float[np.ndarray, "rows columns"], model: Model) -> Float[np.ndarray, "rows ..."]:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from abstain.models.decisions.records import Levels
 from abstain.models.errors import InputError
 from abstain.models.prediction.posterior import Model
+from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
 from abstain.service.json_objects import (
     MAX_OBJECTS,
     check_object,
@@ -28,7 +29,7 @@ from abstain.service.json_objects import (
     refuse_many_parts,
     text_of,
 )
-from abstain.service.records import rows_of_lists, rows_of_records
+from abstain.service.records import rows_of_lists, rows_of_records, unseen_texts
 from abstain.service.rows import check_rows, refuse_many_rows
 
 KEYS = ("inputs", "records", "columns", "data", "model", "percentile", "coverage", "max_error", "fields")
@@ -101,6 +102,13 @@ def rows_of_request(request: PredictRequest, model: Model, max_rows: int) -> Flo
     if request.form == "data":
         return rows_of_lists(request.columns, request.inputs, request.plain, model, max_rows)
     return check_rows(request.inputs, request.plain, model, max_rows)
+
+
+def texts_of_request(request: PredictRequest, model: Model, rows: Float[np.ndarray, "rows ..."]) -> UnseenTexts:
+    """Returns the unseen categories of a request with named values, as text; `rows` is the result of `rows_of_request`."""
+    if request.form in {"records", "data"}:
+        return unseen_texts(request.inputs, request.columns, model, rows)
+    return NO_TEXTS
 
 
 def _form_of(content: dict[str, Any]) -> Literal["inputs", "records", "data"]:

@@ -24,7 +24,7 @@ from abstain.service.errors import HTTPError
 from abstain.service.live import Live
 from abstain.service.live_versions import LiveVersions
 from abstain.service.predict import response
-from abstain.service.predict.request import PredictRequest, parse_predict, rows_of_request
+from abstain.service.predict.request import PredictRequest, parse_predict, rows_of_request, texts_of_request
 from abstain.service.predict.table_bodies import CSV, MEDIA_TYPES, parse_query, rows_of_body
 from abstain.service.process import Traffic
 from abstain.service.responses import Handler, request_id
@@ -103,7 +103,9 @@ def read_request(versions: LiveVersions, max_rows: int, body: bytes) -> ParsedRe
     """
     request = parse_predict(body, max_rows)
     live, fields = _find(versions, request)
-    return ParsedRequest(live, rows_of_request(request, live.bundle.manifest.model, max_rows), request, fields)
+    model = live.bundle.manifest.model
+    rows = rows_of_request(request, model, max_rows)
+    return ParsedRequest(live, rows, request, fields, texts_of_request(request, model, rows))
 
 
 def read_table_request(
@@ -112,8 +114,8 @@ def read_table_request(
     """Reads and checks a body that is a table; raises as `read_request` does."""
     request = parse_query(query)
     live, fields = _find(versions, request)
-    rows = rows_of_body(body, media_type, live.bundle.manifest.model, max_rows)
-    return ParsedRequest(live, rows, request, fields)
+    rows, texts = rows_of_body(body, media_type, live.bundle.manifest.model, max_rows)
+    return ParsedRequest(live, rows, request, fields, texts)
 
 
 def _media_type(content_type: str) -> str:

@@ -18,9 +18,10 @@ from starlette.datastructures import QueryParams
 
 from abstain.models.decisions.records import Levels
 from abstain.models.errors import DataError, InputError, clip_repr, convert, suggest
-from abstain.models.files.model_rows import reshape_rows, rows_of_table
+from abstain.models.files.model_rows import find_unseen_texts, reshape_rows, rows_of_table
 from abstain.models.prediction.posterior import Model
 from abstain.models.tables.encoding import ArrowTable, check_column_names
+from abstain.models.tables.unseen import UnseenTexts
 from abstain.service.json_objects import number_between
 from abstain.service.predict.request import PredictRequest
 from abstain.service.rows import dtype_of
@@ -92,8 +93,13 @@ def _number(text: str) -> float | str:
         return text
 
 
-def rows_of_body(body: bytes, media_type: str, model: Model, max_rows: int) -> Float[np.ndarray, "rows ..."]:
-    """Reads a body's columns by name and returns the rows as `check_rows` does; other columns are ignored.
+def rows_of_body(
+    body: bytes, media_type: str, model: Model, max_rows: int
+) -> tuple[Float[np.ndarray, "rows ..."], UnseenTexts]:
+    """Reads a body's columns by name; other columns are ignored.
+
+    Returns:
+        The rows, as `check_rows` returns them, and their unseen categories.
 
     Raises:
         InputError: the body is damaged, or a column is missing or has an invalid value; the text names row and column.
@@ -113,7 +119,8 @@ def rows_of_body(body: bytes, media_type: str, model: Model, max_rows: int) -> F
         raise InputError(
             "cannot be read", where=_WHERE, expected=f"valid {media_type}", found=clip_repr(found)
         ) from error
-    return rows.astype(np.float64, copy=False).astype(dtype_of(model), copy=False)
+    exact = rows.astype(np.float64, copy=False)
+    return exact.astype(dtype_of(model), copy=False), find_unseen_texts(table, model, exact)
 
 
 def _check_rows(rows: int, max_rows: int) -> None:

@@ -239,9 +239,9 @@ def test_every_door_makes_the_same_rows(tmp_path):
         "records": predict({"records": DATED}),
         "reordered": predict({"records": [dict(reversed(record.items())) for record in DATED]}),
         "lists": predict(lists(DATED)),
-        "csv body": rows_of_body(csv_body(DATED), CSV, model, 10),
-        "arrow body": rows_of_body(arrow_body(rows), ARROW, model, 10),
-        "timestamps": rows_of_body(arrow_body(stamps), ARROW, model, 10),
+        "csv body": rows_of_body(csv_body(DATED), CSV, model, 10)[0],
+        "arrow body": rows_of_body(arrow_body(rows), ARROW, model, 10)[0],
+        "timestamps": rows_of_body(arrow_body(stamps), ARROW, model, 10)[0],
         "pandas codec": infer(pandas_codec(DATED), {}),
         "triton": infer(*triton(DATED)),
         "python": rows_of(python_records(DATED), model),
@@ -308,7 +308,7 @@ def test_clients_learn_the_columns(app):
         "kind": "category",
         "nullable": True,
         "categories": ["1", "baker", "nurse"],
-        "unseen": "refuse",
+        "unseen": "reject",
     }
     ages = people()["age"].to_pylist()
     low, high = columns["age"]["range"]
