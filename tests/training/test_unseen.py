@@ -1,10 +1,15 @@
 """Categories that the training part lacks, from the config to answers: fitted, rejected, said and counted at every door."""
 
+import io
 import json
 import math
 
 import numpy as np
+import orjson
 import pandas
+import pyarrow
+import pyarrow.csv
+import pyarrow.ipc
 import pytest
 
 import abstain
@@ -16,8 +21,10 @@ from abstain.models.errors import ConfigError, DataError, InputError
 from abstain.service.batches import Answer, Share
 from abstain.service.live import Live
 from abstain.service.monitoring import metrics
-from abstain.service.predict.request import parse_predict
+from abstain.service.predict.request import parse_predict, rows_of_request, texts_of_request
 from abstain.service.predict.routes import ParsedRequest, encode_response
+from abstain.service.predict.table_bodies import ARROW, CSV, rows_of_body
+from abstain.service.python_rows import rows_of, unseen_texts_of
 from abstain.service.rows import check_rows
 from abstain.training import publish
 from abstain.training.calibrate import choose_inputs, read_calibration_rows, update_manifest
@@ -170,6 +177,30 @@ def test_a_request_names_the_category_if_it_has_its_text(live):
     assert 'abstain_unseen_total{column="c",model="colours",version="1"} 2.0' in metrics.exposition().decode()
     with pytest.raises(InputError, match="found -1"):
         check_rows([[0.1, -1, 1]], True, model, 10)
+
+
+def test_every_form_of_a_request_with_names_has_the_category(live):
+    """Records, lists, a CSV body, an Arrow stream, and records in Python."""
+    model = live.bundle.manifest.model
+    rows = [{"d": "x", "c": color, "a": 0.5} for color in ("red", "JP", None)]
+    table = pyarrow.Table.from_pylist(rows)
+    csv, arrow = io.BytesIO(), io.BytesIO()
+    pyarrow.csv.write_csv(table, csv)
+    with pyarrow.ipc.new_stream(arrow, table.schema) as stream:
+        stream.write_table(table)
+    forms = [{"records": rows}, {"columns": ["d", "c", "a"], "data": [list(row.values()) for row in rows]}]
+    requests = [parse_predict(orjson.dumps(form), 10) for form in forms]
+    found = [rows_of_request(request, model, 10) for request in requests]
+    texts = [texts_of_request(request, model, x) for request, x in zip(requests, found, strict=True)]
+    for body, kind in ((csv, CSV), (arrow, ARROW)):
+        x, own = rows_of_body(body.getvalue(), kind, model, 10)
+        found.append(x)
+        texts.append(own)
+    found.append(rows_of(rows, model))
+    texts.append(unseen_texts_of(rows, model, found[-1]))
+    for x, own in zip(found, texts, strict=True):
+        np.testing.assert_array_equal(x, np.float32([[0.5, 1, 0], [0.5, -1, 0], [0.5, np.nan, 0]]))
+        assert own == {(1, 1): "JP"}
 
 
 def test_the_network_sees_none_of_the_categories(live):
