@@ -205,7 +205,7 @@ def means_of(model):
     def with_means(x):
         with numpyro.handlers.trace() as sites:
             model(x)
-        numpyro.deterministic("mu", sites["obs"]["fn"].loc)
+        numpyro.deterministic("mu", sites["obs"]["fn"].mean)
 
     return with_means
 
