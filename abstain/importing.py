@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from abstain.fitting import FitResult, StrPath, check_training
 from abstain.models.bundles.shortfalls import texts
+from abstain.models.errors import ConfigError
 from abstain.progress import ProgressCallback, no_progress
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ def from_numpyro(
     from abstain.training.importing.module_spec import spec_of  # noqa: PLC0415 - needs the extra
     from abstain.training.importing.numpyro_results import DRAWS, GuideCall, read_result  # noqa: PLC0415
 
+    if "network" in config:
+        raise ConfigError("config", expected="no table network, because module is the network", found="one")
+    if guide_arguments and guide is None:
+        raise ConfigError("guide_arguments", expected="a guide that gets them", found="none", fix="pass guide=…")
     settings = read_import_dict({**config, "network": spec_of(module).model_dump(mode="json")})
     call = GuideCall(guide, guide_arguments, settings.draws or DRAWS, settings.seed)
     return _publish(settings, read_result(result, call), data, train, store, progress)

@@ -203,9 +203,9 @@ def means_of(model):
     """The model with its observations' means as a site."""
 
     def with_means(x):
-        with numpyro.handlers.block(), numpyro.handlers.trace() as sites:
+        with numpyro.handlers.trace() as sites:
             model(x)
-        numpyro.deterministic("mu", sites["obs"]["fn"].loc)
+        numpyro.deterministic("mu", sites["obs"]["fn"].mean)
 
     return with_means
 

@@ -92,12 +92,12 @@ def _arguments(module: nn.Module) -> dict[str, Any]:
     for field in dataclasses.fields(module):
         value: Any = getattr(module, field.name)
         # Linen's own fields are the position of a module within another one.
-        if field.name in {"parent", "name"} or not field.init or value is field.default or value == field.default:
+        if field.name in {"parent", "name"} or not field.init or value is field.default:
             continue
         if isinstance(value, Mapping):
             value = dict(cast("Mapping[str, Any]", value))
         try:
-            arguments[field.name] = orjson.loads(orjson.dumps(value))
+            content = orjson.loads(orjson.dumps(value))
         except TypeError as error:
             raise ConfigError(
                 f"{_WHERE}, argument {field.name}",
@@ -105,4 +105,6 @@ def _arguments(module: nn.Module) -> dict[str, Any]:
                 found=clip_repr(value),
                 fix="make it the default of the class, or choose it in the class by a name",
             ) from error
+        if value != field.default:
+            arguments[field.name] = content
     return arguments

@@ -78,7 +78,7 @@ def _from_mcmc(mcmc: Any) -> Found:
     try:
         samples = mcmc.get_samples(group_by_chain=True)
         extra = mcmc.get_extra_fields(group_by_chain=True)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:
         raise DataError("MCMC", expected="a result", found="none", fix="call its method run first") from error
     arrays = flatten(samples, "MCMC")
     diverging = extra.get("diverging")
