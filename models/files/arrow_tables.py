@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow
 import pyarrow.compute as arrow_compute
 import pyarrow.ipc as arrow_ipc
@@ -49,7 +50,8 @@ def read_parquet(path: Path) -> TableFile:
     flat = pa.schema([field for field in schema if field.name not in nested])
     # Text is read as a dictionary and codes: a small file may contain one long text so often that it takes gigabytes.
     texts = [field.name for field in flat if _holds_text(field.type)]
-    with parquet.ParquetFile(path, metadata=metadata, read_dictionary=texts) as file:
+    options = {"metadata": metadata, "read_dictionary": texts, "page_checksum_verification": True}
+    with parquet.ParquetFile(path, **options) as file:
         taken, columns = 0, list[Any]()
         # Column by column, because the footer may state smaller sizes than the columns have.
         for field in flat:
@@ -95,10 +97,28 @@ def join_batches(batches: Iterable[Any], schema: Any, where: str, taken: int = 0
 def _bytes_of(column: Any) -> int:
     """Returns the memory of a column as float64 or text; for a dictionary and its codes, that of the decoded text."""
     least = CELL_BYTES * len(column)
+    if pa.types.is_dictionary(column.type) and _is_view(column.type.value_type):
+        places = column.indices.fill_null(0).to_numpy()
+        lengths = _view_lengths(column.dictionary)
+        return least + int(lengths[places].sum() if len(lengths) else 0)
+    if _is_view(column.type):
+        return least + int(_view_lengths(column).sum())
     if pa.types.is_dictionary(column.type) and _holds_text(column.type.value_type):
         lengths = pc.binary_length(column.dictionary).take(column.indices)
         return least + int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
     return least + int(column.nbytes) if _holds_text(column.type) else max(least, int(column.nbytes))
+
+
+def _is_view(dtype: Any) -> bool:
+    return bool(pa.types.is_string_view(dtype) or pa.types.is_binary_view(dtype))
+
+
+def _view_lengths(column: Any) -> np.ndarray:
+    """Returns the length of each text of a view: many of them may lie in the same bytes."""
+    if not len(column):
+        return np.zeros(0, np.int64)
+    views = np.frombuffer(column.buffers()[1], np.int32).reshape(-1, 4)
+    return views[column.offset : column.offset + len(column), 0].astype(np.int64)
 
 
 def _holds_text(dtype: Any) -> bool:

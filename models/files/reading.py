@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from abstain.models.errors import BundleError
 
@@ -53,6 +53,13 @@ class Reading(BaseModel):
     """Text tables without a header: the names of the columns, in order."""
     na_values: tuple[str, ...] = ()
     """Cells that count as missing values in every column."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, value: str | None) -> str | None:
+        if value is not None and value not in ENCODINGS:
+            raise ValueError(f"one of {', '.join(ENCODINGS)}")
+        return value
 
     @property
     def set_keys(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import re
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
@@ -32,6 +33,7 @@ LINE_BYTES = 16 * 2**20
 PIECE_BYTES = 2**20
 MOST_LINES = 10
 """The largest number of wrong lines that an error lists."""
+_SPACED_QUOTE = re.compile(rb'[\n,;\t|] +"')
 Opener = Callable[[], BinaryIO]
 
 
@@ -51,8 +53,10 @@ class TextStream(io.RawIOBase):
         self._comment = comment
         self._pending, self._taken, self._lines, self._ended = b"", 0, 1, False
         self._rest, self._quoted = "", False
-        self.tail, self.size, self.has_quotes = b"", 0, False
-        """The last bytes that were read, their number, and whether a quote is among them."""
+        self.tail, self.size = b"", 0
+        """The last bytes that were read, and their number."""
+        self.has_quotes, self.has_spaced_quotes = False, False
+        """Whether there is a quote, and one after a blank, among the bytes that were read."""
 
     def close(self) -> None:
         """Closes the file."""
@@ -73,6 +77,7 @@ class TextStream(io.RawIOBase):
             self._pending += self._next_piece()
         cut = len(self._pending) if size < 0 else size
         piece, self._pending = self._pending[:cut], self._pending[cut:]
+        self.has_spaced_quotes |= _SPACED_QUOTE.search(self.tail + piece) is not None
         self.tail = (self.tail + piece[-64:])[-64:]
         self.size += len(piece)
         self.has_quotes |= b'"' in piece
@@ -168,7 +173,8 @@ def read_text_table(open_file: Opener, where: str, reading: Reading, *, packed: 
                 found=f"the rest of the file in row {max(table.num_rows - 1, 0)}",
                 fix="close the quote, or double it if it is part of the text",
             )
-    table, notes = _without_spaces(table, where)
+        spaced = stream.has_spaced_quotes
+    table, notes = _without_spaces(table, where, quotes=spaced)
     table = _with_points(table, where) if dialect.decimal == "," else table
     return TableFile(table, (*dialect.notes, *notes))
 
@@ -257,14 +263,18 @@ def _ends_within_quotes(table: ArrowTable, tail: bytes) -> bool:
     return "\n" in (last or "") and not tail.rstrip().endswith(b'"')
 
 
-def _without_spaces(table: ArrowTable, where: str) -> tuple[ArrowTable, tuple[str, ...]]:
-    """Removes blanks beside names, and quotes that follow a blank, which the reader takes for a part of the cell."""
+def _without_spaces(table: ArrowTable, where: str, *, quotes: bool) -> tuple[ArrowTable, tuple[str, ...]]:
+    """Removes blanks beside names, and quotes that follow a blank, which the reader takes for a part of the cell.
+
+    Args:
+        quotes: whether the file has a quote after a blank.
+    """
     names: list[str] = table.column_names
     stripped = [_unquoted(name) for name in names]
     notes = ("blanks beside the columns' names are removed",) if stripped != names else ()
     if len(set(stripped)) == len(names):
         table = table.rename_columns(stripped)
-    for place, name in enumerate(table.column_names):
+    for place, name in enumerate(table.column_names if quotes else ()):
         column = table.column(place)
         spaced = pc.match_substring_regex(column, r'^\s+"')
         if not pc.any(spaced).as_py():

@@ -236,7 +236,13 @@ def plain_column(values: ArrowColumn, name: str, where: str) -> ArrowColumn:
         return pc.cast(values, pa.large_binary())
     elif pa.types.is_decimal(dtype) and dtype.bit_width < 128:
         return pc.cast(values, pa.decimal128(dtype.precision, dtype.scale))
-    elif pa.types.is_null(dtype) or pa.types.is_dictionary(dtype) or is_plain(dtype):
+    elif pa.types.is_dictionary(dtype):
+        value_type = dtype.value_type
+        if pa.types.is_null(value_type) or is_plain(value_type):
+            return values
+        if pa.types.is_string_view(value_type) or pa.types.is_binary_view(value_type):
+            return pc.cast(pc.cast(values, value_type), pa.large_binary())
+    elif pa.types.is_null(dtype) or is_plain(dtype):
         return values
     raise DataError(
         f"column {name!r} cannot be read",

@@ -136,7 +136,8 @@ def test_other_training_rows_are_refused(calibrate, own, tmp_path):
             "--percentile",
             99.9,
             "calibration.percentile: the 99.9th percentile needs a larger calibration part: expected at least 999 rows, "
-            "found 500 rows; request a lower value, or calibrate with more rows; data.calibration_size sets how many rows",
+            "found 500 rows; set data.calibration_size = 999, if the source has so many rows, or calibrate with more rows; "
+            "or set calibration.percentile = 99.5",
         ),
         ("--coverage", 0.999, "calibration.coverage: coverage 0.999 needs a larger calibration part"),
     ],

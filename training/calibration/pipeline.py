@@ -185,6 +185,10 @@ def _combination(settings: CalibrationConfig, default: Decision) -> dict[str, An
     return {"rule": settings.combine or default.rule, "weights": weights}
 
 
+_LEVELS = (0.999, 0.995, 0.99, 0.98, 0.975, 0.95, 0.9, 0.8, 0.75, 0.5)
+"""The levels that an error proposes, from high to low."""
+
+
 def check_calibration_settings(settings: CalibrationConfig, model: Model, targets: Num[np.ndarray, " rows"]) -> None:
     """Checks the calibration settings before a fit.
 
@@ -212,9 +216,11 @@ def check_calibration_settings(settings: CalibrationConfig, model: Model, target
             rank_at(level, len(targets))
         except CalibrationError as error:
             raise CalibrationError(
-                str(error),
+                error.what,
                 where=f"calibration.{key}",
-                fix="data.calibration_size sets how many rows a fit calibrates on",
+                expected=error.expected,
+                found=error.found,
+                fix=_sizes_that_fit(key, level, len(targets)),
             ) from error
     check_coverage_settings(settings, model, targets)
     if limit is not None:
@@ -241,6 +247,15 @@ def check_calibration_settings(settings: CalibrationConfig, model: Model, target
             found=f"{counts.min()} of class {model.class_names[int(counts.argmin())]}",
             fix="raise data.calibration_size, or lower the percentile",
         )
+
+
+def _sizes_that_fit(key: str, level: float, rows: int) -> str:
+    """Returns the values of the two keys that go with each other: more calibration rows, or a lower level."""
+    unit = 100 if key == "percentile" else 1
+    needed = rows_needed(exact(level) / unit)
+    lower = [value for value in _LEVELS if value < level / unit and rows_needed(value) <= rows]
+    text = f"set data.calibration_size = {needed}, if the source has so many rows, or calibrate with more rows"
+    return f"{text}; or set calibration.{key} = {round(unit * lower[0], 3):g}" if lower else text
 
 
 def calibrate_posterior(

@@ -210,7 +210,11 @@ def test_a_code_with_a_leading_zero_keeps_it(tmp_path):
     ("name", "content", "found"),
     [
         ("rows.csv", "", "cannot be read: found Empty CSV file"),
-        ("rows.csv", "a,b\n1,2\n3\n", "cannot be read: found CSV parse error: Expected 2 columns, got 1: 3"),
+        (
+            "rows.csv",
+            "a,b\n1,2\n3\n",
+            "lines have another number of cells than the header: expected 2 cells, found line 3: 1 cells in '3'",
+        ),
         ("rows.csv", "a,b\n", "rows: expected at least one, found an empty set"),
         ("rows.parquet", "", "cannot be read: found "),
         ("rows.parquet", "PAR1 and no more", "cannot be read: found "),

@@ -276,7 +276,11 @@ def spoilt(array, place, value):
         ({"x": spoilt(X, (4, 1), 1e39), "y": Y}, True, r"x: row 4, feature \[1\]: expected a finite number, found 1e"),
         ({"x_train": X, "y_train": Y, "x_test": X[:, :2], "y_test": Y}, True, r"feature shape: expected one for all"),
         ({"x": X, "y": Y, "feature_names": np.array(["a"])}, True, "feature_names: expected 3 names, found 1"),
-        ({"x": X, "y": spoilt(Y, 5, -1)}, True, "y, row 5: expected a class 0 … 2, found -1"),
+        (
+            {"x": X, "y": spoilt(Y, 5, -1), "class_names": np.array(list("abc"))},
+            True,
+            "y, row 5: expected a class 0 … 2, found -1",
+        ),
         ({"x": X, "y": spoilt(Y, 5, 9), "class_names": np.array(list("abc"))}, True, "y, row 5: .* 0 … 2, found 9"),
         (
             {"x": X, "y": spoilt(Y.astype(float), 5, 0.5)},
@@ -287,7 +291,7 @@ def spoilt(array, place, value):
         (
             {"x": X, "y": np.arange(60) * 1000},
             True,
-            'targets: .*found 59001 classes for 60 rows; set likelihood = "norm',
+            'targets: .*found 60 classes for 60 rows; set likelihood = "norm',
         ),
         (
             {"x_train": X, "y_train": Y, "x_test": X, "y_test": Y.astype(str)},
@@ -366,7 +370,7 @@ def test_parts_too_large_for_the_rows_are_refused(tmp_path):
         ("a,t\n1,2\ninf,4\n", {}, "row 1: column 'a': expected a number within float32's range, found inf"),
         ("a,b,t\n1,,2\n3,,4\n", {}, "column 'b' is empty: expected at least one number, found only gaps"),
         ("a,b,t\n1,,2\n3,,4\n", {"categorical": ("b",)}, "column 'b' is empty: expected at least one category"),
-        ("a,t\n1,2,3\n", {}, "cannot be read: found CSV parse error: Expected 2 columns, got 3"),
+        ("a,t\n1,2,3\n", {}, "lines have another number of cells .*expected 2 cells, found line 2: 3 cells in '1,2,3'"),
         ("a,a,t\n1,2,3\n", {}, "column 'a': expected one column of that name, found 2"),
         ("a,t\n", {}, "rows: expected at least one, found an empty set"),
         ("", {}, "cannot be read: found Empty CSV file"),
@@ -423,7 +427,7 @@ def test_a_category_is_its_text_whatever_the_other_columns_are(tmp_path, cell):
     columns = table(tmp_path, f"c,t\n{cell},1\nother,2\n", categorical=("c",)).columns
     (tmp_path / "new.csv").write_text(f"c\n{cell}\n{cell}\n", "utf-8")
     codes = encode_table(columns, read_table(tmp_path / "new.csv"), "new.csv")
-    assert codes[:, 0].tolist() == [columns[0].categories.index(cell)] * 2
+    assert codes[:, 0].tolist() == [columns[0].categories.index(cell.replace("1.50", "1.5"))] * 2
 
 
 def test_inputs_of_another_set_are_those_to_test_on(tmp_path):

@@ -1,0 +1,194 @@
+"""Files of tables: every ending, delimiter, encoding and decimal mark gives the same cells, or is refused with the key that helps."""
+
+import gzip
+import io
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import feather, ipc, parquet
+
+from abstain.models.errors import BundleError, DataError
+from abstain.models.files.reading import Reading, reading_of
+from abstain.models.files.room import DATA_BYTES
+from abstain.models.files.row_files import read_table, read_table_bytes, read_table_file
+from benchmarks.mutated_files import good_files, judge, mutate
+
+CELLS = [["a", "c"], ["1.5", "grün"], ["-2", "b, c"], ["", "x"]]
+
+
+def text(delimiter=",", mark=".", end="\n", space=""):
+    """The table as text."""
+    lines = [[cell.replace(".", mark) for cell in row] for row in CELLS]
+    quoted = [[f'"{cell}"' if delimiter in cell else cell for cell in row] for row in lines]
+    return "".join((delimiter + space).join(row) + end for row in quoted)
+
+
+def cells(table):
+    """Names and cells of a table of text; None as empty text."""
+    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    return [table.column_names, *[[(cell or "").strip() for cell in row] for row in rows]]
+
+
+def written(folder, name, content):
+    """A file with this text or these bytes."""
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder / name
+
+
+def refusal(*arguments):
+    """What the reader of tables says."""
+    with pytest.raises(DataError) as error:
+        read_table_file(*arguments)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reading", "notes"),
+    [
+        ("t.csv", text(), {}, ()),
+        ("T.CSV", text(end="\r\n"), {}, ()),
+        ("t.csv", text(";"), {}, ("cells are separated by semicolons",)),
+        ("t.csv", text(";", ","), {}, ("cells are separated by semicolons", "numbers have a decimal comma")),
+        ("t.csv", text(";", ","), {"delimiter": ";", "decimal": ","}, ()),
+        ("t.txt", text("\t"), {}, ("cells are separated by tabs",)),
+        ("t.tsv", text("\t", ","), {}, ("cells are separated by tabs", "numbers have a decimal comma")),
+        ("t.txt", text("|"), {}, ("cells are separated by bars",)),
+        ("t.csv.gz", gzip.compress(text().encode()), {}, ()),
+        ("t.TSV.GZ", gzip.compress(text("\t").encode()), {}, ("cells are separated by tabs",)),
+        ("t.csv", text().encode("utf-8-sig"), {}, ()),
+        ("t.csv", text().encode("utf-16"), {}, ("encoding utf-16",)),
+        ("t.csv", text().encode("utf-32"), {}, ("encoding utf-32",)),
+        ("t.csv", text().encode("utf-16-le"), {"encoding": "utf-16-le"}, ()),
+        ("t.csv", text().encode("latin-1"), {"encoding": "latin-1"}, ()),
+        ("t.csv", "# by hand, 2024\n" + text().replace("\n-2", "\n# more\n-2"), {"comment": "#"}, ()),
+        ("t.csv", text().partition("\n")[2], {"column_names": ("a", "c")}, ()),
+        ("t.csv", text(), {"column_names": ("a", "c")}, ()),
+        ("t.csv", text().replace("x", "-"), {"na_values": ("-",)}, ()),
+    ],
+)
+def test_a_table_has_the_same_cells_however_it_is_written(tmp_path, name, content, reading, notes):
+    """By its ending, by detection, which is noted, or by the keys of the config; as a file and as bytes."""
+    expected = [row[:] for row in CELLS]
+    if "na_values" in reading:
+        expected[-1][1] = ""
+    path, reading = written(tmp_path, name, content), Reading(**reading)
+    found = read_table_file(path, reading)
+    assert (cells(found.table), found.notes) == (expected, notes)
+    again = read_table_bytes(path.read_bytes(), "." + name.lower().partition(".")[2], "body", reading)
+    assert cells(again.table) == expected
+
+
+def test_blanks_after_the_comma_belong_to_no_name_and_no_quote(tmp_path):
+    """As the files of UCI have them; a quote after a blank that contains a comma is refused."""
+    found = read_table_file(written(tmp_path, "t.csv", 'a, c, d\n1, "x", " y"\n2, z, \n'))
+    assert cells(found.table) == [["a", "c", "d"], ["1", "x", "y"], ["2", "z", ""]]
+    assert found.notes == ("blanks beside the columns' names are removed",)
+    assert "4 cells in" in refusal(written(tmp_path, "t.csv", 'a, c, d\n1, "x, y", 2\n'))
+    message = refusal(written(tmp_path, "t.csv", 'a, c, d\n1, "x, 2\n'))
+    assert "row 0: column 'c': expected a quote directly after the delimiter" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reading", "message"),
+    [
+        (
+            "t.csv",
+            text().encode("latin-1"),
+            {},
+            r"t.csv, line 2: the text is not UTF-8: .*set data.encoding, often .cp1252",
+        ),
+        ("t.csv", b"a,b\n1,2\n\xff,3\n", {"encoding": "utf-8"}, "t.csv, line 3: the text is not UTF-8"),
+        ("t.csv", text().encode("utf-16-le"), {}, "bytes of zero: .*set data.encoding = .utf-16-le"),
+        (
+            "t.csv",
+            "a,b|c\n1,2|3\n",
+            {},
+            "the delimiter is not certain: .*commas .2 cells. and bars .2 cells.; set data.delimiter",
+        ),
+        (
+            "t.csv",
+            "a;b\n1,500;x\n",
+            {},
+            "row 0, column 1: the decimal mark is not certain: .*found '1,500'; set data.decimal",
+        ),
+        ("t.csv", "a;b\n1,5;x\n2.5;y\n", {}, "the decimal mark is not certain: .*found '1,5', and '2.5' in row 1"),
+        ("t.csv", 'a\n"1,5"\n1.234\n', {"decimal": ","}, "row 1: column 'a': expected a decimal comma, found '1.234'"),
+        (
+            "t.csv",
+            "a,b\n1\n2,2\n3,4,5\n",
+            {},
+            "expected 2 cells, found line 2: 1 cells in '1' . line 4: 3 cells in '3,4,5'; .*data.comment",
+        ),
+        (
+            "t.csv",
+            "1,2,3\n",
+            {"column_names": ("a", "b")},
+            "data.column_names: expected a name for each of 3 columns, found 2",
+        ),
+        ("t.csv.gz", gzip.compress(text().encode())[:-3], {}, "cannot be read: found Compressed file ended"),
+        ("t.csv.gz", text(), {}, "cannot be read: found Not a gzipped file"),
+        ("t.arrow", text(), {}, "cannot be read: found "),
+    ],
+)
+def test_what_is_not_certain_is_refused_with_the_key_that_decides(tmp_path, name, content, reading, message):
+    """Encodings, delimiters, decimal marks, comments and headers; damaged packing."""
+    found = refusal(written(tmp_path, name, content), Reading(**reading))
+    assert re.search(message, found), found
+
+
+TABLE = pa.table({"a": [1.5, None], "c": ["grün", "x"], "l": [[1], [2]], "k": pa.array(["u", "v"]).dictionary_encode()})
+
+
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+@pytest.mark.parametrize("kind", [ipc.new_file, ipc.new_stream])
+@pytest.mark.parametrize("ending", [".arrow", ".feather", ".Feather"])
+def test_arrow_files_and_streams_are_read(tmp_path, compression, kind, ending):
+    """Packed or not; a column of lists keeps its type and loses its values, as in parquet."""
+    sink = io.BytesIO()
+    with kind(sink, TABLE.schema, options=ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(TABLE)
+    path = written(tmp_path, f"t{ending}", sink.getvalue())
+    parquet.write_table(TABLE, tmp_path / "t.parquet")
+    for found in (read_table(path), read_table(tmp_path / "t.parquet")):
+        assert found.select(["a", "c", "k"]).to_pylist() == TABLE.select(["a", "c", "k"]).to_pylist()
+        assert found["l"].null_count == 2
+
+
+def test_the_first_version_of_feather_is_refused_by_name(tmp_path):
+    """It is no Arrow IPC."""
+    assert "found Feather version 1" in refusal(written(tmp_path, "t.feather", b"FEA1" + bytes(40)))
+
+
+def test_packed_arrow_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    """A small file whose buffers claim much, one text very often, and one column of nothing but gaps."""
+    zeros = pa.table({"a": np.zeros(2_000_000)})
+    feather.write_feather(zeros, tmp_path / "zeros.arrow", compression="zstd")
+    assert (tmp_path / "zeros.arrow").stat().st_size < 20_000
+    often = pa.DictionaryArray.from_arrays(np.zeros(100_000, np.int32), pa.array(["a" * 1000]))
+    feather.write_feather(pa.table({"a": often}), tmp_path / "often.arrow", compression="zstd")
+    feather.write_feather(pa.table({"a": pa.nulls(2_000_000)}), tmp_path / "gaps.arrow")
+    packed = gzip.compress(b"a\n" + b"\n" * 12_000_000)
+    written(tmp_path, "lines.csv.gz", packed)
+    monkeypatch.setenv(DATA_BYTES, "10000000")
+    for name in ("zeros.arrow", "often.arrow", "gaps.arrow", "lines.csv.gz"):
+        assert "take too much memory" in refusal(tmp_path / name)
+
+
+def test_the_keys_of_a_fit_are_read_from_its_manifest():
+    """Other settings do not matter; a value that no fit writes is an error of the bundle."""
+    reading = reading_of({"target": "y", "delimiter": ";", "na_values": ["?"]})
+    assert reading == Reading(delimiter=";", na_values=("?",))
+    assert reading_of({"source": "t.csv"}) == Reading()
+    with pytest.raises(BundleError, match=r"data.settings.delimiter: expected Input should be .*found x"):
+        reading_of({"delimiter": "x"})
+
+
+@pytest.mark.parametrize("name", good_files())
+def test_a_damaged_file_is_read_right_or_refused(tmp_path, name):
+    """Twenty changed files of each format; `benchmarks/mutated_files.py` has more."""
+    good = good_files()[name]
+    assert judge(tmp_path / name, good, good).kind == "read"
+    outcomes = [judge(tmp_path / name, mutate(good, np.random.default_rng(seed)), good) for seed in range(20)]
+    assert [outcome for outcome in outcomes if outcome.kind not in {"read", "refused"}] == []
