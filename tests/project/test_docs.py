@@ -169,13 +169,6 @@ def test_the_tutorial_works_as_printed(tmp_path, monkeypatch, capsys):
     assert "range above its 99th percentile: radius" in answers["radius ten times too large"]["reasons"]
 
 
-def test_the_config_in_readme_is_valid(tmp_path):
-    """Every key of it is one of the config's."""
-    (config,) = blocks(PROJECT / "README.md", "toml")
-    (tmp_path / "wine.toml").write_text(config)
-    assert read_config(tmp_path / "wine.toml").data.target == "quality"
-
-
 def test_every_code_of_an_error_is_in_the_reference():
     """The table of docs/responses.md has the codes that the service gives, and no others."""
     given = set(CODES.values()) | {kind.code for kind in STATUS}

@@ -10,6 +10,7 @@ import numpy as np
 from abstain.models.bundles.bundle import load
 from abstain.training.config.reading import read_config
 from abstain.training.fit import fit
+from abstain.training.initialize import initialize
 from tests.helpers.fits import silent
 from tests.helpers.paths import PROJECT
 from tests.helpers.processes import PATIENCE
@@ -37,6 +38,22 @@ def test_the_folder_map_names_every_room():
         assert named == {init.parent.name for init in (PROJECT / stage).glob("*/__init__.py")}
         assert [file for file in re.findall(r"\b\w+\.py\b", part) if not (PROJECT / stage / file).is_file()] == []
     assert len(folders.strip().splitlines()) <= 18
+
+
+def test_the_quick_start_asks_for_the_columns_of_its_table(tmp_path, monkeypatch):
+    """`abstain init` accepts more rows of the table shown, and the record in the request has the columns that it keeps."""
+    table = re.search(r"```text\n(id,.*?)```", README, re.DOTALL).group(1).split()
+    asked = json.loads(re.findall(r"-d '(\{.*?\})'", README, re.DOTALL)[1])
+    rng = np.random.default_rng(0)
+    colours, qualities = ([line.split(",")[place] for line in table[1:]] for place in (1, 3))
+    rows = [f"{i},{rng.choice(colours)},{rng.gamma(3):.2f},{rng.choice(qualities)}" for i in range(300)]
+    monkeypatch.chdir(tmp_path)
+    Path("wine.csv").write_text("\n".join([table[0], *rows]))
+    written = initialize(Path("wine.csv"), "quality")
+    features = written.proposal.features
+    assert (str(written.path), written.proposal.name) == ("wine.toml", asked["model"])
+    assert features.drop == {"id": "an id: it numbers the rows"}
+    assert [{*record} for record in asked["records"]] == [{*features.numbers, *features.categorical}]
 
 
 def test_the_config_of_a_table_in_the_docs_is_fitted(tmp_path, monkeypatch):

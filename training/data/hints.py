@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from abstain.models.errors import DataError
 from abstain.models.tables.encoding import ArrowColumn, category_texts
 from abstain.training.data.rows import Rows
 
@@ -93,7 +94,10 @@ def array_hints(arrays: Mapping[str, np.ndarray], features: Sequence[str], rows:
 def _texts(column: ArrowColumn | np.ndarray) -> list[str | None]:
     values: Any = column[:HINT_ROWS]
     if not isinstance(values, np.ndarray):
-        return category_texts(values)
+        try:
+            return category_texts(values)
+        except DataError:  # A column that cannot be read is dropped, or refused where it is used.
+            return []
     return [
         str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in values.tolist()
     ]

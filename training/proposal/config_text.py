@@ -103,16 +103,17 @@ def _split_lines(proposal: Proposal) -> list[str]:
     features = proposal.features
     lines = list[str]()
     if features.split:
-        lines += _explained(f"{features.split.key} = {quote(features.split.column)}", features.split.why)
+        line = f"{features.split.key} = {quote(features.split.column)}"
+        lines += _explained(line, f"{features.split.why}; without it, rows are split at random")
     for other in features.alternatives:
         instead = f" instead of {features.split.key}" if features.split else ""
-        lines += [comment(f"{other.key} = {quote(other.column)}    {other.why}{instead}")]
+        lines += [comment(f"{other.key} = {quote(other.column)}{instead}: {other.why}")]
     return lines
 
 
 def _missing_target_lines(proposal: Proposal) -> list[str]:
     gaps = proposal.gaps[proposal.target]
-    return _explained("drop_missing_target = true", f"{gaps:,} rows have no target") if gaps else []
+    return _explained("drop_missing_target = true", f"rows without a target: {gaps:,}") if gaps else []
 
 
 def _part_lines(proposal: Proposal) -> list[str]:

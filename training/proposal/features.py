@@ -165,12 +165,14 @@ def _choose_split(facts: TableFacts, others: list[ColumnFacts]) -> tuple[Split |
             continue
         if column.role == "time":
             is_sure = column.kind == "date"
-            why = f"the latest rows test the model: set if it will predict later rows ({column.distinct:,} times)"
+            why = (
+                f"for a model that predicts later rows: the latest rows test it ({column.distinct:,} times in the file)"
+            )
             (sure if is_sure else possible).append(Split("time", column.name, why))
         else:
             is_sure = column.role == "group"
             why = (
-                f"rows of one {column.name!r} stay in one part: set if the model will predict new ones "
+                f"for a model that predicts new ones: rows of one {column.name!r} stay in one part "
                 f"({column.distinct:,} in the file)"
             )
             (sure if is_sure else possible).append(Split("group", column.name, why))

@@ -1,6 +1,6 @@
 """Chooses network, prior and method for a number of rows.
 
-The choices were made by the log-likelihood of calibration rows, `python benchmarks/init_methods.py`.
+The choices were made by the log-likelihood of calibration rows, `python -m benchmarks.init_methods`.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _notes(facts: TableFacts, target: str, used: tuple[str, ...]) -> tuple[str, 
     notes = list[str]()
     gaps = facts.gaps(facts.column(target))
     if gaps:
-        notes.append(f"{gaps:,} rows have no {target!r}: they are left out")
+        notes.append(f"rows without {target!r}, which are left out: {gaps:,}")
     values = {name: facts.values[name] for name in (*used, target)}
     is_continuous = max(facts.column(name).distinct for name in used) > max(CONTINUOUS, facts.rows / CONTINUOUS)
     repeated = count_repeated(values) if is_continuous else 0

@@ -93,10 +93,11 @@ def describe_table(table: ArrowTable) -> TableFacts:
 
 
 def _describe(name: str, column: ArrowColumn) -> tuple[ColumnFacts, Float[np.ndarray, " rows"] | None]:
-    if column.null_count == len(column):
-        return ColumnFacts(name, "empty"), None
     try:
+        # First the type: the reader leaves lists of a parquet file empty.
         kind = column_kind(name, column, DataConfig(), "")
+        if column.null_count == len(column):
+            return ColumnFacts(name, "empty"), None
         texts = category_texts(column, name)
         kind, values = _encode(name, column, kind, texts)
     except DataError as error:

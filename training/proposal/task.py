@@ -156,7 +156,7 @@ def choose_parts(rows: int, where: str) -> Parts:
 def _why(percentile: float, next_percentile: float) -> str:
     return (
         f"the {percentile:g}th, because the {next_percentile:g}th needs {needed_rows(next_percentile)} calibration rows or "
-        "more, too many of this file"
+        "more, which this file cannot spare"
     )
 
 
