@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from abstain.models.decisions.judging import check_limited
 from abstain.models.errors import InputError
+from abstain.models.files.reading import reading_of
 from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
 from abstain.service.batcher import Batcher
 from abstain.service.batches import Answer, Share, Stages
@@ -114,7 +115,8 @@ def read_table_request(
     """Reads and checks a body that is a table; raises as `read_request` does."""
     request = parse_query(query)
     live, fields = _find(versions, request)
-    rows, texts = rows_of_body(body, media_type, live.bundle.manifest.model, max_rows)
+    manifest = live.bundle.manifest
+    rows, texts = rows_of_body(body, media_type, manifest.model, max_rows, reading_of(manifest.data.settings))
     return ParsedRequest(live, rows, request, fields, texts)
 
 

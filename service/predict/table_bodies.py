@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.compute as arrow_compute
-import pyarrow.csv as arrow_csv
 from jaxtyping import Float
 from starlette.datastructures import QueryParams
 
 from abstain.models.decisions.records import Levels
 from abstain.models.errors import DataError, InputError, clip_repr, convert, suggest
 from abstain.models.files.model_rows import find_unseen_texts, reshape_rows, rows_of_table
+from abstain.models.files.reading import PLAIN, Reading
+from abstain.models.files.row_files import read_table_bytes
 from abstain.models.prediction.posterior import Model
-from abstain.models.tables.encoding import ArrowTable, check_column_names
+from abstain.models.tables.encoding import ArrowTable, check_column_names, with_gaps
 from abstain.models.tables.unseen import UnseenTexts
 from abstain.service.json_objects import number_between
 from abstain.service.predict.request import PredictRequest
@@ -29,7 +30,6 @@ from abstain.service.rows import dtype_of
 # pyarrow ships no types.
 pa: Any = pyarrow
 pc: Any = arrow_compute
-csv: Any = arrow_csv
 
 CSV, ARROW = "text/csv", "application/vnd.apache.arrow.stream"
 MEDIA_TYPES = (CSV, ARROW)
@@ -94,9 +94,12 @@ def _number(text: str) -> float | str:
 
 
 def rows_of_body(
-    body: bytes, media_type: str, model: Model, max_rows: int
+    body: bytes, media_type: str, model: Model, max_rows: int, reading: Reading = PLAIN
 ) -> tuple[Float[np.ndarray, "rows ..."], UnseenTexts]:
     """Reads a body's columns by name and returns the rows as `check_rows` does; other columns are ignored.
+
+    Args:
+        reading: the keys for reading tables, of the model's fit.
 
     Returns:
         The rows, and the unseen categories.
@@ -106,8 +109,10 @@ def rows_of_body(
     """
     most_columns = MOST_COLUMNS + model.features
     try:
-        read = read_csv if media_type == CSV else read_arrow
-        table = read(body, model.feature_names or None, max_rows, most_columns)
+        if media_type == CSV:
+            table = read_csv(body, reading, max_rows, most_columns)
+        else:
+            table = with_gaps(read_arrow(body, model.feature_names or None, max_rows, most_columns), reading.na_values)
         rows = reshape_rows(rows_of_table(table, model, _WHERE), model, _WHERE)
         texts = find_unseen_texts(table, model, rows)
     except DataError as error:
@@ -132,37 +137,19 @@ def _check_rows(rows: int, max_rows: int) -> None:
 # ---- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def read_csv(body: bytes, _names: tuple[str, ...] | None, max_rows: int, most_columns: int) -> ArrowTable:
-    """Reads CSV in UTF-8, with a header; all cells are text, and an empty cell is null.
+def read_csv(body: bytes, reading: Reading, max_rows: int, most_columns: int) -> ArrowTable:
+    """Reads CSV in UTF-8 as `abstain predict` reads a file, with the keys of the fit.
 
     Raises:
         InputError: it has too many rows or columns.
-        DataError: two columns have the same name, or a quote is never closed.
-        ArrowException: it is damaged.
+        DataError: as `read_table_bytes`.
     """
-    commas = body.partition(b"\n")[0].count(b",")
-    if commas >= most_columns:
-        raise InputError("columns", where=_WHERE, expected=f"at most {most_columns:,}", found=f"{commas + 1:,}")
-    with csv.open_csv(
-        pa.BufferReader(body),
-        # One block holds every line, because a line that is cut would be an error.
-        read_options=csv.ReadOptions(block_size=len(body) + 1, use_threads=False),
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(default_column_type=pa.string(), strings_can_be_null=True, null_values=[""]),
-    ) as reader:
-        check_column_names(reader.schema, _WHERE)
-        table = reader.read_all()
+    # Each separator of the header is a column, which takes kilobytes.
+    columns = 1 + max(body.partition(b"\n")[0].count(separator) for separator in (b",", b";", b"\t", b"|"))
+    if columns > most_columns:
+        raise InputError("columns", where=_WHERE, expected=f"at most {most_columns:,}", found=f"{columns:,}")
+    table = read_table_bytes(body, ".csv", _WHERE, reading.model_copy(update={"encoding": "utf-8"})).table
     _check_rows(table.num_rows, max_rows)
-    last = table.column(table.num_columns - 1)[-1].as_py() if table.num_rows else table.column_names[-1]
-    # The reader accepts the end of the body in place of a closing quote.
-    if "\n" in (last or "") and not body.rstrip().endswith(b'"'):
-        raise DataError(
-            "a quote is never closed",
-            where=_WHERE,
-            expected='each cell that begins with " to end with "',
-            found=f"the rest of the body in row {max(table.num_rows - 1, 0)}",
-            fix="close the quote, or double it if it is part of the text",
-        )
     return table
 
 

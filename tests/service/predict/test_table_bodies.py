@@ -83,11 +83,11 @@ def test_a_model_of_arrays_finds_its_columns_by_name():
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        (b"", "body: cannot be read: expected valid text/csv, found "),
-        (b"age,job,pay\n", "body: rows: expected at least one, found none"),
+        (b"", "body: cannot be read: found Empty CSV file"),
+        (b"age,job,pay\n", "body: rows: expected at least one, found an empty set"),
         (b"age,job\n1,nurse\n", "body: columns are missing: expected pay, found age, job"),
         (b"age,job,pay,age\n1,nurse,2,3\n", "body: column 'age': expected one column of that name, found 2"),
-        (b"age,job,pay\n1,nurse\n", "body: cannot be read: expected valid text/csv, found "),
+        (b"age,job,pay\n1,nurse\n", "body: lines have another number of cells than the header: expected 3 cells, found line 2"),
         (b"age,job,pay\n1,nurse,2\nold,nurse,2\n", "body, row 1: column 'age' must be numeric"),
         (
             b"age,job,pay\n1,nurse,2\n1,nurze,2\n",
@@ -95,8 +95,7 @@ def test_a_model_of_arrays_finds_its_columns_by_name():
         ),
         (b"age,job,pay\n1,nurse,1e39\n", "body, row 0: column 'pay': expected a number within float32's range"),
         (b'age,pay,job\n1,2,"nurse\n', "body: a quote is never closed"),
-        (b"age,job,pay\n1,nurs\xff,2\n", "body: cannot be read: expected valid text/csv, found "),
-        ("age,job,pay\n1,nurse,2\n".encode("utf-16"), "body: "),
+        (b"age,job,pay\n1,nurs\xff,2\n", "body, line 2: the text is not UTF-8"),
         (b"age,job,pay\n" + b"1,nurse,2\n" * 11, "body: rows: expected at most 10, found 11; send them in several"),
         (b"," * 10_003 + b"x\n", "body: columns: expected at most 10,003, found 10,004"),
     ],
