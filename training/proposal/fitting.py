@@ -20,22 +20,22 @@ class Fitting(NamedTuple):
     duration: str
 
 
-def choose_fitting(rows: int) -> Fitting:
-    """Chooses network and method for a number of rows that have a target."""
+def choose_fitting(rows: int, *, classify: bool) -> Fitting:
+    """Chooses network and method for a number of rows that have a target, a class or a number."""
     if rows < FEW_ROWS:
-        hidden, starts, steps, kl_weight, duration = (32,), 5, 3_000, 0.3, "half a minute"
+        hidden, starts, steps, kl_weight, duration = (32,), 5, 3_000, 0.1 if classify else 0.3, "half a minute"
     elif rows < MANY_ROWS:
         hidden, starts, steps, kl_weight, duration = (64,), 5, 3_000, 0.1, "half a minute"
     else:
         hidden, starts, steps, kl_weight, duration = (64, 64), 3, 8_000, 0.1, "two minutes"
     weight = "how much the prior counts; 1 is Bayes' rule, less often trains better"
-    if rows < FEW_ROWS:
+    if kl_weight > 0.1:
         weight += ", and much less overfits few rows"
     return Fitting(
         hidden,
         {"fan_in": (True, "standard deviation 1 / √inputs")},
         {
-            "kind": ("vi", "variational inference: seconds on any number of rows"),
+            "kind": ("vi", "variational inference: fast on any number of rows"),
             "starts": (starts, "fits from random starts; their draws are pooled"),
             "steps": (steps, "gradient steps of each"),
             "learning_rate": (0.003, ""),

@@ -77,7 +77,7 @@ def propose(facts: TableFacts, target: str, source: str, out: str) -> Proposal:
         features=features,
         parts=parts,
         stratify=task.classify and features.split is None and can_stratify(target_facts, parts),
-        fitting=choose_fitting(target_facts.filled),
+        fitting=choose_fitting(target_facts.filled, classify=task.classify),
         gaps={column.name: facts.gaps(column) for column in facts.columns if column.filled},
         notes=(*_notes(facts, target, used), *task.notes, *features.notes),
     )
