@@ -121,7 +121,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return f'"{value}"'
+        escaped = value.replace("\t", "\\t")
+        return f'"{escaped}"'
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, dict):
@@ -140,7 +141,7 @@ def _describe(member: Any) -> str:
         inner, *metadata = get_args(member)
         return _with_limits(", or ".join(map(_describe, _members(inner))), metadata)
     if origin is Literal:
-        return ", ".join(f'`"{value}"`' if isinstance(value, str) else f"`{value}`" for value in get_args(member))
+        return ", ".join(f"`{_toml(value)}`" for value in get_args(member))
     if origin in {tuple, list}:
         items = [item for item in get_args(member) if item is not Ellipsis]
         return f"list: {_describe(items[0])}" if len(set(map(str, items))) == 1 else "list"
