@@ -100,6 +100,8 @@ def encode_value(value: Any, position: int, plan: RowPlan, where: str) -> float:
         InputError: at `where`; names what the column may hold.
     """
     column = plan.columns[position]
+    if plan.gaps[position] and isinstance(value, str | int | float) and value_text(value) in plan.gaps[position]:
+        return math.nan
     if value is None or (value == "" and column.kind != "number"):
         if not plan.nullable:
             _refuse(

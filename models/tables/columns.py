@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 UNSEEN = -1.0
 """The code of a category that the training part does not have."""
@@ -28,6 +28,9 @@ class Column(BaseModel):
     unseen: Literal["refuse", "reject", "missing"] = "refuse"
     """What happens to a row with a category that is not in `categories`: it is an error; it is predicted and rejected; or the
     category counts as a missing value."""
+
+    na_values: Annotated[tuple[str, ...], Field(exclude_if=lambda marks: not marks)] = ()
+    """Texts that count as missing values, beside empty cells and null."""
 
     @model_validator(mode="before")
     @classmethod

@@ -121,6 +121,8 @@ def check_column_names(schema: ArrowSchema, where: str) -> None:
 
 def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.ndarray, " rows"]:
     """Encodes one column as `encode_table` does."""
+    if column.na_values:
+        values = with_gaps(pa.table({column.name: values}), column.na_values).column(0)
     if column.kind == "date":
         return date_column(values, column.name, where)
     if column.kind == "number":
@@ -158,7 +160,16 @@ def category_codes(column: Column) -> dict[str, float]:
         text = canonical_text(name)
         if text is not None:
             codes.setdefault(text, code)
+    # R, SQL and spreadsheets write booleans as 1 and 0.
+    for flags, others in ((("true", "false"), ("1", "0")), (("1", "0"), ("true", "false"))):
+        if set(column.categories) == set(flags):
+            codes |= {other: codes[flag] for flag, other in zip(flags, others, strict=True)}
     return codes
+
+
+def gap_texts(column: Column) -> frozenset[str | None]:
+    """Returns the canonical texts that count as missing values of a column, beside empty cells."""
+    return frozenset(map(canonical_text, column.na_values)) - {None}
 
 
 def category_code(codes: Mapping[str, float], value: Any) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from abstain.models.tables.columns import Column
-from abstain.models.tables.encoding import category_codes
+from abstain.models.tables.encoding import category_codes, gap_texts
 from abstain.models.tables.values import date_seconds
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -53,6 +53,7 @@ class RowPlan(NamedTuple):
         nullable: whether a value may be missing; not for a model that was fitted on arrays.
         positions: the position of each name in a row.
         codes: for each column, the code of each category (`category_codes`); empty for other kinds.
+        gaps: for each column, the canonical texts of missing values (`gap_texts`).
         of_records: takes values out of a dict with the names as keys.
     """
 
@@ -60,6 +61,7 @@ class RowPlan(NamedTuple):
     nullable: bool
     positions: Mapping[str, int]
     codes: tuple[dict[str, float], ...]
+    gaps: tuple[frozenset[str | None], ...]
     of_records: Picks
 
 
@@ -69,7 +71,9 @@ def plan_rows(columns: tuple[Column, ...], *, nullable: bool) -> RowPlan | None:
     if not columns or len(positions) < len(columns):
         return None
     codes = tuple(category_codes(column) for column in columns)
-    return RowPlan(columns, nullable, positions, codes, _plan_picks(columns, codes, nullable, list(positions), dict))
+    gaps = tuple(map(gap_texts, columns))
+    picks = _plan_picks(columns, codes, nullable, list(positions), dict)
+    return RowPlan(columns, nullable, positions, codes, gaps, picks)
 
 
 def picks_of_lists(plan: RowPlan, names: Sequence[str]) -> Picks:
@@ -92,13 +96,16 @@ def _plan_picks(
     indices = {kind: [index for index, column in enumerate(columns) if column.kind == kind] for kind in _KINDS}
     picked = np.array([index for kind in _KINDS for index in indices[kind]], int)
     gaps: dict[str | None, float] = {None: math.nan, "": math.nan} if nullable else {}
+    number_types: frozenset[type] = frozenset({int, float, type(None)} if nullable else {int, float})
+    if any(columns[index].na_values for index in indices["number"]):
+        number_types = frozenset()  # a number may be the mark of a missing value, so each one is checked
     return Picks(
         row_type,
         len(columns),
         *(_pick([keys[index] for index in indices[kind]]) for kind in _KINDS),
         codes=tuple({**codes[index], **gaps} for index in indices["category"]),
         order=None if np.array_equal(picked, np.arange(len(columns))) else np.argsort(picked),
-        number_types=frozenset({int, float, type(None)} if nullable else {int, float}),
+        number_types=number_types,
     )
 
 

@@ -140,6 +140,7 @@ def predict(
     result: dict[str, Any] = {"model": name, "version": version, "rows": written.rows, "out": str(out)}
     if given.errors is not None:
         result["errors"] = len(given.errors)
+    if given.errors:
         sys.stderr.write(f"{len(given.errors)} of {given.size} rows have an error, see the column error\n")
     limit = check_limited(bundle.calibration, percentile, max_error)
     if limit is not None:

@@ -95,7 +95,10 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
     else:
         raise DataError("--data", expected=f"a file ending in .npz, {', '.join(TABLES)}", found=str(source))
     if not skip_errors:
-        rows, texts = convert(0, count)
+        try:
+            rows, texts = convert(0, count)
+        except DataError as error:
+            raise _with_advice(error) from error
         return InputRows(rows, texts, None, kept, count)
     rows, texts, errors = _convert_each(count, convert, str(source))
     return InputRows(rows, texts, errors, kept, count)
@@ -183,8 +186,15 @@ def _convert_each(
     return np.concatenate(parts), texts, errors
 
 
+def _with_advice(error: DataError) -> DataError:
+    """Returns the error with advice for a fitted model in place of advice for the config of a fit."""
+    if "data." in (error.fix or ""):
+        error.fix = "correct the cell, or leave it empty; --errors null leaves out such rows"
+    return error
+
+
 def _of_one_row(error: DataError, where: str) -> str:
     """Returns the error's text without its place: its cell is in the row itself, whose number in a part of the file is 0."""
     place = (error.where or "").removeprefix(where).removeprefix(", ").removeprefix("row 0").removeprefix(": ")
     what = error.what.removeprefix("row 0, ")
-    return str(DataError(what, where=place or None, expected=error.expected, found=error.found, fix=error.fix))
+    return str(DataError(what, where=place or None, expected=error.expected, found=error.found))

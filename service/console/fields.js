@@ -75,7 +75,7 @@ function categoryField(feature, index, changed) {
     changed();
   }
   function read() {
-    if (select.value === OTHER) return other.value;
+    if (select.value === OTHER) return other.value.trim() === "" ? null : other.value;
     return select.value === EMPTY ? null : feature.categories[Number(select.value)];
   }
   function write(value) {

@@ -240,7 +240,7 @@ def _unpack_texts(data: memoryview, where: str, rows: int) -> list[str]:
 def _encode(tensor: _Tensor, position: int, plan: RowPlan) -> Float[np.ndarray, " rows"]:
     """Encodes the values of a column; quickly if none of them can be wrong."""
     kind, values = plan.columns[position].kind, tensor.values
-    if kind == "number" and isinstance(values, np.ndarray):
+    if kind == "number" and isinstance(values, np.ndarray) and not plan.gaps[position]:
         numbers = values.astype(np.float64)
         if (np.abs(numbers) <= LARGEST).all() or (plan.nullable and not (np.abs(numbers) > LARGEST).any()):
             return numbers

@@ -21,7 +21,7 @@ from abstain.models.files.model_rows import find_unseen_texts, reshape_rows, row
 from abstain.models.files.reading import PLAIN, Reading
 from abstain.models.files.row_files import read_table_bytes
 from abstain.models.prediction.posterior import Model
-from abstain.models.tables.encoding import ArrowTable, check_column_names, with_gaps
+from abstain.models.tables.encoding import ArrowTable, check_column_names
 from abstain.models.tables.unseen import UnseenTexts
 from abstain.service.json_objects import number_between
 from abstain.service.predict.request import PredictRequest
@@ -88,7 +88,7 @@ def parse_query(query: QueryParams) -> PredictRequest:
 def _number(text: str) -> float | str:
     """Parses a number; returns other text unchanged, for the error about it."""
     try:
-        return float(text)
+        return float(text) if text.isascii() and "_" not in text else text
     except ValueError:
         return text
 
@@ -112,7 +112,7 @@ def rows_of_body(
         if media_type == CSV:
             table = read_csv(body, reading, max_rows, most_columns)
         else:
-            table = with_gaps(read_arrow(body, model.feature_names or None, max_rows, most_columns), reading.na_values)
+            table = read_arrow(body, model.feature_names or None, max_rows, most_columns)
         rows = reshape_rows(rows_of_table(table, model, _WHERE), model, _WHERE)
         texts = find_unseen_texts(table, model, rows)
     except DataError as error:

@@ -152,7 +152,7 @@ def make_column(name: str, values: ArrowColumn, config: DataConfig, where: str) 
             raise DataError(
                 f"column {name!r} is empty", where=where, expected=f"at least one {noun}", found="only gaps", fix=_DROP
             )
-        return Column(name=name, kind=kind)
+        return Column(name=name, kind=kind, na_values=config.na_values)
     texts = [text for text in category_texts(values, name, where) if text is not None]
     if not texts:
         raise DataError(
@@ -161,7 +161,7 @@ def make_column(name: str, values: ArrowColumn, config: DataConfig, where: str) 
     categories = sorted(set(texts))
     if name not in config.categorical:
         _check_count(name, len(categories), len(texts), where)
-    return Column(name=name, kind="category", categories=tuple(categories))
+    return Column(name=name, kind="category", categories=tuple(categories), na_values=config.na_values)
 
 
 def _check_count(name: str, categories: int, rows: int, where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from abstain.models.bundles.plausible import batch_memory_claim, model_claims
-from abstain.models.errors import ConfigError
+from abstain.models.errors import ConfigError, DataError
 from abstain.models.networks.running_statistics import STATISTICS
 from abstain.models.networks.specs import ModuleSpec
 from abstain.models.prediction.posterior import Model
@@ -56,6 +56,7 @@ def preprocessing_of(posterior: PosteriorConfig, dataset: Dataset) -> Preprocess
     def numbers(value: float | tuple[float, ...]) -> tuple[float, ...]:
         return value if isinstance(value, tuple) else (value,)
 
+    _check_columns(dataset)
     medians = np.median(dataset.calibration.x.reshape(len(dataset.calibration), -1), axis=0).tolist()
     columns = tuple(
         Column(name=column.name, missing=float(median))
@@ -69,6 +70,24 @@ def preprocessing_of(posterior: PosteriorConfig, dataset: Dataset) -> Preprocess
         target_scale=posterior.target_scale,
         float64_target=target_needs_float64(posterior.target_shift, posterior.target_scale),
     )
+
+
+def _check_columns(dataset: Dataset) -> None:
+    """Refuses columns that are not numbers: how the network was given them is not known.
+
+    Raises:
+        DataError: names the columns.
+    """
+    others = [f"{column.name!r} ({column.kind})" for column in dataset.source.columns if column.kind != "number"]
+    if others:
+        raise DataError(
+            "columns",
+            where=dataset.source.where,
+            expected="numbers, as the network takes them",
+            found=", ".join(others),
+            fix="write the numbers that the network was trained on, such as a column of 0 and 1 for each category, or "
+            "list the columns in data.drop",
+        )
 
 
 def check_servable(model: Model, draws: int) -> None:

@@ -529,12 +529,16 @@ def test_a_missing_value_equals_its_replacement(run, fitted, predict_table):
 @pytest.mark.parametrize(
     ("column", "values", "text"),
     [
-        ("floor", [1, 3], "row 1: column 'floor' holds a category .*: expected one of 1, 10, 2, found '3'"),
+        (
+            "size",
+            ["50", "large"],
+            "row 1: column 'size' must be numeric: expected a number, or an empty cell, found 'large'; correct",
+        ),
         ("size", None, "columns are missing: expected size, found heating, floor"),
     ],
 )
 def test_errors_in_a_table_name_row_and_column(run, predict_table, column, values, text):
-    """The error for an unknown category or a missing column lists what the model expects."""
+    """The error for text in place of a number or for a missing column says what the model expects."""
     table = pa.table({"size": [50.0, 60.0], "heating": ["gas", "coal"], "floor": [1, 2]})
     index = table.column_names.index(column)
     table = table.remove_column(index) if values is None else table.set_column(index, column, pa.array(values))
