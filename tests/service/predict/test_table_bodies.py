@@ -87,7 +87,10 @@ def test_a_model_of_arrays_finds_its_columns_by_name():
         (b"age,job,pay\n", "body: rows: expected at least one, found an empty set"),
         (b"age,job\n1,nurse\n", "body: columns are missing: expected pay, found age, job"),
         (b"age,job,pay,age\n1,nurse,2,3\n", "body: column 'age': expected one column of that name, found 2"),
-        (b"age,job,pay\n1,nurse\n", "body: lines have another number of cells than the header: expected 3 cells, found line 2"),
+        (
+            b"age,job,pay\n1,nurse\n",
+            "body: lines have another number of cells than the header: expected 3 cells, found line 2",
+        ),
         (b"age,job,pay\n1,nurse,2\nold,nurse,2\n", "body, row 1: column 'age' must be numeric"),
         (
             b"age,job,pay\n1,nurse,2\n1,nurze,2\n",
