@@ -26,7 +26,7 @@ commands = typer.Typer()
 @commands.command(epilog="Example: `abstain predict digits --data new.csv --out answers.parquet`")
 def predict(
     model: ModelArgument,
-    data: Annotated[Path, typer.Option("--data", help="Rows: .npz, .csv or .parquet.")],
+    data: Annotated[Path, typer.Option("--data", help="Rows: an .npz, or a table such as .csv, .parquet or .arrow.")],
     out: Annotated[Path, typer.Option("--out", help="Predictions: .csv, .parquet, .npz or .jsonl.")],
     percentile: Annotated[
         float | None, typer.Option(help="The percentile of the decision; default: the model's own.")

@@ -19,10 +19,10 @@ class RowErrors(StrEnum):
 
 
 def check_paths(source: Path, out: Path, errors: RowErrors = RowErrors.REFUSE) -> None:
-    """Checks that the input exists, and that the output has a known ending.
+    """Checks that the input exists, and that both have known endings.
 
     Raises:
-        DataError: it does not; or the output cannot hold empty cells.
+        DataError: they do not; or the output cannot hold empty cells.
     """
     if out.suffix not in ENDINGS:
         raise DataError("--out", expected=f"a file ending in {', '.join(ENDINGS)}", found=str(out))
@@ -32,6 +32,10 @@ def check_paths(source: Path, out: Path, errors: RowErrors = RowErrors.REFUSE) -
             expected="a .csv, .parquet or .jsonl file with --errors null, because an array has no empty cells",
             found=str(out),
         )
+    from abstain.models.files.row_files import TABLES, ending_of  # noqa: PLC0415 - loads pyarrow
+
+    if ending_of(source) not in {".npz", *TABLES}:
+        raise DataError("--data", expected=f"a file ending in .npz, {', '.join(TABLES)}", found=str(source))
     if not source.exists():
         raise DataError("no such file", where=str(source), fix="check the path after --data")
 

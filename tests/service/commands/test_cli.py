@@ -140,7 +140,7 @@ def test_wrong_usage_exits_2(run, arguments, text):
         (["predict", "digits", "--data", "none.npz", "--out", "o.csv"], "none.npz: no such file"),
         (
             ["predict", "digits", "--data", "rows.txt", "--out", "o.csv"],
-            "--data: expected a file ending in .npz, .csv or",
+            "--data: expected a file ending in .npz, .csv, .tsv",
         ),
         (
             ["predict", "digits", "--data", "none.npz", "--out", "o.txt"],
