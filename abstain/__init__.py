@@ -70,7 +70,8 @@ if TYPE_CHECKING:
         TooManyRequests,
         Unreachable,
     )
-    from abstain.service.client.results import ModelVersion, Readiness, RowPrediction, ServedModel, ServedPredictions
+    from abstain.service.client.facts import ModelVersion, Readiness, ServedModel
+    from abstain.service.client.results import RowPrediction, ServedPredictions
 
     __version__: str
 
@@ -130,10 +131,10 @@ _MODULES = {
     "RequestError": "abstain.service.client.errors",
     "TooManyRequests": "abstain.service.client.errors",
     "Unreachable": "abstain.service.client.errors",
-    "ModelVersion": "abstain.service.client.results",
-    "Readiness": "abstain.service.client.results",
+    "ModelVersion": "abstain.service.client.facts",
+    "Readiness": "abstain.service.client.facts",
     "RowPrediction": "abstain.service.client.results",
-    "ServedModel": "abstain.service.client.results",
+    "ServedModel": "abstain.service.client.facts",
     "ServedPredictions": "abstain.service.client.results",
 }
 """The module of each name that is not in `models.errors`; it is imported when the name is first used (PEP 562)."""

@@ -73,6 +73,7 @@ install_import_hook(CHECKED, "tests.helpers.typecheck.check")
 from abstain.models.bundles.bundle import Bundle, load  # noqa: E402
 from abstain.training.config.reading import read_config  # noqa: E402
 from abstain.training.fit import fit  # noqa: E402
+from tests.helpers.crew import fit_crew, serving  # noqa: E402
 from tests.helpers.fits import made_once, silent  # noqa: E402
 from tests.helpers.paths import CONFIGS  # noqa: E402
 from tests.helpers.servers import Server, start_server, stop_server  # noqa: E402
@@ -200,3 +201,16 @@ def server(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[S
     running = start_server(store, tmp_path_factory.mktemp("server"), workers=2)
     yield running
     stop_server(running)
+
+
+@pytest.fixture(scope="session")
+def crew_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with `crew` (VI, quickly fitted), a classifier of a table with numbers, gaps, categories and dates."""
+    return made_once(tmp_path_factory, "crew", fit_crew)
+
+
+@pytest.fixture(scope="session")
+def crew_url(crew_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """A server of `crew` in this process, for all tests that only ask."""
+    with serving(crew_store, tmp_path_factory.mktemp("crew-server")) as url:
+        yield url

@@ -15,7 +15,8 @@ import httpx
 from abstain.models.errors import ConfigError, clip_repr
 from abstain.service.client import exchange
 from abstain.service.client.exchange import Course, Failure, Reply, Send, Session, Wait
-from abstain.service.client.results import ModelVersion, Readiness, ServedModel, ServedPredictions
+from abstain.service.client.facts import ModelVersion, Readiness, ServedModel
+from abstain.service.client.results import ServedPredictions
 
 T = TypeVar("T")
 Verify = bool | str | Path | ssl.SSLContext

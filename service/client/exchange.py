@@ -33,15 +33,15 @@ from abstain.service.client.errors import (
     failed,
     shift_rows,
 )
-from abstain.service.client.results import (
+from abstain.service.client.facts import (
     ModelVersion,
     Readiness,
     ServedModel,
-    ServedPredictions,
     model_versions,
     record_of,
     served_model,
 )
+from abstain.service.client.results import ServedPredictions
 from abstain.service.client.rows import Rows, rows_to_send
 
 T = TypeVar("T")

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow
 
-from abstain.models.errors import DataError
+from abstain.models.errors import DataError, collect_errors
 from abstain.models.files.row_files import TABLES, checked_inputs, ending_of, is_table, read_npz, read_table
-from abstain.models.tables.encoding import category_texts, check_columns, numeric_column, with_names
+from abstain.models.tables.encoding import ArrowColumn, category_texts, check_columns, numeric_column, with_names
 from abstain.models.tables.unseen import NO_TEXTS
+from abstain.models.tables.values import date_column
 from abstain.service.client.client import Client
-from abstain.service.client.results import ModelColumn
+from abstain.service.client.facts import ModelColumn
 from abstain.service.commands.predict_file import write_predictions
 from abstain.service.commands.predict_rows import InputRows, keep_columns, key_of_rows
 
@@ -100,10 +101,16 @@ def read_rows(source: Path, own: Sequence[ModelColumn], keep: Sequence[str] = ()
         return checked_inputs(np.stack(numbers, axis=1), where), kept
     table = with_names([column.name for column in own], table)
     check_columns([column.name for column in own], table, where)
-    columns = {
-        column.name: numeric_column(table.column(column.name), column.name, where)
-        if column.kind == "number"
-        else category_texts(table.column(column.name), column.name, where)
-        for column in own
-    }
+    with collect_errors(where, "columns cannot be read") as attempt:
+        columns = {column.name: attempt(_cells, table.column(column.name), column, where) for column in own}
     return pa.table(columns), kept
+
+
+def _cells(values: ArrowColumn, column: ModelColumn, where: str) -> Any:
+    """Returns numbers, or the texts of categories and dates; checks a column as without a server."""
+    if column.kind == "number":
+        return numeric_column(values, column.name, where)
+    if column.kind == "date":
+        # The server sees single values, and not a column that mixes times with and without an offset.
+        _ = date_column(values, column.name, where)
+    return category_texts(values, column.name, where)

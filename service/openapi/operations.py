@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from abstain.service.json_objects import HEADER_LENGTH
-from abstain.service.openapi.schemas import INTEGER, STRING, Schema, array, described, ref
+from abstain.service.openapi.schemas import INTEGER, SETTINGS, STRING, Schema, array, described, ref
+from abstain.service.predict.table_bodies import ARROW, CSV, QUERY
 
 TAGS = {
     "predictions": "Predictions with a reject flag",
@@ -253,17 +254,34 @@ def _protocol() -> dict[str, Any]:
     }
 
 
+def _predict() -> dict[str, Any]:
+    """Describes `POST /predict`: rows in JSON, or a table with the settings in the URL."""
+    file = _body({"type": "string", "format": "binary"}, ARROW)
+    post = _operation(
+        "predict",
+        "predictions",
+        "Predict rows",
+        _body(ref("PredictResponse")),
+        (*COMPUTING, *GUARD),
+        body=_body(ref("PredictRequest")) | _body(STRING, CSV) | file,
+    )
+    settings = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": f"only for a table as the body: {SETTINGS[name]['description']}",
+            "schema": {key: rule for key, rule in SETTINGS[name].items() if key != "description"},
+            # Separated by commas.
+            **({"style": "form", "explode": False} if name == "fields" else {}),
+        }
+        for name in QUERY
+    ]
+    return {**post, "parameters": [*post["parameters"], *settings]}
+
+
 PATHS: dict[str, Any] = {
-    "/predict": {
-        "post": _operation(
-            "predict",
-            "predictions",
-            "Predict rows",
-            _body(ref("PredictResponse")),
-            (*COMPUTING, *GUARD),
-            body=_body(ref("PredictRequest")),
-        )
-    },
+    "/predict": {"post": _predict()},
     "/models": {
         "get": _operation(
             "listModels", "models", "Every version in the store, with its state", _body(ref("Models")), GUARD

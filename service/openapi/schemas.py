@@ -47,6 +47,11 @@ def map_of(values: Schema) -> Schema:
     return {"type": "object", "additionalProperties": values}
 
 
+def any_one_of(*names: str) -> Schema:
+    """Returns the schema of a value that fits exactly one of several schemas."""
+    return {"oneOf": [ref(name) for name in names]}
+
+
 def described(schema: Schema, text: str) -> Schema:
     """Returns a schema with a description."""
     return {**schema, "description": text}
@@ -59,9 +64,20 @@ def nullable(schema: Schema) -> Schema:
 
 _PAIR = array(NUMBER, minItems=2, maxItems=2)
 _NESTED = array({"anyOf": [NUMBER, array({"anyOf": [NUMBER, array(NUMBER)]})]})
+_CELL = {"type": ["number", "string", "boolean", "null"]}
+_CELL_TEXT = "number: a number; category: text, number or boolean; date: text in ISO 8601; missing: null"
 _SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 _PERCENTILE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100}
-_MODEL_NAME = described(STRING, "`name`, `name:version` or `name@label`; may be left out if the server has one model")
+SETTINGS: dict[str, Schema] = {
+    "model": described(STRING, "`name`, `name:version` or `name@label`; may be left out if the server has one model"),
+    "percentile": described(_PERCENTILE, "percentile of the decision; left out: the model's own"),
+    "coverage": described(_SHARE, "coverage of prediction sets and intervals; left out: the model's own"),
+    "max_error": described(
+        _SHARE, "largest share of wrong answers among accepted rows; only for a model with such a limit"
+    ),
+    "fields": described(array(STRING, minItems=1, uniqueItems=True), "the fields to return; left out: all"),
+}
+"""The settings of a request: keys of a JSON body, parameters of the URL for a table as the body."""
 
 _PREDICTION = {
     "label": described(STRING, "classification: the most probable class"),
@@ -128,12 +144,18 @@ _ERROR = {
     "fix": described(nullable(STRING), "what to do"),
 }
 
+_CONTENT_TYPE = described(STRING, "the codec of MLServer that wrote the values")
 _TENSOR_INPUT = {
-    "name": {"type": "string", "const": INPUT},
-    "shape": described(array(INTEGER), "the rows, then the shape of one row"),
-    "datatype": {"type": "string", "enum": list(DATATYPES)},
-    "parameters": record({"binary_data_size": INTEGER}, ["binary_data_size"], closed=True),
-    "data": described(array({"anyOf": [NUMBER, _NESTED]}), "flat or nested; left out for binary data"),
+    "name": described(STRING, f"`{INPUT}`, or the name of a column"),
+    "shape": described(array(INTEGER), "the rows, then the shape of one row; for a column `[n]` or `[n, 1]`"),
+    "datatype": {"type": "string", "enum": [*DATATYPES, "BOOL", "BYTES"]},
+    "parameters": record(
+        {"binary_data_size": INTEGER, "content_type": _CONTENT_TYPE}, ["binary_data_size", "content_type"], closed=True
+    ),
+    "data": described(
+        array({"anyOf": [_CELL, array(_CELL), _NESTED]}),
+        "numbers flat or nested; a column has one value for each row, null if it is missing; left out for binary data",
+    ),
 }
 _TENSOR_OUTPUT = {
     "name": STRING,
@@ -142,9 +164,27 @@ _TENSOR_OUTPUT = {
     "parameters": record({"binary_data_size": INTEGER}, ["binary_data_size"]),
     "data": described(array({"anyOf": [NUMBER, STRING, BOOLEAN, {"type": "null"}]}), "flat; left out for binary data"),
 }
-_LEVELS = {"percentile": _PERCENTILE, "coverage": _SHARE, "max_error": _SHARE}
-_TENSOR_METADATA = record({"name": STRING, "datatype": STRING, "shape": array(INTEGER)})
-_TENSOR_CONFIG = record({"name": STRING, "data_type": STRING, "dims": array(INTEGER)})
+_INFER_PARAMETERS = {
+    **{name: SETTINGS[name] for name in ("percentile", "coverage", "max_error")},
+    "binary_data_output": described(BOOLEAN, "whether all outputs are binary data"),
+    "content_type": _CONTENT_TYPE,
+}
+_COLUMN_FACTS: dict[str, Schema] = {
+    "kind": {"type": "string", "enum": ["number", "category", "date"]},
+    "nullable": described(BOOLEAN, "whether a value may be missing"),
+    "range": described(
+        {"anyOf": [array(NUMBER), array(STRING), {"type": "null"}]},
+        "of the training rows, rounded outwards; for a date in ISO 8601; not for a category",
+    ),
+    "categories": described(array(STRING), "only for a category"),
+    "unseen": described(
+        {"type": "string", "enum": ["reject", "missing", "refuse"]},
+        "what becomes of another category; only for a category",
+    ),
+}
+_OF_ONE_KIND = ("range", "categories", "unseen")
+_TENSOR_METADATA = {"name": STRING, "datatype": STRING, "shape": array(INTEGER)}
+_TENSOR_CONFIG = {"name": STRING, "data_type": STRING, "dims": array(INTEGER)}
 _SPAN = record({"count": INTEGER, "ns": INTEGER})
 _STATISTICS = {
     "name": STRING,
@@ -156,23 +196,32 @@ _STATISTICS = {
     "batch_stats": array(ANY),
 }
 
+
+def _request(rows: dict[str, Schema]) -> Schema:
+    """Returns the schema of a body of `/predict` with one form of rows."""
+    return record({**rows, **SETTINGS}, SETTINGS, closed=True)
+
+
 SCHEMAS: dict[str, Schema] = {
-    "PredictRequest": record(
+    "PredictRequest": any_one_of("PredictInputs", "PredictRecords", "PredictTable"),
+    "PredictInputs": _request(
         {
             "inputs": described(
-                array(_NESTED, minItems=1), "rows; an image row is nested as the model's input shape, or flat"
-            ),
-            "model": _MODEL_NAME,
-            "percentile": described(_PERCENTILE, "percentile of the decision; left out: the model's own"),
-            "coverage": described(_SHARE, "coverage of prediction sets and intervals; left out: the model's own"),
-            "max_error": described(
-                _SHARE, "largest share of wrong answers among accepted rows; only for a model with such a limit"
-            ),
-            "fields": described(array(STRING, minItems=1, uniqueItems=True), "the fields to return; left out: all"),
-        },
-        ["model", "percentile", "coverage", "max_error", "fields"],
-        closed=True,
+                array(_NESTED, minItems=1),
+                "rows of numbers; an image row is nested as the model's input shape, or flat",
+            )
+        }
     ),
+    "PredictRecords": _request({"records": described(array(ref("Record"), minItems=1), "rows with named values")}),
+    "PredictTable": _request(
+        {
+            "columns": described(array(STRING, minItems=1, uniqueItems=True), "the columns' names, in any order"),
+            "data": described(
+                array(array(_CELL), minItems=1), f"rows of values in the order of `columns`; {_CELL_TEXT}"
+            ),
+        }
+    ),
+    "Record": described(map_of(_CELL), f"a value for each column of the model; {_CELL_TEXT}"),
     "PredictResponse": record(
         {
             "id": {"type": "string", "maxLength": LONGEST_ID},
@@ -208,23 +257,7 @@ SCHEMAS: dict[str, Schema] = {
     "ModelVersions": record({"name": STRING, "versions": array(ref("ModelVersion"))}),
     "ModelVersion": record(_VERSION),
     "Model": record(_MODEL),
-    "ModelColumn": record(
-        {
-            "name": STRING,
-            "kind": {"type": "string", "enum": ["number", "category", "date"]},
-            "nullable": described(BOOLEAN, "whether a value may be missing"),
-            "range": described(
-                {"anyOf": [array(NUMBER), array(STRING), {"type": "null"}]},
-                "of the training rows, rounded outwards; for a date in ISO 8601; not for a category",
-            ),
-            "categories": described(array(STRING), "only for a category"),
-            "unseen": described(
-                {"type": "string", "enum": ["reject", "missing", "refuse"]},
-                "what becomes of another category; only for a category",
-            ),
-        },
-        ["range", "categories", "unseen"],
-    ),
+    "ModelColumn": record({"name": STRING, **_COLUMN_FACTS}, _OF_ONE_KIND),
     "Live": record({"live": BOOLEAN}),
     "Readiness": record({"ready": BOOLEAN, "workers_ready": INTEGER, "workers": INTEGER, "why": array(STRING)}),
     "ConsoleVersion": {
@@ -236,10 +269,10 @@ SCHEMAS: dict[str, Schema] = {
         {
             "id": STRING,
             "model_name": STRING,
-            "parameters": record(
-                {**_LEVELS, "binary_data_output": BOOLEAN}, [*_LEVELS, "binary_data_output"], closed=True
+            "parameters": record(_INFER_PARAMETERS, _INFER_PARAMETERS, closed=True),
+            "inputs": described(
+                array(ref("InferInput"), minItems=1), f"one tensor named `{INPUT}`, or one for each column of the model"
             ),
-            "inputs": array(ref("InferInput"), minItems=1, maxItems=1),
             "outputs": array(ref("RequestedOutput")),
         },
         ["id", "model_name", "parameters", "outputs"],
@@ -270,9 +303,22 @@ SCHEMAS: dict[str, Schema] = {
             "name": STRING,
             "versions": array(STRING),
             "platform": STRING,
-            "inputs": array(_TENSOR_METADATA),
-            "outputs": array(_TENSOR_METADATA),
+            "inputs": described(
+                array(
+                    record(
+                        {**_TENSOR_METADATA, "parameters": ref("TensorParameters")},
+                        ["parameters"],
+                    )
+                ),
+                f"`{INPUT}`, then a tensor for each column of a table; a request has one or the others",
+            ),
+            "outputs": array(record(_TENSOR_METADATA)),
         }
+    ),
+    "TensorParameters": record(
+        {"content_type": _CONTENT_TYPE, **_COLUMN_FACTS},
+        _OF_ONE_KIND,
+        description="The column of a tensor",
     ),
     "ModelConfig": record(
         {
@@ -281,8 +327,8 @@ SCHEMAS: dict[str, Schema] = {
             "backend": STRING,
             "version_policy": record({"specific": record({"versions": array(INTEGER)})}),
             "max_batch_size": INTEGER,
-            "input": array(_TENSOR_CONFIG),
-            "output": array(_TENSOR_CONFIG),
+            "input": array(record({**_TENSOR_CONFIG, "optional": BOOLEAN}, ["optional"])),
+            "output": array(record(_TENSOR_CONFIG)),
             "parameters": map_of(record({"string_value": STRING})),
         }
     ),

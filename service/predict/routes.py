@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from abstain.models.decisions.judging import check_limited
-from abstain.models.errors import InputError
+from abstain.models.errors import InputError, clip_repr
 from abstain.models.files.reading import reading_of
 from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
 from abstain.service.batcher import Batcher
@@ -26,7 +26,7 @@ from abstain.service.live import Live
 from abstain.service.live_versions import LiveVersions
 from abstain.service.predict import response
 from abstain.service.predict.request import PredictRequest, parse_predict, rows_of_request, texts_of_request
-from abstain.service.predict.table_bodies import CSV, MEDIA_TYPES, parse_query, rows_of_body
+from abstain.service.predict.table_bodies import CSV, MEDIA_TYPES, QUERY, parse_query, rows_of_body
 from abstain.service.process import Traffic
 from abstain.service.responses import Handler, request_id
 from abstain.service.rows import check_finite
@@ -79,6 +79,8 @@ def make_handler(
         body = await read_body(request, settings.max_body_bytes)
         media_type = _media_type(request.headers.get("content-type", "none"))
         if media_type == _JSON:
+            if request.scope["query_string"]:
+                _refuse_settings(request.query_params)
             read = partial(read_request, versions, settings.max_rows, body)
         else:
             read = partial(read_table_request, versions, settings.max_rows, body, media_type, request.query_params)
@@ -118,6 +120,23 @@ def read_table_request(
     manifest = live.bundle.manifest
     rows, texts = rows_of_body(body, media_type, manifest.model, max_rows, reading_of(manifest.data.settings))
     return ParsedRequest(live, rows, request, fields, texts)
+
+
+def _refuse_settings(query: QueryParams) -> None:
+    """Refuses settings in the URL of a JSON body, which would have no effect; other parameters are ignored.
+
+    Raises:
+        InputError: names the first of them.
+    """
+    name = next((name for name in QUERY if name in query), None)
+    if name is not None:
+        raise InputError(
+            name,
+            where="query",
+            expected="no settings in the URL of a JSON body",
+            found=clip_repr(query[name]),
+            fix="put it into the body",
+        )
 
 
 def _media_type(content_type: str) -> str:

@@ -41,6 +41,10 @@ def faults(value: Any, schema: Mapping[str, Any], schemas: Mapping[str, Any], wh
             case "anyOf":
                 if all(any(faults(value, one, schemas)) for one in rule):
                     yield f"{where}: expected any of {rule}, found {value!r}"
+            case "oneOf":
+                fitting = sum(not any(faults(value, one, schemas)) for one in rule)
+                if fitting != 1:
+                    yield f"{where}: expected exactly one of {rule}, found {fitting} for {value!r}"
             case "enum":
                 if value not in rule:
                     yield f"{where}: expected one of {rule}, found {value!r}"

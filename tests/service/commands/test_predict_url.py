@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import abstain
-from abstain.service.client.results import ModelColumn
+from abstain.service.client.facts import ModelColumn
 from abstain.service.commands.predict_url import read_rows
 from tests.helpers.prediction_files import read_predictions
 
@@ -95,12 +95,20 @@ def test_the_key_is_read_from_the_environment(run, server, files, tmp_path, monk
 def test_a_table_is_read_by_the_models_columns(tmp_path):
     """Text of numbers becomes numbers with gaps, a category stays text; other columns are left out."""
     path = tmp_path / "rows.csv"
-    path.write_text("town,note,age\nUlm,a,31\n,b,\nBonn,c, 4.5 \n")
-    columns = (ModelColumn(name="age"), ModelColumn(name="town", categories=("Bonn", "Ulm")))
-    table = read_rows(path, columns)
-    assert table.column_names == ["age", "town"]
+    path.write_text("town,note,age,since\nUlm,a,31,2024-03-01\n,b,,\nBonn,c, 4.5 ,2024-03-01T10:00\n")
+    columns = (
+        ModelColumn(name="age"),
+        ModelColumn(name="town", kind="category", categories=("Bonn", "Ulm")),
+        ModelColumn(name="since", kind="date"),
+    )
+    table, _ = read_rows(path, columns)
+    assert table.column_names == ["age", "town", "since"]
     np.testing.assert_array_equal(table["age"].to_numpy(), [31, np.nan, 4.5])
     assert table["town"].to_pylist() == ["Ulm", None, "Bonn"]
+    assert table["since"].to_pylist()[:2] == ["2024-03-01", None]
     path.write_text("age\n1\n")
-    with pytest.raises(abstain.DataError, match="columns are missing: expected town, found age"):
+    with pytest.raises(abstain.DataError, match="columns are missing: expected town, since, found age"):
         read_rows(path, columns)
+    path.write_text("since\n2024-03-01T10:00\n2024-03-01T10:00Z\n")
+    with pytest.raises(abstain.DataError, match="row 1: column 'since' mixes times with and without an offset"):
+        read_rows(path, columns[2:])

@@ -1,10 +1,12 @@
 """`/docs.json` is complete and true: every route is in it, and every response has a status and a body that it describes."""
 
 import asyncio
+import io
 import re
 
 import httpx
 import jwt
+import pyarrow as pa
 import pytest
 from starlette.applications import Starlette
 
@@ -12,6 +14,7 @@ from abstain.models.errors import StoreError
 from abstain.service import http, openapi
 from abstain.service.access.api_keys import add_key
 from abstain.service.live_versions import LiveVersions
+from abstain.service.predict.table_bodies import ARROW, CSV, MEDIA_TYPES, QUERY
 from abstain.service.process import Process, Traffic
 from abstain.service.settings import Settings
 from tests.helpers.json_schema import faults
@@ -27,6 +30,16 @@ OPERATIONS = {
 ROW = [0.0] * 64
 PREDICT = {"inputs": [ROW], "model": "digits"}
 TENSOR = {"name": "inputs", "datatype": "FP32", "shape": [1, 8, 8], "data": ROW}
+NURSE = {"age": 31, "job": "nurse", "night": True, "since": "2024-03-01"}
+GAPS = {"since": None, "job": 1, "age": None, "night": "false"}
+TABLE = {"columns": list(NURSE), "data": [list(NURSE.values()), [None, "pilot", None, "2012-05-01T10:00:00Z"]]}
+COLUMN_TENSORS = [
+    {"name": "age", "datatype": "FP64", "shape": [2, 1], "data": [31, None]},
+    {"name": "job", "datatype": "BYTES", "shape": [2], "data": ["nurse", None], "parameters": {"content_type": "str"}},
+    {"name": "night", "datatype": "BOOL", "shape": [2, 1], "data": [[True], [False]]},
+    {"name": "since", "datatype": "BYTES", "shape": [2, 1], "data": ["2024-03-01", None]},
+]
+INFER_COLUMNS = {"parameters": {"content_type": "pd", "percentile": 95}, "inputs": COLUMN_TENSORS}
 VALUES = {"model": "digits", "version": "1", "file": "app.js"}
 STATUSES_WITHOUT_A_TEST = {500, 504}
 """Faults of the server, and requests that take too long: other tests provoke them, in the one place that answers all routes."""
@@ -158,6 +171,111 @@ def test_every_route_answers_as_documented(client):
     assert client.post("/v2/models/digits/infer", json=binary).headers["content-type"] == "application/octet-stream"
     check(client.post("/v2/models/digits/infer", json=binary))
     check(client.get("/", headers={"If-None-Match": client.get("/").headers["etag"]}))
+
+
+@pytest.fixture(scope="module")
+def crew(crew_url):
+    """A client of the server of a table, without the checks of abstain's own."""
+    with httpx.Client(base_url=crew_url, timeout=PATIENCE) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("body", "valid"),
+    [
+        ({"records": [NURSE, GAPS]}, True),
+        ({"records": [NURSE], "model": "crew", "percentile": 95, "fields": ["reject"]}, True),
+        (TABLE, True),
+        ({**TABLE, "coverage": 0.8}, True),
+        ({"inputs": [[31, 1, 1, 1.6e9]]}, True),
+        ({"records": [NURSE], "inputs": [[31, 1, 1, 1.6e9]]}, False),
+        ({"records": [NURSE], **TABLE}, False),
+        ({"records": []}, False),
+        ({"records": [{**NURSE, "age": [31]}]}, False),
+        ({"records": [{**NURSE, "age": {}}]}, False),
+        ({"records": [[31]]}, False),
+        ({"records": NURSE}, False),
+        ({"columns": TABLE["columns"]}, False),
+        ({"data": TABLE["data"]}, False),
+        ({**TABLE, "columns": [*NURSE, "age"]}, False),
+        ({**TABLE, "data": []}, False),
+        ({**TABLE, "data": [NURSE]}, False),
+        ({**TABLE, "data": [[31, "nurse", [], None]]}, False),
+        ({**TABLE, "fields": []}, False),
+    ],
+)
+def test_rows_with_names_are_as_documented(crew, body, valid):
+    """Exactly one form of rows; the schema accepts what the server takes, and refuses what it refuses whatever the model."""
+    response = crew.post("/predict", json=body)
+    check(response)
+    assert (response.status_code == 200) == valid, response.text
+    assert (not any(faults(body, SCHEMAS["PredictRequest"], SCHEMAS))) == valid
+
+
+def test_tables_as_bodies_are_as_documented(crew):
+    """The media types, and the settings in the URL, whose list is separated by commas."""
+    operation = OPERATIONS["POST", "/predict"]
+    assert [*operation["requestBody"]["content"]] == ["application/json", *MEDIA_TYPES]
+    query = {parameter["name"]: parameter for parameter in operation["parameters"] if parameter["in"] == "query"}
+    assert tuple(query) == QUERY
+    assert (query["fields"]["style"], query["fields"]["explode"]) == ("form", False)
+    settings = {"model": "crew", "percentile": 95, "coverage": 0.8, "fields": ["label", "reject"]}
+    for name, value in settings.items():
+        assert list(faults(value, query[name]["schema"], SCHEMAS)) == []
+    sink = io.BytesIO()
+    rows = pa.Table.from_pylist([NURSE, {**NURSE, "age": None}])
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    text = b"age,job,night,since\n31,nurse,true,2024-03-01\n,nurse,true,2024-03-01\n"
+    answers = []
+    for media_type, body in ((CSV, text), (ARROW, sink.getvalue())):
+        response = crew.post(
+            "/predict",
+            params={**settings, "fields": "label,reject"},
+            content=body,
+            headers={"Content-Type": media_type},
+        )
+        assert response.status_code == 200, response.text
+        check(response)
+        answers.append(response.json()["predictions"])
+        for wrong in ({"percentile": 100}, {"coverage": 1}, {"fields": "label,label"}, {"max_error": 0}, {"other": 1}):
+            refused = crew.post("/predict", params=wrong, content=body, headers={"Content-Type": media_type})
+            assert refused.status_code == 400, wrong
+            check(refused)
+    assert answers[0] == answers[1]
+    assert list(answers[0][0]) == settings["fields"]
+    in_url = crew.post("/predict", params={"percentile": 95}, json={"records": [NURSE]})
+    assert (in_url.status_code, in_url.json()["error"]) == (
+        400,
+        "query: percentile: expected no settings in the URL of a JSON body, found '95'; put it into the body",
+    )
+    assert crew.post("/predict", params={"trace": 1}, json={"records": [NURSE]}).status_code == 200
+    check(crew.post("/predict", content=b"<a/>", headers={"Content-Type": "application/xml"}))
+
+
+def test_the_columns_of_a_table_are_as_documented(crew):
+    """Of the model, of the inputs and of the configuration of `/v2`; and a request with a tensor for each column."""
+    for path in ("/models/crew", "/v2/models/crew", "/v2/models/crew/config", "/v2/models/crew/versions/1"):
+        response = crew.get(path)
+        assert response.status_code == 200
+        check(response)
+    # A schema without closed objects would accept any column.
+    columns = crew.get("/models/crew").json()["columns"]
+    tensors = crew.get("/v2/models/crew").json()["inputs"]
+    assert {key for column in columns for key in column} == set(SCHEMAS["ModelColumn"]["properties"])
+    own = {key for tensor in tensors for key in tensor.get("parameters", {})}
+    assert own == set(SCHEMAS["TensorParameters"]["properties"])
+    for body in (INFER_COLUMNS, {"inputs": COLUMN_TENSORS[::-1]}):
+        assert list(faults(body, SCHEMAS["InferRequest"], SCHEMAS)) == []
+        response = crew.post("/v2/models/crew/infer", json=body)
+        assert response.status_code == 200, response.text
+        check(response)
+    unknown = {**COLUMN_TENSORS[0], "parameters": {"codec": "np"}}
+    wrong = {"inputs": [unknown, *COLUMN_TENSORS[1:]]}
+    assert any(faults(wrong, SCHEMAS["InferRequest"], SCHEMAS))
+    refused = crew.post("/v2/models/crew/infer", json=wrong)
+    assert refused.status_code == 400
+    check(refused)
 
 
 def test_requests_are_as_documented():
