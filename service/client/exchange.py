@@ -139,9 +139,10 @@ def predict(
     deadline = Deadline(session.timeout if timeout is None else timeout)
     own_id = _check_id(request_id) or uuid.uuid4().hex
     options = {key: value for key, value in options.items() if value is not None}
-    to_send = rows_to_send(rows)
-    if to_send.columns is not None:
-        to_send = yield from _fit_columns(session, to_send, model, deadline)
+    given = to_send = rows_to_send(rows)
+    may_be_old = given.columns is not None and model in session.models
+    if given.columns is not None:
+        to_send = yield from _fit_columns(session, given, model, deadline)
     parts: list[dict[str, Any]] = []
     done, size, reference = 0, session.max_rows, model
     while not parts or done < len(to_send):
@@ -153,6 +154,12 @@ def predict(
         if reply.status != 200:
             error = error_of(reply.status, reply.body, part_id)
             smaller = _smaller(error, reply.status, min(size, len(to_send)))
+            if smaller is None and reply.status == 400 and may_be_old and not parts:
+                # The model may have a new version with other columns.
+                may_be_old = False
+                del session.models[model]
+                to_send = yield from _fit_columns(session, given, model, deadline)
+                continue
             if smaller is None:
                 raise shift_rows(error, done)
             size = smaller
@@ -203,13 +210,23 @@ def _fit_columns(session: Session, rows: Rows, model: str | None, deadline: Dead
 
     A key without the scope `read` may not ask for the names. Then all columns are sent, and the server checks them.
     """
+    known = session.models.get(model)
+    if known is not None:
+        try:
+            return _select(rows, known)
+        except InputError:
+            del session.models[model]  # the model may have a new version with other columns
     try:
-        known = session.models.get(model) or (yield from _describe(session, model, deadline))
+        known = yield from _describe(session, model, deadline)
     except AccessRefused as error:
         if error.code != "missing_scope":
             raise
         return rows
-    return rows.select([column.name for column in known.columns]) if known.columns else rows.without_names()
+    return _select(rows, known)
+
+
+def _select(rows: Rows, model: ServedModel) -> Rows:
+    return rows.select([column.name for column in model.columns]) if model.columns else rows.without_names()
 
 
 def _describe(session: Session, name: str | None, deadline: Deadline) -> Course[ServedModel]:

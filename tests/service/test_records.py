@@ -6,6 +6,7 @@ import tracemalloc
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,8 @@ from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.tables.columns import Column
 from abstain.models.tables.values import date_seconds
 from abstain.service.predict.request import parse_predict, rows_of_request, texts_of_request
+from abstain.service.predict.table_bodies import CSV, rows_of_body
+from abstain.service.python_rows import rows_of as python_rows_of
 
 LIMIT = 100
 JOBS = ("baker", "nurse", "true", "1")
@@ -393,3 +396,39 @@ def test_dates_are_read_quickly_as_by_all_readers(text, place, character):
         assert "expected a date or time" in refusal({"records": [NURSE | {"since": text}]})
     else:
         np.testing.assert_array_equal(rows_of({"records": [NURSE | {"since": text}]})[0, 2], expected)
+
+
+MARKED = tuple(column.model_copy(update={"na_values": ("-999", "?")}) for column in COLUMNS[:3])
+SURVEY = PEOPLE.model_copy(
+    update={
+        "preprocessing": Preprocessing(
+            shift=(0.0,) * 3, scale=(1.0,) * 3, columns=MARKED, origin=(0.0,) * 3, unit=(1.0,) * 3
+        ),
+        "feature_shape": (3,),
+        "feature_names": tuple(NAMES[:3]),
+    }
+)
+
+
+@pytest.mark.parametrize("mark", ["-999", "?", -999, -999.0])
+def test_marks_of_missing_values_are_gaps_at_every_door(mark):
+    """As in the files of the fit: in records, lists, tables and frames."""
+    record = {"age": mark, "job": mark, "since": mark if isinstance(mark, str) else None}
+    for body in ({"records": [record]}, slowly([record]), as_lists(record)):
+        assert np.isnan(rows_of(body, SURVEY)).all()
+    frame = pd.DataFrame({name: [value, None] for name, value in record.items()})
+    assert np.isnan(python_rows_of(frame, SURVEY)).all()
+    assert np.isnan(rows_of_body(frame.to_csv(index=False).encode(), CSV, SURVEY, LIMIT)[0]).all()
+    assert rows_of({"records": [{"age": 999, "job": "nurse", "since": "2024-03-01"}]}, SURVEY).tolist() == [
+        [1, 999, DAY]
+    ]
+
+
+def test_flags_may_be_written_as_numbers():
+    """1 and 0 for true and false, and the other way round; in other columns they are other categories."""
+    for own, other in ((("false", "true"), (0, 1)), (("0", "1"), (False, True))):
+        flags = Preprocessing(columns=(Column(name="flag", categories=own, missing=0.0),))
+        model = PEOPLE.model_copy(update={"preprocessing": flags, "feature_shape": (1,), "feature_names": ("flag",)})
+        assert rows_of({"records": [{"flag": flag} for flag in other]}, model).tolist() == [[0], [1]]
+        assert python_rows_of(pd.DataFrame({"flag": other}), model).tolist() == [[0], [1]]
+    assert rows_of({"records": [NURSE | {"job": 1}]})[0, 0] == JOBS.index("1")

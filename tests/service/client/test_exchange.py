@@ -280,6 +280,26 @@ def test_records_are_sent_as_the_models_columns():
     assert [send.path for send in run.sent] == ["/predict", "/predict", "/models/m", "/predict"]
 
 
+def test_a_version_with_other_columns_is_asked_for_again():
+    """After an error of the server about the columns, and where the rows lack a column of the old version."""
+    job = described(columns=[{"name": "job", "categories": ["nurse"]}])
+    for rows, refusals in (
+        (RECORDS[:1], [refused(400, InputError("columns are missing", where="columns"))]),
+        ([{"job": "nurse"}], []),
+    ):
+        session = Session(60, 5)
+        Run([described()])(predict(session, RECORDS[:1]))
+        run = Run([*refusals, job])
+        run(predict(session, rows))
+        assert [send.path for send in run.sent] == ["/predict"] * len(refusals) + ["/models/m", "/predict"]
+        assert orjson.loads(run.sent[-1].content)["columns"] == ["job"]
+    session = Session(60, 5)
+    run = Run([described(), refused(400, InputError("no", where="columns"))])
+    with pytest.raises(InputError):
+        run(predict(session, RECORDS[:1]))
+    assert len(run.sent) == 2
+
+
 def test_a_model_without_names_and_a_key_that_may_not_read():
     """Numbers only for the one; all columns for the other, and the server checks them."""
     run = Run([described(columns=[])])

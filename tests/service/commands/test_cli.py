@@ -139,7 +139,7 @@ def test_wrong_usage_exits_2(run, arguments, text):
         (["evaluate", "digits", "--data", "digits", "--percentile", "99.9"], "expected at least 999 rows, found 500"),
         (["predict", "digits", "--data", "none.npz", "--out", "o.csv"], "none.npz: no such file"),
         (
-            ["predict", "digits", "--data", "rows.txt", "--out", "o.csv"],
+            ["predict", "digits", "--data", "rows.xls", "--out", "o.csv"],
             "--data: expected a file ending in .npz, .csv, .tsv",
         ),
         (

@@ -83,6 +83,16 @@ def test_gaps_are_refused(tmp_path):
     assert "found a gap; fill the gaps as for the training, or remove the rows" in text
 
 
+def test_columns_that_are_not_numbers_are_refused(tmp_path):
+    """How the network was given them is not known."""
+    lines = ["a,colour,day,y", *(f"{i / 10},{'rgb'[i % 3]},2024-03-{i % 28 + 1:02},{i % 2}" for i in range(40))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    config = config_of(data={"target": "y"}, network={"kind": "mlp"})
+    dataset = read_held_out(config, str(tmp_path / "rows.csv"))
+    text = refusal(DataError, build_model, config, dataset)
+    assert "columns: expected numbers, as the network takes them, found 'colour' (category), 'day' (date)" in text
+
+
 def test_training_rows_must_be_others(tmp_path):
     """Those of the labelled file, of another shape, or too few are refused; rows of a coarse table may repeat."""
     rows = rows_of(3, count=100)
