@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def check_paths(source: Path, out: Path, errors: RowErrors = RowErrors.REFUSE) -
 
     if ending_of(source) not in {".npz", *TABLES}:
         raise DataError("--data", expected=f"a file ending in .npz, {', '.join(TABLES)}", found=str(source))
-    if not source.exists():
+    if not os.path.lexists(source):
         raise DataError("no such file", where=str(source), fix="check the path after --data")
 
 
