@@ -18,10 +18,11 @@ import pyarrow.csv as arrow_csv
 
 from abstain.models.errors import DataError, clip_repr
 from abstain.models.files.arrow_tables import COLUMN_BYTES, TableFile, join_batches
+from abstain.models.files.decimal_marks import check_points, commas_to_points
 from abstain.models.files.reading import Reading
 from abstain.models.files.room import check_room
 from abstain.models.files.text_dialect import SAMPLE_BYTES, Dialect, find_dialect, find_encoding
-from abstain.models.tables.encoding import ArrowTable, check_column_names
+from abstain.models.tables.encoding import ArrowTable, check_column_names, with_gaps
 
 # pyarrow ships no types.
 pa: Any = pyarrow
@@ -177,7 +178,10 @@ def read_text_table(open_file: Opener, where: str, reading: Reading, *, packed: 
             )
         spaced = stream.has_spaced_quotes
     table, notes = _without_spaces(table, where, quotes=spaced)
-    table = _with_points(table, where) if dialect.decimal == "," else table
+    if dialect.decimal == ",":
+        table = commas_to_points(with_gaps(table, reading.na_values), where)
+    elif dialect.delimiter != "," and reading.decimal is None:
+        check_points(with_gaps(table, reading.na_values), where)
     return TableFile(table, (*dialect.notes, *notes))
 
 
@@ -299,28 +303,3 @@ def _without_spaces(table: ArrowTable, where: str, *, quotes: bool) -> tuple[Arr
 def _unquoted(name: str) -> str:
     text = name.strip()
     return text[1:-1] if text != name and len(text) > 1 and text[0] == text[-1] == '"' else text
-
-
-def _with_points(table: ArrowTable, where: str) -> ArrowTable:
-    """Replaces the decimal commas of numbers by points.
-
-    Raises:
-        DataError: a column of numbers has a decimal point, too, which may separate thousands.
-    """
-    for place, name in enumerate(table.column_names):
-        column = table.column(place)
-        point = pc.fill_null(pc.match_substring_regex(column, r"^\s*[+-]?[0-9]*\.[0-9]+\s*$"), False)
-        if pc.any(point).as_py():
-            numeric = pc.match_substring_regex(column, r"^\s*[+-]?[0-9.,]+(?:[eE][+-]?[0-9]+)?\s*$")
-            if pc.all(pc.fill_null(numeric, True)).as_py():
-                row = pc.index(point, True).as_py()
-                raise DataError(
-                    f"column {name!r}",
-                    where=f"{where}, row {row}",
-                    expected="a decimal comma",
-                    found=clip_repr(column[row].as_py()),
-                    fix='write thousands without a separator; for decimal points, set data.decimal = "."',
-                )
-        pattern = r"^(\s*[+-]?[0-9]+),([0-9]+(?:[eE][+-]?[0-9]+)?\s*)$"
-        table = table.set_column(place, name, pc.replace_substring_regex(column, pattern, r"\1.\2"))
-    return table

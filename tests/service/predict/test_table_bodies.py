@@ -98,6 +98,10 @@ def test_a_model_of_arrays_finds_its_columns_by_name():
         ),
         (b"age,job,pay\n1,nurse,1e39\n", "body, row 0: column 'pay': expected a number within float32's range"),
         (b'age,pay,job\n1,2,"nurse\n', "body: a quote is never closed"),
+        (
+            b"age;job;pay\n4.000;nurse;2\n",
+            "body, row 0: column 'age': expected points that are certainly decimal points, or cells separated by commas",
+        ),
         (b"age,job,pay\n1,nurs\xff,2\n", "body, line 2: the text is not UTF-8"),
         (b"age,job,pay\n" + b"1,nurse,2\n" * 11, "body: rows: expected at most 10, found 11; send them in several"),
         (b"," * 10_003 + b"x\n", "body: columns: expected at most 10,003, found 10,004"),
