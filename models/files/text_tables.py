@@ -22,6 +22,7 @@ from abstain.models.files.decimal_marks import check_points, commas_to_points
 from abstain.models.files.reading import Reading
 from abstain.models.files.room import check_room
 from abstain.models.files.text_dialect import SAMPLE_BYTES, Dialect, find_dialect, find_encoding
+from abstain.models.files.text_quotes import QuoteCheck
 from abstain.models.tables.encoding import ArrowTable, check_column_names, with_gaps
 
 # pyarrow ships no types.
@@ -60,6 +61,8 @@ class TextStream(io.RawIOBase):
         """The last bytes that were read, and their number."""
         self.has_quotes, self.has_spaced_quotes = False, False
         """Whether there is a quote, and one after a blank, among the bytes that were read."""
+        self.quotes: QuoteCheck | None = None
+        """Checks the quotes of the bytes that are read, if set."""
 
     def close(self) -> None:
         """Closes the file."""
@@ -74,7 +77,7 @@ class TextStream(io.RawIOBase):
         """Returns at most `size` bytes; fewer only at the end.
 
         Raises:
-            DataError: the text is not in its encoding, or takes more memory than `data_limit`.
+            DataError: the text is not in its encoding, takes more memory than `data_limit`, or a quote is wrong.
         """
         while not self._ended and (size < 0 or len(self._pending) < size):
             self._pending += self._next_piece()
@@ -84,6 +87,8 @@ class TextStream(io.RawIOBase):
         self.tail = (self.tail + piece[-64:])[-64:]
         self.size += len(piece)
         self.has_quotes |= b'"' in piece
+        if self.quotes is not None:
+            self.quotes.feed(piece)
         return piece
 
     def readinto(self, buffer: Any, /) -> int:
@@ -167,15 +172,9 @@ def read_text_table(open_file: Opener, where: str, reading: Reading, *, packed: 
     with open_text(encoding) as stream:
         _check_width(stream, dialect.delimiter, where)
     with open_text(encoding) as stream:
+        stream.quotes = QuoteCheck(dialect.delimiter, where, LINE_BYTES)
         table = _read(stream, dialect, names, where)
-        if table.num_columns and _ends_within_quotes(table, stream.tail):
-            raise DataError(
-                "a quote is never closed",
-                where=where,
-                expected='each cell that begins with " to end with "',
-                found=f"the rest of the file in row {max(table.num_rows - 1, 0)}",
-                fix="close the quote, or double it if it is part of the text",
-            )
+        stream.quotes.finish()
         spaced = stream.has_spaced_quotes
     table, notes = _without_spaces(table, where, quotes=spaced)
     if dialect.decimal == ",":
@@ -261,12 +260,6 @@ def _is_too_long(error: Exception, stream: TextStream) -> bool:
     if "cannot infer number of columns" in message:
         return stream.size >= LINE_BYTES or stream.has_quotes
     return "straddling object" in message or "out of sync with chunker" in message
-
-
-def _ends_within_quotes(table: ArrowTable, tail: bytes) -> bool:
-    """Whether the last cell contains line breaks and no quote closes it: the reader accepts the end of the file instead."""
-    last = table.column(table.num_columns - 1)[-1].as_py() if table.num_rows else table.column_names[-1]
-    return "\n" in (last or "") and not tail.rstrip().endswith(b'"')
 
 
 def _without_spaces(table: ArrowTable, where: str, *, quotes: bool) -> tuple[ArrowTable, tuple[str, ...]]:
