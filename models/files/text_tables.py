@@ -18,10 +18,12 @@ import pyarrow.csv as arrow_csv
 
 from abstain.models.errors import DataError, clip_repr
 from abstain.models.files.arrow_tables import COLUMN_BYTES, TableFile, join_batches
+from abstain.models.files.decimal_marks import check_points, commas_to_points
 from abstain.models.files.reading import Reading
 from abstain.models.files.room import check_room
 from abstain.models.files.text_dialect import SAMPLE_BYTES, Dialect, find_dialect, find_encoding
-from abstain.models.tables.encoding import ArrowTable, check_column_names
+from abstain.models.files.text_quotes import QuoteCheck
+from abstain.models.tables.encoding import ArrowTable, check_column_names, with_gaps
 
 # pyarrow ships no types.
 pa: Any = pyarrow
@@ -59,6 +61,8 @@ class TextStream(io.RawIOBase):
         """The last bytes that were read, and their number."""
         self.has_quotes, self.has_spaced_quotes = False, False
         """Whether there is a quote, and one after a blank, among the bytes that were read."""
+        self.quotes: QuoteCheck | None = None
+        """Checks the quotes of the bytes that are read, if set."""
 
     def close(self) -> None:
         """Closes the file."""
@@ -73,7 +77,7 @@ class TextStream(io.RawIOBase):
         """Returns at most `size` bytes; fewer only at the end.
 
         Raises:
-            DataError: the text is not in its encoding, or takes more memory than `data_limit`.
+            DataError: the text is not in its encoding, takes more memory than `data_limit`, or a quote is wrong.
         """
         while not self._ended and (size < 0 or len(self._pending) < size):
             self._pending += self._next_piece()
@@ -83,6 +87,8 @@ class TextStream(io.RawIOBase):
         self.tail = (self.tail + piece[-64:])[-64:]
         self.size += len(piece)
         self.has_quotes |= b'"' in piece
+        if self.quotes is not None:
+            self.quotes.feed(piece)
         return piece
 
     def readinto(self, buffer: Any, /) -> int:
@@ -166,18 +172,15 @@ def read_text_table(open_file: Opener, where: str, reading: Reading, *, packed: 
     with open_text(encoding) as stream:
         _check_width(stream, dialect.delimiter, where)
     with open_text(encoding) as stream:
+        stream.quotes = QuoteCheck(dialect.delimiter, where, LINE_BYTES)
         table = _read(stream, dialect, names, where)
-        if table.num_columns and _ends_within_quotes(table, stream.tail):
-            raise DataError(
-                "a quote is never closed",
-                where=where,
-                expected='each cell that begins with " to end with "',
-                found=f"the rest of the file in row {max(table.num_rows - 1, 0)}",
-                fix="close the quote, or double it if it is part of the text",
-            )
+        stream.quotes.finish()
         spaced = stream.has_spaced_quotes
     table, notes = _without_spaces(table, where, quotes=spaced)
-    table = _with_points(table, where) if dialect.decimal == "," else table
+    if dialect.decimal == ",":
+        table = commas_to_points(with_gaps(table, reading.na_values), where)
+    elif dialect.delimiter != "," and reading.decimal is None:
+        check_points(with_gaps(table, reading.na_values), where)
     return TableFile(table, (*dialect.notes, *notes))
 
 
@@ -259,12 +262,6 @@ def _is_too_long(error: Exception, stream: TextStream) -> bool:
     return "straddling object" in message or "out of sync with chunker" in message
 
 
-def _ends_within_quotes(table: ArrowTable, tail: bytes) -> bool:
-    """Whether the last cell contains line breaks and no quote closes it: the reader accepts the end of the file instead."""
-    last = table.column(table.num_columns - 1)[-1].as_py() if table.num_rows else table.column_names[-1]
-    return "\n" in (last or "") and not tail.rstrip().endswith(b'"')
-
-
 def _without_spaces(table: ArrowTable, where: str, *, quotes: bool) -> tuple[ArrowTable, tuple[str, ...]]:
     """Removes blanks beside names, and quotes that follow a blank, which the reader takes for a part of the cell.
 
@@ -299,28 +296,3 @@ def _without_spaces(table: ArrowTable, where: str, *, quotes: bool) -> tuple[Arr
 def _unquoted(name: str) -> str:
     text = name.strip()
     return text[1:-1] if text != name and len(text) > 1 and text[0] == text[-1] == '"' else text
-
-
-def _with_points(table: ArrowTable, where: str) -> ArrowTable:
-    """Replaces the decimal commas of numbers by points.
-
-    Raises:
-        DataError: a column of numbers has a decimal point, too, which may separate thousands.
-    """
-    for place, name in enumerate(table.column_names):
-        column = table.column(place)
-        point = pc.fill_null(pc.match_substring_regex(column, r"^\s*[+-]?[0-9]*\.[0-9]+\s*$"), False)
-        if pc.any(point).as_py():
-            numeric = pc.match_substring_regex(column, r"^\s*[+-]?[0-9.,]+(?:[eE][+-]?[0-9]+)?\s*$")
-            if pc.all(pc.fill_null(numeric, True)).as_py():
-                row = pc.index(point, True).as_py()
-                raise DataError(
-                    f"column {name!r}",
-                    where=f"{where}, row {row}",
-                    expected="a decimal comma",
-                    found=clip_repr(column[row].as_py()),
-                    fix='write thousands without a separator; for decimal points, set data.decimal = "."',
-                )
-        pattern = r"^(\s*[+-]?[0-9]+),([0-9]+(?:[eE][+-]?[0-9]+)?\s*)$"
-        table = table.set_column(place, name, pc.replace_substring_regex(column, pattern, r"\1.\2"))
-    return table

@@ -178,6 +178,22 @@ def test_what_cannot_be_a_feature_is_dropped_with_the_reason(tmp_path):
         assert line.endswith(f"# {why}")
 
 
+def test_a_column_with_few_values_is_dropped_in_a_small_table_too(tmp_path):
+    """Two of 100 rows are no small share, but the training part may have neither; ten values are kept."""
+    shape = {
+        "x": [(i * 37) % 100 / 7 for i in range(100)],
+        "two": [i if i in {33, 73} else None for i in range(100)],
+        "nine": ["ab"[i % 2] if i < 9 else None for i in range(100)],
+        "ten": ["ab"[i // 2 % 2] if i < 10 else None for i in range(100)],
+        "y": ["ab"[i % 2] for i in range(100)],
+    }
+    proposal, text = proposed(shape, tmp_path)
+    assert proposal.features.drop["two"] == "only 2 of 100 rows have a value"
+    assert proposal.features.drop["nine"] == "only 9 of 100 rows have a value"
+    assert "# only 2 of 100 rows have a value" in text
+    assert set(proposal.features.drop) == {"two", "nine"}
+
+
 def test_a_column_that_float32_cannot_hold_is_dropped(tmp_path):
     """As the fit would refuse it."""
     proposal, _ = proposed(TABLES["seconds with zero for a gap"], tmp_path)

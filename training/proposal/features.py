@@ -24,7 +24,9 @@ ROWS_PER_CATEGORY = 5
 FEW_CATEGORIES = 10
 """Up to this number of categories, a column is kept if any category repeats."""
 LEAST_FILLED = 0.02
-"""The share of rows with a value below which a column is left out: the training part might have only gaps."""
+"""The share of rows with a value below which a column is left out."""
+LEAST_CELLS = 10
+"""The number of rows with a value below which a column is left out: the training part might have only gaps."""
 LARGEST_SHARE = 0.2
 """The largest share of the rows that one group, or one time, may have: a part takes it whole."""
 GROUPS = 10
@@ -102,7 +104,7 @@ def _useless(column: ColumnFacts, facts: TableFacts) -> str:
         return "an index that a program wrote into the file"
     if column.kind == "empty":
         return "it has no value"
-    if column.filled < LEAST_FILLED * facts.rows:
+    if column.filled < max(LEAST_CELLS, LEAST_FILLED * facts.rows):
         return f"only {column.filled:,} of {facts.rows:,} rows have a value"
     if column.distinct == 1:
         return f"constant: {_quoted(column.counts[0][0])}" + (" or a gap" if facts.gaps(column) else " in all rows")

@@ -118,6 +118,30 @@ def test_blanks_after_the_comma_belong_to_no_name_and_no_quote(tmp_path):
         ("t.csv", 'a\n"1,5"\n1.234\n', {"decimal": ","}, "row 1: column 'a': expected a decimal comma, found '1.234'"),
         (
             "t.csv",
+            "a;b\n1,5;1\n1.234;2\nNA;3\n",
+            {"decimal": ","},
+            "row 1: column 'a': expected a decimal comma, found '1.234'",
+        ),
+        (
+            "t.csv",
+            "a;b\n1,5;1\n-1.234.567;2\n;3\n",
+            {},
+            "row 1: column 'a': expected a decimal comma, found '-1.234.567'",
+        ),
+        (
+            "t.csv",
+            "a;b\n" + "1,5;1\n" * 300 + "1.234,5;2\nx;3\n",
+            {"na_values": ("x",)},
+            "row 300: column 'a': expected a decimal comma, found '1.234,5'",
+        ),
+        (
+            "t.tsv",
+            "a\tb\n12\t0.1\n-\t0.234\n4.000\t1.234\n",
+            {},
+            "row 2: column 'a': expected points that are certainly .*found '4.000'; .*set data.decimal",
+        ),
+        (
+            "t.csv",
             "a,b\n1\n2,2\n3,4,5\n",
             {},
             "expected 2 cells, found line 2: 1 cells in '1' . line 4: 3 cells in '3,4,5'; .*data.comment",
@@ -137,6 +161,22 @@ def test_what_is_not_certain_is_refused_with_the_key_that_decides(tmp_path, name
     """Encodings, delimiters, decimal marks, comments and headers; damaged packing."""
     found = refusal(written(tmp_path, name, content), Reading(**reading))
     assert re.search(message, found), found
+
+
+@pytest.mark.parametrize(
+    ("content", "reading", "expected"),
+    [
+        ("a;b\n4.000;1\n2.500;NA\n", {"decimal": "."}, [["4.000", "1"], ["2.500", "NA"]]),
+        ("a;b\n4.000;1\n0.500;2\n", {}, [["4.000", "1"], ["0.500", "2"]]),
+        ("a;b\n1.234;1\nx;2\ny;3\n", {}, [["1.234", "1"], ["x", "2"], ["y", "3"]]),
+        ("a;c\n1,5;10,5\n2x;x\n-2,5e3;y\n?;\n", {}, [["1.5", "10,5"], ["2x", "x"], ["-2.5e3", "y"], ["?", ""]]),
+        ("a;c\n1,5;10,5\n-9,9;11,5\n", {"na_values": ("-9,9",)}, [["1.5", "10.5"], ["", "11.5"]]),
+    ],
+)
+def test_decimal_marks_are_those_of_columns_of_numbers(content, reading, expected):
+    """The key decides, or a point that separates no thousands; a column that holds text keeps its commas and points."""
+    found = read_table_bytes(content.encode(), ".csv", "body", Reading(**reading))
+    assert cells(found.table)[1:] == expected
 
 
 TABLE = pa.table({"a": [1.5, None], "c": ["grün", "x"], "l": [[1], [2]], "k": pa.array(["u", "v"]).dictionary_encode()})

@@ -97,7 +97,15 @@ def test_a_model_of_arrays_finds_its_columns_by_name():
             "body, row 1: column 'job' holds a category the model was not trained",
         ),
         (b"age,job,pay\n1,nurse,1e39\n", "body, row 0: column 'pay': expected a number within float32's range"),
-        (b'age,pay,job\n1,2,"nurse\n', "body: a quote is never closed"),
+        (b'age,pay,job\n1,2,"nurse\n', "body, line 2: a quote is never closed"),
+        (
+            b'age,job,pay\n31,"nurse,1\n30,nurse,2\n20,"nurse",3\n',
+            "body, line 2: a quote is never closed, or text follows a closing quote",
+        ),
+        (
+            b"age;job;pay\n4.000;nurse;2\n",
+            "body, row 0: column 'age': expected points that are certainly decimal points, or cells separated by commas",
+        ),
         (b"age,job,pay\n1,nurs\xff,2\n", "body, line 2: the text is not UTF-8"),
         (b"age,job,pay\n" + b"1,nurse,2\n" * 11, "body: rows: expected at most 10, found 11; send them in several"),
         (b"," * 10_003 + b"x\n", "body: columns: expected at most 10,003, found 10,004"),
