@@ -444,16 +444,16 @@ def test_the_models_are_listed(client, digits, wave, store):
 
 
 def test_the_api_has_two_descriptions(client):
-    """`/docs.json` is an OpenAPI document, `/schema.json` is for BentoML's clients; both have the six keys."""
+    """`/docs.json` is an OpenAPI document, `/schema.json` is for BentoML's clients; both have the six keys of rows of numbers."""
     keys = {"inputs", "model", "percentile", "coverage", "max_error", "fields"}
     openapi = client.get("/docs.json").json()
     assert openapi["openapi"].startswith("3.")
     operation = openapi["paths"]["/predict"]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    if "$ref" in schema:
-        schema = openapi["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
-    assert set(schema["properties"]) == keys
-    assert schema["required"] == ["inputs"]
+    named = openapi["components"]["schemas"]
+    forms = [named[form["$ref"].rsplit("/", 1)[1]] for form in named[schema["$ref"].rsplit("/", 1)[1]]["oneOf"]]
+    assert [form["required"] for form in forms] == [["inputs"], ["records"], ["columns", "data"]]
+    assert set(forms[0]["properties"]) == keys
     document = client.get("/schema.json").json()
     (route,) = [route for route in document["routes"] if route["route"] == "/predict"]
     assert set(route["input"]["properties"]) == keys
