@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from abstain.models.bundles.manifest import Manifest
+from abstain.models.tables.dates import date_text
 
 FEW_NUMBERS, MANY_TEXTS = 6, 30
 """Lists of more numbers are summarised; lists of more texts, categories or classes are shortened."""
@@ -34,6 +35,9 @@ def manifest_rows(manifest: Manifest, labels: list[str]) -> list[list[str]]:
     content["diagnostics"] = {
         key: value for key, value in diagnostics.items() if key not in {"loss", "reports", "trace"}
     }
+    if content["imported"]:
+        sources = content["imported"]["sources"]
+        content["imported"]["sources"] = [f"{source['name']} {source['digest']}" for source in sources]
     content["densities"] = list(content["densities"])
     content["files"] = f"{len(content['files'])} files, all unchanged"
     return _flat_rows({key: content.pop(key) for key in FIRST} | content)
@@ -69,7 +73,9 @@ def _limits_text(limits: list[Json]) -> str:
 def _column_text(column: Json) -> str:
     """Returns the codes of a column's categories, and the value or code that replaces a gap."""
     categories = [f"{code} {name}" for code, name in enumerate(column["categories"])]
-    return f"{_joined(categories) or 'number'}; a gap is {_text(column['missing'])}"
+    gap = column["missing"]
+    shown = date_text(gap) if column["kind"] == "date" and gap is not None else _text(gap)
+    return f"{_joined(categories) or column['kind']}; a gap is {shown}"
 
 
 def _shortened(facts: Json) -> Json:
