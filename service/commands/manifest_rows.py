@@ -35,7 +35,7 @@ def manifest_rows(manifest: Manifest, labels: list[str]) -> list[list[str]]:
     content["diagnostics"] = {
         key: value for key, value in diagnostics.items() if key not in {"loss", "reports", "trace"}
     }
-    if content["imported"]:
+    if content.get("imported"):
         sources = content["imported"]["sources"]
         content["imported"]["sources"] = [f"{source['name']} {source['digest']}" for source in sources]
     content["densities"] = list(content["densities"])
