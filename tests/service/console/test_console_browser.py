@@ -254,6 +254,7 @@ def test_a_row_of_features_is_edited(opened):
 def test_a_gap_is_kept_and_named(opened):
     """In a field, in the choice of a category and in a pasted row; the model's replacement is said."""
     page = opened("try/table:1")
+    expect(page.locator("#verdict .word")).to_contain_text("accepted")  # the first request is over
     told = page.locator("#verdict .columns-of-row li")
     with page.expect_request("**/predict") as sent:
         page.get_by_label("age", exact=True).fill("")
@@ -310,6 +311,7 @@ def test_a_value_that_cannot_be_sent_is_named(opened):
 def test_the_request_is_copied(opened, site):
     """For a terminal and for Python: both get the prediction on the page."""
     page = opened("try/table:1", permissions=["clipboard-read", "clipboard-write"])
+    expect(page.locator("#verdict .word")).to_contain_text("accepted")  # the first request is over
     with page.expect_response("**/predict") as shown:
         page.get_by_label("age", exact=True).fill("33")
     expected = shown.value.json()["predictions"][0]["probabilities"]
