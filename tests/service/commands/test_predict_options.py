@@ -150,15 +150,13 @@ def test_the_errors_of_an_array(wave, tmp_path):
     x = ROWS[:, None].copy()
     x[3] = np.nan
     np.savez(tmp_path / "rows.npz", x=x, id=np.arange(6))
-    given = read_input(tmp_path / "rows.npz", wave.manifest.model, ["id"], skip_errors=True)
+    given = read_input(tmp_path / "rows.npz", wave.manifest, ["id"], skip_errors=True)
     assert given.kept == {"id": [0, 1, 2, 3, 4, 5]}
     assert given.errors is not None
-    assert given.errors == {
-        3: "x: feature [0]: expected a finite number, found nan; replace the value, or remove the row"
-    }
+    assert given.errors == {3: "x: feature [0]: expected a finite number, found nan"}
     np.testing.assert_array_equal(given.rows, np.delete(x, 3, axis=0))
     with pytest.raises(DataError, match=r"--keep x: .*expected one value for each of 6 rows"):
-        read_input(tmp_path / "rows.npz", wave.manifest.model, ["x"])
+        read_input(tmp_path / "rows.npz", wave.manifest, ["x"])
 
 
 def test_too_many_errors_are_no_errors_of_rows(wave, tmp_path, monkeypatch):
@@ -168,7 +166,7 @@ def test_too_many_errors_are_no_errors_of_rows(wave, tmp_path, monkeypatch):
     x[-1] = 0
     np.savez(tmp_path / "rows.npz", x=x)
     with pytest.raises(DataError, match="expected at most 20 rows with an error"):
-        read_input(tmp_path / "rows.npz", wave.manifest.model, skip_errors=True)
+        read_input(tmp_path / "rows.npz", wave.manifest, skip_errors=True)
 
 
 def test_probabilities_have_the_names_of_their_classes(digits, tmp_path):
@@ -233,4 +231,4 @@ def test_two_columns_of_one_name_are_refused(wave, tmp_path):
     (tmp_path / "rows.csv").write_text("id,id,x0\n1,2,0.5\n")
     for keep in (["id"], []):
         with pytest.raises(DataError, match="column 'id': expected one column of that name, found 2"):
-            read_input(tmp_path / "rows.csv", wave.manifest.model, keep)
+            read_input(tmp_path / "rows.csv", wave.manifest, keep)
