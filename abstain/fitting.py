@@ -116,8 +116,8 @@ def fit(
     root = Path(store)
     exports = Exports(netcdf=_path(netcdf), tensorboard=_path(tensorboard))
     source = None if data is None else os.fspath(data)
-    with _report_progress(progress, settings) as told:
-        published = fit_and_publish(settings, source, root, told, resume=resume, report=report, exports=exports)
+    with report_progress(progress, f"{settings.name} by {settings.method.kind}") as report_step:
+        published = fit_and_publish(settings, source, root, report_step, resume=resume, report=report, exports=exports)
     return FitResult(
         name=settings.name,
         version=published.version,
@@ -147,11 +147,12 @@ def check_training(what: str) -> None:
 
 
 @contextmanager
-def _report_progress(progress: ProgressCallback | bool, settings: Config) -> Generator[ProgressCallback]:
+def report_progress(progress: ProgressCallback | bool, title: str) -> Generator[ProgressCallback]:
+    """Makes the callback that reports progress: a bar with this title for True, none for False, or the given one."""
     from abstain.training.runs.progress import progress_bar  # noqa: PLC0415 - needs the extra
 
     if progress is True:
-        with progress_bar(f"{settings.name} by {settings.method.kind}") as bar:
+        with progress_bar(title) as bar:
             yield bar
     else:
         yield no_progress if progress is False else progress

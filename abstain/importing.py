@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abstain.fitting import FitResult, StrPath, check_training
+from abstain.fitting import FitResult, StrPath, check_training, report_progress
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.errors import ConfigError
-from abstain.progress import ProgressCallback, no_progress
+from abstain.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from abstain.training.config.imports import ImportConfig
@@ -133,7 +132,7 @@ def _publish(
 
     root = Path(store)
     rows = None if data is None else os.fspath(data)
-    with _report_progress(progress, settings.name) as report:
+    with report_progress(progress, f"{settings.name}, import") as report:
         published = publish(settings, found, rows, None if train is None else os.fspath(train), root, report)
     return FitResult(
         name=settings.name,
@@ -143,14 +142,3 @@ def _publish(
         shortfalls=tuple(texts(published.shortfalls)),
         notes=published.notes,
     )
-
-
-@contextmanager
-def _report_progress(progress: ProgressCallback | bool, name: str) -> Generator[ProgressCallback]:
-    from abstain.training.runs.progress import progress_bar  # noqa: PLC0415 - needs the extra
-
-    if progress is True:
-        with progress_bar(f"{name}, import") as bar:
-            yield bar
-    else:
-        yield no_progress if progress is False else progress

@@ -195,6 +195,12 @@ def collect_errors(where: str, what: str) -> Generator[ErrorCollector]:
         raise DataError(f"{len(errors)} {what}: {listed}{more}", where=where)
 
 
+def drop_config_advice(error: AbstainError, instead: str | None = None) -> None:
+    """Replaces advice about the config of a fit (`data.KEY`), for readers who have a fitted model and no config."""
+    if "data." in (error.fix or ""):
+        error.fix = instead
+
+
 def suggest(name: str, known: Iterable[str]) -> str | None:
     """Returns a question for the `fix` of an error, with the nearest known name; None if no name is near."""
     near = get_close_matches(name, list(known), n=1)

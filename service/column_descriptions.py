@@ -34,10 +34,15 @@ def describe_columns(bundle: Bundle) -> list[dict[str, Any]]:
     return described
 
 
+def range_record(bundle: Bundle) -> Any:
+    """Returns the record of the score `range`; None if the bundle does not have it."""
+    return bundle.feature_scores.records.get("range") if bundle.feature_scores else None
+
+
 def trained_ranges(bundle: Bundle) -> list[list[float] | None]:
     """Returns the ends of each feature's range in the training part; None where the score `range` does not record it."""
     model = bundle.manifest.model
-    record = bundle.feature_scores.records.get("range") if bundle.feature_scores else None
+    record = range_record(bundle)
     if record is None:
         return [None] * model.features
     low, high = (

@@ -1,4 +1,4 @@
-"""How a table is written: the keys of `[data]` that a reader needs beside the file itself.
+"""How a table is written: the keys of `[data]` that a reader needs in addition to the file.
 
 A bundle stores them with the settings of its fit, so that `abstain predict`, `evaluate` and `calibrate` read files in the
 same way. What a key does not say is detected in each file.
@@ -7,9 +7,9 @@ same way. What a key does not say is detected in each file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from abstain.models.errors import BundleError
 
@@ -37,13 +37,23 @@ ENCODINGS = (
 )
 
 
+def _check_encoding(name: str) -> str:
+    if name not in ENCODINGS:
+        raise ValueError(f"one of {', '.join(ENCODINGS)}")
+    return name
+
+
+Encoding = Annotated[str, AfterValidator(_check_encoding)]
+"""The name of an encoding, one of `ENCODINGS`."""
+
+
 class Reading(BaseModel):
     """The keys of `[data]` for reading tables; a key that is None is detected, or not needed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     delimiter: Literal[",", ";", "\t", "|"] | None = None
     """Text tables: what separates cells."""
-    encoding: str | None = None
+    encoding: Encoding | None = None
     """Text tables: one of `ENCODINGS`."""
     decimal: Literal[".", ","] | None = None
     """Text tables: the decimal mark of numbers."""
@@ -53,13 +63,6 @@ class Reading(BaseModel):
     """Text tables without a header: the names of the columns, in order."""
     na_values: tuple[str, ...] = ()
     """Cells that count as missing values in every column."""
-
-    @field_validator("encoding")
-    @classmethod
-    def _check_encoding(cls, value: str | None) -> str | None:
-        if value is not None and value not in ENCODINGS:
-            raise ValueError(f"one of {', '.join(ENCODINGS)}")
-        return value
 
     @property
     def set_keys(self) -> tuple[str, ...]:

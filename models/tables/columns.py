@@ -30,7 +30,7 @@ class Column(BaseModel):
     category counts as a missing value."""
 
     na_values: Annotated[tuple[str, ...], Field(exclude_if=lambda marks: not marks)] = ()
-    """Texts that count as missing values, beside empty cells and null."""
+    """Texts that count as missing values, in addition to empty cells and null."""
 
     @model_validator(mode="before")
     @classmethod

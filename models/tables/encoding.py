@@ -95,7 +95,7 @@ def with_gaps(table: ArrowTable, marks: Sequence[str]) -> ArrowTable:
 
 
 def with_names(names: Sequence[str], table: ArrowTable) -> ArrowTable:
-    """Renames columns for models of earlier versions, whose names have the blanks that stood beside them in the file."""
+    """Renames columns for models of earlier versions, which kept the blanks around names in the file."""
     present: list[str] = table.column_names
     spaced = {name.strip(): name for name in names if name not in present and name.strip() in present}
     return table.rename_columns([spaced.get(name, name) for name in present]) if spaced else table
@@ -168,7 +168,7 @@ def category_codes(column: Column) -> dict[str, float]:
 
 
 def gap_texts(column: Column) -> frozenset[str | None]:
-    """Returns the canonical texts that count as missing values of a column, beside empty cells."""
+    """Returns the canonical texts that count as missing values of a column, in addition to empty cells."""
     return frozenset(map(canonical_text, column.na_values)) - {None}
 
 

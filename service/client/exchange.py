@@ -157,7 +157,7 @@ def predict(
             if smaller is None and reply.status == 400 and may_be_old and not parts:
                 # The model may have a new version with other columns.
                 may_be_old = False
-                del session.models[model]
+                session.models.pop(model, None)
                 to_send = yield from _fit_columns(session, given, model, deadline)
                 continue
             if smaller is None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from abstain.models.bundles.manifest import Manifest
-from abstain.models.errors import DataError, suggest
+from abstain.models.errors import DataError, drop_config_advice, suggest
 from abstain.models.files.model_rows import (
     check_codes,
     find_unseen_texts,
@@ -98,7 +98,8 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
         try:
             rows, texts = convert(0, count)
         except DataError as error:
-            raise _with_advice(error) from error
+            drop_config_advice(error, "correct the cell, or leave it empty; --errors null leaves out such rows")
+            raise
         return InputRows(rows, texts, None, kept, count)
     rows, texts, errors = _convert_each(count, convert, str(source))
     return InputRows(rows, texts, errors, kept, count)
@@ -184,13 +185,6 @@ def _convert_each(
         assert first is not None  # noqa: S101 - a range without an error adds a part
         raise first
     return np.concatenate(parts), texts, errors
-
-
-def _with_advice(error: DataError) -> DataError:
-    """Returns the error with advice for a fitted model in place of advice for the config of a fit."""
-    if "data." in (error.fix or ""):
-        error.fix = "correct the cell, or leave it empty; --errors null leaves out such rows"
-    return error
 
 
 def _of_one_row(error: DataError, where: str) -> str:

@@ -16,6 +16,7 @@ from abstain.models.decisions.expected_rates import expected_part_rates
 from abstain.models.decisions.unseen import below_top
 from abstain.models.prediction.preprocessing import in_data_units
 from abstain.models.tables.columns import Column
+from abstain.service.column_descriptions import range_record
 
 QUANTILES = 101
 
@@ -34,7 +35,7 @@ def describe(name: str, version: int, bundle: Bundle) -> dict[str, Any]:
         "feature_shape": model.feature_shape,
         "features": features(bundle),
         "records": bool(model.preprocessing.columns),
-        "ranges": "training" if _trained_ranges(bundle) is not None else "estimated",
+        "ranges": "training" if range_record(bundle) is not None else "estimated",
         "class_names": model.class_names,
         "target_name": model.target_name,
         "decision": settings.decision,
@@ -109,7 +110,7 @@ def _ranges(bundle: Bundle) -> tuple[list[float], list[float], list[float]]:
         np.broadcast_to(np.asarray(values, float), (model.features,))
         for values in (model.preprocessing.shift, model.preprocessing.scale)
     )
-    record = _trained_ranges(bundle)
+    record = range_record(bundle)
     if record is not None:
         low, high = np.asarray(record.low, float), np.asarray(record.high, float)
     elif len(model.preprocessing.shift) == 1:
@@ -119,11 +120,6 @@ def _ranges(bundle: Bundle) -> tuple[list[float], list[float], list[float]]:
     middle = (low + high) / 2 if len(model.preprocessing.shift) == 1 else shift
     low, high, middle = (in_data_units(model.preprocessing, values) for values in (low, high, middle))
     return low.tolist(), high.tolist(), middle.tolist()
-
-
-def _trained_ranges(bundle: Bundle) -> Any:
-    """Returns the record of the score `range`; None if the bundle does not have it."""
-    return bundle.feature_scores.records.get("range") if bundle.feature_scores else None
 
 
 def reliability(manifest: Manifest) -> list[dict[str, float]] | None:

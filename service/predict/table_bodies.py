@@ -16,7 +16,7 @@ from jaxtyping import Float
 from starlette.datastructures import QueryParams
 
 from abstain.models.decisions.records import Levels
-from abstain.models.errors import DataError, InputError, clip_repr, convert, suggest
+from abstain.models.errors import DataError, InputError, clip_repr, convert, drop_config_advice, suggest
 from abstain.models.files.model_rows import find_unseen_texts, reshape_rows, rows_of_table
 from abstain.models.files.reading import PLAIN, Reading
 from abstain.models.files.row_files import read_table_bytes
@@ -117,8 +117,7 @@ def rows_of_body(
         texts = find_unseen_texts(table, model, rows)
     except DataError as error:
         refused = convert(error, InputError)
-        if "data." in (refused.fix or ""):
-            refused.fix = None  # The advice is about the config of a fit, which a client does not have.
+        drop_config_advice(refused)
         raise refused from error
     except _DAMAGED as error:
         found = (str(error).splitlines() or [type(error).__name__])[0]

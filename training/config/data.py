@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, NonNegativeInt, field_validator
 
-from abstain.models.files.reading import ENCODINGS, Reading
+from abstain.models.files.reading import Encoding, Reading
 from abstain.training.config.section import Names, Section, Size
 
 UnseenRule = Literal["reject", "missing", "refuse"]
@@ -56,7 +56,7 @@ class DataConfig(Section):
     """Tables only: leave out rows without a target; otherwise they are errors."""
     delimiter: Literal[",", ";", "\t", "|"] | None = None
     """Text tables: what separates cells; detected if not set."""
-    encoding: str | None = None
+    encoding: Encoding | None = None
     """Text tables: detected if not set, as UTF-8, or by the file's first bytes as UTF-16."""
     decimal: Literal[".", ","] | None = None
     """Text tables: the decimal mark; detected if not set, where cells are not separated by commas."""
@@ -105,13 +105,6 @@ class DataConfig(Section):
     def unseen_rule(self, column: str) -> UnseenRule:
         """Returns what becomes of unseen categories of a column."""
         return self.unseen.get(column, "reject") if isinstance(self.unseen, dict) else self.unseen
-
-    @field_validator("encoding")
-    @classmethod
-    def _check_encoding(cls, value: str | None) -> str | None:
-        if value is not None and value not in ENCODINGS:
-            raise ValueError(f"one of {', '.join(ENCODINGS)}")
-        return value
 
     @property
     def reading(self) -> Reading:

@@ -1,4 +1,4 @@
-"""Writes a proposal as the text of a config, with the reason for each choice beside it."""
+"""Writes a proposal as the text of a config, with the reason for each choice next to it."""
 
 from __future__ import annotations
 
