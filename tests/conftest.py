@@ -38,6 +38,14 @@ os.environ["ABSTAIN_COMPILED"] = f"{tempfile.gettempdir()}/abstain-tests-compile
 KEPT_SECONDS = 7 * 24 * 3600
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """The name of a parameter of bytes is its argument's, as the processes of one run must find the same names.
+
+    Compressed bytes hold the time at which they were written.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 def keep_programs() -> Path:
     """A folder of compiled programs, for all processes of this run and for the next run; what no run has read in a week goes.
 
