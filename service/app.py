@@ -32,6 +32,7 @@ from abstain.service.compat.bentoml import (
     stop_usage_reports,
     worker_index,
 )
+from abstain.service.following.follower import follow_store
 from abstain.service.process import Traffic, drain_on_stop, end_with_main, join_run
 from abstain.service.settings import check_address, read_settings, unknown_variables
 
@@ -51,7 +52,7 @@ if PROCESS.index is None:
     for unknown in unknown_variables(os.environ):
         logging.getLogger("abstain.settings").warning("environment: %s", unknown)
     check_access(SETTINGS)
-    restrict_process_manager(PROCESS.folder, partial(check_address, SETTINGS))
+    restrict_process_manager(PROCESS.folder, partial(check_address, SETTINGS), partial(follow_store, SETTINGS, PROCESS))
 else:
     check_process_manager(PROCESS.folder)
 CERTIFICATE = pem_files(SETTINGS)
@@ -87,7 +88,14 @@ def _new_versions() -> LiveVersions:
     from abstain.service.live_versions import LiveVersions  # noqa: PLC0415 - as above
 
     trusted = read_trusted(SETTINGS.trusted_keys)
-    return LiveVersions(SETTINGS.store, SETTINGS.devices, require_sound=SETTINGS.require_sound, trusted=trusted)
+    return LiveVersions(
+        SETTINGS.store,
+        SETTINGS.devices,
+        require_sound=SETTINGS.require_sound,
+        trusted=trusted,
+        memory_bytes=SETTINGS.memory_bytes,
+        all_ready=SETTINGS.ready == "all",
+    )
 
 
 def _with_life_cycle(
@@ -95,10 +103,12 @@ def _with_life_cycle(
 ) -> ASGIApp:
     """Passes HTTP to `app`, and start and stop to BentoML's application; models load in a thread, so `/livez` responds at once."""
     followers: list[asyncio.Task[None]] = []
+    loaded = threading.Event()
 
     def start() -> None:
         """Prepares this worker, and starts to load the models."""
         sys.setswitchinterval(SWITCH_SECONDS)
+        from abstain.service.following.worker import follow_plans  # noqa: PLC0415
         from abstain.service.monitoring.metrics import count_compiles  # noqa: PLC0415
 
         if CERTIFICATE and not ENCRYPTED:
@@ -110,12 +120,7 @@ def _with_life_cycle(
         end_with_main(PROCESS)
         count_compiles()
         watch.start()
-        threading.Thread(target=versions.load_all, kwargs={"on_ready": ready}, name="load", daemon=True).start()
-
-    def ready() -> None:
-        PROCESS.mark_ready()
-        sys.stderr.write(f"abstain: worker {PROCESS.index} of {PROCESS.workers} is ready\n")
-        sys.stderr.flush()
+        follow_plans(versions, PROCESS, loaded, watch.forget)
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         """Answers HTTP requests, starts and ends the worker, and refuses web sockets."""
@@ -131,7 +136,11 @@ def _with_life_cycle(
             """Starts and stops abstain when BentoML starts and stops."""
             message = await receive()
             if message["type"] == "lifespan.startup":
+                replaces = PROCESS.replaces_a_worker()
                 start()
+                if replaces:
+                    # Other workers answer: this one accepts no connection before it has loaded what they serve.
+                    await asyncio.to_thread(loaded.wait)
             elif message["type"] == "lifespan.shutdown":
                 watch.stop()
             return message

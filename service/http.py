@@ -131,7 +131,7 @@ def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic, m
     async def readyz(_: Request) -> Response:
         ready = process.ready_workers()
         all_ready = ready >= process.workers and not traffic.draining
-        why = versions.reasons_not_ready()
+        why = [*dict.fromkeys([*versions.reasons_not_ready(), *versions.shortcomings()])]
         if ready < process.workers:
             why.append(f"{ready} of {process.workers} workers are ready")
         if traffic.draining:

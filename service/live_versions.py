@@ -1,8 +1,11 @@
-"""The live versions: read from the store at start; each is loaded, verified and compiled before it serves requests.
+"""The live versions of a worker: those of the plan that the server follows, each loaded, verified and compiled.
 
-If a version cannot be loaded, the reason is reported, the other versions are served, and the server is not ready. A
-version with shortfalls is served and reported as such; under `require_sound` it is refused, and the server is ready with
-the others. If there are trusted keys, a version that none of them has signed is refused in the same way.
+If a version cannot be loaded, the reason is reported and the other versions are served. A version with shortfalls is served
+and reported as such; under `require_sound` it is refused. If there are trusted keys, a version that none of them has signed
+is refused in the same way.
+
+The next plan is prepared beside the current one. A request gets its versions from a single record, the table, which is replaced
+in one step; a request that has begun keeps the version that it has.
 """
 
 from __future__ import annotations
@@ -11,89 +14,75 @@ import contextlib
 import ctypes
 import gc
 import logging
-import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from abstain.models.bundles import store
-from abstain.models.bundles.bundle import Bundle, load_published, read_published
+from abstain.models.bundles.bundle import Bundle, read_published
+from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.references import parse_reference, resolve_among
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.signatures import TrustedKeys
-from abstain.models.decisions.expected_rates import expected_part_rates
-from abstain.models.errors import AbstainError, InputError, SignatureError, UnknownModel, printable, suggest
+from abstain.models.errors import AbstainError
 from abstain.models.prediction.predictive import BUCKETS
 from abstain.service.errors import HTTPError
+from abstain.service.following.plans import Failure, Key, Plan, make_plan, read_stored
 from abstain.service.live import Live
-from abstain.service.monitoring import metrics
+from abstain.service.loading import Loader, report_gone, report_not_served, report_ready, text_of, unexpected
+from abstain.service.version_table import Entry, Table, VersionState, describe_state, entries_of, find_entry, only_name
 
 log = logging.getLogger("abstain.serving")
 
-_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/,:;'\"()]+/)+")
-"""Matches the folders of an absolute path, but no URL."""
 COMPILING = 1
 """The number of versions that are compiled at a time."""
 
 
-State = Literal["idle", "loading", "ready", "failed", "refused"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A version in the store, and its state."""
-
-    version: int
-    labels: tuple[str, ...]
-    state: State
-    why: str | None = None
-    live: Live | None = None
-
-
-@dataclass(frozen=True)
-class VersionState:
-    """What clients may know about a version; the fields of `to_json` in their order."""
-
-    name: str
-    version: int
-    labels: tuple[str, ...]
-    digest: str | None
-    """None if the manifest cannot be read."""
-    method: str | None
-    state: State
-    why: str | None
-    sound: bool
-    shortfalls: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the entry of the version in `GET /models`, which lists it under the name of its model."""
-        fields = {key: value for key, value in vars(self).items() if key != "name"}
-        return {**fields, "labels": list(self.labels), "shortfalls": list(self.shortfalls)}
-
-
 class LiveVersions:
-    """The versions in the store; `load_all` loads those that are served.
+    """The versions that a worker serves; `load_all` loads the first plan, `prepare` and `swap` the following ones.
 
     Args:
         devices: the number of devices that share the draws of each version.
         require_sound: whether to refuse versions with shortfalls, including labelled ones.
         trusted: a version must be signed with one of these keys; None if it need not be signed.
+        memory_bytes: the most bytes of arrays that may be held; None for no limit.
+        all_ready: whether the server is only ready if every version that the store asks for is.
     """
 
     def __init__(
-        self, root: Path, devices: int = 1, *, require_sound: bool = False, trusted: TrustedKeys | None = None
+        self,
+        root: Path,
+        devices: int = 1,
+        *,
+        require_sound: bool = False,
+        trusted: TrustedKeys | None = None,
+        memory_bytes: int | None = None,
+        all_ready: bool = False,
     ) -> None:
-        self.trusted = trusted
-        self._root = root
-        self._devices = devices
-        self._require_sound = require_sound
+        self._loader = Loader(root, devices, require_sound, trusted, memory_bytes)
+        self._all_ready = all_ready
         self._lock = threading.Lock()
-        self._entries: dict[str, dict[int, Entry]] = {}
-        self._labels: dict[str, dict[str, int]] = {}
-        self._why: str | None = "the store has not been read yet"
+        self._table = Table(why="the store has not been read yet")
+        self._next: Table | None = None
+        self._current: Callable[[], int] | None = None
+        self._read: list[Manifest] = []
+
+    @property
+    def trusted(self) -> TrustedKeys | None:
+        """The keys, one of which must have signed every version; None if none need be signed."""
+        return self._loader.trusted
+
+    @property
+    def number(self) -> int:
+        """The number of the plan that requests are answered by."""
+        return self._answering().number
+
+    def follow(self, current: Callable[[], int]) -> None:
+        """Makes requests get their versions from the plan whose number `current` returns, once it is prepared."""
+        self._current = current
 
     def load_all(self, buckets: tuple[int, ...] | None = None, on_ready: Callable[[], None] | None = None) -> None:
         """Reads the store and loads every served version; then calls `on_ready` if the server is ready.
@@ -101,46 +90,101 @@ class LiveVersions:
         Runs in a thread, where nobody would see an exception: any error becomes a reason why the server is not ready.
         """
         try:
-            self._read_store()
-            self._load_served(buckets or BUCKETS)
+            plan = (
+                make_plan(read_stored(self._loader.root)) if self._loader.root.is_dir() else Plan(number=1, models={})
+            )
+            self.load_plan(plan, buckets)
         except Exception as error:
-            log.error("the store cannot be read: %s", _text(error), exc_info=_unexpected(error))
-            self._why = self.hide_folders(_text(error))
+            log.error("the store cannot be read: %s", text_of(error), exc_info=unexpected(error))
+            self._table = Table(why=self.hide_folders(text_of(error)))
             return
-        self._why = None
-        _return_memory()
         if on_ready and not self.reasons_not_ready():
             on_ready()
 
-    def _load_served(self, buckets: tuple[int, ...]) -> None:
-        """Loads and compiles every version that is served."""
-        for name, entries in self._entries.items():
-            for version in (version for version, entry in entries.items() if entry.state == "failed"):
-                metrics.MODEL_LOADS.labels(name, str(version), "failed").inc()
-        served = [
-            (name, entry)
-            for name, entries in self._entries.items()
-            for entry in entries.values()
-            if entry.state == "loading"
-        ]
-        # Versions are read and verified one after another; each is compiled while the next one is read.
+    def load_plan(self, plan: Plan, buckets: tuple[int, ...] | None = None) -> dict[str, Failure]:
+        """Loads the first plan, and answers by it while its versions are still loading; returns what failed, by reference.
+
+        Versions are read and verified one after another; each is compiled while the next one is read.
+        """
+        self._table = Table(plan.number, entries_of(plan), plan.models, plan.why)
+        _report_failures(self._table, Table())
         with ThreadPoolExecutor(COMPILING, thread_name_prefix="compile") as pool:
-            for name, entry in served:
-                self._load(name, entry, buckets, pool)
+            for name, version, _ in sorted(plan.keys):
+                self._load(name, version, buckets or BUCKETS, pool)
+        self._read.clear()
+        _return_memory()
+        return {
+            f"{name}:{version}": Failure(state=entry.state, why=entry.why or "")
+            for name, version, _ in plan.keys
+            for entry in [self._table.entries[name][version]]
+            if entry.state in {"failed", "refused"}
+        }
+
+    def prepare(self, plan: Plan) -> dict[str, Failure]:
+        """Loads what is new in a plan, beside what is served; returns the versions that cannot be, by reference.
+
+        Versions that the current plan has too are not loaded again.
+        """
+        before = self._table
+        known = {
+            Key(name, version, stamp)
+            for name, model in before.models.items()
+            for version, stamp in model.served.items()
+        }
+        entries, failures = entries_of(plan), dict[str, Failure]()
+        for key in sorted(plan.keys):
+            name, version, _ = key
+            old = before.entries.get(name, {}).get(version)
+            if key in known and old and old.live:
+                live: Live | None = old.live
+            else:
+                live = self._load_beside(name, version, failures)
+            if live:
+                entries[name][version] = replace(entries[name][version], state="ready", live=live)
+        self._next = Table(plan.number, entries, plan.models, plan.why)
+        return failures
+
+    def swap(self) -> None:
+        """Answers by the prepared plan from now on, and returns the memory of what it does not serve any more."""
+        if self._next is not None:
+            before, self._table, self._next = self._table, self._next, None
+            _report_swap(before, self._table)
+            del before
+            _trim()
+
+    def _load_beside(self, name: str, version: int, failures: dict[str, Failure]) -> Live | None:
+        try:
+            return self._loader.compile(name, version, self._loader.read(name, version), BUCKETS)
+        except Exception as error:
+            failures[f"{name}:{version}"] = self._loader.failure(error)
+            log.error("%s:%d cannot be served: %s", name, version, text_of(error), exc_info=unexpected(error))
+            return None
 
     def reasons_not_ready(self) -> list[str]:
         """Returns why the server is not ready; an empty list if it is ready."""
-        if self._why:
-            return [self._why]
-        if not self._entries:
-            return ["the store has no models; publish one with abstain fit"]
-        entries = [(name, entry) for name, versions in self._entries.items() for entry in versions.values()]
-        # A refused version does not stop the server from being ready, unless no other version is ready.
-        none_ready = not any(entry.state == "ready" for _, entry in entries)
+        table = self._answering()
+        if table.number == 0:
+            return [table.why or "the store has not been read yet"]
+        if not table.entries:
+            return [table.why or "the store has no models; publish one with abstain fit"]
+        entries = [(name, entry) for name, versions in table.entries.items() for entry in versions.values()]
+        any_ready = any(entry.state == "ready" for _, entry in entries)
+        keeping = {"loading"} if any_ready and not self._all_ready else {"loading", "failed"}
+        if not any_ready:
+            keeping.add("refused")
+        return [describe_state(name, entry) for name, entry in entries if entry.state in keeping]
+
+    def shortcomings(self) -> list[str]:
+        """Returns what is not served although the store asks for it, whether or not the server is ready."""
+        table = self._answering()
         return [
-            f"{name}:{entry.version} is loading" if entry.state == "loading" else f"{name}:{entry.version}: {entry.why}"
-            for name, entry in entries
-            if entry.state in {"loading", "failed"} or (none_ready and entry.state == "refused")
+            *([table.why] if table.why and table.number else []),
+            *(
+                describe_state(name, entry)
+                for name, entries in table.entries.items()
+                for entry in entries.values()
+                if entry.state in {"failed", "refused"}
+            ),
         ]
 
     def find(self, text: str | None) -> Live:
@@ -151,33 +195,29 @@ class LiveVersions:
             UnknownModel: no such model, version or label is served.
             HTTPError: 503, the version is still loading, failed to load, or is refused.
         """
-        if self._why:
-            raise HTTPError(503, f"not ready: {self._why}")
-        reference = parse_reference(self._only_name() if text is None else text)
-        served = {
-            version: entry for version, entry in self._entries.get(reference.name, {}).items() if entry.state != "idle"
-        }
-        if not served:
-            raise UnknownModel(
-                where="model",
-                expected=f"one of {', '.join(self._entries) or 'none'}",
-                found=repr(text),
-                fix=suggest(reference.name, self._entries),
-            )
-        idle = self._entries[reference.name].get(reference.version or 0)
-        if idle and idle.state == "idle":
-            raise UnknownModel(
-                f"{reference.name}:{idle.version} is not served",
-                expected=f"one of {', '.join(map(str, served))}",
-                found=repr(text),
-                fix="give it a label, and restart the server",
-            )
-        entry = served[resolve_among(reference, sorted(served), self._labels[reference.name])]
+        table = self._answering()
+        if table.number == 0:
+            raise HTTPError(503, f"not ready: {table.why}")
+        reference = parse_reference(only_name(table) if text is None else text)
+        entry = find_entry(table, reference, text)
         if entry.live is None:
             raise HTTPError(
                 503, f"{reference.name}:{entry.version} is {entry.state}{f': {entry.why}' if entry.why else ''}"
             )
         return entry.live
+
+    def _answering(self) -> Table:
+        """Returns the table that a request gets now: that of the current plan of the server, once it is prepared."""
+        table = self._table
+        if self._current is None or table.number == 0 or (current := self._current()) <= table.number:
+            return table
+        following = self._next
+        if following is not None and following.number == current:
+            return following
+        table = self._table  # The other thread may have swapped in between.
+        if table.number >= current:
+            return table
+        return Table(why=f"this worker has not prepared plan {current} of the store yet")
 
     def folder(self, text: str) -> Path:
         """Returns the folder of the version that `name:version` names, served or not.
@@ -186,153 +226,122 @@ class LiveVersions:
             UnknownModel: the store had no such model or version when it was read.
             StoreError: the version or its model is a symbolic link.
         """
-        reference = parse_reference(text)
-        present = self._entries.get(reference.name, {})
-        version = resolve_among(reference, sorted(present), self._labels.get(reference.name, {}))
-        return store.version_folder(self._root, reference.name, version)
+        reference, table = parse_reference(text), self._answering()
+        present = table.entries.get(reference.name, {})
+        labels = table.models[reference.name].labels if reference.name in table.models else {}
+        version = resolve_among(reference, sorted(present), labels)
+        return store.version_folder(self._loader.root, reference.name, version)
 
     def list_models(self) -> dict[str, Any]:
         """Returns the response of `GET /models`; reads manifests, as `list_versions` does."""
+        table = self._answering()
         return {
             "models": [
-                {"name": name, "versions": [self._describe(name, entry).to_json() for entry in versions.values()]}
-                for name, versions in self._entries.items()
+                {
+                    "name": name,
+                    "versions": [self._describe(name, entry).to_json() for entry in versions.values()],
+                }
+                for name, versions in table.entries.items()
             ]
         }
 
     def list_versions(self) -> list[VersionState]:
         """Returns the states of all versions; reads, and verifies, the manifest of each version that is not ready."""
-        return [self._describe(name, entry) for name, versions in self._entries.items() for entry in versions.values()]
+        return [
+            self._describe(name, entry)
+            for name, versions in self._answering().entries.items()
+            for entry in versions.values()
+        ]
 
     def ready_versions(self) -> list[Live]:
         """Returns the versions that serve requests, by model and ascending; reads nothing from the disk."""
-        return [entry.live for versions in self._entries.values() for entry in versions.values() if entry.live]
+        return self._answering().live()
 
     def hide_folders(self, text: str) -> str:
         """Makes paths in a text relative to the store, and cuts other paths to the file name: clients need no folders."""
-        return _FOLDERS.sub("", text.replace(f"{self._root}/", "").replace(str(self._root), "the store"))
+        return self._loader.hide_folders(text)
 
-    def _read_store(self) -> None:
-        self._entries = {name: self._read_entries(name) for name in store.model_names(self._root)}
-        self._why = None
-
-    def _read_entries(self, name: str) -> dict[int, Entry]:
-        """Reads a model's versions without loading them; an invalid label makes only its own model fail."""
-        present = store.versions(self._root, name)
-        try:
-            labels = store.read_labels(self._root, name).labels
-        except AbstainError as error:
-            self._labels[name] = {}
-            log.error("%s: the labels cannot be read: %s", name, error)
-            return {version: Entry(version, (), "failed", self.hide_folders(str(error))) for version in present}
-        self._labels[name] = labels
-        served = set(store.served_versions(self._root, name))
-        entries: dict[int, Entry] = {}
-        for version in sorted({*present, *labels.values()}):
-            own_labels = tuple(sorted(label for label, target in labels.items() if target == version))
-            if version in present:
-                entries[version] = Entry(version, own_labels, "loading" if version in served else "idle")
-            else:
-                entries[version] = Entry(
-                    version, own_labels, "failed", f"{', '.join(own_labels)}: no such version of {name} in the store"
-                )
-        return entries
-
-    def _load(self, name: str, entry: Entry, buckets: tuple[int, ...], pool: Executor) -> None:
+    def _load(self, name: str, version: int, buckets: tuple[int, ...], pool: Executor) -> None:
         """Reads a version and lets the pool compile it; any error makes only this version fail."""
-        published = (self._root, name, entry.version)
         try:
-            if self._require_sound and (shortfalls := read_published(*published, self.trusted).shortfalls):
-                metrics.MODEL_SOUND.labels(name, str(entry.version)).set(0)
-                self._refuse(name, entry, f"failed publication checks: {in_one_line(texts(shortfalls))}")
-                return
-            bundle = load_published(*published, self.trusted)
-        except SignatureError as error:
-            self._refuse(name, entry, str(error))
-            return
+            self._loader.check_room(name, version, self._read)
+            bundle = self._loader.read(name, version)
+            self._read.append(bundle.manifest)
         except Exception as error:
-            self._fail(name, entry, error)
+            self._fail(name, version, error)
             return
         # The future may be dropped, because `_compile` raises nothing.
-        pool.submit(self._compile, name, entry, bundle, buckets)
+        pool.submit(self._compile, name, version, bundle, buckets)
 
-    def _compile(self, name: str, entry: Entry, bundle: Bundle, buckets: tuple[int, ...]) -> None:
+    def _compile(self, name: str, version: int, bundle: Bundle, buckets: tuple[int, ...]) -> None:
         """Compiles a version and makes it ready; any error makes only this version fail."""
         try:
-            # Both are done here, because otherwise the first request would do it while all others wait.
-            bundle.calibration.prepare()
-            _ = bundle.manifest.model.row_plan
-            live = Live(name, entry.version, bundle, bundle.predictor(buckets, self._devices))
-            self._report_ready(name, entry, bundle)
-            self._set(name, replace(entry, state="ready", live=live))
+            live = self._loader.compile(name, version, bundle, buckets)
+            report_ready(live)
+            self._set(name, version, state="ready", live=live)
         except Exception as error:
-            self._fail(name, entry, error)
+            self._fail(name, version, error)
 
-    def _report_ready(self, name: str, entry: Entry, bundle: Bundle) -> None:
-        """Sets the metrics of a version that is about to be served, and warns of its shortfalls."""
-        labels, manifest = (name, str(entry.version)), bundle.manifest
-        metrics.MODEL_LOADS.labels(*labels, "loaded").inc()
-        metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(1)
-        metrics.MODEL_SOUND.labels(*labels).set(not manifest.shortfalls)
-        metrics.EXPECTED_REJECTS.labels(*labels).set(bundle.calibration.expected_reject_rate)
-        for part, rate in expected_part_rates(bundle.calibration).items():
-            metrics.EXPECTED_REJECTS_BY_PART.labels(*labels, part).set(rate)
-        if manifest.shortfalls:
-            shortfalls = in_one_line(texts(manifest.shortfalls))
-            log.warning("%s:%d is served although it failed publication checks: %s", name, entry.version, shortfalls)
+    def _fail(self, name: str, version: int, error: Exception) -> None:
+        failure = self._loader.failure(error)
+        level = logging.WARNING if failure.state == "refused" else logging.ERROR
+        words = "is refused" if failure.state == "refused" else "cannot be served"
+        log.log(level, "%s:%d %s: %s", name, version, words, text_of(error), exc_info=unexpected(error))
+        report_not_served(name, version, failure)
+        self._set(name, version, state=failure.state, why=failure.why)
 
-    def _fail(self, name: str, entry: Entry, error: Exception) -> None:
-        self._set(name, replace(entry, state="failed", why=self.hide_folders(_text(error))))
-        log.error("%s:%d cannot be served: %s", name, entry.version, _text(error), exc_info=_unexpected(error))
-        metrics.MODEL_LOADS.labels(name, str(entry.version), "failed").inc()
-
-    def _refuse(self, name: str, entry: Entry, why: str) -> None:
-        metrics.MODEL_LOADS.labels(name, str(entry.version), "refused").inc()
-        log.warning("%s:%d is refused: %s", name, entry.version, why)
-        self._set(name, replace(entry, state="refused", why=self.hide_folders(why)))
-
-    def _set(self, name: str, entry: Entry) -> None:
+    def _set(self, name: str, version: int, **changes: Any) -> None:
         with self._lock:
-            self._entries[name] = {**self._entries[name], entry.version: entry}
-
-    def _only_name(self) -> str:
-        if len(self._entries) != 1:
-            expected = f"one of {', '.join(self._entries) or 'none'}"
-            raise InputError(where="model", expected=expected, found="no key 'model'")
-        return next(iter(self._entries))
+            entries = self._table.entries
+            entries[name] = {**entries[name], version: replace(entries[name][version], **changes)}
 
     def _describe(self, name: str, entry: Entry) -> VersionState:
+        """Describes a version; one that is not ready by its manifest, if that can be read."""
         digest = method = None
         sound, shortfalls = False, tuple[str, ...]()
         try:
             if entry.live:
                 manifest = entry.live.bundle.manifest
             else:
-                manifest = read_published(self._root, name, entry.version, self.trusted)
+                manifest = read_published(self._loader.root, name, entry.version, self.trusted)
             digest, method = manifest.digest, manifest.method.kind
             sound, shortfalls = not manifest.shortfalls, tuple(texts(manifest.shortfalls))
         except AbstainError as error:
             entry = replace(entry, why=entry.why or self.hide_folders(str(error)))
         return VersionState(
-            name, entry.version, entry.labels, digest, method, entry.state, entry.why, sound, shortfalls
+            name,
+            entry.version,
+            entry.labels,
+            entry.served_as,
+            digest,
+            method,
+            entry.state,
+            entry.why,
+            sound,
+            shortfalls,
         )
 
 
-def _text(error: Exception) -> str:
-    """Returns the text of an error; its type if it has none."""
-    return str(error) or type(error).__name__
+def _report_swap(before: Table, after: Table) -> None:
+    """Sets the metrics of versions that are served from now on, not served any more, or newly failed."""
+    old, new = {(live.name, live.version): live for live in before.live()}, after.live()
+    for live in new:
+        if old.pop((live.name, live.version), None) is not live:
+            report_ready(live)
+            log.info("%s:%d is served from now on", live.name, live.version)
+    for live in old.values():
+        report_gone(live)
+        log.info("%s:%d is not served any more", live.name, live.version)
+    _report_failures(after, before)
 
 
-def _unexpected(error: Exception) -> Exception | None:
-    """Returns the error if the log should show its traceback: not for the errors that abstain and the disk raise."""
-    return None if isinstance(error, AbstainError | OSError) else error
-
-
-def in_one_line(shortfalls: Sequence[str]) -> str:
-    """Joins shortfalls to one printable line, numbered if there are several; a manifest may hold any text."""
-    if len(shortfalls) == 1:
-        return printable(shortfalls[0])
-    return printable("; ".join(f"({number}) {shortfall}" for number, shortfall in enumerate(shortfalls, start=1)))
+def _report_failures(after: Table, before: Table) -> None:
+    for name, model in after.models.items():
+        known = before.models[name].failures if name in before.models else {}
+        for version, failure in model.failures.items():
+            if known.get(version) != failure:
+                log.error("%s:%d cannot be served: %s", name, version, failure.why)
+                report_not_served(name, version, failure)
 
 
 def _return_memory() -> None:
@@ -342,5 +351,10 @@ def _return_memory() -> None:
     """
     gc.collect()
     gc.freeze()
+    _trim()
+
+
+def _trim() -> None:
+    """Returns free memory to the system; a version that is not served any more is free without garbage collection."""
     with contextlib.suppress(AttributeError, OSError):  # The C library is not glibc.
         ctypes.CDLL(None).malloc_trim(0)

@@ -50,7 +50,16 @@ class Process:
 
     def ready_workers(self) -> int:
         """Returns the number of workers that are ready and alive."""
-        return sum(_alive(note) for note in self.folder.glob("ready-?*") if not note.suffix)
+        return len(self.ready_indices())
+
+    def ready_indices(self) -> list[int]:
+        """Returns the indices of the workers that are ready and alive."""
+        notes = [note for note in self.folder.glob("ready-?*") if not note.suffix]
+        return sorted(int(note.name.removeprefix("ready-")) for note in notes if _alive(note))
+
+    def replaces_a_worker(self) -> bool:
+        """Whether this worker starts in a server that has answered requests before."""
+        return any(not note.suffix for note in self.folder.glob("ready-?*"))
 
 
 def make_run_folder() -> Path:
@@ -73,9 +82,14 @@ def join_run(workers: int, index: int | None) -> Process:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
     # uvicorn would trust forwarded headers from every user of the machine; service/access/proxies.py decides instead.
     os.environ["FORWARDED_ALLOW_IPS"] = ""
-    # XLA sizes its thread pool by NPROC; without it every worker would take every core.
-    os.environ.setdefault("NPROC", str(max(1, cores() // workers)))
+    os.environ |= worker_environment(workers)
     return Process(index, workers, folder)
+
+
+def worker_environment(workers: int) -> dict[str, str]:
+    """Returns the variables of a worker on which the programs that XLA compiles for it depend."""
+    # XLA sizes its thread pool by NPROC; without it every worker would take every core.
+    return {"NPROC": os.environ.get("NPROC") or str(max(1, cores() // workers))}
 
 
 class Traffic:

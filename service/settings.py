@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -85,6 +86,12 @@ class Settings(BaseModel):
     """Devices of one worker that share every model's draws; fewer if this number does not divide the draws."""
     require_sound: bool = False
     """Whether versions with a shortfall are refused, labelled or not."""
+    refresh_seconds: NonNegativeFloat = 2.0
+    """The time between two looks at the store for new versions and labels; 0 looks only at the start."""
+    memory_bytes: PositiveInt | None = None
+    """The most bytes of arrays that one worker may hold for its versions; a version that does not fit is refused."""
+    ready: Literal["any", "all"] = "any"
+    """When `/readyz` is 200: if any model is served, or only if all are that the store asks for."""
     state: Path | None = None
     """A folder that only this server uses: it keeps the state of drift detection over restarts."""
     keys: Path | None = None

@@ -255,6 +255,15 @@ def _sizes_in(part: str, sizes: dict[str, int]) -> dict[str, int]:
     return {name.removeprefix(f"{part}/"): size for name, size in sizes.items() if name.startswith(f"{part}/")}
 
 
+def serving_bytes(manifest: Manifest) -> int:
+    """Returns the bytes of the arrays that a server of this version holds, by the numbers of its manifest.
+
+    Raises:
+        BundleError: the manifest's network has no such shapes.
+    """
+    return sum(_stated_bytes(manifest, expected_shapes(manifest.model, "manifest")).values())
+
+
 def _stated_bytes(manifest: Manifest, shapes: Any) -> dict[str, int]:
     """Returns the bytes that the arrays of each folder take, or may take, according to the manifest."""
     records = [math.prod(shape) for fields in manifest.densities.values() for shape in fields.values()]

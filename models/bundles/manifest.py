@@ -37,6 +37,7 @@ from abstain.models.bundles.plausible import (
 from abstain.models.bundles.references import NAME_PATTERN
 from abstain.models.bundles.shortfalls import ShortfallSentence
 from abstain.models.bundles.signatures import SIGNATURE, SIGNATURE_BYTES, TrustedKeys, check_signature
+from abstain.models.bundles.store import MANIFEST
 from abstain.models.decisions.conformal import IntervalKind, SetKind
 from abstain.models.decisions.decision import Decision
 from abstain.models.errors import BundleError, StoreError
@@ -49,7 +50,6 @@ from abstain.models.validation import refuse
 SCHEMA_VERSION = 2
 READ_SCHEMA_VERSIONS = (1, 2)
 """Supported schema versions; `docs/compatibility.md` describes them."""
-MANIFEST = "manifest.json"
 MANIFEST_BYTES = 16 * 2**20
 """Largest size of the manifest; that of digits has 20,000 bytes."""
 BUNDLE_BYTES = 64 * 2**30

@@ -38,6 +38,7 @@ from abstain.models.files.locks import REMEDY, disk_errors, hold
 from abstain.models.files.regular import read_bounded
 from abstain.models.validation import refuse
 
+MANIFEST = "manifest.json"
 LABELS = "labels.json"
 LABELS_BYTES = 2**20
 """Largest size of the file; each change of a label adds about ten bytes."""

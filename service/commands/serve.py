@@ -65,10 +65,12 @@ def serve(
     settings = read_settings(os.environ)
     check_address(settings, host)
     check_access(settings)
-    served = _check_store(store, read_trusted(settings.trusted_keys), require_sound)
+    served = _check_store(
+        store, read_trusted(settings.trusted_keys), require_sound, follows=bool(settings.refresh_seconds)
+    )
     _check_port(host, port)
     sys.stderr.write(
-        f"abstain: loading {', '.join(served)}; address {'https' if settings.tls_cert else 'http'}://{host}:{port}/; "
+        f"abstain: loading {', '.join(served) or 'nothing'}; address {'https' if settings.tls_cert else 'http'}://{host}:{port}/; "
         f"{_describe_access(settings)}\n"
     )
     sys.stderr.flush()
@@ -100,8 +102,11 @@ def _run_bentoml(host: str, port: int, run_folder: Path) -> NoReturn:
     os.execv(sys.executable, [*bentoml, *address])
 
 
-def _check_store(store: Path, trusted: TrustedKeys | None, require_sound: bool) -> list[str]:
+def _check_store(store: Path, trusted: TrustedKeys | None, require_sound: bool, *, follows: bool) -> list[str]:
     """Returns the references of all versions that can be served; prints why others cannot.
+
+    Args:
+        follows: whether the server follows the store, which may then be empty.
 
     Raises:
         ConfigError: no version can be served.
@@ -109,7 +114,9 @@ def _check_store(store: Path, trusted: TrustedKeys | None, require_sound: bool) 
     from abstain.models.errors import ConfigError  # noqa: PLC0415
 
     served, faults = _check_versions(store, trusted, require_sound)
-    if not served:
+    if not served and not faults and follows and store.is_dir():
+        sys.stderr.write(f"abstain: {store} has no models yet; the first one is served when it is published\n")
+    elif not served:
         raise ConfigError(
             "no version to serve",
             where=str(store),

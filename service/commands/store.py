@@ -127,3 +127,5 @@ def _print_label(name: str, label: str, version: int, as_json: bool) -> None:
         print_json({"name": name, "label": label, "version": version})
     else:
         typer.echo(f"{name}@{label} is {name}:{version}")
+        # Not on a terminal alone: whoever reads the log of a deployment needs it too.
+        sys.stderr.write("note: running servers of this store follow within seconds (ABSTAIN_REFRESH_SECONDS)\n")

@@ -54,7 +54,7 @@ def worker_index() -> int | None:
     return server_context.worker_index
 
 
-def restrict_process_manager(folder: Path, check_address: Callable[[str], None]) -> None:
+def restrict_process_manager(folder: Path, check_address: Callable[[str], None], on_start: Callable[[], None]) -> None:
     """Makes every circus arbiter of this process accept commands only through a Unix socket in `folder`.
 
     The arbiter also opens the sockets of the workers, however the server is started. So their addresses are checked here.
@@ -65,6 +65,7 @@ def restrict_process_manager(folder: Path, check_address: Callable[[str], None])
     Args:
         folder: only this user may enter it (mode 0700); this alone protects the sockets from other users.
         check_address: raises ConfigError for an address that the server must not listen on; the process then ends.
+        on_start: is called before the arbiter starts the workers.
 
     Raises:
         ConfigError: this version of circus has other parameters; or, when an arbiter is made, the path of a socket is too
@@ -98,6 +99,7 @@ def restrict_process_manager(folder: Path, check_address: Callable[[str], None])
             sys.exit(f"abstain: {error}")
         for name, file in zip(_REPLACED, (COMMANDS, EVENTS), strict=True):
             bound.arguments[name] = f"ipc://{_check_socket_path(folder / file)}"
+        on_start()
         original(*bound.args, **bound.kwargs)
 
     Arbiter.__init__ = restricted

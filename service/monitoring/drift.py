@@ -188,7 +188,8 @@ class DriftWatch:
         self._state = state
         self._pending: deque[DecidedRows] = deque()
         self._rows = 0
-        self._versions: dict[tuple[str, int], VersionWatch] = {}
+        self._versions: dict[tuple[str, int, str], VersionWatch] = {}
+        self._served: set[tuple[str, int, str]] | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -197,6 +198,10 @@ class DriftWatch:
         if self._rows < MAX_ROWS:
             self._rows += len(judgement.reject)
             self._pending.append(DecidedRows(live, judgement))
+
+    def forget(self, served: list[Live]) -> None:
+        """Ends the watches of all versions that are not served any more, at the next update."""
+        self._served = {_key(live) for live in served}
 
     def start(self) -> None:
         """Starts a thread that updates the watches once a second until the worker stops."""
@@ -238,16 +243,25 @@ class DriftWatch:
 
     def _steps(self) -> Iterator[None]:
         self._rows = 0
-        decided: dict[tuple[str, int], list[Judgement]] = {}
+        served = self._served
+        decided: dict[tuple[str, int, str], list[Judgement]] = {}
         while self._pending:
             live, judgement = self._pending.popleft()
-            key = live.name, live.version
+            key = _key(live)
+            if served is not None and key not in served | self._versions.keys():
+                continue
             if key not in self._versions:
                 self._versions[key] = VersionWatch(live, self._process, self._state)
             decided.setdefault(key, []).append(judgement)
         for key, judgements in decided.items():
             yield from self._versions[key].add(judgements)
             yield from self._versions[key].set_gauges()
+        for key in self._versions.keys() - served if served is not None else ():
+            self._versions.pop(key).close()
+
+
+def _key(live: Live) -> tuple[str, int, str]:
+    return live.name, live.version, live.bundle.manifest.digest
 
 
 def _set_resource_gauges(worker: int) -> None:

@@ -26,7 +26,8 @@ from abstain.service.batches import Answer, Cost, Share
 from abstain.service.errors import HTTPError
 from abstain.service.json_objects import flag_of, parse_object
 from abstain.service.live import Live
-from abstain.service.live_versions import LiveVersions, VersionState, in_one_line
+from abstain.service.live_versions import LiveVersions
+from abstain.service.loading import in_one_line
 from abstain.service.open_inference.columns import inputs_of
 from abstain.service.open_inference.datatypes import INPUT
 from abstain.service.open_inference.outputs import (
@@ -49,6 +50,7 @@ from abstain.service.open_inference.tensors import InferRequest, Signature, deco
 from abstain.service.process import Process, Traffic
 from abstain.service.rows import check_finite
 from abstain.service.settings import Settings
+from abstain.service.version_table import VersionState
 
 T = TypeVar("T")
 ReadBody = Callable[[Request, int], Awaitable[bytes]]

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 from abstain.models.prediction.summaries import QUANTILES
-from abstain.service.live_versions import State
 from abstain.service.open_inference.statistics import SPANS
 from abstain.service.open_inference.tensors import DATATYPES, INPUT
 from abstain.service.responses import LONGEST_ID
+from abstain.service.version_table import State
 
 Schema = dict[str, Any]
 BOOLEAN: Schema = {"type": "boolean"}

@@ -1,0 +1,202 @@
+"""What the store holds, and the plan of what a server serves from it. Pure functions over records, except `read_stored`.
+
+A label in use moves only to a version that was loaded. If its new target failed, requests still get the old one, as long as
+the store has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from abstain.models.bundles import store
+from abstain.models.bundles.references import STABLE, default_version
+from abstain.models.bundles.signatures import SIGNATURE
+from abstain.models.errors import AbstainError
+
+
+class StoredModel(BaseModel):
+    """One model as the store has it."""
+
+    model_config = ConfigDict(frozen=True)
+    present: tuple[int, ...]
+    """All versions, ascending."""
+    labels: dict[str, int] = {}
+    stamps: dict[int, str] = {}
+    """The versions that labels, or their absence, ask to be served; a stamp changes if the version's files do."""
+    why: str | None = None
+    """Why the labels cannot be read."""
+
+
+Stored = dict[str, StoredModel]
+"""The models of a store, by name."""
+
+
+class Key(NamedTuple):
+    """A version as it was when it was read: the same number may be published again after its folder was removed."""
+
+    name: str
+    version: int
+    stamp: str
+
+
+class Failure(BaseModel):
+    """Why a version is not served."""
+
+    model_config = ConfigDict(frozen=True)
+    state: Literal["failed", "refused"]
+    why: str
+    unsound: bool = False
+    """Whether it is refused because it failed publication checks."""
+
+
+class PlannedModel(BaseModel):
+    """What a server serves of one model."""
+
+    model_config = ConfigDict(frozen=True)
+    present: tuple[int, ...]
+    labels: dict[str, int]
+    """The labels of the store."""
+    served: dict[int, str]
+    """The versions to be loaded, with their stamps."""
+    served_labels: dict[str, int]
+    """The versions that requests get by a label."""
+    default: int
+    """The version that requests get by the bare name."""
+    failures: dict[int, Failure] = {}
+    why: str | None = None
+    """Why the labels of the store cannot be read."""
+
+
+class Plan(BaseModel):
+    """What a server serves; the next plan has the next number."""
+
+    model_config = ConfigDict(frozen=True)
+    number: int
+    models: dict[str, PlannedModel]
+    why: str | None = None
+    """Why the store could not be read; the models are then those of the plan before."""
+
+    @property
+    def keys(self) -> set[Key]:
+        """All versions to be loaded."""
+        return {
+            Key(name, version, stamp) for name, model in self.models.items() for version, stamp in model.served.items()
+        }
+
+
+def read_stored(root: Path) -> Stored:
+    """Reads what a store holds, without the content of its versions.
+
+    It lists folders and opens files instead of comparing modification times, because NFS answers these from a cache.
+
+    Raises:
+        OSError: the store cannot be read, or does not exist.
+    """
+    names = store.model_names(root)
+    if not names:
+        next(root.iterdir(), None)  # Raises if the folder is away; a store without models is not an error.
+    return {name: _read_model(root, name) for name in names}
+
+
+def _read_model(root: Path, name: str) -> StoredModel:
+    present = tuple(store.versions(root, name))
+    try:
+        labels = store.read_labels(root, name).labels
+    except AbstainError as error:
+        return StoredModel(present=present, why=str(error))
+    wanted = sorted({default_version(present, labels), *labels.values()} & set(present))
+    return StoredModel(
+        present=present, labels=labels, stamps={version: _stamp(root / name / str(version)) for version in wanted}
+    )
+
+
+def _stamp(folder: Path) -> str:
+    """Identifies the files of a version by what describes and signs them; both are written once, and then renamed."""
+    return " ".join(_file_stamp(folder / name) for name in (store.MANIFEST, SIGNATURE))
+
+
+def _file_stamp(path: Path) -> str:
+    try:
+        facts = path.stat(follow_symlinks=False)
+    except OSError:
+        return "-"
+    return f"{facts.st_ino}.{facts.st_mtime_ns}.{facts.st_size}"
+
+
+def make_plan(
+    stored: Stored,
+    failures: Mapping[Key, Failure] | None = None,
+    before: Plan | None = None,
+    unloaded: frozenset[str] = frozenset(),
+) -> Plan:
+    """Plans what to serve.
+
+    Args:
+        stored: what the store holds.
+        failures: the versions that cannot be served.
+        before: the plan that is served now; None at the start of a server.
+        unloaded: the models that an operator has unloaded.
+    """
+    known, served = failures or {}, before.models if before else {}
+    models = {
+        name: _plan_model(name, model, known, served.get(name))
+        for name, model in stored.items()
+        if name not in unloaded
+    }
+    return Plan(number=before.number + 1 if before else 1, models=models)
+
+
+def _plan_model(
+    name: str, stored: StoredModel, known: Mapping[Key, Failure], before: PlannedModel | None
+) -> PlannedModel:
+    if stored.why is not None:
+        return _plan_without_labels(stored, stored.why, before)
+    failures = {
+        version: known[key] for version, stamp in stored.stamps.items() if (key := Key(name, version, stamp)) in known
+    }
+    served = {version: stamp for version, stamp in stored.stamps.items() if version not in failures}
+    for version in sorted(set(stored.labels.values()) - set(stored.present)):
+        labels = ", ".join(sorted(label for label, target in stored.labels.items() if target == version))
+        failures[version] = Failure(state="failed", why=f"{labels}: no such version of {name} in the store")
+
+    def choose(wanted: int, old: int | None) -> int:
+        """Returns the wanted version; the old one if the wanted one failed and the old one is still there."""
+        if wanted in served or before is None or old not in before.served or old not in stored.present:
+            return wanted
+        stamp = before.served[old]
+        if Key(name, old, stamp) in known:
+            return wanted
+        served[old] = stamp
+        return old
+
+    served_labels = {
+        label: choose(version, before.served_labels.get(label) if before else None)
+        for label, version in stored.labels.items()
+    }
+    if STABLE in served_labels:
+        default = served_labels[STABLE]
+    else:
+        default = choose(default_version(stored.present, {}), before.default if before else None)
+    return PlannedModel(
+        present=stored.present,
+        labels=stored.labels,
+        served=dict(sorted(served.items())),
+        served_labels=served_labels,
+        default=default,
+        failures=failures,
+    )
+
+
+def _plan_without_labels(stored: StoredModel, why: str, before: PlannedModel | None) -> PlannedModel:
+    """Plans a model whose labels cannot be read: what it served before; nothing at the start of a server."""
+    if before is None:
+        failures = {version: Failure(state="failed", why=why) for version in stored.present}
+        default = default_version(stored.present, {})
+        return PlannedModel(
+            present=stored.present, labels={}, served={}, served_labels={}, default=default, failures=failures, why=why
+        )
+    return before.model_copy(update={"present": stored.present, "why": why})

@@ -1,0 +1,133 @@
+"""The table of a worker: which version a request gets, and the state of every version. Pure functions over records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from abstain.models.bundles.references import Reference, resolve_among
+from abstain.models.errors import InputError, UnknownModel, suggest
+from abstain.service.following.plans import Plan, PlannedModel
+from abstain.service.live import Live
+
+State = Literal["idle", "loading", "ready", "failed", "refused"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version in the store, and its state."""
+
+    version: int
+    labels: tuple[str, ...]
+    """The labels of the store."""
+    state: State
+    why: str | None = None
+    live: Live | None = None
+    served_as: tuple[str, ...] = ()
+    """The labels that requests get it by."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a worker answers by one plan: every known version by model, the labels, and the defaults."""
+
+    number: int = 0
+    entries: dict[str, dict[int, Entry]] = field(default_factory=dict[str, dict[int, Entry]])
+    models: dict[str, PlannedModel] = field(default_factory=dict[str, PlannedModel])
+    why: str | None = None
+    """Why the store could not be read."""
+
+    def live(self) -> list[Live]:
+        """Returns the versions that serve requests, by model and ascending."""
+        return [entry.live for versions in self.entries.values() for entry in versions.values() if entry.live]
+
+
+@dataclass(frozen=True)
+class VersionState:
+    """What clients may know about a version; the fields of `to_json` in their order."""
+
+    name: str
+    version: int
+    labels: tuple[str, ...]
+    served_as: tuple[str, ...]
+    digest: str | None
+    """None if the manifest cannot be read."""
+    method: str | None
+    state: State
+    why: str | None
+    sound: bool
+    shortfalls: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entry of the version in `GET /models`, which lists it under the name of its model."""
+        fields = {key: value for key, value in vars(self).items() if key != "name"}
+        return fields | {name: list(fields[name]) for name in ("labels", "served_as", "shortfalls")}
+
+
+def describe_state(name: str, entry: Entry) -> str:
+    """Describes why a version is not ready."""
+    return f"{name}:{entry.version} is loading" if entry.state == "loading" else f"{name}:{entry.version}: {entry.why}"
+
+
+def entries_of(plan: Plan) -> dict[str, dict[int, Entry]]:
+    """Returns the entries of a plan whose versions are not loaded yet."""
+    return {name: _entries_of_model(model) for name, model in plan.models.items()}
+
+
+def _entries_of_model(model: PlannedModel) -> dict[int, Entry]:
+    entries: dict[int, Entry] = {}
+    for version in sorted({*model.present, *model.served, *model.failures}):
+        labels, served_as = (
+            tuple(sorted(label for label, target in targets.items() if target == version))
+            for targets in (model.labels, model.served_labels)
+        )
+        failure = model.failures.get(version)
+        if version in model.served:
+            # A served version may have a failure too: its files were replaced, and the new ones cannot be served.
+            entries[version] = Entry(version, labels, "loading", None, None, served_as)
+        elif failure:
+            entries[version] = Entry(version, labels, failure.state, failure.why, None, served_as)
+        else:
+            entries[version] = Entry(version, labels, "idle", None, None, served_as)
+    return entries
+
+
+def find_entry(table: Table, reference: Reference, text: str | None) -> Entry:
+    """Returns the entry that a reference means.
+
+    Raises:
+        UnknownModel: no such model, version or label is served.
+    """
+    entries = table.entries.get(reference.name, {})
+    served = {version: entry for version, entry in entries.items() if entry.state != "idle"}
+    if not served:
+        raise UnknownModel(
+            where="model",
+            expected=f"one of {', '.join(table.entries) or 'none'}",
+            found=repr(text),
+            fix=suggest(reference.name, table.entries),
+        )
+    model = table.models[reference.name]
+    if reference.version is None and reference.label is None and model.default in served:
+        return served[model.default]
+    idle = entries.get(reference.version or 0)
+    if idle and idle.state == "idle":
+        raise UnknownModel(
+            f"{reference.name}:{idle.version} is not served",
+            expected=f"one of {', '.join(map(str, served))}",
+            found=repr(text),
+            fix=f"give it a label: abstain label {reference.name}:{idle.version} LABEL",
+        )
+    return served[resolve_among(reference, sorted(served), model.served_labels)]
+
+
+def only_name(table: Table) -> str:
+    """Returns the name of the only model.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    if len(table.entries) != 1:
+        expected = f"one of {', '.join(table.entries) or 'none'}"
+        raise InputError(where="model", expected=expected, found="no key 'model'")
+    return next(iter(table.entries))

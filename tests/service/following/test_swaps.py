@@ -1,0 +1,286 @@
+"""Swaps: all workers answer by a new plan from the same moment, and by the old one until then.
+
+The workers are threads of this process, each with its own versions.
+"""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from abstain.models.bundles.store import rollback, set_label
+from abstain.models.errors import UnknownModel
+from abstain.service import live_versions
+from abstain.service.errors import HTTPError
+from abstain.service.following import follower as following
+from abstain.service.following.follower import Follower
+from abstain.service.following.plans import Failure, Key
+from abstain.service.following.worker import WorkerFollower
+from abstain.service.live_versions import LiveVersions
+from abstain.service.process import Process
+from tests.helpers.golden_versions import damage_version, publish_golden
+from tests.helpers.processes import PATIENCE, until
+
+
+class Worker:
+    """A worker of the server: its versions, and a thread that follows the plans until the end of the test."""
+
+    def __init__(self, root: Path, process: Process, **settings) -> None:
+        self.versions = LiveVersions(root, **settings)
+        self.follower = WorkerFollower(self.versions, process, lambda _live: None)
+        self.paused = threading.Event()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        self.follower.load_first()
+        while not self._end.wait(0.01):
+            if not self.paused.is_set():
+                self.follower.step()
+
+    def version(self, reference: str = "golden") -> int | str:
+        """The version that a request gets; the text of its error if there is none."""
+        try:
+            return self.versions.find(reference).version
+        except (HTTPError, UnknownModel) as error:
+            return str(error)
+
+    def stop(self) -> None:
+        """Ends the thread, as if the process had ended."""
+        self._end.set()
+        self._thread.join(PATIENCE)
+
+
+class Server:
+    """The main process's follower and its workers."""
+
+    def __init__(self, root: Path, folder: Path, workers: int, **settings) -> None:
+        self.root, self.folder, self.settings = root, folder, settings
+        self.failures: dict[str, Failure] = {}
+        self.tried: list[str] = []
+        self.follower = Follower(root, Process(None, workers, folder), self._try)
+        self.workers = [self.start_worker(index) for index in range(1, workers + 1)]
+
+    def start_worker(self, index: int) -> Worker:
+        """Starts a worker with this index."""
+        return Worker(self.root, Process(index, 2, self.folder), **self.settings)
+
+    def _try(self, new, _served) -> dict[Key, Failure]:
+        names = {f"{key.name}:{key.version}": key for key in new}
+        self.tried += sorted(names)
+        return {key: self.failures[name] for name, key in names.items() if name in self.failures}
+
+    def answers(self, reference: str = "golden") -> list[int | str]:
+        """The answer of each worker."""
+        return [worker.version(reference) for worker in self.workers]
+
+    def state(self, version: int, name: str = "golden") -> tuple[str, str | None]:
+        """State and reason of a version, in the first worker."""
+        (found,) = [
+            state
+            for state in self.workers[0].versions.list_versions()
+            if (state.name, state.version) == (name, version)
+        ]
+        return found.state, found.why
+
+
+@contextmanager
+def serve(tmp_path: Path, workers: int = 2, **settings) -> Iterator[Server]:
+    """A server of the store in `tmp_path`, when all its workers are ready, or if it has nothing to serve."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    server = Server(tmp_path / "store", folder, workers, **settings)
+    try:
+        assert until(lambda: all(worker.follower.loaded for worker in server.workers))
+        yield server
+    finally:
+        for worker in server.workers:
+            worker.stop()
+
+
+@pytest.fixture(autouse=True)
+def one_program(monkeypatch):
+    """Compiles a single batch size, as these tests predict nothing."""
+    monkeypatch.setattr(live_versions, "BUCKETS", (1,))
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A store with one version."""
+    publish_golden(tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_versions_labels_rollbacks_and_deletions_are_followed(root, tmp_path):
+    """By every worker, after one look at the store."""
+    with serve(tmp_path) as server:
+        assert server.answers() == [1, 1]
+        for change, expected in (
+            (lambda: publish_golden(root, 1.1), 2),
+            (lambda: set_label(root, "golden", 1, "stable"), 1),
+            (lambda: set_label(root, "golden", 2, "stable"), 2),
+            (lambda: rollback(root, "golden"), 1),
+            (lambda: shutil.rmtree(root / "golden" / "2"), 1),
+        ):
+            change()
+            server.follower.step()
+            assert server.answers() == [expected, expected]
+        assert server.tried == ["golden:2", "golden:1", "golden:2", "golden:1"]
+        assert [state.version for state in server.workers[0].versions.list_versions()] == [1]
+        publish_golden(root, name="other")
+        server.follower.step()
+        assert server.answers("other") == [1, 1]
+        shutil.rmtree(root / "golden")
+        server.follower.step()
+        assert all("expected one of other" in answer for answer in server.answers())
+
+
+def test_no_worker_answers_by_the_old_plan_after_another_has_answered_by_the_new(root, tmp_path):
+    """The requests of many threads, each of which sees the versions in the order of the moves."""
+    publish_golden(root, 1.1)
+    set_label(root, "golden", 1, "stable")
+    with serve(tmp_path) as server:
+        newest, lock, wrong, done = [0], threading.Lock(), [], threading.Event()
+        moves = [2, 1] * 3
+
+        def ask(worker: Worker) -> None:
+            """Reads how many moves an answer has shown before the request, and compares it with this answer's."""
+            while not done.is_set():
+                with lock:
+                    before = newest[0]
+                live = worker.versions.find("golden")
+                number = worker.versions.number
+                with lock:
+                    if number < before:
+                        wrong.append((before, number, live.version))
+                    newest[0] = max(newest[0], number)
+
+        threads = [threading.Thread(target=ask, args=(worker,)) for worker in server.workers * 2]
+        for thread in threads:
+            thread.start()
+        for version in moves:
+            set_label(root, "golden", version, "stable")
+            server.follower.step()
+            assert server.answers() == [version, version]
+        done.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert wrong == []
+        assert newest[0] > 1
+
+
+def test_a_version_that_cannot_be_served_leaves_the_old_one(root, tmp_path, caplog):
+    """Whoever finds it: the process that tries versions, or a worker. Its state says why, and it is tried again later."""
+    with serve(tmp_path) as server:
+        publish_golden(root, 1.1)
+        server.failures = {"golden:2": Failure(state="failed", why="crashed")}
+        server.follower.step()
+        assert server.answers() == [1, 1]
+        assert server.state(2) == ("failed", "crashed")
+        assert "golden:2 cannot be served: crashed" in caplog.text
+        version = publish_golden(root, 1.2)
+        damage_version(root, version)
+        server.follower.step()
+        assert server.answers() == [1, 1]
+        assert "is damaged or was altered" in server.state(3)[1]
+        assert server.workers[0].versions.reasons_not_ready() == []
+        assert len(server.workers[0].versions.shortcomings()) == 1
+        publish_golden(root, 1.3)
+        server.follower.step()
+        assert server.answers() == [4, 4]
+
+
+def test_a_failed_version_is_tried_again(root, tmp_path, monkeypatch):
+    """Later, because it may have failed for want of memory; and at once if its files were replaced."""
+    monkeypatch.setattr(following, "FIRST_RETRY", 0.2)
+    with serve(tmp_path, workers=1) as server:
+        publish_golden(root, 1.1)
+        server.failures = {"golden:2": Failure(state="failed", why="no memory")}
+        server.follower.step()
+        server.follower.step()
+        assert server.tried == ["golden:2"]
+        server.failures = {}
+        assert until(lambda: server.follower.step() or server.answers() == [2])
+        assert server.state(2) == ("ready", None)
+
+
+def test_a_store_that_is_away_changes_nothing(root, tmp_path):
+    """Also an empty folder, such as that of a file system that is not mounted; the state says so."""
+    with serve(tmp_path) as server:
+        root.rename(tmp_path / "away")
+        server.follower.step()
+        assert server.answers() == [1, 1]
+        assert server.workers[0].versions.shortcomings() == ["the store cannot be read: No such file or directory"]
+        root.mkdir()
+        server.follower.step()
+        assert server.answers() == [1, 1]
+        assert "the store has no models" in server.workers[0].versions.shortcomings()[0]
+        root.rmdir()
+        (tmp_path / "away").rename(root)
+        server.follower.step()
+        assert server.workers[0].versions.shortcomings() == []
+
+
+def test_a_first_model_appears(tmp_path):
+    """In a server that started with an empty store: it becomes ready then."""
+    (tmp_path / "store").mkdir()
+    with serve(tmp_path) as server:
+        assert all("expected one of none" in answer for answer in server.answers())
+        assert server.follower.ready_workers() == []
+        publish_golden(tmp_path / "store")
+        server.follower.step()
+        assert until(lambda: server.answers() == [1, 1])
+        assert until(lambda: server.follower.ready_workers() == [1, 2])
+
+
+def test_a_swap_waits_for_every_ready_worker(root, tmp_path):
+    """Nobody answers by the new plan while one of them has not prepared it."""
+    with serve(tmp_path) as server:
+        assert until(lambda: server.follower.ready_workers() == [1, 2])
+        server.workers[1].paused.set()
+        publish_golden(root, 1.1)
+        step = threading.Thread(target=server.follower.step)
+        step.start()
+        assert until(lambda: server.workers[0].follower.prepared == 2)
+        time.sleep(0.1)
+        assert server.answers() == [1, 1]
+        server.workers[1].paused.clear()
+        step.join(PATIENCE)
+        assert server.answers() == [2, 2]
+
+
+def test_a_new_worker_starts_with_what_the_others_serve(root, tmp_path):
+    """Not with what the store asks for meanwhile."""
+    with serve(tmp_path) as server:
+        publish_golden(root, 1.1)
+        late = server.start_worker(2)
+        assert until(lambda: late.follower.loaded)
+        assert late.version() == 1
+        server.workers[1].stop()
+        server.workers[1] = late
+        server.follower.step()
+        assert server.answers() == [2, 2]
+
+
+def test_what_does_not_fit_into_memory_is_refused(root, tmp_path):
+    """By name and before it is loaded; both versions count, because requests in flight need the old one."""
+    with serve(tmp_path, workers=1, memory_bytes=10) as server:
+        assert "golden:1 is refused: ABSTAIN_MEMORY_BYTES: does not fit" in server.answers()[0]
+
+
+def test_the_files_of_the_run_do_not_grow(root, tmp_path):
+    """Plans and notes of the past are removed."""
+    with serve(tmp_path) as server:
+        publish_golden(root, 1.1)
+        for version in (1, 2, 1):
+            set_label(root, "golden", version, "stable")
+            server.follower.step()
+        left = {path.name for path in (tmp_path / "run").glob("p*.json")}
+        assert {name.split("-")[1].removesuffix(".json") for name in left} == {str(server.follower.plan.number)}
+        assert os.listdir(tmp_path / "run")
