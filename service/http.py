@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from abstain.models.decisions.judging import judge
 from abstain.models.decisions.records import Judgement, Levels
 from abstain.models.prediction.predictive import Prediction
-from abstain.service import console, openapi
+from abstain.service import console, control, openapi
 from abstain.service.access.guard import SAFE_HEADERS, Guard
 from abstain.service.access.proxies import trust_proxies
 from abstain.service.batcher import Batcher
@@ -80,6 +80,7 @@ def build_app(
         openapi.route(),
         Route("/schema.json", _forward_to(bentoml_app)),
         *console.routes(versions),
+        *control.routes(versions, process, settings.store, read_body),
         *protocol_routes,
     ]
     app = Starlette(routes=routes, exception_handlers=cast("Any", ERRORS))
@@ -227,7 +228,7 @@ def _template(path: str) -> str:
         case ["", "models", name] if name:
             return MODEL
         case _:
-            return console.route_template(path) or open_inference.route_template(path)
+            return console.route_template(path) or control.route_template(path) or open_inference.route_template(path)
 
 
 def _with_metrics(app: ASGIApp, routes: set[str], traffic: Traffic) -> ASGIApp:

@@ -157,7 +157,8 @@ class LiveVersions:
             return self._loader.compile(name, version, self._loader.read(name, version), BUCKETS)
         except Exception as error:
             failures[f"{name}:{version}"] = self._loader.failure(error)
-            log.error("%s:%d cannot be served: %s", name, version, text_of(error), exc_info=unexpected(error))
+            if unexpected(error):  # The main process logs the others, once for all workers.
+                log.exception("%s:%d cannot be served", name, version)
             return None
 
     def reasons_not_ready(self) -> list[str]:
@@ -185,6 +186,15 @@ class LiveVersions:
                 for entry in entries.values()
                 if entry.state in {"failed", "refused"}
             ),
+        ]
+
+    def why_not_served(self, name: str) -> list[str] | None:
+        """Returns what is not served of one model although the store asks for it; None if there is no such model."""
+        entries = self._answering().entries.get(name)
+        if entries is None:
+            return None
+        return [
+            describe_state(name, entry) for entry in entries.values() if entry.state in {"loading", "failed", "refused"}
         ]
 
     def find(self, text: str | None) -> Live:
@@ -340,7 +350,6 @@ def _report_failures(after: Table, before: Table) -> None:
         known = before.models[name].failures if name in before.models else {}
         for version, failure in model.failures.items():
             if known.get(version) != failure:
-                log.error("%s:%d cannot be served: %s", name, version, failure.why)
                 report_not_served(name, version, failure)
 
 

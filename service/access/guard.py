@@ -85,6 +85,15 @@ class Guard:
             if name == b"origin":
                 self._check_origin(value, authorities, scope["scheme"])
         needed = scope_of(scope["method"], path)
+        if needed == "admin" and not (self._keys or self._provider):
+            raise HTTPError(
+                403,
+                where="key",
+                expected="a key with the scope admin",
+                code="missing_scope",
+                found="a server without keys",
+                fix="start it with a file of keys (abstain serve --keys FILE), and make one with abstain key new NAME --scope admin",
+            )
         if needed is not None and (self._keys or self._provider):
             try:
                 caller = await self._identify(headers)
@@ -193,6 +202,8 @@ def scope_of(method: str, path: str) -> KeyScope | None:
             return "predict"
         case ["", "v2", "models", *_, "infer"] if method == "POST":
             return "predict"
+        case ["", "admin", *_] | ["", "v2", "repository", "models", _, _]:
+            return "admin"
         case _:
             return "read"
 

@@ -75,11 +75,15 @@ class ServedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """A version in the server's store, from `GET /models`; `why` says why it is not ready."""
+    """A version in the server's store, from `GET /models`; `why` says why it is not ready.
+
+    `labels` are those of the store; `served_as` are the labels that requests get this version by.
+    """
 
     name: str
     version: int
     labels: tuple[str, ...]
+    served_as: tuple[str, ...] = ()
     state: str
     digest: str | None
     method: str | None

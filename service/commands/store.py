@@ -85,12 +85,22 @@ def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: Json
     print_table(["", f"{name}:{version}"], manifest_rows(manifest, labels))
 
 
+WAIT_SECONDS = 120.0
+WaitOption = Annotated[
+    list[str] | None,
+    typer.Option("--wait", metavar="URL", help="Wait until this server follows; may be given more than once."),
+]
+WaitSecondsOption = Annotated[float, typer.Option(min=0, help="The longest time to wait for each server, in seconds.")]
+
+
 @commands.command(epilog="Example: `abstain label digits:3 stable`")
 def label(
     model: Annotated[str, typer.Argument(metavar="MODEL:VERSION")],
     label: Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, …")],
     force: Annotated[bool, typer.Option("--force", help="Even if the version failed publication checks.")] = False,
     store: StoreOption = DEFAULT_STORE,
+    wait: WaitOption = None,
+    wait_seconds: WaitSecondsOption = WAIT_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Point a label at a version; a version that failed publication checks cannot be `stable`."""
@@ -106,12 +116,15 @@ def label(
         sys.stderr.write(f"note: {name}@{label} was {name}:{version} before; name another version to change it\n")
     stores.set_label(store, name, version, label)
     _print_label(name, label, version, as_json)
+    _wait(name, label, version, wait, wait_seconds)
 
 
 @commands.command(epilog="Example: `abstain rollback digits`")
 def rollback(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The name of the model.")],
     store: StoreOption = DEFAULT_STORE,
+    wait: WaitOption = None,
+    wait_seconds: WaitSecondsOption = WAIT_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Make the previous `stable` version stable again."""
@@ -119,7 +132,9 @@ def rollback(
     from abstain.models.bundles.references import STABLE, parse_reference  # noqa: PLC0415
 
     name = parse_reference(model).name
-    _print_label(name, STABLE, stores.rollback(store, name), as_json)
+    version = stores.rollback(store, name)
+    _print_label(name, STABLE, version, as_json)
+    _wait(name, STABLE, version, wait, wait_seconds)
 
 
 def _print_label(name: str, label: str, version: int, as_json: bool) -> None:
@@ -129,3 +144,12 @@ def _print_label(name: str, label: str, version: int, as_json: bool) -> None:
         typer.echo(f"{name}@{label} is {name}:{version}")
         # Not on a terminal alone: whoever reads the log of a deployment needs it too.
         sys.stderr.write("note: running servers of this store follow within seconds (ABSTAIN_REFRESH_SECONDS)\n")
+
+
+def _wait(name: str, label: str, version: int, urls: list[str] | None, seconds: float) -> None:
+    """Waits until each server serves a version by a label."""
+    from abstain.service.commands.waiting import wait_until_served  # noqa: PLC0415
+
+    for url in urls or ():
+        wait_until_served(url, name, label, version, seconds)
+        sys.stderr.write(f"{url} serves {name}@{label} as {name}:{version}\n")

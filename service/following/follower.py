@@ -1,6 +1,6 @@
 """Follows the store in the main process of a server: plans, lets new versions be tried, and swaps when all workers are prepared.
 
-    every few seconds   read the store → plan → same as the current one? wait
+    every few seconds   (or when there is an order) read the store → plan → same as the current one? wait
                         try the new versions in another process → failures change the plan
                         propose the plan → workers prepare it and say so → the plan is current
 
@@ -26,7 +26,8 @@ from abstain.service.following.generation import (
     remove_plans,
     write_plan,
 )
-from abstain.service.following.plans import Failure, Key, Plan, Stored, make_plan, read_stored
+from abstain.service.following.orders import Done, Order, answer_order, take_orders
+from abstain.service.following.plans import Failure, Key, Plan, Stored, log_failures, make_plan, read_stored
 from abstain.service.following.preparing import try_versions
 from abstain.service.process import Process, worker_environment
 from abstain.service.settings import Settings
@@ -35,6 +36,8 @@ log = logging.getLogger("abstain.following")
 
 FIRST_RETRY, LAST_RETRY = 10.0, 3_600.0
 """Seconds after which a version that could not be served is tried again; each time twice as long."""
+ORDER_SECONDS = 0.1
+"""The time between two looks whether there are orders."""
 LOOK_SECONDS = 0.05
 """The time between two looks whether the workers are prepared."""
 PREPARE_SECONDS = 900.0
@@ -49,8 +52,7 @@ def follow_store(settings: Settings, process: Process) -> None:
     # Programs are found by the environment of the process that compiled them: here it must be that of a worker.
     environment = {**os.environ, **worker_environment(process.workers)}
     follower = Follower(settings.store, process, partial(try_versions, environment=environment))
-    if settings.refresh_seconds:
-        follower.start(settings.refresh_seconds)
+    follower.start(settings.refresh_seconds)
 
 
 @dataclass
@@ -74,23 +76,51 @@ class Follower:
         self._process = process
         self._try = try_versions
         self._failed: dict[Key, _Failed] = {}
+        self._unloaded: set[str] = set()
         self._numbers = Numbers(process.folder, writer=True)
         self.plan = self._first_plan()
+        log_failures(self.plan)
         write_plan(process.folder, self.plan)
         self._numbers.proposed = self._numbers.current = self.plan.number
 
     def start(self, seconds: float) -> None:
-        """Starts a thread that follows the store; `seconds` is the time between two looks at it."""
+        """Starts a thread that follows the store and orders.
+
+        Args:
+            seconds: the time between two looks at the store; 0 looks only when there is an order.
+        """
 
         def follow() -> None:
+            last = time.monotonic()
             while True:
-                time.sleep(seconds)
+                time.sleep(ORDER_SECONDS)
+                orders = [*take_orders(self._process.folder)]
+                if not orders and not (seconds and time.monotonic() >= last + seconds):
+                    continue
                 try:
-                    self.step()
+                    self.follow_orders(orders)
                 except Exception:
-                    log.exception("the store cannot be followed; it is tried again in %g s", seconds)
+                    log.exception("the store cannot be followed; it is tried again")
+                last = time.monotonic()
 
         threading.Thread(target=follow, name="follow", daemon=True).start()
+
+    def follow_orders(self, orders: list[tuple[str, Order]]) -> None:
+        """Looks at the store, having unloaded and loaded what the orders say, and answers them."""
+        why = "the server could not follow its store; its log says why"
+        try:
+            for _, order in orders:
+                if order.kind == "unload":
+                    self._unloaded.add(order.model)
+                else:
+                    self._unloaded.discard(order.model)
+                    # Whoever asks for a model has perhaps repaired it, or made room.
+                    self._failed = {key: failed for key, failed in self._failed.items() if key.name != order.model}
+            self.step()
+            why = None
+        finally:
+            for name, _ in orders:
+                answer_order(self._process.folder, name, Done(number=self.plan.number, why=why))
 
     def ready_workers(self) -> list[int]:
         """Returns the indices of the workers that answer requests."""
@@ -136,7 +166,7 @@ class Follower:
         now = time.monotonic()
         known = {key: failed.failure for key, failed in self._failed.items() if now < failed.retry_at}
         # A version that is due for another try must not change the plan before it has succeeded.
-        return make_plan(stored, known, self.plan)
+        return make_plan(stored, known, self.plan, frozenset(self._unloaded))
 
     def _note_failure(self, key: Key, failure: Failure) -> None:
         before = self._failed.get(key)

@@ -77,7 +77,7 @@ class Numbers:
 
 def write_plan(folder: Path, plan: Plan) -> None:
     """Writes a plan for the workers."""
-    _write(_plan_path(folder, plan.number), plan)
+    write_record(_plan_path(folder, plan.number), plan)
 
 
 def read_plan(folder: Path, number: int) -> Plan:
@@ -98,7 +98,7 @@ def remove_plans(folder: Path, before: int) -> None:
 
 def note_prepared(folder: Path, number: int, index: int | None, prepared: Prepared) -> None:
     """Notes that a worker has prepared a plan."""
-    _write(_note_path(folder, number, index), prepared)
+    write_record(_note_path(folder, number, index), prepared)
 
 
 def read_prepared(folder: Path, number: int, index: int) -> Prepared | None:
@@ -124,7 +124,7 @@ def _note_path(folder: Path, number: int, index: int | None) -> Path:
     return folder / f"prepared-{number}-{index}.json"
 
 
-def _write(path: Path, record: BaseModel) -> None:
+def write_record(path: Path, record: BaseModel) -> None:
     """Writes a record whole or not at all."""
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
     with os.fdopen(descriptor, "w") as file:

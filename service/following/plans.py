@@ -6,6 +6,7 @@ the store has it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,6 +17,8 @@ from abstain.models.bundles import store
 from abstain.models.bundles.references import STABLE, default_version
 from abstain.models.bundles.signatures import SIGNATURE
 from abstain.models.errors import AbstainError
+
+log = logging.getLogger("abstain.following")
 
 
 class StoredModel(BaseModel):
@@ -86,6 +89,16 @@ class Plan(BaseModel):
         return {
             Key(name, version, stamp) for name, model in self.models.items() for version, stamp in model.served.items()
         }
+
+
+def log_failures(plan: Plan) -> None:
+    """Logs why versions of a plan, or the labels of its models, cannot be served."""
+    for name, model in plan.models.items():
+        if model.why is not None:
+            log.error("%s: the labels cannot be read: %s", name, model.why)
+            continue
+        for version, failure in model.failures.items():
+            log.error("%s:%d cannot be served: %s", name, version, failure.why)
 
 
 def read_stored(root: Path) -> Stored:

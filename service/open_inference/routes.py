@@ -56,7 +56,7 @@ T = TypeVar("T")
 ReadBody = Callable[[Request, int], Awaitable[bytes]]
 Statistics = defaultdict[tuple[str, int], VersionStatistics]
 PLATFORM = "abstain_bundle"
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository(index)", "statistics")
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 # Larger bodies are decoded in a thread; for smaller ones, starting the thread costs more than the work.
 _SMALL_BODY_BYTES = 64 * 1024
 _OUTPUT, _RECORDS = "output", "records"

@@ -11,6 +11,7 @@ from abstain.service.predict.table_bodies import ARROW, CSV, QUERY
 TAGS = {
     "predictions": "Predictions with a reject flag",
     "models": "What is served",
+    "control": "Load, unload and label models; needs a key with the scope admin",
     "server": "Health, metrics and descriptions",
     "open inference": "Open Inference Protocol v2, as KServe and Triton speak it",
     "console": "The page for people; not an interface for programs",
@@ -254,6 +255,34 @@ def _protocol() -> dict[str, Any]:
     }
 
 
+def _control() -> dict[str, Any]:
+    """Describes the routes that need a key with the scope `admin`."""
+    failures = (400, 404, 413, 504, *GUARD)
+
+    def load(name: str, summary: str) -> dict[str, Any]:
+        body = _body(ref("LoadRequest"))
+        operation = _operation(
+            name, "control", summary, {}, failures, body=body, body_required=False, parameters=("model",)
+        )
+        return {"post": operation}
+
+    return {
+        "/v2/repository/models/{model}/load": load("loadModel", "Serve what the store asks for of a model, now"),
+        "/v2/repository/models/{model}/unload": load("unloadModel", "Stop serving a model"),
+        "/admin/models/{model}/label": {
+            "post": _operation(
+                "moveLabel",
+                "control",
+                "Move a label in the store, and wait until it is followed",
+                _body(ref("LabelResponse")),
+                failures,
+                body=_body(ref("LabelRequest")),
+                parameters=("model",),
+            )
+        },
+    }
+
+
 def _predict() -> dict[str, Any]:
     """Describes `POST /predict`: rows in JSON, or a table with the settings in the URL."""
     file = _body({"type": "string", "format": "binary"}, ARROW)
@@ -294,6 +323,7 @@ PATHS: dict[str, Any] = {
     },
     **_server(),
     **_protocol(),
+    **_control(),
     **_pages(),
 }
 """Every path, and its operations by method."""

@@ -106,7 +106,8 @@ _PREDICTION = {
 }
 _VERSION = {
     "version": INTEGER,
-    "labels": array(STRING),
+    "labels": described(array(STRING), "the labels of the store"),
+    "served_as": described(array(STRING), "the labels that requests get this version by"),
     "digest": nullable(STRING),
     "method": nullable(STRING),
     "state": {"type": "string", "enum": list(get_args(State))},
@@ -334,6 +335,26 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Statistics": record({"model_stats": array(record(_STATISTICS))}),
     "IndexRequest": record({"ready": BOOLEAN}, ["ready"], closed=True),
+    "LoadRequest": record({"parameters": {"type": "object"}}, ["parameters"], closed=True),
+    "LabelRequest": record(
+        {
+            "label": STRING,
+            "version": INTEGER,
+            "force": described(BOOLEAN, "whether to label it `stable` although it failed publication checks"),
+        },
+        ["force"],
+        closed=True,
+    ),
+    "LabelResponse": record(
+        {
+            "name": STRING,
+            "label": STRING,
+            "version": INTEGER,
+            "served": described(BOOLEAN, "whether requests for the label get this version now"),
+            "why": described(array(STRING), "why not"),
+        },
+        ["why"],
+    ),
     "IndexEntry": record({"name": STRING, "version": STRING, "state": STRING, "reason": STRING}),
 }
 """Every schema by the name under which operations refer to it."""

@@ -1,6 +1,6 @@
 """Moves labels and publishes versions under load, and checks every answer.
 
-    python tests/faults/swaps.py [--moves 200] [--versions 50] [--connections 8] [--workers 2]
+    python -m tests.faults.swaps [--moves 200] [--versions 50] [--connections 8] [--workers 2]
 
 Checked, and printed as counts:
 

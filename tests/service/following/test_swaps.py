@@ -1,107 +1,23 @@
 """Swaps: all workers answer by a new plan from the same moment, and by the old one until then.
 
-The workers are threads of this process, each with its own versions.
+The workers are threads of this process (`tests/helpers/following.py`).
 """
 
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from abstain.models.bundles.store import rollback, set_label
-from abstain.models.errors import UnknownModel
 from abstain.service import live_versions
-from abstain.service.errors import HTTPError
 from abstain.service.following import follower as following
-from abstain.service.following.follower import Follower
-from abstain.service.following.plans import Failure, Key
-from abstain.service.following.worker import WorkerFollower
-from abstain.service.live_versions import LiveVersions
-from abstain.service.process import Process
+from abstain.service.following.plans import Failure
+from tests.helpers.following import Worker, serve
 from tests.helpers.golden_versions import damage_version, publish_golden
 from tests.helpers.processes import PATIENCE, until
-
-
-class Worker:
-    """A worker of the server: its versions, and a thread that follows the plans until the end of the test."""
-
-    def __init__(self, root: Path, process: Process, **settings) -> None:
-        self.versions = LiveVersions(root, **settings)
-        self.follower = WorkerFollower(self.versions, process, lambda _live: None)
-        self.paused = threading.Event()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
-
-    def _follow(self) -> None:
-        self.follower.load_first()
-        while not self._end.wait(0.01):
-            if not self.paused.is_set():
-                self.follower.step()
-
-    def version(self, reference: str = "golden") -> int | str:
-        """The version that a request gets; the text of its error if there is none."""
-        try:
-            return self.versions.find(reference).version
-        except (HTTPError, UnknownModel) as error:
-            return str(error)
-
-    def stop(self) -> None:
-        """Ends the thread, as if the process had ended."""
-        self._end.set()
-        self._thread.join(PATIENCE)
-
-
-class Server:
-    """The main process's follower and its workers."""
-
-    def __init__(self, root: Path, folder: Path, workers: int, **settings) -> None:
-        self.root, self.folder, self.settings = root, folder, settings
-        self.failures: dict[str, Failure] = {}
-        self.tried: list[str] = []
-        self.follower = Follower(root, Process(None, workers, folder), self._try)
-        self.workers = [self.start_worker(index) for index in range(1, workers + 1)]
-
-    def start_worker(self, index: int) -> Worker:
-        """Starts a worker with this index."""
-        return Worker(self.root, Process(index, 2, self.folder), **self.settings)
-
-    def _try(self, new, _served) -> dict[Key, Failure]:
-        names = {f"{key.name}:{key.version}": key for key in new}
-        self.tried += sorted(names)
-        return {key: self.failures[name] for name, key in names.items() if name in self.failures}
-
-    def answers(self, reference: str = "golden") -> list[int | str]:
-        """The answer of each worker."""
-        return [worker.version(reference) for worker in self.workers]
-
-    def state(self, version: int, name: str = "golden") -> tuple[str, str | None]:
-        """State and reason of a version, in the first worker."""
-        (found,) = [
-            state
-            for state in self.workers[0].versions.list_versions()
-            if (state.name, state.version) == (name, version)
-        ]
-        return found.state, found.why
-
-
-@contextmanager
-def serve(tmp_path: Path, workers: int = 2, **settings) -> Iterator[Server]:
-    """A server of the store in `tmp_path`, when all its workers are ready, or if it has nothing to serve."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    server = Server(tmp_path / "store", folder, workers, **settings)
-    try:
-        assert until(lambda: all(worker.follower.loaded for worker in server.workers))
-        yield server
-    finally:
-        for worker in server.workers:
-            worker.stop()
 
 
 @pytest.fixture(autouse=True)

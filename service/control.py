@@ -1,0 +1,140 @@
+"""Routes for operators who deploy over HTTP: load and unload models, and move labels. All need a key with the scope `admin`.
+
+    POST /v2/repository/models/M/load      Triton's repository extension; also looks at the store at once
+    POST /v2/repository/models/M/unload
+    POST /admin/models/M/label             {"label": "stable", "version": 3, "force": false}
+
+Each responds when all workers serve what was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from abstain.models.bundles import store
+from abstain.models.bundles.bundle import read_published
+from abstain.models.bundles.manifest import check_gate
+from abstain.models.bundles.references import NAME_PATTERN, STABLE
+from abstain.models.errors import InputError, StoreError, UnknownModel, clip_repr
+from abstain.service.errors import HTTPError
+from abstain.service.following.orders import Order, send_order
+from abstain.service.json_objects import describe_value, flag_of, parse_object
+from abstain.service.live_versions import LiveVersions
+from abstain.service.process import Process
+from abstain.service.responses import json_response
+
+LOAD, UNLOAD = "/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload"
+LABEL = "/admin/models/{model}/label"
+WAIT_SECONDS = 600.0
+"""The longest time that a request waits until the workers serve what was asked for, in seconds."""
+_MAX_BODY_BYTES = 64 * 1024
+
+ReadBody = Callable[[Request, int], Awaitable[bytes]]
+
+
+def routes(versions: LiveVersions, process: Process, root: Path, read_body: ReadBody) -> list[Route]:
+    """Makes the routes.
+
+    Args:
+        root: the store.
+        read_body: reads a body up to a limit in bytes.
+    """
+
+    async def order(kind: Any, model: str) -> None:
+        """Orders a look at the store, and waits until it is followed."""
+        done = await send_order(process.folder, Order(kind=kind, model=model), WAIT_SECONDS)
+        if done is None:
+            raise HTTPError(504, f"the workers did not serve what was asked for within {WAIT_SECONDS:g} s")
+        if done.why:
+            raise HTTPError(500, done.why)
+
+    async def load(request: Request) -> Response:
+        parse_object(await read_body(request, _MAX_BODY_BYTES) or b"{}", ("parameters",))
+        name = _name(request)
+        await order("load", name)
+        reasons = versions.why_not_served(name)
+        if reasons is None:
+            raise UnknownModel(f"no model named {clip_repr(name)} in the store")
+        if reasons:
+            raise HTTPError(400, f"{name} is not served as its store asks for: {'; '.join(reasons)}", code="not_loaded")
+        return Response()
+
+    async def unload(request: Request) -> Response:
+        parse_object(await read_body(request, _MAX_BODY_BYTES) or b"{}", ("parameters",))
+        name = _name(request)
+        if versions.why_not_served(name) is None:
+            raise UnknownModel(f"no model named {clip_repr(name)} is served")
+        await order("unload", name)
+        return Response()
+
+    async def label(request: Request) -> Response:
+        name = _name(request)
+        content, _ = parse_object(await read_body(request, _MAX_BODY_BYTES), ("label", "version", "force"))
+        own_label, version, force = _label(content), _version(content), flag_of(content, "force", "body")
+        try:
+            await asyncio.to_thread(_move_label, root, name, version, own_label, force)
+        except StoreError as error:
+            raise HTTPError(400, versions.hide_folders(str(error)), code=error.code) from error
+        await order("look", name)
+        served = versions.find(f"{name}@{own_label}").version
+        facts = {"name": name, "label": own_label, "version": version, "served": served == version}
+        return json_response(facts if served == version else {**facts, "why": versions.why_not_served(name)})
+
+    return [
+        Route(path, handler, methods=["POST"]) for path, handler in ((LOAD, load), (UNLOAD, unload), (LABEL, label))
+    ]
+
+
+def route_template(path: str) -> str | None:
+    """Returns the route that a path belongs to, for metrics; None for any other path."""
+    match path.split("/"):
+        case ["", "v2", "repository", "models", name, "load"] if name:
+            return LOAD
+        case ["", "v2", "repository", "models", name, "unload"] if name:
+            return UNLOAD
+        case ["", "admin", "models", name, "label"] if name:
+            return LABEL
+        case _:
+            return None
+
+
+def _move_label(root: Path, name: str, version: int, label: str, force: bool) -> None:
+    """Moves a label as `abstain label` does.
+
+    Raises:
+        StoreError: the version failed publication checks and the label is `stable`, or the store cannot be written.
+        UnknownModel: the store has no such version.
+    """
+    store.resolve(root, f"{name}:{version}")
+    if label == STABLE and not force:
+        check_gate(read_published(root, name, version))
+    store.set_label(root, name, version, label)
+
+
+def _name(request: Request) -> str:
+    name = request.path_params["model"]
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UnknownModel("no such model", expected="a name", found=clip_repr(name))
+    return name
+
+
+def _label(content: dict[str, Any]) -> str:
+    label = content.get("label")
+    if not isinstance(label, str):
+        raise InputError("label", where="body", expected="text", found=describe_value(label))
+    return label
+
+
+def _version(content: dict[str, Any]) -> int:
+    version = content.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or not 0 < version < 10**9:
+        raise InputError("version", where="body", expected="the number of a version", found=describe_value(version))
+    return version
