@@ -30,6 +30,7 @@ from abstain.service.json_objects import describe_value, flag_of, parse_object
 from abstain.service.live_versions import LiveVersions
 from abstain.service.process import Process
 from abstain.service.responses import json_response
+from abstain.service.settings import Settings
 
 LOAD, UNLOAD = "/v2/repository/models/{model}/load", "/v2/repository/models/{model}/unload"
 LABEL = "/admin/models/{model}/label"
@@ -40,13 +41,13 @@ _MAX_BODY_BYTES = 64 * 1024
 ReadBody = Callable[[Request, int], Awaitable[bytes]]
 
 
-def routes(versions: LiveVersions, process: Process, root: Path, read_body: ReadBody) -> list[Route]:
+def routes(versions: LiveVersions, process: Process, settings: Settings, read_body: ReadBody) -> list[Route]:
     """Makes the routes.
 
     Args:
-        root: the store.
         read_body: reads a body up to a limit in bytes.
     """
+    root, most = settings.store, min(settings.max_body_bytes, _MAX_BODY_BYTES)
 
     async def order(kind: Any, model: str) -> None:
         """Orders a look at the store, and waits until it is followed."""
@@ -57,8 +58,8 @@ def routes(versions: LiveVersions, process: Process, root: Path, read_body: Read
             raise HTTPError(500, done.why)
 
     async def load(request: Request) -> Response:
-        parse_object(await read_body(request, _MAX_BODY_BYTES) or b"{}", ("parameters",))
         name = _name(request)
+        parse_object(await read_body(request, most) or b"{}", ("parameters",))
         await order("load", name)
         reasons = versions.why_not_served(name)
         if reasons is None:
@@ -68,8 +69,8 @@ def routes(versions: LiveVersions, process: Process, root: Path, read_body: Read
         return Response()
 
     async def unload(request: Request) -> Response:
-        parse_object(await read_body(request, _MAX_BODY_BYTES) or b"{}", ("parameters",))
         name = _name(request)
+        parse_object(await read_body(request, most) or b"{}", ("parameters",))
         if versions.why_not_served(name) is None:
             raise UnknownModel(f"no model named {clip_repr(name)} is served")
         await order("unload", name)
@@ -77,7 +78,7 @@ def routes(versions: LiveVersions, process: Process, root: Path, read_body: Read
 
     async def label(request: Request) -> Response:
         name = _name(request)
-        content, _ = parse_object(await read_body(request, _MAX_BODY_BYTES), ("label", "version", "force"))
+        content, _ = parse_object(await read_body(request, most), ("label", "version", "force"))
         own_label, version, force = _label(content), _version(content), flag_of(content, "force", "body")
         try:
             await asyncio.to_thread(_move_label, root, name, version, own_label, force)

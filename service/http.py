@@ -80,7 +80,7 @@ def build_app(
         openapi.route(),
         Route("/schema.json", _forward_to(bentoml_app)),
         *console.routes(versions),
-        *control.routes(versions, process, settings.store, read_body),
+        *control.routes(versions, process, settings, read_body),
         *protocol_routes,
     ]
     app = Starlette(routes=routes, exception_handlers=cast("Any", ERRORS))

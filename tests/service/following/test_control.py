@@ -13,6 +13,7 @@ from abstain.service.access.api_keys import add_key
 from abstain.service.http import build_app
 from abstain.service.process import Process, Traffic
 from abstain.service.settings import Settings
+from tests.helpers.documented import check
 from tests.helpers.following import Server, serve
 from tests.helpers.golden_versions import damage_version, publish_golden
 
@@ -50,7 +51,9 @@ class Operator:
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
                 return await client.post(path, json={} if body is None else body, headers={"X-API-Key": self.keys[key]})
 
-        return asyncio.run(send())
+        response = asyncio.run(send())
+        check(response)
+        return response
 
 
 @contextmanager

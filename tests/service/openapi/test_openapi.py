@@ -11,22 +11,16 @@ import pytest
 from starlette.applications import Starlette
 
 from abstain.models.errors import StoreError
-from abstain.service import http, openapi
+from abstain.service import control, http
 from abstain.service.access.api_keys import add_key
 from abstain.service.live_versions import LiveVersions
 from abstain.service.predict.table_bodies import ARROW, CSV, MEDIA_TYPES, QUERY
 from abstain.service.process import Process, Traffic
 from abstain.service.settings import Settings
+from tests.helpers.documented import DOCUMENT, OPERATIONS, SCHEMAS, check, route_of
 from tests.helpers.json_schema import faults
 from tests.helpers.processes import PATIENCE
 
-DOCUMENT = openapi.document()
-SCHEMAS = DOCUMENT["components"]["schemas"]
-OPERATIONS = {
-    (method.upper(), path): operation
-    for path, methods in DOCUMENT["paths"].items()
-    for method, operation in methods.items()
-}
 ROW = [0.0] * 64
 PREDICT = {"inputs": [ROW], "model": "digits"}
 TENSOR = {"name": "inputs", "datatype": "FP32", "shape": [1, 8, 8], "data": ROW}
@@ -41,31 +35,10 @@ COLUMN_TENSORS = [
 ]
 INFER_COLUMNS = {"parameters": {"content_type": "pd", "percentile": 95}, "inputs": COLUMN_TENSORS}
 VALUES = {"model": "digits", "version": "1", "file": "app.js"}
+CONTROL = {own for own, operation in OPERATIONS.items() if operation["tags"] == ["control"]}
+"""Operations that need an admin key; `tests/service/following/test_control.py` has their 200."""
 STATUSES_WITHOUT_A_TEST = {500, 504}
 """Faults of the server, and requests that take too long: other tests provoke them, in the one place that answers all routes."""
-
-
-def route_of(method: str, path: str) -> tuple[str, str]:
-    """The operation that a request belongs to; a path without parameters comes first."""
-    for own in sorted(DOCUMENT["paths"], key=lambda own: own.count("{")):
-        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", own.replace(".", r"\.")), path):
-            return method, own
-    raise AssertionError(f"no path of the document for {path}")
-
-
-def check(response: httpx.Response) -> None:
-    """Checks that the document has the status and the body of a response."""
-    own = route_of(response.request.method, response.request.url.path)
-    described = OPERATIONS[own]["responses"]
-    assert str(response.status_code) in described, (own, response.status_code, response.text)
-    content = described[str(response.status_code)].get("content")
-    if content is None:
-        assert response.content == b""
-        return
-    media_type = response.headers["content-type"].partition(";")[0]
-    assert media_type in content, (own, media_type)
-    if media_type == "application/json":
-        assert list(faults(response.json(), content[media_type]["schema"], SCHEMAS)) == []
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +52,7 @@ def client(server):
 def build(tmp_path):
     """Builds the application of a worker in this process, with an empty store; and a key with each scope."""
     keys = tmp_path / "keys.json"
-    scopes = {scope: add_key(keys, scope, (scope,)) for scope in ("predict", "read", "metrics")}
+    scopes = {scope: add_key(keys, scope, (scope,)) for scope in ("predict", "read", "metrics", "admin")}
     scopes["slow"] = add_key(keys, "slow", ("admin",), rate=1e-3)
 
     async def fail(*_) -> None:
@@ -161,7 +134,7 @@ def test_no_default_is_one_that_the_server_refuses(client):
 def test_every_route_answers_as_documented(client):
     """200 on every route, with a body of its schema."""
     bodies = {"infer": {"inputs": [TENSOR]}, "predict": PREDICT, "index": {"ready": True}}
-    for method, path in OPERATIONS:
+    for method, path in OPERATIONS.keys() - CONTROL:
         body = {"json": bodies[path.rsplit("/", 1)[1]]} if method == "POST" else {}
         response = client.request(method, path.format(**VALUES), **body)
         assert response.status_code == 200, (path, response.text)
@@ -284,8 +257,9 @@ def test_requests_are_as_documented():
     assert list(faults({"inputs": [TENSOR]}, SCHEMAS["InferRequest"], SCHEMAS)) == []
 
 
-def test_every_refusal_is_as_documented(client, build):
+def test_every_refusal_is_as_documented(client, build, monkeypatch):
     """Each status but those of faults, on every route that documents it; and no other status on any route."""
+    monkeypatch.setattr(control, "WAIT_SECONDS", 0.01)  # No main process is there to follow an order.
     make, keys, scopes = build
     json_type = {"Content-Type": "application/json"}
     wrong = [("POST", "/predict", {"content": b"{", "headers": json_type})]
@@ -317,6 +291,9 @@ def test_every_refusal_is_as_documented(client, build):
     found += ask_all(guarded, with_headers(Host="evil.example.org"))
     found += ask_all(guarded, with_headers(Origin="https://evil.example.org"))
     found += ask_all(make(max_body_bytes=1), every_route())
+    admin = {"headers": {"X-API-Key": scopes["admin"]}, "json": {"label": "stable", "version": 1}}
+    for app, name in ((make(keys=keys, max_body_bytes=1), "digits"), (guarded, "no name")):
+        found += ask_all(app, [(method, path.format(model=name), admin) for method, path in CONTROL])
     # No identity provider is there to say who has signed a token.
     token = jwt.encode({"sub": "a"}, "secret" * 8)
     provided = make(oidc_issuer="http://127.0.0.1:9/", oidc_audience="abstain", oidc_jwks="http://127.0.0.1:9/keys")
