@@ -106,7 +106,7 @@ class LiveVersions:
 
         Versions are read and verified one after another; each is compiled while the next one is read.
         """
-        self._table = Table(plan.number, entries_of(plan), plan.models, plan.why)
+        self._table = self._new_table(plan, entries_of(plan))
         _report_failures(self._table, Table())
         with ThreadPoolExecutor(COMPILING, thread_name_prefix="compile") as pool:
             for name, version, _ in sorted(plan.keys):
@@ -141,7 +141,7 @@ class LiveVersions:
                 live = self._load_beside(name, version, failures)
             if live:
                 entries[name][version] = replace(entries[name][version], state="ready", live=live)
-        self._next = Table(plan.number, entries, plan.models, plan.why)
+        self._next = self._new_table(plan, entries)
         return failures
 
     def swap(self) -> None:
@@ -160,6 +160,17 @@ class LiveVersions:
             if unexpected(error):  # The main process logs the others, once for all workers.
                 log.exception("%s:%d cannot be served", name, version)
             return None
+
+    def _new_table(self, plan: Plan, entries: dict[str, dict[int, Entry]]) -> Table:
+        """Makes the table of a plan; texts of a plan may have folders, which clients must not learn."""
+        shown = {
+            name: {
+                version: replace(entry, why=self.hide_folders(entry.why)) if entry.why else entry
+                for version, entry in versions.items()
+            }
+            for name, versions in entries.items()
+        }
+        return Table(plan.number, shown, plan.models, self.hide_folders(plan.why) if plan.why else None)
 
     def reasons_not_ready(self) -> list[str]:
         """Returns why the server is not ready; an empty list if it is ready."""
@@ -347,9 +358,9 @@ def _report_swap(before: Table, after: Table) -> None:
 
 def _report_failures(after: Table, before: Table) -> None:
     for name, model in after.models.items():
-        known = before.models[name].failures if name in before.models else {}
         for version, failure in model.failures.items():
-            if known.get(version) != failure:
+            known = before.entries.get(name, {}).get(version)
+            if known is None or known.state != failure.state:
                 report_not_served(name, version, failure)
 
 

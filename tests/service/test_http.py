@@ -426,16 +426,22 @@ def test_the_models_are_listed(client, digits, wave, store):
             {
                 "name": "digits",
                 "versions": [
-                    {"version": 1, "labels": ["stable"], "digest": digits.manifest.digest, "method": "vi"}
+                    {
+                        "version": 1,
+                        "labels": ["stable"],
+                        "served_as": ["stable"],
+                        "digest": digits.manifest.digest,
+                        "method": "vi",
+                    }
                     | {"state": "ready", **shared},
-                    {"version": 2, "labels": [], "digest": second["digest"], "method": "vi"}
+                    {"version": 2, "labels": [], "served_as": [], "digest": second["digest"], "method": "vi"}
                     | {"state": "idle", **shared},
                 ],
             },
             {
                 "name": "wave",
                 "versions": [
-                    {"version": 1, "labels": [], "digest": wave.manifest.digest, "method": "nuts"}
+                    {"version": 1, "labels": [], "served_as": [], "digest": wave.manifest.digest, "method": "nuts"}
                     | {"state": "ready", **shared, **short}
                 ],
             },

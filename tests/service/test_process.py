@@ -19,6 +19,7 @@ import pytest
 from abstain.service import process
 from abstain.service.live_versions import LiveVersions
 from tests.helpers.commands import abstain
+from tests.helpers.golden_versions import publish_golden
 from tests.helpers.processes import PATIENCE, alive, children, kill_all, until
 from tests.helpers.servers import Server, start_server, stop_server, wait_until_ready
 
@@ -343,14 +344,13 @@ def within_store(file):
     return file.as_posix()[file.as_posix().index("wave/1/") :]
 
 
-def test_a_model_that_fails_keeps_the_server_from_being_ready(failing):
-    """`/readyz` stays 503 and names the file relative to the store; `/livez` is 200; the log has the whole path."""
+def test_a_model_that_fails_does_not_keep_the_server_from_being_ready(failing):
+    """`/readyz` is 200 and names the file relative to the store; the log has the whole path."""
     server, file = failing
-    answer = get(server, "/readyz")
-    assert answer.status_code == 503
-    content = answer.json()
-    assert (content["ready"], content["workers_ready"], content["workers"]) == (False, 0, 1)
-    why, *_ = content["why"]
+    assert until(lambda: get(server, "/readyz").status_code == 200)
+    content = get(server, "/readyz").json()
+    assert (content["ready"], content["workers_ready"], content["workers"]) == (True, 1, 1)
+    (why,) = content["why"]
     assert why.startswith(f"wave:1: {within_store(file)}: is damaged or was altered: expected sha256 ")
     assert f"wave:1 cannot be served: {file}: is damaged" in server.log.read_text()
     assert get(server, "/livez").status_code == 200
@@ -410,11 +410,11 @@ def test_ctrl_c_ends_a_server(failing):
 
 @pytest.mark.parametrize("made", [True, False], ids=["empty", "missing"])
 def test_nothing_to_serve_ends_the_command(tmp_path, made):
-    """A store without models: code 1, and an error with a fix."""
+    """A store without models, if the server does not follow it, and no store: code 1, and an error with a fix."""
     root = tmp_path / "store"
     if made:
         root.mkdir()
-    result = abstain("serve", "--store", root, timeout=PATIENCE)
+    result = abstain("serve", "--store", root, timeout=PATIENCE, ABSTAIN_REFRESH_SECONDS="0" if made else "2")
     assert result.returncode == 1
     assert result.stdout == ""
     found = "no models" if made else "no such folder"
@@ -466,4 +466,46 @@ def test_invalid_labels_do_not_affect_other_models(small, tmp_path):
     serving = LiveVersions(root)
     serving.load_all(buckets=(1,))
     assert serving.find("digits").version == 1
-    assert any("other:1: other/labels.json: " in reason for reason in serving.reasons_not_ready())
+    assert serving.reasons_not_ready() == []
+    assert any("other:1: other/labels.json: " in reason for reason in serving.shortcomings())
+    strict = LiveVersions(root, all_ready=True)
+    strict.load_all(buckets=(1,))
+    assert any("other:1: other/labels.json: " in reason for reason in strict.reasons_not_ready())
+
+
+def test_a_server_follows_its_store(tmp_path):
+    """From an empty store on, in all workers, also in one that replaces another; labels wait for it."""
+    root = tmp_path / "store"
+    root.mkdir()
+    settings = {"ABSTAIN_REFRESH_SECONDS": "0.1", "ABSTAIN_COMPILED": str(tmp_path / "compiled")}
+    server = start_server(root, tmp_path, workers=2, wait=False, TMPDIR=str(tmp_path), **settings)
+
+    def served() -> set[int]:
+        """The versions in the responses over several new connections."""
+        body = {"inputs": [[0.5]], "fields": ["mean"]}
+        found = [httpx.post(f"{server.url}/predict", json=body, timeout=PATIENCE) for _ in range(6)]
+        assert {answer.status_code for answer in found} == {200}
+        return {answer.json()["model"]["version"] for answer in found}
+
+    try:
+        assert until(lambda: (answer := get(server, "/readyz")) and answer.status_code == 503)
+        publish_golden(root)
+        wait_until_ready(server)
+        assert served() == {1}
+        publish_golden(root, 1.5)
+        moved = abstain("label", "golden:2", "stable", "--store", root, "--wait", server.url)
+        assert moved.returncode == 0, moved.stderr
+        assert f"{server.url} serves golden@stable as golden:2" in moved.stderr
+        assert served() == {2}
+        victim = max(children(server.process.pid))
+        os.kill(victim, signal.SIGKILL)
+        assert until(lambda: not alive({victim}))
+        wait_until_ready(server)
+        assert served() == {2}
+        absent = abstain(
+            "label", "golden:1", "next", "--store", root, "--wait", "http://127.0.0.1:1", "--wait-seconds", "0"
+        )
+        assert absent.returncode == 1
+        assert "http://127.0.0.1:1: the server does not follow: expected golden@next as golden:1" in absent.stderr
+    finally:
+        stop_server(server)

@@ -28,7 +28,8 @@ from abstain.models.errors import BundleError, StoreError
 from abstain.models.files.regular import check_contents, open_regular
 from abstain.models.networks.architectures import LeNetSpec, MLPSpec
 from abstain.models.prediction.posterior import Model
-from abstain.service.live_versions import LiveVersions, in_one_line
+from abstain.service.live_versions import LiveVersions
+from abstain.service.loading import in_one_line
 from tests.helpers.hostile_bundles import DRAWS, HOSTILE, HOSTILE_LABELS, database, put, put_arrays, sign
 from tests.helpers.paths import PROJECT
 
@@ -250,7 +251,8 @@ def test_sound_models_are_served_beside_hostile_ones(store, tmp_path, bounded):
     states = {model["name"]: model["versions"][0]["state"] for model in serving.list_models()["models"]}
     assert states.pop("wave") == "ready"
     assert states == {name: "failed" for name in model_names(tmp_path / "store") if name != "wave"}
-    assert len(serving.reasons_not_ready()) == len(kinds) + 2
+    assert serving.reasons_not_ready() == []
+    assert len(serving.shortcomings()) == len(kinds) + 2
 
 
 def test_abstain_models_does_not_wait_for_a_fifo(hostile_store, bounded, run):
