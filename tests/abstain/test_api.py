@@ -21,6 +21,7 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.tables.columns import Column
 from abstain.service.predict.response import FIELDS
+from abstain.service.process import cores
 from abstain.service.python_rows import rows_of
 from abstain.training.config.config import Config
 from abstain.training.config.reading import config_from_dict, read_config
@@ -134,7 +135,7 @@ for name, count, terms in CASES:
     })
 Path(sys.argv[2]).write_text(json.dumps(answers))
 """
-    threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    threads = str(max(1, cores() // 2))
     done = run_python(code, str(store), str(out), NPROC=os.environ.get("NPROC", threads))
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
