@@ -152,7 +152,7 @@ def guide(options: dict[str, Any], folder: Path) -> Iterator[Imported]:
         jax.random.key(1), 2000, rows["x"], rows["y"], progress_bar=False
     )
     more = {"data": folder / "numbers.npz", "train": folder / "numbers_train.npz", **options}
-    config = {"name": "svi", "draws": 100, **NUMBERS}
+    config = {"name": "svi", "draws": 100, **WITH_MEANS}
     result = abstain.from_numpyro(svi, Dense(), config, guide=own, **more)
     samples = own.sample_posterior(jax.random.key(0), svi.params, sample_shape=(100,))
     yield Imported("NumPyro SVI", result, moments(model, samples))

@@ -195,10 +195,17 @@ def example(tmp_path_factory):
     network, script = blocks(PROJECT / "docs" / "import.md", "python")
     folder = tmp_path_factory.mktemp("example")
     (folder / "mynet.py").write_text(network)
-    longer = "NUTS(model), num_warmup=500, num_samples=500, num_chains=4"
-    assert longer in script
-    shorter = "NUTS(model, max_tree_depth=2), num_warmup=4, num_samples=8, num_chains=2, progress_bar=False"
-    (folder / "own.py").write_text(script.replace(longer, shorter).replace('"draws": 100', '"draws": 16'))
+    for longer, shorter in (
+        ("target_accept_prob=0.95", "max_tree_depth=2"),
+        (
+            "num_warmup=500, num_samples=500, num_chains=4",
+            "num_warmup=4, num_samples=8, num_chains=2, progress_bar=False",
+        ),
+        ('"draws": 100', '"draws": 16'),
+    ):
+        assert longer in script
+        script = script.replace(longer, shorter)
+    (folder / "own.py").write_text(script)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
@@ -238,7 +245,10 @@ def test_mcmc_as_in_the_guide(example):
     manifest = read_manifest(result.path)
     assert (manifest.imported.kind, manifest.imported.found, manifest.imported.chains) == ("mcmc", 16, 2)
     assert any(text.startswith("the chains disagree about predictions: R-hat is") for text in result.shortfalls)
-    assert manifest.diagnostics["divergences"] == mcmc.get_extra_fields()["diverging"].sum()
+    diverged = mcmc.get_extra_fields()["diverging"].sum()
+    assert manifest.diagnostics["divergences"] == diverged
+    advice = [text for text in result.shortfalls if text.endswith("raise target_accept_prob of the kernel")]
+    assert len(advice) == (diverged > 0)
     assert manifest.metrics["baseline"]["rmse"] > 0
 
 

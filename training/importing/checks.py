@@ -57,7 +57,7 @@ def check_chains(found: Found, matched: Matched, model: Model, rows: Rows) -> Ch
     notes: tuple[str, ...] = ()
     if found.divergences is not None:
         diagnostics["divergences"] = found.divergences
-        shortfalls = divergence_shortfalls(found.divergences, total)
+        shortfalls = divergence_shortfalls(found.divergences, total, "raise target_accept_prob of the kernel")
     if matched.chains:
         values = chain_values(model, matched, rows)
         function = summary(values, 0.0)

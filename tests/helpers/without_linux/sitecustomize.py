@@ -37,6 +37,8 @@ for module, names in CALLS.items():
     for name in names:
         if hasattr(module, name):
             delattr(module, name)
+if hasattr(os, "process_cpu_count"):  # Python 3.13 defines it by sched_getaffinity where there is one.
+    os.process_cpu_count = os.cpu_count
 
 import psutil  # noqa: E402 - it asks the system for its facts as it is imported
 
