@@ -1,6 +1,6 @@
 """Imports each kind of source, serves all of them with one server, and compares what it responds with the original's predictions.
 
-    python benchmarks/imports.py [--torch-python PYTHON]
+    python -m benchmarks.imports [--torch-python PYTHON] [--only chains,guide,checkpoints,states,torch]
 
 The originals predict by themselves: Flax's `apply`, NumPyro's `Predictive`, PyTorch. For each kind it prints the number of draws,
 the largest difference of 200 familiar and 20 far rows, and how many of each the server rejects. `--torch-python` names a Python
@@ -261,7 +261,9 @@ def main() -> int:
     """Imports, serves, compares, prints; 1 if a difference is above the bound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-python", help="a Python with torch and safetensors")
+    parser.add_argument("--only", default="chains,guide,checkpoints,states,torch")
     options = parser.parse_args()
+    wanted = options.only.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for kind, classes in (("numbers", False), ("classes", True)):
@@ -271,9 +273,10 @@ def main() -> int:
         store: dict[str, Any] = {"store": folder / "store", "progress": False}
         found: list[Imported] = []
         for kind in (chains, guide, checkpoints, states):
-            print_progress(kind.__name__)
-            found += kind(store, folder)
-        if options.torch_python:
+            if kind.__name__ in wanted:
+                print_progress(kind.__name__)
+                found += kind(store, folder)
+        if options.torch_python and "torch" in wanted:
             found += torch(store, folder, options.torch_python)
         port = free_port()
         command = abstain_command(port, folder / "store")
