@@ -339,6 +339,19 @@ def test_a_line_of_a_file_is_pasted_with_its_header(opened):
         expect(word).to_have_text("No prediction yet")
 
 
+def test_a_pasted_category_has_the_text_of_the_model(opened):
+    """As the server reads it: True and FALSE of other programs, 2.0 of a column with gaps; a category of that text comes first."""
+    found = opened("try/table:1").evaluate(
+        """async () => {
+          const { rowOf } = await import("/console/pasted.js");
+          const of = (name, categories) => ({ name, kind: "category", categories });
+          const features = [of("a", ["false", "true"]), of("b", ["1", "2"]), of("c", ["True", "x"])];
+          return ["a,b,c\\nFALSE,2.0,True", "True;1;y"].map((text) => rowOf(text, { features, target_name: "t" }).values);
+        }"""
+    )
+    assert found == [["false", "2", "True"], ["true", "1", "y"]]
+
+
 def test_another_category_is_rejected(opened):
     """One that was not in training, as the response says."""
     page = opened("try/table:1")
