@@ -110,12 +110,15 @@ def _with_life_cycle(
         end_with_main(PROCESS)
         count_compiles()
         watch.start()
-        threading.Thread(target=versions.load_all, kwargs={"on_ready": ready}, name="load", daemon=True).start()
+        # All workers load the same versions: the first one says which.
+        calls = {"on_ready": ready, "progress": _print_progress if PROCESS.index == 1 else None}
+        threading.Thread(target=versions.load_all, kwargs=calls, name="load", daemon=True).start()
 
     def ready() -> None:
         PROCESS.mark_ready()
-        sys.stderr.write(f"abstain: worker {PROCESS.index} of {PROCESS.workers} is ready\n")
-        sys.stderr.flush()
+        _print_progress(f"worker {PROCESS.index} of {PROCESS.workers} is ready")
+        if PROCESS.announce_ready() and (address := PROCESS.address()):
+            _print_progress(f"ready for requests; open {address} in a browser for the console, stop with Ctrl+C")
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         """Answers HTTP requests, starts and ends the worker, and refuses web sockets."""
@@ -139,6 +142,13 @@ def _with_life_cycle(
         await bentoml_app(scope, receive_and_act, send)
 
     return application
+
+
+def _print_progress(text: str) -> None:
+    """Prints what the server does while it starts, unless the settings say `quiet`."""
+    if not SETTINGS.quiet:
+        sys.stderr.write(f"abstain: {text}\n")
+        sys.stderr.flush()
 
 
 def _ignore_decision(_live: Live, _judgement: Judgement) -> None:

@@ -13,7 +13,8 @@ import gc
 import logging
 import re
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,9 @@ log = logging.getLogger("abstain.serving")
 
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/,:;'\"()]+/)+")
 """Matches the folders of an absolute path, but no URL."""
+MOST_LISTED = 20
+"""The largest number of models that an error lists."""
+_RESTART = "this server has read its store when it started: restart it to serve what was published since"
 COMPILING = 1
 """The number of versions that are compiled at a time."""
 
@@ -95,14 +99,21 @@ class LiveVersions:
         self._labels: dict[str, dict[str, int]] = {}
         self._why: str | None = "the store has not been read yet"
 
-    def load_all(self, buckets: tuple[int, ...] | None = None, on_ready: Callable[[], None] | None = None) -> None:
+    def load_all(
+        self,
+        buckets: tuple[int, ...] | None = None,
+        on_ready: Callable[[], None] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
         """Reads the store and loads every served version; then calls `on_ready` if the server is ready.
+
+        `progress` is called with a line of text for each version that is read, compiled and ready.
 
         Runs in a thread, where nobody would see an exception: any error becomes a reason why the server is not ready.
         """
         try:
             self._read_store()
-            self._load_served(buckets or BUCKETS)
+            self._load_served(buckets or BUCKETS, progress or _silent)
         except Exception as error:
             log.error("the store cannot be read: %s", _text(error), exc_info=_unexpected(error))
             self._why = self.hide_folders(_text(error))
@@ -112,7 +123,7 @@ class LiveVersions:
         if on_ready and not self.reasons_not_ready():
             on_ready()
 
-    def _load_served(self, buckets: tuple[int, ...]) -> None:
+    def _load_served(self, buckets: tuple[int, ...], progress: Callable[[str], None]) -> None:
         """Loads and compiles every version that is served."""
         for name, entries in self._entries.items():
             for version in (version for version, entry in entries.items() if entry.state == "failed"):
@@ -125,8 +136,9 @@ class LiveVersions:
         ]
         # Versions are read and verified one after another; each is compiled while the next one is read.
         with ThreadPoolExecutor(COMPILING, thread_name_prefix="compile") as pool:
-            for name, entry in served:
-                self._load(name, entry, buckets, pool)
+            for number, (name, entry) in enumerate(served, start=1):
+                progress(f"reading {name}:{entry.version}, {number} of {len(served)}")
+                self._load(name, entry, buckets, pool, progress)
 
     def reasons_not_ready(self) -> list[str]:
         """Returns why the server is not ready; an empty list if it is ready."""
@@ -153,31 +165,40 @@ class LiveVersions:
         """
         if self._why:
             raise HTTPError(503, f"not ready: {self._why}")
-        reference = parse_reference(self._only_name() if text is None else text)
-        served = {
-            version: entry for version, entry in self._entries.get(reference.name, {}).items() if entry.state != "idle"
-        }
+        try:
+            name, entry = self._find_entry(self._only_name() if text is None else text)
+        except UnknownModel as error:
+            error.fix = "; ".join(part for part in (error.fix, _RESTART) if part)
+            raise
+        if entry.live is None:
+            raise HTTPError(503, f"{name}:{entry.version} is {entry.state}{f': {entry.why}' if entry.why else ''}")
+        return entry.live
+
+    def _find_entry(self, text: str) -> tuple[str, Entry]:
+        """Returns the name of a model, and its served version that a reference means.
+
+        Raises:
+            UnknownModel: as `find`.
+        """
+        reference = parse_reference(text)
+        name, entries = reference.name, self._entries.get(reference.name, {})
+        served = {version: entry for version, entry in entries.items() if entry.state != "idle"}
         if not served:
             raise UnknownModel(
                 where="model",
-                expected=f"one of {', '.join(self._entries) or 'none'}",
+                expected=f"one of {_listed(self._entries)}",
                 found=repr(text),
-                fix=suggest(reference.name, self._entries),
+                fix=suggest(name, self._entries),
             )
-        idle = self._entries[reference.name].get(reference.version or 0)
+        idle = entries.get(reference.version or 0)
         if idle and idle.state == "idle":
             raise UnknownModel(
-                f"{reference.name}:{idle.version} is not served",
+                f"{name}:{idle.version} is not served",
                 expected=f"one of {', '.join(map(str, served))}",
                 found=repr(text),
-                fix="give it a label, and restart the server",
+                fix=f"give it a label: abstain label {name}:{idle.version} LABEL",
             )
-        entry = served[resolve_among(reference, sorted(served), self._labels[reference.name])]
-        if entry.live is None:
-            raise HTTPError(
-                503, f"{reference.name}:{entry.version} is {entry.state}{f': {entry.why}' if entry.why else ''}"
-            )
-        return entry.live
+        return name, served[resolve_among(reference, sorted(served), self._labels[name])]
 
     def folder(self, text: str) -> Path:
         """Returns the folder of the version that `name:version` names, served or not.
@@ -238,7 +259,9 @@ class LiveVersions:
                 )
         return entries
 
-    def _load(self, name: str, entry: Entry, buckets: tuple[int, ...], pool: Executor) -> None:
+    def _load(
+        self, name: str, entry: Entry, buckets: tuple[int, ...], pool: Executor, progress: Callable[[str], None]
+    ) -> None:
         """Reads a version and lets the pool compile it; any error makes only this version fail."""
         published = (self._root, name, entry.version)
         try:
@@ -254,17 +277,22 @@ class LiveVersions:
             self._fail(name, entry, error)
             return
         # The future may be dropped, because `_compile` raises nothing.
-        pool.submit(self._compile, name, entry, bundle, buckets)
+        pool.submit(self._compile, name, entry, bundle, buckets, progress)
 
-    def _compile(self, name: str, entry: Entry, bundle: Bundle, buckets: tuple[int, ...]) -> None:
+    def _compile(
+        self, name: str, entry: Entry, bundle: Bundle, buckets: tuple[int, ...], progress: Callable[[str], None]
+    ) -> None:
         """Compiles a version and makes it ready; any error makes only this version fail."""
+        started = time.monotonic()
         try:
+            progress(f"compiling {name}:{entry.version}")
             # Both are done here, because otherwise the first request would do it while all others wait.
             bundle.calibration.prepare()
             _ = bundle.manifest.model.row_plan
             live = Live(name, entry.version, bundle, bundle.predictor(buckets, self._devices))
             self._report_ready(name, entry, bundle)
             self._set(name, replace(entry, state="ready", live=live))
+            progress(f"{name}:{entry.version} is ready, compiled in {time.monotonic() - started:.1f} s")
         except Exception as error:
             self._fail(name, entry, error)
 
@@ -297,7 +325,7 @@ class LiveVersions:
 
     def _only_name(self) -> str:
         if len(self._entries) != 1:
-            expected = f"one of {', '.join(self._entries) or 'none'}"
+            expected = f"one of {_listed(self._entries)}"
             raise InputError(where="model", expected=expected, found="no key 'model'")
         return next(iter(self._entries))
 
@@ -316,6 +344,16 @@ class LiveVersions:
         return VersionState(
             name, entry.version, entry.labels, digest, method, entry.state, entry.why, sound, shortfalls
         )
+
+
+def _silent(_text: str) -> None:
+    """Reports no progress."""
+
+
+def _listed(names: Collection[str]) -> str:
+    """Returns the names of some models, and how many more there are."""
+    more = [f"{len(names) - MOST_LISTED} more (GET /models)"] if len(names) > MOST_LISTED else []
+    return ", ".join([*list(names)[:MOST_LISTED], *more]) or "none"
 
 
 def _text(error: Exception) -> str:

@@ -345,6 +345,17 @@ def test_to_pandas_has_the_columns_of_the_file(digits_model, wave_model, run, st
             assert frame[name].tolist() == written[name].tolist(), name
 
 
+def test_to_pandas_names_columns_by_class(digits_model):
+    """As `abstain predict` does; by position if two classes have one name."""
+    pytest.importorskip("pandas")
+    found = digits_model.predict(IMAGES[:2])
+    names = tuple("abcdefghij")
+    frame = dataclasses.replace(found, class_names=names).to_pandas()
+    np.testing.assert_array_equal(frame[[f"probabilities.{name}" for name in names]], found.probabilities)
+    np.testing.assert_array_equal(frame[[f"std.{name}" for name in names]], found.std)
+    assert "probabilities.9" in dataclasses.replace(found, class_names=(*names[:9], "a")).to_pandas()
+
+
 def test_a_data_frame_is_read_by_the_names_of_its_columns():
     """Columns in another order and more of them, categories as text, gaps; the frame's index is no column."""
     pandas = pytest.importorskip("pandas")

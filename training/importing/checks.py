@@ -104,7 +104,9 @@ def check_predictions(
     terms, average = proper_terms(posterior, prediction, test), average_terms(prediction, test.y)
     shortfalls = (
         *checked.shortfalls,
-        *prediction_shortfalls(terms, average, test.y, rows.known.y, calibrated.calibration, baseline.part),
+        *prediction_shortfalls(
+            terms, average, test.y, rows.known.y, calibrated.calibration, baseline.part, imported=True
+        ),
         *metric_shortfalls(metrics.metrics),
         *far_rows.shortfalls,
     )
