@@ -2,6 +2,7 @@
 
 PYTHON ?= python3.11
 VENV := .venv
+OTHER := .venv-$(notdir $(PYTHON))
 AUDIT := .venv-audit
 DOCS := .venv-docs
 CLIENTS := .venv-clients
@@ -17,6 +18,10 @@ THREADS ?= 1 2
 KEYS ?= 10
 TESTS ?= tests
 
+# What `make test-python` runs: a part of the tests of every stage, real servers among them.
+PYTHON_TESTS ?= tests/models tests/abstain/test_api.py tests/training/data tests/training/importing tests/training/test_fit.py \
+	tests/training/test_import_posterior.py tests/service/open_inference tests/service/test_http.py tests/service/test_without_linux.py
+
 # STRICT=1: `make audit` fails where the service that knows vulnerabilities does not answer.
 STRICT ?=
 
@@ -24,7 +29,7 @@ STRICT ?=
 CORES ?= 0,1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo clients test test-isa serve check format docs audit bench bench-guarantees bench-quality bench-selection
+.PHONY: help demo clients test test-install test-isa test-python serve check format docs audit bench bench-guarantees bench-quality bench-selection
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,7 +67,9 @@ demo: $(VENV)/installed ## fit, serve, and ask about a digit and about the lette
 
 # Most of the tests' time is compilation, so XLA optimises little in them; in the files that test rounding, programs
 # are compiled as the service compiles them. `make test-isa` and pytest alone use XLA's own settings for all tests.
-QUICK = --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true
+# XLA ends a process whose flags it does not know; the JAX for Python 3.12 and later does not know that of the emitters.
+EMITTERS ?= --xla_cpu_use_fusion_emitters=false
+QUICK = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true $(EMITTERS)
 OPTIMISED = tests/models/bundles/test_golden.py tests/models/prediction/test_packing.py \
 	tests/models/prediction/test_rounding.py tests/service/test_batch_sizes.py
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
@@ -73,6 +80,14 @@ test: $(VENV)/installed ## the whole test suite
 
 test-isa: $(VENV)/installed ## the tests by instruction set and threads, with ten keys (ISAS= THREADS= KEYS= TESTS=)
 	$(BIN)/python tests/isa.py --isas $(ISAS) --threads $(THREADS) --keys $(KEYS) --tests $(TESTS)
+
+# The lock holds for every Python from 3.11 on, with other versions of JAX, Flax and numpy from 3.12 on.
+test-python: ## a part of the tests with another Python, in .venv-PYTHON (PYTHON=python3.13 PYTHON_TESTS=)
+	$(MAKE) $(OTHER)/installed VENV=$(OTHER) PYTHON=$(PYTHON)
+	XLA_FLAGS="$(filter-out $(EMITTERS),$(QUICK)) $(XLA_FLAGS)" $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTHON_TESTS)
+
+test-install: $(VENV)/installed ## the wheel, installed by pip into a fresh environment, serves and then fits (PYTHON=python3.13)
+	$(BIN)/python tests/install.py --python $(PYTHON)
 
 serve: $(VENV)/installed ## the service in the foreground, on port 3000
 	$(BIN)/abstain serve --store $(STORE) --port 3000

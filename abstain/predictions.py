@@ -20,6 +20,7 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import QUANTILES, ClassificationSummary
 from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
+from abstain.service.predict.class_columns import CLASS_FIELDS, class_keys
 from abstain.service.predict.response import fields_of, prediction_sets, reject_reasons, standard_deviations
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Predictions:
     def to_pandas(self) -> pd.DataFrame:
         """Returns a DataFrame with one row for each row, and one column for each number.
 
-        The columns are those that `abstain predict` writes, such as `probabilities.3` and `scores.entropy.value`, and
+        The columns are those that `abstain predict` writes, such as `probabilities.setosa` and `scores.entropy.value`, and
         `p_value`. The words of `reasons` and of `prediction_set` are joined to one text by `|`. If the rows were a pandas
         DataFrame, the result has its index, so that the two can be joined.
 
@@ -145,9 +146,13 @@ class Predictions:
         """Returns the names of the fields with a value for every row, in the order of a response over HTTP."""
         raise NotImplementedError
 
+    def _class_names(self) -> tuple[str, ...]:
+        """Returns the classes; none for a regression."""
+        return ()
+
     def _columns(self) -> Iterator[tuple[str, Any]]:
         for name in self._fields():
-            yield from _flat(name, getattr(self, name))
+            yield from _flat(name, getattr(self, name), self._class_names())
             if name == "reject":
                 yield "p_value", self.p_value
 
@@ -195,6 +200,9 @@ class ClassificationPredictions(Predictions):
             "probability": _figures(self.probabilities[:REPR_ROWS].max(axis=1)),
             **super()._repr_columns(),
         }
+
+    def _class_names(self) -> tuple[str, ...]:
+        return self.class_names
 
     def _fields(self) -> tuple[str, ...]:
         interval = self.probability_interval is not None
@@ -326,7 +334,7 @@ def _words(rows: list[list[str]]) -> Words:
     return tuple(map(tuple, rows))
 
 
-def _flat(name: str, values: Any) -> Iterator[tuple[str, Any]]:
+def _flat(name: str, values: Any, classes: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Splits a field into columns with one number, or one text, for each row."""
     if name == "scores":
         for score, own in cast("Mapping[str, Score]", values).items():
@@ -336,7 +344,9 @@ def _flat(name: str, values: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(values, tuple):
         yield name, ["|".join(words) for words in cast("Words", values)]
     elif values.ndim == 2:
-        keys = _QUANTILE_NAMES if name == "quantiles" else map(str, range(values.shape[1]))
+        keys = _QUANTILE_NAMES
+        if name != "quantiles":
+            keys = class_keys(classes if name in CLASS_FIELDS else (), values.shape[1])
         yield from zip((f"{name}.{key}" for key in keys), values.T, strict=True)
     else:
         yield name, values

@@ -23,7 +23,7 @@ import orjson
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 PYTHON = Path(sys.executable)
-READY_SECONDS = 180.0
+READY_SECONDS = 600.0
 PIXELS, CLASSES = 784, 10
 TRAINING_ROWS, CALIBRATION_ROWS = 12_000, 5_000
 

@@ -120,7 +120,14 @@ def _with_life_cycle(
         end_with_main(PROCESS)
         count_compiles()
         watch.start()
-        follow_plans(versions, PROCESS, loaded, watch.forget)
+        # All workers load the same versions: the first one says which.
+        progress = _print_progress if PROCESS.index == 1 else None
+        follow_plans(versions, PROCESS, loaded, watch.forget, ready, progress)
+
+    def ready() -> None:
+        _print_progress(f"worker {PROCESS.index} of {PROCESS.workers} is ready")
+        if PROCESS.announce_ready() and (address := PROCESS.address()):
+            _print_progress(f"ready for requests; open {address} in a browser for the console, stop with Ctrl+C")
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         """Answers HTTP requests, starts and ends the worker, and refuses web sockets."""
@@ -148,6 +155,13 @@ def _with_life_cycle(
         await bentoml_app(scope, receive_and_act, send)
 
     return application
+
+
+def _print_progress(text: str) -> None:
+    """Prints what the server does while it starts, unless the settings say `quiet`."""
+    if not SETTINGS.quiet:
+        sys.stderr.write(f"abstain: {text}\n")
+        sys.stderr.flush()
 
 
 def _ignore_decision(_live: Live, _judgement: Judgement) -> None:

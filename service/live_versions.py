@@ -10,11 +10,9 @@ in one step; a request that has begun keeps the version that it has.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
@@ -33,6 +31,7 @@ from abstain.service.errors import HTTPError
 from abstain.service.following.plans import Failure, Key, Plan, make_plan, read_stored
 from abstain.service.live import Live
 from abstain.service.loading import Loader, report_gone, report_not_served, report_ready, text_of, unexpected
+from abstain.service.memory import return_memory, trim
 from abstain.service.version_table import Entry, Table, VersionState, describe_state, entries_of, find_entry, only_name
 
 log = logging.getLogger("abstain.serving")
@@ -84,8 +83,15 @@ class LiveVersions:
         """Makes requests get their versions from the plan whose number `current` returns, once it is prepared."""
         self._current = current
 
-    def load_all(self, buckets: tuple[int, ...] | None = None, on_ready: Callable[[], None] | None = None) -> None:
+    def load_all(
+        self,
+        buckets: tuple[int, ...] | None = None,
+        on_ready: Callable[[], None] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
         """Reads the store and loads every served version; then calls `on_ready` if the server is ready.
+
+        `progress` is called with a line of text for each version that is read, compiled and ready.
 
         Runs in a thread, where nobody would see an exception: any error becomes a reason why the server is not ready.
         """
@@ -93,7 +99,7 @@ class LiveVersions:
             plan = (
                 make_plan(read_stored(self._loader.root)) if self._loader.root.is_dir() else Plan(number=1, models={})
             )
-            self.load_plan(plan, buckets)
+            self.load_plan(plan, buckets, progress)
         except Exception as error:
             log.error("the store cannot be read: %s", text_of(error), exc_info=unexpected(error))
             self._table = Table(why=self.hide_folders(text_of(error)))
@@ -101,7 +107,12 @@ class LiveVersions:
         if on_ready and not self.reasons_not_ready():
             on_ready()
 
-    def load_plan(self, plan: Plan, buckets: tuple[int, ...] | None = None) -> dict[str, Failure]:
+    def load_plan(
+        self,
+        plan: Plan,
+        buckets: tuple[int, ...] | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> dict[str, Failure]:
         """Loads the first plan, and answers by it while its versions are still loading; returns what failed, by reference.
 
         Versions are read and verified one after another; each is compiled while the next one is read.
@@ -109,10 +120,11 @@ class LiveVersions:
         self._table = self._new_table(plan, entries_of(plan))
         _report_failures(self._table, Table())
         with ThreadPoolExecutor(COMPILING, thread_name_prefix="compile") as pool:
-            for name, version, _ in sorted(plan.keys):
-                self._load(name, version, buckets or BUCKETS, pool)
+            for number, (name, version, _) in enumerate(sorted(plan.keys), start=1):
+                (progress or _silent)(f"reading {name}:{version}, {number} of {len(plan.keys)}")
+                self._load(name, version, buckets or BUCKETS, pool, progress or _silent)
         self._read.clear()
-        _return_memory()
+        return_memory()
         return {
             f"{name}:{version}": Failure(state=entry.state, why=entry.why or "")
             for name, version, _ in plan.keys
@@ -150,7 +162,7 @@ class LiveVersions:
             before, self._table, self._next = self._table, self._next, None
             _report_swap(before, self._table)
             del before
-            _trim()
+            trim()
 
     def _load_beside(self, name: str, version: int, failures: dict[str, Failure]) -> Live | None:
         try:
@@ -282,7 +294,9 @@ class LiveVersions:
         """Makes paths in a text relative to the store, and cuts other paths to the file name: clients need no folders."""
         return self._loader.hide_folders(text)
 
-    def _load(self, name: str, version: int, buckets: tuple[int, ...], pool: Executor) -> None:
+    def _load(
+        self, name: str, version: int, buckets: tuple[int, ...], pool: Executor, progress: Callable[[str], None]
+    ) -> None:
         """Reads a version and lets the pool compile it; any error makes only this version fail."""
         try:
             self._loader.check_room(name, version, self._read)
@@ -292,14 +306,19 @@ class LiveVersions:
             self._fail(name, version, error)
             return
         # The future may be dropped, because `_compile` raises nothing.
-        pool.submit(self._compile, name, version, bundle, buckets)
+        pool.submit(self._compile, name, version, bundle, buckets, progress)
 
-    def _compile(self, name: str, version: int, bundle: Bundle, buckets: tuple[int, ...]) -> None:
+    def _compile(
+        self, name: str, version: int, bundle: Bundle, buckets: tuple[int, ...], progress: Callable[[str], None]
+    ) -> None:
         """Compiles a version and makes it ready; any error makes only this version fail."""
         try:
+            progress(f"compiling {name}:{version}")
+            started = time.monotonic()
             live = self._loader.compile(name, version, bundle, buckets)
             report_ready(live)
             self._set(name, version, state="ready", live=live)
+            progress(f"{name}:{version} is ready, compiled in {time.monotonic() - started:.1f} s")
         except Exception as error:
             self._fail(name, version, error)
 
@@ -343,6 +362,10 @@ class LiveVersions:
         )
 
 
+def _silent(_text: str) -> None:
+    """Reports no progress."""
+
+
 def _report_swap(before: Table, after: Table) -> None:
     """Sets the metrics of versions that are served from now on, not served any more, or newly failed."""
     old, new = {(live.name, live.version): live for live in before.live()}, after.live()
@@ -362,19 +385,3 @@ def _report_failures(after: Table, before: Table) -> None:
             known = before.entries.get(name, {}).get(version)
             if known is None or known.state != failure.state:
                 report_not_served(name, version, failure)
-
-
-def _return_memory() -> None:
-    """Returns the memory that the allocator keeps after compilation, about 100 MB per program, to the system.
-
-    Also excludes all objects that exist now from garbage collection, which would stop the process for 0.1 s to check them.
-    """
-    gc.collect()
-    gc.freeze()
-    _trim()
-
-
-def _trim() -> None:
-    """Returns free memory to the system; a version that is not served any more is free without garbage collection."""
-    with contextlib.suppress(AttributeError, OSError):  # The C library is not glibc.
-        ctypes.CDLL(None).malloc_trim(0)

@@ -24,6 +24,8 @@ from abstain.service.errors import UnreadBody
 
 RUN_FOLDER = "ABSTAIN_RUN_FOLDER"
 MAIN_NOTE = "main"
+_ADDRESS_NOTE = "address"
+_ANNOUNCED_NOTE = "announced"
 _LAST_SECONDS = 2.0
 """Time that a worker may take to end after its last request, or after the grace time."""
 _GONE = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
@@ -61,6 +63,23 @@ class Process:
         """Whether this worker starts in a server that has answered requests before."""
         return any(not note.suffix for note in self.folder.glob("ready-?*"))
 
+    def announce_ready(self) -> bool:
+        """Whether all workers are ready for the first time, and this one is to say so: true in one worker, once."""
+        if self.ready_workers() < self.workers:
+            return False
+        try:
+            (self.folder / _ANNOUNCED_NOTE).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def address(self) -> str | None:
+        """Returns the address of the server; None if it was not started by `abstain serve`."""
+        try:
+            return (self.folder / _ADDRESS_NOTE).read_text()
+        except FileNotFoundError:
+            return None
+
 
 def make_run_folder() -> Path:
     """Makes the folder of a run whose main process is this one, and puts its path into the environment."""
@@ -68,6 +87,11 @@ def make_run_folder() -> Path:
     os.environ[RUN_FOLDER] = str(folder)
     _leave_note(folder / MAIN_NOTE)
     return folder
+
+
+def leave_address(folder: Path, address: str) -> None:
+    """Writes the address of the server into the folder of the run, for the workers' messages."""
+    (folder / _ADDRESS_NOTE).write_text(address)
 
 
 def join_run(workers: int, index: int | None) -> Process:

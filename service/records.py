@@ -173,7 +173,9 @@ def check_names(found: Iterable[str], plan: RowPlan, where: str, fix: str) -> No
 
 def _check_list(rows: Any, where: str, what: str, max_rows: int) -> list[Any]:
     if not isinstance(rows, list):
-        raise InputError(where=where, expected=f"a list of {what}", found=describe_value(rows))
+        # One row in place of a list of rows is the most frequent mistake.
+        fix = f'put it in a list: {{"{where}": [{{…}}]}}' if isinstance(rows, dict) and where == "records" else None
+        raise InputError(where=where, expected=f"a list of {what}", found=describe_value(rows), fix=fix)
     rows = cast("list[Any]", rows)
     if not rows:
         raise InputError(where=where, expected="at least one row", found="none")

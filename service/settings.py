@@ -118,6 +118,8 @@ class Settings(BaseModel):
     """The claim of a token that lists scopes."""
     insecure: bool = False
     """Whether the server may listen beyond loopback without API keys."""
+    quiet: bool = False
+    """Whether the server prints only its log, and no progress while it starts."""
     compiled: Path = Field(default_factory=_user_cache)
     """A folder that only its owner may write to: it keeps compiled programs over restarts."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from abstain.models.errors import InputError, UnknownModel, suggest
 from abstain.service.following.plans import Plan, PlannedModel
 from abstain.service.live import Live
 
+MOST_LISTED = 20
+"""The largest number of models that an error lists."""
 State = Literal["idle", "loading", "ready", "failed", "refused"]
 
 
@@ -103,7 +106,7 @@ def find_entry(table: Table, reference: Reference, text: str | None) -> Entry:
     if not served:
         raise UnknownModel(
             where="model",
-            expected=f"one of {', '.join(table.entries) or 'none'}",
+            expected=f"one of {_listed(table.entries)}",
             found=repr(text),
             fix=suggest(reference.name, table.entries),
         )
@@ -128,6 +131,12 @@ def only_name(table: Table) -> str:
         InputError: there is none, or more than one.
     """
     if len(table.entries) != 1:
-        expected = f"one of {', '.join(table.entries) or 'none'}"
+        expected = f"one of {_listed(table.entries)}"
         raise InputError(where="model", expected=expected, found="no key 'model'")
     return next(iter(table.entries))
+
+
+def _listed(names: Collection[str]) -> str:
+    """Returns the names of some models, and how many more there are."""
+    more = [f"{len(names) - MOST_LISTED} more (GET /models)"] if len(names) > MOST_LISTED else []
+    return ", ".join([*list(names)[:MOST_LISTED], *more]) or "none"

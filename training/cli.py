@@ -22,8 +22,8 @@ from abstain.command_line import (
     print_json,
     print_table,
 )
-from abstain.models.decisions.decision import COMBINED
 from abstain.training.extra import check_extra
+from abstain.training.notes import is_diagnostic
 
 ReportOption = Annotated[bool, typer.Option("--report/--no-report", help="Draw and write report.html.")]
 if TYPE_CHECKING:
@@ -137,10 +137,11 @@ def import_draws(
 
 
 def _print_published(published: FitResult, *, as_json: bool) -> None:
-    """Prints shortfalls, notes and metrics of a new version on stderr, and its name or one JSON document on stdout."""
+    """Prints what a reader needs of a new version on stderr, and its name or one JSON document on stdout."""
     for shortfall in published.shortfalls:
         sys.stderr.write(f"falls short: {shortfall}\n")
-    for note in published.notes:
+    notes = [note for note in published.notes if not is_diagnostic(note)]
+    for note in notes:
         sys.stderr.write(f"note: {note}\n")
     if as_json:
         keys = ("name", "version", "metrics", "shortfalls", "notes")
@@ -149,7 +150,24 @@ def _print_published(published: FitResult, *, as_json: bool) -> None:
     baseline = published.metrics.get("baseline", {})
     for line in metric_lines(headline_metrics(published.metrics), baseline):
         sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{describe_fit(published, len(notes))}\n")
     typer.echo(f"{published.name}:{published.version}")
+
+
+def describe_fit(published: FitResult, notes: int) -> str:
+    """Says in one line whether a version is good, and where its other figures are.
+
+    Args:
+        notes: the number of notes that are printed above.
+    """
+    count = len(published.shortfalls)
+    report = published.path / "report.html"
+    more = f"all figures: abstain show {published.reference}" + (f", or {report}" if report.exists() else "")
+    if count:
+        checks = "a publication check" if count == 1 else f"{count} publication checks"
+        return f'look at "falls short" above: {published.reference} failed {checks} and cannot become stable; {more}'
+    read = {0: "", 1: "; read the note above"}.get(notes, f"; read the {notes} notes above")
+    return f"OK: {published.reference} passed all publication checks{read}; {more}"
 
 
 def configs(
@@ -278,16 +296,16 @@ def parse_named_path(text: str) -> tuple[str, str]:
 
 
 def headline_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the metrics that are single numbers, and the decision's AUROC and detection rate for each OOD set."""
+    """Returns the metrics that are single numbers, and the decision's AUROC and detection rate for each OOD set.
+
+    The rates of the single scores are in `abstain show`, the report and `--json`.
+    """
     figures: dict[str, Any] = {
         key: value
         for key, value in metrics.items()
         if key not in {"reliability", "ood", "ood_rows", "baseline", "classes"}
     }
-    # The combined score is the decision, which is listed under `reject`.
-    rates = figures.pop("reject_rate")
-    figures["reject_rate of"] = {name: rate for name, rate in rates.items() if name not in {COMBINED, "reject"}}
-    figures["reject_rate"] = rates["reject"]
+    figures["reject_rate"] = figures.pop("reject_rate")["reject"]
     sets = {
         name: {figure: scores["reject"][figure] for figure in ("auroc", "detection")}
         for name, scores in metrics.get("ood", {}).items()

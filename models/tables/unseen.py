@@ -13,6 +13,7 @@ from abstain.models.tables.columns import UNSEEN, Column
 
 UNSEEN_SCORE = "unseen"
 """The score that counts a row's unseen categories; only models with a column that rejects them have it."""
+_WAS_NOT = "was not in training"
 UnseenTexts = Mapping[tuple[int, int], str]
 """The text of each unseen category, by the row and the index of its column, where a request or a file has it."""
 NO_TEXTS: UnseenTexts = MappingProxyType({})
@@ -42,5 +43,10 @@ def unseen_reason(column: str, text: str | None = None) -> str:
         text: the category, cut off if it is long; None if it is not known.
     """
     if text is None:
-        return f"{column}: a category that was not in training"
-    return f"{column}: {clip_repr(text)} was not in training"
+        return f"{column}: a category that {_WAS_NOT}"
+    return f"{column}: {clip_repr(text)} {_WAS_NOT}"
+
+
+def names_unseen(reason: str) -> bool:
+    """Whether a reason is that of `unseen_reason`."""
+    return reason.endswith(f" {_WAS_NOT}")

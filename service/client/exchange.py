@@ -9,14 +9,11 @@ random, so that clients that were refused together do not come back together.
 
 from __future__ import annotations
 
-import random
 import re
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import quote
@@ -41,14 +38,15 @@ from abstain.service.client.facts import (
     record_of,
     served_model,
 )
+from abstain.service.client.pauses import backoff, stated_pause
 from abstain.service.client.results import ServedPredictions
 from abstain.service.client.rows import Rows, rows_to_send
+from abstain.service.predict.class_columns import CLASS_FIELDS
 
 T = TypeVar("T")
 MAX_ROWS = 10_000
 """Rows of one request until the server says its own limit: the default of `ABSTAIN_MAX_ROWS`."""
 LONGEST_ID = 200
-FIRST_WAIT, LONGEST_WAIT = 0.1, 8.0
 _AGAIN = frozenset({429, 503})
 _TOO_MANY = re.compile(r"at most ([\d,]+) rows")
 
@@ -97,12 +95,14 @@ class Session:
         retries: how often a request is sent again.
         max_rows: the largest number of rows of one request.
         models: the facts of models that were asked for.
+        classes: the classes of each version by its digest; empty if the key may not ask for them.
     """
 
     timeout: float
     retries: int
     max_rows: int = MAX_ROWS
     models: dict[str | None, ServedModel] = field(default_factory=dict[str | None, ServedModel])
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 class Deadline:
@@ -170,7 +170,8 @@ def predict(
         # All rows are predicted by one version, also if another one becomes the default meanwhile.
         reference = f"{parts[0]['model']['name']}:{parts[0]['model']['version']}"
     _forget_changed(session, model, parts[0]["model"]["digest"])
-    return _join(parts, to_send)
+    classes = yield from _class_names(session, parts[0], deadline)
+    return _join(parts, to_send, classes)
 
 
 def list_models(session: Session) -> Course[tuple[ModelVersion, ...]]:
@@ -282,14 +283,14 @@ def _ask(
             error = _failure(reply, own_id, deadline)
             if reply.late or reply.sent or attempt == left:
                 raise error
-            pause = _backoff(attempt)
+            pause = backoff(attempt)
         else:
             reply = cast("Reply", reply)
             if reply.status not in _AGAIN or attempt == left:
                 return reply
             error = error_of(reply.status, reply.body, own_id)
-            pause = _stated_pause(reply.headers.get("retry-after", ""))
-            pause = _backoff(attempt) if pause is None else pause
+            pause = stated_pause(reply.headers.get("retry-after", ""))
+            pause = backoff(attempt) if pause is None else pause
         if pause >= deadline.left():
             error.add_note(f"not sent again: a pause of {pause:.3g} s would end after the timeout")
             raise error
@@ -303,23 +304,6 @@ def _failure(failure: Failure, request_id: str, deadline: Deadline) -> RequestEr
     what = f"the connection broke: {failure.why}" if failure.sent else f"no connection: {failure.why}"
     fix = "check the URL, and that the server runs"
     return failed(Unreachable, what, request_id, fix=None if failure.sent else fix)
-
-
-def _backoff(attempt: int) -> float:
-    return min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1)  # noqa: S311 - not a secret
-
-
-def _stated_pause(retry_after: str) -> float | None:
-    """Returns the seconds that the header `Retry-After` states, as a number or as a date (RFC 9110, 10.2.3); None for neither."""
-    text = retry_after.strip()
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        return float(text)
-    try:
-        date = parsedate_to_datetime(text)
-    except (ValueError, TypeError):
-        return None
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 def _smaller(error: AbstainError, status: int, rows: int) -> int | None:
@@ -353,7 +337,28 @@ def _part(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _join(parts: Sequence[Mapping[str, Any]], rows: Rows) -> ServedPredictions:
+def _class_names(session: Session, part: Mapping[str, Any], deadline: Deadline) -> Course[tuple[str, ...]]:
+    """Returns the classes of a response that has a number for each class; asks the server once for each version.
+
+    They name columns, and nothing else: if the server does not say them, the predictions are returned without them.
+    """
+    digest = part["model"]["digest"]
+    if not any(isinstance(row.get(name), list) for row in part["predictions"][:1] for name in CLASS_FIELDS):
+        return ()
+    if digest not in session.classes:
+        known = next((model for model in session.models.values() if model.digest == digest), None)
+        if known is None:
+            try:
+                path = f"/models/{quote('{name}:{version}'.format(**part['model']), safe=':')}"
+                known = yield from _get(session, path, deadline, served_model, retries=0)
+            except RequestError as error:
+                if error.code != "missing_scope":
+                    return ()
+        session.classes[digest] = known.class_names if known and known.digest == digest else ()
+    return session.classes[digest]
+
+
+def _join(parts: Sequence[Mapping[str, Any]], rows: Rows, classes: tuple[str, ...]) -> ServedPredictions:
     digests = {part["model"]["digest"] for part in parts}
     if len(digests) > 1:
         what = "the model changed between two requests"
@@ -363,7 +368,8 @@ def _join(parts: Sequence[Mapping[str, Any]], rows: Rows) -> ServedPredictions:
         raise failed(RequestError, "the response", expected=f"{len(rows)} rows", found=len(predictions))
     ids = tuple(part["id"] for part in parts)
     head = {**parts[0], **parts[0]["model"]}
-    return record_of(ServedPredictions, head, request_ids=ids, raw=predictions, _frame_index=rows.index)
+    more = {"request_ids": ids, "raw": predictions, "class_names": classes, "_frame_index": rows.index}
+    return record_of(ServedPredictions, head, **more)
 
 
 def _check_id(request_id: str | None) -> str | None:

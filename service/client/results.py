@@ -15,6 +15,7 @@ import numpy as np
 
 from abstain.models.errors import ConfigError, InputError, suggest
 from abstain.service.client.facts import freeze, record_of
+from abstain.service.predict.class_columns import CLASS_FIELDS, class_keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,6 +99,8 @@ class ServedPredictions:
         request_ids: the id of each request; several, if the rows were sent in several requests.
         fields: the names of the fields of each row.
         raw: the rows as the server has sent them.
+        class_names: the classes, in the order of the columns of `probabilities`; empty for a regression, for a response
+            without a number for each class, and if the key has not the scope `read`.
 
     Examples:
         >>> predictions = client.predict(rows, model="digits")
@@ -117,6 +120,7 @@ class ServedPredictions:
     draws: int
     request_ids: tuple[str, ...]
     raw: Sequence[Mapping[str, Any]]
+    class_names: tuple[str, ...] = ()
     _frame_index: Any = None
 
     def __len__(self) -> int:
@@ -235,9 +239,10 @@ class ServedPredictions:
     def to_pandas(self) -> pd.DataFrame:
         """Returns a DataFrame with one row for each row, and one column for each number.
 
-        Columns are named by the path of their number, such as `probabilities.3` and `scores.entropy.value`. The words of
-        `reasons` and of `prediction_set` are joined to one text by `|`. If the rows were a pandas DataFrame, the result has
-        its index, so that the two can be joined.
+        Columns are named as `abstain predict` names them, such as `probabilities.setosa` and `scores.entropy.value`. The
+        words of `reasons` and of `prediction_set` are joined to one text by `|`. If the rows were a pandas DataFrame, the
+        result has its index, so that the two can be joined. Without the scope `read`, the client does not know the classes:
+        `probabilities.0` is the first one.
 
         Raises:
             ConfigError: pandas is not installed.
@@ -251,7 +256,11 @@ class ServedPredictions:
             raise ConfigError(
                 "to_pandas needs a package that is not installed", found="no pandas", fix="pip install pandas"
             ) from error
-        columns = dict(column for name in self.fields for column in _flat(name, self.column(name)))
+        columns = dict(
+            column
+            for name in self.fields
+            for column in _flat(name, self.column(name), self.class_names if name in CLASS_FIELDS else ())
+        )
         return pandas.DataFrame(columns, index=self._frame_index)
 
 
@@ -274,13 +283,14 @@ def _column(values: Sequence[Any]) -> Any:
     return np.array(values, dtype=object if isinstance(first, str) else None)
 
 
-def _flat(name: str, values: Any) -> Iterator[tuple[str, Any]]:
+def _flat(name: str, values: Any, classes: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     if isinstance(values, dict):
         for key, column in cast("dict[str, Any]", values).items():
             yield from _flat(f"{name}.{key}", column)
     elif isinstance(values, tuple):
         yield name, ["|".join(words) for words in cast("Words", values)]
     elif values.ndim == 2:
-        yield from ((f"{name}.{at}", values[:, at]) for at in range(values.shape[1]))
+        keys = class_keys(classes, values.shape[1])
+        yield from ((f"{name}.{key}", column) for key, column in zip(keys, values.T, strict=True))
     else:
         yield name, values

@@ -109,6 +109,9 @@ def rows_to_send(rows: object) -> Rows:
         names = _names(frame.columns, "DataFrame")
         columns = {name: partial(_pandas_cells, frame.iloc[:, at]) for at, name in enumerate(names)}
         return Rows(len(frame), columns=columns, index=frame.index, source="DataFrame")
+    if type(rows).__name__ == "Series":
+        fix = "for one row of a DataFrame use frame.iloc[[0]], for one column series.to_frame()"
+        raise InputError(where="rows", expected="rows: a table, an array or a list", found="a Series", fix=fix)
     if hasattr(rows, "__arrow_c_stream__") and (hasattr(rows, "columns") or hasattr(rows, "column_names")):
         return _of_arrow(rows)
     if isinstance(rows, np.ma.MaskedArray):
@@ -120,9 +123,20 @@ def rows_to_send(rows: object) -> Rows:
         if listed and isinstance(listed[0], Mapping):
             return _of_records(listed)
         return _of_list(listed)
-    found = "one record" if isinstance(rows, Mapping) else f"a value of type {type(rows).__name__}"
-    fix = "put it in a list" if isinstance(rows, Mapping) else None
+    found, fix = f"a value of type {type(rows).__name__}", None
+    if isinstance(rows, Mapping):
+        found, fix = _not_rows(cast("Mapping[Any, Any]", rows))
     raise InputError(where="rows", expected="a list of rows or of records, an array, or a table", found=found, fix=fix)
+
+
+def _not_rows(rows: Mapping[Any, Any]) -> tuple[str, str]:
+    """Says what a dict in place of rows seems to be, and how to send it."""
+    for key in ("records", "inputs"):
+        if isinstance(rows.get(key), list | tuple):
+            return "the body of a request", f"pass its rows alone: rows[{key!r}]; options are arguments of predict"
+    if rows and all(isinstance(cells, list | tuple | np.ndarray) for cells in rows.values()):
+        return "a dict of columns", "make a table of it: pandas.DataFrame(rows)"
+    return "one record", "put it in a list: [record]"
 
 
 # ---- the types of rows -----------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def predict(
             raise typer.BadParameter("null needs the model; leave out --url", param_hint="--errors")
         from abstain.service.commands.predict_url import predict_by_server  # noqa: PLC0415
 
-        result = predict_by_server(
+        result, rejected = predict_by_server(
             url,
             model,
             data,
@@ -99,6 +99,7 @@ def predict(
             tls_ca=tls_ca,
             timeout=timeout,
         )
+        sys.stderr.write(f"{rejected}\n")
         _report(result, as_json)
         return
     from rich.progress import Progress  # noqa: PLC0415
@@ -135,6 +136,7 @@ def predict(
             fields=wanted,
             given=given,
         )
+    sys.stderr.write(f"{written.rejected}\n")
     if fdr is not None:
         sys.stderr.write(f"{describe_discoveries(written, fdr, bundle.calibration.rows)}\n")
     result: dict[str, Any] = {"model": name, "version": version, "rows": written.rows, "out": str(out)}

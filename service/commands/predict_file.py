@@ -26,7 +26,10 @@ from abstain.models.prediction.predictive import Predictor, buckets_for
 from abstain.models.tables.unseen import UnseenTexts
 from abstain.service.commands.predict_options import check_paths
 from abstain.service.commands.predict_rows import InputRows, read_input
+from abstain.service.commands.rejected_rows import FIELDS as COUNTED
+from abstain.service.commands.rejected_rows import RejectedRows, count_rejected
 from abstain.service.predict import response
+from abstain.service.predict.class_columns import CLASS_FIELDS, class_keys
 from abstain.service.rows import check_finite
 
 # pyarrow ships no types.
@@ -42,10 +45,11 @@ ReportProgress = Callable[[int, int], None]
 
 
 class PredictedFile(NamedTuple):
-    """What was written: the number of rows, and how many of them have `fdr_reject`; None if it was not requested."""
+    """What was written: the number of rows, how many have `fdr_reject` (None: not requested), and how many are rejected."""
 
     rows: int
     discoveries: int | None
+    rejected: RejectedRows
 
 
 class _Chunk(NamedTuple):
@@ -102,14 +106,23 @@ def predict_file(
     rows = given.rows
     predictor = bundle.predictor(buckets_for(len(rows)))
     chunks = list(_predict_chunks(bundle, predictor, rows, given.texts, source, levels, progress))
-    columns = {field: [value for chunk in chunks for value in chunk.columns[field]] for field in wanted}
+    columns = _joined(chunks, wanted)
     flagged = None
     if fdr is not None:
         p_values = np.concatenate([chunk.p_values for chunk in chunks])
         flags = flag_discoveries(p_values, calibration.rows, fdr)
         columns["fdr_reject"], flagged = flags.tolist(), int(flags.sum())
     write_predictions(columns, given, model.class_names, out)
-    return PredictedFile(len(rows), flagged)
+    return PredictedFile(len(rows), flagged, count_rejected(_joined(chunks, COUNTED)))
+
+
+def _joined(chunks: list[_Chunk], fields: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Returns those of the fields that the predictions have, for the rows of all chunks."""
+    return {
+        field: [value for chunk in chunks for value in chunk.columns[field]]
+        for field in fields
+        if field in chunks[0].columns
+    }
 
 
 def write_predictions(columns: dict[str, list[Any]], given: InputRows, class_names: tuple[str, ...], out: Path) -> None:
@@ -129,18 +142,16 @@ def write_predictions(columns: dict[str, list[Any]], given: InputRows, class_nam
 
 def _name_classes(columns: dict[str, list[Any]], classes: tuple[str, ...]) -> dict[str, list[Any]]:
     """Gives each number of a list over the classes the name of its class, for columns such as `probabilities.setosa`."""
-    # Two classes of one name would share a column.
-    if len(set(classes)) < len(classes):
-        return columns
+    keys = class_keys(classes, len(classes))
     named = {
-        field: [dict(zip(classes, row, strict=True)) for row in columns[field]]
-        for field in ("probabilities", "std")
+        field: [dict(zip(keys, row, strict=True)) for row in columns[field]]
+        for field in CLASS_FIELDS
         if field in columns and classes
     }
     return columns | named
 
 
-def _with_kept(columns: dict[str, list[Any]], given: InputRows) -> dict[str, list[Any]]:
+def _with_kept(columns: dict[str, list[Any]], given: InputRows) -> dict[str, Any]:
     """Puts the kept columns first, and the errors last; the rows with an error have no predictions.
 
     Raises:
@@ -212,28 +223,62 @@ def _predict_chunks(
         progress(start + len(chunk), len(rows))
 
 
-def _write(columns: dict[str, list[Any]], out: Path) -> None:
+def _write(columns: dict[str, Any], out: Path) -> None:
+    """Writes columns that are lists, or columns of Arrow.
+
+    Raises:
+        DataError: the disk cannot hold the file, or the format cannot hold a column.
+    """
     with disk_errors(out, kind=DataError):
         out.parent.mkdir(parents=True, exist_ok=True)
         with draft_of(out) as draft:
-            _WRITERS[out.suffix](columns, draft)
+            try:
+                _WRITERS[out.suffix](columns, draft)
+            except pa.ArrowException as error:
+                what = f"a column cannot be written: {error}"
+                raise DataError(what, where=str(out), fix="leave it out of --keep, or choose another format") from error
             draft.chmod(0o644)
 
 
-def _write_jsonl(columns: dict[str, list[Any]], path: Path) -> None:
+def _write_jsonl(columns: dict[str, Any], path: Path) -> None:
+    lists = {name: _listed(values) for name, values in columns.items()}
     with path.open("wb") as file:
-        for row in response.make_rows(columns, tuple(columns)):
-            file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        for row in response.make_rows(lists, tuple(lists)):
+            # The default is for dates and decimals of kept columns.
+            file.write(orjson.dumps(row, str, orjson.OPT_APPEND_NEWLINE))
 
 
-def _write_npz(columns: dict[str, list[Any]], path: Path) -> None:
-    arrays: dict[str, Any] = {name: np.array(values) for name, values in _flat(columns).items()}
+def _write_npz(columns: dict[str, Any], path: Path) -> None:
+    arrays: dict[str, Any] = {}
+    for name, values in _flat(columns).items():
+        if _is_kept(values) and values.null_count:
+            raise DataError(
+                f"--keep {name}",
+                expected="a value in each row, because an array has no empty cells",
+                found=f"{values.null_count} empty cells",
+                fix="write a .csv, .parquet or .jsonl file",
+            )
+        array = np.array(_listed(values))
+        # numpy would write objects, such as dates, as code that is run when they are read.
+        arrays[name] = array.astype(str) if array.dtype == object else array
     np.savez_compressed(path, **arrays)
 
 
-def _write_csv(columns: dict[str, list[Any]], path: Path) -> None:
-    cells = {_as_text(name): [_as_text(value) for value in values] for name, values in _flat(columns).items()}
+def _write_csv(columns: dict[str, Any], path: Path) -> None:
+    cells: dict[str, Any] = {}
+    for name, values in _flat(columns).items():
+        typed = _is_kept(values) and not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type))
+        cells[_as_text(name)] = values if typed else [_as_text(value) for value in _listed(values)]
     csv.write_csv(pa.table(cells), path)
+
+
+def _is_kept(values: Any) -> bool:
+    """Whether a column is one of Arrow, kept from the input."""
+    return isinstance(values, pa.ChunkedArray)
+
+
+def _listed(values: Any) -> list[Any]:
+    return values.to_pylist() if _is_kept(values) else values
 
 
 def _as_text(cell: Any) -> Any:
@@ -247,11 +292,11 @@ def _as_text(cell: Any) -> Any:
     return f"'{cell}"
 
 
-def _write_parquet(columns: dict[str, list[Any]], path: Path) -> None:
+def _write_parquet(columns: dict[str, Any], path: Path) -> None:
     parquet.write_table(pa.table(_flat(columns)), path)
 
 
-_WRITERS: dict[str, Callable[[dict[str, list[Any]], Path], None]] = {
+_WRITERS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     ".jsonl": _write_jsonl,
     ".npz": _write_npz,
     ".csv": _write_csv,
@@ -259,18 +304,20 @@ _WRITERS: dict[str, Callable[[dict[str, list[Any]], Path], None]] = {
 }
 
 
-def _flat(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _flat(columns: dict[str, Any]) -> dict[str, Any]:
     """Makes one column for each number (`probabilities.setosa`, `scores.std.value`), and joins lists of words with bars."""
-    flat: dict[str, list[Any]] = {}
+    flat: dict[str, Any] = {}
     for field, values in columns.items():
-        if field in {"reasons", "prediction_set"}:
+        if _is_kept(values):
+            flat[field] = values
+        elif field in {"reasons", "prediction_set"}:
             flat[field] = [None if words is None else "|".join(words) for words in values]
         else:
             _flatten(field, values, flat)
     return flat
 
 
-def _flatten(name: str, values: list[Any], flat: dict[str, list[Any]]) -> None:
+def _flatten(name: str, values: list[Any], flat: dict[str, Any]) -> None:
     # None: a row with an error.
     first = next((value for value in values if value is not None), None)
     if isinstance(first, dict):

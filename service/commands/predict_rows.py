@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from abstain.models.bundles.manifest import Manifest
-from abstain.models.errors import DataError, drop_config_advice, suggest
+from abstain.models.errors import DataError, drop_config_advice
 from abstain.models.files.model_rows import (
     check_codes,
     find_unseen_texts,
@@ -21,6 +21,7 @@ from abstain.models.files.reading import reading_of
 from abstain.models.files.row_files import TABLES, checked_inputs, ending_of, is_table, read_npz, read_table
 from abstain.models.tables.encoding import check_columns, with_names
 from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
+from abstain.service.commands.kept_columns import keep_from_arrays, keep_from_table
 
 MOST_ERRORS = 10_000
 """The largest number of rows with an error that are skipped: a file with more has another fault than single rows."""
@@ -33,14 +34,14 @@ class InputRows(NamedTuple):
         rows: those without an error, in the model's feature shape, in the file's order.
         texts: the unseen categories of a table, by the index in `rows` and the column.
         errors: the error of each other row, by its index in the file; None if such a row refuses the file.
-        kept: the values of the columns to keep, one for each row of the file.
+        kept: the columns to keep, as columns of Arrow, with one value for each row of the file.
         size: the number of rows of the file.
     """
 
     rows: np.ndarray
     texts: UnseenTexts
     errors: dict[int, str] | None
-    kept: dict[str, list[Any]]
+    kept: dict[str, Any]
     size: int
 
 
@@ -63,7 +64,8 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
     if is_table(source):
         table = read_table(source, reading_of(manifest.data.settings))
         count = table.num_rows
-        kept = keep_columns(keep, table.column_names, lambda name: table.column(name).to_pylist(), count, source)
+        numbers = [column.name for column in model.preprocessing.columns if column.kind == "number"]
+        kept = keep_from_table(keep, table, source, numbers)
         if keep and not (model.preprocessing.columns or model.feature_names):
             # All columns are inputs of such a model, except those that are copied.
             table = table.drop_columns([*dict.fromkeys(keep)])
@@ -81,7 +83,7 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
         key = key_of_rows(arrays, source)
         x = arrays[key]
         count = len(x) if x.ndim else 0
-        kept = keep_columns(keep, [*arrays], lambda name: np.atleast_1d(arrays[name]).tolist(), count, source)
+        kept = keep_from_arrays(keep, arrays, count, source)
         if skip_errors and x.ndim:
             _ = reshape_rows(x, model, str(source))
 
@@ -116,31 +118,6 @@ def key_of_rows(arrays: Mapping[str, np.ndarray], source: Path) -> str:
         found = ", ".join(arrays) or "no arrays"
         raise DataError("arrays", where=str(source), expected="x_test or x", found=found)
     return key
-
-
-def keep_columns(
-    keep: Sequence[str], names: list[str], values: Callable[[str], list[Any]], count: int, source: Path
-) -> dict[str, list[Any]]:
-    """Returns the values of each column to keep.
-
-    Raises:
-        DataError: there is no such column, or it has not one value for each row.
-    """
-    kept: dict[str, list[Any]] = {}
-    for name in keep:
-        if name not in names:
-            raise DataError(
-                f"--keep {name}",
-                where=str(source),
-                expected=f"one of {', '.join(names)}",
-                found="no such column",
-                fix=suggest(name, names),
-            )
-        column = values(name)
-        if len(column) != count or any(isinstance(value, list) for value in column):
-            raise DataError(f"--keep {name}", where=str(source), expected=f"one value for each of {count:,} rows")
-        kept[name] = column
-    return kept
 
 
 def _convert_each(

@@ -17,8 +17,10 @@ from abstain.models.tables.unseen import NO_TEXTS
 from abstain.models.tables.values import date_column
 from abstain.service.client.client import Client
 from abstain.service.client.facts import ModelColumn
+from abstain.service.commands.kept_columns import keep_from_arrays, keep_from_table
 from abstain.service.commands.predict_file import write_predictions
-from abstain.service.commands.predict_rows import InputRows, keep_columns, key_of_rows
+from abstain.service.commands.predict_rows import InputRows, key_of_rows
+from abstain.service.commands.rejected_rows import FIELDS, RejectedRows, count_rejected
 
 # pyarrow ships no types.
 pa: Any = pyarrow
@@ -39,7 +41,7 @@ def predict_by_server(
     fields: tuple[str, ...] | None = None,
     tls_ca: Path | None = None,
     timeout: float | None = None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], RejectedRows]:
     """Writes the prediction of every row of a file to another, all or none, as `predict_file` does without a server.
 
     Args:
@@ -49,7 +51,8 @@ def predict_by_server(
         timeout: seconds for all rows; `TIMEOUT` if None.
 
     Returns:
-        The model, its version, the number of rows, the output, and the limit of the error if the model has one.
+        The model, its version, the number of rows, the output, and the limit of the error if the model has one; and how
+        many rows are rejected.
 
     Raises:
         DataError: the ending of a file, a column or a row is invalid; or the predictions cannot be written.
@@ -60,17 +63,21 @@ def predict_by_server(
         described = client.model(model)
         rows, kept = read_rows(source, described.columns, keep)
         reference = f"{described.name}:{described.version}"
-        found = client.predict(rows, model=reference, percentile=percentile, max_error=max_error, fields=fields)
+        counted = [field for field in FIELDS if field in described.fields]
+        # What is counted is asked for, too; a field that is given twice stays so, and is refused.
+        asked = fields and (*fields, *(field for field in counted if field not in fields))
+        found = client.predict(rows, model=reference, percentile=percentile, max_error=max_error, fields=asked)
     given = InputRows(np.empty((len(found), 0)), NO_TEXTS, None, kept, len(found))
     columns = {field: [row[field] for row in found.raw] for field in found.fields}
-    write_predictions(columns, given, described.class_names, out)
+    rejected = count_rejected({field: columns[field] for field in counted})
+    write_predictions({field: columns[field] for field in fields or found.fields}, given, described.class_names, out)
     result: dict[str, Any] = {"model": found.name, "version": found.version, "rows": len(found), "out": str(out)}
-    return (
-        result if found.max_error is None else result | {"max_error": found.max_error, "confidence": found.confidence}
-    )
+    if found.max_error is not None:
+        result |= {"max_error": found.max_error, "confidence": found.confidence}
+    return result, rejected
 
 
-def read_rows(source: Path, own: Sequence[ModelColumn], keep: Sequence[str] = ()) -> tuple[Any, dict[str, list[Any]]]:
+def read_rows(source: Path, own: Sequence[ModelColumn], keep: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
     """Reads the rows of a file: an array, or for a model with named columns a table of these columns.
 
     Categories and dates stay text; numbers are parsed as without a server.
@@ -90,11 +97,11 @@ def read_rows(source: Path, own: Sequence[ModelColumn], keep: Sequence[str] = ()
         arrays = read_npz(source)
         key = key_of_rows(arrays, source)
         rows = checked_inputs(arrays[key], f"{source}, {key}")
-        return rows, keep_columns(keep, list(arrays), lambda name: arrays[name].tolist(), len(rows), source)
+        return rows, keep_from_arrays(keep, arrays, len(rows), source)
     if not is_table(source):
         raise DataError("--data", expected=f"a file ending in .npz, {', '.join(TABLES)}", found=where)
     table = read_table(source)
-    kept = keep_columns(keep, table.column_names, lambda name: table.column(name).to_pylist(), table.num_rows, source)
+    kept = keep_from_table(keep, table, source, [column.name for column in own if column.kind == "number"])
     if not own:
         names = [name for name in table.column_names if name not in kept]
         numbers = [numeric_column(table.column(name), name, where) for name in names]

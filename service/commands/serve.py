@@ -49,12 +49,15 @@ def serve(
     tls_key: Annotated[
         Path | None, typer.Option("--tls-key", envvar="ABSTAIN_TLS_KEY", help="Its private key.")
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", envvar="ABSTAIN_QUIET", help="Print only the log: no progress of the start.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Serve the store's models over HTTP, with BentoML, in the foreground."""
     from abstain.models.bundles.signatures import read_trusted  # noqa: PLC0415
     from abstain.service.access.startup_checks import check_access  # noqa: PLC0415
-    from abstain.service.process import make_run_folder  # noqa: PLC0415
+    from abstain.service.process import leave_address, make_run_folder  # noqa: PLC0415
     from abstain.service.settings import check_address, read_settings  # noqa: PLC0415
 
     if bool(tls_cert) != bool(tls_key):
@@ -69,20 +72,25 @@ def serve(
         store, read_trusted(settings.trusted_keys), require_sound, follows=bool(settings.refresh_seconds)
     )
     _check_port(host, port)
-    sys.stderr.write(
-        f"abstain: loading {', '.join(served) or 'nothing'}; address {'https' if settings.tls_cert else 'http'}://{host}:{port}/; "
-        f"{_describe_access(settings)}\n"
-    )
-    sys.stderr.flush()
+    address = f"{'https' if settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
+    if not quiet:
+        sys.stderr.write(
+            f"abstain: loading {', '.join(served) or 'nothing'}; address {address}; {_describe_access(settings)}\n"
+            f"abstain: starting {'1 worker' if workers == 1 else f'{workers} workers'}; this takes some seconds\n"
+        )
+        sys.stderr.flush()
     # BentoML changes to its working folder before it imports the service, so that relative paths would be wrong.
     os.environ |= {f"ABSTAIN_{name.upper()}": str(value) for name, value in settings if isinstance(value, Path)}
     os.environ |= {
         "ABSTAIN_STORE": str(store.resolve()),
         "ABSTAIN_WORKERS": str(workers),
         "ABSTAIN_REQUIRE_SOUND": str(int(require_sound)),
+        "ABSTAIN_QUIET": str(int(quiet)),
         "ABSTAIN_TRUSTED_KEYS": ",".join(map(str, settings.trusted_keys)),
     }
-    _run_bentoml(host, port, make_run_folder())
+    run_folder = make_run_folder()
+    leave_address(run_folder, address)
+    _run_bentoml(host, port, run_folder)
 
 
 def _describe_access(settings: Settings) -> str:

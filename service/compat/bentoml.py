@@ -20,6 +20,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import uvicorn
 from _bentoml_sdk.service.factory import Service
 from bentoml._internal.context import server_context
@@ -41,8 +42,6 @@ __all__ = [
 
 COMMANDS = "commands"
 EVENTS = "events"
-LONGEST_SOCKET_PATH = 107
-"""In bytes; `sun_path` of Linux has 108, including the zero at its end."""
 _REPLACED = ("endpoint", "pubsub_endpoint")
 """circus's parameters for the addresses that Unix sockets replace."""
 _REFUSED = ("stats_endpoint", "multicast_endpoint", "statsd", "httpd", "ssh_server")
@@ -174,12 +173,14 @@ def _check_socket_path(path: Path) -> Path:
     Raises:
         ConfigError: the path is too long for the kernel.
     """
+    # `sun_path` of Linux has 108 bytes, that of macOS 104, including the zero at its end.
+    longest = 107 if psutil.LINUX else 103
     length = len(bytes(path))
-    if length > LONGEST_SOCKET_PATH:
+    if length > longest:
         raise ConfigError(
             "TMPDIR",
             where="environment",
-            expected=f"a folder whose sockets have paths of at most {LONGEST_SOCKET_PATH} bytes",
+            expected=f"a folder whose sockets have paths of at most {longest} bytes",
             found=f"{path}, {length} bytes",
             fix="set TMPDIR to a folder with a shorter path",
         )

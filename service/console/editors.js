@@ -1,11 +1,13 @@
 // Editors of a row: a canvas for an image, or a form with a field for each column. Both are `{ element, row() }`.
 //
 // A row has a number, a text (a category or a date), or null for a gap, for each column; it is null before anything is drawn.
+// `row()` throws an Error that says why there is none.
 
 import { el, number } from "./dom.js";
 import { EXAMPLES, image } from "./drawing.js";
-import { cellsOf, fieldFor, valueOf } from "./fields.js";
-import { dateOf, nameOf } from "./requests.js";
+import { fieldFor } from "./fields.js";
+import { rowOf } from "./pasted.js";
+import { dateOf } from "./requests.js";
 
 const PAD = 280;
 const MAX_FIELDS = 300;
@@ -205,10 +207,12 @@ const colour = (element, name) => getComputedStyle(element).getPropertyValue(nam
 
 // ---- tables ---------------------------------------------------------------------------------------------------------
 
-function rowEditor({ features, ranges }, changed) {
+function rowEditor(description, changed) {
+  const { features, ranges } = description;
   const fields =
-    features.length <= MAX_FIELDS ? features.map((feature, index) => fieldFor(feature, index, ranges, changed)) : [];
+    features.length <= MAX_FIELDS ? features.map((feature, index) => fieldFor(feature, index, ranges, edited)) : [];
   const trouble = el("p", { class: "trouble", role: "alert", hidden: true });
+  const told = el("p", { class: "small", role: "status", id: "pasted-told" });
   const typical = features.map((feature) =>
     feature.categories.length ? feature.categories[feature.typical] : valueIn(feature, feature.typical),
   );
@@ -224,23 +228,41 @@ function rowEditor({ features, ranges }, changed) {
     rows: "3",
     spellcheck: "false",
     "aria-describedby": "paste-hint",
-    oninput: () => pasted.value.trim() && paste(),
+    oninput: paste,
   });
   function paste() {
-    const cells = cellsOf(pasted.value);
-    const complete = cells.length === features.length;
-    const values = complete ? cells.map((cell, index) => valueOf(features[index], cell)) : [];
-    const wrong = values.findIndex(Number.isNaN);
-    trouble.hidden = complete && wrong < 0;
-    if (!complete) trouble.textContent = `expected ${features.length} values, found ${cells.length}`;
-    else if (wrong >= 0) {
-      trouble.textContent = `${nameOf(features[wrong], wrong)}: expected a number, found ${cells[wrong]}`;
-    } else fill(values);
+    if (!pasted.value.trim()) {
+      if (!fields.length) pastedRow = typical;
+      edited();
+      return;
+    }
+    try {
+      const row = rowOf(pasted.value, description);
+      fill(row.values);
+      told.textContent = row.told;
+    } catch (error) {
+      report(error.message);
+      changed();
+    }
   }
   function fill(values) {
     pastedRow = values;
     fields.forEach((field, index) => field.write(values[index]));
+    edited();
+  }
+  /** The form has the row, whatever the box had before. */
+  function edited() {
+    report("");
     changed();
+  }
+  function report(message) {
+    told.textContent = "";
+    trouble.textContent = message;
+    trouble.hidden = !message;
+  }
+  function row() {
+    if (trouble.textContent) throw new Error(`The pasted row cannot be read: ${trouble.textContent}`);
+    return fields.length ? fields.map((field) => field.read()) : pastedRow;
   }
 
   const element = el(
@@ -270,18 +292,16 @@ function rowEditor({ features, ranges }, changed) {
       el(
         "label",
         { for: "pasted", class: "small", id: "paste-hint" },
-        `${features.length} values, separated by commas, semicolons, tabs or spaces`,
+        `${features.length} values, separated by commas, semicolons, tabs or spaces` +
+          (features.some(({ name }) => name) ? "; or the header of your file and a line of it" : ""),
       ),
       pasted,
       trouble,
+      told,
     ),
   );
   fill(typical);
-  return {
-    element,
-    row: () => (fields.length ? fields.map((field) => field.read()) : pastedRow),
-    repaint: () => {},
-  };
+  return { element, row, repaint: () => {} };
 }
 
 /** A date as a text, with whole seconds; another number rounded. */

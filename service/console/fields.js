@@ -86,33 +86,3 @@ function categoryField(feature, index, changed) {
   }
   return { element, read, write };
 }
-
-// ---- pasted rows ----------------------------------------------------------------------------------------------------
-
-// A number that is missing is written in one of these ways; in a column of categories they are categories: NA is a country
-// (models/prediction/preprocessing.py, _NO_NUMBER).
-const NO_NUMBER = new Set(["", "NA", "N/A", "n/a", "null", "NULL", "None", "nan", "NaN", "NAN"]);
-
-/** The cells of a pasted row: separated by tabs, semicolons or commas, with gaps and quotes; else by spaces. */
-export function cellsOf(text) {
-  const row = text.replace(/^[ \r\n]+|[ \r\n]+$/g, "");
-  const separator = ["\t", ";", ","].find((one) => row.includes(one));
-  if (!separator) return row.split(/\s+/).filter(Boolean);
-  const cells = [""];
-  let quoted = false;
-  // A line ends with its separator, or its end is one.
-  for (const character of row.replace(/([\t;,])[ \r]*\n/g, "$1").replace(/[\r\n]+/g, separator)) {
-    if (character === '"') quoted = !quoted;
-    else if (character === separator && !quoted) cells.push("");
-    else cells[cells.length - 1] += character;
-  }
-  return cells.map((cell) => cell.trim());
-}
-
-/** The value of a cell; NaN if it should be a number and is none. A category may also be given by its code. */
-export function valueOf({ kind, categories }, cell) {
-  if (kind === "date") return cell === "" ? null : cell;
-  if (!categories.length) return NO_NUMBER.has(cell) ? null : Number(cell);
-  if (cell === "") return null;
-  return categories.includes(cell) ? cell : (categories[/^\d+$/.test(cell) ? Number(cell) : -1] ?? cell);
-}

@@ -117,9 +117,10 @@ async function update() {
     return;
   }
   const requested = description;
-  const values = editor.row();
+  let values = null;
   let body = null;
   try {
+    values = editor.row();
     body = currentBody();
   } catch (error) {
     showPrediction({ missing: error.message });

@@ -400,7 +400,8 @@ function showDrift(now) {
       "p",
       { class: "small" },
       level === undefined ? "" : `Alarm at ${number(level)}. `,
-      `PSI and KS need ${FEWEST} rows, and PSI as many calibration rows.`,
+      `${TOO_FEW} means too few rows: PSI and KS need ${FEWEST}, and PSI as many calibration rows; `,
+      `this version has ${number(description.calibration_rows)}.`,
     ),
   );
   drawDrift(
@@ -409,12 +410,14 @@ function showDrift(now) {
   );
 }
 
+/** In place of a statistic; the line below the table says why. */
+const TOO_FEW = "–";
+
 /** A statistic of a worker's last rows; the server gives it once there are enough of them. */
-const windowed = (value) => (value === undefined ? "too few rows" : number(value));
+const windowed = (value) => (value === undefined ? TOO_FEW : number(value));
 
 /** The PSI needs as many calibration rows, too. */
-const windowedPSI = (value) =>
-  description.calibration_rows < FEWEST ? "too few calibration rows" : windowed(value);
+const windowedPSI = (value) => (description.calibration_rows < FEWEST ? TOO_FEW : windowed(value));
 
 /** Draws the martingales over time; makes the chart again when the scores change. */
 function drawDrift(names, level) {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,15 +20,22 @@ LOOK_SECONDS = 0.05
 
 
 def follow_plans(
-    versions: LiveVersions, process: Process, loaded: threading.Event, forget: Callable[[list[Live]], None]
+    versions: LiveVersions,
+    process: Process,
+    loaded: threading.Event,
+    forget: Callable[[list[Live]], None],
+    ready: Callable[[], None],
+    progress: Callable[[str], None] | None = None,
 ) -> None:
     """Starts a thread that follows the plans.
 
     Args:
         loaded: is set when the first plan has been loaded.
         forget: is called with the versions that are served, after every swap.
+        ready: is called once, when this worker has become ready.
+        progress: is called with a line of text for each version of the first plan.
     """
-    follower = WorkerFollower(versions, process, forget)
+    follower = WorkerFollower(versions, process, forget, ready, progress)
 
     def follow() -> None:
         try:
@@ -50,10 +56,19 @@ def follow_plans(
 class WorkerFollower:
     """The state of a worker that follows plans."""
 
-    def __init__(self, versions: LiveVersions, process: Process, forget: Callable[[list[Live]], None]) -> None:
+    def __init__(
+        self,
+        versions: LiveVersions,
+        process: Process,
+        forget: Callable[[list[Live]], None],
+        ready: Callable[[], None],
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
         self._versions = versions
         self._process = process
         self._forget = forget
+        self._on_ready = ready
+        self._progress = progress
         self._numbers = Numbers(process.folder)
         self.prepared = 0
         """The number of the newest plan that was prepared."""
@@ -71,7 +86,7 @@ class WorkerFollower:
             with suppress(FileNotFoundError):  # A newer plan has become current, and this one was removed.
                 plan = read_plan(folder, number)
                 break
-        failures = self._versions.load_plan(plan)
+        failures = self._versions.load_plan(plan, progress=self._progress)
         self.prepared = self._swapped = number
         note_prepared(folder, number, index, Prepared(failures=failures))
         self.step()
@@ -111,5 +126,4 @@ class WorkerFollower:
                 return
             self._process.mark_ready()
         self._ready = True
-        sys.stderr.write(f"abstain: worker {self._process.index} of {self._process.workers} is ready\n")
-        sys.stderr.flush()
+        self._on_ready()

@@ -21,6 +21,7 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.tables.columns import Column
 from abstain.service.predict.response import FIELDS
+from abstain.service.process import cores
 from abstain.service.python_rows import rows_of
 from abstain.training.config.config import Config
 from abstain.training.config.reading import config_from_dict, read_config
@@ -134,7 +135,7 @@ for name, count, terms in CASES:
     })
 Path(sys.argv[2]).write_text(json.dumps(answers))
 """
-    threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    threads = str(max(1, cores() // 2))
     done = run_python(code, str(store), str(out), NPROC=os.environ.get("NPROC", threads))
     assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
@@ -342,6 +343,17 @@ def test_to_pandas_has_the_columns_of_the_file(digits_model, wave_model, run, st
         assert [name for name in frame.columns if name != "p_value"] == list(written.columns)
         for name in written.columns:
             assert frame[name].tolist() == written[name].tolist(), name
+
+
+def test_to_pandas_names_columns_by_class(digits_model):
+    """As `abstain predict` does; by position if two classes have one name."""
+    pytest.importorskip("pandas")
+    found = digits_model.predict(IMAGES[:2])
+    names = tuple("abcdefghij")
+    frame = dataclasses.replace(found, class_names=names).to_pandas()
+    np.testing.assert_array_equal(frame[[f"probabilities.{name}" for name in names]], found.probabilities)
+    np.testing.assert_array_equal(frame[[f"std.{name}" for name in names]], found.std)
+    assert "probabilities.9" in dataclasses.replace(found, class_names=(*names[:9], "a")).to_pandas()
 
 
 def test_a_data_frame_is_read_by_the_names_of_its_columns():

@@ -20,7 +20,7 @@ class Worker:
 
     def __init__(self, root: Path, process: Process, **settings) -> None:
         self.versions = LiveVersions(root, **settings)
-        self.follower = WorkerFollower(self.versions, process, lambda _live: None)
+        self.follower = WorkerFollower(self.versions, process, lambda _live: None, lambda: None)
         self.paused = threading.Event()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)

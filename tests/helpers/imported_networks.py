@@ -48,6 +48,18 @@ class Graph(nnx.Module):
         return self.head(self.dropout(self.norm(x)))
 
 
+class Rows(nnx.Module):
+    """A small network of Flax NNX for a batch of rows."""
+
+    def __init__(self, outputs: int = 1, *, rngs: nnx.Rngs):
+        self.first = nnx.Linear(2, 4, rngs=rngs)
+        self.last = nnx.Linear(4, outputs, rngs=rngs)
+
+    def __call__(self, x):
+        """Returns the outputs."""
+        return self.last(nnx.tanh(self.first(x)))
+
+
 class TutorialCNN(nn.Module):
     """The network of Flax's tutorial: images need a channel axis."""
 
@@ -87,4 +99,4 @@ def softmax(logits):
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-__all__ = ["AsksForTrain", "Graph", "Net", "Normalised", "TutorialCNN", "rows_of", "softmax"]
+__all__ = ["AsksForTrain", "Graph", "Net", "Normalised", "Rows", "TutorialCNN", "rows_of", "softmax"]

@@ -1,6 +1,6 @@
 """The guides are true: their links resolve, their commands exist, and the tutorial works as it is printed."""
 
-import ast
+import json
 import re
 import runpy
 import shlex
@@ -21,6 +21,7 @@ from abstain.service.predict.response import check_fields
 from abstain.training.cli import add_commands
 from abstain.training.config.reading import read_config
 from abstain.training.fit import fit
+from abstain.training.initialize import initialize, summary_lines
 from tests.helpers.fits import silent
 from tests.helpers.paths import PROJECT
 
@@ -134,16 +135,25 @@ def test_every_command_exists(path):
     assert list(wrong_commands(path)) == []
 
 
+def written_to(name, content):
+    """Writes a file into the working folder; its name."""
+    Path(name).write_text(content)
+    return name
+
+
 def test_the_tutorial_works_as_printed(tmp_path, monkeypatch, capsys):
-    """Its files, with fewer steps: the CSV, the fit, the fields of its request, and which of its rows are rejected."""
+    """Its files, with fewer steps: the CSV, the config, the fit, its request, and which of its rows are rejected."""
     make_csv, ask, *_ = blocks(DOCS / "tutorial.md", "python")
-    (config,) = blocks(DOCS / "tutorial.md", "toml")
-    for name, content in (("make_csv.py", make_csv), ("tumours.toml", config)):
-        (tmp_path / name).write_text(content)
+    (tmp_path / "make_csv.py").write_text(make_csv)
     monkeypatch.chdir(tmp_path)
     runpy.run_path("make_csv.py")
     printed = capsys.readouterr().out
-    assert printed in blocks(DOCS / "tutorial.md", "text")
+    shown = blocks(DOCS / "tutorial.md", "text")
+    assert printed in shown
+    written = initialize(Path("tumours.csv"), "diagnosis")
+    assert "".join(f"{line}\n" for line in (*summary_lines(written), written.path)) in shown
+    for part in blocks(DOCS / "tutorial.md", "toml"):
+        assert part in Path("tumours.toml").read_text()
 
     shorter = ("steps=300", "starts=1", "draws=20", "reports=1", "learning_rate=0.01")
     published = fit(read_config(Path("tumours.toml"), shorter), None, tmp_path / "store", silent, report=False)
@@ -151,14 +161,15 @@ def test_the_tutorial_works_as_printed(tmp_path, monkeypatch, capsys):
     bundle = load(tmp_path / "store" / "tumours" / "1")
     for block in blocks(DOCS / "tutorial.md", "sh"):
         for body in re.findall(r"-d '(\{.*?\})'", block, re.DOTALL):
-            check_fields(bundle.manifest.model, parse_predict(body.encode(), 10).fields)
+            asked = parse_predict(body.encode(), 10)
+            check_fields(bundle.manifest.model, asked.fields)
+            (record,) = json.loads(body)["records"]
+            assert {*record} == {*bundle.manifest.model.feature_names}
 
-    (rows,) = [
-        ast.literal_eval(node.value)
-        for node in ast.parse(ask).body
-        if isinstance(node, ast.Assign) and node.targets[0].id == "rows"
-    ]
-    lines = [",".join(bundle.manifest.model.feature_names), *(",".join(map(str, row)) for row in rows.values())]
+    definitions = ask[ask.index("usual = ") : ask.index("body = ")]
+    rows = runpy.run_path(written_to("rows.py", definitions))["rows"]
+    names = bundle.manifest.model.feature_names
+    lines = [",".join(names), *(",".join(str(row[name]) for name in names) for row in rows.values())]
     Path("ask.csv").write_text("\n".join(lines))
     predict_file(bundle, Path("ask.csv"), Path("answers.jsonl"))
     answers = dict(zip(rows, map(orjson.loads, Path("answers.jsonl").read_bytes().splitlines()), strict=True))

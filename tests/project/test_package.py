@@ -1,5 +1,6 @@
 """The package: one import name, in a wheel next to a project that has folders of the same names as ours."""
 
+import json
 import os
 import shutil
 import socket
@@ -43,13 +44,15 @@ kind = "vi"
 steps = 100
 """
 
+FOLDERS = ("abstain", "models", "service", "training")
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel, built from a copy of what is in the repository."""
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "source"
-    for name in ("abstain", "models", "service", "training"):
+    for name in FOLDERS:
         shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, copy)
@@ -95,25 +98,70 @@ def environment(project, **more):
 
 
 def test_the_wheel_has_one_top_level_name(wheel):
-    """Nothing else reaches site-packages; the console, its library, the templates and the example configs are there."""
+    """Nothing else reaches site-packages, and every file of the four folders does: pages, templates, example configs."""
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"abstain"}
-    for part in (
-        "py.typed",
-        "models/bundles/bundle.py",
-        "training/configs/digits-vi.toml",
-        "service/console/index.html",
-    ):
-        assert f"abstain/{part}" in names
-    assert "abstain/service/console/uplot/uPlot.esm.js" in names
-    templates = {path.name for path in (PROJECT / "training" / "report" / "templates").iterdir()}
-    assert {f"abstain/training/report/templates/{name}" for name in templates} <= set(names)
+    folders = {folder: "" if folder == "abstain" else f"{folder}/" for folder in FOLDERS}
     source = {
-        f"abstain/{path.relative_to(PROJECT).as_posix()}"
-        for folder in ("models", "service", "training")
-        for path in (PROJECT / folder).rglob("*.py")
+        f"abstain/{inside}{path.relative_to(PROJECT / folder).as_posix()}"
+        for folder, inside in folders.items()
+        for path in (PROJECT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
-    assert source <= set(names)
+    for part in ("py.typed", "training/configs/digits-vi.toml", "service/console/index.html"):
+        assert f"abstain/{part}" in source
+    assert source == {name for name in names if ".dist-info/" not in name}
+
+
+SERVING_ALONE = """
+import importlib.machinery
+from abstain.training.extra import NEEDED
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = lambda name, *more: None if name.split(".")[0] in NEEDED else find(name, *more)
+"""
+ALL_COMMANDS = """
+import contextlib, io, json, sys
+from abstain.service.commands.cli import main
+found = []
+for words in sys.argv[1:]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        sys.argv = ["abstain", *words.split()]
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    found.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(found))
+"""
+WITHOUT_EXTRA = {"--version": "abstain 0.", "configs": "digits-vi", "configs digits-vi": 'name = "digits"'}
+"""Commands that work without the extra, and what they print."""
+WITH_EXTRA = (
+    "fit digits-vi",
+    "init rows.csv --target y",
+    "import a.npz --config own.toml",
+    "calibrate digits --data rows.csv",
+    "evaluate digits --data rows.csv",
+)
+
+
+def test_without_the_extra_the_package_serves_and_says_what_fitting_needs(installed, project, tmp_path):
+    """The client, the commands for a store, the examples and the settings; each command of training names the extra."""
+    (tmp_path / "sitecustomize.py").write_text(SERVING_ALONE)
+    alone = environment(tmp_path) | {"COLUMNS": "200"}
+
+    client = [installed / "python", "-c", "import abstain, sys; abstain.Client; print('jax' in sys.modules)"]
+    done = subprocess.run(client, cwd=project, env=alone, capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
+    commands = [installed / "python", "-c", ALL_COMMANDS, *WITHOUT_EXTRA, *WITH_EXTRA]
+    done = subprocess.run(commands, cwd=project, env=alone, capture_output=True, text=True, check=True)
+    codes, outputs, errors = zip(*json.loads(done.stdout), strict=True)
+    assert codes == (0,) * len(WITHOUT_EXTRA) + (1,) * len(WITH_EXTRA), errors
+    for output, expected in zip(outputs, WITHOUT_EXTRA.values(), strict=False):
+        assert expected in output
+    for error in errors[len(WITHOUT_EXTRA) :]:
+        assert error.startswith("abstain: this command needs packages that are not installed: found arviz_base, ")
+        assert error.endswith("; pip install 'abstain[training]'\n")
 
 
 def test_names_like_ours_are_the_users_own(installed, project):

@@ -260,7 +260,7 @@ def test_invalid_fields_are_400(line, fields, text):
         ("nope", "model: expected one of digits, wave, found 'nope'"),
         ("Digits", "model: expected one of digits, wave, found 'Digits'; did you mean 'digits'?"),
         ("digits:9", "digits has no version 9: expected 1, found 9"),
-        ("digits:2", "digits:2 is not served: expected one of 1, found 'digits:2'; give it a label"),
+        ("digits:2", "digits:2 is not served: expected one of 1, found 'digits:2'; give it a label: abstain label"),
         ("digits@canary", "digits has no label 'canary': expected stable, found canary"),
         ("wave@stable", "wave has no label 'stable'; abstain label wave:VERSION LABEL sets one"),
         ("../digits", "no such model: expected name, name:version or name@label, found '../digits'"),

@@ -1,6 +1,7 @@
 """How versions are loaded and listed: unexpected errors, and what is read for which request."""
 
 import asyncio
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import httpx
 import pytest
 
 from abstain.models.bundles import store as stores
+from abstain.models.errors import UnknownModel
 from abstain.service import live_versions
 from abstain.service.errors import HTTPError
 from abstain.service.http import build_app
@@ -32,6 +34,31 @@ class _Defect:
 
     def labels(self, *_):
         raise RuntimeError("a bug")
+
+
+def test_the_progress_of_loading_is_told(root):
+    """Each version: that it is read, compiled and ready; one that fails is never told as ready."""
+    shutil.copytree(root / "golden" / "1", root / "other" / "1")
+    told: list[str] = []
+    LiveVersions(root).load_all(buckets=(1,), progress=told.append)
+    assert told[0] == "reading golden:1, 1 of 2"
+    assert "compiling golden:1" in told
+    (ready,) = (line for line in told if "ready" in line)
+    assert re.fullmatch(r"golden:1 is ready, compiled in \d+\.\d s", ready)
+    assert "reading other:1, 2 of 2" in told
+
+
+def test_an_unknown_model_lists_some_of_many(root):
+    """Twenty names at most, the nearest name, and that a restart is needed for what is new."""
+    serving = LiveVersions(root)
+    serving.load_all(buckets=(1,))
+    one = serving._entries["golden"]
+    serving._entries = {f"model-{number}": one for number in range(25)} | serving._entries
+    with pytest.raises(UnknownModel) as caught:
+        serving.find("goldne")
+    text = str(caught.value)
+    assert text.startswith("model: expected one of model-0, model-1, ")
+    assert ", model-19, 6 more (GET /models), found 'goldne'; did you mean 'golden'?; this server has read" in text
 
 
 def test_an_unexpected_error_makes_a_version_fail(root, monkeypatch, caplog):

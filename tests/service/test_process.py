@@ -79,7 +79,7 @@ def damage(version: Path) -> Path:
 def watched(small, tmp_path_factory):
     """Two workers, and the responses of `/readyz` and `/predict` from their start until they were ready."""
     folder = tmp_path_factory.mktemp("watched")
-    server = start_server(small, folder, workers=2, wait=False, TMPDIR=str(folder))
+    server = start_server(small, folder, workers=2, wait=False, TMPDIR=str(folder), ABSTAIN_QUIET="1")
     workers: set[int] = set()
     try:
         assert until(lambda: get(server, "/livez"))
@@ -109,6 +109,29 @@ def test_ready_means_every_worker(watched):
     assert refused
     assert {code for code, _ in refused} == {503}
     assert all(error in {"digits:1 is loading", "not ready: the store has not been read yet"} for _, error in refused)
+
+
+def test_the_start_is_told_in_plain_words(server):
+    """What is loaded, what takes time, each worker, and, as the last line of the start, the address; once for all workers."""
+    told = [line.removeprefix("abstain: ") for line in server.log.read_text().splitlines() if "abstain: " in line]
+    assert told[:2] == [
+        f"loading digits:1, wave:1; address {server.url}/; no keys",
+        "starting 2 workers; this takes some seconds",
+    ]
+    start = "\n".join(told)
+    for text in ("reading digits:1, 1 of 2", "compiling digits:1", "digits:1 is ready, compiled in", "wave:1 is ready"):
+        assert start.count(text) == 1
+    ready = [line for line in told if line.startswith(("worker", "ready for requests"))]
+    assert sorted(ready[:2]) == ["worker 1 of 2 is ready", "worker 2 of 2 is ready"]
+    console = f"open {server.url}/ in a browser for the console, stop with Ctrl+C"
+    assert ready[2:] == [f"ready for requests; {console}"]
+
+
+def test_a_quiet_server_prints_its_log_alone(watched):
+    """`ABSTAIN_QUIET`, or `--quiet`: no line of progress."""
+    log = watched[0].log.read_text()
+    assert "Service abstain initialized" in log
+    assert "abstain: " not in log
 
 
 def test_workers_end_with_a_main_process_that_is_killed(watched):

@@ -241,7 +241,7 @@ def test_a_record_has_exactly_the_columns(record, text):
             {"records": [NURSE], "inputs": [ROW[:5]]},
             "body: rows: expected one of inputs, records, or columns with data, fo",
         ),
-        ({"records": {}}, "records: expected a list of records, found an object"),
+        ({"records": {}}, 'records: expected a list of records, found an object; put it in a list: {"records": [{…}]}'),
         ({"records": []}, "records: expected at least one row, found none"),
         ({"records": [NURSE] * 101}, "records: expected at most 100 rows, found 101; send them in several requests"),
         ({"columns": "age", "data": [[1]]}, "columns: expected a list of column names, found the string 'age'"),

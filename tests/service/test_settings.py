@@ -33,6 +33,7 @@ VARIABLES = [
     ("hosts", "abstain, 10.0.0.7", ("abstain", "10.0.0.7")),
     ("cors_origins", "https://app.example.org,", ("https://app.example.org",)),
     ("insecure", "1", True),
+    ("quiet", "1", True),
     ("proxies", "10.0.0.7, 10.1.0.0/16", ("10.0.0.7", "10.1.0.0/16")),
     ("oidc_claim", "roles", "roles"),
 ]

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from abstain.fitting import FitResult
 from abstain.models.bundles.bundle import load
 from abstain.models.bundles.shortfalls import recognise
 from abstain.models.bundles.store import LOCK, model_names, read_labels, set_label, versions
@@ -22,12 +23,14 @@ from abstain.models.decisions.ranks import threshold
 from abstain.models.errors import AbstainError, CalibrationError, ConfigError, FitError, StoreError
 from abstain.models.prediction.feature_scores import FEATURE_SCORES_BY_TASK
 from abstain.models.prediction.scores import SCORES
-from abstain.training.cli import format_figure, headline_metrics, metric_lines
+from abstain.service.commands.manifest_rows import manifest_rows
+from abstain.training.cli import _print_published, describe_fit, format_figure, headline_metrics, metric_lines
 from abstain.training.config.data import DataConfig
 from abstain.training.config.methods import NUTSConfig, VIConfig
 from abstain.training.config.reading import read_config
 from abstain.training.fit import METHODS, fit, load_dataset
 from abstain.training.inference.diagnostics import ESS_LIMIT, RHAT_LIMIT
+from abstain.training.inference.methods.vi import k_hat_note
 from abstain.training.runs.resume import FOLDER
 from tests.helpers.commands import abstain
 from tests.helpers.fits import silent
@@ -237,14 +240,50 @@ def quick(tmp_path_factory):
     return folder
 
 
-def test_the_figures_of_a_fit_name_the_flag_and_the_scores(digits):
-    """`reject rate` is that of the flag, the last line; the rate of a score names the score."""
+def test_the_figures_of_a_fit_are_those_of_its_predictions(digits):
+    """`reject rate` is that of the flag, the last line; the rates of single scores are in `abstain show`."""
     metrics = digits.manifest.metrics
     lines = metric_lines(headline_metrics(metrics), {})
     assert lines[-1].split() == ["reject", "rate", format_figure(metrics["reject_rate"]["reject"])]
-    (line,) = [line for line in lines if line.startswith("reject rate of entropy ")]
-    assert line.endswith(format_figure(metrics["reject_rate"]["entropy"]))
-    assert sum(line.startswith("reject rate") for line in lines) == len(metrics["reject_rate"])
+    assert sum(line.startswith("reject rate") for line in lines) == 1
+    rows = dict(manifest_rows(digits.manifest, []))
+    assert float(rows["metrics.reject_rate.entropy"]) == pytest.approx(metrics["reject_rate"]["entropy"], rel=1e-5)
+
+
+def tiny_result(path, **facts) -> FitResult:
+    """The result of a fit that was never made."""
+    plain = {"name": "tiny", "version": 1, "path": path, "metrics": {}, "shortfalls": (), "notes": ()}
+    return FitResult(**{**plain, **facts})
+
+
+def test_one_line_says_whether_a_fit_is_good(tmp_path):
+    """Whether it passed the checks, and where the diagnostics are, which the output does not show."""
+
+    def line(shortfalls=(), notes=0):
+        return describe_fit(tiny_result(tmp_path, version=3, shortfalls=shortfalls), notes)
+
+    assert line() == "OK: tiny:3 passed all publication checks; all figures: abstain show tiny:3"
+    assert line(notes=1).startswith("OK: tiny:3 passed all publication checks; read the note above; all figures")
+    assert "; read the 2 notes above; " in line(notes=2)
+    bad = 'look at "falls short" above: tiny:3 failed a publication check and cannot become stable; all figures: '
+    assert line(("it has learned nothing",)).startswith(bad)
+    assert "failed 2 publication checks and" in line(("a", "b"))
+    (tmp_path / "report.html").touch()
+    assert line().endswith(f"abstain show tiny:3, or {tmp_path / 'report.html'}")
+
+
+def test_diagnostics_of_the_method_are_not_printed_but_kept(tmp_path, capsys):
+    """k-hat, which says nothing about predictions: the notes of the result, and of the manifest, have it."""
+    (k_hat,) = k_hat_note(5.6)
+    published = tiny_result(tmp_path, metrics={"reject_rate": {"reject": 0.0}}, notes=(k_hat, "split by time"))
+    _print_published(published, as_json=False)
+    out, err = capsys.readouterr()
+    assert out == "tiny:1\n"
+    assert "k-hat" not in err
+    assert err.startswith("note: split by time\n")
+    assert "read the note above" in err
+    _print_published(published, as_json=True)
+    assert json.loads(capsys.readouterr().out)["notes"] == [k_hat, "split by time"]
 
 
 def test_a_fit_without_a_report_publishes_all_else(quick):

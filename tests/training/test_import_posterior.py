@@ -8,9 +8,11 @@ import arviz_base
 import jax
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from numpyro.contrib.module import random_nnx_module
 from numpyro.infer import SVI, Predictive, Trace_ELBO, autoguide
 from numpyro.infer.svi import SVIRunResult
 
@@ -19,13 +21,13 @@ from abstain.models.bundles.manifest import read_manifest
 from abstain.models.networks.architectures import MLPSpec
 from abstain.training.importing.numpyro_results import GuideCall, read_result
 from abstain.training.importing.sources import read_found
-from tests.helpers.imported_networks import Graph, Net, Normalised, rows_of, softmax
+from tests.helpers.imported_networks import Graph, Net, Normalised, Rows, rows_of, softmax
 from tests.helpers.paths import PROJECT
 from tests.helpers.safetensors import write_safetensors
 from tests.project.test_docs import blocks
 
 NETWORKS = "tests.helpers.imported_networks"
-X = rows_of(seed=5, count=20)["x"]
+X = np.concatenate([rows_of(seed=5, count=20)["x"], np.float32([[40, -40]])])
 REGRESSION = {"name": "own", "likelihood": "normal", "calibration": {"percentile": 90}}
 CLASSES = {"name": "own", "calibration": {"percentile": 90}}
 
@@ -73,6 +75,13 @@ def flat(tree, separator="/"):
     """The arrays by their path."""
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator=separator): leaf for path, leaf in leaves}
+
+
+def check_decision(predictions, result):
+    """With training rows, feature scores decide: the last row, which is far from all others, is rejected, and few others."""
+    assert read_manifest(result.path).calibration.decision == "combined"
+    assert predictions.reject[-1]
+    assert predictions.reject[:-1].sum() <= 8
 
 
 def probabilities(network, draws, x=X):
@@ -151,12 +160,12 @@ def test_an_ensemble_of_pytorch(rows, served, without_pictures):
     np.testing.assert_allclose(predictions.mean, means.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(predictions.epistemic_std, means.std(axis=0), atol=1e-5)
     np.testing.assert_allclose(predictions.aleatoric_std, noise * target_scale, rtol=1e-5)
-    record = read_manifest(result.path).imported
-    assert (record.kind, record.found, [source.name for source in record.sources]) == (
-        "safetensors",
-        4,
-        [path.name for path in paths],
-    )
+    manifest = read_manifest(result.path)
+    record = manifest.imported
+    assert (record.kind, record.found) == ("safetensors", 4)
+    assert [source.name for source in record.sources] == [path.name for path in paths]
+    assert manifest.calibration.decision == "std"
+    assert any(note.startswith("no training rows were given: std") for note in result.notes)
 
 
 def test_checkpoints_with_batch_normalisation(rows, served, without_pictures):
@@ -169,12 +178,12 @@ def test_checkpoints_with_batch_normalisation(rows, served, without_pictures):
             checkpointer.save(rows / f"{index}", {**member, "step": 7, "opt_state": [{"mu": np.ones(2)}]})
     config = CLASSES | {"network": {"kind": "module", "module": f"{NETWORKS}:Normalised"}}
     paths = [rows / f"{index}" for index in range(3)]
-    result = abstain.import_posterior(paths, config, data=rows / "classes.npz", store=rows / "store", progress=False)
-    np.testing.assert_allclose(served(result).probabilities, probabilities(network, draws), atol=1e-5)
-    manifest = read_manifest(result.path)
-    assert manifest.model.network.running_statistics
-    assert manifest.calibration.decision == "energy"
-    assert any(note.startswith("no training rows were given: energy") for note in result.notes)
+    files = {"data": rows / "classes.npz", "train": rows / "classes_train.npz", "store": rows / "store"}
+    result = abstain.import_posterior(paths, config, **files, progress=False)
+    predictions = served(result)
+    np.testing.assert_allclose(predictions.probabilities, probabilities(network, draws), atol=1e-5)
+    assert read_manifest(result.path).model.network.running_statistics
+    check_decision(predictions, result)
 
 
 # ---- NumPyro, ArviZ, NNX ---------------------------------------------------------------------------------------------
@@ -186,10 +195,17 @@ def example(tmp_path_factory):
     network, script = blocks(PROJECT / "docs" / "import.md", "python")
     folder = tmp_path_factory.mktemp("example")
     (folder / "mynet.py").write_text(network)
-    longer = "NUTS(model), num_warmup=500, num_samples=500, num_chains=4"
-    assert longer in script
-    shorter = "NUTS(model, max_tree_depth=2), num_warmup=4, num_samples=8, num_chains=2, progress_bar=False"
-    (folder / "own.py").write_text(script.replace(longer, shorter).replace('"draws": 100', '"draws": 16'))
+    for longer, shorter in (
+        ("target_accept_prob=0.95", "max_tree_depth=2"),
+        (
+            "num_warmup=500, num_samples=500, num_chains=4",
+            "num_warmup=4, num_samples=8, num_chains=2, progress_bar=False",
+        ),
+        ('"draws": 100', '"draws": 16'),
+    ):
+        assert longer in script
+        script = script.replace(longer, shorter)
+    (folder / "own.py").write_text(script)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
@@ -229,7 +245,10 @@ def test_mcmc_as_in_the_guide(example):
     manifest = read_manifest(result.path)
     assert (manifest.imported.kind, manifest.imported.found, manifest.imported.chains) == ("mcmc", 16, 2)
     assert any(text.startswith("the chains disagree about predictions: R-hat is") for text in result.shortfalls)
-    assert manifest.diagnostics["divergences"] == mcmc.get_extra_fields()["diverging"].sum()
+    diverged = mcmc.get_extra_fields()["diverging"].sum()
+    assert manifest.diagnostics["divergences"] == diverged
+    advice = [text for text in result.shortfalls if text.endswith("raise target_accept_prob of the kernel")]
+    assert len(advice) == (diverged > 0)
     assert manifest.metrics["baseline"]["rmse"] > 0
 
 
@@ -274,7 +293,28 @@ def test_an_ensemble_of_nnx(rows, served, without_pictures):
         network.norm.var[...] = np.random.default_rng(seed).uniform(0.5, 2, size=4)
         network.eval()
     states = [nnx.to_pure_dict(nnx.state(network, (nnx.Param, nnx.BatchStat))) for network in networks]
-    options = {"data": rows / "classes.npz", "store": rows / "store", "progress": False}
-    result = abstain.from_numpyro(states, f"{NETWORKS}:Graph", CLASSES, **options)
+    files = {"data": rows / "classes.npz", "train": rows / "classes_train.npz", "store": rows / "store"}
+    result = abstain.from_numpyro(states, f"{NETWORKS}:Graph", CLASSES, **files, progress=False)
     expected = np.mean([softmax(np.asarray(network(X))) for network in networks], axis=0)
-    np.testing.assert_allclose(served(result).probabilities, expected, atol=1e-5)
+    predictions = served(result)
+    np.testing.assert_allclose(predictions.probabilities, expected, atol=1e-5)
+    check_decision(predictions, result)
+
+
+def test_draws_of_a_random_network_of_nnx(rows, served, without_pictures):
+    """The sites of `random_nnx_module`; these draws are of the prior, so the model learns nothing."""
+
+    def model(x):
+        network = random_nnx_module("net", Rows(rngs=nnx.Rngs(0)), dist.Normal(0, 1))
+        numpyro.deterministic("mu", network(x)[:, 0])
+        numpyro.sample("sigma", dist.HalfNormal(1))
+
+    samples = dict(Predictive(model, num_samples=6)(jax.random.key(0), X))
+    mu = np.asarray(samples.pop("mu"), np.float64)
+    config = REGRESSION | {"posterior": {"noise": "sigma"}}
+    files = {"data": rows / "numbers.npz", "train": rows / "numbers_train.npz", "store": rows / "store"}
+    result = abstain.from_numpyro(samples, Rows, config, **files, progress=False)
+    predictions = served(result)
+    np.testing.assert_allclose(predictions.mean, mu.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(predictions.epistemic_std, mu.std(axis=0), atol=1e-5)
+    check_decision(predictions, result)

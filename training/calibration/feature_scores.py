@@ -52,6 +52,10 @@ CLUSTER_ROWS = 30
 """… which has at least this many rows for each cluster."""
 LOCAL = 10
 """The largest dimension of a cluster's subspace, which is at most half of its space."""
+WIDE = 4_096
+"""The largest width of features for which the whole residual space of ViM is kept."""
+SPANNING, RESIDUAL = 512, 256
+"""For wider features: the largest number of rows that span the principal space, and the number of residual directions."""
 SUBSPACE = 40
 """The largest dimension of a class's principal subspace, which is at most half of the inputs' space …"""
 EXPLAINED = 0.9
@@ -155,14 +159,27 @@ def virtual_logit(
         # W is [width, outputs]: the origin o solves Wᵀ o + b = 0.
         origin = -np.linalg.pinv(np.asarray(layer[0]).T) @ np.asarray(layer[1]) if layer else h.mean(axis=0)
         centred = h.astype(np.float64) - origin
-        directions, _ = principal(centred, h.shape[1])
-        # The principal space has half the width, as in ViM for layers that are not wide.
-        residual = directions[:, (h.shape[1] + 1) // 2 :]
+        residual = residual_directions(centred)
         length = float(np.linalg.norm(centred @ residual, axis=1).mean())
         least = LEAST_RESIDUAL * float(np.linalg.norm(centred, axis=1).mean())
         weight = float(class_logits(z).max(axis=1).mean()) / max(length, least, float(np.finfo(np.float32).tiny))
         parts.append(VirtualLogit(origin, residual, np.clip(weight, 0, 1e6)))
     return VirtualLogit(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
+
+
+def residual_directions(centred: Matrix) -> Float[np.ndarray, "width residual"]:
+    """Returns orthonormal directions of the residual space of features, as columns.
+
+    The principal space has half the width, as in ViM for layers that are not wide. If it is wider than `WIDE`, a basis of half the
+    width takes gigabytes. Then the principal space is spanned by `SPANNING` rows, and `RESIDUAL` random directions orthogonal to it
+    are used: the length of a projection to them is that of the whole residual but for a common factor and an error of about
+    1/√(2·`RESIDUAL`) (Johnson and Lindenstrauss, 1984).
+    """
+    rows, width = centred.shape
+    if width <= WIDE:
+        return principal(centred, width)[0][:, (width + 1) // 2 :]
+    some = centred[np.linspace(0, rows - 1, min(SPANNING, rows)).round().astype(int)]
+    return principal(some, len(some) + RESIDUAL)[0][:, len(some) :]
 
 
 def mahalanobis(

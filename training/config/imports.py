@@ -103,9 +103,10 @@ def check_import(config: ImportConfig) -> None:
     if likelihood.has_noise and posterior.noise is None:
         raise ConfigError(
             "posterior.noise",
-            expected="the array with the draws of the noise's standard deviation, or one number for all draws",
-            found="nothing",
-            fix='set posterior.noise, such as noise = "sigma", or pass --noise sigma',
+            expected=f"the standard deviation of the noise, which the likelihood {config.likelihood} has: "
+            "the name of the array with its draws, or one number",
+            found="no noise",
+            fix='pass it by name or as a number (--noise sigma, --noise 0.3), or set noise = "sigma" in [posterior]',
         )
     unused = {
         "noise": (not likelihood.has_noise, posterior.noise is not None),

@@ -6,12 +6,12 @@ Each bound counts only one array that must be in memory as a whole, so a config 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
 import jax
+import psutil
 
 from abstain.models.bundles.plausible import batch_memory_claim
 from abstain.models.errors import ConfigError
@@ -48,7 +48,7 @@ class Network(NamedTuple):
 
 def memory_of_machine() -> int:
     """Returns the physical memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return psutil.virtual_memory().total
 
 
 def check_needs(config: Config, parameters: int, rows: int) -> None:

@@ -179,8 +179,8 @@ def part_notes(source: Source, config: DataConfig, calibration: Indices | None) 
         return (
             write_note(
                 "split",
-                f"data.time = {config.time!r}: calibrated on rows from {own.min()} to {own.max()}, tested on later "
-                "ones; the stated rates hold for later rows as far as these resemble them",
+                f"data.time = {config.time!r}: calibrated on rows from {_moment(own.min())} to {_moment(own.max())}, tested "
+                "on later ones; the stated rates hold for later rows as far as these resemble them",
             ),
         )
     groups = len(np.unique(own))
@@ -192,4 +192,11 @@ def part_notes(source: Source, config: DataConfig, calibration: Indices | None) 
             f"are alike, so the reject rate on a new group may on average exceed the stated one by up to "
             f"{100 / (groups + 1):.2g} percentage points (1 / (groups + 1))",
         ),
+    )
+
+
+def _moment(value: object) -> str:
+    """Returns the text of a time, without zeros at its end."""
+    return (
+        str(value).removesuffix(".000000").removesuffix("T00:00:00") if isinstance(value, np.datetime64) else str(value)
     )

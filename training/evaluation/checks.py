@@ -65,6 +65,8 @@ def prediction_shortfalls(
     train: Num[np.ndarray, " train"],
     calibration: Calibration,
     part: str = "training",
+    *,
+    imported: bool = False,
 ) -> tuple[Shortfall, ...]:
     """Returns the shortfalls of the predictions and of the decision.
 
@@ -75,8 +77,9 @@ def prediction_shortfalls(
         y: the test part's targets: class indices, or numbers.
         train: the training part's targets, or those of another part that is known before the test.
         part: the name of that part.
+        imported: whether the network was trained elsewhere, so that the advice is not about a fit.
     """
-    return (*learning_shortfalls(terms, average, y, train, part), *decision_shortfalls(calibration))
+    return (*learning_shortfalls(terms, average, y, train, part, imported=imported), *decision_shortfalls(calibration))
 
 
 def learning_shortfalls(
@@ -85,6 +88,8 @@ def learning_shortfalls(
     y: Num[np.ndarray, " rows"],
     train: Num[np.ndarray, " train"],
     part: str = "training",
+    *,
+    imported: bool = False,
 ) -> tuple[Shortfall, ...]:
     """Returns a shortfall if neither proper score is better than that of a baseline, a prediction that ignores the row.
 
@@ -103,18 +108,22 @@ def learning_shortfalls(
             text = (
                 f"it has learned nothing that shows on {len(y)} test rows: its log-likelihood is {-terms['nll'].mean():.4g} "
                 f"nats a row, and always predicting {words} gives {-guess['nll'].mean():.4g} (difference "
-                f"{gain.mean():.2g}, standard error {_standard_error(gain):.2g}); {_advice(gain, y, classify=classify)}"
+                f"{gain.mean():.2g}, standard error {_standard_error(gain):.2g}); {_advice(gain, y, classify=classify, imported=imported)}"
             )
             return (Shortfall("learned_nothing", text),)
     return ()
 
 
-def _advice(gain: Float[np.ndarray, " rows"], y: Num[np.ndarray, " rows"], *, classify: bool) -> str:
+def _advice(gain: Float[np.ndarray, " rows"], y: Num[np.ndarray, " rows"], *, classify: bool, imported: bool) -> str:
     """Returns the advice: more test rows, unless the predictions are significantly worse than the baseline."""
     if gain.mean() < -GAIN_ERRORS * _standard_error(gain):
+        if imported:
+            order = "the order of the columns and of the classes" if classify else "the order of the columns"
+            return f"check that {order}, the scaling and the activation are those of the training"
         return "lower kl_weight or the prior's scale, or train longer"
     rarest = f", {np.unique(y, return_counts=True)[1].min()} of the rarest class," if classify else ""
-    return f"{len(y)} test rows{rarest} may be too few to show what it has learned: use more test rows, or train longer"
+    more = "use more test rows" if imported else "use more test rows, or train longer"
+    return f"{len(y)} test rows{rarest} may be too few to show what it has learned: {more}"
 
 
 def frequency_terms(y: Num[np.ndarray, " rows"], train: Num[np.ndarray, " train"]) -> Terms:

@@ -57,7 +57,7 @@ def check_chains(found: Found, matched: Matched, model: Model, rows: Rows) -> Ch
     notes: tuple[str, ...] = ()
     if found.divergences is not None:
         diagnostics["divergences"] = found.divergences
-        shortfalls = divergence_shortfalls(found.divergences, total)
+        shortfalls = divergence_shortfalls(found.divergences, total, "raise target_accept_prob of the kernel")
     if matched.chains:
         values = chain_values(model, matched, rows)
         function = summary(values, 0.0)
@@ -104,7 +104,9 @@ def check_predictions(
     terms, average = proper_terms(posterior, prediction, test), average_terms(prediction, test.y)
     shortfalls = (
         *checked.shortfalls,
-        *prediction_shortfalls(terms, average, test.y, rows.known.y, calibrated.calibration, baseline.part),
+        *prediction_shortfalls(
+            terms, average, test.y, rows.known.y, calibrated.calibration, baseline.part, imported=True
+        ),
         *metric_shortfalls(metrics.metrics),
         *far_rows.shortfalls,
     )

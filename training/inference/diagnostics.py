@@ -236,13 +236,15 @@ def convergence_shortfalls(function: Convergence) -> tuple[Shortfall, ...]:
     return tuple(shortfalls)
 
 
-def divergence_shortfalls(divergences: int, transitions: int) -> tuple[Shortfall, ...]:
-    """Returns a shortfall if too many transitions diverged."""
+def divergence_shortfalls(
+    divergences: int, transitions: int, fix: str = "raise target_acceptance or lower step_size"
+) -> tuple[Shortfall, ...]:
+    """Returns a shortfall if too many transitions diverged; `fix` names the settings of the sampler."""
     if divergences <= DIVERGENT_SHARE * transitions:
         return ()
     text = (
         f"{divergences} of {transitions} transitions diverged, more than {DIVERGENT_SHARE:.1%}: "
-        "parts of the posterior may be missing; raise target_acceptance or lower step_size"
+        f"parts of the posterior may be missing; {fix}"
     )
     return (Shortfall("divergences", text),)
 

@@ -179,6 +179,34 @@ def test_principal_directions_are_those_of_the_dense_covariance(rows, width, cou
         np.testing.assert_allclose(vectors[:, :place] @ vectors[:, :place].T, expected @ expected.T, atol=1e-7)
 
 
+def test_the_residual_space_of_wide_features_is_sampled(monkeypatch):
+    """A bounded number of orthonormal directions across all rows; lengths are those of the whole space, but for one factor."""
+    monkeypatch.setattr(fitting, "WIDE", 1_000)
+    rng = np.random.default_rng(0)
+    width, rows = 1_100, 30
+    centred = rng.normal(size=(rows, width))
+    residual = fitting.residual_directions(centred)
+    assert residual.shape == (width, fitting.RESIDUAL)
+    np.testing.assert_allclose(residual.T @ residual, np.eye(fitting.RESIDUAL), atol=1e-10)
+    np.testing.assert_allclose(centred @ residual, 0, atol=1e-8)
+    # The part of new rows outside the span of the rows, by least squares. Squared ratios have mean 1 and variance 2/k.
+    new = rng.normal(size=(40, width)) * rng.uniform(0.1, 10, (40, 1))
+    outside = new - np.linalg.lstsq(centred.T, new.T, rcond=None)[0].T @ centred
+    share = fitting.RESIDUAL / (width - rows)
+    ratio = ((new @ residual) ** 2).sum(axis=1) / (share * (outside**2).sum(axis=1))
+    assert np.abs(ratio - 1).max() < 6 * np.sqrt(2 / fitting.RESIDUAL)
+    assert abs(ratio.mean() - 1) < 6 * np.sqrt(2 / fitting.RESIDUAL / 40)
+
+
+def test_the_residual_space_of_other_features_is_whole():
+    """Half of the width, of the least variance."""
+    centred = np.random.default_rng(1).normal(size=(50, 7)) * np.arange(1, 8)
+    vectors = np.linalg.eigh(centred.T @ centred)[1]
+    np.testing.assert_allclose(
+        np.abs(vectors[:, :3].T @ fitting.residual_directions(centred)), np.eye(3)[::-1], atol=1e-9
+    )
+
+
 def test_wide_rows_need_no_square_matrix_of_their_width(monkeypatch):
     """40 rows of 3,000 columns: no eigendecomposition is larger than the number of rows."""
     eigh, sizes = np.linalg.eigh, []

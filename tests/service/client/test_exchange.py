@@ -312,6 +312,39 @@ def test_a_model_without_names_and_a_key_that_may_not_read():
         Run([refused(401, HTTPError(401, "no", code="unknown_key"))])(predict(rows=RECORDS))
 
 
+def of_classes(send: Send, digest: str = "d") -> Reply:
+    """A response with a probability for each of two classes."""
+    body = orjson.loads(answered(send, digest).body)
+    body["predictions"] = [{"label": "a", "probabilities": [0.75, 0.25]} for _ in body["predictions"]]
+    return Reply(200, {}, orjson.dumps(body))
+
+
+def test_the_classes_are_asked_for_once_for_each_version():
+    """Only if a response has a number for each class; not at all if the columns were asked for."""
+    session = Session(60, 5)
+    run = Run([of_classes, described(class_names=["a", "b"]), of_classes, answered])
+    assert [run(predict(session)).class_names for _ in range(3)] == [("a", "b"), ("a", "b"), ()]
+    assert [send.path for send in run.sent] == ["/predict", "/models/m:1", "/predict", "/predict"]
+    run = Run([lambda send: of_classes(send, "e"), described(class_names=["a", "c"], digest="e")])
+    assert run(predict(session)).class_names == ("a", "c")
+    run = Run([described(class_names=["a", "b"]), of_classes])
+    assert run(predict(rows=RECORDS[:2])).class_names == ("a", "b")
+    assert [send.path for send in run.sent] == ["/models/m", "/predict"]
+
+
+def test_predictions_are_not_lost_if_the_classes_are_not_told():
+    """A key without the scope `read` is not tried again; after another failure the next call asks again."""
+    session = Session(60, 5)
+    run = Run([of_classes, refused(403, HTTPError(403, "no", code="missing_scope")), of_classes])
+    found = [run(predict(session)) for _ in range(2)]
+    assert [(len(one), one.class_names) for one in found] == [(2, ()), (2, ())]
+    assert list(found[0].to_pandas()) == ["label", "probabilities.0", "probabilities.1"]
+    assert len(run.sent) == 3
+    run = Run([of_classes, refused(503), of_classes, described(class_names=["a", "b"])])
+    session = Session(60, 5)
+    assert [run(predict(session)).class_names for _ in range(2)] == [(), ("a", "b")]
+
+
 def test_the_only_model_is_found_by_itself():
     """As the server does it for a request that names none."""
 

@@ -157,7 +157,13 @@ def test_a_model_without_names_gets_numbers():
     [
         (
             {"age": 3},
-            "rows: expected a list of rows or of records, an array, or a table, found one record; put it in a list",
+            "rows: expected a list of rows or of records, an array, or a table, found one record; put it in a list: [record]",
+        ),
+        ({"records": [{"age": 3}]}, "found the body of a request; pass its rows alone: rows['records']"),
+        ({"age": [3, 4], "job": ["a", "b"]}, "found a dict of columns; make a table of it: pandas.DataFrame(rows)"),
+        (
+            pd.Series({"age": 3, "job": "nurse"}),
+            "rows: expected rows: a table, an array or a list, found a Series; for one row of a DataFrame use frame.iloc[[0]]",
         ),
         (5, "rows: expected a list of rows or of records, an array, or a table, found a value of type int"),
         (iter([[1]]), "found a value of type list_iterator"),

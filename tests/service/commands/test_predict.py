@@ -13,6 +13,7 @@ from abstain.models.decisions.decision import COMBINED, NOVELTY, Decision
 from abstain.models.errors import InputError
 from abstain.service.commands import predict_file
 from abstain.service.commands.predict_file import PredictedFile, describe_discoveries
+from abstain.service.commands.rejected_rows import RejectedRows, count_rejected
 from tests.helpers.prediction_files import read_predictions
 
 STRANGE = 60
@@ -46,7 +47,8 @@ def test_a_field_is_added_and_the_others_are_unchanged(run, store, tmp_path, dat
     assert flagged == plain
     assert {type(value) for value in flags} == {bool}
     assert flags == expected_flags(flagged["scores.mutual_information.p_value"], RATE)
-    assert err == f"fdr {RATE}: {sum(flags)} of 200 rows are unlike the calibration rows"
+    rejected = f"rejected: {sum(plain['reject'])} of 200 rows"
+    assert err == f"{rejected} fdr {RATE}: {sum(flags)} of 200 rows are unlike the calibration rows"
     assert 0 <= np.mean(flags[:-STRANGE]) < np.mean(flags[-STRANGE:])
 
 
@@ -66,7 +68,9 @@ def test_the_novelty_of_a_row_is_what_counts(store, tmp_path, data, decision, am
     written = predict_file.predict_file(bundle, data, out, fdr=RATE)
     found = read_predictions(out)
     assert found["fdr_reject"] == expected_flags(found[f"scores.{name}.p_value"], RATE)
-    assert written == PredictedFile(200, sum(found["fdr_reject"]))
+    parts = [sum(found[part]) if ambiguity else None for part in ("novel", "ambiguous")]
+    rejected = RejectedRows(sum(found["reject"]), 200, *parts, 0)
+    assert written == PredictedFile(200, sum(found["fdr_reject"]), rejected)
     assert written.discoveries > 0
 
 
@@ -87,8 +91,26 @@ def test_a_regression_and_one_row(run, store, tmp_path):
         code, printed, err = run("predict", "wave", *arguments)
         assert code == 0, err
         assert json.loads(printed) == {"model": "wave", "version": 1, "rows": 1, "out": str(out)}
-        assert err == f"fdr 0.05: {line} the calibration rows"
+        rejected = f"rejected: {int(number > 0)} of 1 rows"
+        assert err == f"{rejected} fdr 0.05: {line} the calibration rows"
         assert read_predictions(out)["fdr_reject"] == [number > 0]
+
+
+def test_the_rejected_rows_are_counted_by_part():
+    """A row may count in several parts; the line names a part only where there is one."""
+    reasons = [
+        ["town: 'Rom' was not in training"],
+        ["std above its 99th percentile"],
+        [],
+        ["town: a category that was not in training"],
+    ]
+    one = {"reject": [True, True, False, True], "reasons": reasons}
+    assert str(count_rejected(one)) == "rejected: 3 of 4 rows (2 with an unseen category)"
+    two = {**one, "novel": [True, False, False, True], "ambiguous": [True, True, False, False]}
+    assert str(count_rejected(two)) == "rejected: 3 of 4 rows (2 novel, 2 ambiguous, 2 with an unseen category)"
+    none = {"reject": [False], "reasons": [[]], "novel": [False], "ambiguous": [False]}
+    assert str(count_rejected(none)) == "rejected: 0 of 1 rows"
+    assert str(count_rejected({"reject": [True], "reasons": [reasons[1]]})) == "rejected: 1 of 1 rows"
 
 
 def test_too_few_calibration_rows_are_said(run, store, tmp_path, data):
@@ -96,9 +118,10 @@ def test_too_few_calibration_rows_are_said(run, store, tmp_path, data):
     out = tmp_path / "out.npz"
     code, _, err = run("predict", "digits", "--data", data, "--out", out, "--fdr", "0.001", "--store", store)
     assert code == 0
-    assert err == (
-        "fdr 0.001: 0 of 200 rows are unlike the calibration rows; none can be flagged: expected at least 999 "
-        "calibration rows, found 500; choose a larger --fdr, or calibrate with more rows"
+    assert err.partition(" fdr ")[1:] == (
+        " fdr ",
+        "0.001: 0 of 200 rows are unlike the calibration rows; none can be flagged: expected at least 999 "
+        "calibration rows, found 500; choose a larger --fdr, or calibrate with more rows",
     )
     assert not any(read_predictions(out)["fdr_reject"])
 
@@ -106,7 +129,9 @@ def test_too_few_calibration_rows_are_said(run, store, tmp_path, data):
 @pytest.mark.parametrize(("n", "said"), [(18, True), (19, False)])
 def test_the_least_calibration_part_is_not_too_small(n, said):
     """1/(n + 1) ≤ 0.05 from 19 rows."""
-    assert ("expected at least 19" in describe_discoveries(PredictedFile(5, 0), 0.05, n)) == said
+    assert (
+        "expected at least 19" in describe_discoveries(PredictedFile(5, 0, RejectedRows(0, 5, None, None, 0)), 0.05, n)
+    ) == said
 
 
 def test_a_calibration_per_class_is_refused(run, store, tmp_path, data, monkeypatch):

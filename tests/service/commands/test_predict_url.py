@@ -1,6 +1,7 @@
 """`abstain predict --url`: a server's predictions for the rows of a file are those of the command without a server."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,9 @@ def test_the_file_is_that_of_the_command_without_a_server(run, store, server, fi
     for (option, out), where in zip(paths.items(), (store, server.url), strict=True):
         options = ["--out", out, f"--{option}", where, "--percentile", 95]
         code, printed, err = run("predict", model, "--data", files / data, *options)
-        assert (code, err) == (0, ""), err
+        assert code == 0, err
+        found = read_predictions(out)["reject"]
+        assert err == f"rejected: {sum(found)} of {len(found)} rows"
         assert (
             printed
             == f"{model.partition('@')[0].partition(':')[0]}:1 predicted {len(read_predictions(out)['reject'])} rows into {out}\n"
@@ -79,6 +82,16 @@ def test_a_wrong_option_is_refused_and_nothing_is_written(run, server, files, tm
     found, _, err = run("predict", "wave", "--data", files / "wave.csv", "--out", out, *options)
     assert (found, text in err) == (code, True), err
     assert not out.exists()
+
+
+def test_the_rejected_rows_are_counted_whatever_is_written(run, server, files, tmp_path):
+    """The fields that are counted are asked for, and not written."""
+    out = tmp_path / "out.csv"
+    options = ["--out", out, "--url", server.url, "--fields", "mean"]
+    code, _, err = run("predict", "wave", "--data", files / "wave.csv", *options)
+    assert code == 0, err
+    assert re.fullmatch(r"rejected: \d+ of 40 rows", err)
+    assert [*read_predictions(out)] == ["mean"]
 
 
 def test_the_key_is_read_from_the_environment(run, server, files, tmp_path, monkeypatch):

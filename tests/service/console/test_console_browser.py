@@ -280,9 +280,76 @@ def test_a_gap_is_kept_and_named(opened):
     row.fill("30,")
     expect(page.get_by_label("city", exact=True)).to_have_value("")
     row.fill("30, Bern, 3")
-    expect(page.get_by_role("alert")).to_have_text("expected 2 values, found 3")
+    hint = "paste the header above the row if the row has other columns, too"
+    expect(page.get_by_role("alert")).to_have_text(f"expected 2 values, found 3; {hint}")
     row.fill("thirty, Bern")
     expect(page.get_by_role("alert")).to_have_text("age: expected a number, found thirty")
+
+
+def test_a_pasted_text_that_is_no_row_shows_no_verdict(opened):
+    """Neither the last one's; a change of the form, or an empty box, is the form's row again."""
+    page = opened("try/table:1")
+    word, alert = page.locator("#verdict .word"), page.get_by_role("alert")
+    page.get_by_text("Paste a row").click()
+    row = page.get_by_label("2 values")
+    row.fill("30, Bern")
+    expect(word).to_contain_text("accepted")
+    row.fill("30, Bern, 3")
+    expect(word).to_have_text("No prediction yet")
+    expect(page.locator("#verdict .why")).to_contain_text("The pasted row cannot be read: expected 2 values, found 3")
+    expect(page.locator("#details")).not_to_contain_text("high")
+    page.get_by_role("button", name="Copy as curl").click()
+    expect(page.locator("#copied")).to_contain_text("The pasted row cannot be read")
+    page.get_by_label("age", exact=True).fill("31")
+    expect(word).to_contain_text("accepted")
+    expect(alert).to_be_hidden()
+    row.fill("x")
+    expect(word).to_have_text("No prediction yet")
+    row.fill("")
+    expect(word).to_contain_text("accepted")
+    expect(alert).to_be_hidden()
+
+
+def test_a_line_of_a_file_is_pasted_with_its_header(opened):
+    """The columns are found by name, in any order; others and the target are left out, and said."""
+    page = opened("try/table:1")
+    word, alert, told = page.locator("#verdict .word"), page.get_by_role("alert"), page.locator("#pasted-told")
+    expect(word).to_contain_text("accepted")
+    page.get_by_text("Paste a row").click()
+    row = page.get_by_label("2 values")
+    with page.expect_request("**/predict") as sent:
+        row.fill('id,city,risk,age\n7,"Zug",high,33\n')
+    assert json.loads(sent.value.post_data)["records"] == [{"age": 33, "city": "Zug"}]
+    expect(told).to_have_text("left out: id, risk (what the model predicts)")
+    expect(page.get_by_label("age", exact=True)).to_have_value("33")
+    row.fill("city;age\nBern;41\nZug;42")
+    expect(page.get_by_label("age", exact=True)).to_have_value("41")
+    expect(told).to_have_text("the first of 2 rows")
+    row.fill("30\nBern")
+    expect(page.get_by_label("age", exact=True)).to_have_value("30")
+    expect(told).to_have_text("")
+    for text, error in {
+        "id,age\n7,33": "columns are missing in the header: city",
+        "id,age,city\n7,33": "expected 3 values as in the header, found 2",
+        "age,city,age\n1,Zug,2": "expected one column age, found two",
+        "age,city\nold,Zug": "age: expected a number, found old",
+    }.items():
+        row.fill(text)
+        expect(alert).to_have_text(error)
+        expect(word).to_have_text("No prediction yet")
+
+
+def test_a_pasted_category_has_the_text_of_the_model(opened):
+    """As the server reads it: True and FALSE of other programs, 2.0 of a column with gaps; a category of that text comes first."""
+    found = opened("try/table:1").evaluate(
+        """async () => {
+          const { rowOf } = await import("/console/pasted.js");
+          const of = (name, categories) => ({ name, kind: "category", categories });
+          const features = [of("a", ["false", "true"]), of("b", ["1", "2"]), of("c", ["True", "x"])];
+          return ["a,b,c\\nFALSE,2.0,True", "True;1;y"].map((text) => rowOf(text, { features, target_name: "t" }).values);
+        }"""
+    )
+    assert found == [["false", "2", "True"], ["true", "1", "y"]]
 
 
 def test_another_category_is_rejected(opened):
@@ -619,7 +686,8 @@ abstain_drift_ks{model="digits",version="1",score="entropy"} 0.22
     rows = page.locator("#drift tbody tr")
     expect(rows).to_have_count(2)
     expect(rows.nth(0)).to_contain_text("entropy7.250.3100.220since")
-    expect(rows.nth(1)).to_contain_text("std−0.500too few rowstoo few rowsnone")
+    expect(rows.nth(1)).to_contain_text("std−0.500––none")
+    expect(page.locator("#drift")).to_contain_text("– means too few rows: PSI and KS need 300")
     expect(page.locator("#drift")).to_contain_text("Alarm at 4.60.")
     expect(page.locator("#chart-drift canvas")).to_have_count(1)
 

@@ -197,7 +197,7 @@ def test_the_note_of_a_split_says_how_many_groups_calibrate(tmp_path):
     days = [f"2024-01-{1 + row // 10:02}" for row in range(200)]
     source = read(as_table(tmp_path, when=days), time="when")
     notes = split(source, DataConfig(target="t", time="when"), 0).notes
-    assert "calibrated on rows from 2024-01-13T00:00:00" in notes[0]
+    assert "calibrated on rows from 2024-01-13 to 2024-0" in notes[0]
 
 
 # ---- hints -----------------------------------------------------------------------------------------------------------

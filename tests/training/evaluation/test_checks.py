@@ -245,6 +245,20 @@ def test_a_model_that_predicts_worse_than_the_frequencies_is_to_be_trained_other
     assert message.endswith("; lower kl_weight or the prior's scale, or train longer")
 
 
+def test_the_advice_for_an_import_names_no_setting_of_a_fit():
+    """Which its config cannot have: what may differ is how the network is fed; or there are too few rows."""
+    (_, y), (_, train) = rare_event(2000, 0), rare_event(6000, 1)
+
+    def advice(rows: int, probability: float) -> str:
+        terms = class_terms(np.full(rows, probability), y[:rows])
+        (shortfall,) = learning_shortfalls(terms, terms, y[:rows], train, "calibration", imported=True)
+        return shortfall.text.rpartition("; ")[2]
+
+    expected = "check that the order of the columns and of the classes, the scaling and the activation are those of the training"
+    assert advice(2000, 0.5) == expected
+    assert advice(60, y[:60].mean()).endswith("to show what it has learned: use more test rows")
+
+
 # ---- draws and their mode --------------------------------------------------------------------------------------------
 
 

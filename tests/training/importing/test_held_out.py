@@ -120,7 +120,8 @@ def test_training_rows_must_be_others(tmp_path):
         ({"data": {"categorical": ["colour"]}}, "data.categorical: expected none for an import"),
         (
             {"likelihood": "normal"},
-            "posterior.noise: expected the array with the draws of the noise's standard deviation",
+            "posterior.noise: expected the standard deviation of the noise, which the likelihood normal has: the name of the "
+            "array with its draws, or one number, found no noise; pass it by name or as a number (--noise sigma, --noise 0.3)",
         ),
         (
             {"posterior": {"noise": "sigma"}},

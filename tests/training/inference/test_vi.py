@@ -73,7 +73,7 @@ def test_reports_are_at_even_steps_and_progress_gets_each(stood):
     assert [place for place, _ in steps] == [(2, 6), (4, 6), (6, 6)]
     assert {facts["passage"] for _, facts in steps} == {"vi"}
     assert [facts["train_accuracy"] for _, facts in steps] == [report["train_accuracy"] for report in reports]
-    assert after == [((0, 1), {"passage": "k-hat"}), ((1, 1), {"passage": "k-hat"})]
+    assert after == [((0, 1), {"passage": "diagnostics"}), ((1, 1), {"passage": "diagnostics"})]
     assert fitted.posterior.size == 4
 
 

@@ -33,7 +33,7 @@ def fit(key: PRNGKeyArray, problem: Problem, settings: VIConfig, draws: int, jou
     locs = find_starts(key_start, problem, settings, settings.starts, journal)
     guides, descent = fit_guides(key_fit, problem, locs, settings, journal)
     zs = sample_guides(key_draws, guides, draws)
-    with stage(journal.progress, "k-hat"):
+    with stage(journal.progress, "diagnostics"):
         shape = k_hat(key_k, problem, guides, settings)
     diagnostics = VIDiagnostics(descent, settings.starts, shape if shape is not None and np.isfinite(shape) else None)
     posterior = Posterior(problem.bnn.model, problem.bnn.draws(np.asarray(zs)))
