@@ -18,6 +18,7 @@ import pyarrow.parquet as arrow_parquet
 
 from abstain.models.errors import DataError
 from abstain.models.files.ipc_claims import claimed_bytes
+from abstain.models.files.reading import FileDialect
 from abstain.models.files.room import check_room
 from abstain.models.tables.encoding import ArrowTable, check_column_names
 
@@ -35,10 +36,11 @@ _MAGIC = b"ARROW1"
 
 
 class TableFile(NamedTuple):
-    """The table of a file, and notes on what its reader detected."""
+    """The table of a file, notes on what its reader detected, and for a text table how it is written."""
 
     table: ArrowTable
     notes: tuple[str, ...] = ()
+    dialect: FileDialect | None = None
 
 
 def read_parquet(path: Path) -> TableFile:

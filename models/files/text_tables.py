@@ -18,8 +18,8 @@ import pyarrow.csv as arrow_csv
 
 from abstain.models.errors import DataError, clip_repr
 from abstain.models.files.arrow_tables import COLUMN_BYTES, TableFile, join_batches
-from abstain.models.files.decimal_marks import check_points, commas_to_points
-from abstain.models.files.reading import Reading
+from abstain.models.files.decimal_marks import check_points, commas_to_points, shows_points
+from abstain.models.files.reading import FileDialect, Reading
 from abstain.models.files.room import check_room
 from abstain.models.files.text_dialect import SAMPLE_BYTES, Dialect, find_dialect, find_encoding
 from abstain.models.files.text_quotes import QuoteCheck
@@ -177,11 +177,23 @@ def read_text_table(open_file: Opener, where: str, reading: Reading, *, packed: 
         stream.quotes.finish()
         spaced = stream.has_spaced_quotes
     table, notes = _without_spaces(table, where, quotes=spaced)
-    if dialect.decimal == ",":
-        table = commas_to_points(with_gaps(table, reading.na_values), where)
-    elif dialect.delimiter != "," and reading.decimal is None:
-        check_points(with_gaps(table, reading.na_values), where)
-    return TableFile(table, (*dialect.notes, *notes))
+    decimal, table = _with_points(table, dialect, reading, where)
+    found = FileDialect.model_validate({"delimiter": dialect.delimiter, "decimal": decimal})
+    return TableFile(table, (*dialect.notes, *notes), found)
+
+
+def _with_points(table: ArrowTable, dialect: Dialect, reading: Reading, where: str) -> tuple[str | None, ArrowTable]:
+    """Returns the decimal mark, None if the file does not show it, and the table with decimal points."""
+    decimal, kinds = dialect.decimal, reading.kinds
+    if dialect.delimiter == "," and decimal == ".":
+        return decimal, table
+    table = with_gaps(table, reading.na_values)
+    points = dialect.decimal_from != "key" and shows_points(table, kinds)
+    if decimal == "," and not (dialect.decimal_from == "training file" and points):
+        return decimal, commas_to_points(table, kinds, where)
+    if dialect.decimal_from == "file" or decimal == ",":
+        check_points(table, kinds, where)
+    return "." if points or dialect.decimal_from == "key" else None, table
 
 
 def _own_names(text: str, dialect: Dialect, reading: Reading, where: str) -> tuple[str, ...]:
