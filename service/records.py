@@ -25,8 +25,6 @@ from abstain.models.tables.values import UnreadableValue, date_seconds, value_te
 from abstain.service.json_objects import describe_value
 from abstain.service.rows import NAMES_LENGTH, dtype_of, refuse_many_rows
 
-_EXACT = 2**63
-"""orjson parses larger integers as floats."""
 _MOST_SUGGESTED = 1_000
 """Of how many names the nearest is looked for, and for how long a text at most: the search takes time for each."""
 _LONGEST_SUGGESTED = 100
@@ -221,8 +219,8 @@ def _check_values(row: Any, where: str, plan: RowPlan, picks: Picks, places: Seq
 def _encode_category(value: Any, column: Column, codes: dict[str, float], where: str) -> float:
     if not isinstance(value, str | bool | int | float) or value != value:  # noqa: PLR0124 - NaN
         _refuse(where, f"a category as text ({_joined(column.categories)}), or null for a missing value", value)
-    if not isinstance(value, str) and abs(value) >= _EXACT:
-        _refuse(where, "a category as text, because numbers of this size lose digits", value)
+    if isinstance(value, float) and math.isinf(value):
+        _refuse(where, "a category as text, or a finite number", value)
     try:
         code = category_code(codes, value)
     except UnreadableValue as error:

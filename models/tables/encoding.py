@@ -198,7 +198,19 @@ def category_code(codes: Mapping[str, float], value: Any) -> float:
     if text not in codes and isinstance(value, NUMPY_FLOATS):
         # Earlier versions wrote a float32 category with the digits of float64.
         text = value_text(cast("Any", value).item()) or text
+    if text not in codes and isinstance(value, float):
+        text = _float32_text(value) or text
     return codes.get(text, UNSEEN)
+
+
+def _float32_text(value: float) -> str | None:
+    """Returns the text of a float32 that became a float64 on its way, as in JSON: `0.1`, not `0.10000000149011612`.
+
+    None for numbers that no float32 is equal to.
+    """
+    with np.errstate(over="ignore"):
+        narrow = np.float32(value)
+    return value_text(narrow) if float(narrow) == value else None
 
 
 def numeric_column(values: ArrowColumn, name: str, where: str, fix: str | None = None) -> Float[np.ndarray, " rows"]:

@@ -10,10 +10,10 @@ import pytest
 from pyarrow import feather, ipc, parquet
 
 from abstain.models.errors import BundleError, DataError
-from abstain.models.files.arrow_tables import _view_lengths
 from abstain.models.files.reading import FileDialect, Reading, reading_of
 from abstain.models.files.room import DATA_BYTES
 from abstain.models.files.row_files import read_table, read_table_bytes, read_table_file
+from abstain.models.tables.arrow_types import text_lengths
 from benchmarks.mutated_files import good_files, judge, mutate
 
 CELLS = [["a", "c"], ["1.5", "grün"], ["-2", "b, c"], ["", "x"]]
@@ -306,5 +306,5 @@ def test_views_of_text_are_counted_as_they_will_be_decoded(tmp_path):
     with ipc.new_stream(sink, pa.schema([("a", views.type)])) as writer:
         writer.write_table(pa.table({"a": views.slice(1)}))
     assert read_table(written(tmp_path, "t.arrow", sink.getvalue())).num_rows == 3
-    assert _view_lengths(views).tolist() == lengths
-    assert _view_lengths(views.slice(1)).tolist() == lengths[1:]
+    assert text_lengths(views).to_pylist() == lengths
+    assert text_lengths(views.slice(1)).to_pylist() == lengths[1:]
