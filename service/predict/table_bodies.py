@@ -20,6 +20,7 @@ from abstain.models.errors import DataError, InputError, clip_repr, convert, dro
 from abstain.models.files.model_rows import find_unseen_texts, reshape_rows, rows_of_table
 from abstain.models.files.reading import PLAIN, Reading
 from abstain.models.files.row_files import read_table_bytes
+from abstain.models.files.text_tables import first_line
 from abstain.models.prediction.posterior import Model
 from abstain.models.tables.arrow_types import text_lengths, unpacked, unpacked_type, value_type
 from abstain.models.tables.encoding import ArrowTable, check_column_names
@@ -145,7 +146,7 @@ def read_csv(body: bytes, reading: Reading, max_rows: int, most_columns: int) ->
         DataError: as `read_table_bytes`.
     """
     # Each separator of the header is a column, which takes kilobytes.
-    columns = 1 + max(body.partition(b"\n")[0].count(separator) for separator in (b",", b";", b"\t", b"|"))
+    columns = 1 + max(first_line(body).count(separator) for separator in (b",", b";", b"\t", b"|"))
     if columns > most_columns:
         raise InputError("columns", where=_WHERE, expected=f"at most {most_columns:,}", found=f"{columns:,}")
     table = read_table_bytes(body, ".csv", _WHERE, reading.model_copy(update={"encoding": "utf-8"})).table

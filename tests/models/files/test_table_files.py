@@ -14,6 +14,7 @@ from abstain.models.files.reading import FileDialect, Reading, reading_of
 from abstain.models.files.room import DATA_BYTES
 from abstain.models.files.row_files import read_table, read_table_bytes, read_table_file
 from abstain.models.tables.arrow_types import text_lengths
+from abstain.service.predict.table_bodies import read_csv
 from benchmarks.mutated_files import good_files, judge, mutate
 
 CELLS = [["a", "c"], ["1.5", "grün"], ["-2", "b, c"], ["", "x"]]
@@ -233,6 +234,35 @@ def test_decimal_commas_are_read_by_the_kinds_that_are_known(content, kinds, exp
     """A category keeps its text, and says nothing about the decimal mark; a number is one among text."""
     found = read_table_bytes(content.encode(), ".csv", "body", Reading(kinds=kinds))
     assert cells(found.table)[1:] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('a,c\n1,5" pipe\n# note\n2,x\n', [["1", '5" pipe'], ["2", "x"]]),
+        ('a,c\n1,"two\n# lines"\n# note, "x\n2,x\n', [["1", "two\n# lines"], ["2", "x"]]),
+        ('a,c\n1,"a ""b"" c"\n# note\n2,"x, ""y\n# z"\n', [["1", 'a "b" c'], ["2", 'x, "y\n# z']]),
+        ('a;c\n1;5,"\n# note\n2;x\n', [["1", '5,"'], ["2", "x"]]),
+        ("# note\ra,c\r1,x\r# more\r2,y\r", [["1", "x"], ["2", "y"]]),
+        ("# note\r\na,c\r\n1,x\r\n# more\r\n2,y", [["1", "x"], ["2", "y"]]),
+    ],
+)
+def test_a_comment_is_a_line_that_begins_with_its_mark_outside_quoted_cells(tmp_path, content, expected):
+    """After a quote inside a cell, and with each kind of line end; read whole and in pieces of any size."""
+    reading = Reading(comment="#")
+    for found in (
+        read_table_bytes(content.encode(), ".csv", "body", reading),
+        read_table_file(written(tmp_path, "t.csv.gz", gzip.compress(content.encode())), reading),
+    ):
+        assert cells(found.table)[1:] == expected
+
+
+def test_the_columns_of_a_file_with_returns_are_those_of_its_first_line(monkeypatch):
+    """Not the commas of all its lines."""
+    monkeypatch.setenv(DATA_BYTES, "1000000")
+    content = b"a,b\r" + b"1,2\r" * 1000
+    assert read_table_bytes(content, ".csv", "body").table.num_rows == 1000
+    assert read_csv(content, Reading(), 2000, 10).num_rows == 1000
 
 
 def test_a_mark_after_the_examined_lines_is_evidence():
