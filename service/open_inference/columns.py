@@ -29,7 +29,7 @@ from abstain.service.open_inference.datatypes import (
     refuse_other_numbers,
 )
 from abstain.service.open_inference.outputs import Output
-from abstain.service.records import check_names, encode_value, in_model_shape
+from abstain.service.records import all_faults, check_names, encode_value, in_model_shape
 
 _TEXT, _FLAG = "BYTES", "BOOL"
 _JSON_TEXT = "pd_json"
@@ -99,11 +99,12 @@ def rows_of_columns(
     heads = _heads_by_name(tensors, plan)
     rows = 0
     encoded = dict[str, np.ndarray]()
-    for name, head in heads.items():
-        where = f"{INPUT}.{name}"
-        rows = _check_shape(head, where, rows, max_rows)
-        values, tail = _values(head, where, rows, tail)
-        encoded[name] = _encode(values, plan.positions[name], plan)
+    with all_faults(INPUT) as attempt:
+        for name, head in heads.items():
+            where = f"{INPUT}.{name}"
+            rows = _check_shape(head, where, rows, max_rows)
+            values, tail = _values(head, where, rows, tail)
+            encoded[name] = attempt(name, _encode, values, plan.positions[name], plan)
     if tail:
         raise InputError("binary data", where=INPUT, expected="binary_data_size bytes", found=f"{len(tail)} bytes more")
     return in_model_shape(np.column_stack([encoded[name] for name in plan.positions]), model)
