@@ -14,8 +14,15 @@ MAX_OBJECTS = 1_000
 seventy in memory."""
 MAX_LISTS = 1_000_000
 """The limit for one body. An empty list of three bytes takes seventy in memory; a row of an image may be sent flat."""
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_LONG_NUMBER = b"0" * 19
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _BINARY = f"if binary data follows the JSON, give the length of the JSON in the header {HEADER_LENGTH}"
+
+
+def has_long_number(text: bytes) -> bool:
+    """Whether a text may have an integer that 64 bits cannot hold; such a number has 19 digits or more."""
+    return _LONG_NUMBER in text.translate(_DIGITS)
 
 
 def parse_object(text: bytes, keys: tuple[str, ...], max_objects: int = MAX_OBJECTS) -> tuple[dict[str, Any], bool]:
@@ -34,7 +41,8 @@ def parse_object(text: bytes, keys: tuple[str, ...], max_objects: int = MAX_OBJE
     except orjson.JSONDecodeError as error:
         content, failure = None, error
     plain = failure is None and _is_plain(content, text)
-    if not plain:
+    # Of integers beyond 64 bits orjson makes floats, which could be within the limits of their datatype.
+    if not plain or (b"INT64" in text and has_long_number(text)):
         content = None  # Frees the first copy before the second is made.
         content = parse_slowly(text, failure, fix=_BINARY)
     return check_object(content, "body", keys), plain

@@ -89,7 +89,7 @@ def unseen_texts_of(inputs: object, model: Model, rows: Float[np.ndarray, "rows 
     """
     if _are_records(inputs):
         records = cast("Sequence[Any]", inputs)
-        return unseen_texts(rows, model, lambda row, name: _json_value(records[row][name]))
+        return unseen_texts(rows, model, lambda row, name: _json_value(records[row][name], True))
     if not (count_unseen(model.preprocessing.columns, rows) and isinstance(inputs, Table) and _is_frame(inputs)):
         return NO_TEXTS
     return find_unseen_texts(_arrow_table(inputs, type(inputs).__name__), model, rows)
@@ -161,8 +161,9 @@ def _are_records(inputs: object) -> bool:
 
 def _rows_of_records(inputs: Sequence[Any], model: Model) -> Float[np.ndarray, "rows ..."]:
     """Checks records as those of a request; in Python, NaN is a missing value, and a date may be a date or datetime."""
+    categories = {column.name for column in model.preprocessing.columns if column.categories}
     records = [
-        {key: _json_value(value) for key, value in cast("Mapping[str, Any]", record).items()}
+        {key: _json_value(value, key in categories) for key, value in cast("Mapping[str, Any]", record).items()}
         if isinstance(record, Mapping)
         else record
         for record in inputs
@@ -170,8 +171,11 @@ def _rows_of_records(inputs: Sequence[Any], model: Model) -> Float[np.ndarray, "
     return rows_of_records(records, False, model, max_rows=len(records))
 
 
-def _json_value(value: Any) -> Any:
-    """Converts a value of Python, numpy or pandas to the JSON value that means the same; returns other values unchanged."""
+def _json_value(value: Any, is_category: bool) -> Any:
+    """Converts a value of Python, numpy or pandas to the JSON value that means the same; returns other values unchanged.
+
+    A category keeps its text: the float32 0.1 is `0.1`, and a number has all of its digits. A number keeps its value.
+    """
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, (date, _NUMPY_DATE)):
@@ -184,12 +188,11 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, float):  # also numpy's float64
         return None if math.isnan(value) else float(value)
     if isinstance(value, NUMPY_FLOATS):
-        # The shortest decimal, because the float32 0.1 names the category `0.1`.
-        return None if math.isnan(value) else float(str(value))
+        return None if math.isnan(value) else float(str(value) if is_category else value)
     if isinstance(value, _NUMPY):
         return value.item()
     if isinstance(value, Decimal):
-        return None if value.is_nan() else float(value)
+        return None if value.is_nan() else str(value) if is_category else float(value)
     pandas: Any = sys.modules.get("pandas")
     return None if pandas is not None and value is pandas.NA else value
 
@@ -217,13 +220,27 @@ def _arrow_table(frame: Table, where: str) -> ArrowTable:
     try:
         if is_pandas(frame):
             check_pandas_names(frame, where)
-            return pa.Table.from_pandas(frame, preserve_index=False)
+            return _of_pandas(frame)
         table = pa.table(frame)
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         found = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError("cannot be read", where=where, expected="columns of numbers or text", found=found) from error
     check_column_names(table.schema, where)
     return table
+
+
+def _of_pandas(frame: Any) -> ArrowTable:
+    """Converts a DataFrame of pandas; integers beyond 64 bits, which no type of Arrow's integers holds, become text."""
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except OverflowError:
+        objects = frame.select_dtypes("object")
+        texts = {name: objects[name].map(_as_text) for name in objects}
+        return pa.Table.from_pandas(frame.assign(**texts), preserve_index=False)
+
+
+def _as_text(cell: object) -> object:
+    return str(cell) if type(cell) is int else cell
 
 
 def is_pandas(frame: object) -> bool:

@@ -8,7 +8,8 @@ an error or could hide one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -25,11 +26,67 @@ from abstain.models.tables.values import UnreadableValue, date_seconds, value_te
 from abstain.service.json_objects import describe_value
 from abstain.service.rows import NAMES_LENGTH, dtype_of, refuse_many_rows
 
-_EXACT = 2**63
-"""orjson parses larger integers as floats."""
 _MOST_SUGGESTED = 1_000
 """Of how many names the nearest is looked for, and for how long a text at most: the search takes time for each."""
 _LONGEST_SUGGESTED = 100
+MOST_FAULTS = 10
+"""The largest number of faults that an error lists; the search ends with the next one."""
+_LONGEST_FAULT = 400
+
+
+class _Enough(Exception):
+    """As many faults are found as an error lists."""
+
+
+class Faults:
+    """Calls functions and keeps the `InputError`s that they raise, so that one error names all faults of a request.
+
+    Of each column, and of the form of rows, this is the first one, as in errors about files.
+    """
+
+    def __init__(self) -> None:
+        self.errors: list[InputError] = []
+        self._wrong = set[str]()
+
+    def __call__(self, about: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Returns the function's result; NaN if there is a fault, which is never used, because `all_faults` raises.
+
+        Args:
+            about: the name of the column, or empty for the form of a row.
+        """
+        if about in self._wrong:
+            return math.nan
+        try:
+            return function(*arguments)
+        except InputError as error:
+            self.errors.append(error)
+            self._wrong.add(about)
+            if len(self.errors) > MOST_FAULTS:
+                raise _Enough from error
+            return math.nan
+
+
+@contextmanager
+def all_faults(where: str) -> Generator[Faults]:
+    """Raises the errors that its block collects: one as it is, several as one error that lists up to `MOST_FAULTS`.
+
+    Args:
+        where: the part of the request that all of them are about.
+
+    Raises:
+        InputError: at least one was collected.
+    """
+    faults = Faults()
+    with suppress(_Enough):
+        yield faults
+    errors = faults.errors
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        texts = [str(error)[:_LONGEST_FAULT] for error in errors[:MOST_FAULTS]]
+        listed = " | ".join(f"({number}) {text}" for number, text in enumerate(texts, 1))
+        more = len(errors) > MOST_FAULTS
+        raise InputError(f"{'the first ' if more else ''}{len(texts)} faults: {listed}", where=where)
 
 
 def plan_of(model: Model, where: str) -> RowPlan:
@@ -62,7 +119,11 @@ def rows_of_records(records: Any, plain: bool, model: Model, max_rows: int) -> F
     records = _check_list(records, "records", "records", max_rows)
     values = encode_quickly(records, plan.of_records) if plain else None
     if values is None:
-        values = np.array([_check_record(record, f"records[{index}]", plan) for index, record in enumerate(records)])
+        with all_faults("records") as attempt:
+            checked = [
+                _check_record(record, f"records[{index}]", plan, attempt) for index, record in enumerate(records)
+            ]
+        values = np.array(checked)
     return in_model_shape(values, model)
 
 
@@ -84,7 +145,11 @@ def rows_of_lists(columns: Any, data: Any, plain: bool, model: Model, max_rows: 
     values = encode_quickly(data, picks) if plain else None
     if values is None:
         places = [names.index(name) for name in plan.positions]
-        values = np.array([_check_values(row, f"data[{index}]", plan, picks, places) for index, row in enumerate(data)])
+        with all_faults("data") as attempt:
+            checked = [
+                _check_values(row, f"data[{index}]", plan, picks, places, attempt) for index, row in enumerate(data)
+            ]
+        values = np.array(checked)
     return in_model_shape(values, model)
 
 
@@ -150,17 +215,19 @@ def check_names(found: Iterable[str], plan: RowPlan, where: str, fix: str) -> No
     Raises:
         InputError: names the columns that are unknown, or missing.
     """
-    found = set(found)
-    unknown = next((name for name in found if name not in plan.positions), None)
-    if unknown is not None:
+    found = dict.fromkeys(found)
+    unknown = [name for name in found if name not in plan.positions]
+    missing = [name for name in plan.positions if name not in found]
+    if unknown:
+        advice = _nearest(unknown[0], plan.positions) if len(unknown) == 1 else None
+        advice = advice or ("leave it out" if len(unknown) == 1 else "leave them out")
         raise InputError(
-            "unknown column",
+            "unknown column" if len(unknown) == 1 else "unknown columns",
             where=where,
             expected=f"the columns {_joined(plan.positions)}",
-            found=clip_repr(unknown),
-            fix=_nearest(unknown, plan.positions) or "leave it out",
+            found=_joined(map(clip_repr, unknown)),
+            fix=f"{advice}; missing: {_joined(missing)}" if missing else advice,
         )
-    missing = [name for name in plan.positions if name not in found]
     if missing:
         raise InputError(
             "columns are missing",
@@ -183,13 +250,15 @@ def _check_list(rows: Any, where: str, what: str, max_rows: int) -> list[Any]:
     return rows
 
 
-def _check_record(record: Any, where: str, plan: RowPlan) -> list[float]:
+def _check_record(record: Any, where: str, plan: RowPlan, attempt: Faults) -> list[float]:
     if not isinstance(record, dict):
-        _refuse(where, "an object with a key for each column", record)
+        return [attempt("", _refuse, where, "an object with a key for each column", record)]
     record = cast("dict[str, Any]", record)
     if record.keys() != plan.positions.keys():
-        check_names(record, plan, where, "send null for a missing value" if plan.nullable else "add it to the record")
-    return [encode_value(record[name], position, plan, f"{where}.{name}") for name, position in plan.positions.items()]
+        fix = "send null for a missing value" if plan.nullable else "add it to the record"
+        attempt("", check_names, record, plan, where, fix)
+    present = ((name, position) for name, position in plan.positions.items() if name in record)
+    return [attempt(name, encode_value, record[name], position, plan, f"{where}.{name}") for name, position in present]
 
 
 def _check_names(columns: Any, plan: RowPlan) -> list[str]:
@@ -208,23 +277,29 @@ def _check_names(columns: Any, plan: RowPlan) -> list[str]:
     return columns
 
 
-def _check_values(row: Any, where: str, plan: RowPlan, picks: Picks, places: Sequence[int]) -> list[float]:
+def _check_values(
+    row: Any, where: str, plan: RowPlan, picks: Picks, places: Sequence[int], attempt: Faults
+) -> list[float]:
     if not isinstance(row, list):
-        _refuse(where, f"a list of {picks.width} values, one for each of columns", row)
+        return [attempt("", _refuse, where, f"a list of {picks.width} values, one for each of columns", row)]
     row = cast("list[Any]", row)
     if len(row) != picks.width:
-        raise InputError(where=where, expected=f"{picks.width} values, one for each of columns", found=len(row))
+        return [attempt("", _refuse_length, where, picks.width, len(row))]
     return [
-        encode_value(row[place], position, plan, f"{where}[{place}] ({column.name})")
+        attempt(column.name, encode_value, row[place], position, plan, f"{where}[{place}] ({column.name})")
         for position, (column, place) in enumerate(zip(plan.columns, places, strict=True))
     ]
+
+
+def _refuse_length(where: str, width: int, found: int) -> NoReturn:
+    raise InputError(where=where, expected=f"{width} values, one for each of columns", found=found)
 
 
 def _encode_category(value: Any, column: Column, codes: dict[str, float], where: str) -> float:
     if not isinstance(value, str | bool | int | float) or value != value:  # noqa: PLR0124 - NaN
         _refuse(where, f"a category as text ({_joined(column.categories)}), or null for a missing value", value)
-    if not isinstance(value, str) and abs(value) >= _EXACT:
-        _refuse(where, "a category as text, because numbers of this size lose digits", value)
+    if isinstance(value, float) and math.isinf(value):
+        _refuse(where, "a category as text, or a finite number", value)
     try:
         code = category_code(codes, value)
     except UnreadableValue as error:

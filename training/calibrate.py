@@ -198,7 +198,8 @@ def read_calibration_rows(manifest: Manifest, where: str, trained: TrainedRows |
     """
     config = DataConfig.model_validate(manifest.data.settings)
     model = manifest.model
-    source = read_source(where, config, model, classify=model.likelihood_functions.task == "classification")
+    classify = model.likelihood_functions.task == "classification"
+    source = read_source(where, config, model, classify=classify, dialect=manifest.data.dialect)
     material = _choose_rows(source, manifest, config, where)
     shape = material.calibration.x.shape[1:]
     if shape != model.feature_shape:

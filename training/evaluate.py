@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Num
 
 from abstain.models.bundles.bundle import Bundle, load_published
+from abstain.models.bundles.data_record import reading_of_fit
 from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.store import resolve
 from abstain.models.bundles.trained_rows import TrainedRows, find_trained, most_by_chance, read_trained
 from abstain.models.decisions.judging import check_limited, judge
 from abstain.models.decisions.ranks import percentile_rank
 from abstain.models.errors import DataError
-from abstain.models.files.reading import reading_of
 from abstain.models.prediction.posterior import Model, Posterior
 from abstain.models.prediction.predictive import Prediction, Predictor
 from abstain.models.tables.unseen import count_unseen
@@ -82,7 +82,7 @@ def evaluate_version(
     check_limited(calibration, percentile)
     percentile_rank(calibration.percentile if percentile is None else percentile, calibration.rows)
     rows, notes = rows_to_test(manifest, where, trained)
-    sets = read_ood_sets(ood, rows.x, manifest.model, reading_of(manifest.data.settings))
+    sets = read_ood_sets(ood, rows.x, manifest.model, reading_of_fit(manifest.data, manifest.model))
     named_inputs = [(where, rows.x), *sets.items()]
 
     predictor = bundle.predictor(BUCKETS)
@@ -152,9 +152,8 @@ def rows_to_test(manifest: Manifest, where: str, trained: TrainedRows | None = N
         DataError: the source has no rows, or rows of another shape.
     """
     config = DataConfig.model_validate(manifest.data.settings)
-    source = read_source(
-        where, config, manifest.model, classify=manifest.model.likelihood_functions.task == "classification"
-    )
+    classify = manifest.model.likelihood_functions.task == "classification"
+    source = read_source(where, config, manifest.model, classify=classify, dialect=manifest.data.dialect)
     rows = source.test
     if rows is None:
         fitted = split_again(source, config, manifest.seed, manifest.data.fingerprint)

@@ -133,7 +133,8 @@ def fit(
     check_servable(config, model)
     check_calibration_settings(config.calibration, model, dataset.calibration.y)
     check_writable(store, config.name)
-    strange = read_ood_sets(config.evaluation.ood, dataset.test.x, model, config.data.reading)
+    reading = config.data.reading.model_copy(update={"dialect": dataset.source.dialect})
+    strange = read_ood_sets(config.evaluation.ood, dataset.test.x, model, reading)
     earlier = load_earlier(config, model, store)
     problem = build_problem(config, model, dataset, earlier)
     start_warnings = start_notes(earlier, dataset)
@@ -396,6 +397,7 @@ def build_manifest(
             calibration_rows=len(dataset.calibration),
             test_rows=len(dataset.test),
             class_rows=tuple(np.bincount(dataset.train.y, minlength=len(names)).tolist()) if names else (),
+            dialect=dataset.source.dialect,
         ),
         seed=config.seed,
         packages=installed_packages(),

@@ -228,6 +228,7 @@ def build_manifest(
             calibration_rows=len(rows.dataset.calibration),
             test_rows=len(rows.dataset.test),
             class_rows=tuple(class_rows),
+            dialect=rows.dataset.source.dialect,
         ),
         seed=config.seed,
         packages=installed_packages(),

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeInt
 
 from abstain.models.bundles.plausible import Claim, within
+from abstain.models.files.reading import ColumnKind, FileDialect, Reading, reading_of
+from abstain.models.prediction.posterior import Model
 
 MOST_ROWS = 10**9
 
@@ -23,6 +25,28 @@ class DataRecord(BaseModel):
     test_rows: int
     class_rows: tuple[NonNegativeInt, ...] = Field(default=(), exclude_if=lambda rows: not rows)
     """The training rows of each class, which a baseline predicts; empty for numbers, and in bundles of earlier versions."""
+    dialect: FileDialect | None = Field(default=None, exclude_if=lambda dialect: dialect is None)
+    """How the source was written, if it is a text table; None, and not written, for others, and in earlier versions."""
+
+
+def reading_of_fit(data: DataRecord, model: Model) -> Reading:
+    """Returns how a fitted model reads a table: with the keys of its fit, its columns' kinds, and its source's dialect.
+
+    Raises:
+        BundleError: a key has a value that no fit writes.
+    """
+    return reading_of(data.settings).model_copy(update={"dialect": data.dialect, "kinds": column_kinds(model)})
+
+
+def column_kinds(model: Model) -> dict[str, ColumnKind]:
+    """Returns the kinds of a fitted model's columns, and of its target, by name."""
+    target: ColumnKind = "category" if model.class_names else "number"
+    features: dict[str, ColumnKind] = dict.fromkeys(model.feature_names, "number")
+    return {
+        model.target_name: target,
+        **features,
+        **{column.name: column.kind for column in model.preprocessing.columns},
+    }
 
 
 def data_claims(data: DataRecord, classes: int) -> Iterator[Claim]:

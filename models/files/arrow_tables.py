@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow
 import pyarrow.compute as arrow_compute
 import pyarrow.ipc as arrow_ipc
@@ -18,7 +17,9 @@ import pyarrow.parquet as arrow_parquet
 
 from abstain.models.errors import DataError
 from abstain.models.files.ipc_claims import claimed_bytes
+from abstain.models.files.reading import FileDialect
 from abstain.models.files.room import check_room
+from abstain.models.tables.arrow_types import is_nested, is_text, text_lengths, unpacked, unpacked_type, value_type
 from abstain.models.tables.encoding import ArrowTable, check_column_names
 
 # pyarrow ships no types.
@@ -35,10 +36,11 @@ _MAGIC = b"ARROW1"
 
 
 class TableFile(NamedTuple):
-    """The table of a file, and notes on what its reader detected."""
+    """The table of a file, notes on what its reader detected, and for a text table how it is written."""
 
     table: ArrowTable
     notes: tuple[str, ...] = ()
+    dialect: FileDialect | None = None
 
 
 def read_parquet(path: Path) -> TableFile:
@@ -47,10 +49,10 @@ def read_parquet(path: Path) -> TableFile:
         metadata, schema = file.metadata, file.schema_arrow
         check_column_names(schema, str(path))
         check_room(_stated_bytes(file), str(path))
-    nested = {field.name for field in schema if pa.types.is_nested(field.type)}
+    nested = {field.name for field in schema if is_nested(field.type)}
     flat = pa.schema([field for field in schema if field.name not in nested])
     # Text is read as a dictionary and codes: a small file may contain one long text so often that it takes gigabytes.
-    texts = [field.name for field in flat if _holds_text(field.type)]
+    texts = [field.name for field in flat if is_text(field.type) and not pa.types.is_fixed_size_binary(field.type)]
     options = {"metadata": metadata, "read_dictionary": texts, "page_checksum_verification": True}
     with parquet.ParquetFile(path, **options) as file:
         taken, columns = 0, list[Any]()
@@ -88,43 +90,22 @@ def join_batches(batches: Iterable[Any], schema: Any, where: str, taken: int = 0
     """
     parts: list[Any] = []
     for batch in batches:
+        # A run or a missing value takes no bytes, however many rows it stands for.
+        check_room(CELL_BYTES * batch.num_rows * batch.num_columns, where, already=taken)
         taken = check_room(sum(map(_bytes_of, batch.columns)), where, already=taken)
-        columns = [batch.column(field.name) for field in schema]
+        columns = [unpacked(batch.column(field.name)) for field in schema]
         columns = [column.cast(column_type) for column, column_type in zip(columns, schema.types, strict=True)]
         parts.append(pa.RecordBatch.from_arrays(columns, schema=schema))
     return pa.Table.from_batches(parts, schema), taken
 
 
 def _bytes_of(column: Any) -> int:
-    """Returns the memory of a column as float64 or text; for a dictionary and its codes, that of the decoded text."""
-    least = CELL_BYTES * len(column)
-    if pa.types.is_dictionary(column.type) and _is_view(column.type.value_type):
-        places = column.indices.fill_null(0).to_numpy()
-        lengths = _view_lengths(column.dictionary)
-        return least + int(lengths[places].sum() if len(lengths) else 0)
-    if _is_view(column.type):
-        return least + int(_view_lengths(column).sum())
-    if pa.types.is_dictionary(column.type) and _holds_text(column.type.value_type):
-        lengths = pc.binary_length(column.dictionary).take(column.indices)
-        return least + int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
-    return least + int(column.nbytes) if _holds_text(column.type) else max(least, int(column.nbytes))
-
-
-def _is_view(dtype: Any) -> bool:
-    return bool(pa.types.is_string_view(dtype) or pa.types.is_binary_view(dtype))
-
-
-def _view_lengths(column: Any) -> np.ndarray:
-    """Returns the length of each text of a view: many of them may lie in the same bytes."""
-    if not len(column):
-        return np.zeros(0, np.int64)
-    views = np.frombuffer(column.buffers()[1], np.int32).reshape(-1, 4)
-    return views[column.offset : column.offset + len(column), 0].astype(np.int64)
-
-
-def _holds_text(dtype: Any) -> bool:
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(is_kind(dtype) for is_kind in kinds)
+    """Returns the memory of a column as float64 or text; for dictionaries, runs and views, that of the text of each row."""
+    least, dtype = CELL_BYTES * len(column), column.type
+    if value_type(dtype) is dtype and not (pa.types.is_string_view(dtype) or pa.types.is_binary_view(dtype)):
+        return least + int(column.nbytes) if is_text(dtype) else max(least, int(column.nbytes))
+    lengths = text_lengths(column)
+    return least + int((0 if lengths is None else pc.sum(lengths).as_py()) or 0)
 
 
 def read_arrow(file: io.BufferedIOBase, where: str) -> TableFile:
@@ -144,8 +125,8 @@ def read_arrow(file: io.BufferedIOBase, where: str) -> TableFile:
         schema = reader.schema
         check_column_names(schema, where)
         check_room(COLUMN_BYTES * len(schema), where, "the columns")
-        nested = {field.name for field in schema if pa.types.is_nested(field.type)}
-        flat = pa.schema([field for field in schema if field.name not in nested])
+        nested = {field.name for field in schema if is_nested(field.type)}
+        flat = pa.schema([(field.name, unpacked_type(field.type)) for field in schema if field.name not in nested])
         table, _ = join_batches(_checked_batches(reader), flat, where)
     for index, field in enumerate(schema):
         if field.name in nested:

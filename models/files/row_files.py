@@ -181,7 +181,7 @@ def _checked(read: Callable[[], TableFile], where: str, reading: Reading) -> Tab
         raise DataError("cannot be read", where=where, found=found) from error
     if not file.table.num_rows:
         raise DataError("rows", where=where, expected="at least one", found="an empty set", fix="add rows to the file")
-    return TableFile(with_gaps(file.table, reading.na_values), file.notes)
+    return file._replace(table=with_gaps(file.table, reading.na_values))
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------

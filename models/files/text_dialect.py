@@ -1,6 +1,7 @@
 """The dialect of a text table: its encoding, its delimiter and its decimal mark, from the file's first bytes.
 
-Only what is certain is detected: where two readings are possible, the file is refused with the key of `[data]` that decides.
+Only what is certain is detected. Where two readings are possible, the dialect of the training file decides if it is known and
+possible; otherwise the file is refused with the key of `[data]` that decides.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import codecs
 import csv
 import io
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from abstain.models.errors import DataError, clip_repr
 from abstain.models.files.reading import Reading
@@ -37,6 +38,8 @@ class Dialect(NamedTuple):
     delimiter: str
     decimal: str
     notes: tuple[str, ...] = ()
+    decimal_from: Literal["key", "file", "training file"] = "file"
+    """What decides the decimal mark: the config's key, the file's numbers, or the training file because these do not."""
 
 
 def find_encoding(head: bytes, reading: Reading, where: str) -> str:
@@ -72,14 +75,21 @@ def find_dialect(head: str, encoding: str, reading: Reading, *, tabs: bool, whol
     """
     notes = [] if encoding == "utf-8" or reading.encoding else [f"encoding {encoding}"]
     samples = {delimiter: _lines(head, delimiter, whole=whole) for delimiter in DELIMITERS}
-    delimiter = reading.delimiter or ("\t" if tabs else _find_delimiter(samples, where))
+    usual = reading.dialect
+    delimiter = reading.delimiter or ("\t" if tabs else _find_delimiter(samples, usual and usual.delimiter, where))
     if reading.delimiter is None and delimiter != ",":
         notes.append(f"cells are separated by {DELIMITERS[delimiter]}")
-    decimal = reading.decimal
+    if reading.decimal is not None:
+        return Dialect(encoding, delimiter, reading.decimal, tuple(notes), "key")
+    # Another delimiter shows that another program wrote the file.
+    usual_decimal = usual.decimal if usual is not None and usual.delimiter == delimiter else None
+    decimal = "." if delimiter == "," else _find_decimal(samples[delimiter], reading, usual_decimal is not None, where)
+    if decimal == ",":
+        notes.append("numbers have a decimal comma")
     if decimal is None:
-        decimal = "." if delimiter == "," else _find_decimal(samples[delimiter], reading, where)
-        if decimal == ",":
-            notes.append("numbers have a decimal comma")
+        return Dialect(
+            encoding, delimiter, usual_decimal or ".", tuple(notes), "training file" if usual_decimal else "file"
+        )
     return Dialect(encoding, delimiter, decimal, tuple(notes))
 
 
@@ -97,13 +107,19 @@ def _lines(text: str, delimiter: str, *, whole: bool) -> list[list[str]]:
     return lines if whole or len(lines) < 2 else lines[:-1]
 
 
-def _find_delimiter(samples: dict[str, list[list[str]]], where: str) -> str:
-    """Returns the delimiter by which all lines have as many cells as the header, at least two."""
+def _find_delimiter(samples: dict[str, list[list[str]]], usual: str | None, where: str) -> str:
+    """Returns the delimiter by which all lines have as many cells as the header, at least two.
+
+    Args:
+        usual: the delimiter of the training file, which decides between several, and where no delimiter divides the lines.
+    """
     widths = {delimiter: [len(cells) for cells in lines] for delimiter, lines in samples.items()}
     split = [delimiter for delimiter, counts in widths.items() if counts and counts[0] > 1]
     even = [delimiter for delimiter in split if len(set(widths[delimiter])) == 1]
     if len(even) == 1:
         return even[0]
+    if usual in even or (not even and (usual in split or not split) and usual is not None):
+        return usual
     if not even:
         # Lines of different lengths, or one column: the reader names the wrong line.
         return "," if "," in split or len(split) != 1 else split[0]
@@ -116,19 +132,28 @@ def _find_delimiter(samples: dict[str, list[list[str]]], where: str) -> str:
     )
 
 
-def _find_decimal(lines: list[list[str]], reading: Reading, where: str) -> str:
+def _find_decimal(lines: list[list[str]], reading: Reading, is_known: bool, where: str) -> Literal[".", ","] | None:
+    """Returns the decimal mark that the numbers show; None if none has a mark, or it is not certain but known otherwise."""
     body = lines if reading.column_names else lines[1:]
+    header: list[str] = lines[0] if lines else []
+    names = reading.column_names or [name.strip() for name in header]
+    texts = {place for place, name in enumerate(names) if reading.kinds.get(name, "number") != "number"}
     commas, points = list[tuple[int, int, str]](), list[tuple[int, int, str]]()
     for row, cells in enumerate(body):
         for column, cell in enumerate(cells):
+            if column in texts:
+                continue
             if _COMMA_NUMBER.fullmatch(cell.strip()):
                 commas.append((row, column, cell.strip()))
             elif _POINT_NUMBER.fullmatch(cell.strip()):
                 points.append((row, column, cell.strip()))
     if not commas:
-        return "."
+        grouped = (_THOUSANDS.fullmatch(cell.replace(".", ",")) for _, _, cell in points)
+        return None if all(grouped) else "."
     if not points and not all(_THOUSANDS.fullmatch(cell) for _, _, cell in commas):
         return ","
+    if is_known:
+        return None
     row, column, cell = commas[0]
     found = clip_repr(cell) + (f", and {points[0][2]!r} in row {points[0][0]}" if points else "")
     raise DataError(

@@ -18,10 +18,10 @@ import pyarrow.csv as arrow_csv
 
 from abstain.models.errors import DataError, clip_repr
 from abstain.models.files.arrow_tables import COLUMN_BYTES, TableFile, join_batches
-from abstain.models.files.decimal_marks import check_points, commas_to_points
-from abstain.models.files.reading import Reading
+from abstain.models.files.decimal_marks import check_points, commas_to_points, shows_points
+from abstain.models.files.reading import FileDialect, Reading
 from abstain.models.files.room import check_room
-from abstain.models.files.text_dialect import SAMPLE_BYTES, Dialect, find_dialect, find_encoding
+from abstain.models.files.text_dialect import DELIMITERS, SAMPLE_BYTES, Dialect, find_dialect, find_encoding
 from abstain.models.files.text_quotes import QuoteCheck
 from abstain.models.tables.encoding import ArrowTable, check_column_names, with_gaps
 
@@ -35,7 +35,10 @@ LINE_BYTES = 16 * 2**20
 PIECE_BYTES = 2**20
 MOST_LINES = 10
 """The largest number of wrong lines that an error lists."""
-_SPACED_QUOTE = re.compile(rb'[\n,;\t|] +"')
+_SPACED_QUOTE = re.compile(rb'[\r\n,;\t|] +"')
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_CLOSING = re.compile(r'[^"]*(?:""[^"]*)*"')
+"""The end of a quoted cell that began in a line before."""
 Opener = Callable[[], io.BufferedIOBase]
 
 
@@ -46,7 +49,14 @@ class TextStream(io.RawIOBase):
     """
 
     def __init__(
-        self, file: io.BufferedIOBase, encoding: str, comment: str | None, where: str, *, packed: bool
+        self,
+        file: io.BufferedIOBase,
+        encoding: str,
+        comment: str | None,
+        where: str,
+        *,
+        packed: bool,
+        delimiter: str | None = None,
     ) -> None:
         super().__init__()
         self._opened = file
@@ -55,6 +65,9 @@ class TextStream(io.RawIOBase):
         self._file, self._where, self._encoding = file, where, encoding
         self._decoder = codecs.getincrementaldecoder(name)("strict")
         self._comment = comment
+        # Only a quote at the beginning of a cell opens one: `5" pipe` has none.
+        ends = re.escape(delimiter or "".join(DELIMITERS))
+        self._quotes = re.compile(rf'(?:^|(?<=[{ends}])) *"[^"]*(?:""[^"]*)*("?)')
         self._pending, self._taken, self._lines, self._ended = b"", 0, 1, False
         self._rest, self._quoted = "", False
         self.tail, self.size = b"", 0
@@ -110,7 +123,11 @@ class TextStream(io.RawIOBase):
 
     def _without_comments(self, text: str) -> str:
         """Leaves out lines that begin with the comment's text outside quotes; keeps an unfinished line for the next call."""
-        *lines, self._rest = (self._rest + text).split("\n")
+        text = self._rest + text
+        # A return at the end may be the first half of a line end.
+        whole = text[:-1] if text.endswith("\r") and not self._ended else text
+        *lines, self._rest = _LINE_END.split(whole)
+        self._rest += text[len(whole) :]
         if len(self._rest) > LINE_BYTES:
             raise _too_long(self._where)
         if self._ended and self._rest:
@@ -119,8 +136,18 @@ class TextStream(io.RawIOBase):
         for line in lines:
             if self._quoted or not line.startswith(str(self._comment)):
                 kept.append(line)
-                self._quoted ^= line.count('"') % 2 == 1
+                self._quoted = self._ends_in_quotes(line)
         return "".join(f"{line}\n" for line in kept)
+
+    def _ends_in_quotes(self, line: str) -> bool:
+        """Whether a quoted cell goes on after the end of a line."""
+        start = 0
+        if self._quoted:
+            closing = _CLOSING.match(line)
+            if closing is None:
+                return True
+            start = closing.end()
+        return any(not match[1] for match in self._quotes.finditer(line, start)) if '"' in line[start:] else False
 
 
 def _not_encoded(error: UnicodeDecodeError, lines: int, encoding: str, where: str) -> DataError:
@@ -157,8 +184,8 @@ def read_text_table(open_file: Opener, where: str, reading: Reading, *, packed: 
             closed, or the rows take more memory than `data_limit`.
     """
 
-    def open_text(encoding: str) -> TextStream:
-        return TextStream(open_file(), encoding, reading.comment, where, packed=packed)
+    def open_text(encoding: str, delimiter: str | None = reading.delimiter) -> TextStream:
+        return TextStream(open_file(), encoding, reading.comment, where, packed=packed, delimiter=delimiter)
 
     with open_file() as file:
         head = gzip.GzipFile(fileobj=file).read(SAMPLE_BYTES) if packed else file.read(SAMPLE_BYTES)
@@ -169,19 +196,31 @@ def read_text_table(open_file: Opener, where: str, reading: Reading, *, packed: 
     text = sample.decode("utf-8", "ignore")
     dialect = find_dialect(text, encoding, reading, tabs=tabs, whole=whole, where=where)
     names = _own_names(text, dialect, reading, where)
-    with open_text(encoding) as stream:
+    with open_text(encoding, dialect.delimiter) as stream:
         _check_width(stream, dialect.delimiter, where)
-    with open_text(encoding) as stream:
+    with open_text(encoding, dialect.delimiter) as stream:
         stream.quotes = QuoteCheck(dialect.delimiter, where, LINE_BYTES)
         table = _read(stream, dialect, names, where)
         stream.quotes.finish()
         spaced = stream.has_spaced_quotes
     table, notes = _without_spaces(table, where, quotes=spaced)
-    if dialect.decimal == ",":
-        table = commas_to_points(with_gaps(table, reading.na_values), where)
-    elif dialect.delimiter != "," and reading.decimal is None:
-        check_points(with_gaps(table, reading.na_values), where)
-    return TableFile(table, (*dialect.notes, *notes))
+    decimal, table = _with_points(table, dialect, reading, where)
+    found = FileDialect.model_validate({"delimiter": dialect.delimiter, "decimal": decimal})
+    return TableFile(table, (*dialect.notes, *notes), found)
+
+
+def _with_points(table: ArrowTable, dialect: Dialect, reading: Reading, where: str) -> tuple[str | None, ArrowTable]:
+    """Returns the decimal mark, None if the file does not show it, and the table with decimal points."""
+    decimal, kinds = dialect.decimal, reading.kinds
+    if dialect.delimiter == "," and decimal == ".":
+        return decimal, table
+    table = with_gaps(table, reading.na_values)
+    points = dialect.decimal_from != "key" and shows_points(table, kinds)
+    if decimal == "," and not (dialect.decimal_from == "training file" and points):
+        return decimal, commas_to_points(table, kinds, where)
+    if dialect.decimal_from == "file" or decimal == ",":
+        check_points(table, kinds, where)
+    return "." if points or dialect.decimal_from == "key" else None, table
 
 
 def _own_names(text: str, dialect: Dialect, reading: Reading, where: str) -> tuple[str, ...]:
@@ -193,7 +232,7 @@ def _own_names(text: str, dialect: Dialect, reading: Reading, where: str) -> tup
     cells = [cell.strip().strip('"') for cell in first]
     if cells == list(names):
         return ()
-    if len(first) != len(names) and '"' not in text.partition("\n")[0]:
+    if len(first) != len(names) and '"' not in next(iter(text.splitlines()), ""):
         raise DataError(
             "data.column_names",
             where=where,
@@ -250,8 +289,13 @@ def _read(stream: TextStream, dialect: Dialect, names: tuple[str, ...], where: s
 
 def _check_width(stream: TextStream, delimiter: str, where: str) -> None:
     """Refuses a header with too many columns: the reader allocates memory for each of them at once."""
-    head = stream.read(LINE_BYTES).partition(b"\n")[0]
+    head = first_line(stream.read(LINE_BYTES))
     check_room(COLUMN_BYTES * (head.count(delimiter.encode()) + 1), where, "the columns")
+
+
+def first_line(text: bytes) -> bytes:
+    """Returns the first line of a text, whose lines may end with a return, a line feed or both."""
+    return text.partition(b"\n")[0].partition(b"\r")[0]
 
 
 def _is_too_long(error: Exception, stream: TextStream) -> bool:

@@ -40,6 +40,8 @@ _OTHER_COLUMN = (
     "if it holds names, list it in data.categorical; if this cell marks a missing value, in data.na_values; if ids, list the "
     "column in data.drop, or set data.group to it if rows of one id belong together; else correct the cell"
 )
+_FRACTION = re.compile(r"-?(?:0|[1-9][0-9]*)[.,][0-9]+")
+_OTHER_MARK = str.maketrans(".,", ",.")
 
 
 def check_columns(names: Sequence[str], table: ArrowTable, where: str) -> None:
@@ -151,15 +153,19 @@ def encode_column(column: Column, values: ArrowColumn, where: str) -> Float[np.n
 
 
 def category_codes(column: Column) -> dict[str, float]:
-    """Returns the code of each category by its name, and by the canonical text of its name where no other category has it.
+    """Returns the code of each category by its name, and by other texts of its name that no other category has.
 
-    Categories of earlier versions have the names that their files had, such as `True`.
+    These are its canonical text, and for a number the one with the other decimal mark: a file with decimal commas has the
+    text `10,5` where others have the number 10.5. Categories of earlier versions have the names that their files had, such as `True`.
     """
     codes = {name: float(code) for code, name in enumerate(column.categories)}
     for name, code in list(codes.items()):
         text = canonical_text(name)
         if text is not None:
             codes.setdefault(text, code)
+    for text, code in list(codes.items()):
+        if _FRACTION.fullmatch(text):
+            codes.setdefault(text.translate(_OTHER_MARK), code)
     # R, SQL and spreadsheets write booleans as 1 and 0.
     for flags, others in ((("true", "false"), ("1", "0")), (("1", "0"), ("true", "false"))):
         if set(column.categories) == set(flags):
@@ -192,7 +198,19 @@ def category_code(codes: Mapping[str, float], value: Any) -> float:
     if text not in codes and isinstance(value, NUMPY_FLOATS):
         # Earlier versions wrote a float32 category with the digits of float64.
         text = value_text(cast("Any", value).item()) or text
+    if text not in codes and isinstance(value, float):
+        text = _float32_text(value) or text
     return codes.get(text, UNSEEN)
+
+
+def _float32_text(value: float) -> str | None:
+    """Returns the text of a float32 that became a float64 on its way, as in JSON: `0.1`, not `0.10000000149011612`.
+
+    None for numbers that no float32 is equal to.
+    """
+    with np.errstate(over="ignore"):
+        narrow = np.float32(value)
+    return value_text(narrow) if float(narrow) == value else None
 
 
 def numeric_column(values: ArrowColumn, name: str, where: str, fix: str | None = None) -> Float[np.ndarray, " rows"]:

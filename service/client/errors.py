@@ -23,6 +23,8 @@ from abstain.models.errors import AbstainError, CalibrationError, DataError, Inp
 
 _LONGEST_TEXT = 2000
 """Characters of a response that is no error of abstain, which an error shows."""
+_LISTED_ROW = re.compile(r"((?:faults: |\| )\(\d+\) (?:records|data)\[)(\d+)(?=\])")
+"""The row of a fault in an error that lists several."""
 _ROW = re.compile(r"^(?P<before>[a-z]+\[)(?P<row>\d+)(?=\])|(?P<word>\brow )(?P<number>\d+)\b")
 
 
@@ -112,6 +114,7 @@ def shift_rows(error: AbstainError, rows: int) -> AbstainError:
     """Returns the error with its place counted in all rows, for a request that began `rows` rows after the first."""
     if rows and error.where:
         error.where = _ROW.sub(lambda match: _shifted(match, rows), error.where, count=1)
+        error.what = _LISTED_ROW.sub(lambda match: f"{match[1]}{int(match[2]) + rows}", error.what)
     return error
 
 

@@ -227,7 +227,10 @@ def _fit_columns(session: Session, rows: Rows, model: str | None, deadline: Dead
 
 
 def _select(rows: Rows, model: ServedModel) -> Rows:
-    return rows.select([column.name for column in model.columns]) if model.columns else rows.without_names()
+    if not model.columns:
+        return rows.without_names()
+    categories = [column.name for column in model.columns if column.kind == "category"]
+    return rows.select([column.name for column in model.columns], categories)
 
 
 def _describe(session: Session, name: str | None, deadline: Deadline) -> Course[ServedModel]:

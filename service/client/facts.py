@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 
@@ -51,6 +51,7 @@ class ServedModel:
         sound: whether the version passed its publication checks.
         shortfalls: the checks that it failed, in sentences.
         max_rows: the largest number of rows of one request.
+        reading: how a file of rows is read: the keys of `[data]` that the fit set, and `dialect`, how its source was written.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ServedModel:
     sound: bool
     shortfalls: tuple[str, ...]
     max_rows: int
+    reading: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)

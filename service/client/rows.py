@@ -23,6 +23,9 @@ from abstain.models.errors import InputError, clip_repr
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 _CELL = "a number, text, true or false, a date, or None for a gap"
 _EXACT = (int, str, bool, type(None))
+_LEAST, _LARGEST = -(2**63), 2**64 - 1
+"""The integers that orjson writes."""
+_NARROW = ("float32", "float16")
 
 
 Cells = Callable[[slice], list[Any]]
@@ -37,6 +40,7 @@ class Rows:
         count: the number of rows.
         values: an array `[rows, …features]` or a list of rows; None for a table.
         columns: the cells of each column of a table by its name; None for rows without names.
+        categories: the columns that hold categories, whose numbers are sent with the digits that their type shows.
         named: whether a table is sent with the names of its columns.
         index: the index of a pandas DataFrame; None for other rows.
         source: what the caller gave, for errors.
@@ -45,6 +49,7 @@ class Rows:
     count: int
     values: Any = None
     columns: Mapping[str, Cells] | None = None
+    categories: frozenset[str] = frozenset()
     named: bool = True
     index: Any = None
     source: str = "rows"
@@ -53,7 +58,7 @@ class Rows:
         """Returns the number of rows."""
         return self.count
 
-    def select(self, names: Sequence[str]) -> Rows:
+    def select(self, names: Sequence[str], categories: Iterable[str] = ()) -> Rows:
         """Returns only the columns that a model has, in its order, as `LoadedModel.predict` does.
 
         Raises:
@@ -69,7 +74,7 @@ class Rows:
                 found=f"only {', '.join(map(str, columns)) or 'none'}",
                 fix="rename or add the column",
             )
-        return replace(self, columns={name: columns[name] for name in names})
+        return replace(self, columns={name: columns[name] for name in names}, categories=frozenset(categories))
 
     def without_names(self) -> Rows:
         """Returns the same cells, to be sent to a model whose columns have no names."""
@@ -89,8 +94,9 @@ class Rows:
                 _refuse_not_finite(values, start)
             return body
         cells = [
-            [_json_cell(cell, name, self.source, start + at) for at, cell in enumerate(column(part))]
+            [_json_cell(cell, name, self.source, start + at, shortest) for at, cell in enumerate(column(part))]
             for name, column in self.columns.items()
+            for shortest in (name in self.categories,)
         ]
         data = list(zip(*cells, strict=True))
         rows = {"columns": list(self.columns), "data": data} if self.named else {"inputs": data}
@@ -218,7 +224,8 @@ def _names(names: Iterable[Any], where: str) -> list[str]:
 
 def _pandas_cells(series: Any, part: slice) -> list[Any]:
     """Returns cells of a pandas column: categories as text, and timestamps without loss of nanoseconds."""
-    cells: list[Any] = series.iloc[part].tolist()
+    # Narrow floats stay numpy's: a list would have all digits of float64.
+    cells: list[Any] = list(series.to_numpy()[part]) if str(series.dtype) in _NARROW else series.iloc[part].tolist()
     return [_category(cell) for cell in cells] if str(series.dtype) == "category" else cells
 
 
@@ -229,7 +236,8 @@ def _arrow_cells(column: Any, name: str, source: str, part: slice) -> list[Any]:
         InputError: Python has no such value, for example nanoseconds without pandas.
     """
     try:
-        cells: list[Any] = column[part].to_pylist()
+        narrow = str(column.type) in {"float", "halffloat"}
+        cells: list[Any] = list(column[part].to_numpy()) if narrow else column[part].to_pylist()
     except (TypeError, ValueError, OverflowError) as error:  # pyarrow's own are ValueErrors
         where, found = f"{source}, column {clip_repr(name)}", f"{column.type}: {error}"
         raise InputError(where=where, expected=_CELL, found=found, fix="convert the column, or leave it out") from error
@@ -245,18 +253,28 @@ def _category(cell: Any) -> Any:
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
-def _json_cell(cell: Any, name: str, source: str, row: int) -> Any:
+def _json_cell(cell: Any, name: str, source: str, row: int, is_category: bool) -> Any:
     """Converts a cell to a value that JSON has; a gap of any library (NaN, NaT, NA) to None.
+
+    A category keeps its digits: the float32 0.1 is sent as 0.1, and a large integer as text. A number keeps its value.
 
     Raises:
         InputError: JSON has no such value.
     """
+    if type(cell) is int and not _LEAST <= cell <= _LARGEST:
+        if is_category:
+            return str(cell)
+        cell = decimal.Decimal(cell)
     if type(cell) in _EXACT or (type(cell) is float and math.isfinite(cell)):
         return cell
     if isinstance(cell, np.generic):
         scalar = cast("Any", cell)
         # `item` would return nanoseconds as an integer.
-        cell = str(scalar) if scalar.dtype.kind == "M" and not np.isnat(scalar) else scalar.item()
+        is_moment = scalar.dtype.kind == "M" and not np.isnat(scalar)
+        narrow = is_category and scalar.dtype.kind == "f" and scalar.itemsize < 8
+        cell = str(scalar) if is_moment else float(str(scalar)) if narrow else scalar.item()
+    if is_category and isinstance(cell, decimal.Decimal) and cell.is_finite():
+        return str(cell)
     if isinstance(cell, float | decimal.Decimal):
         number = float(cell)
         if math.isinf(number):

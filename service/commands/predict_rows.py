@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from abstain.models.bundles.data_record import reading_of_fit
 from abstain.models.bundles.manifest import Manifest
 from abstain.models.errors import DataError, drop_config_advice
 from abstain.models.files.model_rows import (
@@ -17,9 +18,10 @@ from abstain.models.files.model_rows import (
     reshape_rows,
     rows_of_table,
 )
-from abstain.models.files.reading import reading_of
+from abstain.models.files.reading import FileDialect, Reading
 from abstain.models.files.row_files import TABLES, checked_inputs, ending_of, is_table, read_npz, read_table
-from abstain.models.tables.encoding import check_columns, with_names
+from abstain.models.files.text_dialect import DELIMITERS
+from abstain.models.tables.encoding import ArrowTable, check_columns, with_names
 from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
 from abstain.service.commands.kept_columns import keep_from_arrays, keep_from_table
 
@@ -62,7 +64,7 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
     """
     model = manifest.model
     if is_table(source):
-        table = read_table(source, reading_of(manifest.data.settings))
+        table = read_as_fit(source, reading_of_fit(manifest.data, model))
         count = table.num_rows
         numbers = [column.name for column in model.preprocessing.columns if column.kind == "number"]
         kept = keep_from_table(keep, table, source, numbers)
@@ -105,6 +107,26 @@ def read_input(source: Path, manifest: Manifest, keep: Sequence[str] = (), *, sk
         return InputRows(rows, texts, None, kept, count)
     rows, texts, errors = _convert_each(count, convert, str(source))
     return InputRows(rows, texts, errors, kept, count)
+
+
+def read_as_fit(source: Path, reading: Reading) -> ArrowTable:
+    """Reads a table; an error's advice is about the file, because the keys of the fit cannot be changed any more.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    try:
+        return read_table(source, reading)
+    except DataError as error:
+        drop_config_advice(error, _advice(reading.dialect))
+        raise
+
+
+def _advice(dialect: FileDialect | None) -> str:
+    if dialect is None:
+        return "write the file as the data of the fit"
+    marks = {",": ", and numbers with a decimal comma", ".": ", and numbers with a decimal point", None: ""}
+    return f"write the file as the data of the fit: cells separated by {DELIMITERS[dialect.delimiter]}{marks[dialect.decimal]}"
 
 
 def key_of_rows(arrays: Mapping[str, np.ndarray], source: Path) -> str:

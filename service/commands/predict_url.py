@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+from pydantic import ValidationError
 
-from abstain.models.errors import DataError, collect_errors
-from abstain.models.files.row_files import TABLES, checked_inputs, ending_of, is_table, read_npz, read_table
+from abstain.models.errors import DataError, clip_repr, collect_errors
+from abstain.models.files.reading import PLAIN, READING_KEYS, Reading
+from abstain.models.files.row_files import TABLES, checked_inputs, ending_of, is_table, read_npz
 from abstain.models.tables.encoding import ArrowColumn, category_texts, check_columns, numeric_column, with_names
 from abstain.models.tables.unseen import NO_TEXTS
 from abstain.models.tables.values import date_column
 from abstain.service.client.client import Client
-from abstain.service.client.facts import ModelColumn
+from abstain.service.client.errors import RequestError
+from abstain.service.client.facts import ModelColumn, ServedModel
 from abstain.service.commands.kept_columns import keep_from_arrays, keep_from_table
 from abstain.service.commands.predict_file import write_predictions
-from abstain.service.commands.predict_rows import InputRows, key_of_rows
+from abstain.service.commands.predict_rows import InputRows, key_of_rows, read_as_fit
 from abstain.service.commands.rejected_rows import FIELDS, RejectedRows, count_rejected
 
 # pyarrow ships no types.
@@ -61,7 +64,7 @@ def predict_by_server(
     key = os.environ.get(KEY) or None
     with Client(url, key, timeout=timeout or TIMEOUT, verify=True if tls_ca is None else tls_ca) as client:
         described = client.model(model)
-        rows, kept = read_rows(source, described.columns, keep)
+        rows, kept = read_rows(source, described.columns, keep, reading_of_server(described))
         reference = f"{described.name}:{described.version}"
         counted = [field for field in FIELDS if field in described.fields]
         # What is counted is asked for, too; a field that is given twice stays so, and is refused.
@@ -77,7 +80,27 @@ def predict_by_server(
     return result, rejected
 
 
-def read_rows(source: Path, own: Sequence[ModelColumn], keep: Sequence[str] = ()) -> tuple[Any, dict[str, Any]]:
+def reading_of_server(model: ServedModel) -> Reading:
+    """Returns how tables are read for a served model; keys that this version does not know are left out.
+
+    Raises:
+        RequestError: the server states a key with another value than this version knows.
+    """
+    kinds = {column.name: column.kind for column in model.columns}
+    stated = {key: value for key, value in model.reading.items() if key in {*READING_KEYS, "dialect"}}
+    try:
+        return Reading.model_validate({**stated, "kinds": kinds})
+    except ValidationError as error:
+        found = clip_repr(model.reading)
+        fix = "predict with the version of abstain that the server has"
+        raise RequestError(
+            "how tables are read", where="server", expected="keys of this version", found=found, fix=fix
+        ) from error
+
+
+def read_rows(
+    source: Path, own: Sequence[ModelColumn], keep: Sequence[str] = (), reading: Reading = PLAIN
+) -> tuple[Any, dict[str, Any]]:
     """Reads the rows of a file: an array, or for a model with named columns a table of these columns.
 
     Categories and dates stay text; numbers are parsed as without a server.
@@ -85,6 +108,7 @@ def read_rows(source: Path, own: Sequence[ModelColumn], keep: Sequence[str] = ()
     Args:
         own: the model's columns.
         keep: columns of the table, or arrays of the .npz, to copy.
+        reading: how a table is read.
 
     Returns:
         The rows, and the columns to copy.
@@ -100,7 +124,7 @@ def read_rows(source: Path, own: Sequence[ModelColumn], keep: Sequence[str] = ()
         return rows, keep_from_arrays(keep, arrays, len(rows), source)
     if not is_table(source):
         raise DataError("--data", expected=f"a file ending in .npz, {', '.join(TABLES)}", found=where)
-    table = read_table(source)
+    table = read_as_fit(source, reading)
     kept = keep_from_table(keep, table, source, [column.name for column in own if column.kind == "number"])
     if not own:
         names = [name for name in table.column_names if name not in kept]

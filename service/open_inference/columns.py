@@ -6,6 +6,7 @@ have the same rows and the same errors.
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from typing import Any, NamedTuple, cast
@@ -19,7 +20,7 @@ from abstain.models.errors import InputError, clip_repr
 from abstain.models.prediction.posterior import Model
 from abstain.models.tables.row_plan import LARGEST, RowPlan
 from abstain.service.column_descriptions import describe_columns
-from abstain.service.json_objects import check_object, describe_key, describe_value
+from abstain.service.json_objects import check_object, describe_key, describe_value, has_long_number
 from abstain.service.open_inference.datatypes import (
     DATATYPES,
     INPUT,
@@ -28,7 +29,7 @@ from abstain.service.open_inference.datatypes import (
     refuse_other_numbers,
 )
 from abstain.service.open_inference.outputs import Output
-from abstain.service.records import check_names, encode_value, in_model_shape
+from abstain.service.records import all_faults, check_names, encode_value, in_model_shape
 
 _TEXT, _FLAG = "BYTES", "BOOL"
 _JSON_TEXT = "pd_json"
@@ -98,11 +99,12 @@ def rows_of_columns(
     heads = _heads_by_name(tensors, plan)
     rows = 0
     encoded = dict[str, np.ndarray]()
-    for name, head in heads.items():
-        where = f"{INPUT}.{name}"
-        rows = _check_shape(head, where, rows, max_rows)
-        values, tail = _values(head, where, rows, tail)
-        encoded[name] = _encode(values, plan.positions[name], plan)
+    with all_faults(INPUT) as attempt:
+        for name, head in heads.items():
+            where = f"{INPUT}.{name}"
+            rows = _check_shape(head, where, rows, max_rows)
+            values, tail = _values(head, where, rows, tail)
+            encoded[name] = attempt(name, _encode, values, plan.positions[name], plan)
     if tail:
         raise InputError("binary data", where=INPUT, expected="binary_data_size bytes", found=f"{len(tail)} bytes more")
     return in_model_shape(np.column_stack([encoded[name] for name in plan.positions]), model)
@@ -157,8 +159,12 @@ def _values(head: dict[str, Any], where: str, rows: int, tail: memoryview) -> tu
 
 def _parse(text: Any, where: str) -> Any:
     """Parses the JSON of a value, as MLServer writes the values of a column with several types."""
+    if text is None:
+        return None
     try:
-        return None if text is None else orjson.loads(text)
+        value = orjson.loads(text)
+        # orjson makes floats of integers beyond 64 bits; Python's parser keeps their digits.
+        return json.loads(text) if isinstance(value, float) and has_long_number(text.encode()) else value
     except orjson.JSONDecodeError as error:
         raise InputError(where=where, expected=f"JSON, as {_JSON_TEXT} says", found=describe_value(text)) from error
 
@@ -250,9 +256,9 @@ def _encode(tensor: _Tensor, position: int, plan: RowPlan) -> Float[np.ndarray, 
             return np.array([codes[text] for text in values])
         except (KeyError, TypeError):
             pass  # a value that is no known category
-    # A float32 becomes its shortest decimal, because 0.1 names the category `0.1`.
-    is_float = isinstance(values, np.ndarray) and values.dtype.kind == "f"
-    cells = [float(str(cell)) for cell in values] if is_float else values
+    # A float32 becomes its shortest decimal, because 0.1 names the category `0.1`; as a number it keeps its value.
+    shortest = kind == "category" and isinstance(values, np.ndarray) and values.dtype.kind == "f"
+    cells = [float(str(cell)) for cell in values] if shortest else values
     cells = cells.tolist() if isinstance(cells, np.ndarray) else cells
     if tensor.datatype in DATATYPES:
         cells = [None if cell != cell else cell for cell in cells]  # noqa: PLR0124 - NaN is a missing value

@@ -134,6 +134,10 @@ _MODEL = {
     "sound": BOOLEAN,
     "shortfalls": array(STRING),
     "max_rows": described(INTEGER, "the largest number of rows of one request"),
+    "reading": described(
+        {"type": "object", "additionalProperties": True},
+        "for a model of a table: the keys of `[data]` by which a file of rows is read, and `dialect`, how its source was written",
+    ),
 }
 _ERROR = {
     "error": described(STRING, "for people: what is wrong and where, what was expected and found, what to do"),
@@ -257,7 +261,7 @@ SCHEMAS: dict[str, Schema] = {
     "Models": record({"models": array(ref("ModelVersions"))}),
     "ModelVersions": record({"name": STRING, "versions": array(ref("ModelVersion"))}),
     "ModelVersion": record(_VERSION),
-    "Model": record(_MODEL),
+    "Model": record(_MODEL, ["reading"]),
     "ModelColumn": record({"name": STRING, **_COLUMN_FACTS}, _OF_ONE_KIND),
     "Live": record({"live": BOOLEAN}),
     "Readiness": record({"ready": BOOLEAN, "workers_ready": INTEGER, "workers": INTEGER, "why": array(STRING)}),

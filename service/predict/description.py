@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from abstain.models.bundles.data_record import reading_of_fit
 from abstain.models.bundles.shortfalls import texts
 from abstain.service.column_descriptions import describe_columns
 from abstain.service.live import Live
@@ -19,6 +20,7 @@ def describe(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
     """
     manifest, calibration = live.bundle.manifest, live.bundle.calibration
     model, task = manifest.model, manifest.model.likelihood_functions.task
+    reading = reading_of_fit(manifest.data, model).model_dump(mode="json", exclude_defaults=True, exclude={"kinds"})
     two_parts, interval = calibration.ambiguity is not None, calibration.targets is not None
     return {
         "name": live.name,
@@ -39,4 +41,5 @@ def describe(live: Live, versions: list[int], max_rows: int) -> dict[str, Any]:
         "sound": not manifest.shortfalls,
         "shortfalls": texts(manifest.shortfalls),
         "max_rows": max_rows,
+        **({"reading": reading} if reading else {}),
     }

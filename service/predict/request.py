@@ -24,6 +24,7 @@ from abstain.service.json_objects import (
     MAX_OBJECTS,
     check_object,
     describe_value,
+    has_long_number,
     number_between,
     parse_slowly,
     refuse_many_parts,
@@ -71,6 +72,8 @@ def parse_predict(body: bytes, max_rows: int) -> PredictRequest:
             for key in _ROWS:
                 refuse_many_rows(cast("dict[str, Any]", content).get(key), max_rows, key)
             plain = _is_plain(cast("dict[str, Any]", content), body)
+            # orjson makes floats of integers beyond 64 bits, which as categories need all digits.
+            plain = plain and (_has_only_numbers(cast("dict[str, Any]", content)) or not has_long_number(body))
         if not plain:
             content = None  # Frees the first copy before the second is made.
             content = parse_slowly(body)
@@ -154,13 +157,18 @@ def _is_plain(content: dict[str, Any], body: bytes) -> bool:
             texts.append(value)
         elif key == "fields" and isinstance(value, list):
             texts += [text for text in cast("list[Any]", value) if isinstance(text, str)]
-    named = any(key in content for key in _NAMED)
+    named = not _has_only_numbers(content)
     if body.count(b'"') != 2 * (len(texts) + (_count_texts(content) if named else 0)):
         return False
     if named:
         return True
     joined = "".join(texts)
     return body.count(b"u") == joined.count("u") and body.count(b"a") == joined.count("a")
+
+
+def _has_only_numbers(content: dict[str, Any]) -> bool:
+    """Whether a body has no rows with named values."""
+    return not any(key in content for key in _NAMED)
 
 
 def _count_texts(content: dict[str, Any]) -> int:

@@ -15,9 +15,9 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
+from abstain.models.bundles.data_record import reading_of_fit
 from abstain.models.decisions.judging import check_limited
 from abstain.models.errors import InputError, clip_repr
-from abstain.models.files.reading import reading_of
 from abstain.models.tables.unseen import NO_TEXTS, UnseenTexts
 from abstain.service.batcher import Batcher
 from abstain.service.batches import Answer, Share, Stages
@@ -118,7 +118,9 @@ def read_table_request(
     request = parse_query(query)
     live, fields = _find(versions, request)
     manifest = live.bundle.manifest
-    rows, texts = rows_of_body(body, media_type, manifest.model, max_rows, reading_of(manifest.data.settings))
+    rows, texts = rows_of_body(
+        body, media_type, manifest.model, max_rows, reading_of_fit(manifest.data, manifest.model)
+    )
     return ParsedRequest(live, rows, request, fields, texts)
 
 

@@ -20,7 +20,9 @@ from abstain.models.errors import DataError, InputError, clip_repr, convert, dro
 from abstain.models.files.model_rows import find_unseen_texts, reshape_rows, rows_of_table
 from abstain.models.files.reading import PLAIN, Reading
 from abstain.models.files.row_files import read_table_bytes
+from abstain.models.files.text_tables import first_line
 from abstain.models.prediction.posterior import Model
+from abstain.models.tables.arrow_types import text_lengths, unpacked, unpacked_type, value_type
 from abstain.models.tables.encoding import ArrowTable, check_column_names
 from abstain.models.tables.unseen import UnseenTexts
 from abstain.service.json_objects import number_between
@@ -44,7 +46,7 @@ _DAMAGED = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, 
 _PLAIN_TYPES = tuple(
     getattr(pa.types, f"is_{kind}")
     for kind in (
-        *("integer", "floating", "decimal", "boolean", "string", "large_string", "string_view"),
+        *("integer", "floating", "decimal", "boolean", "string", "large_string", "string_view", "binary_view"),
         *("binary", "large_binary", "date", "timestamp", "time", "null"),
     )
 )
@@ -144,7 +146,7 @@ def read_csv(body: bytes, reading: Reading, max_rows: int, most_columns: int) ->
         DataError: as `read_table_bytes`.
     """
     # Each separator of the header is a column, which takes kilobytes.
-    columns = 1 + max(body.partition(b"\n")[0].count(separator) for separator in (b",", b";", b"\t", b"|"))
+    columns = 1 + max(first_line(body).count(separator) for separator in (b",", b";", b"\t", b"|"))
     if columns > most_columns:
         raise InputError("columns", where=_WHERE, expected=f"at most {most_columns:,}", found=f"{columns:,}")
     table = read_table_bytes(body, ".csv", _WHERE, reading.model_copy(update={"encoding": "utf-8"})).table
@@ -188,14 +190,14 @@ def read_arrow(body: bytes, names: tuple[str, ...] | None, max_rows: int, most_c
             parts.append([_decoded(column) for column in columns])
     if not wanted:
         return pa.table({})
-    types = [_decoded(pa.array([], field.type)).type for field in wanted]
+    types = [value_type(unpacked_type(field.type)) for field in wanted]
     columns = [pa.chunked_array([part[place] for part in parts if part], kind) for place, kind in enumerate(types)]
     return pa.Table.from_arrays(columns, names=[field.name for field in wanted])
 
 
 def _check_type(field: Any) -> None:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    if not any(is_kind(kind) for is_kind in _PLAIN_TYPES) or (kind is not field.type and pa.types.is_null(kind)):
+    kind = value_type(field.type)
+    if not any(is_kind(kind) for is_kind in _PLAIN_TYPES):
         raise InputError(
             f"column {clip_repr(field.name)}",
             where=_WHERE,
@@ -205,34 +207,14 @@ def _check_type(field: Any) -> None:
 
 
 def _text_bytes(column: Any) -> int:
-    """Returns the bytes of a column's texts: many cells may show the same bytes of the body."""
-    if pa.types.is_dictionary(column.type):
-        if pa.types.is_string_view(column.type.value_type):
-            return _text_bytes(column.dictionary.take(column.indices))
-        if not _has_lengths(column.type.value_type):
-            return 0
-        lengths = pc.binary_length(column.dictionary).take(column.indices)
-    elif pa.types.is_string_view(column.type):
-        # The first four bytes of each view are the length; there is no kernel for it.
-        views = np.frombuffer(column.buffers()[1], "<i4").reshape(-1, 4)
-        return int(views[column.offset : column.offset + len(column), 0].sum(dtype=np.int64))
-    elif _has_lengths(column.type):
-        lengths = pc.binary_length(column)
-    else:
-        return 0
-    return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0)
-
-
-def _has_lengths(dtype: Any) -> bool:
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(is_kind(dtype) for is_kind in kinds)
+    lengths = text_lengths(column)
+    return int((0 if lengths is None else pc.sum(lengths).as_py()) or 0)
 
 
 def _decoded(column: Any) -> Any:
-    """Returns a column with a value for each row in place of a dictionary, and text in place of views."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary.take(column.indices)
-    return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
+    """Returns a column with a value for each row in place of dictionaries and runs, and text in place of views."""
+    column = unpacked(column)
+    return column.dictionary.take(column.indices) if pa.types.is_dictionary(column.type) else column
 
 
 def _check_messages(buffer: Any) -> None:

@@ -17,6 +17,7 @@ from abstain.models.prediction.posterior import Model
 from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.models.tables.columns import Column
 from abstain.models.tables.values import date_seconds
+from abstain.service.client.errors import shift_rows
 from abstain.service.predict.request import parse_predict, rows_of_request, texts_of_request
 from abstain.service.predict.table_bodies import CSV, rows_of_body
 from abstain.service.python_rows import rows_of as python_rows_of
@@ -177,7 +178,7 @@ def test_an_unseen_category_keeps_its_name():
         (
             "job",
             -(2**63) - 1,
-            "expected a category as text, because numbers of this size lose digits, found the number -9",
+            "the category was not in training: expected one of baker, nurse, true, 1, found '-9223372036854775809'",
         ),
         ("job", False, "the category was not in training: expected one of baker, nurse, true, 1, found 'false'"),
         (
@@ -229,6 +230,29 @@ def test_a_wrong_value_is_told_by_row_and_column(column, value, text):
 def test_a_record_has_exactly_the_columns(record, text):
     """A missing key is no missing value, and an unknown one is not ignored."""
     assert refusal({"records": [NURSE, record]}).startswith(text)
+
+
+def test_all_faults_of_a_request_are_told_at_once():
+    """Unknown and missing columns, and the first wrong value of each column; their text is bounded."""
+    wrong = {**NURSE, "age": "x", "job": []}
+    renamed = {"Age" if name == "age" else name: value for name, value in NURSE.items()}
+    text = refusal({"records": [wrong, NURSE, {**renamed, "since": 1}]})
+    assert text.startswith("records: 4 faults: (1) records[0].job: expected a category as text")
+    assert " | (2) records[0].age: expected a number" in text
+    assert " | (3) records[2]: unknown column: expected the columns job, age" in text
+    assert "found 'Age'; did you mean 'age'?; missing: age | (4) records[2].since: expected a date" in text
+    assert refusal(as_lists(wrong, wrong)).startswith("data: 2 faults: (1) data[0][1] (job)")
+    text = refusal({"records": [{name: {} for name in NURSE}] * 100})
+    assert text.startswith("records: 6 faults: (1) records[0].job: ")
+    assert len(refusal({"records": [{"x" * 1000 + str(row): 1} for row in range(100)]})) < 5000
+
+
+def test_a_client_counts_all_faults_in_all_rows():
+    """For a request that began later rows."""
+    wrong = {**NURSE, "age": "x", "job": []}
+    error = InputError(refusal({"records": [NURSE, wrong]}).removeprefix("records: "), where="records")
+    assert "(1) records[41].job" in str(shift_rows(error, 40))
+    assert "(2) records[41].age" in str(error)
 
 
 @pytest.mark.parametrize(

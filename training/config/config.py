@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from abstain.models.bundles.references import NAME_PATTERN
-from abstain.models.files.reading import Reading
+from abstain.models.files.reading import READING_KEYS
 from abstain.models.networks.specs import MLPSpec, NetworkSpec
 from abstain.models.prediction.likelihood_names import LikelihoodName
 from abstain.training.config.calibration import CalibrationConfig, EvaluationConfig
@@ -39,7 +39,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
-LATER_DATA_KEYS = ("class_weights", "unseen", "numeric", "dates", "drop_missing_target", *Reading.model_fields)
+LATER_DATA_KEYS = ("class_weights", "unseen", "numeric", "dates", "drop_missing_target", *READING_KEYS)
 
 
 def recorded_settings(config: Config) -> dict[str, Any]:

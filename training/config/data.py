@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, NonNegativeInt, field_validator
 
-from abstain.models.files.reading import Encoding, Reading
+from abstain.models.files.reading import READING_KEYS, ColumnKind, Encoding, Reading
 from abstain.training.config.section import Names, Section, Size
 
 UnseenRule = Literal["reject", "missing", "refuse"]
@@ -109,7 +109,9 @@ class DataConfig(Section):
     @property
     def reading(self) -> Reading:
         """The keys that the reader of a table needs."""
-        return Reading(**{key: getattr(self, key) for key in Reading.model_fields})
+        named: dict[ColumnKind, Names] = {"category": self.categorical, "number": self.numeric, "date": self.dates}
+        kinds: dict[str, ColumnKind] = {name: kind for kind, names in named.items() for name in names}
+        return Reading(**{key: getattr(self, key) for key in READING_KEYS}, kinds=kinds)
 
     @property
     def split_by(self) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int, Num, Shaped
 
 from abstain.models.errors import DataError, clip_repr, suggest
+from abstain.models.files.reading import FileDialect
 from abstain.models.tables.columns import Column
 
 MOST_CLASSES = 20
@@ -48,6 +49,8 @@ class Source:
     """The group or the time of each row of `train`, if `[data]` names one and the source has it."""
     hints: tuple[str, ...] = ()
     """Notes for the user."""
+    dialect: FileDialect | None = None
+    """How a text table is written."""
 
 
 def class_indices(

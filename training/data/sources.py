@@ -12,14 +12,16 @@ from __future__ import annotations
 import gzip
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Num
 
+from abstain.models.bundles.data_record import column_kinds
 from abstain.models.errors import AbstainError, DataError, suggest
 from abstain.models.files.model_rows import check_codes, order_features, reshape_rows, rows_of_table
-from abstain.models.files.reading import PLAIN, Reading
+from abstain.models.files.reading import PLAIN, ColumnKind, FileDialect, Reading
 from abstain.models.files.room import check_is_file, check_room
 from abstain.models.files.row_files import checked_inputs, is_table, read_npz, read_table, read_table_file
 from abstain.models.prediction.posterior import Model
@@ -43,13 +45,21 @@ PIECE_BYTES = 2**20
 PARTS = ("_train", "_test", "_calibration", "")
 
 
-def read_source(where: str, config: DataConfig, fitted: Model | None = None, *, classify: bool) -> Source:
+def read_source(
+    where: str,
+    config: DataConfig,
+    fitted: Model | None = None,
+    *,
+    classify: bool,
+    dialect: FileDialect | None = None,
+) -> Source:
     """Reads and checks the rows of a source.
 
     Args:
         where: a path, or the name of an embedded set.
         fitted: a fitted model; the source must have its classes and table columns.
         classify: whether targets are classes; otherwise they are numbers.
+        dialect: how the source of the fit was written, for a text table that is not certain.
 
     Raises:
         DataError: the source cannot be read or does not fit; the text names the file, the array or column, and the row.
@@ -59,8 +69,12 @@ def read_source(where: str, config: DataConfig, fitted: Model | None = None, *, 
     if not fitted:
         check_table_keys(config, path)
     if is_table(path):
-        table, notes = read_table_file(path, config.reading)
-        return read_table_source(table, where, config, fitted, classify=classify, notes=notes)
+        reading = config.reading
+        target: ColumnKind = "category" if classify else "number"
+        kinds = column_kinds(fitted) if fitted else {**reading.kinds, str(config.target): target}
+        file = read_table_file(path, reading.model_copy(update={"dialect": dialect, "kinds": kinds}))
+        source = read_table_source(file.table, where, config, fitted, classify=classify, notes=file.notes)
+        return replace(source, dialect=file.dialect)
     arrays = read_arrays(where, config.calibration_size, config.test_size)
     return _array_source(arrays, where, config, fitted, classify=classify)
 
@@ -78,7 +92,8 @@ def read_inputs(where: str, model: Model, reading: Reading = PLAIN) -> Num[np.nd
     """
     path = Path(where)
     if is_table(path):
-        x: np.ndarray = reshape_rows(rows_of_table(read_table(path, reading), model, where), model, where)
+        table = read_table(path, reading.model_copy(update={"kinds": column_kinds(model)}))
+        x: np.ndarray = reshape_rows(rows_of_table(table, model, where), model, where)
     else:
         arrays = read_arrays(where, 1, 0.5)
         key = "x_test" if "x_test" in arrays else "x"

@@ -112,7 +112,7 @@ def read_training_rows(config: ImportConfig, model: Model, dataset: Dataset, whe
         DataError: they cannot be read, have other features or a gap, or are among the labelled rows.
     """
     classify = model.likelihood_functions.task == "classification"
-    rows = read_source(where, config.data, model, classify=classify).train
+    rows = read_source(where, config.data, model, classify=classify, dialect=dataset.source.dialect).train
     if rows is None or len(rows) < 2:
         raise DataError("training rows", where=where, expected="two or more, as x and y", found="none or one")
     if rows.x.shape[1:] != model.feature_shape:

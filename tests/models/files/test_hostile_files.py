@@ -222,7 +222,8 @@ def late(*_):
     raise TimeoutError("too long")
 signal.signal(signal.SIGALRM, late)
 peak = lambda: 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
-UNREAD = SimpleNamespace(model=None, data=SimpleNamespace(settings={}))
+MODEL = SimpleNamespace(target_name="y", class_names=(), feature_names=(), preprocessing=SimpleNamespace(columns=()))
+UNREAD = SimpleNamespace(model=MODEL, data=SimpleNamespace(settings={}, dialect=None))
 folder, seconds = Path(sys.argv[1]), int(sys.argv[2])
 doors = {"fit": lambda path: read_source(str(path), DataConfig(target="y"), classify=True), "predict": lambda path: read_input(path, UNREAD)}
 for path in sorted(folder.iterdir()):

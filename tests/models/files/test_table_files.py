@@ -10,10 +10,11 @@ import pytest
 from pyarrow import feather, ipc, parquet
 
 from abstain.models.errors import BundleError, DataError
-from abstain.models.files.arrow_tables import _view_lengths
-from abstain.models.files.reading import Reading, reading_of
+from abstain.models.files.reading import FileDialect, Reading, reading_of
 from abstain.models.files.room import DATA_BYTES
 from abstain.models.files.row_files import read_table, read_table_bytes, read_table_file
+from abstain.models.tables.arrow_types import text_lengths
+from abstain.service.predict.table_bodies import read_csv
 from benchmarks.mutated_files import good_files, judge, mutate
 
 CELLS = [["a", "c"], ["1.5", "grün"], ["-2", "b, c"], ["", "x"]]
@@ -179,6 +180,98 @@ def test_decimal_marks_are_those_of_columns_of_numbers(content, reading, expecte
     assert cells(found.table)[1:] == expected
 
 
+SEMICOLONS = {"delimiter": ";"}
+COMMAS, POINTS = {**SEMICOLONS, "decimal": ","}, {**SEMICOLONS, "decimal": "."}
+
+
+@pytest.mark.parametrize(
+    ("content", "usual", "expected", "dialect"),
+    [
+        ("a;b\n4.000;1\n", POINTS, [["4.000", "1"]], SEMICOLONS),
+        ("a;b\n1,500;1\n", COMMAS, [["1.500", "1"]], COMMAS),
+        ("a;b\n1,500;x\n", POINTS, [["1,500", "x"]], SEMICOLONS),
+        ("a;b\n1,5;1\n", POINTS, [["1.5", "1"]], COMMAS),
+        ("a;b\n0.5;1\n", COMMAS, [["0.5", "1"]], POINTS),
+        ("a;b\n1;2\n", COMMAS, [["1", "2"]], COMMAS),
+        ("a;b\n1;2\n", {**SEMICOLONS}, [["1", "2"]], SEMICOLONS),
+        ("a\n1,5\n", COMMAS, [["1.5"]], COMMAS),
+        ("a,b|c\n1,2|3\n", {"delimiter": "|"}, [["1.2", "3"]], {"delimiter": "|", "decimal": ","}),
+        ("a,b\n4.000,1\n", COMMAS, [["4.000", "1"]], {"delimiter": ",", "decimal": "."}),
+    ],
+)
+def test_the_dialect_of_the_training_file_decides_where_a_file_is_not_certain(content, usual, expected, dialect):
+    """A certain file is read as it is; a mark that only appears after the examined lines is evidence, too."""
+    reading = Reading(dialect=FileDialect(**usual))
+    found = read_table_bytes(content.encode(), ".csv", "body", reading)
+    assert (cells(found.table)[1:], found.dialect) == (expected, FileDialect(**dialect))
+
+
+@pytest.mark.parametrize(
+    ("content", "usual", "message"),
+    [
+        ("a;b\n4.000;1\n", COMMAS, "row 0: column 'a': expected a decimal comma, found '4.000'"),
+        ("a;b\n" + "1;1\n" * 300 + "4.000;1\n", COMMAS, "row 300: column 'a': expected a decimal comma"),
+        ("a;b\n4.000;1\n", SEMICOLONS, "row 0: column 'a': expected points that are certainly"),
+        ("a\tb\n4.000\t1\n", POINTS, "row 0: column 'a': expected points that are certainly"),
+        ("a,b|c\n1,2|3\n", COMMAS, "the delimiter is not certain"),
+    ],
+)
+def test_a_file_that_the_training_file_does_not_explain_is_refused(content, usual, message):
+    """Points where the training file has commas; a training file without marks; another delimiter."""
+    with pytest.raises(DataError, match=message):
+        read_table_bytes(content.encode(), ".csv", "body", Reading(dialect=FileDialect(**usual)))
+
+
+@pytest.mark.parametrize(
+    ("content", "kinds", "expected"),
+    [
+        ("a;c\n1,5;10,5\n2;11,5\n", {"c": "category"}, [["1.5", "10,5"], ["2", "11,5"]]),
+        ("a;c\n1.5;10,5\n2;11,5\n", {"c": "category"}, [["1.5", "10,5"], ["2", "11,5"]]),
+        ("a;c\nx;1,5\ny;2\n1,5;2\n", {"a": "number"}, [["x", "1.5"], ["y", "2"], ["1.5", "2"]]),
+    ],
+)
+def test_decimal_commas_are_read_by_the_kinds_that_are_known(content, kinds, expected):
+    """A category keeps its text, and says nothing about the decimal mark; a number is one among text."""
+    found = read_table_bytes(content.encode(), ".csv", "body", Reading(kinds=kinds))
+    assert cells(found.table)[1:] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('a,c\n1,5" pipe\n# note\n2,x\n', [["1", '5" pipe'], ["2", "x"]]),
+        ('a,c\n1,"two\n# lines"\n# note, "x\n2,x\n', [["1", "two\n# lines"], ["2", "x"]]),
+        ('a,c\n1,"a ""b"" c"\n# note\n2,"x, ""y\n# z"\n', [["1", 'a "b" c'], ["2", 'x, "y\n# z']]),
+        ('a;c\n1;5,"\n# note\n2;x\n', [["1", '5,"'], ["2", "x"]]),
+        ("# note\ra,c\r1,x\r# more\r2,y\r", [["1", "x"], ["2", "y"]]),
+        ("# note\r\na,c\r\n1,x\r\n# more\r\n2,y", [["1", "x"], ["2", "y"]]),
+    ],
+)
+def test_a_comment_is_a_line_that_begins_with_its_mark_outside_quoted_cells(tmp_path, content, expected):
+    """After a quote inside a cell, and with each kind of line end; read whole and in pieces of any size."""
+    reading = Reading(comment="#")
+    for found in (
+        read_table_bytes(content.encode(), ".csv", "body", reading),
+        read_table_file(written(tmp_path, "t.csv.gz", gzip.compress(content.encode())), reading),
+    ):
+        assert cells(found.table)[1:] == expected
+
+
+def test_the_columns_of_a_file_with_returns_are_those_of_its_first_line(monkeypatch):
+    """Not the commas of all its lines."""
+    monkeypatch.setenv(DATA_BYTES, "1000000")
+    content = b"a,b\r" + b"1,2\r" * 1000
+    assert read_table_bytes(content, ".csv", "body").table.num_rows == 1000
+    assert read_csv(content, Reading(), 2000, 10).num_rows == 1000
+
+
+def test_a_mark_after_the_examined_lines_is_evidence():
+    """The training file had commas, this one has points."""
+    content = ("a;b\n" + "1;1\n" * 300 + "0.5;1\n").encode()
+    found = read_table_bytes(content, ".csv", "body", Reading(dialect=FileDialect(**COMMAS)))
+    assert (found.table["a"][-1].as_py(), found.dialect) == ("0.5", FileDialect(**POINTS))
+
+
 TABLE = pa.table({"a": [1.5, None], "c": ["grün", "x"], "l": [[1], [2]], "k": pa.array(["u", "v"]).dictionary_encode()})
 
 
@@ -243,5 +336,5 @@ def test_views_of_text_are_counted_as_they_will_be_decoded(tmp_path):
     with ipc.new_stream(sink, pa.schema([("a", views.type)])) as writer:
         writer.write_table(pa.table({"a": views.slice(1)}))
     assert read_table(written(tmp_path, "t.arrow", sink.getvalue())).num_rows == 3
-    assert _view_lengths(views).tolist() == lengths
-    assert _view_lengths(views.slice(1)).tolist() == lengths[1:]
+    assert text_lengths(views).to_pylist() == lengths
+    assert text_lengths(views.slice(1)).to_pylist() == lengths[1:]

@@ -162,7 +162,7 @@ def nulls(rows: int) -> bytes:
         ),
         (
             stream(pa.table({"job": pa.DictionaryArray.from_arrays([0], pa.nulls(1))})),
-            "body: column 'job': expected numbers, text, booleans, dates or times, found 'dictionary<",
+            "body: columns are missing: expected age, pay, found job",
         ),
     ],
 )
