@@ -141,20 +141,11 @@ def random_rows(count: int, seed: int = 1) -> Any:
 
 def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), draws: int = 100, seed: int = 0) -> None:
     """Publishes random networks with every default score, feature scores and thresholds of clusters of pixels in [0, 1]."""
-    import jax  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    from abstain.models.bundles.manifest import DataRecord, Manifest, MethodRecord  # noqa: PLC0415
     from abstain.models.networks.architectures import MLPSpec  # noqa: PLC0415
-    from abstain.models.prediction.feature_scores import shapes_of  # noqa: PLC0415
-    from abstain.models.prediction.posterior import Model, Posterior  # noqa: PLC0415
+    from abstain.models.prediction.posterior import Model  # noqa: PLC0415
     from abstain.models.prediction.preprocessing import Preprocessing  # noqa: PLC0415
-    from abstain.training.calibration.feature_scores import fit_feature_scores  # noqa: PLC0415
-    from abstain.training.calibration.pipeline import build_record, calibrate_posterior  # noqa: PLC0415
-    from abstain.training.calibration.reference import set_aside  # noqa: PLC0415
-    from abstain.training.config.calibration import CalibrationConfig  # noqa: PLC0415
-    from abstain.training.data.rows import Rows  # noqa: PLC0415
-    from abstain.training.publish import installed_packages, now, publish_version  # noqa: PLC0415
 
     model = Model(
         network=MLPSpec(hidden=hidden),
@@ -167,14 +158,41 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
     y = rng.integers(CLASSES, size=TRAINING_ROWS + CALIBRATION_ROWS)
     centres = rng.random((CLASSES, PIXELS), np.float32)
     x = np.clip(centres[y] + 0.15 * rng.standard_normal((len(y), PIXELS), np.float32), 0, 1)
-    start = jax.vmap(lambda key: model.module.init(key, jax.numpy.zeros(PIXELS))["params"])
+    publish_random(store, name, model, x, y, CALIBRATION_ROWS, draws, seed)
+
+
+def publish_random(
+    store: Path, name: str, model: Any, x: Any, y: Any, calibration_rows: int, draws: int, seed: int = 0
+) -> None:
+    """Publishes random draws of a network; its scores and thresholds are those of the rows given.
+
+    Args:
+        model: a `Model`.
+        x, y: rows as a source has them; the last `calibration_rows` are the calibration part.
+    """
+    import jax  # noqa: PLC0415
+
+    from abstain.models.bundles.manifest import DataRecord, Manifest, MethodRecord  # noqa: PLC0415
+    from abstain.models.prediction.feature_scores import shapes_of  # noqa: PLC0415
+    from abstain.models.prediction.posterior import Posterior  # noqa: PLC0415
+    from abstain.models.prediction.preprocessing import transformed_shape  # noqa: PLC0415
+    from abstain.training.calibration.feature_scores import fit_feature_scores  # noqa: PLC0415
+    from abstain.training.calibration.pipeline import build_record, calibrate_posterior  # noqa: PLC0415
+    from abstain.training.calibration.reference import set_aside  # noqa: PLC0415
+    from abstain.training.config.calibration import CalibrationConfig  # noqa: PLC0415
+    from abstain.training.data.rows import Rows  # noqa: PLC0415
+    from abstain.training.publish import installed_packages, now, publish_version  # noqa: PLC0415
+
+    training_rows = len(x) - calibration_rows
+    shape = transformed_shape(model.preprocessing, model.feature_shape)
+    start = jax.vmap(lambda key: model.module.init(key, jax.numpy.zeros(shape))["params"])
     network = jax.device_get(start(jax.random.split(jax.random.key(seed), draws)))
     posterior = Posterior(model, {"network": network})
-    reference, rest = set_aside(Rows(x[:TRAINING_ROWS], y[:TRAINING_ROWS]), seed)
+    reference, rest = set_aside(Rows(x[:training_rows], y[:training_rows]), seed)
     feature_scores = fit_feature_scores(posterior, rest, seed)
     settings = CalibrationConfig()
     calibrated = calibrate_posterior(
-        settings, posterior, feature_scores, Rows(x[TRAINING_ROWS:], y[TRAINING_ROWS:]), reference, seed
+        settings, posterior, feature_scores, Rows(x[training_rows:], y[training_rows:]), reference, seed
     )
     manifest = Manifest(
         name=name,
@@ -188,11 +206,11 @@ def publish_blobs(store: Path, name: str, hidden: tuple[int, ...] = (64, 64), dr
         diagnostics={},
         metrics={},
         data=DataRecord(
-            source="blobs",
+            source="random",
             settings={},
             fingerprint="",
-            train_rows=TRAINING_ROWS,
-            calibration_rows=CALIBRATION_ROWS,
+            train_rows=training_rows,
+            calibration_rows=calibration_rows,
             test_rows=0,
         ),
         seed=seed,

@@ -7,6 +7,8 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from abstain.models.errors import ConfigError, DataError, printable
 from abstain.models.files.row_files import TABLES, is_table, read_table
 from abstain.models.prediction.likelihoods import LIKELIHOODS
@@ -47,7 +49,11 @@ def initialize(data: Path, target: str | None, out: Path | None = None, *, force
         )
     proposal = propose(facts, target, str(data), str(out))
     text = write_config(proposal)
-    check_text(text)
+    _, dataset = check_text(text)
+    absent = _absent_notes(dataset, proposal)
+    if absent:
+        proposal = proposal._replace(notes=(*proposal.notes, *absent))
+        text = write_config(proposal)
     out.write_text(text, "utf-8")
     return Initialized(out, proposal)
 
@@ -76,6 +82,22 @@ def check_text(text: str) -> tuple[Config, Dataset]:
     dataset = split(source, config.data, config.seed)
     fit_preprocessing(dataset.train, config.data, source.columns, source.feature_names, classify=classify)
     return config, dataset
+
+
+def _absent_notes(dataset: Dataset, proposal: Proposal) -> tuple[str, ...]:
+    """Returns a note if the training part lacks a class: the parts are those of the fit, because its seed cuts them."""
+    names = dataset.source.class_names
+    counts = np.bincount(dataset.train.y.astype(int), minlength=len(names)) if names else np.ones(0, int)
+    absent = [name for name, count in zip(names, counts, strict=True) if not count]
+    if not absent:
+        return ()
+    split = proposal.features.split
+    fix = f"without {split.key} = {split.column!r}, rows are split at random" if split else "add rows of them"
+    if len(absent) == len(names) - 1:
+        (only,) = {*names} - {*absent}
+        return (f"the training part has one class only, {only!r}: nothing can be learned; {fix}",)
+    shown = ", ".join(map(repr, absent[:10])) + (", …" if len(absent) > 10 else "")
+    return (f"the training part has no row of {shown}, which cannot be learned; {fix}",)
 
 
 def summary_lines(written: Initialized) -> list[str]:

@@ -14,7 +14,7 @@ from abstain.models.errors import ConfigError, DataError
 from abstain.training.calibration.pipeline import check_calibration_settings
 from abstain.training.config.reading import read_config
 from abstain.training.fit import build_model, build_problem, fit, load_dataset
-from abstain.training.initialize import initialize
+from abstain.training.initialize import initialize, summary_lines
 from tests.helpers.fits import silent
 
 RNG = np.random.default_rng(0)
@@ -321,12 +321,61 @@ def test_features_that_grow_with_the_time_of_the_split_are_dropped(tmp_path):
 def test_rare_classes_and_repeated_rows_are_named(tmp_path):
     """With their numbers; the class with one row is why the parts are not stratified."""
     proposal, text = proposed(TABLES["imbalanced"], tmp_path)
-    assert "# - rare classes: rarer 1, rare 6 rows;" in text
+    assert "# - classes with few rows: rarer (1), rare (6);" in text
     assert not proposal.stratify
+    assert "# two classes" not in text
+    assert "3 classes: common (593), rare (6), rarer (1)" in text
     x = RNG.permutation(300)
     x = np.append(x, x[:5]) / 7
     _, text = proposed({"x": x, "y": x}, tmp_path)
     assert "# - 5 rows repeat an earlier row" in text
+
+
+@pytest.mark.parametrize(
+    ("counts", "few"),
+    [
+        ({"a": 20, "b": 19}, ""),
+        ({"1": 15, "2": 15, "3": 14}, ""),
+        ({"a": 30, "b": 9}, "b (9)"),
+        ({"a": 30, "b": 10}, ""),
+        ({"a": 60, "b": 21}, ""),
+        (dict.fromkeys("abcdefghijklmnopqrst", 2), "t (2)"),
+    ],
+)
+def test_balanced_classes_of_a_small_table_are_not_rare(counts, few, tmp_path):
+    """A class is rare beside the others; but one with too few rows for three parts is always named."""
+    y = [name for name, count in counts.items() for _ in range(count)]
+    notes = proposed({"x": numbers(len(y)), "y": y}, tmp_path)[0].notes
+    assert [few in note for note in notes if "few rows" in note] == ([True] if few else [])
+
+
+def test_counts_stand_apart_from_values_that_are_numbers(tmp_path):
+    """The text of each value, and its rows in brackets; the same for gaps."""
+    y, room = [2] * 30 + [3] * 30, ["room 7"] * 20 + ["room 8"] * 40
+    _, text = proposed({"x": with_gaps(numbers(60)), "room": room, "y": y}, tmp_path)
+    assert "two classes: 2 (30), 3 (30)" in text
+    assert "# room 8 (40), room 7 (20)" in text
+    assert "# gaps, filled with the median: x (9)" in text
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        (["a"] * 70 + ["b"] * 30, "the training part has one class only, 'a': nothing can be learned"),
+        ((["a", "b"] * 35) + ["c"] * 30, "the training part has no row of 'c', which cannot be learned"),
+        (["a", "b"] * 50, None),
+    ],
+)
+def test_a_class_that_the_training_part_lacks_is_named(labels, note, tmp_path):
+    """Later rows are of another class; the note names the key that separates them."""
+    written = initialize(
+        write(tmp_path / "t.csv", {"day": days(100), "x": numbers(100), "y": labels}), "y", tmp_path / "t.toml"
+    )
+    assert written.proposal.features.split.column == "day"
+    found = [text for text in written.proposal.notes if "training part" in text]
+    assert found == ([] if note is None else [f"{note}; without time = 'day', rows are split at random"])
+    assert all(f"# - {text}" in written.path.read_text() for text in found)
+    assert all(f"note: {text}" in summary_lines(written) for text in found)
 
 
 def test_parquet_types_are_described(tmp_path):

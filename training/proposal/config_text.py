@@ -79,7 +79,7 @@ def _feature_lines(proposal: Proposal) -> list[str]:
         lines.append(comment(f"numbers: {_listed(features.numbers)}"))
     gaps = {name: proposal.gaps[name] for name in (*features.numbers, *features.dates) if proposal.gaps.get(name)}
     if gaps:
-        listed = _listed([f"{name} {count:,}" for name, count in gaps.items()])
+        listed = _listed([f"{name} ({count:,})" for name, count in gaps.items()])
         lines.append(comment(f"gaps, filled with the median: {listed}"))
     if features.dates:
         lines.append(comment(f"dates, as seconds since 1970: {_listed(features.dates)}"))

@@ -14,6 +14,7 @@ from abstain.training.data.dataset import fit_preprocessing
 from abstain.training.data.rows import Rows
 from abstain.training.proposal.leaks import Values, find_copies, leaks, moves_with
 from abstain.training.proposal.table_facts import ColumnFacts, TableFacts
+from abstain.training.proposal.task import list_counts
 
 INDEX_NAME = re.compile(r"(Unnamed: \d+|__index_level_\d+__|)")
 """Names that pandas gives to an index without a name."""
@@ -145,7 +146,7 @@ def _repeats_enough(column: ColumnFacts) -> bool:
 
 
 def _categories(column: ColumnFacts, facts: TableFacts) -> str:
-    shown = ", ".join(f"{value} {count:,}" for value, count in column.counts[:4])
+    shown = list_counts(column.counts[:4])
     more = f", … ({column.distinct} categories)" if column.distinct > 4 else ""
     gaps = facts.gaps(column)
     return f"{shown}{more}" + (f"; {gaps:,} gaps" if gaps else "")

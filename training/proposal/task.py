@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +26,11 @@ SKEW = 1.0
 """The skewness from which a target above 0 spreads more where it is larger, as prices do."""
 SKEW_ROWS = 1_000
 """The least number of rows from which a separate variance for every input can be learned."""
-RARE = 20
-"""A class with fewer rows is named in the config."""
+RARE, RARE_SHARE = 20, 0.5
+"""A class with fewer rows, and with less than this part of the rows that it had if all classes had equally many, is named in the
+config."""
+LEAST_CLASS_ROWS = 3
+"""A class with fewer rows is always named: the three parts cannot each have one."""
 
 
 class Task(NamedTuple):
@@ -109,16 +113,22 @@ def _number_task(target: ColumnFacts, known: Float[np.ndarray, " rows"]) -> Task
 
 def _class_counts(target: ColumnFacts) -> str:
     more = f", … and {target.distinct - 5} more" if target.distinct > 5 else ""
-    return ", ".join(f"{value} {count:,}" for value, count in target.counts[:5]) + more
+    return list_counts(target.counts[:5]) + more
+
+
+def list_counts(counts: Iterable[tuple[str, int]]) -> str:
+    """Returns values with their numbers of rows: `red (2,110), blue (7)`. A value may be a number itself."""
+    return ", ".join(f"{value} ({count:,})" for value, count in counts)
 
 
 def _class_notes(target: ColumnFacts) -> tuple[str, ...]:
-    rare = [f"{value} {count}" for value, count in target.rarest if count < RARE]
+    least = max(min(RARE, RARE_SHARE * target.filled / target.distinct), LEAST_CLASS_ROWS)
+    rare = [(value, count) for value, count in target.rarest if count < least]
     if not rare:
         return ()
     return (
-        f"rare classes: {', '.join(rare)} rows; little can be learned about them, and fewer than three rows may all be in "
-        "one part. class_weights is not set: weights make probabilities of rare classes worse where a network can fit them",
+        f"classes with few rows: {list_counts(rare)}; little can be learned about them, and fewer than three rows may all be "
+        "in one part. class_weights is not set: weights make probabilities of rare classes worse where a network can fit them",
     )
 
 
