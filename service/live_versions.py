@@ -126,7 +126,7 @@ class LiveVersions:
         self._read.clear()
         return_memory()
         return {
-            f"{name}:{version}": Failure(state=entry.state, why=entry.why or "")
+            f"{name}:{version}": Failure(state="refused" if entry.state == "refused" else "failed", why=entry.why or "")
             for name, version, _ in plan.keys
             for entry in [self._table.entries[name][version]]
             if entry.state in {"failed", "refused"}

@@ -193,6 +193,7 @@ class Follower:
         write_plan(folder, plan)
         self._numbers.proposed = plan.number
         deadline = time.monotonic() + PREPARE_SECONDS
+        missing: list[int] = []
         while time.monotonic() < deadline:
             with lock_swap(folder):
                 missing = [index for index in self.ready_workers() if read_prepared(folder, plan.number, index) is None]
