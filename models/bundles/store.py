@@ -3,6 +3,7 @@
     STORE/NAME/3/           a bundle; it gets its name by a rename, so it exists whole or not at all
     STORE/NAME/labels.json  {"labels": {"stable": 3}, "previous": {"stable": [1, 2]}}
     STORE/NAME/.writing-*   a draft of a bundle; its lock ends with its writer, and then the next writer removes it
+    STORE/NAME/.removed-*   a version that is being removed; if that is interrupted, the next writer removes the rest
     STORE/NAME/.lock        the lock of the model, for one writer at a time
 
 Readers need no lock, because everything that they read gets its name by a rename. Locks are flocks on files opened for
@@ -45,6 +46,8 @@ LABELS_BYTES = 2**20
 MOST_LABELS = 256
 """Most labels of one model: a server reads all of them whenever it lists its models."""
 LOCK = ".lock"
+REMOVED = ".removed-"
+"""The beginning of the name of a version that is being removed."""
 
 
 _Version = Annotated[int, Field(gt=0, lt=10**9)]
@@ -136,6 +139,17 @@ def resolve(store: Path, text: str) -> tuple[str, int]:
     if not present:
         raise _unknown_model(store, reference.name, text)
     return reference.name, resolve_among(reference, present, read_labels(store, reference.name).labels)
+
+
+def known_model(store: Path, name: str) -> str:
+    """Returns the name of a model that has a version.
+
+    Raises:
+        UnknownModel: it has none.
+    """
+    if not versions(store, name):
+        raise _unknown_model(store, name, name)
+    return name
 
 
 def _unknown_model(store: Path, name: str, found: str) -> UnknownModel:
@@ -240,7 +254,7 @@ def set_label(store: Path, name: str, version: int, label: str) -> None:
             found=clip_repr(label),
         )
     resolve_among(Reference(name, version, None), versions(store, name), {})
-    with _lock_labels(store / name):
+    with lock_model(store / name):
         old = read_labels(store, name)
         if old.labels.get(label) == version:
             return
@@ -268,9 +282,8 @@ def rollback(store: Path, name: str) -> int:
         UnknownModel: the model does not exist.
         StoreError: there is no previous `stable`.
     """
-    if not versions(store, name):
-        raise _unknown_model(store, name, name)
-    with _lock_labels(store / name):
+    known_model(store, name)
+    with lock_model(store / name):
         old = read_labels(store, name)
         others = set(versions(store, name)) - {old.labels.get(STABLE)}
         earlier = list(old.previous.get(STABLE, []))
@@ -291,8 +304,8 @@ def rollback(store: Path, name: str) -> int:
 
 
 @contextmanager
-def _lock_labels(home: Path) -> Generator[None]:
-    """Holds the model's lock for a change of its labels; errors of the disk name the labels' file."""
+def lock_model(home: Path) -> Generator[None]:
+    """Holds the lock of the model in `home`, for a change of its labels or versions; errors of the disk name the labels' file."""
     with disk_errors(home / LABELS), hold(home / LOCK):
         _sweep(home)
         yield
@@ -358,6 +371,8 @@ def _sweep(home: Path) -> None:
     for abandoned in (*home.glob(".labels-*"), *home.glob(".signature-*")):
         with suppress(OSError):
             abandoned.unlink()
+    for removed in home.glob(f"{REMOVED}*"):
+        shutil.rmtree(removed, ignore_errors=True)
     for abandoned in home.glob(".writing-*"):
         if not abandoned.is_dir():
             continue

@@ -1,4 +1,4 @@
-"""The commands that read the store and move version labels: `models`, `show`, `label`, `rollback`."""
+"""The commands that read the store, move version labels and remove versions: `models`, `show`, `label`, `rollback`, `prune`."""
 
 from __future__ import annotations
 
@@ -135,6 +135,35 @@ def rollback(
     version = stores.rollback(store, name)
     _print_label(name, STABLE, version, as_json)
     _wait(name, STABLE, version, wait, wait_seconds)
+
+
+@commands.command(epilog="Example: `abstain prune --keep 5 --dry-run`")
+def prune(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="The name of one model; all if not given.")
+    ] = None,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest versions of a model stay.")] = 5,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove old versions, except those with a label and the one that `abstain rollback` would go back to."""
+    from abstain.models.bundles import store as stores  # noqa: PLC0415
+    from abstain.models.bundles.references import parse_reference  # noqa: PLC0415
+    from abstain.models.bundles.retention import prune as prune_model  # noqa: PLC0415
+
+    names = stores.model_names(store)
+    if model is not None:
+        names = [stores.known_model(store, parse_reference(model).name)]
+    removed = {name: prune_model(store, name, keep, dry_run=dry_run) for name in names}
+    if as_json:
+        print_json({"removed": removed, "dry_run": dry_run})
+        return
+    for name, versions in removed.items():
+        listed = ", ".join(f"{name}:{version}" for version in versions) or f"nothing of {name}"
+        typer.echo(f"{'would remove' if dry_run else 'removed'} {listed}")
 
 
 def _print_label(name: str, label: str, version: int, as_json: bool) -> None:

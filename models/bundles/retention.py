@@ -1,0 +1,58 @@
+"""Removes old versions from a store, and never one that is needed."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+
+from abstain.models.bundles.references import STABLE
+from abstain.models.bundles.store import REMOVED, Labels, lock_model, read_labels, version_folder, versions
+from abstain.models.errors import StoreError
+from abstain.models.files.locks import disk_errors
+
+
+def removable_versions(present: list[int], labels: Labels, keep: int) -> list[int]:
+    """Returns the versions that are not needed, ascending.
+
+    Needed are the newest ones, every version with a label, and the one that `abstain rollback` would go back to.
+
+    Args:
+        present: all versions of a model, ascending.
+        keep: how many of the newest are needed, at least 1.
+    """
+    earlier = [version for version in labels.previous.get(STABLE, []) if version in present]
+    back = {version for version in earlier if version != labels.labels.get(STABLE)}
+    target = next((version for version in reversed(earlier) if version in back), None)
+    needed = {*present[-keep:], *labels.labels.values(), target}
+    return [version for version in present if version not in needed]
+
+
+def prune(store: Path, name: str, keep: int, *, dry_run: bool = False) -> list[int]:
+    """Removes the versions of a model that are not needed; returns them.
+
+    A version is renamed before its files are removed, so it exists whole or not at all. A server that follows the store may
+    still have requests in progress with a version that it stops serving; these end with what it has loaded.
+
+    Args:
+        keep: as in `removable_versions`.
+        dry_run: whether to only return what would be removed.
+
+    Raises:
+        StoreError: `keep` is below 1, the labels cannot be read, or a version cannot be removed.
+    """
+    if keep < 1:
+        raise StoreError("keep", expected="at least 1", found=keep)
+    home = store / name
+    with lock_model(home):
+        found = removable_versions(versions(store, name), read_labels(store, name), keep)
+        removed: list[Path] = []
+        for version in () if dry_run else found:
+            folder, hidden = version_folder(store, name, version), home / f"{REMOVED}{version}-{uuid.uuid4().hex}"
+            with disk_errors(folder, what="cannot be removed"):
+                folder.rename(hidden)
+            removed.append(hidden)
+    for hidden in removed:
+        with disk_errors(hidden, what="cannot be removed"):
+            shutil.rmtree(hidden)
+    return found
