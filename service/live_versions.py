@@ -147,8 +147,11 @@ class LiveVersions:
         for key in sorted(plan.keys):
             name, version, _ = key
             old = before.entries.get(name, {}).get(version)
-            if key in known and old and old.live:
-                live: Live | None = old.live
+            live: Live | None = None
+            if key in known and old:
+                live = old.live
+                if live is None:  # It failed in this worker alone, which does not keep the others from changing.
+                    entries[name][version] = replace(entries[name][version], state=old.state, why=old.why)
             else:
                 live = self._load_beside(name, version, failures)
             if live:

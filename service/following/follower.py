@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from abstain.models.errors import AbstainError
@@ -128,7 +129,8 @@ class Follower:
 
     def step(self) -> None:
         """Looks at the store once, and makes the server serve what it asks for."""
-        self._note_failures_of_workers(self.plan)
+        # A worker that replaces another may not find what the others serve from memory: they go on.
+        self._note_failures(self.plan, range(1, self._process.workers + 1), of_all=True)
         while (plan := self._next_plan()) is not None:
             new = plan.keys - self.plan.keys
             failures = self._try(new, self.plan.keys) if new else {}
@@ -175,17 +177,24 @@ class Follower:
         if before is None or before.failure != failure:
             log.error("%s:%d cannot be served: %s", key.name, key.version, failure.why)
 
-    def _note_failures_of_workers(self, plan: Plan) -> bool:
-        """Notes the versions of a plan that a worker could not load; returns whether there are any."""
-        keys = {f"{key.name}:{key.version}": key for key in plan.keys}
-        found = False
-        for index in range(1, self._process.workers + 1):
-            prepared = read_prepared(self._process.folder, plan.number, index)
-            for reference, failure in prepared.failures.items() if prepared else ():
-                found = True
-                if keys[reference] not in self._failed:
-                    self._note_failure(keys[reference], failure)
-        return found
+    def _note_failures(self, plan: Plan, indices: Iterable[int], *, of_all: bool) -> bool:
+        """Notes the versions of a plan that workers could not load; returns whether there are any.
+
+        Args:
+            of_all: whether only the versions count that none of these workers could load.
+        """
+        prepared = [read_prepared(self._process.folder, plan.number, index) for index in indices]
+        failures = [note.failures if note else {} for note in prepared]
+        names = {*chain.from_iterable(failures)}
+        if of_all:
+            names = names.intersection(*failures)
+        for key in sorted(plan.keys):
+            if f"{key.name}:{key.version}" in names and key not in self._failed:
+                found = next(
+                    each[f"{key.name}:{key.version}"] for each in failures if f"{key.name}:{key.version}" in each
+                )
+                self._note_failure(key, found)
+        return bool(names)
 
     def _swap_to(self, plan: Plan) -> None:
         """Proposes a plan, and makes it current when every ready worker has prepared it without a failure."""
@@ -196,9 +205,10 @@ class Follower:
         missing: list[int] = []
         while time.monotonic() < deadline:
             with lock_swap(folder):
-                missing = [index for index in self.ready_workers() if read_prepared(folder, plan.number, index) is None]
+                ready = self.ready_workers()
+                missing = [index for index in ready if read_prepared(folder, plan.number, index) is None]
                 if not missing:
-                    if self._note_failures_of_workers(plan):
+                    if self._note_failures(plan, ready, of_all=False):
                         return
                     self._numbers.current = plan.number
                     self.plan = plan

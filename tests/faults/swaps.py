@@ -179,8 +179,23 @@ def _report(answers: list[Answer], moves: list[Move], memory: list[int]) -> int:
     seconds = np.array([move.seen - move.made for move in moves[1:]])
     print(f"answers {len(answers):,}: failed {failed}, wrong {wrong}, late {late}")
     print(f"moves {len(moves) - 1}: seen after {np.median(seconds):.2f} s (median), {seconds.max():.2f} s (longest)")
+    during, between = _milliseconds(answers, moves)
+    print(
+        f"latency p99 {np.percentile(during, 99):.1f} ms during changes, {np.percentile(between, 99):.1f} ms between them; "
+        f"median {np.median(during):.1f} and {np.median(between):.1f} ms"
+    )
     print(f"memory {growth:+.1%} since the tenth move ({memory[-1] / 2**20:.0f} MiB)")
     return failed + wrong + late + (growth > 0.05)
+
+
+def _milliseconds(answers: list[Answer], moves: list[Move]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the latencies of answers during changes, and of those between them."""
+    sent = np.array([answer.sent for answer in answers])
+    taken = 1_000 * np.array([answer.received - answer.sent for answer in answers])
+    during = np.zeros(len(answers), bool)
+    for move in moves[1:]:
+        during |= (sent > move.made) & (sent < move.seen)
+    return taken[during], taken[~during]
 
 
 def main() -> None:

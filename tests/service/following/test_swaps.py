@@ -184,6 +184,37 @@ def test_a_new_worker_starts_with_what_the_others_serve(root, tmp_path):
         assert server.answers() == [2, 2]
 
 
+def test_what_one_worker_cannot_load_stays_with_the_others(root, tmp_path):
+    """A worker that replaces another finds damaged files: the others go on, and new versions are still followed."""
+    with serve(tmp_path) as server:
+        damage_version(root, 1)
+        server.workers[1].stop()
+        server.workers[1] = late = server.start_worker(2)
+        assert until(lambda: late.follower.loaded)
+        server.follower.step()
+        assert server.answers()[0] == 1
+        assert "golden:1 is failed: " in server.answers()[1]
+        publish_golden(root, name="other")
+        server.follower.step()
+        assert server.answers("other") == [1, 1]
+        assert server.answers()[0] == 1
+        publish_golden(root, 1.1)
+        server.follower.step()
+        assert server.answers() == [2, 2]
+
+
+def test_a_version_that_no_worker_can_load_at_the_start_is_tried_again(root, tmp_path, monkeypatch):
+    """The first plan is not tried by another process; what fails there in all workers is noted by the main process."""
+    monkeypatch.setattr(following, "FIRST_RETRY", 0.2)
+    draws = root / "golden" / "1" / "draws"
+    draws.rename(tmp_path / "draws")
+    with serve(tmp_path) as server:
+        server.follower.step()
+        assert until(lambda: all("golden:1 is failed" in answer for answer in server.answers()))
+        (tmp_path / "draws").rename(draws)
+        assert until(lambda: server.follower.step() or server.answers() == [1, 1])
+
+
 def test_what_does_not_fit_into_memory_is_refused(root, tmp_path):
     """By name and before it is loaded; both versions count, because requests in flight need the old one."""
     with serve(tmp_path, workers=1, memory_bytes=10) as server:
