@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 import uuid
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -103,7 +104,7 @@ def _with_life_cycle(
 ) -> ASGIApp:
     """Passes HTTP to `app`, and start and stop to BentoML's application; models load in a thread, so `/livez` responds at once."""
     followers: list[asyncio.Task[None]] = []
-    loaded = threading.Event()
+    accepting = threading.Event()
 
     def start() -> None:
         """Prepares this worker, and starts to load the models."""
@@ -122,7 +123,7 @@ def _with_life_cycle(
         watch.start()
         # All workers load the same versions: the first one says which.
         progress = _print_progress if PROCESS.index == 1 else None
-        follow_plans(versions, PROCESS, loaded, watch.forget, ready, progress)
+        follow_plans(versions, PROCESS, accepting, watch.forget, ready, progress)
 
     def ready() -> None:
         _print_progress(f"worker {PROCESS.index} of {PROCESS.workers} is ready")
@@ -147,7 +148,7 @@ def _with_life_cycle(
                 start()
                 if replaces:
                     # Other workers answer: this one accepts no connection before it has loaded what they serve.
-                    await asyncio.to_thread(loaded.wait)
+                    await asyncio.to_thread(accepting.wait)
             elif message["type"] == "lifespan.shutdown":
                 watch.stop()
             return message
@@ -160,8 +161,9 @@ def _with_life_cycle(
 def _print_progress(text: str) -> None:
     """Prints what the server does while it starts, unless the settings say `quiet`."""
     if not SETTINGS.quiet:
-        sys.stderr.write(f"abstain: {text}\n")
-        sys.stderr.flush()
+        with suppress(OSError):  # Nobody reads it any more.
+            sys.stderr.write(f"abstain: {text}\n")
+            sys.stderr.flush()
 
 
 def _ignore_decision(_live: Live, _judgement: Judgement) -> None:

@@ -23,7 +23,7 @@ from abstain.models.bundles import store
 from abstain.models.bundles.bundle import read_published
 from abstain.models.bundles.manifest import check_gate
 from abstain.models.bundles.references import NAME_PATTERN, STABLE
-from abstain.models.errors import InputError, StoreError, UnknownModel, clip_repr
+from abstain.models.errors import AbstainError, InputError, UnknownModel, clip_repr
 from abstain.service.errors import HTTPError
 from abstain.service.following.orders import Order, send_order
 from abstain.service.json_objects import describe_value, flag_of, parse_object
@@ -54,8 +54,6 @@ def routes(versions: LiveVersions, process: Process, settings: Settings, read_bo
         done = await send_order(process.folder, Order(kind=kind, model=model), WAIT_SECONDS)
         if done is None:
             raise HTTPError(504, f"the workers did not serve what was asked for within {WAIT_SECONDS:g} s")
-        if done.why:
-            raise HTTPError(500, done.why)
 
     async def load(request: Request) -> Response:
         name = _name(request)
@@ -82,12 +80,14 @@ def routes(versions: LiveVersions, process: Process, settings: Settings, read_bo
         own_label, version, force = _label(content), _version(content), flag_of(content, "force", "body")
         try:
             await asyncio.to_thread(_move_label, root, name, version, own_label, force)
-        except StoreError as error:
-            raise HTTPError(400, versions.hide_folders(str(error)), code=error.code) from error
+        except AbstainError as error:
+            # The texts have the folder of the store, which clients need not know.
+            status = 404 if isinstance(error, UnknownModel) else 400
+            raise HTTPError(status, versions.hide_folders(str(error)), code=error.code) from error
         await order("look", name)
-        served = versions.find(f"{name}@{own_label}").version
-        facts = {"name": name, "label": own_label, "version": version, "served": served == version}
-        return json_response(facts if served == version else {**facts, "why": versions.why_not_served(name)})
+        served = _served_version(versions, f"{name}@{own_label}") == version
+        facts = {"name": name, "label": own_label, "version": version, "served": served}
+        return json_response(facts if served else {**facts, "why": versions.why_not_served(name) or ["it is unloaded"]})
 
     return [
         Route(path, handler, methods=["POST"]) for path, handler in ((LOAD, load), (UNLOAD, unload), (LABEL, label))
@@ -105,6 +105,14 @@ def route_template(path: str) -> str | None:
             return LABEL
         case _:
             return None
+
+
+def _served_version(versions: LiveVersions, reference: str) -> int | None:
+    """Returns the version that requests get by a reference; None if they get none."""
+    try:
+        return versions.find(reference).version
+    except (HTTPError, UnknownModel):
+        return None
 
 
 def _move_label(root: Path, name: str, version: int, label: str, force: bool) -> None:

@@ -28,10 +28,10 @@ from abstain.models.bundles.signatures import TrustedKeys
 from abstain.models.errors import AbstainError
 from abstain.models.prediction.predictive import BUCKETS
 from abstain.service.errors import HTTPError
-from abstain.service.following.plans import Failure, Key, Plan, make_plan, read_stored
 from abstain.service.live import Live
 from abstain.service.loading import Loader, report_gone, report_not_served, report_ready, text_of, unexpected
 from abstain.service.memory import return_memory, trim
+from abstain.service.plans import Failure, Key, Plan, log_changes, make_plan, read_stored
 from abstain.service.version_table import Entry, Table, VersionState, describe_state, entries_of, find_entry, only_name
 
 log = logging.getLogger("abstain.serving")
@@ -99,6 +99,7 @@ class LiveVersions:
             plan = (
                 make_plan(read_stored(self._loader.root)) if self._loader.root.is_dir() else Plan(number=1, models={})
             )
+            log_changes(plan, None)
             self.load_plan(plan, buckets, progress)
         except Exception as error:
             log.error("the store cannot be read: %s", text_of(error), exc_info=unexpected(error))
@@ -120,9 +121,9 @@ class LiveVersions:
         self._table = self._new_table(plan, entries_of(plan))
         _report_failures(self._table, Table())
         with ThreadPoolExecutor(COMPILING, thread_name_prefix="compile") as pool:
-            for number, (name, version, _) in enumerate(sorted(plan.keys), start=1):
-                (progress or _silent)(f"reading {name}:{version}, {number} of {len(plan.keys)}")
-                self._load(name, version, buckets or BUCKETS, pool, progress or _silent)
+            for number, key in enumerate(sorted(plan.keys), start=1):
+                (progress or _silent)(f"reading {key.name}:{key.version}, {number} of {len(plan.keys)}")
+                self._load(key, buckets or BUCKETS, pool, progress or _silent)
         self._read.clear()
         return_memory()
         return {
@@ -135,29 +136,32 @@ class LiveVersions:
     def prepare(self, plan: Plan) -> dict[str, Failure]:
         """Loads what is new in a plan, beside what is served; returns the versions that cannot be, by reference.
 
-        Versions that the current plan has too are not loaded again.
+        Versions that the current plan has too are not loaded again, and count as loaded: one that this worker alone could not
+        load must not keep the others from changing (`load_missing`).
         """
-        before = self._table
-        known = {
-            Key(name, version, stamp)
-            for name, model in before.models.items()
-            for version, stamp in model.served.items()
-        }
+        before, known = self._table, self._table.keys
         entries, failures = entries_of(plan), dict[str, Failure]()
         for key in sorted(plan.keys):
-            name, version, _ = key
-            old = before.entries.get(name, {}).get(version)
-            live: Live | None = None
+            own = entries[key.name]
+            old = before.entries.get(key.name, {}).get(key.version)
             if key in known and old:
-                live = old.live
-                if live is None:  # It failed in this worker alone, which does not keep the others from changing.
-                    entries[name][version] = replace(entries[name][version], state=old.state, why=old.why)
-            else:
-                live = self._load_beside(name, version, failures)
-            if live:
-                entries[name][version] = replace(entries[name][version], state="ready", live=live)
+                own[key.version] = replace(own[key.version], state=old.state, why=old.why, live=old.live)
+            elif live := self._load_beside(key, failures):
+                own[key.version] = replace(own[key.version], state="ready", live=live)
         self._next = self._new_table(plan, entries)
         return failures
+
+    def missing(self) -> set[Key]:
+        """Returns the versions of the current plan that this worker could not load."""
+        return {key for key in self._table.keys if self._table.entries[key.name][key.version].live is None}
+
+    def load_missing(self) -> None:
+        """Tries again to load the versions of the current plan that this worker could not load."""
+        for key in sorted(self.missing()):
+            if live := self._load_beside(key, {}):
+                report_ready(live)
+                self._set(key.name, key.version, state="ready", why=None, live=live)
+                log.info("%s:%d could be loaded now", key.name, key.version)
 
     def swap(self) -> None:
         """Answers by the prepared plan from now on, and returns the memory of what it does not serve any more."""
@@ -167,13 +171,15 @@ class LiveVersions:
             del before
             trim()
 
-    def _load_beside(self, name: str, version: int, failures: dict[str, Failure]) -> Live | None:
+    def _load_beside(self, key: Key, failures: dict[str, Failure]) -> Live | None:
+        """Loads a version; notes the failure if it cannot be loaded."""
         try:
-            return self._loader.compile(name, version, self._loader.read(name, version), BUCKETS)
+            bundle = self._loader.read(key.name, key.version, key.stamp)
+            return self._loader.compile(key.name, key.version, bundle, BUCKETS)
         except Exception as error:
-            failures[f"{name}:{version}"] = self._loader.failure(error)
+            failures[f"{key.name}:{key.version}"] = self._loader.failure(error)
             if unexpected(error):  # The main process logs the others, once for all workers.
-                log.exception("%s:%d cannot be served", name, version)
+                log.exception("%s:%d cannot be served", key.name, key.version)
             return None
 
     def _new_table(self, plan: Plan, entries: dict[str, dict[int, Entry]]) -> Table:
@@ -185,7 +191,11 @@ class LiveVersions:
             }
             for name, versions in entries.items()
         }
-        return Table(plan.number, shown, plan.models, self.hide_folders(plan.why) if plan.why else None)
+        models = {
+            name: model.model_copy(update={"why": self.hide_folders(model.why)}) if model.why else model
+            for name, model in plan.models.items()
+        }
+        return Table(plan.number, shown, models, self.hide_folders(plan.why) if plan.why else None)
 
     def reasons_not_ready(self) -> list[str]:
         """Returns why the server is not ready; an empty list if it is ready."""
@@ -196,32 +206,23 @@ class LiveVersions:
             return [table.why or "the store has no models; publish one with abstain fit"]
         entries = [(name, entry) for name, versions in table.entries.items() for entry in versions.values()]
         any_ready = any(entry.state == "ready" for _, entry in entries)
-        keeping = {"loading"} if any_ready and not self._all_ready else {"loading", "failed"}
-        if not any_ready:
-            keeping.add("refused")
+        keeping = {"loading", "failed", "refused"}
+        if any_ready:
+            keeping = {"failed"} if self._all_ready else set()
         return [describe_state(name, entry) for name, entry in entries if entry.state in keeping]
 
     def shortcomings(self) -> list[str]:
         """Returns what is not served although the store asks for it, whether or not the server is ready."""
         table = self._answering()
-        return [
-            *([table.why] if table.why and table.number else []),
-            *(
-                describe_state(name, entry)
-                for name, entries in table.entries.items()
-                for entry in entries.values()
-                if entry.state in {"failed", "refused"}
-            ),
-        ]
+        found = [table.why] if table.why and table.number else []
+        return [*found, *(reason for name in table.models for reason in table.shortcomings(name))]
 
     def why_not_served(self, name: str) -> list[str] | None:
         """Returns what is not served of one model although the store asks for it; None if there is no such model."""
-        entries = self._answering().entries.get(name)
-        if entries is None:
-            return None
-        return [
-            describe_state(name, entry) for entry in entries.values() if entry.state in {"loading", "failed", "refused"}
-        ]
+        table = self._answering()
+        if name not in table.models:
+            return [table.why] if table.why else None
+        return table.shortcomings(name)
 
     def find(self, text: str | None) -> Live:
         """Returns the live version that a request names; the only model's if it names none.
@@ -297,13 +298,12 @@ class LiveVersions:
         """Makes paths in a text relative to the store, and cuts other paths to the file name: clients need no folders."""
         return self._loader.hide_folders(text)
 
-    def _load(
-        self, name: str, version: int, buckets: tuple[int, ...], pool: Executor, progress: Callable[[str], None]
-    ) -> None:
+    def _load(self, key: Key, buckets: tuple[int, ...], pool: Executor, progress: Callable[[str], None]) -> None:
         """Reads a version and lets the pool compile it; any error makes only this version fail."""
+        name, version, stamp = key
         try:
             self._loader.check_room(name, version, self._read)
-            bundle = self._loader.read(name, version)
+            bundle = self._loader.read(name, version, stamp)
             self._read.append(bundle.manifest)
         except Exception as error:
             self._fail(name, version, error)
@@ -371,14 +371,15 @@ def _silent(_text: str) -> None:
 
 def _report_swap(before: Table, after: Table) -> None:
     """Sets the metrics of versions that are served from now on, not served any more, or newly failed."""
-    old, new = {(live.name, live.version): live for live in before.live()}, after.live()
+    old, new = before.live(), after.live()
+    for live in old:
+        if not any(live is other for other in new):
+            report_gone(live)
+            log.info("%s:%d is not served any more", live.name, live.version)
     for live in new:
-        if old.pop((live.name, live.version), None) is not live:
+        if not any(live is other for other in old):
             report_ready(live)
             log.info("%s:%d is served from now on", live.name, live.version)
-    for live in old.values():
-        report_gone(live)
-        log.info("%s:%d is not served any more", live.name, live.version)
     _report_failures(after, before)
 
 
@@ -386,5 +387,5 @@ def _report_failures(after: Table, before: Table) -> None:
     for name, model in after.models.items():
         for version, failure in model.failures.items():
             known = before.entries.get(name, {}).get(version)
-            if known is None or known.state != failure.state:
+            if failure.state != "loading" and (known is None or known.state != failure.state):
                 report_not_served(name, version, failure)

@@ -17,9 +17,9 @@ from abstain.models.decisions.expected_rates import expected_part_rates
 from abstain.models.errors import AbstainError, SignatureError, printable
 from abstain.models.networks.allowed import read_modules
 from abstain.models.prediction.predictive import BUCKETS
-from abstain.service.following.plans import Failure
 from abstain.service.live import Live
 from abstain.service.monitoring import metrics
+from abstain.service.plans import Failure, stamp_of
 
 log = logging.getLogger("abstain.serving")
 
@@ -29,6 +29,10 @@ _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/,:;'\"()]+/)+")
 
 class NoRoom(AbstainError):
     """The arrays of a version are larger than the memory that is left for them."""
+
+
+class ReplacedVersion(AbstainError):
+    """A version has other files than those that the server was to load."""
 
 
 class UnsoundVersion(AbstainError):
@@ -76,13 +80,25 @@ class Loader:
                 fix="raise ABSTAIN_MEMORY_BYTES, take labels from versions that are not needed, or publish fewer draws",
             )
 
-    def read(self, name: str, version: int) -> Bundle:
+    def read(self, name: str, version: int, stamp: str | None = None) -> Bundle:
         """Reads and verifies a version.
+
+        Args:
+            stamp: that of the files that are meant; None for any.
 
         Raises:
             UnsoundVersion: it has shortfalls, and `require_sound` is set.
+            ReplacedVersion: its files are not those of the stamp.
             AbstainError: as `load_published` does.
         """
+        bundle = self._read(name, version)
+        if stamp is not None and stamp_of(self.root / name / str(version)) != stamp:
+            raise ReplacedVersion(
+                "its files were replaced by others", where=f"{name}:{version}", fix="publish them as a new version"
+            )
+        return bundle
+
+    def _read(self, name: str, version: int) -> Bundle:
         if self.require_sound and (shortfalls := read_published(self.root, name, version, self.trusted).shortfalls):
             raise UnsoundVersion(f"failed publication checks: {in_one_line(texts(shortfalls))}")
         return load_published(self.root, name, version, self.trusted)
@@ -122,7 +138,7 @@ def report_ready(live: Live) -> None:
 
 
 def report_gone(live: Live) -> None:
-    """Sets the metrics of a version that is not served any more; those that count stay."""
+    """Sets the metrics of a version that is not served any more; those that count stay, and alerts look at `MODEL_INFO`."""
     manifest = live.bundle.manifest
     labels = live.name, str(live.version)
     metrics.MODEL_INFO.labels(*labels, manifest.digest, manifest.method.kind, str(manifest.draws)).set(0)

@@ -20,4 +20,4 @@ def return_memory() -> None:
 def trim() -> None:
     """Returns free memory to the system; a version that is not served any more is free without garbage collection."""
     with contextlib.suppress(AttributeError, OSError):  # The C library is not glibc.
-        ctypes.CDLL(None).malloctrim(0)
+        ctypes.CDLL(None).malloc_trim(0)

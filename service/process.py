@@ -59,9 +59,18 @@ class Process:
         notes = [note for note in self.folder.glob("ready-?*") if not note.suffix]
         return sorted(int(note.name.removeprefix("ready-")) for note in notes if _alive(note))
 
+    def mark_accepting(self) -> None:
+        """Tells the main process that this worker answers requests, so that it must take part in every change."""
+        _leave_note(self.folder / f"accepting-{self.index}")
+
+    def accepting_indices(self) -> list[int]:
+        """Returns the indices of the workers that answer requests and are alive."""
+        notes = self.folder.glob("accepting-?*")
+        return sorted(int(note.name.removeprefix("accepting-")) for note in notes if _alive(note))
+
     def replaces_a_worker(self) -> bool:
         """Whether this worker starts in a server that has answered requests before."""
-        return any(not note.suffix for note in self.folder.glob("ready-?*"))
+        return any(self.folder.glob("accepting-?*"))
 
     def announce_ready(self) -> bool:
         """Whether all workers are ready for the first time, and this one is to say so: true in one worker, once."""

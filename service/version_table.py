@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from abstain.models.bundles.references import Reference, resolve_among
 from abstain.models.errors import InputError, UnknownModel, suggest
-from abstain.service.following.plans import Plan, PlannedModel
 from abstain.service.live import Live
+from abstain.service.plans import Key, Plan, PlannedModel
 
+_NOT_SERVED = {"loading", "failed", "refused"}
 MOST_LISTED = 20
 """The largest number of models that an error lists."""
 State = Literal["idle", "loading", "ready", "failed", "refused"]
@@ -39,6 +40,20 @@ class Table:
     models: dict[str, PlannedModel] = field(default_factory=dict[str, PlannedModel])
     why: str | None = None
     """Why the store could not be read."""
+
+    @property
+    def keys(self) -> set[Key]:
+        """All versions that the plan has loaded."""
+        return {
+            Key(name, version, stamp) for name, model in self.models.items() for version, stamp in model.served.items()
+        }
+
+    def shortcomings(self, name: str) -> list[str]:
+        """Returns what is not served of a model although the store asks for it."""
+        model = self.models[name]
+        entries = [entry for entry in self.entries.get(name, {}).values() if entry.state in _NOT_SERVED]
+        found = [f"{name}: {model.why}"] if model.why and not entries else []
+        return [*found, *(describe_state(name, entry) for entry in entries)]
 
     def live(self) -> list[Live]:
         """Returns the versions that serve requests, by model and ascending."""
@@ -74,7 +89,8 @@ def describe_state(name: str, entry: Entry) -> str:
 
 def entries_of(plan: Plan) -> dict[str, dict[int, Entry]]:
     """Returns the entries of a plan whose versions are not loaded yet."""
-    return {name: _entries_of_model(model) for name, model in plan.models.items()}
+    entries = {name: _entries_of_model(model) for name, model in plan.models.items()}
+    return {name: own for name, own in entries.items() if own}
 
 
 def _entries_of_model(model: PlannedModel) -> dict[int, Entry]:
@@ -89,7 +105,7 @@ def _entries_of_model(model: PlannedModel) -> dict[int, Entry]:
             # A served version may have a failure too: its files were replaced, and the new ones cannot be served.
             entries[version] = Entry(version, labels, "loading", None, None, served_as)
         elif failure:
-            entries[version] = Entry(version, labels, failure.state, failure.why, None, served_as)
+            entries[version] = Entry(version, labels, failure.state, failure.why or None, None, served_as)
         else:
             entries[version] = Entry(version, labels, "idle", None, None, served_as)
     return entries

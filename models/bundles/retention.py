@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from abstain.models.bundles.references import STABLE
@@ -53,6 +54,6 @@ def prune(store: Path, name: str, keep: int, *, dry_run: bool = False) -> list[i
                 folder.rename(hidden)
             removed.append(hidden)
     for hidden in removed:
-        with disk_errors(hidden, what="cannot be removed"):
+        with disk_errors(hidden, what="cannot be removed"), suppress(FileNotFoundError):  # Another writer removed it.
             shutil.rmtree(hidden)
     return found

@@ -202,7 +202,7 @@ def scope_of(method: str, path: str) -> KeyScope | None:
             return "predict"
         case ["", "v2", "models", *_, "infer"] if method == "POST":
             return "predict"
-        case ["", "admin", *_] | ["", "v2", "repository", "models", _, _]:
+        case ["", "admin", *_] | ["", "v2", "repository", "models", _, "load" | "unload"]:
             return "admin"
         case _:
             return "read"

@@ -15,13 +15,13 @@ import mmap
 import os
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from abstain.models.files.locks import hold
-from abstain.service.following.plans import Failure, Plan
+from abstain.service.plans import Failure, Plan
 
 NUMBERS = "numbers"
 _SIZE = 8
@@ -80,6 +80,13 @@ def write_plan(folder: Path, plan: Plan) -> None:
     write_record(_plan_path(folder, plan.number), plan)
 
 
+def keep_files(folder: Path, number: int) -> None:
+    """Marks the files that a new worker needs as in use: systems remove temporary files that nobody has touched for days."""
+    for path in (folder / NUMBERS, _plan_path(folder, number)):
+        with suppress(OSError):
+            os.utime(path)
+
+
 def read_plan(folder: Path, number: int) -> Plan:
     """Reads the plan with this number.
 
@@ -127,6 +134,10 @@ def _note_path(folder: Path, number: int, index: int | None) -> Path:
 def write_record(path: Path, record: BaseModel) -> None:
     """Writes a record whole or not at all."""
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
-    with os.fdopen(descriptor, "w") as file:
-        file.write(record.model_dump_json())
-    Path(draft).rename(path)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(record.model_dump_json())
+        Path(draft).rename(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise

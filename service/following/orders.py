@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from abstain.service.following.generation import write_record
 
+KEPT_SECONDS = 60.0
+"""How long an answer may wait for its reader, in seconds."""
 LOOK_SECONDS = 0.05
 """The time between two looks at the answer, in seconds."""
 
@@ -31,11 +33,10 @@ class Order(BaseModel):
 
 
 class Done(BaseModel):
-    """The answer to an order: the number of the plan that is served, and why the order could not be followed."""
+    """The answer to an order: the number of the plan that is served."""
 
     model_config = ConfigDict(frozen=True)
     number: int
-    why: str | None = None
 
 
 async def send_order(folder: Path, order: Order, seconds: float) -> Done | None:
@@ -62,12 +63,16 @@ async def send_order(folder: Path, order: Order, seconds: float) -> Done | None:
 def take_orders(folder: Path) -> Iterator[tuple[str, Order]]:
     """Takes all orders that wait, with their names."""
     for path in sorted(folder.glob("order-*.json")):
-        with suppress(FileNotFoundError, ValidationError):
-            order = Order.model_validate_json(path.read_bytes())
+        with suppress(OSError, ValidationError):
+            content = path.read_bytes()
             path.unlink()
-            yield path.stem.removeprefix("order-"), order
+            yield path.stem.removeprefix("order-"), Order.model_validate_json(content)
 
 
 def answer_order(folder: Path, name: str, done: Done) -> None:
-    """Answers an order."""
+    """Answers an order, and removes answers that nobody has read."""
+    for path in folder.glob("done-*.json"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                path.unlink()
     write_record(folder / f"done-{name}.json", done)

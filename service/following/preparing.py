@@ -1,12 +1,12 @@
-"""Tries new versions in a process of their own, before a worker loads them.
+"""Tries a new version in a process of its own, before the workers load it.
 
-The process reads, verifies and compiles each version, and so fills the cache of compiled programs, from which the workers then
+The process reads, verifies and compiles the version, and so fills the cache of compiled programs, from which the workers then
 load. A version that makes it crash or that takes all memory does not harm a worker. It runs at a low priority, because
 compiling takes every core for seconds.
 
-    python -m abstain.service.following.preparing '{"new": ["digits:3"], "served": ["digits:2"]}'
+    echo '{"new": "digits:3", "served": ["digits:2"], "parent": 123}' | python -m abstain.service.following.preparing
 
-It prints one line of JSON for each new version: the reference, and the failure or null.
+It prints one line of JSON: the failure, or null.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from abstain.models.errors import AbstainError
-from abstain.service.following.plans import Failure, Key
+from abstain.service.plans import Failure, Key
 
 if TYPE_CHECKING:
     from abstain.models.bundles.manifest import Manifest
@@ -34,63 +34,75 @@ log = logging.getLogger("abstain.following")
 
 NICE = 10
 """How much lower the priority is than that of the workers."""
-MOST_SECONDS = 1_800
-"""The longest time that the versions of one plan may take, in seconds."""
+MOST_SECONDS = 900
+"""The longest time that a version may take, in seconds."""
+_LOOK_SECONDS = 0.5
+"""The time between two looks whether the trial was cancelled, in seconds."""
 _LOG_BYTES = 2_000
 """The last bytes of the process's messages that the log shows if the process ends badly."""
 
 
-def try_versions(new: Iterable[Key], served: Iterable[Key], environment: dict[str, str]) -> dict[Key, Failure]:
-    """Tries versions in another process; returns why some of them cannot be served.
+def try_version(
+    key: Key, served: Iterable[Key], cancelled: threading.Event, environment: dict[str, str]
+) -> Failure | None:
+    """Tries a version in another process; returns why it cannot be served, None if it can.
 
     Args:
-        served: the versions that workers hold already, beside which the new ones must fit into memory.
+        served: the versions that workers hold already, beside which the new one must fit into memory.
+        cancelled: ends the process when it is set.
         environment: that of a worker, on which the keys of compiled programs depend.
     """
-    waiting = {f"{key.name}:{key.version}": key for key in sorted(new)}
-    held = [f"{key.name}:{key.version}" for key in sorted(served)]
-    failures: dict[Key, Failure] = {}
-    while waiting:
-        found, end = _run([*waiting], held, environment)
-        for reference, failure in found.items():
-            key = waiting.pop(reference)
-            if failure is not None:
-                failures[key] = Failure.model_validate(failure)
-        if waiting and end is not None:
-            # The process ended at the first version without a line; the others are tried again without it.
-            failures[waiting.pop(next(iter(waiting)))] = Failure(state="failed", why=end)
-    return failures
-
-
-def _run(
-    references: list[str], held: list[str], environment: dict[str, str]
-) -> tuple[dict[str, dict[str, object] | None], str | None]:
-    """Runs the process; returns its lines by reference, and why it ended early (None if it did not)."""
-    task = orjson.dumps({"new": references, "served": held}).decode()
-    command = [sys.executable, "-P", "-m", "abstain.service.following.preparing", task]
-    # A GPU has most of its memory taken by the workers.
-    own = environment | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    held = [f"{each.name}:{each.version}" for each in sorted(served)]
+    task = orjson.dumps({"new": f"{key.name}:{key.version}", "served": held, "parent": os.getpid()})
+    own = environment | {
+        # A GPU has most of its memory taken by the workers.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        # The code of this process, which need not be installed: `bentoml serve` adds folders to the path by itself.
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
     own.pop("PROMETHEUS_MULTIPROC_DIR", None)
-    try:
-        done = subprocess.run(command, env=own, capture_output=True, timeout=MOST_SECONDS, check=False)
-        output, code, messages = done.stdout, done.returncode, done.stderr
-    except subprocess.TimeoutExpired as error:
-        output, code, messages = error.stdout or b"", None, error.stderr or b""
-    found: dict[str, dict[str, object] | None] = {}
-    for line in output.splitlines():
-        content = orjson.loads(line)
-        found[content["version"]] = content["failure"]
-    if len(found) == len(references):
-        return found, None
-    log.error("the process that tries new versions: %s", messages[-_LOG_BYTES:].decode(errors="replace").strip())
-    if code is None:
-        return found, f"reading and compiling it took more than {MOST_SECONDS} seconds"
+    command = [sys.executable, "-P", "-m", "abstain.service.following.preparing"]
+    process = subprocess.Popen(command, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    output, messages = _communicate(process, task, cancelled)
+    lines = output.splitlines()
+    if process.returncode == 0 and lines:
+        failure = orjson.loads(lines[-1])
+        return None if failure is None else Failure.model_validate(failure)
+    if not cancelled.is_set():
+        log.error("the process that tried %s:%d: %s", key.name, key.version, messages)
+    return Failure(state="failed", why=_describe_end(process.returncode, cancelled))
+
+
+def _communicate(process: subprocess.Popen[bytes], task: bytes, cancelled: threading.Event) -> tuple[bytes, str]:
+    """Returns the output of the process and its last messages; ends it if it takes too long or is cancelled."""
+    deadline = time.monotonic() + MOST_SECONDS
+    content: bytes | None = task
+    while True:
+        try:
+            output, messages = process.communicate(content, timeout=_LOOK_SECONDS)
+            return output, messages[-_LOG_BYTES:].decode(errors="replace").strip()
+        except subprocess.TimeoutExpired:
+            content = None
+            if cancelled.is_set() or time.monotonic() > deadline:
+                process.kill()
+
+
+def _describe_end(code: int, cancelled: threading.Event) -> str:
+    if cancelled.is_set():
+        return "the store does not ask for it any more"
+    if code == -9:
+        return f"the process that read and compiled it was killed, for want of memory or after {MOST_SECONDS} seconds"
     reason = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-    return found, f"the process that read and compiled it {reason}; the log of the server has its last messages"
+    return f"the process that read and compiled it {reason}; the log of the server has its last messages"
 
 
 def main() -> None:
-    """Tries the new versions that the argument names."""
+    """Tries the version that the standard input names."""
+    task = orjson.loads(sys.stdin.buffer.read())
+    _end_with(task["parent"])
+    # Networks of a user may print: their lines go where messages go.
+    results = os.dup(1)
+    os.dup2(2, 1)
     # jax is imported here, after the environment is set, and never in the main process of a server.
     from abstain.models.bundles.signatures import read_trusted  # noqa: PLC0415
     from abstain.service.compilation import keep_compiled  # noqa: PLC0415
@@ -100,7 +112,6 @@ def main() -> None:
     os.nice(NICE)
     settings = read_settings(os.environ)
     keep_compiled(settings.compiled)
-    _end_with_parent()
     loader = Loader(
         settings.store,
         settings.devices,
@@ -108,21 +119,14 @@ def main() -> None:
         read_trusted(settings.trusted_keys),
         settings.memory_bytes,
     )
-    task = orjson.loads(sys.argv[1])
-    held = _manifests(loader, task["served"])
-    for reference in task["new"]:
-        name, version = _parts(reference)
-        failure = None
-        try:
-            loader.check_room(name, version, held)
-            bundle = loader.read(name, version)
-            loader.compile(name, version, bundle)
-            held.append(bundle.manifest)
-        except Exception as error:
-            failure = loader.failure(error).model_dump()
-        line = orjson.dumps({"version": reference, "failure": failure}, option=orjson.OPT_APPEND_NEWLINE)
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()
+    name, version = _parts(task["new"])
+    failure = None
+    try:
+        loader.check_room(name, version, _manifests(loader, task["served"]))
+        loader.compile(name, version, loader.read(name, version))
+    except Exception as error:
+        failure = loader.failure(error).model_dump()
+    os.write(results, orjson.dumps(failure, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def _parts(reference: str) -> tuple[str, int]:
@@ -142,9 +146,8 @@ def _manifests(loader: Loader, references: list[str]) -> list[Manifest]:
     return manifests
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """Ends this process soon after the one that started it."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:

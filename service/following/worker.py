@@ -17,12 +17,16 @@ log = logging.getLogger("abstain.following")
 
 LOOK_SECONDS = 0.05
 """The time between two looks at the shared numbers, in seconds."""
+FIRST_RETRY, LAST_RETRY = 2.0, 600.0
+"""Seconds after which a version that only this worker could not load is tried again; each time twice as long."""
+PATIENCE_SECONDS = 60.0
+"""How long a worker that replaces another tries to load all versions before it answers requests without some."""
 
 
 def follow_plans(
     versions: LiveVersions,
     process: Process,
-    loaded: threading.Event,
+    accepting: threading.Event,
     forget: Callable[[list[Live]], None],
     ready: Callable[[], None],
     progress: Callable[[str], None] | None = None,
@@ -30,7 +34,7 @@ def follow_plans(
     """Starts a thread that follows the plans.
 
     Args:
-        loaded: is set when the first plan has been loaded.
+        accepting: is set when this worker may answer requests.
         forget: is called with the versions that are served, after every swap.
         ready: is called once, when this worker has become ready.
         progress: is called with a line of text for each version of the first plan.
@@ -38,17 +42,15 @@ def follow_plans(
     follower = WorkerFollower(versions, process, forget, ready, progress)
 
     def follow() -> None:
-        try:
-            follower.load_first()
-        finally:
-            loaded.set()
         while True:
-            time.sleep(LOOK_SECONDS)
             try:
                 follower.step()
             except Exception:
-                log.exception("a plan of the store cannot be followed")
+                log.exception("a plan of the store cannot be followed; it is tried again")
                 time.sleep(1)
+            if follower.accepting:
+                accepting.set()
+            time.sleep(LOOK_SECONDS)
 
     threading.Thread(target=follow, name="follow", daemon=True).start()
 
@@ -70,36 +72,38 @@ class WorkerFollower:
         self._on_ready = ready
         self._progress = progress
         self._numbers = Numbers(process.folder)
+        self._replaces = process.replaces_a_worker()
+        self._started = time.monotonic()
+        self._retry_at, self._delay = 0.0, FIRST_RETRY
         self.prepared = 0
-        """The number of the newest plan that was prepared."""
-        self.loaded = False
-        """Whether the first plan has been loaded."""
+        """The number of the newest plan that was prepared; 0 before the first one is loaded."""
+        self.accepting = False
+        """Whether this worker answers requests, and takes part in every change."""
         self._swapped = 0
         self._ready = False
         versions.follow(lambda: self._numbers.current)
 
-    def load_first(self) -> None:
-        """Loads the current plan, and then becomes ready, if it serves anything."""
-        folder, index = self._process.folder, self._process.index
-        while True:
-            number = self._numbers.current
-            with suppress(FileNotFoundError):  # A newer plan has become current, and this one was removed.
-                plan = read_plan(folder, number)
-                break
-        failures = self._versions.load_plan(plan, progress=self._progress)
-        self.prepared = self._swapped = number
-        note_prepared(folder, number, index, Prepared(failures=failures))
-        self.step()
-        self.loaded = True
-
     def step(self) -> None:
         """Prepares the proposed plan if there is a new one, and swaps if it has become current."""
+        if not self.prepared:
+            self._load_first()
+            return
         self._swap_if_current()
-        while not self._prepare_proposed():
-            pass
+        self._prepare_proposed()
         self._swap_if_current()
-        if not self._ready:
-            self._become_ready()
+        self._retry_missing()
+        if not (self.accepting and self._ready):
+            self._announce()
+
+    def _load_first(self) -> None:
+        number = self._numbers.current
+        # If a newer plan has become current meanwhile, this one was removed; the next step takes the newer one.
+        with suppress(FileNotFoundError):
+            plan = read_plan(self._process.folder, number)
+            failures = self._versions.load_plan(plan, progress=self._progress)
+            note_prepared(self._process.folder, number, self._process.index, Prepared(failures=failures))
+            self.prepared = self._swapped = number
+            self._retry_at = time.monotonic() + FIRST_RETRY
 
     def _swap_if_current(self) -> None:
         if self._numbers.current == self.prepared != self._swapped:
@@ -107,23 +111,39 @@ class WorkerFollower:
             self._swapped = self.prepared
             self._forget(self._versions.ready_versions())
 
-    def _prepare_proposed(self) -> bool:
-        """Prepares the proposed plan; returns whether it is prepared now, because there may be a newer one already."""
+    def _prepare_proposed(self) -> None:
+        """Prepares the proposed plan, if it is new; if it was removed, there is a newer one at the next step."""
         number = self._numbers.proposed
-        if number != self.prepared:
-            # The prepared plan may have become current just before the next one was proposed.
-            self._swap_if_current()
+        if number == self.prepared:
+            return
+        # The prepared plan may have become current just before the next one was proposed.
+        self._swap_if_current()
+        with suppress(FileNotFoundError):
             plan = read_plan(self._process.folder, number)
             failures = self._versions.prepare(plan)
-            self.prepared = number
             note_prepared(self._process.folder, number, self._process.index, Prepared(failures=failures))
-        return self._numbers.proposed == self.prepared
+            self.prepared = number
 
-    def _become_ready(self) -> None:
-        """Becomes ready, unless a newer plan was proposed meanwhile, or nothing is served."""
+    def _retry_missing(self) -> None:
+        """Loads the versions that only this worker could not load, some time after the last try."""
+        if self._versions.missing() and time.monotonic() >= self._retry_at:
+            self._versions.load_missing()
+            self._retry_at, self._delay = time.monotonic() + self._delay, min(LAST_RETRY, 2 * self._delay)
+
+    def _announce(self) -> None:
+        """Says that this worker answers requests, and that it is ready, unless a newer plan was proposed meanwhile."""
+        waits = self._replaces and time.monotonic() < self._started + PATIENCE_SECONDS
+        if waits and not self.accepting and self._versions.missing():
+            return
+        became_ready = False
         with lock_swap(self._process.folder):
-            if self._numbers.proposed != self.prepared or self._versions.reasons_not_ready():
+            if self._numbers.proposed != self.prepared or self._numbers.current != self._swapped:
                 return
-            self._process.mark_ready()
-        self._ready = True
-        self._on_ready()
+            if not self.accepting:
+                self._process.mark_accepting()
+                self.accepting = True
+            if not self._ready and not self._versions.reasons_not_ready():
+                self._process.mark_ready()
+                self._ready = became_ready = True
+        if became_ready:
+            self._on_ready()

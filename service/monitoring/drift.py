@@ -237,9 +237,9 @@ class DriftWatch:
             for _ in self._steps():
                 rest(REST * (time.perf_counter() - start))
                 start = time.perf_counter()
+            _set_resource_gauges(self._process.index or 0)
         except Exception:
             log.exception("drift detection failed")
-        _set_resource_gauges(self._process.index or 0)
 
     def _steps(self) -> Iterator[None]:
         self._rows = 0

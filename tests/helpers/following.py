@@ -8,9 +8,9 @@ from pathlib import Path
 from abstain.models.errors import UnknownModel
 from abstain.service.errors import HTTPError
 from abstain.service.following.follower import Follower
-from abstain.service.following.plans import Failure, Key
 from abstain.service.following.worker import WorkerFollower
 from abstain.service.live_versions import LiveVersions
+from abstain.service.plans import Failure, Key
 from abstain.service.process import Process
 from tests.helpers.processes import PATIENCE, until
 
@@ -22,15 +22,18 @@ class Worker:
         self.versions = LiveVersions(root, **settings)
         self.follower = WorkerFollower(self.versions, process, lambda _live: None, lambda: None)
         self.paused = threading.Event()
+        self.errors: list[Exception] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
     def _follow(self) -> None:
-        self.follower.load_first()
         while not self._end.wait(0.01):
             if not self.paused.is_set():
-                self.follower.step()
+                try:
+                    self.follower.step()
+                except Exception as error:  # As the thread of a worker does.
+                    self.errors.append(error)
 
     def version(self, reference: str = "golden") -> int | str:
         """The version that a request gets; the text of its error if there is none."""
@@ -52,17 +55,24 @@ class Server:
         self.root, self.folder, self.settings = root, folder, settings
         self.failures: dict[str, Failure] = {}
         self.tried: list[str] = []
+        self.hold = threading.Event()
+        self.hold.set()
         self.follower = Follower(root, Process(None, workers, folder), self._try)
         self.workers = [self.start_worker(index) for index in range(1, workers + 1)]
+
+    def ready(self) -> list[int]:
+        """The workers that are ready."""
+        return Process(None, 2, self.folder).ready_indices()
 
     def start_worker(self, index: int) -> Worker:
         """Starts a worker with this index."""
         return Worker(self.root, Process(index, 2, self.folder), **self.settings)
 
-    def _try(self, new, _served) -> dict[Key, Failure]:
-        names = {f"{key.name}:{key.version}": key for key in new}
-        self.tried += sorted(names)
-        return {key: self.failures[name] for name, key in names.items() if name in self.failures}
+    def _try(self, key: Key, _served, _cancelled) -> Failure | None:
+        name = f"{key.name}:{key.version}"
+        self.tried.append(name)
+        self.hold.wait(PATIENCE)
+        return self.failures.get(name)
 
     def answers(self, reference: str = "golden") -> list[int | str]:
         """The answer of each worker."""
@@ -85,7 +95,7 @@ def serve(tmp_path: Path, workers: int = 2, **settings) -> Iterator[Server]:
     folder.mkdir()
     server = Server(tmp_path / "store", folder, workers, **settings)
     try:
-        assert until(lambda: all(worker.follower.loaded for worker in server.workers))
+        assert until(lambda: all(worker.follower.accepting for worker in server.workers))
         yield server
     finally:
         for worker in server.workers:

@@ -78,10 +78,10 @@ def test_an_unexpected_error_makes_a_version_fail(root, monkeypatch, caplog):
 def test_an_unexpected_error_of_the_store_is_the_reason(root, monkeypatch, caplog):
     """Its thread does not end without a word."""
 
-    def fail(_store):
+    def fail(*_):
         raise RuntimeError
 
-    monkeypatch.setattr(stores, "model_names", fail)
+    monkeypatch.setattr(stores, "versions", fail)
     serving = LiveVersions(root)
     serving.load_all(buckets=(1,), on_ready=lambda: pytest.fail("the server is not ready"))
     assert serving.reasons_not_ready() == ["RuntimeError"]

@@ -28,6 +28,10 @@ def test_a_worker_of_an_open_process_manager_does_not_start(tmp_path):
         compat.check_process_manager(tmp_path)
 
 
+def do_nothing():
+    """Stands for what the main process does at its start."""
+
+
 def allow(host):
     """Allows to listen on any address."""
 
@@ -60,7 +64,7 @@ def arbiter(monkeypatch):
 
 def test_requested_ports_become_sockets_in_the_folder(arbiter, tmp_path):
     """As named or positional arguments, of the class and of a derived class, which BentoML has."""
-    compat.restrict_process_manager(tmp_path, allow)
+    compat.restrict_process_manager(tmp_path, allow, do_nothing)
     derived = type("Derived", (arbiter,), {})
     expected = f"ipc://{tmp_path}/commands", f"ipc://{tmp_path}/events"
     assert derived([], endpoint="tcp://127.0.0.1:1", pubsub_endpoint="tcp://127.0.0.1:2").endpoints == expected
@@ -70,7 +74,7 @@ def test_requested_ports_become_sockets_in_the_folder(arbiter, tmp_path):
 @pytest.mark.parametrize("way", ["statsd", "stats_endpoint", "multicast_endpoint", "httpd", "ssh_server"])
 def test_no_further_way_to_the_process_manager_is_opened(arbiter, tmp_path, way):
     """Circus has more of them, and a later BentoML might use one."""
-    compat.restrict_process_manager(tmp_path, allow)
+    compat.restrict_process_manager(tmp_path, allow, do_nothing)
     with pytest.raises(ConfigError, match=f"expected no further way to reach it, found {way}"):
         arbiter([], "tcp://127.0.0.1:1", "tcp://127.0.0.1:2", **{way: "tcp://127.0.0.1:3"})
 
@@ -79,12 +83,12 @@ def test_an_unknown_circus_is_refused(monkeypatch, tmp_path):
     """Otherwise its process manager would stay open."""
     monkeypatch.setattr(compat, "Arbiter", type("Arbiter", (), {"__init__": lambda self, watchers, address: None}))
     with pytest.raises(ConfigError, match=r"cannot be restricted to this user: .* found no endpoint, pubsub_endpoint"):
-        compat.restrict_process_manager(tmp_path, allow)
+        compat.restrict_process_manager(tmp_path, allow, do_nothing)
 
 
 def test_a_path_too_long_for_a_socket_is_refused(arbiter, tmp_path):
     """Before circus fails to bind it."""
-    compat.restrict_process_manager(tmp_path / ("long" * 30), allow)
+    compat.restrict_process_manager(tmp_path / ("long" * 30), allow, do_nothing)
     with pytest.raises(ConfigError, match=r"TMPDIR: expected .* at most 107 bytes, found .*, \d+ bytes; set TMPDIR"):
         arbiter([], "tcp://127.0.0.1:1", "tcp://127.0.0.1:2")
 
@@ -95,7 +99,7 @@ def test_an_address_that_is_not_allowed_ends_the_process(arbiter, tmp_path):
     def refuse(host):
         raise ConfigError("others could reach this server", where=host)
 
-    compat.restrict_process_manager(tmp_path, refuse)
+    compat.restrict_process_manager(tmp_path, refuse, do_nothing)
     unix = SimpleNamespace(is_unix=True, host="localhost")
     arbiter([], "tcp://127.0.0.1:1", "tcp://127.0.0.1:2", sockets=[unix])
     public = SimpleNamespace(is_unix=False, host="192.168.1.2")

@@ -19,6 +19,8 @@ from abstain.models.errors import BundleError, UnknownModel
 from abstain.service.console import read_pages, route_template
 from abstain.service.console.descriptions import classes, describe, reliability
 from abstain.service.live_versions import LiveVersions
+from abstain.service.plans import make_plan, read_stored
+from abstain.service.version_table import entries_of
 from abstain.training.config.reading import read_config
 from abstain.training.fit import load_dataset
 from tests.helpers.json_trees import ERROR_KEYS
@@ -331,7 +333,8 @@ def test_a_report_that_was_changed_is_not_served(store, tmp_path):
 def test_only_folders_of_the_store_are_found(store):
     """By name and version."""
     serving = LiveVersions(store)
-    serving._read_store()
+    plan = make_plan(read_stored(store))
+    serving._table = serving._new_table(plan, entries_of(plan))
     assert serving.folder("digits:2") == store / "digits" / "2"
     assert read_manifest(serving.folder("wave:1")).name == "wave"
     for text in ("digits:3", "nope:1", "../digits:1", "digits:1/..", ""):

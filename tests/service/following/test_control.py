@@ -119,6 +119,24 @@ def test_models_are_unloaded_and_loaded(root, tmp_path):
         assert server.answers() == [1, 1]
 
 
+def test_only_load_loads_an_unloaded_model(root, tmp_path):
+    """A label is moved in the store, and said not to be served."""
+    with operated(tmp_path) as (server, operator):
+        operator.post("/v2/repository/models/golden/unload")
+        response = operator.post("/admin/models/golden/label", {"label": "next", "version": 1})
+        assert (response.json()["served"], response.json()["why"]) == (False, ["it is unloaded"])
+        assert all("expected one of none" in answer for answer in server.answers())
+
+
+def test_a_damaged_version_is_not_labelled_stable(root, tmp_path):
+    """The error names no folder of the server."""
+    with operated(tmp_path) as (_, operator):
+        (root / "golden" / "2" / "manifest.json").write_text("{")
+        response = operator.post("/admin/models/golden/label", {"label": "stable", "version": 2})
+        assert response.status_code == 400
+        assert str(tmp_path) not in response.text
+
+
 def test_loading_says_what_cannot_be_served(root, tmp_path):
     """Triton's clients expect a failure, and the old version stays."""
     with operated(tmp_path) as (server, operator):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from abstain.models.bundles.store import set_label
-from abstain.service.following.plans import Failure, Key, StoredModel, make_plan, read_stored
+from abstain.service.plans import Failure, Key, StoredModel, make_plan, read_stored
 from tests.helpers.paths import PROJECT
 
 GOLDEN = PROJECT / "tests" / "data" / "golden" / "1"

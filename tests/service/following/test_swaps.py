@@ -14,7 +14,7 @@ import pytest
 from abstain.models.bundles.store import rollback, set_label
 from abstain.service import live_versions
 from abstain.service.following import follower as following
-from abstain.service.following.plans import Failure
+from abstain.service.plans import Failure
 from tests.helpers.following import Worker, serve
 from tests.helpers.golden_versions import damage_version, publish_golden
 from tests.helpers.processes import PATIENCE, until
@@ -45,15 +45,15 @@ def test_versions_labels_rollbacks_and_deletions_are_followed(root, tmp_path):
             (lambda: shutil.rmtree(root / "golden" / "2"), 1),
         ):
             change()
-            server.follower.step()
+            server.follower.settle()
             assert server.answers() == [expected, expected]
         assert server.tried == ["golden:2", "golden:1", "golden:2", "golden:1"]
         assert [state.version for state in server.workers[0].versions.list_versions()] == [1]
         publish_golden(root, name="other")
-        server.follower.step()
+        server.follower.settle()
         assert server.answers("other") == [1, 1]
         shutil.rmtree(root / "golden")
-        server.follower.step()
+        server.follower.settle()
         assert all("expected one of other" in answer for answer in server.answers())
 
 
@@ -82,7 +82,7 @@ def test_no_worker_answers_by_the_old_plan_after_another_has_answered_by_the_new
             thread.start()
         for version in moves:
             set_label(root, "golden", version, "stable")
-            server.follower.step()
+            server.follower.settle()
             assert server.answers() == [version, version]
         done.set()
         for thread in threads:
@@ -96,19 +96,19 @@ def test_a_version_that_cannot_be_served_leaves_the_old_one(root, tmp_path, capl
     with serve(tmp_path) as server:
         publish_golden(root, 1.1)
         server.failures = {"golden:2": Failure(state="failed", why="crashed")}
-        server.follower.step()
+        server.follower.settle()
         assert server.answers() == [1, 1]
         assert server.state(2) == ("failed", "crashed")
         assert "golden:2 cannot be served: crashed" in caplog.text
         version = publish_golden(root, 1.2)
         damage_version(root, version)
-        server.follower.step()
+        server.follower.settle()
         assert server.answers() == [1, 1]
         assert "is damaged or was altered" in server.state(3)[1]
         assert server.workers[0].versions.reasons_not_ready() == []
         assert len(server.workers[0].versions.shortcomings()) == 1
         publish_golden(root, 1.3)
-        server.follower.step()
+        server.follower.settle()
         assert server.answers() == [4, 4]
 
 
@@ -118,11 +118,11 @@ def test_a_failed_version_is_tried_again(root, tmp_path, monkeypatch):
     with serve(tmp_path, workers=1) as server:
         publish_golden(root, 1.1)
         server.failures = {"golden:2": Failure(state="failed", why="no memory")}
-        server.follower.step()
-        server.follower.step()
+        server.follower.settle()
+        server.follower.settle()
         assert server.tried == ["golden:2"]
         server.failures = {}
-        assert until(lambda: server.follower.step() or server.answers() == [2])
+        assert until(lambda: server.follower.settle() or server.answers() == [2])
         assert server.state(2) == ("ready", None)
 
 
@@ -130,16 +130,16 @@ def test_a_store_that_is_away_changes_nothing(root, tmp_path):
     """Also an empty folder, such as that of a file system that is not mounted; the state says so."""
     with serve(tmp_path) as server:
         root.rename(tmp_path / "away")
-        server.follower.step()
+        server.follower.settle()
         assert server.answers() == [1, 1]
         assert server.workers[0].versions.shortcomings() == ["the store cannot be read: No such file or directory"]
         root.mkdir()
-        server.follower.step()
+        server.follower.settle()
         assert server.answers() == [1, 1]
         assert "the store has no models" in server.workers[0].versions.shortcomings()[0]
         root.rmdir()
         (tmp_path / "away").rename(root)
-        server.follower.step()
+        server.follower.settle()
         assert server.workers[0].versions.shortcomings() == []
 
 
@@ -148,20 +148,20 @@ def test_a_first_model_appears(tmp_path):
     (tmp_path / "store").mkdir()
     with serve(tmp_path) as server:
         assert all("expected one of none" in answer for answer in server.answers())
-        assert server.follower.ready_workers() == []
+        assert server.ready() == []
         publish_golden(tmp_path / "store")
-        server.follower.step()
+        server.follower.settle()
         assert until(lambda: server.answers() == [1, 1])
-        assert until(lambda: server.follower.ready_workers() == [1, 2])
+        assert until(lambda: server.ready() == [1, 2])
 
 
 def test_a_swap_waits_for_every_ready_worker(root, tmp_path):
     """Nobody answers by the new plan while one of them has not prepared it."""
     with serve(tmp_path) as server:
-        assert until(lambda: server.follower.ready_workers() == [1, 2])
+        assert until(lambda: server.follower.accepting_workers() == [1, 2])
         server.workers[1].paused.set()
         publish_golden(root, 1.1)
-        step = threading.Thread(target=server.follower.step)
+        step = threading.Thread(target=server.follower.settle)
         step.start()
         assert until(lambda: server.workers[0].follower.prepared == 2)
         time.sleep(0.1)
@@ -176,11 +176,11 @@ def test_a_new_worker_starts_with_what_the_others_serve(root, tmp_path):
     with serve(tmp_path) as server:
         publish_golden(root, 1.1)
         late = server.start_worker(2)
-        assert until(lambda: late.follower.loaded)
+        assert until(lambda: late.follower.prepared)
         assert late.version() == 1
         server.workers[1].stop()
         server.workers[1] = late
-        server.follower.step()
+        server.follower.settle()
         assert server.answers() == [2, 2]
 
 
@@ -190,16 +190,16 @@ def test_what_one_worker_cannot_load_stays_with_the_others(root, tmp_path):
         damage_version(root, 1)
         server.workers[1].stop()
         server.workers[1] = late = server.start_worker(2)
-        assert until(lambda: late.follower.loaded)
-        server.follower.step()
+        assert until(lambda: late.follower.prepared)
+        server.follower.settle()
         assert server.answers()[0] == 1
         assert "golden:1 is failed: " in server.answers()[1]
         publish_golden(root, name="other")
-        server.follower.step()
+        server.follower.settle()
         assert server.answers("other") == [1, 1]
         assert server.answers()[0] == 1
         publish_golden(root, 1.1)
-        server.follower.step()
+        server.follower.settle()
         assert server.answers() == [2, 2]
 
 
@@ -209,10 +209,94 @@ def test_a_version_that_no_worker_can_load_at_the_start_is_tried_again(root, tmp
     draws = root / "golden" / "1" / "draws"
     draws.rename(tmp_path / "draws")
     with serve(tmp_path) as server:
-        server.follower.step()
+        server.follower.settle()
         assert until(lambda: all("golden:1 is failed" in answer for answer in server.answers()))
         (tmp_path / "draws").rename(draws)
-        assert until(lambda: server.follower.step() or server.answers() == [1, 1])
+        assert until(lambda: server.follower.settle() or server.answers() == [1, 1])
+
+
+def test_a_slow_version_does_not_keep_other_changes_waiting(root, tmp_path):
+    """A rollback is followed while another version is being tried, and a trial that nobody wants any more has no effect."""
+    publish_golden(root, 1.1)
+    for version in (1, 2):
+        set_label(root, "golden", version, "stable")
+    with serve(tmp_path) as server:
+        server.hold.clear()
+        publish_golden(root, name="slow")
+        server.follower.step()
+        assert server.state(1, "slow") == ("loading", None)
+        assert server.workers[0].versions.reasons_not_ready() == []
+        server.hold.set()
+        server.follower.settle()
+        server.hold.clear()
+        publish_golden(root, 1.2, "slow")
+        server.follower.step()
+        assert server.answers("slow") == [1, 1]
+        rollback(root, "golden")
+        server.follower.step()
+        # Version 1 is not in memory: it waits for its trial, and the label stays.
+        assert server.answers() == [2, 2]
+        shutil.rmtree(root / "slow" / "2")
+        server.follower.step()
+        server.hold.set()
+        server.follower.settle()
+        assert server.answers() == [1, 1]
+        assert [state.version for state in server.workers[0].versions.list_versions() if state.name == "slow"] == [1]
+
+
+def test_a_version_that_only_workers_cannot_load_is_tried_less_and_less(root, tmp_path, monkeypatch):
+    """The time doubles although the other process finds nothing wrong."""
+    monkeypatch.setattr(following, "FIRST_RETRY", 0.05)
+    with serve(tmp_path, workers=1) as server:
+        damage_version(root, publish_golden(root, 1.1))
+        for _ in range(4):
+            server.follower.settle()
+            time.sleep(0.4)
+        (delay,) = server.follower._delays.values()
+        assert delay >= 0.2
+        assert server.answers() == [1]
+
+
+def test_damaged_labels_are_reported_once(root, tmp_path, caplog):
+    """In the log and to whoever asks; what was served stays."""
+    with serve(tmp_path) as server:
+        (root / "golden" / "labels.json").write_text("{")
+        server.follower.settle()
+        server.follower.settle()
+        (reason,) = server.workers[0].versions.shortcomings()
+        assert reason.startswith("golden: golden/labels.json: is not JSON")
+        assert server.workers[0].versions.why_not_served("golden") == [reason]
+        assert caplog.text.count("golden: the labels cannot be read") == 1
+        assert server.answers() == [1, 1]
+
+
+def test_replaced_files_that_fail_are_not_loaded_by_a_new_worker(root, tmp_path):
+    """Two workers would answer with different numbers for one version."""
+    with serve(tmp_path) as server:
+        shutil.rmtree(root / "golden" / "1")
+        assert publish_golden(root, 1.5) == 1
+        server.failures = {"golden:1": Failure(state="failed", why="was ended by signal 11")}
+        server.follower.settle()
+        assert server.answers() == [1, 1]
+        late = server.start_worker(2)
+        assert until(lambda: late.follower.prepared)
+        assert "its files were replaced by others" in late.version()
+        late.stop()
+
+
+def test_files_of_the_run_that_are_gone_or_damaged_do_not_end_a_worker(root, tmp_path):
+    """It takes the next plan."""
+    with serve(tmp_path, workers=1) as server:
+        (worker,) = server.workers
+        assert until(lambda: worker.follower.prepared == server.follower.plan.number)
+        server.follower._numbers.proposed = 50
+        (tmp_path / "run" / "plan-51.json").write_text("")
+        server.follower._numbers.proposed = 51
+        assert until(lambda: worker.errors)
+        server.follower._numbers.proposed = 52
+        publish_golden(root, 1.1)
+        server.follower.settle()
+        assert server.answers() == [2]
 
 
 def test_what_does_not_fit_into_memory_is_refused(root, tmp_path):
@@ -227,7 +311,7 @@ def test_the_files_of_the_run_do_not_grow(root, tmp_path):
         publish_golden(root, 1.1)
         for version in (1, 2, 1):
             set_label(root, "golden", version, "stable")
-            server.follower.step()
+            server.follower.settle()
         left = {path.name for path in (tmp_path / "run").glob("p*.json")}
         assert {name.split("-")[1].removesuffix(".json") for name in left} == {str(server.follower.plan.number)}
         assert os.listdir(tmp_path / "run")

@@ -339,7 +339,8 @@ def test_an_unknown_model_or_version_is_404(client, model, what):
 
 def test_unknown_routes_and_methods_are_refused(client):
     """404 and 405, in the format of the protocol."""
-    assert client.post("/v2/repository/models/digits/load").status_code == 404
+    assert client.post("/v2/repository/models/digits/load").status_code == 403
+    assert client.post("/v2/repository/models/digits/loads").status_code == 404
     assert client.get("/v2/models").status_code == 404
     assert client.get(INFER).json()["error"] == "method: expected POST, found GET"
     assert client.post("/v2/health/live").status_code == 405

@@ -7,6 +7,7 @@ the store has it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,7 +15,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from abstain.models.bundles import store
-from abstain.models.bundles.references import STABLE, default_version
+from abstain.models.bundles.references import NAME_PATTERN, STABLE, default_version
 from abstain.models.bundles.signatures import SIGNATURE
 from abstain.models.errors import AbstainError
 
@@ -47,13 +48,16 @@ class Key(NamedTuple):
 
 
 class Failure(BaseModel):
-    """Why a version is not served."""
+    """Why a version is not served; `loading`: it is being tried."""
 
     model_config = ConfigDict(frozen=True)
-    state: Literal["failed", "refused"]
+    state: Literal["loading", "failed", "refused"]
     why: str
     unsound: bool = False
     """Whether it is refused because it failed publication checks."""
+
+
+LOADING = Failure(state="loading", why="")
 
 
 class PlannedModel(BaseModel):
@@ -91,14 +95,23 @@ class Plan(BaseModel):
         }
 
 
-def log_failures(plan: Plan) -> None:
-    """Logs why versions of a plan, or the labels of its models, cannot be served."""
+def keys_of(stored: Stored) -> set[Key]:
+    """Returns the versions that a store asks to be served."""
+    return {Key(name, version, stamp) for name, model in stored.items() for version, stamp in model.stamps.items()}
+
+
+def log_changes(plan: Plan, before: Plan | None) -> None:
+    """Logs why labels, versions without files and the store cannot be read, if it was not so in the plan before."""
+    if plan.why and plan.why != (before and before.why):
+        log.error("%s", plan.why)
     for name, model in plan.models.items():
-        if model.why is not None:
+        old = before.models.get(name) if before else None
+        if model.why is not None and model.why != (old and old.why):
             log.error("%s: the labels cannot be read: %s", name, model.why)
-            continue
-        for version, failure in model.failures.items():
-            log.error("%s:%d cannot be served: %s", name, version, failure.why)
+        elif model.why is None:
+            for version in model.failures.keys() - {*model.present}:
+                if old is None or version not in old.failures:
+                    log.error("%s:%d cannot be served: %s", name, version, model.failures[version].why)
 
 
 def read_stored(root: Path) -> Stored:
@@ -109,25 +122,30 @@ def read_stored(root: Path) -> Stored:
     Raises:
         OSError: the store cannot be read, or does not exist.
     """
-    names = store.model_names(root)
-    if not names:
-        next(root.iterdir(), None)  # Raises if the folder is away; a store without models is not an error.
-    return {name: _read_model(root, name) for name in names}
+    names = sorted(entry.name for entry in root.iterdir() if re.fullmatch(NAME_PATTERN, entry.name))
+    models = {name: _read_model(root, name) for name in names}
+    return {name: model for name, model in models.items() if model.present or model.why}
 
 
 def _read_model(root: Path, name: str) -> StoredModel:
-    present = tuple(store.versions(root, name))
+    """Reads one model; what cannot be read concerns no other model."""
+    present: tuple[int, ...] = ()
     try:
+        present = tuple(store.versions(root, name))
+        if not present:
+            return StoredModel(present=())
         labels = store.read_labels(root, name).labels
     except AbstainError as error:
         return StoredModel(present=present, why=str(error))
+    except OSError as error:
+        return StoredModel(present=present, why=f"{root / name}: {error.strerror or error}")
     wanted = sorted({default_version(present, labels), *labels.values()} & set(present))
     return StoredModel(
-        present=present, labels=labels, stamps={version: _stamp(root / name / str(version)) for version in wanted}
+        present=present, labels=labels, stamps={version: stamp_of(root / name / str(version)) for version in wanted}
     )
 
 
-def _stamp(folder: Path) -> str:
+def stamp_of(folder: Path) -> str:
     """Identifies the files of a version by what describes and signs them; both are written once, and then renamed."""
     return " ".join(_file_stamp(folder / name) for name in (store.MANIFEST, SIGNATURE))
 
