@@ -208,7 +208,7 @@ class LiveVersions:
         any_ready = any(entry.state == "ready" for _, entry in entries)
         keeping = {"loading", "failed", "refused"}
         if any_ready:
-            keeping = {"failed"} if self._all_ready else set()
+            keeping = {"failed"} if self._all_ready else set[str]()
         return [describe_state(name, entry) for name, entry in entries if entry.state in keeping]
 
     def shortcomings(self) -> list[str]:

@@ -65,6 +65,9 @@ ROUTES = {
     "/v2/health/ready",
     "/v2/models/stats",
     "/v2/repository/index",
+    "/v2/repository/models/{model}/load",
+    "/v2/repository/models/{model}/unload",
+    "/admin/models/{model}/label",
 }
 
 
