@@ -20,8 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from abstain.models.bundles import store
-from abstain.models.bundles.bundle import read_published
-from abstain.models.bundles.manifest import check_gate
+from abstain.models.bundles.bundle import check_stable
 from abstain.models.bundles.references import NAME_PATTERN, STABLE
 from abstain.models.errors import AbstainError, InputError, UnknownModel, clip_repr
 from abstain.service.errors import HTTPError
@@ -120,11 +119,12 @@ def _move_label(root: Path, name: str, version: int, label: str, force: bool) ->
 
     Raises:
         StoreError: the version failed publication checks and the label is `stable`, or the store cannot be written.
+        BundleError: the version is damaged and the label is `stable`.
         UnknownModel: the store has no such version.
     """
     store.resolve(root, f"{name}:{version}")
     if label == STABLE and not force:
-        check_gate(read_published(root, name, version))
+        check_stable(root, name, version)
     store.set_label(root, name, version, label)
 
 

@@ -114,6 +114,23 @@ def log_changes(plan: Plan, before: Plan | None) -> None:
                     log.error("%s:%d cannot be served: %s", name, version, model.failures[version].why)
 
 
+def describe_changes(plan: Plan, before: Plan) -> list[str]:
+    """Describes which models get other versions by a plan than by the one before, a line each."""
+    lines: list[str] = []
+    for name, model in plan.models.items():
+        old = before.models.get(name)
+        served = {f"@{label}": version for label, version in sorted(model.served_labels.items())} | {"": model.default}
+        known = (
+            {f"@{label}": version for label, version in old.served_labels.items()} | {"": old.default} if old else {}
+        )
+        lines += [
+            f"{name}{label} is {name}:{version} from now on"
+            for label, version in served.items()
+            if version in model.served and (known.get(label) != version or (old and version not in old.served))
+        ]
+    return [*lines, *(f"{name} is not served any more" for name in before.models.keys() - plan.models.keys())]
+
+
 def read_stored(root: Path) -> Stored:
     """Reads what a store holds, without the content of its versions.
 

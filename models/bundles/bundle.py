@@ -35,6 +35,7 @@ from abstain.models.bundles.manifest import (
     Manifest,
     RiskRecord,
     check_bytes,
+    check_gate,
     file_sizes,
     read_covered,
     read_manifest,
@@ -149,6 +150,18 @@ def read_published(store: Path, name: str, version: int, trusted: TrustedKeys | 
     manifest = read_manifest(folder, trusted)
     _check_name(manifest, folder)
     return manifest
+
+
+def check_stable(store: Path, name: str, version: int) -> None:
+    """Checks that a version may get the label `stable`.
+
+    Raises:
+        StoreError: it failed publication checks, or its folder is a symbolic link.
+        BundleError: it is damaged.
+    """
+    manifest = read_published(store, name, version)
+    check_gate(manifest)
+    verify_files(version_folder(store, name, version), manifest)
 
 
 def load_published(

@@ -25,8 +25,8 @@ def manifest_rows(manifest: Manifest, labels: list[str]) -> list[list[str]]:
     model, diagnostics = content["model"], content["diagnostics"]
     names = model["class_names"]
     content["labels"] = labels or "none"
-    content["shortfalls"] = "\n".join(content["shortfalls"]) or "none"
-    content["notes"] = "\n".join(content["notes"])
+    content["shortfalls"] = _numbered(content["shortfalls"]) or "none"
+    content["notes"] = _numbered(content["notes"])
     metrics.pop("reliability", None)
     metrics["classes"] = _class_texts(names, metrics.get("classes"))
     calibration["other_limits"] = _limits_text(calibration.get("other_limits", []))
@@ -112,3 +112,10 @@ def _text(value: Any) -> str:
 def _joined(texts: list[str]) -> str:
     more = [f"… ({len(texts) - MANY_TEXTS} more, with --json)"] if len(texts) > MANY_TEXTS else []
     return ", ".join(texts[:MANY_TEXTS] + more)
+
+
+def _numbered(sentences: list[str]) -> str:
+    """Joins sentences, numbered if there are several."""
+    if not sentences[1:]:
+        return "".join(sentences)
+    return "; ".join(f"({number}) {sentence}" for number, sentence in enumerate(sentences, start=1))

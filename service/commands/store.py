@@ -97,21 +97,24 @@ WaitSecondsOption = Annotated[float, typer.Option(min=0, help="The longest time 
 def label(
     model: Annotated[str, typer.Argument(metavar="MODEL:VERSION")],
     label: Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, …")],
-    force: Annotated[bool, typer.Option("--force", help="Even if the version failed publication checks.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if the version is damaged or failed publication checks.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     wait: WaitOption = None,
     wait_seconds: WaitSecondsOption = WAIT_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
-    """Point a label at a version; a version that failed publication checks cannot be `stable`."""
+    """Point a label at a version; one that is damaged or failed publication checks cannot be `stable`."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
-    from abstain.models.bundles.bundle import read_published  # noqa: PLC0415
-    from abstain.models.bundles.manifest import check_gate  # noqa: PLC0415
+    from abstain.models.bundles.bundle import check_stable  # noqa: PLC0415
     from abstain.models.bundles.references import STABLE  # noqa: PLC0415
+    from abstain.service.commands.waiting import check_urls  # noqa: PLC0415
 
     name, version = stores.resolve(store, model)
     if label == STABLE and not force:
-        check_gate(read_published(store, name, version))
+        check_stable(store, name, version)
+    check_urls(wait)
     if stores.read_labels(store, name).labels.get(label) == version:
         sys.stderr.write(f"note: {name}@{label} was {name}:{version} before; name another version to change it\n")
     stores.set_label(store, name, version, label)
@@ -130,7 +133,9 @@ def rollback(
     """Make the previous `stable` version stable again."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.references import STABLE, parse_reference  # noqa: PLC0415
+    from abstain.service.commands.waiting import check_urls  # noqa: PLC0415
 
+    check_urls(wait)
     name = parse_reference(model).name
     version = stores.rollback(store, name)
     _print_label(name, STABLE, version, as_json)

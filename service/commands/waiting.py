@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 
 from abstain.models.errors import AbstainError, ConfigError
 from abstain.service.client.client import Client
@@ -11,6 +12,16 @@ from abstain.service.commands.predict_url import KEY
 
 LOOK_SECONDS = 0.2
 """The time between two requests, in seconds."""
+
+
+def check_urls(urls: Iterable[str] | None) -> None:
+    """Checks the URLs and the key of servers, before anything is changed.
+
+    Raises:
+        ConfigError: one is invalid.
+    """
+    for url in urls or ():
+        Client(url, os.environ.get(KEY) or None).close()
 
 
 def wait_until_served(url: str, name: str, label: str, version: int, seconds: float) -> None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -37,6 +39,7 @@ from abstain.service.plans import (
     Key,
     Plan,
     Stored,
+    describe_changes,
     keys_of,
     log_changes,
     make_plan,
@@ -64,7 +67,15 @@ def follow_store(settings: Settings, process: Process) -> None:
     """Makes the first plan, and follows the store from then on, in a thread of the main process."""
     # Programs are found by the environment of the process that compiled them: here it must be that of a worker.
     environment = {**os.environ, **worker_environment(process.workers)}
-    follower = Follower(settings.store, process, partial(try_version, environment=environment))
+
+    def announce(text: str) -> None:
+        """Prints what is served from now on, as the start of the server does."""
+        if not settings.quiet:
+            with suppress(OSError):  # Nobody reads it any more.
+                sys.stderr.write(f"abstain: {text}\n")
+                sys.stderr.flush()
+
+    follower = Follower(settings.store, process, partial(try_version, environment=environment), announce)
     follower.start(settings.refresh_seconds)
 
 
@@ -92,9 +103,13 @@ class Follower:
         root: the store.
         process: the main process, whose folder the workers share.
         try_one: tries a version before the workers load it.
+        announce: is called with a line of text when other versions are served.
     """
 
-    def __init__(self, root: Path, process: Process, try_one: Try) -> None:
+    def __init__(
+        self, root: Path, process: Process, try_one: Try, announce: Callable[[str], None] = lambda _text: None
+    ) -> None:
+        self._announce = announce
         self._root = root
         self._process = process
         self._try = try_one
@@ -294,6 +309,8 @@ class Follower:
                 return False
             time.sleep(LOOK_SECONDS)
         log_changes(plan, self.plan)
+        for text in describe_changes(plan, self.plan):
+            self._announce(text)
         self.plan = plan
         for key in plan.keys:
             self._failed.pop(key, None)

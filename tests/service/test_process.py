@@ -520,6 +520,7 @@ def test_a_server_follows_its_store(tmp_path):
         assert moved.returncode == 0, moved.stderr
         assert f"{server.url} serves golden@stable as golden:2" in moved.stderr
         assert served() == {2}
+        assert "abstain: golden@stable is golden:2 from now on" in server.log.read_text()
         victim = max(children(server.process.pid))
         os.kill(victim, signal.SIGKILL)
         assert until(lambda: not alive({victim}))

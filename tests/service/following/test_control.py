@@ -73,6 +73,8 @@ def test_a_label_is_moved_and_followed(root, tmp_path):
         new = publish_golden(root, 1.2)
         damage_version(root, new)
         response = operator.post("/admin/models/golden/label", {"label": "stable", "version": new})
+        assert (response.status_code, "is damaged or was altered" in response.text) == (400, True)
+        response = operator.post("/admin/models/golden/label", {"label": "next", "version": new})
         assert response.json()["served"] is False
         assert "is damaged or was altered" in response.json()["why"][0]
         assert server.answers() == [2, 2]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from abstain.models.bundles.store import set_label
-from abstain.service.plans import Failure, Key, StoredModel, make_plan, read_stored
+from abstain.service.plans import Failure, Key, StoredModel, describe_changes, make_plan, read_stored
 from tests.helpers.paths import PROJECT
 
 GOLDEN = PROJECT / "tests" / "data" / "golden" / "1"
@@ -39,6 +39,17 @@ def test_a_label_moves_only_to_a_version_that_was_loaded():
     second = plan_of(stored([1, 2], {"stable": 2}), first, v2="2").models["m"]
     assert (second.default, second.served, second.served_labels) == (1, {1: "1"}, {"stable": 1})
     assert (second.labels, second.failures) == ({"stable": 2}, {2: BROKEN})
+
+
+def test_changes_are_described():
+    """A line for each name that gets another version; nothing for what stays or cannot be served."""
+    first = plan_of(stored([1], {"stable": 1}))
+    second = plan_of(stored([1, 2, 3], {"stable": 1, "next": 2, "later": 3}), first, v3="3")
+    assert describe_changes(second, first) == ["m@next is m:2 from now on"]
+    third = plan_of(stored([1, 2], {"stable": 2, "next": 2}), second)
+    assert describe_changes(third, second) == ["m@stable is m:2 from now on", "m is m:2 from now on"]
+    assert describe_changes(third.model_copy(update={"models": {}}), third) == ["m is not served any more"]
+    assert describe_changes(third, third) == []
 
 
 def test_a_bare_name_keeps_its_version_if_the_newest_failed():
