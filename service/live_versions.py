@@ -254,7 +254,7 @@ class LiveVersions:
         table = self._table  # The other thread may have swapped in between.
         if table.number >= current:
             return table
-        return Table(why=f"this worker has not prepared plan {current} of the store yet")
+        return Table(why="this worker is still loading what the others serve; try again")
 
     def folder(self, text: str) -> Path:
         """Returns the folder of the version that `name:version` names, served or not.

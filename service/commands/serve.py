@@ -129,7 +129,9 @@ def _check_store(store: Path, trusted: TrustedKeys | None, require_sound: bool, 
             "no version to serve",
             where=str(store),
             found="; ".join(faults) or ("no models" if store.is_dir() else "no such folder"),
-            fix=None if faults else "publish a model with abstain fit, or choose another folder with --store",
+            fix="point its labels at another version (abstain rollback MODEL, or abstain label MODEL:VERSION stable)"
+            if faults
+            else "publish a model with abstain fit, or choose another folder with --store",
         )
     for fault in faults:
         sys.stderr.write(f"abstain: {fault}\n")

@@ -176,14 +176,14 @@ def _print_label(name: str, label: str, version: int, as_json: bool) -> None:
         print_json({"name": name, "label": label, "version": version})
     else:
         typer.echo(f"{name}@{label} is {name}:{version}")
-        # Not on a terminal alone: whoever reads the log of a deployment needs it too.
-        sys.stderr.write("note: running servers of this store follow within seconds (ABSTAIN_REFRESH_SECONDS)\n")
 
 
 def _wait(name: str, label: str, version: int, urls: list[str] | None, seconds: float) -> None:
     """Waits until each server serves a version by a label."""
     from abstain.service.commands.waiting import wait_until_served  # noqa: PLC0415
 
+    if not urls:
+        sys.stderr.write("note: running servers of this store follow within seconds; --wait URL waits for one\n")
     for url in urls or ():
         wait_until_served(url, name, label, version, seconds)
         sys.stderr.write(f"{url} serves {name}@{label} as {name}:{version}\n")
