@@ -146,7 +146,7 @@ class LiveVersions:
             old = before.entries.get(key.name, {}).get(key.version)
             if key in known and old:
                 own[key.version] = replace(own[key.version], state=old.state, why=old.why, live=old.live)
-            elif live := self._load_beside(key, failures):
+            elif live := self._load_beside(key, failures, entries):
                 own[key.version] = replace(own[key.version], state="ready", live=live)
         self._next = self._new_table(plan, entries)
         return failures
@@ -158,7 +158,7 @@ class LiveVersions:
     def load_missing(self) -> None:
         """Tries again to load the versions of the current plan that this worker could not load."""
         for key in sorted(self.missing()):
-            if live := self._load_beside(key, {}):
+            if live := self._load_beside(key, {}, {}):
                 report_ready(live)
                 self._set(key.name, key.version, state="ready", why=None, live=live)
                 log.info("%s:%d could be loaded now", key.name, key.version)
@@ -171,9 +171,11 @@ class LiveVersions:
             del before
             trim()
 
-    def _load_beside(self, key: Key, failures: dict[str, Failure]) -> Live | None:
-        """Loads a version; notes the failure if it cannot be loaded."""
+    def _load_beside(self, key: Key, failures: dict[str, Failure], entries: dict[str, dict[int, Entry]]) -> Live | None:
+        """Loads a version beside those that are served, and those of `entries`; notes the failure if it cannot be loaded."""
+        held = {id(live): live for live in (*self._table.live(), *Table(entries=entries).live())}
         try:
+            self._loader.check_room(key.name, key.version, [live.bundle.manifest for live in held.values()])
             bundle = self._loader.read(key.name, key.version, key.stamp)
             return self._loader.compile(key.name, key.version, bundle, BUCKETS)
         except Exception as error:

@@ -315,7 +315,8 @@ class Follower:
         for key in plan.keys:
             self._failed.pop(key, None)
             self._delays.pop(key, None)
-        self._sound -= plan.keys
+        # What has been served is not tried again: its programs are in the cache, so a rollback takes a second.
+        self._sound |= plan.keys
         remove_plans(folder, plan.number)
         return True
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from abstain.models.bundles.bundle import load, serving_bytes
 from abstain.models.bundles.store import rollback, set_label
 from abstain.service import live_versions
 from abstain.service.following import follower as following
@@ -47,7 +48,8 @@ def test_versions_labels_rollbacks_and_deletions_are_followed(root, tmp_path):
             change()
             server.follower.settle()
             assert server.answers() == [expected, expected]
-        assert server.tried == ["golden:2", "golden:1", "golden:2", "golden:1"]
+        # Version 1 was served before, and version 2 since it was tried.
+        assert server.tried == ["golden:2"]
         assert [state.version for state in server.workers[0].versions.list_versions()] == [1]
         publish_golden(root, name="other")
         server.follower.settle()
@@ -303,6 +305,17 @@ def test_what_does_not_fit_into_memory_is_refused(root, tmp_path):
     """By name and before it is loaded; both versions count, because requests in flight need the old one."""
     with serve(tmp_path, workers=1, memory_bytes=10) as server:
         assert "golden:1 is refused: ABSTAIN_MEMORY_BYTES: does not fit" in server.answers()[0]
+
+
+def test_a_version_that_does_not_fit_beside_the_served_one_is_refused(root, tmp_path):
+    """The old one stays, and the reason names it."""
+    need = serving_bytes(load(root / "golden" / "1").manifest)
+    with serve(tmp_path, workers=1, memory_bytes=2 * need - 1) as server:
+        publish_golden(root, 1.1)
+        server.follower.settle()
+        assert server.answers() == [1]
+        state, why = server.state(2)
+        assert (state, f"others have {need:,} (golden:1 {need:,})" in why) == ("refused", True)
 
 
 def test_the_files_of_the_run_do_not_grow(root, tmp_path):
