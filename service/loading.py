@@ -65,10 +65,8 @@ class Loader:
         """
         if self.memory_bytes is None:
             return
-        manifest = read_published(self.root, name, version, self.trusted)
-        model = manifest.model.allow(read_modules(os.environ))
-        own = serving_bytes(manifest.model_copy(update={"model": model}))
-        taken = {f"{other.name}:{other.version}": serving_bytes(other) for other in others}
+        own = _bytes_of(read_published(self.root, name, version, self.trusted))
+        taken = {f"{other.name}:{other.version}": _bytes_of(other) for other in others}
         if own + sum(taken.values()) > self.memory_bytes:
             held = ", ".join(f"{reference} {size:,}" for reference, size in taken.items())
             raise NoRoom(
@@ -121,6 +119,12 @@ class Loader:
     def hide_folders(self, text: str) -> str:
         """Makes paths in a text relative to the store, and cuts other paths to the file name: clients need no folders."""
         return _FOLDERS.sub("", text.replace(f"{self.root}/", "").replace(str(self.root), "the store"))
+
+
+def _bytes_of(manifest: Manifest) -> int:
+    """Returns the bytes of a version's arrays; its network may be a user's, of an allowed module."""
+    model = manifest.model.allow(read_modules(os.environ))
+    return serving_bytes(manifest.model_copy(update={"model": model}))
 
 
 def report_ready(live: Live) -> None:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from abstain.models.bundles import store
-from abstain.models.bundles.references import NAME_PATTERN, STABLE, default_version
+from abstain.models.bundles.references import NAME_PATTERN, STABLE, default_version, served_among
 from abstain.models.bundles.signatures import SIGNATURE
 from abstain.models.errors import AbstainError
 
@@ -90,9 +90,12 @@ class Plan(BaseModel):
     @property
     def keys(self) -> set[Key]:
         """All versions to be loaded."""
-        return {
-            Key(name, version, stamp) for name, model in self.models.items() for version, stamp in model.served.items()
-        }
+        return planned_keys(self.models)
+
+
+def planned_keys(models: Mapping[str, PlannedModel]) -> set[Key]:
+    """Returns the versions of planned models that are to be loaded."""
+    return {Key(name, version, stamp) for name, model in models.items() for version, stamp in model.served.items()}
 
 
 def keys_of(stored: Stored) -> set[Key]:
@@ -156,7 +159,7 @@ def _read_model(root: Path, name: str) -> StoredModel:
         return StoredModel(present=present, why=str(error))
     except OSError as error:
         return StoredModel(present=present, why=f"{root / name}: {error.strerror or error}")
-    wanted = sorted({default_version(present, labels), *labels.values()} & set(present))
+    wanted = served_among(present, labels)
     return StoredModel(
         present=present, labels=labels, stamps={version: stamp_of(root / name / str(version)) for version in wanted}
     )

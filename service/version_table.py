@@ -9,7 +9,7 @@ from typing import Any, Literal
 from abstain.models.bundles.references import Reference, resolve_among
 from abstain.models.errors import InputError, UnknownModel, suggest
 from abstain.service.live import Live
-from abstain.service.plans import Key, Plan, PlannedModel
+from abstain.service.plans import Key, Plan, PlannedModel, planned_keys
 
 _NOT_SERVED = {"loading", "failed", "refused"}
 MOST_LISTED = 20
@@ -44,9 +44,7 @@ class Table:
     @property
     def keys(self) -> set[Key]:
         """All versions that the plan has loaded."""
-        return {
-            Key(name, version, stamp) for name, model in self.models.items() for version, stamp in model.served.items()
-        }
+        return planned_keys(self.models)
 
     def shortcomings(self, name: str) -> list[str]:
         """Returns what is not served of a model although the store asks for it."""

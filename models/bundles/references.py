@@ -45,6 +45,11 @@ def default_version(present: Collection[int], labels: Mapping[str, int]) -> int:
     return labels.get(STABLE, max(present, default=0))
 
 
+def served_among(present: Collection[int], labels: Mapping[str, int]) -> list[int]:
+    """Returns the versions that are to be served, ascending: `stable` (else the newest), and every labelled one that exists."""
+    return sorted({default_version(present, labels), *labels.values()} & {*present})
+
+
 def resolve_among(reference: Reference, present: list[int], labels: dict[str, int]) -> int:
     """Returns the version that a reference means, given the existing versions and labels.
 

@@ -30,9 +30,9 @@ from abstain.models.bundles.references import (
     NAME_PATTERN,
     STABLE,
     Reference,
-    default_version,
     parse_reference,
     resolve_among,
+    served_among,
 )
 from abstain.models.errors import StoreError, UnknownModel, clip_repr, suggest
 from abstain.models.files.locks import REMEDY, disk_errors, hold
@@ -164,10 +164,8 @@ def _unknown_model(store: Path, name: str, found: str) -> UnknownModel:
 
 
 def served_versions(store: Path, name: str) -> list[int]:
-    """Returns the versions that a server serves: `@stable` (else the newest), and every labelled version."""
-    labels = read_labels(store, name).labels
-    present = versions(store, name)
-    return sorted({default_version(present, labels), *labels.values()} & set(present))
+    """Returns the versions of a model that a server serves (`served_among`)."""
+    return served_among(versions(store, name), read_labels(store, name).labels)
 
 
 def check_writable(store: Path, name: str) -> None:

@@ -31,8 +31,8 @@ class RejectedRows(NamedTuple):
     def __str__(self) -> str:
         """Describes the numbers in one line."""
         parts = {"novel": self.novel, "ambiguous": self.ambiguous, "with an unseen category": self.unseen or None}
-        told = ", ".join(f"{count} {name}" for name, count in parts.items() if count is not None)
-        return f"rejected: {self.rejected} of {self.rows} rows" + (f" ({told})" if told and self.rejected else "")
+        counts = ", ".join(f"{count} {name}" for name, count in parts.items() if count is not None)
+        return f"rejected: {self.rejected} of {self.rows} rows" + (f" ({counts})" if counts and self.rejected else "")
 
 
 def count_rejected(columns: Mapping[str, Sequence[Any]]) -> RejectedRows:

@@ -212,7 +212,7 @@ function rowEditor(description, changed) {
   const fields =
     features.length <= MAX_FIELDS ? features.map((feature, index) => fieldFor(feature, index, ranges, edited)) : [];
   const trouble = el("p", { class: "trouble", role: "alert", hidden: true });
-  const told = el("p", { class: "small", role: "status", id: "pasted-told" });
+  const note = el("p", { class: "small", role: "status", id: "pasted-note" });
   const typical = features.map((feature) =>
     feature.categories.length ? feature.categories[feature.typical] : valueIn(feature, feature.typical),
   );
@@ -239,7 +239,7 @@ function rowEditor(description, changed) {
     try {
       const row = rowOf(pasted.value, description);
       fill(row.values);
-      told.textContent = row.told;
+      note.textContent = row.note;
     } catch (error) {
       report(error.message);
       changed();
@@ -256,7 +256,7 @@ function rowEditor(description, changed) {
     changed();
   }
   function report(message) {
-    told.textContent = "";
+    note.textContent = "";
     trouble.textContent = message;
     trouble.hidden = !message;
   }
@@ -297,7 +297,7 @@ function rowEditor(description, changed) {
       ),
       pasted,
       trouble,
-      told,
+      note,
     ),
   );
   fill(typical);

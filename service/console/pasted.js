@@ -23,7 +23,7 @@ export function rowOf(text, { features, target_name: target }) {
       return rowByName(header, cellsOf(lines[1], separator), lines.length - 1, features, target);
     }
   }
-  return { values: rowInOrder(cellsOf(text, separatorOf(text)), features), told: "" };
+  return { values: rowInOrder(cellsOf(text, separatorOf(text)), features), note: "" };
 }
 
 function rowInOrder(cells, features) {
@@ -46,11 +46,11 @@ function rowByName(header, cells, rows, features, target) {
   const others = header
     .filter((name) => !features.some((feature) => feature.name === name))
     .map((name) => (name === target ? `${name} (what the model predicts)` : name || "a column without a name"));
-  const told = [
+  const parts = [
     rows > 1 ? `the first of ${rows} rows` : "",
     others.length ? `left out: ${others.join(", ")}` : "",
   ];
-  return { values, told: told.filter(Boolean).join("; ") };
+  return { values, note: parts.filter(Boolean).join("; ") };
 }
 
 function checkedValue(feature, index, cell) {

@@ -5,13 +5,14 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from abstain.models.bundles import store as stores
 from abstain.models.errors import UnknownModel
-from abstain.service import live_versions
+from abstain.service import live_versions, memory
 from abstain.service.errors import HTTPError
 from abstain.service.http import build_app
 from abstain.service.live_versions import LiveVersions
@@ -37,8 +38,8 @@ class _Defect:
         raise RuntimeError("a bug")
 
 
-def test_the_progress_of_loading_is_told(root):
-    """Each version: that it is read, compiled and ready; one that fails is never told as ready."""
+def test_the_progress_of_loading_is_reported(root):
+    """Each version: that it is read, compiled and ready; one that fails is never reported as ready."""
     shutil.copytree(root / "golden" / "1", root / "other" / "1")
     told: list[str] = []
     LiveVersions(root).load_all(buckets=(1,), progress=told.append)
@@ -47,6 +48,14 @@ def test_the_progress_of_loading_is_told(root):
     (ready,) = (line for line in told if "ready" in line)
     assert re.fullmatch(r"golden:1 is ready, compiled in \d+\.\d s", ready)
     assert "reading other:1, 2 of 2" in told
+
+
+def test_memory_is_returned_by_the_allocator(monkeypatch):
+    """By the name that glibc has for it."""
+    calls: list[int] = []
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _name: SimpleNamespace(malloc_trim=calls.append))
+    memory.trim()
+    assert calls == [0]
 
 
 def test_an_unknown_model_lists_some_of_many(root):

@@ -16,7 +16,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from scipy.special import softmax
 
-from abstain.models.bundles.bundle import load
+from abstain.models.bundles.bundle import load, read_published
 from abstain.models.bundles.manifest import read_manifest, write_manifest
 from abstain.models.errors import AbstainError, BundleError, ConfigError
 from abstain.models.networks.allowed import check_allowed, read_modules
@@ -27,6 +27,7 @@ from abstain.models.prediction.posterior import Model, Posterior, check_draws
 from abstain.models.prediction.predictive import Predictor
 from abstain.models.prediction.preprocessing import Preprocessing
 from abstain.service.commands.cli import main
+from abstain.service.loading import Loader, NoRoom
 from abstain.service.settings import read_settings
 from abstain.training.config.reading import read_config
 from tests.helpers.paths import PROJECT
@@ -607,6 +608,14 @@ def test_commands_that_import_need_permission(run, store, tmp_path, monkeypatch)
             assert (code, out) == (1, "")
             assert message in err
             assert len(err.splitlines()) == 1
+
+
+def test_the_room_of_allowed_networks_is_counted(allow, store, path):
+    """Also of those that are served already, whose manifests are read anew."""
+    allow("mynets")
+    served = read_published(store, "own", 1)
+    with pytest.raises(NoRoom, match=r"others have [\d,]+ \(own:1 [\d,]+\)"):
+        Loader(store, memory_bytes=10).check_room("own", 1, [served])
 
 
 def test_a_server_goes_on_without_what_it_may_not_import(run, allow, store, folder, path, tmp_path):

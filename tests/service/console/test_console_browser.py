@@ -313,7 +313,7 @@ def test_a_pasted_text_that_is_no_row_shows_no_verdict(opened):
 def test_a_line_of_a_file_is_pasted_with_its_header(opened):
     """The columns are found by name, in any order; others and the target are left out, and said."""
     page = opened("try/table:1")
-    word, alert, told = page.locator("#verdict .word"), page.get_by_role("alert"), page.locator("#pasted-told")
+    word, alert, told = page.locator("#verdict .word"), page.get_by_role("alert"), page.locator("#pasted-note")
     expect(word).to_contain_text("accepted")
     page.get_by_text("Paste a row").click()
     row = page.get_by_label("2 values")

@@ -8,7 +8,6 @@ import httpx
 import pytest
 
 from abstain.models.bundles.store import set_label
-from abstain.service import live_versions
 from abstain.service.access.api_keys import add_key
 from abstain.service.http import build_app
 from abstain.service.process import Process, Traffic
@@ -16,12 +15,6 @@ from abstain.service.settings import Settings
 from tests.helpers.documented import check
 from tests.helpers.following import Server, serve
 from tests.helpers.golden_versions import damage_version, publish_golden
-
-
-@pytest.fixture(autouse=True)
-def one_program(monkeypatch):
-    """Compiles a single batch size, as these tests predict nothing."""
-    monkeypatch.setattr(live_versions, "BUCKETS", (1,))
 
 
 @pytest.fixture

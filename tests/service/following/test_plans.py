@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from abstain.models.bundles import store
 from abstain.models.bundles.store import set_label
 from abstain.service.plans import Failure, Key, StoredModel, describe_changes, make_plan, read_stored
 from tests.helpers.paths import PROJECT
@@ -107,6 +108,23 @@ def test_labels_that_cannot_be_read_change_nothing():
 def test_unloaded_models_are_not_planned():
     """Nor is anything said of them."""
     assert make_plan({"m": stored([1])}, unloaded=frozenset({"m"})).models == {}
+
+
+def test_a_model_that_cannot_be_read_concerns_no_other(tmp_path, monkeypatch):
+    """For example a folder of another user."""
+    for name in ("mine", "theirs"):
+        shutil.copytree(GOLDEN, tmp_path / name / "1")
+    versions = store.versions
+
+    def read(root, name):
+        if name == "theirs":
+            raise PermissionError(13, "Permission denied")
+        return versions(root, name)
+
+    monkeypatch.setattr(store, "versions", read)
+    found = read_stored(tmp_path)
+    assert (found["mine"].present, found["mine"].why) == ((1,), None)
+    assert (found["theirs"].present, found["theirs"].why) == ((), f"{tmp_path / 'theirs'}: Permission denied")
 
 
 def test_a_store_is_read_as_it_is(tmp_path):

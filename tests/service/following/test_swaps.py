@@ -13,18 +13,11 @@ import pytest
 
 from abstain.models.bundles.bundle import load, serving_bytes
 from abstain.models.bundles.store import rollback, set_label
-from abstain.service import live_versions
 from abstain.service.following import follower as following
 from abstain.service.plans import Failure
 from tests.helpers.following import Worker, serve
 from tests.helpers.golden_versions import damage_version, publish_golden
 from tests.helpers.processes import PATIENCE, until
-
-
-@pytest.fixture(autouse=True)
-def one_program(monkeypatch):
-    """Compiles a single batch size, as these tests predict nothing."""
-    monkeypatch.setattr(live_versions, "BUCKETS", (1,))
 
 
 @pytest.fixture
