@@ -41,7 +41,7 @@ from tests.helpers.processes import PATIENCE
 from tests.helpers.servers import start_server, stop_server
 
 GOLDEN = PROJECT / "tests" / "data" / "golden" / "2"
-SECONDS = 30
+SECONDS = int(PATIENCE)
 
 
 def publish(store, name, version=1, **changes):
