@@ -71,6 +71,11 @@ class Batcher:
         self._batches = 0
         self._waiting: dict[int, deque[Job[Any]]] = {}
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits or is computed; may be read in any thread."""
+        return not self._waiting and not self._batches
+
     @contextmanager
     def reserve(self) -> Generator[None]:
         """Counts a request as one that waits or is computed, until the context ends.

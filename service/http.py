@@ -46,12 +46,17 @@ from abstain.service.responses import (
     request_id,
     respond_to_error,
 )
+from abstain.service.rollouts.observing import RolloutWatch
+from abstain.service.rollouts.rollouts import Rollouts
+from abstain.service.rollouts.shadowing import ShadowQueue
+from abstain.service.rollouts.state import read_state
 from abstain.service.rows import finite_rows, overflow_error
 from abstain.service.settings import Settings
 
 log = logging.getLogger("abstain.http")
 
 MODEL = "/models/{model}"
+ROLLOUT = "/models/{model}/rollout"
 Match = Callable[[str], dict[str, str] | None]
 """Returns the path parameters if a path belongs to a route; None for any other path."""
 
@@ -63,16 +68,19 @@ def build_app(
     versions: LiveVersions,
     bentoml_app: ASGIApp,
     note: Callable[[Live, Judgement], None],
+    watch: RolloutWatch,
 ) -> ASGIApp:
     """Builds the application of one worker.
 
     Args:
         bentoml_app: responds to `/schema.json`.
         note: is called with every decision, for drift detection.
+        watch: the rollouts of this worker.
     """
     batcher = Batcher(settings.queue, settings.timeout_seconds, make_stages(note))
-    handle_predict = predict.make_handler(versions, batcher, settings, traffic, read_body)
-    engine = open_inference.Engine(versions, batcher, process)
+    rollouts = Rollouts(watch, ShadowQueue(watch, lambda: batcher.idle, settings.shadow_cpu), settings.caller_header)
+    handle_predict = predict.make_handler(versions, batcher, rollouts, settings, traffic, read_body)
+    engine = open_inference.Engine(versions, batcher, process, rollouts)
     handle_infer, protocol_routes = open_inference.routes(engine, settings, traffic, read_body)
     routes = [
         Route(predict.PATH, handle_predict, methods=["POST"]),
@@ -148,6 +156,13 @@ def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic, m
         served = [ready.version for ready in versions.ready_versions() if ready.name == live.name]
         return json_response(await asyncio.to_thread(describe, live, served, max_rows))
 
+    async def rollout(request: Request) -> Response:
+        name = versions.find(request.path_params["model"]).name
+        state = await asyncio.to_thread(read_state, process.folder, name)
+        if state is None:
+            raise HTTPError(404, f"no rollout of {name} since the start of this server", code="no_rollout")
+        return Response(state.model_dump_json(), media_type="application/json")
+
     async def show_metrics(_: Request) -> Response:
         metrics.WORKERS.set(process.workers)
         metrics.WORKERS_READY.set(0 if traffic.draining else process.ready_workers())
@@ -156,6 +171,7 @@ def _server_routes(versions: LiveVersions, process: Process, traffic: Traffic, m
     return [
         Route("/models", models),
         Route(MODEL, model),
+        Route(ROLLOUT, rollout),
         Route("/livez", livez),
         Route("/readyz", readyz),
         Route("/metrics", show_metrics),
@@ -227,6 +243,8 @@ def _template(path: str) -> str:
     match path.split("/"):
         case ["", "models", name] if name:
             return MODEL
+        case ["", "models", name, "rollout"] if name:
+            return ROLLOUT
         case _:
             return console.route_template(path) or control.route_template(path) or open_inference.route_template(path)
 

@@ -32,10 +32,21 @@ from abstain.service.live import Live
 from abstain.service.loading import Loader, report_gone, report_not_served, report_ready, text_of, unexpected
 from abstain.service.memory import return_memory, trim
 from abstain.service.plans import Failure, Key, Plan, log_changes, make_plan, read_stored
-from abstain.service.version_table import Entry, Table, VersionState, describe_state, entries_of, find_entry, only_name
+from abstain.service.rollouts.routing import Caller, Choice, choose
+from abstain.service.version_table import (
+    Entry,
+    Table,
+    VersionState,
+    asks_for_stable,
+    describe_state,
+    entries_of,
+    find_entry,
+    only_name,
+)
 
 log = logging.getLogger("abstain.serving")
 
+_REASONS = ("why", "why_no_rollout")
 COMPILING = 1
 """The number of versions that are compiled at a time."""
 
@@ -194,7 +205,9 @@ class LiveVersions:
             for name, versions in entries.items()
         }
         models = {
-            name: model.model_copy(update={"why": self.hide_folders(model.why)}) if model.why else model
+            name: model.model_copy(
+                update={key: self.hide_folders(text) for key in _REASONS if (text := getattr(model, key))}
+            )
             for name, model in plan.models.items()
         }
         return Table(plan.number, shown, models, self.hide_folders(plan.why) if plan.why else None)
@@ -244,6 +257,27 @@ class LiveVersions:
                 503, f"{reference.name}:{entry.version} is {entry.state}{f': {entry.why}' if entry.why else ''}"
             )
         return entry.live
+
+    def choose(self, text: str | None, caller: Callable[[], Caller]) -> Choice:
+        """Returns the live version that a request gets: while a rollout runs, that is the candidate for some callers.
+
+        Only requests for the model or its stable version take part in a rollout, not those for another label or a version.
+
+        Args:
+            caller: returns who sends the request; called if there is a rollout.
+
+        Raises:
+            InputError: as `find` does; so are UnknownModel and HTTPError.
+        """
+        live = self.find(text)
+        table = self._answering()
+        rollout = table.models[live.name].rollout if live.name in table.models else None
+        if rollout is None or live.version != rollout.baseline or not asks_for_stable(text):
+            return Choice(live)
+        candidate = table.entries[live.name].get(rollout.candidate)
+        if candidate is None or candidate.live is None:
+            return Choice(live)
+        return choose(live.name, rollout, live, candidate.live, caller())
 
     def _answering(self) -> Table:
         """Returns the table that a request gets now: that of the current plan of the server, once it is prepared."""

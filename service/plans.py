@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from abstain.models.bundles import store
 from abstain.models.bundles.references import NAME_PATTERN, STABLE, default_version, served_among
+from abstain.models.bundles.rollouts import Rollout, read_rollout
 from abstain.models.bundles.signatures import SIGNATURE
 from abstain.models.errors import AbstainError
 
@@ -30,9 +31,13 @@ class StoredModel(BaseModel):
     """All versions, ascending."""
     labels: dict[str, int] = {}
     stamps: dict[int, str] = {}
-    """The versions that labels, or their absence, ask to be served; a stamp changes if the version's files do."""
+    """The versions that labels, their absence, or a rollout ask to be served; a stamp changes if the version's files do."""
     why: str | None = None
     """Why the labels cannot be read."""
+    rollout: Rollout | None = None
+    """The rollout that runs."""
+    why_no_rollout: str | None = None
+    """Why the rollout cannot be read."""
 
 
 Stored = dict[str, StoredModel]
@@ -76,6 +81,10 @@ class PlannedModel(BaseModel):
     failures: dict[int, Failure] = {}
     why: str | None = None
     """Why the labels of the store cannot be read."""
+    rollout: Rollout | None = None
+    """The rollout that runs, if its candidate is served, and its baseline is the default."""
+    why_no_rollout: str | None = None
+    """Why a rollout of the store is not followed."""
 
 
 class Plan(BaseModel):
@@ -115,6 +124,8 @@ def log_changes(plan: Plan, before: Plan | None) -> None:
             for version in model.failures.keys() - {*model.present}:
                 if old is None or version not in old.failures:
                     log.error("%s:%d cannot be served: %s", name, version, model.failures[version].why)
+        if model.why_no_rollout and model.why_no_rollout != (old and old.why_no_rollout):
+            log.error("%s: the rollout is not followed: %s", name, model.why_no_rollout)
 
 
 def describe_changes(plan: Plan, before: Plan) -> list[str]:
@@ -131,7 +142,15 @@ def describe_changes(plan: Plan, before: Plan) -> list[str]:
             for label, version in served.items()
             if version in model.served and (known.get(label) != version or (old and version not in old.served))
         ]
+        if model.rollout != (old.rollout if old else None):
+            lines.append(f"{name}: {_describe_rollout(name, model.rollout)}")
     return [*lines, *(f"{name} is not served any more" for name in before.models.keys() - plan.models.keys())]
+
+
+def _describe_rollout(name: str, rollout: Rollout | None) -> str:
+    if rollout is None:
+        return "the rollout has ended"
+    return f"{name}:{rollout.candidate} is a {rollout.mode} of {name}:{rollout.baseline} from now on"
 
 
 def read_stored(root: Path) -> Stored:
@@ -159,10 +178,24 @@ def _read_model(root: Path, name: str) -> StoredModel:
         return StoredModel(present=present, why=str(error))
     except OSError as error:
         return StoredModel(present=present, why=f"{root / name}: {error.strerror or error}")
-    wanted = served_among(present, labels)
+    rollout, why_no_rollout = _read_rollout(root, name)
+    wanted = {*served_among(present, labels), *([rollout.candidate] if rollout else [])} & {*present}
     return StoredModel(
-        present=present, labels=labels, stamps={version: stamp_of(root / name / str(version)) for version in wanted}
+        present=present,
+        labels=labels,
+        stamps={version: stamp_of(root / name / str(version)) for version in sorted(wanted)},
+        rollout=rollout,
+        why_no_rollout=why_no_rollout,
     )
+
+
+def _read_rollout(root: Path, name: str) -> tuple[Rollout | None, str | None]:
+    """Reads the rollout that runs, or why it cannot be read, which concerns nothing else of the model."""
+    try:
+        rollout = read_rollout(root, name)
+    except AbstainError as error:
+        return None, str(error)
+    return (rollout if rollout and rollout.outcome is None else None), None
 
 
 def stamp_of(folder: Path) -> str:
@@ -232,6 +265,7 @@ def _plan_model(
         default = served_labels[STABLE]
     else:
         default = choose(default_version(stored.present, {}), before.default if before else None)
+    rollout, why_no_rollout = _plan_rollout(name, stored, default, served, failures)
     return PlannedModel(
         present=stored.present,
         labels=stored.labels,
@@ -239,7 +273,26 @@ def _plan_model(
         served_labels=served_labels,
         default=default,
         failures=failures,
+        rollout=rollout,
+        why_no_rollout=stored.why_no_rollout or why_no_rollout,
     )
+
+
+def _plan_rollout(
+    name: str, stored: StoredModel, default: int, served: Mapping[int, str], failures: Mapping[int, Failure]
+) -> tuple[Rollout | None, str | None]:
+    """Returns the rollout that is followed, or why the one of the store is not."""
+    rollout = stored.rollout
+    # `stable` is moved before the rollout is ended, and a new version is tried before it is served: neither is a fault.
+    if rollout is None or default == rollout.candidate or failures.get(rollout.candidate) == LOADING:
+        return None, None
+    if rollout.candidate not in stored.present:
+        return None, f"the store has no {name}:{rollout.candidate}"
+    if default != rollout.baseline:
+        return None, f"it compares with {name}:{rollout.baseline}, and {name} is {name}:{default} now"
+    if rollout.candidate not in served:
+        return None, f"{name}:{rollout.candidate} is not served"
+    return rollout, None
 
 
 def _plan_without_labels(stored: StoredModel, why: str, before: PlannedModel | None) -> PlannedModel:

@@ -92,6 +92,10 @@ class Settings(BaseModel):
     """The most bytes of arrays that one worker may hold for its versions; a version that does not fit is refused."""
     ready: Literal["any", "all"] = "any"
     """When `/readyz` is 200: if any model is served, or only if all are that the store asks for."""
+    caller_header: Annotated[str, Field(pattern="^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$")] | None = None
+    """The header that names the caller of a request, such as X-User-Id: a caller stays on one side of a canary."""
+    shadow_cpu: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The largest share of its time that a worker computes for shadows."""
     state: Path | None = None
     """A folder that only this server uses: it keeps the state of drift detection over restarts."""
     keys: Path | None = None

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from abstain.models.bundles.references import Reference, resolve_among
+from abstain.models.bundles.references import STABLE, Reference, parse_reference, resolve_among
 from abstain.models.errors import InputError, UnknownModel, suggest
 from abstain.service.live import Live
 from abstain.service.plans import Key, Plan, PlannedModel, planned_keys
@@ -51,6 +51,8 @@ class Table:
         model = self.models[name]
         entries = [entry for entry in self.entries.get(name, {}).values() if entry.state in _NOT_SERVED]
         found = [f"{name}: {model.why}"] if model.why and not entries else []
+        if model.why_no_rollout:
+            found.append(f"{name}: the rollout is not followed: {model.why_no_rollout}")
         return [*found, *(describe_state(name, entry) for entry in entries)]
 
     def live(self) -> list[Live]:
@@ -136,6 +138,14 @@ def find_entry(table: Table, reference: Reference, text: str | None) -> Entry:
             fix=f"give it a label: abstain label {reference.name}:{idle.version} LABEL",
         )
     return served[resolve_among(reference, sorted(served), model.served_labels)]
+
+
+def asks_for_stable(text: str | None) -> bool:
+    """Whether a request names a model without a version, or its stable version."""
+    if text is None:
+        return True
+    reference = parse_reference(text)
+    return reference.version is None and reference.label in {None, STABLE}
 
 
 def only_name(table: Table) -> str:

@@ -46,6 +46,8 @@ LABELS_BYTES = 2**20
 MOST_LABELS = 256
 """Most labels of one model: a server reads all of them whenever it lists its models."""
 LOCK = ".lock"
+DRAFTS = (".labels-", ".rollout-", ".signature-")
+"""The beginnings of the names of small files that are being written, all under the model's lock."""
 REMOVED = ".removed-"
 """The beginning of the name of a version that is being removed."""
 
@@ -253,24 +255,33 @@ def set_label(store: Path, name: str, version: int, label: str) -> None:
         )
     resolve_among(Reference(name, version, None), versions(store, name), {})
     with lock_model(store / name):
-        old = read_labels(store, name)
-        if old.labels.get(label) == version:
-            return
-        if label not in old.labels and len(old.labels) == MOST_LABELS:
-            raise StoreError(
-                "labels",
-                where=str(store / name / LABELS),
-                expected=f"at most {MOST_LABELS}",
-                found=f"{MOST_LABELS + 1}",
-                fix="move an existing label",
-            )
-        before = old.previous.get(label, [])
-        if label in old.labels:
-            before = [*before, old.labels[label]]
-        _write_labels(
-            store / name,
-            Labels(labels={**old.labels, label: version}, previous={**old.previous, label: before}),
+        move_label(store, name, version, label)
+
+
+def move_label(store: Path, name: str, version: int, label: str) -> None:
+    """Moves a label to a version that exists, under the lock of the model (`lock_model`).
+
+    Raises:
+        StoreError: the model has too many labels.
+    """
+    old = read_labels(store, name)
+    if old.labels.get(label) == version:
+        return
+    if label not in old.labels and len(old.labels) == MOST_LABELS:
+        raise StoreError(
+            "labels",
+            where=str(store / name / LABELS),
+            expected=f"at most {MOST_LABELS}",
+            found=f"{MOST_LABELS + 1}",
+            fix="move an existing label",
         )
+    before = old.previous.get(label, [])
+    if label in old.labels:
+        before = [*before, old.labels[label]]
+    _write_labels(
+        store / name,
+        Labels(labels={**old.labels, label: version}, previous={**old.previous, label: before}),
+    )
 
 
 def rollback(store: Path, name: str) -> int:
@@ -317,15 +328,15 @@ def put_signature(home: Path, path: Path, content: bytes) -> None:
     """
     with disk_errors(path), hold(home / LOCK):
         _sweep(home)
-        _put(home, ".signature-", path, content)
+        put_file(home, ".signature-", path, content)
 
 
 def _write_labels(home: Path, labels: Labels) -> None:
     content = orjson.dumps(labels.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    _put(home, ".labels-", home / LABELS, content)
+    put_file(home, ".labels-", home / LABELS, content)
 
 
-def _put(home: Path, prefix: str, path: Path, content: bytes) -> None:
+def put_file(home: Path, prefix: str, path: Path, content: bytes) -> None:
     """Writes a draft in the model's folder and renames it to `path`, under the model's lock."""
     descriptor, name = tempfile.mkstemp(dir=home, prefix=prefix)
     try:
@@ -363,10 +374,10 @@ def _draft(home: Path) -> Generator[Path]:
 def _sweep(home: Path) -> None:
     """Removes the drafts of killed writers; called under the model's lock.
 
-    A writer locks its draft before it releases the model's lock, so an unlocked draft is abandoned. Labels and signatures
+    A writer locks its draft before it releases the model's lock, so an unlocked draft is abandoned. Small files
     are written entirely under the model's lock, so all their drafts are abandoned.
     """
-    for abandoned in (*home.glob(".labels-*"), *home.glob(".signature-*")):
+    for abandoned in (path for prefix in DRAFTS for path in home.glob(f"{prefix}*")):
         with suppress(OSError):
             abandoned.unlink()
     for removed in home.glob(f"{REMOVED}*"):

@@ -142,6 +142,14 @@ class Client(_Shared):
         """
         return self._run(exchange.describe_model(self._session, name))
 
+    def rollout(self, name: str) -> dict[str, Any]:
+        """Returns the rollout of a model as the server sees it: the response of `GET /models/NAME/rollout`.
+
+        Raises:
+            UnknownModel: there is no such model, or it had no rollout since the start of the server.
+        """
+        return self._run(exchange.describe_rollout(self._session, name))
+
     def ready(self) -> Readiness:
         """Asks whether all workers are ready, without waiting; the result is true in a condition if they are."""
         return self._run(exchange.ready(self._session))
@@ -237,6 +245,10 @@ class AsyncClient(_Shared):
     async def model(self, name: str) -> ServedModel:
         """Describes the version that requests for a name get, as `Client.model` does."""
         return await self._run(exchange.describe_model(self._session, name))
+
+    async def rollout(self, name: str) -> dict[str, Any]:
+        """Returns the rollout of a model, as `Client.rollout` does."""
+        return await self._run(exchange.describe_rollout(self._session, name))
 
     async def ready(self) -> Readiness:
         """Asks whether all workers are ready, without waiting."""

@@ -184,6 +184,12 @@ def describe_model(session: Session, name: str) -> Course[ServedModel]:
     return (yield from _describe(session, name, Deadline(session.timeout)))
 
 
+def describe_rollout(session: Session, name: str) -> Course[dict[str, Any]]:
+    """Asks for the rollout of a model."""
+    path = f"/models/{quote(name, safe='')}/rollout"
+    return (yield from _get(session, path, Deadline(session.timeout), dict))
+
+
 def live(session: Session) -> Course[bool]:
     """Asks whether a worker runs; False if there is no connection."""
     try:

@@ -46,6 +46,7 @@ from abstain.service.plans import (
     read_stored,
 )
 from abstain.service.process import Process, worker_environment
+from abstain.service.rollouts.gathering import Gatherer
 from abstain.service.settings import Settings
 
 log = logging.getLogger("abstain.following")
@@ -120,6 +121,7 @@ class Follower:
         self._delays: dict[Key, float] = {}
         self._unloaded: set[str] = set()
         self._orders: list[tuple[str, Order]] = []
+        self._gatherer = Gatherer(root, process.folder, announce)
         self._numbers = Numbers(process.folder, writer=True)
         self.plan = self._first_plan()
         log_changes(self.plan, None)
@@ -140,7 +142,8 @@ class Follower:
                 time.sleep(ORDER_SECONDS)
                 try:
                     due = bool(seconds) and time.monotonic() >= last + seconds
-                    if self.take_orders() or due or any(trial.done.is_set() for trial in self._trials.values()):
+                    tried = any(trial.done.is_set() for trial in self._trials.values())
+                    if self.take_orders() or due or tried or self._gatherer.step(self.plan):
                         last = time.monotonic()
                         self.step()
                     self.answer_orders()

@@ -150,6 +150,36 @@ DRIFT_PSI = prometheus.Gauge(
     multiprocess_mode="livemax",
 )
 
+# The version in these is the candidate of the rollout.
+_SIDE = [*_MODEL, "side"]
+ROLLOUT_ROWS = prometheus.Counter(
+    "abstain_rollout_rows_total", "Rows of a rollout by the version that predicted them", [*_SIDE, "decision"]
+)
+ROLLOUT_SECONDS = prometheus.Histogram(
+    "abstain_rollout_seconds",
+    "Time from a parsed request to its answer, or of a shadow's computation",
+    _SIDE,
+    buckets=_SECONDS,
+)
+ROLLOUT_PERCENTILE = BatchHistogram(
+    "abstain_rollout_percentile",
+    "Percentile of the decision's score of rows of a rollout among those of the calibration part",
+    _SIDE,
+    buckets=_PERCENTILES,
+)
+SHADOW_ROWS = prometheus.Counter(
+    "abstain_shadow_rows_total", "Rows of a shadow by whether both versions predict the same label", [*_MODEL, "label"]
+)
+SHADOW_DROPPED = prometheus.Counter(
+    "abstain_shadow_dropped_total", "Requests that a shadow did not compute, because the server was busy", _MODEL
+)
+ROLLOUT_EVIDENCE = prometheus.Gauge(
+    "abstain_rollout_log_e_value",
+    "Natural logarithm of the e-value for promoting or aborting a rollout",
+    [*_MODEL, "verdict"],
+    multiprocess_mode="mostrecent",
+)
+
 CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 
 

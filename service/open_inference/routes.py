@@ -48,6 +48,7 @@ from abstain.service.open_inference.outputs import (
 from abstain.service.open_inference.statistics import VersionStatistics
 from abstain.service.open_inference.tensors import InferRequest, Signature, decode
 from abstain.service.process import Process, Traffic
+from abstain.service.rollouts.rollouts import Rollouts
 from abstain.service.rows import check_finite
 from abstain.service.settings import Settings
 from abstain.service.version_table import VersionState
@@ -64,11 +65,12 @@ _OUTPUT, _RECORDS = "output", "records"
 
 
 class Engine(NamedTuple):
-    """The live versions, their queue, and the process that they run in."""
+    """The live versions, their queue, the process that they run in, and their rollouts."""
 
     serving: LiveVersions
     batcher: Batcher
     process: Process
+    rollouts: Rollouts
 
     def reasons_not_ready(self) -> list[str]:
         """Returns why this worker, or another one, is not ready; an empty list if all are ready."""
@@ -189,7 +191,7 @@ def _make_infer_handler(
         started = time.perf_counter_ns()
         traffic.refuse_if_draining()
         body = await read_body(request, settings.max_body_bytes)
-        live = engine.serving.find(_reference(request))
+        live, part = engine.serving.choose(_reference(request), partial(engine.rollouts.caller, request))
         version_statistics = statistics[live.name, live.version]
         arrived = time.perf_counter_ns()
         try:
@@ -198,6 +200,8 @@ def _make_infer_handler(
                 parsed = await _run(small, lambda: _decode_request(request, body, live, settings))
                 decoded, cost = time.perf_counter_ns(), Cost()
                 encode_shares = partial(_encode_response, live, parsed, request.headers.get("accept-encoding", ""))
+                if part:
+                    encode_shares = engine.rollouts.observe(part, parsed.rows, parsed.levels, encode_shares)
                 headers, content = await engine.batcher.submit(live, parsed.rows, parsed.levels, encode_shares, cost)
         except BaseException:
             version_statistics.count_failure(time.perf_counter_ns() - started)

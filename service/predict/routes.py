@@ -29,29 +29,38 @@ from abstain.service.predict.request import PredictRequest, parse_predict, rows_
 from abstain.service.predict.table_bodies import CSV, MEDIA_TYPES, QUERY, parse_query, rows_of_body
 from abstain.service.process import Traffic
 from abstain.service.responses import Handler, request_id
+from abstain.service.rollouts.rollouts import Rollouts
+from abstain.service.rollouts.routing import Choice
 from abstain.service.rows import check_finite
 from abstain.service.settings import Settings
 
 PATH = "/predict"
 LARGE_BODY = 64 * 1024
 """Longer bodies, in bytes, are decoded in a thread so that they do not block the event loop."""
+Find = Callable[[str | None], Choice]
 _COLUMNS = "predict"
 _JSON = "application/json"
 _ACCEPTED = (_JSON, *MEDIA_TYPES)
 
 
 class ParsedRequest(NamedTuple):
-    """A checked request, and the version that it names.
+    """A checked request.
 
     Attributes:
+        choice: the version that responds, and the request's part in a rollout.
         texts: the unseen categories of the rows, where the request has their names.
     """
 
-    live: Live
+    choice: Choice
     rows: Float[np.ndarray, "rows ..."]
     request: PredictRequest
     fields: tuple[str, ...]
     texts: UnseenTexts = NO_TEXTS
+
+    @property
+    def live(self) -> Live:
+        """The version that responds."""
+        return self.choice.live
 
     def name_rows(self, error: InputError) -> InputError:
         """Changes the place of an error of the computation, `inputs[3]`, to the place of the row in this request."""
@@ -68,6 +77,7 @@ def match_path(path: str) -> dict[str, str] | None:
 def make_handler(
     versions: LiveVersions,
     batcher: Batcher,
+    rollouts: Rollouts,
     settings: Settings,
     traffic: Traffic,
     read_body: Callable[[Request, int], Awaitable[bytes]],
@@ -78,17 +88,21 @@ def make_handler(
         traffic.refuse_if_draining()
         body = await read_body(request, settings.max_body_bytes)
         media_type = _media_type(request.headers.get("content-type", "none"))
+        find = partial(versions.choose, caller=partial(rollouts.caller, request))
         if media_type == _JSON:
             if request.scope["query_string"]:
                 _refuse_settings(request.query_params)
-            read = partial(read_request, versions, settings.max_rows, body)
+            read = partial(read_request, find, settings.max_rows, body)
         else:
-            read = partial(read_table_request, versions, settings.max_rows, body, media_type, request.query_params)
+            read = partial(read_table_request, find, settings.max_rows, body, media_type, request.query_params)
         with batcher.reserve():
             parsed = read() if len(body) <= LARGE_BODY else await asyncio.to_thread(read)
+            levels = parsed.request.levels
             encode = partial(encode_response, parsed, request_id(request.scope))
+            if parsed.choice.part:
+                encode = rollouts.observe(parsed.choice.part, parsed.rows, levels, encode)
             try:
-                content = await batcher.submit(parsed.live, parsed.rows, parsed.request.levels, encode)
+                content = await batcher.submit(parsed.live, parsed.rows, levels, encode)
             except InputError as error:
                 raise parsed.name_rows(error) from None
         return Response(content, media_type="application/json")
@@ -96,8 +110,11 @@ def make_handler(
     return predict
 
 
-def read_request(versions: LiveVersions, max_rows: int, body: bytes) -> ParsedRequest:
+def read_request(find: Find, max_rows: int, body: bytes) -> ParsedRequest:
     """Reads and checks a body of `POST /predict`.
+
+    Args:
+        find: returns the version that responds to a request for a model.
 
     Raises:
         InputError: the body is not a request, or a row does not fit the model.
@@ -105,23 +122,21 @@ def read_request(versions: LiveVersions, max_rows: int, body: bytes) -> ParsedRe
         HTTPError: 503, the version is not ready.
     """
     request = parse_predict(body, max_rows)
-    live, fields = _find(versions, request)
-    model = live.bundle.manifest.model
+    choice, fields = _find(find, request)
+    model = choice.live.bundle.manifest.model
     rows = rows_of_request(request, model, max_rows)
-    return ParsedRequest(live, rows, request, fields, texts_of_request(request, model, rows))
+    return ParsedRequest(choice, rows, request, fields, texts_of_request(request, model, rows))
 
 
-def read_table_request(
-    versions: LiveVersions, max_rows: int, body: bytes, media_type: str, query: QueryParams
-) -> ParsedRequest:
+def read_table_request(find: Find, max_rows: int, body: bytes, media_type: str, query: QueryParams) -> ParsedRequest:
     """Reads and checks a body that is a table; raises as `read_request` does."""
     request = parse_query(query)
-    live, fields = _find(versions, request)
-    manifest = live.bundle.manifest
+    choice, fields = _find(find, request)
+    manifest = choice.live.bundle.manifest
     rows, texts = rows_of_body(
         body, media_type, manifest.model, max_rows, reading_of_fit(manifest.data, manifest.model)
     )
-    return ParsedRequest(live, rows, request, fields, texts)
+    return ParsedRequest(choice, rows, request, fields, texts)
 
 
 def _refuse_settings(query: QueryParams) -> None:
@@ -164,15 +179,16 @@ def _other_charset(parameters: str) -> bool:
     return bool(given) and charset.partition(";")[0].strip(' "') not in {"utf-8", "us-ascii"}
 
 
-def _find(versions: LiveVersions, request: PredictRequest) -> tuple[Live, tuple[str, ...]]:
-    """Returns the version that a request names, and the fields of its predictions."""
-    live = versions.find(request.model)
+def _find(find: Find, request: PredictRequest) -> tuple[Choice, tuple[str, ...]]:
+    """Returns the version that responds to a request, and the fields of its predictions."""
+    choice = find(request.model)
+    live = choice.live
     calibration = live.bundle.calibration
     two_parts, interval = calibration.ambiguity is not None, calibration.targets is not None
     model = live.bundle.manifest.model
     fields = response.check_fields(model, request.fields, two_parts=two_parts, probability_interval=interval)
     check_limited(calibration, request.levels.percentile, request.levels.max_error)
-    return live, fields
+    return choice, fields
 
 
 def encode_response(parsed: ParsedRequest, own_id: str, shares: list[Share]) -> bytes:
@@ -197,7 +213,7 @@ def respond_now(versions: LiveVersions, max_rows: int, body: bytes, own_id: str,
     Raises:
         AbstainError: as `read_request` and `Batcher.submit` do.
     """
-    parsed = read_request(versions, max_rows, body)
+    parsed = read_request(lambda text: Choice(versions.find(text)), max_rows, body)
     prediction = parsed.live.predictor(parsed.rows)
     check_finite(jax.tree.leaves(prediction))
     judgement = stages.judge(parsed.live, prediction, parsed.request.levels)

@@ -1,0 +1,148 @@
+"""What servers observe in a rollout, and what it says.
+
+    STORE/NAME/.evidence/ID/SERVER.json  the evidence of one server, which replaces the file every few seconds
+
+A server has a new file after each start; evidence adds up over all files.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from abstain.models.bundles import store as stores
+from abstain.models.bundles.rollouts import EVIDENCE, FILE_BYTES, Rollout, read_rollout
+from abstain.models.decisions.comparison import STAKES, TESTS, Comparison, Evidence, compare
+from abstain.models.errors import StoreError, UnknownModel
+from abstain.models.files.regular import read_bounded
+from abstain.models.validation import refuse
+
+MOST_SERVERS = 1_000
+"""The most files of evidence that are read; each start of a server makes one."""
+_FILE = re.compile(r"[0-9a-f]{32}\.json")
+
+
+class StoredEvidence(BaseModel):
+    """The fields of `Evidence`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    count: Annotated[int, Field(ge=0)]
+    total: float
+    squares: Annotated[float, Field(ge=0)]
+    capital: list[list[float]]
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> StoredEvidence:
+        if [len(row) for row in self.capital] != [len(STAKES)] * len(TESTS):
+            raise ValueError(f"{len(TESTS)} lists of {len(STAKES)} numbers")
+        return self
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> StoredEvidence:
+        """Makes the record of evidence."""
+        return cls(
+            count=evidence.count,
+            total=evidence.total,
+            squares=evidence.squares,
+            capital=evidence.capital.tolist(),
+        )
+
+    def read(self) -> Evidence:
+        """Returns the evidence."""
+        return Evidence(self.count, self.total, self.squares, np.array(self.capital))
+
+
+class ServerEvidence(BaseModel):
+    """What one server has observed in a rollout."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    rejects: StoredEvidence
+    labels: StoredEvidence | None = None
+    rows: Annotated[int, Field(ge=0)] = 0
+    """The rows of all observations."""
+    dropped: Annotated[int, Field(ge=0)] = 0
+    """The requests that a shadow did not compute, because the server was busy."""
+    updated: str
+    """The time of the last change, as in `Rollout.started`."""
+
+
+class Status(NamedTuple):
+    """A rollout, what has been observed in it, and what that says; `servers` is the number of files of evidence."""
+
+    rollout: Rollout
+    rejects: Evidence | None
+    labels: Evidence | None
+    comparison: Comparison | None
+    rows: int
+    dropped: int
+    servers: int
+
+
+def read_status(store: Path, name: str) -> Status:
+    """Reads the rollout of a model and the evidence of all servers.
+
+    Raises:
+        UnknownModel: there is no such model, or it never had a rollout.
+        StoreError: a file is malformed.
+    """
+    stores.known_model(store, name)
+    rollout = read_rollout(store, name)
+    if rollout is None:
+        raise UnknownModel(f"{name} never had a rollout", fix=f"abstain rollout start {name}:VERSION --share 5%")
+    folder = store / name / EVIDENCE / rollout.id
+    files = sorted(path for path in folder.glob("*.json") if _FILE.fullmatch(path.name)) if folder.is_dir() else []
+    return status_of(rollout, [_read_evidence(path) for path in files[:MOST_SERVERS]])
+
+
+def status_of(rollout: Rollout, found: list[ServerEvidence]) -> Status:
+    """Joins the evidence on a rollout, and compares the versions by it."""
+    if not found:
+        return Status(rollout, None, None, None, 0, 0, 0)
+    rejects, labels = join_evidence(found)
+    return Status(
+        rollout,
+        rejects,
+        labels,
+        compare(rejects, labels, rollout.alpha),
+        sum(each.rows for each in found),
+        sum(each.dropped for each in found),
+        len(found),
+    )
+
+
+def join_evidence(found: list[ServerEvidence]) -> tuple[Evidence, Evidence | None]:
+    """Returns the joint evidence on the reject rates and, for a shadow, on the labels."""
+    rejects = [each.rejects.read() for each in found]
+    labels = [each.labels.read() for each in found if each.labels is not None]
+    return sum(rejects[1:], start=rejects[0]), sum(labels[1:], start=labels[0]) if labels else None
+
+
+def write_evidence(store: Path, name: str, rollout: Rollout, server: str, evidence: ServerEvidence) -> None:
+    """Writes what a server has observed.
+
+    Args:
+        server: 32 hexadecimal digits that no other run of a server has.
+
+    Raises:
+        OSError: the store cannot be written.
+    """
+    folder = store / name / EVIDENCE / rollout.id
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{server}.draft"
+    draft.write_bytes(orjson.dumps(evidence.model_dump(), option=orjson.OPT_APPEND_NEWLINE))
+    draft.rename(folder / f"{server}.json")
+
+
+def _read_evidence(path: Path) -> ServerEvidence:
+    try:
+        return ServerEvidence.model_validate_json(read_bounded(path, FILE_BYTES, StoreError))
+    except OSError as error:
+        raise StoreError("cannot be read", where=str(path), found=error.strerror) from error
+    except ValidationError as error:
+        fix = "remove the file; what this server has observed is then not counted"
+        raise refuse(error, StoreError, ServerEvidence, where=str(path), whole="is not JSON", fix=fix) from error

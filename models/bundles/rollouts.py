@@ -1,0 +1,250 @@
+"""Rollouts: a candidate version of a model is compared with the stable one before it takes its place.
+
+    STORE/NAME/rollout.json  the rollout that runs, or the last one with its outcome
+
+A *canary* answers a share of the requests for the stable version; a *shadow* computes the same rows as the stable version, and
+nobody gets its answers. `rollout_evidence.py` has what servers observe.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from abstain.models.bundles import store as stores
+from abstain.models.bundles.references import STABLE, default_version
+from abstain.models.decisions.comparison import Verdict
+from abstain.models.errors import StoreError, clip_repr
+from abstain.models.files.regular import read_bounded
+from abstain.models.validation import refuse
+
+if TYPE_CHECKING:
+    from abstain.models.bundles.manifest import Manifest
+    from abstain.models.prediction.posterior import Model
+
+ROLLOUT = "rollout.json"
+EVIDENCE = ".evidence"
+"""The folder of what servers have observed."""
+FILE_BYTES = 2**16
+"""The largest size of the file, and of each file of evidence."""
+Mode = Literal["canary", "shadow"]
+_Version = Annotated[int, Field(gt=0, lt=10**9)]
+
+
+class Outcome(BaseModel):
+    """How a rollout ended."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    verdict: Verdict
+    by: Literal["command", "server"]
+    at: str
+    """The time, as in `Rollout.started`."""
+
+
+class Rollout(BaseModel):
+    """A comparison of a candidate with the version that requests for the model get otherwise, the baseline."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    """A random text; it also decides which callers get the candidate."""
+    candidate: _Version
+    baseline: _Version
+    mode: Mode
+    share: Annotated[float, Field(gt=0, le=1)]
+    """The share of the callers that get the candidate, or of the requests that a shadow computes too."""
+    margin: Annotated[float, Field(gt=0, lt=1)]
+    """The largest difference of the reject rates, and for a shadow of the labels, that is harmless."""
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    """The largest probability of a false verdict."""
+    window_hours: Annotated[float, Field(gt=0, le=24 * 366)]
+    """A shadow observes each caller once in such a time; a canary once."""
+    auto: bool
+    """Whether servers promote or abort when there is a verdict."""
+    started: str
+    """The time in UTC, ISO 8601."""
+    outcome: Outcome | None = None
+    """None while it runs."""
+
+    @model_validator(mode="after")
+    def _check_canary(self) -> Rollout:
+        if self.mode == "canary" and self.share >= 1:
+            raise ValueError("a canary with a share below 1")
+        return self
+
+
+def read_rollout(store: Path, name: str) -> Rollout | None:
+    """Reads the rollout of a model, running or ended; None if there never was one.
+
+    Raises:
+        StoreError: `rollout.json` is malformed or cannot be read.
+    """
+    path = store / name / ROLLOUT
+    try:
+        return Rollout.model_validate_json(read_bounded(path, FILE_BYTES, StoreError))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError("cannot be read", where=str(path), found=error.strerror) from error
+    except ValidationError as error:
+        fix = f"remove the file, and start the rollout again with abstain rollout start {name}:VERSION"
+        raise refuse(error, StoreError, Rollout, where=str(path), whole="is not JSON", fix=fix) from error
+
+
+def running_rollout(store: Path, name: str) -> Rollout:
+    """Reads the rollout of a model that runs.
+
+    Raises:
+        UnknownModel: there is no such model.
+        StoreError: none runs, or the file is malformed.
+    """
+    stores.known_model(store, name)
+    rollout = read_rollout(store, name)
+    if rollout is None or rollout.outcome:
+        raise StoreError(
+            f"no rollout of {name} is running",
+            where=str(store / name / ROLLOUT),
+            found=f"the last one: {describe_outcome(rollout)}" if rollout and rollout.outcome else None,
+            fix=f"abstain rollout start {name}:VERSION --share 5%",
+        )
+    return rollout
+
+
+def describe_outcome(rollout: Rollout) -> str:
+    """Describes how a rollout ended."""
+    outcome = rollout.outcome
+    if outcome is None:
+        return "running"
+    return f"{'promoted' if outcome.verdict == 'promote' else 'aborted'} by a {outcome.by} at {outcome.at}"
+
+
+def start_rollout(
+    store: Path,
+    manifests: tuple[Manifest, Manifest],
+    *,
+    mode: Mode,
+    share: float,
+    margin: float,
+    alpha: float,
+    window_hours: float,
+    auto: bool,
+) -> Rollout:
+    """Starts the rollout of a candidate; servers that follow the store begin with it within seconds.
+
+    Args:
+        manifests: those of the baseline and the candidate.
+
+    Raises:
+        StoreError: another rollout runs, the versions cannot be compared, or the store cannot be written.
+    """
+    baseline, candidate = manifests
+    name = candidate.name
+    _check_comparable(name, baseline, candidate, mode)
+    rollout = Rollout(
+        id=secrets.token_hex(16),
+        candidate=candidate.version,
+        baseline=baseline.version,
+        mode=mode,
+        share=share,
+        margin=margin,
+        alpha=alpha,
+        window_hours=window_hours,
+        auto=auto,
+        started=now(),
+    )
+    with stores.lock_model(store / name):
+        running = read_rollout(store, name)
+        if running and running.outcome is None:
+            raise StoreError(
+                f"a rollout of {name}:{running.candidate} is running",
+                where=str(store / name / ROLLOUT),
+                fix=f"end it first: abstain rollout abort {name}, or promote",
+            )
+        shutil.rmtree(store / name / EVIDENCE, ignore_errors=True)
+        _write(store / name, rollout)
+    return rollout
+
+
+def _check_comparable(name: str, baseline: Manifest, candidate: Manifest, mode: Mode) -> None:
+    if baseline.version == candidate.version:
+        raise StoreError(
+            f"{name}:{candidate.version} is what requests for {name} get already",
+            expected="another version",
+            fix=f"label the version that requests are to get for now: abstain label {name}:VERSION {STABLE}",
+        )
+    if candidate.model.likelihood_functions.task != baseline.model.likelihood_functions.task:
+        raise StoreError(
+            "the versions have different tasks",
+            expected=baseline.model.likelihood_functions.task,
+            found=candidate.model.likelihood_functions.task,
+        )
+    if mode == "canary":
+        return
+    for what, known, found in _descriptions(baseline.model, candidate.model):
+        if known != found:
+            raise StoreError(
+                f"a shadow computes the rows of {name}:{baseline.version}, and the candidate differs in its {what}",
+                where=f"{name}:{candidate.version}",
+                expected=clip_repr(known),
+                found=clip_repr(found),
+                fix="start a canary, which reads its own requests: --share 5% without --shadow",
+            )
+
+
+def _descriptions(one: Model, other: Model) -> list[tuple[str, Any, Any]]:
+    """Returns what the rows and labels of two models must have in common, by name."""
+
+    def columns(model: Model) -> list[tuple[str, str, tuple[str, ...]]]:
+        return [(column.name, column.kind, column.categories) for column in model.preprocessing.columns]
+
+    return [
+        ("shape of a row", one.feature_shape, other.feature_shape),
+        ("features", one.feature_names, other.feature_names),
+        ("columns", columns(one), columns(other)),
+        ("classes", one.class_names, other.class_names),
+    ]
+
+
+def end_rollout(store: Path, name: str, verdict: Verdict, *, by: Literal["command", "server"], own_id: str) -> Rollout:
+    """Ends the running rollout; `promote` also points `stable` at the candidate.
+
+    Args:
+        own_id: that of the rollout which is meant: another one may have been started meanwhile.
+
+    Raises:
+        StoreError: it does not run any more, the baseline is not served any more, or the store cannot be written.
+    """
+    with stores.lock_model(store / name):
+        rollout = running_rollout(store, name)
+        if rollout.id != own_id:
+            raise StoreError(f"another rollout of {name} was started", where=str(store / name / ROLLOUT))
+        if verdict == "promote":
+            labels = stores.read_labels(store, name)
+            current = default_version(stores.versions(store, name), labels.labels)
+            if current not in {rollout.baseline, rollout.candidate}:
+                raise StoreError(
+                    f"{name} is not the version any more that {name}:{rollout.candidate} was compared with",
+                    where=str(store / name),
+                    expected=f"{name}:{rollout.baseline}",
+                    found=f"{name}:{current}",
+                    fix=f"abstain rollout abort {name}, and start it again",
+                )
+            stores.move_label(store, name, rollout.candidate, STABLE)
+        ended = rollout.model_copy(update={"outcome": Outcome(verdict=verdict, by=by, at=now())})
+        _write(store / name, ended)
+    return ended
+
+
+def _write(home: Path, rollout: Rollout) -> None:
+    content = orjson.dumps(rollout.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    stores.put_file(home, ".rollout-", home / ROLLOUT, content)
+
+
+def now() -> str:
+    """Returns the time in UTC, ISO 8601, without fractions of seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

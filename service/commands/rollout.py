@@ -1,0 +1,184 @@
+"""`abstain rollout`: compare a new version with the stable one under real requests before it takes its place."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from abstain.command_line import DEFAULT_STORE, HELP, JsonOption, StoreOption, print_json, print_table
+
+if TYPE_CHECKING:
+    from abstain.models.decisions.comparison import Verdict
+    from abstain.service.rollouts.state import RolloutState
+
+commands = typer.Typer()
+rollout = typer.Typer(
+    help="Compare a new version with the stable one under real requests before it takes its place.",
+    context_settings=HELP,
+    no_args_is_help=True,
+)
+commands.add_typer(rollout, name="rollout")
+NameArgument = Annotated[str, typer.Argument(metavar="MODEL", help="The name of the model.")]
+
+
+@rollout.command(epilog="Example: `abstain rollout start digits:7 --share 5%`")
+def start(
+    model: Annotated[str, typer.Argument(metavar="MODEL:VERSION", help="The candidate.")],
+    share: Annotated[
+        str | None,
+        typer.Option(
+            help="The share of callers that get the candidate, 5% or 0.05; of a shadow's requests, 100% if not given."
+        ),
+    ] = None,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Compute the same rows as the stable version; nobody gets the answers.")
+    ] = False,
+    margin: Annotated[
+        float, typer.Option(help="The largest harmless difference of reject rates and, for a shadow, of labels.")
+    ] = 0.05,
+    alpha: Annotated[float, typer.Option(help="The largest probability of a false verdict.")] = 0.05,
+    window_hours: Annotated[float, typer.Option(help="A shadow counts each caller once in this time.")] = 24.0,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Let a server promote or abort the candidate when there is a verdict.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if the candidate is damaged or failed publication checks.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Start to compare a candidate with what requests for the model get now: as a canary, or with --shadow."""
+    from abstain.models.bundles import store as stores  # noqa: PLC0415
+    from abstain.models.bundles.bundle import check_stable, read_published  # noqa: PLC0415
+    from abstain.models.bundles.rollouts import start_rollout  # noqa: PLC0415
+    from abstain.models.errors import ConfigError  # noqa: PLC0415
+    from abstain.service.rollouts.state import describe_share  # noqa: PLC0415
+
+    if share is None and not shadow:
+        raise ConfigError("--share", expected="a share of the callers, such as 5%, or --shadow", found="neither")
+    part = _share(share or "100%", shadow=shadow)
+    _check_between("--margin", margin)
+    _check_between("--alpha", alpha)
+    if not 0 < window_hours <= 24 * 366:
+        raise ConfigError("--window-hours", expected="above 0, at most a year", found=window_hours)
+    name, version = stores.resolve(store, model)
+    if not force:
+        check_stable(store, name, version)
+    _, baseline = stores.resolve(store, name)
+    manifests = read_published(store, name, baseline), read_published(store, name, version)
+    started = start_rollout(
+        store,
+        manifests,
+        mode="shadow" if shadow else "canary",
+        share=part,
+        margin=margin,
+        alpha=alpha,
+        window_hours=window_hours,
+        auto=auto,
+    )
+    if as_json:
+        print_json(started.model_dump())
+        return
+    typer.echo(
+        f"{name}:{version} is a {started.mode} of {name}:{baseline}: {describe_share(started)}; margin {margin:.2%}"
+    )
+    sys.stderr.write(
+        f"note: running servers of this store begin within seconds; abstain rollout status {name} shows what they observe\n"
+    )
+
+
+@rollout.command(epilog="Example: `abstain rollout status digits`")
+def status(
+    model: NameArgument,
+    store: StoreOption = DEFAULT_STORE,
+    url: Annotated[
+        str | None, typer.Option(help="Ask this server instead of the store, if servers cannot write the store.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a rollout: what servers have observed, the evidence, and the verdict."""
+    from abstain.models.bundles.references import parse_reference  # noqa: PLC0415
+    from abstain.models.bundles.rollout_evidence import read_status  # noqa: PLC0415
+    from abstain.service.rollouts.state import describe, state_of  # noqa: PLC0415
+
+    name = parse_reference(model).name
+    state = _ask(url, name) if url else state_of(read_status(store, name))
+    if as_json:
+        print_json(state.model_dump())
+        return
+    print_table(["", name], [list(row) for row in describe(name, state)])
+
+
+@rollout.command(epilog="Example: `abstain rollout promote digits`")
+def promote(
+    model: NameArgument,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even if the candidate is damaged or failed publication checks.")
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """End a rollout, and make the candidate stable; abstain rollback makes the earlier version stable again."""
+    from abstain.models.bundles.bundle import check_stable  # noqa: PLC0415
+    from abstain.models.bundles.references import parse_reference  # noqa: PLC0415
+    from abstain.models.bundles.rollouts import running_rollout  # noqa: PLC0415
+
+    name = parse_reference(model).name
+    if not force:
+        check_stable(store, name, running_rollout(store, name).candidate)
+    _end(name, "promote", store, as_json)
+
+
+@rollout.command(epilog="Example: `abstain rollout abort digits`")
+def abort(model: NameArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """End a rollout; all requests get the stable version again."""
+    from abstain.models.bundles.references import parse_reference  # noqa: PLC0415
+
+    _end(parse_reference(model).name, "abort", store, as_json)
+
+
+def _end(name: str, verdict: Verdict, store: Path, as_json: bool) -> None:
+    from abstain.models.bundles.rollouts import end_rollout, running_rollout  # noqa: PLC0415
+
+    ended = end_rollout(store, name, verdict, by="command", own_id=running_rollout(store, name).id)
+    if as_json:
+        print_json(ended.model_dump())
+        return
+    served = ended.candidate if verdict == "promote" else ended.baseline
+    typer.echo(f"the rollout of {name}:{ended.candidate} has ended: {name} is {name}:{served}")
+
+
+def _share(text: str, *, shadow: bool) -> float:
+    """Parses `5%` or `0.05`."""
+    from abstain.models.errors import ConfigError, clip_repr  # noqa: PLC0415
+
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not (0 < share < 1 or (shadow and share == 1)):
+        expected = "above 0%, at most 100%" if shadow else "above 0% and below 100%"
+        raise ConfigError("--share", expected=expected, found=clip_repr(text))
+    return share
+
+
+def _check_between(option: str, value: float) -> None:
+    from abstain.models.errors import ConfigError  # noqa: PLC0415
+
+    if not 0 < value < 1:
+        raise ConfigError(option, expected="above 0 and below 1", found=value)
+
+
+def _ask(url: str, name: str) -> RolloutState:
+    """Returns the state of a rollout as a server sees it."""
+    import os  # noqa: PLC0415
+
+    from abstain.service.client.client import Client  # noqa: PLC0415
+    from abstain.service.commands.predict_url import KEY  # noqa: PLC0415
+    from abstain.service.rollouts.state import RolloutState  # noqa: PLC0415
+
+    with Client(url, os.environ.get(KEY) or None) as client:
+        return RolloutState.model_validate(client.rollout(name))
