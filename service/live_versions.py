@@ -313,6 +313,7 @@ class LiveVersions:
                 {
                     "name": name,
                     "versions": [self._describe(name, entry).to_json() for entry in versions.values()],
+                    "rollout": table.describe_rollout(name),
                 }
                 for name, versions in table.entries.items()
             ]

@@ -55,6 +55,15 @@ class Table:
             found.append(f"{name}: the rollout is not followed: {model.why_no_rollout}")
         return [*found, *(describe_state(name, entry) for entry in entries)]
 
+    def describe_rollout(self, name: str) -> dict[str, Any] | None:
+        """Returns the rollout of a model in `GET /models`; None if it has none."""
+        rollout = self.models[name].rollout if name in self.models else None
+        if rollout is None:
+            return None
+        return {
+            key: getattr(rollout, key) for key in ("id", "mode", "candidate", "baseline", "share", "auto", "started")
+        }
+
     def live(self) -> list[Live]:
         """Returns the versions that serve requests, by model and ascending."""
         return [entry.live for versions in self.entries.values() for entry in versions.values() if entry.live]

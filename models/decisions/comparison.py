@@ -71,10 +71,32 @@ class Evidence:
     @property
     def log_e_values(self) -> Float[np.ndarray, " tests"]:
         """The natural logarithm of the e-value of each test, in nats."""
-        return np.logaddexp.reduce(self.capital, axis=1) - np.log(self.capital.shape[1])
+        return average_stakes(self.capital)
+
+
+def average_stakes(capital: Float[np.ndarray, "tests stakes ..."]) -> Float[np.ndarray, "tests ..."]:
+    """Returns the logarithm of the average of the stakes' capitals, in nats: an average of e-values is one."""
+    return np.logaddexp.reduce(capital, axis=1) - np.log(len(STAKES))
 
 
 NO_EVIDENCE = Evidence(0, 0.0, 0.0, np.zeros((len(TESTS), len(STAKES))))
+
+
+def log_factors(
+    differences: Float[np.ndarray, "..."], margin: float, bounds: Bounds
+) -> Float[np.ndarray, "tests stakes ..."]:
+    """Returns the logarithm of what each difference multiplies the capital of each test and stake by, in nats.
+
+    Args:
+        margin: a positive number below the largest possible difference.
+        bounds: between which every difference lies.
+    """
+    payoffs = np.stack([margin - differences, differences + margin, differences - margin, -margin - differences])
+    losses = np.array([bounds.high - margin, -bounds.low - margin, margin - bounds.low, bounds.high + margin])
+    # A test that cannot lose has no hypothesis to bet against, such as that a share is at most -m.
+    largest = np.where(losses > 0, 1 / np.where(losses > 0, losses, 1), 0)
+    stakes = (largest[:, None] * STAKES).reshape(len(TESTS), len(STAKES), *(1,) * differences.ndim)
+    return np.log1p(stakes * payoffs[:, None])
 
 
 def weigh(differences: Float[np.ndarray, " observations"], margin: float, bounds: Bounds) -> Evidence:
@@ -91,12 +113,7 @@ def weigh(differences: Float[np.ndarray, " observations"], margin: float, bounds
         raise ValueError(f"the margin {margin} is not between 0 and {bounds.high}")
     if len(differences) and not (bounds.low <= differences.min() and differences.max() <= bounds.high):
         raise ValueError(f"a difference is not between {bounds.low} and {bounds.high}")
-    payoffs = np.stack([margin - differences, differences + margin, differences - margin, -margin - differences])
-    losses = np.array([bounds.high - margin, -bounds.low - margin, margin - bounds.low, bounds.high + margin])
-    # A test that cannot lose has no hypothesis to bet against, such as that a share is at most -m.
-    largest = np.where(losses > 0, 1 / np.where(losses > 0, losses, 1), 0)
-    stakes = largest[:, None, None] * STAKES[None, :, None]
-    capital = np.log1p(stakes * payoffs[:, None, :]).sum(axis=2)
+    capital = log_factors(differences, margin, bounds).sum(axis=2)
     return Evidence(len(differences), float(differences.sum()), float((differences**2).sum()), capital)
 
 
@@ -140,26 +157,33 @@ class Comparison(NamedTuple):
     missing: int | None
 
 
-def compare(rejects: Evidence, labels: Evidence | None, alpha: float) -> Comparison:
-    """Compares two versions by the differences of their reject rates and, for paired observations, by their labels.
+def combine(
+    rejects: Float[np.ndarray, "tests ..."], labels: Float[np.ndarray, "tests ..."] | None
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """Combines the e-values of all differences, as logarithms in nats, to those for promoting and for aborting.
 
     "Some difference is at least the margin" is a union of hypotheses: the e-value against it is the smallest of those against
     each. "No difference is larger" is an intersection: the average of the e-values is one (Vovk and Wang 2021, "E-values:
     calibration, combination and applications").
+    """
+    keeping = [rejects[_BELOW], rejects[_ABOVE_NEGATIVE]]
+    breaking = [np.logaddexp(rejects[_ABOVE], rejects[_BELOW_NEGATIVE]) - np.log(2)]
+    if labels is not None:
+        keeping.append(labels[_BELOW])
+        breaking.append(labels[_ABOVE])
+    return np.asarray(np.minimum.reduce(keeping)), np.asarray(np.logaddexp.reduce(breaking) - np.log(len(breaking)))
+
+
+def compare(rejects: Evidence, labels: Evidence | None, alpha: float) -> Comparison:
+    """Compares two versions by the differences of their reject rates and, for paired observations, by their labels.
 
     Args:
         labels: the share of rows whose labels differ; None if versions are not compared on the same rows.
         alpha: the largest probability of a false verdict.
     """
-    of_rejects = rejects.log_e_values
-    keeping = [of_rejects[_BELOW], of_rejects[_ABOVE_NEGATIVE]]
-    breaking = [np.logaddexp(of_rejects[_ABOVE], of_rejects[_BELOW_NEGATIVE]) - np.log(2)]
-    if labels is not None:
-        of_labels = labels.log_e_values
-        keeping.append(of_labels[_BELOW])
-        breaking.append(of_labels[_ABOVE])
-    promote = float(min(keeping))
-    abort = float(np.logaddexp.reduce(breaking) - np.log(len(breaking)))
+    promote, abort = (
+        float(value) for value in combine(rejects.log_e_values, None if labels is None else labels.log_e_values)
+    )
     level = -np.log(alpha)
     verdict: Verdict | None = "promote" if promote >= level else "abort" if abort >= level else None
     return Comparison(promote, abort, verdict, None if verdict else _missing(rejects, labels, level))
