@@ -74,16 +74,14 @@ class FrontedService(Service[T_co]):
         from abstain.service.compilation import keep_compiled  # noqa: PLC0415
         from abstain.service.http import build_app  # noqa: PLC0415
         from abstain.service.monitoring.drift import DriftWatch  # noqa: PLC0415
-        from abstain.service.rollouts.observing import RolloutWatch  # noqa: PLC0415
 
         bentoml_app = super().to_asgi(is_main=is_main)
         keep_compiled(SETTINGS.compiled)
         logging.getLogger("uvicorn.access").handlers.clear()
         logging.getLogger("uvicorn.access").propagate = False
         versions, traffic = _new_versions(), Traffic()
-        watch, rollouts = DriftWatch(PROCESS, SETTINGS.state), RolloutWatch(PROCESS.folder)
-        app = build_app(SETTINGS, PROCESS, traffic, versions, bentoml_app, watch.note, rollouts)
-        rollouts.start()
+        watch = DriftWatch(PROCESS, SETTINGS.state)
+        app = build_app(SETTINGS, PROCESS, traffic, versions, bentoml_app, watch.note)
         return _with_life_cycle(app, bentoml_app, versions, traffic, watch)
 
 

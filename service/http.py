@@ -68,16 +68,15 @@ def build_app(
     versions: LiveVersions,
     bentoml_app: ASGIApp,
     note: Callable[[Live, Judgement], None],
-    watch: RolloutWatch,
 ) -> ASGIApp:
     """Builds the application of one worker.
 
     Args:
         bentoml_app: responds to `/schema.json`.
         note: is called with every decision, for drift detection.
-        watch: the rollouts of this worker.
     """
     batcher = Batcher(settings.queue, settings.timeout_seconds, make_stages(note))
+    watch = RolloutWatch(process.folder)
     rollouts = Rollouts(watch, ShadowQueue(watch, lambda: batcher.idle, settings.shadow_cpu), settings.caller_header)
     handle_predict = predict.make_handler(versions, batcher, rollouts, settings, traffic, read_body)
     engine = open_inference.Engine(versions, batcher, process, rollouts)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from abstain.models.files.locks import hold
+from abstain.models.files.records import write_record
 from abstain.service.plans import Failure, Plan
 
 NUMBERS = "numbers"
@@ -129,15 +129,3 @@ def _plan_path(folder: Path, number: int) -> Path:
 
 def _note_path(folder: Path, number: int, index: int | None) -> Path:
     return folder / f"prepared-{number}-{index}.json"
-
-
-def write_record(path: Path, record: BaseModel) -> None:
-    """Writes a record whole or not at all."""
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(record.model_dump_json())
-        Path(draft).rename(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise

@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from abstain.service.following.generation import write_record
+from abstain.models.files.records import write_record
 
 KEPT_SECONDS = 60.0
 """How long an answer may wait for its reader, in seconds."""

@@ -321,6 +321,16 @@ PATHS: dict[str, Any] = {
             "getModel", "models", "A served version", _body(ref("Model")), (400, 404, *GUARD), parameters=("model",)
         )
     },
+    "/models/{model}/rollout": {
+        "get": _operation(
+            "getRollout",
+            "models",
+            "The rollout of a model, and what is known of it",
+            _body(ref("Rollout")),
+            (400, 404, *GUARD),
+            parameters=("model",),
+        )
+    },
     **_server(),
     **_protocol(),
     **_control(),

@@ -104,6 +104,17 @@ _PREDICTION = {
     "prediction_set": described(array(STRING), "classification: classes, the most probable first; may be empty"),
     "probability_interval": described(_PAIR, "ends of the probability of the second of two classes"),
 }
+_ROLLOUT = {
+    "id": STRING,
+    "mode": {"type": "string", "enum": ["canary", "shadow"]},
+    "candidate": INTEGER,
+    "baseline": INTEGER,
+    "share": described(NUMBER, "of the callers, or of a shadow's requests"),
+    "auto": described(BOOLEAN, "whether a server ends the rollout when there is a verdict"),
+    "started": STRING,
+}
+_VERDICT = {"type": "string", "enum": ["promote", "abort"]}
+_DIFFERENCE = {"mean": nullable(NUMBER), "standard_error": nullable(NUMBER)}
 _VERSION = {
     "version": INTEGER,
     "labels": described(array(STRING), "the labels of the store"),
@@ -259,7 +270,43 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Error": record(_ERROR),
     "Models": record({"models": array(ref("ModelVersions"))}),
-    "ModelVersions": record({"name": STRING, "versions": array(ref("ModelVersion"))}),
+    "ModelVersions": record(
+        {
+            "name": STRING,
+            "versions": array(ref("ModelVersion")),
+            "rollout": described(nullable(record(_ROLLOUT)), "the rollout that the server follows"),
+        }
+    ),
+    "Rollout": record(
+        {
+            "rollout": record(
+                {
+                    **_ROLLOUT,
+                    "margin": NUMBER,
+                    "alpha": NUMBER,
+                    "window_hours": NUMBER,
+                    "outcome": nullable(
+                        record(
+                            {"verdict": _VERDICT, "by": {"type": "string", "enum": ["command", "server"]}, "at": STRING}
+                        )
+                    ),
+                }
+            ),
+            "state": {"type": "string", "enum": ["running", "promoted", "aborted"]},
+            "observations": described(INTEGER, "one for each caller"),
+            "rows": INTEGER,
+            "dropped": described(INTEGER, "requests that a shadow did not compute"),
+            "servers": described(INTEGER, "how many starts of servers have given evidence"),
+            "reject_rate": described(record(_DIFFERENCE), "the candidate's minus the baseline's"),
+            "disagreement": described(nullable(record(_DIFFERENCE)), "the share of rows with another label"),
+            "promote": described(NUMBER, "the e-value against a difference of at least the margin"),
+            "abort": described(NUMBER, "the e-value against differences of at most the margin"),
+            "needed": described(NUMBER, "the e-value of a verdict"),
+            "verdict": nullable(_VERDICT),
+            "missing": described(nullable(INTEGER), "about how many more observations a verdict needs"),
+            "why": described(nullable(STRING), "why this is the evidence of one server alone"),
+        }
+    ),
     "ModelVersion": record(_VERSION),
     "Model": record(_MODEL, ["reading"]),
     "ModelColumn": record({"name": STRING, **_COLUMN_FACTS}, _OF_ONE_KIND),

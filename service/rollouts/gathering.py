@@ -28,7 +28,7 @@ from abstain.models.bundles.rollout_evidence import (
 )
 from abstain.models.bundles.rollouts import Rollout, describe_outcome, end_rollout
 from abstain.models.errors import AbstainError
-from abstain.service.following.generation import write_record
+from abstain.models.files.records import write_record
 from abstain.service.plans import Plan
 from abstain.service.rollouts.state import state_of, state_path
 

@@ -28,10 +28,10 @@ from abstain.models.decisions.comparison import (
     weigh,
 )
 from abstain.models.decisions.records import Judgement
+from abstain.models.files.records import write_record
 from abstain.models.prediction.predictive import Prediction
 from abstain.models.prediction.summaries import ClassificationSummary
 from abstain.service.batches import Share
-from abstain.service.following.generation import write_record
 from abstain.service.monitoring import metrics
 from abstain.service.rollouts.callers import Callers
 from abstain.service.rollouts.routing import Part, Side

@@ -33,7 +33,7 @@ class Rollouts:
         self._watch = watch
         self._shadows = shadows
         self._header = caller_header
-        shadows.start()
+        self._started = False
 
     def caller(self, request: Request) -> Caller:
         """Returns who sends a request: the value of the header, or the request itself if it has none."""
@@ -50,7 +50,14 @@ class Rollouts:
         levels: Levels,
         encode: Callable[[list[Share]], T],
     ) -> Callable[[list[Share]], T]:
-        """Returns `encode` with the addition that the answer is observed, and computed by the candidate of a shadow."""
+        """Returns `encode` with the addition that the answer is observed, and computed by the candidate of a shadow.
+
+        Runs in the event loop.
+        """
+        if not self._started:  # Most servers have no rollout, and need no threads for one.
+            self._started = True
+            self._watch.start()
+            self._shadows.start()
         started = time.perf_counter()
 
         def encode_and_observe(shares: list[Share]) -> T:

@@ -1,18 +1,24 @@
 """The guides are true: their links resolve, their commands exist, and the tutorial works as it is printed."""
 
+import io
 import json
 import re
 import runpy
 import shlex
+import shutil
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
+import httpx
 import orjson
 import pytest
 import typer
 
 from abstain.models.bundles.bundle import load
+from abstain.models.bundles.rollouts import read_rollout
+from abstain.models.bundles.store import set_label
 from abstain.service.commands.cli import app
 from abstain.service.commands.predict_file import predict_file
 from abstain.service.errors import CODES, STATUS
@@ -24,6 +30,8 @@ from abstain.training.fit import fit
 from abstain.training.initialize import initialize, summary_lines
 from tests.helpers.fits import silent
 from tests.helpers.paths import PROJECT
+from tests.helpers.processes import PATIENCE, wait_for
+from tests.helpers.servers import start_server, stop_server
 
 DOCS = PROJECT / "docs"
 PAGES = sorted(
@@ -141,24 +149,33 @@ def written_to(name, content):
     return name
 
 
-def test_the_tutorial_works_as_printed(tmp_path, monkeypatch, capsys):
-    """Its files, with fewer steps: the CSV, the config, the fit, its request, and which of its rows are rejected."""
-    make_csv, ask, *_ = blocks(DOCS / "tutorial.md", "python")
-    (tmp_path / "make_csv.py").write_text(make_csv)
-    monkeypatch.chdir(tmp_path)
-    runpy.run_path("make_csv.py")
-    printed = capsys.readouterr().out
+SHORTER = ("steps=300", "starts=1", "draws=20", "reports=1", "learning_rate=0.01")
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory):
+    """The tutorial's folder after its first fit, with fewer steps; what its commands printed lies in `printed.txt`."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    make_csv, *_ = blocks(DOCS / "tutorial.md", "python")
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.chdir(folder)
+        runpy.run_path(written_to("make_csv.py", make_csv))
+        written = initialize(Path("tumours.csv"), "diagnosis")
+        published = fit(read_config(Path("tumours.toml"), SHORTER), None, folder / "artifacts", silent, report=False)
+    assert published.shortfalls == ()
     shown = blocks(DOCS / "tutorial.md", "text")
-    assert printed in shown
-    written = initialize(Path("tumours.csv"), "diagnosis")
+    assert printed.getvalue() in shown
     assert "".join(f"{line}\n" for line in (*summary_lines(written), written.path)) in shown
+    return folder
+
+
+def test_the_tutorial_works_as_printed(tutorial, monkeypatch):
+    """Its files, with fewer steps: the CSV, the config, the fit, its request, and which of its rows are rejected."""
+    monkeypatch.chdir(tutorial)
+    _, ask, *_ = blocks(DOCS / "tutorial.md", "python")
     for part in blocks(DOCS / "tutorial.md", "toml"):
         assert part in Path("tumours.toml").read_text()
-
-    shorter = ("steps=300", "starts=1", "draws=20", "reports=1", "learning_rate=0.01")
-    published = fit(read_config(Path("tumours.toml"), shorter), None, tmp_path / "store", silent, report=False)
-    assert published.shortfalls == ()
-    bundle = load(tmp_path / "store" / "tumours" / "1")
+    bundle = load(tutorial / "artifacts" / "tumours" / "1")
     for block in blocks(DOCS / "tutorial.md", "sh"):
         for body in re.findall(r"-d '(\{.*?\})'", block, re.DOTALL):
             asked = parse_predict(body.encode(), 10)
@@ -178,6 +195,41 @@ def test_the_tutorial_works_as_printed(tmp_path, monkeypatch, capsys):
     assert not answers["between the classes"]["reject"]
     assert answers["radius ten times too large"]["reject"]
     assert "range above its 99th percentile: radius" in answers["radius ten times too large"]["reasons"]
+
+
+def test_the_rollout_of_the_tutorial_works_as_printed(tutorial, tmp_path, monkeypatch, run):
+    """Its commands against a real server, from the second fit to the promotion, with fewer steps."""
+    chapter = text_of(DOCS / "tutorial.md").partition("## 10. ")[2].partition("## 11. ")[0]
+    commands = [line for language, block in FENCE.findall(chapter) if language == "sh" for line in block.splitlines()]
+    (callers,) = [block for language, block in FENCE.findall(chapter) if language == "python"]
+    monkeypatch.chdir(tutorial)
+    store = Path(shutil.copytree(tutorial / "artifacts", tmp_path / "artifacts"))
+    set_label(store, "tumours", 1, "stable")
+    server = start_server(store, tmp_path, ABSTAIN_REFRESH_SECONDS="0.5", ABSTAIN_COMPILED=str(tmp_path / "compiled"))
+    try:
+        asking = callers.replace("http://127.0.0.1:3000", server.url)
+        assert asking != callers
+        for command in commands:
+            words = shlex.split(command)
+            if words[:2] == ["abstain", "fit"]:
+                own = tuple(word for word in words[3:] if word != "--set")
+                fit(read_config(Path(words[2]), (*SHORTER, *own)), None, store, silent, report=False)
+            elif words[0] == "python":
+                until_followed(server.url)
+                runpy.run_path(written_to("callers.py", asking))
+                wait_for(lambda: read_rollout(store, "tumours").outcome is not None)
+            else:
+                assert run(*words[1:], "--store", store)[0] == 0, command
+        assert read_rollout(store, "tumours").outcome.verdict == "promote"
+        assert run("rollout", "status", "tumours", "--url", server.url)[0] == 0
+        wait_for(lambda: httpx.get(f"{server.url}/models/tumours", timeout=PATIENCE).json()["version"] == 2)
+    finally:
+        stop_server(server)
+
+
+def until_followed(url):
+    """Waits until the server follows a rollout."""
+    wait_for(lambda: httpx.get(f"{url}/models", timeout=PATIENCE).json()["models"][0]["rollout"] is not None)
 
 
 def test_every_code_of_an_error_is_in_the_reference():
