@@ -1,6 +1,7 @@
 // Model: how a version was made, its metrics, and the other versions in the store.
 
 import { el, hasKey, number, percent, plain, save, svg } from "./dom.js";
+import { rolloutOf } from "./rollout.js";
 import { inWords } from "./verdict.js";
 
 const container = document.getElementById("description");
@@ -19,6 +20,7 @@ export function showModel(found, models) {
     ...[
       remarks("Failed publication checks", found.shortfalls, "shortfall"),
       remarks("Notes", found.notes, "note"),
+      rolloutOf(models.find(({ name }) => name === found.name)),
       el(
         "div",
         { class: "columns" },
