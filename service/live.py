@@ -16,3 +16,8 @@ class Live:
     version: int
     bundle: Bundle
     predictor: Predictor
+
+    @property
+    def described(self) -> str:
+        """The name, the version and the digest, for the log."""
+        return f"{self.name}:{self.version} ({self.bundle.manifest.digest})"

@@ -138,7 +138,7 @@ def report_ready(live: Live) -> None:
         metrics.EXPECTED_REJECTS_BY_PART.labels(*labels, part).set(rate)
     if manifest.shortfalls:
         shortfalls = in_one_line(texts(manifest.shortfalls))
-        log.warning("%s:%d is served although it failed publication checks: %s", live.name, live.version, shortfalls)
+        log.warning("%s is served although it failed publication checks: %s", live.described, shortfalls)
 
 
 def report_gone(live: Live) -> None:

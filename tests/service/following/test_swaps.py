@@ -3,6 +3,7 @@
 The workers are threads of this process (`tests/helpers/following.py`).
 """
 
+import logging
 import os
 import shutil
 import threading
@@ -27,8 +28,9 @@ def root(tmp_path) -> Path:
     return tmp_path / "store"
 
 
-def test_versions_labels_rollbacks_and_deletions_are_followed(root, tmp_path):
-    """By every worker, after one look at the store."""
+def test_versions_labels_rollbacks_and_deletions_are_followed(root, tmp_path, caplog):
+    """By every worker, after one look at the store; the log names the digests."""
+    caplog.set_level(logging.INFO, "abstain.serving")
     with serve(tmp_path) as server:
         assert server.answers() == [1, 1]
         for change, expected in (
@@ -41,6 +43,8 @@ def test_versions_labels_rollbacks_and_deletions_are_followed(root, tmp_path):
             change()
             server.follower.settle()
             assert server.answers() == [expected, expected]
+        digest = load(root / "golden" / "1").manifest.digest
+        assert f"golden:1 ({digest}) is served from now on" in caplog.text
         # Version 1 was served before, and version 2 since it was tried.
         assert server.tried == ["golden:2"]
         assert [state.version for state in server.workers[0].versions.list_versions()] == [1]
