@@ -172,7 +172,7 @@ class LiveVersions:
             if live := self._load_beside(key, {}, {}):
                 report_ready(live)
                 self._set(key.name, key.version, state="ready", why=None, live=live)
-                log.info("%s:%d could be loaded now", key.name, key.version)
+                log.info("%s could be loaded now", live.described)
 
     def swap(self) -> None:
         """Answers by the prepared plan from now on, and returns the memory of what it does not serve any more."""
@@ -358,6 +358,7 @@ class LiveVersions:
             live = self._loader.compile(name, version, bundle, buckets)
             report_ready(live)
             self._set(name, version, state="ready", live=live)
+            log.info("%s is served from now on", live.described)
             progress(f"{name}:{version} is ready, compiled in {time.monotonic() - started:.1f} s")
         except Exception as error:
             self._fail(name, version, error)
@@ -412,11 +413,11 @@ def _report_swap(before: Table, after: Table) -> None:
     for live in old:
         if not any(live is other for other in new):
             report_gone(live)
-            log.info("%s:%d is not served any more", live.name, live.version)
+            log.info("%s is not served any more", live.described)
     for live in new:
         if not any(live is other for other in old):
             report_ready(live)
-            log.info("%s:%d is served from now on", live.name, live.version)
+            log.info("%s is served from now on", live.described)
     _report_failures(after, before)
 
 

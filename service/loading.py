@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abstain.models.bundles.bundle import Bundle, load_published, read_published, serving_bytes
+from abstain.models.bundles.in_use import mark_in_use
 from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.signatures import TrustedKeys
@@ -105,7 +106,8 @@ class Loader:
         """Compiles a version that was read, and prepares what the first request would have to wait for."""
         bundle.calibration.prepare()
         _ = bundle.manifest.model.row_plan
-        return Live(name, version, bundle, bundle.predictor(buckets, self.devices))
+        mark = mark_in_use(self.root / name / str(version))
+        return Live(name, version, bundle, bundle.predictor(buckets, self.devices), mark)
 
     def failure(self, error: Exception) -> Failure:
         """Returns why a version is not served, in words for clients."""
@@ -138,7 +140,7 @@ def report_ready(live: Live) -> None:
         metrics.EXPECTED_REJECTS_BY_PART.labels(*labels, part).set(rate)
     if manifest.shortfalls:
         shortfalls = in_one_line(texts(manifest.shortfalls))
-        log.warning("%s:%d is served although it failed publication checks: %s", live.name, live.version, shortfalls)
+        log.warning("%s is served although it failed publication checks: %s", live.described, shortfalls)
 
 
 def report_gone(live: Live) -> None:

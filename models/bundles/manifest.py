@@ -318,7 +318,7 @@ def file_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
     Raises:
         BundleError: a file is missing, not listed, or not a regular file; or the bundle is too large.
     """
-    _check_paths(manifest.files, str(folder / MANIFEST))
+    check_paths(manifest.files, str(folder / MANIFEST))
     sizes = check_contents(folder, [*manifest.files, MANIFEST, SIGNATURE])
     check_bytes({SIGNATURE: sizes.get(SIGNATURE, 0)}, SIGNATURE_BYTES, folder / SIGNATURE)
     for name, expected in manifest.files.items():
@@ -329,8 +329,8 @@ def file_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
     return sizes
 
 
-def _check_paths(files: Collection[str], where: str) -> None:
-    """Refuses a list of files that is empty, too long, or leads out of the bundle."""
+def check_paths(files: Collection[str], where: str) -> None:
+    """Raises a BundleError for a list of files that is empty, too long, or leads out of the bundle."""
     if not 1 <= len(files) <= MOST_FILES:
         raise BundleError("files", where=where, expected=f"1 to {MOST_FILES:,} files", found=len(files), fix=RESTORE)
     for name in files:

@@ -6,11 +6,20 @@ import shutil
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
+from abstain.models.bundles.in_use import claim_unused
 from abstain.models.bundles.references import STABLE
 from abstain.models.bundles.store import REMOVED, Labels, lock_model, read_labels, version_folder, versions
 from abstain.models.errors import StoreError
 from abstain.models.files.locks import disk_errors
+
+
+class Pruned(NamedTuple):
+    """The versions that were removed, and those that stay because a running server uses them, ascending."""
+
+    removed: list[int]
+    in_use: list[int]
 
 
 def removable_versions(present: list[int], labels: Labels, keep: int) -> list[int]:
@@ -29,31 +38,32 @@ def removable_versions(present: list[int], labels: Labels, keep: int) -> list[in
     return [version for version in present if version not in needed]
 
 
-def prune(store: Path, name: str, keep: int, *, dry_run: bool = False) -> list[int]:
-    """Removes the versions of a model that are not needed; returns them.
+def prune(store: Path, name: str, keep: int, *, dry_run: bool = False) -> Pruned:
+    """Removes the versions of a model that are not needed, except those that a running server uses.
 
-    A version is renamed before its files are removed, so it exists whole or not at all. A server that follows the store may
-    still have requests in progress with a version that it stops serving; these end with what it has loaded.
+    A version is renamed before its files are removed, so it exists whole or not at all.
 
     Args:
         keep: as in `removable_versions`.
         dry_run: whether to only return what would be removed.
 
     Raises:
-        StoreError: `keep` is below 1, the labels cannot be read, or a version cannot be removed.
+        StoreError: `keep` is below 1, the labels cannot be read, or a version cannot be locked or removed.
     """
     if keep < 1:
         raise StoreError("keep", expected="at least 1", found=keep)
     home = store / name
     with lock_model(home):
-        found = removable_versions(versions(store, name), read_labels(store, name), keep)
-        removed: list[Path] = []
-        for version in () if dry_run else found:
+        result, hidden_folders = Pruned([], []), list[Path]()
+        for version in removable_versions(versions(store, name), read_labels(store, name), keep):
             folder, hidden = version_folder(store, name, version), home / f"{REMOVED}{version}-{uuid.uuid4().hex}"
-            with disk_errors(folder, what="cannot be removed"):
-                folder.rename(hidden)
-            removed.append(hidden)
-    for hidden in removed:
+            with claim_unused(folder) as unused:
+                (result.removed if unused else result.in_use).append(version)
+                if unused and not dry_run:
+                    with disk_errors(folder, what="cannot be removed"):
+                        folder.rename(hidden)
+                    hidden_folders.append(hidden)
+    for hidden in hidden_folders:
         with disk_errors(hidden, what="cannot be removed"), suppress(FileNotFoundError):  # Another writer removed it.
             shutil.rmtree(hidden)
-    return found
+    return result

@@ -154,7 +154,7 @@ def prune(
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove old versions, except those with a label and the one that `abstain rollback` would go back to."""
+    """Remove old versions, except those with a label, the one that `rollback` would go back to, and those in use."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.references import parse_reference  # noqa: PLC0415
     from abstain.models.bundles.retention import prune as prune_model  # noqa: PLC0415
@@ -162,13 +162,16 @@ def prune(
     names = stores.model_names(store)
     if model is not None:
         names = [stores.known_model(store, parse_reference(model).name)]
-    removed = {name: prune_model(store, name, keep, dry_run=dry_run) for name in names}
+    pruned = {name: prune_model(store, name, keep, dry_run=dry_run) for name in names}
     if as_json:
-        print_json({"removed": removed, "dry_run": dry_run})
+        removed, in_use = ({name: each[part] for name, each in pruned.items()} for part in (0, 1))
+        print_json({"removed": removed, "in_use": in_use, "dry_run": dry_run})
         return
-    for name, versions in removed.items():
+    for name, (versions, in_use) in pruned.items():
         listed = ", ".join(f"{name}:{version}" for version in versions) or f"nothing of {name}"
         typer.echo(f"{'would remove' if dry_run else 'removed'} {listed}")
+        for version in in_use:
+            typer.echo(f"kept {name}:{version}, which a running server uses")
 
 
 def _print_label(name: str, label: str, version: int, as_json: bool) -> None:

@@ -166,10 +166,9 @@ def _state_file(live: Live, process: Process, state: Path | None) -> StateFile |
         return StateFile(state, live.bundle.manifest.digest, process.index or 0, process.workers)
     except OSError as error:
         log.error(
-            "%s:%d: the drift watch cannot keep its state in ABSTAIN_STATE=%s: %s; expected a folder that this process "
+            "%s: the drift watch cannot keep its state in ABSTAIN_STATE=%s: %s; expected a folder that this process "
             "can write to and no other server uses; the watch starts at epoch 1 and its state is not saved",
-            live.name,
-            live.version,
+            live.described,
             state,
             error,
         )

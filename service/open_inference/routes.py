@@ -249,7 +249,7 @@ def _encode_response(
     head: dict[str, Any] = {"model_name": live.name, "model_version": str(live.version)}
     if request.id is not None:
         head["id"] = request.id
-    head["parameters"] = judgement.stated_levels
+    head["parameters"] = {"digest": live.bundle.manifest.digest, **judgement.stated_levels}
     if len(request.rows) == 1 and not accept and request.outputs == all_in_binary(outputs):
         # Clients that need a low latency send this request: copies one record of the batch, does not join thirty outputs.
         records, row = shares[0].answer.make_once(_RECORDS, partial(_records, outputs)), shares[0].rows.start
@@ -296,6 +296,7 @@ def _metadata(live: Live, versions: list[int]) -> dict[str, Any]:
         "platform": PLATFORM,
         "inputs": [tensor(INPUT, input_of(model)), *(tensor(*column) for column in inputs_of(live.bundle))],
         "outputs": [tensor(*item) for item in outputs_of(model, live.bundle.calibration).items()],
+        "parameters": {"digest": live.bundle.manifest.digest},
     }
 
 

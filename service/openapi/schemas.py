@@ -180,6 +180,8 @@ _TENSOR_OUTPUT = {
     "parameters": record({"binary_data_size": INTEGER}, ["binary_data_size"]),
     "data": described(array({"anyOf": [NUMBER, STRING, BOOLEAN, {"type": "null"}]}), "flat; left out for binary data"),
 }
+_OPTIONAL_LEVELS = ("max_error", "confidence")
+_STATED = {"digest": STRING, **dict.fromkeys(("percentile", "coverage", *_OPTIONAL_LEVELS), NUMBER)}
 _INFER_PARAMETERS = {
     **{name: SETTINGS[name] for name in ("percentile", "coverage", "max_error")},
     "binary_data_output": described(BOOLEAN, "whether all outputs are binary data"),
@@ -341,7 +343,7 @@ SCHEMAS: dict[str, Schema] = {
             "model_name": STRING,
             "model_version": STRING,
             "id": STRING,
-            "parameters": map_of(NUMBER),
+            "parameters": record(_STATED, _OPTIONAL_LEVELS),
             "outputs": array(ref("InferOutput")),
         },
         ["id"],
@@ -365,6 +367,7 @@ SCHEMAS: dict[str, Schema] = {
                 f"`{INPUT}`, then a tensor for each column of a table; a request has one or the others",
             ),
             "outputs": array(record(_TENSOR_METADATA)),
+            "parameters": record({"digest": STRING}),
         }
     ),
     "TensorParameters": record(

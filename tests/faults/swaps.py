@@ -50,10 +50,13 @@ class Answer(NamedTuple):
 
 
 class Load:
-    """Connections that send requests of one and of 64 rows to `golden`, until they are stopped."""
+    """Connections that send requests of one and of 64 rows to a model, until they are stopped."""
 
-    def __init__(self, url: str, expected: dict[int, np.ndarray], rows: np.ndarray, connections: int) -> None:
+    def __init__(
+        self, url: str, expected: dict[int, np.ndarray], rows: np.ndarray, connections: int, model: str = "golden"
+    ) -> None:
         self.answers: list[Answer] = []
+        self._model = model
         self._url, self._expected, self._rows = url, expected, rows
         self._done = threading.Event()
         sizes = itertools.cycle(ROWS.values())
@@ -62,7 +65,7 @@ class Load:
             thread.start()
 
     def _ask(self, size: int) -> None:
-        body = {"inputs": self._rows[:size].tolist(), "model": "golden", "fields": ["mean"]}
+        body = {"inputs": self._rows[:size].tolist(), "model": self._model, "fields": ["mean"]}
         with httpx.Client(timeout=60) as client:
             while not self._done.is_set():
                 sent = time.monotonic()

@@ -54,15 +54,15 @@ def test_the_listing_shows_which_versions_are_sound(server, shortfalls):
     assert (wave["state"], wave["sound"], wave["shortfalls"]) == ("ready", False, list(shortfalls))
 
 
-def test_the_metric_and_the_log_report_shortfalls(server, shortfalls):
-    """A gauge of 0 or 1, and a warning at load."""
+def test_the_metric_and_the_log_report_shortfalls(server, shortfalls, wave):
+    """A gauge of 0 or 1, and a warning at load, which names the digest."""
     text = httpx.get(f"{server.url}/metrics", timeout=PATIENCE).text
     assert 'abstain_model_sound{model="digits",version="1"} 1.0' in text
     assert 'abstain_model_sound{model="wave",version="1"} 0.0' in text
     log = server.log.read_text()
-    assert "wave:1 is served although it failed publication checks: " in log
+    assert f"wave:1 ({wave.manifest.digest}) is served although it failed publication checks: " in log
     assert shortfalls[-1] in log
-    assert "digits:1 is served although" not in log
+    assert not [line for line in log.splitlines() if line.startswith("digits:1 ") and "is served although" in line]
 
 
 def test_the_open_inference_protocol_reports_shortfalls(server, shortfalls):

@@ -1,11 +1,14 @@
 """Removing old versions: what is needed stays, and what is interrupted leaves no half version."""
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from abstain.models.bundles import retention
+from abstain.models.bundles.in_use import claim_unused, mark_in_use
 from abstain.models.bundles.retention import prune, removable_versions
 from abstain.models.bundles.store import Labels, publish, rollback, set_label, versions
 from abstain.models.errors import StoreError
@@ -40,9 +43,9 @@ def test_a_rollback_works_after_pruning(tmp_path):
     publish_empty(tmp_path, 5)
     for version in (1, 2, 4):
         set_label(tmp_path, "m", version, "stable")
-    assert prune(tmp_path, "m", 1, dry_run=True) == [1, 3]
+    assert prune(tmp_path, "m", 1, dry_run=True) == ([1, 3], [])
     assert versions(tmp_path, "m") == [1, 2, 3, 4, 5]
-    assert prune(tmp_path, "m", 1) == [1, 3]
+    assert prune(tmp_path, "m", 1) == ([1, 3], [])
     assert versions(tmp_path, "m") == [2, 4, 5]
     assert rollback(tmp_path, "m") == 2
     publish_empty(tmp_path, 1)
@@ -65,6 +68,30 @@ def test_an_interrupted_removal_is_finished_later(tmp_path, monkeypatch):
     assert len(list((tmp_path / "m").glob(".removed-*"))) == 2
     set_label(tmp_path, "m", 3, "stable")
     assert not list((tmp_path / "m").glob(".removed-*"))
+
+
+def test_a_version_in_use_stays(tmp_path, run):
+    """Until its last user is gone; who wants to use one that is just being looked at waits for it."""
+    for _ in range(3):
+        publish(tmp_path, "m", lambda folder: (folder / "manifest.json").touch(), lambda _folder, _version: None)
+    marks = [mark_in_use(tmp_path / "m" / "1") for _ in range(2)]
+    assert None not in marks
+    assert run("prune", "--keep", "1", "--dry-run", "--store", tmp_path)[1] == (
+        "would remove m:2\nkept m:1, which a running server uses\n"
+    )
+    marks.pop()
+    assert prune(tmp_path, "m", 1) == ([2], [1])
+    marks.pop()
+    with ThreadPoolExecutor() as pool:
+        with claim_unused(tmp_path / "m" / "1") as unused:
+            mark = pool.submit(mark_in_use, tmp_path / "m" / "1")
+            time.sleep(0.05)
+            assert (unused, mark.done()) == (True, False)
+        assert mark.result() is not None
+    assert prune(tmp_path, "m", 1) == ([], [1])
+    del mark
+    assert prune(tmp_path, "m", 1) == ([1], [])
+    assert mark_in_use(tmp_path / "m" / "1") is None
 
 
 def test_a_link_and_a_wrong_number_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 The workers are threads of this process (`tests/helpers/following.py`).
 """
 
+import logging
 import os
 import shutil
 import threading
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from abstain.models.bundles.bundle import load, serving_bytes
-from abstain.models.bundles.store import rollback, set_label
+from abstain.models.bundles.retention import prune
+from abstain.models.bundles.store import rollback, set_label, versions
 from abstain.service.following import follower as following
 from abstain.service.plans import Failure
 from tests.helpers.following import Worker, serve
@@ -27,8 +29,9 @@ def root(tmp_path) -> Path:
     return tmp_path / "store"
 
 
-def test_versions_labels_rollbacks_and_deletions_are_followed(root, tmp_path):
-    """By every worker, after one look at the store."""
+def test_versions_labels_rollbacks_and_deletions_are_followed(root, tmp_path, caplog):
+    """By every worker, after one look at the store; the log names the digests."""
+    caplog.set_level(logging.INFO, "abstain.serving")
     with serve(tmp_path) as server:
         assert server.answers() == [1, 1]
         for change, expected in (
@@ -41,6 +44,8 @@ def test_versions_labels_rollbacks_and_deletions_are_followed(root, tmp_path):
             change()
             server.follower.settle()
             assert server.answers() == [expected, expected]
+        digest = load(root / "golden" / "1").manifest.digest
+        assert f"golden:1 ({digest}) is served from now on" in caplog.text
         # Version 1 was served before, and version 2 since it was tried.
         assert server.tried == ["golden:2"]
         assert [state.version for state in server.workers[0].versions.list_versions()] == [1]
@@ -105,6 +110,22 @@ def test_a_version_that_cannot_be_served_leaves_the_old_one(root, tmp_path, capl
         publish_golden(root, 1.3)
         server.follower.settle()
         assert server.answers() == [4, 4]
+
+
+def test_prune_leaves_what_a_server_uses(root, tmp_path):
+    """Also a version without a label that is served because the newest one cannot be; it goes when it is not served any more."""
+    with serve(tmp_path) as server:
+        publish_golden(root, 1.1)
+        server.failures = {"golden:2": Failure(state="failed", why="crashed")}
+        server.follower.settle()
+        assert server.answers() == [1, 1]
+        assert prune(root, "golden", 1) == ([], [1])
+        publish_golden(root, 1.2)
+        server.follower.settle()
+        assert server.answers() == [3, 3]
+        assert until(lambda: prune(root, "golden", 1, dry_run=True) == ([1, 2], []))
+        assert prune(root, "golden", 1) == ([1, 2], [])
+    assert versions(root, "golden") == [3]
 
 
 def test_a_failed_version_is_tried_again(root, tmp_path, monkeypatch):

@@ -182,7 +182,7 @@ def test_json_binary_and_predict_give_the_same_numbers(client, digits, coding, b
     for body, headers in bodies:
         more = {} if coding is None else {"Content-Encoding": coding, "Accept-Encoding": coding}
         content, outputs = infer(client, pack(body), {**headers, **more})
-        assert content["parameters"] == {"percentile": 95, "coverage": 0.8}
+        assert content["parameters"] == {"digest": digits.manifest.digest, "percentile": 95, "coverage": 0.8}
         assert (content["model_name"], content["model_version"], "id" in content) == ("digits", "1", False)
         assert outputs["label"].tolist() == [row["label"] for row in predictions]
         assert outputs["index"].tolist() == [row["index"] for row in predictions]
@@ -286,7 +286,7 @@ def test_responses_are_compressed_only_on_request(accept, coding):
     assert accepted_coding(accept) == coding
 
 
-def test_documents_of_the_server_and_its_models(client, signature):
+def test_documents_of_the_server_and_its_models(client, signature, digits):
     """Server and model metadata, model configuration and repository index, in Triton's format."""
     server = client.get("/v2").json()
     assert server["name"] == "abstain"
@@ -296,6 +296,7 @@ def test_documents_of_the_server_and_its_models(client, signature):
     assert model["inputs"] == [{"name": "inputs", "datatype": "FP32", "shape": [-1, 8, 8]}]
     assert [output["name"] for output in model["outputs"]] == list(signature.outputs)
     assert model["outputs"][2] == {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}
+    assert model["parameters"] == {"digest": digits.manifest.digest}
     assert client.get("/v2/models/digits/versions/1").json() == model
     config = client.get("/v2/models/digits/config").json()
     assert config["max_batch_size"] == 10_000
