@@ -31,11 +31,11 @@ function content(name, state) {
       `A ${rollout.mode} of ${name}:${rollout.baseline}, ${percent(rollout.share)} of the ${group}`,
       rollout.auto ? "; the server ends it when there is a verdict." : ".",
     ),
-    ...(state.state ? evidence(state) : [el("p", { class: "small" }, "Nothing was observed yet.")]),
+    ...(state.state ? evidence(name, state) : [el("p", { class: "small" }, "Nothing was observed yet.")]),
   ];
 }
 
-function evidence(state) {
+function evidence(name, state) {
   const { rollout } = state;
   const known = [
     ["state", state.state],
@@ -43,7 +43,7 @@ function evidence(state) {
     ["reject rate", difference(state.reject_rate, "candidate − baseline", rollout.margin)],
     state.disagreement ? ["other labels", difference(state.disagreement, "of the same rows", rollout.margin)] : null,
     state.dropped ? ["not computed", `${state.dropped.toLocaleString("en")} requests, because the server was busy`] : null,
-    ["verdict", verdict(state)],
+    ["verdict", verdict(state, name)],
     state.why ? ["note", state.why] : null,
   ].filter(Boolean);
   return [
@@ -62,7 +62,8 @@ function difference({ mean, standard_error: error }, what, margin) {
   return `${percent(mean, 2)}${error === null ? "" : ` ± ${percent(error, 2)}`} (${what}; margin ${percent(margin)})`;
 }
 
-function verdict({ verdict: found, missing }) {
+function verdict({ verdict: found, missing, state, rollout }, name) {
+  if (found && state === "running" && !rollout.auto) return `${found}: abstain rollout ${found} ${name}`;
   if (found) return found;
   return missing === null ? "none yet" : `none yet; about ${missing.toLocaleString("en")} more callers at the present difference`;
 }

@@ -3,9 +3,9 @@
     python -m tests.faults.kills [--moments 100] [--workers 10] [--mains 5] [--seed 0]
 
 Of the moments, `--workers` kill a worker and `--mains` the main process of a real server, while a label has just moved and a
-version is being published; all others kill a process that publishes, labels, rolls back, prunes, or exports and unpacks. After each:
+version is being published; all others kill a process that publishes, labels, rolls back, prunes, rolls out, or exports and unpacks. After each:
 
-    whole       every listed version has all files of its manifest, unaltered
+    whole       every listed version has all files of its manifest, unaltered; a rollout and its evidence can be read
     labels      every label points to a version that exists
     writable    the next writer gets the lock at once, and removes what was left
     served      both workers of the server answer by the labelled version; after a kill of its main process, those of the next start
@@ -36,6 +36,9 @@ from abstain.models.bundles.archive import export_version, unpack_version
 from abstain.models.bundles.bundle import read_published
 from abstain.models.bundles.manifest import read_manifest, verify_files, write_manifest
 from abstain.models.bundles.retention import prune
+from abstain.models.bundles.rollout_evidence import ServerEvidence, StoredEvidence, write_evidence
+from abstain.models.bundles.rollouts import EVIDENCE, end_rollout, now, read_rollout, start_rollout
+from abstain.models.decisions.comparison import NO_EVIDENCE
 from abstain.models.errors import AbstainError
 from tests.helpers.golden_versions import GOLDEN
 from tests.helpers.processes import alive, children, until
@@ -107,12 +110,31 @@ def archive_some(root: Path, _randomness: np.random.Generator) -> None:
     unpack_version(root, archive)
 
 
+def roll_out_some(root: Path, _randomness: np.random.Generator) -> None:
+    """Starts a rollout of the newest version with evidence, and promotes it, twice."""
+    for _ in range(2):
+        baseline, candidate = store.resolve(root, NAME)[1], store.versions(root, NAME)[-1]
+        if candidate == baseline:
+            candidate = store.versions(root, NAME)[-2]
+        rollout = read_rollout(root, NAME)
+        if rollout is None or rollout.outcome:
+            manifests = read_published(root, NAME, baseline), read_published(root, NAME, candidate)
+            rollout = start_rollout(
+                root, manifests, mode="canary", share=0.1, margin=0.1, alpha=0.05, window_hours=1.0, auto=False
+            )
+        evidence = ServerEvidence(rejects=StoredEvidence.of(NO_EVIDENCE), updated=now())
+        write_evidence(root, NAME, rollout, f"{os.getpid():032x}", evidence)
+        verdict = "promote" if rollout.baseline == baseline else "abort"
+        end_rollout(root, NAME, verdict, by="command", own_id=rollout.id)
+
+
 WRITERS: dict[str, Callable[[Path, np.random.Generator], None]] = {
     "publish": publish_some,
     "label": label_some,
     "rollback": roll_back,
     "prune": prune_some,
     "archive": archive_some,
+    "rollout": roll_out_some,
 }
 
 
@@ -151,6 +173,8 @@ def faults_of(root: Path) -> list[str]:
             verify_files(root / NAME / str(version), read_published(root, NAME, version))
         labels = store.read_labels(root, NAME).labels
         found += [f"{label} points to {version}" for label, version in labels.items() if version not in present]
+        if read_rollout(root, NAME):
+            read_status(root, NAME)
     except AbstainError as error:
         found.append(str(error))
     return found
@@ -161,7 +185,8 @@ def faults_of_next_writer(root: Path, randomness: np.random.Generator) -> list[s
     started = time.monotonic()
     move_label(root, randomness)
     seconds = time.monotonic() - started
-    left = [path.name for path in (root / NAME).iterdir() if path.name.startswith(".") and path.name != store.LOCK]
+    kept = {store.LOCK, EVIDENCE}
+    left = [path.name for path in (root / NAME).iterdir() if path.name.startswith(".") and path.name not in kept]
     slow = [f"the next writer took {seconds:.1f} s"] if seconds > LOCK_SECONDS else []
     return slow + [f"{name} was left" for name in left]
 

@@ -8,6 +8,7 @@ import pytest
 
 from abstain.models.bundles import store
 from abstain.models.bundles.bundle import read_published
+from abstain.models.bundles.retention import removable_versions
 from abstain.models.bundles.rollout_evidence import (
     ServerEvidence,
     StoredEvidence,
@@ -153,6 +154,16 @@ def test_a_model_without_a_rollout_says_how_to_start_one(root):
         read_status(root, "golden")
     with pytest.raises(UnknownModel, match="no model named"):
         read_status(root, "other")
+
+
+def test_prune_keeps_both_versions_of_a_rollout_until_it_has_ended(root):
+    """Without it, only the newest and the labelled version stay."""
+    store.set_label(root, "golden", 3, "stable")
+    started = start_rollout(root, manifests(root, 1, 2), **DEFAULTS)
+    labels = store.Labels(labels={"stable": 3})
+    assert removable_versions([1, 2, 3], labels, 1, started) == []
+    ended = end_rollout(root, "golden", "abort", by="command", own_id=started.id)
+    assert removable_versions([1, 2, 3], labels, 1, ended) == [1, 2]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

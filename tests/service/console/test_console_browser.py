@@ -17,7 +17,11 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from abstain.models.bundles.rollout_evidence import ServerEvidence, StoredEvidence, status_of
+from abstain.models.bundles.rollouts import Rollout
 from abstain.models.bundles.store import set_label
+from abstain.models.decisions.comparison import PAIRED, weigh
+from abstain.service.rollouts.state import state_of
 from abstain.training.config.reading import read_config
 from abstain.training.fit import fit
 from tests.helpers.fits import silent
@@ -765,6 +769,42 @@ def test_the_model_view_shows_the_facts_of_the_store(opened, site):
     expect(page.locator("#versions tbody tr").filter(has_text="digits:1")).to_contain_text("stable")
     page.get_by_role("link", name="The full report").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("digits:1")
+
+
+def test_the_model_view_shows_a_rollout(opened, site):
+    """What is known of the candidate, with the evidence as meters; here of a rollout that the page is told of."""
+    rollout = Rollout(
+        id="0" * 32,
+        candidate=2,
+        baseline=1,
+        mode="shadow",
+        share=1.0,
+        margin=0.05,
+        alpha=0.05,
+        window_hours=24.0,
+        auto=True,
+        started="2026-01-01T00:00:00+00:00",
+    )
+    observed = ServerEvidence(
+        rejects=StoredEvidence.of(weigh(np.zeros(30), 0.05, PAIRED)), rows=30, dropped=2, updated=""
+    )
+    state = state_of(status_of(rollout, [observed]))
+    models = httpx.get(f"{site}/models", timeout=PATIENCE).json()
+    models["models"][0]["rollout"] = rollout.model_dump()
+
+    def tell(page):
+        page.route("**/models", lambda route: route.fulfill(json=models))
+        page.route("**/models/digits/rollout", lambda route: route.fulfill(json=state.model_dump()))
+
+    section = opened("model/digits:1", before=tell).locator("#rollout")
+    expect(section).to_contain_text("Rollout of digits:2")
+    expect(section).to_contain_text(
+        "A shadow of digits:1, 100.0 % of the requests; the server ends it when there is a verdict."
+    )
+    expect(section).to_contain_text("30 callers, 30 rows")
+    expect(section).to_contain_text("2 requests, because the server was busy")
+    expect(section).to_contain_text(f"none yet; about {state.missing:,} more callers")
+    expect(section.get_by_role("meter")).to_have_count(2)
 
 
 @pytest.mark.parametrize(
