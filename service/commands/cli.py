@@ -6,6 +6,7 @@ import training. Progress and logs go to stderr, results to stdout. Exit code 0:
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points
 from typing import Annotated
@@ -49,9 +50,11 @@ for module in (store, rollout, archives, signing, predict, serve, keys):
 
 def main() -> None:
     """Runs `app`, and turns errors into messages and exit codes."""
+    from abstain.models.accelerators import check_platforms  # noqa: PLC0415
     from abstain.models.errors import AbstainError  # noqa: PLC0415
 
     try:
+        check_platforms(os.environ)
         for point in entry_points(group="abstain.commands"):
             point.load()(app)
         app()

@@ -36,7 +36,7 @@ from abstain.models.bundles.archive import export_version, unpack_version
 from abstain.models.bundles.bundle import read_published
 from abstain.models.bundles.manifest import read_manifest, verify_files, write_manifest
 from abstain.models.bundles.retention import prune
-from abstain.models.bundles.rollout_evidence import ServerEvidence, StoredEvidence, write_evidence
+from abstain.models.bundles.rollout_evidence import ServerEvidence, StoredEvidence, read_status, write_evidence
 from abstain.models.bundles.rollouts import EVIDENCE, end_rollout, now, read_rollout, start_rollout
 from abstain.models.decisions.comparison import NO_EVIDENCE
 from abstain.models.errors import AbstainError
