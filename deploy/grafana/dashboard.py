@@ -1,6 +1,6 @@
 """The Grafana dashboard as code: `python deploy/grafana/dashboard.py` writes `dashboards/abstain.json`.
 
-Its rows show, from top to bottom: is it up, does it get strange rows, is it slow, and why.
+Its rows show, from top to bottom: is it up, does it get strange rows, is it slow, is a new version as good, and why.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from panels import (
     stat,
     table,
 )
+from rollouts import ROLLOUTS
 
 FILE = Path(__file__).with_name("dashboards") / "abstain.json"
 WIDTH = 24
@@ -375,7 +376,13 @@ WHY = (
     ),
 )
 
-ROWS = (("Is it up?", UP), ("Does it get strange rows?", STRANGE), ("Is it slow?", SLOW), ("Why?", WHY))
+ROWS = (
+    ("Is it up?", UP),
+    ("Does it get strange rows?", STRANGE),
+    ("Is it slow?", SLOW),
+    ("Is the new version as good?", ROLLOUTS),
+    ("Why?", WHY),
+)
 
 
 def place_panels() -> list[dict[str, Any]]:

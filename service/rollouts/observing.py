@@ -173,6 +173,8 @@ class RolloutWatch:
             state = read_state(self._folder, name)
             if state is not None and state.rollout.id == rollout.id:
                 labels = name, str(rollout.candidate)
+                if state.state != "running":  # What has ended must not raise an alert.
+                    state = state.model_copy(update={"promote": 1.0, "abort": 1.0})
                 metrics.ROLLOUT_EVIDENCE.labels(*labels, "promote").set(math.log(max(state.promote, LEAST)))
                 metrics.ROLLOUT_EVIDENCE.labels(*labels, "abort").set(math.log(max(state.abort, LEAST)))
 
@@ -193,6 +195,9 @@ class RolloutWatch:
         _count(part, "candidate", candidate, seconds[1])
         difference = float(candidate.reject.mean()) - float(baseline.reject.mean())
         label = None
+        metrics.SHADOW_DROPPED.labels(
+            part.name, str(part.rollout.candidate)
+        )  # Its first value is 0, so that a rate of it exists.
         if baseline.labels is not None and candidate.labels is not None:
             differ = baseline.labels != candidate.labels
             label = float(differ.mean())

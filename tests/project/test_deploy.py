@@ -20,6 +20,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from abstain.models.bundles.bundle import read_published
+from abstain.models.bundles.rollouts import start_rollout
 from abstain.service.access.api_keys import add_key
 from abstain.training.calibrate import calibrate_version
 from abstain.training.config.reading import read_config
@@ -273,6 +275,8 @@ def serving(store, tmp_path_factory):
     calibrate_version(root, "wave:1", "wave", ("novelty_share=0.5",), report=False)
     keys = folder / "keys.json"
     reader, key = add_key(keys, "prometheus", ("metrics",)), add_key(keys, "app", ("predict",))
+    manifests = read_published(root, "digits", 1), read_published(root, "digits", 2)
+    start_rollout(root, manifests, mode="shadow", share=1.0, margin=0.05, alpha=0.05, window_hours=24.0, auto=False)
     server = start_server(root, folder, workers=2, TMPDIR=str(folder), ABSTAIN_KEYS=str(keys))
     yield Serving(server, folder, reader, key)
     stop_server(server)
@@ -288,6 +292,7 @@ def test_every_name_and_label_is_one_that_a_server_has(serving):
             timeout=PATIENCE,
         ).raise_for_status()
     assert until(lambda: "abstain_drift_psi{" in serving.metrics())
+    assert until(lambda: "abstain_rollout_log_e_value{" in serving.metrics())
     labels = {"up": EVERYWHERE, "ALERTS": EVERYWHERE | {"alertname", "alertstate"}}
     labels |= {name: grouped_by(rule["expr"]) for name, rule in rules("record").items()}
     bounds: dict[str, set[str]] = {}
