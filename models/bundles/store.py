@@ -152,12 +152,11 @@ def served_versions(store: Path, name: str) -> list[int]:
     return served_among(versions(store, name), read_labels(store, name).labels)
 
 
-def check_writable(store: Path, name: str) -> None:
-    """Checks that a version could be published, before the work that would be lost otherwise; creates no folder.
+def check_name(name: str) -> None:
+    """Checks the name of a model.
 
     Raises:
-        StoreError: the name is invalid, the model's folder is a symbolic link, which would not be served, or the nearest
-            existing folder cannot be written.
+        StoreError: it is invalid.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise StoreError(
@@ -165,6 +164,16 @@ def check_writable(store: Path, name: str) -> None:
             expected="1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
             found=clip_repr(name),
         )
+
+
+def check_writable(store: Path, name: str) -> None:
+    """Checks that a version could be published, before the work that would be lost otherwise; creates no folder.
+
+    Raises:
+        StoreError: the name is invalid, the model's folder is a symbolic link, which would not be served, or the nearest
+            existing folder cannot be written.
+    """
+    check_name(name)
     home = (store / name).absolute()
     _refuse_link(home)
     nearest = next(folder for folder in (home, *home.parents) if folder.exists())
@@ -294,6 +303,16 @@ def put_signature(home: Path, path: Path, content: bytes) -> None:
     with disk_errors(path), hold(home / LOCK):
         _sweep(home)
         _put(home, ".signature-", path, content)
+
+
+def put_file(home: Path, path: Path, content: bytes) -> None:
+    """Writes a small file of the model in `home`: it exists whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with lock_model(home):
+        _put(home, ".labels-", path, content)
 
 
 def _write_labels(home: Path, labels: Labels) -> None:
