@@ -281,7 +281,8 @@ class LiveVersions:
                     "versions": [self._describe(name, entry).to_json() for entry in versions.values()],
                 }
                 for name, versions in table.entries.items()
-            ]
+            ],
+            **({"why": table.why} if table.why else {}),
         }
 
     def list_versions(self) -> list[VersionState]:

@@ -45,6 +45,8 @@ from abstain.models.files.regular import read_bounded
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+DRAFTS = (".labels-", ".rollout-", ".signature-")
+"""The beginnings of the names of small files that are being written, all under the model's lock."""
 REMOVED = ".removed-"
 """The beginning of the name of a version that is being removed."""
 
@@ -266,10 +268,19 @@ def set_label(store: Path, name: str, version: int, label: str) -> None:
     check_label(label)
     resolve_among(Reference(name, version, None), versions(store, name), {})
     with lock_model(store / name):
-        old = read_labels(store, name)
-        new = moved_label(old, label, version, str(store / name / LABELS))
-        if new is not old:
-            _write_labels(store / name, new)
+        move_label(store, name, version, label)
+
+
+def move_label(store: Path, name: str, version: int, label: str) -> None:
+    """Moves a label to a version that exists, under the lock of the model (`lock_model`).
+
+    Raises:
+        StoreError: the model has too many labels.
+    """
+    old = read_labels(store, name)
+    new = moved_label(old, label, version, str(store / name / LABELS))
+    if new is not old:
+        _write_labels(store / name, new)
 
 
 def rollback(store: Path, name: str) -> int:
@@ -302,24 +313,14 @@ def put_signature(home: Path, path: Path, content: bytes) -> None:
     """
     with disk_errors(path), hold(home / LOCK):
         _sweep(home)
-        _put(home, ".signature-", path, content)
-
-
-def put_file(home: Path, path: Path, content: bytes) -> None:
-    """Writes a small file of the model in `home`: it exists whole or not at all.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    with lock_model(home):
-        _put(home, ".labels-", path, content)
+        put_file(home, ".signature-", path, content)
 
 
 def _write_labels(home: Path, labels: Labels) -> None:
-    _put(home, ".labels-", home / LABELS, dump_labels(labels))
+    put_file(home, ".labels-", home / LABELS, dump_labels(labels))
 
 
-def _put(home: Path, prefix: str, path: Path, content: bytes) -> None:
+def put_file(home: Path, prefix: str, path: Path, content: bytes) -> None:
     """Writes a draft in the model's folder and renames it to `path`, under the model's lock."""
     descriptor, name = tempfile.mkstemp(dir=home, prefix=prefix)
     try:
@@ -357,10 +358,10 @@ def _draft(home: Path) -> Generator[Path]:
 def _sweep(home: Path) -> None:
     """Removes the drafts of killed writers; called under the model's lock.
 
-    A writer locks its draft before it releases the model's lock, so an unlocked draft is abandoned. Labels and signatures
+    A writer locks its draft before it releases the model's lock, so an unlocked draft is abandoned. Small files
     are written entirely under the model's lock, so all their drafts are abandoned.
     """
-    for abandoned in (*home.glob(".labels-*"), *home.glob(".signature-*")):
+    for abandoned in (path for prefix in DRAFTS for path in home.glob(f"{prefix}*")):
         with suppress(OSError):
             abandoned.unlink()
     for removed in home.glob(f"{REMOVED}*"):

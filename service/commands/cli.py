@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from abstain.command_line import HELP
-from abstain.service.commands import keys, predict, serve, signing, store
+from abstain.service.commands import keys, predict, serve, signing, store, transfers
 
 app = typer.Typer(
     name="abstain",
@@ -43,7 +43,7 @@ def options(
     """A model server that can say: I don't know."""
 
 
-for module in (store, signing, predict, serve, keys):
+for module in (store, transfers, signing, predict, serve, keys):
     app.add_typer(module.commands)
 
 

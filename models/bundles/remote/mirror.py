@@ -20,6 +20,9 @@ import uuid
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import orjson
 
 from abstain.models.bundles.labels import LABELS, LABELS_BYTES, Labels, parse_labels
 from abstain.models.bundles.listing import MANIFEST_BYTES
@@ -29,7 +32,7 @@ from abstain.models.bundles.remote.objects import Objects
 from abstain.models.bundles.remote.versions import Numbers, model_names, newest_whole, read_manifest_bytes, read_numbers
 from abstain.models.bundles.retention import removable_versions
 from abstain.models.bundles.signatures import SIGNATURE, SIGNATURE_BYTES
-from abstain.models.bundles.store import MANIFEST, REMOVED, put_file, put_signature, versions
+from abstain.models.bundles.store import MANIFEST, REMOVED, lock_model, put_file, put_signature, versions
 from abstain.models.bundles.store import model_names as mirrored_names
 from abstain.models.errors import AbstainError, StoreError
 from abstain.models.files.regular import read_bounded
@@ -47,6 +50,13 @@ FIRST_RETRY, LAST_RETRY = 5.0, 300.0
 """Seconds after which a version that could not be copied is tried again; each time twice as long."""
 AWAY = "the store cannot be read; what was copied from it before is served"
 _Version = tuple[str, int]
+
+
+class Looked(NamedTuple):
+    """How many looks have ended, and the models of which a version is still being copied."""
+
+    number: int = 0
+    copying: frozenset[str] = frozenset()
 
 
 class Mirror:
@@ -72,9 +82,12 @@ class Mirror:
         self._labels: dict[str, tuple[str, bytes]] = {}
         self._compared: set[_Version] = set()
         self._logged: str | None = None
+        self._wake = threading.Event()
+        self._begun = self._ended = 0
+        self._copying: set[str] = set()
         self.why: str | None = None
         self.faults: dict[_Version, str] = {}
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._use = os.open(root / ".use", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._use, fcntl.LOCK_SH)
 
@@ -86,16 +99,26 @@ class Mirror:
         """Starts a thread that looks at the store again and again.
 
         Args:
-            seconds: the time between two looks.
+            seconds: the time between two looks; 0 looks once, and then only when it is asked to.
             needed: returns the versions that must not be removed.
         """
 
         def follow() -> None:
             while True:
+                self._wake.clear()
                 self.look(needed())
-                time.sleep(seconds)
+                self._wake.wait(seconds or None)
 
         threading.Thread(target=follow, name="mirror", daemon=True).start()
+
+    def ask(self) -> int:
+        """Asks for a look now; returns the number of looks that have ended when it has."""
+        self._wake.set()
+        return self._begun + 1
+
+    def looked(self) -> Looked:
+        """Returns how far the looks are; what it says was copied is in the folder before."""
+        return Looked(self._ended, frozenset(self._copying))
 
     def look(self, needed: Collection[_Version] = ()) -> None:
         """Looks at the store once, and has missing versions downloaded; sets `why` if that fails.
@@ -103,6 +126,7 @@ class Mirror:
         Args:
             needed: versions that must not be removed.
         """
+        self._begun += 1
         try:
             names = model_names(self._objects)
             mirrored = mirrored_names(self._root)
@@ -112,6 +136,7 @@ class Mirror:
             for name in names:
                 self._look_at(name, needed)
             for name in {*mirrored} - {*names}:
+                self._copying.discard(name)
                 self._remove(name, versions(self._root, name))
                 (self._root / name / LABELS).unlink(missing_ok=True)
         except (AbstainError, OSError) as error:
@@ -123,6 +148,7 @@ class Mirror:
             if self._logged:
                 log.warning("%s can be read again", self._objects.url)
             self.why = self._logged = None
+        self._ended = self._begun
 
     def settle(self) -> None:
         """Looks at the store until everything that it asks for is here, or could not be copied."""
@@ -137,6 +163,7 @@ class Mirror:
         if text != self._logged:
             log.error("%s: %s", AWAY, text)
         self._logged, self.why = text, AWAY
+        self._copying.clear()
 
     def _look_at(self, name: str, needed: Collection[_Version]) -> None:
         found = read_numbers(self._objects, name)
@@ -148,13 +175,17 @@ class Mirror:
             labels, wanted = Labels(), here  # The reader of the folder reports the labels.
         else:
             wanted = self._wanted(name, found.numbers, labels, here)
+        rollout = self._objects.get(f"{name}/{ROLLOUT}", ROLLOUT_BYTES) if ROLLOUT in found.tags else None
+        wanted = sorted({*wanted, *(_candidates(rollout.written) if rollout else ())} & {*found.numbers, *here})
         self._drop_replaced(name, wanted)
         for version in wanted:
             self._download_if_missing(name, version)
-        if not any((name, version) in self._running for version in wanted):
+        if any((name, version) in self._running for version in wanted):
+            self._copying.add(name)
+        else:
             self._copy_small(name, LABELS, written)
-            rollout = self._objects.get(f"{name}/{ROLLOUT}", ROLLOUT_BYTES) if ROLLOUT in found.tags else None
             self._copy_small(name, ROLLOUT, rollout and rollout.written)
+            self._copying.discard(name)
         if self._signatures:
             self._add_signatures(name, wanted)
         here = versions(self._root, name)
@@ -227,6 +258,7 @@ class Mirror:
             self.faults[key] = own
         finally:
             self._running.pop(key, None)
+            self._wake.set()
 
     def _copy_small(self, name: str, file: str, written: bytes | None) -> None:
         path = self._root / name / file
@@ -239,7 +271,8 @@ class Mirror:
             same = False
         if not same:
             path.parent.mkdir(parents=True, exist_ok=True)
-            put_file(path.parent, path, written)
+            with lock_model(path.parent):
+                put_file(path.parent, ".labels-", path, written)
 
     def _add_signatures(self, name: str, wanted: Iterable[int]) -> None:
         for version in {*wanted} & {*versions(self._root, name)}:
@@ -268,3 +301,14 @@ class Mirror:
                 (self._root / name / str(version)).rename(hidden)
                 shutil.rmtree(hidden, ignore_errors=True)
             self._compared.discard((name, version))
+
+
+def _candidates(rollout: bytes) -> set[int]:
+    """Returns the version that a running rollout compares; none if the file is not one, which its reader reports."""
+    try:
+        content = orjson.loads(rollout)
+    except orjson.JSONDecodeError:
+        return set()
+    fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    candidate = fields.get("candidate")
+    return {candidate} if isinstance(candidate, int) and fields.get("outcome") is None else set()

@@ -34,6 +34,8 @@ THREADS = 4
 TRIES = 100
 """How many numbers a publisher tries to claim, while others claim them."""
 
+Transfer = Literal["copied", "signed", "unchanged"]
+"""What was missing in the other store: the version, only its signature, or nothing."""
 Progress = Callable[[int, int], None]
 """Is called with the number of files that were moved, and that of all files."""
 
@@ -61,9 +63,7 @@ def publish_remote(
     return version
 
 
-def push(
-    objects: Objects, name: str, version: int, folder: Path, progress: Progress | None = None
-) -> Literal["uploaded", "signed", "unchanged"]:
+def push(objects: Objects, name: str, version: int, folder: Path, progress: Progress | None = None) -> Transfer:
     """Uploads a version, whose files have been verified, under the number that its manifest has.
 
     Returns:
@@ -82,7 +82,7 @@ def push(
         return "signed" if _upload_signature(objects, name, version, folder) else "unchanged"
     _claim(objects, name, version, own.digest)
     upload(objects, name, version, folder, progress)
-    return "uploaded"
+    return "copied"
 
 
 def upload(objects: Objects, name: str, version: int, folder: Path, progress: Progress | None = None) -> None:

@@ -11,6 +11,8 @@ All names may come from somebody else: what is no name of a model or no number o
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 from abstain.models.bundles.labels import LABELS, LABELS_BYTES, Labels, parse_labels
@@ -25,6 +27,8 @@ CLAIM_BYTES = 4_096
 MOST_MODELS = 1_000
 MOST_VERSIONS = 10_000
 """Most numbers of one model."""
+THREADS = 8
+"""Versions that are asked for at a time."""
 _NUMBER = re.compile("[1-9][0-9]{0,8}")
 
 
@@ -108,7 +112,10 @@ def whole_versions(objects: Objects, name: str) -> list[int]:
     Raises:
         StoreError: the store cannot be read.
     """
-    return [version for version in read_numbers(objects, name).numbers if is_whole(objects, name, version)]
+    numbers = read_numbers(objects, name).numbers
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="look") as pool:
+        whole = [*pool.map(partial(is_whole, objects, name), numbers)]
+    return [number for number, own in zip(numbers, whole, strict=True) if own]
 
 
 def resolve_remote(objects: Objects, text: str) -> tuple[str, int]:

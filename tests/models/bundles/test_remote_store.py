@@ -89,7 +89,7 @@ def test_a_version_goes_there_and_back(objects, local, tmp_path):
     """The copy is equal, byte for byte; a second upload changes nothing."""
     folder = local / "golden" / "2"
     steps = []
-    assert push(objects, "golden", 2, folder, lambda done, of: steps.append((done, of))) == "uploaded"
+    assert push(objects, "golden", 2, folder, lambda done, of: steps.append((done, of))) == "copied"
     assert steps[-1] == (len(steps), len(steps))
     assert push(objects, "golden", 2, folder) == "unchanged"
     assert resolve_remote(objects, "golden") == ("golden", 2)
