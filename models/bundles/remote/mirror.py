@@ -133,12 +133,18 @@ class Mirror:
             if not names and mirrored:
                 # Wrong credentials or an emptied bucket look alike.
                 raise StoreError("has no models", where=self._objects.url, expected=", ".join(mirrored))
+            failures: list[Exception] = []
             for name in names:
-                self._look_at(name, needed)
+                try:
+                    self._look_at(name, needed)
+                except (AbstainError, OSError) as error:  # The other models are copied all the same.
+                    failures.append(error)
             for name in {*mirrored} - {*names}:
                 self._copying.discard(name)
                 self._remove(name, versions(self._root, name))
                 (self._root / name / LABELS).unlink(missing_ok=True)
+            if failures:
+                raise failures[0]
         except (AbstainError, OSError) as error:
             self._note_away(error)
         except Exception as error:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from abstain.models.bundles.labels import LABELS, LABELS_BYTES, Labels, parse_labels
 from abstain.models.bundles.listing import MANIFEST_BYTES
-from abstain.models.bundles.references import NAME_PATTERN, parse_reference, resolve_among
+from abstain.models.bundles.references import NAME_PATTERN, STABLE, parse_reference, resolve_among
 from abstain.models.bundles.remote.objects import Content, Objects
 from abstain.models.bundles.store import MANIFEST
 from abstain.models.errors import StoreError, UnknownModel, suggest
@@ -126,6 +126,10 @@ def resolve_remote(objects: Objects, text: str) -> tuple[str, int]:
         StoreError: the store cannot be read.
     """
     reference = parse_reference(text)
+    labels = read_remote_labels(objects, reference.name)[0].labels
+    asked = reference.version or labels.get(reference.label or STABLE)
+    if asked is not None and is_whole(objects, reference.name, asked):
+        return reference.name, asked
     present = whole_versions(objects, reference.name)
     if not present:
         names = model_names(objects)
@@ -136,5 +140,4 @@ def resolve_remote(objects: Objects, text: str) -> tuple[str, int]:
             found=repr(text) if names else None,
             fix=suggest(reference.name, names) if names else "the store has no models; publish one with abstain push",
         )
-    labels = read_remote_labels(objects, reference.name)[0].labels
     return reference.name, resolve_among(reference, present, labels)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import obstore
 import orjson
 import pytest
@@ -161,12 +162,37 @@ def test_half_an_upload_is_no_version(objects, object_server, local, tmp_path):
     assert whole_versions(objects, "golden") == [1, 2, 3]
 
 
+def test_large_files_move_in_parts(objects, tmp_path):
+    """A file that is larger than a part of an upload, and than several of a download."""
+    content = np.random.default_rng(0).bytes(9 * 2**20 + 1)
+    publish_remote(objects, "golden", lambda folder: (folder / "x").write_bytes(content) and None, seal)
+    download_version(objects, tmp_path, "golden", 1)
+    assert (tmp_path / "golden" / "1" / "x").read_bytes() == content
+
+
 def test_changes_of_labels_at_once_lose_none(objects, local):
     """Each writer finds its label, whoever wrote at the same time."""
     push_golden(objects, local, 1)
     labels = [f"label{number}" for number in range(6)]
     at_once(*(lambda label=label: set_remote_label(objects, "golden", 1, label) for label in labels))
     assert read_remote_labels(objects, "golden")[0].labels == dict.fromkeys(labels, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("golden", 1), ("golden@stable", 1), ("golden@next", 2), ("golden:2", 2)]
+)
+def test_references_mean_what_they_mean_in_a_folder(objects, local, text, expected):
+    """By the labels that there are; what does not exist is named as there."""
+    push_golden(objects, local, 1, 2)
+    set_remote_label(objects, "golden", 1, "stable")
+    set_remote_label(objects, "golden", 2, "next")
+    assert resolve_remote(objects, text) == ("golden", expected)
+    with pytest.raises(UnknownModel, match="golden has no version 3: expected 1, 2"):
+        resolve_remote(objects, "golden:3")
+    with pytest.raises(UnknownModel, match=r"golden has no label 'nxt'.*did you mean 'next'"):
+        resolve_remote(objects, "golden@nxt")
+    with pytest.raises(UnknownModel, match=r"no model named 'goldn'.*did you mean 'golden'"):
+        resolve_remote(objects, "goldn")
 
 
 def test_labels_and_rollback_are_those_of_a_folder(objects, local):
@@ -255,6 +281,11 @@ def test_large_labels_are_not_read(objects, local, tmp_path):
     put(objects, "golden/labels.json", b" " * (2**20 + 1))
     with pytest.raises(StoreError, match=r"labels.json: is too large: expected at most 1,048,576 bytes"):
         read_remote_labels(objects, "golden")
+    publish_golden(tmp_path / "local", name="other")
+    push(objects, "other", 1, tmp_path / "local" / "other" / "1")
+    mirror = Mirror(objects, tmp_path / "mirror")
+    mirror.settle()
+    assert (mirror.why, model_names(tmp_path / "mirror")) == (AWAY, ["other"])
 
 
 def test_the_mirror_has_what_labels_ask_for(objects, local, tmp_path):

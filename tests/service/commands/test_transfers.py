@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import abstain
 from abstain.models.bundles.manifest import read_manifest
@@ -57,6 +59,26 @@ def test_damaged_versions_are_not_copied(run, local, store_url: RemoteURL, tmp_p
     assert open_objects(store_url).entries() == ([], {})
     code, _, err = run("push", "golden:2", tmp_path / "shared", "--store", tmp_path / "local")
     assert (code, "is damaged or was altered" in err, (tmp_path / "shared").exists()) == (1, True, False)
+
+
+def test_only_signed_versions_are_copied_if_keys_are_set(run, local, store_url: RemoteURL, tmp_path, monkeypatch):
+    """An unsigned one is neither pushed nor pulled; a signed one is, with its signature."""
+    shutil.copytree(local, tmp_path / "local")
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    key = ec.generate_private_key(ec.SECP256R1())
+    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    private.write_bytes(key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain))
+    public.write_bytes(key.public_key().public_bytes(encoding, serialization.PublicFormat.SubjectPublicKeyInfo))
+    assert run("push", "golden:2", store_url, "--store", tmp_path / "local")[0] == 0
+    assert run("sign", "golden:1", "--key", private, "--store", tmp_path / "local")[0] == 0
+    monkeypatch.setenv("ABSTAIN_TRUSTED_KEYS", str(public))
+    code, _, err = run("push", "golden:2", tmp_path / "shared", "--store", tmp_path / "local")
+    assert (code, "is not signed" in err) == (1, True)
+    code, _, err = run("pull", "golden:2", store_url, "--store", tmp_path / "own")
+    assert (code, "is not signed" in err, versions(tmp_path / "own", "golden")) == (1, True, [])
+    assert run("push", "golden:1", store_url, "--store", tmp_path / "local")[0] == 0
+    assert run("pull", "golden:1", store_url, "--store", tmp_path / "own")[0] == 0
+    assert run("verify", "golden:1", "--key", public, "--store", tmp_path / "own")[0] == 0
 
 
 def test_another_version_of_the_number_is_refused(run, local, store_url: RemoteURL, tmp_path):
