@@ -70,8 +70,9 @@ def serve(
     check_address(settings, host)
     check_access(settings)
     trusted, follows = read_trusted(settings.trusted_keys), bool(settings.refresh_seconds)
-    why = None if isinstance(settings.store, Path) else _fill_mirror(settings.store, settings.folder, bool(trusted))
-    served = _check_store(settings.folder, trusted, require_sound, follows=follows, why=why)
+    if not isinstance(settings.store, Path):
+        _fill_mirror(settings.store, settings.folder, signatures=bool(trusted), quiet=quiet)
+    served = _check_store(settings.folder, trusted, require_sound, follows=follows)
     _check_port(host, port)
     address = f"{'https' if settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
     if not quiet:
@@ -111,35 +112,41 @@ def _run_bentoml(host: str, port: int, run_folder: Path) -> NoReturn:
     os.execv(sys.executable, [*bentoml, *address])
 
 
-def _fill_mirror(store: RemoteURL, folder: Path, signatures: bool) -> str | None:
-    """Copies what a store elsewhere asks to be served into a folder; returns why it cannot be read, None if it can.
+def _fill_mirror(store: RemoteURL, folder: Path, *, signatures: bool, quiet: bool) -> None:
+    """Copies what a store elsewhere asks to be served into a folder; prints what could not be copied.
 
     Raises:
-        ConfigError: the library or the credentials are missing.
+        ConfigError: the library or the credentials are missing; or the store cannot be read, and the folder has no models.
     """
     from abstain.models.bundles.remote.mirror import Mirror  # noqa: PLC0415
     from abstain.models.bundles.remote.objects import open_objects  # noqa: PLC0415
+    from abstain.models.bundles.store import model_names  # noqa: PLC0415
+    from abstain.models.errors import ConfigError  # noqa: PLC0415
 
-    sys.stderr.write(f"abstain: copying what {store} asks for into {folder}\n")
-    sys.stderr.flush()
+    if not quiet:
+        sys.stderr.write(f"abstain: copying what {store} asks for into {folder}\n")
+        sys.stderr.flush()
     mirror = Mirror(open_objects(store), folder, signatures=signatures)
     try:
         mirror.settle()
         for (name, version), fault in sorted(mirror.faults.items()):
             sys.stderr.write(f"abstain: {name}:{version}: {fault}\n")
-        return mirror.why
+        if mirror.why and not model_names(folder):
+            raise ConfigError(
+                "the store cannot be read, and nothing was copied from it before",
+                where=str(store),
+                found=mirror.reason,
+                fix="check the address, the credentials and the network",
+            )
     finally:
         mirror.close()
 
 
-def _check_store(
-    store: Path, trusted: TrustedKeys | None, require_sound: bool, *, follows: bool, why: str | None = None
-) -> list[str]:
+def _check_store(store: Path, trusted: TrustedKeys | None, require_sound: bool, *, follows: bool) -> list[str]:
     """Returns the references of all versions that can be served; prints why others cannot.
 
     Args:
         follows: whether the server follows the store, which may then be empty.
-        why: why a store elsewhere, of which this one is a copy, cannot be read.
 
     Raises:
         ConfigError: no version can be served.
@@ -147,10 +154,6 @@ def _check_store(
     from abstain.models.errors import ConfigError  # noqa: PLC0415
 
     served, faults = _check_versions(store, trusted, require_sound)
-    if why and not served:
-        faults = [why, *faults]
-    elif why:
-        sys.stderr.write(f"abstain: {why}\n")
     if not served and not faults and follows and store.is_dir():
         sys.stderr.write(f"abstain: {store} has no models yet; the first one is served when it is published\n")
     elif not served:

@@ -69,6 +69,7 @@ class Mirror:
 
     Attributes:
         why: why the last look failed, without addresses; None if it did not.
+        reason: the error of that look.
         faults: why versions could not be copied, by name and number.
     """
 
@@ -81,7 +82,7 @@ class Mirror:
         self._retries: dict[_Version, tuple[float, float]] = {}
         self._labels: dict[str, tuple[str, bytes]] = {}
         self._compared: set[_Version] = set()
-        self._logged: str | None = None
+        self.reason: str | None = None
         self._wake = threading.Event()
         self._begun = self._ended = 0
         self._copying: set[str] = set()
@@ -151,9 +152,9 @@ class Mirror:
             log.exception("the store cannot be copied")
             self._note_away(error)
         else:
-            if self._logged:
+            if self.reason:
                 log.warning("%s can be read again", self._objects.url)
-            self.why = self._logged = None
+            self.why = self.reason = None
         self._ended = self._begun
 
     def settle(self) -> None:
@@ -166,9 +167,9 @@ class Mirror:
 
     def _note_away(self, error: Exception) -> None:
         text = str(error)
-        if text != self._logged:
+        if text != self.reason:
             log.error("%s: %s", AWAY, text)
-        self._logged, self.why = text, AWAY
+        self.reason, self.why = text, AWAY
         self._copying.clear()
 
     def _look_at(self, name: str, needed: Collection[_Version]) -> None:

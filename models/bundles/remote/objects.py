@@ -35,6 +35,7 @@ MOST_ENTRIES = 100_000
 """Most names directly below a prefix."""
 _MAX_REASON = 300
 """Most characters of the library's reason in an error."""
+_TIMES = re.compile(r" in [\d.]+(ns|µs|ms|s)\b(, after \d+ retries, max_retries: \d+, retry_timeout: \d+s)?")
 _CREDENTIALS = {
     "s3": (
         "AWS_ACCESS_KEY_ID",
@@ -313,9 +314,12 @@ class Objects:
 
 
 def _reason(error: Exception) -> str:
-    """Describes an error of the library in one line, without the query of a URL, which may hold a key."""
+    """Describes an error of the library in one line: without the query of a URL, which may hold a key, and without times.
+
+    The same fault has the same text, so that a log says it once.
+    """
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    return printable(re.sub(r"\?\S*", "", line))[:_MAX_REASON]
+    return printable(_TIMES.sub("", re.sub(r"\?\S*", "", line)))[:_MAX_REASON]
 
 
 def _import_library(url: RemoteURL) -> Any:

@@ -325,8 +325,8 @@ def test_another_server_of_the_mirror_keeps_it_from_being_pruned(objects, local,
 
 
 @pytest.mark.parametrize("mode", ["refuse", "emptied"])
-def test_the_mirror_stays_when_the_store_is_away(objects, object_server: ObjectServer, local, tmp_path, mode):
-    """Also if the bucket is empty; it says so, and goes on when the store is back."""
+def test_the_mirror_stays_when_the_store_is_away(objects, object_server: ObjectServer, local, tmp_path, mode, caplog):
+    """Also if the bucket is empty; it says so once, and goes on when the store is back."""
     push_golden(objects, local, 1)
     set_remote_label(objects, "golden", 1, "stable")
     mirror = Mirror(objects, tmp_path)
@@ -336,8 +336,10 @@ def test_the_mirror_stays_when_the_store_is_away(objects, object_server: ObjectS
         object_server.door.close()
     else:
         obstore.delete(objects._store, paths)
-    mirror.settle()
+    for _ in range(3):
+        mirror.settle()
     assert mirror.why == AWAY
+    assert len([record for record in caplog.records if AWAY in record.message]) == 1
     assert (versions(tmp_path, "golden"), read_labels(tmp_path, "golden").labels) == ([1], {"stable": 1})
     object_server.door.open()
     push_golden(objects, local, 1)

@@ -139,4 +139,4 @@ def test_the_store_is_away(run, local, store_url: RemoteURL, object_server: Obje
     assert (code, f"{store_url}/golden/1/manifest.json: cannot be read" in err) == (1, True), err
     assert "check that the store can be reached from here" in err
     code, _, err = run("serve", "--store", store_url)
-    assert (code, "no version to serve" in err, "the store cannot be read" in err) == (1, True, True)
+    assert (code, "nothing was copied from it before" in err, f"{store_url}: cannot be read" in err) == (1, True, True)
