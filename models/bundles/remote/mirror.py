@@ -254,6 +254,8 @@ class Mirror:
             self.faults.pop(key, None)
             self._retries.pop(key, None)
         except Exception as error:
+            if (self._root / name / str(version)).is_dir():
+                return  # Another server that uses the folder was faster.
             text = str(error)
             _, delay = self._retries.get(key, (0.0, FIRST_RETRY / 2))
             self._retries[key] = time.monotonic() + min(LAST_RETRY, 2 * delay), min(LAST_RETRY, 2 * delay)

@@ -324,6 +324,16 @@ def test_another_server_of_the_mirror_keeps_it_from_being_pruned(objects, local,
     assert versions(tmp_path, "golden") == [2]
 
 
+def test_two_servers_fill_one_mirror(objects, local, tmp_path):
+    """Whichever is faster; neither takes the other's copy for a fault."""
+    push_golden(objects, local, 1, 2)
+    set_remote_label(objects, "golden", 1, "other")
+    mirrors = [Mirror(objects, tmp_path) for _ in range(3)]
+    at_once(*(mirror.settle for mirror in mirrors))
+    assert [(mirror.why, mirror.faults) for mirror in mirrors] == [(None, {})] * 3
+    assert versions(tmp_path, "golden") == [1, 2]
+
+
 @pytest.mark.parametrize("mode", ["refuse", "emptied"])
 def test_the_mirror_stays_when_the_store_is_away(objects, object_server: ObjectServer, local, tmp_path, mode, caplog):
     """Also if the bucket is empty; it says so once, and goes on when the store is back."""

@@ -71,6 +71,14 @@ def test_without_credentials(url, monkeypatch):
         open_objects(store)
 
 
+def test_half_of_the_credentials(monkeypatch):
+    """A key without its secret is refused before any request."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"the environment's settings are wrong: found .*Missing SecretAccessKey"):
+        open_objects(RemoteURL("s3", "bucket"))
+
+
 def test_without_the_library(monkeypatch):
     """The error names what to install."""
     monkeypatch.setitem(__import__("sys").modules, "obstore", None)
