@@ -8,10 +8,32 @@ from typing import Annotated, Any
 
 import typer
 
+from abstain.models.bundles.remote.url import local_store, parse_store
+
 HELP = {"help_option_names": ["-h", "--help"]}
 StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="ABSTAIN_STORE", help="The folder of models.", show_default=True)
+    Path,
+    typer.Option(
+        "--store",
+        envvar="ABSTAIN_STORE",
+        help="The folder of models.",
+        show_default=True,
+        parser=local_store,
+        metavar="PATH",
+    ),
 ]
+AnyStoreOption = Annotated[
+    Any,
+    typer.Option(
+        "--store",
+        envvar="ABSTAIN_STORE",
+        help="The folder of models, or a store elsewhere: s3://, gs:// or abfss://.",
+        show_default=True,
+        parser=parse_store,
+        metavar="PATH|URL",
+    ),
+]
+"""A `Path` or a `RemoteURL`."""
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="name, name:version or name@label")]
 DEFAULT_STORE = Path("artifacts")

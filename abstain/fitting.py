@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abstain.models.bundles.remote.url import local_store
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.errors import ConfigError
 from abstain.progress import ProgressCallback, no_progress
@@ -113,7 +114,7 @@ def fit(
     from abstain.training.fit import fit as fit_and_publish  # noqa: PLC0415
     from abstain.training.report.export import Exports  # noqa: PLC0415
 
-    root = Path(store)
+    root = local_store(os.fspath(store))
     exports = Exports(netcdf=_path(netcdf), tensorboard=_path(tensorboard))
     source = None if data is None else os.fspath(data)
     with report_progress(progress, f"{settings.name} by {settings.method.kind}") as report_step:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abstain.fitting import FitResult, StrPath, check_training, report_progress
+from abstain.models.bundles.remote.url import local_store
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.errors import ConfigError
 from abstain.progress import ProgressCallback
@@ -130,7 +131,7 @@ def _publish(
 ) -> FitResult:
     from abstain.training.import_posterior import import_posterior as publish  # noqa: PLC0415 - needs the extra
 
-    root = Path(store)
+    root = local_store(os.fspath(store))
     rows = None if data is None else os.fspath(data)
     with report_progress(progress, f"{settings.name}, import") as report:
         published = publish(settings, found, rows, None if train is None else os.fspath(train), root, report)

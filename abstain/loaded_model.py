@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from abstain.models.bundles.bundle import Bundle, load_published
+from abstain.models.bundles.remote.copies import local_copy
+from abstain.models.bundles.remote.url import parse_store
 from abstain.models.bundles.shortfalls import texts
 from abstain.models.bundles.signatures import TrustedKeys, read_trusted
 from abstain.models.bundles.store import resolve
@@ -37,7 +39,7 @@ def load(
 
     Args:
         model: `name` (the version labelled `stable`, else the newest), `name:version` or `name@label`.
-        store: the folder of models.
+        store: the folder of models, or the URL of a store elsewhere, from which the version is downloaded each time.
         trusted_keys: public keys, or folders of them; one of them must have signed the version. If None, the keys in
             `ABSTAIN_TRUSTED_KEYS`; if that is not set either, no signature is needed.
 
@@ -55,9 +57,9 @@ def load(
         >>> abstain.load("digits:2", store="/srv/models", trusted_keys="keys/release.pem").shortfalls
         ()
     """
-    root = Path(store)
-    name, version = resolve(root, model)
-    return LoadedModel(load_published(root, name, version, _trusted(trusted_keys)))
+    with local_copy(parse_store(os.fspath(store)), model) as root:
+        name, version = resolve(root, model)
+        return LoadedModel(load_published(root, name, version, _trusted(trusted_keys)))
 
 
 class LoadedModel:

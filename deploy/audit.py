@@ -225,7 +225,9 @@ def stated_licences(metadata: PackageMetadata) -> tuple[str, ...]:
     classifiers = [line.split(" :: ") for line in metadata.get_all("Classifier") or () if line.startswith("License ::")]
     names = [parts[-1] for parts in classifiers if parts[-1] != "OSI Approved"]
     names += [field.strip() for field in metadata.get_all("License") or () if "\n" not in field.strip()]
-    return tuple(dict.fromkeys(filter(None, names)))
+    several = [name for name in dict.fromkeys(filter(None, names)) if name != "Dual License"]
+    # That text says only that the package states several.
+    return tuple(several if len(several) > 1 else dict.fromkeys(filter(None, names)))
 
 
 def judge(package: Package, tools: Mapping[str, str] = TOOLS) -> tuple[Verdict, str]:

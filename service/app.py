@@ -90,7 +90,7 @@ def _new_versions() -> LiveVersions:
 
     trusted = read_trusted(SETTINGS.trusted_keys)
     return LiveVersions(
-        SETTINGS.store,
+        SETTINGS.folder,
         SETTINGS.devices,
         require_sound=SETTINGS.require_sound,
         trusted=trusted,

@@ -12,16 +12,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from abstain.models.bundles import store
-from abstain.models.bundles.bundle import check_stable
-from abstain.models.bundles.references import NAME_PATTERN, STABLE
+from abstain.models.bundles.references import NAME_PATTERN
+from abstain.models.bundles.remote.moves import move_label
 from abstain.models.errors import AbstainError, InputError, UnknownModel, clip_repr
 from abstain.service.errors import HTTPError
 from abstain.service.following.orders import Order, send_order
@@ -46,7 +44,7 @@ def routes(versions: LiveVersions, process: Process, settings: Settings, read_bo
     Args:
         read_body: reads a body up to a limit in bytes.
     """
-    root, most = settings.store, min(settings.max_body_bytes, _MAX_BODY_BYTES)
+    most = min(settings.max_body_bytes, _MAX_BODY_BYTES)
 
     async def order(kind: Any, model: str) -> None:
         """Orders a look at the store, and waits until it is followed."""
@@ -78,7 +76,7 @@ def routes(versions: LiveVersions, process: Process, settings: Settings, read_bo
         content, _ = parse_object(await read_body(request, most), ("label", "version", "force"))
         own_label, version, force = _label(content), _version(content), flag_of(content, "force", "body")
         try:
-            await asyncio.to_thread(_move_label, root, name, version, own_label, force)
+            await asyncio.to_thread(move_label, settings.store, f"{name}:{version}", own_label, force=force)
         except AbstainError as error:
             # The texts have the folder of the store, which clients need not know.
             status = 404 if isinstance(error, UnknownModel) else 400
@@ -112,20 +110,6 @@ def _served_version(versions: LiveVersions, reference: str) -> int | None:
         return versions.find(reference).version
     except (HTTPError, UnknownModel):
         return None
-
-
-def _move_label(root: Path, name: str, version: int, label: str, force: bool) -> None:
-    """Moves a label as `abstain label` does.
-
-    Raises:
-        StoreError: the version failed publication checks and the label is `stable`, or the store cannot be written.
-        BundleError: the version is damaged and the label is `stable`.
-        UnknownModel: the store has no such version.
-    """
-    store.resolve(root, f"{name}:{version}")
-    if label == STABLE and not force:
-        check_stable(root, name, version)
-    store.set_label(root, name, version, label)
 
 
 def _name(request: Request) -> str:

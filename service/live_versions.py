@@ -316,7 +316,8 @@ class LiveVersions:
                     "rollout": table.describe_rollout(name),
                 }
                 for name, versions in table.entries.items()
-            ]
+            ],
+            **({"why": table.why} if table.why else {}),
         }
 
     def list_versions(self) -> list[VersionState]:

@@ -38,6 +38,8 @@ class StoredModel(BaseModel):
     """The rollout that runs."""
     why_no_rollout: str | None = None
     """Why the rollout cannot be read."""
+    missing: dict[int, str] = {}
+    """Why versions of a store elsewhere could not be copied."""
 
 
 Stored = dict[str, StoredModel]
@@ -166,6 +168,15 @@ def read_stored(root: Path) -> Stored:
     return {name: model for name, model in models.items() if model.present or model.why}
 
 
+def with_faults(stored: Stored, faults: Mapping[tuple[str, int], str]) -> Stored:
+    """Adds the reasons why versions of a store elsewhere could not be copied, by name and number."""
+    models = dict(stored)
+    for (name, version), why in sorted(faults.items()):
+        model = models.get(name, StoredModel(present=()))
+        models[name] = model.model_copy(update={"missing": model.missing | {version: why}})
+    return models
+
+
 def _read_model(root: Path, name: str) -> StoredModel:
     """Reads one model; what cannot be read concerns no other model."""
     present: tuple[int, ...] = ()
@@ -246,6 +257,8 @@ def _plan_model(
     for version in sorted(set(stored.labels.values()) - set(stored.present)):
         labels = ", ".join(sorted(label for label, target in stored.labels.items() if target == version))
         failures[version] = Failure(state="failed", why=f"{labels}: no such version of {name} in the store")
+    for version in stored.missing.keys() - {*stored.present}:
+        failures[version] = Failure(state="failed", why=stored.missing[version])
 
     def choose(wanted: int, old: int | None) -> int:
         """Returns the wanted version; the old one if the wanted one failed and the old one is still there."""

@@ -17,25 +17,27 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    InstanceOf,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
 )
 
+from abstain.models.bundles.remote.url import RemoteURL, parse_store
 from abstain.models.errors import ConfigError, printable
 from abstain.models.networks.allowed import MODULES, read_modules
 from abstain.models.validation import refuse
 
 
 def _user_cache() -> Path:
-    """Returns the user's folder for compiled programs (XDG Base Directory); a temporary folder for a user without a home."""
+    """Returns the user's folder for caches (XDG Base Directory); a temporary folder for a user without a home."""
     if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "abstain" / "compiled"
+        return Path(os.environ["XDG_CACHE_HOME"]) / "abstain"
     try:
-        return Path.home() / ".cache" / "abstain" / "compiled"
+        return Path.home() / ".cache" / "abstain"
     except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"abstain-{os.getuid()}" / "compiled"
+        return Path(tempfile.gettempdir()) / f"abstain-{os.getuid()}"
 
 
 def _split(value: object) -> object:
@@ -71,7 +73,8 @@ class Settings(BaseModel):
     """The settings; `ABSTAIN_<NAME>` in the environment sets each of them."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-    store: Path = Path("artifacts")
+    store: Annotated[Path | InstanceOf[RemoteURL], BeforeValidator(parse_store)] = Path("artifacts")
+    """The folder of models, or the URL of a store elsewhere."""
     workers: PositiveInt = 1
     max_body_bytes: PositiveInt = 32 * 1024 * 1024
     max_rows: PositiveInt = 10_000
@@ -124,8 +127,15 @@ class Settings(BaseModel):
     """Whether the server may listen beyond loopback without API keys."""
     quiet: bool = False
     """Whether the server prints only its log, and no progress while it starts."""
-    compiled: Path = Field(default_factory=_user_cache)
+    compiled: Path = Field(default_factory=lambda: _user_cache() / "compiled")
     """A folder that only its owner may write to: it keeps compiled programs over restarts."""
+    cache: Path = Field(default_factory=lambda: _user_cache() / "stores")
+    """A folder for what is copied from stores elsewhere; each store has a folder of its own there."""
+
+    @property
+    def folder(self) -> Path:
+        """The store as a folder: its own, or the one that mirrors it."""
+        return self.store if isinstance(self.store, Path) else self.cache / self.store.folder_name
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -149,9 +159,10 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         name: path and path.absolute() for name in ("keys", "tls_cert", "tls_key") for path in [getattr(settings, name)]
     }
     resolved = {
-        "store": settings.store.resolve(),
+        "store": settings.store.resolve() if isinstance(settings.store, Path) else settings.store,
         "state": settings.state and settings.state.resolve(),
         "compiled": settings.compiled.absolute(),
+        "cache": settings.cache.absolute(),
     }
     return settings.model_copy(update=resolved | absolute)
 

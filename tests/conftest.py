@@ -79,10 +79,12 @@ CHECKED = ["abstain.models", "abstain.training", "abstain.service", "abstain.pre
 install_import_hook(CHECKED, "tests.helpers.typecheck.check")
 
 from abstain.models.bundles.bundle import Bundle, load  # noqa: E402
+from abstain.models.bundles.remote.url import RemoteURL  # noqa: E402
 from abstain.training.config.reading import read_config  # noqa: E402
 from abstain.training.fit import fit  # noqa: E402
 from tests.helpers.crew import fit_crew, serving  # noqa: E402
 from tests.helpers.fits import made_once, silent  # noqa: E402
+from tests.helpers.object_server import ObjectServer, run_object_server  # noqa: E402
 from tests.helpers.paths import CONFIGS  # noqa: E402
 from tests.helpers.servers import Server, start_server, stop_server  # noqa: E402
 
@@ -222,3 +224,19 @@ def crew_url(crew_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Gene
     """A server of `crew` in this process, for all tests that only ask."""
     with serving(crew_store, tmp_path_factory.mktemp("crew-server")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Generator[ObjectServer]:
+    """A real S3 server."""
+    with run_object_server() as running:
+        yield running
+
+
+@pytest.fixture
+def store_url(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> RemoteURL:
+    """An empty store on the S3 server, whose credentials are in the environment; the server's door is open."""
+    for name, value in object_server.environment.items():
+        monkeypatch.setenv(name, value)
+    object_server.door.open()
+    return object_server.make_store()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import orjson
@@ -26,6 +26,15 @@ from pydantic import (
 from abstain.models.bundles.data_record import MOST_ROWS, DataRecord, data_claims
 from abstain.models.bundles.guarantees import CoverageRecord, RiskRecord, coverage_claims, risk_claims
 from abstain.models.bundles.import_record import ImportRecord, import_claims
+from abstain.models.bundles.listing import (
+    BUNDLE_BYTES,
+    MANIFEST_BYTES,
+    check_bytes,
+    check_paths,
+    digest_of,
+    dumped,
+    is_canonical,
+)
 from abstain.models.bundles.plausible import (
     Claim,
     batch_memory_claim,
@@ -50,18 +59,9 @@ from abstain.models.validation import refuse
 SCHEMA_VERSION = 2
 READ_SCHEMA_VERSIONS = (1, 2)
 """Supported schema versions; `docs/compatibility.md` describes them."""
-MANIFEST_BYTES = 16 * 2**20
-"""Largest size of the manifest; that of digits has 20,000 bytes."""
-BUNDLE_BYTES = 64 * 2**30
-"""Largest size of all files together: a sparse file takes no disk space but very long to hash."""
-MOST_FILES = 10_000
 MOST_DRAWS = 10**7
-_MAX_DEPTH = 8
-"""Most parts of a file's path in the bundle."""
 MOST_LIMITS = 100
 """Most limits of the error besides the calibration's own."""
-_MAX_PATH_LENGTH = 512
-"""Most characters of a file's path in the bundle."""
 
 
 class MethodRecord(BaseModel):
@@ -185,8 +185,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
         if path.is_file() and path.name != MANIFEST
     }
     content = manifest.model_copy(update={"files": files}).model_dump(mode="json")
-    content["digest"] = _digest_of(content)
-    (folder / MANIFEST).write_bytes(_dumped(content))
+    content["digest"] = digest_of(content)
+    (folder / MANIFEST).write_bytes(dumped(content))
     return Manifest.model_validate(content)
 
 
@@ -226,7 +226,7 @@ def read_covered(folder: Path) -> tuple[Manifest, dict[str, str]]:
     except ValidationError as error:
         raise refuse(error, BundleError, Manifest, where=str(path), fix=RESTORE) from error
     # The digest is that of the raw JSON, not of the record, which may have more fields than when the bundle was written.
-    if not _is_canonical(content, written) or manifest.digest != _digest_of(content):
+    if not is_canonical(content, written) or manifest.digest != digest_of(content):
         raise BundleError("digest", where=str(path), expected=manifest.digest, found="altered contents", fix=RESTORE)
     refuse_implausible(_claims(manifest), str(path))
     return manifest, {**manifest.files, MANIFEST: hashlib.sha256(written).hexdigest()}
@@ -329,36 +329,6 @@ def file_sizes(folder: Path, manifest: Manifest) -> dict[str, int]:
     return sizes
 
 
-def check_paths(files: Collection[str], where: str) -> None:
-    """Raises a BundleError for a list of files that is empty, too long, or leads out of the bundle."""
-    if not 1 <= len(files) <= MOST_FILES:
-        raise BundleError("files", where=where, expected=f"1 to {MOST_FILES:,} files", found=len(files), fix=RESTORE)
-    for name in files:
-        path = PurePosixPath(name)
-        inside = path.parts and ".." not in path.parts and not path.is_absolute() and "\0" not in name
-        if (
-            name in {MANIFEST, SIGNATURE}
-            or not inside
-            or path.as_posix() != name
-            or len(path.parts) > _MAX_DEPTH
-            or len(name) > _MAX_PATH_LENGTH
-        ):
-            raise BundleError("files", where=where, expected="paths inside the bundle", found=name[:_MAX_PATH_LENGTH])
-
-
-def check_bytes(sizes: dict[str, int], most: int, folder: Path) -> None:
-    """Refuses files of more than `most` bytes together.
-
-    Raises:
-        BundleError: the files are larger.
-    """
-    found = sum(sizes.values())
-    if found > most:
-        raise BundleError(
-            "files", where=str(folder), expected=f"at most {most:,} bytes", found=f"{found:,}", fix=RESTORE
-        )
-
-
 def _check_schema_version(content: Any, path: Path) -> None:
     fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
     found = fields.get("schema_version")
@@ -370,22 +340,6 @@ def _check_schema_version(content: Any, path: Path) -> None:
             found=found,
             fix="fit the model again with this version of abstain, or serve it with the version that wrote it",
         )
-
-
-def _dumped(content: dict[str, Any]) -> bytes:
-    """Returns the canonical bytes of a manifest's content."""
-    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
-
-
-def _is_canonical(content: dict[str, Any], written: bytes) -> bool:
-    try:
-        return _dumped(content) == written
-    except orjson.JSONEncodeError:  # orjson reads deeper nesting than it writes
-        return False
-
-
-def _digest_of(content: dict[str, Any]) -> str:
-    return f"sha256:{hashlib.sha256(_dumped({**content, 'digest': ''})).hexdigest()}"
 
 
 def _sha256(path: Path) -> str:

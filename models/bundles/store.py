@@ -20,13 +20,18 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from abstain.models.bundles.labels import (
+    LABELS,
+    LABELS_BYTES,
+    Labels,
+    check_label,
+    dump_labels,
+    moved_label,
+    parse_labels,
+    rolled_back,
+)
 from abstain.models.bundles.references import (
-    LABEL_PATTERN,
     NAME_PATTERN,
     STABLE,
     Reference,
@@ -37,30 +42,13 @@ from abstain.models.bundles.references import (
 from abstain.models.errors import StoreError, UnknownModel, clip_repr, suggest
 from abstain.models.files.locks import REMEDY, disk_errors, hold
 from abstain.models.files.regular import read_bounded
-from abstain.models.validation import refuse
 
 MANIFEST = "manifest.json"
-LABELS = "labels.json"
-LABELS_BYTES = 2**20
-"""Largest size of the file; each change of a label adds about ten bytes."""
-MOST_LABELS = 256
-"""Most labels of one model: a server reads all of them whenever it lists its models."""
 LOCK = ".lock"
 DRAFTS = (".labels-", ".rollout-", ".signature-")
 """The beginnings of the names of small files that are being written, all under the model's lock."""
 REMOVED = ".removed-"
 """The beginning of the name of a version that is being removed."""
-
-_Version = Annotated[int, Field(gt=0, lt=10**9)]
-_Label = Annotated[str, Field(pattern=f"^{LABEL_PATTERN}$")]
-
-
-class Labels(BaseModel):
-    """The versions that a model's labels point at, and those that they pointed at before (oldest first)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    labels: Annotated[dict[_Label, _Version], Field(max_length=MOST_LABELS)] = {}
-    previous: dict[_Label, list[_Version]] = {}
 
 
 def model_names(store: Path) -> list[str]:
@@ -119,14 +107,11 @@ def read_labels(store: Path, name: str) -> Labels:
     path = store / name / LABELS
     _refuse_link(store / name)
     try:
-        return Labels.model_validate_json(read_bounded(path, LABELS_BYTES, StoreError))
+        return parse_labels(read_bounded(path, LABELS_BYTES, StoreError), name, str(path))
     except FileNotFoundError:
         return Labels()
     except OSError as error:
         raise StoreError("cannot be read", where=str(path), found=error.strerror) from error
-    except ValidationError as error:
-        fix = f"correct the file, or remove it and set the labels again with abstain label {name}:VERSION LABEL"
-        raise refuse(error, StoreError, Labels, where=str(path), whole="is not JSON", fix=fix) from error
 
 
 def resolve(store: Path, text: str) -> tuple[str, int]:
@@ -169,12 +154,11 @@ def served_versions(store: Path, name: str) -> list[int]:
     return served_among(versions(store, name), read_labels(store, name).labels)
 
 
-def check_writable(store: Path, name: str) -> None:
-    """Checks that a version could be published, before the work that would be lost otherwise; creates no folder.
+def check_name(name: str) -> None:
+    """Checks the name of a model.
 
     Raises:
-        StoreError: the name is invalid, the model's folder is a symbolic link, which would not be served, or the nearest
-            existing folder cannot be written.
+        StoreError: it is invalid.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise StoreError(
@@ -182,6 +166,16 @@ def check_writable(store: Path, name: str) -> None:
             expected="1 to 64 letters, digits, dots, dashes or underscores, the first a letter or digit",
             found=clip_repr(name),
         )
+
+
+def check_writable(store: Path, name: str) -> None:
+    """Checks that a version could be published, before the work that would be lost otherwise; creates no folder.
+
+    Raises:
+        StoreError: the name is invalid, the model's folder is a symbolic link, which would not be served, or the nearest
+            existing folder cannot be written.
+    """
+    check_name(name)
     home = (store / name).absolute()
     _refuse_link(home)
     nearest = next(folder for folder in (home, *home.parents) if folder.exists())
@@ -228,6 +222,32 @@ def publish(
     return version
 
 
+def add_version(store: Path, name: str, version: int, write: Callable[[Path], None]) -> None:
+    """Adds a version that has its number already: writes a draft and renames it to its final name.
+
+    Args:
+        write: fills and checks the draft's folder; may take long.
+
+    Raises:
+        StoreError: the name is invalid, the store cannot be written, or it has got another version of this number meanwhile.
+    """
+    check_writable(store, name)
+    home = store / name
+    with disk_errors(home):
+        home.mkdir(parents=True, exist_ok=True)
+        with _draft(home) as draft:
+            write(draft)
+            _sync(draft)
+            with hold(home / LOCK):
+                target = home / str(version)
+                if target.is_symlink() or target.exists():
+                    raise StoreError(
+                        "exists already", where=str(target), fix="run the command again to compare the two"
+                    )
+                draft.rename(target)
+                _sync_folder(home)
+
+
 def _next_version(store: Path, name: str) -> int:
     """Returns one more than the largest number in use.
 
@@ -237,8 +257,7 @@ def _next_version(store: Path, name: str) -> int:
         labels = read_labels(store, name)
     except StoreError:
         labels = Labels()  # other commands report damaged labels; here they must not prevent publishing a finished fit
-    pointed = [*labels.labels.values(), *(version for past in labels.previous.values() for version in past)]
-    return max([0, *versions(store, name), *pointed]) + 1
+    return max([0, *versions(store, name), *labels.pointed]) + 1
 
 
 def set_label(store: Path, name: str, version: int, label: str) -> None:
@@ -248,12 +267,7 @@ def set_label(store: Path, name: str, version: int, label: str) -> None:
         StoreError: the label is invalid, or the model has too many labels.
         UnknownModel: the version does not exist.
     """
-    if not re.fullmatch(LABEL_PATTERN, label):
-        raise StoreError(
-            "label",
-            expected="1 to 32 letters, digits, dashes or underscores, the first a letter",
-            found=clip_repr(label),
-        )
+    check_label(label)
     resolve_among(Reference(name, version, None), versions(store, name), {})
     with lock_model(store / name):
         move_label(store, name, version, label)
@@ -266,23 +280,9 @@ def move_label(store: Path, name: str, version: int, label: str) -> None:
         StoreError: the model has too many labels.
     """
     old = read_labels(store, name)
-    if old.labels.get(label) == version:
-        return
-    if label not in old.labels and len(old.labels) == MOST_LABELS:
-        raise StoreError(
-            "labels",
-            where=str(store / name / LABELS),
-            expected=f"at most {MOST_LABELS}",
-            found=f"{MOST_LABELS + 1}",
-            fix="move an existing label",
-        )
-    before = old.previous.get(label, [])
-    if label in old.labels:
-        before = [*before, old.labels[label]]
-    _write_labels(
-        store / name,
-        Labels(labels={**old.labels, label: version}, previous={**old.previous, label: before}),
-    )
+    new = moved_label(old, label, version, str(store / name / LABELS))
+    if new is not old:
+        _write_labels(store / name, new)
 
 
 def rollback(store: Path, name: str) -> int:
@@ -294,23 +294,9 @@ def rollback(store: Path, name: str) -> int:
     """
     known_model(store, name)
     with lock_model(store / name):
-        old = read_labels(store, name)
-        others = set(versions(store, name)) - {old.labels.get(STABLE)}
-        earlier = list(old.previous.get(STABLE, []))
-        while earlier and earlier[-1] not in others:
-            earlier.pop()
-        if not earlier:
-            raise StoreError(
-                f"{name} has no previous stable version",
-                where=str(store / name / LABELS),
-                fix=f"set the label yourself: abstain label {name}:VERSION stable",
-            )
-        version = earlier.pop()
-        _write_labels(
-            store / name,
-            Labels(labels={**old.labels, STABLE: version}, previous={**old.previous, STABLE: earlier}),
-        )
-    return version
+        new = rolled_back(read_labels(store, name), versions(store, name), name, str(store / name / LABELS))
+        _write_labels(store / name, new)
+    return new.labels[STABLE]
 
 
 @contextmanager
@@ -333,8 +319,7 @@ def put_signature(home: Path, path: Path, content: bytes) -> None:
 
 
 def _write_labels(home: Path, labels: Labels) -> None:
-    content = orjson.dumps(labels.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    put_file(home, ".labels-", home / LABELS, content)
+    put_file(home, ".labels-", home / LABELS, dump_labels(labels))
 
 
 def put_file(home: Path, prefix: str, path: Path, content: bytes) -> None:

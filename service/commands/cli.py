@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from abstain.command_line import HELP
-from abstain.service.commands import archives, keys, predict, rollout, serve, signing, store
+from abstain.service.commands import archives, keys, predict, rollout, serve, signing, store, transfers
 
 app = typer.Typer(
     name="abstain",
@@ -44,7 +44,7 @@ def options(
     """A model server that can say: I don't know."""
 
 
-for module in (store, rollout, archives, signing, predict, serve, keys):
+for module in (store, rollout, archives, transfers, signing, predict, serve, keys):
     app.add_typer(module.commands)
 
 

@@ -11,13 +11,14 @@ import typer
 
 from abstain.command_line import (
     DEFAULT_STORE,
+    AnyStoreOption,
     JsonOption,
     ModelArgument,
-    StoreOption,
     check_percentile,
     print_json,
     stderr_console,
 )
+from abstain.models.bundles.remote.url import parse_store
 from abstain.service.commands.predict_options import RowErrors, check_paths, split_fields
 
 commands = typer.Typer()
@@ -58,7 +59,7 @@ def predict(
         RowErrors,
         typer.Option(help="What a row with an error does: refuse the file, or leave its cells empty (null)."),
     ] = RowErrors.REFUSE,
-    store: StoreOption = DEFAULT_STORE,
+    store: AnyStoreOption = DEFAULT_STORE,
     url: Annotated[
         str | None,
         typer.Option(
@@ -80,7 +81,7 @@ def predict(
         _check_share(option, share)
     check_paths(data, out, errors)
     wanted = split_fields(fields)
-    store_given = store not in {DEFAULT_STORE, Path(os.environ.get("ABSTAIN_STORE", DEFAULT_STORE))}
+    store_given = store not in {DEFAULT_STORE, parse_store(os.environ.get("ABSTAIN_STORE", DEFAULT_STORE))}
     _check_server_options(url, fdr, {"--tls-ca": tls_ca, "--timeout": timeout}, store_given)
     if url is not None:
         if errors is RowErrors.NULL:
@@ -106,6 +107,7 @@ def predict(
 
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.bundle import load_published, read_published  # noqa: PLC0415
+    from abstain.models.bundles.remote.copies import local_copy  # noqa: PLC0415
     from abstain.models.bundles.signatures import read_trusted  # noqa: PLC0415
     from abstain.models.decisions.judging import check_limited  # noqa: PLC0415
     from abstain.service.commands.predict_file import describe_discoveries, predict_file  # noqa: PLC0415
@@ -116,11 +118,12 @@ def predict(
     settings = read_settings(os.environ)
     trusted = read_trusted(settings.trusted_keys)
     keep_compiled(settings.compiled)
-    name, version = stores.resolve(store, model)
-    # The input is checked before the draws are loaded.
-    manifest = read_published(store, name, version, trusted)
-    given = read_input(data, manifest, keep or (), skip_errors=errors is RowErrors.NULL)
-    bundle = load_published(store, name, version, trusted)
+    with local_copy(store, model) as root:
+        name, version = stores.resolve(root, model)
+        # The input is checked before the draws are loaded.
+        manifest = read_published(root, name, version, trusted)
+        given = read_input(data, manifest, keep or (), skip_errors=errors is RowErrors.NULL)
+        bundle = load_published(root, name, version, trusted)
     console = stderr_console()
     # Without a terminal, the end of the invisible bar would print an empty line before an error.
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from abstain.command_line import DEFAULT_STORE, StoreOption
+from abstain.command_line import DEFAULT_STORE, AnyStoreOption
 from abstain.models.bundles.shortfalls import texts
 
 if TYPE_CHECKING:
+    from abstain.models.bundles.remote.url import RemoteURL
     from abstain.models.bundles.signatures import TrustedKeys
     from abstain.service.settings import Settings
 
@@ -52,7 +53,7 @@ def serve(
     quiet: Annotated[
         bool, typer.Option("--quiet", envvar="ABSTAIN_QUIET", help="Print only the log: no progress of the start.")
     ] = False,
-    store: StoreOption = DEFAULT_STORE,
+    store: AnyStoreOption = DEFAULT_STORE,
 ) -> None:
     """Serve the store's models over HTTP, with BentoML, in the foreground."""
     from abstain.models.bundles.signatures import read_trusted  # noqa: PLC0415
@@ -65,12 +66,13 @@ def serve(
         raise typer.BadParameter(f"expected a file, because {present} has one, found none", param_hint=missing)
     options = {"KEYS": keys or "", "INSECURE": int(insecure), "TLS_CERT": tls_cert or "", "TLS_KEY": tls_key or ""}
     os.environ |= {f"ABSTAIN_{name}": str(value) for name, value in options.items()}
-    settings = read_settings(os.environ)
+    settings = read_settings({**os.environ, "ABSTAIN_STORE": str(store)})
     check_address(settings, host)
     check_access(settings)
-    served = _check_store(
-        store, read_trusted(settings.trusted_keys), require_sound, follows=bool(settings.refresh_seconds)
-    )
+    trusted, follows = read_trusted(settings.trusted_keys), bool(settings.refresh_seconds)
+    if not isinstance(settings.store, Path):
+        _fill_mirror(settings.store, settings.folder, signatures=bool(trusted), quiet=quiet)
+    served = _check_store(settings.folder, trusted, require_sound, follows=follows)
     _check_port(host, port)
     address = f"{'https' if settings.tls_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
     if not quiet:
@@ -82,7 +84,7 @@ def serve(
     # BentoML changes to its working folder before it imports the service, so that relative paths would be wrong.
     os.environ |= {f"ABSTAIN_{name.upper()}": str(value) for name, value in settings if isinstance(value, Path)}
     os.environ |= {
-        "ABSTAIN_STORE": str(store.resolve()),
+        "ABSTAIN_STORE": str(settings.store),
         "ABSTAIN_WORKERS": str(workers),
         "ABSTAIN_REQUIRE_SOUND": str(int(require_sound)),
         "ABSTAIN_QUIET": str(int(quiet)),
@@ -108,6 +110,36 @@ def _run_bentoml(host: str, port: int, run_folder: Path) -> NoReturn:
     bentoml = [sys.executable, "-P", "-m", "bentoml", "serve", "abstain.service.app:Abstain"]
     address = ["--host", host, "--port", str(port), "--working-dir", str(empty)]
     os.execv(sys.executable, [*bentoml, *address])
+
+
+def _fill_mirror(store: RemoteURL, folder: Path, *, signatures: bool, quiet: bool) -> None:
+    """Copies what a store elsewhere asks to be served into a folder; prints what could not be copied.
+
+    Raises:
+        ConfigError: the library or the credentials are missing; or the store cannot be read, and the folder has no models.
+    """
+    from abstain.models.bundles.remote.mirror import Mirror  # noqa: PLC0415
+    from abstain.models.bundles.remote.objects import open_objects  # noqa: PLC0415
+    from abstain.models.bundles.store import model_names  # noqa: PLC0415
+    from abstain.models.errors import ConfigError  # noqa: PLC0415
+
+    if not quiet:
+        sys.stderr.write(f"abstain: copying what {store} asks for into {folder}\n")
+        sys.stderr.flush()
+    mirror = Mirror(open_objects(store), folder, signatures=signatures)
+    try:
+        mirror.settle()
+        for (name, version), fault in sorted(mirror.faults.items()):
+            sys.stderr.write(f"abstain: {name}:{version}: {fault}\n")
+        if mirror.why and not model_names(folder):
+            raise ConfigError(
+                "the store cannot be read, and nothing was copied from it before",
+                where=str(store),
+                found=mirror.reason,
+                fix="check the address, the credentials and the network",
+            )
+    finally:
+        mirror.close()
 
 
 def _check_store(store: Path, trusted: TrustedKeys | None, require_sound: bool, *, follows: bool) -> list[str]:

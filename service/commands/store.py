@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from abstain.command_line import DEFAULT_STORE, JsonOption, ModelArgument, StoreOption, print_json, print_table
+from abstain.command_line import (
+    DEFAULT_STORE,
+    AnyStoreOption,
+    JsonOption,
+    ModelArgument,
+    StoreOption,
+    print_json,
+    print_table,
+)
 from abstain.models.bundles.shortfalls import texts
 
 commands = typer.Typer()
 
 
 @commands.command(epilog="Example: `abstain models --store artifacts`")
-def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+def models(store: AnyStoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List all models of the store: their versions and labels."""
+    from abstain.models.bundles.remote.copies import local_copy  # noqa: PLC0415
+
+    with local_copy(store) as root:
+        listed = _list_models(root)
+    if as_json:
+        print_json({"models": listed})
+        return
+    print_table(
+        ["model", "labels", "method", "draws", "sound", "created"],
+        [
+            [
+                f"{model['name']}:{entry['version']}",
+                ", ".join(entry["labels"]),
+                entry["why"] or entry["method"],
+                entry["draws"],
+                None if entry["sound"] is None else "yes" if entry["sound"] else "no",
+                entry["created"],
+            ]
+            for model in listed
+            for entry in model["versions"]
+        ],
+        empty=f"no models in {store}; publish one with abstain fit",
+    )
+
+
+def _list_models(store: Path) -> list[dict[str, Any]]:
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.bundle import read_published  # noqa: PLC0415
     from abstain.models.errors import AbstainError  # noqa: PLC0415
@@ -46,42 +81,26 @@ def models(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
                 entry |= {**unknown, "shortfalls": [], "why": str(error)}
             versions.append(entry)
         listed.append({"name": name, "versions": versions})
-    if as_json:
-        print_json({"models": listed})
-        return
-    print_table(
-        ["model", "labels", "method", "draws", "sound", "created"],
-        [
-            [
-                f"{model['name']}:{entry['version']}",
-                ", ".join(entry["labels"]),
-                entry["why"] or entry["method"],
-                entry["draws"],
-                None if entry["sound"] is None else "yes" if entry["sound"] else "no",
-                entry["created"],
-            ]
-            for model in listed
-            for entry in model["versions"]
-        ],
-        empty=f"no models in {store}; publish one with abstain fit",
-    )
+    return listed
 
 
 @commands.command(epilog="Example: `abstain show digits@stable`")
-def show(model: ModelArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+def show(model: ModelArgument, store: AnyStoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Verify the files of one version, and show its manifest and diagnostics; all of it with --json."""
     from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.bundle import read_published  # noqa: PLC0415
     from abstain.models.bundles.manifest import verify_files  # noqa: PLC0415
+    from abstain.models.bundles.remote.copies import local_copy  # noqa: PLC0415
     from abstain.service.commands.manifest_rows import manifest_rows  # noqa: PLC0415
 
-    name, version = stores.resolve(store, model)
-    manifest = read_published(store, name, version)
-    verify_files(store / name / str(version), manifest)
+    with local_copy(store, model) as root:
+        name, version = stores.resolve(root, model)
+        manifest = read_published(root, name, version)
+        verify_files(root / name / str(version), manifest)
+        labels = [label for label, target in stores.read_labels(root, name).labels.items() if target == version]
     if as_json:
         print_json(manifest.model_dump(mode="json"))
         return
-    labels = [label for label, target in stores.read_labels(store, name).labels.items() if target == version]
     print_table(["", f"{name}:{version}"], manifest_rows(manifest, labels))
 
 
@@ -100,24 +119,19 @@ def label(
     force: Annotated[
         bool, typer.Option("--force", help="Even if the version is damaged or failed publication checks.")
     ] = False,
-    store: StoreOption = DEFAULT_STORE,
+    store: AnyStoreOption = DEFAULT_STORE,
     wait: WaitOption = None,
     wait_seconds: WaitSecondsOption = WAIT_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Point a label at a version; one that is damaged or failed publication checks cannot be `stable`."""
-    from abstain.models.bundles import store as stores  # noqa: PLC0415
-    from abstain.models.bundles.bundle import check_stable  # noqa: PLC0415
-    from abstain.models.bundles.references import STABLE  # noqa: PLC0415
+    from abstain.models.bundles.remote.moves import move_label  # noqa: PLC0415
     from abstain.service.commands.waiting import check_urls  # noqa: PLC0415
 
-    name, version = stores.resolve(store, model)
-    if label == STABLE and not force:
-        check_stable(store, name, version)
     check_urls(wait)
-    if stores.read_labels(store, name).labels.get(label) == version:
+    name, version, moved = move_label(store, model, label, force=force)
+    if not moved:
         sys.stderr.write(f"note: {name}@{label} was {name}:{version} before; name another version to change it\n")
-    stores.set_label(store, name, version, label)
     _print_label(name, label, version, as_json)
     _wait(name, label, version, wait, wait_seconds)
 
@@ -125,19 +139,19 @@ def label(
 @commands.command(epilog="Example: `abstain rollback digits`")
 def rollback(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The name of the model.")],
-    store: StoreOption = DEFAULT_STORE,
+    store: AnyStoreOption = DEFAULT_STORE,
     wait: WaitOption = None,
     wait_seconds: WaitSecondsOption = WAIT_SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Make the previous `stable` version stable again."""
-    from abstain.models.bundles import store as stores  # noqa: PLC0415
     from abstain.models.bundles.references import STABLE, parse_reference  # noqa: PLC0415
+    from abstain.models.bundles.remote.moves import move_back  # noqa: PLC0415
     from abstain.service.commands.waiting import check_urls  # noqa: PLC0415
 
     check_urls(wait)
     name = parse_reference(model).name
-    version = stores.rollback(store, name)
+    version = move_back(store, name)
     _print_label(name, STABLE, version, as_json)
     _wait(name, STABLE, version, wait, wait_seconds)
 

@@ -22,6 +22,9 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from abstain.models.bundles.remote.mirror import Looked, Mirror
+from abstain.models.bundles.remote.objects import open_objects
+from abstain.models.bundles.remote.url import RemoteURL
 from abstain.models.errors import AbstainError
 from abstain.service.following.generation import (
     Numbers,
@@ -44,6 +47,7 @@ from abstain.service.plans import (
     log_changes,
     make_plan,
     read_stored,
+    with_faults,
 )
 from abstain.service.process import Process, worker_environment
 from abstain.service.rollouts.gathering import Gatherer
@@ -76,7 +80,12 @@ def follow_store(settings: Settings, process: Process) -> None:
                 sys.stderr.write(f"abstain: {text}\n")
                 sys.stderr.flush()
 
-    follower = Follower(settings.store, process, partial(try_version, environment=environment), announce)
+    mirror = None
+    if isinstance(settings.store, RemoteURL):
+        mirror = Mirror(open_objects(settings.store), settings.folder, signatures=bool(settings.trusted_keys))
+    follower = Follower(settings.folder, process, partial(try_version, environment=environment), announce, mirror)
+    if mirror:
+        mirror.start(settings.refresh_seconds, lambda: {(key.name, key.version) for key in follower.plan.keys})
     follower.start(settings.refresh_seconds)
 
 
@@ -105,11 +114,20 @@ class Follower:
         process: the main process, whose folder the workers share.
         try_one: tries a version before the workers load it.
         announce: is called with a line of text when other versions are served.
+        mirror: what fills the store, if it is a copy of a store elsewhere.
     """
 
     def __init__(
-        self, root: Path, process: Process, try_one: Try, announce: Callable[[str], None] = lambda _text: None
+        self,
+        root: Path,
+        process: Process,
+        try_one: Try,
+        announce: Callable[[str], None] = lambda _text: None,
+        mirror: Mirror | None = None,
     ) -> None:
+        self._mirror = mirror
+        self._looked = Looked()
+        self._asked = 0
         self._announce = announce
         self._root = root
         self._process = process
@@ -143,7 +161,8 @@ class Follower:
                 try:
                     due = bool(seconds) and time.monotonic() >= last + seconds
                     tried = any(trial.done.is_set() for trial in self._trials.values())
-                    if self.take_orders() or due or tried or self._gatherer.step(self.plan):
+                    ended = self._gatherer.step(self.plan)
+                    if self.take_orders() or due or tried or ended or self._mirror_changed():
                         last = time.monotonic()
                         self.step()
                     self.answer_orders()
@@ -166,6 +185,8 @@ class Follower:
                     self._failed[key].retry_at = 0.0
                     self._delays.pop(key, None)
         self._orders += orders
+        if orders and self._mirror:
+            self._asked = self._mirror.ask()
         return bool(orders)
 
     def answer_orders(self) -> None:
@@ -173,10 +194,19 @@ class Follower:
         trying = {key.name for key in self._trials}
         waiting, self._orders = self._orders, []
         for name, order in waiting:
-            if order.model in trying:
+            if order.model in trying or self._is_copying(order.model):
                 self._orders.append((name, order))
             else:
                 answer_order(self._process.folder, name, Done(number=self.plan.number))
+
+    def _mirror_changed(self) -> bool:
+        """Whether the mirror has looked at its store since the last step; notes it before the step reads the mirror."""
+        before, self._looked = self._looked, self._mirror.looked() if self._mirror else self._looked
+        return self._looked != before
+
+    def _is_copying(self, name: str) -> bool:
+        """Whether the mirror has not yet copied what a model's labels asked for when the last order was taken."""
+        return self._looked.number < self._asked or name in self._looked.copying
 
     def step(self) -> None:
         """Looks at the store once, and makes the server serve what it asks for, as far as that has been tried."""
@@ -202,19 +232,28 @@ class Follower:
 
     def _first_plan(self) -> Plan:
         try:
-            return make_plan(read_stored(self._root))
+            return self._with_away(make_plan(self._read()))
         except (AbstainError, OSError) as error:
             return Plan(number=1, models={}, why=_words(error))
+
+    def _read(self) -> Stored:
+        stored = read_stored(self._root)
+        return with_faults(stored, dict(self._mirror.faults)) if self._mirror else stored
+
+    def _with_away(self, plan: Plan) -> Plan:
+        """Adds to a plan that the store elsewhere is away."""
+        why = self._mirror.why if self._mirror else None
+        return plan.model_copy(update={"why": plan.why or why})
 
     def _next_plan(self) -> Plan | None:
         """Returns the plan for the store as it is now; None if it is the current one."""
         number = self._numbers.proposed + 1
         try:
-            stored = read_stored(self._root)
+            stored = self._read()
         except (AbstainError, OSError) as error:
             plan = self.plan.model_copy(update={"number": number, "why": _words(error)})
         else:
-            plan = self._plan(stored).model_copy(update={"number": number})
+            plan = self._with_away(self._plan(stored)).model_copy(update={"number": number})
         same = plan.model_copy(update={"number": self.plan.number}) == self.plan
         # Workers may hold versions of a plan that never became current: the current one is then proposed again.
         return None if same and self._numbers.proposed == self.plan.number else plan

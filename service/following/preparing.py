@@ -113,7 +113,7 @@ def main() -> None:
     settings = read_settings(os.environ)
     keep_compiled(settings.compiled)
     loader = Loader(
-        settings.store,
+        settings.folder,
         settings.devices,
         settings.require_sound,
         read_trusted(settings.trusted_keys),

@@ -271,7 +271,10 @@ SCHEMAS: dict[str, Schema] = {
         ["evidence"],
     ),
     "Error": record(_ERROR),
-    "Models": record({"models": array(ref("ModelVersions"))}),
+    "Models": record(
+        {"models": array(ref("ModelVersions")), "why": described(STRING, "why the store cannot be read; only if so")},
+        ["why"],
+    ),
     "ModelVersions": record(
         {
             "name": STRING,

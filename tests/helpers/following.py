@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from abstain.models.bundles.remote.mirror import Mirror
 from abstain.models.errors import UnknownModel
 from abstain.service.errors import HTTPError
 from abstain.service.following.follower import Follower
@@ -51,13 +52,13 @@ class Worker:
 class Server:
     """The main process's follower and its workers."""
 
-    def __init__(self, root: Path, folder: Path, workers: int, **settings) -> None:
+    def __init__(self, root: Path, folder: Path, workers: int, mirror: Mirror | None = None, **settings) -> None:
         self.root, self.folder, self.settings = root, folder, settings
         self.failures: dict[str, Failure] = {}
         self.tried: list[str] = []
         self.hold = threading.Event()
         self.hold.set()
-        self.follower = Follower(root, Process(None, workers, folder), self._try)
+        self.follower = Follower(root, Process(None, workers, folder), self._try, mirror=mirror)
         self.workers = [self.start_worker(index) for index in range(1, workers + 1)]
 
     def ready(self) -> list[int]:

@@ -30,7 +30,7 @@ class Server:
         return host, int(port)
 
 
-def start_server(store: Path, folder: Path, *, workers: int = 1, wait: bool = True, **environment: str) -> Server:
+def start_server(store: Path | str, folder: Path, *, workers: int = 1, wait: bool = True, **environment: str) -> Server:
     """Starts `abstain serve` on a free port of loopback, and waits until it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

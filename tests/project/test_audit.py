@@ -59,6 +59,14 @@ def test_another_licence_is_for_tools_alone_and_with_a_reason():
         ([("License-Expression", "MIT"), ("License", "BSD")], ("MIT",)),
         ([("Classifier", "License :: OSI Approved :: BSD License"), ("License", "BSD")], ("BSD License", "BSD")),
         ([("Classifier", "License :: OSI Approved"), ("Classifier", "Topic :: Text"), ("License", "ISC")], ("ISC",)),
+        (
+            [("Classifier", "License :: OSI Approved :: BSD License"), ("License", "Dual License")],
+            ("BSD License", "Dual License"),
+        ),
+        (
+            [("Classifier", "License :: MIT"), ("Classifier", "License :: BSD"), ("License", "Dual License")],
+            ("MIT", "BSD"),
+        ),
         ([("License", "Copyright, someone\n        May be used.")], ()),
         ([], ()),
     ],

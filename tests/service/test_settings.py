@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from abstain.models.bundles.remote.url import RemoteURL
 from abstain.models.errors import ConfigError
 from abstain.models.files.room import DATA_BYTES
 from abstain.models.networks.allowed import MODULES
@@ -24,6 +25,7 @@ VARIABLES = [
     ("timeout_seconds", "0.5", 0.5),
     ("grace_seconds", "2", 2.0),
     ("store", "/srv/models", Path("/srv/models")),
+    ("store", "s3://bucket/models", RemoteURL("s3", "bucket", "models")),
     ("devices", "4", 4),
     ("require_sound", "true", True),
     ("refresh_seconds", "0.5", 0.5),
@@ -31,6 +33,7 @@ VARIABLES = [
     ("ready", "all", "all"),
     ("state", "/var/lib/abstain", Path("/var/lib/abstain")),
     ("compiled", "/var/cache/abstain", Path("/var/cache/abstain")),
+    ("cache", "/var/cache/stores", Path("/var/cache/stores")),
     ("keys", "/etc/abstain/keys.json", Path("/etc/abstain/keys.json")),
     ("trusted_keys", "/etc/abstain/keys, /etc/abstain/a.pem", (Path("/etc/abstain/keys"), Path("/etc/abstain/a.pem"))),
     ("hosts", "abstain, 10.0.0.7", ("abstain", "10.0.0.7")),

@@ -426,11 +426,11 @@ def test_a_manifest_that_lists_the_signature_is_refused(store):
     """No signature can be of itself."""
     folder = store / "toy" / "1"
     content = orjson.loads((folder / MANIFEST).read_bytes())
-    from abstain.models.bundles.manifest import _digest_of, _dumped
+    from abstain.models.bundles.listing import digest_of, dumped
 
     content["files"][SIGNATURE] = "0" * 64
-    content["digest"] = _digest_of(content)
-    (folder / MANIFEST).write_bytes(_dumped(content))
+    content["digest"] = digest_of(content)
+    (folder / MANIFEST).write_bytes(dumped(content))
     with pytest.raises(BundleError, match=r"files: expected paths inside the bundle, found model\.sig"):
         load(folder)
 

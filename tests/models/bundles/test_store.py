@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from abstain.models.bundles.labels import MOST_LABELS
 from abstain.models.bundles.references import LABEL_PATTERN, NAME_PATTERN, Reference, parse_reference
 from abstain.models.bundles.store import (
     LOCK,
-    MOST_LABELS,
     model_names,
     publish,
     read_labels,

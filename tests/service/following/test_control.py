@@ -7,6 +7,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from abstain.models.bundles.remote.labels import set_remote_label
+from abstain.models.bundles.remote.mirror import Mirror
+from abstain.models.bundles.remote.objects import open_objects
+from abstain.models.bundles.remote.publish import push
+from abstain.models.bundles.remote.url import RemoteURL
+from abstain.models.bundles.remote.versions import read_remote_labels
 from abstain.models.bundles.store import set_label
 from abstain.service.access.api_keys import add_key
 from abstain.service.http import build_app
@@ -29,10 +35,10 @@ def root(tmp_path) -> Path:
 class Operator:
     """Sends requests to the first worker of a server that has keys, with the key of an operator."""
 
-    def __init__(self, server: Server, folder: Path) -> None:
+    def __init__(self, server: Server, folder: Path, store: Path | RemoteURL | None = None) -> None:
         keys = folder / "keys.json"
         self.keys = {scope: add_key(keys, scope, (scope,)) for scope in ("admin", "predict")}
-        settings = Settings(store=server.root, keys=keys, hosts=("localhost",))
+        settings = Settings(store=store or server.root, keys=keys, hosts=("localhost",))
         process, versions = Process(1, len(server.workers), server.folder), server.workers[0].versions
         self._app = build_app(settings, process, Traffic(), versions, lambda *_: None, lambda *_: None)
 
@@ -55,6 +61,25 @@ def operated(tmp_path: Path):
     with serve(tmp_path) as server:
         server.follower.start(0)
         yield server, Operator(server, tmp_path)
+
+
+def test_a_label_of_a_bucket_is_moved_there(root, tmp_path, store_url):
+    """And followed, before the response; a version that the bucket does not have is refused."""
+    objects, own = open_objects(store_url), tmp_path / "of-bucket"
+    for version in (1, 2):
+        push(objects, "golden", version, root / "golden" / str(version))
+    set_remote_label(objects, "golden", 1, "stable")
+    mirror = Mirror(objects, own / "store")
+    mirror.settle()
+    with serve(own, mirror=mirror) as server:
+        mirror.start(0, lambda: {(key.name, key.version) for key in server.follower.plan.keys})
+        server.follower.start(0)
+        operator = Operator(server, tmp_path, store_url)
+        response = operator.post("/admin/models/golden/label", {"label": "stable", "version": 2})
+        assert response.json() == {"name": "golden", "label": "stable", "version": 2, "served": True}
+        assert read_remote_labels(objects, "golden")[0].labels == {"stable": 2}
+        assert server.answers() == [2, 2]
+        assert operator.post("/admin/models/golden/label", {"label": "stable", "version": 3}).status_code == 404
 
 
 def test_a_label_is_moved_and_followed(root, tmp_path):
