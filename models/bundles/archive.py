@@ -24,11 +24,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, cast
 
 from abstain.models.bundles.bundle import read_published
+from abstain.models.bundles.listing import MOST_FILES
 from abstain.models.bundles.manifest import (
     BUNDLE_BYTES,
     MANIFEST,
     MANIFEST_BYTES,
-    MOST_FILES,
     Manifest,
     check_bytes,
     check_paths,

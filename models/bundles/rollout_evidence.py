@@ -8,6 +8,7 @@ A server has a new file after each start; evidence adds up over all files.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -91,12 +92,21 @@ def read_status(store: Path, name: str) -> Status:
         StoreError: a file is malformed.
     """
     stores.known_model(store, name)
-    rollout = read_rollout(store, name)
+    rollout = known_rollout(read_rollout(store, name), name)
+    folder = store / name / EVIDENCE / rollout.id
+    names = evidence_names(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return status_of(rollout, [_read_evidence(folder / own) for own in names])
+
+
+def known_rollout(rollout: Rollout | None, name: str) -> Rollout:
+    """Returns the rollout of a model.
+
+    Raises:
+        UnknownModel: it never had one.
+    """
     if rollout is None:
         raise UnknownModel(f"{name} never had a rollout", fix=f"abstain rollout start {name}:VERSION --share 5%")
-    folder = store / name / EVIDENCE / rollout.id
-    files = sorted(path for path in folder.glob("*.json") if _FILE.fullmatch(path.name)) if folder.is_dir() else []
-    return status_of(rollout, [_read_evidence(path) for path in files[:MOST_SERVERS]])
+    return rollout
 
 
 def status_of(rollout: Rollout, found: list[ServerEvidence]) -> Status:
@@ -134,15 +144,36 @@ def write_evidence(store: Path, name: str, rollout: Rollout, server: str, eviden
     folder = store / name / EVIDENCE / rollout.id
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{server}.draft"
-    draft.write_bytes(orjson.dumps(evidence.model_dump(), option=orjson.OPT_APPEND_NEWLINE))
+    draft.write_bytes(dump_evidence(evidence))
     draft.rename(folder / f"{server}.json")
 
 
 def _read_evidence(path: Path) -> ServerEvidence:
     try:
-        return ServerEvidence.model_validate_json(read_bounded(path, FILE_BYTES, StoreError))
+        written = read_bounded(path, FILE_BYTES, StoreError)
     except OSError as error:
         raise StoreError("cannot be read", where=str(path), found=error.strerror) from error
+    return parse_evidence(written, str(path))
+
+
+def parse_evidence(written: bytes, where: str) -> ServerEvidence:
+    """Parses a file of evidence.
+
+    Raises:
+        StoreError: it is malformed.
+    """
+    try:
+        return ServerEvidence.model_validate_json(written)
     except ValidationError as error:
         fix = "remove the file; what this server has observed is then not counted"
-        raise refuse(error, StoreError, ServerEvidence, where=str(path), whole="is not JSON", fix=fix) from error
+        raise refuse(error, StoreError, ServerEvidence, where=where, whole="is not JSON", fix=fix) from error
+
+
+def dump_evidence(evidence: ServerEvidence) -> bytes:
+    """Returns the content of a file of evidence."""
+    return orjson.dumps(evidence.model_dump(), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def evidence_names(names: Iterable[str]) -> list[str]:
+    """Returns the names that are files of evidence, at most `MOST_SERVERS`."""
+    return sorted(name for name in names if _FILE.fullmatch(name))[:MOST_SERVERS]

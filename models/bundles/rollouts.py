@@ -12,7 +12,7 @@ import secrets
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -78,6 +78,17 @@ class Rollout(BaseModel):
         return self
 
 
+class Options(NamedTuple):
+    """The options of a rollout, as in `Rollout`."""
+
+    mode: Mode
+    share: float
+    margin: float = 0.05
+    alpha: float = 0.05
+    window_hours: float = 24.0
+    auto: bool = False
+
+
 def read_rollout(store: Path, name: str) -> Rollout | None:
     """Reads the rollout of a model, running or ended; None if there never was one.
 
@@ -86,14 +97,30 @@ def read_rollout(store: Path, name: str) -> Rollout | None:
     """
     path = store / name / ROLLOUT
     try:
-        return Rollout.model_validate_json(read_bounded(path, FILE_BYTES, StoreError))
+        written = read_bounded(path, FILE_BYTES, StoreError)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StoreError("cannot be read", where=str(path), found=error.strerror) from error
+    return parse_rollout(written, name, str(path))
+
+
+def parse_rollout(written: bytes, name: str, where: str) -> Rollout:
+    """Parses the content of `rollout.json`.
+
+    Raises:
+        StoreError: it is malformed.
+    """
+    try:
+        return Rollout.model_validate_json(written)
     except ValidationError as error:
-        fix = f"remove the file, and start the rollout again with abstain rollout start {name}:VERSION"
-        raise refuse(error, StoreError, Rollout, where=str(path), whole="is not JSON", fix=fix) from error
+        fix = f"remove it, and start the rollout again with abstain rollout start {name}:VERSION"
+        raise refuse(error, StoreError, Rollout, where=where, whole="is not JSON", fix=fix) from error
+
+
+def dump_rollout(rollout: Rollout) -> bytes:
+    """Returns the content of `rollout.json`."""
+    return orjson.dumps(rollout.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def running_rollout(store: Path, name: str) -> Rollout:
@@ -104,15 +131,42 @@ def running_rollout(store: Path, name: str) -> Rollout:
         StoreError: none runs, or the file is malformed.
     """
     stores.known_model(store, name)
-    rollout = read_rollout(store, name)
+    return check_running(read_rollout(store, name), name, str(store / name / ROLLOUT))
+
+
+def check_running(rollout: Rollout | None, name: str, where: str, own_id: str | None = None) -> Rollout:
+    """Returns a rollout that runs.
+
+    Args:
+        own_id: that of the rollout which is meant; None for any.
+
+    Raises:
+        StoreError: it does not run, or another one does.
+    """
     if rollout is None or rollout.outcome:
         raise StoreError(
             f"no rollout of {name} is running",
-            where=str(store / name / ROLLOUT),
+            where=where,
             found=f"the last one: {describe_outcome(rollout)}" if rollout and rollout.outcome else None,
             fix=f"abstain rollout start {name}:VERSION --share 5%",
         )
+    if own_id is not None and rollout.id != own_id:
+        raise StoreError(f"another rollout of {name} was started", where=where)
     return rollout
+
+
+def check_none_runs(rollout: Rollout | None, name: str, where: str) -> None:
+    """Refuses to start a rollout while another one runs.
+
+    Raises:
+        StoreError: it runs.
+    """
+    if rollout and rollout.outcome is None:
+        raise StoreError(
+            f"a rollout of {name}:{rollout.candidate} is running",
+            where=where,
+            fix=f"end it first: abstain rollout abort {name}, or promote",
+        )
 
 
 def describe_outcome(rollout: Rollout) -> str:
@@ -123,17 +177,27 @@ def describe_outcome(rollout: Rollout) -> str:
     return f"{'promoted' if outcome.verdict == 'promote' else 'aborted'} by a {outcome.by} at {outcome.at}"
 
 
-def start_rollout(
-    store: Path,
-    manifests: tuple[Manifest, Manifest],
-    *,
-    mode: Mode,
-    share: float,
-    margin: float,
-    alpha: float,
-    window_hours: float,
-    auto: bool,
-) -> Rollout:
+def propose_rollout(manifests: tuple[Manifest, Manifest], options: Options) -> Rollout:
+    """Makes the record of a rollout that starts now.
+
+    Args:
+        manifests: those of the baseline and the candidate.
+
+    Raises:
+        StoreError: the versions cannot be compared.
+    """
+    baseline, candidate = manifests
+    _check_comparable(candidate.name, baseline, candidate, options.mode)
+    return Rollout(
+        id=secrets.token_hex(16),
+        candidate=candidate.version,
+        baseline=baseline.version,
+        started=now(),
+        **options._asdict(),
+    )
+
+
+def start_rollout(store: Path, manifests: tuple[Manifest, Manifest], options: Options) -> Rollout:
     """Starts the rollout of a candidate; servers that follow the store begin with it within seconds.
 
     Args:
@@ -142,31 +206,12 @@ def start_rollout(
     Raises:
         StoreError: another rollout runs, the versions cannot be compared, or the store cannot be written.
     """
-    baseline, candidate = manifests
-    name = candidate.name
-    _check_comparable(name, baseline, candidate, mode)
-    rollout = Rollout(
-        id=secrets.token_hex(16),
-        candidate=candidate.version,
-        baseline=baseline.version,
-        mode=mode,
-        share=share,
-        margin=margin,
-        alpha=alpha,
-        window_hours=window_hours,
-        auto=auto,
-        started=now(),
-    )
-    with stores.lock_model(store / name):
-        running = read_rollout(store, name)
-        if running and running.outcome is None:
-            raise StoreError(
-                f"a rollout of {name}:{running.candidate} is running",
-                where=str(store / name / ROLLOUT),
-                fix=f"end it first: abstain rollout abort {name}, or promote",
-            )
-        shutil.rmtree(store / name / EVIDENCE, ignore_errors=True)
-        _write(store / name, rollout)
+    rollout = propose_rollout(manifests, options)
+    home = store / manifests[1].name
+    with stores.lock_model(home):
+        check_none_runs(read_rollout(store, home.name), home.name, str(home / ROLLOUT))
+        shutil.rmtree(home / EVIDENCE, ignore_errors=True)
+        _write(home, rollout)
     return rollout
 
 
@@ -219,30 +264,41 @@ def end_rollout(store: Path, name: str, verdict: Verdict, *, by: Literal["comman
     Raises:
         StoreError: it does not run any more, the baseline is not served any more, or the store cannot be written.
     """
+    where = str(store / name / ROLLOUT)
     with stores.lock_model(store / name):
-        rollout = running_rollout(store, name)
-        if rollout.id != own_id:
-            raise StoreError(f"another rollout of {name} was started", where=str(store / name / ROLLOUT))
+        rollout = check_running(read_rollout(store, name), name, where, own_id)
         if verdict == "promote":
-            labels = stores.read_labels(store, name)
-            current = default_version(stores.versions(store, name), labels.labels)
-            if current not in {rollout.baseline, rollout.candidate}:
-                raise StoreError(
-                    f"{name} is not the version any more that {name}:{rollout.candidate} was compared with",
-                    where=str(store / name),
-                    expected=f"{name}:{rollout.baseline}",
-                    found=f"{name}:{current}",
-                    fix=f"abstain rollout abort {name}, and start it again",
-                )
+            labels = stores.read_labels(store, name).labels
+            check_promotable(rollout, name, default_version(stores.versions(store, name), labels), where)
             stores.move_label(store, name, rollout.candidate, STABLE)
-        ended = rollout.model_copy(update={"outcome": Outcome(verdict=verdict, by=by, at=now())})
+        ended = with_outcome(rollout, verdict, by)
         _write(store / name, ended)
     return ended
 
 
+def check_promotable(rollout: Rollout, name: str, current: int, where: str) -> None:
+    """Refuses to promote a candidate that was compared with another version than the one that is served now.
+
+    Raises:
+        StoreError: it was.
+    """
+    if current not in {rollout.baseline, rollout.candidate}:
+        raise StoreError(
+            f"{name} is not the version any more that {name}:{rollout.candidate} was compared with",
+            where=where,
+            expected=f"{name}:{rollout.baseline}",
+            found=f"{name}:{current}",
+            fix=f"abstain rollout abort {name}, and start it again",
+        )
+
+
+def with_outcome(rollout: Rollout, verdict: Verdict, by: Literal["command", "server"]) -> Rollout:
+    """Returns a rollout that has ended now."""
+    return rollout.model_copy(update={"outcome": Outcome(verdict=verdict, by=by, at=now())})
+
+
 def _write(home: Path, rollout: Rollout) -> None:
-    content = orjson.dumps(rollout.model_dump(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    stores.put_file(home, ".rollout-", home / ROLLOUT, content)
+    stores.put_file(home, ".rollout-", home / ROLLOUT, dump_rollout(rollout))
 
 
 def now() -> str:

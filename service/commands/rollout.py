@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from abstain.command_line import DEFAULT_STORE, HELP, JsonOption, StoreOption, print_json, print_table
+from abstain.command_line import DEFAULT_STORE, HELP, AnyStoreOption, JsonOption, print_json, print_table
 
 if TYPE_CHECKING:
+    from abstain.models.bundles.remote.url import RemoteURL
     from abstain.models.decisions.comparison import Verdict
     from abstain.service.rollouts.state import RolloutState
 
@@ -47,13 +48,12 @@ def start(
     force: Annotated[
         bool, typer.Option("--force", help="Even if the candidate is damaged or failed publication checks.")
     ] = False,
-    store: StoreOption = DEFAULT_STORE,
+    store: AnyStoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Start to compare a candidate with what requests for the model get now: as a canary, or with --shadow."""
-    from abstain.models.bundles import store as stores  # noqa: PLC0415
-    from abstain.models.bundles.bundle import check_stable, read_published  # noqa: PLC0415
-    from abstain.models.bundles.rollouts import start_rollout  # noqa: PLC0415
+    from abstain.models.bundles.remote.moves import start_rollout  # noqa: PLC0415
+    from abstain.models.bundles.rollouts import Options  # noqa: PLC0415
     from abstain.models.errors import ConfigError  # noqa: PLC0415
     from abstain.service.rollouts.state import describe_share  # noqa: PLC0415
 
@@ -64,26 +64,14 @@ def start(
     _check_between("--alpha", alpha)
     if not 0 < window_hours <= 24 * 366:
         raise ConfigError("--window-hours", expected="above 0, at most a year", found=window_hours)
-    name, version = stores.resolve(store, model)
-    if not force:
-        check_stable(store, name, version)
-    _, baseline = stores.resolve(store, name)
-    manifests = read_published(store, name, baseline), read_published(store, name, version)
-    started = start_rollout(
-        store,
-        manifests,
-        mode="shadow" if shadow else "canary",
-        share=part,
-        margin=margin,
-        alpha=alpha,
-        window_hours=window_hours,
-        auto=auto,
-    )
+    options = Options("shadow" if shadow else "canary", part, margin, alpha, window_hours, auto)
+    name, started = start_rollout(store, model, options, force=force)
     if as_json:
         print_json(started.model_dump())
         return
     typer.echo(
-        f"{name}:{version} is a {started.mode} of {name}:{baseline}: {describe_share(started)}; margin {margin:.2%}"
+        f"{name}:{started.candidate} is a {started.mode} of {name}:{started.baseline}: {describe_share(started)}; "
+        f"margin {margin:.2%}"
     )
     sys.stderr.write(
         f"note: running servers of this store begin within seconds; abstain rollout status {name} shows what they observe\n"
@@ -93,7 +81,7 @@ def start(
 @rollout.command(epilog="Example: `abstain rollout status digits`")
 def status(
     model: NameArgument,
-    store: StoreOption = DEFAULT_STORE,
+    store: AnyStoreOption = DEFAULT_STORE,
     url: Annotated[
         str | None, typer.Option(help="Ask this server instead of the store, if servers cannot write the store.")
     ] = None,
@@ -101,11 +89,11 @@ def status(
 ) -> None:
     """Show a rollout: what servers have observed, the evidence, and the verdict."""
     from abstain.models.bundles.references import parse_reference  # noqa: PLC0415
-    from abstain.models.bundles.rollout_evidence import read_status  # noqa: PLC0415
+    from abstain.models.bundles.remote.rollouts import status_in  # noqa: PLC0415
     from abstain.service.rollouts.state import describe, state_of  # noqa: PLC0415
 
     name = parse_reference(model).name
-    state = _ask(url, name) if url else state_of(read_status(store, name))
+    state = _ask(url, name) if url else state_of(status_in(store, name))
     if as_json:
         print_json(state.model_dump())
         return
@@ -118,32 +106,32 @@ def promote(
     force: Annotated[
         bool, typer.Option("--force", help="Even if the candidate is damaged or failed publication checks.")
     ] = False,
-    store: StoreOption = DEFAULT_STORE,
+    store: AnyStoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """End a rollout, and make the candidate stable; abstain rollback makes the earlier version stable again."""
-    from abstain.models.bundles.bundle import check_stable  # noqa: PLC0415
     from abstain.models.bundles.references import parse_reference  # noqa: PLC0415
-    from abstain.models.bundles.rollouts import running_rollout  # noqa: PLC0415
+    from abstain.models.bundles.remote.moves import check_candidate  # noqa: PLC0415
+    from abstain.models.bundles.remote.rollouts import running_in  # noqa: PLC0415
 
     name = parse_reference(model).name
     if not force:
-        check_stable(store, name, running_rollout(store, name).candidate)
+        check_candidate(store, name, running_in(store, name).candidate)
     _end(name, "promote", store, as_json)
 
 
 @rollout.command(epilog="Example: `abstain rollout abort digits`")
-def abort(model: NameArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+def abort(model: NameArgument, store: AnyStoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """End a rollout; all requests get the stable version again."""
     from abstain.models.bundles.references import parse_reference  # noqa: PLC0415
 
     _end(parse_reference(model).name, "abort", store, as_json)
 
 
-def _end(name: str, verdict: Verdict, store: Path, as_json: bool) -> None:
-    from abstain.models.bundles.rollouts import end_rollout, running_rollout  # noqa: PLC0415
+def _end(name: str, verdict: Verdict, store: Path | RemoteURL, as_json: bool) -> None:
+    from abstain.models.bundles.remote.rollouts import end_in, running_in  # noqa: PLC0415
 
-    ended = end_rollout(store, name, verdict, by="command", own_id=running_rollout(store, name).id)
+    ended = end_in(store, name, verdict, by="command", own_id=running_in(store, name).id)
     if as_json:
         print_json(ended.model_dump())
         return

@@ -83,7 +83,9 @@ def follow_store(settings: Settings, process: Process) -> None:
     mirror = None
     if isinstance(settings.store, RemoteURL):
         mirror = Mirror(open_objects(settings.store), settings.folder, signatures=bool(settings.trusted_keys))
-    follower = Follower(settings.folder, process, partial(try_version, environment=environment), announce, mirror)
+    follower = Follower(
+        settings.folder, process, partial(try_version, environment=environment), announce, mirror, settings.store
+    )
     if mirror:
         mirror.start(settings.refresh_seconds, lambda: {(key.name, key.version) for key in follower.plan.keys})
     follower.start(settings.refresh_seconds)
@@ -115,6 +117,7 @@ class Follower:
         try_one: tries a version before the workers load it.
         announce: is called with a line of text when other versions are served.
         mirror: what fills the store, if it is a copy of a store elsewhere.
+        store: that store elsewhere.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class Follower:
         try_one: Try,
         announce: Callable[[str], None] = lambda _text: None,
         mirror: Mirror | None = None,
+        store: Path | RemoteURL | None = None,
     ) -> None:
         self._mirror = mirror
         self._looked = Looked()
@@ -139,7 +143,7 @@ class Follower:
         self._delays: dict[Key, float] = {}
         self._unloaded: set[str] = set()
         self._orders: list[tuple[str, Order]] = []
-        self._gatherer = Gatherer(root, process.folder, announce)
+        self._gatherer = Gatherer(store or root, process.folder, announce)
         self._numbers = Numbers(process.folder, writer=True)
         self.plan = self._first_plan()
         log_changes(self.plan, None)
@@ -161,8 +165,9 @@ class Follower:
                 try:
                     due = bool(seconds) and time.monotonic() >= last + seconds
                     tried = any(trial.done.is_set() for trial in self._trials.values())
-                    ended = self._gatherer.step(self.plan)
+                    ended = self._gatherer.ended.is_set()
                     if self.take_orders() or due or tried or ended or self._mirror_changed():
+                        self._gatherer.ended.clear()
                         last = time.monotonic()
                         self.step()
                     self.answer_orders()
@@ -170,6 +175,7 @@ class Follower:
                     log.exception("the store cannot be followed; it is tried again")
                     time.sleep(1)
 
+        self._gatherer.start(lambda: self.plan)
         threading.Thread(target=follow, name="follow", daemon=True).start()
 
     def take_orders(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,17 +18,17 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from abstain.models.bundles.remote.rollouts import end_in, status_in, write_evidence_in
+from abstain.models.bundles.remote.url import RemoteURL
 from abstain.models.bundles.rollout_evidence import (
     ServerEvidence,
     Status,
     StoredEvidence,
     join_evidence,
-    read_status,
     status_of,
-    write_evidence,
 )
-from abstain.models.bundles.rollouts import Rollout, describe_outcome, end_rollout
-from abstain.models.errors import AbstainError
+from abstain.models.bundles.rollouts import Rollout, describe_outcome
+from abstain.models.errors import AbstainError, StoreError
 from abstain.models.files.records import write_record
 from abstain.service.plans import Plan
 from abstain.service.rollouts.state import state_of, state_path
@@ -42,24 +43,36 @@ class Gatherer:
     """The rollouts of a server, as its main process sees them.
 
     Args:
-        root: the store.
+        store: the store; that elsewhere, not its copy.
         folder: the folder of the run.
         announce: is called with a line of text when this server ends a rollout.
     """
 
-    def __init__(self, root: Path, folder: Path, announce: Callable[[str], None]) -> None:
-        self._root = root
+    def __init__(self, store: Path | RemoteURL, folder: Path, announce: Callable[[str], None]) -> None:
+        self._store = store
         self._folder = folder
         self._announce = announce
         self._server = secrets.token_hex(16)
         self._written: dict[str, ServerEvidence] = {}
-        self._last = 0.0
+        self.ended = threading.Event()
+        """Is set when the store is to be looked at, because a rollout has ended."""
+
+    def start(self, plan: Callable[[], Plan]) -> None:
+        """Starts a thread, as a store elsewhere may take long to answer; `plan` returns what is served."""
+
+        def follow() -> None:
+            while True:
+                time.sleep(SECONDS)
+                try:
+                    if self.step(plan()):
+                        self.ended.set()
+                except Exception:
+                    log.exception("the evidence on a rollout cannot be gathered; it is tried again")
+
+        threading.Thread(target=follow, name="rollouts", daemon=True).start()
 
     def step(self, plan: Plan) -> bool:
-        """Gathers the evidence on the rollouts of a plan, every few seconds; returns whether it has ended one."""
-        if time.monotonic() < self._last + SECONDS:
-            return False
-        self._last = time.monotonic()
+        """Gathers the evidence on the rollouts of a plan; returns whether one has ended."""
         rollouts = {name: model.rollout for name, model in plan.models.items() if model.rollout}
         ended = [self._gather(name, rollout) for name, rollout in rollouts.items()]
         return any(ended)
@@ -68,7 +81,7 @@ class Gatherer:
         own = self._own_evidence(rollout)
         why = self._write(name, rollout, own) if own else None
         try:
-            status = read_status(self._root, name)
+            status = status_in(self._store, name)
             if status.rollout.id != rollout.id or status.rollout.outcome:
                 # A command or another server was faster: the store is to be looked at.
                 write_record(state_path(self._folder, name), state_of(status))
@@ -102,9 +115,10 @@ class Gatherer:
         if self._written.get(rollout.id) == own:
             return None
         try:
-            write_evidence(self._root, name, rollout, self._server, own)
-        except OSError as error:
-            return f"the store cannot be written ({error.strerror}); this is the evidence of one server alone"
+            write_evidence_in(self._store, name, rollout, self._server, own)
+        except (StoreError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            return f"the store cannot be written ({reason}); this is the evidence of one server alone"
         self._written = {rollout.id: own, **{key: each for key, each in self._written.items() if key != rollout.id}}
         return None
 
@@ -113,7 +127,7 @@ class Gatherer:
         if status.comparison is None or status.comparison.verdict is None:
             return False
         try:
-            ended = end_rollout(self._root, name, status.comparison.verdict, by="server", own_id=status.rollout.id)
+            ended = end_in(self._store, name, status.comparison.verdict, by="server", own_id=status.rollout.id)
         except (AbstainError, OSError) as error:
             log.error("%s: the rollout cannot be ended: %s", name, error)
             return False

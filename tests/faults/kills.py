@@ -37,7 +37,7 @@ from abstain.models.bundles.bundle import read_published
 from abstain.models.bundles.manifest import read_manifest, verify_files, write_manifest
 from abstain.models.bundles.retention import prune
 from abstain.models.bundles.rollout_evidence import ServerEvidence, StoredEvidence, read_status, write_evidence
-from abstain.models.bundles.rollouts import EVIDENCE, end_rollout, now, read_rollout, start_rollout
+from abstain.models.bundles.rollouts import EVIDENCE, Options, end_rollout, now, read_rollout, start_rollout
 from abstain.models.decisions.comparison import NO_EVIDENCE
 from abstain.models.errors import AbstainError
 from tests.helpers.golden_versions import GOLDEN
@@ -119,9 +119,7 @@ def roll_out_some(root: Path, _randomness: np.random.Generator) -> None:
         rollout = read_rollout(root, NAME)
         if rollout is None or rollout.outcome:
             manifests = read_published(root, NAME, baseline), read_published(root, NAME, candidate)
-            rollout = start_rollout(
-                root, manifests, mode="canary", share=0.1, margin=0.1, alpha=0.05, window_hours=1.0, auto=False
-            )
+            rollout = start_rollout(root, manifests, Options("canary", 0.1))
         evidence = ServerEvidence(rejects=StoredEvidence.of(NO_EVIDENCE), updated=now())
         write_evidence(root, NAME, rollout, f"{os.getpid():032x}", evidence)
         verdict = "promote" if rollout.baseline == baseline else "abort"

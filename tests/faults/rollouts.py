@@ -19,13 +19,14 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 from scipy import stats
 
 from abstain.models.bundles.bundle import read_published
-from abstain.models.bundles.rollouts import end_rollout, read_rollout, start_rollout
+from abstain.models.bundles.rollouts import Options, end_rollout, read_rollout, start_rollout
 from abstain.models.bundles.store import set_label
 from tests.faults.swaps import expected_means
 from tests.helpers.golden_versions import publish_golden
@@ -36,11 +37,10 @@ HEADER = "X-User-Id"
 FOLLOW_SECONDS = 60.0
 
 
-def start(root: Path, candidate: int, baseline: int, **changes: object) -> str:
+def start(root: Path, candidate: int, baseline: int, **changes: Any) -> str:
     """Starts a rollout of `golden`, as `abstain rollout start` does; returns its id."""
     manifests = read_published(root, "golden", baseline), read_published(root, "golden", candidate)
-    options = {"mode": "canary", "share": SHARE, "margin": 0.05, "alpha": 0.05, "window_hours": 24.0, "auto": False}
-    return start_rollout(root, manifests, **{**options, **changes}).id  # pyright: ignore[reportArgumentType]
+    return start_rollout(root, manifests, Options("canary", SHARE)._replace(**changes)).id
 
 
 def wait_until_followed(server: Server, own_id: str | None) -> None:

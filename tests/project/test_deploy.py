@@ -21,7 +21,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from abstain.models.bundles.bundle import read_published
-from abstain.models.bundles.rollouts import start_rollout
+from abstain.models.bundles.rollouts import Options, start_rollout
 from abstain.service.access.api_keys import add_key
 from abstain.training.calibrate import calibrate_version
 from abstain.training.config.reading import read_config
@@ -276,7 +276,7 @@ def serving(store, tmp_path_factory):
     keys = folder / "keys.json"
     reader, key = add_key(keys, "prometheus", ("metrics",)), add_key(keys, "app", ("predict",))
     manifests = read_published(root, "digits", 1), read_published(root, "digits", 2)
-    start_rollout(root, manifests, mode="shadow", share=1.0, margin=0.05, alpha=0.05, window_hours=24.0, auto=False)
+    start_rollout(root, manifests, Options("shadow", 1.0))
     server = start_server(root, folder, workers=2, TMPDIR=str(folder), ABSTAIN_KEYS=str(keys))
     yield Serving(server, folder, reader, key)
     stop_server(server)

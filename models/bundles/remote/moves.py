@@ -1,17 +1,20 @@
-"""Moves labels in a store, wherever it is, as `abstain label` and `abstain rollback` do."""
+"""Moves labels and starts rollouts in a store, wherever it is, as `abstain label`, `rollback` and `rollout start` do."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from abstain.models.bundles import store as stores
-from abstain.models.bundles.bundle import check_stable
+from abstain.models.bundles.bundle import check_stable, read_published
+from abstain.models.bundles.manifest import Manifest
 from abstain.models.bundles.references import STABLE
-from abstain.models.bundles.remote.copies import local_copy
+from abstain.models.bundles.remote.copies import local_copy, resolve_in
 from abstain.models.bundles.remote.labels import rollback_remote, set_remote_label
 from abstain.models.bundles.remote.objects import open_objects
+from abstain.models.bundles.remote.rollouts import put_rollout
 from abstain.models.bundles.remote.url import RemoteURL
 from abstain.models.bundles.remote.versions import read_remote_labels, resolve_remote
+from abstain.models.bundles.rollouts import Options, Rollout
 
 
 def move_label(store: Path | RemoteURL, model: str, label: str, *, force: bool) -> tuple[str, int, bool]:
@@ -51,3 +54,41 @@ def move_back(store: Path | RemoteURL, name: str) -> int:
         StoreError: there is no previous `stable`, or the store cannot be read or written.
     """
     return stores.rollback(store, name) if isinstance(store, Path) else rollback_remote(open_objects(store), name)
+
+
+def start_rollout(store: Path | RemoteURL, model: str, options: Options, *, force: bool = False) -> tuple[str, Rollout]:
+    """Starts a rollout of the version that a reference means, against the one that requests for the model get.
+
+    Args:
+        force: whether the candidate may be damaged or have failed publication checks.
+
+    Returns:
+        The name of the model, and the rollout.
+
+    Raises:
+        UnknownModel: the model, version or label does not exist.
+        StoreError: another rollout runs, the versions cannot be compared, or the store cannot be read or written.
+        BundleError: the candidate is damaged.
+    """
+    name, version = resolve_in(store, model)
+    _, baseline = resolve_in(store, name)
+    manifests = _read_manifest(store, name, baseline), _read_manifest(store, name, version, check=not force)
+    return name, put_rollout(store, manifests, options)
+
+
+def check_candidate(store: Path | RemoteURL, name: str, version: int) -> None:
+    """Checks that a version may be promoted, as `check_stable` does.
+
+    Raises:
+        StoreError: it failed publication checks, or the store cannot be read.
+        BundleError: it is damaged.
+    """
+    _read_manifest(store, name, version, check=True)
+
+
+def _read_manifest(store: Path | RemoteURL, name: str, version: int, *, check: bool = False) -> Manifest:
+    """Reads the manifest of a version; with `check`, all its files. A version of a store elsewhere is downloaded."""
+    with local_copy(store, f"{name}:{version}") as root:
+        if check:
+            check_stable(root, name, version)
+        return read_published(root, name, version)

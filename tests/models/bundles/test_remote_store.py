@@ -17,11 +17,16 @@ from abstain.models.bundles.manifest import read_manifest, verify_files, write_m
 from abstain.models.bundles.remote.download import download_version
 from abstain.models.bundles.remote.labels import rollback_remote, set_remote_label
 from abstain.models.bundles.remote.mirror import AWAY, Mirror
+from abstain.models.bundles.remote.moves import start_rollout
 from abstain.models.bundles.remote.objects import Objects, open_objects
 from abstain.models.bundles.remote.publish import publish_remote, push
+from abstain.models.bundles.remote.rollouts import end_in, status_in, write_evidence_in
 from abstain.models.bundles.remote.url import RemoteURL
 from abstain.models.bundles.remote.versions import read_remote_labels, resolve_remote, whole_versions
+from abstain.models.bundles.rollout_evidence import ServerEvidence, StoredEvidence
+from abstain.models.bundles.rollouts import Options, now, read_rollout
 from abstain.models.bundles.store import model_names, read_labels, versions
+from abstain.models.decisions.comparison import PAIRED, weigh
 from abstain.models.errors import BundleError, StoreError, UnknownModel
 from tests.helpers.golden_versions import GOLDEN, publish_golden
 from tests.helpers.object_server import ObjectServer
@@ -379,3 +384,54 @@ def test_a_version_that_was_replaced_is_downloaded_again(objects, local, tmp_pat
     Mirror(objects, tmp_path / "mirror").settle()
     copied, pushed = (tmp_path / folder / "golden" / "1" for folder in ("mirror", "other"))
     assert read_manifest(copied).digest == read_manifest(pushed).digest
+
+
+def test_a_rollout_lies_in_the_store_elsewhere(objects, store_url, local, tmp_path):
+    """Started, observed, copied by the mirror with its candidate, and promoted; nothing is changed past another's change."""
+    push_golden(objects, local, 1, 2)
+    set_remote_label(objects, "golden", 1, "stable")
+    name, started = start_rollout(store_url, "golden:2", Options("shadow", 1.0))
+    assert (name, started.baseline, started.candidate) == ("golden", 1, 2)
+    with pytest.raises(StoreError, match="rollout of golden:2 is running"):
+        start_rollout(store_url, "golden:2", Options("canary", 0.1))
+    mirror = Mirror(objects, tmp_path / "mirror")
+    mirror.settle()
+    assert read_rollout(tmp_path / "mirror", "golden") == started
+    assert versions(tmp_path / "mirror", "golden") == [1, 2]
+
+    evidence = ServerEvidence(rejects=StoredEvidence.of(weigh(np.zeros(200), 0.05, PAIRED)), rows=200, updated=now())
+    for server in ("0" * 32, "1" * 32):
+        write_evidence_in(store_url, "golden", started, server, evidence)
+    put(objects, f"golden/.evidence/{started.id}/notes.txt", b"not evidence")
+    status = status_in(store_url, "golden")
+    assert (status.servers, status.rejects.count, status.comparison.verdict) == (2, 400, "promote")
+
+    with pytest.raises(StoreError, match="another rollout of golden was started"):
+        end_in(store_url, "golden", "promote", by="server", own_id="f" * 32)
+    ended = end_in(store_url, "golden", "promote", by="server", own_id=started.id)
+    assert read_remote_labels(objects, "golden")[0].labels == {"stable": 2}
+    assert status_in(store_url, "golden").rollout == ended
+    mirror.settle()
+    assert read_rollout(tmp_path / "mirror", "golden").outcome == ended.outcome
+
+
+def test_two_commands_cannot_both_end_a_rollout(objects, store_url, local):
+    """One says that it has ended; the other that it does not run any more, or was changed meanwhile."""
+    push_golden(objects, local, 1, 2)
+    set_remote_label(objects, "golden", 1, "stable")
+    _, started = start_rollout(store_url, "golden:2", Options("canary", 0.1))
+
+    def end() -> object:
+        try:
+            return end_in(store_url, "golden", "abort", by="command", own_id=started.id)
+        except StoreError as error:
+            return error
+
+    results = at_once(end, end, end)
+    assert sum(not isinstance(result, StoreError) for result in results) >= 1
+    assert all(
+        "no rollout" in str(result) or "changed the rollout" in str(result)
+        for result in results
+        if isinstance(result, StoreError)
+    )
+    assert status_in(store_url, "golden").rollout.outcome is not None

@@ -15,13 +15,13 @@ from abstain.models.bundles.rollout_evidence import (
     read_status,
     write_evidence,
 )
-from abstain.models.bundles.rollouts import EVIDENCE, ROLLOUT, end_rollout, now, read_rollout, start_rollout
+from abstain.models.bundles.rollouts import EVIDENCE, ROLLOUT, Options, end_rollout, now, read_rollout, start_rollout
 from abstain.models.decisions.comparison import PAIRED, weigh
 from abstain.models.errors import StoreError, UnknownModel
 from abstain.models.tables.columns import Column
 from tests.helpers.golden_versions import publish_golden
 
-DEFAULTS = {"mode": "canary", "share": 0.1, "margin": 0.1, "alpha": 0.05, "window_hours": 24.0, "auto": False}
+DEFAULTS = Options("canary", 0.1, margin=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def manifests(root, baseline=1, candidate=2):
 
 def start(root, **changes):
     """Starts a canary of `golden:2`."""
-    return start_rollout(root, manifests(root), **{**DEFAULTS, **changes})
+    return start_rollout(root, manifests(root), DEFAULTS._replace(**changes))
 
 
 def evidence(values, dropped=0):
@@ -110,12 +110,12 @@ def test_versions_that_cannot_be_compared_are_refused(root):
     """The version itself, and for a shadow other columns, categories or classes; a canary reads its own requests."""
     one, other = manifests(root)
     with pytest.raises(StoreError, match="is what requests for golden get already"):
-        start_rollout(root, (one, one), **DEFAULTS)
+        start_rollout(root, (one, one), DEFAULTS)
     columns = other.model.preprocessing.model_copy(update={"columns": (Column(name="other"),)})
     changed = other.model_copy(update={"model": other.model.model_copy(update={"preprocessing": columns})})
     with pytest.raises(StoreError, match="differs in its columns"):
-        start_rollout(root, (one, changed), **{**DEFAULTS, "mode": "shadow"})
-    assert start_rollout(root, (one, changed), **DEFAULTS).mode == "canary"
+        start_rollout(root, (one, changed), DEFAULTS._replace(mode="shadow"))
+    assert start_rollout(root, (one, changed), DEFAULTS).mode == "canary"
 
 
 def test_the_evidence_of_servers_adds_up(root):
@@ -159,7 +159,7 @@ def test_a_model_without_a_rollout_says_how_to_start_one(root):
 def test_prune_keeps_both_versions_of_a_rollout_until_it_has_ended(root):
     """Without it, only the newest and the labelled version stay."""
     store.set_label(root, "golden", 3, "stable")
-    started = start_rollout(root, manifests(root, 1, 2), **DEFAULTS)
+    started = start_rollout(root, manifests(root, 1, 2), DEFAULTS)
     labels = store.Labels(labels={"stable": 3})
     assert removable_versions([1, 2, 3], labels, 1, started) == []
     ended = end_rollout(root, "golden", "abort", by="command", own_id=started.id)

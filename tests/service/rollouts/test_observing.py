@@ -6,7 +6,7 @@ import pytest
 from abstain.models.bundles import store
 from abstain.models.bundles.bundle import read_published
 from abstain.models.bundles.rollout_evidence import read_status
-from abstain.models.bundles.rollouts import ROLLOUT, end_rollout, read_rollout, start_rollout
+from abstain.models.bundles.rollouts import ROLLOUT, Options, end_rollout, read_rollout, start_rollout
 from abstain.models.decisions.judging import judge
 from abstain.models.decisions.records import Levels
 from abstain.service.live_versions import LiveVersions
@@ -41,17 +41,10 @@ def root(original):
     return original
 
 
-@pytest.fixture
-def at_once(monkeypatch):
-    """The main process looks at the evidence at every step."""
-    monkeypatch.setattr(gathering, "SECONDS", 0.0)
-
-
 def start(root, candidate=3, **changes):
     """Starts a shadow of all requests."""
     manifests = read_published(root, "golden", 1), read_published(root, "golden", candidate)
-    options = {"mode": "shadow", "share": 1.0, "margin": 0.2, "alpha": 0.05, "window_hours": 24.0, "auto": False}
-    return start_rollout(root, manifests, **{**options, **changes})
+    return start_rollout(root, manifests, Options("shadow", 1.0, margin=0.2)._replace(**changes))
 
 
 def load(root):
@@ -175,7 +168,7 @@ def test_a_caller_counts_once(root, tmp_path):
 
 
 @pytest.mark.parametrize(("rejects", "verdict", "served"), [(None, "promote", 3), (True, "abort", 1)])
-def test_the_server_ends_a_rollout_that_has_a_verdict(root, tmp_path, at_once, rejects, verdict, served):
+def test_the_server_ends_a_rollout_that_has_a_verdict(root, tmp_path, rejects, verdict, served):
     """With `auto`: the label moves, and the state in the folder of the run says so; not before the evidence suffices."""
     start(root, auto=True)
     versions, watch, told = load(root), RolloutWatch(tmp_path), []
@@ -192,7 +185,7 @@ def test_the_server_ends_a_rollout_that_has_a_verdict(root, tmp_path, at_once, r
     assert len(told) == 1
 
 
-def test_without_auto_the_evidence_only_stands_in_the_store(root, tmp_path, at_once):
+def test_without_auto_the_evidence_only_stands_in_the_store(root, tmp_path):
     """`abstain rollout status` reads it there; a rollout that a command has ended is looked at again."""
     started = start(root)
     versions, watch = load(root), RolloutWatch(tmp_path)
@@ -206,13 +199,13 @@ def test_without_auto_the_evidence_only_stands_in_the_store(root, tmp_path, at_o
     assert read_state(tmp_path, "golden").state == "aborted"
 
 
-def test_a_store_that_cannot_be_written_leaves_the_evidence_of_this_server(root, tmp_path, at_once, monkeypatch):
+def test_a_store_that_cannot_be_written_leaves_the_evidence_of_this_server(root, tmp_path, monkeypatch):
     """It is shown with the reason, and no verdict is acted on: other servers may have seen something else."""
 
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(gathering, "write_evidence", refuse)
+    monkeypatch.setattr(gathering, "write_evidence_in", refuse)
     start(root, auto=True)
     versions, watch = load(root), RolloutWatch(tmp_path)
     gatherer, plan = Gatherer(root, tmp_path, lambda _text: None), make_plan(read_stored(root))
