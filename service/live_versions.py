@@ -29,10 +29,11 @@ from abstain.models.errors import AbstainError
 from abstain.models.prediction.predictive import BUCKETS
 from abstain.service.errors import HTTPError
 from abstain.service.live import Live
-from abstain.service.loading import Loader, report_gone, report_not_served, report_ready, text_of, unexpected
+from abstain.service.loading import Loader, report_not_served, report_ready, text_of, unexpected
 from abstain.service.memory import return_memory, trim
 from abstain.service.plans import Failure, Key, Plan, log_changes, make_plan, read_stored
 from abstain.service.rollouts.routing import Caller, Choice, choose
+from abstain.service.table_reports import report_failures, report_swap
 from abstain.service.version_table import (
     Entry,
     Table,
@@ -130,7 +131,7 @@ class LiveVersions:
         Versions are read and verified one after another; each is compiled while the next one is read.
         """
         self._table = self._new_table(plan, entries_of(plan))
-        _report_failures(self._table, Table())
+        report_failures(self._table, Table())
         with ThreadPoolExecutor(COMPILING, thread_name_prefix="compile") as pool:
             for number, key in enumerate(sorted(plan.keys), start=1):
                 (progress or _silent)(f"reading {key.name}:{key.version}, {number} of {len(plan.keys)}")
@@ -178,7 +179,7 @@ class LiveVersions:
         """Answers by the prepared plan from now on, and returns the memory of what it does not serve any more."""
         if self._next is not None:
             before, self._table, self._next = self._table, self._next, None
-            _report_swap(before, self._table)
+            report_swap(before, self._table)
             del before
             trim()
 
@@ -406,25 +407,3 @@ class LiveVersions:
 
 def _silent(_text: str) -> None:
     """Reports no progress."""
-
-
-def _report_swap(before: Table, after: Table) -> None:
-    """Sets the metrics of versions that are served from now on, not served any more, or newly failed."""
-    old, new = before.live(), after.live()
-    for live in old:
-        if not any(live is other for other in new):
-            report_gone(live)
-            log.info("%s is not served any more", live.described)
-    for live in new:
-        if not any(live is other for other in old):
-            report_ready(live)
-            log.info("%s is served from now on", live.described)
-    _report_failures(after, before)
-
-
-def _report_failures(after: Table, before: Table) -> None:
-    for name, model in after.models.items():
-        for version, failure in model.failures.items():
-            known = before.entries.get(name, {}).get(version)
-            if failure.state != "loading" and (known is None or known.state != failure.state):
-                report_not_served(name, version, failure)

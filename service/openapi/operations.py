@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from abstain.service.json_objects import HEADER_LENGTH
-from abstain.service.openapi.schemas import INTEGER, SETTINGS, STRING, Schema, array, described, ref
+from abstain.service.openapi.forms import INTEGER, STRING, Schema, array, described, ref
+from abstain.service.openapi.schemas import SETTINGS
 from abstain.service.predict.table_bodies import ARROW, CSV, QUERY
 
 TAGS = {

@@ -2,65 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, get_args
+from typing import get_args
 
 from abstain.models.prediction.summaries import QUANTILES
 from abstain.service.open_inference.statistics import SPANS
 from abstain.service.open_inference.tensors import DATATYPES, INPUT
+from abstain.service.openapi.forms import (
+    ANY,
+    BOOLEAN,
+    INTEGER,
+    NUMBER,
+    STRING,
+    Schema,
+    any_one_of,
+    array,
+    described,
+    map_of,
+    nullable,
+    record,
+    ref,
+)
+from abstain.service.openapi.rollouts import ROLLOUT, ROLLOUT_STATE
 from abstain.service.responses import LONGEST_ID
 from abstain.service.version_table import State
-
-Schema = dict[str, Any]
-BOOLEAN: Schema = {"type": "boolean"}
-INTEGER: Schema = {"type": "integer"}
-NUMBER: Schema = {"type": "number"}
-STRING: Schema = {"type": "string"}
-ANY: Schema = {}
-
-
-def ref(name: str) -> Schema:
-    """Returns a reference to a schema."""
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def array(items: Schema, **more: Any) -> Schema:
-    """Returns the schema of a list."""
-    return {"type": "array", "items": items, **more}
-
-
-def record(properties: dict[str, Schema], optional: Iterable[str] = (), *, closed: bool = False, **more: Any) -> Schema:
-    """Returns the schema of an object; all properties but the optional ones are required.
-
-    Args:
-        closed: whether other properties are refused, as in the body of a request.
-    """
-    required = [name for name in properties if name not in set(optional)]
-    schema: Schema = {"type": "object", "properties": properties, **more}
-    if required:
-        schema["required"] = required
-    return schema | ({"additionalProperties": False} if closed else {})
-
-
-def map_of(values: Schema) -> Schema:
-    """Returns the schema of an object whose names are not known."""
-    return {"type": "object", "additionalProperties": values}
-
-
-def any_one_of(*names: str) -> Schema:
-    """Returns the schema of a value that fits exactly one of several schemas."""
-    return {"oneOf": [ref(name) for name in names]}
-
-
-def described(schema: Schema, text: str) -> Schema:
-    """Returns a schema with a description."""
-    return {**schema, "description": text}
-
-
-def nullable(schema: Schema) -> Schema:
-    """Returns the schema that also allows null."""
-    return {**schema, "type": [schema["type"], "null"]}
-
 
 _PAIR = array(NUMBER, minItems=2, maxItems=2)
 _NESTED = array({"anyOf": [NUMBER, array({"anyOf": [NUMBER, array(NUMBER)]})]})
@@ -104,17 +68,6 @@ _PREDICTION = {
     "prediction_set": described(array(STRING), "classification: classes, the most probable first; may be empty"),
     "probability_interval": described(_PAIR, "ends of the probability of the second of two classes"),
 }
-_ROLLOUT = {
-    "id": STRING,
-    "mode": {"type": "string", "enum": ["canary", "shadow"]},
-    "candidate": INTEGER,
-    "baseline": INTEGER,
-    "share": described(NUMBER, "of the callers, or of a shadow's requests"),
-    "auto": described(BOOLEAN, "whether a server ends the rollout when there is a verdict"),
-    "started": STRING,
-}
-_VERDICT = {"type": "string", "enum": ["promote", "abort"]}
-_DIFFERENCE = {"mean": nullable(NUMBER), "standard_error": nullable(NUMBER)}
 _VERSION = {
     "version": INTEGER,
     "labels": described(array(STRING), "the labels of the store"),
@@ -279,39 +232,10 @@ SCHEMAS: dict[str, Schema] = {
         {
             "name": STRING,
             "versions": array(ref("ModelVersion")),
-            "rollout": described(nullable(record(_ROLLOUT)), "the rollout that the server follows"),
+            "rollout": described(nullable(record(ROLLOUT)), "the rollout that the server follows"),
         }
     ),
-    "Rollout": record(
-        {
-            "rollout": record(
-                {
-                    **_ROLLOUT,
-                    "margin": NUMBER,
-                    "alpha": NUMBER,
-                    "window_hours": NUMBER,
-                    "outcome": nullable(
-                        record(
-                            {"verdict": _VERDICT, "by": {"type": "string", "enum": ["command", "server"]}, "at": STRING}
-                        )
-                    ),
-                }
-            ),
-            "state": {"type": "string", "enum": ["running", "promoted", "aborted"]},
-            "observations": described(INTEGER, "one for each caller"),
-            "rows": INTEGER,
-            "dropped": described(INTEGER, "requests that a shadow did not compute"),
-            "servers": described(INTEGER, "how many starts of servers have given evidence"),
-            "reject_rate": described(record(_DIFFERENCE), "the candidate's minus the baseline's"),
-            "disagreement": described(nullable(record(_DIFFERENCE)), "the share of rows with another label"),
-            "promote": described(NUMBER, "the e-value against a difference of at least the margin"),
-            "abort": described(NUMBER, "the e-value against differences of at most the margin"),
-            "needed": described(NUMBER, "the e-value of a verdict"),
-            "verdict": nullable(_VERDICT),
-            "missing": described(nullable(INTEGER), "about how many more observations a verdict needs"),
-            "why": described(nullable(STRING), "why this is the evidence of one server alone"),
-        }
-    ),
+    "Rollout": ROLLOUT_STATE,
     "ModelVersion": record(_VERSION),
     "Model": record(_MODEL, ["reading"]),
     "ModelColumn": record({"name": STRING, **_COLUMN_FACTS}, _OF_ONE_KIND),

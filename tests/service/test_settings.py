@@ -30,6 +30,8 @@ VARIABLES = [
     ("require_sound", "true", True),
     ("refresh_seconds", "0.5", 0.5),
     ("memory_bytes", "1000000", 1_000_000),
+    ("caller_header", "X-User-Id", "X-User-Id"),
+    ("shadow_cpu", "0.5", 0.5),
     ("ready", "all", "all"),
     ("state", "/var/lib/abstain", Path("/var/lib/abstain")),
     ("compiled", "/var/cache/abstain", Path("/var/cache/abstain")),
