@@ -57,6 +57,12 @@ ROLLOUTS = (
         top=100,
     ),
     lines(
+        "Failed in rollouts",
+        "Requests for a second that the candidate in the legend, or its baseline, could not answer. They count as rejected.",
+        Query(f"sum by (model, version, side) (rate(abstain_rollout_failed_total{{{VERSION}}}{RATE}))", _BY_SIDE),
+        unit="reqps",
+    ),
+    lines(
         "Dropped by shadows",
         "Requests for a second that a shadow did not compute, because the server was busy.",
         Query(

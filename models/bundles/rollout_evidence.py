@@ -24,15 +24,22 @@ from abstain.models.files.regular import read_bounded
 from abstain.models.validation import refuse
 
 MOST_SERVERS = 1_000
-"""The most files of evidence that are read; each start of a server makes one."""
+"""The most files of evidence; each start of a server makes one."""
+MOST_NATS, MOST_SUM = 50.0, 1e12
+"""More than one observation can add to the logarithm of a capital, and to the sums."""
+CALLERS = ".callers"
+"""The end of the name of a file of callers: fingerprints of eight bytes each."""
+CALLERS_BYTES = 2**21
+"""The largest size of a file of callers."""
 _FILE = re.compile(r"[0-9a-f]{32}\.json")
+_CALLERS = re.compile(rf"[0-9a-f]{{32}}{re.escape(CALLERS)}")
 
 
 class StoredEvidence(BaseModel):
     """The fields of `Evidence`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    count: Annotated[int, Field(ge=0)]
+    count: Annotated[int, Field(ge=0, lt=2**53)]
     total: float
     squares: Annotated[float, Field(ge=0)]
     capital: list[list[float]]
@@ -41,6 +48,13 @@ class StoredEvidence(BaseModel):
     def _check_shape(self) -> StoredEvidence:
         if [len(row) for row in self.capital] != [len(STAKES)] * len(TESTS):
             raise ValueError(f"{len(TESTS)} lists of {len(STAKES)} numbers")
+        # No observation can have more; what is left out of this is not what a server has written.
+        most = MOST_NATS * self.count
+        if (
+            max(abs(value) for row in self.capital for value in row) > most
+            or max(abs(self.total), self.squares) > MOST_SUM * self.count
+        ):
+            raise ValueError(f"sums that {self.count} observations can have")
         return self
 
     @classmethod
@@ -68,6 +82,10 @@ class ServerEvidence(BaseModel):
     """The rows of all observations."""
     dropped: Annotated[int, Field(ge=0)] = 0
     """The requests that a shadow did not compute, because the server was busy."""
+    failed_baseline: Annotated[int, Field(ge=0)] = 0
+    """The requests that the baseline could not answer."""
+    failed_candidate: Annotated[int, Field(ge=0)] = 0
+    """The requests that the candidate could not answer."""
     updated: str
     """The time of the last change, as in `Rollout.started`."""
 
@@ -81,6 +99,8 @@ class Status(NamedTuple):
     comparison: Comparison | None
     rows: int
     dropped: int
+    failed_baseline: int
+    failed_candidate: int
     servers: int
 
 
@@ -112,7 +132,7 @@ def known_rollout(rollout: Rollout | None, name: str) -> Rollout:
 def status_of(rollout: Rollout, found: list[ServerEvidence]) -> Status:
     """Joins the evidence on a rollout, and compares the versions by it."""
     if not found:
-        return Status(rollout, None, None, None, 0, 0, 0)
+        return Status(rollout, None, None, None, 0, 0, 0, 0, 0)
     rejects, labels = join_evidence(found)
     return Status(
         rollout,
@@ -121,6 +141,8 @@ def status_of(rollout: Rollout, found: list[ServerEvidence]) -> Status:
         compare(rejects, labels, rollout.alpha),
         sum(each.rows for each in found),
         sum(each.dropped for each in found),
+        sum(each.failed_baseline for each in found),
+        sum(each.failed_candidate for each in found),
         len(found),
     )
 
@@ -141,11 +163,49 @@ def write_evidence(store: Path, name: str, rollout: Rollout, server: str, eviden
     Raises:
         OSError: the store cannot be written.
     """
-    folder = store / name / EVIDENCE / rollout.id
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _make_folder(store / name, rollout)
     draft = folder / f".{server}.draft"
     draft.write_bytes(dump_evidence(evidence))
     draft.rename(folder / f"{server}.json")
+
+
+def share_callers(
+    store: Path, name: str, rollout: Rollout, server: str, own: bytes | None, seen: dict[str, str]
+) -> list[bytes]:
+    """Writes the callers that a server has observed, and returns those of other servers that are new.
+
+    Args:
+        own: fingerprints of eight bytes; None if they have not changed.
+        seen: what was read before: the size and time of each file; is updated.
+
+    Raises:
+        OSError: the store cannot be read or written.
+    """
+    folder, found = _make_folder(store / name, rollout), list[bytes]()
+    if own is not None:
+        draft = folder / f".{server}.callers-draft"
+        draft.write_bytes(own)
+        draft.rename(folder / f"{server}{CALLERS}")
+    for other in callers_names((path.name for path in folder.iterdir()), server):
+        facts = (folder / other).stat()
+        tag = f"{facts.st_size}.{facts.st_mtime_ns}.{facts.st_ino}"
+        if seen.get(other) != tag:
+            seen[other] = tag
+            found.append(read_bounded(folder / other, CALLERS_BYTES, StoreError))
+    return found
+
+
+def callers_names(names: Iterable[str], server: str) -> list[str]:
+    """Returns the names that are files of callers of other servers."""
+    return sorted(name for name in names if _CALLERS.fullmatch(name) and name != f"{server}{CALLERS}")[:MOST_SERVERS]
+
+
+def _make_folder(home: Path, rollout: Rollout) -> Path:
+    """Makes the folder of the evidence on a rollout, but no folder of a model: that may have been removed."""
+    folder = home / EVIDENCE / rollout.id
+    folder.parent.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _read_evidence(path: Path) -> ServerEvidence:
@@ -165,7 +225,7 @@ def parse_evidence(written: bytes, where: str) -> ServerEvidence:
     try:
         return ServerEvidence.model_validate_json(written)
     except ValidationError as error:
-        fix = "remove the file; what this server has observed is then not counted"
+        fix = "end the rollout, and start it again: without this file the promise of the verdict is lost"
         raise refuse(error, StoreError, ServerEvidence, where=where, whole="is not JSON", fix=fix) from error
 
 
@@ -175,5 +235,13 @@ def dump_evidence(evidence: ServerEvidence) -> bytes:
 
 
 def evidence_names(names: Iterable[str]) -> list[str]:
-    """Returns the names that are files of evidence, at most `MOST_SERVERS`."""
-    return sorted(name for name in names if _FILE.fullmatch(name))[:MOST_SERVERS]
+    """Returns the names that are files of evidence.
+
+    Raises:
+        StoreError: there are too many.
+    """
+    found = sorted(name for name in names if _FILE.fullmatch(name))
+    if len(found) > MOST_SERVERS:
+        fix = "end the rollout, and start it again"
+        raise StoreError("files of evidence", expected=f"at most {MOST_SERVERS:,}", found=f"{len(found):,}", fix=fix)
+    return found

@@ -18,7 +18,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from abstain.models.bundles import store as stores
-from abstain.models.bundles.references import STABLE, default_version
+from abstain.models.bundles.references import STABLE, Reference, default_version, resolve_among
 from abstain.models.decisions.comparison import Verdict
 from abstain.models.errors import StoreError, clip_repr
 from abstain.models.files.regular import read_bounded
@@ -37,45 +37,57 @@ Mode = Literal["canary", "shadow"]
 _Version = Annotated[int, Field(gt=0, lt=10**9)]
 
 
+_Hex = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+_Time = Annotated[str, Field(max_length=40, pattern=r"^[0-9T:.+Z-]+$")]
+"""A time in UTC, ISO 8601."""
+
+
 class Outcome(BaseModel):
     """How a rollout ended."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     verdict: Verdict
     by: Literal["command", "server"]
-    at: str
-    """The time, as in `Rollout.started`."""
+    at: _Time
 
 
-class Rollout(BaseModel):
-    """A comparison of a candidate with the version that requests for the model get otherwise, the baseline."""
+class RolloutFacts(BaseModel):
+    """What everybody may know of a rollout: a candidate and the version that requests for the model get otherwise, the baseline."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
-    """A random text; it also decides which callers get the candidate."""
+    id: _Hex
     candidate: _Version
     baseline: _Version
     mode: Mode
     share: Annotated[float, Field(gt=0, le=1)]
-    """The share of the callers that get the candidate, or of the requests that a shadow computes too."""
+    """The share of the callers that get the candidate, or whose requests a shadow computes too."""
     margin: Annotated[float, Field(gt=0, lt=1)]
     """The largest difference of the reject rates, and for a shadow of the labels, that is harmless."""
     alpha: Annotated[float, Field(gt=0, lt=1)]
-    """The largest probability of a false verdict."""
-    window_hours: Annotated[float, Field(gt=0, le=24 * 366)]
-    """A shadow observes each caller once in such a time; a canary once."""
+    """The largest probability of a false verdict of each kind."""
     auto: bool
     """Whether servers promote or abort when there is a verdict."""
-    started: str
-    """The time in UTC, ISO 8601."""
+    started: _Time
     outcome: Outcome | None = None
     """None while it runs."""
 
     @model_validator(mode="after")
-    def _check_canary(self) -> Rollout:
+    def _check_canary(self) -> RolloutFacts:
         if self.mode == "canary" and self.share >= 1:
             raise ValueError("a canary with a share below 1")
         return self
+
+
+class Rollout(RolloutFacts):
+    """A comparison of a candidate with the version that requests for the model get otherwise, the baseline."""
+
+    key: _Hex
+    """A secret that decides, with the caller, which version a caller gets: who knew it could choose."""
+
+    @property
+    def facts(self) -> RolloutFacts:
+        """The rollout without its secret."""
+        return RolloutFacts.model_validate(self.model_dump(exclude={"key"}))
 
 
 class Options(NamedTuple):
@@ -85,7 +97,6 @@ class Options(NamedTuple):
     share: float
     margin: float = 0.05
     alpha: float = 0.05
-    window_hours: float = 24.0
     auto: bool = False
 
 
@@ -169,7 +180,7 @@ def check_none_runs(rollout: Rollout | None, name: str, where: str) -> None:
         )
 
 
-def describe_outcome(rollout: Rollout) -> str:
+def describe_outcome(rollout: RolloutFacts) -> str:
     """Describes how a rollout ended."""
     outcome = rollout.outcome
     if outcome is None:
@@ -190,6 +201,7 @@ def propose_rollout(manifests: tuple[Manifest, Manifest], options: Options) -> R
     _check_comparable(candidate.name, baseline, candidate, options.mode)
     return Rollout(
         id=secrets.token_hex(16),
+        key=secrets.token_hex(16),
         candidate=candidate.version,
         baseline=baseline.version,
         started=now(),
@@ -210,6 +222,11 @@ def start_rollout(store: Path, manifests: tuple[Manifest, Manifest], options: Op
     home = store / manifests[1].name
     with stores.lock_model(home):
         check_none_runs(read_rollout(store, home.name), home.name, str(home / ROLLOUT))
+        # Another command may have changed the store since the manifests were read.
+        present = stores.versions(store, home.name)
+        resolve_among(Reference(home.name, rollout.candidate, None), present, {})
+        current = default_version(present, stores.read_labels(store, home.name).labels)
+        check_promotable(rollout, home.name, current, str(home / ROLLOUT))
         shutil.rmtree(home / EVIDENCE, ignore_errors=True)
         _write(home, rollout)
     return rollout
@@ -220,7 +237,8 @@ def _check_comparable(name: str, baseline: Manifest, candidate: Manifest, mode: 
         raise StoreError(
             f"{name}:{candidate.version} is what requests for {name} get already",
             expected="another version",
-            fix=f"label the version that requests are to get for now: abstain label {name}:VERSION {STABLE}",
+            fix=f"name the version to try, such as {name}:{baseline.version + 1}; if that is the newest, first label the one that "
+            f"requests are to get meanwhile: abstain label {name}:VERSION {STABLE}",
         )
     if candidate.model.likelihood_functions.task != baseline.model.likelihood_functions.task:
         raise StoreError(
@@ -269,7 +287,11 @@ def end_rollout(store: Path, name: str, verdict: Verdict, *, by: Literal["comman
         rollout = check_running(read_rollout(store, name), name, where, own_id)
         if verdict == "promote":
             labels = stores.read_labels(store, name).labels
-            check_promotable(rollout, name, default_version(stores.versions(store, name), labels), where)
+            present = stores.versions(store, name)
+            resolve_among(Reference(name, rollout.candidate, None), present, {})
+            check_promotable(rollout, name, default_version(present, labels), where)
+            if STABLE not in labels:  # So that there is a version to roll back to.
+                stores.move_label(store, name, rollout.baseline, STABLE)
             stores.move_label(store, name, rollout.candidate, STABLE)
         ended = with_outcome(rollout, verdict, by)
         _write(store / name, ended)

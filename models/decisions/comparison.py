@@ -192,17 +192,20 @@ def compare(rejects: Evidence, labels: Evidence | None, alpha: float) -> Compari
 def _missing(rejects: Evidence, labels: Evidence | None, level: float) -> int | None:
     """Estimates the observations until a verdict: every best stake goes on to win as it did so far."""
 
-    def of(evidence: Evidence, *tests: int) -> list[float]:
+    def of(evidence: Evidence, *tests: int, parts: int = 1) -> list[float]:
+        """Returns the observations until each test, which is one of so many parts of an average, has the level alone."""
         needed: list[float] = []
         for test in tests:
             best = float(evidence.capital[test].max())
-            goal = level + np.log(len(STAKES)) - best
+            goal = level + np.log(len(STAKES) * parts) - best
             needed.append(evidence.count * goal / best if best > 0 else np.inf)
         return needed
 
     if not rejects.count:
         return None
     to_promote = of(rejects, _BELOW, _ABOVE_NEGATIVE) + (of(labels, _BELOW) if labels else [])
-    to_abort = of(rejects, _ABOVE, _BELOW_NEGATIVE) + (of(labels, _ABOVE) if labels else [])
+    differences = 2 if labels else 1
+    to_abort = of(rejects, _ABOVE, _BELOW_NEGATIVE, parts=2 * differences)
+    to_abort += of(labels, _ABOVE, parts=differences) if labels else []
     nearest = min(max(to_promote), *to_abort)
     return max(1, int(np.ceil(nearest))) if np.isfinite(nearest) else None

@@ -31,7 +31,7 @@ def start(
     share: Annotated[
         str | None,
         typer.Option(
-            help="The share of callers that get the candidate, 5% or 0.05; of a shadow's requests, 100% if not given."
+            help="The share of callers that get the candidate, such as 5% or 0.05; all if not given, for a shadow."
         ),
     ] = None,
     shadow: Annotated[
@@ -41,7 +41,6 @@ def start(
         float, typer.Option(help="The largest harmless difference of reject rates and, for a shadow, of labels.")
     ] = 0.05,
     alpha: Annotated[float, typer.Option(help="The largest probability of a false verdict.")] = 0.05,
-    window_hours: Annotated[float, typer.Option(help="A shadow counts each caller once in this time.")] = 24.0,
     auto: Annotated[
         bool, typer.Option("--auto", help="Let a server promote or abort the candidate when there is a verdict.")
     ] = False,
@@ -55,24 +54,24 @@ def start(
     from abstain.models.bundles.remote.moves import start_rollout  # noqa: PLC0415
     from abstain.models.bundles.rollouts import Options  # noqa: PLC0415
     from abstain.models.errors import ConfigError  # noqa: PLC0415
-    from abstain.service.rollouts.state import describe_share  # noqa: PLC0415
+    from abstain.service.rollouts.state import REJECTS_ONLY, describe_share  # noqa: PLC0415
 
     if share is None and not shadow:
         raise ConfigError("--share", expected="a share of the callers, such as 5%, or --shadow", found="neither")
     part = _share(share or "100%", shadow=shadow)
     _check_between("--margin", margin)
     _check_between("--alpha", alpha)
-    if not 0 < window_hours <= 24 * 366:
-        raise ConfigError("--window-hours", expected="above 0, at most a year", found=window_hours)
-    options = Options("shadow" if shadow else "canary", part, margin, alpha, window_hours, auto)
+    options = Options("shadow" if shadow else "canary", part, margin, alpha, auto)
     name, started = start_rollout(store, model, options, force=force)
     if as_json:
-        print_json(started.model_dump())
+        print_json(started.facts.model_dump())
         return
     typer.echo(
         f"{name}:{started.candidate} is a {started.mode} of {name}:{started.baseline}: {describe_share(started)}; "
         f"margin {margin:.2%}"
     )
+    if started.mode == "canary":
+        sys.stderr.write(f"note: {REJECTS_ONLY}\n")
     sys.stderr.write(
         f"note: running servers of this store begin within seconds; abstain rollout status {name} shows what they observe\n"
     )
@@ -104,7 +103,10 @@ def status(
 def promote(
     model: NameArgument,
     force: Annotated[
-        bool, typer.Option("--force", help="Even if the candidate is damaged or failed publication checks.")
+        bool,
+        typer.Option(
+            "--force", help="Even if the verdict is to abort, or the candidate is damaged or failed publication checks."
+        ),
     ] = False,
     store: AnyStoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -112,11 +114,20 @@ def promote(
     """End a rollout, and make the candidate stable; abstain rollback makes the earlier version stable again."""
     from abstain.models.bundles.references import parse_reference  # noqa: PLC0415
     from abstain.models.bundles.remote.moves import check_candidate  # noqa: PLC0415
-    from abstain.models.bundles.remote.rollouts import running_in  # noqa: PLC0415
+    from abstain.models.bundles.remote.rollouts import running_in, status_in  # noqa: PLC0415
+    from abstain.models.errors import StoreError  # noqa: PLC0415
 
     name = parse_reference(model).name
     if not force:
         check_candidate(store, name, running_in(store, name).candidate)
+        comparison = status_in(store, name).comparison
+        if comparison is not None and comparison.verdict == "abort":
+            raise StoreError(
+                f"the verdict on {name}:{running_in(store, name).candidate} is to abort",
+                fix=f"abstain rollout status {name} says why, abstain rollout abort {name} ends it; --force promotes it all the same",
+            )
+        if comparison is None or comparison.verdict is None:
+            sys.stderr.write("note: there is no verdict yet\n")
     _end(name, "promote", store, as_json)
 
 
@@ -129,14 +140,17 @@ def abort(model: NameArgument, store: AnyStoreOption = DEFAULT_STORE, as_json: J
 
 
 def _end(name: str, verdict: Verdict, store: Path | RemoteURL, as_json: bool) -> None:
+    from abstain.models.bundles.remote.copies import resolve_in  # noqa: PLC0415
     from abstain.models.bundles.remote.rollouts import end_in, running_in  # noqa: PLC0415
 
     ended = end_in(store, name, verdict, by="command", own_id=running_in(store, name).id)
     if as_json:
-        print_json(ended.model_dump())
+        print_json(ended.facts.model_dump())
         return
-    served = ended.candidate if verdict == "promote" else ended.baseline
-    typer.echo(f"the rollout of {name}:{ended.candidate} has ended: {name} is {name}:{served}")
+    _, served = resolve_in(store, name)
+    typer.echo(f"the rollout of {name}:{ended.candidate} has ended: requests for {name} get {name}:{served}")
+    if verdict == "promote":
+        sys.stderr.write(f"note: abstain rollback {name} takes it back\n")
 
 
 def _share(text: str, *, shadow: bool) -> float:
@@ -149,7 +163,8 @@ def _share(text: str, *, shadow: bool) -> float:
         share = -1.0
     if not (0 < share < 1 or (shadow and share == 1)):
         expected = "above 0%, at most 100%" if shadow else "above 0% and below 100%"
-        raise ConfigError("--share", expected=expected, found=clip_repr(text))
+        fix = f"write {text}% or {share / 100:g}" if 1 < share < 100 else None
+        raise ConfigError("--share", expected=expected, found=clip_repr(text), fix=fix)
     return share
 
 

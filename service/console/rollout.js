@@ -22,13 +22,12 @@ export function rolloutOf(model) {
 
 function content(name, state) {
   const { rollout } = state;
-  const group = rollout.mode === "canary" ? "callers" : "requests";
   return [
     el("h2", {}, `Rollout of ${name}:${rollout.candidate}`),
     el(
       "p",
       {},
-      `A ${rollout.mode} of ${name}:${rollout.baseline}, ${percent(rollout.share)} of the ${group}`,
+      `A ${rollout.mode} of ${name}:${rollout.baseline}, ${percent(rollout.share)} of the callers`,
       rollout.auto ? "; the server ends it when there is a verdict." : ".",
     ),
     ...(state.state ? evidence(name, state) : [el("p", { class: "small" }, "Nothing was observed yet.")]),
@@ -42,6 +41,12 @@ function evidence(name, state) {
     ["observed", `${state.observations.toLocaleString("en")} callers, ${state.rows.toLocaleString("en")} rows`],
     ["reject rate", difference(state.reject_rate, "candidate − baseline", rollout.margin)],
     state.disagreement ? ["other labels", difference(state.disagreement, "of the same rows", rollout.margin)] : null,
+    state.failed_candidate || state.failed_baseline
+      ? [
+          "failed",
+          `${state.failed_candidate.toLocaleString("en")} requests of the candidate, ${state.failed_baseline.toLocaleString("en")} of the baseline`,
+        ]
+      : null,
     state.dropped ? ["not computed", `${state.dropped.toLocaleString("en")} requests, because the server was busy`] : null,
     ["verdict", verdict(state, name)],
     state.why ? ["note", state.why] : null,

@@ -155,6 +155,11 @@ _SIDE = [*_MODEL, "side"]
 ROLLOUT_ROWS = prometheus.Counter(
     "abstain_rollout_rows_total", "Rows of a rollout by the version that predicted them", [*_SIDE, "decision"]
 )
+ROLLOUT_FAILED = prometheus.Counter(
+    "abstain_rollout_failed_total",
+    "Requests of a rollout that the version could not answer; they count as rejected",
+    _SIDE,
+)
 ROLLOUT_SECONDS = prometheus.Histogram(
     "abstain_rollout_seconds",
     "Time from a parsed request to its answer, or of a shadow's computation",

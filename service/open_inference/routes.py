@@ -48,7 +48,7 @@ from abstain.service.open_inference.outputs import (
 from abstain.service.open_inference.statistics import VersionStatistics
 from abstain.service.open_inference.tensors import InferRequest, Signature, decode
 from abstain.service.process import Process, Traffic
-from abstain.service.rollouts.rollouts import Rollouts
+from abstain.service.rollouts.rollouts import Rollouts, Turn
 from abstain.service.rows import check_finite
 from abstain.service.settings import Settings
 from abstain.service.version_table import VersionState
@@ -191,17 +191,20 @@ def _make_infer_handler(
         started = time.perf_counter_ns()
         traffic.refuse_if_draining()
         body = await read_body(request, settings.max_body_bytes)
-        live, part = engine.serving.choose(_reference(request), partial(engine.rollouts.caller, request))
-        version_statistics = statistics[live.name, live.version]
         arrived = time.perf_counter_ns()
+        with engine.rollouts.turn(request) as turn:
+            return await answer(request, body, turn, started, arrived)
+
+    async def answer(request: Request, body: bytes, turn: Turn, started: int, arrived: int) -> Response:
+        live = turn.choose(engine.serving.choose, _reference(request)).live
+        version_statistics = statistics[live.name, live.version]
         try:
             with engine.batcher.reserve():
                 small = len(body) <= _SMALL_BODY_BYTES and "content-encoding" not in request.headers
                 parsed = await _run(small, lambda: _decode_request(request, body, live, settings))
                 decoded, cost = time.perf_counter_ns(), Cost()
                 encode_shares = partial(_encode_response, live, parsed, request.headers.get("accept-encoding", ""))
-                if part:
-                    encode_shares = engine.rollouts.observe(part, parsed.rows, parsed.levels, encode_shares)
+                encode_shares = turn.observe(parsed.rows, parsed.levels, encode_shares)
                 headers, content = await engine.batcher.submit(live, parsed.rows, parsed.levels, encode_shares, cost)
         except BaseException:
             version_statistics.count_failure(time.perf_counter_ns() - started)

@@ -9,7 +9,7 @@ ROLLOUT = {
     "mode": {"type": "string", "enum": ["canary", "shadow"]},
     "candidate": INTEGER,
     "baseline": INTEGER,
-    "share": described(NUMBER, "of the callers, or of a shadow's requests"),
+    "share": described(NUMBER, "of the callers"),
     "auto": described(BOOLEAN, "whether a server ends the rollout when there is a verdict"),
     "started": STRING,
 }
@@ -22,16 +22,17 @@ ROLLOUT_STATE = record(
                 **ROLLOUT,
                 "margin": NUMBER,
                 "alpha": NUMBER,
-                "window_hours": NUMBER,
                 "outcome": nullable(
                     record({"verdict": _VERDICT, "by": {"type": "string", "enum": ["command", "server"]}, "at": STRING})
                 ),
             }
         ),
-        "state": {"type": "string", "enum": ["running", "promoted", "aborted"]},
+        "state": {"type": "string", "enum": ["running", "promoted", "aborted", "not followed"]},
         "observations": described(INTEGER, "one for each caller"),
         "rows": INTEGER,
-        "dropped": described(INTEGER, "requests that a shadow did not compute"),
+        "dropped": described(INTEGER, "requests that a shadow did not compute, because the server was busy"),
+        "failed_baseline": described(INTEGER, "requests that the baseline could not answer"),
+        "failed_candidate": described(INTEGER, "requests that the candidate could not answer; they count as rejected"),
         "servers": described(INTEGER, "how many starts of servers have given evidence"),
         "reject_rate": described(record(_DIFFERENCE), "the candidate's minus the baseline's"),
         "disagreement": described(nullable(record(_DIFFERENCE)), "the share of rows with another label"),

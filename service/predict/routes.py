@@ -88,19 +88,23 @@ def make_handler(
         traffic.refuse_if_draining()
         body = await read_body(request, settings.max_body_bytes)
         media_type = _media_type(request.headers.get("content-type", "none"))
-        find = partial(versions.choose, caller=partial(rollouts.caller, request))
         if media_type == _JSON:
             if request.scope["query_string"]:
                 _refuse_settings(request.query_params)
-            read = partial(read_request, find, settings.max_rows, body)
+            read = partial(read_request, max_rows=settings.max_rows, body=body)
         else:
-            read = partial(read_table_request, find, settings.max_rows, body, media_type, request.query_params)
-        with batcher.reserve():
-            parsed = read() if len(body) <= LARGE_BODY else await asyncio.to_thread(read)
+            read = partial(
+                read_table_request,
+                max_rows=settings.max_rows,
+                body=body,
+                media_type=media_type,
+                query=request.query_params,
+            )
+        with batcher.reserve(), rollouts.turn(request) as turn:
+            find = partial(turn.choose, versions.choose)
+            parsed = read(find) if len(body) <= LARGE_BODY else await asyncio.to_thread(read, find)
             levels = parsed.request.levels
-            encode = partial(encode_response, parsed, request_id(request.scope))
-            if parsed.choice.part:
-                encode = rollouts.observe(parsed.choice.part, parsed.rows, levels, encode)
+            encode = turn.observe(parsed.rows, levels, partial(encode_response, parsed, request_id(request.scope)))
             try:
                 content = await batcher.submit(parsed.live, parsed.rows, levels, encode)
             except InputError as error:

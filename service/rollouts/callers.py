@@ -1,10 +1,15 @@
-"""The callers that a rollout has observed: a table in the run's folder that all workers of a server share."""
+"""The callers that a rollout has observed: a table in the run's folder that all workers of a server share.
+
+A caller of a rollout always gets the same version, and its requests resemble each other, so it is one observation.
+"""
 
 from __future__ import annotations
 
 import mmap
 import os
 from pathlib import Path
+
+import numpy as np
 
 SLOTS = 2**18
 """The number of slots; eight bytes each."""
@@ -27,11 +32,23 @@ class Callers:
         """
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.ftruncate(descriptor, SLOTS * _BYTES)
+            # Takes the space now: a full disk is an error here, and not a signal that ends the process at a later write.
+            os.posix_fallocate(descriptor, 0, SLOTS * _BYTES)
             self._memory = mmap.mmap(descriptor, SLOTS * _BYTES)
         finally:
             os.close(descriptor)
         self._slots = memoryview(self._memory).cast("Q")
+
+    def all(self) -> bytes:
+        """Returns all fingerprints, eight bytes each."""
+        values = np.frombuffer(self._memory, np.uint64)
+        return values[values != 0].tobytes()
+
+    def add_all(self, fingerprints: bytes) -> None:
+        """Adds the fingerprints that `all` of another server has returned."""
+        whole = len(fingerprints) // _BYTES * _BYTES
+        for value in np.frombuffer(fingerprints[:whole], np.uint64).tolist():
+            self.add(value)
 
     def add(self, fingerprint: int) -> bool:
         """Adds a caller; returns whether it is new. If the table is full around its place, it counts as known."""

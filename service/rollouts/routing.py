@@ -53,10 +53,10 @@ class Choice(NamedTuple):
 def choose(name: str, rollout: Rollout, baseline: Live, candidate: Live, caller: Caller) -> Choice:
     """Chooses the version for a caller; the same one for all its requests, in every worker and server.
 
-    The choice is the caller's hash with the id of the rollout as its key: the callers of one rollout say nothing about those of the
-    next, and nobody who does not know the id can choose a side.
+    The choice is the caller's hash with the secret of the rollout as its key: the callers of one rollout say nothing about those of
+    the next, and nobody who does not know the secret can choose a side.
     """
-    digest = hashlib.blake2b(caller.key, digest_size=16, key=rollout.id.encode()).digest()
+    digest = hashlib.blake2b(caller.key, digest_size=16, key=rollout.key.encode()).digest()
     within = int.from_bytes(digest[:8]) < rollout.share * 2**64
     fingerprint = int.from_bytes(digest[8:]) if caller.may_repeat else None
     if rollout.mode == "shadow":

@@ -10,7 +10,7 @@ from abstain.models.bundles.references import STABLE
 from abstain.models.bundles.remote.labels import set_remote_label
 from abstain.models.bundles.remote.objects import Content, Objects, open_objects
 from abstain.models.bundles.remote.url import RemoteURL
-from abstain.models.bundles.remote.versions import resolve_remote
+from abstain.models.bundles.remote.versions import read_remote_labels, resolve_remote
 from abstain.models.bundles.rollout_evidence import ServerEvidence, Status
 from abstain.models.bundles.rollouts import EVIDENCE, FILE_BYTES, ROLLOUT, Options, Rollout
 from abstain.models.decisions.comparison import Verdict
@@ -53,6 +53,8 @@ def end_in(
     rollout = rollouts.check_running(found, name, where, own_id)
     if verdict == "promote":
         rollouts.check_promotable(rollout, name, resolve_remote(objects, name)[1], where)
+        if STABLE not in read_remote_labels(objects, name)[0].labels:  # So that there is a version to roll back to.
+            set_remote_label(objects, name, rollout.baseline, STABLE)
         set_remote_label(objects, name, rollout.candidate, STABLE)
     ended = rollouts.with_outcome(rollout, verdict, by)
     _write(objects, name, ended, content)
@@ -89,6 +91,33 @@ def write_evidence_in(
     else:
         path = f"{name}/{EVIDENCE}/{rollout.id}/{server}.json"
         open_objects(store).put(path, rollout_evidence.dump_evidence(evidence))
+
+
+def share_callers_in(
+    store: Path | RemoteURL, name: str, rollout: Rollout, server: str, own: bytes | None, seen: dict[str, str]
+) -> list[bytes]:
+    """Writes the callers that a server has observed, and returns those of other servers that are new.
+
+    Args:
+        own: fingerprints of eight bytes; None if they have not changed.
+        seen: what was read before: the tag of each file; is updated.
+
+    Raises:
+        OSError: the folder cannot be read or written.
+        StoreError: the store elsewhere cannot be read or written.
+    """
+    if isinstance(store, Path):
+        return rollout_evidence.share_callers(store, name, rollout, server, own, seen)
+    objects, folder = open_objects(store), f"{name}/{EVIDENCE}/{rollout.id}"
+    if own is not None:
+        objects.put(f"{folder}/{server}{rollout_evidence.CALLERS}", own)
+    tags, found = objects.entries(folder).objects, list[bytes]()
+    for other in rollout_evidence.callers_names(tags, server):
+        if seen.get(other) != tags[other]:
+            content = objects.get(f"{folder}/{other}", rollout_evidence.CALLERS_BYTES)
+            seen[other] = tags[other]
+            found += [content.written] if content else []
+    return found
 
 
 def _read(objects: Objects, name: str) -> tuple[Rollout | None, Content | None]:

@@ -59,6 +59,13 @@ def parse_store(text: str | Path | RemoteURL) -> Path | RemoteURL:
         return text
     match = _SCHEME.match(text)
     if not match:
+        if slip := re.match(r"(s3|gs|abfss|hf|file):/?", text, re.IGNORECASE):
+            raise ConfigError(
+                "store",
+                expected="a folder, or a URL",
+                found=clip_repr(text),
+                fix=f"write {slip[1].lower()}:// with two slashes; a folder of this name is ./{slip[1]}:…",
+            )
         return Path(text)
     scheme = match[1].lower()
     if scheme == "file":

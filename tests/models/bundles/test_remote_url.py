@@ -42,6 +42,8 @@ def test_addresses(text, store):
         ("abfss://box@evil.example.org/x", "dfs.core.windows.net"),
         ("file://host/models", "expected file:///PATH"),
         ("hf://org/repo@rev", "found hf://, which is not supported"),
+        ("s3:/bucket/x", "write s3:// with two slashes"),
+        ("gs:bucket/x", "write gs:// with two slashes"),
         ("ftp://host/x", "found ftp://"),
         (f"s3://bucket/{'x/' * 600}", "at most 1024 characters"),
     ],

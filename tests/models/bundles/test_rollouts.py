@@ -1,6 +1,8 @@
 """Rollouts in the store: what may start, how they end, and the evidence of several servers."""
 
+import json
 import secrets
+import shutil
 
 import numpy as np
 import orjson
@@ -16,7 +18,7 @@ from abstain.models.bundles.rollout_evidence import (
     write_evidence,
 )
 from abstain.models.bundles.rollouts import EVIDENCE, ROLLOUT, Options, end_rollout, now, read_rollout, start_rollout
-from abstain.models.decisions.comparison import PAIRED, weigh
+from abstain.models.decisions.comparison import PAIRED, STAKES, TESTS, weigh
 from abstain.models.errors import StoreError, UnknownModel
 from abstain.models.tables.columns import Column
 from tests.helpers.golden_versions import publish_golden
@@ -86,6 +88,35 @@ def test_a_promotion_moves_the_label_and_can_be_rolled_back(root):
     assert store.rollback(root, "golden") == 1
 
 
+def test_without_a_stable_version_a_promotion_can_be_rolled_back_too(root):
+    """The baseline, the newest version until then, becomes the previous stable one."""
+    (root / "golden" / store.LABELS).unlink()
+    started = start_rollout(root, manifests(root, 3, 2), DEFAULTS)
+    end_rollout(root, "golden", "promote", by="command", own_id=started.id)
+    assert store.resolve(root, "golden") == ("golden", 2)
+    assert store.rollback(root, "golden") == 3
+
+
+def test_a_rollout_of_what_is_there_no_more_does_not_start(root):
+    """The label was moved, or the candidate removed, after the manifests were read."""
+    read = manifests(root)
+    store.set_label(root, "golden", 3, "stable")
+    with pytest.raises(StoreError, match="golden is not the version any more"):
+        start_rollout(root, read, DEFAULTS)
+    gone = read[0], read[1].model_copy(update={"version": 9})
+    with pytest.raises(UnknownModel, match="golden has no version 9"):
+        start_rollout(root, gone, DEFAULTS)
+    assert read_rollout(root, "golden") is None
+
+
+def test_evidence_does_not_bring_a_model_back(root, tmp_path):
+    """Its folder was removed while a server served it."""
+    started = start(root)
+    with pytest.raises(FileNotFoundError):
+        write_evidence(tmp_path, "golden", started, secrets.token_hex(16), evidence([0.0]))
+    assert not (tmp_path / "golden").exists()
+
+
 def test_a_rollout_ends_only_as_the_one_that_was_meant(root):
     """Another one was started, or the label was moved meanwhile."""
     started = start(root)
@@ -137,13 +168,28 @@ def test_the_evidence_of_servers_adds_up(root):
     assert read_status(root, "golden").servers == 0
 
 
-@pytest.mark.parametrize("change", [{"rows": -1}, {"rejects": {}}, {"more": 1}], ids=str)
+HUGE = [[60.0] * len(STAKES)] * len(TESTS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": -1},
+        {"rejects": {}},
+        {"more": 1},
+        {"rejects": {"count": 10**400, "total": 0.0, "squares": 0.0, "capital": HUGE}},
+        {"rejects": {"count": 0, "total": 0.0, "squares": 0.0, "capital": HUGE}},
+        {"rejects": {"count": 1, "total": 1e308, "squares": 0.0, "capital": HUGE}},
+        {"rejects": {"count": 1, "total": 0.0, "squares": 0.0, "capital": HUGE}},
+    ],
+    ids=["rows", "empty", "more", "count", "capital without observations", "total", "capital"],
+)
 def test_damaged_evidence_is_an_error_with_its_name(root, change):
     """It must not become a verdict."""
     started, server = start(root), secrets.token_hex(16)
     write_evidence(root, "golden", started, server, evidence([0.0]))
     path = root / "golden" / EVIDENCE / started.id / f"{server}.json"
-    path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), **change}))
+    path.write_text(json.dumps({**orjson.loads(path.read_bytes()), **change}))
     with pytest.raises(StoreError, match=server):
         read_status(root, "golden")
 
@@ -158,7 +204,6 @@ def test_a_model_without_a_rollout_says_how_to_start_one(root):
 
 def test_prune_keeps_both_versions_of_a_rollout_until_it_has_ended(root):
     """Without it, only the newest and the labelled version stay."""
-    store.set_label(root, "golden", 3, "stable")
     started = start_rollout(root, manifests(root, 1, 2), DEFAULTS)
     labels = store.Labels(labels={"stable": 3})
     assert removable_versions([1, 2, 3], labels, 1, started) == []
@@ -185,9 +230,35 @@ def test_the_command_starts_shows_and_ends_a_rollout(run, root):
     assert (state["observations"], state["verdict"], state["needed"]) == (100, "promote", 20)
     assert state["reject_rate"] == {"mean": 0.0, "standard_error": 0.0}
     code, out, _ = run("rollout", "promote", "golden", "--store", root)
-    assert (code, out) == (0, "the rollout of golden:2 has ended: golden is golden:2\n")
+    assert (code, out) == (0, "the rollout of golden:2 has ended: requests for golden get golden:2\n")
     code, out, _ = run("rollout", "status", "golden", "--store", root)
     assert "promoted by a command" in out
+
+
+def test_a_candidate_with_the_verdict_abort_is_promoted_only_by_force(run, root):
+    """What the evidence says, and how to look at it; without a verdict there is only a note."""
+    started = start(root)
+    write_evidence(root, "golden", started, secrets.token_hex(16), evidence([1.0] * 100))
+    code, _, stderr = run("rollout", "promote", "golden", "--store", root)
+    assert code == 1
+    assert "the verdict on golden:2 is to abort" in stderr
+    assert store.resolve(root, "golden") == ("golden", 1)
+    assert run("rollout", "promote", "golden", "--force", "--store", root)[0] == 0
+    assert store.rollback(root, "golden") == 1
+    start(root)
+    code, _, stderr = run("rollout", "promote", "golden", "--store", root)
+    assert code == 0
+    assert "note: there is no verdict yet" in stderr
+
+
+def test_a_candidate_that_is_gone_is_never_promoted(root, tmp_path):
+    """Not by force either: the label would point at nothing."""
+    copy = shutil.copytree(root, tmp_path / "store")
+    started = start(copy)
+    shutil.rmtree(copy / "golden" / "2")
+    with pytest.raises(UnknownModel, match="golden has no version 2"):
+        end_rollout(copy, "golden", "promote", by="command", own_id=started.id)
+    assert store.resolve(copy, "golden") == ("golden", 1)
 
 
 @pytest.mark.parametrize(
@@ -195,11 +266,11 @@ def test_the_command_starts_shows_and_ends_a_rollout(run, root):
     [
         (["golden:2"], "--share: expected a share of the callers, such as 5%, or --shadow, found neither"),
         (["golden:2", "--share", "100%"], "--share: expected above 0% and below 100%, found '100%'"),
+        (["golden:2", "--share", "20"], "found '20'; write 20% or 0.2"),
         (["golden:2", "--share", "x", "--shadow"], "--share: expected above 0%, at most 100%, found 'x'"),
         (["golden:2", "--share", "nan"], "--share: expected above 0% and below 100%"),
         (["golden:2", "--shadow", "--margin", "1.5"], "--margin: expected above 0 and below 1, found 1.5"),
         (["golden:2", "--shadow", "--alpha", "0"], "--alpha: expected above 0 and below 1"),
-        (["golden:2", "--shadow", "--window-hours", "0"], "--window-hours: expected above 0"),
         (["golden:9", "--shadow"], "golden has no version 9"),
         (["golden:1", "--shadow"], "is what requests for golden get already"),
     ],

@@ -775,13 +775,13 @@ def test_the_model_view_shows_a_rollout(opened, site):
     """What is known of the candidate, with the evidence as meters; here of a rollout that the page is told of."""
     rollout = Rollout(
         id="0" * 32,
+        key="0" * 32,
         candidate=2,
         baseline=1,
         mode="shadow",
         share=1.0,
         margin=0.05,
         alpha=0.05,
-        window_hours=24.0,
         auto=True,
         started="2026-01-01T00:00:00+00:00",
     )

@@ -1,7 +1,15 @@
 """What a worker observes of a rollout, what the main process makes of it, and the end of a rollout by verdict."""
 
+import asyncio
+import gc
+import weakref
+from collections import Counter
+from contextlib import suppress
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from starlette.requests import Request
 
 from abstain.models.bundles import store
 from abstain.models.bundles.bundle import read_published
@@ -9,11 +17,16 @@ from abstain.models.bundles.rollout_evidence import read_status
 from abstain.models.bundles.rollouts import ROLLOUT, Options, end_rollout, read_rollout, start_rollout
 from abstain.models.decisions.judging import judge
 from abstain.models.decisions.records import Levels
+from abstain.models.errors import InputError
+from abstain.service.batches import Share
+from abstain.service.errors import HTTPError
 from abstain.service.live_versions import LiveVersions
+from abstain.service.monitoring import metrics
 from abstain.service.plans import make_plan, read_stored
 from abstain.service.rollouts import gathering, shadowing
 from abstain.service.rollouts.gathering import Gatherer
 from abstain.service.rollouts.observing import Observed, RolloutWatch, observe
+from abstain.service.rollouts.rollouts import Rollouts
 from abstain.service.rollouts.routing import Caller
 from abstain.service.rollouts.shadowing import ShadowQueue
 from abstain.service.rollouts.state import read_state
@@ -145,6 +158,16 @@ def test_a_busy_server_drops_the_rows_of_a_shadow(root, tmp_path, monkeypatch):
     assert (evidence.rejects.count, evidence.dropped) == (0, 5)
 
 
+def evidence_in(folder):
+    """What the workers of a run have left."""
+    return [gathering.ServerEvidence.model_validate_json(path.read_bytes()) for path in folder.glob("evidence-*.json")]
+
+
+def evidence_gauge(verdict):
+    """The metric of the evidence on `golden:3`."""
+    return metrics.ROLLOUT_EVIDENCE.labels("golden", "3", verdict)._value.get()
+
+
 def note_many(watch, versions, count, candidate_rejects=None):
     """Notes the answers to many callers of a shadow."""
     before = answer(versions.find("golden:1"))
@@ -163,8 +186,193 @@ def test_a_caller_counts_once(root, tmp_path):
     note_many(watch, versions, 5)
     note_many(other, versions, 7)
     note_many(watch, versions, 5)
-    (path,) = tmp_path.glob("evidence-*.json")  # One process: the other worker's file has the same name.
-    assert gathering.ServerEvidence.model_validate_json(path.read_bytes()).rejects.count in {2, 5}
+    assert sorted(each.rejects.count for each in evidence_in(tmp_path)) == [2, 5]
+
+
+def test_a_caller_counts_once_over_servers_and_restarts(root, tmp_path):
+    """Each server writes its callers into the store, and reads those of the others before it counts."""
+    start(root)
+    versions, plan = load(root), make_plan(read_stored(root))
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder, counted in zip(folders, (5, 2), strict=True):
+        folder.mkdir()
+        gatherer, watch = Gatherer(root, folder, lambda _text: None), RolloutWatch(folder)
+        gatherer.step(plan)
+        note_many(watch, versions, 5 if counted == 5 else 7)
+        gatherer.step(plan)
+        assert [each.rejects.count for each in evidence_in(folder)] == [counted]
+    status = read_status(root, "golden")
+    assert (status.servers, status.rejects.count) == (2, 7)
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+
+
+class FailingRequest:
+    """What a handler does with a request that fails after its version was chosen."""
+
+    def __init__(self, versions, watch, number):
+        self.versions = versions
+        self.request = Request({"type": "http", "headers": [(b"x-user-id", b"%d" % number)]})
+        self.rollouts = Rollouts(watch, ShadowQueue(watch, lambda: False, 0.5), "X-User-Id")
+        self.rollouts.start = lambda: None
+
+    def run(self, error):
+        """Fails, and returns the version."""
+        chosen = []
+        with suppress(type(error)), self.rollouts.turn(self.request) as turn:
+            chosen.append(turn.choose(self.versions.choose, "golden").live.version)
+            raise error
+        return chosen[0]
+
+
+def test_a_candidate_that_fails_is_not_promoted(root, tmp_path):
+    """Its failures count as rejected: without them, its callers would be missing from the evidence."""
+    start(root, mode="canary", share=0.5, auto=True, margin=0.1)
+    versions, watch, told = load(root), RolloutWatch(tmp_path), []
+    gatherer, plan = Gatherer(root, tmp_path, told.append), make_plan(read_stored(root))
+    gatherer.step(plan)
+    accepted = Observed(np.zeros(1, bool), None, np.zeros(0))
+    for number in range(300):
+        choice = choose(versions, number=number)
+        if choice.live.version == 1:
+            watch.note_canary(choice.part, accepted, 0.001)
+        else:
+            watch.note_failure(choice.part)
+    watch.update()
+    assert gatherer.step(plan)
+    assert read_rollout(root, "golden").outcome.verdict == "abort"
+    state = read_state(tmp_path, "golden")
+    assert state.failed_candidate > 100
+    assert state.failed_baseline == 0
+
+
+def test_a_request_that_fails_after_the_choice_is_a_failure(root, tmp_path):
+    """Whatever the error, on either side; but not one that finds the queue full."""
+    start(root, mode="canary", share=0.5)
+    versions, watch = load(root), RolloutWatch(tmp_path)
+    failed = Counter()
+    for number in range(20):
+        error = [InputError("row"), RuntimeError("XLA"), asyncio.CancelledError()][number % 3]
+        failed[FailingRequest(versions, watch, number).run(error)] += 1
+        FailingRequest(versions, watch, 100 + number).run(HTTPError(429, "full"))
+    watch.update()
+    (evidence,) = evidence_in(tmp_path)
+    assert (evidence.failed_baseline, evidence.failed_candidate) == (failed[1], failed[3])
+    assert evidence.rejects.count == 20
+
+
+def test_what_cannot_be_observed_is_answered(root, tmp_path, monkeypatch):
+    """A full disk, or a fault of our own, concerns no caller."""
+    start(root, mode="canary", share=0.5)
+    versions, watch = load(root), RolloutWatch(tmp_path)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(watch, "note_canary", fail)
+    failing = FailingRequest(versions, watch, 1)
+    prediction = versions.find("golden:1").predictor(ROWS)
+    judgement = judge(versions.find("golden:1").bundle.calibration, prediction, *LEVELS)
+    share = Share(SimpleNamespace(prediction=prediction, judgement=judgement), slice(0, 8))
+    with failing.rollouts.turn(failing.request) as turn:
+        turn.choose(versions.choose, "golden")
+        encode = turn.observe(ROWS, LEVELS, lambda _shares: "the answer")
+        assert encode([share]) == "the answer"
+
+
+def test_rows_that_the_candidate_of_a_shadow_cannot_compute_are_failures(root, tmp_path):
+    """The prediction of one of three requests is not finite: it alone counts as failed, and the others are compared."""
+    start(root)
+    versions, watch = load(root), RolloutWatch(tmp_path)
+    shadows = ShadowQueue(watch, lambda: True, 0.5)
+    observed = answer(versions.find("golden"))
+    for number, rows in enumerate((ROWS, ROWS * np.float32(np.nan), ROWS)):
+        shadows.add(choose(versions, number=number).part, rows, LEVELS, observed, 0.001)
+    shadows.step()
+    watch.update()
+    (evidence,) = evidence_in(tmp_path)
+    assert (evidence.rejects.count, evidence.failed_candidate, evidence.dropped) == (3, 1, 0)
+    assert evidence.rejects.total == pytest.approx(1 - observed.reject.mean())
+
+
+# ---- the end of a rollout --------------------------------------------------------------------------------------------
+
+
+def test_a_rollout_that_a_command_ends_is_shown_as_ended(root, tmp_path):
+    """The plan has no rollout any more when the main process looks; the gauges fall, so that no alert stays."""
+    started = start(root)
+    versions, watch = load(root), RolloutWatch(tmp_path)
+    gatherer = Gatherer(root, tmp_path, lambda _text: None)
+    gatherer.step(make_plan(read_stored(root)))
+    note_many(watch, versions, 200, candidate_rejects=True)
+    gatherer.step(make_plan(read_stored(root)))
+    watch.update()
+    assert evidence_gauge("abort") > 3
+    end_rollout(root, "golden", "abort", by="command", own_id=started.id)
+    gatherer.step(make_plan(read_stored(root)))
+    watch.update()
+    assert read_state(tmp_path, "golden").state == "aborted"
+    assert evidence_gauge("abort") == 0.0
+
+
+def test_a_rollout_that_is_not_followed_any_more_is_shown_as_such(root, tmp_path):
+    """The label was moved by hand."""
+    start(root)
+    gatherer = Gatherer(root, tmp_path, lambda _text: None)
+    gatherer.step(make_plan(read_stored(root)))
+    assert read_state(tmp_path, "golden").state == "running"
+    store.set_label(root, "golden", 2, "stable")
+    gatherer.step(make_plan(read_stored(root)))
+    assert read_state(tmp_path, "golden").state == "not followed"
+
+
+def test_what_a_worker_keeps_of_a_rollout_holds_no_version(root, tmp_path):
+    """Otherwise its memory, and the mark that it is in use, would stay until a restart."""
+    start(root)
+    versions, watch = load(root), RolloutWatch(tmp_path)
+    note_many(watch, versions, 3)
+    candidate = weakref.ref(versions.find("golden:3"))
+    del versions
+    gc.collect()
+    assert candidate() is None
+
+
+def test_late_requests_of_a_rollout_do_not_change_the_next(root, tmp_path):
+    """Requests in progress belong to the one that they began in."""
+    first = start(root)
+    versions, watch = load(root), RolloutWatch(tmp_path)
+    late = choose(versions, number=0).part
+    end_rollout(root, "golden", "abort", by="command", own_id=first.id)
+    second = start(root)
+    versions = load(root)
+    note_many(watch, versions, 5)
+    watch.note_shadow(late, answer(late.baseline), answer(late.candidate), (0.001, 0.001))
+    watch.update()
+    note_many(watch, versions, 7)
+    counts = {
+        own: [
+            gathering.ServerEvidence.model_validate_json(path.read_bytes()).rejects.count
+            for path in tmp_path.glob(f"evidence-{own}-*.json")
+        ]
+        for own in (first.id, second.id)
+    }
+    assert counts == {first.id: [1], second.id: [7]}
+
+
+def test_nobody_learns_the_secret_of_a_rollout(root, tmp_path):
+    """Whoever knew it could choose a side; folders of the store are no secret of the responses either."""
+    started = start(root)
+    versions, gatherer = load(root), Gatherer(root, tmp_path, lambda _text: None)
+    gatherer.step(make_plan(read_stored(root)))
+    (root / "golden" / ".evidence" / started.id / f"{'0' * 32}.json").write_text("{")
+    gatherer.step(make_plan(read_stored(root)))
+    state = read_state(tmp_path, "golden")
+    assert "cannot be read" in state.why
+    shown = f"{state.model_dump_json()} {versions.list_models()} {started.facts.model_dump_json()}"
+    assert started.id in shown
+    assert started.key not in shown
+    assert str(root) not in shown
 
 
 @pytest.mark.parametrize(("rejects", "verdict", "served"), [(None, "promote", 3), (True, "abort", 1)])

@@ -16,14 +16,14 @@ OLD, NEW = (object.__new__(Live) for _ in range(2))
 def rollout(number=1, **changes):
     """A canary of 2 with a tenth of the callers."""
     fields = {
-        "id": f"{number:032x}",
+        "id": "0" * 32,
+        "key": f"{number:032x}",
         "candidate": 2,
         "baseline": 1,
         "mode": "canary",
         "share": 0.1,
         "margin": 0.1,
         "alpha": 0.05,
-        "window_hours": 24.0,
         "auto": False,
         "started": "2026-01-01T00:00:00+00:00",
     }
