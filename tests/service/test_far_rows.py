@@ -16,6 +16,7 @@ from abstain.service.http import build_app
 from abstain.service.live import Live
 from abstain.service.live_versions import LiveVersions
 from abstain.service.process import Process, Traffic
+from abstain.service.rollouts.routing import Choice
 from abstain.service.settings import Settings
 from abstain.training.calibration.pipeline import choose_decision
 from abstain.training.config.calibration import CalibrationConfig
@@ -37,6 +38,10 @@ class OneModel(LiveVersions):
     def find(self, _text):
         """Returns the version."""
         return self.live
+
+    def choose(self, _text, _caller):
+        """Returns the version; there is no rollout."""
+        return Choice(self.live)
 
     def reasons_not_ready(self):
         """Returns no reasons."""

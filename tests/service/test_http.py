@@ -425,6 +425,7 @@ def test_the_models_are_listed(client, digits, wave, store):
         "models": [
             {
                 "name": "digits",
+                "rollout": None,
                 "versions": [
                     {
                         "version": 1,
@@ -440,6 +441,7 @@ def test_the_models_are_listed(client, digits, wave, store):
             },
             {
                 "name": "wave",
+                "rollout": None,
                 "versions": [
                     {"version": 1, "labels": [], "served_as": [], "digest": wave.manifest.digest, "method": "nuts"}
                     | {"state": "ready", **shared, **short}

@@ -25,6 +25,7 @@ from abstain.service.predict.request import parse_predict, rows_of_request, text
 from abstain.service.predict.routes import ParsedRequest, encode_response
 from abstain.service.predict.table_bodies import ARROW, CSV, rows_of_body
 from abstain.service.python_rows import rows_of, unseen_texts_of
+from abstain.service.rollouts.routing import Choice
 from abstain.service.rows import check_rows
 from abstain.training import publish
 from abstain.training.calibrate import choose_inputs, read_calibration_rows, update_manifest
@@ -165,7 +166,9 @@ def test_a_request_names_the_category_if_it_has_its_text(live):
         prediction = live.predictor(rows)
         decided = Answer(live, prediction, judge(live.bundle.calibration, prediction))
         metrics.record_unseen(live.name, live.version, model, prediction)
-        parsed = ParsedRequest(live, rows, request, ("label", "probabilities", "reject", "reasons", "scores"), texts)
+        parsed = ParsedRequest(
+            Choice(live), rows, request, ("label", "probabilities", "reject", "reasons", "scores"), texts
+        )
         return json.loads(encode_response(parsed, "id", [Share(decided, slice(0, 3))]))["predictions"]
 
     known, unnamed, named = answer(seen, {}), answer(unseen, {}), answer(unseen, {(1, 1): "JP"})

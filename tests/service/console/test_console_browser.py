@@ -799,7 +799,7 @@ def test_the_model_view_shows_a_rollout(opened, site):
     section = opened("model/digits:1", before=tell).locator("#rollout")
     expect(section).to_contain_text("Rollout of digits:2")
     expect(section).to_contain_text(
-        "A shadow of digits:1, 100.0 % of the requests; the server ends it when there is a verdict."
+        "A shadow of digits:1, 100.0 % of the callers; the server ends it when there is a verdict."
     )
     expect(section).to_contain_text("30 callers, 30 rows")
     expect(section).to_contain_text("2 requests, because the server was busy")
