@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from abstain.models.errors import AbstainError, clip_repr, suggest
 
 Kind = TypeVar("Kind", bound=AbstainError)
+Record = TypeVar("Record", bound=BaseModel)
 Location = Sequence[int | str]
 
 _PLAIN_KEY = re.compile(r"[\w-]+")
@@ -77,6 +78,18 @@ def refuse(
         found=fault.found,
         fix="; ".join(step for step in (fault.suggestion, fix) if step) or None,
     )
+
+
+def parse_json(written: bytes, record: type[Record], kind: type[Kind], *, where: str, fix: str) -> Record:
+    """Parses the content of a file of JSON as a record.
+
+    Raises:
+        kind: it is malformed; `fix` says what to do about the file.
+    """
+    try:
+        return record.model_validate_json(written)
+    except ValidationError as error:
+        raise refuse(error, kind, record, where=where, whole="is not JSON", fix=fix) from error
 
 
 def first_fault(error: ValidationError, record: type[BaseModel]) -> Fault:

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from typing import Annotated
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from abstain.models.bundles.references import LABEL_PATTERN, STABLE
 from abstain.models.errors import StoreError, clip_repr
-from abstain.models.validation import refuse
+from abstain.models.validation import parse_json
 
 LABELS = "labels.json"
 LABELS_BYTES = 2**20
@@ -42,11 +42,8 @@ def parse_labels(content: bytes, name: str, where: str) -> Labels:
     Raises:
         StoreError: they are malformed.
     """
-    try:
-        return Labels.model_validate_json(content)
-    except ValidationError as error:
-        fix = f"correct the file, or remove it and set the labels again with abstain label {name}:VERSION LABEL"
-        raise refuse(error, StoreError, Labels, where=where, whole="is not JSON", fix=fix) from error
+    fix = f"correct the file, or remove it and set the labels again with abstain label {name}:VERSION LABEL"
+    return parse_json(content, Labels, StoreError, where=where, fix=fix)
 
 
 def dump_labels(labels: Labels) -> bytes:

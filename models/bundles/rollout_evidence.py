@@ -14,14 +14,14 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from abstain.models.bundles import store as stores
 from abstain.models.bundles.rollouts import EVIDENCE, FILE_BYTES, Rollout, read_rollout
 from abstain.models.decisions.comparison import STAKES, TESTS, Comparison, Evidence, compare
 from abstain.models.errors import StoreError, UnknownModel
 from abstain.models.files.regular import read_bounded
-from abstain.models.validation import refuse
+from abstain.models.validation import parse_json
 
 MOST_SERVERS = 1_000
 """The most files of evidence; each start of a server makes one."""
@@ -222,11 +222,8 @@ def parse_evidence(written: bytes, where: str) -> ServerEvidence:
     Raises:
         StoreError: it is malformed.
     """
-    try:
-        return ServerEvidence.model_validate_json(written)
-    except ValidationError as error:
-        fix = "end the rollout, and start it again: without this file the promise of the verdict is lost"
-        raise refuse(error, StoreError, ServerEvidence, where=where, whole="is not JSON", fix=fix) from error
+    fix = "end the rollout, and start it again: without this file the promise of the verdict is lost"
+    return parse_json(written, ServerEvidence, StoreError, where=where, fix=fix)
 
 
 def dump_evidence(evidence: ServerEvidence) -> bytes:

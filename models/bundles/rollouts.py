@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from abstain.models.bundles import store as stores
 from abstain.models.bundles.references import STABLE, Reference, default_version, resolve_among
 from abstain.models.decisions.comparison import Verdict
 from abstain.models.errors import StoreError, clip_repr
 from abstain.models.files.regular import read_bounded
-from abstain.models.validation import refuse
+from abstain.models.validation import parse_json
 
 if TYPE_CHECKING:
     from abstain.models.bundles.manifest import Manifest
@@ -35,8 +35,6 @@ FILE_BYTES = 2**16
 """The largest size of the file, and of each file of evidence."""
 Mode = Literal["canary", "shadow"]
 _Version = Annotated[int, Field(gt=0, lt=10**9)]
-
-
 _Hex = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 _Time = Annotated[str, Field(max_length=40, pattern=r"^[0-9T:.+Z-]+$")]
 """A time in UTC, ISO 8601."""
@@ -122,11 +120,8 @@ def parse_rollout(written: bytes, name: str, where: str) -> Rollout:
     Raises:
         StoreError: it is malformed.
     """
-    try:
-        return Rollout.model_validate_json(written)
-    except ValidationError as error:
-        fix = f"remove it, and start the rollout again with abstain rollout start {name}:VERSION"
-        raise refuse(error, StoreError, Rollout, where=where, whole="is not JSON", fix=fix) from error
+    fix = f"remove it, and start the rollout again with abstain rollout start {name}:VERSION"
+    return parse_json(written, Rollout, StoreError, where=where, fix=fix)
 
 
 def dump_rollout(rollout: Rollout) -> bytes:
@@ -226,7 +221,14 @@ def start_rollout(store: Path, manifests: tuple[Manifest, Manifest], options: Op
         present = stores.versions(store, home.name)
         resolve_among(Reference(home.name, rollout.candidate, None), present, {})
         current = default_version(present, stores.read_labels(store, home.name).labels)
-        check_promotable(rollout, home.name, current, str(home / ROLLOUT))
+        if current != rollout.baseline:
+            raise StoreError(
+                f"{home.name} is another version now",
+                where=str(home),
+                expected=f"{home.name}:{rollout.baseline}",
+                found=f"{home.name}:{current}",
+                fix="run the command again",
+            )
         shutil.rmtree(home / EVIDENCE, ignore_errors=True)
         _write(home, rollout)
     return rollout

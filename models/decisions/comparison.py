@@ -11,6 +11,7 @@ logarithms of capitals add up: the evidence of several workers and servers is th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -69,6 +70,14 @@ class Evidence:
         return self.total / self.count if self.count else None
 
     @property
+    def standard_error(self) -> float | None:
+        """The standard error of the mean, as of independent observations; None with fewer than two."""
+        if self.mean is None or self.count < 2:
+            return None
+        variance = max(0.0, self.squares - self.count * self.mean**2) / (self.count - 1)
+        return math.sqrt(variance / self.count)
+
+    @property
     def log_e_values(self) -> Float[np.ndarray, " tests"]:
         """The natural logarithm of the e-value of each test, in nats."""
         return average_stakes(self.capital)
@@ -118,7 +127,7 @@ def weigh(differences: Float[np.ndarray, " observations"], margin: float, bounds
 
 
 def canary_bounds(share: float, center: float) -> Bounds:
-    """Returns the bounds of `canary_differences`."""
+    """Returns the bounds of `canary_difference`."""
     return Bounds(
         -max(center / share, (1 - center) / (1 - share)),
         max((1 - center) / share, center / (1 - share)),

@@ -12,6 +12,7 @@ from abstain.command_line import DEFAULT_STORE, HELP, AnyStoreOption, JsonOption
 
 if TYPE_CHECKING:
     from abstain.models.bundles.remote.url import RemoteURL
+    from abstain.models.bundles.rollouts import Rollout
     from abstain.models.decisions.comparison import Verdict
     from abstain.service.rollouts.state import RolloutState
 
@@ -118,32 +119,35 @@ def promote(
     from abstain.models.errors import StoreError  # noqa: PLC0415
 
     name = parse_reference(model).name
+    running = running_in(store, name)
     if not force:
-        check_candidate(store, name, running_in(store, name).candidate)
+        check_candidate(store, name, running.candidate)
         comparison = status_in(store, name).comparison
         if comparison is not None and comparison.verdict == "abort":
             raise StoreError(
-                f"the verdict on {name}:{running_in(store, name).candidate} is to abort",
+                f"the verdict on {name}:{running.candidate} is to abort",
                 fix=f"abstain rollout status {name} says why, abstain rollout abort {name} ends it; --force promotes it all the same",
             )
         if comparison is None or comparison.verdict is None:
             sys.stderr.write("note: there is no verdict yet\n")
-    _end(name, "promote", store, as_json)
+    _end(name, running, "promote", store, as_json)
 
 
 @rollout.command(epilog="Example: `abstain rollout abort digits`")
 def abort(model: NameArgument, store: AnyStoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """End a rollout; all requests get the stable version again."""
     from abstain.models.bundles.references import parse_reference  # noqa: PLC0415
+    from abstain.models.bundles.remote.rollouts import running_in  # noqa: PLC0415
 
-    _end(parse_reference(model).name, "abort", store, as_json)
+    name = parse_reference(model).name
+    _end(name, running_in(store, name), "abort", store, as_json)
 
 
-def _end(name: str, verdict: Verdict, store: Path | RemoteURL, as_json: bool) -> None:
+def _end(name: str, running: Rollout, verdict: Verdict, store: Path | RemoteURL, as_json: bool) -> None:
     from abstain.models.bundles.remote.copies import resolve_in  # noqa: PLC0415
-    from abstain.models.bundles.remote.rollouts import end_in, running_in  # noqa: PLC0415
+    from abstain.models.bundles.remote.rollouts import end_in  # noqa: PLC0415
 
-    ended = end_in(store, name, verdict, by="command", own_id=running_in(store, name).id)
+    ended = end_in(store, name, verdict, by="command", own_id=running.id)
     if as_json:
         print_json(ended.facts.model_dump())
         return

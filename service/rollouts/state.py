@@ -170,13 +170,9 @@ def _in_points(difference: Difference, *, signed: bool = True) -> str:
 
 
 def _difference(evidence: Evidence | None) -> Difference:
-    if evidence is None or evidence.count == 0:
+    if evidence is None:
         return Difference(mean=None, standard_error=None)
-    mean = evidence.total / evidence.count
-    if evidence.count == 1:
-        return Difference(mean=mean, standard_error=None)
-    variance = max(0.0, evidence.squares - evidence.count * mean**2) / (evidence.count - 1)
-    return Difference(mean=mean, standard_error=math.sqrt(variance / evidence.count))
+    return Difference(mean=evidence.mean, standard_error=evidence.standard_error)
 
 
 def _e_value(log_e_value: float) -> float:

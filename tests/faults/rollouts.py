@@ -148,19 +148,19 @@ def run_shadow(server: Server, root: Path, rows: np.ndarray, seconds: float) -> 
         return 1_000 * np.array(found)
 
     capacity = len(latencies(None, 5.0)) / 5
-    without, beside = list[float](), list[float]()
+    without, shadowed = list[float](), list[float]()
     for _ in range(4):
         without.append(float(np.median(latencies(capacity / 2, seconds / 8))))
         own_id = start(root, 3, 1, mode="shadow", share=1.0)
         wait_until_followed(server, own_id)
-        beside.append(float(np.median(latencies(capacity / 2, seconds / 8))))
+        shadowed.append(float(np.median(latencies(capacity / 2, seconds / 8))))
         time.sleep(3)
         state = httpx.get(f"{server.url}/models/golden/rollout").json()
         end_rollout(root, "golden", "abort", by="command", own_id=own_id)
         wait_until_followed(server, None)
-    ratio = np.median(beside) / np.median(without)
+    ratio = np.median(shadowed) / np.median(without)
     print(
-        f"shadow: p50 {np.median(beside):.2f} ms with, {np.median(without):.2f} ms without ({ratio:.2f} ×) at "
+        f"shadow: p50 {np.median(shadowed):.2f} ms with, {np.median(without):.2f} ms without ({ratio:.2f} ×) at "
         f"{capacity / 2:.0f} requests/s, half of the capacity; in the last round {state['rows']:,} rows compared, "
         f"{state['dropped']:,} requests dropped"
     )

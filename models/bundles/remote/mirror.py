@@ -20,9 +20,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
-
-import orjson
+from typing import NamedTuple
 
 from abstain.models.bundles.labels import LABELS, LABELS_BYTES, Labels, parse_labels
 from abstain.models.bundles.listing import MANIFEST_BYTES
@@ -31,6 +29,7 @@ from abstain.models.bundles.remote.download import download_version
 from abstain.models.bundles.remote.objects import Objects
 from abstain.models.bundles.remote.versions import Numbers, model_names, newest_whole, read_manifest_bytes, read_numbers
 from abstain.models.bundles.retention import removable_versions
+from abstain.models.bundles.rollouts import FILE_BYTES, ROLLOUT, parse_rollout
 from abstain.models.bundles.signatures import SIGNATURE, SIGNATURE_BYTES
 from abstain.models.bundles.store import MANIFEST, REMOVED, lock_model, put_file, put_signature, versions
 from abstain.models.bundles.store import model_names as mirrored_names
@@ -39,9 +38,6 @@ from abstain.models.files.regular import read_bounded
 
 log = logging.getLogger("abstain.mirror")
 
-ROLLOUT = "rollout.json"
-ROLLOUT_BYTES = 2**16
-"""Largest size of the file beside the labels; it is copied as it is."""
 MOST_UNFINISHED = 50
 """How many of the largest numbers may be uploads that have not ended."""
 DOWNLOADS = 2
@@ -182,8 +178,8 @@ class Mirror:
             labels, wanted = Labels(), here  # The reader of the folder reports the labels.
         else:
             wanted = self._wanted(name, found.numbers, labels, here)
-        rollout = self._objects.get(f"{name}/{ROLLOUT}", ROLLOUT_BYTES) if ROLLOUT in found.tags else None
-        wanted = sorted({*wanted, *(_candidates(rollout.written) if rollout else ())} & {*found.numbers, *here})
+        rollout = self._objects.get(f"{name}/{ROLLOUT}", FILE_BYTES) if ROLLOUT in found.tags else None
+        wanted = sorted({*wanted, *(_candidates(name, rollout.written) if rollout else ())} & {*found.numbers, *here})
         self._drop_replaced(name, wanted)
         for version in wanted:
             self._download_if_missing(name, version)
@@ -312,12 +308,10 @@ class Mirror:
             self._compared.discard((name, version))
 
 
-def _candidates(rollout: bytes) -> set[int]:
-    """Returns the version that a running rollout compares; none if the file is not one, which its reader reports."""
+def _candidates(name: str, written: bytes) -> set[int]:
+    """Returns the version that a running rollout compares; none if the file is damaged, which its reader reports."""
     try:
-        content = orjson.loads(rollout)
-    except orjson.JSONDecodeError:
+        rollout = parse_rollout(written, name, name)
+    except StoreError:
         return set()
-    fields = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
-    candidate = fields.get("candidate")
-    return {candidate} if isinstance(candidate, int) and fields.get("outcome") is None else set()
+    return {rollout.candidate} if rollout.outcome is None else set()

@@ -76,8 +76,8 @@ def test_a_version_travels_to_another_store(run, root, packed, tmp_path):
     again = tmp_path / "again.tar"
     status, out, _ = run("export", "golden", again, "--store", root, "--json")
     digest = read_published(root, "golden", 1).digest
-    told = {"name": "golden", "version": 1, "digest": digest, "file": str(again), "bytes": again.stat().st_size}
-    assert (status, orjson.loads(out)) == (0, told)
+    printed = {"name": "golden", "version": 1, "digest": digest, "file": str(again), "bytes": again.stat().st_size}
+    assert (status, orjson.loads(out)) == (0, printed)
     assert again.read_bytes() == packed.read_bytes()
     infos = [info for info, _ in entries_of(packed)]
     assert {(info.mode, info.uid, info.gid, info.mtime, info.uname) for info in infos} == {(0o644, 0, 0, 0, "")}

@@ -101,7 +101,7 @@ def test_a_rollout_of_what_is_there_no_more_does_not_start(root):
     """The label was moved, or the candidate removed, after the manifests were read."""
     read = manifests(root)
     store.set_label(root, "golden", 3, "stable")
-    with pytest.raises(StoreError, match="golden is not the version any more"):
+    with pytest.raises(StoreError, match="golden is another version now"):
         start_rollout(root, read, DEFAULTS)
     gone = read[0], read[1].model_copy(update={"version": 9})
     with pytest.raises(UnknownModel, match="golden has no version 9"):

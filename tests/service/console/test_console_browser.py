@@ -317,21 +317,21 @@ def test_a_pasted_text_that_is_no_row_shows_no_verdict(opened):
 def test_a_line_of_a_file_is_pasted_with_its_header(opened):
     """The columns are found by name, in any order; others and the target are left out, and said."""
     page = opened("try/table:1")
-    word, alert, told = page.locator("#verdict .word"), page.get_by_role("alert"), page.locator("#pasted-note")
+    word, alert, note = page.locator("#verdict .word"), page.get_by_role("alert"), page.locator("#pasted-note")
     expect(word).to_contain_text("accepted")
     page.get_by_text("Paste a row").click()
     row = page.get_by_label("2 values")
     with page.expect_request("**/predict") as sent:
         row.fill('id,city,risk,age\n7,"Zug",high,33\n')
     assert json.loads(sent.value.post_data)["records"] == [{"age": 33, "city": "Zug"}]
-    expect(told).to_have_text("left out: id, risk (what the model predicts)")
+    expect(note).to_have_text("left out: id, risk (what the model predicts)")
     expect(page.get_by_label("age", exact=True)).to_have_value("33")
     row.fill("city;age\nBern;41\nZug;42")
     expect(page.get_by_label("age", exact=True)).to_have_value("41")
-    expect(told).to_have_text("the first of 2 rows")
+    expect(note).to_have_text("the first of 2 rows")
     row.fill("30\nBern")
     expect(page.get_by_label("age", exact=True)).to_have_value("30")
-    expect(told).to_have_text("")
+    expect(note).to_have_text("")
     for text, error in {
         "id,age\n7,33": "columns are missing in the header: city",
         "id,age,city\n7,33": "expected 3 values as in the header, found 2",
@@ -772,7 +772,7 @@ def test_the_model_view_shows_the_facts_of_the_store(opened, site):
 
 
 def test_the_model_view_shows_a_rollout(opened, site):
-    """What is known of the candidate, with the evidence as meters; here of a rollout that the page is told of."""
+    """What is known of the candidate, with the evidence as meters; here with the responses of a server that has one."""
     rollout = Rollout(
         id="0" * 32,
         key="0" * 32,
@@ -792,11 +792,11 @@ def test_the_model_view_shows_a_rollout(opened, site):
     models = httpx.get(f"{site}/models", timeout=PATIENCE).json()
     models["models"][0]["rollout"] = rollout.model_dump()
 
-    def tell(page):
+    def respond(page):
         page.route("**/models", lambda route: route.fulfill(json=models))
         page.route("**/models/digits/rollout", lambda route: route.fulfill(json=state.model_dump()))
 
-    section = opened("model/digits:1", before=tell).locator("#rollout")
+    section = opened("model/digits:1", before=respond).locator("#rollout")
     expect(section).to_contain_text("Rollout of digits:2")
     expect(section).to_contain_text(
         "A shadow of digits:1, 100.0 % of the callers; the server ends it when there is a verdict."

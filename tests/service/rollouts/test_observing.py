@@ -229,8 +229,8 @@ class FailingRequest:
 def test_a_candidate_that_fails_is_not_promoted(root, tmp_path):
     """Its failures count as rejected: without them, its callers would be missing from the evidence."""
     start(root, mode="canary", share=0.5, auto=True, margin=0.1)
-    versions, watch, told = load(root), RolloutWatch(tmp_path), []
-    gatherer, plan = Gatherer(root, tmp_path, told.append), make_plan(read_stored(root))
+    versions, watch, announced = load(root), RolloutWatch(tmp_path), []
+    gatherer, plan = Gatherer(root, tmp_path, announced.append), make_plan(read_stored(root))
     gatherer.step(plan)
     accepted = Observed(np.zeros(1, bool), None, np.zeros(0))
     for number in range(300):
@@ -379,8 +379,8 @@ def test_nobody_learns_the_secret_of_a_rollout(root, tmp_path):
 def test_the_server_ends_a_rollout_that_has_a_verdict(root, tmp_path, rejects, verdict, served):
     """With `auto`: the label moves, and the state in the folder of the run says so; not before the evidence suffices."""
     start(root, auto=True)
-    versions, watch, told = load(root), RolloutWatch(tmp_path), []
-    gatherer, plan = Gatherer(root, tmp_path, told.append), make_plan(read_stored(root))
+    versions, watch, announced = load(root), RolloutWatch(tmp_path), []
+    gatherer, plan = Gatherer(root, tmp_path, announced.append), make_plan(read_stored(root))
     assert not gatherer.step(plan)
     note_many(watch, versions, 3, rejects)
     assert not gatherer.step(plan)
@@ -390,7 +390,7 @@ def test_the_server_ends_a_rollout_that_has_a_verdict(root, tmp_path, rejects, v
     assert read_rollout(root, "golden").outcome.verdict == verdict
     assert store.resolve(root, "golden") == ("golden", served)
     assert read_state(tmp_path, "golden").state == ("promoted" if verdict == "promote" else "aborted")
-    assert len(told) == 1
+    assert len(announced) == 1
 
 
 def test_without_auto_the_evidence_only_stands_in_the_store(root, tmp_path):
