@@ -39,7 +39,7 @@ from abstain.models.bundles.manifest import (
 )
 from abstain.models.bundles.plausible import refuse_implausible, within
 from abstain.models.bundles.signatures import SIGNATURE, SIGNATURE_BYTES, TrustedKeys
-from abstain.models.bundles.store import publish, version_folder
+from abstain.models.bundles.store import add_version, version_folder
 from abstain.models.errors import BundleError, SignatureError, StoreError, clip_repr
 from abstain.models.files.drafts import draft_of
 from abstain.models.files.locks import disk_errors
@@ -179,11 +179,7 @@ def unpack_version(store: Path, path: Path, trusted: TrustedKeys | None = None) 
             for name, expected in manifest.files.items():
                 _copy(file, members[name], draft / name, expected, f"{path}: {name}")
 
-        def seal(_draft: Path, _version: int) -> None:
-            if _is_present(store, manifest, path):
-                raise StoreError("another process has just unpacked it", where=str(path))
-
-        publish(store, manifest.name, write, seal, number=manifest.version)
+        add_version(store, manifest.name, manifest.version, write)
     return Unpacked(manifest, new=True)
 
 

@@ -194,7 +194,6 @@ def publish(
     write: Callable[[Path], None],
     seal: Callable[[Path, int], None],
     remedy: str = REMEDY,
-    number: int | None = None,
 ) -> int:
     """Publishes a new version: writes a draft and renames it to its final name; returns the version's number.
 
@@ -202,7 +201,6 @@ def publish(
         write: fills the draft's folder; may take long.
         seal: called last, under the model's lock, with the folder and the version's number.
         remedy: what the error proposes if the disk is full, read-only or fails.
-        number: the version's number, whose folder `seal` has found to be free; None for the next one.
 
     Raises:
         StoreError: the name is invalid, or the store cannot be written.
@@ -214,7 +212,7 @@ def publish(
         with _draft(home) as draft:
             write(draft)
             with hold(home / LOCK):
-                version = number or _next_version(store, name)
+                version = _next_version(store, name)
                 seal(draft, version)
                 _sync(draft)
                 draft.rename(home / str(version))
